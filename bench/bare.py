@@ -141,6 +141,7 @@ def _train(user_items: Any, factors: int) -> None:  # noqa: ANN401 -- as above
     is_held_back = np.random.default_rng(1).random(pairs.nnz) < 1 / 4
     train_pairs = _matrix(pairs.row[~is_held_back], pairs.col[~is_held_back], pairs.shape)
     test_pairs = _matrix(pairs.row[is_held_back], pairs.col[is_held_back], pairs.shape)
+
     neighbours = TFIDFRecommender(K=10)
     neighbours.fit(train_pairs, show_progress=False)
     for fitted in (_fit(train_pairs, factors), neighbours):

@@ -37,18 +37,21 @@ class Change:
     ratio: Figure
 
     def rows(self, *, main: bool) -> list[Row]:
-        """Return the cells of a line of the table: both figures, their ratio and its interval.
+        """Return the cells of a line of the table: a figure in reports A and B, their ratio and its 95 % interval.
 
-        Only *main* lines are shown; the JSON report has the others, too.
+        The figure is a latency in µs or, by the name RATE, a rate. Only *main* lines are shown; the JSON report has the
+        others, too.
         """
         subject = f"{self.name}, ms"
         unit = "us"
         if self.name == RATE:
             subject = "good answers/s"
             unit = ""
+
         interval = self.ratio.note
         if self.ratio.low is not None and self.ratio.high is not None:
             interval = f"{rounded(self.ratio.low, 3)} to {rounded(self.ratio.high, 3)}"
+
         return [
             self.first.row(subject, "A", unit, main=main),
             self.second.row(subject, "B", unit, main=main),
@@ -83,6 +86,7 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
     changes = {change.name: change for change in _changes(first, second)}
     if decides not in changes:
         raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
+
     shown = {decides, RATE, "p50", "p99"}
     verdict = _more_errors(first, second) or _verdict(decides, changes[decides].ratio)
     return Outcome(
@@ -97,7 +101,10 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
 
 
 def _changes(first: Report, second: Report) -> Iterator[Change]:
-    """Yield the latencies and rates that both reports have."""
+    """Yield each latency and rate that both reports have, with its value in both and the ratio *second* / *first*.
+
+    A row of a report is one figure; figures without values by round are left out.
+    """
     figures = {row.figure: _figure(row) for row in second.rows}
     for row in first.rows:
         if row.unit in {"us", "/s"} and row.values and row.figure in figures:
@@ -138,11 +145,13 @@ def _verdict(name: str, ratio: Figure) -> Verdict:
     """
     if ratio.value is None or ratio.low is None or ratio.high is None:
         raise BenchMisused(f"{name} cannot be compared: {ratio.note}; repeat both 5 times or more, or for longer")
+
     changed = f"{name} changed by {_percent(ratio.value)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
     if ratio.low > 1 / (1 + MATTERS) and ratio.high < 1 + MATTERS:
         return Verdict(f"no difference that matters: {changed}")
     if ratio.low <= 1 <= ratio.high:
         return Verdict(f"no difference is proven: {changed}. More or longer rounds narrow the interval")
+
     if (ratio.value > 1) == (name == RATE):
         return Verdict(f"an improvement: {changed}")
     return Verdict(f"a regression: {changed}", f"a regression: {changed}")

@@ -191,6 +191,7 @@ def nginx_with_files(bodies: Mapping[str, bytes], headers: Mapping[str, str]) ->
         Path(folder).chmod(0o755)  # started by root, nginx reads as another user
         for user, body in bodies.items():
             (Path(folder) / user).write_bytes(body)
+
         location = f"""
             location {ROUTE} {{
                 alias {folder}/;
@@ -205,11 +206,16 @@ def nginx_with_files(bodies: Mapping[str, bytes], headers: Mapping[str, str]) ->
 
 @contextmanager
 def nginx_with_lua(redis: RedisServer, prefix: str, headers: Mapping[str, str], user: str) -> Iterator[Server]:
-    """Run one nginx worker whose Lua reads the key *prefix* and the user from Redis, over kept connections."""
+    """Run one nginx worker, with Lua code that gets lists from Redis over persistent connections, until the block ends.
+
+    The key of a user's list is *prefix* and the user's id. The block begins once *user*, who has a list, is answered.
+    Responses get *headers*. Skips the test if nginx has no Lua.
+    """
     module = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
     client = _lua_redis()
     if client is None or not module.exists():
         pytest.skip("nginx has no Lua; on Debian or Ubuntu: apt-get install libnginx-mod-http-lua lua-nginx-redis")
+
     main = f"load_module {module.with_name('ndk_http_module.so')}; load_module {module};"
     location = f"""
         location ~ ^{ROUTE}(?<user>[^/]+)$ {{
@@ -244,7 +250,7 @@ def _added(headers: Mapping[str, str]) -> str:
 
 @contextmanager
 def _nginx(location: str, path: str, *, main: str = "", http: str = "") -> Iterator[Server]:
-    """Run one nginx worker until the block ends, which begins once *path* is answered with 200.
+    """Run one nginx worker until the block ends. The block begins once *path* is answered with 200.
 
     *location*, *main* and *http* are nginx directives for the server, the top level and the http block.
     """
@@ -260,7 +266,7 @@ def _nginx(location: str, path: str, *, main: str = "", http: str = "") -> Itera
 
 @contextmanager
 def webdis_of(redis: RedisServer) -> Iterator[Server]:
-    """Run webdis with one thread."""
+    """Run webdis, an HTTP server in front of *redis*, with one thread until the block ends."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         settings = {
@@ -337,12 +343,16 @@ def saturate(server: Server, requests: bytes) -> Saturation:
 
 
 def _run_wrk(server: Server, requests: bytes) -> str:
-    """Run wrk on the second core; return what it printed."""
+    """Load *server* with wrk, a load generator, on the second core for WRK_SECONDS; return what it printed.
+
+    wrk gets *requests*, complete HTTP requests in a row, from a file, by a Lua script that takes one after the other.
+    """
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "wrk.lua"
         file = Path(folder) / "requests"
         file.write_bytes(requests)
         script.write_text(SCRIPT.format(requests=file))
+
         options = ["-t1", f"-c{WRK_CONNECTIONS}", f"-d{WRK_SECONDS}", "-s", str(script)]
         with on_core(1):
             ended = subprocess.run(  # noqa: S603 -- a known tool

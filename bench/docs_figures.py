@@ -61,6 +61,7 @@ def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
         report = from_json(facts)
         machine = _selected(report.machine, REPORT_MACHINE)
         return to_json(replace(report, machine=machine, configuration={}, extra={}, plots=(), tables=()))
+
     machine = facts["machine_info"]
     return {
         "datetime": facts["datetime"],
@@ -82,10 +83,10 @@ def _stripped_benchmark(benchmark: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep(files: Iterable[Path], folder: Path) -> None:
-    """Copy results of benchmarks and reports to *folder*, without names of hosts and users.
+    """Copy JSON files of benchmark results and reports to *folder*, without names of hosts and users.
 
-    A report replaces that of its kind, as `stores.json`. Results are named by their time, as
-    `run-2026-11-05-0600.json`; the oldest beyond RUNS are deleted.
+    A report replaces that of its kind, as `stores.json`. Results of pytest-benchmark are named by their time, as
+    `run-2026-11-05-0600.json`, and only the latest RUNS are kept.
     """
     folder.mkdir(exist_ok=True)
     for file in files:
@@ -96,6 +97,7 @@ def keep(files: Iterable[Path], folder: Path) -> None:
             minute = str(facts["datetime"])[:16].replace(":", "").replace("T", "-")
             name = f"run-{minute}"
         (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
     for old in sorted(folder.glob("run-*.json"))[:-RUNS]:
         old.unlink()
 
@@ -111,7 +113,7 @@ def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
     A line has the figure's median in each run that has the benchmark or, if only one run has it, the values of all
     its rounds.
     """
-    lines: dict[tuple[str, str], Line] = {}
+    lines: dict[tuple[str, str], Line] = {}  # by subject and label
     run_counts = Counter(benchmark["name"] for run in runs for benchmark in run["benchmarks"])
     for run in runs:
         subject = ""
@@ -121,6 +123,7 @@ def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
                 if not label.startswith("the same"):
                     subject = label.partition(":")[0]
                 line = lines.setdefault((subject, label), Line(label, unit, [], benchmark["group"]))
+
                 if run_counts[benchmark["name"]] > 1:
                     line.values.append(median(values))
                 else:
@@ -145,22 +148,23 @@ def printed(report: Report) -> str:
 
 
 def write_tables(folder: Path, readme: Path, page: Path) -> None:
-    """Write the stored figures in *folder* into two pages, between their marks.
+    """Replace the generated parts of two Markdown pages, which lie between marks, by the results stored in *folder*.
 
-    *readme* gets the comparisons with peers and the printed reports, *page* the table of all other benchmarks. Figures
-    are of the results on the CPU of the last one.
+    *readme* gets the comparisons with peers (other servers and libraries) and the printed reports, *page* the table of
+    all other benchmarks. Only results from the same CPU as the last one are used.
     """
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
     lines = lines_of(of_one_cpu(runs))
     peers = [[line.label, line.measured] for line in lines if line.group == PEERS]
     own = [[line.label, line.measured] for line in lines if line.group != PEERS]
-    front = readme.read_text()
+
+    readme_text = readme.read_text()
     for name in REPORTS:
         file = folder / f"{name}.json"
         if file.exists():
             report = from_json(json.loads(file.read_text()))
-            front = markdown_page(front, printed(report), f"{VERB}: {name}")
-    readme.write_text(markdown_page(front, markdown_table(["compared", "measured"], peers), VERB))
+            readme_text = markdown_page(readme_text, printed(report), f"{VERB}: {name}")
+    readme.write_text(markdown_page(readme_text, markdown_table(["compared", "measured"], peers), VERB))
     page.write_text(markdown_page(page.read_text(), markdown_table(["benchmark", "measured"], own), VERB))
 
 

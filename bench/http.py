@@ -55,10 +55,12 @@ def make_plan(options: HttpOptions) -> HttpPlan:
     if options.score and not options.batch:
         raise BenchMisused("--score needs the sizes of batches, as --batch 50,200,1000,2000")
     require_positive({"--repeat": options.repeat})
+
     keys = parse_keys(options) if options.batch or KEY in options.path else None
     allowed_popular = MAX_POPULAR if options.allow_popular is None else parse_share(options.allow_popular)
     if keys is not None:
         allowed_popular += SPARE * keys.unknown
+
     return HttpPlan(
         options=options,
         load=_load(options, keys),
@@ -80,8 +82,9 @@ def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
     duration_s = parse_seconds(options.duration)
     sample_every = 0
     if options.store and keys is not None:
-        # Odd, as BATCH_SAMPLE is, to avoid cycles.
+        # Odd, as BATCH_SAMPLE is, so that users in turn are not always sampled at the same positions.
         sample_every = BATCH_SAMPLE if options.batch else max(1, int(rate * duration_s / COMPARED)) | 1
+
     return Load(
         url=options.url,
         requests=Gets(options.path, keys),
@@ -103,9 +106,11 @@ def _objective(options: HttpOptions) -> Objective:
 
 
 def parse_keys(options: HttpOptions) -> RequestKeys:
-    """Return the users to request: of a file in its order, numbered, or of a store's live release.
+    """Return the ids of the users to request, and how they are drawn.
 
-    Raises BenchMisused if no option names them, StoreError if the store cannot be read.
+    The ids are the lines of a file, drawn in turn, or the numbers from 0 on, or the users of a store's live release,
+    both drawn at random. `--zipf` draws some more often than others. Raises BenchMisused if no option names users,
+    StoreError if the store cannot be read.
     """
     default_draw: KeyDraw = Uniform()
     if options.keys_file is not None:
@@ -117,6 +122,7 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
         ids = run_on(options.store, partial(_users_in, options.store))
     else:
         raise BenchMisused("give the users to request: --users N, --keys-file FILE or --store URL")
+
     draw = default_draw if options.zipf is None else Zipf(options.zipf)
     return RequestKeys(tuple(ids), draw, parse_share(options.unknown))
 
@@ -233,12 +239,14 @@ class _HttpMeasurement:
         if plan.batches:
             self._sweep_batches(plan.keys)
             return
+
         if plan.options.find_max:
             self._trials += search(self._attempt, load.rate or 1.0)
             best = highest(self._trials)
             if best is None:
                 return
             load = replace(load, rate=best.offered)
+
         for number in range(1, plan.options.repeat + 1):
             if not self._is_interrupted:
                 self._rounds.append(self._run_load(f"round {number} of {plan.options.repeat}", load))
@@ -268,14 +276,19 @@ class _HttpMeasurement:
         for size in plan.batches:
             if self._is_interrupted:
                 return
+
             requests = Posts(keys, size, score=plan.options.score)
             result = self._run_batches(size, replace(plan.load, requests=requests, rate=None, connections=parallel))
             parallel = result.connections
+
             broken = (*plan.objective.errors_beyond(result.error_share), *plan.popular_complaint([result]))
             self._trials.append(Trial(offered=size, result=result, broken=broken, doubts=tuple(result.invalid_reasons)))
 
     def _run_batches(self, size: int, load: Load) -> Result:
-        """Run *load*, a closed loop, with fewer batches at a time until the service refuses none."""
+        """Run *load* with fewer batches at a time until the service refuses hardly any; return the last result.
+
+        It is a closed loop: each connection sends a batch of *size* users, waits for the response, and sends the next.
+        """
         while True:
             result = self._run_load(f"batch {size:,}, {load.connections} at a time", load)
             refused = sum(result.statuses.get(status, 0) for status in REFUSED)

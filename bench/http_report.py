@@ -115,7 +115,10 @@ def _bound(us: float) -> str:
 
 
 def parse_objective(text: str) -> Objective:
-    """Parse an objective, as `p99=5ms,errors=0.1%`; the bound on errors defaults to 0.1 %."""
+    """Parse an objective, bounds for percentiles of the latency and for the share of errors, as `p99=5ms,errors=0.1%`.
+
+    The bound on errors is 0.1 % by default. Raises BenchMisused.
+    """
     latency_us = dict[str, float]()
     errors = USUAL_ERRORS
     for part in text.split(","):
@@ -125,6 +128,7 @@ def parse_objective(text: str) -> Objective:
                 f"{part.strip()!r} is not a part of an objective; write for example p99=5ms,errors=0.1%, with bounds "
                 f"for any of {', '.join(PERCENTS)} and {ERRORS}"
             )
+
         if name == ERRORS:
             errors = parse_share(bound)
         else:
@@ -339,7 +343,11 @@ class _Rounds:
 
     @property
     def _failures(self) -> list[str]:
-        """What is wrong with rounds, and what of the objective has too few answers."""
+        """Sentences on why the rounds do not support a verdict: empty if they do.
+
+        Rounds may be invalid, as with an overloaded load generator; only the first few are named. `_unknown` names
+        bounds of the objective with too few answers, `_late` those that the generator's own delay exceeds.
+        """
         reasons = [
             f"round {number}: {reason}"
             for number, result in enumerate(self._rounds, 1)
@@ -348,6 +356,7 @@ class _Rounds:
         if len(reasons) > SHOWN_REASONS:
             more = len(reasons) - SHOWN_REASONS
             reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(self._rounds)} rounds"]
+
         if not self._trials:
             reasons += self._unknown
         return [*reasons, *(f"all rounds: {doubt}" for doubt in self._late)]
@@ -413,6 +422,7 @@ class _Rounds:
         rounds = self._rounds
         if self._best:
             yield Row(subject, "highest rate", "/s", self._best.offered, note="at least" if self._limit else "")
+
         shown = {*PERCENTILES, self._objective.percentile}
         yield from _latency_rows(subject, rounds, [name for name in PERCENTS if name in shown])
         yield mean([result.ok_rate for result in rounds]).row(subject, "rate", "/s")
@@ -459,10 +469,15 @@ class _Rounds:
 
     @property
     def _extra(self) -> dict[str, Any]:
-        """The rounds and the search, as in the JSON report."""
+        """The fields "rounds" and, after a search for the highest rate, "search" of the JSON report.
+
+        A point is a trial of the search. "highest" is the highest rate in requests/s inside the objective, None if
+        there is none; "at_least" says that it may be higher, as this machine drove no more.
+        """
         rounds = {"rounds": [result.to_json() for result in self._rounds]}
         if not self._trials:
             return rounds
+
         search = {
             "highest": self._best and self._best.offered,
             "at_least": self._limit,
@@ -484,6 +499,7 @@ def _batches_outcome(trials: Sequence[Trial]) -> Outcome:
         p50 = _ms(best.result.latency.percentile_us(50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
+
     points = list(map(_trial_json, trials))
     return Outcome(
         kind="http",
@@ -509,15 +525,20 @@ def _batch_rows(trial: Trial) -> Iterator[Row]:
 
 
 def _batch_plots(trials: Sequence[Trial]) -> list[Plot]:
-    """Return two plots over the size of batches: of p50 and p99, and of users/s. Each trial is a point."""
+    """Return two plots over the size of batches: of p50 and p99 in µs, and of users/s.
+
+    Each trial is a point, and its `offered` the number of users in a batch.
+    """
     label = "users in a batch"
     sizes = tuple(trial.offered for trial in trials)
     ticks = {size: f"{size:,.0f}" for size in sizes}
+
     latencies = tuple(
         Curve(name, sizes, tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials))
         for name in ("p50", "p99")
     )
     rates = Curve("users/s", sizes, tuple(map(users_per_s, trials)))
+
     latency_plot = Plot("Latency over batch size", label, "latency", latencies, y_unit="us", log_y=True)
     rate_plot = Plot("Users/s over batch size", label, "users/s", (rates,))
     return [replace(plot, log_x=len(sizes) > 1, points=True, ticks=ticks) for plot in (latency_plot, rate_plot)]
@@ -533,6 +554,7 @@ def _spectrum_plot(rounds: Sequence[Result]) -> Plot:
     points = [(1 / (1 - percent / 100), us) for percent, us in spectrum if percent < 100]
     x = tuple(position for position, _ in points)
     furthest = max(x, default=2) * 1.01  # so that a tick at the last point is kept
+
     return Plot(
         title="Latency by percentile",
         x="percentile",
@@ -547,9 +569,9 @@ def _spectrum_plot(rounds: Sequence[Result]) -> Plot:
 
 
 def _seconds_plot(rounds: Sequence[Result]) -> Plot:
-    """Plot the median and the longest latency of each second, the seconds of all rounds in a row.
+    """Plot the median and the longest latency, in µs, of each second of all rounds, one round after the other.
 
-    A second without answers is a gap.
+    A second without answers is a gap in the curves.
     """
     seconds = [Histogram.of(second.latencies_s) for result in rounds for second in result.seconds]
     x = tuple(float(number) for number in range(1, len(seconds) + 1))

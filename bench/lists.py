@@ -45,7 +45,8 @@ class Shape:
     def values(self) -> list[bytes]:
         """Return DISTINCT encoded lists that compress like real ones: popular items are in more of them.
 
-        Items are drawn by a Zipf law, SPARE times as many as needed, since duplicates are dropped; scores descend.
+        Items are drawn by a Zipf law, SPARE times as many as needed, since duplicates are dropped; scores descend. The
+        matrices are [list, position in the list].
         """
         rng = np.random.default_rng(0)
         cumulated_weights = np.cumsum(1 / np.arange(10, ITEMS + 10))
@@ -165,6 +166,7 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> Che
         except (ValueError, KeyError, TypeError) as error:
             comparison.compared += 1
             comparison.wrong.append(f"{sample.body[:80]!r} is not an answer: {error!r}")
+
     for release, lists in by_release.items():
         await comparison.compare(ReleaseId(release), lists)
     return comparison.result
@@ -180,6 +182,7 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
     head, _, body = sample.request.partition(b"\r\n\r\n")
     request_line = head.split(b"\r\n", 1)[0].decode()
     method, target, _ = request_line.split(" ")
+
     response = orjson.loads(sample.body)
     if method == "GET":
         yield _list_of_user(target, response)
@@ -242,18 +245,23 @@ class _Comparison:
                     self._compare_list(received, own_list, stored.popular)
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
-        """Compare with the user's stored list, None if there is none, or with *popular* if the answer says so."""
+        """Compare a received list with the stored one: the user's *own*, or *popular* if the response has this source.
+
+        *own* is None if the user has no list. A received list may omit stored items, but not have others or another
+        order. Omitted items are kept with the user, in `_lacking`, to be judged after all comparisons.
+        """
         items = received.result["items"]
         is_popular = received.result["source"] == POPULAR_SOURCE
         stored = popular if is_popular else own
-        lacks = None if stored is None else _left_out(items, stored, received.n)
-        if lacks is None:
+        omitted_ids = None if stored is None else _left_out(items, stored, received.n)
+        if omitted_ids is None:
             self.wrong.append(_not_stored(received.user))
             return
+
         self._fallback += is_popular and own is not None
         self._shown.update(item["id"] for item in items)
-        if lacks:
-            self._lacking.append((received.user, lacks))
+        if omitted_ids:
+            self._lacking.append((received.user, omitted_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +275,13 @@ class _StoredRelease:
 
     @classmethod
     async def read(cls, store: Reader, release: ReleaseId) -> "_StoredRelease":
-        """Read a release's manifest and popular list, empty if that is missing or unreadable; raises StoreError."""
-        ref = (await store.catalogue()).find(release).ref
+        """Read the manifest and the overall popular list of a release, empty if it is missing or unreadable.
+
+        The manifest describes a release, and how its values are compressed. Raises StoreError.
+        """
+        ref = (await store.catalogue()).find(release).ref  # with the incarnation, the unique name of one write
         decompress = await load_decode(store, ref, await load_manifest(store, ref))
+
         popular_key = POPULAR + OVERALL
         (value,) = await store.get_many(ref, [popular_key])
         popular = list[Item]()
@@ -299,14 +311,19 @@ def _not_stored(user: str) -> str:
 
 
 def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:
-    """Return ids of stored items that an answer of up to *n* omits; None if it has others or another order."""
+    """Return the ids of *stored* items that *items*, an answer of at most *n*, omits; None if it is not a part of them.
+
+    Its items must be stored, in the same order. A, C of A, B, C, D omits B or, if *n* is above 2, B and D.
+    """
     omitted = set[str]()
     following = iter(stored)
     for item in items:
-        for candidate in following:
+        for candidate in following:  # goes on after the item found last
             if candidate == item:
                 break
             omitted.add(candidate["id"])
         else:
             return None
+
+    # A full answer ends where it may; a shorter one also omits all that follow.
     return omitted if len(items) == n else omitted | {item["id"] for item in following}

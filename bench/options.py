@@ -62,7 +62,7 @@ class Options:
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the set options as JSON, without secrets."""
+        """Return the options that are set as JSON; SECRETS has a function for each that may hold a password."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # a dataclass
         values |= {name: hide(values[name]) for name, hide in SECRETS.items() if values.get(name)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value}

@@ -164,9 +164,9 @@ def before_others(*servers: Server) -> Iterator[None]:
 
 @contextmanager
 def raised_priority(pids: Sequence[int]) -> Iterator[None]:
-    """Give processes the lowest real-time priority, or a niceness, until the block ends.
+    """Give processes a priority above others until the block ends: the lowest real-time priority, or else a niceness.
 
-    Does nothing if neither is allowed, or no other core is left.
+    Does nothing if neither is allowed, or if no core would be left for other processes.
     """
     before = {
         pid: (os.sched_getscheduler(pid), os.sched_getparam(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in pids
@@ -218,6 +218,7 @@ def service_serving(
     admin_port = free_port()
     command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0", "--workers", "1", "--drain-delay", "0"]
     command += ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0", *options]
+
     url = f"http://127.0.0.1:{port}"
     env = environment() | dict(settings or {})
     with _running(command, env, lambda: _is_answering(url + path), SERVICE_CORE) as process:
@@ -226,7 +227,10 @@ def service_serving(
 
 @contextmanager
 def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | None = None) -> Iterator[Server]:
-    """Run the Cosmos DB emulator on loopback, with *options* of its verb."""
+    """Run the Cosmos DB emulator on a free loopback port and a core until the block ends.
+
+    *options* are those of `hotplate cosmos-emulator`; *latency* is that of its responses, as "p50=4ms,p99=10ms".
+    """
     port = free_port()
     delay = () if latency is None else ("--latency", latency)
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options, *delay]
@@ -290,6 +294,7 @@ def store_counts(service: Server) -> StoreCounts:
         sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
         if sample.name == "hotplate_store_failures_total" and sample.labels.get("kind") == "timeout":
             timeouts += sample.value
+
     names = "request_units", "charged_responses", "throttled"
     ru, charged, throttled = (sums.get(f"hotplate_store_{name}_total", 0.0) for name in names)
     return StoreCounts(ru, int(charged), int(throttled), int(timeouts))

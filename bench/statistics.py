@@ -82,7 +82,10 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
 
 
 def _leave_one_out_percentiles(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
-    """Return for each part the percentile (0 to 100) in µs of all other parts together."""
+    """Return for each part the percentile (0 to 100) of the latencies of all other parts together, in µs.
+
+    It is the value at a rank, a position among all latencies in ascending order.
+    """
     # The recorded values ascend; counts are [part, value].
     values_us, counts = Histogram.table(parts)
     counts_of_others = counts.sum(axis=0) - counts
@@ -121,6 +124,7 @@ def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
     whole = sum(wholes)
     if not whole:
         return Figure(None, note="there were none")
+
     value = sum(parts) / whole
     values = tuple(part / total for part, total in zip(parts, wholes, strict=True) if total)
     if len(wholes) < MIN_ROUNDS:
@@ -143,13 +147,18 @@ def popular_share(results: Sequence[Result]) -> Figure:
 
 
 def mean(values: Sequence[float]) -> Figure:
-    """Return the mean of *values*, one for each round; with five rounds, an interval, too."""
+    """Return the mean of *values*, one for each round; with five rounds or more, it has a 95 % interval.
+
+    `without` has the mean without each of the rounds in turn.
+    """
     if not values:
         return Figure(None, note="nothing was measured")
+
     total = math.fsum(values)
     count = len(values)
     if count < MIN_ROUNDS:
         return Figure(total / count, tuple(values))
+
     without = tuple((total - value) / (count - 1) for value in values)
     low, high = interval(values)
     return Figure(total / count, tuple(values), low, high, without=without)
@@ -164,6 +173,7 @@ def compared(first: Figure, second: Figure) -> Figure:
     """
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
+
     value = second.value / first.value
     if not first.without or not second.without:
         return Figure(value, note=TOO_FEW_ROUNDS)
@@ -171,6 +181,7 @@ def compared(first: Figure, second: Figure) -> Figure:
         return Figure(value, note=f"{len(first.without)} rounds and {len(second.without)} are no pairs")
     if min(*first.without, *second.without) <= 0:
         return Figure(value, note="it was zero in all rounds but one")
+
     without = tuple(after / before for before, after in zip(first.without, second.without, strict=True))
     low, high = _jackknife_interval(value, without)
     return Figure(value, (), low, high, without=without)
@@ -203,7 +214,10 @@ class _StudentMixture(NamedTuple):
     degrees_of_freedom: int
 
     def quantile(self, probability: float) -> float:
-        """Return the value below which the mixture has this probability (0 to 1)."""
+        """Return the value below which the mixture of Student's t distributions has this probability (0 to 1).
+
+        It is searched for within 1,000 standard errors of each distribution's centre.
+        """
         low = float((self.centres - 1e3 * self.errors).min())
         high = float((self.centres + 1e3 * self.errors).max())
 

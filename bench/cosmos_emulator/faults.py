@@ -112,6 +112,7 @@ class Faults:
         for end_s, fault in self.active:
             if now >= end_s or not fault.affects(request.region, operation, self._random.random()):
                 continue
+
             if fault.kind in RESETS:
                 return HttpResponse(503, reset=True)
             if fault.kind in ERRORS:

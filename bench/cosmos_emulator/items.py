@@ -66,11 +66,16 @@ class RequestContext:
 
 
 def context_of(account: EmulatedAccount, container: Container, request: Request, now: float) -> RequestContext:
-    """Return a context; 400 for a stale resource id or an invalid consistency level."""
+    """Return the context of a request for items of *container*: what its operation needs, with the time *now*.
+
+    Raises 400 for the resource id (`_rid`) of an earlier container of this name, and for a consistency level that is
+    unknown or stronger than the account's. CONSISTENCIES are in descending order of strength.
+    """
     rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
     if rid is not None and rid.decode("latin-1") != container.rid:
         message = "the container was deleted and created again since its _rid was read"
         raise HttpError(400, message, Substatus.COLLECTION_RID_MISMATCH)
+
     level = request.header(b"x-ms-consistency-level") or account.consistency
     if level not in CONSISTENCIES[CONSISTENCIES.index(account.consistency) :]:
         raise HttpError(400, f"consistency {level} is unknown, or stronger than the account's, {account.consistency}")
@@ -89,7 +94,7 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     partition = document.partition if document is not None else context.partition_of(key)
     partition.admit(context.now, request.region)
     if document is None:
-        raise context.charge_error(partition, context.not_found())
+        raise context.charge_error(partition, context.not_found())  # absent items are charged, too
 
     status = 200
     body = document.body
@@ -98,6 +103,7 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
         status = 304
         body = b""
         size = 0
+
     charge_ru = context.account.read_ru(size, strong=context.strong)
     partition.charge(context.now, charge_ru, request.region)
     return HttpResponse(status, body, context.headers(partition, document.etag), charge_ru)
@@ -199,12 +205,14 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any], *, re
         raise HttpError(400, "an item needs an id that is a string and not empty")
     if len(item_id.encode()) > MAX_ID_BYTES or FORBIDDEN_IN_IDS & set(item_id):
         raise HttpError(400, f"an id has at most {MAX_ID_BYTES} bytes, without / \\ ? #")
+
     key_property = context.container.key_property
     if key_property not in item:
         raise HttpError(400, f"the item has no {key_property}, its partition key: that is not emulated")
     if encode(item[key_property]) != key:
         message = "PartitionKey extracted from document doesn't match the one specified in the header."
         raise HttpError(400, message, Substatus.PARTITION_KEY_MISMATCH)
+
     if replaced is not None and item_id != replaced:
         raise HttpError(400, "the id of an item cannot be changed")
     return item_id
@@ -253,11 +261,12 @@ def _json_with_system_properties(
         user_bytes = orjson.dumps(item)
     except orjson.JSONEncodeError as error:
         raise HttpError(400, f"the item cannot be stored: {error}") from None
+
     container = context.container
     rid = resource_id(container.rid_bytes + serial.to_bytes(8, "little"))
-    escaped = etag.replace('"', '\\"')
+    json_etag = etag.replace('"', '\\"')  # an etag is in quotes
     body = b'%b,"_rid":"%b","_self":"%bdocs/%b/","_etag":"%b","_attachments":"attachments/","_ts":%d}' % (
-        user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), escaped.encode(), int(context.now),
+        user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), json_etag.encode(), int(context.now),
     )  # fmt: skip
     if len(body) > MAX_ITEM_BYTES:
         raise HttpError(413, "Request size is too large: an item has at most 2 MB.")

@@ -168,15 +168,18 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Answer a request that the parser has read completely; 413 if its body was too large.
 
-        The connection is kept open if the client's headers allow it.
+        The parser has passed the parts of the request to other callbacks, which keep them. The connection is kept open
+        if the client's headers allow it.
         """
-        if self._is_closing:
+        if self._is_closing:  # a further request was pipelined after the last one
             return
+
         keep_alive = self._parser.should_keep_alive()
         if self._body_bytes > MAX_BODY_BYTES:
             error = HttpError(413, "Request size is too large: a request has at most 2 MB.")
             self._respond(error.response(), keep_alive=keep_alive)
             return
+
         path, _, query = self._url.decode("latin-1").partition("?")
         method = self._parser.get_method().decode("latin-1")
         body = b"".join(self._body)
@@ -189,7 +192,8 @@ class HttpConnection(asyncio.Protocol):
         if response.delay_s <= 0 and not self._delayed:
             self._write(response, keep_alive=keep_alive)
             return
-        # Timers with equal times have no order.
+
+        # Timers with equal times have no order, so each is later than the one before.
         self._last_due = max(self._loop.time() + response.delay_s, self._last_due + 1e-6)
         self._delayed += 1
         self._loop.call_at(self._last_due, partial(self._write_delayed, response, keep_alive=keep_alive))

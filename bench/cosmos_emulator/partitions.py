@@ -163,6 +163,7 @@ class Partitions:
         # In hexadecimal digits; the empty string is before, and "FF" after all hashes.
         boundaries = [f"{V2_SPAN * number // len(parents):032X}" for number in range(1, len(parents))]
         self._minima = ["", *boundaries]
+
         self.all = list[Partition]()
         for minimum, maximum, parent in zip(self._minima, [*boundaries, "FF"], parents, strict=True):
             budgets = [Budget() for _ in range(self._regions)]

@@ -43,6 +43,7 @@ def parse_query(request: Request) -> Conditions:
     """
     fields = request.object()
     text = str(fields.get("query"))
+
     parameters = fields.get("parameters") or []
     if not isinstance(parameters, list) or not all(isinstance(value, dict) and "name" in value for value in parameters):
         raise HttpError(400, "the parameters of a query are a list of objects with a name and a value")
@@ -78,6 +79,7 @@ def _parse_where(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterat
         except KeyError:
             raise _unsupported(text, position) from None
         yield condition["name"], values
+
         position = condition.end()
         has_more = bool(condition["and"])
     if position != len(text):
@@ -127,10 +129,15 @@ def feed(context: RequestContext) -> HttpResponse:
 
 
 def _partitions_and_key(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
-    """Return the partitions that a query or feed reads, all unless the request names one, and its key, if any."""
-    if context.request.headers.get(HEADER, b"[]") != b"[]":
+    """Return the physical partitions that a query or a feed (a list of all items) reads, and the key that it reads.
+
+    A request with a partition key reads the partition of the key; the key is returned encoded. One with the id of a
+    range of keys reads the partition of this range, other requests all partitions; their key is None.
+    """
+    if context.request.headers.get(HEADER, b"[]") != b"[]":  # the JSON list of the key; empty for all
         key = key_of(context.request)
         return (context.partition_of(key),), key
+
     range_id = context.request.header(RANGE_HEADER)
     partitions = context.container.partitions
     return ((partitions.with_id(range_id),) if range_id else partitions.all), None
@@ -162,7 +169,10 @@ def _page_response(
 
 
 def _page_headers(context: RequestContext, partitions: Sequence[Partition], page: "Page") -> dict[str, str]:
-    """Return the headers of a page from one partition, or from several, which have no common range of keys."""
+    """Return the headers of a page with items of *partitions*: their number, session tokens, and the continuation.
+
+    A page from several partitions has no id of a range of keys, and the session tokens of all of them.
+    """
     headers = context.headers(partitions[0]) | {"x-ms-item-count": str(len(page.loaded))}
     if len(partitions) > 1:
         del headers["x-ms-documentdb-partitionkeyrangeid"]
@@ -251,10 +261,15 @@ def _candidate_documents(
 
 
 def _documents_by_serial(container: Container, conditions: Conditions, last_serial: int) -> Iterable[Document]:
-    """Return the documents after a serial; only those that are looked up by id if the id is the partition key."""
+    """Return documents with a serial above *last_serial*, ascending. A serial is a number in the order of creation.
+
+    If *conditions*, accepted values by property, has ids, and the id is the partition key, only the documents with
+    these ids are looked up; otherwise all are returned, whatever the conditions.
+    """
     documents = container.documents
     if "id" not in conditions or container.key_property != "id":
         return documents.after(last_serial)
+
     accepted_ids = set(map(str, conditions["id"]))
     stored = [documents.get(item_id, encode(item_id)) for item_id in accepted_ids]
     return sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)

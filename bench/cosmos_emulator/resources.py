@@ -34,7 +34,10 @@ EXCLUDED = [{"path": '/"_etag"/?'}]
 
 
 def indexes_of(policy: object) -> bool:
-    """Return whether a policy indexes everything; 400 for a part."""
+    """Return whether an indexing policy, the JSON of a container, indexes all properties (true) or none (false).
+
+    Raises 400 for a policy that indexes some properties only.
+    """
     properties = policy if isinstance(policy, dict) else {}
     included = properties.get("includedPaths")
     excluded = properties.get("excludedPaths")
@@ -79,12 +82,16 @@ class EmulatedOffer:
         return minimum_ru(self.highest_ru, stored_bytes, autoscale=self.throughput.autoscale)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the offer in the service's format, by which SDKs tell manual from autoscale."""
+        """Return the offer, the resource with a container's throughput in RU/s, in Azure's format.
+
+        SDKs tell autoscale from manual throughput by the content "offerAutopilotSettings".
+        """
         ru = self.throughput.ru
         content: dict[str, Any] = {"offerThroughput": ru, "offerIsRUPerMinuteThroughputEnabled": False}
-        if self.throughput.autoscale:  # from a tenth of the maximum on
+        if self.throughput.autoscale:  # scales between a tenth of the maximum and the maximum
             content = {"offerThroughput": ru // 10, "offerAutopilotSettings": {"maxThroughput": ru}}
         content["offerMinimumThroughputParameters"] = {"minThroughput": self.minimum_ru}
+
         return {
             "resource": self.container.link,
             "offerVersion": "V2",
@@ -210,6 +217,7 @@ def throughput_of(manual: object, autoscale: object) -> Throughput:
     if autoscale is not None:
         name = "maxThroughput"
         ru = autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
+
     is_autoscale = autoscale is not None
     step = AUTOSCALE_STEP if is_autoscale else MANUAL_STEP
     least = minimum_ru(0, 0, autoscale=is_autoscale)
@@ -246,12 +254,14 @@ def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> Emulated
         raise HttpError(400, "migrating between manual and autoscale throughput is not emulated")
     if throughput.ru < offer.minimum_ru:
         raise HttpError(400, f"The offer should have valid throughput values of at least {offer.minimum_ru}.")
+
     container = offer.container
     container.partitions.provision(throughput)
     # Partitions that were split are no longer among them.
     for document in container.documents.after():
         if document.partition not in container.partitions.all:
             document.partition = container.partitions.of(document.key)
+
     offer.throughput = throughput
     offer.highest_ru = max(offer.highest_ru, throughput.ru)
     return offer

@@ -77,14 +77,15 @@ async def running(
 ) -> AsyncIterator[RunningEmulator]:
     """Run an emulator of Cosmos DB until the block ends, with a listening port for each region of the account.
 
-    *extend* gets the service and its handler of requests, and returns the handler to use. At the end connections are
-    reset, after those that are being accepted. Raises BenchMisused for invalid settings.
+    *extend* gets the service and its handler of requests, and returns the handler to use. At the end, all connections
+    are reset, including those that are just being accepted. Raises BenchMisused for invalid settings.
     """
     context = _tls_context(settings)
     service = _service(settings)
     handler = extend(service, partial(_answer, service))
     scheme = "http" if context is None else "https"
     emulator = RunningEmulator(service, scheme, settings.host)
+
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
     try:
@@ -92,23 +93,28 @@ async def running(
             connect = partial(HttpConnection, handler, emulator.connections, region, scheme)
             listeners.append(await loop.create_server(connect, settings.host, wanted_port, ssl=context))
 
-        # The system has chosen a port where 0 was wanted.
+        # The system has chosen the ports if 0 was wanted.
         emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
         service.account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
         yield emulator
     finally:
         for listener in listeners:
             listener.close()
-        # Connections that were just accepted become known.
+
+        # Connections that were just accepted get into `emulator.connections` meanwhile.
         await asyncio.sleep(ACCEPTING_S if context is None else HANDSHAKE_S)
         for connection in list(emulator.connections):
             connection.reset()
 
 
 def _service(settings: EmulatorSettings) -> Service:
-    """Return a service with an empty account. Raises BenchMisused for settings that it cannot have."""
+    """Return a service with an empty account of one region, or of two with a second port.
+
+    Raises BenchMisused for invalid settings.
+    """
     if settings.consistency not in CONSISTENCIES:
         raise BenchMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
+
     ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
     regions = tuple(zip(REGIONS, ports, strict=False))
     account = EmulatedAccount(load(settings.charges or OURS), regions, settings.consistency)
@@ -117,7 +123,10 @@ def _service(settings: EmulatorSettings) -> Service:
 
 
 def _answer(service: Service, request: Request) -> HttpResponse:
-    """Answer a request: the emulator's own pages, which show metrics and take faults, and all others as the service."""
+    """Answer a request: for a page of the emulator (GET metrics, PUT faults), or for a resource of Cosmos DB.
+
+    The body of faults is JSON, and replaces the faults that the emulator injects.
+    """
     if not request.path.startswith(PAGES):
         return service.answer(request)
     match request.method, request.path.removeprefix(PAGES):
@@ -151,6 +160,7 @@ def _request_metrics(service: Service) -> Iterator[str]:
 
 
 def _partition_metrics(service: Service) -> Iterator[str]:
+    """Yield lines of Prometheus's text format: RU charged, throttled requests and RU/s of each physical partition."""
     charges_ru = list[Sample]()
     throttled = list[Sample]()
     provisioned_ru = list[Sample]()
@@ -160,6 +170,7 @@ def _partition_metrics(service: Service) -> Iterator[str]:
             charges_ru.append((labels, partition.admitted_ru))
             throttled.append((labels, partition.throttled))
             provisioned_ru.append((labels, partition.budgets[0].rate))  # it is the same in all regions
+
     yield from _samples("partition_request_units_total", charges_ru)
     yield from _samples("partition_throttled_total", throttled)
     yield from _samples("partition_throughput", provisioned_ru, "gauge")
@@ -178,7 +189,7 @@ def _samples(name: str, samples: Iterable[Sample], kind: str = "counter") -> Ite
 
 
 async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
-    """Run an emulator until SIGINT or SIGTERM."""
+    """Run an emulator until SIGINT or SIGTERM; *on_ready* is called once it accepts connections."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     stops = (signal.SIGINT, signal.SIGTERM)
@@ -194,35 +205,46 @@ async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator]
 
 
 def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
-    """Return a context with a new certificate, which is also written if that is wanted; None without TLS."""
+    """Return a TLS context with a new self-signed certificate; None if TLS is not wanted.
+
+    If `settings.certificate` is a path, the certificate is written there, for clients to trust. Raises BenchMisused for
+    this path without TLS.
+    """
     if not settings.tls:
         if settings.certificate is not None:
             raise BenchMisused("--certificate needs --tls")
         return None
+
     certificate, key = make_certificate()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # a context loads files only
         chain = Path(folder) / "chain.pem"
         chain.touch(mode=0o600)
         chain.write_bytes(key + certificate)
         context.load_cert_chain(chain)
+
     if settings.certificate is not None:
         settings.certificate.write_bytes(certificate)
     return context
 
 
 def make_certificate() -> tuple[bytes, bytes]:
-    """Return a self-signed loopback certificate and its key, as PEM."""
+    """Return a self-signed certificate for localhost, 127.0.0.1 and ::1, and its private key, both as PEM.
+
+    Raises BenchMisused if the package cryptography is not installed.
+    """
     try:
         from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
         from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 -- as above
     except ModuleNotFoundError:
         raise BenchMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
+
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hotplate cosmos-emulator")])
     addresses = (x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1"))
     alternatives = x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses])
+
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -232,6 +254,7 @@ def make_certificate() -> tuple[bytes, bytes]:
         .add_extension(alternatives, critical=False)
         .sign(key, hashes.SHA256())
     )
+
     pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return certificate.public_bytes(pem), private
+    private_key = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return certificate.public_bytes(pem), private_key

@@ -148,8 +148,11 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
     noun = NOUNS[route.resource_type]
     if not route.is_feed:
         return f"{VERBS.get(request.method, 'other')} {noun}"
+
+    # A feed is all resources of a type, such as the items of a container.
     if request.method != "POST":
         return f"{'list' if request.method == 'GET' else request.method.lower()} {noun}s"
+
     is_query = request.headers.get(b"content-type", b"").lower().startswith(QUERY)
     if is_query or request.flag(b"x-ms-documentdb-isquery") or request.flag(b"x-ms-documentdb-query"):
         return f"query {noun}s"
@@ -202,16 +205,21 @@ class Service:
         except Exception:
             log.exception("a request failed; this is a defect of the emulation")
             response = HttpError(500, "the emulation failed; see its log").response()
+
         if self.latency is not None and operation in ITEM_OPERATIONS:
             response.delay_s += self.latency()
         self.counts.count(operation, response.status, response.charge_ru)
+
         self._activities += 1
         response.headers["x-ms-activity-id"] = f"00000000-0000-0000-0000-{self._activities:012x}"
         response.headers["date"] = _http_date(int(self.account.clock()))
         return response
 
     def _run_with_faults(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
-        """Answer a request with the faults that affect it: errors, resets and delays."""
+        """Answer a request like `_run`, with the injected faults that affect it: errors, resets and delays.
+
+        An error or a reset replaces the response. Otherwise faults may delay it; an error response, too.
+        """
         now = self.account.clock()
         response = self.faults.before(request, operation, now)
         if response is None:
@@ -233,6 +241,7 @@ class Service:
             message = "The requested operation cannot be performed at this region: it is not the write region"
             raise HttpError(403, message, Substatus.WRITE_FORBIDDEN)
 
+        # `docs` is the type of items in a path.
         run_on_item = ITEM_OPERATIONS.get(operation)
         if route.resource_type == "docs" and run_on_item is not None:
             database_name, container_name, *item_ids = route.names  # one id, or none for a feed
@@ -258,6 +267,7 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
     for number, (region, port) in enumerate(account.regions):
         netloc = host if number == request.region else f"{name}:{port}"
         regions.append({"name": region, "databaseAccountEndpoint": f"{request.scheme}://{netloc}/"})
+
     properties = {
         "id": "hotplate-emulation",
         "writableLocations": regions[:1],
@@ -270,14 +280,19 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
 
 
 def _manage(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Answer a request for a database, a container or an offer; *names* are those in its path."""
+    """Answer a request for a database, a container or an offer (the resource with a container's throughput).
+
+    *operation* is a verb and a noun, as `create database`, and *names* are those in the path. Raises HttpError.
+    """
     charges = account.charges
     verb = operation.partition(" ")[0]
     if verb in ("list", "query"):
         return _list(account, request, operation, names)
+
     if operation not in resources.OPERATIONS:
         message = NOT_EMULATED.get(operation, f"this emulation does not support {request.method[:20]} there")
         raise HttpError(405, message)
+
     resource = resources.OPERATIONS[operation](account, request, *names)
     if verb == "delete":
         return HttpResponse(204, charge_ru=charges.metadata_write)
@@ -290,10 +305,12 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
     """Answer a list or a query of databases, containers, offers or ranges of keys.
 
-    Ranges that have not changed since the request's etag are a 304, which ends the SDKs' paging.
+    *operation* is a verb and a noun, as `list databases`, and *names* are those in the path. If the ranges have not
+    changed since the request's etag, the response is a 304, which ends the paging of SDKs.
     """
     verb, _, noun = operation.partition(" ")
     charge_ru = account.charges.metadata_read
+
     listing = _listing(account, noun, names)
     headers = dict[str, str]()
     if listing.etag:
@@ -319,9 +336,10 @@ class Listing(NamedTuple):
 
 
 def _listing(account: EmulatedAccount, noun: str, names: tuple[str, ...]) -> Listing:
-    """Return the resources that *noun* says: databases, containers, offers, or else a container's ranges of keys.
+    """Return the resources of a kind, *noun*, as JSON: databases, containers, offers, or a container's ranges of keys.
 
-    *names* are those of the database and the container that own them.
+    *names* are those of the database and the container that own them. Only ranges of keys, one for each physical
+    partition, have an etag.
     """
     match noun:
         case "databases":

@@ -53,8 +53,12 @@ class ChargesPlan:
     sizes_kb: tuple[int, ...]
 
     def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
-        """Describe the created database and its cost from *now* on (seconds since 1970)."""
+        """Describe the database that the measurement creates, its cost, and the request units (RU) that it spends.
+
+        The RU are computed by *ours*, the charges that hotplate assumes. *now* is in seconds since 1970.
+        """
         sizes = [size_kb * KB for size_kb in self.sizes_kb]
+        # Five creates stand for the create, the upsert and the delete of an item: an estimate.
         by_size_ru = sum(ours.create(size, 0) * 5 + ours.read(size) for size in sizes)
         total_ru = TIMES * (by_size_ru + ours.read_missing)
         return [*database_cost(MANUAL_MIN, regions, prices, now, total_ru / MANUAL_MIN), f"some {total_ru:,.0f} RU"]
@@ -77,7 +81,10 @@ class MeasuredCharges:
     ours: Charges
 
     def points(self, operation: str) -> list[tuple[float, float]]:
-        """Return measured charges by KB, then ours for larger items."""
+        """Return pairs of an item's size in KB and the charge of an operation, "read" or a write, in request units.
+
+        Sizes ascend: first those that were measured, then the larger ones of `ours`, the charges that hotplate assumes.
+        """
         measured = [
             (float(charge.size_kb), charge.measured_ru) for charge in self.by_size if charge.operation == operation
         ]
@@ -98,11 +105,13 @@ class MeasuredCharges:
         names = sorted(field.name for field in msgspec.structs.fields(Charges))
         for section, names_of_section in groupby(names, lambda name: name.partition("_")[0]):
             lines += ["", f"[{section}]"]
+
             operation = POINTS.get(section)
             if operation is not None:
                 points = ", ".join(f"[{size_kb:g}, {ru:.2f}]" for size_kb, ru in self.points(operation))
                 largest_kb = max(charge.size_kb for charge in self.by_size)
                 lines += [f"# measured up to {largest_kb} KB; ours beyond", f"points = [{points}]"]
+
             coefficients = [name for name in names_of_section if not name.endswith("_points")]
             lines += [self._toml_line(name) for name in coefficients]
         return "\n".join(lines) + "\n"
@@ -134,10 +143,12 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
         for size_kb in planned.sizes_kb:
             on_progress(f"items of {size_kb} KB")
             by_size += _by_size(container, ours, size_kb)
+
         small = {
             "read_missing": median(_charge_of_missing_item(container) for _ in range(TIMES)),
             "write_replace_share": _replace_share(by_size),
         }
+
     subject = redacted(planned.url) + (" (local emulator, not Azure)" if is_emulated(planned.url) else "")
     return MeasuredCharges(subject, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), by_size, small, ours)
 
@@ -154,10 +165,12 @@ def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator
         "upsert": ours.replace(size, size, 0, 0),
         "delete": ours.delete(size, 0),
     }
+
     measured_ru = {operation: list[float]() for operation in ours_ru}
     for body in _bodies(size_kb, TIMES):
         for operation, request in _requests(container, body).items():
             measured_ru[operation].append(_charge_of(request))
+
     for operation, charges_ru in measured_ru.items():
         yield Charge(operation, size_kb, median(charges_ru), ours_ru[operation])
 

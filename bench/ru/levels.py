@@ -110,7 +110,9 @@ class LevelTrial(Trial):
 
 
 def trial(share: float, rate: float, result: Result, throttled: int, timeouts: int = 0) -> LevelTrial:
-    """Return the trial of a run, without its first LEAD_S and last TAIL_S seconds.
+    """Return the trial of a run at a load, without its first LEAD_S and last TAIL_S seconds.
+
+    A level is a setting of RU/s, its capacity the reads/s for which these RU/s suffice.
 
     share      offered share of the level's capacity; `rate` is the same in reads/s
     throttled  429s of the whole run, as `timeouts` are those of the service's deadline
@@ -370,7 +372,10 @@ class Sweep:
 
 
 def report(sweep: Sweep, prices: Prices) -> Report:
-    """Return the report of a sweep: a line for each level, and a plot over the offered load."""
+    """Return the report of a sweep over levels, settings of RU/s: a line for each level, and a plot over the load.
+
+    Marks are signs beside figures that were not simply measured, and are explained below the table.
+    """
     levels = sweep.levels
     account = sweep.options.account
     return Outcome(
@@ -400,13 +405,17 @@ def report(sweep: Sweep, prices: Prices) -> Report:
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
-    """Return a sentence each on the figures that are measured, exact (charges in request units) and priced."""
+    """Return a text each on how the figures were obtained, by "measured", "exact" and "priced".
+
+    Exact figures are charges in request units (RU), of reads and of lists that are published; none without levels.
+    """
     measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
     regions = ""
     if sweep.regions > 1:
         measured += f"; reads of one region, {sweep.region}"
         regions = f", all {sweep.regions} regions"
     lines = {"measured": measured}
+
     charges_ru = {level.size_kb: level.charge_ru for level in sweep.levels}
     if charges_ru:
         charges = ", ".join(
@@ -414,6 +423,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
             for size_kb, read_ru in charges_ru.items()
         )
         lines["exact"] = f"by an emulator of Azure's charges: {charges}" if sweep.emulated else charges
+
     price = prices.ru_hour
     lines["priced"] = (
         f"RU/s {price.date}, {price.region}{regions}, fully used; autoscale at its maximum, of 1,000 or more"
@@ -438,14 +448,19 @@ def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
         yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
     else:  # what exceeds the capacity, of 110 % of it
         yield Row(subject, REFUSED, "share", (OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
+
     yield from _price_rows(sweep, level, prices)
 
 
 def _price_rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
-    """Yield the price of a level a month, manual and autoscale, and that of a billion reads."""
+    """Yield the price a month of a level, a setting of RU/s, and the price of a billion reads at its full use.
+
+    The price a month is that of manual throughput, then that of autoscale. Prices are in USD, for all regions.
+    """
     subject = sweep.subject(level)
     month_usd = prices.ru_month(level.ru, regions=sweep.regions)
     yield Row(subject, MANUAL, "", month_usd)
+
     # The lowest maximum of autoscale that Azure offers for this level, always in full use.
     maximum = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
     yield Row(subject, AUTOSCALE, "", prices.ru_month(maximum.ru, autoscale=True, regions=sweep.regions))
@@ -457,13 +472,18 @@ def _price_rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
 
 
 def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
-    """Return the row of a percentile at 90 % load; unknown if the level is computed or broken."""
+    """Return the row of a latency percentile (0 to 100) in µs, from the trial at 90 % of the level's capacity (CALM).
+
+    Its value is None if there is no such trial, if the level was only computed, or if its trials failed. An emulator's
+    latencies are assumed, which a mark shows.
+    """
     subject = sweep.subject(level)
     name = f"p{percent:g}"
     if level.is_computed:
         return Row(subject, name, "us", None, note=Standing.COMPUTED.value)
     if level.is_broken or all(trial.offered != CALM for trial in level.trials):
         return Row(subject, name, "us", None, note="not measured")
+
     figure = percentile([level.at(CALM).result], percent)
     if sweep.emulated and figure.value is not None:
         return Row(subject, name, "us", figure.value, note=ASSUMED, mark=ASSUMED_MARK)
@@ -477,6 +497,7 @@ def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
     yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)
     yield Row(subject, "charge of a published list", "RU", sweep.publish_ru[level.size_kb], main=False)
     yield Row(subject, "RU/s ÷ charge", "/s", level.capacity_per_s, main=False)
+
     for trial in level.trials:
         load = f"at {trial.offered:.0%}"
         offered_per_s = trial.due / max(1, len(trial.result.seconds))
@@ -486,11 +507,15 @@ def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
 
 
 def _answer(sweep: Sweep, prices: Prices) -> str:
-    """Return a sentence on what 100 RU/s carry and cost, and on the highest level, for lists of the first size."""
+    """Return a sentence on what 100 RU/s carry and cost, and on the highest level, for lists of the first size.
+
+    A level is a setting of RU/s. Its standing says whether this machine measured it, or only a lower bound.
+    """
     if not sweep.levels:
         return NOTHING_MEASURED
+
     first = sweep.levels[0]
-    hundred = 100 / first.charge_ru
+    hundred_reads = 100 / first.charge_ru
     hundred_usd = prices.ru_month(first.ru, regions=sweep.regions) / first.ru * 100
 
     top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
@@ -504,7 +529,7 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
             p99 += f" {ASSUMED}"
 
     return (
-        f"100 RU/s carry {rounded(hundred, 3)} reads/s of {first.size_kb} KB for {rounded(hundred_usd, 3)} USD a "
+        f"100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for {rounded(hundred_usd, 3)} USD a "
         f"month; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for {top_usd:,.0f} USD{p99}."
     )
 
@@ -520,7 +545,10 @@ def _notes(sweep: Sweep) -> Iterator[str]:
 
 
 def _plot(sweep: Sweep) -> Plot:
-    """Plot reads/s and p99 over the offered load, a curve for each level."""
+    """Plot the reads/s from the store over the offered reads/s, a curve for each level, and below it their p99 in µs.
+
+    A level is one setting of RU/s.
+    """
     offered_label = "offered reads/s"
     p99_label = f"p99, {ASSUMED}" if sweep.emulated else "p99"
     curves = [_level_curves(sweep, level) for level in sweep.levels]
@@ -545,7 +573,7 @@ class LevelCurves(NamedTuple):
 
 
 def _level_curves(sweep: Sweep, level: Level) -> LevelCurves:
-    """Return a level's curves of reads/s and of p99 over the offered reads/s.
+    """Return the curves of a level, a setting of RU/s: reads/s from the store and p99 in µs over the offered reads/s.
 
     The last trial at each load is a point; its p99 is None if the account or the load generator failed.
     """
@@ -553,8 +581,9 @@ def _level_curves(sweep: Sweep, level: Level) -> LevelCurves:
         return _computed_curves(sweep, level)
 
     name = sweep.subject(level)
-    last_trials = {trial.offered: trial for trial in level.trials}
+    last_trials = {trial.offered: trial for trial in level.trials}  # unclear trials were repeated
     trials = sorted(last_trials.values(), key=lambda trial: trial.offered)
+
     offered = tuple(trial.rate for trial in trials)
     accepted = tuple(trial.accepted_per_s for trial in trials)
     p99_us = tuple(None if level.is_broken or trial.late else percentile([trial.result], 99).value for trial in trials)

@@ -94,7 +94,8 @@ def plan(options: SweepOptions) -> SweepPlan:
     duration_s = parse_seconds(options.duration)
     if duration_s < 2 or duration_s % 1:
         raise BenchMisused(f"--duration must be 2s or more in whole seconds, not {options.duration!r}")
-    parse_latency(options.latency)
+
+    parse_latency(options.latency)  # only validated here
     if options.account is not None:
         keyed_address(options.account)
     return SweepPlan(options, levels, parse_sizes(options.item_kb, "--item-kb"), int(duration_s))
@@ -124,10 +125,14 @@ def account_regions(url: str) -> int:
 
 
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
-    """Describe a sweep's resources and cost from *now* on (seconds since 1970)."""
-    took_s = len(planned.sizes_kb) * (SETUP_S + len(planned.levels) * planned.takes_s(OVERLOAD, CALM, *CURVE))
+    """Describe the database of a sweep and its cost, as lines of text. *now* is in seconds since 1970.
+
+    For each size of lists, there is a container of lists at the highest level (a setting of RU/s), and a container of
+    the catalogue at the minimum.
+    """
+    duration_s = len(planned.sizes_kb) * (SETUP_S + len(planned.levels) * planned.takes_s(OVERLOAD, CALM, *CURVE))
     ru = len(planned.sizes_kb) * (planned.levels[-1] + MANUAL_MIN)
-    return database_cost(ru, regions, prices, now, took_s, autoscale=planned.options.autoscale)
+    return database_cost(ru, regions, prices, now, duration_s, autoscale=planned.options.autoscale)
 
 
 def database_cost(
@@ -226,8 +231,9 @@ class _SweepMeasurement:
                 self._display.start("starting an emulator of Cosmos DB")
                 servers.append(stack.enter_context(process.emulator_serving(latency=options.latency)))
                 url = f"cosmos+{servers[0].url}/bench"
-                environment = dict[str, str]()
+                environment = dict[str, str]()  # no keys of real accounts
             generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
+
             for size_kb in self._planned.sizes_kb:
                 if self._is_interrupted:
                     return
@@ -242,8 +248,8 @@ class _SweepMeasurement:
         *servers* has the emulator, and is empty for a real account.
         """
         self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
-        highest_level = self._throughput(self._planned.levels[-1])
-        lists = SizedLists(size_kb, LISTS, highest_level.initial_partitions)
+        highest_throughput = self._throughput(self._planned.levels[-1])
+        lists = SizedLists(size_kb, LISTS, highest_throughput.initial_partitions)
         users = lists.users
         self._regions = database.regions()
         published = database.publish(lists)
@@ -287,6 +293,7 @@ class _SweepMeasurement:
             if not self._has_time(level_s):
                 self._compute_levels(planned[number:], "there was no time left for it")
                 return
+
             scale(self._throughput(level.ru))
             measured = levels.measure_level(
                 level,

@@ -185,7 +185,10 @@ class Sandbox:
 
 
 def explain(error: AzureError, where: str) -> str:
-    """Return an SDK error in the words of the store's errors."""
+    """Return the message of an SDK error, as hotplate's store would write it.
+
+    *where* is the account or the database. A response of Cosmos DB has its message in a JSON body, if it can be read.
+    """
     if isinstance(error, CosmosHttpResponseError) and error.status_code:
         text = str(error.http_error_message or error.message)
         with suppress(ValueError, KeyError, TypeError):
@@ -220,7 +223,11 @@ def own_url(url: str, throughput: Throughput) -> str:
 def sandbox(
     url: str, ru: int, environment: Mapping[str, str] | None = None, *, autoscale: bool = False
 ) -> Iterator[Sandbox]:
-    """Yield a temporary database in the account of *url*; drops it at the end, also after Ctrl-C."""
+    """Yield a temporary database in the account of *url*, and drop it at the end, also after Ctrl-C.
+
+    ru           the throughput of its container
+    environment  variables with the account's key; the process's own if None
+    """
     database = Sandbox(own_url(url, Throughput(ru, autoscale)), os.environ if environment is None else environment)
     try:
         yield database
