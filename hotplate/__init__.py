@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.publish import Written
     from hotplate.offline.publish import publish_model as publish
     from hotplate.offline.rules import Rules
+    from hotplate.offline.search.tuning import TuneOptions
     from hotplate.offline.train.als import ALSParams
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
-    from hotplate.offline.train.tuning import TuneOptions
     from hotplate.offline.training import TrainReport, TrainSettings, train
     from hotplate.recommendations import Recommendations
     from hotplate.releases import activate, copy, prune, rollback, verify
@@ -221,7 +221,7 @@ _HOMES = {
     "train": "hotplate.offline.training:train",
     "TrainReport": "hotplate.offline.training:TrainReport",
     "TrainSettings": "hotplate.offline.training:TrainSettings",
-    "TuneOptions": "hotplate.offline.train.tuning:TuneOptions",
+    "TuneOptions": "hotplate.offline.search.tuning:TuneOptions",
     "UnknownList": "hotplate.serve.errors:UnknownList",
     "verify": "hotplate.releases:verify",
     "Written": "hotplate.offline.publish:Written",

@@ -32,11 +32,13 @@ from hotplate.offline.evaluate.metrics import (
     with_interval,
 )
 from hotplate.offline.evaluate.records import EvaluationRecord, Lead, SearchRecord
+from hotplate.offline.evaluate.similar_hits import measure_similar
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.options import Columns
+from hotplate.offline.search.repeat_weights import ndcg as ndcg_of_repeats
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
     Engine,
@@ -51,8 +53,7 @@ from hotplate.offline.train.engine import (
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, order_by_popularity, recent_popularity
 from hotplate.offline.train.repeats import RepeatParams
-from hotplate.offline.train.repeats import ndcg as ndcg_of_repeats
-from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, measure_similar
+from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.report import markdown_page, markdown_table
 

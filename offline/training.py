@@ -20,7 +20,7 @@ import polars as pl
 from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words
-from hotplate.offline.evaluate.records import json_values
+from hotplate.offline.evaluate.records import RepeatSearch, json_values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.filters import parse_filter
@@ -30,14 +30,15 @@ from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import DataDescription, Model, check_target, save
 from hotplate.offline.options import Columns, Format
+from hotplate.offline.search.similar_items import choose_similar_params
+from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, search_repeats, tune
 from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, as_options, described, engine_of, estimate_fit_s, fit, params_class
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
-from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
-from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose_similar_params
+from hotplate.offline.train.repeats import RepeatParams
+from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.offline.train.tuning import Search, SearchData, TuneOptions, search_repeats, tune
 from hotplate.stores.verification import OnProgress
 
 # With fewer test users after a cut in time, the split is random.

@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "bench/benchmarks": {"stores", "serve"},
     "hotplate": {"stores", "offline", "serve", "bench"},
 }
+# Packages of the offline room, in the order of the work: each may import those before it.
+OFFLINE_PACKAGES = ("input", "train", "evaluate", "search")
 # What every room may use.
 SHARED = tuple(f"hotplate.{name}." for name in ("background", "proxies", "recommendations", "report", "report_page"))
 FOLDERS = set(ROOMS) - {"hotplate"}
@@ -83,6 +85,14 @@ def test_rooms_import_only_allowed_rooms(room: str) -> None:
         imported = {name for name in imports_of(module) if not f"{name}.".startswith(SHARED)}
         strangers = {room_of(name) for name in imported} - MAY_IMPORT[own] - {room, None}
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"
+
+
+def test_offline_packages_import_only_those_before_them() -> None:
+    for place, package in enumerate(OFFLINE_PACKAGES):
+        later = tuple(f"hotplate.offline.{name}." for name in OFFLINE_PACKAGES[place + 1 :])
+        for module in modules_of(f"offline/{package}"):
+            backwards = {name for name in imports_of(module) if f"{name}.".startswith(later)}
+            assert not backwards, f"{module.relative_to(ROOT)} imports {backwards}"
 
 
 def test_emulator_imports_no_other_room() -> None:

@@ -12,8 +12,8 @@ from hotplate.offline.evaluate.model_report import findings_in_words, metric_col
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
+from hotplate.offline.search.tuning import TuneOptions
 from hotplate.offline.train.engine import Engine, described, read_params
-from hotplate.offline.train.tuning import TuneOptions
 from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
 from hotplate.report import Report
 

@@ -20,6 +20,7 @@ from hotplate.offline.evaluate.metrics import (
     with_interval,
 )
 from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
+from hotplate.offline.evaluate.similar_hits import SimilarResult, measure_similar
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
 from hotplate.offline.exploration import NEW_DAYS, are_new
@@ -32,7 +33,7 @@ from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular, order_by_popularity, recent_popularity
-from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure_similar
+from hotplate.offline.train.similar import Similar, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.spec import OnIteration
 from hotplate.offline.variety import ItemSimilarity

@@ -13,12 +13,12 @@ from hotplate.offline.evaluate.records import (
     BaselineRecord,
     EvaluationRecord,
     Lead,
+    RepeatSearch,
     json_values,
 )
 from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.engine import described, name_of
-from hotplate.offline.train.repeats import RepeatSearch
 from hotplate.report import Column, Report, Row, TextTable
 
 _SHOWN_USERS = 10

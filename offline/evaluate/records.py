@@ -12,9 +12,9 @@ import msgspec
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.metrics import ListMetrics, MetricInterval, RankingMetrics
+from hotplate.offline.evaluate.similar_hits import SimilarResult
 from hotplate.offline.evaluate.splits import SplitOptions
-from hotplate.offline.train.repeats import RepeatSearch
-from hotplate.offline.train.similar import SimilarResult
+from hotplate.offline.train.repeats import RepeatParams
 
 # The split in JSON if the test data were given.
 _GIVEN = {"kind": "given"}
@@ -133,6 +133,23 @@ class TrialRecord(CellRecord, frozen=True, kw_only=True):
     ndcg: float
     se: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatSearch:
+    """The *share* of repeats among held-back pairs, and nDCG@*k* of three kinds of lists on all of them.
+
+    without  lists without items that the user has
+    alone    lists that may hold them, by the scores of the engine alone
+    blended  lists that may hold them, by scores to which the user's own choices are added with *params*
+    """
+
+    share: float
+    k: int
+    without: float
+    alone: float
+    blended: float
+    params: RepeatParams
 
 
 class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Engines, and the search for the best one."""
+"""Engines: their parameters, fits and scores."""
 
 import os
 

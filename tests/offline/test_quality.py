@@ -28,9 +28,9 @@ from hotplate.offline.quality import (
     other_rows,
     time_rows,
 )
+from hotplate.offline.search.tuning import SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import needs_times
-from hotplate.offline.train.tuning import SearchData, TuneOptions, tune
 from tests.support.interactions import evaluate
 from tests.support.paths import DATA
 

@@ -14,11 +14,11 @@ from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
+from hotplate.offline.search.tuning import SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular
-from hotplate.offline.train.tuning import SearchData, TuneOptions, tune
 from hotplate.offline.training import TrainSettings, train
 from hotplate.stores.encoding import OVERALL
 

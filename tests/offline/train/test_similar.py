@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from hotplate.offline.evaluate.similar_hits import SimilarResult, measure_similar
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import NO_TIME, History, Weighing
 from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.search.similar_items import choose_similar_params
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.similar import (
-    Similar,
-    SimilarParams,
-    SimilarResult,
-    choose_similar_params,
-    fit,
-    measure_similar,
-)
+from hotplate.offline.train.similar import Similar, SimilarParams, fit
 from tests.support.interactions import evaluate, matrix_of
 
 

@@ -15,13 +15,15 @@ import numpy as np
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE, LEADING_BY_SE
-from hotplate.offline.evaluate.records import CellRecord, SearchRecord
+from hotplate.offline.evaluate.records import CellRecord, RepeatSearch, SearchRecord
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
 from hotplate.offline.input.pairs import UserItems, items_per_user, users_per_item
+from hotplate.offline.search.budget import BUDGET_BYTES, BUDGET_S, TRIAL_ITERATIONS, Budget, Cost, with_fewer_iterations
+from hotplate.offline.search.cells import HIGHEST_GAMMA, cells_past_edge, cells_with_recency, default_cells
+from hotplate.offline.search.repeat_weights import choose_repeats
+from hotplate.offline.search.trials import Trial, Trials, best_of_each_engine, digest_of_search, sort_by_ndcg
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, TRIAL_ITERATIONS, Budget, Cost, with_fewer_iterations
-from hotplate.offline.train.cells import HIGHEST_GAMMA, cells_past_edge, cells_with_recency, default_cells
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -33,8 +35,6 @@ from hotplate.offline.train.engine import (
 )
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
-from hotplate.offline.train.repeats import RepeatSearch, choose_repeats
-from hotplate.offline.train.trials import Trial, Trials, best_of_each_engine, digest_of_search, sort_by_ndcg
 from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.

@@ -15,13 +15,13 @@ from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engin
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
+from hotplate.offline.search.budget import Cost
+from hotplate.offline.search.trials import Trial
+from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.budget import Cost
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.trials import Trial
-from hotplate.offline.train.tuning import Search, SearchData, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
 WEAK = replace(SMALL, factors=1, regularization=1e6)
@@ -100,7 +100,7 @@ def test_stopped_search_resumes(matrix: Matrix, tmp_path: Path, monkeypatch: pyt
         search(matrix, tuning=options, trials_folder=kept, on_trial=stop)
     latest = max(kept.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     latest.write_bytes(latest.read_bytes()[:100])
-    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", fit_of(whole.trials[1:]))
+    monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", fit_of(whole.trials[1:]))
     resumed = search(matrix, tuning=options, trials_folder=kept)
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
     assert [(trial.ndcg, trial.se) for trial in resumed.trials] == [(trial.ndcg, trial.se) for trial in whole.trials]
@@ -154,7 +154,7 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     metrics = [evaluate_engine(parts, best.params, EvaluateOptions(k=5)).metrics for parts in drawn]
     ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
-    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", fit_of(()))
+    monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", fit_of(()))
     assert search(fashions, SplitOptions("by-time"), **settings).record(None) == tuned.record(None)
     chosen = tuned.trials[tuned.recommended].params
     assert params_from("ease", tuned.record(None).trials[tuned.recommended].params) == chosen
@@ -169,7 +169,7 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
         fits.append(params)
         return fit_parts(parts, params)
 
-    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", counted)
+    monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", counted)
     tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
     plain = {trial.params for trial in tuned.trials if recency_of(trial.params) is None}
     assert len(plain) < len(tuned.trials), "recency was tried"
@@ -192,7 +192,7 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
             als.append(ref(ranker))
         return ranker
 
-    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", watched)
+    monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", watched)
     search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
     assert als
     assert alive
@@ -308,7 +308,7 @@ def test_only_highest_recency_power_is_compared_if_popularity_wins() -> None:
 
 
 def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.offline.train.budget.BUDGET_BYTES", 5_000)
+    monkeypatch.setattr("hotplate.offline.search.budget.BUDGET_BYTES", 5_000)
     notices: list[str] = []
     tuned = search(matrix, tuning=TuneOptions(), defaults=SMALL, on_notice=notices.append)
     assert {engine_of(cell) for cell in tuned.left_out} == {"als", "ease", "neighbours"}
@@ -333,13 +333,13 @@ def test_a_budget_of_seconds_bounds_the_search(matrix: Matrix) -> None:
 
 
 def test_cell_with_a_too_long_final_fit_is_left_out(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.offline.train.budget.LAST_FIT_S", 1.0)
+    monkeypatch.setattr("hotplate.offline.search.budget.LAST_FIT_S", 1.0)
     tuned = search(matrix, tuning=TuneOptions(), defaults=replace(SMALL, iterations=1_000_000))
     assert {engine_of(params) for params in tuned.left_out} == {"als"}
 
 
 def test_large_log_is_searched_on_sampled_users(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.offline.train.tuning._SEARCHED_PAIRS", matrix.user_items.nnz // 2)
+    monkeypatch.setattr("hotplate.offline.search.tuning._SEARCHED_PAIRS", matrix.user_items.nnz // 2)
     notices: list[str] = []
     tuned = search(matrix, SplitOptions("by-time", min_per_user=2, min_per_item=20), on_notice=notices.append)
     assert tuned.users is not None

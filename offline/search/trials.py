@@ -23,8 +23,8 @@ from hotplate.offline.evaluate.records import TrialRecord
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.history import History
 from hotplate.offline.input.pairs import UserItems
+from hotplate.offline.search.budget import with_fewer_iterations
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.budget import with_fewer_iterations
 from hotplate.offline.train.engine import (
     Engine,
     Params,

@@ -11,12 +11,13 @@ from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import SplitOptions, lists_of_tested, split
 from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.search.repeat_weights import choose_repeats
+from hotplate.offline.search.tuning import SearchData, search_repeats
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.repeats import RepeatParams, choose_repeats, own_counts
-from hotplate.offline.train.tuning import SearchData, search_repeats
+from hotplate.offline.train.repeats import RepeatParams, own_counts
 from tests.support.interactions import matrix_of
 
 

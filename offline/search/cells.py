@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE
+from hotplate.offline.search.trials import Trial
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import ENGINES, Engine, Params, engine_of, recency_of
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.trials import Trial
 
 # In days.
 _FIRST_HALF_LIVES = (2.0, 8.0)
