@@ -37,6 +37,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:2] in (["run"], ["import"], ["publish"]):  # clean up when a scheduler stops them
         signal.signal(signal.SIGTERM, _terminate)
+
     try:
         run_verb()
     except SystemExit as exiting:
@@ -47,6 +48,7 @@ def main() -> None:
     finally:
         if hears_ctrl_c:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     # Interrupted: a thread that returns from C code during an ordinary exit would abort the process.
     sys.stdout.flush()
     os._exit(INTERRUPTED)

@@ -127,14 +127,16 @@ class Background(Generic[T]):
         return running
 
     def _halted(self, use: Callable[Concatenate[T, P], R], *arguments: P.args, **options: P.kwargs) -> R:
-        """Call *use* with the object while its loop is halted, and return its result.
+        """Call *use* with the wrapped object while the event loop, in another thread, is halted; return the result.
 
-        Waits until the object is entered; raises what entering raised.
+        The object is an async context manager that this wrapper enters. Waits until it is entered, and raises what
+        entering raised.
         """
         with _lock():
             running = self._of_this_process()
             if running.entered is not None:
                 return use(running.entered, *arguments, **options)
+
         with suppress(concurrent.futures.CancelledError):  # closed since, which the next call raises
             running.entering.result()
         return self._halted(use, *arguments, **options)
@@ -149,7 +151,10 @@ class Background(Generic[T]):
 
 
 def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Background[T], P], R]:
-    """Return a coroutine method of T as a method of its blocking wrapper, which waits for the result."""
+    """Return a method for `Background[T]`, a blocking wrapper of T, that runs the coroutine *method* of T.
+
+    It takes the same arguments, runs the coroutine on the wrapper's event loop, and waits for the result.
+    """
 
     @wraps(method)
     def call(self: Background[T], /, *arguments: P.args, **options: P.kwargs) -> R:

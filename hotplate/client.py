@@ -134,6 +134,7 @@ class _Call:
         options |= {"exclude": [*self.exclude], "fields": ",".join(self.fields)}
         options = {name: value for name, value in options.items() if value}
         content = {**self.body, "n": self.n, **options}
+
         left_ms = (self.deadline - time.monotonic()) * 1000
         limit_ms = int(min(max(1.0, left_ms), MAX_TIMEOUT_MS))
         headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(limit_ms))]
@@ -239,6 +240,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         closed_loops = [other for other in list(self._pools) if other.is_closed()]
         for closed in closed_loops:
             self._pools.pop(closed, None)  # another thread may have removed it
+
         proxy = None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials)
         pool = httpcore2.AsyncConnectionPool(
             self.ssl_context,
@@ -261,7 +263,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         With a mapping, return a page of each list: it maps users to where the page begins, "0" for the first page, and
         the `next` of a page's answer for the page that follows.
         """
-        expected = [{"user": user} for user in users]
+        expected = [{"user": user} for user in users]  # fields by which an answer for another user is detected
         requested: list[Any] = list(users)
         if isinstance(users, Mapping):
             requested = [{"id": user, "after": after} for user, after in users.items()]
@@ -398,7 +400,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 await self._renew_popular_list(key, now, deadline=(now + call.deadline) / 2)
 
     async def _renew_popular_list(self, key: _PopularKey, now: float, *, deadline: float) -> None:
-        """Read a popular list again until *deadline*; both times are monotonic."""
+        """Read the popular list of *key* again until *deadline*, and remember it; *now* and *deadline* are monotonic.
+
+        It replaces answers of failed requests. If it cannot be read, or is empty, the former one is kept.
+        """
         self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
         popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=deadline, **key._asdict())
         answers = await self._send_until_deadline(popular)

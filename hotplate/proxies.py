@@ -44,6 +44,7 @@ def proxy_for(url: str) -> Proxy | None:
     """
     if not any(name.lower() in {"http_proxy", "https_proxy"} for name in os.environ):
         return None
+
     from urllib.request import getproxies_environment, proxy_bypass  # noqa: PLC0415 -- slow to import
 
     parts = urlsplit(url)
@@ -57,6 +58,7 @@ def proxy_for(url: str) -> Proxy | None:
     proxy = urlsplit(value if "://" in value else f"http://{value}")
     if proxy.scheme != "http" or not proxy.hostname:
         raise ValueError(f"{parts.scheme.upper()}_PROXY is not the URL of a proxy; write http://HOST:PORT")
+
     credentials = None
     if proxy.username is not None:
         credentials = unquote(proxy.username), unquote(proxy.password or "")

@@ -248,6 +248,7 @@ def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
     """
     if row.value is None:
         return UNKNOWN, row.note
+
     shown_unit = row.unit if unit or row.unit in {"us", "share"} else ""
     interval = ""
     if row.low is not None and row.high is not None:
@@ -256,7 +257,10 @@ def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report: answer, table, verdicts, origins, notes, and problems besides one that begins the answer."""
+    """Print a report: its answer, table, verdicts, origins of figures, notes, and problems.
+
+    A problem with which the answer begins is not repeated.
+    """
     _print_wrapped(report.sentence, console)
     _print_rows(report, console)
 
@@ -291,6 +295,7 @@ def _print_rows(report: Report, console: Console) -> None:
     main_rows = [row for row in report.rows if row.main]
     if not main_rows:
         return
+
     table = _table_of_figures(main_rows)
     width = console.measure(table, options=console.options.update(max_width=ANY_WIDTH)).minimum
     if report.listed or width > console.width:
@@ -332,10 +337,14 @@ def _table_of_columns(report: Report) -> Table:
 
 
 def _texts_of_column(column: Column, rows: Sequence[Row | None]) -> list[str]:
-    """Return the heading and the cells of a column; *rows* has its row of each subject."""
+    """Return the heading and then the cells of a column, one for each of *rows*; None is an empty cell.
+
+    If a row has a mark, a sign that refers to an explanation, all cells have room for one, so that figures are aligned.
+    """
     has_marks = not column.noted and any(row.mark for row in rows if row)
     if not has_marks:
         return [column.heading, *(format_cell(row, column) for row in rows)]
+
     heading = "\n".join(f"{line}  " for line in column.heading.split("\n"))  # spaces above the marks
     return [heading, *(_marked_cell(row, column) for row in rows)]
 
@@ -347,7 +356,10 @@ def _marked_cell(row: Row | None, column: Column) -> str:
 
 
 def _table_of_figures(rows: Sequence[Row]) -> Table:
-    """Return a table with a line for each subject and a column for each figure; intervals are below the values."""
+    """Return a table with a line for each subject and a column for each figure, as "p99"; a row is one cell of it.
+
+    Intervals are below the values.
+    """
     heading_by_figure = headings(rows)
     subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
     table = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -362,7 +374,10 @@ def _table_of_figures(rows: Sequence[Row]) -> Table:
 
 
 def _table_of_rows(rows: Sequence[Row]) -> Table:
-    """Return a table with a line for each row, with figure, value and interval, below the name of its subject."""
+    """Return a table with a line for each row: its figure, value and interval, below the name of the subject.
+
+    Rows of a subject must follow one another.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for subject, rows_of_subject in groupby(rows, key=lambda row: row.subject):
         table.add_row(Text(subject), style="bold")
@@ -389,9 +404,10 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def from_json(facts: Mapping[str, Any]) -> Report:
-    """Return the report that `to_json` made a JSON object of, without plots and tables.
+    """Return the report that `to_json` made *facts* from, without plots and tables.
 
-    Raises KeyError, TypeError or ValueError for another object, and ValueError for another version's format.
+    Names that are no fields of a report become `extra`. Raises KeyError, TypeError or ValueError for another object,
+    and ValueError for the format of another version.
     """
     if facts["format"] != FORMAT:
         advice = "upgrade hotplate" if facts["format"] > FORMAT else "measure again"

@@ -82,12 +82,16 @@ def _write(path: Path, text: str) -> None:
 
 
 def page(report: Report) -> str:
-    """Return a report as an HTML page: answer, problems, table, verdicts, notes, plots, method, and details."""
+    """Return a report as an HTML page: answer, problems, table, verdicts, notes, plots, method, and details.
+
+    With `plot_first`, the first plot is above the table.
+    """
     plots = [_figure(plot) for plot in report.plots]
     parts = [f"<h1>{_prose(report.sentence)}</h1>", f'<p class="soft">{_escaped(_origin(report))}</p>']
     if report.complaints:
         reasons = "".join(f"<li>{_prose(complaint)}</li>" for complaint in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
+
     if report.plot_first and plots:
         parts.append(plots.pop(0))
     parts.append(summary(report))
@@ -187,20 +191,25 @@ def _one_line(heading: str) -> str:
 
 
 def _column_cell(row: Row | None, column: Column) -> str:
-    """Return a cell of a column as HTML: the row's value, mark and interval, or its note; empty for no row."""
+    """Return a cell of a column as HTML: the row's value, mark and interval, or its note; empty for no row.
+
+    A mark is a sign that refers to an explanation below the table.
+    """
     text = _escaped(format_cell(row, column)).replace(" ", "&nbsp;")
     if row is None or column.noted or row.value is None:
         return text
+
     mark = f"&nbsp;{_escaped(row.mark)}" if row.mark else ""
     if row.low is None or row.high is None:
         return f"{text}{mark}"
+
     low = format_cell(replace(row, value=row.low), column)
     high = format_cell(replace(row, value=row.high), column)
     return f"{text}{mark}<small>{low} … {high}</small>"
 
 
 def _matrix_html(rows: Sequence[Row]) -> str:
-    """Return a table with a line for each subject and a column for each figure of *rows*."""
+    """Return an HTML table with a line for each subject and a column for each figure, as "p99"; a row is one cell."""
     heading_by_figure = headings(rows)
     row_of = {(row.subject, row.figure): row for row in rows}
     cells = dict[str, list[str]]()
@@ -277,6 +286,7 @@ def _draw_curves(axes: Axes, plot: Plot) -> None:
         y = [math.nan if value is None else value for value in curve.y]
         label = curve.name if has_legend else None
         axes.plot(curve.x, y, color=LINES[number % len(LINES)], marker=marker, markersize=4, label=label)
+
     axes.set_ylabel(plot.y)
     values = [value for curve in plot.curves for value in curve.y if value is not None]
     _set_scale(axes.yaxis, values, plot.y_unit, is_log=plot.log_y)
@@ -325,7 +335,10 @@ def _set_scale(axis: Axis, values: Iterable[float], unit: str, *, is_log: bool) 
 
 
 def _set_log_scale(axis: Axis, name: str, positive: Sequence[float]) -> None:
-    """Make the axis *name*, x or y, logarithmic, with ends around *positive* values."""
+    """Make an axis logarithmic, with ends around *positive* values, at least a factor of LEAST_RATIO apart.
+
+    *name* is "x" or "y". Labels are at 1, 2 and 5 times the powers of ten, or over a large range at the powers only.
+    """
     low = min(positive) / LOG_MARGIN
     high = max(positive) * LOG_MARGIN
     if high / low < LEAST_RATIO:

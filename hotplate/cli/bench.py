@@ -133,8 +133,9 @@ def charges(
     from hotplate.cli import bench_work
 
     plan = bench_work.confirmed_charges(store, sizes, dry_run=dry_run, yes=yes)
-    if plan is None:
+    if plan is None:  # a dry run
         return
+
     measured = bench_work.measure_charges(plan)
     written.write_text(measured.to_toml())
     if as_json:
@@ -196,11 +197,13 @@ def cosmos_emulator(
     from hotplate.stores.cosmos.url import EMULATOR_KEY
 
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
+
     key = EMULATOR_KEY
     key_shown = f"{EMULATOR_KEY} (published, not a secret)"
     if key_file is not None:
         key = key_file.read_text().strip()
-        key_shown = str(key_file)
+        key_shown = str(key_file)  # the key itself is a secret
+
     settings = EmulatorSettings(
         host=host,
         port=port,

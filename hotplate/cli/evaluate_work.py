@@ -33,10 +33,11 @@ def measure(origin: str, truth: Path, flags: ListFlags, *, train: Path | None, r
     origin  the URL or path of the lists
     truth   a file, or a folder, of users and the items that they chose
     train   earlier interactions, to measure popularity and coverage by
-    rating  a column of *truth*, to measure scores as its predictions
+    rating  a column of *truth* that scores of the lists are measured against, as predictions
     """
     reading = partial(_read_lists, truth, [origin], flags, train=train, rating=rating)
     evaluator, (candidate,) = run_interruptibly(reading)
+
     report = run_interruptibly(lambda: evaluator.evaluate(candidate))
     if not flags.as_json:
         print_rows_read(named_paths([truth]), evaluator.truth.rows, evaluator.truth.left_out)

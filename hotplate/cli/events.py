@@ -57,6 +57,7 @@ def ship(
     if as_json:
         print_json(shipped)
         return
+
     out.print(f"shipped {format_count(shipped.segments, 'segment')}, {shipped.bytes / 1e6:,.1f} MB, to {redacted(to)}")
     if shipped.recovered:
         out.print(f"{shipped.recovered} of them are of workers that were killed")
@@ -87,6 +88,7 @@ def report(
     with progress_bars() as on_progress:
         counts = count_events(source, partial(on_progress, "report"), arms=arm_events)
     comparison = None if arm_events is None else arm_events.report(min_effect / 100)
+
     if as_json:
         print_json(_report_json(counts, comparison))
         return
@@ -98,6 +100,10 @@ def report(
 
 
 def _report_json(counts: "EventReport", comparison: "ArmReport | None") -> dict[str, object]:
+    """Return what `--json` prints: the fields of *counts*, its rows with click-through rates, and the comparison.
+
+    *comparison* is that of the arms of an experiment, groups of users with different releases; None without one.
+    """
     facts: dict[str, object] = {field.name: getattr(counts, field.name) for field in fields(counts)}
     facts["rows"] = [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in counts.rows]
     if comparison is not None:
@@ -106,7 +112,11 @@ def _report_json(counts: "EventReport", comparison: "ArmReport | None") -> dict[
 
 
 def _print_arms(comparison: "ArmReport", mean_heading: str, users_heading: str) -> None:
-    """Print a table with users, mean and users needed of both arms of an experiment, then the verdict and its end."""
+    """Print a table of an experiment's arms A and B, two groups of users with different releases, and the verdict.
+
+    Its columns are the users of an arm, the mean of the goal per user, and the users that would show a difference. The
+    last line has the interval of the difference, and the end of the experiment (horizon).
+    """
     means = [f"{mean:.4g}" for mean in comparison.means]
     users_needed = comparison.users_needed or ("", "")
     headings = ("arm", "users", mean_heading, users_heading)

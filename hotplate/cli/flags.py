@@ -54,9 +54,14 @@ class Setting:
 
     @classmethod
     def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
-        """Return the setting of a field annotated with a Flag or an Argument; *prefix* is of the verb's variables."""
+        """Return the setting of a field with the name *name*, declared by *annotation*: Annotated[type, Flag(...)].
+
+        A Flag becomes an option such as --max-ru and, unless it declares otherwise, an environment variable such as
+        HOTPLATE_MAX_RU; *prefix* follows HOTPLATE_ in its name. An Argument, a parameter by position, has neither.
+        """
         annotated, declaration = get_args(annotation)[:2]
         value_type, is_list = _value_type_of(annotated)
+
         flag = None
         variable = None
         if isinstance(declaration, Flag):
@@ -66,6 +71,7 @@ class Setting:
             if declaration.env:
                 own_prefix = prefix if declaration.prefix is None else declaration.prefix
                 variable = f"{PREFIX}{own_prefix}{_key_of(flag).upper()}"
+
         return cls(
             name=name,
             value_type=value_type,
@@ -123,6 +129,7 @@ class Setting:
                 parser=self._parse_option if self.value_type is Path else None,
                 show_default=False,
             )
+
         flag = str(self.flag)
         if self.value_type is bool and "/" not in flag and self.default is not False:
             flag += f"/--no-{flag.removeprefix('--')}"
@@ -179,6 +186,7 @@ class Setting:
         if value_type in (int, float) and isinstance(self.declaration, Flag):
             bounds = msgspec.Meta(ge=self.declaration.at_least, le=self.declaration.at_most)
             value_type = Annotated[value_type, bounds]
+
         try:
             return msgspec.convert(readable, value_type, strict=False, dec_hook=lambda path, text: path(text))
         except msgspec.ValidationError as error:
@@ -193,6 +201,7 @@ class Setting:
             return f"is not one of {', '.join(get_args(self.value_type))}"
         if self.value_type not in (int, float) or not isinstance(self.declaration, Flag):
             return f"cannot be read: {reason}"
+
         number = "a whole number" if self.value_type is int else "a number"
         low = self.declaration.at_least
         high = self.declaration.at_most
@@ -205,7 +214,11 @@ class Setting:
         return f"is not {number} from {low:,g} to {high:,g}"
 
     def _parse_option(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
-        """Return the value of a text as `read`; BadParameter names the variable that it is from."""
+        """Return the value of an option's text, like `read`. Raises typer.BadParameter for an invalid one.
+
+        Typer does not tell whether a text is from the command line or from the setting's environment variable. If the
+        variable has the same text, the error names it.
+        """
         try:
             return self.read(text)
         except ValueError as error:
@@ -218,7 +231,10 @@ class Setting:
 
 
 def _value_type_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of any type
-    """Return the type of a value, and whether there may be several: str and True for `tuple[str, ...] | None`."""
+    """Return the type of a setting's value, and whether it is a list of such values.
+
+    The type is str for `str | None`, and for `tuple[str, ...] | None`, which is a list.
+    """
     value_type = annotated
     if get_origin(value_type) in (Union, UnionType):
         value_type = next(member for member in get_args(value_type) if member is not type(None))
@@ -287,6 +303,7 @@ def verb_with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[.
             parameters += [setting.parameter() for setting in own_settings]
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
     rare_names = {setting.name for setting in settings if setting.is_rare}
     parameters.sort(key=lambda parameter: parameter.name in rare_names)
 

@@ -58,6 +58,7 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
         dates = [time.strftime("%Y-%m-%d", time.gmtime(key.created_at)) for key in client.keys]
         dates += [""] * (2 - len(dates))  # a client may lack a secondary key
         rows.append((client.name, ", ".join(client.scopes), client.rate, *dates))
+
     headings = ("client", "scopes", "requests/s", "primary", "secondary")
     print_result([client.described() for client in clients], table(headings, rows), as_json=as_json)
 
@@ -79,8 +80,10 @@ def revoke(
     if primary == secondary:
         _revoke_all(file, name, as_json=as_json)
         return
+
     kind: Literal["primary", "secondary"] = "primary" if primary else "secondary"
-    client = key_file.revoke(file, name, kind)
+    client = key_file.revoke(file, name, kind)  # None if that was the last key
+
     facts = {"name": name, "revoked": kind, "keys_left": 0 if client is None else len(client.digests())}
     sentences = [f"revoked the {kind} key of {name}"]
     if client is None:

@@ -39,9 +39,10 @@ _VERBS = {
 
 
 def command(arguments: Sequence[str] = ()) -> typer.Typer:
-    """Return the command for typer, with the verb that *arguments* begin with, else with all verbs.
+    """Return the command `hotplate` for typer, with the verb that *arguments* begin with, else with all verbs.
 
-    Only modules of these verbs are loaded; all take 0.1 s.
+    Only the modules of these verbs are imported, since all take 0.1 s. A verb is a function, or a typer.Typer with
+    verbs below it, as `releases`.
     """
     app = Verbs(
         no_args_is_help=True,
@@ -52,6 +53,7 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
         epilog="The environment sets options, too.",
     )
     app.callback(invoke_without_command=True)(hotplate)
+
     requested = [name for name in arguments[:1] if name in _VERBS]
     for name in requested or _VERBS:
         module, attribute = _VERBS[name]
@@ -103,6 +105,7 @@ def main() -> None:
     An expected error prints one sentence and sets the exit code; a defect prints its traceback.
     """
     os.environ.setdefault("_RJEM_MALLOC_CONF", _POLARS_MEMORY)  # read when polars is loaded
+
     # Print warnings of stores; `serve` and `demo` replace this handler when they configure logging.
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("hotplate: %(message)s"))

@@ -14,9 +14,10 @@ def rule_counts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def manifest_facts(manifest: Manifest, state: str) -> list[tuple[str, object]]:
-    """Return a heading and a text for each fact that a release's manifest states; *state* is that of the release.
+    """Return pairs of a heading and a value for the table of a release, by its manifest, the description of a release.
 
-    `about` of a manifest has facts by name, of which texts and numbers are shown, but "engine", which `origin` has.
+    *state* is that of the release, in words. Of `about`, facts by name, texts and numbers are shown, except "engine",
+    which `origin` has with its parameters.
     """
     origin = manifest.origin
     params = ", ".join(f"{name} {value}" for name, value in origin.params.items())
@@ -45,15 +46,17 @@ def print_quality(manifest: Manifest) -> None:
 
 
 def print_metrics(manifest: Manifest) -> None:
-    """Print metrics of the published lists, and in parentheses those in training, if rules changed the lists since.
+    """Print metrics of the published lists and, in parentheses, of the lists in training, which rules have changed.
 
-    Only metrics that both have are printed; those of new items, if both are of the same number of days.
+    Without `as_trained`, the metrics in training, rules changed nothing, and nothing is printed. Only metrics that both
+    have are printed, and that of new items only if both count items of as many days.
     """
     quality = manifest.origin.quality
     if quality.as_trained is None:
         return
     published = quality.model
     trained = quality.as_trained.model
+
     out.print(f"  as published, nDCG@{quality.k} is {published['ndcg']:.4f}; in training it was {trained['ndcg']:.4f}")
     names = {"coverage": "coverage", "list_similarity": "similarity within a list"}
     if quality.new_days == quality.as_trained.new_days:

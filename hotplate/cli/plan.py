@@ -88,7 +88,7 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     if flags.prices_from_azure:
         prices = flags.prices or Path("prices.toml")
         _write_prices(*flags.prices_from_azure, prices)
-        if not _has_inputs(flags, values):
+        if not _has_inputs(flags, values):  # only the prices were wanted
             return
 
     saved_plan = flags.source or flags.check
@@ -126,7 +126,12 @@ class _Sources:
 def _read_sources(
     flags: PlanFlags, values: Mapping[str, str | None], *, prices: Path, baseline: Baseline | None
 ) -> _Sources:
-    """Read the reports, release and charges that the flags of `plan` name; *baseline* is the saved plan, if any."""
+    """Read what a plan is calculated from: inputs of files, of a release and of the command line, prices and charges.
+
+    values    inputs that have a flag, as texts; None if the flag is missing
+    prices    the file of prices, which is read later
+    baseline  the saved plan of `--from` or `--check`, if any
+    """
     command_line = _command_line_inputs(flags, values)
     reports = {path: inputs.read_report(path) for path in flags.from_report}
     return _Sources(
@@ -156,6 +161,7 @@ def _write_and_print(
         raise inputs.PlanMisused(
             f"--why: there is no figure {flags.why!r}; known are {', '.join(capacity_plan.figures)}"
         )
+
     if flags.report is not None:
         from hotplate import report_page  # an extra
 
@@ -181,7 +187,7 @@ def _is_same_file(saved: Path | None, checked: Path | None) -> bool:
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    """Yield the parameters of `plan`, with one for each input that has a panel."""
+    """Yield the parameters of `plan`: a flag for each input with a panel (a group in the help), then `flags`."""
     parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     for name, known in inputs.INPUT_FIELDS.items():
         if panel := known.metadata["panel"]:
@@ -206,6 +212,7 @@ def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | No
         if not equals:
             raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {assignment!r}")
         from_set[name.strip()] = value.strip()
+
     from_flags = {name: value for name, value in inputs_by_flag.items() if value is not None}
     layers = [InputSource("flag", from_set, "--set {name}"), InputSource("flag", from_flags, "--{flag}")]
 
@@ -239,7 +246,10 @@ def _open_page(flags: PlanFlags, sources: _Sources) -> None:
 
 
 def _option_words(flags: PlanFlags, prices: Path) -> list[str]:
-    """Return the options that a command for the same plan needs besides inputs, as words of the command."""
+    """Return the words of the options that a command for the same plan needs besides inputs, as ["--prices", "x.toml"].
+
+    They name files and a release; *prices* is the file of prices in use.
+    """
     options = [
         ("--from", flags.source or flags.check),
         *(("--from-report", path) for path in flags.from_report),

@@ -97,6 +97,7 @@ def read_flags_by_list(flags: F) -> dict[str, F]:
         name, equals, source = text.partition("=")
         if not equals or not source or name in flags_by_list:
             raise SettingError(f"--list: {text!r} is not NAME=SOURCE with a new name, such as basket=model2.")
+
         path = Path(source)
         if path.suffix == ".toml":
             keys = read_toml(path)
@@ -134,7 +135,7 @@ def publish_models(flags: PublishFlags) -> None:
     `publish_lists`.
     """
     flags = with_gates_and_ru_limit(flags)
-    flags_by_list = read_flags_by_list(flags)
+    flags_by_list = read_flags_by_list(flags)  # of named lists
     if flags.model is not None:
         flags_by_list = {"": flags} | flags_by_list
     if not flags_by_list or any(list_flags.model is None for list_flags in flags_by_list.values()):
@@ -146,6 +147,7 @@ def publish_models(flags: PublishFlags) -> None:
     settings_by_list = dict[str, ListSettings]()
     for name, stored_name in stored_names(flags_by_list).items():
         settings_by_list[name] = list_settings(flags_by_list[name], is_default=not stored_name)
+
     models = {name: str(list_flags.model) for name, list_flags in flags_by_list.items()}
     # `on_spark` returns lists that Spark computes, or without --master the same lists.
     with _local_folders(models) as (folders, mlflow_uris), _on_spark_if_wanted(flags) as on_spark:
@@ -159,9 +161,10 @@ def publish_models(flags: PublishFlags) -> None:
 def _load_model_lists(
     folders: Mapping[str, Path], settings: Mapping[str, ListSettings], report: OnStage
 ) -> ModelLists | NamedLists:
-    """Load the model of each list by name, and return a source of their lists, which are measured when published.
+    """Load the models in *folders*, by the name of a list, and return a source of their lists, which a publish reads.
 
-    A folder that several lists name is loaded once. *report* is called with progress.
+    A folder that several lists name is loaded once. The lists are measured while they are published; *report* is called
+    with the progress. `stored_names` gives each list the name by which rows are stored, "" for the default list.
     """
     models = {folder: load(folder) for folder in dict.fromkeys(folders.values())}
     sources = dict[str, ModelLists]()
@@ -231,7 +234,11 @@ def import_lists(flags: ImportFlags) -> None:
 def _read_imported_lists(
     settings: Mapping[str, ImportSettings], folder: Path, report: OnStage
 ) -> ImportedLists | NamedLists:
-    """Read the files of each list by name, with scratch files in *folder*; *report* is called with progress."""
+    """Return a source of lists from files, by the *settings* of each list, with scratch files in *folder*.
+
+    *report* is called with the progress. `stored_names` gives each list the name by which rows are stored, "" for the
+    default list.
+    """
     sources = dict[str, ImportedLists]()
     for number, (name, stored_name) in enumerate(stored_names(settings).items()):
         scratch = folder / str(number)
@@ -311,7 +318,8 @@ def publish_lists(
 def write_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, meter: RequestUnitMeter) -> Written:
     """Write lists as a release, make it live, and prune old releases; *meter* counts request units (RU) of Cosmos DB.
 
-    The other parameters are those of `publish_lists`. A refused release is returned, and not raised.
+    The other parameters are those of `publish_lists`. If the release may not go live, the result has the error that
+    says why, and it is not raised.
     """
     run_on_store(flags.store, check_store, may_be_new=True)
     with progress_bars(meter.progress) as on_progress:
@@ -340,7 +348,8 @@ class Rehearsal:
 def rehearse_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags) -> Rehearsal:
     """Publish lists to a stand-in for the store, a temporary folder; nothing is written to the store.
 
-    Gates compare with the live release of the store itself. The parameters are those of `publish_lists`.
+    Gates, bounds that a release must meet to go live, compare with the live release of the store itself. The parameters
+    are those of `publish_lists`.
     """
     with progress_bars() as on_progress:
         lists = run_interruptibly(lambda: read_lists(on_progress))
@@ -357,9 +366,10 @@ def rehearse_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlag
 async def _rehearse(
     lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store
 ) -> tuple[Plan, WrittenRelease]:
-    """Return the rows and bytes that *lists* would take in *store*, and what was written to its stand-in.
+    """Return the rows and bytes that *lists* would take in *store*, and the release written to its stand-in.
 
-    Gates refuse nothing here; the caller reads their verdicts in the manifest.
+    The stand-in is a temporary store. Gates, bounds that a release must meet to go live, refuse nothing here; the
+    caller reads their verdicts in the manifest, the description of the release.
     """
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
@@ -389,7 +399,10 @@ def _print_rehearsal(rehearsal: Rehearsal, flags: ReleaseFlags) -> None:
 
 
 def _rehearsal_json(rehearsal: Rehearsal, store: str) -> dict[str, object]:
-    """Return what `--json` prints of a dry run; entries of the manifest's record of the origin are printed as it is."""
+    """Return what `--json` prints of a dry run: the rows and bytes that the release would take, and its gates.
+
+    Of `about` in its manifest, the record of its origin, three entries are printed unchanged, if they are not empty.
+    """
     facts: dict[str, object] = {
         "dry_run": True,
         "store": store,
@@ -415,7 +428,8 @@ def _gates_json(manifest: Manifest) -> dict[str, object]:
 def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> dict[str, object]:
     """Return what `--json` prints of a published release; with *is_import* also the rows read and left out.
 
-    The arm is that of an experiment, A or B; without one, the live release is A.
+    An experiment gives arm A, a group of users, the live release, and arm B another one. Without an experiment, the arm
+    is A.
     """
     manifest = written.result.manifest
     arm = flags.settings.arm
@@ -423,6 +437,7 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
     if is_import:
         origin = manifest.origin
         facts = {"rows": origin.rows, "left_out": origin.left_out, "notes": origin.notes}
+
     facts |= {
         "store": shown_store_url(flags.store, as_json=True),
         "release": manifest,
@@ -469,6 +484,7 @@ def print_written(written: Written, settings: PublishSettings, meter: RequestUni
     print_attributes(manifest)
     print_metrics(manifest)
     print_gates(manifest)
+
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed, in {store}")
     meter.print_totals(manifest.rows)

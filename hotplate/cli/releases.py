@@ -77,12 +77,17 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
 
 def _print_releases(catalogue: Catalogue, store: str | None) -> None:
-    """Print which release is live, and a table of all."""
+    """Print which release of a store is live, and a table of all; the catalogue is the store's record of releases.
+
+    `distinct` has its entries without those that a current entry of the same id has replaced.
+    """
     if not catalogue.distinct:
         out.print(f"no releases in {shown_store_url(store)}; `hotplate store rebuild` finds lost ones")
         return
+
     live = f"release {catalogue.live} is live" if catalogue.live else "no release is live"
     out.print(f"{live} in {shown_store_url(store)}, of {format_count(len(catalogue.distinct), 'release')}")
+
     rows = list[tuple[object, ...]]()
     for entry in catalogue.distinct:
         state = _state_in_words(catalogue, entry)
@@ -111,6 +116,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
         state = {"state": entry.state, "refused_by": entry.refused_by, "canary_percent": percent}
         print_json(asdict(manifest) | state)
         return
+
     out.print(table(("", ""), manifest_facts(manifest, _state_in_words(catalogue, entry))))
     print_quality(manifest)
     print_gates(manifest)
@@ -143,6 +149,7 @@ def activate(
         override=Override.of(force=force),
     )
     is_changed = run_on_store(store, make_live)
+
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
     key = "live" if arm == "A" else "arm_b"
@@ -283,7 +290,10 @@ def copy(
 def _print_copied(
     result: "WrittenRelease", target: str, meter: RequestUnitMeter, *, is_live: bool, as_json: bool
 ) -> None:
-    """Print the rows that were copied to the store *target*, the release's state, and the request units spent."""
+    """Print the rows that were copied to the store *target*, the release's state, and the request units spent.
+
+    Of an interrupted copy that was continued, `skipped` rows had been written before.
+    """
     facts = {
         "release": result.manifest,
         "live": is_live,

@@ -82,7 +82,7 @@ def lookup(
 
 
 async def _answer_request(request: "ListRequest", store: Store) -> Recommendations:
-    """Return what a service of this store alone would answer."""
+    """Return what a service that reads only *store* would answer to *request*."""
     from hotplate.serve.embedded import recommendations_of
     from hotplate.serve.list_requests import answer_list
     from hotplate.serve.reader import TieredReader
@@ -107,6 +107,7 @@ def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
         facts["list"] = answer.list
         source += f" in {answer.list}"
     facts |= {"source": answer.source, "items": answer.items}
+
     role = ", the canary" if answer.canary else ""
     sentence = f"{user}: {source}, release {answer.release}{role}"
     rows = [(item["id"], item["score"], item.get("title")) for item in answer.items]

@@ -64,13 +64,17 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
 
 
 def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: bool) -> None:
-    """Print whether a store can be used, as it has no errors, and each finding on a line."""
+    """Print whether a store can be served from and published to, that is, has no errors, and each finding on a line.
+
+    A finding is a sentence on a part of the store (`subject`), with a level, such as error or warning.
+    """
     counts = Counter(finding.level for finding in findings)
     facts = {
         "store": shown_store_url(store, as_json=True),
         "fit": not counts[Level.ERROR],
         "findings": [finding._asdict() for finding in findings],
     }
+
     lines = [f"{finding.level:<8} {finding.subject:<12} {finding.sentence}" for finding in findings]
     verb = "cannot" if counts[Level.ERROR] else "can"
     totals = f"{format_count(counts[Level.ERROR], 'error')}, {format_count(counts[Level.WARNING], 'warning')}"
@@ -147,6 +151,7 @@ def rebuild(
     with progress_bars() as on_progress:
         rebuild_catalogue = partial(_survey_and_rebuild, live=live_id, force=force, on_progress=on_progress)
         result = run_on_store(store, rebuild_catalogue)
+
     if as_json:
         facts = _survey_json(result.surveyed, result.catalogue)
         print_json(with_warnings({"store": shown_store_url(store, as_json=True), **facts}))
@@ -198,8 +203,8 @@ def repair(store: StoreUrl = None, as_json: Json = False) -> None:
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:
     """Return what `rebuild` prints as JSON: the releases that a store has rows of, and what else it has.
 
-    *rebuilt* is the new catalogue, with the state of each release, None if none was written. An incarnation is the data
-    of one writing of a release.
+    *rebuilt* is the new catalogue, with the state of each release, None if none was written. An incarnation is the
+    unique name of one write of a release.
     """
     live = None if rebuilt is None else rebuilt.live
     states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
@@ -265,6 +270,7 @@ def _copy_files(
             return await copy(opened, report)
 
         result = run_on_store(store, check_and_copy, may_be_new=True)  # `backup` reports a missing store
+
     live = f"{result.live} is live" if result.live else "nothing is live"
     copied = f"{len(result.releases)} releases, {result.copied_bytes / 1e6:,.1f} MB copied"
     print_result(result, f"{sentence}: {copied}; {live} in it", as_json=as_json)

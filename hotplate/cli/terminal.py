@@ -105,6 +105,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
     lines = [["" if cell is None else str(cell) for cell in row] for row in rows]
     has_short_ids = all(len(line[0]) <= WIDEST_ID for line in lines)
+
     for column, heading in enumerate(headings):
         grid.add_column(heading, overflow="fold", no_wrap=column == 0 and has_short_ids)
     for line in lines:
@@ -132,7 +133,11 @@ def print_rows_read(source: str, rows: int, left_out: Mapping[str, int], notes: 
 
 
 def print_error(error: BaseException, *, as_json: bool) -> int:
-    """Print an expected error as one sentence, as text or JSON, and return the exit code; raises another one again."""
+    """Print an expected error as a sentence, as text or JSON, and return the exit code; raise an unexpected one again.
+
+    The sentence begins with a capital letter, unless its first word is not a word but a path, a URL, or a name that the
+    user has given.
+    """
     sentence, code = _sentence_and_exit_code(error)
     first_word = sentence.partition(" ")[0]
     arguments = {argument.rpartition("=")[2] for argument in sys.argv[2:]}
@@ -140,6 +145,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
         sentence = sentence[:1].upper() + sentence[1:]
     if not sentence.endswith("?"):
         sentence = sentence.rstrip(".") + "."
+
     if as_json:
         sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
     else:
@@ -167,6 +173,7 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
     if not err.is_terminal:
         yield _stage_lines()
         return
+
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(),
@@ -269,9 +276,9 @@ def run_interruptibly(work: Callable[[], T]) -> T:
 
 
 def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
-    """Return the sentence and the exit code of an error that users can mend; raises another one again.
+    """Return the sentence and the exit code of an error that a user can cause; raise any other error again.
 
-    A module that is not installed is such an error if one of the extras installs it.
+    A module that is not installed is such an error if one of hotplate's extras, as `hotplate[bench]`, installs it.
     """
     if isinstance(error, typer.TyperException):
         return error.format_message() or "say what to do; the help has been printed", error.exit_code

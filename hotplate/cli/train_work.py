@@ -63,11 +63,13 @@ def train_settings(flags: TrainFlags) -> TrainSettings:
     --params, it searches for parameters.
     """
     params = read_params(flags.engine or "als", flags.params or "", flags.seed)
+
     split: SplitOptions | AutoSplit | None = None
     if flags.split is None:
         split = AutoSplit(test_share=flags.test_share, seed=flags.seed)
     elif flags.split != "none":
         split = SplitOptions(flags.split, test_share=flags.test_share, seed=flags.seed)
+
     return TrainSettings(
         path=flags.data[0],
         more=flags.data[1:],
@@ -88,7 +90,10 @@ def train_settings(flags: TrainFlags) -> TrainSettings:
 
 
 def _tune_options(flags: TrainFlags) -> TuneOptions | None:
-    """Return the options of the search for parameters, None if an option replaces the search."""
+    """Return the options of the search for a model's parameters; None if an option replaces the search.
+
+    Raises SettingError if `--tune`, the time of the search, is given together with such an option.
+    """
     reasons = {"--no-tune": flags.no_tune, "--params": flags.params, "--engine spark": flags.engine == "spark"}
     replacing = [reason for reason, value in reasons.items() if value not in {None, False}]
     if not replacing:
@@ -148,6 +153,7 @@ def print_training(report: TrainReport, *, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
         return
+
     model = report.model
     warnings = [f"look out: {report.warning}"] if report.warning else []
     shown = Report(

@@ -84,9 +84,10 @@ def find(users: Users, places: Places) -> None:
 
 
 def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
-    """Search backups, model folders and folders of events for *users*; nothing is deleted there.
+    """Return which of *users* are in backups, model folders and folders of events, and the places not searched.
 
-    Raises StoreMisused for a missing folder, before anything is erased from the store.
+    Nothing is deleted there. Raises StoreMisused for a missing folder; the caller searches before it erases users from
+    the store.
     """
     for path in (*places.backups, *places.models):
         _require_folder(path)
