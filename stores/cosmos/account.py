@@ -95,8 +95,9 @@ class CosmosAccount:
                 if SERVERLESS in str(error.message):
                     return None
                 raise
+
+            # get_throughput lacks the minimum and pending changes, so read its resource, an offer, once more.
             name: str = (throughput.properties or dict[str, Any]())["id"]
-            # get_throughput lacks the minimum and pending changes.
             offer = await client.client_connection.Read(
                 f"/offers/{name}/",
                 ResourceType.Offer,
@@ -124,10 +125,11 @@ class CosmosAccount:
                 proxy = self._container(client, container)
                 await proxy.read()  # tells a missing container from a missing item
                 self._known[container] = proxy
+
             try:
                 item = await proxy.read_item(name, name)
             except CosmosHttpResponseError as error:
-                if error.status_code != 404 or error.sub_status:
+                if error.status_code != 404 or error.sub_status:  # a substatus means more than an absent item
                     raise
                 self._charged(error.headers)
                 return None
@@ -189,6 +191,7 @@ class CosmosAccount:
             options["preferred_locations"] = [address.region]
         if address.ca is not None:
             options["connection_verify"] = address.ca
+
         async with AsyncExitStack() as stack:  # closed on failure
             if not isinstance(credential, str):
                 await stack.enter_async_context(credential)
@@ -202,14 +205,16 @@ class CosmosAccount:
                 **options,
             )
             stack.push_async_callback(client.close)
-            await client.__aenter__()
+            await client.__aenter__()  # reads the account
             self._stack = stack.pop_all()
         self._client = client
         return client
 
     def _translated(self, error: CosmosHttpResponseError) -> StoreError:
+        """Return the StoreError for a response that the SDK raised as an error, and count its charge."""
         headers = error.headers or {}
         self._charged(headers)
+
         wait_ms = str(headers.get(HttpHeaders.RetryAfterInMilliseconds, ""))
         after_s = float(wait_ms) / 1000 if wait_ms.isdigit() else DEFAULT_RETRY_AFTER_S
         message = error.message or "no reason given"
@@ -244,17 +249,20 @@ def _properties(throughput: Throughput) -> ThroughputProperties:
 
 
 def offer_in(offer: Mapping[str, Any], headers: Mapping[str, str]) -> Offer:
-    """Parse an offer, which is the throughput of a container, and the headers beside it.
+    """Parse an offer, the service's resource for the throughput of a container, and the headers of its response.
 
-    KeyError if it has no throughput. Without a minimum, the one of an empty container is assumed.
+    The headers say whether a change is pending, and may have the minimum. Without a minimum, the one of an empty
+    container is assumed. Raises KeyError if the offer has no throughput.
     """
     content = offer["content"]
     autoscale = content.get("offerAutopilotSettings") or {}
     ru = autoscale.get("maxThroughput") or content["offerThroughput"]
     throughput = Throughput(ru, autoscale=bool(autoscale))
+
     stated_minimum = content.get("offerMinimumThroughputParameters", {}).get("minThroughput")
     minimum = stated_minimum or headers.get(MIN_THROUGHPUT)
     if not minimum:
         minimum = minimum_ru(ru, 0, autoscale=throughput.autoscale)
+
     is_pending = headers.get(REPLACE_PENDING, "").lower() == "true"
     return Offer(throughput, int(minimum), is_pending)

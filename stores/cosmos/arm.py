@@ -72,6 +72,8 @@ class ArmContainers:
     async def create_container(self, container: str, throughput: Throughput | None) -> None:
         definition = _properties({"id": container, **DEFINITION}, throughput)
         parameters = models.SqlContainerCreateUpdateParameters(definition)
+
+        # ARM's operation would change an existing container, so it is looked for first.
         try:
             await self._call(lambda sql: sql.get_sql_container(*self._path, container))
         except ContainerMissing:
@@ -104,7 +106,10 @@ class ArmContainers:
         return await self._call(read_offer)
 
     async def scale(self, container: str, throughput: Throughput) -> None:
-        """Start a change of throughput; waits up to ACCEPT_S for its end, since ARM may refuse it meanwhile."""
+        """Start a change of throughput, and wait up to ACCEPT_S for its end, since ARM may refuse it meanwhile.
+
+        A change that takes longer continues in the service: `offer` shows whether it is pending.
+        """
 
         async def change_throughput(sql: Sql) -> None:
             update = models.ThroughputSettingsUpdateParameters({"properties": {"resource": _settings(throughput)}})
@@ -132,7 +137,10 @@ class ArmContainers:
         await self._call(change, CHANGE_S)
 
     async def _call(self, call: Callable[[Sql], Awaitable[T]], timeout_s: float = RESPONSE_S) -> T:
-        """Return the result of *call* with the operations on databases and containers; translate its errors."""
+        """Return the result of *call*, a function of the SDK's operations on databases and containers.
+
+        Errors of the SDK become StoreErrors; a call that takes longer than *timeout_s* is CosmosUnavailable.
+        """
         self._loop.check()
         try:
             async with asyncio.timeout(timeout_s):
@@ -162,7 +170,10 @@ class ArmContainers:
 
 
 def _offer_in(settings: models.ThroughputSettingsGetPropertiesResource) -> Offer:
-    """Return the throughput in ARM's response; without a minimum, the one of an empty container is assumed."""
+    """Parse the throughput of a container in ARM's response: its RU/s, its minimum, and whether a change is pending.
+
+    Without a minimum, the one of an empty container is assumed.
+    """
     is_autoscale = settings.autoscale_settings is not None
     ru = settings.throughput if settings.autoscale_settings is None else settings.autoscale_settings.max_throughput
     throughput = Throughput(int(ru or 0), autoscale=is_autoscale)
@@ -197,6 +208,7 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
     if not isinstance(error, exceptions.HttpResponseError):
         kind: ErrorKind = "connect" if isinstance(error, exceptions.ServiceRequestError) else "reset"
         return CosmosUnavailable(f"{where} did not answer ({message})", kind)
+
     status = error.status_code
     code = _code_of(error)
     if code == MISSING:
@@ -209,6 +221,7 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
         )
     if status == 429 or code == "TooManyRequests":
         return CosmosThrottled(f"{where} takes no more requests for now", RETRY_AFTER_S)
+
     if isinstance(error, exceptions.ClientAuthenticationError) or status == 401:
         kind, sentence = "unauthorized", "gets no token that it takes; sign in"
     elif status == 403:

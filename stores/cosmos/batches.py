@@ -30,14 +30,16 @@ class Batches:
         return value_of(await self._items.read_surely(container, name) or {"id": name})
 
     async def append(self, container: str, series: str, keys: Sequence[str]) -> None:
-        """Add a batch to a series, by the first number that is free.
+        """Add a batch item with the packed *keys* to a series, by the first number that is free.
 
-        Another task, or an earlier attempt whose response was lost, may have taken the number after the last known one.
+        A series is the batch items of one writer and part, numbered from 1 without gaps. Another task, or an earlier
+        attempt whose response was lost, may have taken the number after the last known one.
         """
         item = to_item(series, pack(keys))
         number = self._last.get((container, series))
         if number is None:
             number = await self.find_last(container, series)
+
         is_created = False
         while not is_created:
             number += 1
@@ -53,9 +55,10 @@ class Batches:
         return last_numbers
 
     async def find_last(self, container: str, series: str) -> int:
-        """Return the number of the last batch of a series; 0 for an empty one.
+        """Return the number of the last batch item of a series; 0 for an empty one.
 
-        A replica may lag. So if none of the batches was known before, the one after the last is looked for with care.
+        A replica may lag, and not have the last items yet. So if this process knew none of them, the item after the
+        last one is read several times before it counts as absent.
         """
         known = self._last.get((container, series), 0)
         last = await self._search_last(container, series, known)
@@ -65,12 +68,16 @@ class Batches:
         return last
 
     async def _search_last(self, container: str, series: str, known: int) -> int:
-        """Search for the last batch from a *known* one, by steps that double, and then between present and absent."""
+        """Search for the last item of a series, which has no gaps, after a *known* number; 0 is before the first.
+
+        Steps that double find an absent item; then the range between a present and an absent one is halved.
+        """
         present = known
         step = 1
         while await self._exists(container, series, present + step):
             present += step
             step *= 2
+
         absent = present + step
         while absent - present > 1:
             middle = (present + absent) // 2

@@ -93,11 +93,15 @@ class Charges(msgspec.Struct, frozen=True):
         return round(sum(self.read(size, strong=strong) for size in sizes), 2)
 
     def query(self, sizes: Sequence[int], scanned: Sequence[int] = (), *, strong: bool = False) -> float:
-        """Charge of a query on one partition; *scanned* are sizes of items that were not returned."""
-        own = self.query_base * (self.read_strong_factor if strong else 1)
+        """Charge of a query on one partition.
+
+        *sizes* are those of the returned items, *scanned* those of items that were read, but not returned. A *strong*
+        consistency level, which includes bounded staleness, costs more.
+        """
+        base = self.query_base * (self.read_strong_factor if strong else 1)
         returned = self.feed(sizes, strong=strong)
         skipped = self.feed(scanned, strong=strong)
-        return round(own + self.query_item_share * returned + self.query_scan_share * skipped, 2)
+        return round(base + self.query_item_share * returned + self.query_scan_share * skipped, 2)
 
 
 def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
@@ -145,7 +149,10 @@ def _interpolate_ru(points: Points, size: int) -> float:
 
 
 def load(path: Path = OURS) -> Charges:
-    """Read the coefficients from a TOML file; StoreMisused, with its name, if it is invalid."""
+    """Read the coefficients from a TOML file; StoreMisused, with its name, if it is invalid.
+
+    A coefficient is named by its section and its key: `points` in the section `read` is `read_points`.
+    """
     coefficients = dict[str, object]()
     try:
         for section, table in tomllib.loads(path.read_text()).items():

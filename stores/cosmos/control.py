@@ -40,7 +40,10 @@ class ControlContainer:
         return self._parsed(stored.item, stored.now)
 
     async def nearest_catalogue(self, lookups: LookupClient) -> Catalogue:
-        """Read the catalogue like a lookup; it may lag. Raises CatalogueUnreadable."""
+        """Read the catalogue like a lookup, in the nearest region, which may lag; `primary` says if it is known not to.
+
+        A missing container means that nothing was published yet. Raises CatalogueUnreadable.
+        """
         try:
             nearest = await lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
@@ -62,7 +65,8 @@ class ControlContainer:
         An *old* catalogue that was never stored is created; ContainerMissing if there is no container for it. Raises
         ReleaseConflict if another version is stored, perhaps written by an earlier attempt whose response was lost.
         """
-        await self.check_single_write_region()
+        await self.check_single_write_region()  # elsewhere, If-Match would not exclude a second writer
+
         was_never_stored = old.version == Catalogue().version
         if was_never_stored:
             await self._write_records(records)
@@ -73,11 +77,15 @@ class ControlContainer:
                 raise catalogue_changed()
             await self._write_records(records)
             is_written = await self._items.replace(CONTROL, _item_of(new), stored.etag)
+
         if not is_written:
             raise catalogue_changed()
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange]) -> None:
-        """Replace a damaged catalogue if it is still *record*, or raise ReleaseConflict."""
+        """Replace the bytes *record*, a catalogue that cannot be decoded, by *new*, after *records*.
+
+        Raises ReleaseConflict if other bytes are stored by now.
+        """
         await self.check_single_write_region()
         stored = await self._read_catalogue()
         if stored.item is None or _record_in(stored.item) != record:
@@ -114,7 +122,11 @@ class ControlContainer:
         return catalogue_record.parse(_record_in(item), now=now, where=self._shown)
 
     async def _write_records(self, records: Sequence[RecordChange]) -> None:
-        """Compare and set records one by one; ReleaseConflict if one is neither as before nor written already."""
+        """Write records beside the catalogue, one by one, each only if it still has the value that the change expects.
+
+        A record that has the new value already was written by an earlier attempt. Raises ReleaseConflict if it has
+        neither the expected nor the new value.
+        """
         for change in records:
             stored = await self._items.read(CONTROL, change.name)
             value = None if stored.item is None else value_of(stored.item)
@@ -122,6 +134,7 @@ class ControlContainer:
                 continue
             if value != change.before:
                 raise catalogue_changed()
+
             item = to_item(change.name, change.after)
             if stored.item is None:
                 is_written = await self._items.create(CONTROL, item)

@@ -114,13 +114,19 @@ class Refusal:
 
 
 def error_for(refusal: Refusal, where: str) -> StoreError:
-    """Return the error for a refusal by *where*, the account's database."""
+    """Return the StoreError for a response that is not a success; *where* names the account's database.
+
+    A 429 is CosmosThrottled, a missing container or database ContainerMissing, a full one StoreFull. All others are
+    CosmosUnavailable, of the kind that KINDS has for the status and the substatus.
+    """
     status = refusal.status
     substatus = refusal.substatus
     message = first_line(refusal.message)
+
     if status == 429:
         sentence = f"{where} has no request units left for now; raise its throughput"
         return CosmosThrottled(sentence, refusal.retry_after_s)
+
     kind = KINDS.get((status, substatus)) or KINDS.get((status, None)) or "refused"
     if status == 404 and kind == "refused":
         return ContainerMissing(f"{where} has no such database or container: {message}")
@@ -171,9 +177,11 @@ def item_in(response: Response, name: str) -> dict[str, Any]:
 
 
 def refusal_in(response: Response) -> Refusal:
-    """Parse a refusal; ValueError for a 404, 409 or 412 that a proxy may have sent.
+    """Parse a response that is not a success.
 
-    These statuses mean that an item is absent, exists or has changed, and the service gives its reasons in JSON.
+    Statuses 404, 409 and 412 mean that an item is absent, exists or has changed, so that they decide what a caller does
+    next. Cosmos DB sends a JSON body with them. Raises ValueError without one, because a proxy may have sent the
+    response.
     """
     try:
         body = object_in(response)
@@ -182,9 +190,12 @@ def refusal_in(response: Response) -> Refusal:
         if response.status in (404, 409, 412):
             raise ValueError(f"status {response.status} without a reason") from None
         message = "no reason given"
+
+    # The substatus tells reasons of a status apart; 0 if there is none.
     substatus = int(_digits(response, b"x-ms-substatus") or 0)
     if response.status == 404 and substatus == 0 and "Owner resource does not exist" in message:
-        substatus = OWNER_NOT_FOUND
+        substatus = OWNER_NOT_FOUND  # the container is missing, not the item
+
     wait_ms = _digits(response, b"x-ms-retry-after-ms")
     return Refusal(response.status, substatus, message, int(wait_ms) / 1000 if wait_ms else DEFAULT_RETRY_AFTER_S)
 

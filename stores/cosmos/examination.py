@@ -46,7 +46,10 @@ async def _regions(client: SignedClient) -> Finding:
 
 
 async def _reading(address: Address, lookups: LookupClient, charges: Charges) -> list[Finding]:
-    """Read the catalogue as a lookup would, and compare the charge of that with our table."""
+    """Read the catalogue as a lookup would; return whether that works, and whether its charge is as *charges* says.
+
+    *charges* is the table of request units (RU) that pacing and plans rely on.
+    """
     call = TracedCall()  # the client adds regions and charge to its attributes
     reset = traced_call.set(call)
     try:
@@ -82,13 +85,14 @@ def _charge(size: int, charge_ru: float, expected_ru: float) -> Finding:
 
 
 async def _writing(address: Address, client: SignedClient) -> list[Finding]:
-    """Replace a version of the catalogue that does not exist, which the service must refuse.
+    """Check whether this identity may publish, and whether the service compares etags, without a change.
 
-    Finds out whether this identity may publish, and whether the service compares etags.
+    To that end, tries to replace a version of the catalogue that does not exist, which the service must refuse.
     """
     if address.arm is None and address.key is None:
         advice = f"to publish, add subscription= and resource_group= or {KEY}"
         return [_warning("may publish", f"no, which is right for a service; {advice}")]
+
     try:
         written = await client.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
     except ContainerMissing:
@@ -97,6 +101,7 @@ async def _writing(address: Address, client: SignedClient) -> list[Finding]:
         if error.kind not in ("forbidden", "unauthorized"):
             raise
         return [_warning("may publish", f"no, which is right for a service; to publish: {error}")]
+
     if written.applied:
         etag = _error("etag", "a write to another version was accepted; do not publish here")
     else:

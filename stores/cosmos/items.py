@@ -59,11 +59,15 @@ def name_of(key: str) -> str:
 
 
 def to_item(name: str, value: bytes) -> CosmosItem:
-    """Encode a value as an item: as text in `t` if that is not longer than base64 in `b`."""
+    """Encode a value as an item with the id *name*: as text in `t` if that is not longer than base64 in `b`.
+
+    For example, `b"[1]"` becomes `{"id": name, "t": "[1]"}`; compressed bytes are no text, so they become base64.
+    """
     try:
         text = value.decode()
     except UnicodeDecodeError:
         text = None
+
     if text is not None:
         text_length = len(orjson.dumps(text)) - 2  # escaped, without quotes
         base64_length = (len(value) + 2) // 3 * 4

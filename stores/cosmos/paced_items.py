@@ -98,11 +98,16 @@ class PacedItems:
         return (await self._send(container, delete, expected_ru=self._charges.delete(0, 0))).applied
 
     async def _send(self, container: str, request: Callable[[], Awaitable[R]], *, expected_ru: float) -> R:
+        """Send a request about an item once it fits into the rate; return its result.
+
+        *expected_ru* is charged in advance, and corrected by the charge of the response. A ContainerMissing becomes
+        ContainerPending, which is repeated, if the container is so new that a replica may not know it yet.
+        """
         await self._admit(expected_ru)
         try:
             result = await request()
         except StoreThrottled as error:
-            self._limiter.correct(-expected_ru)
+            self._limiter.correct(-expected_ru)  # a refused request costs nothing
             self._limiter.pause(error.retry_after_s)
             raise
         except ContainerMissing as missing:

@@ -137,7 +137,10 @@ class AccountRegions:
             await region.transport.close()
 
     async def _read(self) -> "AccountRegions":
-        """Read the account from its own server, or else from a region; raises the error of the first one."""
+        """Read the account from its own server, or from the first region that answers; note when to read it again.
+
+        If none answers, raises the error of the first one that was asked.
+        """
         loop = asyncio.get_running_loop()
         failures = list[StoreError]()
         for region in dict.fromkeys([self.server, *self.readable]):
@@ -183,6 +186,8 @@ class AccountRegions:
         same one if there is no other.
         """
         now = asyncio.get_running_loop().time()
+
+        # A short timeout is the caller's choice, and says nothing about the region.
         is_long_timeout = kind == "timeout" and now - began_at >= MIN_WAIT_S
         if kind not in TRANSIENT and not is_long_timeout:
             return None
@@ -207,7 +212,10 @@ class AccountRegions:
         self.refresh_at = min(self.refresh_at, asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S)
 
     def _update(self, properties: AccountProperties) -> None:
-        """Take over the properties of an account; regions that were listed before keep their connections."""
+        """Take over the properties of an account; regions that were listed before keep their connections.
+
+        The region that the URL prefers comes first for lookups; with `single_region`, it is the only one.
+        """
         former_names = self.regions  # before `_region` names regions, which may be the same objects
         write = self._region(properties.writable[0])
         readable = [self._region(location) for location in properties.readable]
@@ -236,8 +244,8 @@ class AccountRegions:
 def properties_in(response: Response, scheme: str) -> AccountProperties:
     """Parse a response about the account.
 
-    ValueError if it is malformed or lists no region, or if a region has another scheme than the account: with https, no
-    region is read in the clear.
+    *scheme* is that of the account's URL. Raises ValueError if the response is malformed or lists no region, or if a
+    region has another scheme: with https, no region is read unencrypted.
     """
     account = object_in(response)
     writable = _locations(account.get("writableLocations"), scheme)
@@ -251,7 +259,10 @@ def properties_in(response: Response, scheme: str) -> AccountProperties:
 
 
 def _locations(listed: Any, scheme: str) -> list[Location]:  # noqa: ANN401 -- any JSON value
-    """Parse a list of names and URLs; ValueError if it is empty or malformed."""
+    """Parse the list of regions in a response about the account: objects with a name and a URL.
+
+    Raises ValueError if it is empty or malformed, or if a URL has another scheme than *scheme*.
+    """
     locations = list[Location]()
     try:
         for location in listed:

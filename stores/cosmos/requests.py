@@ -86,13 +86,15 @@ class TokenSigner:
     async def ensure_token(self, deadline_s: float) -> None:
         """Wait for a token until *deadline_s* (loop time); one that expires soon is renewed in the background.
 
-        Raises CosmosUnavailable, for TOKEN_PAUSE_S after a failure at once.
+        Raises CosmosUnavailable without a token in time. After a failure of Entra ID, no token is asked for during
+        TOKEN_PAUSE_S, and the error is raised immediately.
         """
         now = self._clock()
         if now >= self._renew_at:
             self._renewal.start()
         if now < self._expires_at:
-            return
+            return  # the present token is valid, even if it is being renewed
+
         if self._renewal.is_running:
             try:
                 async with asyncio.timeout_at(deadline_s):
@@ -113,8 +115,11 @@ class TokenSigner:
         await self._credential.close()
 
     async def _renew(self) -> None:
-        """Get a token, and decide when to renew it; the first of several failures is logged."""
-        self._renew_at = self._clock() + TOKEN_PAUSE_S
+        """Get a token, and decide when to renew it; only the first of consecutive failures is logged.
+
+        It is renewed when RENEW_AT_LIFE_LEFT of its life is left, at a random time around that.
+        """
+        self._renew_at = self._clock() + TOKEN_PAUSE_S  # if this attempt fails
         try:
             token = await self._credential.get_token(self._scope)
             life_s = token.expires_on - self._clock()
@@ -129,6 +134,7 @@ class TokenSigner:
                 log.warning("%s: no token from Entra ID: %s", self._shown, reason)
             self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({reason})"
             return
+
         self._error = ""
         self._expires_at = float(token.expires_on)
         self._renew_at = self._expires_at - RENEW_AT_LIFE_LEFT * life_s * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
@@ -172,20 +178,24 @@ class RequestBuilder:
         if path is None:
             path = f"dbs/{self._database}/colls/{_checked(container)}/docs/".encode()
             self._paths[container] = path
+
         headers = b'x-ms-documentdb-partitionkey: ["%b"]\r\n%b' % (item, headers)
-        if verb == b"POST":  # its link is the container's
+        if verb == b"POST":  # the signature of a creation names the container, as the item has no address yet
             return self.build(verb, b"docs", path.removesuffix(b"/docs/"), path, headers=headers, body=body)
+
         link = path + item
         return self.build(verb, b"docs", link, link + b"/", headers=headers, body=body)
 
     def build(
         self, verb: bytes, kind: bytes, link: bytes, path: bytes, *, headers: bytes = b"", body: bytes = b""
     ) -> bytes:
-        """Build a request, whose signature covers its verb, *kind*, *link* and date.
+        """Build a signed HTTP request; the signature covers its verb, *kind*, *link* and date.
 
-        *kind* is that of the resource (`docs`, `colls`), and *link* its address in the account. *path* is the target
-        without leading slash, and *headers* are further lines.
+        *kind* is the type of the resource, such as `docs` for items, and *link* its address in the account, such as
+        `dbs/shop/colls/release-7f3a/docs/user.NDI`. *path* is the target of the request without leading slash, and
+        *headers* are further lines, each with its line end.
         """
+        # The date has whole seconds, so all text that depends on it is built once a second.
         second = int(self._clock())
         if second != self._second:
             date = formatdate(second, usegmt=True)
@@ -195,6 +205,7 @@ class RequestBuilder:
                 self._host, VERSION, date.encode()
             )  # fmt: skip
             self._paths.clear()  # so that it does not grow by each container that was ever read
+
         text_to_sign = b"%b\n%b\n%b%b" % (verb.lower(), kind, link, self._signed_end)
         authorization = self._signer.authorization(text_to_sign)
         if verb != b"GET":

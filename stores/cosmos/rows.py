@@ -47,8 +47,9 @@ class ReleaseRows:
     async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
         """Become the writer of a draft: create the item with its state, or replace the writer that it names.
 
-        If the draft has another writer, *confirm* is called first, and raises ReleaseConflict if the catalogue does not
-        name this writer. Also raises ReleaseConflict if the release is sealed.
+        A writer is known by its token. If the draft has another one, *confirm* is called first, and raises
+        ReleaseConflict if the catalogue names another writer than this one. Also raises ReleaseConflict if the release
+        is sealed.
         """
         container = container_of(draft)
         self._batches.forget(container)  # the draft may have been erased
@@ -56,8 +57,10 @@ class ReleaseRows:
         async def take_over(state: ReleaseState) -> ReleaseState | None:
             state.check_unsealed(draft)
             if state.writer == draft.writer:
-                return None
+                return None  # claimed before: nothing to change
+
             await confirm()
+            # This writer starts new series of batch items, so the state records where the former ones end.
             last_numbers = await self._batches.find_last_of_all(container, state)
             return state.taken_over_by(draft.writer, last_numbers)
 
@@ -67,8 +70,9 @@ class ReleaseRows:
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of one part of a draft, and acknowledge each batch of them; see `Store.put`.
 
-        A publish may have several parts, written at the same time; the draft's state lists those other than 0 before
-        they get rows. Raises ReleaseNotFound, and ReleaseConflict if the draft is sealed or has another writer.
+        A part is the rows that one process of a publish writes. The draft's state lists the parts other than 0 before
+        they get rows, so that all their batches are found later. Raises ReleaseNotFound, and ReleaseConflict if the
+        draft is sealed or has another writer.
         """
 
         async def add_part(state: ReleaseState) -> ReleaseState:
@@ -77,11 +81,13 @@ class ReleaseRows:
 
         if not rows:
             return
+
         state = await self._retrier.call(self._states.read, draft)
         state.check_unsealed(draft)
         state.check_writer(draft)
         if part and part not in state.parts:
             await self._retrier.call(self._states.change, draft, add_part)
+
         try:
             for batch in _batches(rows, part):
                 await self._write_batch(draft, state.series(batch.kind), batch.rows)
@@ -89,8 +95,9 @@ class ReleaseRows:
             raise not_found(draft) from error
 
     async def _write_batch(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
-        """Write rows as items, then acknowledge them by one more item, the next batch of a *series*.
+        """Write rows as items, then acknowledge them by a batch item, which holds their keys.
 
+        The batch items of a *series*, which belongs to one writer and one part, are numbered; this is the next one.
         Raises ReleaseConflict if a row exists with another value.
         """
         values = dict(rows)  # the last value of a key wins
@@ -99,15 +106,19 @@ class ReleaseRows:
             await self._retrier.call(self._create_row, draft, key, values[key])
 
         keys = list(values)
-        await for_each(keys, write_row)
+        await for_each(keys, write_row)  # all, before they are acknowledged
         await self._retrier.call(self._batches.append, container_of(draft), series, keys)
 
     async def _create_row(self, draft: DraftRef, key: str, value: bytes) -> None:
-        """Create a row, or compare it with an existing one; ReleaseConflict if that has another value."""
+        """Create a row by one attempt; an existing row with the same value is accepted, as an earlier attempt made it.
+
+        Raises ReleaseConflict if the existing row has another value.
+        """
         container = container_of(draft)
         item = to_item(name_of(key), value)
         if await self._items.create(container, item):
             return
+
         stored = (await self._items.read(container, item["id"])).item
         if stored is None:  # a replica lags
             raise StoreUnavailable(f"the row {key!r} of release {draft.id} was written, but cannot be read")
@@ -125,9 +136,10 @@ class ReleaseRows:
         return await self._retrier.call(self._resume_point, draft, part)
 
     async def _resume_point(self, draft: DraftRef, part: int) -> str | None:
-        """Return the last key of the last batch, in the newest series of a part that has any.
+        """Return the last key of the last batch, in the newest series of a part that has any batch.
 
-        Each writer has a separate series. The state has the last numbers of former writers' series.
+        Each writer has acknowledged its rows by a series of batch items, numbered from 1. The draft's state records the
+        last numbers of former writers; that of the current one is searched for.
         """
         state = await self._states.read(draft)
         state.check_writer(draft)
@@ -191,7 +203,11 @@ class ReleaseRows:
             raise not_found(release) from error
 
     async def _read_spans(self, container: str, state: ReleaseState) -> list[KeySpan]:
-        """Return a span for each batch of all writers: its first and last key, its series and its number in it."""
+        """Return a span for each batch item of a release, by all its writers: its first and last key, and its place.
+
+        With the spans, batches are merged in the order of their keys while few are in memory. A place is the series of
+        the item, and its number in the series.
+        """
         spans = list[KeySpan]()
 
         async def add_span(series: str, number: int) -> None:
@@ -223,8 +239,11 @@ class ReleaseRows:
 
 
 async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
-    """Call *do* for all values, IN_FLIGHT at a time; raises the first failure, after which no call begins."""
-    remaining = iter(values)
+    """Call *do* for all values, IN_FLIGHT at a time; raises the first failure, after which no call begins.
+
+    Calls that are under way at a failure are waited for.
+    """
+    remaining = iter(values)  # shared: each worker takes the next value
     failures = list[Exception]()
 
     async def work() -> None:
@@ -249,7 +268,10 @@ class _Batch(NamedTuple):
 
 
 def _batches(rows: Sequence[Row], part: int) -> Iterator[_Batch]:
-    """Yield rows in batches of at most BATCH_ROWS: first those of a part, then `meta` rows, which have a series."""
+    """Yield rows in batches of at most BATCH_ROWS: first those of *part*, then `meta` rows.
+
+    `meta` rows, such as the manifest, are in no order, so they have a separate series of batch items.
+    """
     meta_rows = [row for row in rows if row.key.startswith(META)]
     other_rows = [row for row in rows if not row.key.startswith(META)] if meta_rows else rows
     for kind, rows_of_kind in ((rows_kind(part), other_rows), (METAS, meta_rows)):

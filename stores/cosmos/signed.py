@@ -164,6 +164,7 @@ class SignedClient:
         if began_s >= account.refresh_at:
             await account.ensure_known(deadline_s)
             began_s = loop.time()
+
         region = account.nearest(began_s)
         try:
             return await self._read_in(region, container, name, deadline_s)
@@ -176,6 +177,7 @@ class SignedClient:
             if loop.time() >= half_time_s:  # a caller that gives up earlier says nothing about the region
                 account.failed(region, "timeout", began_s)
             raise
+
         await asyncio.sleep(second.pause_s)
         return await self._read_in(second.region, container, name, deadline_s)
 
@@ -205,7 +207,10 @@ class SignedClient:
         return (await self._read_in(region, container, name, now + timeout_s)).item
 
     async def _read_in(self, region: Region, container: str, name: str, deadline_s: float) -> NearestItem:
-        """Read an item in a region by one attempt."""
+        """Read an item in a region by one attempt until *deadline_s* (loop time).
+
+        A traced call adds its headers, such as `traceparent`. A success ends the region's count of failures.
+        """
         call = traced_call.get()
         headers = self._consistency if call is None else self._consistency + call.headers
         request = ItemRequest(b"GET", container, name, headers)
@@ -222,12 +227,14 @@ class SignedClient:
         """
         deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
         await self._account.ensure_known(deadline_s)
+
         headers = b""
         if self._account.has_sessions:
             headers = b"x-ms-consistency-level: Session\r\n"
             if tokens := self._sessions.get(container):
                 tokens_by_range = [b"%b:%b" % token_of_range for token_of_range in tokens.items()]
                 headers += b"x-ms-session-token: %b\r\n" % b",".join(tokens_by_range)
+
         request = ItemRequest(b"GET", container, name, headers)
         return await self._send(self._account.write, request, deadline_s, expected=READ, parse=_versioned)
 
@@ -249,11 +256,15 @@ class SignedClient:
         return await self._write(ItemRequest(b"DELETE", container, name), expected=(204, 404))
 
     async def _write(self, request: ItemRequest, *, expected: tuple[int, ...]) -> WriteResult:
-        """Send a write; the first of the *expected* statuses means that it was applied. Keeps its session tokens."""
+        """Send a write to the write region; return whether it was applied, and its charge.
+
+        *expected* are statuses that are no errors: the first one means that the write was applied, the others that its
+        condition was not met. The session tokens of the response are kept for `read_fresh`.
+        """
 
         def parse(response: Response, _name: str) -> WriteResult:
             tokens = self._sessions.setdefault(request.container, {})
-            header = response.header(b"x-ms-session-token")
+            header = response.header(b"x-ms-session-token")  # RANGE:PROGRESS, …
             for token_of_range in header.split(b",") if header else ():
                 key_range, _, token = token_of_range.partition(b":")
                 tokens[key_range] = token
@@ -314,6 +325,7 @@ class SignedClient:
         """Send a request, and return the response, whatever its status. Raises CosmosUnavailable without one."""
         if self._tokens is not None:
             await self._tokens.ensure_token(deadline_s)
+
         message = _message(request, region)
         timeout_s = deadline_s - asyncio.get_running_loop().time()
         try:
@@ -333,7 +345,11 @@ class SignedClient:
         expected: tuple[int, ...],
         parse: Callable[[Response, str], T],
     ) -> T:
-        """Parse a response with an expected status; raise the StoreError for any other. Raises ValueError."""
+        """Return the result of *parse* for a response with an *expected* status; raise the StoreError for any other.
+
+        An expected 404 says that the item is absent, unless a substatus says that something else is missing. Raises
+        ValueError for a malformed response.
+        """
         is_expected = response.status in expected
         if is_expected and response.status == 404:
             is_expected = not errors.refusal_in(response).substatus  # with one, it is not about the item
@@ -350,7 +366,10 @@ class SignedClient:
             _describe(call, region.name, response.status, charge_ru)
 
     def _refused(self, refusal: errors.Refusal, container: str) -> StoreError:
-        """Return the error for a refusal, after drawing conclusions about sessions and regions."""
+        """Return the error for a refusal by the service.
+
+        After errors that contradict what is known, session tokens are forgotten, and the regions are read again soon.
+        """
         error = errors.error_for(refusal, self._where)
         if isinstance(error, ContainerMissing) or refusal.substatus == errors.SESSION_NOT_AVAILABLE:
             self._sessions.pop(container, None)  # a failover may have lost writes
@@ -388,7 +407,10 @@ def _item(response: Response, name: str) -> CosmosItem | None:
 
 
 def _versioned(response: Response, name: str) -> VersionedItem:
-    """Return the item, its etag and the service's time in a response to a read. Raises ValueError."""
+    """Parse a response to a read: the item (None if it is absent), its etag, the service's time and the charge.
+
+    Raises ValueError if the response has no valid date, or an item without etag.
+    """
     now = parsedate_to_datetime((response.header(b"date") or b"").decode("latin-1")).timestamp()
     item = _item(response, name)
     etag = "" if item is None else item.get("_etag")

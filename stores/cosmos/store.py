@@ -135,16 +135,19 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
     ) -> list[ReadResult]:
-        """Read rows by a point read each, at the same time; see `Reader.get_many`.
+        """Read rows by one point read each, all at the same time; see `Reader.get_many`.
 
-        The result of a row that cannot be read is an error. If all are, raises the first.
+        A row that cannot be read has an error as its result. If no row can be read, raises the first error;
+        ReleaseNotFound if the release's container is missing.
         """
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             self._address.describe(call, container, len(keys))
+
         names = [name_of(key) for key in keys]  # first, because it may raise
         reads = [self._read_one(container, name, timeout_s) for name in names]
         results = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))  # one needs no task
+
         errors = [result for result in results if isinstance(result, StoreError)]
         for error in errors:
             if isinstance(error, ContainerMissing):
@@ -279,9 +282,11 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         wanted = self._address.throughput
         if wanted is None:
             return
+
         container = container_of(release)
         give_up_at = self._clock() + SCALING_S
         while True:
+            # None once the container has the throughput to serve with; before, its present throughput.
             unfinished = await self._containers_retrier.call(scale_to_serve, self._containers, container, wanted)
             if unfinished is None:
                 return
@@ -314,7 +319,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         try:
             await self._control_retrier.call(self._control.swap, old, new, records)
-        except ContainerMissing:  # of the first catalogue
+        except ContainerMissing:  # before the first publish: create the container of the catalogue
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
             await self._control_retrier.call(self._control.swap, old, new, records)
@@ -355,7 +360,10 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
 
     async def _is_release(self, container: str) -> bool:
-        """Return whether a container holds a release; one by its name alone if hotplate drew that name."""
+        """Return whether a container holds a release or draft.
+
+        A name with an incarnation as hotplate draws them suffices; otherwise, its item with the state is looked for.
+        """
         if not container.startswith(CONTAINER):
             return False
         if DRAWN.fullmatch(container.removeprefix(CONTAINER)):

@@ -192,24 +192,27 @@ class Address:
 
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
-    """Parse a URL; raises StoreMisused, free of secrets.
+    """Parse a URL, such as `cosmos://ACCOUNT/DATABASE?ru=400`; raises StoreMisused, with a text free of secrets.
 
-    Without HOTPLATE_COSMOS_KEY or HOTPLATE_COSMOS_KEY_FILE, `cosmos://` uses Entra ID and `cosmos+http(s)://` the
-    emulators' key.
+    Without HOTPLATE_COSMOS_KEY or HOTPLATE_COSMOS_KEY_FILE in the *environment*, `cosmos://` uses Entra ID, and
+    `cosmos+http(s)://` the well-known key of emulators.
     """
     shown = redacted(url)
     if "@" in url.partition("?")[0]:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
+
     parts = split(url)
     options = parameters(parts, OPTIONS, shown)
     endpoint = _endpoint(parts, shown)
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
+
     for name, text in options.items():
         pattern, advice = OPTIONS[name]
         if not re.fullmatch(pattern, text):
             raise StoreMisused(f"{name}={text[:90]} of {shown} is not valid; write {advice}")
+
     return Address(
         shown,
         endpoint,
@@ -227,7 +230,10 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
 
 
 def _endpoint(parts: SplitResult, shown: str) -> str:
-    """Return the account's server, as `https://HOST:PORT`; `cosmos://` may name an account instead of a host."""
+    """Return the URL of the account's server: `https://HOST:PORT`, or `http:` for `cosmos+http://`.
+
+    `cosmos://` may name an account instead of a host: `cosmos://shop/…` is `https://shop.documents.azure.com:443`.
+    """
     try:
         host = parts.hostname or ""
         port = parts.port
@@ -235,9 +241,11 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
         raise StoreMisused(f"{shown} has no valid port") from None
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host):
         raise StoreMisused(f"{shown} names no account; write cosmos://ACCOUNT/DATABASE")
+
     if parts.scheme == "cosmos":
         server = host if "." in host else host + HOST
         return f"https://{server}:{port or 443}"
+
     if port is None:
         raise StoreMisused(f"{shown} names no port; write {parts.scheme}://HOST:PORT/DATABASE")
     bracketed = f"[{host}]" if ":" in host else host
@@ -245,7 +253,11 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
 
 
 def _arm_account(options: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
-    """Return the account's names if the URL has a resource group and a subscription; StoreMisused for one of them."""
+    """Return the account's names in Azure Resource Manager (ARM); None if the URL does not say to use ARM.
+
+    It does by a resource group and a subscription; StoreMisused if only one of them is given. An emulator on loopback
+    serves ARM's requests itself.
+    """
     group = options.get("resource_group")
     subscription = options.get("subscription")
     if group and subscription:
