@@ -213,6 +213,7 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
         return SourcedInputs(inputs, sources, carries_only=True)
     if missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {LOAD_ADVICE}")
+
     inputs = Inputs(**values)
     _require_agreement(inputs)
     return SourcedInputs(inputs, sources)
@@ -367,7 +368,9 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
     """
     rows = sum(manifest.counts.values())
     row_bytes = manifest.bytes / max(1, rows)
+    # The manifest has a sample of keys, as "user:7", whose ids are as long as those of all rows.
     id_bytes = fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
+
     values: dict[str, object] = {
         "users": manifest.count("user"),
         "items": manifest.count("item"),
@@ -375,6 +378,7 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
         "user_id_chars": max(1.0, id_bytes),
         "encoding": manifest.encoding,
     }
+
     names = ""
     if manifest.named:
         names = f" of the lists {', '.join([manifest.default_list or 'default', *manifest.named])}"
@@ -383,10 +387,14 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
 
 
 def _drop_outdated_list_bytes(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Remove a measured `list_bytes` from *values* and *sources*, if a later layer has an input that changes it."""
-    order = {name: place for place, layer in enumerate(layers) for name in layer.values}
+    """Remove `list_bytes`, the measured size of a list, from *values* and *sources* if a later layer changes the lists.
+
+    Inputs of later *layers* replace those of earlier ones. If one has, say, another `list_length`, the size is
+    calculated from it.
+    """
+    last_layer = {name: number for number, layer in enumerate(layers) for name in layer.values}
     for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
-        if "list_bytes" in values and order.get(name, -1) > order["list_bytes"]:
+        if "list_bytes" in values and last_layer.get(name, -1) > last_layer["list_bytes"]:
             del values["list_bytes"], sources["list_bytes"]
 
 

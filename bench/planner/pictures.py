@@ -35,6 +35,7 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
     break_even = break_even_rps(plan)
     if break_even is not None and rates[0] < break_even < rates[-1]:
         marks[break_even] = f"break-even: {rounded(break_even)}/s"
+
     return Plot(
         title="What the store costs, by rate",
         x="requests/s in the busiest hour",
@@ -48,9 +49,10 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
 
 
 def _plot_day(plan: CapacityPlan) -> Plot:
-    """Plot, by hour of the day, the RU/s that reads need, that autoscale bills, and that are provisioned by hand.
+    """Plot, by hour of the day, the RU/s that reads need, that autoscale bills, and that are provisioned manually.
 
-    The latter are those of the plan, and those of today if they are an input.
+    Manual RU/s are those of the plan and, if they are an input, those of today. Reads need a share of the busiest
+    hour's RU/s in each hour.
     """
     hours = tuple(float(hour) for hour in range(HOURS))
     needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
@@ -72,6 +74,8 @@ def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
     marks = {plan.number("serve_ru"): THIS_PLAN}
     if "have_ru" in plan.figures:
         marks[plan.number("have_ru")] = "today"
+
+    # An emulator's latencies are assumed, which a mark shows.
     assumed = any(row.figure == "p99" and row.mark for row in sweep.rows)
     p99_label = "p99, assumed" if assumed else "p99"
     x = "RU/s provisioned"

@@ -93,9 +93,10 @@ def usable_gb(plan: CapacityPlan) -> float:
 
 
 def break_even_rps(plan: CapacityPlan) -> float | None:
-    """Return the rate of the busiest hour from which on Redis costs less than the cheapest capacity of Cosmos DB.
+    """Return the requests/s of the busiest hour from which on Redis costs less than Cosmos DB with its cheapest mode.
 
-    0 if it always does, None if it never does; exact to 1 %.
+    The result is 0 if Redis always costs less, None if it never does, and is exact to 1 %. Costs are calculated again
+    for other rates, with the other inputs of *plan*.
     """
     rates = [10 ** (step / 2) for step in range(*BREAK_EVEN_STEPS)]
     cheaper_rates = [rate for rate in rates if _redis_is_cheaper(plan, rate)]

@@ -102,6 +102,7 @@ def report(
     common = _common_report(plan, sweep)
     if baseline is not None:
         return _check_report(common, plan, baseline)
+
     figures = replace(common, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
     if plan.sourced.carries_only:
         return replace(figures, sentence=_sentence(common.broken, _carried_load(plan)))
@@ -128,12 +129,17 @@ def _sentence(shortages: tuple[str, ...], answer: str) -> str:
 
 
 def _common_report(plan: CapacityPlan, sweep: Report | None) -> Report:
-    """Return what each report of a plan has: shortages, warnings, plots, formulas and inputs, but no answer or rows."""
+    """Return what each report of a plan has: shortages, warnings, plots, formulas and inputs, but no answer or rows.
+
+    With `carries_only`, there are no users, but only the RU/s of today: nothing to warn of or to plot. *sweep* is a
+    report of `bench ru` to plot.
+    """
     notes = tuple[str, ...]()
     plots = tuple[Plot, ...]()
     if not plan.sourced.carries_only:
         notes = tuple(f"look out: {warning}" for warning in warnings(plan))
         plots = pictures(plan, sweep)
+
     return Report(
         kind="plan",
         sentence="",
@@ -282,7 +288,10 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
 
 
 def _recommendation(plan: CapacityPlan) -> str:
-    """Return the sentence that says how many RU/s and pods to provision, and which store costs less."""
+    """Return the sentence that says how many RU/s and pods to provision, and which store costs less.
+
+    The capacity is the mode of Cosmos DB that an input names, as "manual". A cheaper mode is named beside it.
+    """
     capacity = plan.inputs.capacity
     throughput_by_mode = {
         "manual": f"{plan.number('serve_ru'):,.0f} RU/s",
@@ -322,7 +331,11 @@ def _carried_load(plan: CapacityPlan) -> str:
 
 
 def _compare_costs(plan: CapacityPlan) -> str:
-    """Compare the cheapest capacity of Cosmos DB with Redis, by what prices are known to."""
+    """Return a sentence that compares the costs of Redis and of Cosmos DB with its cheapest mode, and those of files.
+
+    Prices are known within bounds. One store is only said to cost less if its highest cost is below the lowest one of
+    the other.
+    """
     currency = plan.prices.currency
     cosmos = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
     cosmos_total = f"{_rounded(plan, f'{plan.cheapest}_total')} {currency}"
@@ -332,6 +345,7 @@ def _compare_costs(plan: CapacityPlan) -> str:
         files = f"; files in the pods cost {_rounded(plan, 'files_total')} {currency}"
     if not plan.figures["redis_cost"].is_number:
         return f"{cosmos} costs {cosmos_total} {month}; Redis is {plan.figures['redis_cost'].value}"
+
     redis_total = f"{_rounded(plan, 'redis_total')} {currency}"
     cosmos_low, cosmos_high = _cost_bounds(plan, f"{plan.cheapest}_cost")
     redis_low, redis_high = _cost_bounds(plan, "redis_cost")
@@ -369,6 +383,7 @@ def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
             if not figure.is_number:
                 yield Row(group, words, note=f"{figure.value}, {name}", main=is_main_table)
                 continue
+
             row = Row(group, words, figure.unit, figure.number, note=name, main=is_main_table)
             if figure.unit == cost_unit or name in FEES:
                 low = at_low_prices.number(name)
@@ -408,6 +423,7 @@ def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
 
 
 def _formulas(plan: CapacityPlan) -> TextTable:
+    """Return a table of all figures: name, value, formula, the figures in the formula (operands), and source."""
     lines = list[tuple[str, ...]]()
     for name, figure in plan.figures.items():
         operands = ", ".join(f"{operand.name} {operand}" for operand in figure.operands)
@@ -428,6 +444,7 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
             f"the hottest user alone takes {hot:,.0f} RU/s; as each of {plan.number('partitions'):,.0f} partitions "
             f"gets as many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
         )
+
     if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
     polls = plan.number("polls_ru")

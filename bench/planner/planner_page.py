@@ -149,6 +149,7 @@ class PlannerPage:
         """
         if len(query) > MAX_QUERY:
             raise BenchMisused(f"the query has {len(query):,} characters; at most {MAX_QUERY:,} are read")
+
         values = dict(parse_qsl(query.removeprefix("?")))
         unknown = sorted(values.keys() - INPUT_FIELDS.keys())
         if unknown:
@@ -208,10 +209,14 @@ def _json_of(compute: Callable[[str], Any], request: web.Request) -> web.Respons
 
 @web.middleware
 async def _protect(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Refuse other host names, which DNS rebinding would send, and forbid resources from elsewhere."""
+    """Answer a request for 127.0.0.1 or localhost, with headers that forbid other origins; refuse other hosts with 421.
+
+    A page of another site can reach this server by DNS rebinding, but its requests have the site's host name.
+    """
     host = request.host.rpartition(":")[0] or request.host
     if host not in (HOST, "localhost"):
         raise web.HTTPMisdirectedRequest(text="the Host header names neither 127.0.0.1 nor localhost")
+
     response = await handler(request)
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["Referrer-Policy"] = "no-referrer"
@@ -229,6 +234,7 @@ async def serve(page: PlannerPage, query: str, announce: Callable[[str], None]) 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
+
     token = secrets.token_urlsafe(16)
     runner = web.AppRunner(application(page, token), access_log=None)
     await runner.setup()

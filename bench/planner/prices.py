@@ -155,7 +155,11 @@ def load(path: Path = OURS) -> Prices:
 
 
 def parse(text: str) -> Prices:
-    """Parse a TOML file of prices; sizes of Redis are sorted by memory. Raises KeyError, TypeError or ValueError."""
+    """Return the prices in the text of a TOML file, with the sizes of Redis sorted by memory.
+
+    A price is a table, as [ru_hour]; each [[redis]] is a size of Redis, and [redis_quoted] has keys for all of them.
+    Raises KeyError, TypeError or ValueError for a missing or invalid one.
+    """
     tables = tomllib.loads(text)
     currency = tables["currency"]
     if not isinstance(currency, str) or not re.fullmatch("[A-Z]{3}", currency):
@@ -194,7 +198,10 @@ def _read_price(table: Mapping[str, Any], name: str) -> Price:
 
 
 def _check_price(price: Price, name: str) -> None:
-    """Raise TypeError or ValueError for invalid fields of the price *name*."""
+    """Raise TypeError or ValueError for an invalid field of a price; *name* is that of its table, for the message.
+
+    `basis` says how the price is known, as "listed"; `within` is its relative error bound.
+    """
     if price.basis not in BASES:
         raise ValueError(f"basis of {name} is {price.basis!r}, and must be {', '.join(BASES)}")
     if not isinstance(price.date, dt.date) or isinstance(price.date, dt.datetime):
@@ -228,6 +235,7 @@ def _read_redis_size(table: Mapping[str, Any], price_per_gb: Price | None, defau
     else:
         per = f"{per}: {gb:g} GB at {price_per_gb.amount:g}"
         node_hour = replace(price_per_gb, amount=gb * price_per_gb.amount, per=per)
+
     return RedisSize(
         name=name,
         gb=gb,
@@ -270,6 +278,7 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
     missing.
     """
     _check_region(region, currency)
+
     deadline_s = time.monotonic() + DEADLINE_S
     entries = list[list[ListedPrice]]()
     for products in (COSMOS_FILTER, MACHINES_FILTER, REDIS_FILTER):
@@ -343,6 +352,7 @@ def _listed_prices(url: str, condition: str, currency: str, deadline_s: float) -
 
 
 def _parse_entry(entry: Any, url: str) -> ListedPrice:  # noqa: ANN401 -- JSON
+    """Return an entry of Azure's price list, a JSON object. Raises BenchFailed for any other value."""
     try:
         return ListedPrice(
             product=str(entry["productName"]),
@@ -406,7 +416,10 @@ class _Tariff(NamedTuple):
 
 
 def _tariffs(prices: Mapping[str, float | None]) -> Iterator[_Tariff]:
-    """Yield the prices but those of Redis; autoscale as a factor of the price of manual RU/s."""
+    """Yield the tables of a file of prices, except those of Redis: name, amount and unit of each price that is known.
+
+    A vCPU costs a share of the price of a machine. Autoscale is written as a factor of the price of manual RU/s.
+    """
     for name, meter in METERS.items():
         amount = prices[name]
         if amount is not None and name != "autoscale":
@@ -440,6 +453,7 @@ def _format_prices(
     lines = [f"{HEAD} of {today}, by {command}", f'currency = "{currency}"', ""]
     for tariff in _tariffs(prices):
         lines += [f"[{tariff.name}]", f"amount = {tariff.amount:.10g}", f'per = "{tariff.per}"', origin]
+
     for size in _our_redis_sizes():
         price = node_prices[size["name"]]
         if price is not None:

@@ -34,6 +34,7 @@ def read_baseline(path: Path) -> Baseline:
     check = saved_inputs.pop(CHECK_TABLE, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
         raise PlanMisused(f"[{CHECK_TABLE}] in {path} takes bound_percent and agreed, and nothing else")
+
     figures = check.get("agreed", {})
     bound = check.get("bound_percent", BOUND_PERCENT)
     if not isinstance(figures, dict):

@@ -60,11 +60,16 @@ class Option:
 
 
 def add_costs(table: FigureTable, inputs: Inputs, prices: Prices, needs: Requirements) -> tuple[Option, ...]:
-    """Add the monthly costs of each way to serve the load to *table*, and return them in the order of STORES."""
+    """Add the monthly costs of each way to serve the load to *table*, and return them in the order of STORES.
+
+    A way is Cosmos DB with one of its modes (manual, autoscale, serverless), Redis, or files in the pods. *needs* is
+    what the load needs of a store and of pods. Figures depend on those that were added before.
+    """
     cost_unit = f"{prices.currency}/month"
     today = _add_carried_load(table, inputs, needs, cost_unit)
     storage_cost = _add_storage_cost(table, needs, cost_unit)
     polls_ru = _add_polls(table, inputs, needs)
+
     _add_manual_cost(table, needs, storage_cost, cost_unit)
     _add_autoscale(table, inputs, needs, storage_cost=storage_cost, cost_unit=cost_unit)
     serverless = _add_serverless_ru(table, needs, polls_ru)
@@ -72,6 +77,7 @@ def add_costs(table: FigureTable, inputs: Inputs, prices: Prices, needs: Require
     _add_serverless_cost(table, serverless, obstacle, storage_cost=storage_cost, cost_unit=cost_unit)
     _add_redis(table, inputs, prices, needs)
     _add_files(table, prices, needs, cost_unit)
+
     store_costs = {name: table[f"{name}_cost"] for name in STORES}
     _add_totals(table, inputs, needs, store_costs, cost_unit)
     if today is not None:
@@ -135,7 +141,11 @@ def _add_carried_load(
 
 
 def _add_todays_container(table: FigureTable, needs: Requirements) -> _TodaysContainer:
-    """Add to *table* a container with `have_ru`, which may have more or fewer partitions than the planned one."""
+    """Add to *table*, and return, today's container, which has `have_ru` and perhaps other partitions than planned.
+
+    Its physical partitions follow from these RU/s and from its GB. `have_skew` is the load of the fullest one, as a
+    multiple of an even share.
+    """
     ru = table.expression("have_ru")
     partitions = largest(needs.container.partitions_by_gb, ceiling(ru / cosmos.INITIAL_PARTITION_RU))
     partitions = table.add_calculated("have_partitions", "partitions", partitions, source=PARTITIONS)
@@ -272,9 +282,10 @@ class _ServerlessRu:
 
 
 def _add_serverless_ru(table: FigureTable, needs: Requirements, polls_ru: Expression) -> _ServerlessRu:
-    """Add to *table* the RU that a serverless container has and uses.
+    """Add to *table*, and return, the highest RU/s of a serverless container, and the request units (RU) of a month.
 
-    Its RU/s have a ceiling, `SERVERLESS_RU` for each physical partition; a partition holds `PARTITION_GB`.
+    The RU/s have a ceiling, `SERVERLESS_RU` for each physical partition; a partition holds `PARTITION_GB`. The RU of a
+    month are those of reads, of *polls_ru*, the RU/s with which pods poll the catalogue, and of publishes.
     """
     partitions = largest(1, ceiling(needs.stored.release_gb / PARTITION_GB))
     most_ru = cosmos.SERVERLESS_RU * partitions
@@ -304,6 +315,7 @@ def _serverless_obstacles(inputs: Inputs, prices: Prices, needs: Requirements, m
     release_gb = needs.stored.release_gb.value
     container_gb = cosmos.SERVERLESS_BYTES / GB
     publish_hours = needs.publishing.publish_total_ru.value / most_ru / 3600
+
     if inputs.regions > 1:
         yield f"{inputs.regions} regions, and serverless has one"
     if reads_ru > most_ru:
@@ -324,6 +336,7 @@ def _add_redis(table: FigureTable, inputs: Inputs, prices: Prices, needs: Requir
     """
     gb = needs.workload.rows * needs.sizes.redis_row_bytes * needs.stored.copies / GB
     gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
+
     size = cheapest_redis_size(prices, gb.value, needs.workload.reads_s.value, inputs)
     if size is None:
         obstacle = _redis_obstacle(prices, gb.value)
@@ -343,6 +356,7 @@ def _add_redis_size(table: FigureTable, size: RedisSize, currency: str, copies: 
     table.add_value("redis_size_gb", size.gb, "GB", "prices file")
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
     table.add_value("redis_shards", size.shards, "shards", source)
+
     fullest = fullest_shard_factor(size.shards, copies.value)
     formula = f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({REDIS_BUCKETS} * copies))"
     source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
@@ -363,7 +377,11 @@ def _redis_obstacle(prices: Prices, gb: float) -> str:
 
 
 def cheapest_redis_size(prices: Prices, gb: float, gets_per_s: float, inputs: Inputs) -> RedisSize | None:
-    """Return the cheapest size for *gb* of data and *gets_per_s*; None if all are too small."""
+    """Return the cheapest size of Redis for *gb* of data and *gets_per_s* reads/s; None if all are too small.
+
+    Data is uneven over shards, so the size must hold a multiple of it. Of its memory, a share is reserved, and of its
+    rate, a share may be used.
+    """
     fitting = list[RedisSize]()
     for size in prices.redis:
         needed_gb = gb * fullest_shard_factor(size.shards, inputs.kept + 2)
@@ -403,9 +421,10 @@ def _add_totals(
     shared = pods_cost + term("cluster_month") + training_cost
     for name, store in store_costs.items():
         other_costs = shared
-        if name in CAPACITIES:
+        if name in CAPACITIES:  # modes of Cosmos DB
             other_costs = shared + term("gateway_month")
         _add_if_possible(table, f"{name}_total", table.expression(store.name) + other_costs, store, cost_unit)
+
     chosen = table[f"{inputs.capacity}_total"]
     _add_if_possible(table, "cosmos_total", table.expression(chosen.name), chosen, cost_unit)
 

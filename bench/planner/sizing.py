@@ -130,7 +130,11 @@ class Requirements:
 
 
 def add_requirements(table: FigureTable, inputs: Inputs, charges: Charges) -> Requirements:
-    """Add to *table*, and return, what the load needs of any store, of Cosmos DB and of pods."""
+    """Add to *table*, and return, what the load needs of any store, of Cosmos DB and of pods.
+
+    *charges* are the request units (RU) of each operation of Cosmos DB by size. Figures depend on those that were added
+    before; `rest_ru` are the RU of everything in a publish but the lists.
+    """
     sizes = _add_list_sizes(table, inputs)
     workload = _add_workload(table, inputs)
     request_charges = _add_request_charges(table, inputs, charges, sizes.item_bytes)
@@ -194,6 +198,7 @@ def _add_text_bytes(table: FigureTable, inputs: Inputs, stored_bytes: Expression
     term = table.expression
     if inputs.encoding == "zstd":
         return table.add_calculated("text_bytes", "bytes", ceiling(stored_bytes / 3) * 4, source="base64")
+
     quotes_per_item = QUOTES
     if inputs.title_chars:
         quotes_per_item += TITLE_QUOTES
@@ -204,10 +209,15 @@ def _add_text_bytes(table: FigureTable, inputs: Inputs, stored_bytes: Expression
 
 
 def _add_workload(table: FigureTable, inputs: Inputs) -> Workload:
-    """Add the load after growth to *table*."""
+    """Add to *table*, and return, the load after `months` of growth: lists, and requests and reads a second.
+
+    The peak is the rate of the busiest hour, `region_share` of it that of the busiest region. Reads are the requests
+    that no cache answers.
+    """
     term = table.expression
     factor = (1 + inputs.growth_percent / 100) ** inputs.months
     growth = table.add_calculated("growth", "", factor, "(1 + growth_percent / 100) ** months")
+
     users_then = table.add_calculated("users_then", "users", term("users") * growth)
     rows = table.add_calculated("rows", "lists", (term("users") + term("items")) * growth)
 
@@ -248,6 +258,7 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
     The sum of these shares is exact for the first `EXACT_RANKS` ranks, and an integral over the others.
     """
     total = float(sum(rank**-exponent for rank in range(1, min(keys, EXACT_RANKS) + 1)))
+
     if keys > EXACT_RANKS:
         low = EXACT_RANKS + 0.5
         high = keys + 0.5
@@ -373,6 +384,7 @@ def _add_container(
         partitions_by_gb=by_gb,
         new_partition_ru=for_one,
     )
+
     assumed = 0
     needed = int(by_gb.value)
     while needed > assumed:
@@ -394,6 +406,7 @@ def _add_container_over(table: FigureTable, assumed: int, load: _ContainerLoad) 
     partitions = table.add_value("partitions", assumed, "partitions", source)
     skew = partition_skew(load.workload.hot_user, partitions)
     skew = table.add_calculated("skew", "", skew, source=SKEW)
+
     plain_ru = table.add_calculated("reads_plain_ru", "RU/s", load.workload.reads_s * load.mean_read_ru)
     reads_ru = plain_ru * skew / table.expression("ru_utilisation")
     reads_ru = table.add_calculated("reads_ru", "RU/s", reads_ru)
@@ -459,6 +472,7 @@ def _add_partition_loads(
     kept = table.expression("kept")
     ru = container.ru
     partition_ru = table.add_calculated("partition_ru", "RU/s", ru.serve_ru / container.partitions)
+
     busiest_user = workload.reads_s * workload.hot_user * mean_read_ru
     busiest_user = table.add_calculated("hot_key_ru", "RU/s", busiest_user)
     table.add_calculated("hot_key_load", "share", busiest_user / partition_ru)

@@ -49,6 +49,7 @@ async def record(url: str, users: Sequence[str], reads: int = READS) -> LatencyT
     )
     if not latencies:
         raise BenchFailed(f"{redacted(url)} answered no read, so there are no latencies to record")
+
     return LatencyTrace(FORMAT, redacted(url), datetime.now(UTC).isoformat(timespec="seconds"), latencies)
 
 

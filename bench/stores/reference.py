@@ -63,7 +63,10 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
 
 
 def _parse_settings(options: ReferenceOptions) -> RoundSettings:
-    """Return the settings of the rounds; raises BenchMisused for invalid options."""
+    """Return the settings of the rounds: the published rate and users, and rounds of at most ROUND_S seconds.
+
+    Raises BenchMisused for invalid options.
+    """
     duration_s = parse_seconds(options.duration)
     require_positive({"--duration": duration_s})
     if options.account is not None and scheme_of(options.account) not in COSMOS:

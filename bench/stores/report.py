@@ -63,7 +63,11 @@ ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
-    """Compare stores. Raises BenchMisused for invalid options, BenchFailed and StoreError."""
+    """Compare the latencies and costs of stores in rounds, and report them; Ctrl-C gives a partial report.
+
+    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. Raises
+    BenchMisused for invalid options, BenchFailed and StoreError.
+    """
     settings = parse_settings(options)
     extent = f"{_budget_of(options):.0f} s of measuring" if options.repeat is None else f"{options.repeat} rounds"
     display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: {extent}")
@@ -84,7 +88,10 @@ def _measure(
     settings: RoundSettings,
     display: ProgressDisplay,
 ) -> Report:
-    """Compare the stores at *urls*, record latencies if that is wanted, and report with *notes*."""
+    """Fill and compare the stores at *urls*, and report them; *notes* are sentences on the set-up.
+
+    With `--record`, also records latencies of Cosmos DB to a file, unless the comparison was interrupted.
+    """
     with prepared_stores(urls, options.users, display) as setup:
         measured = Rounds(setup, settings, display).run()
         if options.record is not None and not measured.interrupted:
@@ -186,13 +193,17 @@ def _configuration(options: StoresOptions, measured: Measured) -> dict[str, obje
 
 
 def _failures(options: StoresOptions, measured: Measured) -> list[str]:
-    """Return what could not be measured; few rounds are one if nobody asked for few."""
+    """Return a sentence on each failure of the measurement, also if fewer rounds were made than wanted or needed.
+
+    Disturbed rounds were made, but left out of the result. Few rounds are no failure if `--repeat` asks for few.
+    """
     failures = [failure for store in measured.stores for failure in store.failures]
     rounds = measured.rounds
     if measured.interrupted:
         return failures
     if not rounds:
         return [*failures, "no round was made"]
+
     made = rounds + measured.disturbed
     if options.repeat is not None and made < options.repeat:
         failures.append(f"{made} of {options.repeat} rounds fit into --budget {options.budget}")
@@ -264,6 +275,7 @@ def plots(stores: Sequence[Summary]) -> list[Plot]:
             curves.append(Curve(store.name, rounds, tuple(figure.values)))
     if not curves:
         return []
+
     plot = Plot(
         title=f"{DECISIVE} of each round",
         x="round",

@@ -101,12 +101,14 @@ def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
         urls = [f"file://{folder}/store"]
         notes = list[str]()
+
         if shutil.which(process.REDIS_SERVER):
             redis = stack.enter_context(process.redis_serving(process.STORE_CORE))
             stack.enter_context(process.before_others(redis.process))
             urls += (redis.url(), f"{redis.url()}&client=redis-py")
         else:
             notes.append(f"Redis is left out: {process.REDIS_MISSING}.")
+
         cosmos = stack.enter_context(own_cosmos(latency, EMULATOR_RU))
         yield [*urls, cosmos, f"{cosmos}&client=sdk"], notes
 
@@ -224,6 +226,7 @@ async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live
     }
     if not manifests:
         return
+
     first_url, first = next(iter(manifests.items()))
     for url, manifest in manifests.items():
         if not manifest.has_lists_of(first):
@@ -243,6 +246,7 @@ async def _read_first_users(store: Store, release: ReleaseRef, most: int) -> lis
                 ids.append(row.key.removeprefix(USER))
             if len(ids) == most:
                 break
+
     if not ids:
         raise BenchMisused(f"the release {release.id} holds no user's list")
     return ids
@@ -475,11 +479,15 @@ class Rounds:
         )
 
     def _run_load(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:
-        """Run *load*, and count the service's CPU and, of Cosmos DB, its request units."""
+        """Run *load* against the service of a store (a candidate), and return the result, its CPU, and its counts.
+
+        CPU is in seconds. Only of Cosmos DB (`metered`), request units and 429s are counted, by the service's metrics.
+        """
         service = candidate.service
         before = process.store_counts(service) if candidate.metered else None
         cpu_s = service.cpu_s()
         result = worker.run(load)
         used_s = service.cpu_s() - cpu_s
+
         self._interrupted = self._interrupted or result.interrupted
         return ServiceRun(result, used_s, before and process.store_counts(service).since(before))

@@ -63,7 +63,8 @@ def cost_of(candidate: Candidate, rate: float, read_ru: float | None, cpu_us: fl
     read_ru  charge of a read of Cosmos DB; None for other stores
     cpu_us   the service's CPU a read, in µs
 
-    Files cost nothing but CPU; the amount is None if no size of Redis holds the lists.
+    The price of Cosmos DB is that of the RU/s for *rate*, of Redis that of the cheapest size that holds the lists; the
+    amount is None if there is no such size. Files cost nothing but CPU.
     """
     month = 0.0
     note = "CPU only"
@@ -145,6 +146,7 @@ class Summary:
         reads_per_s_and_core = 1e6 / cpu_us if cpu_us else None
         results = self.store.results
         charge_ru = read_ru(self.store)
+
         yield from self.latency_rows()
         yield Row(self.name, RATE, "/s", reads_per_s_and_core, note=self.cpu.note, main=False)
         yield self.cpu.row(self.name, CPU, "us")
@@ -170,6 +172,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
     if not store.sound:
         unknown = Figure(None, note=SEE_BELOW if store.runs else "not measured")
         return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, Cost(None), prices.currency)
+
     latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}
     cpu = _cpu_of(store)
     cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
@@ -177,7 +180,11 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
 
 
 def _cpu_of(store: StoreRuns) -> Figure:
-    """Return the CPU a request, in µs: at full load if allowed and sound, else at the timed rate."""
+    """Return the service's CPU per request in µs, a mean over rounds.
+
+    It is measured at full load if each round has such a run (`full`), and not too many answers were popular lists,
+    which cost less; otherwise at the rate of the rounds, which the note says.
+    """
     full = [run.full for run in store.runs if run.full is not None]
     if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
         return mean([run.cpu_us for run in full])

@@ -83,7 +83,10 @@ class Ranking:
 
 
 def rank(contenders: Sequence[Contender]) -> Ranking | None:
-    """Rank stores (contenders) by a figure, the least of which is the best; None if fewer than two are known."""
+    """Rank stores (contenders) by a figure, as p99; return the store with the least one, and how the others differ.
+
+    Differences are ratios to the least figure. The result is None if fewer than two figures are known.
+    """
     known = [contender for contender in contenders if contender.figure.value is not None]
     if len(known) < 2:
         return None
@@ -158,6 +161,7 @@ class Comparison:
             sentences.append(speed_sentence)
             if cheapest:
                 sentences.append(f"Cheapest: {self._with_place(cheapest)}")
+
         if shared := self._cheaper_shared_store():
             sentences.append(f"If servers share a store: {shared}")
         return f"{'. '.join(sentence[:1].upper() + sentence[1:] for sentence in sentences)}."
