@@ -25,11 +25,6 @@ class LocalTier(Tier):
     def __init__(self, name: str, reader: LocalReader, metrics: Metrics, *, fold_in: FoldIn | None = None) -> None:
         super().__init__(name, reader, metrics, fold_in=fold_in)
 
-    @property
-    def needs_io(self) -> bool:
-        """False."""
-        return False
-
     def local_rows(self, release: ServedRelease) -> LocalRows | None:
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
         try:

@@ -49,6 +49,7 @@ class RemoteTier(Tier):
         """*cache_bytes* is the size of the cache; without one, it is 0."""
         super().__init__(name, reader, metrics, fold_in=fold_in)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
+        self.needs_io = self._cache is None
         self._sender = reader if isinstance(reader, SendingReader) else None
         self._hedge = Hedge(reader, self.counters.count_hedge) if isinstance(reader, ReplicatedReader) else None
         self._deadlines = TaskDeadlines()
@@ -58,11 +59,6 @@ class RemoteTier(Tier):
     def cache_bytes(self) -> int | None:
         """Size of the cache; None without one."""
         return None if self._cache is None else self._cache.bytes
-
-    @property
-    def needs_io(self) -> bool:
-        """Whether no row can be read at once: without a cache."""
-        return self._cache is None
 
     def get(self, release: ServedRelease, key: str) -> ReadResult:
         """Return one key from the cache; NOT_CACHED, a StoreError, if it lacks it."""

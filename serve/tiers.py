@@ -49,6 +49,9 @@ def tier_names(urls: Sequence[str]) -> list[str]:
 class Tier(ABC):
     """One named store of a service, in one worker, on one loop. Its keys are texts, as those of stores."""
 
+    needs_io = False
+    """Whether no row can be read at once."""
+
     def __init__(self, name: str, reader: Reader, metrics: Metrics, *, fold_in: FoldIn | None = None) -> None:
         """*reader* reads the store; *fold_in* loads the item factors of each release."""
         self.name = name
@@ -84,11 +87,6 @@ class Tier(ABC):
     def cache_bytes(self) -> int | None:
         """Size of the cache; None without one."""
         return None
-
-    @property
-    @abstractmethod
-    def needs_io(self) -> bool:
-        """Whether no row can be read at once."""
 
     def local_rows(self, release: ServedRelease) -> LocalRows | None:  # noqa: ARG002 -- of stores in this process
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
