@@ -153,12 +153,16 @@ def encode(items: Iterable[Item]) -> bytes:
 
 
 def body_of(value: bytes) -> bytes:
-    """Return the body of a list in bytes, without an offset so far; 0.9 µs for 20 items."""
+    """Put the offset before an encoded list, and return the body; 0.9 µs for 20 items."""
     return _join(value.split(SEPARATOR))
 
 
 def _join(lines: list[bytes]) -> bytes:
-    """Return the body of a list of encoded items; *lines* is changed."""
+    """Return the body of a list of encoded items; *lines* is changed.
+
+    A body begins with the length of its first USUAL_CUT items, in four hexadecimal digits, so that a request for the
+    usual number of items needs one slice.
+    """
     usual = SEPARATOR.join(lines[:USUAL_CUT])
     offset = b"%04x" % len(usual) if len(usual) <= MAX_OFFSET else NO_OFFSET
     lines[:USUAL_CUT] = [offset + usual]
@@ -180,7 +184,10 @@ def cut(body: bytes, n: int) -> bytes:
 
 
 def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
-    """Return the first *n* items of an opened body's list that are in none of *left_out*."""
+    """Return the first *n* items of an opened body's list, in bytes, whose ids are in none of *left_out*.
+
+    The body begins with an offset, which is skipped, and holds one JSON object per item.
+    """
     items = body[OFFSET_BYTES:]
     lines = list[bytes]()
     for match, line in zip(_ID.finditer(items), items.split(SEPARATOR), strict=False):  # no id in an empty list
@@ -230,9 +237,10 @@ class RecordFormat(msgspec.Struct):
 def decode_versioned(
     record: bytes, kind: type[T], *, newest: int, subject: str, decode: Callable[..., Any] = msgspec.json.decode
 ) -> T:
-    """Decode a record as *kind*, after its format number, as other formats may have other fields.
+    """Check the format number of a record, then decode all of it as *kind*.
 
-    Raises WrittenByNewer, with *subject*, for a format above *newest*, and errors of msgspec for damage.
+    The number is decoded first, because other formats may have other fields. Raises WrittenByNewer, with *subject*, for
+    a format above *newest*, and errors of msgspec for damage.
     """
     written_format: int = decode(record, type=RecordFormat).format
     if written_format > newest:
@@ -309,9 +317,10 @@ class KeySpan(NamedTuple):
 
 
 def pack(keys: Sequence[str]) -> bytes:
-    """Pack keys in any order; 0.05 µs a key.
+    """Pack keys in any order to bytes; 0.05 µs a key.
 
-    The lengths of the smallest and the largest key, both keys, and all of them as compressed JSON.
+    The result has the lengths of the smallest and the largest key, both keys, and all keys as compressed JSON. So
+    `bounds` reads the range of the keys without decompressing them.
     """
     first = min(keys).encode()  # in the order of UTF-8 bytes, as str are ordered in the same way
     last = max(keys).encode()
@@ -347,15 +356,19 @@ async def merge_packed_keys(
     """
     ordered = sorted(spans)
     pending = list[str]()  # sorted; may hold a key twice
+
     for start in range(0, len(ordered), PACKED_AT_ONCE):
         packed_lists = await fetch(ordered[start : start + PACKED_AT_ONCE])
         for next_span, packed in enumerate(packed_lists, start + 1):
             if packed is not None:
                 pending += unpack(packed)
                 pending.sort()  # linear for ascending runs
+
+            # Number of pending keys that no later list can precede.
             complete = len(pending)
             if next_span < len(ordered):
                 complete = bisect_left(pending, ordered[next_span].first)
+
             if complete:
                 yield list(dict.fromkeys(pending[:complete]))
                 del pending[:complete]

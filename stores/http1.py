@@ -139,6 +139,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         if self.tag is None:
             self.close(unsolicited=True)
             return
+
         self._received += len(data)
         if not self._pieces:  # the head may be incomplete
             self.head = self.head + data if self.head else data
@@ -147,6 +148,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             well_formed = False
+
         # Malformed, too: 1xx, as no request has `Expect`, and an empty line before the head, which the parser skips.
         # Such a line belongs to an earlier response.
         is_complete = self._state is COMPLETE
@@ -165,10 +167,12 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         # Bytes beyond head and body are the sizes of chunks, or else follow the response.
         surplus_bytes = self._received - end - len(self.body)
         has_surplus = surplus_bytes != 0 and b"chunked" not in self.head.lower()
+
         self.tag = None
         self._state = IDLE
         self.responses += 1
         self._listener.on_response(self, tag)
+
         unsolicited = not well_formed or self._begun_messages > 1 or has_surplus
         if unsolicited or not self._keep_alive:
             self.close(unsolicited=unsolicited)
@@ -228,12 +232,16 @@ class _Tunnel(asyncio.Protocol):
         self._received = b""
 
     def data_received(self, data: bytes) -> None:
-        """Wait for the end of the proxy's head, and check its status."""
+        """Collect the proxy's response up to the end of its headers, then complete `opened`.
+
+        Any status but 200, and bytes after the headers, are a failure.
+        """
         self._received += data
         head, end, surplus = self._received.partition(END_OF_HEAD)
         is_complete = bool(end) or len(head) > MAX_TUNNEL_HEAD
         if self.opened.done() or not is_complete:
             return
+
         words = head.split(b" ", 2)
         status = words[1].decode("latin-1") if len(words) > 1 else "?"
         if end and status == "200" and not surplus:  # a server does not speak first
@@ -290,12 +298,14 @@ class ConnectionPool:
         now = loop.time()
         pending = Pending(loop=loop)
         same_deadline = self._deadlines.add(pending, now + timeout_s)
+
         self._close_idle(now - IDLE_S)
         if self._idle:
             self._send(self._idle.pop(), message, pending, now)
         else:
             self._waiting.append((message, pending))
             self._dispatch(now)
+
         try:
             return await pending
         finally:
@@ -337,12 +347,14 @@ class ConnectionPool:
         """
         if not self._waiting:
             return
+
         wanted = 1 if self._backoff else len(self._waiting)
         limit = min(wanted, self._size - len(self._open))
         if len(self._opening) < limit and now >= self._retry_at:
             opening = asyncio.ensure_future(self._connect())
             self._opening.add(opening)
             opening.add_done_callback(self._opened)
+
         while self._waiting and not self._open and not self._opening:
             _, pending = self._waiting.popleft()
             self._fail(pending, "connect", self._connect_error)
@@ -365,6 +377,7 @@ class ConnectionPool:
         transport, tunnel = await loop.create_connection(_Tunnel, proxy.host, proxy.port)
         opened: asyncio.Transport | None = transport
         connection = ClientConnection(self)
+
         try:
             transport.write(proxy.tunnel_request(*self._server))
             await tunnel.opened
@@ -375,6 +388,7 @@ class ConnectionPool:
         except BaseException:
             transport.abort()
             raise
+
         if opened is None:
             raise ConnectionResetError("the proxy has closed the tunnel")
         connection.connection_made(opened)

@@ -71,15 +71,20 @@ async def activate(
     end_canary: bool = False,
     override: Override = Override.NOTHING,
 ) -> bool:
-    """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
+    """Prepare a committed release and make it live; return False if it was live before.
 
-    What *override* does not accept raises RefusedByGates or ReleaseCorrupt. A refusal during the call always raises
-    RefusedByGates. Raises errors of `transitions.activate`, too.
+    With the *arm* B, it becomes the canary of the running experiment, whose arm A is the live release. *end_canary*
+    ends a canary that would keep the release from going live.
+
+    A release that its gates refused raises RefusedByGates, and one that cannot be read as a whole ReleaseCorrupt,
+    unless *override* accepts that; a refusal during the call always raises. Raises errors of `transitions.activate`,
+    too.
     """
     seen = await store.catalogue()
     entry = seen.find(release)
     overridden = _overridden(entry, override)
     update = partial(changes.activate, release=release, arm=arm, end_canary=end_canary, overridden=overridden)
+
     is_changed = update(seen) != seen
     await _begin_serving(store, entry.ref, update, override)
     return is_changed
@@ -91,9 +96,9 @@ def _overridden(entry: Release, override: Override) -> tuple[str, ...]:
 
 
 async def prepare_served(store: Store, catalogue: Catalogue) -> None:
-    """Prepare the served releases again: a prune may have scaled one down before the swap.
+    """Prepare the live release and the canary again, after a swap: a prune may have scaled one down before it.
 
-    A failure is a warning, because the releases are served already.
+    Only stores with provisioned throughput need that. A failure is a warning, because the releases are served already.
     """
     if not isinstance(store, ProvisionedStore):
         return
@@ -127,6 +132,7 @@ async def _check_servable(store: Store, release: ReleaseRef) -> None:
         entry = (await store.catalogue()).entry(release.incarnation)
         if entry is None or entry.state is State.DROPPING:
             raise ReleaseConflict(f"release {release.id} was pruned meanwhile") from error
+
         raise ReleaseCorrupt(
             f"release {release.id} cannot be served, and nothing was changed: {error}. --force would serve it with "
             "what can still be read"
@@ -224,6 +230,7 @@ async def promote(
     catalogue = await store.catalogue()
     canary = _canary_of(catalogue)
     overridden = _overridden(canary, override)
+
     update = partial(changes.promote, expected=if_canary or canary.id, overridden=overridden)
     update(catalogue)  # errors before the release is prepared
     await _begin_serving(store, canary.ref, update, override)
@@ -254,21 +261,25 @@ async def prune(
     keep_ready_s: float | None = None,
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
-    """Erase the releases that `transitions.prune` marks, with the same options, and return their ids.
+    """Mark old releases as dropping, erase them, and return their ids; see `transitions.prune` for the options.
 
-    Kept releases past their grace are scaled down.
+    Releases that are kept are scaled down once they have been out of service for *grace_s* seconds. *on_progress* gets
+    releases erased and in all.
     """
     present = await _prunable(store)
     update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
     catalogue = await update_catalogue(store, update)
+
     dropping = [entry.ref for entry in catalogue.releases if entry.state is State.DROPPING]
     for number, release in enumerate(dropping):
         on_progress(number, len(dropping))
         await drop(store, release)
+
     for entry in catalogue.releases:
         is_past_grace = (entry.superseded_at or 0.0) + grace_s <= catalogue.now
         if is_past_grace and entry.state in (State.SUPERSEDED, State.WITHDRAWN):
             await scale_down(store, entry.ref)
+
     return list(dict.fromkeys(release.id for release in dropping))
 
 
@@ -334,7 +345,10 @@ class _SentSwaps:
     """Of the catalogue that the last unclear swap was to replace."""
 
     def outcome_in(self, catalogue: Catalogue) -> _Outcome:
-        """Return the outcome that a *catalogue* shows, which was read after the swaps."""
+        """Return the outcome that a *catalogue* shows, which was read after the swaps.
+
+        Each swap writes a new token, so a token tells which swap was the last one.
+        """
         if catalogue.token in self.new_by_token:
             return _Outcome.MADE
         if self.unclear_errors and catalogue.token != self.token_before_unclear:
@@ -353,8 +367,8 @@ async def revise_catalogue(
     A swap that fails with StoreUnavailable is unclear: it may have taken place, or still take place. If the catalogue
     then has its token, it has; if the catalogue is unchanged, a second swap can be sent, as only one of both can
     succeed. If others have changed it, the result is unknown: a *repeatable* change, which may be applied twice, is
-    applied again. For others StoreUnavailable is raised, unless they would change nothing any more. So it is after
-    UNCLEAR_SWAPS unclear swaps.
+    applied again. For any other change, and after UNCLEAR_SWAPS unclear swaps, StoreUnavailable is raised, unless
+    *revise* would change nothing any more.
 
     Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
@@ -365,6 +379,7 @@ async def revise_catalogue(
         outcome = sent.outcome_in(old)
         if outcome is _Outcome.MADE:
             return sent.new_by_token[old.token]
+
         is_exhausted = len(sent.unclear_errors) == UNCLEAR_SWAPS
         if outcome is _Outcome.UNKNOWN and (is_exhausted or not repeatable):
             await _check_nothing_to_change(revise, old, sent.unclear_errors[-1])
@@ -381,6 +396,7 @@ async def revise_catalogue(
             await check_nothing_to_rebuild(store)
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
         sent.new_by_token[new.token] = new
+
         try:
             await store.swap(old, new, records)
         except ReleaseConflict:
@@ -423,10 +439,12 @@ async def check_nothing_to_rebuild(store: Store) -> None:
 async def _read_after(store: Store, unclear_errors: Sequence[StoreUnavailable]) -> Catalogue:
     """Read the catalogue; after unclear swaps, again for up to SETTLE_S while the store is unavailable.
 
-    If it stays so, raises StoreUnavailable, which says that the result of the swap is unknown.
+    *unclear_errors* are those of swaps that may have taken place. If the store stays unavailable after one, raises
+    StoreUnavailable, which says that its result is unknown.
     """
     if not unclear_errors:
         return await store.catalogue()
+
     backoff = Backoff(0.05, 1.0)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
@@ -444,19 +462,21 @@ def _unknown_result(unclear: StoreUnavailable) -> StoreUnavailable:
 
 
 async def drop(store: Store, release: ReleaseRef) -> None:
-    """Erase a release and remove it from the catalogue, if it is still `dropping`.
+    """Erase a release and remove it from the catalogue, if it is still `dropping`, the state before an erasure.
 
     Raises ReleaseConflict if the store returned to older data, in which the release is not `dropping`.
     """
     entry = (await store.catalogue()).entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:
         return
+
     try:
         await store.erase(release, partial(_check_dropping, release))
     except ReleaseConflict:
         if (await store.catalogue()).entry(release.incarnation) is None:
             return  # another process has erased it
         raise
+
     await update_catalogue(store, lambda catalogue: changes.forget(catalogue, release))
 
 

@@ -83,16 +83,20 @@ class Tally:
     def add(self, rows: Sequence[Row]) -> None:
         """Add *rows* except the manifest; StoreMisused for a key of unknown kind.
 
-        The digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
+        The kind is the prefix of a key, such as `user` in `user:42`. The digest is the sum modulo 2^128 of
+        xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
         """
         if not rows:
             return
+
+        # If the smallest and the largest key have one prefix, all keys have it, as in most calls.
         first = min(rows).key
         last = max(rows).key
         prefix = first[: first.find(":") + 1]
-        if prefix and last.startswith(prefix):  # then all keys have it, as in most calls
+        if prefix and last.startswith(prefix):
             self._add(prefix[:-1], rows)
             return
+
         rows_by_kind = dict[str, list[Row]]()
         for row in rows:
             rows_by_kind.setdefault(row.key.partition(":")[0], []).append(row)
@@ -119,9 +123,10 @@ class Tally:
         kind_of_rows = RowKey.parse(check_kind(kind)).kind
         if kind_of_rows == META:
             rows = [row for row in rows if row.key != MANIFEST]
+
         size = 0
         digest = 0
-        length = 0
+        length = 0  # of the last key, in bytes
         length_bytes = b""
         candidates = list[tuple[int, str]]()
         hash_of = xxh3_64_intdigest
@@ -135,11 +140,13 @@ class Tally:
             digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
             if (key_hash := hash_of(raw)) < hash_limit:
                 candidates.append((key_hash, key))
+
         self.bytes += size
         self.digest = (self.digest + digest) % (1 << 128)
         if rows:
             self.counts[kind] = self.counts.get(kind, 0) + len(rows)
         self._draw(candidates)
+
         if kind_of_rows == POPULAR:
             self.popular += [key for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
@@ -207,7 +214,7 @@ class Manifest:
 
     @property
     def popular_keys(self) -> list[str]:
-        """The keys of the popular lists of all lists."""
+        """The keys of the popular lists: of each list, the one for everybody, and those of its segments."""
         segments = {"": self.segments, **self.named}
         return [RowKey(POPULAR, segment, name).text for name in segments for segment in (OVERALL, *segments[name])]
 
@@ -232,7 +239,7 @@ class Manifest:
         return tuple(sorted({rule for origin in self.origins for rule in origin.rules}))
 
     def has_lists_of(self, other: "Manifest") -> bool:
-        """Return whether both have the lists of one release, or of one model with the same options."""
+        """Return whether both describe the same lists: those of one release, or of one model with the same options."""
         if self.release == other.release:
             return (self.counts, self.digest) == (other.counts, other.digest)
         are_of_models = all(origin.model for origin in self.origins)
@@ -267,8 +274,10 @@ def count_of(counts: Mapping[str, int], kind: str) -> int:
 def describe(
     release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: Mapping[str, Any]
 ) -> Manifest:
-    """Return the manifest of a release from the sums over its rows, *tally*; *about* is the record of their origin.
+    """Return the manifest of a release, which says what it holds, from the sums over its rows, *tally*.
 
+    *about* is the record of the origin: how the lists were made. A release has a default list and may have named lists,
+    such as `basket`; each needs a popular list for everybody, and may have others for segments, groups of users.
     *created_at* is a Unix time in seconds, by the store's clock. Raises ReleaseCorrupt if a list has no popular list
     for everybody, or lists exceed the limits, and StoreMisused for an invalid origin or name.
     """
@@ -276,10 +285,12 @@ def describe(
         origin = Origin.of(about)
     except msgspec.ValidationError as error:
         raise StoreMisused(f"the origin of release {release} is invalid: {error}") from error
+
     named = {*(RowKey.parse(kind).list for kind in tally.counts), *origin.lists} - {""}
     for name in filter(None, [origin.list, *named]):
         check_list(name)
-    segments = {name: _segments_of(release, name, tally) for name in ["", *sorted(named)]}
+    segments = {name: _segments_of(release, name, tally) for name in ["", *sorted(named)]}  # "": the default list
+
     if len(segments) > MAX_LISTS or origin.list in named:
         raise ReleaseCorrupt(f"release {release} has more than {MAX_LISTS} lists, or two of one name")
     if len(tally.popular) > MAX_POPULAR_LISTS or tally.popular_bytes > MAX_POPULAR_BYTES:
@@ -287,6 +298,7 @@ def describe(
             f"release {release} has {len(tally.popular)} popular lists of {tally.popular_bytes} bytes; "
             f"at most {MAX_POPULAR_LISTS} of {MAX_POPULAR_BYTES} bytes in all are kept in memory: use fewer segments"
         )
+
     return Manifest(
         release=release,
         encoding=encoding,
@@ -302,7 +314,10 @@ def describe(
 
 
 def _segments_of(release: ReleaseId, name: str, tally: Tally) -> tuple[str, ...]:
-    """Return the segments of users that have a popular list of their own in the list *name*; raises ReleaseCorrupt."""
+    """Return the segments, groups of users, that have a popular list in the list *name*, sorted.
+
+    An empty *name* is the default list. Raises ReleaseCorrupt if there is no popular list for everybody.
+    """
     prefix = prefix_of(POPULAR, name)
     segments = sorted(key.removeprefix(prefix) for key in tally.popular if key.startswith(prefix))
     if OVERALL not in segments:
@@ -318,6 +333,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
     """
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
+
     try:
         record = Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
         subject = f"release {release}"
@@ -328,6 +344,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
         Origin.of(manifest.about)  # so that `origin` never fails
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error}); {HEAL}") from error
+
     if manifest.encoding not in ENCODINGS:
         raise WrittenByNewer(f"release {release} is encoded in {manifest.encoding!r}; upgrade hotplate")
     return manifest

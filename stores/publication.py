@@ -173,12 +173,13 @@ async def publish_release(
 ) -> WrittenRelease:
     """Write a release, verify it, commit it and, with an *activation*, make it live.
 
-    *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows; *others* write further rows; *plan*
-    counts all. *about* returns the record of the origin, by default an empty one. *refused_by* returns the gates that
-    refuse the release, by default those that failed in the manifest. *on_progress* gets lists written and in all.
+    *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows. *others* are processes that write further
+    rows, and *plan* counts all. *about* returns the record of the origin, by default an empty one.
+    *refused_by* returns the gates, checks of a release before it goes live, that refuse it; by default the manifest has
+    them. *on_progress* gets lists written and in all.
 
     The release stays ready, with the reason as `held_back`, if `activate` raises HeldBack: for gates, for another
-    release that is the canary, and for arm B without an experiment.
+    release that is the canary, and for arm B, the canary's side of an experiment, without an experiment.
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
     `prune` after its lease. To continue one, give the *draft* of `take_over`, and the same rows: those that were not
@@ -203,8 +204,10 @@ async def publish_release(
 
     with frozen_heap():
         written = await write_draft(store, draft, encode, finish=finish, others=others, refused_by=refused_by)
+
     if activation is not None:
         return await go_live(store, written, activation)
+
     await scale_down(store, release)
     return written
 
@@ -243,10 +246,10 @@ async def go_live(store: Store, written: WrittenRelease, activation: Activation)
 async def begin(
     store: Store, release: ReleaseId, *, repairs: str | None = None, writer: Writer | None = None
 ) -> DraftRef:
-    """Begin a draft, or continue one of the same *writer*, by default a new one.
+    """Begin a draft, a release that is being written, or continue one of the same *writer*, by default a new one.
 
-    *repairs* is the incarnation of the damaged release of this id that the draft replaces. A writer has one process at
-    a time. Raises ReleaseConflict if the id is taken.
+    *repairs* names the damaged release that the draft replaces by its incarnation, the unique name of one write of a
+    release: both have one id. A writer has one process at a time. Raises ReleaseConflict if the id is taken.
     """
     token = (writer or Writer.new()).token
 
@@ -258,10 +261,11 @@ async def begin(
 
 
 async def take_over(store: Store, release: ReleaseId, *, writer: Writer | None = None) -> DraftRef:
-    """Become a draft's *writer*, by default a new one, as soon as the lease of the writer before has lapsed.
+    """Become a draft's *writer*, by default a new one, as soon as the lease of the former writer has lapsed.
 
-    Waits while that lease runs. Raises ReleaseConflict if it is renewed meanwhile, as its writer is alive, if the
-    release is not a draft, or is a copy's and *writer* is not; ReleaseNotFound if it was dropped.
+    A lease is the time during which only its holder may write; a living writer renews it. Waits while it runs.
+    Raises ReleaseConflict if it is renewed meanwhile, as its writer is alive, if the release is not a draft, or if it
+    is a copy and *writer* does not copy; ReleaseNotFound if it was dropped.
     """
     writer = writer or Writer.new()
     catalogue = await store.catalogue()
@@ -315,10 +319,12 @@ async def write_draft(
             encoded = await encode()
             await check_lease()
             result = await _write_rows(store, draft, encoded, finish=finish, others=others, check_lease=check_lease)
+
             await store.seal(draft)
             await _verify(store, draft, result)
             if prepare:
                 await store.prepare(draft.release)
+
             refusing = result.manifest.refused_by if refused_by is None else await refused_by(result.manifest)
             await check_lease()
             await update_catalogue(store, partial(changes.commit, draft=draft, refused_by=refusing))
@@ -327,6 +333,7 @@ async def write_draft(
             await update_catalogue(store, partial(changes.end_lease, draft=draft))
         if isinstance(error, _AttemptRefused):
             raise
+
         advice = "give the same command again"
         if kind is WriterKind.PERSON:
             advice = f"continue with --resume {draft.id}"
@@ -356,12 +363,15 @@ async def _write_rows(
     """
     earlier_manifest = await _claim(store, draft, encoded.plan)
     context = PartContext(draft, encoded.dictionary, puts=earlier_manifest is None)
+
     written = await put_part(store, context, encoded.batches, check=check_lease)
     if others is not None:
         written = written.merged(await others.write(context))
+
     manifest = await finish(written.tally, earlier_manifest)
     if earlier_manifest is None:
         await store.put(draft, [manifest.key_row])
+
     written_before = written.tally.rows - written.rows  # the tally has all rows, also those of earlier attempts
     return WrittenRelease(manifest, rows=written.rows, skipped=written_before)
 
@@ -382,15 +392,17 @@ class _AttemptRefused(ReleaseConflict):
 
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
-    """Claim a draft; return its manifest if an earlier attempt wrote it, and so all of its rows.
+    """Claim a draft for its writer; return its manifest if an earlier attempt wrote it, else None.
 
-    Raises ReleaseConflict if the writer of an earlier attempt is alive.
+    The manifest is written last, so the earlier attempt has written all rows then. Raises ReleaseConflict if the writer
+    of an earlier attempt is alive.
     """
     refused = None
     try:
         await store.create(draft, plan)
     except ReleaseConflict as error:  # sealed, or its writer is alive
         refused = error
+
     try:
         return await load_manifest(store, draft.release)
     except (ReleaseNotFound, ReleaseCorrupt):  # usually not written yet
@@ -421,8 +433,9 @@ async def put_part(
 ) -> WrittenPart:
     """Put the rows of a part that are not acknowledged yet, and sum up all of them; without those of erased users.
 
-    *batches* are all rows of the *part* (0: that of the draft's writer), in the same order in each attempt. If
-    `context.puts` is false, none is put. *check* is called before each batch, and may raise to end the part.
+    A part is the rows that one process of a publish writes; part 0 is that of the draft's writer. *batches* are all its
+    rows, in the same order in each attempt. If `context.puts` is false, none is put. *check* is called before each
+    batch, and may raise to end the part.
     """
     erased = await erased_from(store)
     if erased.lost and part == 0:
@@ -430,9 +443,11 @@ async def put_part(
     resume = _Resume(await store.resume_point(context.draft, part) if context.puts else None)
     tally = Tally()
     rows_put = 0
+
     async for batch in batches:
         if check is not None:
             await check()
+
         rows = batch
         if erased:
             rows = [row for row in batch if not erased.covers(row.key)]
@@ -441,6 +456,8 @@ async def put_part(
             if new_rows:
                 await store.put(context.draft, new_rows, part)
             rows_put += len(new_rows)
+
+        # All rows count, also those that an earlier attempt put: the manifest describes the whole release.
         tally.add(rows)
         tally.left_out += len(batch) - len(rows)
         await asyncio.sleep(0)  # let the lease be renewed
@@ -505,6 +522,8 @@ async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: 
 async def lease(store: Store, draft: DraftRef) -> AsyncIterator[CheckLease]:
     """Renew a draft's lease in the background, at each third of it, until the end of the context.
 
+    The lease keeps other writers away from the draft for LEASE_S.
+
     Yields a function that raises an error if the lease is lost: that of the renewal, or StoreUnavailable once the lease
     has run out by the local clock. The writer calls it before each step. In a process that was suspended beyond the
     lease, it waits for the renewal that is due.
@@ -521,7 +540,7 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[CheckLease]:
             renewed.set()
 
     renewal = asyncio.create_task(keep_renewed())
-    renewal.add_done_callback(lambda _: renewed.set())
+    renewal.add_done_callback(lambda _: renewed.set())  # wakes `check` if renewing has failed
 
     async def check() -> None:
         while clock() >= ends_at and not renewal.done():
@@ -540,8 +559,8 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[CheckLease]:
 async def _renew(store: Store, draft: DraftRef, until: float) -> float:
     """Renew a draft's lease, and return its new end; both times are by the loop's clock.
 
-    Attempts that fail with StoreUnavailable are repeated, up to *until*. If the process is suspended beyond that, it
-    has RENEWAL_GRACE_S from then on, because nobody else may have taken the draft.
+    Attempts that fail with StoreUnavailable are repeated until the time *until*. If the process was suspended beyond
+    it, further attempts are made for RENEWAL_GRACE_S, because nobody else may have taken the draft.
     """
     clock = asyncio.get_running_loop().time
     while True:

@@ -65,7 +65,10 @@ class TaskDeadlines:
         self._cancelled = set[asyncio.Task[object]]()
 
     async def until(self, at_s: float, work: Awaitable[T]) -> T:
-        """Await *work* in the current task; TimeoutError at *at_s* (loop time)."""
+        """Await *work* in the current task; raises TimeoutError at *at_s* (loop time).
+
+        The deadline cancels the task. A cancellation by others at the same time is not turned into a TimeoutError.
+        """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline needs a running task")
@@ -266,13 +269,14 @@ class Retrier:
         began_at = self._clock()
         failing_since = None
         backoff = Backoff(*RETRY_PAUSES_S)
+
         while True:
             try:
                 result = await step(*args, **kwargs)
             except StoreThrottled as error:
                 if self._clock() - max(began_at, self._succeeded_at) > self._throttled_for_s:
                     raise
-                failing_since = None
+                failing_since = None  # it is available
                 wait_s = error.retry_after_s
             except StoreUnavailable as error:
                 failing_since = self._clock() if failing_since is None else failing_since
@@ -282,4 +286,5 @@ class Retrier:
             else:
                 self._succeeded_at = self._clock()
                 return result
+
             await asyncio.sleep(wait_s)
