@@ -5,6 +5,7 @@ DataError                the input cannot be used
 GateFailed               a gate keeps the written lists from going live
 """
 
+import math
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,22 @@ class GateFailed(Exception):
         self.result = result
 
 
-def require_at_least(name: str, value: int, least: int = 1) -> None:
-    """Raise SettingError if *value* is below *least*."""
-    if value < least:
+def require_at_least(name: str, value: float, least: float = 1) -> None:
+    """Raise SettingError unless *value* is a finite number of *least* or more."""
+    if not least <= value < math.inf:
         raise SettingError(f"{name} is {value}; it must be at least {least}.")
+
+
+def require_between(name: str, value: float, least: float, most: float) -> None:
+    """Raise SettingError unless *value* lies between *least* and *most*, or is one of them."""
+    if not least <= value <= most:
+        raise SettingError(f"{name} is {value}; it must lie between {least} and {most}.")
+
+
+def require_above_zero(name: str, value: float) -> None:
+    """Raise SettingError unless *value* is a finite number above zero."""
+    if not 0 < value < math.inf:
+        raise SettingError(f"{name} is {value}; it must be above zero.")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from hotplate.offline.errors import SettingError, require_at_least
+from hotplate.offline.errors import SettingError, require_at_least, require_between
 from hotplate.offline.input.columns import named_values
 from hotplate.offline.input.history import DAY_US, NO_TIME, Times
 from hotplate.offline.input.pairs import Floats, Indices, Mask, UserItems, users_per_item
@@ -40,8 +40,7 @@ class Explore:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.new <= _MOST_NEW_PER_TEN:
-            raise SettingError(f"--explore: new is {self.new}; it must lie between 1 and {_MOST_NEW_PER_TEN}.")
+        require_between("--explore: new", self.new, 1, _MOST_NEW_PER_TEN)
         require_at_least("--explore: days", self.days)
         require_at_least("--explore: seed", self.seed, 0)
 

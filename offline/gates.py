@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from hotplate.offline.errors import SettingError, read_toml
+from hotplate.offline.errors import SettingError, read_toml, require_between
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.errors import did_you_mean
 from hotplate.stores.origin import GateVerdict
@@ -242,8 +242,8 @@ def _parse_gate(name: str, bound: object, where: str) -> Gate:
 
     # Metrics may have any value, lengths are numbers of items, all others are shares.
     low, high = (1, MAX_LENGTH) if gate.subject == Subject.SHORTEST_LIST else (0, 1)
-    if gate.subject != Subject.METRIC and not low <= bound <= high:
-        raise SettingError(f"{where}: the bound of {listed.name} is {bound}; it must lie between {low} and {high}.")
+    if gate.subject != Subject.METRIC:
+        require_between(f"{where}: the bound of {listed.name}", bound, low, high)
     return replace(gate, list_name=listed.list_name)
 
 

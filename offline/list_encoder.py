@@ -9,7 +9,7 @@ import numpy.typing as npt
 import orjson
 import polars as pl
 
-from hotplate.offline.errors import SettingError
+from hotplate.offline.errors import require_between
 from hotplate.stores.encoding import MAX_OFFSET, SEPARATOR, USUAL_CUT
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
@@ -27,8 +27,7 @@ _SEPARATOR = SEPARATOR.decode()
 
 def check_length(length: int, name: str = "The list length") -> None:
     """Raise SettingError unless *length* is a valid list length."""
-    if not 1 <= length <= MAX_LENGTH:
-        raise SettingError(f"{name} is {length}; it must lie between 1 and {MAX_LENGTH}.")
+    require_between(name, length, 1, MAX_LENGTH)
 
 
 @dataclass(frozen=True, slots=True)

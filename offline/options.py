@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from hotplate.offline.errors import SettingError
+from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.stores.catalogue import Arm, DraftRef
 from hotplate.stores.encoding import Encoding
 from hotplate.stores.options import RARE, Flag
@@ -58,8 +58,8 @@ def _choices_of(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any anno
 
 
 def _check_bounds(name: str, value: Any, flag: Flag) -> None:  # noqa: ANN401 -- a number if the flag has bounds
-    if flag.at_least is not None and not value >= flag.at_least:
-        raise SettingError(f"{name} is {value}; it must be at least {flag.at_least:g}.")
+    if flag.at_least is not None:
+        require_at_least(name, value, flag.at_least)
     if flag.at_most is not None and not value <= flag.at_most:
         raise SettingError(f"{name} is {value}; it must be at most {flag.at_most:g}.")
 

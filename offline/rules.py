@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hotplate.offline.errors import SettingError, require_at_least
+from hotplate.offline.errors import SettingError, require_at_least, require_between
 from hotplate.offline.exploration import Explore
 from hotplate.offline.input.showings import Showings
 from hotplate.offline.variety import MAX_DIVERSITY
@@ -42,8 +42,7 @@ class Rules:
         if self.max_per_category is not None:
             require_at_least("max-per-category", self.max_per_category)
         require_both(self.max_per_category, self.categories or None)
-        if not 0 <= self.diversity <= MAX_DIVERSITY:
-            raise SettingError(f"diversity is {self.diversity}; it must lie between 0 and {MAX_DIVERSITY}.")
+        require_between("diversity", self.diversity, 0, MAX_DIVERSITY)
         for item, boost in self.boosts.items():
             if not 0 < boost <= MAX_BOOST:
                 raise SettingError(

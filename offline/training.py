@@ -4,7 +4,6 @@ The interactions are split into train and test. Parameters are chosen on train a
 again to everything.
 """
 
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from hotplate.offline.errors import SettingError, require_at_least
+from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words
 from hotplate.offline.evaluate.records import RepeatSearch, json_values
@@ -106,8 +105,7 @@ class TrainSettings:
         Weighing(self.weighting, self.half_life)  # raises SettingError
 
         for event, weight in (self.event_weights or {}).items():
-            if not 0 < weight < math.inf:
-                raise SettingError(f"The weight of event {event!r} is {weight}; it must be a number above zero.")
+            require_above_zero(f"The weight of event {event!r}", weight)
 
         if self.tuning is not None and not isinstance(self.params, ALSParams):
             self._check_params_of_search(self.tuning)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hotplate.offline.errors import SettingError
+from hotplate.offline.errors import require_above_zero
 from hotplate.offline.evaluate.evaluation import fit_parts
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE, LEADING_BY_SE
 from hotplate.offline.evaluate.records import CellRecord, RepeatSearch, SearchRecord
@@ -60,8 +60,8 @@ class TuneOptions:
     budget_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.budget_s is not None and not 0 < self.budget_s < math.inf:
-            raise SettingError(f"tune is {self.budget_s}; it must be a number of seconds above 0.")
+        if self.budget_s is not None:
+            require_above_zero("tune", self.budget_s)
 
     @property
     def limit_s(self) -> float | None:

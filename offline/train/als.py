@@ -15,7 +15,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from implicit.recommender_base import ModelFitError
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.errors import DataError, SettingError, require_above_zero, require_at_least, require_between
 from hotplate.offline.input.pairs import Floats, Indices, UserItems, check_user_items
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
@@ -38,10 +38,8 @@ def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int
     """Raise SettingError for values out of range."""
     require_at_least("factors", factors)
     require_at_least("iterations", iterations)
-    if not 0 < alpha < math.inf:
-        raise SettingError(f"alpha is {alpha}; it must be above zero.")
-    if not 0 <= seed < 2**32:
-        raise SettingError(f"seed is {seed}; it must lie between 0 and {2**32 - 1}.")
+    require_above_zero("alpha", alpha)
+    require_between("seed", seed, 0, 2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,7 @@ class ALSParams:
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.factors, self.iterations, self.alpha, self.seed)
-        if not 0 <= self.regularization < math.inf:
-            raise SettingError(f"regularization is {self.regularization}; it must be zero or above.")
+        require_at_least("regularization", self.regularization, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +74,7 @@ class SparkParams:
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.factors, self.iterations, self.alpha, self.seed)
-        if not 0 <= self.reg_param < math.inf:
-            raise SettingError(f"reg-param is {self.reg_param}; it must be zero or above.")
+        require_at_least("reg-param", self.reg_param, 0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Popularity: an engine, popular lists, and recency as a factor of scores."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hotplate.offline.errors import DataError, SettingError, require_at_least
+from hotplate.offline.errors import DataError, require_above_zero, require_at_least
 from hotplate.offline.input.history import DAY_US, NO_TIME, Times, decay_factors
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.pairs import (
@@ -40,21 +39,14 @@ class Recency:
     gamma: float
 
     def __post_init__(self) -> None:
-        check_half_life(self.half_life_days)
-        if not 0 < self.gamma < math.inf:
-            raise SettingError(f"gamma is {self.gamma}; it must be above zero.")
+        require_above_zero("The half-life", self.half_life_days)
+        require_above_zero("gamma", self.gamma)
 
     def weights(self, user_items: UserItems, times: Times | None) -> Floats:
         """Return factors [items]; *times* are those of the pairs. Raises DataError without times."""
         recent = recent_popularity(user_items, times, self.half_life_days)
         weights: Floats = (np.maximum(recent / recent.max(), _LEAST_POPULARITY) ** self.gamma).astype(np.float32)
         return weights
-
-
-def check_half_life(days: float) -> None:
-    """Raise SettingError unless *days* is positive and finite."""
-    if not 0 < days < math.inf:
-        raise SettingError(f"The half-life is {days} days; it must be above zero.")
 
 
 def recent_popularity(
@@ -88,7 +80,7 @@ class PopularityParams:
 
     def __post_init__(self) -> None:
         if self.half_life_days is not None:
-            check_half_life(self.half_life_days)
+            require_above_zero("The half-life", self.half_life_days)
 
 
 @dataclass(frozen=True, slots=True)
