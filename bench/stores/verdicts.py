@@ -96,19 +96,17 @@ def rank(contenders: Sequence[Contender]) -> Ranking | None:
     return Ranking(least, tuple(differences))
 
 
-def stalls(results: Sequence[Result]) -> tuple[int, int]:
-    """Return how many seconds had an answer after more than STALL_S, and how many there were."""
-    seconds = [second for result in results for second in result.seconds if second.latencies_s.size]
-    return sum(bool(second.latencies_s.max() > STALL_S) for second in seconds), len(seconds)
-
-
 def describe_stalls(stores: Sequence[tuple[str, Sequence[Result]]]) -> str:
-    """Return a line such as `Redis 2 of 42 seconds above 100 ms`; empty without stalls."""
-    parts = []
+    """Return a line such as `Redis 2 of 42 seconds above 100 ms`; empty without stalls.
+
+    *stores* are names with results. A second stalled if it had an answer after more than STALL_S.
+    """
+    parts = list[str]()
     for name, results in stores:
-        stalled, seconds = stalls(results)
+        seconds = [second.latencies_s for result in results for second in result.seconds if second.latencies_s.size]
+        stalled = sum(bool(latencies_s.max() > STALL_S) for latencies_s in seconds)
         if stalled:
-            parts.append(f"{name} {stalled} of {seconds} seconds above {1000 * STALL_S:g} ms")
+            parts.append(f"{name} {stalled} of {len(seconds)} seconds above {1000 * STALL_S:g} ms")
     return ", ".join(parts)
 
 

@@ -354,22 +354,14 @@ def rehearse_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlag
     with progress_bars() as on_progress:
         lists = run_interruptibly(lambda: read_lists(on_progress))
         report = partial(on_progress, "dry run")
-        plan, simulated = run_on_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
-
-    refused: GateFailed | HeldBack | None = simulated.held_back
-    failed = failures(simulated.manifest.origin.gates.verdicts)
-    if failed and not flags.settings.force:
-        refused = GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
-    return Rehearsal(plan, simulated.manifest, refused)
+        return run_on_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
 
 
-async def _rehearse(
-    lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store
-) -> tuple[Plan, WrittenRelease]:
-    """Return the rows and bytes that *lists* would take in *store*, and the release written to its stand-in.
+async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store) -> Rehearsal:
+    """Publish *lists* to a stand-in for *store*, a temporary store.
 
-    The stand-in is a temporary store. Gates, bounds that a release must meet to go live, refuse nothing here; the
-    caller reads their verdicts in the manifest, the description of the release.
+    Gates, bounds that a release must meet to go live, refuse nothing there; their verdicts are read from the manifest,
+    the description of the release, afterwards.
     """
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
@@ -382,7 +374,12 @@ async def _rehearse(
         return written.result.manifest
 
     plan = await rehearse(store, write)
-    return plan, results[-1]
+    simulated = results[-1]
+    refused: GateFailed | HeldBack | None = simulated.held_back
+    failed = failures(simulated.manifest.origin.gates.verdicts)
+    if failed and not flags.settings.force:
+        refused = GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
+    return Rehearsal(plan, simulated.manifest, refused)
 
 
 def _print_rehearsal(rehearsal: Rehearsal, flags: ReleaseFlags) -> None:
