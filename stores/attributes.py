@@ -95,8 +95,9 @@ def encode_attributes(
 ) -> tuple[list[Row], OriginRecord]:
     """Return the rows of a table, and its entry in the record of the manifest's origin.
 
-    *columns* have the values by row, in the order of *ids*: numbers or texts, None if missing; those named in *texts*
-    are of texts even without any. Raises StoreMisused for a repeated item, and for too large a table.
+    The table is stored in pieces, one row each. *columns* have the values by name, in the order of *ids*: numbers or
+    texts, None if missing. A column named in *texts* is one of texts even if all are missing. Raises StoreMisused for a
+    repeated item, and for too large a table.
     """
     table, kinds = _encode_table(ids, columns, texts)
     if len(table) > MAX_BYTES:

@@ -94,12 +94,14 @@ class Encoder:
         return True
 
     def _body(self, key: str, body: bytes) -> bytes:
-        """Return the stored body of a row: compressed, if lists are, but for `meta` rows.
+        """Return the body of a row as it is stored, without checksum: an offset and a list, compressed or not.
 
-        Raises StoreMisused for a value that is not a body, and for lists above the limits.
+        `meta` rows hold no list: they get an offset, and are not compressed. Raises StoreMisused for a value that is
+        not a body, and for lists above the limits.
         """
         if key.startswith(META):
             return NO_OFFSET + body
+
         if len(body) < OFFSET_BYTES or body >= _ABOVE_ALL_BODIES:
             raise StoreMisused(f"the value of {key!r} is not a body of a list; see `hotplate.stores.encoding`")
         size = len(body) - OFFSET_BYTES
@@ -109,6 +111,7 @@ class Encoder:
             self._popular_bytes += size
             if self._popular_bytes > MAX_POPULAR_BYTES:
                 raise StoreMisused(f"the popular lists have over {MAX_POPULAR_BYTES} bytes; use fewer segments")
+
         if self._compress is None or not size:
             return body
         return body[:OFFSET_BYTES] + self._compress(body[OFFSET_BYTES:])
@@ -176,6 +179,7 @@ async def encode_rows(
 
     remaining = aiter(batches)
     first = await _first_batches(remaining)  # kept until they are encoded
+
     training_rows = [row for rows in (*first, sample) for row in rows if not row.key.startswith(META)]
     lists = (row.value[OFFSET_BYTES:] for row in training_rows if not is_empty(row.value))
     dictionary = await asyncio.to_thread(train, list(islice(lists, TRAINED_ON)))
@@ -201,7 +205,7 @@ def _compressed_plan(plan: Plan, ratio: float, dictionary: bytes) -> Plan:
 
 
 def _compression_ratio(rows: Sequence[Row], encoder: Encoder) -> float:
-    """Return the size of stored values by that of uncompressed ones, measured on up to MEASURED of *rows*."""
+    """Return the size of stored values divided by that of uncompressed ones, measured on up to MEASURED of *rows*."""
     measured = rows[:: len(rows) // MEASURED + 1]
     plain_bytes = sum(len(row.value) + CHECKSUM_BYTES for row in measured)
     stored_bytes = sum(len(row.value) for row in encoder.rows(measured))
@@ -217,6 +221,7 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
     checksum = Checksum(manifest.release)
     if manifest.encoding == PLAIN:
         return checksum.open
+
     dictionary = await read_one(reader, release, DICTIONARY)
     if dictionary is None:
         raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; {HEAL}")

@@ -46,11 +46,12 @@ def check_single(url: str) -> None:
 def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 
-    *observer* counts attempts of stores that bill or throttle, and failures to renew tokens. Entry points are functions
-    from URL to Store.
+    *observer* counts attempts of stores that bill or throttle, and failures to renew tokens. Other schemes are those of
+    installed packages: an entry point with the name of the scheme is a function from URL to Store.
     """
     scheme = scheme_of(url)
     check_single(url)
+
     if scheme == "file":
         return file_store.open_url(url)
     if scheme in REDIS:
@@ -63,6 +64,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
             from hotplate.stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above
 
             return cosmos.open_url(url, observer)
+
     for entry in entry_points(group=GROUP, name=scheme):
         store = entry.load()(url)
         if not hasattr(store, "records"):
@@ -70,6 +72,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
                 f"the store {scheme}:// is for an earlier hotplate: it has no `records`; upgrade its package"
             )
         return cast("Store", store)
+
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 

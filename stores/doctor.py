@@ -54,6 +54,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
     the store says of its set-up, and the error.
     """
     findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _set_up_findings(store)]
+
     before = clock()
     try:
         catalogue = await store.catalogue()
@@ -64,14 +65,17 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         if not is_reported:
             findings.append(Finding(Level.ERROR, "catalogue", str(error)))
         return findings
+
     findings.append(_clock_finding(catalogue, before, clock()))
     sentence = f"generation {catalogue.generation:,}, releases: {len(catalogue.releases):,}"
     findings.append(Finding(Level.OK, "catalogue", sentence))
+
     try:
         if lost := (await erased_from(store)).lost:
             findings.append(Finding(Level.WARNING, "erased users", lost_sentence(lost)))
     except StoreError as error:
         findings.append(Finding(Level.ERROR, "erased users", str(error)))
+
     return [*findings, *await _live_findings(store, catalogue), *await _leftover_findings(store, catalogue)]
 
 
@@ -93,12 +97,16 @@ def _clock_finding(catalogue: Catalogue, before: float, after: float) -> Finding
 
 
 async def _live_findings(store: Store, catalogue: Catalogue) -> list[Finding]:
-    """Examine the live release and the canary, reads of the live one, and the room for another."""
+    """Examine the live release and the canary, time reads of the live one, and check the room for another like it.
+
+    The canary is a release that a share of the users see instead of the live one.
+    """
     live = catalogue.live_entry
     canary = catalogue.canary_entry
     if live is None:
         sentence = "nothing is live, so a service has no lists; publish, or activate a release"
         return [Finding(Level.WARNING, "live", sentence)]
+
     findings, manifest = await _served_findings(store, catalogue, live, "live")
     if canary is not None:
         canary_findings, _ = await _served_findings(store, catalogue, canary, "canary")
@@ -111,7 +119,10 @@ async def _live_findings(store: Store, catalogue: Catalogue) -> list[Finding]:
 async def _served_findings(
     store: Store, catalogue: Catalogue, entry: Release, subject: str
 ) -> tuple[list[Finding], Manifest | None]:
-    """Examine a served release, the *subject* `live` or `canary`; returns its manifest, None if it cannot be read."""
+    """Examine the live release or the canary: its size, the age of its data, and damaged rows.
+
+    *subject* is `live` or `canary`. Returns the findings, and the release's manifest, None if it cannot be read.
+    """
     try:
         servable = await read_servable(store, entry.ref)
     except StoreError as error:
@@ -119,6 +130,7 @@ async def _served_findings(
         if isinstance(error, ReleaseCorrupt | ReleaseNotFound):
             sentence = f"{sentence.removesuffix(f'; {HEAL}')}; {await _advice(store, catalogue)}"
         return [Finding(Level.ERROR, subject, sentence)], None
+
     since = ""
     if entry.live_since:
         since = f", live since {datetime.fromtimestamp(entry.live_since, UTC):%Y-%m-%d %H:%M:%S}Z"
@@ -130,6 +142,7 @@ async def _served_findings(
     if servable.damaged:
         sentence = f"of {entry.id}, rows are missing or {counted(servable.damaged)}; {HEAL}"
         findings.append(Finding(Level.ERROR, "rows", sentence))
+
     return findings, servable.manifest
 
 
@@ -146,7 +159,7 @@ def _age(seconds: float) -> str:
 
 
 async def _advice(store: Store, catalogue: Catalogue) -> str:
-    """Return what replaces a release that has lost its data: another that can be read, or a new one."""
+    """Return advice for a served release that has lost its data: the newest other one that can be read, or HEAL."""
     for entry in reversed(catalogue.committed):
         if entry.ref in catalogue.served or entry.refused_by:
             continue
@@ -165,6 +178,7 @@ async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Find
     """
     if not manifest.sample:
         return Finding(Level.OK, "reading", f"{live.id} has no sample to read")
+
     latencies_s = list[float]()
     for number in range(READS):
         started = time.perf_counter()
@@ -177,6 +191,7 @@ async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Find
         latencies_s.append(time.perf_counter() - started)
     if not latencies_s:
         return Finding(Level.OK, "reading", f"{live.id} has no sample to read")
+
     worst_s = max(latencies_s)
     figures = f"{READS} point reads: median {median(latencies_s) * 1e3:,.2f} ms, worst {worst_s * 1e3:,.2f} ms"
     if worst_s <= BUDGET_S:
@@ -211,6 +226,7 @@ async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding
         elif entry.state is State.DRAFT:
             advice = "continue it with --resume, or let `hotplate releases prune` erase it"
             sentences.append(f"the writer of the draft {entry.id} is gone; {advice}")
+
     try:
         unknown = [name for name in await store.incarnations() if name not in catalogue.incarnations]
     except StoreError as error:
@@ -221,6 +237,7 @@ async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding
         if len(unknown) > NAMED:
             names += f" and {len(unknown) - NAMED} more"
         sentences.append(f"the catalogue does not name the data of {names}; `hotplate releases prune` erases them")
+
     if not sentences:
         return [Finding(Level.OK, "left over", f"nothing{being_written}")]
     return [Finding(Level.WARNING, "left over", sentence) for sentence in sentences]
@@ -285,6 +302,7 @@ async def survey(
     )
     if wanted is not None:
         result.find(wanted)  # before the rows are read, which takes long
+
     examined = list[FoundRelease]()
     for release in contents.releases:
         erased = contents.erasures.users
@@ -305,14 +323,15 @@ class _Contents(NamedTuple):
 async def _find_releases(store: Store) -> _Contents:
     """Return the sealed releases of a store, the other incarnations with the reason, and the erased users.
 
-    An incarnation is the stored data of one publish. Earlier versions also kept erased users in one, as the row KEY;
-    these are added to the log, which counts as damaged if such a row cannot be decoded. Raises ReleaseNotFound without
-    any sealed release.
+    An incarnation is the unique name of one write of a release, by which its data are stored. Earlier versions also
+    kept erased users under one, as the row KEY; these are added to the log, which counts as damaged if such a row
+    cannot be decoded. Raises ReleaseNotFound without any sealed release.
     """
     releases = list[FoundRelease]()
     others = dict[str, str]()
     log = await read_log(store)
     erased = log.users
+
     for incarnation in await store.incarnations():
         older_record = await _read_row(store, incarnation, KEY)
         if older_record is not None:
@@ -321,15 +340,18 @@ async def _find_releases(store: Store) -> _Contents:
             except ReleaseCorrupt as error:
                 log = replace(log, is_whole=False, damage=str(error))
             continue
+
         try:
             manifest = await _load_manifest(store, incarnation)
         except (ReleaseNotFound, ReleaseCorrupt) as error:
             others[incarnation] = str(error)
         else:
             releases.append(FoundRelease(ReleaseRef(manifest.release, incarnation), manifest))
+
     if not releases:
         drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
+
     releases.sort(key=lambda release: release.manifest.created_at)
     if erased != log.users:
         log = replace(log, users=erased, is_whole=False)  # it lacks those of older records
@@ -337,8 +359,9 @@ async def _find_releases(store: Store) -> _Contents:
 
 
 async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
-    """Write and return a catalogue with *live* live and the other releases of *survey* ready.
+    """Write and return a new catalogue, in which *live* is live and the other releases of *survey* are ready.
 
+    It replaces the lost or damaged catalogue of a store, and records the erased users that *survey* has found.
     Unless *force* is true, raises ReleaseCorrupt if *live* or the record of erased users is damaged, and RefusedByGates
     if its gates refused it. Raises ReleaseConflict if another process has written a catalogue since.
     """
@@ -346,13 +369,16 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     if not force:
         _check_rebuildable(survey, chosen)
     await store.prepare(chosen.ref)
+
     rebuilt = Catalogue(releases=tuple(_entries(survey, chosen)), now=survey.now)
     records = list[RecordChange]()
     if survey.erasures.users:
         erased, records = survey.erasures.changes_for(survey.erasures.users)
         rebuilt = replace(rebuilt, erased=erased)
+
     empty = Catalogue(now=survey.now)
     new = changes.succeed(empty, rebuilt, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
+
     try:
         if survey.record is None:
             await store.swap(Catalogue(), new, records)
@@ -361,6 +387,7 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     except (ReleaseConflict, StoreUnavailable):
         if await _read_token(store) != new.token:  # otherwise only the reply was lost
             raise
+
     for release in new.served:
         changed = f"release {release.id} is live in the new catalogue; that it can be served is not sure"
         with failure_as_warning(changed):

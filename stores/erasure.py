@@ -55,7 +55,10 @@ class RowSums:
 
     @classmethod
     def difference(cls, manifest: Manifest, tally: Tally) -> "RowSums":
-        """Return the sums over the rows that *manifest* counts and *tally* lacks; kinds without any are left out."""
+        """Return the sums over the rows that *manifest* counts and *tally* lacks; kinds without any are left out.
+
+        A digest is a sum of hashes modulo 2^128, so the difference is the digest of the missing rows.
+        """
         counts = dict[str, int]()
         for kind, count in manifest.counts.items():
             missing = count - tally.counts.get(kind, 0)

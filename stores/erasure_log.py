@@ -122,16 +122,18 @@ class ErasureLog:
 
 
 async def read_log(reader: Reader) -> ErasureLog:
-    """Read the snapshot and the parts after it from the records beside the catalogue, which may be lost itself.
+    """Read the log of erased users: the snapshot, and the parts after it, which hold later changes.
 
-    If some are missing or damaged, the log is not whole, and has the users of the others. Without any record, it is
-    empty, not whole, and has no damage. Raises StoreUnavailable, WrittenByNewer.
+    They are records beside the catalogue, so they can be read even if that is lost. If some are missing or damaged, the
+    log is not whole, and has the users of the others. Without any record, it is empty, not whole, and has no damage.
+    Raises StoreUnavailable, WrittenByNewer.
     """
     values = await reader.records(NAMES)
     stored = {name: value for name, value in zip(NAMES, values, strict=True) if value is not None}
     parsed = dict[str, _ParsedPart]()
     damage: str | None = None
     unreadable = list[str]()
+
     for name, value in stored.items():
         try:
             parsed[name] = _parse(name, value)
@@ -142,6 +144,8 @@ async def read_log(reader: Reader) -> ErasureLog:
     snapshot = parsed.pop(SNAPSHOT, None)
     snapshot_part = 0 if snapshot is None else snapshot.number
     users = NOBODY if snapshot is None else snapshot.users
+
+    # Records are used in turn, so those of parts that the snapshot has already may still be there.
     parts = {part.number: part.users for part in parsed.values() if part.number > snapshot_part}
     later_parts = sorted(parts)
     for number in later_parts:
@@ -151,6 +155,7 @@ async def read_log(reader: Reader) -> ErasureLog:
     has_all_parts = snapshot is not None and later_parts == list(range(snapshot_part + 1, last_part + 1))
     if stored and not has_all_parts and damage is None:
         damage = "a record of erased users is missing"
+
     return ErasureLog(
         users=users,
         last_part=last_part,
@@ -213,7 +218,10 @@ def lost_sentence(lost: int) -> str:
 
 
 def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
-    """Return the users, and the missing rows of releases, that *users* has and *before* has not."""
+    """Return what a new part records: the users of *users* that *before* lacks, and changed rows of releases.
+
+    Users are hashes of ids by salt. The rows of a release are those of erased users that it lacks.
+    """
     added = dict[bytes, frozenset[bytes]]()
     for salt, hashes in users.hashes_by_salt.items():
         new_hashes = hashes - before.hashes_by_salt.get(salt, frozenset())
@@ -228,7 +236,10 @@ def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
 
 
 def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
-    """Encode the part of *number*, or the snapshot up to it, as the record *name*: JSON behind a checksum."""
+    """Encode *users* as the record *name*: JSON behind a checksum.
+
+    The record is the part with this *number*, or the snapshot of all parts up to it.
+    """
     groups = [_Group(salt.hex(), _join_hashes(hashes)) for salt, hashes in users.hashes_by_salt.items()]
     rows = {release: _stored_missing(missing) for release, missing in users.missing_by_release.items()}
     part = _Part(number=number, groups=groups, rows=rows)

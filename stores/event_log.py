@@ -127,7 +127,10 @@ class SegmentReader:
                     self.damaged += 1
 
     def _frames(self) -> Iterator[bytes]:
-        """Yield the contents of whole frames; after a damaged one, continue at the next that can be read."""
+        """Yield the contents of whole zstd frames; after a damaged one, continue at the next that can be read.
+
+        `damaged` counts each gap between whole frames, and a torn end, once.
+        """
         start = 0
         is_gap_open = False
         while start >= 0:
@@ -185,7 +188,7 @@ def is_local(name: str) -> bool:
 
 
 def recover(folder: Path) -> list[Path]:
-    """Close the segments in *folder* with dead writers, and return them; raises OSError.
+    """Close the segments, files of events, in *folder* with dead writers, and return them; raises OSError.
 
     The lock shows whether a writer on this machine lives; those of others are given ORPHAN_S since their last write.
     """
@@ -197,6 +200,7 @@ def recover(folder: Path) -> list[Path]:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue  # closed meanwhile
+
         try:
             if _locked(descriptor) and is_at(descriptor, path):
                 reader = SegmentReader(path.read_bytes())

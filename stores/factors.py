@@ -61,9 +61,9 @@ def piece_key(number: int) -> str:
 
 
 def pieces(items: Iterable[tuple[ItemEntry, bytes]]) -> Iterator[Row]:
-    """Yield the rows of pieces of at most PIECE_BYTES, or of a single item.
+    """Yield the rows in which item factors are stored: pieces of several items, each of at most PIECE_BYTES.
 
-    *items* are pairs of an item and its factors, in bytes.
+    *items* are pairs of an item and its factors, in bytes. A larger item is a piece by itself.
     """
     number = 0
     size = 0
@@ -78,6 +78,7 @@ def pieces(items: Iterable[tuple[ItemEntry, bytes]]) -> Iterator[Row]:
             size = 0
             entries = []
             factors = []
+
         entries.append(encoded)
         factors.append(item_factors)
         size += item_size

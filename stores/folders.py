@@ -45,11 +45,13 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
     parent.mkdir(parents=True, exist_ok=True)
     for folder in marked(parent, prefix):
         remove_abandoned(folder)
+
     lock = None
     while lock is None:  # again if another process removed the folder, not locked yet, as abandoned
         folder = _new(parent, prefix)
         folder.mkdir(mode)
         lock = _lock(folder)
+
     try:
         yield folder
     finally:
@@ -80,9 +82,10 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def take_lock(path: Path, mode: int, timeout_s: float) -> int:
-    """Take the flock of a file, made if necessary; closing the returned descriptor frees it.
+    """Lock a file by flock, and return its descriptor; closing that frees the lock.
 
-    Blocks; raises TimeoutError after *timeout_s*.
+    The file is created with *mode* if necessary. If it was removed between opening and locking, another process may
+    lock the new one, so the file is opened again. Blocks; raises TimeoutError after *timeout_s*.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -223,7 +226,10 @@ def _remove(folder: Path) -> None:
 
 
 def mapped_at(path: Path, inode: int) -> int:
-    """Return the memory address at which this process has mapped a file; OSError if it has not."""
+    """Return the memory address at which this process has mapped the beginning of a file; OSError if it has not.
+
+    The file is known by its *inode* or its *path*.
+    """
     whole_path = str(path.resolve())
     for line in (_PROC / "self" / "maps").read_text().splitlines():
         address, _, offset, _, number, *name = line.split(maxsplit=5)
@@ -254,11 +260,13 @@ def return_free_memory() -> None:
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
-    """Return the bytes of files that fit in memory, by the machine and the process's control groups; inf if unknown.
+    """Return how many bytes of files fit into the page cache, a share of the free memory; inf if unknown.
 
-    Page cache counts as free.
+    Free memory is the least of that of the machine and those of the process's control groups. Page cache counts as
+    free. *proc* and *cgroups* are the file systems at /proc and /sys/fs/cgroup.
     """
     room = _numbers(proc / "meminfo").get("MemAvailable:", inf) * 1024
+
     memberships = _lines(proc / "self" / "cgroup")
     group_path = next((line.removeprefix("0::/") for line in memberships if line.startswith("0::/")), "")
     innermost = cgroups / group_path
@@ -266,10 +274,12 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
         limit = _first_line(group / "memory.max")
         if not limit.isdecimal():  # "max", or no such file
             continue
+
         used = int(_first_line(group / "memory.current") or 0)
         stat = _numbers(group / "memory.stat")
         cached = stat.get("active_file", 0) + stat.get("inactive_file", 0)
         room = min(room, int(limit) - used + cached)
+
     return max(0.0, room * SHARE_OF_ROOM)
 
 

@@ -65,9 +65,10 @@ async def copy(
 
 
 def _override_for(in_source: Release, in_target: Release) -> Override:
-    """Return whether a copy may go live although its gates refused it: if the source serves it, or has served it.
+    """Return whether a copy may go live although its gates, checks at its publish, refused it.
 
-    It was accepted there, whatever its gates found when it was published. A withdrawal in the target is not overridden.
+    It may if the source serves it, or has served it: it was accepted there, whatever its gates found when it was
+    published. A withdrawal in the target is not overridden.
     """
     is_accepted_in_source = in_source.state is not State.READY and not in_source.refused_by
     is_withdrawn_in_target = in_target.state is State.WITHDRAWN
@@ -95,12 +96,14 @@ async def repair(
     damaged = (await _find_committed(store, release)).ref
     intact = (await _find_committed(source, release)).ref
     manifest = await load_manifest(source, intact)
+
     try:
         has_same_rows = await load_manifest(store, damaged) == manifest
     except (ReleaseNotFound, ReleaseCorrupt):
         has_same_rows = True  # the damaged manifest cannot tell
     if not has_same_rows:
         raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
+
     draft = await begin(store, release, repairs=damaged.incarnation, writer=Writer.new(WriterKind.COPY))
     written = await _write_copy(source, intact, manifest, store, draft, on_progress=on_progress, prepare=True)
     await scale_down(store, draft.release)
@@ -108,9 +111,10 @@ async def repair(
 
 
 async def _begin_copy(target: Store, release: ReleaseId) -> DraftRef | None:
-    """Return a new draft, or that of a killed copy, taken over; None if *target* has the release.
+    """Begin a copy of a release in *target*, or continue that of a killed process once its lease has lapsed.
 
-    Raises ReleaseConflict if another process writes the draft.
+    Returns the draft, the release that is being written, or None if *target* has the release already. Raises
+    ReleaseConflict if another process writes the draft.
     """
     while True:
         entry = (await target.catalogue()).get(release)

@@ -48,7 +48,7 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     are repeated, up to ATTEMPTS times, if a record or rows came back: a failover restores older data, and a concurrent
     publish writes rows. Raises ReleaseNotFound if nothing was ever published.
     """
-    wanted = list(dict.fromkeys(users))
+    wanted = list(dict.fromkeys(users))  # each once
     eraser = store if isinstance(store, RowEraser) else None
     deleted = 0
     for _ in range(ATTEMPTS):
@@ -57,6 +57,7 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
             for release, keys in keys_by_release.items():
                 with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
                     deleted += await eraser.erase_rows(release, keys, partial(_check_recorded, catalogue))
+
         # Before the search, which shows what an earlier failover took back; a later one takes back what this warns of.
         warning = await store.check_durability() if isinstance(store, Diagnosed) else None
         result = await find_users(store, wanted)
@@ -64,6 +65,7 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
         are_rows_left = eraser is not None and bool(result.holding)
         if are_recorded and not are_rows_left:
             break
+
     return replace(result, deleted=deleted, warning=warning)
 
 
@@ -104,6 +106,7 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     catalogue = await store.catalogue()
     erased = await read_erased(store, catalogue)
     wanted = list(dict.fromkeys(users))
+
     holding = dict[ReleaseId, tuple[str, ...]]()
     lists = dict[ReleaseId, tuple[str, ...]]()
     for release, keys in (await _present_keys(store, catalogue, wanted)).items():
@@ -113,6 +116,7 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
             holding[release] = tuple(dict.fromkeys(row.id for row in rows))
         if names:
             lists[release] = tuple(names)
+
     return Erasure(
         erased=tuple(user for user in wanted if erased.covers_user(user)),
         holding=holding,
@@ -158,7 +162,10 @@ def _without_users(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 async def accept_loss(store: Store) -> int:
-    """Count as erased only the users that the record has; return how many were lost."""
+    """Accept that the record of erased users has lost some; return how many.
+
+    The catalogue then counts only the users that the record has; before, its higher count keeps the loss visible.
+    """
     lost = 0
 
     async def count_lost(catalogue: Catalogue, erased: ErasedUsers) -> ErasedUsers:
@@ -183,6 +190,7 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
     async def with_revised_record(catalogue: Catalogue) -> Revision:
         if not catalogue.generation:
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
+
         log = await _read_complete_log(store, catalogue)
         old_users = log.users.restricted_to(catalogue.releases)
         new_users = (await revise(catalogue, log.users)).restricted_to(catalogue.releases)
@@ -191,6 +199,7 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
         is_count_lowered = accepts_loss and _counted(catalogue) > log.users.count
         if new_users == old_users and not is_count_lowered and _is_last_part_named(catalogue, log):
             return Revision(catalogue)
+
         entry, record_changes = log.changes_for(new_users, min_count=min_count)
         return Revision(replace(catalogue, erased=entry), record_changes)
 
@@ -212,9 +221,9 @@ def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
 async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
     """Read the log of erased users, and add those that earlier versions recorded elsewhere in the store.
 
-    They used a row of an incarnation, the stored data of one publish. The catalogue names it until the log replaces it;
-    if a record is lost, all incarnations are searched. A log without some of the users is returned as not whole, so
-    that the next change writes them all.
+    They used a row of an incarnation, which names the data of one write of a release. The catalogue names it until the
+    log replaces it; if a record is lost, all incarnations are searched. A log without some of the users is returned as
+    not whole, so that the next change writes them all.
     """
     log = await read_log(store)
     users = log.users

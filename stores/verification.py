@@ -71,8 +71,10 @@ async def read_rows(
     loop = asyncio.get_running_loop()
     done = 0
     began = loop.time()
+
     async for chunk in _chunks(store.scan(release), max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))):
         yield chunk
+
         done += len(chunk)
         on_progress(done, manifest.rows + 1)
         await asyncio.sleep(began + done / rows_per_s - loop.time())  # in any case, let leases be renewed
@@ -111,12 +113,14 @@ async def verify(
     """
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
+
     with _as_damage(release):
         manifest = await load_manifest(store, release)
         rows = partial(read_rows, store, release, manifest, on_progress, rows_per_s=rows_per_s)
         for scan in range(SCANS):
             known = await erased_from(store) if erased is None else erased
             tally = await _tally(rows(), known, release)
+
             try:
                 compare(manifest, tally)
             except ReleaseCorrupt as error:
@@ -184,7 +188,11 @@ async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) ->
 
 
 async def _describe_damaged_rows(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float) -> str:
-    """Return a sentence with the number of damaged rows and up to NAMED of their keys; empty if none is damaged."""
+    """Read all rows, and count those that cannot be opened, as their checksum differs.
+
+    Returns a sentence with the number and up to NAMED of their keys; an empty text if none is damaged. Reads at most
+    *rows_per_s* rows a second.
+    """
     decode = await load_decode(store, release, manifest)
     open_meta = Checksum(release.id).open
     rows = 0
@@ -200,8 +208,10 @@ async def _describe_damaged_rows(store: Store, release: ReleaseRef, manifest: Ma
                 damaged += 1
                 if len(named) < NAMED:
                     named.append(repr(key))
+
     if not damaged:
         return ""
+
     more = f" and {damaged - NAMED:,} more" if damaged > NAMED else ""
     return f"{damaged:,} of {rows:,} rows are damaged: {', '.join(named)}{more}"
 
@@ -303,6 +313,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
     """
     if isinstance(reader, Diagnosed):
         await reader.check_size(release)
+
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     essential = [RowKey(POPULAR, OVERALL, name).text for name in ("", *manifest.named)]
@@ -332,6 +343,7 @@ def _popular_lists(manifest: Manifest, bodies: Mapping[str, bytes], essential: S
         body = bodies.get(key)
         if body is not None and not is_empty(body):
             popular[key] = body
+
     release = manifest.release
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(f"release {release} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
@@ -342,9 +354,10 @@ def _popular_lists(manifest: Manifest, bodies: Mapping[str, bytes], essential: S
 
 
 def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> None:
-    """Raise ReleaseCorrupt if at least two sampled rows of a list, and more than half of them, are *damaged*.
+    """Raise ReleaseCorrupt if at least two sampled rows of a list, and more than half of its sample, are *damaged*.
 
-    Up to *lost_ids* of them may be rows of erased users that the record has lost.
+    A release has a default list and may have named lists, each with rows in the sample of the manifest. *damaged* are
+    keys of missing or damaged rows. Up to *lost_ids* of them may be rows of erased users that the record has lost.
     """
     sampled = Counter(RowKey.parse(key).list for key in manifest.sample)
     unreadable = Counter(RowKey.parse(key).list for key in set(manifest.sample) & {*damaged})
