@@ -88,12 +88,16 @@ class LogSegment:
         return 0.0 if is_full else max(0.0, self._started_s + MAX_SEGMENT_AGE_S - time.monotonic())
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Write lines durably as one frame; close the segment after an OSError."""
+        """Write lines durably as one zstd frame; raises OSError, after which the caller closes the segment.
+
+        One is another process that took the writer for dead, and has closed the segment.
+        """
         frame = self._compressor.compress(b"".join(lines))
         unwritten = memoryview(frame)
         while unwritten:
             unwritten = unwritten[os.write(self._descriptor, unwritten) :]
         _sync(self._descriptor)
+
         if not is_at(self._descriptor, self._path):
             raise OSError(errno.ESTALE, "another process has closed the segment", str(self._path))
         self.bytes += len(frame)

@@ -71,7 +71,10 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
 
 def marked(parent: Path, prefix: str) -> Iterator[Path]:
-    """Yield this user's scratch folders in *parent* with *prefix*."""
+    """Yield this user's scratch folders in *parent*: those with a name as `scratch_folder` gives it, after *prefix*.
+
+    Entries that cannot be read, and symbolic links, are left out; without *parent* there are none.
+    """
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if not (entry.name.startswith(prefix) and _MARK.fullmatch(entry.name, len(prefix))):

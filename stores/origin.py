@@ -30,13 +30,17 @@ class GateVerdict:
     note: str = ""
 
     def __str__(self) -> str:
+        """Describe the verdict in a sentence, such as `gate ndcg: 0.12 is below 0.15`."""
         if self.measured is None:
             return f"gate {self.gate}: {'passed' if self.passed else 'it cannot be judged'}, as {self.note}"
+
+        # Four digits, or all of them if the figures would look equal.
         measured = f"{self.measured:.4g}"
         bound = f"{self.bound:.4g}"
         if measured == bound and self.measured != self.bound:
             measured = str(self.measured)
             bound = str(self.bound)
+
         beyond = "above" if self.at_most else "below"
         side = f"not {beyond}" if self.passed else beyond
         note = f" ({self.note})" if self.note else ""

@@ -162,7 +162,11 @@ class Pacer:
         self._owed_s = 0.0
 
     def pause_s(self, latency_s: float) -> float:
-        """Return the pause after a batch that took *latency_s*; 0 for a short one, which is added to the next."""
+        """Return the pause after a batch that took *latency_s*.
+
+        For a share of one half, it is as long as the batch. A pause that is too short for the event loop's clock is 0,
+        and is added to the next one.
+        """
         self._owed_s += latency_s * (1 / self._share - 1)
         if self._owed_s < MIN_PAUSE_S:
             return 0.0

@@ -92,7 +92,7 @@ def split(url: str) -> SplitResult:
 
 
 def _split_url(url: str) -> SplitResult:
-    """Split a URL, which may list hosts; raises ValueError."""
+    """Split a URL, which may list several hosts with commas, as those of clusters do; raises ValueError."""
     match = _LIST.fullmatch(url)
     if match is None:
         return urlsplit(url)

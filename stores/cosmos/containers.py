@@ -34,7 +34,11 @@ class Containers(Protocol):
 
 
 def open_containers(address: Address, observer: Observer | None = None) -> Containers:
-    """Open ARM if the URL names a resource group, or the account by its key. Raises StoreMisused."""
+    """Open the control plane, which creates, scales and deletes containers.
+
+    That is Azure Resource Manager (ARM) if the URL names a resource group, else the account by its key. Raises
+    StoreMisused without either.
+    """
     with extra_installed("cosmos"):
         if address.arm is not None:
             from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- slow to import

@@ -272,7 +272,8 @@ class Inventory:
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Yield the names of keys on any primary that match a glob *pattern*, in groups of some MAX_KEYS.
 
-        A name may occur twice. Pauses after each SCAN, so that readers are not delayed.
+        SCAN returns a part of the keys and a cursor, with which the next one continues; the cursor 0 is the end. A name
+        may occur twice. Pauses after each SCAN, so that readers are not delayed.
         """
         for server in await self._deployment.primary_servers():
             pacer = Pacer(BUSY_SHARE)

@@ -25,7 +25,11 @@ from hotplate.stores.timing import Deadlines, all_done
 
 
 def rows_received(release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
-    """Return the rows of a release in *replies*, which begin with its state; raises ReleaseNotFound."""
+    """Return the rows of a release in *replies*, which begin with its state.
+
+    The state `sealed` proves that an absent row does not exist. Raises ReleaseNotFound without a state, or if a row is
+    absent beside another state.
+    """
     state, *rows = replies
     if state is None or (state != SEALED and None in rows):  # rows missing from a draft may still arrive
         raise not_found(release)

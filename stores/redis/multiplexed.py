@@ -181,7 +181,7 @@ class Multiplexer(asyncio.Protocol):
             while self._pending:
                 waiting = [read.replies for read in self._pending if not read.replies.done()]
                 if waiting:
-                    await asyncio.wait(waiting[-1:])
+                    await asyncio.wait(waiting[-1:])  # replies arrive in order, so the last one ends the others, too
                 else:  # the futures of cancelled reads are done before their replies are there
                     await asyncio.sleep(RETIRING_POLL_S)
         finally:
@@ -307,11 +307,15 @@ class Reconnector:
         return self._connection if self._connection is not None and self._connection.error is None else None
 
     async def connection(self) -> Multiplexer:
-        """Return an open connection; concurrent callers share one attempt to open it. Raises StoreUnavailable."""
+        """Return an open connection; concurrent callers share one attempt to open it.
+
+        Raises StoreUnavailable if that fails, and at once during the pause after a failure.
+        """
         if (current := self.current) is not None:
             return current
         if self._is_closed:
             raise StoreUnavailable(f"{self._where} was closed")
+
         if not self._opening.is_running:
             await self._close_ended()
             if asyncio.get_running_loop().time() < self._retry_at:

@@ -98,7 +98,10 @@ class SentinelAddress:
 
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
-    """Parse the URL of a server; StoreMisused if it is invalid."""
+    """Parse the URL of a single server: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://` for TLS.
+
+    *environment* may have the password. StoreMisused if the URL is invalid, or names several servers.
+    """
     parsed = _read(url, environment)
     shown = parsed.common.shown
     (host, port), *others = _hosts(parsed.parts, PORT, shown)
@@ -131,7 +134,10 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
 
 
 def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> ClusterAddress:
-    """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`."""
+    """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`; seeds are some of the cluster's nodes.
+
+    StoreMisused if the URL is invalid, or names another database than 0.
+    """
     parsed = _read(url, environment)
     shown = parsed.common.shown
     if parsed.parts.path.strip("/") not in ("", "0"):
