@@ -1,7 +1,8 @@
 """Rehearsals of a publish: how many rows and bytes a release takes in a store, without writing to it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Diagnosed, Plan, RecordChange, Store
 
 
-async def rehearse(store: Store, publish: Callable[[Store], Awaitable[Manifest]]) -> Plan:
-    """Call *publish* with a stand-in for *store*, and return the rows and bytes of the release.
+@asynccontextmanager
+async def stand_in_for(store: Store) -> AsyncIterator[Store]:
+    """Yield a stand-in for *store*, to which a release is published instead.
 
     The stand-in is a store in a temporary folder, with the catalogue and the erased users of *store*. Creating a draft
     there raises StoreFull if the release does not fit into *store*.
@@ -25,9 +27,13 @@ async def rehearse(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
         try:
             if catalogue.generation:
                 await _copy_catalogue(store, catalogue, folder)
-            manifest = await publish(stand_in)
+            yield stand_in
         finally:
             await stand_in.close()
+
+
+def plan_of(manifest: Manifest) -> Plan:
+    """Return the rows and bytes of a written release, including its manifest."""
     key, value = manifest.key_row
     rows = manifest.rows + 1  # the manifest is a row, too
     return Plan(rows, manifest.bytes + len(key) + len(value))

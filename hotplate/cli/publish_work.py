@@ -48,8 +48,7 @@ from hotplate.stores.errors import HeldBack, ReleaseWithdrawn, StoreMisused
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.origin import failures
-from hotplate.stores.publication import WrittenRelease
-from hotplate.stores.rehearsal import rehearse
+from hotplate.stores.rehearsal import plan_of, stand_in_for
 from hotplate.stores.store import Plan, Store, warnings_of
 from hotplate.stores.verification import OnProgress
 
@@ -366,20 +365,15 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
         settings = replace(settings, encoding=default_encoding(store))
-    results = list[WrittenRelease]()  # `rehearse` returns the plan only
-
-    async def write(stand_in: Store) -> Manifest:
+    async with stand_in_for(store) as stand_in:
         written = await publish_source(lists, stand_in, settings, rehearsal_of=store, on_progress=report)
-        results.append(written.result)
-        return written.result.manifest
+    simulated = written.result
 
-    plan = await rehearse(store, write)
-    simulated = results[-1]
     refused: GateFailed | HeldBack | None = simulated.held_back
     failed = failures(simulated.manifest.origin.gates.verdicts)
     if failed and not flags.settings.force:
         refused = GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
-    return Rehearsal(plan, simulated.manifest, refused)
+    return Rehearsal(plan_of(simulated.manifest), simulated.manifest, refused)
 
 
 def _print_rehearsal(rehearsal: Rehearsal, flags: ReleaseFlags) -> None:

@@ -1,6 +1,7 @@
 """Rehearsals of a publish, which write nothing."""
 
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hotplate.stores.encoding import HEADER_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreFull
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.rehearsal import rehearse
+from hotplate.stores.rehearsal import plan_of, stand_in_for
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import erase_users
 from tests.support.memory_store import MemoryStore
@@ -22,6 +23,11 @@ PLAN = Plan(len(ROWS), sum(len(key) + len(value) for key, value in ROWS))
 
 async def publish(store: Store, *, plan: Plan = PLAN, rows: list[Row] = ROWS) -> Manifest:
     return (await publication.publish_release(store, batches(rows, 100), plan=plan)).manifest
+
+
+async def rehearse(store: Store, publish: Callable[[Store], Awaitable[Manifest]]) -> Plan:
+    async with stand_in_for(store) as stand_in:
+        return plan_of(await publish(stand_in))
 
 
 async def test_rehearsal_counts_rows_and_bytes_and_writes_nothing(tmp_path: Path) -> None:
