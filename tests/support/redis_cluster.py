@@ -99,6 +99,11 @@ class RedisCluster:
         def announce(own_tls_port: int, own_port: int) -> None:
             node.server.execute_command("CONFIG", "SET", "cluster-announce-tls-port", str(own_tls_port))
             node.server.execute_command("CONFIG", "SET", "cluster-announce-port", str(own_port))
+            # A handshake with a node that is known updates its ports at once; the next ping may take 10 s.
+            for other in self.alive:
+                if other is not node:
+                    meeting = ("MEET", "127.0.0.1", str(node.server.tls_port), str(node.bus_port))
+                    other.server.execute_command("CLUSTER", *meeting)
 
         def is_known(shown: int) -> bool:
             tables = [node.server.execute_command("CLUSTER", "SLOTS") for node in self.alive]
