@@ -58,10 +58,10 @@ def _choices_of(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any anno
 
 
 def _check_bounds(name: str, value: Any, flag: Flag) -> None:  # noqa: ANN401 -- a number if the flag has bounds
-    if flag.at_least is not None:
-        require_at_least(name, value, flag.at_least)
     if flag.at_most is not None and not value <= flag.at_most:
         raise SettingError(f"{name} is {value}; it must be at most {flag.at_most:g}.")
+    if flag.at_least is not None:
+        require_at_least(name, value, flag.at_least)
 
 
 @dataclass(frozen=True, slots=True)

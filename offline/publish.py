@@ -146,8 +146,8 @@ async def publish_source(
 
 
 def not_pruned(release: ReleaseId) -> str:
-    """Return the beginning of a warning that no releases were pruned after *release*."""
-    return f"release {release} is written, but old releases are not pruned"
+    """Return the beginning of a warning that pruning failed after *release* was written."""
+    return f"release {release} is written, but pruning failed"
 
 
 def _probation_s(settings: PublishSettings) -> float:

@@ -500,11 +500,9 @@ def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
 
 
 def _digest(task: Task[Any], file: Path) -> str:
-    """Return a digest of the task, its data, and the code from the log to the figures."""
+    """Return a digest of the task, its data, and the code from the log to the figures: all packages of `offline/`."""
     offline = ROOT / "offline"
-    sources = [offline / "training.py", offline / "quality.py"]
-    for folder in ("input", "train", "evaluate"):
-        sources += sorted((offline / folder).glob("*.py"))
+    sources = [offline / "training.py", offline / "quality.py", *sorted(offline.glob("*/*.py"))]
 
     digest = blake2b(repr(task).encode(), digest_size=16)
     for source in (*sources, file):

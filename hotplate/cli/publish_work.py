@@ -307,8 +307,10 @@ def publish_lists(
     else:
         meter = RequestUnitMeter()
         written = write_lists(read_lists, flags, meter)
-        on_written(written.result.manifest.release)
-        _print_result(written, flags, meter, imported)
+        try:
+            on_written(written.result.manifest.release)
+        finally:  # the release is written, whatever fails after it
+            _print_result(written, flags, meter, imported)
         refused = written.refused
     if refused is not None:
         raise refused

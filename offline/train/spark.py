@@ -84,9 +84,16 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
             context.setCheckpointDir(checkpoints)
         try:
             yield session
-        finally:
+        except BaseException:
             with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so
                 session.stop()
+            raise
+
+        try:
+            session.stop()
+        except (Py4JError, ConnectionError) as error:
+            if not _is_connection_error(error):  # otherwise Java has ended already
+                raise
 
 
 def cause_of(error: Exception) -> str:
@@ -116,11 +123,14 @@ def cause_of(error: Exception) -> str:
 def _is_connection_error(error: Exception) -> bool:
     """Return whether Java could not be reached.
 
-    If a connection breaks during a call, Py4J raises a plain Py4JError, and only in this case one without a trace.
+    If a connection breaks during a call, Py4J raises a plain Py4JError that says so without a trace of Java.
     """
     if isinstance(error, Py4JNetworkError | ConnectionError):
         return True
-    return type(error) is Py4JError and "Trace:" not in str(error)
+    if type(error) is not Py4JError:
+        return False
+    text = str(error)
+    return text.startswith("An error occurred while calling") and "Trace:" not in text
 
 
 def _first_line(text: str) -> str:

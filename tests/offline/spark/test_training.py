@@ -81,9 +81,15 @@ def test_connection_that_breaks_during_a_call_is_explained_with_the_setting() ->
     assert "set spark.checkpoint.dir" in cause
 
 
-def test_exception_that_java_answers_is_not_taken_for_its_end() -> None:
-    cause = cause_of(Py4JError("An error occurred while calling o42.fit. Trace:\nMethod fit([]) does not exist\n"))
-    assert "has ended" not in cause
+@pytest.mark.parametrize(
+    "error",
+    [
+        "An error occurred while calling o42.fit. Trace:\nMethod fit([]) does not exist\n",
+        "org.apache.spark.api.python.PythonUtils.getEncryptionEnabled does not exist in the JVM",
+    ],
+)
+def test_error_of_a_java_that_answers_is_not_taken_for_its_end(error: str) -> None:
+    assert "has ended" not in cause_of(Py4JError(error))
 
 
 def checkerboard_lines(size: int) -> list[str]:
