@@ -86,7 +86,9 @@ class Service:
         return f"http://127.0.0.1:{self.admin_port}"
 
     def workers(self) -> list[int]:
-        """Return the processes of the workers."""
+        """Return the processes of the workers, once all processes have the names that they take after they start."""
+        parent_name = _name_of(self.process.pid)
+        until(lambda: all(_name_of(pid) != parent_name for pid in self.processes()), "a process has no name")
         return [pid for pid in self.processes() if "worker" in _name_of(pid)]
 
     def processes(self) -> list[int]:
