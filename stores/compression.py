@@ -170,7 +170,8 @@ async def encode_rows(
     *sample* (rows to train on if other processes write most of the release), and is itself the first row. `meta` rows,
     which hold no lists, are not compressed.
 
-    *plan* has the expected rows, and bytes of keys and lists; that of the result has the bytes of the encoded rows.
+    *plan* has the expected rows, and bytes of keys and lists; that of the result has the estimated bytes of the
+    encoded rows.
     """
     plan = replace(plan, payload_bytes=plan.payload_bytes + plan.rows * HEADER_BYTES)
     if encoding == PLAIN:

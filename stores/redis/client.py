@@ -6,6 +6,7 @@ WAIT and ASKING hold for a connection.
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.url import RedisAddress
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 1.0
 COMMAND_TIMEOUT_S = 5.0  # for the replies to all commands that are sent at once
@@ -318,7 +321,10 @@ class Server:
         former = self.client.connection_pool
         self.client = self._new_client()
         await former.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]  # redis-py types the rest
-        await former.disconnect(inuse_connections=False)
+        try:
+            await former.disconnect(inuse_connections=False)
+        except RedisError as error:  # its connections are closed nevertheless
+            log.info("%s did not answer while connections were closed: %s", self.address.shown, error)
 
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""

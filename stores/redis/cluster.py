@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 from redis.asyncio import Connection, RedisCluster
@@ -40,6 +41,8 @@ class Cluster(DiscoveredDeployment):
         self._client = self._new_client()
         self._calls = Counter[RedisCluster]()
         """Number of calls in progress of each client."""
+        self._closing = set[asyncio.Task[None]]()
+        """Tasks that close replaced clients."""
 
     def primary_of(self, slot: int) -> RedisNode | None:
         nodes = self._client.nodes_manager.slots_cache.get(slot)
@@ -127,7 +130,11 @@ class Cluster(DiscoveredDeployment):
 
     async def close(self) -> None:
         await super().close()
-        await _close_client(self._client)
+        clients = {self._client, *self._calls}
+        self._calls.clear()  # calls in progress close nothing again
+        for client in clients:
+            self._start_closing(client)
+        await all_done(*self._closing)
 
     async def _renew_client(self) -> None:
         """Replace the client, as its nodes would close connections that a command may take at the same time."""
@@ -137,7 +144,7 @@ class Cluster(DiscoveredDeployment):
             client = await self._new_loaded_client()
         former = self._client
         self._client = client
-        await self._close_if_unused(former)
+        self._close_if_unused(former)
 
     @asynccontextmanager
     async def _client_in_use(self) -> AsyncIterator[RedisCluster]:
@@ -149,13 +156,19 @@ class Cluster(DiscoveredDeployment):
         finally:
             self._calls[client] -= 1
             if client is not self._client:
-                await self._close_if_unused(client)
+                self._close_if_unused(client)
 
-    async def _close_if_unused(self, former: RedisCluster) -> None:
+    def _close_if_unused(self, former: RedisCluster) -> None:
         """Close a client that was replaced, unless a call still uses it, which may also open connections."""
         if not self._calls[former]:
             del self._calls[former]
-            await _close_client(former)
+            self._start_closing(former)
+
+    def _start_closing(self, client: RedisCluster) -> None:
+        """Close a client in a task, because that waits for nodes: the call that ends has its values already."""
+        task = asyncio.create_task(_close_client(client))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _new_loaded_client(self) -> RedisCluster | None:
         """Return a new client that knows the slots; None if no node answers."""
@@ -246,6 +259,9 @@ async def _load_slots(client: RedisCluster) -> None:
 
 
 async def _close_client(client: RedisCluster) -> None:
-    await client.aclose()
-    await client.nodes_manager.aclose()
-    await client.nodes_manager.aclose("startup_nodes")
+    """Close all connections of a client; one to a node that does not answer is dropped after its timeout."""
+    for close in (client.aclose, client.nodes_manager.aclose, partial(client.nodes_manager.aclose, "startup_nodes")):
+        try:
+            await close()
+        except RedisError as error:
+            log.info("a node did not answer while a client was closed: %s", error)

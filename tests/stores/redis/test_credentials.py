@@ -15,6 +15,7 @@ import pytest
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis import cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import TOKEN, ChargeCounter, Row
 from tests.support.redis_cluster import RedisCluster, running_cluster
@@ -143,6 +144,56 @@ async def test_connection_opened_during_a_rotation_is_replaced(redis_server: Red
         await provider.wait_until_unused(former)
     finally:
         await store.close()
+
+
+async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_closed(
+    tmp_path: Path, prefix: str
+) -> None:
+    with running(tmp_path) as server:
+        provider = RotatingProvider([server])
+        store = open_url(server.url("rediss", prefix=prefix), provider=provider.create)
+        try:
+            await write_release(store, FIRST, ROWS)
+            assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+            former = provider.user
+            provider.replace_user()
+            server.send_signal(signal.SIGSTOP)  # before the renewal begins
+            try:
+                await asyncio.sleep(1.5)  # redis-py waits for 1 s until a TLS connection is closed
+            finally:
+                server.send_signal(signal.SIGCONT)
+            await provider.wait_until_unused(former)
+        finally:
+            await store.close()
+
+
+@pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
+async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
+    tmp_path: Path, prefix: str, client: str
+) -> None:
+    with running_cluster(tmp_path) as cluster:
+        servers = [node.server for node in cluster.nodes]
+        hung = cluster.primaries[-1]
+        provider = RotatingProvider(servers)
+        url = f"{cluster.url('rediss+cluster', prefix=prefix)}&client={client}"
+        store = open_url(url, provider=provider.create)
+        try:
+            await write_release(store, FIRST, ROWS)
+            names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
+            owners = cluster.owners(names)
+            rows = [row for row, owner in zip(ROWS, owners, strict=True) if owner is not hung]
+            keys = [row.key for row in rows]
+            assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]
+            provider.replace_user()
+            hung.server.send_signal(signal.SIGSTOP)  # before the renewal begins
+            try:
+                deadline_s = time.monotonic() + 3  # in which the client is replaced, and closed after 1 s more
+                while time.monotonic() < deadline_s:
+                    assert await store.get_many(release_ref(FIRST), keys) == [row.value for row in rows]
+            finally:
+                hung.server.send_signal(signal.SIGCONT)
+        finally:
+            await store.close()
 
 
 async def test_renewals_follow_one_another(redis_server: RedisServer) -> None:
