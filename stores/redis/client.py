@@ -8,7 +8,7 @@ WAIT and ASKING hold for a connection.
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -253,6 +253,18 @@ def raise_first_error(replies: Sequence[object]) -> None:
             raise reply
 
 
+async def finish_closing(closing: Awaitable[None], where: str) -> None:
+    """Wait until connections to *where* are closed.
+
+    Over TLS, redis-py raises TimeoutError after CONNECT_TIMEOUT_S if the server does not answer. That is only logged,
+    because the connection is closed nevertheless.
+    """
+    try:
+        await closing
+    except RedisError as error:
+        log.info("%s did not answer while connections were closed: %s", where, error)
+
+
 class Server:
     """A pool of connections to one server; at most MAX_SESSIONS of them are in use."""
 
@@ -321,15 +333,12 @@ class Server:
         former = self.client.connection_pool
         self.client = self._new_client()
         await former.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]  # redis-py types the rest
-        try:
-            await former.disconnect(inuse_connections=False)
-        except RedisError as error:  # its connections are closed nevertheless
-            log.info("%s did not answer while connections were closed: %s", self.address.shown, error)
+        await finish_closing(former.disconnect(inuse_connections=False), self.address.shown)
 
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""
         self._is_closed = True
-        await self.client.connection_pool.disconnect()
+        await finish_closing(self.client.connection_pool.disconnect(), self.address.shown)
 
     def _new_client(self) -> Redis:
         settings = {**self._settings, "redis_connect_func": self._connect}

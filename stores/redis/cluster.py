@@ -3,9 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from redis.asyncio import Connection, RedisCluster
@@ -14,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, RedisClusterException, RedisError, ResponseError
 
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import NO_RETRIES, PROTOCOL, translated
+from hotplate.stores.redis.client import NO_RETRIES, PROTOCOL, finish_closing, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import (
     DISCOVERY_TIMEOUT_S,
@@ -89,7 +88,7 @@ class Cluster(DiscoveredDeployment):
         self.loop.check()
         await self.load()
         replies: list[Any]
-        async with self._client_in_use() as client:
+        with self._client_in_use() as client:
             pipeline = client.pipeline()
             for name in names:
                 pipeline.get(name)
@@ -114,7 +113,7 @@ class Cluster(DiscoveredDeployment):
 
     async def ask(self) -> None:
         """Ask the nodes, one after the other until one answers, for the slots. Raises StoreError."""
-        async with self._client_in_use() as client:
+        with self._client_in_use() as client:
             manager = client.nodes_manager
             try:
                 await _load_slots(client)
@@ -146,8 +145,8 @@ class Cluster(DiscoveredDeployment):
         self._client = client
         self._close_if_unused(former)
 
-    @asynccontextmanager
-    async def _client_in_use(self) -> AsyncIterator[RedisCluster]:
+    @contextmanager
+    def _client_in_use(self) -> Iterator[RedisCluster]:
         """Use the client for a call; if it is replaced meanwhile, the end of its last call closes it."""
         client = self._client
         self._calls[client] += 1
@@ -166,7 +165,7 @@ class Cluster(DiscoveredDeployment):
 
     def _start_closing(self, client: RedisCluster) -> None:
         """Close a client in a task, because that waits for nodes: the call that ends has its values already."""
-        task = asyncio.create_task(_close_client(client))
+        task = asyncio.create_task(_close_client(client, self.shown))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -181,7 +180,7 @@ class Cluster(DiscoveredDeployment):
             log.warning("%s", self._unreachable(error))
         finally:
             if not is_loaded:
-                await _close_client(client)
+                await _close_client(client, self.shown)
         return client if is_loaded else None
 
     def _new_client(self) -> RedisCluster:
@@ -258,10 +257,8 @@ async def _load_slots(client: RedisCluster) -> None:
         # No slot has a node, which redis-py does not expect.
 
 
-async def _close_client(client: RedisCluster) -> None:
-    """Close all connections of a client; one to a node that does not answer is dropped after its timeout."""
-    for close in (client.aclose, client.nodes_manager.aclose, partial(client.nodes_manager.aclose, "startup_nodes")):
-        try:
-            await close()
-        except RedisError as error:
-            log.info("a node did not answer while a client was closed: %s", error)
+async def _close_client(client: RedisCluster, where: str) -> None:
+    """Close all connections of a client to the nodes *where*."""
+    await finish_closing(client.aclose(), where)
+    await finish_closing(client.nodes_manager.aclose(), where)
+    await finish_closing(client.nodes_manager.aclose("startup_nodes"), where)

@@ -20,7 +20,7 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
 
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, translated
+from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing, translated
 from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.store import ReadResult
 from hotplate.stores.timing import Backoff, SharedCall, all_done
@@ -173,7 +173,7 @@ class Multiplexer(asyncio.Protocol):
     async def close(self) -> None:
         """Close the connection and fail pending commands."""
         self._end(f"{self.where} was closed")
-        await self._connection.disconnect()
+        await finish_closing(self._connection.disconnect(), self.where)
 
     async def retire(self) -> None:
         """Close the connection once pending reads have their replies."""

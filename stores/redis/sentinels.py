@@ -24,6 +24,7 @@ from hotplate.stores.redis.client import (
     PROTOCOL,
     Server,
     Session,
+    finish_closing,
     translated,
 )
 from hotplate.stores.redis.credentials import Credentials
@@ -169,7 +170,7 @@ class Sentinels(DiscoveredDeployment):
 
     async def close(self) -> None:
         await super().close()
-        await all_done(*(client.aclose() for client in self._clients.values()))
+        await all_done(*(finish_closing(client.aclose(), where) for where, client in self._clients.items()))
 
     async def _ask_one(self, where: str, client: Redis) -> SentinelState:
         """Return what one sentinel knows of the primary and its replicas; *where* names it in errors.

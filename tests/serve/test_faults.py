@@ -3,7 +3,6 @@
 import asyncio
 import json
 import secrets
-import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -39,11 +38,8 @@ async def killed(redis: RedisServer, proxy: Proxy) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stopped(redis: RedisServer, _: Proxy) -> AsyncIterator[None]:
-    redis.send_signal(signal.SIGSTOP)
-    try:
+    with redis.stopped():
         yield
-    finally:
-        redis.send_signal(signal.SIGCONT)
 
 
 @asynccontextmanager

@@ -125,6 +125,29 @@ class RedisServer:
         assert self.process is not None
         self.process.send_signal(number)
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Suspend the server until the block ends: it keeps its connections and answers nothing."""
+        self.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.send_signal(signal.SIGCONT)
+
+    def wait_for_replicas(self, count: int) -> None:
+        """Wait until *count* replicas have all that was written."""
+        with redis.Redis(
+            port=self.port,
+            password=self.password,
+            single_connection_client=True,
+            socket_timeout=None,
+            driver_info=_DRIVER,
+        ) as client:
+            # The primary may send the first writes a second later, and WAIT waits for those of its connection only.
+            client.set("replicated", "")
+            client.delete("replicated")
+            assert client.execute_command("WAIT", str(count), "60000") == count
+
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -157,13 +180,7 @@ def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
         while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        with redis.Redis(
-            port=server.port, single_connection_client=True, socket_timeout=None, driver_info=_DRIVER
-        ) as client:
-            # The primary may send the first writes a second later, and WAIT waits for those of its connection only.
-            client.set("replicated", "")
-            client.delete("replicated")
-            assert client.execute_command("WAIT", "1", "60000") == 1
+        server.wait_for_replicas(1)
         yield replica
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,15 +234,12 @@ async def test_scoring_job_survives_a_store_that_stops_answering(tmp_path: Path)
         with serving(tmp_path, "--store", server.url()) as service:
             job = ScoringJob(Endpoint(f"{service.url}/score", f"{service.url}/"), 50)
             check(await job.run(ROWS), ROWS)
-            server.send_signal(signal.SIGSTOP)
-            try:
+            with server.stopped():
                 refused_meanwhile = service.request("POST", "/score", b'{"data": ["7"]}')
                 assert (refused_meanwhile.status, refused_meanwhile.headers["retry-after"]) == (503, "1")
                 running_job = asyncio.create_task(job.run(ROWS))
                 while job.retries < PARALLEL:
                     await asyncio.sleep(0.01)
-            finally:
-                server.send_signal(signal.SIGCONT)
             check(await running_job, ROWS)
 
 

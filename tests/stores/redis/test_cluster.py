@@ -130,11 +130,8 @@ async def test_erasure_that_a_replica_lacks_is_reported(
     await publish(store, [Row("popular:", b"{}"), *USERS[:5]])
     home = redis_cluster.owner(Keys(prefix).catalogue)
     replica = next(node for node in redis_cluster.nodes if node.primary is home)
-    replica.server.send_signal(signal.SIGSTOP)
-    try:
+    with replica.server.stopped():
         erasure = await erase_users(store, ["000001"])
-    finally:
-        replica.server.send_signal(signal.SIGCONT)
     assert erasure.warning is not None
     assert f"0 of the 1 replicas of the node 127.0.0.1:{home.port}" in erasure.warning
     redis_cluster.wait_until(redis_cluster.is_whole)
@@ -367,11 +364,8 @@ async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists
     owners = redis_cluster.owners(names_of(prefix, *keys))
     still = owners[0]
     theirs = [owner is owners[0] for owner in owners]
-    still.server.send_signal(signal.SIGSTOP)
-    try:
+    with still.server.stopped():
         slots = await store.get_many(release_ref(FIRST), keys, timeout_s=2.0)
-    finally:
-        still.server.send_signal(signal.SIGCONT)
     assert [isinstance(slot, PartUnavailable) for slot in slots] == theirs
     assert all(slot == row.value for slot, row in zip(slots, USERS, strict=False) if not isinstance(slot, StoreError))
     redis_cluster.wait_until(redis_cluster.is_whole)

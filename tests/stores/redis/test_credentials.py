@@ -157,11 +157,8 @@ async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_c
             assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
             former = provider.user
             provider.replace_user()
-            server.send_signal(signal.SIGSTOP)  # before the renewal begins
-            try:
+            with server.stopped():  # before the renewal begins
                 await asyncio.sleep(1.5)  # redis-py waits for 1 s until a TLS connection is closed
-            finally:
-                server.send_signal(signal.SIGCONT)
             await provider.wait_until_unused(former)
         finally:
             await store.close()
@@ -185,13 +182,10 @@ async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
             keys = [row.key for row in rows]
             assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]
             provider.replace_user()
-            hung.server.send_signal(signal.SIGSTOP)  # before the renewal begins
-            try:
+            with hung.server.stopped():  # before the renewal begins
                 deadline_s = time.monotonic() + 3  # in which the client is replaced, and closed after 1 s more
                 while time.monotonic() < deadline_s:
                     assert await store.get_many(release_ref(FIRST), keys) == [row.value for row in rows]
-            finally:
-                hung.server.send_signal(signal.SIGCONT)
         finally:
             await store.close()
 

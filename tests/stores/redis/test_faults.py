@@ -255,6 +255,14 @@ async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
         assert await swap_catalogue(remote, changes.renew(catalogue, draft_of(FIRST))) == await remote.catalogue()
 
 
+async def test_store_closes_without_an_error_while_its_server_hangs(server: RedisServer) -> None:
+    store = open_url(server.url("rediss"))
+    await write_release(store, FIRST, TEN)
+    assert await store.get_many(release_ref(FIRST), [TEN[0].key]) == [TEN[0].value]
+    with server.stopped():
+        await store.close()
+
+
 async def test_what_no_replica_has_is_reported(
     redis: RedisStore,
     server: RedisServer,
@@ -270,8 +278,7 @@ async def test_what_no_replica_has_is_reported(
         assert complete.warning is not None
         assert "replicas" not in complete.warning
         assert not caplog.records
-        replica.send_signal(signal.SIGSTOP)
-        try:
+        with replica.stopped():
             with monkeypatch.context() as patch:
                 patch.setattr(replication, "OFFSETS_WAIT_S", 0.0)
                 for _ in range(2):  # the second time, nothing is changed
@@ -281,8 +288,6 @@ async def test_what_no_replica_has_is_reported(
             caplog.clear()
             await rollback(redis)
             assert "0 of the 1 replicas" in caplog.text
-        finally:
-            replica.send_signal(signal.SIGCONT)
         erasure = await erase_users(redis, ["000007"])
         assert erasure.warning == complete.warning
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -107,11 +106,8 @@ async def test_replica_answers_while_the_primary_does_not(
     await write_release(store, FIRST, [ONE, TWO])
     assert store.has_replicas
     primary = deployment.primary
-    primary.send_signal(signal.SIGSTOP)
-    try:
+    with primary.stopped():
         slots = await store.get_many_elsewhere(release_ref(FIRST), BOTH, timeout_s=5.0)
-    finally:
-        primary.send_signal(signal.SIGCONT)
     assert slots == [b"one", b"two", None]
 
 
@@ -148,7 +144,7 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
         store = opened(stores, f"{url}/0?prefix={prefix}")
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, [ONE, TWO], seal=False)
-        primary.execute_command("WAIT", "2", "5000")
+        primary.wait_for_replicas(2)
         successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet, and the other goes on following
         await opened(stores, f"redis://127.0.0.1:{primary.port}/0?prefix={prefix}").seal(draft_of(FIRST))
         calls = primary.calls("eval")
@@ -175,7 +171,7 @@ async def test_seal_on_a_replaced_primary_fails_until_repeated(
         store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, [ONE, TWO], seal=False)
-        primary.execute_command("WAIT", "2", "5000")
+        primary.wait_for_replicas(2)
         successor.execute_command("REPLICAOF", "NO", "ONE")
         calls = primary.calls("wait")
         sealing = asyncio.create_task(store.seal(draft_of(FIRST)))
@@ -205,7 +201,7 @@ async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
         store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
         await publish(store, [Row("popular:", b"{}"), ONE, TWO])
-        primary.execute_command("WAIT", "2", "5000")
+        primary.wait_for_replicas(2)
         successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet
         calls = primary.calls("wait")
         erasing = asyncio.create_task(erase_users(store, ["1"]))

@@ -1,7 +1,6 @@
 """Commands as the servers get them: a change is sent once, a read at most twice, and all reads in few commands."""
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -160,10 +159,7 @@ async def test_replicas_are_awaited_on_the_writing_connection(
     with running(tmp_path) as primary, replica_of(primary, tmp_path / "replica") as replica:
         store = open_url(primary.url(prefix=prefix))
         await write_release(store, FIRST, USERS, seal=False)
-        replica.send_signal(signal.SIGSTOP)
-        try:
+        with replica.stopped():
             await store.seal(draft_of(FIRST))
-        finally:
-            replica.send_signal(signal.SIGCONT)
         await store.close()
     assert "0 of the 1 replicas" in caplog.text
