@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hotplate.bench.loadgen.result import Result
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps, usable_gb
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.statistics import Figure, compared
@@ -96,17 +95,18 @@ def rank(contenders: Sequence[Contender]) -> Ranking | None:
     return Ranking(least, tuple(differences))
 
 
-def describe_stalls(stores: Sequence[tuple[str, Sequence[Result]]]) -> str:
+def _describe_stalls(stores: Sequence[Summary]) -> str:
     """Return a line such as `Redis 2 of 42 seconds above 100 ms`; empty without stalls.
 
-    *stores* are names with results. A second stalled if it had an answer after more than STALL_S.
+    A second stalled if it had an answer after more than STALL_S.
     """
     parts = list[str]()
-    for name, results in stores:
+    for store in stores:
+        results = store.store.results
         seconds = [second.latencies_s for result in results for second in result.seconds if second.latencies_s.size]
         stalled = sum(bool(latencies_s.max() > STALL_S) for latencies_s in seconds)
         if stalled:
-            parts.append(f"{name} {stalled} of {len(seconds)} seconds above {1000 * STALL_S:g} ms")
+            parts.append(f"{store.name} {stalled} of {len(seconds)} seconds above {1000 * STALL_S:g} ms")
     return ", ".join(parts)
 
 
@@ -140,7 +140,7 @@ class Comparison:
             lines["CPU"] = ranking.describe("least")
         if len(self._by_cost) > 1:
             lines["cost"] = self._cost_verdict()
-        if stalled := describe_stalls([(store.name, store.store.results) for store in self._timed]):
+        if stalled := _describe_stalls(self._timed):
             lines["stalls"] = stalled
         return lines
 

@@ -49,7 +49,7 @@ from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.origin import failures
 from hotplate.stores.rehearsal import plan_of, stand_in_for
-from hotplate.stores.store import Plan, Store, warnings_of
+from hotplate.stores.store import Store, warnings_of
 from hotplate.stores.verification import OnProgress
 
 AnyLists = ListSource | PartedSource | NamedLists
@@ -339,9 +339,8 @@ async def check_store(store: Store) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """A dry run: the rows and bytes that a release would take, its manifest, and the error if it would not go live."""
+    """A dry run: the manifest that a release would have, and the error if it would not go live."""
 
-    plan: Plan
     manifest: Manifest
     refused: GateFailed | HeldBack | None
 
@@ -375,15 +374,15 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
     failed = failures(simulated.manifest.origin.gates.verdicts)
     if failed and not flags.settings.force:
         refused = GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
-    return Rehearsal(plan_of(simulated.manifest), simulated.manifest, refused)
+    return Rehearsal(simulated.manifest, refused)
 
 
 def _print_rehearsal(rehearsal: Rehearsal, flags: ReleaseFlags) -> None:
-    plan = rehearsal.plan
     manifest = rehearsal.manifest
     if flags.as_json:
         print_json(_rehearsal_json(rehearsal, shown_store_url(flags.store, as_json=True)))
         return
+    plan = plan_of(manifest)
     size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
     out.print(f"dry run, nothing is written: {size}, into {shown_store_url(flags.store)}")
     print_attributes(manifest)
@@ -396,11 +395,12 @@ def _rehearsal_json(rehearsal: Rehearsal, store: str) -> dict[str, object]:
 
     Of `about` in its manifest, the record of its origin, three entries are printed unchanged, if they are not empty.
     """
+    plan = plan_of(rehearsal.manifest)
     facts: dict[str, object] = {
         "dry_run": True,
         "store": store,
-        "rows": rehearsal.plan.rows,
-        "bytes": rehearsal.plan.payload_bytes,
+        "rows": plan.rows,
+        "bytes": plan.payload_bytes,
     }
     for name in ("item_attributes", "rules", "metrics"):
         if value := rehearsal.manifest.about.get(name):

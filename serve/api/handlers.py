@@ -359,5 +359,5 @@ def _packed(results: list[bytes]) -> bytes:
 
 
 def _status(code: int, status: str) -> web.Response:
-    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    headers = {"Content-Type": JSON, "Cache-Control": NO_STORE}
     return web.Response(status=code, body=orjson.dumps({"status": status}), headers=headers)

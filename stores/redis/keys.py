@@ -77,10 +77,6 @@ class ReleaseKeys:
         self.meta_list = first + "@meta"
         self.lists = (self.row_list, self.meta_list)
 
-    def state_of_bucket(self, bucket: int) -> bytes:
-        """Return the name of the state of a bucket."""
-        return self.raw_heads[bucket] + b"@state"
-
     def rows(self, keys: Iterable[str]) -> list[str]:
         """Return the names of rows as text, a sixth faster for MGET; raises UnicodeEncodeError."""
         heads = self.heads

@@ -182,7 +182,7 @@ class ClusterLookups(Lookups):
         self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None
     ) -> dict[int, ReadResult]:
         """Read the states of buckets, by bucket; the value of a state that cannot be read is an error."""
-        state_names = [names.state_of_bucket(bucket) for bucket in buckets]
+        state_names = [names.groups[bucket].first.encode() for bucket in buckets]
         states = await self._read(state_names, [names.slots[bucket] for bucket in buckets], until_s)
         return dict(zip(buckets, states, strict=True))
 
