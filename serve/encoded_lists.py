@@ -54,7 +54,7 @@ class Fallbacks:
         self._kept = kept
 
     def first(self, fallback: RowKey, row: RowKey = EVERYBODY, status: Status = "ok") -> EncodedList:
-        """Return a popular list in the place of the list with the key *row*, from the first tier with a release.
+        """Return a popular list instead of the list with the key *row*, from the first tier with a release.
 
         Tiers are stores in reading order. *fallback* is the key of the popular list. Without any release, the one that
         was kept from an earlier process is used; without that, raises NotReady.
@@ -73,7 +73,7 @@ class Fallbacks:
         return NotReady(errors or "the live release is being loaded; try again in a second")
 
     def missed(self, origin: Origin, row: RowKey, result: ReadResult, fallback: RowKey) -> EncodedList:
-        """Return a popular list in the place of the list with the key *row*, and count the miss or the error.
+        """Return a popular list instead of the list with the key *row*, and count the miss or the error.
 
         *origin* is the store and the release in which the row was read. *result* is an error, None if the row is
         absent, or an empty list. *fallback* is the key of the popular list.
@@ -93,7 +93,7 @@ class Fallbacks:
         return encoded
 
     def of_release(self, tier: str, release: ServedRelease, fallback: RowKey, status: Status) -> EncodedList:
-        """Return a popular list of *release*, which answers a request in the place of another list.
+        """Return a popular list of *release*, which answers a request for another list.
 
         *tier* names the store that has the release. *fallback* is the key of the popular list, of a segment (a group of
         users) and a list name. If the release lacks it, the result is the popular list for everybody; without that,

@@ -93,7 +93,7 @@ class History:
         return self._rows_where(are_among(pair_numbers(user_items), self.pair_numbers))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
-        """Return the rows of some users and items, numbered anew from 0 without gaps.
+        """Return the rows of some users and items, renumbered from 0 without gaps.
 
         *users* and *items* are masks of those kept. `pair_numbers` [rows] are user * number of items + item, and change
         with the numbers.

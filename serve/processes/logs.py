@@ -111,7 +111,7 @@ def _writer(descriptor: int) -> Callable[[bytes], int]:
         if stat.S_ISSOCK(mode):
             return partial(_send, descriptor)
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # a pipe or a terminal
-            # Opened anew, it has flags that other programs do not share. It may belong to another user, and then cannot
+            # Reopened, it has flags that other programs do not share. It may belong to another user, and then cannot
             # be opened.
             with suppress(OSError):
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

@@ -69,8 +69,8 @@ class CanaryFollower:
         """Return the canary that a catalogue names: the release that a share of the users gets.
 
         It is loaded unless this process has stopped it or serves it already. If only its share has changed, it is
-        judged anew, and its counts since the start go on. If it cannot be loaded, the result says why: the live release
-        is not affected. The result does not take effect before `use`.
+        judged again, and its counts since the start go on. If it cannot be loaded, the result says why: the live
+        release is not affected. The result does not take effect before `use`.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry

@@ -96,7 +96,7 @@ async def restore(
         erased_in_backup = await read_erased(saved_store, saved)
         await saved_store.close()
 
-        # An incarnation is the unique name of one write of a release, and names its file. They are drawn anew here, so
+        # An incarnation is the unique name of one write of a release, and names its file. New ones are drawn here, so
         # that a process that is erasing an old one cannot delete the restored file.
         new_names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
         erased_in_backup = erased_in_backup.renamed(new_names)
