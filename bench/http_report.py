@@ -346,7 +346,8 @@ class _Rounds:
         """Sentences on why the rounds do not support a verdict: empty if they do.
 
         Rounds may be invalid, as with an overloaded load generator; only the first few are named. `_unknown` names
-        bounds of the objective with too few answers, `_late` those that the generator's own delay exceeds.
+        bounds of the objective with too few answers, which do not matter if another is broken, `_late` those that the
+        generator's own delay exceeds.
         """
         reasons = [
             f"round {number}: {reason}"
@@ -357,7 +358,7 @@ class _Rounds:
             more = len(reasons) - SHOWN_REASONS
             reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(self._rounds)} rounds"]
 
-        if not self._trials:
+        if not self._trials and not self._broken:
             reasons += self._unknown
         return [*reasons, *(f"all rounds: {doubt}" for doubt in self._late)]
 

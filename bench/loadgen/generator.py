@@ -12,6 +12,7 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -261,14 +262,14 @@ class LoadGenerator:
             self._start_s = self._clock() if begin is None else await begin()
             self._second_ends_s = self._start_s + 1
 
-            cpu_s = time.process_time()
+            busy_s = _busy_s()
             await self._traffic()
-            cpu_s = time.process_time() - cpu_s
+            busy_s = _busy_s() - busy_s
         finally:
             gc.enable()
             await self._finish(sweep)
 
-        return self._result(cpu_s / max(self._clock() - self._start_s, 1e-9))
+        return self._result(busy_s / max(self._clock() - self._start_s, 1e-9))
 
     def stop(self) -> None:
         """End the run early, after requests in flight."""
@@ -449,7 +450,7 @@ class LoadGenerator:
             self._offer(now_s)
 
     def _result(self, cpu_share: float) -> Result:
-        """Return the run's counts and times, with *cpu_share*, the generator's CPU as a share of a core.
+        """Return the run's counts and times, with the generator's *cpu_share*, see `Result`.
 
         The duration in seconds is that of the load, but longer if answers came after its end, and until the last
         request or answer if the run was stopped early.
@@ -476,6 +477,14 @@ class LoadGenerator:
             seconds=recorder.seconds(),
             lags_s=recorder.lags_s,
         )
+
+
+def _busy_s() -> float:
+    """Return the CPU time of this process plus, on Linux, its time in the run queue."""
+    waited_ns = 0
+    with contextlib.suppress(OSError):
+        _, waited_ns, _ = map(int, Path("/proc/self/schedstat").read_text().split())
+    return time.process_time() + waited_ns / 1e9
 
 
 class LoadWorker:

@@ -1,7 +1,8 @@
 """Counts, latencies in HDR histograms, and validity of a run.
 
 A request is due at a time of the schedule, whether or not earlier ones were answered. The generator's lag is the time
-from then until it handled the request; a run with much of it says nothing of the service.
+from then until it handled the request; a run with much of it says nothing of the service. Requests that wait for a
+connection, or are dropped because too many wait, are the service's errors, unless the generator had no CPU to spare.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from hotplate.report import format_value
 
-SENT_BOUND = 0.99  # a run is invalid below this share of sent requests,
-CPU_BOUND = 0.95  # or above this share of a core
+SENT_BOUND = 0.99  # of due requests, in a run of which all load was sent
+CPU_BOUND = 0.95  # of a core; a run is invalid above it
 LAG_BOUND_US = 1_000.0  # lag at p99 named in a report
 LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if most of its p99
 LOWEST_US = 1
@@ -157,7 +158,7 @@ class Result:
     """Counts of observed values, in batches of each list."""
 
     cpu_share: float
-    """CPU of the generator's process, as a share of a core."""
+    """CPU that the generator's process used or waited for, as a share of a core."""
 
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
@@ -215,14 +216,10 @@ class Result:
     @property
     def invalid_reasons(self) -> list[str]:
         """Why this run measures the generator; empty if valid."""
-        if self.requested_rate is None:
-            full = f"({self.cpu_share:.0%} of a core): this is its limit, not the service's"
-            return [f"the generator had no CPU to spare {full}"] if self.cpu_share > CPU_BOUND else []
-        reasons = []
-        if self.sent < SENT_BOUND * self.due:
-            reasons.append(
-                f"sent {self.sent:,} of the {self.due:,} requests that were due; {self.dropped:,} were dropped"
-            )
+        reasons = list[str]()
+        if self.cpu_share > CPU_BOUND:
+            share = f"{self.cpu_share:.0%} of a core used or waited for"
+            reasons.append(f"the generator had no CPU to spare ({share}): this is its limit, not the service's")
         return [*reasons, *lateness([self])]
 
     def to_json(self) -> dict[str, Any]:

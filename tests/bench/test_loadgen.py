@@ -146,6 +146,51 @@ def test_a_rate_is_the_highest_only_if_its_rounds_are_inside(rate: float, late_s
     assert (search_report.row(URL, "highest rate") is None) is (code == 3)
 
 
+def overloaded(capacity: float = 100) -> Result:
+    """Return a run in which a service serves a fifth of the rate, so that many due requests are never sent."""
+    free_s = 0.0
+
+    def one_by_one(arrival_s: float) -> float:
+        nonlocal free_s
+        free_s = max(free_s, arrival_s) + 1 / capacity
+        return free_s
+
+    load = Load(url=URL, requests=Gets("/"), rate=5 * capacity, duration_s=8, connections=8, timeout_s=2, backlog=300)
+    return simulate(load, one_by_one)
+
+
+def test_an_overloaded_service_breaks_the_objective() -> None:
+    """It was called a failure of the load generator, with exit code 1."""
+    plan = make_plan(HttpOptions(url=URL, users=9, slo="p99=5ms,errors=1%"))
+    result = overloaded()
+    assert result.sent < 0.5 * result.due
+    overload_report = report(HttpRuns(plan, (), (result,), None, interrupted=False))
+    assert overload_report.exit_code == 3
+    assert overload_report.sentence.startswith("Outside the objective: p99 ")
+    assert any("got no good answer" in reason for reason in overload_report.broken)
+    judgement = plan.objective.judge(result)
+    assert judgement.broken
+    assert not judgement.doubts
+
+
+def test_an_overloaded_generator_does_not_blame_the_service() -> None:
+    plan = make_plan(HttpOptions(url=URL, users=9, slo="p99=5ms,errors=1%"))
+    result = replace(overloaded(), cpu_share=0.99)
+    overload_report = report(HttpRuns(plan, (), (result,), None, interrupted=False))
+    assert overload_report.exit_code == 1
+    assert "no CPU to spare" in overload_report.sentence
+
+
+def test_a_service_without_any_answer_breaks_the_objective() -> None:
+    """Its unknown p99 was called a failure to measure it."""
+    load = Load(url=URL, requests=Gets("/"), rate=100, duration_s=2, timeout_s=0.5)
+    plan = make_plan(HttpOptions(url=URL, users=9, slo="p99=5ms"))
+    silent = simulate(load, lambda arrival_s: arrival_s + 3)
+    silent_report = report(HttpRuns(plan, (), (silent,), None, interrupted=False))
+    assert silent_report.exit_code == 3
+    assert silent_report.sentence.startswith("Outside the objective")
+
+
 @pytest.fixture(scope="module")
 def result() -> Result:
     return simulate(Load(url="http://h", requests=Gets("/"), rate=100, duration_s=1), lambda at: at + 0.001)
