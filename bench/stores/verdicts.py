@@ -30,8 +30,13 @@ class Contender:
 class Difference:
     """A store's figure divided by the least one."""
 
-    name: str
+    contender: Contender
     ratio: Figure
+
+    @property
+    def name(self) -> str:
+        """The store's name."""
+        return self.contender.name
 
     @property
     def is_proven(self) -> bool:
@@ -91,7 +96,7 @@ def rank(contenders: Sequence[Contender]) -> Ranking | None:
         return None
 
     least, *larger = sorted(known, key=lambda contender: contender.figure.value or 0.0)
-    differences = (Difference(contender.name, compared(least.figure, contender.figure)) for contender in larger)
+    differences = (Difference(contender, compared(least.figure, contender.figure)) for contender in larger)
     return Ranking(least, tuple(differences))
 
 
@@ -190,7 +195,8 @@ class Comparison:
     def _compare_speed(self) -> SpeedVerdict:
         """Compare the latencies of stores that our own clients read, without emulated ones, which are assumed.
 
-        A store is the fastest if it is proven faster than each of the others, at p99 or else at p50.
+        A store is the fastest if it is proven faster than each of the others, at p99 or else at p50. A percentile
+        that is unknown for one of them decides nothing.
         """
         timed = [store for store in self._timed if not store.by_another_client]
         if not timed:
@@ -198,19 +204,19 @@ class Comparison:
         if len(timed) == 1:
             return SpeedVerdict("", f"{timed[0].name}: {_latencies(timed[0])}")
 
-        for name in (DECISIVE, "p50"):
+        known = [name for name in (DECISIVE, "p50") if all(store.latencies[name].value is not None for store in timed)]
+        for name in known:
             ranking = _rank_latency(name, timed)
             if ranking and not ranking.alike:
-                fastest, *slower = sorted(timed, key=lambda store: store.latencies[name].value or 0.0)
-                figures = ", ".join(f"{store.name} {_ms(store.latencies[name])}" for store in slower)
+                fastest = ranking.least
+                slower = ", ".join(f"{store.name} {_ms(store.contender.figure)}" for store in ranking.differences)
                 limit = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
-                return SpeedVerdict(fastest.name, f"{name} {_ms(fastest.latencies[name])} ms, {figures}{limit}")
+                return SpeedVerdict(fastest.name, f"{name} {_ms(fastest.figure)} ms, {slower}{limit}")
 
-        for name in (DECISIVE, "p50"):
-            if all(store.latencies[name].value is not None for store in timed):
-                figures = ", ".join(f"{store.name} {_ms(store.latencies[name])} ms" for store in timed)
-                return SpeedVerdict("", f"No difference in speed is proven ({name}: {figures})")
-        return SpeedVerdict("", "No difference in speed is proven: too few answers")
+        if not known:
+            return SpeedVerdict("", "No difference in speed is proven: too few answers")
+        figures = ", ".join(f"{store.name} {_ms(store.latencies[known[0]])} ms" for store in timed)
+        return SpeedVerdict("", f"No difference in speed is proven ({known[0]}: {figures})")
 
     def _redis_plan(self) -> CapacityPlan | None:
         """Return the plan of the Redis, if there is one that is large enough, beside a Cosmos DB."""

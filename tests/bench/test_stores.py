@@ -155,6 +155,18 @@ def test_unknown_p99_is_not_shown_as_zero() -> None:
     assert compared.sentence.startswith("No difference in speed is proven (p50: files 2.0 ms, Redis 3.0 ms).")
 
 
+def test_store_without_a_p99_is_not_the_fastest() -> None:
+    """Its p99 was shown as 0 ms, as the fastest."""
+    comparison = summary(
+        store_runs("files", "file:///a", steady(0.003)),
+        store_runs("copy", "file:///b", steady(0.002)),
+        store_runs("Redis", "redis://a", [a_run(0.004, rate=100)] * 6),
+    )
+    assert comparison.sentence.startswith(
+        "Fastest: copy on each server (p50 2.0 ms, files 3.0, Redis 4.0; at p99 no difference is proven). "
+    )
+
+
 def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
     runs = store_runs("files", "file:///a", [*steady(0.002), delayed(a_run(0.002))]).runs
     rounds = [{"files": run} for run in runs]
