@@ -213,7 +213,8 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     yield "429s", _first_refused_rate(plan)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
-    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: 3 releases of {lists}"
+    releases = f"{number('copies'):,.0f} releases"
+    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: {releases} of {lists}"
     yield "pods", f"{number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
     yield "Redis", _compare_redis(plan)
 
@@ -290,24 +291,25 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
 def _recommendation(plan: CapacityPlan) -> str:
     """Return the sentence that says how many RU/s and pods to provision, and which store costs less.
 
-    The capacity is the mode of Cosmos DB that an input names, as "manual". A cheaper mode is named beside it.
+    The mode of Cosmos DB is that of the input `capacity`, or manual if that is not possible. A cheaper mode is named
+    beside it.
     """
     capacity = plan.inputs.capacity
+    mode = capacity if plan.figures[f"{capacity}_cost"].is_number else "manual"
     throughput_by_mode = {
         "manual": f"{plan.number('serve_ru'):,.0f} RU/s",
         "autoscale": f"autoscale up to {plan.number('autoscale_top_ru'):,.0f} RU/s",
         "serverless": "serverless",
     }
-    throughput = throughput_by_mode["autoscale" if capacity == "autoscale" else "manual"]
-    if plan.cheapest != capacity:
-        throughput += f" or {throughput_by_mode[plan.cheapest]}"
+    modes = dict.fromkeys((mode, plan.cheapest))
+    throughput = " or ".join(throughput_by_mode[name] for name in modes)
     if plan.inputs.regions > 1:
         throughput += f" in each of {plan.inputs.regions} regions"
     if plan.inputs.have_ru is not None and plan.number("over_ru"):
         throughput += f" (today {plan.inputs.have_ru:,})"
 
     publish_ru = plan.number("publish_ru_s")
-    if publish_ru > plan.number("serve_ru"):
+    if publish_ru > plan.number("serve_ru") and list(modes) != ["serverless"]:
         throughput += f", {publish_ru:,.0f} RU/s while publishing"
     return f"Provision {throughput}, and {_pods(plan.number('pods'))}. {_compare_costs(plan)}."
 

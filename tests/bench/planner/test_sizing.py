@@ -206,6 +206,22 @@ def test_difference_within_price_uncertainty_is_a_tie() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("inputs", "throughput"),
+    [
+        ({"peak_rps": 1}, "serverless"),
+        ({"peak_rps": 560}, "serverless or 800 RU/s"),
+        ({"peak_rps": 3_640}, "5,200 RU/s"),  # more than serverless can have
+        ({"peak_rps": 1, "publish_ru": 500}, "serverless"),  # no RU/s to raise while publishing
+        ({"peak_rps": 560, "publish_ru": 900}, "serverless or 800 RU/s, 900 RU/s while publishing"),
+    ],
+)
+def test_serverless_is_recommended_as_asked_for(inputs: dict[str, object], throughput: str) -> None:
+    """It said "Provision 400 RU/s", or "800 RU/s or 800 RU/s"."""
+    plan = a_plan(capacity="serverless", profile="flat", **inputs)
+    assert report(plan, "prices.toml").sentence.startswith(f"Provision {throughput}, and 2 pods. ")
+
+
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
 
 
@@ -232,6 +248,12 @@ def test_planned_item_size_matches_the_store(encoding: str, titles: int) -> None
     assert plan.number("item_bytes") == item_bytes(to_item(name_of("user:0123456789"), value))
     if encoding == "json":
         assert plan.number("json_bytes") == len(value)
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_memory_is_explained_by_the_releases_that_are_kept(kept: int) -> None:
+    memory = report(a_plan(kept=kept), "prices.toml").verdicts["memory"]
+    assert f": {kept + 2} releases of 1,000 lists of " in memory
 
 
 def test_redis_overhead_of_a_row_matches_the_store() -> None:
