@@ -54,7 +54,12 @@ def parse_query(request: Request) -> Conditions:
         raise HttpError(400, f"{UNSUPPORTED}; not {text[:80]!r}")
     if not statement["where"]:
         return {}
-    return dict(_parse_where(statement["where"], statement["alias"], values))
+
+    conditions = dict[str, list[Any]]()
+    for name, accepted in _parse_where(statement["where"], statement["alias"], values):
+        before = conditions.get(name, accepted)
+        conditions[name] = [value for value in accepted if value in before]
+    return conditions
 
 
 def _parse_where(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:

@@ -123,6 +123,22 @@ def test_unindexed_condition_is_charged_for_loaded_documents(
 
 
 @pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        ('c.kind = "a" AND c.kind = "b"', []),
+        ('c.kind IN ("a", "b") AND c.kind = "a"', ["0"]),
+        ('c.id IN ("0", "1") AND c.id IN ("1", "2")', ["1"]),
+    ],
+)
+def test_all_conditions_on_one_property_are_met(direct: Direct, where: str, ids: list[str]) -> None:
+    """The last condition on a property replaced the others."""
+    for n, kind in enumerate("abc"):
+        direct.item("POST", str(n), {"id": str(n), "kind": kind})
+    documents = body_of(direct.query(f"SELECT * FROM c WHERE {where}"))["Documents"]
+    assert [document["id"] for document in documents] == ids
+
+
+@pytest.mark.parametrize(
     ("kind", "status", "sub"),
     [
         ("throttle", 429, 3200),
