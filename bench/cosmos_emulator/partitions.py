@@ -75,7 +75,7 @@ def hash_of(key: bytes) -> str:
 
 @dataclass(slots=True)
 class Budget:
-    """Request units of one partition and region; times are monotonic seconds."""
+    """Request units of one partition and region; times are seconds, of a clock that may be set back."""
 
     rate: float = 0.0
     _second: int = -1
@@ -104,9 +104,7 @@ class Budget:
     def _refill(self, now: float) -> None:
         """Give back `rate` RU for each second that has begun since the last call; a debt is carried over."""
         second = floor(now)
-        if second <= self._second:
-            return
-        if self._second >= 0:
+        if second > self._second >= 0:
             self._used_ru = max(0.0, self._used_ru - self.rate * (second - self._second))
         self._second = second
 

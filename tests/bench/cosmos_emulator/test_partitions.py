@@ -40,6 +40,17 @@ def test_provisioned_throughput_is_admitted(ru: int, charge_ru: float) -> None:
     assert total == pytest.approx(seconds * ru, rel=0.01)
 
 
+def test_budget_is_refilled_after_the_clock_was_set_back() -> None:
+    """No request was admitted until the clock had caught up, with retry-after of as many minutes."""
+    partition = Partitions(Throughput(400), 1).all[0]
+    partition.charge(START, 400)
+    set_back = START - 100
+    with pytest.raises(HttpError) as error:
+        partition.admit(set_back, 0)
+    assert float(error.value.headers["x-ms-retry-after-ms"]) <= 1000
+    partition.admit(set_back + 1, 0)
+
+
 def test_a_hot_key_gets_the_share_of_its_partition() -> None:
     partitions = Partitions(Throughput(11_000), 1)
     assert len(partitions.all) == 2
