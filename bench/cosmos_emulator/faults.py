@@ -87,6 +87,20 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return whether a request is affected; *drawn* is from 0 to 1."""
         return self.region in (None, region) and self.operation in (None, operation) and drawn < self.share
 
+    def error(self) -> HttpError:
+        """Return the error of a fault of ERRORS."""
+        status, substatus = ERRORS[self.kind]
+        headers = dict[str, str]()
+        if status == 429:
+            headers["x-ms-retry-after-ms"] = f"{self.retry_after_ms:.0f}"
+        return HttpError(status, "an injected fault of the emulation", substatus, headers=headers)
+
+    def delay_s(self, response: HttpResponse) -> float:
+        """Return the delay of a response in seconds."""
+        partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
+        is_delayed = self.kind == SLOW and self.partition in (None, partition)
+        return self.delay_ms / 1000 if is_delayed else 0.0
+
 
 class Faults:
     """Active faults."""
@@ -103,32 +117,7 @@ class Faults:
             raise HttpError(400, f"these faults cannot be read: {error}") from None
         self.active = [(now + fault.for_s, fault) for fault in faults]
 
-    def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
-        """Inject the first active error or reset that affects a request, before it is processed.
-
-        Returns a response that resets the connection, or raises the fault's HttpError; None if no such fault affects
-        it. Delays are those of `delay_s`. *now* is in seconds by the account's clock.
-        """
-        for end_s, fault in self.active:
-            if now >= end_s or not fault.affects(request.region, operation, self._random.random()):
-                continue
-
-            if fault.kind in RESETS:
-                return HttpResponse(503, reset=True)
-            if fault.kind in ERRORS:
-                status, substatus = ERRORS[fault.kind]
-                headers = dict[str, str]()
-                if status == 429:
-                    headers["x-ms-retry-after-ms"] = f"{fault.retry_after_ms:.0f}"
-                raise HttpError(status, "an injected fault of the emulation", substatus, headers=headers)
-        return None
-
-    def delay_s(self, request: Request, operation: str, response: HttpResponse, now: float) -> float:
-        """Return a response's delay in seconds."""
-        partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
-        return sum(
-            fault.delay_ms / 1000
-            for end_s, fault in self.active
-            if fault.kind == SLOW and now < end_s and fault.partition in (None, partition)
-            if fault.affects(request.region, operation, self._random.random())
-        )
+    def affecting(self, request: Request, operation: str, now: float) -> list[Fault]:
+        """Return the faults that affect a request, and drop those that have ended; *now* is by the account's clock."""
+        self.active = [(end_s, fault) for end_s, fault in self.active if now < end_s]
+        return [fault for _, fault in self.active if fault.affects(request.region, operation, self._random.random())]

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import orjson
 
 from hotplate.bench.cosmos_emulator import items, queries, resources
-from hotplate.bench.cosmos_emulator.faults import Faults
+from hotplate.bench.cosmos_emulator.faults import ERRORS, RESETS, Faults
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
 from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.resources import EmulatedAccount
@@ -218,16 +218,21 @@ class Service:
     def _run_with_faults(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
         """Answer a request like `_run`, with the injected faults that affect it: errors, resets and delays.
 
-        An error or a reset replaces the response. Otherwise faults may delay it; an error response, too.
+        The first error or reset replaces the response. Otherwise faults may delay it; an error response, too.
         """
         now = self.account.clock()
-        response = self.faults.before(request, operation, now)
-        if response is None:
-            try:
-                response = self._run(request, route, operation)
-            except HttpError as error:
-                response = error.response()
-            response.delay_s = self.faults.delay_s(request, operation, response, now)
+        faults = self.faults.affecting(request, operation, now)
+        for fault in faults:
+            if fault.kind in RESETS:
+                return HttpResponse(503, reset=True)
+            if fault.kind in ERRORS:
+                raise fault.error()
+
+        try:
+            response = self._run(request, route, operation)
+        except HttpError as error:
+            response = error.response()
+        response.delay_s = sum(fault.delay_s(response) for fault in faults)
         return response
 
     def _run(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:

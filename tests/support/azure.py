@@ -26,6 +26,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.exceptions import ClientAuthenticationError
 
 from hotplate.bench.cosmos_emulator import resources
+from hotplate.bench.cosmos_emulator.faults import ERRORS
 from hotplate.bench.cosmos_emulator.messages import CODES, HttpError, HttpHandler, HttpResponse, Request
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.bench.cosmos_emulator.service import Authenticator, Service
@@ -199,9 +200,10 @@ class ResourceManager:
         resource = ArmResource(**match.groupdict("")) if match else None
         operation = f"manage {resource.kind if resource else 'operation'}"
         try:
-            # Faults that name no operation are for the account.
-            if any(fault.operation == operation for _, fault in self.service.faults.active):
-                self.service.faults.before(request, operation, self.service.account.clock())
+            for fault in self.service.faults.affecting(request, operation, self.service.account.clock()):
+                # Faults that name no operation are for the account.
+                if fault.operation == operation and fault.kind in ERRORS:
+                    raise fault.error()
             self._authorize(request, resource)
             response = self._poll(change[1]) if change else self._run(request, resource)
         except HttpError as error:
