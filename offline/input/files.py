@@ -160,7 +160,8 @@ def _open_remote(url: str) -> Iterator[_Remote]:
         raise SettingError(f"{shown} cannot be read: fsspec knows no {scheme}://; it knows az, abfs, s3, gs and https.")
 
     try:
-        file_system, path = fsspec.url_to_fs(url)
+        options = _http_options() if scheme in _HTTP_SCHEMES else {}
+        file_system, path = fsspec.url_to_fs(url, **options)
         yield _Remote(file_system, path.rstrip("/"))
     except ImportError as error:
         raise SettingError(
@@ -171,32 +172,52 @@ def _open_remote(url: str) -> Iterator[_Remote]:
         raise DataError(f"{shown} cannot be read: {reason}; check the URL and its credentials.") from error
 
 
+def _http_options() -> dict[str, Any]:
+    """Return options of fsspec without the limit of aiohttp, by which a download has 5 minutes in all."""
+    from aiohttp import ClientTimeout  # noqa: PLC0415 -- takes 0.2 s to load
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+
+
 def find_files(path: Path) -> list[DataFile]:
     """Return *path*, or the files in this folder and its `key=value` folders, sorted and not hidden; or DataError."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
-    files = list(_files_in_folder(path, {})) if path.is_dir() else [DataFile(path, _kind_by_name(path))]
+    found = _files_in_folder(path, {}) if path.is_dir() else [_Found(path, {})]
+    files = [DataFile(file.path, _kind_by_name(file.path), file.keys) for file in found]
     if not files:
         raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
     return files
 
 
-def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
+class _Found(NamedTuple):
+    """A file, and the columns from names of folders above it (`DataFile.keys`)."""
+
+    path: Path
+    keys: Mapping[str, str | None]
+
+
+def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[_Found]:
     """Yield the visible files in *folder* and in its folders named `key=value`, as Hive and Spark write them.
 
     Such a folder, as `date=2026-01-01`, is a column `date` with the same value in all files below it. *keys* are those
     of the folders above *folder*.
     """
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "_")) or path.suffix == ".crc":
+        if _is_hidden(path.name):
             continue
 
         key, equals, text = path.name.partition("=")
         if path.is_file():
-            yield DataFile(path, _kind_by_name(path), keys)
+            yield _Found(path, keys)
         elif equals:
             value = None if text == _HIVE_NULL else unquote(text)
             yield from _files_in_folder(path, {**keys, unquote(key): value})
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a name stands for no data: an open segment of events, or a marker or checksum of Spark."""
+    return name.startswith((".", "_")) or name.endswith(".crc")
 
 
 def _kind_by_name(file: Path) -> FileKind:
@@ -234,19 +255,29 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 def digest_of_paths(paths: Iterable[Path]) -> str:
     """Return a hexadecimal digest of the files and folders at *paths*, local or remote, to see whether they change.
 
-    Local files are read whole. Remote ones are not read: their sizes, times and tags, as fsspec reports them, count.
+    Of a folder, the files that `find_files` returns count. Local files are read whole. Remote ones are not read: their
+    sizes, times and tags, as fsspec reports them, count.
     """
     states = list[str]()
     for path in paths:
         url = url_of(path)
-        if url is None:
-            files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            states.append(digest((str(file), file) for file in files if not file.is_dir()))
+        if url is not None:
+            states += _states_of_remote(url)
             continue
 
-        with _open_remote(url) as remote:
-            names = [remote.path]
-            if scheme_of(url) not in _HTTP_SCHEMES:  # HTTP lists no folders
-                names = sorted(remote.file_system.find(remote.path)) or [remote.path]
-            states += [f"{name} {remote.file_system.info(name)}" for name in names]
+        files = [file.path for file in _files_in_folder(path, {})] if path.is_dir() else [path]
+        states.append(digest((str(file), file) for file in files))
     return xxhash.xxh3_128_hexdigest("\n".join(states).encode())
+
+
+def _states_of_remote(url: str) -> list[str]:
+    """Return the name, size, time and tag of the file, or of each visible file in the folder, at *url*."""
+    with _open_remote(url) as remote:
+        names = [remote.path]
+        if scheme_of(url) not in _HTTP_SCHEMES:  # HTTP lists no folders
+            names = [
+                name
+                for name in sorted(remote.file_system.find(remote.path))
+                if not any(map(_is_hidden, name.removeprefix(remote.path).split("/")))
+            ] or names
+        return [f"{name} {remote.file_system.info(name)}" for name in names]

@@ -3,16 +3,19 @@
 import gzip
 import json
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import polars as pl
 import pytest
 import zstandard
+from aiohttp import ClientTimeout
+from fsspec.implementations.http import HTTPFileSystem
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.files import digest_of_paths
@@ -100,6 +103,26 @@ def test_urls_are_read_like_files_and_folders(kind: type, tmp_path: Path) -> Non
         read_interactions(kind(place))
 
 
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+def test_hidden_files_do_not_change_the_digest_of_a_folder(*, remote: bool, tmp_path: Path) -> None:
+    folder = Path("memory://hidden/log") if remote else tmp_path / "log"
+
+    def add(name: str) -> None:
+        if remote:
+            fsspec.filesystem("memory").pipe_file(f"/hidden/log/{name}", b"user,item\nu,i\n")
+        else:
+            write(folder / name, "user,item\nu,i\n")
+
+    add("date=2026-01-01/a.csv")
+    before = digest_of_paths([folder])
+    # An open segment of the event log, and what Spark writes beside its data.
+    for name in (".a.events.zst", "_SUCCESS", "date=2026-01-01/.a.csv.crc", "_temporary/0/a.csv", ".open/a.csv"):
+        add(name)
+    assert digest_of_paths([folder]) == before
+    add("date=2026-01-01/b.csv")
+    assert digest_of_paths([folder]) != before
+
+
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """Serve `tmp_path/web` over HTTP, whatever the query."""
@@ -120,6 +143,32 @@ def test_a_signed_url_is_read_and_its_headers_tell_whether_it_changed(web: str, 
     assert digest_of_paths([Path(url)]) == before
     write(tmp_path / "web" / "a.csv", "user,item\nu,i\nv,k\nw,k\n")
     assert digest_of_paths([Path(url)]) != before
+
+
+class _SlowBody(BaseHTTPRequestHandler):
+    """Sends a file with a pause in its middle."""
+
+    def do_GET(self) -> None:
+        body = b"user,item\nu,i\n"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:9])
+        self.wfile.flush()
+        time.sleep(0.5)
+        self.wfile.write(body[9:])
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
+def test_a_download_may_take_longer_than_the_default_of_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", ClientTimeout(total=0.1))
+    HTTPFileSystem.clear_instance_cache()  # with sessions of other tests
+    with ThreadingHTTPServer(("127.0.0.1", 0), _SlowBody) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            assert read_interactions(f"http://127.0.0.1:{server.server_port}/a.csv").rows == 1
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
