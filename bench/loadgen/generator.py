@@ -30,6 +30,7 @@ Itimerspec = ctypes.c_long * 4
 TIMER_ABSTIME = 1
 NAP_S = 50e-6  # shortest sleep worth its system calls
 LOOP_TICK_S = 1e-3  # event loops round to milliseconds
+WAKE_S = 0.1  # longest sleep, until `stop` is seen
 AHEAD_S = 0.05  # before the first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died; was it out of memory?"
@@ -38,7 +39,7 @@ READY = "ready"
 STOP = "stop"
 Clock = Callable[[], float]
 Begin = Callable[[], Awaitable[float]]  # returns the start time by the generator's clock
-Tick = Callable[[], float | None]  # returns the next due time by `time.monotonic`, None at the end
+Tick = Callable[[], float | None]  # returns its next time by `time.monotonic`, None at the end
 Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
@@ -312,12 +313,12 @@ class LoadGenerator:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _offer_due(self) -> float | None:
-        """Offer all requests that are due, and record their delay; return the next due time, None at the end."""
+        """Offer all requests that are due, and record their delay; return when to call it again, None at the end."""
         while self._next_s is not None:
             due_s = self._start_s + self._next_s
             now_s = self._clock()
             if due_s > now_s:
-                return due_s
+                return min(due_s, now_s + WAKE_S)
             self._next_s = next(self._dues, None)
             self._offer(due_s)
             # Sent at once, or only queued: the wait for a connection is the service's.

@@ -212,3 +212,18 @@ async def test_run_that_is_stopped_before_it_begins_ends_at_once(rate: float | N
             result = await generator.run(begin)
     assert result.interrupted
     assert result.due == result.ok <= 2
+
+
+async def test_run_that_is_stopped_does_not_wait_for_the_next_due_request() -> None:
+    """Ctrl-C at one request in 20 s took up to 20 s."""
+
+    def stop(transport: asyncio.Transport, count: int) -> None:
+        generator.stop()
+        answer(transport, count)
+
+    async with serving(stop) as url:
+        generator = LoadGenerator(Load(url=url, requests=Gets("/"), rate=0.02, duration_s=100.0))
+        async with asyncio.timeout(10):
+            result = await generator.run()
+    assert result.interrupted
+    assert result.due == result.ok == 1
