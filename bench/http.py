@@ -20,6 +20,7 @@ from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR, HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
+from hotplate.bench.outcome import interrupted_report
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.trials import Trial, attempts
 from hotplate.report import Report
@@ -201,6 +202,8 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     with LoadWorker() as worker:
         if plan.keys is not None:
             sample = worker.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, sample_every=0))
+            if sample.interrupted:
+                return interrupted_report("http")
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
                 return report_popular(plan, sample)
         measurement = _HttpMeasurement(plan, worker, display)
@@ -236,6 +239,8 @@ class _HttpMeasurement:
         load = plan.load
         if plan.warmup_s:
             self._run_load("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
+        if self._is_interrupted:
+            return
         if plan.batches:
             self._sweep_batches(plan.keys)
             return

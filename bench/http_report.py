@@ -1,6 +1,6 @@
 """Plan, objective and report of a measurement over HTTP."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -181,16 +181,24 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
 
 def highest(trials: Sequence[Trial]) -> Trial | None:
     """Return the trial at the highest rate inside the objective, if any."""
-    inside = (trial for trial in trials if trial.is_inside)
+    inside = (trial for trial in _last_trials(trials) if trial.is_inside)
     return max(inside, key=lambda trial: trial.offered, default=None)
 
 
 def first_outside(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial at the lowest outside rate above `highest`; None if stopped before."""
+    """Return the trial at the lowest outside rate above `highest`; None if the search was stopped before it."""
     best = highest(trials)
-    above = [trial for trial in trials if not trial.is_inside and (best is None or trial.offered > best.offered)]
-    lowest = min(above, key=lambda trial: trial.offered, default=None)
-    return None if lowest is None or lowest.is_stopped else lowest
+    above = (
+        trial
+        for trial in _last_trials(trials)
+        if not trial.is_inside and (best is None or trial.offered > best.offered)
+    )
+    return min(above, key=lambda trial: trial.offered, default=None)
+
+
+def _last_trials(trials: Sequence[Trial]) -> Iterable[Trial]:
+    """Return the last trial at each rate, as unclear ones are repeated, without one that was interrupted."""
+    return {trial.offered: trial for trial in trials if not trial.is_stopped}.values()
 
 
 def knee(trials: Sequence[Trial]) -> Trial | None:
@@ -297,6 +305,7 @@ class _Rounds:
         self._objective = runs.plan.objective
         self._trials = runs.trials
         self._rounds = runs.rounds
+        self._is_interrupted = runs.interrupted
         latency = self._objective.judge_latency(runs.rounds)
         self._late = latency.doubts
         self._broken = [*self._objective.errors_beyond(self._error_share), *latency.broken]
@@ -305,20 +314,18 @@ class _Rounds:
         failed_trial = first_outside(runs.trials)
         if best:
             self._broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in self._broken]
-        elif runs.trials:
+        elif failed_trial:
             self._broken.append(self._no_rate_inside(failed_trial))
         self._best = None if self._broken else best
         self._limit = ""
         if failed_trial and failed_trial.is_unclear:
             self._limit = failed_trial.doubts[0]
 
-    def _no_rate_inside(self, failed_trial: Trial | None) -> str:
-        """Return a sentence on a search in which no rate met the objective; the lowest rate failed, if it ended."""
-        sentence = f"no rate was inside the objective {self._objective}"
-        if failed_trial is None:
-            return sentence
+    def _no_rate_inside(self, failed_trial: Trial) -> str:
+        """Return a sentence on a search in which no rate met the objective, with the lowest one that failed."""
         reasons = " and ".join(failed_trial.broken or failed_trial.doubts)
-        return f"{sentence}: at {failed_trial.offered:,.4g} requests/s {reasons}"
+        rate = f"{failed_trial.offered:,.4g} requests/s"
+        return f"no rate was inside the objective {self._objective}: at {rate} {reasons}"
 
     @property
     def _error_share(self) -> float:
@@ -377,7 +384,7 @@ class _Rounds:
         """
         objective = self._objective
         if not self._rounds:
-            return f"No rate is inside {objective}."
+            return self._answer_without_rounds
 
         if self._best:
             rate = f"{self._best.offered:,.0f} requests/s"
@@ -398,6 +405,15 @@ class _Rounds:
         bounds = [f"{name} {self._latency(name)} of {_bound(us)}" for name, us in objective.latency_us.items()]
         latencies = ", ".join(bounds) or f"p99 {self._latency('p99')}"
         return f"{verdict} the objective: {latencies} at {rate} answers/s, {failed}."
+
+    @property
+    def _answer_without_rounds(self) -> str:
+        if not self._is_interrupted:
+            return f"No rate is inside {self._objective}."
+        if self._best is None:
+            return f"The search was stopped before a rate was inside {self._objective}."
+        rate = f"{self._best.offered:,.0f} requests/s"
+        return f"The search was stopped: {rate} are inside {self._objective}, and perhaps more."
 
     def _latency(self, name: str) -> str:
         figure = percentile(self._rounds, PERCENTS[name])

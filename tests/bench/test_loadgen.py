@@ -1,18 +1,25 @@
 """The generator as it is, in virtual time, and what a search makes of servers that are formulas."""
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any, Self
 
 import pytest
 from hdrh.histogram import HdrHistogram
+from rich.console import Console
 
+from hotplate.bench import http
 from hotplate.bench.http import make_plan, search
 from hotplate.bench.http_report import HttpRuns, Objective, first_outside, highest, knee, report
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import HIGHEST_US, Histogram, Result
 from hotplate.bench.options import HttpOptions
+from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.trials import Trial
+from hotplate.report import Report
+from hotplate.stores.http1 import Response
 from tests.support.virtual import VirtualLoop, delayed, simulate
 
 URL = "http://simulated:80"
@@ -133,6 +140,73 @@ def test_late_generator_is_not_a_limit_of_the_service() -> None:
     assert ended is not None
     assert ended.is_unclear
     assert any("the generator" in doubt for doubt in ended.doubts)
+
+
+def find_max_report(*trials: Trial, rounds: tuple[Result, ...] = (), interrupted: bool = False) -> Report:
+    plan = make_plan(HttpOptions(url=URL, users=9, find_max=True, slo="p99=20ms"))
+    return report(HttpRuns(plan, trials, rounds, None, interrupted=interrupted))
+
+
+def test_a_repeated_trial_that_is_broken_ends_a_search_by_the_service() -> None:
+    """The first attempt at a rate was judged, and the highest rate called a lower bound."""
+    inside = serve_at(500, 1000)
+    outside = serve_at(1500, 1000)
+    tried = (
+        Trial(offered=500, result=inside),
+        Trial(offered=1500, result=outside, doubts=("the generator was late",)),
+        Trial(offered=1500, result=outside, broken=("p99",)),
+    )
+    assert first_outside(tried) is tried[2]
+    found = find_max_report(*tried, rounds=(inside,))
+    assert found.extra["search"]["at_least"] == ""
+    assert "is 500 requests/s" in found.sentence
+    assert not found.notes
+
+
+def test_an_interrupted_search_does_not_say_that_no_rate_is_inside() -> None:
+    inside = Trial(offered=500, result=serve_at(500, 1000))
+    stopped = Trial(offered=900, result=replace(serve_at(900, 1000), interrupted=True))
+    found = find_max_report(inside, stopped, interrupted=True)
+    assert found.exit_code == 1
+    assert "500 requests/s" in found.sentence
+    assert found.extra["search"]["highest"] == 500
+    for tried in ((), (stopped,)):
+        assert "No rate is inside" not in find_max_report(*tried, interrupted=True).sentence
+
+
+class StoppedWorker:
+    """A load generator of which run number *stopped* is interrupted."""
+
+    def __init__(self, stopped: int) -> None:
+        self.stopped = stopped
+        self.runs = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was started."""
+
+    def run(self, load: Load) -> Result:
+        self.runs += 1
+        result = simulate(replace(load, duration_s=0.1), lambda arrival_s: arrival_s + 0.001)
+        return replace(result, interrupted=self.runs == self.stopped)
+
+
+@pytest.mark.parametrize("options", [{}, {"find_max": True}, {"batch": "1,5"}])
+@pytest.mark.parametrize("stopped", [1, 2], ids=["sample", "warm-up"])
+def test_ctrl_c_before_the_first_round_ends_a_measurement(
+    options: dict[str, Any], stopped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was ignored, and all rounds followed."""
+    worker = StoppedWorker(stopped)
+    monkeypatch.setattr(http, "LoadWorker", lambda: worker)
+    monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
+    display = ProgressDisplay(Console(file=io.StringIO()))
+    stopped_report = http.measure(make_plan(HttpOptions(url=URL, users=9, **options)), display)
+    assert worker.runs == stopped
+    assert stopped_report.interrupted
+    assert stopped_report.exit_code == 1
 
 
 @pytest.mark.parametrize(("rate", "late_s", "code"), [(900, 0.0, 0), (1_100, 0.0, 3), (900, 0.005, 1)])
