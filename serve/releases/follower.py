@@ -5,9 +5,9 @@ A catalogue of a lower generation is a stale read, unless the store was certainl
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,15 @@ from hotplate.serve.metrics import CANARY, LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.canary_follower import CanaryFollower
+from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import ServedRelease, load
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseRef, follows
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import MANIFEST, RowKey
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
+from hotplate.stores.store import PollingReader, Reader, read_one
 from hotplate.stores.timing import Outage, SharedCall
 from hotplate.stores.verification import counted
 
@@ -42,12 +43,8 @@ RETRY_S = (0.1, 5.0)
 RESTORED_S = 30.0
 # Interval of reads while the store disagrees with the followed catalogue (`agreement.UNSETTLED`).
 STALE_POLL_S = 2.0
-# Processes spread the loading of a remote release over this time.
-SPREAD_S = 0.5
 # Interval for judging a canary, or loading it again.
 CANARY_S = 1.0
-# Maximum for reading a release into memory.
-WARM_S = 120.0
 
 
 class RowsOfRelease(msgspec.Struct, frozen=True):
@@ -93,6 +90,8 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
+        self._erased_record: Erased | None = None
+        """What the last catalogue said of the erased users."""
         self._most_erased = 0
         """The most erased users that the store has counted."""
         self._lost_erased = 0
@@ -196,12 +195,12 @@ class Follower:
         outage = Outage(*RETRY_S)
         while True:
             try:
-                async for catalogue in self._reader.changes():  # the present one first
-                    await self._prepare(catalogue, warm=warm)
-                    async with self._switching:
-                        await self._handle_catalogue(catalogue, is_requested=False)
-                    self.attempted.set()
-                    outage.end()
+                async with aclosing(self._prepared_changes(warm=warm)) as changes:
+                    async for catalogue in changes:
+                        async with self._switching:
+                            await self._handle_catalogue(catalogue, is_requested=False)
+                        self.attempted.set()
+                        outage.end()
             except Exception as error:  # noqa: BLE001 -- must not end this task
                 if self._followed is None or not outage.tolerates(error):
                     self._report(error)
@@ -267,28 +266,55 @@ class Follower:
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
 
-    async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
-        """Do what may take long before the switch to a newer *catalogue* by `_handle_catalogue`.
+    async def _prepared_changes(self, *, warm: bool) -> AsyncGenerator[Catalogue]:
+        """Yield each catalogue that the store reports once its new releases are prepared, as `prepare` says.
 
-        If *warm*, the new releases of a local store, live and canary, are read into memory. With a remote store, this
-        waits for a random time, at most SPREAD_S, so that not all processes read a new release at once.
+        The users that it erases are hidden at once. If another catalogue is reported meanwhile, only that one is
+        yielded, as soon as its own new releases are prepared: a rollback does not wait for the release that it
+        withdraws.
         """
-        live = catalogue.live_entry
-        if live is None or not follows(catalogue, self._followed):
-            return
+        changes = aiter(self._reader.changes())
+        change = asyncio.ensure_future(anext(changes, None))  # the present one first
+        preparing: asyncio.Task[None] | None = None
+        releases = list[ReleaseRef]()  # that are being prepared
+        try:
+            while (catalogue := await change) is not None:
+                change = asyncio.ensure_future(anext(changes, None))
+                if follows(catalogue, self._followed):
+                    await self._hide_erased(catalogue)
 
-        entries = [live]
+                new_releases = self._new_releases(catalogue)
+                if preparing is None or new_releases != releases:
+                    if preparing is not None:
+                        preparing.cancel()
+                    releases = new_releases
+                    work = prepare(self._reader, releases, warm=warm, is_first=self.live is None)
+                    preparing = asyncio.create_task(work)
+
+                await asyncio.wait((preparing, change), return_when=asyncio.FIRST_COMPLETED)
+                if preparing.done():
+                    preparing.result()  # raises a defect
+                    preparing = None
+                    yield catalogue
+        finally:
+            unfinished = [change] if preparing is None else [change, preparing]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def _new_releases(self, catalogue: Catalogue) -> list[ReleaseRef]:
+        """Return the releases of a catalogue that are served if it is followed, and were not served of late."""
+        if not follows(catalogue, self._followed):
+            return []
+        entries = [catalogue.live_entry]
         canary = catalogue.canary_entry
         if canary is not None and not self.canary_follower.is_stopped(canary):
             entries.append(canary)
-        new_entries = [entry for entry in entries if not any(release.is_of(entry) for release in self.releases)]
 
-        if isinstance(self._reader, LocalReader):
-            if warm:
-                for entry in new_entries:
-                    await _warm(self._reader, entry.ref)
-        elif new_entries and self.live is not None:
-            await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
+        known = self.releases if self.previous is None else [*self.releases, self.previous]
+        return [
+            entry.ref for entry in entries if entry is not None and not any(release.is_of(entry) for release in known)
+        ]
 
     async def _handle_catalogue(self, catalogue: Catalogue, *, is_requested: bool) -> None:
         """Follow *catalogue*, as it was just read from the store, if it is newer, or if the store was restored.
@@ -348,9 +374,7 @@ class Follower:
         users are hidden in any case.
         """
         # First of all: an erasure must take effect even if a release cannot be loaded.
-        followed_erased = None if self._followed is None else self._followed.erased
-        if catalogue.erased != followed_erased:
-            await self._follow_erased(catalogue)
+        await self._hide_erased(catalogue)
 
         before = self.live
         release = before
@@ -376,12 +400,15 @@ class Follower:
         self._restored = None
         self._agreement.record_read(ReadOutcome.CONFIRMED)
 
-    async def _follow_erased(self, catalogue: Catalogue) -> None:
+    async def _hide_erased(self, catalogue: Catalogue) -> None:
         """Add the erased users of a store to `self.erased`, whose lists are not shown; log if the store lost some.
 
         Users stay in it if the store was restored from a copy without their erasure, or has lost its record.
         """
+        if catalogue.erased == self._erased_record:
+            return
         stored = await read_erased(self._reader, catalogue)
+        self._erased_record = catalogue.erased
         self.erased = self.erased.union(stored)
 
         self._most_erased = max(self._most_erased, stored.count + stored.lost)
@@ -478,18 +505,3 @@ class Follower:
 
 def _nothing_live() -> ReleaseNotFound:
     return ReleaseNotFound("nothing is live in this store yet; run `hotplate publish`")
-
-
-async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
-    """Read a release into memory, for WARM_S at most; it is served in any case."""
-    clock = asyncio.get_running_loop().time
-    started = clock()
-    try:
-        async with asyncio.timeout(WARM_S):
-            await reader.warm(release)
-    except TimeoutError:
-        log.warning("release %s is served before all of it is in memory: %.0f s were too short", release.id, WARM_S)
-    except StoreError:
-        return  # loading it reports the error, without harm to the other release
-    else:
-        log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)

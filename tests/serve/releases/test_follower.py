@@ -9,7 +9,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from hotplate.serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
+from hotplate.serve.releases.follower import RESTORED_S, STALE_POLL_S, Follower
+from hotplate.serve.releases.preparation import SPREAD_S, WARM_S
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
@@ -460,6 +461,41 @@ async def test_release_is_warmed_before_serving_with_a_time_limit(
         await asyncio.sleep(2)
         assert (served(follower).id, store.warmed) == (second, 1)
         assert f"release {second} is served before all of it is in memory" in caplog.text
+
+
+@virtual
+async def test_erasure_takes_effect_while_a_release_is_warmed_and_does_not_restart_it(clock: FakeClock) -> None:
+    store = Warmed(clock)
+    first = await publish(store, "first")
+    async with following(store, warm=True) as follower:
+        await until(follower, first)
+        second = await publish(store, "second")
+        await asyncio.sleep(store.warm_s - 1)
+        await erase_users(store, ["3"])
+        await asyncio.sleep(0.1)
+        assert (served(follower).id, follower.erased.covers_user("3")) == (first, True)
+        await asyncio.sleep(1)
+        assert served(follower).id == second
+
+
+@virtual
+async def test_rollback_neither_waits_for_warming_nor_warms_the_release_before(clock: FakeClock) -> None:
+    store = Warmed(clock)
+    await publish(store, "first")
+    second = await publish(store, "second")
+    async with following(store, warm=True) as follower:
+        await until(follower, second)
+        third = await publish(store, "third")
+        await until(follower, third)
+        store.warmed = 0
+        await publish(store, "fourth")
+        await asyncio.sleep(1)
+        await life.rollback(store, None, reason="worse")
+        await asyncio.sleep(0.1)
+        assert served(follower).id == third, "the fourth was never served"
+        await life.rollback(store, third, reason="worse")
+        await asyncio.sleep(0.1)
+        assert (served(follower).id, store.warmed) == (second, 0)
 
 
 @virtual

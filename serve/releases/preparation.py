@@ -1,0 +1,46 @@
+"""What may take long before a new release is served: reading it into memory, or waiting for one's turn to load it."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import StoreError
+from hotplate.stores.store import LocalReader, Reader
+
+log = logging.getLogger(__name__)
+
+# Processes spread the loading of a remote release over this time.
+SPREAD_S = 0.5
+# Maximum for reading a release into memory.
+WARM_S = 120.0
+
+
+async def prepare(reader: Reader, releases: Sequence[ReleaseRef], *, warm: bool, is_first: bool) -> None:
+    """Prepare to serve *releases*, the live one and perhaps a canary, none of which is served yet.
+
+    If *warm*, those of a local store are read into memory. With a remote store, this waits for a random time, at most
+    SPREAD_S, so that not all processes read a new release at once, unless it *is_first* that is served here.
+    """
+    if isinstance(reader, LocalReader):
+        if warm:
+            for release in releases:
+                await _warm(reader, release)
+    elif releases and not is_first:
+        await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
+
+
+async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
+    """Read a release into memory, for WARM_S at most; it is served in any case."""
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    try:
+        async with asyncio.timeout(WARM_S):
+            await reader.warm(release)
+    except TimeoutError:
+        log.warning("release %s is served before all of it is in memory: %.0f s were too short", release.id, WARM_S)
+    except StoreError:
+        return  # loading it reports the error, without harm to the other release
+    else:
+        log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)
