@@ -56,3 +56,11 @@ def test_workflow_rights_are_named_per_job() -> None:
             assert "${{" not in step.get("run", ""), "what somebody else wrote would be run as a command"
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
+
+
+def test_a_release_waits_for_all_checks_of_its_commit() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    check = workflow.pop("check")
+    assert check["steps"][-1] == {"run": "make release-check"}
+    for job in workflow.values():
+        assert job["needs"] == "check"
