@@ -64,3 +64,8 @@ def test_a_release_waits_for_all_checks_of_its_commit() -> None:
     assert check["steps"][-1] == {"run": "make release-check"}
     for job in workflow.values():
         assert job["needs"] == "check"
+
+
+def test_github_requires_the_same_tools_as_ci_run() -> None:
+    required = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["env"]["HOTPLATE_REQUIRE"]
+    assert f"export HOTPLATE_REQUIRE={required}\n" in (ROOT / ".ci/run").read_text()
