@@ -154,10 +154,6 @@ class RemoteTier(Tier):
         deadline = loop_time() + timeout_s
         try:
             results = await self._deadlines.until(deadline, self._read_or_follow(release, keys, deadline))
-        except asyncio.CancelledError:  # says nothing about the store
-            if is_probe:
-                self.breaker.probe_cancelled()
-            raise
         except TimeoutError:
             raise self.breaker.timed_out(timeout_s) from None
         except ReleaseMoved:  # the store has answered
@@ -165,6 +161,10 @@ class RemoteTier(Tier):
             raise
         except StoreError as error:
             self.breaker.failed(error)
+            raise
+        except BaseException:  # a cancellation or a defect says nothing about the store
+            if is_probe:
+                self.breaker.probe_cancelled()
             raise
 
         self.breaker.succeeded()

@@ -150,6 +150,8 @@ class Tier(ABC):
         outcome = "error"
         try:
             results = await self._call(release, keys, deadline)
+            if len(results) != len(keys):
+                raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")  # noqa: TRY301 -- counted as an error
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"

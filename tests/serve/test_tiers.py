@@ -121,6 +121,49 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
     assert not tier.breaker.is_open
 
 
+class ShortStore(RemoteStore):
+    """A store that forgets the result of the last key."""
+
+    is_short = False
+
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        results = await super().get_many(release, keys, timeout_s=timeout_s)
+        return results[:-1] if self.is_short else results
+
+
+@virtual
+async def test_wrong_number_of_results_opens_the_circuit_and_leaves_room_for_probes(clock: FakeClock) -> None:
+    store = ShortStore(MemoryStore(clock))
+    reader, tier = await opened(store)
+    store.is_short = True
+    for _ in range(FAILURES):
+        assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["popular", "popular"]
+    assert tier.error == "circuit open after repeated failures: cosmos returned 1 results for 2 keys"
+    await asyncio.sleep(PROBE_PAUSES_S[1])
+    await reader.personal_many(["0", "1"])  # a probe
+    store.is_short = False
+    await asyncio.sleep(PROBE_PAUSES_S[1])
+    assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
+    assert not tier.breaker.is_open
+
+
+@virtual
+async def test_defect_during_a_probe_lets_the_next_request_probe(
+    store: KeyByKeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, tier = await opened(store)
+    for _ in range(FAILURES):
+        tier.breaker.failed(StoreUnavailable("away"))
+    await asyncio.sleep(PROBE_PAUSES_S[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(tier.counters, "observe_call", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            await reader.personal_many(["0", "1"])
+    assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
+
+
 @virtual
 async def test_failures_of_one_part_do_not_open_the_circuit_before_the_limit(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
