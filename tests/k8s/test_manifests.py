@@ -288,6 +288,7 @@ SPOILED: list[tuple[str, Callable[[Good], object]]] = [
     ("connected", lambda good: good["Service", "hotplate"]["spec"]["selector"].update(any="other")),
     ("existing_references", lambda good: good.container["envFrom"][0]["configMapRef"].update(name="other")),
     ("careful_changes", lambda good: good.settings.update(HOTPLATE_DRAIN="20")),
+    ("careful_changes", lambda good: good.container["livenessProbe"].update(failureThreshold=3)),
     ("careful_changes", lambda good: good.deployment["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable=1)),
     ("bounded_jobs", lambda good: good["CronJob", "hotplate-prune"]["spec"].update(concurrencyPolicy="Allow")),
     ("bounded_jobs", lambda good: good.run["podFailurePolicy"]["rules"].pop(0)),

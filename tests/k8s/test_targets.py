@@ -21,7 +21,8 @@ from hotplate.cli.run_work import read_job, read_pipeline
 from tests.support.azure_models import unknown
 from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, built, tool
-from tests.support.service import a_list, publish_lists, started
+from tests.support.policies import LIVENESS_S
+from tests.support.service import a_list, publish_lists, started, until
 
 pytestmark = pytest.mark.k8s
 TARGETS = K8S / "targets"
@@ -56,12 +57,17 @@ NO_MODEL = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How one file starts the service: arguments, environment, the routes of its probes, and seconds for a stop."""
+    """How one file starts the service: arguments, environment, routes of probes, and seconds until it is killed.
+
+    stop_s      after a signal to stop
+    liveness_s  after it has hung
+    """
 
     command: list[str]
     environment: dict[str, str]
     probes: dict[str, int]
     stop_s: float | None = None
+    liveness_s: float | None = None
 
 
 def read(path: str) -> Any:  # noqa: ANN401 -- YAML and JSON are whatever they are
@@ -72,7 +78,13 @@ def container_instances() -> Target:
     properties = read("container-instances/group.yaml")["properties"]["containers"][0]["properties"]
     probes = [properties[name]["httpGet"] for name in ("livenessProbe", "readinessProbe")]
     environment = {entry["name"]: entry["value"] for entry in properties["environmentVariables"]}
-    return Target(properties["command"], environment, {entry["path"]: entry["port"] for entry in probes})
+    liveness = properties["livenessProbe"]
+    return Target(
+        properties["command"],
+        environment,
+        {entry["path"]: entry["port"] for entry in probes},
+        liveness_s=liveness["periodSeconds"] * liveness["failureThreshold"],
+    )
 
 
 def container_apps() -> Target:
@@ -80,8 +92,13 @@ def container_apps() -> Target:
     container = template["containers"][0]
     probes = {entry["httpGet"]["path"]: entry["httpGet"]["port"] for entry in container["probes"]}
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    (liveness,) = (probe for probe in container["probes"] if probe["type"] == "Liveness")
     return Target(
-        container["command"] + container["args"], environment, probes, template["terminationGracePeriodSeconds"]
+        container["command"] + container["args"],
+        environment,
+        probes,
+        template["terminationGracePeriodSeconds"],
+        liveness["periodSeconds"] * liveness["failureThreshold"],
     )
 
 
@@ -89,7 +106,13 @@ def azure_ml() -> Target:
     deployment = read("azure-ml/deployment.yaml")
     routes = deployment["environment"]["inference_config"]
     probes = {routes[name]["path"]: routes[name]["port"] for name in ("liveness_route", "readiness_route")}
-    return Target([ENTRYPOINT, "serve"], deployment["environment_variables"], probes)
+    liveness = deployment["liveness_probe"]
+    return Target(
+        [ENTRYPOINT, "serve"],
+        deployment["environment_variables"],
+        probes,
+        liveness_s=liveness["period"] * liveness["failure_threshold"],
+    )
 
 
 def iot_edge(module: str = "hotplate") -> Target:
@@ -189,18 +212,46 @@ def test_each_stop_is_long_enough_for_the_drain(target: Any) -> None:  # noqa: A
         assert stopped.stop_s > sum(float(stopped.environment[f"HOTPLATE_{name}"]) for name in ("DRAIN_DELAY", "DRAIN"))
 
 
+@pytest.mark.parametrize("target", [container_instances, container_apps, azure_ml])
+def test_each_liveness_probe_lets_the_service_replace_a_worker(target: Any) -> None:  # noqa: ANN401 -- a function
+    described: Target = target()
+    assert described.liveness_s is not None
+    assert described.liveness_s >= LIVENESS_S
+
+
 def test_edge_copies_the_live_release(tmp_path: Path) -> None:
     release = asyncio.run(publish_lists(tmp_path / "far", {}))
     copier = iot_edge("hotplate-copy")
-    shell, option, script = copier.command
-    loop = re.fullmatch(r"while :; do (.*); sleep \d+; done", script)
-    assert loop is not None
     environment = copier.environment | {
         "HOTPLATE_FROM": f"file://{tmp_path}/far",
-        "PATH": f"{Path(sys.executable).parent}",
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
     }
-    subprocess.run([*here(environment, tmp_path), shell, option, loop[1]], check=True, capture_output=True)
-    assert json.loads((tmp_path / "data/catalogue.json").read_text())["live"] == release
+    catalogue = tmp_path / "data/catalogue.json"
+    process = subprocess.Popen([*here(environment, tmp_path), *copier.command], stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: catalogue.exists() and json.loads(catalogue.read_text())["live"] == release, "nothing was copied")
+    finally:
+        process.terminate()
+    # As process 1 of its container, a shell ignores a signal for which it has no trap.
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("verb", ["copy", "prune"])
+def test_edge_stops_a_copy_before_it_ends(verb: str, tmp_path: Path) -> None:
+    copier = iot_edge("hotplate-copy")
+    stub = tmp_path / "hotplate"
+    stub.write_text(
+        f"#!/bin/sh\n[ $2 = {verb} ] || exit 0\ntrap 'touch {tmp_path}/stopped; exit 1' TERM\n"
+        f"touch {tmp_path}/begun\nwhile :; do sleep 0.1; done\n"
+    )
+    stub.chmod(0o755)
+    process = subprocess.Popen(copier.command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, stderr=subprocess.DEVNULL)
+    try:
+        until((tmp_path / "begun").exists, "nothing was started")
+    finally:
+        process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "stopped").exists()
 
 
 def test_edge_module_is_read_only_with_its_mounts() -> None:

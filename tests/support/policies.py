@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from hotplate.cli.flags import settings_of
 from hotplate.cli.main import command
 from hotplate.cli.options import RunSettings
+from hotplate.serve.processes.supervisor import STUCK_S
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused
 from tests.support.kubernetes import Object
@@ -23,6 +24,8 @@ VERBS = cast("TyperGroup", typer.main.get_command(command()))
 # Variables without an option: secrets of stores, each read from a file.
 SECRET_FILES = {"HOTPLATE_REDIS_PASSWORD_FILE", "HOTPLATE_COSMOS_KEY_FILE"}
 SERVICES = ("Deployment", "StatefulSet", "DaemonSet")
+# A service of one worker replaces it if it hangs, and the new one must start.
+LIVENESS_S = 2 * STUCK_S
 # Pod security `restricted`, and more.
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -242,6 +245,9 @@ def careful_changes(cluster: Cluster) -> Checks:
             grace = pod.spec.get("terminationGracePeriodSeconds", 30)
             yield float(waits) + delay + drain >= grace, f"{name} may be killed before it has drained"
             yield float(waits) + delay < 2, f"{name} closes its port before the cluster can know"
+            probe = container.get("livenessProbe", {})
+            patience_s = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+            yield patience_s < LIVENESS_S, f"{name} is killed before it has replaced a worker that hangs"
     scaled = {
         autoscaler["spec"]["scaleTargetRef"]["name"]: autoscaler["spec"]
         for autoscaler in cluster.of("HorizontalPodAutoscaler")
