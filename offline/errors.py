@@ -1,6 +1,7 @@
 """Errors of the offline room.
 
 DataError                the input cannot be used
+├── MemoryShortage       the process has too little free memory
 └── SettingError         an option is invalid
 GateFailed               a gate keeps the written lists from going live
 """
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 class DataError(Exception):
     """The input cannot be used."""
+
+
+class MemoryShortage(DataError):
+    """The process has too little free memory, which may change; the message says how much is needed."""
 
 
 class SettingError(DataError):

@@ -156,7 +156,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A search for parameters.
 
     users_searched  number of users sampled, None for all
-    left_out        cells beyond the budget
+    left_out        cells beyond the budget or the free memory
     best            the index of the recommended trial
     repeats         None if they were not searched
     """

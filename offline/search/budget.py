@@ -46,6 +46,12 @@ def with_fewer_iterations(params: Params) -> Params:
     return replace(params, iterations=min(TRIAL_ITERATIONS, params.iterations))
 
 
+def counts_by_engine(cells: Iterable[Params]) -> str:
+    """Return the number of *cells* of each engine, such as `3 of als, 1 of ease`."""
+    engines = Counter(map(engine_of, cells))
+    return ", ".join(f"{count} of {engine}" for engine, count in engines.items())
+
+
 class Budget:
     """Limits of a search: seconds by prices that do not depend on the machine, and memory.
 
@@ -99,11 +105,9 @@ class Budget:
     @property
     def limits(self) -> str:
         """A sentence on the cells left out."""
-        engines = Counter(map(engine_of, self.left_out))
-        counts = ", ".join(f"{count} of {engine}" for engine, count in engines.items())
         return (
             f"not tried within {self._seconds:.0f} s of a core, {self._bytes / 1e9:.1f} GB, and {LAST_FIT_S:.0f} s "
-            f"of a last fit: {counts}; --tune SECONDS allows more"
+            f"of a last fit: {counts_by_engine(self.left_out)}; --tune SECONDS allows more"
         )
 
     def _fits_memory(self, params: Params) -> bool:

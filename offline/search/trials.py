@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, MemoryShortage
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.records import TrialRecord
@@ -43,7 +43,7 @@ _MOST_KEPT_BYTES = 200e6
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted."""
+    """nDCG per user of one combination of parameters (a cell), 0 if the data cannot be fitted with it."""
 
     params: Params
     iterations: int | None
@@ -87,7 +87,8 @@ class Trials:
     """Runs trials of one search on *splits*, with lists of *k*.
 
     They are stored in *folder*, if any, by the *key* of the data and settings; all of them are in `done`, in order.
-    *on_trial* is called with the number of trials done and the expected total.
+    *on_trial* is called with the number of trials done and the expected total. Cells that the free memory did not
+    suffice for have no trial: they are in `short_of_memory`, with the reason, and a later search tries them again.
     """
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str, on_trial: OnProgress) -> None:
@@ -98,20 +99,24 @@ class Trials:
         self._on_trial = on_trial
         self._fits = _Fits(splits)
         self.done: list[Trial] = []
+        self.short_of_memory: dict[Params, str] = {}
 
     def run(self, cells: Sequence[Params], *, expected_later: int) -> list[Trial]:
         """Try *cells* and return their trials; *expected_later* trials are expected to follow."""
-        expected_total = len(self.done) + len(cells) + expected_later
-        trials = list[Trial]()
-        for params in cells:
-            trial = self._stored_or_measured(params)
-            trials.append(trial)
-            self.done.append(trial)
+        first = len(self.done)
+        untried = [params for params in cells if params not in self.short_of_memory]
+        expected_total = first + len(untried) + expected_later
+        for params in untried:
+            try:
+                self.done.append(self._stored_or_measured(params))
+            except MemoryShortage as error:
+                self.short_of_memory[params] = str(error)
+                expected_total -= 1
             self._on_trial(len(self.done), expected_total)
-        return trials
+        return self.done[first:]
 
     def _stored_or_measured(self, params: Params) -> Trial:
-        """Return the trial of *params* that an earlier search has stored, or measure it, and store it.
+        """Return the trial of *params* that an earlier search has stored, or measure it, and store it; MemoryShortage.
 
         Without a folder, nothing is stored. A file is named by a digest of the data and settings (`_key`) and of the
         parameters, so it is never out of date. It holds an array: the seconds of the trial, then the nDCG of each user.
@@ -136,7 +141,10 @@ class Trials:
         return trial
 
     def _measure_ndcg(self, params: Params) -> Values:
-        """Return the nDCG of each tested user, one split after the other; zeros if *params* cannot be fitted."""
+        """Return the nDCG of each tested user, one split after the other; zeros if the data cannot be fitted.
+
+        Raises MemoryShortage.
+        """
         rankers = self._fits.rankers(params)
         values = list[Values]()
         try:
@@ -144,6 +152,8 @@ class Trials:
                 # The ranker is released before the next fit.
                 lists = recommend_all(next(rankers), parts, self._k)
                 values.append(measure_users(lists, parts.test).values["ndcg"])
+        except MemoryShortage:
+            raise
         except DataError:
             return np.zeros(sum(len(parts.tested) for parts in self._splits))
 

@@ -5,7 +5,7 @@ part, and ranks items for their test users. With recency, scores are multiplied 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,15 @@ from hotplate.offline.evaluate.records import CellRecord, RepeatSearch, SearchRe
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
 from hotplate.offline.input.pairs import UserItems, items_per_user, users_per_item
-from hotplate.offline.search.budget import BUDGET_BYTES, BUDGET_S, TRIAL_ITERATIONS, Budget, Cost, with_fewer_iterations
+from hotplate.offline.search.budget import (
+    BUDGET_BYTES,
+    BUDGET_S,
+    TRIAL_ITERATIONS,
+    Budget,
+    Cost,
+    counts_by_engine,
+    with_fewer_iterations,
+)
 from hotplate.offline.search.cells import HIGHEST_GAMMA, cells_past_edge, cells_with_recency, default_cells
 from hotplate.offline.search.repeat_weights import choose_repeats
 from hotplate.offline.search.trials import Trial, Trials, best_of_each_engine, digest_of_search, sort_by_ndcg
@@ -73,7 +81,7 @@ class TuneOptions:
 class Search:
     """All *trials* on one inner *split* with lists of *k*.
 
-    *left_out* are cells beyond the budget; *users* is the number sampled, None for all.
+    *left_out* are cells beyond the budget or the free memory; *users* is the number sampled, None for all.
     """
 
     split: SplitOptions
@@ -245,11 +253,13 @@ def tune(
 
     if budget.left_out:
         on_notice(budget.limits)
+    if trials.short_of_memory:
+        on_notice(_shortage(trials.short_of_memory))
     return Search(
         split=sample.options,
         k=k,
         trials=tuple(trials.done),
-        left_out=tuple(budget.left_out),
+        left_out=(*budget.left_out, *trials.short_of_memory),
         users=sample.user_items.shape[0] if sample.is_drawn else None,
     )
 
@@ -269,6 +279,12 @@ def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: f
         yield f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large"
 
 
+def _shortage(reasons: Mapping[Params, str]) -> str:
+    """Return a sentence on cells, each an engine with its parameters, left out for lack of memory with *reasons*."""
+    reason = next(iter(reasons.values())).rstrip(".")
+    return f"left out for lack of memory: {counts_by_engine(reasons)}; the first: {reason}"
+
+
 def _run_trials(
     trials: Trials, cells: Sequence[Params], budget: Budget, items: int, *, extends_cells: bool, tries_recency: bool
 ) -> None:
@@ -286,7 +302,7 @@ def _run_trials(
 
     if extends_cells:
         for _ in range(_EXTENSIONS):
-            best_first = [trial.params for trial in sort_by_ndcg(trials.done)]
+            best_first = [*(trial.params for trial in sort_by_ndcg(trials.done)), *trials.short_of_memory]
             trials.run(budget.affordable(cells_past_edge(best_first, items)), expected_later=expected_later)
 
     if tries_recency:
@@ -305,11 +321,13 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
 
     for params in best_of_engines:
         tried = list[Trial]()
-        cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
-        while cells:
-            # The expected total counts one more trial, until the results show that none follows.
-            tried += trials.run(cells, expected_later=1)
+        while True:
             cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
+            # The expected total counts one more trial, until the results show that none follows.
+            new = trials.run(cells, expected_later=1)
+            if not new:
+                break
+            tried += new
 
         if tried:
             best = max(tried, key=lambda trial: trial.ndcg).params

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.errors import DataError, MemoryShortage, SettingError
 from hotplate.offline.input.columns import named_values, parse_half_life
 from hotplate.offline.input.history import Times
 from hotplate.offline.input.pairs import Floats, UserItems
@@ -218,10 +218,10 @@ def estimate_fit_bytes(params: Params, user_items: UserItems) -> int:
 
 
 def check_memory(needed: int, instead: str, room: float | None = None) -> None:
-    """Raise DataError with advice *instead* if *needed* bytes exceed *room*, by default the free memory."""
+    """Raise MemoryShortage with advice *instead* if *needed* bytes exceed *room*, by default the free memory."""
     room = room_bytes() if room is None else room
     if needed > room:
-        raise DataError(
+        raise MemoryShortage(
             f"Learning takes about {needed / 1e9:,.1f} GB of memory, and {room / 1e9:,.1f} GB are left; give the "
             f"process more, {instead}."
         )

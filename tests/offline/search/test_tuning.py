@@ -368,5 +368,30 @@ def test_cell_that_fails_to_fit_ranks_last(matrix: Matrix) -> None:
     assert tuned.trials[tuned.recommended].params == PopularityParams()
 
 
+def test_a_cell_that_lacks_memory_is_left_out_and_tried_again_later(
+    fashions: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"tuning": TuneOptions(), "defaults": SMALL, "k": 5, "trials_folder": tmp_path / "trials"}
+    is_short = True
+
+    def fit_in_room(parts: Parts, params: Params) -> Ranker:
+        # As if other processes took the memory while neighbours are fitted.
+        room = 0 if is_short and isinstance(params, NeighbourParams) else 2**40
+        monkeypatch.setattr("hotplate.offline.train.engine.room_bytes", lambda: room)
+        return fit_parts(parts, params)
+
+    monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", fit_in_room)
+    notices: list[str] = []
+    short = search(fashions, SplitOptions("by-time"), on_notice=notices.append, **settings)
+    assert {engine_of(params) for params in short.left_out} == {"neighbours"}
+    assert "neighbours" not in {engine_of(trial.params) for trial in short.trials}
+    assert notices[-1].startswith(f"left out for lack of memory: {len(short.left_out)} of neighbours; the first: ")
+    is_short = False
+    later = search(fashions, SplitOptions("by-time"), **settings)
+    neighbours = [trial for trial in later.trials if engine_of(trial.params) == "neighbours"]
+    assert neighbours
+    assert all(trial.ndcg > 0 for trial in neighbours)
+
+
 def als(factors: int, regularization: float, alpha: float) -> ALSParams:
     return ALSParams(factors, regularization, alpha)
