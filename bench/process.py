@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.bench.errors import BenchFailed
+from hotplate.stores.errors import reason_of
 from hotplate.stores.urls import scheme_of
 
 if TYPE_CHECKING:
@@ -39,11 +41,14 @@ LIBRARIES = (
 )  # fmt: skip
 READY_WITHIN_S = 60.0
 SERVER_PORTS = (15_000, 32_000)  # below Linux's outgoing ports
-METRICS_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
-GROUP = 2  # a field of /proc/PID/stat after the name
+# Fields of /proc/PID/stat after the name; the last two are CPU times of ended children, in clock ticks.
+GROUP = 2
+CHILDREN_CPU = slice(13, 15)
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 CPU_CLOCK = 2  # CPUCLOCK_SCHED: of all threads
 # A store's server shares the generator's core, or has STORE_CORE, which on two cores is the service's.
 SERVICE_CORE = 0
@@ -108,25 +113,34 @@ class Server:
     admin_url: str = ""
 
     def cpu_s(self) -> float:
-        """Return the CPU time of all processes from their clocks: /proc counts in 10 ms."""
-        return sum(_process_cpu_s(pid) for pid in self.pids())
+        """Return the CPU time of its processes, also of those that ended, such as a worker that was replaced."""
+        return sum(_process_cpu_s(pid) + _ended_children_cpu_s(fields) for pid, fields in self._processes())
 
     def pids(self) -> Iterator[int]:
         """Yield the ids of its processes."""
+        return (pid for pid, _ in self._processes())
+
+    def _processes(self) -> Iterator[tuple[int, Sequence[str]]]:
+        """Yield the id of each process, and its fields of /proc/PID/stat after the name."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # ended
             if int(fields[GROUP]) == self.group:
-                yield int(stat.parent.name)
+                yield int(stat.parent.name), fields
 
 
 def _process_cpu_s(pid: int) -> float:
+    """Return the CPU time of a process from its clock: /proc counts in 10 ms."""
     try:
         return time.clock_gettime(~pid << 3 | CPU_CLOCK)  # as Linux's clock_getcpuclockid
     except OSError:
         return 0.0
+
+
+def _ended_children_cpu_s(fields: Sequence[str]) -> float:
+    return sum(map(int, fields[CHILDREN_CPU])) / TICKS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +272,20 @@ def _redis_answers(port: int) -> bool:
     return False
 
 
+def fetch(url: str) -> bytes:
+    """GET *url* from a running server, and return the body. Raises BenchFailed for a status from 400 on, too."""
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S) as response:  # noqa: S310 -- http, by the caller
+            body: bytes = response.read()
+    except (OSError, HTTPException) as error:
+        raise BenchFailed(f"{url} does not answer ({reason_of(error)}); did the server end?") from error
+    return body
+
+
 def read_samples(url: str) -> "list[Sample]":
-    """Read all metrics of a server. Raises OSError."""
-    with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:  # noqa: S310 -- http, by the caller
-        text = page.read().decode()
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    """Read all metrics of a server. Raises BenchFailed."""
+    families = text_string_to_metric_families(fetch(url).decode())
+    return [sample for family in families for sample in family.samples]
 
 
 class StoreCounts(NamedTuple):
@@ -286,7 +309,7 @@ class StoreCounts(NamedTuple):
 def store_counts(service: Server) -> StoreCounts:
     """Read the counts of request units, charged responses, 429s and timeouts from a service's metrics.
 
-    They count from its start, over all labels; zeros without Cosmos DB. Raises OSError if the service does not answer.
+    They count from its start, over all labels; zeros without Cosmos DB. Raises BenchFailed.
     """
     sums = dict[str, float]()
     timeouts = 0.0
@@ -328,15 +351,12 @@ def receive(channel: Channel, died: str) -> object:
     return message
 
 
-def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S, *, group: bool = False) -> None:
-    """Wait for a process to end; kill it, or its group, after *within_s*."""
+def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:
+    """Wait for a process to end; kill it after *within_s*."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:
-        if group:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+        process.kill()
         process.wait()
 
 
@@ -365,7 +385,9 @@ def _running(
             yield process
         finally:
             process.terminate()
-            stop_process(process, group=True)
+            stop_process(process)
+            with suppress(ProcessLookupError):  # as a rule, its children have ended before it
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _startup_failure(command: Sequence[str], code: int | None, output: bytes) -> str:

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -153,15 +152,15 @@ def read_charge(service: process.Server, users: Sequence[str]) -> float:
     """Read some lists through the service, and return the request units that one costs, by its metrics.
 
     The service also polls Cosmos DB for new releases. Reads with a poll among them, shown by more charged responses
-    than reads, are repeated. Raises BenchFailed if most reads time out, or if no attempt was without a poll.
+    than reads, are repeated. Raises BenchFailed if most reads time out, if no attempt was without a poll, or if the
+    service does not answer.
     """
     next_users = itertools.cycle(users)
     timeouts = 0
     for _ in range(CHARGE_TRIES):
         counts_before = process.store_counts(service)
         for user in itertools.islice(next_users, CHARGED_READS):
-            with urllib.request.urlopen(service.url + PATH.format(key=user), timeout=5) as answer:  # noqa: S310 -- on loopback
-                answer.read()
+            process.fetch(service.url + PATH.format(key=user))
         counts = process.store_counts(service).since(counts_before)
         if counts.charged == CHARGED_READS:
             return counts.ru / CHARGED_READS

@@ -76,13 +76,17 @@ def _parse_settings(options: ReferenceOptions) -> RoundSettings:
     parse_latency(options.latency)
     return RoundSettings(
         rate=RATE,
-        duration_s=min(ROUND_S, duration_s),
+        duration_s=_round_s(options),
         warmup_s=min(WARMUP_S, duration_s),
         draw=Uniform(),
         rounds=max(1, round(duration_s / ROUND_S)),
         poisson=True,
         connections=USERS,
     )
+
+
+def _round_s(options: ReferenceOptions) -> float:
+    return min(ROUND_S, parse_seconds(options.duration))
 
 
 def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
@@ -99,17 +103,19 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     if charge_ru is not None and store.sound:
         needed = needs(charge_ru, RATE, prices)
 
-    is_measured = store.runs or measured.interrupted
+    failures = [measured.failure] if measured.failure else []
+    if not store.runs and not measured.interrupted:
+        failures.append("no round was made")
     return Outcome(
         kind="reference",
         answer=_answer(summary, needed, prices) if store.sound else "",
         rows=(*_published(prices), *_measured(summary, needed)),
         columns=COLUMNS,
         marks={ASSUMED_MARK: f"assumed: {describe_latency(options.latency)}; this machine adds the rest"},
-        origins=_origins(summary, needed, is_emulated=store.candidate.emulated),
+        origins=_origins(summary, needed, _round_s(options), is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
         broken=store.complaints,
-        failures=store.failures if is_measured else ["no round was made"],
+        failures=[*failures, *store.failures],
         interrupted=measured.interrupted,
         configuration=options.to_json(),
     ).report()
@@ -158,8 +164,10 @@ def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
     )
 
 
-def _origins(summary: Summary, needed: Needs | None, *, is_emulated: bool) -> dict[str, str]:
-    lines = {"measured": f"{len(summary.store.runs)} rounds of {ROUND_S:g} s, at random times, by {USERS} connections"}
+def _origins(summary: Summary, needed: Needs | None, round_s: float, *, is_emulated: bool) -> dict[str, str]:
+    count = len(summary.store.runs)
+    rounds = f"{format_value(count, 'rounds')} of {round_s:g} s"
+    lines = {"measured": f"{rounds}, at random times, by {USERS} connections"}
     if needed is not None:
         lines["exact"] = f"{needed.used_ru / RATE:.2f} RU a read; RU/s at 70 % use, in steps of 100"
     published = "published figures are of another service in Azure: no gain"

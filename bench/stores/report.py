@@ -90,11 +90,11 @@ def _measure(
 ) -> Report:
     """Fill and compare the stores at *urls*, and report them; *notes* are sentences on the set-up.
 
-    With `--record`, also records latencies of Cosmos DB to a file, unless the comparison was interrupted.
+    With `--record`, also records latencies of Cosmos DB to a file, unless the comparison ended early.
     """
     with prepared_stores(urls, options.users, display) as setup:
         measured = Rounds(setup, settings, display).run()
-        if options.record is not None and not measured.interrupted:
+        if options.record is not None and not (measured.interrupted or measured.failure):
             notes = (*notes, _record(setup, options.record, display))
         return report(options, setup, measured, notes)
 
@@ -198,6 +198,8 @@ def _failures(options: StoresOptions, measured: Measured) -> list[str]:
     Disturbed rounds were made, but left out of the result. Few rounds are no failure if `--repeat` asks for few.
     """
     failures = [failure for store in measured.stores for failure in store.failures]
+    if measured.failure:
+        return [measured.failure, *failures]
     rounds = measured.rounds
     if measured.interrupted:
         return failures

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, quote
 
 from hotplate.bench import process
-from hotplate.bench.errors import BenchMisused
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import CheckResult, Shape, check_samples, live_in, popular_complaint, publish_rows
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
@@ -323,12 +323,14 @@ class Measured(NamedTuple):
 
     disturbed  rounds that are left out, because the generator was late
     took_s     of measuring
+    failure    what ended the rounds too early, such as a service that ended; else empty
     """
 
     stores: tuple[StoreRuns, ...]
     interrupted: bool
     disturbed: int = 0
     took_s: float = 0.0
+    failure: str = ""
 
     @property
     def rounds(self) -> int:
@@ -360,9 +362,11 @@ class Rounds:
     def run(self) -> Measured:
         """Make all rounds, which measure the stores in turn; then compare sampled responses with the stores' lists.
 
-        Ctrl-C discards an incomplete round, and ends the measurement. Rounds in which the load generator was late are
-        left out of the result if five others remain.
+        Ctrl-C discards an incomplete round, and ends the measurement; so does a failure after the first round. Rounds
+        in which the load generator was late are left out of the result if five others remain. Raises BenchFailed if
+        the first round fails.
         """
+        failure = ""
         with LoadWorker(process.GENERATOR_CORE) as worker:
             began_s = time.monotonic()
             try:
@@ -371,6 +375,10 @@ class Rounds:
                 self._run_all(worker, began_s)
             except KeyboardInterrupt:  # between two runs
                 self._interrupted = True
+            except BenchFailed as error:
+                if not self._rounds:
+                    raise
+                failure = str(error)
             took_s = time.monotonic() - began_s
 
         self._display.start("comparing answers with the stores")
@@ -383,7 +391,7 @@ class Rounds:
             )
             for candidate in self._setup.candidates
         )
-        return Measured(stores, self._interrupted, len(self._rounds) - len(kept), took_s)
+        return Measured(stores, self._interrupted, len(self._rounds) - len(kept), took_s, failure)
 
     def _warm_up(self, worker: LoadWorker) -> None:
         """Load each service for `warmup_s`, which is not measured."""
@@ -482,6 +490,7 @@ class Rounds:
         """Run *load* against the service of a store (a candidate), and return the result, its CPU, and its counts.
 
         CPU is in seconds. Only of Cosmos DB (`metered`), request units and 429s are counted, by the service's metrics.
+        Raises BenchFailed if the service ended.
         """
         service = candidate.service
         before = process.store_counts(service) if candidate.metered else None

@@ -1,15 +1,19 @@
 """Servers of a measurement, their ports and environment, and how progress is shown."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from hotplate.bench.process import environment, free_port, serving
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.process import Server, environment, fetch, free_port, serving, store_counts
 from hotplate.bench.progress import progress_display
+from tests.support.service import until
 
 CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
 
@@ -43,3 +47,63 @@ def test_sigterm_acts_as_ctrl_c_during_a_measurement() -> None:
     with pytest.raises(KeyboardInterrupt), progress_display(Console(file=io.StringIO())):
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# A server with a child that uses CPU for a while, and ends only if it is told to.
+PARENT = '''\
+import http.server, subprocess, sys, time
+BUSY = """
+import sys, time
+while time.process_time() < 0.3:
+    pass
+print(flush=True)
+sys.stdin.readline() or time.sleep(600)
+"""
+child = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/end":
+            child.communicate(b"end\\n")
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+'''
+
+
+def test_cpu_of_a_replaced_process_still_counts() -> None:
+    """It vanished, and the CPU of a run in which a worker ended was negative."""
+    port = free_port()
+    with serving([sys.executable, "-c", PARENT, str(port)], port, "/") as server:
+        assert len(list(server.pids())) == 2
+        before_s = server.cpu_s()
+        assert before_s > 0.3
+        fetch(f"{server.url}/end")
+        assert len(list(server.pids())) == 1
+        assert server.cpu_s() > before_s - 0.05  # it is counted in 10 ms then
+
+
+def test_processes_of_a_server_end_with_it_even_if_it_died_first() -> None:
+    """Only the leader of the group was stopped, which had ended before, and its children lived on."""
+    port = free_port()
+    with serving([sys.executable, "-c", PARENT, str(port)], port, "/") as server:
+        (child,) = set(server.pids()) - {server.group}
+        os.kill(server.group, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{child}").exists() or is_zombie(child))
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_service_that_ended_is_a_failed_measurement() -> None:
+    """It was a connection error, which is not caught where measured levels are kept."""
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(BenchFailed, match="did the server end"):
+        store_counts(Server(nowhere, os.getpgrp(), nowhere))

@@ -49,6 +49,9 @@ def test_published_row_is_beside_the_measured_one() -> None:
         "Faster than the published median of 60 ms? Unknown: our p50 of 5 ms is assumed."
     )
     assert reference_report.exit_code == 0
+    assert reference_report.origins["measured"].startswith("1 round of 5 s")
+    short_report = report(ReferenceOptions(duration="2s"), measured())
+    assert short_report.origins["measured"].startswith("1 round of 2 s")
     late = report(ReferenceOptions(), measured(late_s=0.03))
     assert (late.exit_code, late.sentence) == (1, "There is no verdict: see below.")
     assert late.row(NAME, "p50").value is None  # type: ignore[union-attr]  # it has one

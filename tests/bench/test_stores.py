@@ -14,15 +14,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 import pytest
 from rich.console import Console
 
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.process import Server, StoreCounts
+from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.stores import rounds
 from hotplate.bench.stores.report import parse_settings, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns, undisturbed
 from hotplate.offline import publish
@@ -169,9 +173,48 @@ def test_store_without_a_p99_is_not_the_fastest() -> None:
 
 def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
     runs = store_runs("files", "file:///a", [*steady(0.002), delayed(a_run(0.002))]).runs
-    rounds = [{"files": run} for run in runs]
-    assert [*undisturbed(rounds)] == rounds[:-1]
-    assert [*undisturbed(rounds[-3:])] == rounds[-3:]  # too few are left: the report explains it
+    made = [{"files": run} for run in runs]
+    assert [*undisturbed(made)] == made[:-1]
+    assert [*undisturbed(made[-3:])] == made[-3:]  # too few are left: the report explains it
+
+
+class FailingWorker:
+    """A load generator that dies in run number *last*."""
+
+    def __init__(self, last: int) -> None:
+        self.runs_left = last
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was started."""
+
+    def run(self, _load: Load) -> Result:
+        self.runs_left -= 1
+        if not self.runs_left:
+            raise BenchFailed("it died")
+        return a_run(0.002)
+
+
+def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rounds of a real account were lost, though paid for."""
+    candidate = Candidate("files", fill(tmp_path / "store"), SMALL_RELEASE, Server("http://simulated", os.getpgrp()))
+    setup = Setup((candidate,), ("1",))
+    options = StoresOptions(repeat=9, warmup="0s")
+    settings = replace(parse_settings(options), full_s=0.0)
+    display = ProgressDisplay(Console(file=io.StringIO()))
+
+    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: FailingWorker(7))
+    measured = rounds.Rounds(setup, settings, display).run()
+    assert measured.rounds == 6
+    comparison = report(options, setup, measured)
+    assert comparison.failures == ("it died",)
+    assert comparison.row("files", "p99").value is not None  # type: ignore[union-attr]  # it has one
+
+    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: FailingWorker(1))
+    with pytest.raises(BenchFailed, match="it died"):
+        rounds.Rounds(setup, settings, display).run()
 
 
 @pytest.mark.parametrize(("disturbed", "failures"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s"])])
