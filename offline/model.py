@@ -13,13 +13,14 @@ import errno
 import json
 import platform
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -47,9 +48,15 @@ from hotplate.stores.urls import local_path
 FORMAT = 3
 _DESCRIPTION = "model.json"
 _SIMILAR = "similar.npz"
+# Former models during a replacement, and after a writer was killed in it.
+_OLD = ".{}.old-"
+# Attempts to read a model that is replaced meanwhile, and the pause between two if there is none for a moment.
+_MOST_READS = 100
+_PAUSE_S = 0.01
 _VERSIONED = ("hotplate", "implicit", "numpy", "polars", "scipy")
 
 Array: TypeAlias = npt.NDArray[Any]
+_Read = TypeVar("_Read")
 Arrays: TypeAlias = dict[str, Array]
 
 
@@ -146,7 +153,7 @@ def save(model: Model, path: Path) -> None:
 
     # A writer's new and old folders have the same suffix.
     new = f".{path.name}.new-"
-    old = f".{path.name}.old-"
+    old = _OLD.format(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent, new) as draft:
@@ -159,7 +166,7 @@ def save(model: Model, path: Path) -> None:
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
 
     # Remove old models, also those that crashed writers left.
-    for replaced in marked(path.parent, old):
+    for replaced in _replaced_by_writers(path):
         new_folder = path.with_name(new + replaced.name.removeprefix(old))
         if not new_folder.exists():  # else its writer may restore it
             shutil.rmtree(replaced, ignore_errors=True)
@@ -210,22 +217,56 @@ def load(path: Path | str) -> Model:
 
     Raises DataError if it is missing, damaged, or of another format, SettingError for a URL.
     """
-    path = _checked_path(path)
-    description = describe(path)
+    return _read_unreplaced(_checked_path(path), _load)
+
+
+def _read_unreplaced(path: Path, read: Callable[[Path], _Read]) -> _Read:
+    """Return *read* of a model folder, again if `save` replaces it meanwhile; raises DataError.
+
+    Between the two renames of `save` there is no folder *path*, but the old one stands beside it.
+    """
+    for _ in range(_MOST_READS):
+        before = _folder_id(path)
+        try:
+            result = read(path)
+        except DataError:
+            if not _is_replaced(path, before):
+                raise
+        else:
+            if not _is_replaced(path, before):
+                return result
+        time.sleep(_PAUSE_S)
+    return read(path)
+
+
+def _is_replaced(path: Path, before: tuple[int, int] | None) -> bool:
+    """Return whether a folder that was *before* (as of `_folder_id`) has been replaced, or is between two renames."""
+    is_moved_away = any(True for _ in _replaced_by_writers(path))
+    after = _folder_id(path)
+    return after != before or (after is None and is_moved_away)
+
+
+def _folder_id(path: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another one that replaces it; None if there is none."""
     try:
-        model = _load(path, description)
-    except DataError:
-        if describe(path) == description:
-            raise
-        return load(path)
-    return model if describe(path) == description else load(path)
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
-def _load(path: Path, description: "Description") -> Model:
-    """Read a model from its folder *path*; *description* is its file model.json, with the sizes of files checked.
+def _replaced_by_writers(path: Path) -> Iterator[Path]:
+    """Yield former models at *path* that writers have moved away, and not removed yet."""
+    path = path.resolve()
+    return marked(path.parent, _OLD.format(path.name))
+
+
+def _load(path: Path) -> Model:
+    """Read a model from its folder *path*.
 
     Raises DataError if files cannot be read, or contradict each other or the description.
     """
+    description = _describe(path)
     with _load_errors(path):
         params = params_from(description.engine, description.params)
         items = pl.read_parquet(path / "items.parquet", glob=False)
@@ -335,9 +376,20 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 def describe(path: Path) -> Description:
     """Return the description of a model folder, its file model.json, after a check of the sizes of all files.
 
-    Raises DataError for a folder that is no model, is damaged, or has another format.
+    It is read again if the folder is replaced meanwhile. Raises DataError for a folder that is missing, is no model, is
+    damaged, or has another format.
     """
+    return _read_unreplaced(path, _describe)
+
+
+def _describe(path: Path) -> Description:
     if not path.is_dir():
+        former = next(_replaced_by_writers(path), None)
+        if former is not None:
+            raise DataError(
+                f"There is no model folder {path}, as a writer was killed while it replaced the model. The former one "
+                f"is {former}; rename it to {path.name}, or train again."
+            )
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():
         raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")

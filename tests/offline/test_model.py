@@ -167,6 +167,44 @@ def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
     assert (loaded.created_at.year, loaded.titles) == (2027, {})
 
 
+def test_a_model_between_the_two_renames_of_a_writer_is_waited_for(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model"
+    save(model, path)
+    path.rename(tmp_path / ".model.old-7-0123abcd")
+    monkeypatch.setattr("time.sleep", lambda _s: save(replace(model, evaluation=None), path))
+    assert load(path).evaluation is None
+
+
+def test_a_model_that_a_killed_writer_moved_away_is_named(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(model, tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.old-7-0123abcd")
+    monkeypatch.setattr("time.sleep", lambda _s: None)
+    with pytest.raises(DataError, match=r"a writer was killed .* \S+/\.model\.old-7-0123abcd; rename it to model"):
+        load(tmp_path / "model")
+    save(model, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_that_is_replaced_while_it_is_described_is_read_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model"
+    save(model, path)
+    decode = msgspec.json.decode
+
+    def replaced(text: bytes) -> object:
+        monkeypatch.setattr("msgspec.json.decode", decode)
+        save(replace(model, titles={}), path)  # with files of other sizes
+        return decode(text)
+
+    monkeypatch.setattr("msgspec.json.decode", replaced)
+    assert load(path).titles == {}
+
+
 def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     file = tmp_path / "model" / "model.json"
