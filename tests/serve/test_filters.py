@@ -334,8 +334,15 @@ def test_overrides_without_an_item_column_are_refused() -> None:
 
 @given(st.binary(max_size=60) | st.text('{}[]":,itemdny01\n', max_size=60).map(str.encode))
 def test_any_overrides_file_is_parsed_or_refused(content: bytes) -> None:
-    with suppress(DenyListInvalid):
-        parse_overrides(content)
+    try:
+        overrides = parse_overrides(content)
+    except DenyListInvalid:
+        return
+    rows = [{"item": json.loads(item), "deny": True} for item in overrides.items]
+    for attribute, values in overrides.overrides.items():
+        rows += [{"item": json.loads(item), attribute: value} for item, value in values.items()]
+    written = "".join(json.dumps(row) + "\n" for row in rows)
+    assert parse_overrides(written.encode()) == overrides
 
 
 def test_client_remembers_popular_lists_by_condition(folder: Path) -> None:

@@ -490,8 +490,12 @@ async def test_a_stream_is_bounded_by_number_and_time(redis_server: RedisServer)
     length = int(redis_server.execute_command("XLEN", "{bounded}:consumed"))
     assert 1000 <= length < 1200
     assert 0 < redis_server.execute_command("TTL", "{bounded}:consumed") <= 60
-    await asyncio.sleep(1.5)
-    await stream.append([b"x"], keep_s=1, most=1000)
-    await stream.append([b"x"], keep_s=1, most=1000)
-    assert int(redis_server.execute_command("XLEN", "{bounded}:consumed")) < 200
+    await stream.close()
+
+    old_entries = "for n = 1, 500 do redis.call('XADD', KEYS[1], '1-' .. n, '1', 'x') end"  # of 1970
+    redis_server.execute_command("EVAL", old_entries, "1", "{aged}:consumed")
+    stream = open_stream(redis_server.url(prefix="aged"), "consumed")
+    await stream.append([b"x"], keep_s=3600, most=1000)
+    await stream.append([b"x"], keep_s=3600, most=1000)
+    assert int(redis_server.execute_command("XLEN", "{aged}:consumed")) < 200
     await stream.close()

@@ -26,7 +26,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-# System calls of the parent fail as long as a file exists.
+# System calls of the parent fail as long as a file exists, which gets a byte for each.
 FAILING = """
 import errno, os, selectors
 parent = os.getpid()
@@ -34,6 +34,8 @@ owner = {"fork": os, "waitpid": os, "select": selectors.PollSelector}[call]
 succeed = getattr(owner, call)
 def fail(*arguments):
     if os.getpid() == parent and marker.exists():
+        with marker.open("a") as calls:
+            calls.write("x")
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
     return succeed(*arguments)
 setattr(owner, call, fail)
@@ -50,7 +52,7 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
         marker.touch()
         os.kill(killed, signal.SIGKILL)
         until(lambda: "Resource temporarily unavailable" in service.log.read_text(), "it is not logged")
-        time.sleep(1)
+        until(lambda: marker.stat().st_size >= 2, "it is not called again")
         assert service.process.poll() is None
         assert is_alive(kept)
         marker.unlink()
