@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from time import perf_counter
 
-from hotplate.serve.fold_in import FoldIn
-from hotplate.serve.metrics import Metrics
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
 from hotplate.stores.errors import StoreError
@@ -21,9 +19,6 @@ class LocalTier(Tier):
     """A store in this process, such as files: one key is read at once, and without a time limit."""
 
     reader: LocalReader
-
-    def __init__(self, name: str, reader: LocalReader, metrics: Metrics, *, fold_in: FoldIn | None = None) -> None:
-        super().__init__(name, reader, metrics, fold_in=fold_in)
 
     def local_rows(self, release: ServedRelease) -> LocalRows | None:
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""

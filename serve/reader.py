@@ -19,6 +19,7 @@ from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
 from hotplate.serve.local_tier import LocalTier
 from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
+from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.remote_tier import RemoteTier
 from hotplate.serve.shaping import FILTERED
@@ -99,6 +100,7 @@ class ReaderOptions(TypedDict, total=False):
     fold_in: bool
     kept: TierRelease | None
     warm: bool
+    verdicts: SharedVerdicts | None
 
 
 class TieredReader:
@@ -118,15 +120,17 @@ class TieredReader:
         fold_in: bool = False,
         kept: TierRelease | None = None,
         warm: bool = False,
+        verdicts: SharedVerdicts | None = None,
     ) -> None:
         """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. Raises StoreMisused for *fold_in* without numpy.
+        releases into memory first. *verdicts* stop canaries; without them, this judges them. Raises StoreMisused for
+        *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
-        self.tiers = _tiers_of(stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in)
+        self.tiers = _tiers_of(stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in, verdicts=verdicts)
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""
@@ -561,7 +565,12 @@ class TieredReader:
 
 
 def _tiers_of(
-    stores: Mapping[str, Reader], metrics: Metrics, *, cache_bytes: int, fold_in: FoldIn | None
+    stores: Mapping[str, Reader],
+    metrics: Metrics,
+    *,
+    cache_bytes: int,
+    fold_in: FoldIn | None,
+    verdicts: SharedVerdicts | None,
 ) -> list[Tier]:
     """Return a tier for each of *stores*, by name; the remote ones share *cache_bytes*."""
     remote = sum(not isinstance(store, LocalReader) for store in stores.values())
@@ -569,9 +578,11 @@ def _tiers_of(
     tiers = list[Tier]()
     for name, store in stores.items():
         if isinstance(store, LocalReader):
-            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in))
+            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in, verdicts=verdicts))
         else:
-            tiers.append(RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in))
+            tiers.append(
+                RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in, verdicts=verdicts)
+            )
     return tiers
 
 

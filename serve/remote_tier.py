@@ -12,6 +12,7 @@ from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hedging import Hedge
 from hotplate.serve.metrics import Metrics
+from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
@@ -44,10 +45,17 @@ class RemoteTier(Tier):
     """A store behind a network."""
 
     def __init__(
-        self, name: str, reader: Reader, metrics: Metrics, *, cache_bytes: int = 0, fold_in: FoldIn | None = None
+        self,
+        name: str,
+        reader: Reader,
+        metrics: Metrics,
+        *,
+        cache_bytes: int = 0,
+        fold_in: FoldIn | None = None,
+        verdicts: SharedVerdicts | None = None,
     ) -> None:
         """*cache_bytes* is the size of the cache; without one, it is 0."""
-        super().__init__(name, reader, metrics, fold_in=fold_in)
+        super().__init__(name, reader, metrics, fold_in=fold_in, verdicts=verdicts)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
         self._sender = reader if isinstance(reader, SendingReader) else None

@@ -14,6 +14,7 @@ from hotplate.serve.readiness import Status, status_of_tiers
 from hotplate.serve.releases.canary import BothCounts
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
+from hotplate.stores.catalogue import Release
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ class TierState(msgspec.Struct, frozen=True):
     canary: str | None = None
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
+    followed_canary: Release | None = None
+    """The entry of the canary in the followed catalogue, served or not."""
+    canary_began_with: BothCounts | None = None
+    """Counts of all workers at its start."""
     stopped_canary: str | None = None
     """The canary if it is not used any more, because it is worse than the live release."""
 
@@ -232,6 +237,8 @@ def _tier_state(tier: Tier) -> TierState:
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.release.id,
         canary_counts=tier.follower.canary_follower.counts,
+        followed_canary=tier.follower.canary_follower.entry,
+        canary_began_with=None if canary is None else canary.began_with,
         stopped_canary=tier.follower.canary_follower.stopped,
     )
 

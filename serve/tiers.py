@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 
 import msgspec
@@ -18,6 +19,7 @@ from hotplate.serve.breaker import Breaker
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import LOOKUP_OUTCOMES, Metrics
+from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tier_metrics import TierMetrics
@@ -52,11 +54,27 @@ class Tier(ABC):
     needs_io = False
     """Whether no row can be read at once."""
 
-    def __init__(self, name: str, reader: Reader, metrics: Metrics, *, fold_in: FoldIn | None = None) -> None:
-        """*reader* reads the store; *fold_in* loads the item factors of each release."""
+    def __init__(
+        self,
+        name: str,
+        reader: Reader,
+        metrics: Metrics,
+        *,
+        fold_in: FoldIn | None = None,
+        verdicts: SharedVerdicts | None = None,
+    ) -> None:
+        """*reader* reads the store; *fold_in* loads the item factors of each release.
+
+        *verdicts* stop canaries; without them, each is judged here.
+        """
         self.name = name
         self.counters = TierMetrics(name, metrics)
-        self.follower = Follower(reader, self.counters.canary_counts, fold_in=fold_in)
+        self.follower = Follower(
+            reader,
+            self.counters.canary_counts,
+            verdict=None if verdicts is None else partial(verdicts.reason, name),
+            fold_in=fold_in,
+        )
         self.breaker = Breaker(name, loop_time)
         self.reader = reader
         self.keys_a_call = reader.coalesce

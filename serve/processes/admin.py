@@ -32,10 +32,13 @@ from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.processes.operator_view import ReadyView, json_of
 from hotplate.serve.processes.release_admin import ReleaseAdmin
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
+from hotplate.serve.releases.canary_judge import CanaryJudge
 from hotplate.serve.releases.probation import Probation
+from hotplate.serve.releases.service_canaries import ServiceCanaries
 from hotplate.serve.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
+from hotplate.serve.tier_metrics import TierMetrics
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import catch_up, follow
 from hotplate.stores.errors import (
@@ -88,6 +91,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     async with (
         background(follow(context.watched, leads=True)),
         background(_judge_new_releases(context)),
+        background(_judge_canaries(context)),
         aclosing(console),
         background(_share_consumed_items(context)),
         background(_report_heartbeats(context)),
@@ -163,6 +167,16 @@ async def _judge_new_releases(context: ProcessContext) -> None:
         admin_store=settings.admin_store,
     )
     await probation.run()
+
+
+async def _judge_canaries(context: ProcessContext) -> None:
+    """Stop canaries that are worse than the live release, for all workers."""
+    memory = context.memory
+    judges = {
+        tier: CanaryJudge(TierMetrics(tier, memory.metrics).canary_counts)
+        for tier in tier_names(context.settings.stores)
+    }
+    await ServiceCanaries(judges, memory.verdicts, memory.states).run()
 
 
 class WorkerStates:

@@ -107,34 +107,21 @@ class UserLists:
         )
 
     async def _ready_reader(self) -> TieredReader:
-        """Open the stores at the first call, and return their reader.
-
-        A canary is a release that a share of the users gets. Workers stop one that is worse than the live release; it
-        is stopped here, too, so that the console shows the lists that they answer. Raises a Problem (503) if no store
-        has a release.
-        """
+        """Open the stores at the first call, and return their reader; raises a Problem (503) without a release."""
         async with self._opening:
             if self._reader is None:
                 settings = self._context.settings
                 reader = TieredReader.from_urls(
-                    settings.stores, budget_s=settings.budget_s, deny_list=self._context.deny_list
+                    settings.stores,
+                    budget_s=settings.budget_s,
+                    deny_list=self._context.deny_list,
+                    verdicts=self._context.memory.verdicts,
                 )
                 self._reader = await self._opened.enter_async_context(reader)
             try:
                 await self._reader.wait_until_ready(OPEN_S)
             except NotReady as error:
                 raise not_ready(str(error)) from None
-
-        # Pairs of a store and the canary that a worker has stopped in it, which may be None.
-        worker_states = [state for state in self._context.memory.states.all() if state is not None]
-        stopped = {(own.tier, own.stopped_canary) for state in worker_states for own in state.tiers}
-
-        for tier in self._reader.tiers:
-            canary = tier.follower.canary_follower
-            if (tier.name, canary.release) in stopped:
-                canary.stop("a worker has stopped it")
-            else:
-                canary.reload()
         return self._reader
 
 

@@ -16,6 +16,7 @@ from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
+from hotplate.serve.releases.canary_judge import VERDICT_BYTES, SharedVerdicts
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
 from hotplate.serve.releases.live_counts import COUNTS_BYTES, SharedCounts
 from hotplate.serve.releases.probation_state import PROBATION_BYTES
@@ -44,6 +45,7 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
         Region("release counts", Kind.RECORD, COUNTS_BYTES * len(tiers), rows=workers),
         Region("probations", Kind.RECORD, PROBATION_BYTES * len(tiers)),
+        Region("canary verdicts", Kind.RECORD, VERDICT_BYTES * len(tiers)),
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
         Region("consumed users", Kind.UINT32, USERS),
@@ -61,6 +63,7 @@ class ServiceMemory:
     states: SharedStates
     kept: KeptReleases
     releases: SharedCounts
+    verdicts: SharedVerdicts
     balance: ConnectionBalance
     rates: SharedRates
     consumed: Consumed | None
@@ -83,6 +86,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
         releases=SharedCounts(table.records("release counts"), table.records("probations")),
+        verdicts=SharedVerdicts(table.records("canary verdicts")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=SharedRates(table.floats("rates")),
         consumed=_create_consumed(settings, table),

@@ -222,6 +222,7 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _Sh
         fold_in=settings.fold_in,
         kept=context.memory.kept.last(),
         warm=True,
+        verdicts=context.memory.verdicts,
     )
     await stack.enter_async_context(reader)
     for task in reader.following:

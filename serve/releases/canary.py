@@ -42,8 +42,6 @@ _NODES = tuple(number / 4 for number in range(-32, 33))
 # Slow reads take over SLOW_S and twice this quantile of the live release.
 USUAL = 0.95
 SLOW_S = 0.01
-# Counts restart after this time, so a good hour hides no bad minute.
-WINDOW_S = 60.0
 # Standard deviations of a 95 % interval.
 INTERVAL = 1.96
 
@@ -262,41 +260,18 @@ def _slow_from(reads: tuple[float, ...]) -> int:
 class ServedCanary:
     """The canary of one tier at one share."""
 
-    __slots__ = ("_before", "_share", "_window", "_window_ends", "began_with", "record", "release")
+    __slots__ = ("_share", "began_with", "record", "release")
 
-    def __init__(
-        self,
-        record: Canary,
-        release: ServedRelease,
-        now: float,
-        counts: BothCounts = BothCounts(),  # noqa: B008 -- immutable
-        began_with: BothCounts | None = None,
-    ) -> None:
-        """*counts* are of *now* (seconds), *began_with* of the canary's start if its share has changed."""
+    def __init__(self, record: Canary, release: ServedRelease, began_with: BothCounts) -> None:
+        """*began_with* are the counts of all workers at its start."""
         self.record = record
         self.release = release
-        self.began_with = began_with or counts
+        self.began_with = began_with
         self._share = UserShare.of(record.percent, record.salt)
-        self._window = 1
-        self._window_ends = now + WINDOW_S
-        self._before = counts
 
     def includes(self, row: RowKey) -> bool:
         """Return whether a row is of a canary's user."""
         return row.kind == USER and self._share.includes(row.id)
-
-    def judge(self, now: float, counts: BothCounts) -> str | None:
-        """Return how the canary was worse in this window, or None.
-
-        Window n needs n (n + 1) times the evidence, so that all windows together err in one of 1,000 canaries.
-        """
-        live, canary = counts.since(self._before)
-        finding = find_regression(live, canary, factor=self._window * (self._window + 1))
-        if now >= self._window_ends:
-            self._window += 1
-            self._window_ends = now + WINDOW_S
-            self._before = counts
-        return finding
 
 
 class CanaryState(Enum):
@@ -306,7 +281,7 @@ class CanaryState(Enum):
     UNLOADED = "it is not loaded, as after an error; it is to be loaded again"
     LOADED = "its users get its lists"
     GONE = "the store lacks it; it is to be loaded again"
-    STOPPED = "it is worse than the live release; not used until the catalogue names another one, or it is reloaded"
+    STOPPED = "it is worse than the live release; not used until the catalogue names another one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,10 +317,6 @@ class FollowedCanary:
     def is_stopped(self, entry: Release) -> bool:
         """Return whether this process has stopped the release of a catalogue's entry."""
         return self.state is CanaryState.STOPPED and self.entry == entry
-
-    def stopped(self, reason: str) -> "FollowedCanary":
-        """Return it stopped, because it is worse than the live release."""
-        return FollowedCanary(CanaryState.STOPPED, self.entry, reason=reason)
 
     def gone(self) -> "FollowedCanary":
         """Return it without its release, which the store lacks."""

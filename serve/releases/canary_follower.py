@@ -1,6 +1,5 @@
 """Loads, serves and judges the canary that a followed catalogue names."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hotplate.serve.generation import Policy
 from hotplate.serve.releases.canary import NO_CANARY, BothCounts, CanaryState, FollowedCanary, ServedCanary
+from hotplate.serve.releases.canary_judge import Verdict
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.errors import StoreError
@@ -28,18 +28,21 @@ class CanaryFollower:
     canary = Policy[ServedCanary | None]()
     """The loaded canary; None while its users get the live release."""
 
-    def __init__(self, reader: Reader, counts: Callable[[], BothCounts], fold_in: "FoldIn | None") -> None:
-        """*counts* returns those of all workers; *fold_in* loads item factors."""
+    def __init__(
+        self, reader: Reader, counts: Callable[[], BothCounts], *, verdict: Verdict, fold_in: "FoldIn | None"
+    ) -> None:
+        """*counts* returns those of all workers; *verdict* stops a canary; *fold_in* loads item factors."""
         self.canary = None
         self._followed = NO_CANARY
         self._reader = reader
         self._counts = counts
+        self._verdict = verdict
         self._fold_in = fold_in
 
     @property
-    def release(self) -> ReleaseId | None:
-        """The canary that the followed catalogue names, in any state."""
-        return self._followed.release
+    def entry(self) -> Release | None:
+        """The entry of the canary that the followed catalogue names, in any state."""
+        return self._followed.entry
 
     @property
     def stopped(self) -> ReleaseId | None:
@@ -68,19 +71,20 @@ class CanaryFollower:
     async def load(self, catalogue: Catalogue) -> FollowedCanary:
         """Return the canary that a catalogue names: the release that a share of the users gets.
 
-        It is loaded unless this process has stopped it or serves it already. If only its share has changed, it is
-        judged again, and its counts since the start go on. If it cannot be loaded, the result says why: the live
-        release is not affected. The result does not take effect before `use`.
+        It is loaded unless it was stopped, or is served already; its counts go on if only its share has changed. If it
+        cannot be loaded, the result says why: the live release is not affected. The result does not take effect before
+        `use`.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
+        reason_to_stop = self._verdict(entry)
         if record is None or entry is None:
             return NO_CANARY
-        if self._followed.is_stopped(entry):
-            return self._followed
+        if reason_to_stop is not None:
+            return self._followed if self._followed.is_stopped(entry) else _stopped(entry, reason_to_stop)
 
         before = self.canary
-        began_with = None  # the counts at its start; None for the present ones
+        began_with = self._counts()
         if before is None or not before.release.is_of(entry):
             try:
                 release = replace(await load(self._reader, entry, self._fold_in), is_canary=True)
@@ -93,9 +97,7 @@ class CanaryFollower:
             began_with = before.began_with
 
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
-        now = asyncio.get_running_loop().time()
-        loaded = ServedCanary(record, release, now, self._counts(), began_with)
-        return FollowedCanary(CanaryState.LOADED, entry, loaded)
+        return FollowedCanary(CanaryState.LOADED, entry, ServedCanary(record, release, began_with))
 
     def _report_unloadable(self, entry: Release, error: Exception) -> FollowedCanary:
         """Return a canary that cannot be loaded, and log the reason if it is another one than before."""
@@ -111,27 +113,26 @@ class CanaryFollower:
         self.canary = followed.loaded
 
     def judge(self) -> None:
-        """Stop the canary if it is worse than the live release."""
-        if self.canary is None:
+        """Stop the canary if it is worse than the live release, or have the follower load it again if it is not."""
+        entry = self._followed.entry
+        if entry is None or self.is_missing:
             return
-        finding = self.canary.judge(asyncio.get_running_loop().time(), self._counts())
-        if finding is not None:
-            self.stop(finding)
-            log.warning("%s", self.problem, extra={"release": self.release})
 
-    def stop(self, reason: str) -> None:
-        """Serve the live release to all users until the catalogue names another canary, or `reload`."""
-        if self.canary is not None:
-            self.use(self._followed.stopped(reason))
-
-    def reload(self) -> None:
-        """Have the follower load a stopped canary again, at its next check."""
-        if self._followed.state is CanaryState.STOPPED:
-            reason = "it was stopped, and is to be loaded again"
-            self.use(FollowedCanary(CanaryState.UNLOADED, self._followed.entry, reason=reason))
+        reason = self._verdict(entry)
+        if reason is not None and self.canary is not None:
+            self.use(_stopped(entry, reason))
+        elif reason is None and self.canary is None:
+            self.use(FollowedCanary(CanaryState.UNLOADED, entry, reason="it was stopped, and is to be loaded again"))
 
     def drop(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
         if self.canary is not None and self.canary.release is gone:
             self.use(self._followed.gone())
             log.warning("%s", self.problem, extra={"release": gone.id})
+
+
+def _stopped(entry: Release, reason: str) -> FollowedCanary:
+    """Return a canary that is worse than the live release, and log that."""
+    canary = FollowedCanary(CanaryState.STOPPED, entry, reason=reason)
+    log.warning("%s", canary.problem, extra={"release": entry.id})
+    return canary

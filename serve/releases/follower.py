@@ -20,6 +20,7 @@ from hotplate.serve.metrics import CANARY, LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.canary_follower import CanaryFollower
+from hotplate.serve.releases.canary_judge import CanaryJudge, Verdict
 from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseRef, follows
@@ -66,11 +67,20 @@ class Follower:
     erased = Policy[ErasedUsers]()
 
     def __init__(
-        self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts, *, fold_in: "FoldIn | None" = None
+        self,
+        reader: Reader,
+        canary_counts: Callable[[], BothCounts] = BothCounts,
+        *,
+        verdict: Verdict | None = None,
+        fold_in: "FoldIn | None" = None,
     ) -> None:
-        """*canary_counts* returns the counts of all workers; *fold_in* loads item factors."""
+        """*canary_counts* returns the counts of all workers.
+
+        *verdict* stops a worse canary; by default, it is judged here. *fold_in* loads item factors.
+        """
         self.live = None
-        self.canary_follower = CanaryFollower(reader, canary_counts, fold_in)
+        verdict = verdict or CanaryJudge(canary_counts).judge
+        self.canary_follower = CanaryFollower(reader, canary_counts, verdict=verdict, fold_in=fold_in)
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
         self.erased = NOBODY
@@ -218,9 +228,9 @@ class Follower:
         """Every CANARY_S while the followed catalogue names a canary: load it if it is not loaded, else judge it."""
         while True:
             await asyncio.sleep(CANARY_S)
-            if self.canary is not None and not self._switching.locked():
+            if not self._switching.locked():
                 self.canary_follower.judge()
-            elif self.canary_follower.is_missing and self._followed is not None:
+            if self.canary_follower.is_missing and self._followed is not None:
                 async with self._switching:
                     self.canary_follower.use(await self.canary_follower.load(self._followed))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import BUCKETS_S, CANARY, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.canary import ReleaseCounts, ServedCanary, click_interval, find_regression
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
@@ -72,7 +72,7 @@ def test_canary_users_remain_at_larger_shares_and_canaries_are_independent(
     release = "no lookup is made of it"
 
     def seen(salt: str, percent: float) -> set[int]:
-        canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), release, 0.0)  # type: ignore[arg-type]  # as it says
+        canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), release, BothCounts())  # type: ignore[arg-type]  # as it says
         assert not canary.includes(RowKey(ITEM, "1"))
         assert not canary.includes(EVERYBODY)
         return {user for user in range(1000) if canary.includes(RowKey(USER, str(user)))}

@@ -1,0 +1,124 @@
+"""Canaries of a service with several workers: one verdict for all, which outlives each process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from hotplate.serve.metrics import CANARY, LIVE, Metrics
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases.canary_judge import CanaryJudge, SharedVerdicts
+from hotplate.serve.releases.follower import CANARY_S
+from hotplate.serve.releases.service_canaries import ServiceCanaries
+from hotplate.serve.states import Reporter, SharedStates
+from hotplate.serve.tier_metrics import TierMetrics
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId
+from tests.support.memory_store import MemoryStore
+from tests.support.remote import publish
+from tests.support.shared import table
+from tests.support.virtual import virtual
+
+TIER = "tier-0"
+NAMES = [str(number) for number in range(40)]
+
+
+class SharedCanary:
+    """The processes of a service whose store has a live release and a canary."""
+
+    def __init__(self, store: MemoryStore, live: ReleaseId, canary: ReleaseId) -> None:
+        self.store = store
+        self.live = live
+        self.canary = canary
+        self.metrics = Metrics(3, [TIER])
+        shared = table(workers=2)
+        self.states = SharedStates(shared.records("states"))
+        self.verdicts = SharedVerdicts(shared.records("canary verdicts"))
+        self.judge = self.admin()
+
+    def admin(self) -> ServiceCanaries:
+        judge = CanaryJudge(TierMetrics(TIER, self.metrics).canary_counts)
+        return ServiceCanaries({TIER: judge}, self.verdicts, self.states)
+
+    @asynccontextmanager
+    async def worker(self, number: int) -> AsyncIterator[TieredReader]:
+        metrics = self.metrics.in_slot(number)
+        async with TieredReader({TIER: self.store}, metrics=metrics, verdicts=self.verdicts) as reader:
+            await reader.wait_until_ready(5)
+            self.report(number, reader)
+            yield reader
+
+    def report(self, number: int, reader: TieredReader) -> None:
+        self.states.write(number, Reporter(reader.tiers).state())
+
+    def count(self, *, lost: int) -> None:
+        """Count lookups of both releases, of which the canary has *lost* some."""
+        metrics = self.metrics.in_slot(1)
+        metrics.count(metrics.canary[TIER, LIVE, "hit"], 1000)
+        metrics.count(metrics.canary[TIER, CANARY, "hit"], 1000 - lost)
+        metrics.count(metrics.canary[TIER, CANARY, "miss"], lost)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+async def with_canary(store: MemoryStore) -> SharedCanary:
+    live = await publish(store, "live", users=range(40))
+    canary = await publish(store, "canary", live=False, users=range(40))
+    await life.start_canary(store, canary, 50)
+    return SharedCanary(store, live, canary)
+
+
+async def shown(reader: TieredReader) -> set[ReleaseId]:
+    return {answer.release.id for answer in await reader.personal_many(NAMES)}
+
+
+@virtual
+async def test_worse_canary_is_stopped_in_all_workers_and_those_that_start_later(store: MemoryStore) -> None:
+    service = await with_canary(store)
+    both = {service.live, service.canary}
+    async with service.worker(0) as first, service.worker(1) as second:
+        await service.judge.look()
+        service.count(lost=0)
+        await service.judge.look()
+        await asyncio.sleep(2 * CANARY_S)
+        assert await shown(first) == await shown(second) == both
+        service.count(lost=200)
+        await service.judge.look()
+        await asyncio.sleep(2 * CANARY_S)
+        assert await shown(first) == await shown(second) == {service.live}
+
+    async with service.worker(0) as later:
+        assert await shown(later) == {service.live}
+        (finding,) = later.tiers[0].findings
+        assert "lookups got the popular list" in finding.sentence
+
+
+@virtual
+async def test_verdict_outlives_the_admin_process_and_ends_with_the_canary(store: MemoryStore) -> None:
+    service = await with_canary(store)
+    async with service.worker(0) as reader:
+        service.count(lost=500)
+        await service.judge.look()
+        successor = service.admin()
+        service.states.clear(0)  # the worker is replaced
+        await successor.look()
+        service.report(0, reader)
+        await successor.look()
+        await asyncio.sleep(2 * CANARY_S)
+        assert await shown(reader) == {service.live}
+
+        await life.abort(store)
+        await reader.tiers[0].follower.refresh()
+        service.report(0, reader)
+        await successor.look()
+        assert service.verdicts.all() == []
+        await life.start_canary(store, service.canary, 50)
+        await reader.tiers[0].follower.refresh()
+        service.report(0, reader)
+        await successor.look()
+        await asyncio.sleep(2 * CANARY_S)
+        assert await shown(reader) == {service.live, service.canary}
