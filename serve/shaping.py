@@ -62,8 +62,8 @@ class Shaper:
 
         The result is JSON objects with commas between them. The deny-list has items that are never shown. Hidden are
         the items that *user* has consumed, such as bought, or those that the list is shown *beside*, as of a basket.
-        If too few are left, popular items with the member `"source":"popular"` follow: up to the length of the list, or
-        under a filter up to *n*.
+        If that leaves too few, popular items with the member `"source":"popular"` follow, up to *n* items in all. A
+        short list that lost none of its items is not filled, except under a filter.
 
         Raises StoreMisused for an invalid `where`, and StoreUnavailable if the attributes of items cannot be read.
         """
@@ -83,10 +83,10 @@ class Shaper:
 
         left_out = [ids for ids in (denied, selection.only.exclude, hidden) if ids]
         items = self._filtered(encoded, selection, left_out)
-        length = selection.n
-        if selection.only is NO_FILTER:  # popular items only replace those that were left out
-            length = min(selection.n, length_of(encoded.body))
-        if length_of(items) >= length:
+        enough = selection.n
+        if selection.only is NO_FILTER:
+            enough = min(selection.n, length_of(encoded.body))
+        if length_of(items) >= enough:
             return selection.shortened(items)
 
         filling = selection.shortened(self._popular_filling(encoded, selection, left_out, items))

@@ -14,7 +14,12 @@ from hotplate.stores.encoding import NO_OFFSET, body_of, cut_without, decode, en
 from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
-LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2"), "popular:vip": a_list("v1")}
+LISTS |= {
+    "item:7": a_list("1", "2", "x"),
+    "item:8": a_list("3", "x"),
+    "popular:": a_list("1", "p1", "p2"),
+    "popular:vip": a_list("v1"),
+}
 
 
 @pytest.fixture
@@ -63,6 +68,12 @@ def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: 
         ("unknown", ["p1"]),
         ("ok", ["0", "2"]),
     ]
+
+
+def test_only_a_short_list_that_lost_an_item_is_filled_up_to_n(service: Service) -> None:
+    for query in ("?n=4", "?n=4&fields=id"):  # by the fast lane and not
+        assert ids(service.get(f"/v1/similar/7{query}")) == ["2", "x", "p1", "p2"]
+        assert ids(service.get(f"/v1/similar/8{query}")) == ["3", "x"]
 
 
 def test_changed_file_is_followed_and_broken_file_is_reported(service: Service, denied: Path) -> None:
