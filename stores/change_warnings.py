@@ -5,7 +5,7 @@ request to the admin listener that makes the change collects them for its answer
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -27,9 +27,10 @@ def collected_warnings() -> Iterator[list[str]]:
         _collected.reset(token)
 
 
-def collected() -> list[str]:
-    """Return the warnings so far of the innermost block of `collected_warnings`; none outside of it."""
-    return _collected.get() or []
+def with_warnings(facts: Mapping[str, object]) -> dict[str, object]:
+    """Return the facts about a change for JSON, with its `warnings` if `collected_warnings` has collected any."""
+    warnings = _collected.get()
+    return {**facts, "warnings": warnings} if warnings else {**facts}
 
 
 def warn(sentence: str) -> None:

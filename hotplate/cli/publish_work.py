@@ -25,7 +25,6 @@ from hotplate.cli.terminal import (
     run_on_store,
     shown_store_url,
     store_url_or_default,
-    with_warnings,
 )
 from hotplate.offline.attributes import parse_kinds
 from hotplate.offline.errors import DataError, GateFailed, SettingError, read_toml
@@ -41,7 +40,7 @@ from hotplate.offline.sources import ListSource, NamedLists, PartedSource, sourc
 from hotplate.offline.standing import PLACES
 from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.change_warnings import warn
+from hotplate.stores.change_warnings import warn, with_warnings
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import check_list
 from hotplate.stores.errors import HeldBack, ReleaseWithdrawn, StoreMisused

@@ -24,10 +24,10 @@ from hotplate.cli.terminal import (
     shown_store_url,
     store_url_or_default,
     table,
-    with_warnings,
 )
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
+from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.options import Flag
 from hotplate.stores.store import Store

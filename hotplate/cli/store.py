@@ -25,10 +25,10 @@ from hotplate.cli.terminal import (
     run_on_store,
     shown_store_url,
     table,
-    with_warnings,
 )
 from hotplate.exit_codes import FAILED
 from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.store import Finding, Level, Store

@@ -24,7 +24,6 @@ from hotplate.offline.errors import DataError, GateFailed, SettingError
 from hotplate.offline.threads import DaemonThreads
 from hotplate.report import Report, print_report, to_json
 from hotplate.serve.errors import EventsFailed, ServiceMisused
-from hotplate.stores.change_warnings import collected
 from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
 from hotplate.stores.options import RARE, Flag
 from hotplate.stores.urls import default_url, redacted
@@ -72,12 +71,6 @@ def print_json(value: object) -> None:
     """Print one JSON value."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     sys.stdout.write(orjson.dumps(value, option=options, default=_to_plain).decode() + "\n")
-
-
-def with_warnings(facts: Mapping[str, object]) -> dict[str, object]:
-    """Return the facts about a change, to be printed as JSON, with the `warnings` about it if there are any."""
-    warnings = collected()
-    return {**facts, "warnings": warnings} if warnings else {**facts}
 
 
 def print_result(fields: object, *texts: object, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from hotplate.serve.processes.operator_view import CatalogueView, StoresView, js
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.catalogue import Catalogue, ReleaseId
-from hotplate.stores.change_warnings import collected_warnings
+from hotplate.stores.change_warnings import collected_warnings, with_warnings
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import StoreError
 from hotplate.stores.lifecycle import Override, abort, activate, promote, rollback, start_canary
@@ -159,9 +159,10 @@ class ReleaseAdmin:
 
         release = ReleaseId(unquote(raw_id))
         try:
-            with collected_warnings() as warnings:
+            with collected_warnings():
                 async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
                     changed = await change.act(store, release, parameters)
+                answer = with_warnings({"release": changed})
         except TimeoutError:
             log.warning(
                 "%s sent POST %s over HTTP; it was given up after %g s, and may have taken place",
@@ -178,9 +179,6 @@ class ReleaseAdmin:
             ) from None
 
         log.warning("%s %s, release %s, over HTTP", operator_of(request), change.done, changed)
-        answer: dict[str, object] = {"release": changed}
-        if warnings:
-            answer["warnings"] = warnings
         return json_of(answer)
 
 
