@@ -839,7 +839,7 @@ cdef class Lane:
         release is not compressed, there is no canary, and no user is hidden.
         """
         tiers = self._reader.tiers
-        self._generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
+        generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
 
         denied = self._deny_list.current
         hides_users = bool(denied.users) or any(tier.follower.erased for tier in tiers)
@@ -857,12 +857,13 @@ cdef class Lane:
         self._needs_io = False
         first = tiers[0]
         release = first.follower.live
-        if release is None or self._has_canary or hides_users:
-            return 0
-        rows = first.local_rows(release)
-        if rows is not None and release.manifest.encoding == PLAIN:
-            self._local = _LocalRelease(first, release, rows)
-        self._needs_io = first.needs_io
+        if release is not None and not self._has_canary and not hides_users:
+            rows = first.local_rows(release)
+            if rows is not None and release.manifest.encoding == PLAIN:
+                self._local = _LocalRelease(first, release, rows)
+            self._needs_io = first.needs_io
+
+        self._generation = generation  # last: after an exception, the next request calls this again
         return 0
 
     cdef object _answer(self, Parsed* parsed, double now, object deliver):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -327,6 +328,26 @@ async def test_policy_changes_apply_to_the_next_lane_request(tmp_path: Path) -> 
         for _ in range(2):
             loaded.poll()
         assert b"HTTP/1.1 401 " in await exchange(pair.lane, [get])
+
+
+async def test_lane_follows_a_change_although_the_first_request_after_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denied = tmp_path / "denied"
+    denied.write_text("")
+    async with Pair(await reader_of(MemoryStore(), denied=denied)) as pair:
+        assert b'"1-0"' in await exchange(pair.lane, [GET])
+        (listed,) = pair.reader.deny_list.watched
+        denied.write_text("item:1-0\n")
+        for _ in range(2):
+            listed.poll()
+        _, transport = connected(pair.lane)
+        with monkeypatch.context() as patch:
+            patch.setattr(DenyListFile, "current", property(Mock(side_effect=RuntimeError("a defect"))))
+            with pytest.raises(RuntimeError, match="a defect"):
+                transport.feed(GET)
+        transport.close()
+        assert b'"1-0"' not in await exchange(pair.lane, [GET])
 
 
 async def waiting(pair: Pair, gate: asyncio.Event, *pieces: bytes) -> tuple[Connection, MemoryTransport]:
