@@ -121,15 +121,14 @@ class TokenVerifier:
     async def _signing_key(self, identifier: str) -> "PyJWK":
         """Return the issuer's public key with this identifier (`kid`), after fetching the keys if needed.
 
-        Stale keys are used while another request fetches new ones. For an unknown key, this waits for a fetch, but
-        does not begin one too soon after the last: anyone may send tokens with invented identifiers. Concurrent
-        requests share a fetch. Raises a Problem: 401 if the issuer does not publish the key, 503 if no keys could be
-        fetched yet.
+        Stale keys are used while new ones are fetched. For an unknown key, this waits for a fetch, but does not begin
+        one too soon after the last: anyone may send tokens with invented identifiers. Concurrent requests share a
+        fetch. Raises a Problem: 401 if the issuer does not publish the key, 503 if no keys could be fetched yet.
         """
         if identifier in self._keys:
             is_stale = time.monotonic() >= self._fetched_at + FRESH_S
-            if is_stale and self._may_fetch and not self._fetching.is_running:
-                await self._fetching.result()
+            if is_stale and self._may_fetch:
+                self._fetching.start()
         elif self._fetching.is_running or self._may_fetch:
             await self._fetching.result()  # of the fetch in progress, or of a new one
 

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ class Issuer:
         """What is answered instead of the right document, by path."""
         self.fetched = list[str]()
         self.pause_s = 0.0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     def token(self, kid: str = "first", *, key: PrivateKey | None = None, **claims: object) -> str:
         """Sign a token for reading that is good for a minute; a claim that is given as None is left out."""
@@ -76,6 +79,7 @@ def issuer() -> Iterator[Issuer]:
     def respond(path: str, *_: object) -> tuple[int, bytes]:
         served.fetched.append(path)
         time.sleep(served.pause_s)
+        served.may_answer.wait(60)
         body = served.document(path)
         return 200 if body else 500, body
 
@@ -235,8 +239,28 @@ async def test_failing_issuer_gives_503_only_before_keys_were_fetched(
     monkeypatch.setattr(hotplate.serve.access.oidc, "FRESH_S", 0.0)
     caplog.clear()
     for n in range(3):
+        issuer.fetched.clear()
         assert await status_of(guard, issuer.token(sub=str(n))) == 200
+        async with asyncio.timeout(60):
+            while not issuer.fetched or not caplog.records:
+                await asyncio.sleep(0.01)
     assert len(caplog.records) == 1
+
+
+async def test_no_request_waits_for_new_keys_while_stale_ones_are_known(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await status_of(guard, issuer.token()) == 200
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FRESH_S", 0.0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 60.0)
+    issuer.fetched.clear()
+    issuer.may_answer.clear()  # the issuer accepts connections and does not answer
+    assert await status_of(guard, issuer.token(sub="another")) == 200
+    issuer.may_answer.set()
+    async with asyncio.timeout(60):
+        while "/keys" not in issuer.fetched:
+            await asyncio.sleep(0.01)
 
 
 async def test_requests_share_one_fetch_from_a_hanging_issuer(
