@@ -1,6 +1,7 @@
 """Route handlers: from parameters to response bytes."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
@@ -47,6 +48,9 @@ NO_STORE = "no-store"
 
 # Items of a batch before other requests run: one or two milliseconds.
 PIECE_ITEMS = 1280
+
+# The weight of a media type that is not accepted.
+ZERO_WEIGHT = re.compile(r"\bq=0(?:\.0*)?\s*(?:;|$)")
 
 PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
 BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
@@ -102,7 +106,7 @@ class Handlers:
 
         elements = results(requests, lists, self._shaper)  # JSON objects, made when they are iterated over
         users_per_piece = _users_per_piece(batch, requests)
-        if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
+        if _accepts_msgpack(request.headers.get(hdrs.ACCEPT, "")):
             media = MSGPACK
             body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, users_per_piece, _packed))
         else:
@@ -335,6 +339,15 @@ class _SharedParts:
             items = self._shaper.shape(encoded, selection)
             self._popular_items[key] = items
         return items
+
+
+def _accepts_msgpack(accept: str) -> bool:
+    """Return whether an Accept header names msgpack, unless its weight is 0, which excludes it (RFC 9110, 12.4.2)."""
+    for media_range in accept.lower().split(","):
+        media, _, parameters = media_range.partition(";")
+        if media.strip() == MSGPACK:
+            return ZERO_WEIGHT.search(parameters) is None
+    return False
 
 
 async def in_pieces(

@@ -47,6 +47,21 @@ def test_json_and_msgpack_batches_are_equal_and_large_ones_complete(service: Ser
     assert [item["id"] for item in decoded(post(service, MSGPACK, ["42"]))["results"][0]["items"]] == ODD
 
 
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("application/json, Application/Msgpack", MSGPACK),
+        ("application/msgpack;q=0.5", MSGPACK),
+        ("application/msgpack;q=0", JSON),
+        ("application/msgpack ; q=0.000, */*", JSON),
+        ("application/msgpack-other", JSON),
+    ],
+)
+def test_msgpack_is_sent_to_those_that_accept_it(service: Service, accept: str, media: str) -> None:
+    answer = service.request("POST", "/v1/recommendations", b'{"users": ["42"]}', Accept=accept)
+    assert (answer.status, answer.headers["content-type"]) == (200, media)
+
+
 def packed(service: Service, body: bytes, **headers: str) -> Answer:
     return service.request("POST", "/v1/recommendations", body, Content_Type=MSGPACK, **headers)
 
