@@ -154,7 +154,8 @@ class Dispatcher:
         """
         if message.method != "POST":
             return None
-        route = self._router.find(message.path, message.method).route
+        path = message.path.partition("?")[0]
+        route = self._router.find(path, message.method).route
         if route.find_handler(message.method) is None:
             return None
         if self.readiness.draining or hdrs.ORIGIN in message.headers:

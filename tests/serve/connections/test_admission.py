@@ -205,6 +205,15 @@ async def test_a_batch_is_refused_before_its_body_is_read(full: Pair, path: byte
     assert routes.count((path.decode(), 503)) == 2
 
 
+@pytest.mark.parametrize("path", [b"/v1/recommendations?n=1", b"/score?api-version=1"])
+async def test_a_batch_with_a_query_is_refused_before_its_body_is_read(full: Pair, path: bytes) -> None:
+    connection, transport = connected(full.plain)
+    transport.feed(HEAD % path)
+    assert (await written(transport, 1)).startswith(b"HTTP/1.1 503 ")
+    assert connection.state is State.REFUSED
+    transport.close()
+
+
 async def test_next_request_is_answered_for_any_cut_of_a_refused_batch(full: Pair) -> None:
     sent = HEAD % b"/v1/recommendations" + BATCH + GET
     for at in range(1, len(sent)):
