@@ -36,6 +36,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import msgspec
@@ -55,8 +56,12 @@ _read_by = ContextVar[float | None]("_read_by", default=None)
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Wait *timeout_s* at most for reads in this block; those of a turn go on for other callers, others end."""
-    token = _read_by.set(loop_time() + timeout_s)
+    """Wait *timeout_s* at most for reads in this block; those of a turn go on for other callers, others end.
+
+    An infinite *timeout_s* sets no deadline.
+    """
+    deadline = None if timeout_s == inf else loop_time() + timeout_s
+    token = _read_by.set(deadline)
     try:
         yield
     finally:

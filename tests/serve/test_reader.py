@@ -5,6 +5,7 @@ Lookups of one turn of the loop are read together, once for each key, and each i
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 
@@ -13,7 +14,7 @@ from hotplate.serve.embedded import Lists
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import FAILED, HISTOGRAM_CELLS, LOOKUPS
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.tier_reads import read_within
+from hotplate.serve.tier_reads import caller_deadline, read_within
 from hotplate.serve.tiers import loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
@@ -154,6 +155,13 @@ async def test_reader_closes_with_an_unsent_batch(memory: MemoryStore) -> None:
         await asyncio.sleep(0)
     assert waiting.done()
     assert (await waiting).source == "personal"
+
+
+async def test_unlimited_caller_sets_no_deadline() -> None:
+    with read_within(inf):
+        assert caller_deadline() is None
+    with read_within(60):
+        assert caller_deadline() is not None
 
 
 @virtual
