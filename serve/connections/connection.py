@@ -456,9 +456,11 @@ class Connection(BaseProtocol):
             self._refuse(unreadable(400, error.message))
             return
 
-        if messages:  # none for empty lines before a request
+        if messages:
             # A pair of the parsed header and the stream of its body.
             self._start_request(*messages[0])
+        else:  # empty lines before a request
+            self.add_in_flight(-len(header))
 
     def _start_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """Start the task that answers a request, and give it the part of the body that has arrived.
@@ -598,6 +600,9 @@ class Connection(BaseProtocol):
             await response.write_eof()
         except ConnectionError:
             self.cut()
+        except asyncio.CancelledError:
+            self.cut()
+            raise
         except Exception:
             request_id = self._registry.writer.request_ids.new()
             log.exception("request %s failed", request_id)
@@ -678,6 +683,7 @@ class Connection(BaseProtocol):
         self.add_in_flight(-self._in_flight)
         if self._open_transport.can_write_eof() and not self._open_transport.is_closing():
             self._open_transport.write_eof()
+            self._open_transport.resume_reading()  # pipelined requests may have paused it
         else:
             self._open_transport.close()
 

@@ -113,6 +113,34 @@ async def test_pipelined_requests_are_read_ahead_up_to_a_bound(pair: Pair) -> No
     assert transport.is_reading()
 
 
+async def test_a_closing_connection_discards_input_though_reading_was_paused(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    transport.feed(GET.replace(b"Host: a", b"Host: a\r\nConnection: close") + GET * 3000)
+    assert not transport.is_reading()
+    await until_answered(transport, 1)
+    await turns(10)
+    assert transport.closed
+    assert transport.is_reading()
+
+
+async def test_empty_lines_before_a_request_hold_no_memory(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    for _ in range(1000):
+        transport.feed(b"\r\n" * 20)
+    assert pair.plain.registry.bytes_in_flight == 0
+    transport.feed(GET)
+    await until_answered(transport, 1)
+
+
+async def test_a_cancelled_handler_closes_its_connection(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair.reader, "popular", Mock(side_effect=asyncio.CancelledError))
+    _, transport = connected(pair.plain)
+    transport.feed(LIST)
+    await turns(20)
+    assert transport.closed
+    assert not pair.plain.registry.is_answering
+
+
 @needs_lane
 async def test_pipelined_requests_yield_to_other_connections(pair: Pair) -> None:
     _, transport = connected(pair.lane)
