@@ -126,8 +126,10 @@ async def _metric_export(context: ProcessContext) -> AsyncIterator[None]:
 
     report = MetricReport(telemetry, context.memory.metrics, context.settings.scheme)
     report.start()
-    yield
-    await asyncio.to_thread(report.close)  # exports the last interval
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(report.close)  # exports the last interval
 
 
 async def _share_consumed_items(context: ProcessContext) -> None:

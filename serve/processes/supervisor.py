@@ -221,13 +221,27 @@ class _Signals:
         self._writing.close()
 
 
+class _Announcement:
+    """Announces the service once: the first worker that answers takes a byte from a pipe that all workers share."""
+
+    def __init__(self, announce: Callable[[], None]) -> None:
+        self._announce = announce
+        self._reading, writing = os.pipe()
+        os.write(writing, b"1")
+        os.close(writing)
+
+    def make_once(self) -> None:
+        if os.read(self._reading, 1):
+            self._announce()
+
+
 class _Supervisor:
     def __init__(self, context: ProcessContext, listeners: _Listeners, announce: Callable[[], None]) -> None:
         self._context = context
         self._memory = context.memory
         self._settings = settings = context.settings
         self._listeners = listeners
-        self._announce: Callable[[], None] | None = announce
+        self._announcement = _Announcement(announce)
         self._workers = [_Child(number, f"worker {number}") for number in range(settings.workers)]
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
@@ -247,7 +261,7 @@ class _Supervisor:
             try:
                 stop = self._supervise_once()
             except OSError as error:  # no failed system call may end the service
-                self._report_failure(f"the parent of the workers: {error}")
+                self._report_failure("the parent of the workers", error)
                 time.sleep(FAILED_PAUSE_S)
         self._stop(stop)
         self._signals.leave()  # children that were killed still send SIGCHLD
@@ -276,9 +290,9 @@ class _Supervisor:
             self._context.stderr.flush()
         return stop
 
-    def _report_failure(self, sentence: str) -> None:
-        if self._failing.met():
-            log.error("%s; tried again until it succeeds", sentence)
+    def _report_failure(self, subject: str, error: OSError) -> None:
+        if self._failing.met(error.errno):
+            log.error("%s: %s; tried again until it succeeds", subject, error.strerror or error)
 
     def _answer_probes(self, until: float) -> None:
         """Wait until a time, a signal or a probe, and answer the probe."""
@@ -297,7 +311,7 @@ class _Supervisor:
                 self._run_child(child)  # does not return
         except OSError as error:
             child.due = time.monotonic() + child.backoff.next_s()
-            self._report_failure(f"{child.name} cannot be started: {error.strerror}")
+            self._report_failure(f"{child.name} cannot be started", error)
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
@@ -305,8 +319,6 @@ class _Supervisor:
         child.pid = pid
         child.started = time.monotonic()
         child.is_aborted = False
-        if child is not self._admin:
-            self._announce = None  # the first worker has it, and announces the service
 
     def _run_child(self, child: _Child) -> NoReturn:
         """Do the work of *child*, a worker or the admin process, in the forked process, then exit.
@@ -324,7 +336,8 @@ class _Supervisor:
             if child is self._admin:
                 work = run_admin(context, self._listeners.admin, self._lifeline)
             else:
-                work = run_worker(context, child.number, self._listeners.workers, self._lifeline, self._announce)
+                announce = self._announcement.make_once
+                work = run_worker(context, child.number, self._listeners.workers, self._lifeline, announce)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(work)
             code = 0

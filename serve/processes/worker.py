@@ -90,7 +90,7 @@ async def run_worker(
     number: int,
     listener: socket.socket,
     lifeline: int,
-    announce: Callable[[], None] | None = None,
+    announce: Callable[[], None],
 ) -> None:
     """Run a worker process: answer requests from the stores until SIGTERM or SIGINT, then finish those accepted.
 
@@ -125,8 +125,7 @@ async def run_worker(
             listener, BACKLOG, certificate=context.certificate, has_most=partial(memory.balance.has_most, number)
         )
         reports.begin_listening()
-        if announce is not None:
-            announce()
+        announce()
         _tune_interpreter()
 
         await stop.requested.wait()
@@ -315,9 +314,11 @@ async def _wait_until_ready_or_stopped(
     """Wait until the worker may listen, or is requested to stop; return whether it may listen."""
     stop_task = asyncio.create_task(stop.requested.wait())
     ready_task = asyncio.create_task(_wait_until_ready(reader, memory, number))
-    await asyncio.wait((stop_task, ready_task), return_when=asyncio.FIRST_COMPLETED)
-    for task in (stop_task, ready_task):
+    done, pending = await asyncio.wait((stop_task, ready_task), return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
         task.cancel()
+    if ready_task in done:
+        ready_task.result()  # raises a defect
     return not stop.requested.is_set()
 
 

@@ -34,9 +34,11 @@ owner = {"fork": os, "waitpid": os, "select": selectors.PollSelector}[call]
 succeed = getattr(owner, call)
 def fail(*arguments):
     if os.getpid() == parent and marker.exists():
+        is_first = marker.stat().st_size == 0
         with marker.open("a") as calls:
             calls.write("x")
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        number = errno.EAGAIN if is_first else errno.ENOMEM
+        raise OSError(number, os.strerror(number))
     return succeed(*arguments)
 setattr(owner, call, fail)
 """
@@ -52,13 +54,40 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
         marker.touch()
         os.kill(killed, signal.SIGKILL)
         until(lambda: "Resource temporarily unavailable" in service.log.read_text(), "it is not logged")
-        until(lambda: marker.stat().st_size >= 2, "it is not called again")
+        until(lambda: "Cannot allocate memory" in service.log.read_text(), "another failure is not logged")
         assert service.process.poll() is None
         assert is_alive(kept)
         marker.unlink()
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not replaced")
         assert kept in service.workers()
         assert service.stop() == 0
+
+
+# The first worker meets a defect before it listens.
+FAILING_ONCE = """
+from hotplate.serve.reader import TieredReader
+wait = TieredReader.wait_until_attempted
+async def fail_once(*arguments):
+    if not marker.exists():
+        marker.touch()
+        raise RuntimeError("a defect")
+    await wait(*arguments)
+TieredReader.wait_until_attempted = fail_once
+"""
+
+
+def test_worker_that_fails_before_it_listens_is_replaced_and_the_service_announced(folder: Path) -> None:
+    marker = folder.parent / "failed"
+    before = f"import pathlib; marker = pathlib.Path({str(marker)!r})\n{FAILING_ONCE}"
+    with running(folder, before=before) as service:
+        log = service.log.read_text()
+        assert "worker 0 ended with 1;" in log
+        assert "RuntimeError: a defect" in log
+        (worker,) = service.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: service.workers() not in ([worker], []))
+        until(service.is_ready)
+        assert service.log.read_text().count("for operators on") == 1
 
 
 def connections_by_worker(service: Service) -> list[float]:
