@@ -443,7 +443,10 @@ class Follower:
         """
         if not catalogue.primary:
             self._agreement.record_read(ReadOutcome.UNPROVEN)
-            error = f"only a replica answers, with generation {catalogue.generation} instead of {followed.generation}"
+            error = (
+                f"only a replica answers, with another catalogue (generation {catalogue.generation}) "
+                f"than the followed one (generation {followed.generation})"
+            )
         elif catalogue.generation == 0:
             self._agreement.record_read(ReadOutcome.EMPTY)
             error = "the catalogue is not in this store any more; `hotplate store rebuild` writes a new one"
