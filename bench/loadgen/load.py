@@ -164,6 +164,21 @@ class Posts:
             yield f"POST {path}".encode() + _request_tail(host, fields) + body
 
 
+def _check_url(url: str) -> None:
+    expected = f"the target must look like http://HOST:PORT or https://HOST:PORT, not {redacted(url)!r}"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is parsed only now
+    except ValueError as error:
+        raise BenchMisused(f"{expected}: {error}") from None
+
+    if "@" in parts.netloc:
+        raise BenchMisused(f"{expected} with a user or password; give --header Authorization:VALUE instead")
+    has_more = parts.path not in {"", "/"} or parts.query or parts.fragment
+    if parts.scheme not in {"http", "https"} or not parts.hostname or has_more:
+        raise BenchMisused(expected)
+
+
 def _check_text(text: str) -> None:
     if not text.isascii() or not text.isprintable():
         raise BenchMisused(f"{text!r} cannot stand in a request; percent-encode it")
@@ -231,10 +246,7 @@ class Load:
 
     def __post_init__(self) -> None:
         """Validate the URL, the header fields and the numbers. Raises BenchMisused."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
-            raise BenchMisused(f"the target must look like http://HOST:PORT or https://HOST:PORT, not {self.url!r}")
-
+        _check_url(self.url)
         for text in itertools.chain(*self.headers.items()):
             _check_text(text)  # a line break in a field would start another one
 

@@ -63,6 +63,14 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
     assert make_plan(HttpOptions(url="http://127.0.0.1:1", path="/livez")).load.requests == Gets("/livez")
 
 
+@pytest.mark.parametrize("url", ["http://me:s3cret@h:1", "ftp://me:s3cret@h:1", "http://h:1/?sig=s3cret"])
+def test_a_url_with_a_secret_is_refused_without_showing_it(url: str) -> None:
+    """It was sent in the field Host, and stored in the report."""
+    with pytest.raises(BenchMisused, match="http://HOST:PORT") as refused:
+        make_plan(HttpOptions(url=url, users=9))
+    assert "s3cret" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -75,6 +83,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"zipf": -1.0}, "exponent"),
         ({"headers": ["X-Key"]}, "NAME:VALUE"),
         ({"duration": "0s"}, "above zero"),
+        ({"url": "http://h:99999"}, "Port out of range"),
     ],
 )
 def test_invalid_load_options_are_refused_with_a_message(wrong: dict[str, object], words: str) -> None:
