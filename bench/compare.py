@@ -70,7 +70,7 @@ def read(path: Path) -> Report:
         ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BenchMisused(f"{path} is not a report of hotplate bench http: {reason_of(error)}") from error
-    if report.kind != "http" or not report.rows:
+    if report.kind != "http" or not report.rows or not report.extra.get("rounds"):
         raise BenchMisused(f"{path} holds no rounds of hotplate bench http")
     if report.complaints:
         raise BenchMisused(f"{path} cannot be compared: {report.complaints[0]}")
@@ -81,8 +81,10 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
     """Compare two reports of `bench http`, and report whether the second is better, worse or no different.
 
     The figure *decides* gives the verdict, unless the share of errors grew, which is a regression by itself. With a
-    regression the result is `broken`. Raises BenchMisused if the figure is missing in a report, or has no interval.
+    regression the result is `broken`. Raises BenchMisused if the reports are of different loads, or the figure is
+    missing in one of them or has no interval.
     """
+    _require_same_load(first, second)
     changes = {change.name: change for change in _changes(first, second)}
     if decides not in changes:
         raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
@@ -98,6 +100,25 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
         broken=[verdict.regression] if verdict.regression else (),
         configuration={"A": first.configuration, "B": second.configuration},
     ).report()
+
+
+def _require_same_load(first: Report, second: Report) -> None:
+    loads = zip(_load_options(first).items(), _load_options(second).values(), strict=True)
+    for (flag, before), after in loads:
+        if before != after:
+            differ = f"A was measured with {flag} {before} and B with {flag} {after}"
+            raise BenchMisused(f"{differ}; only reports of one load can be compared, of --find-max only at one rate")
+
+
+def _load_options(report: Report) -> dict[str, str]:
+    """Return the load of a report's rounds, by option; after a search, the rate is the highest that was found."""
+    first_round = report.extra["rounds"][0]
+    return {
+        "--rate": f"{first_round['requested_rate']:.10g}",
+        "--connections": str(first_round["connections"]),
+        "--path": str(report.configuration.get("path")),
+        "--poisson": str(report.configuration.get("poisson", False)),
+    }
 
 
 def _changes(first: Report, second: Report) -> Iterator[Change]:

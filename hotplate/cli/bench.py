@@ -156,7 +156,7 @@ def compare(
 ) -> None:
     """Test whether two measurements of `bench http` differ significantly.
 
-    Rounds are compared in pairs, so measure both with the same --repeat, 5 or more.
+    Rounds are compared in pairs, so measure both with the same load and the same --repeat, 5 or more.
 
     Exit codes: 0 no significant regression; 1 a file cannot be read; 2 the two cannot be compared; 3 a regression.
 

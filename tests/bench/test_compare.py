@@ -14,14 +14,17 @@ from hotplate.report import Report, Row, to_json
 BASE = [10.0, 12.0, 9.0, 11.0, 10.5, 10.0, 11.0, 10.8, 9.7, 10.2]
 
 
-def a_report(p99_ms: list[float], *, errors: float = 0.0) -> Report:
+def a_report(
+    p99_ms: list[float], *, errors: float = 0.0, rate: float = 100.0, connections: int = 64, path: str = "/livez"
+) -> Report:
     """Make a report of rounds with these percentiles, of which the pooled one is the mean."""
     rows = (
         mean([1000 * latency_ms for latency_ms in p99_ms]).row("http://h", "p99", "us"),
         mean([100.0] * len(p99_ms)).row("http://h", "rate", "/s"),
         Row("http://h", "errors and drops", "share", errors),
     )
-    return Report(kind="http", sentence="p99 is …", rows=rows)
+    rounds = [{"requested_rate": rate, "connections": connections}] * len(p99_ms)
+    return Report(kind="http", sentence="p99 is …", rows=rows, configuration={"path": path}, extra={"rounds": rounds})
 
 
 def change(report: Report, figure: str = "p99, ms") -> Row:
@@ -67,6 +70,17 @@ def test_few_or_unequal_rounds_cannot_be_compared() -> None:
         compare(a_report(BASE), a_report(BASE), "p42")
 
 
+def test_reports_of_different_loads_are_not_compared() -> None:
+    """A higher rate that --find-max found was called a regression, because p99 was higher there."""
+    faster = a_report([1.5 * latency_ms for latency_ms in BASE], rate=120.0)
+    with pytest.raises(BenchMisused, match="--rate 100 and B with --rate 120"):
+        compare(a_report(BASE), faster)
+    with pytest.raises(BenchMisused, match="--connections 64 and B with --connections 8"):
+        compare(a_report(BASE), a_report(BASE, connections=8))
+    with pytest.raises(BenchMisused, match="--path"):
+        compare(a_report(BASE), a_report(BASE, path="/readyz"))
+
+
 def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     report = a_report(BASE)
@@ -74,7 +88,7 @@ def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> N
     assert read(path).rows == report.rows
     for unusable in (
         replace(report, interrupted=True), replace(report, failures=("late",)), replace(report, broken=("popular",)),
-        replace(report, rows=()), replace(report, kind="stores"),
+        replace(report, rows=()), replace(report, kind="stores"), replace(report, extra={"rounds": []}),
     ):  # fmt: skip
         path.write_text(json.dumps(to_json(unusable)))
         with pytest.raises(BenchMisused, match=r"report\.json"):
