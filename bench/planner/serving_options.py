@@ -506,6 +506,9 @@ def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int)
     """
     if reads_ru <= 0:
         return 0.0
-    allowed = have_ru / reads_ru / partitions
-    fullest = min(1.0, skew / partitions)
-    return max(0.0, fullest - allowed) + max(0.0, 1 - fullest - allowed * (partitions - 1))
+    # All are shares of the reads.
+    a_partition_serves = have_ru / reads_ru / partitions
+    for_fullest = min(1.0, skew / partitions)
+    for_others = 1 - for_fullest
+    served = min(for_fullest, a_partition_serves) + min(for_others, a_partition_serves * (partitions - 1))
+    return 1 - served
