@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import NamedTuple
 
 import polars as pl
@@ -45,11 +46,12 @@ class InputOptions(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A table, how to read it, and sentences on what is wrong with it."""
+    """A table, how to read it, sentences on what is wrong with it, and its rows without a weight, by event."""
 
     table: Table
     options: InputOptions
     notes: Sequence[str] = ()
+    unweighted: Mapping[str | None, int] = MappingProxyType({})
 
 
 def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, source: str) -> list[Input]:
@@ -61,8 +63,6 @@ def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, 
     """
     logs = [file for file in files if file.kind != "events"]
     event_files = [file for file in files if file.kind == "events"]
-    if event_files and options.event_weights is None:
-        raise SettingError(f"{source} holds events of several types; weigh them, as --event-weights click=1,buy=5.")
 
     inputs = list[Input]()
     reads_times = options.columns.time != NO_TIMES
@@ -74,7 +74,9 @@ def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, 
         reads_times = log_options.columns.time is not None
 
     if event_files:
-        events = read_events(event_files, form)
+        if options.event_weights is None:
+            raise SettingError(f"{source} holds events of several types; weigh them, as --event-weights click=1,buy=5.")
+        events = read_events(event_files, form, options.event_weights)
         columns = Columns(user="user", item="item", event="event", time="time" if reads_times else None)
 
         filters = list(options.filters)
@@ -82,7 +84,8 @@ def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, 
             # A filter on a column that only the logs have does not apply to events. Without logs, it is an error.
             filters = [row_filter for row_filter in filters if row_filter.column in events.table.schema]
 
-        inputs.append(Input(events.table, options._replace(columns=columns, filters=filters), events.notes))
+        event_options = options._replace(columns=columns, filters=filters)
+        inputs.append(Input(events.table, event_options, events.notes, events.unweighted))
     return inputs
 
 
@@ -144,6 +147,8 @@ def interaction_schema(table_input: Input) -> RowSchema:
     # A row counts for the first reason to leave it out, in the order in which they are added here.
     _add_texts(schema, options.columns)
     _add_weight(schema, options)
+    if table_input.unweighted:
+        schema.counted[UNKNOWN_EVENT] = table_input.unweighted
     if options.columns.quantity is not None:
         _add_quantity(schema, options.columns.quantity)
     if options.columns.time is not None:

@@ -1,5 +1,6 @@
 """Events that the service recorded, as input."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import NamedTuple
@@ -37,28 +38,37 @@ def read_segment(file: DataFile, schema: Mapping[str, pl.DataType]) -> Segment:
 
 
 class RecordedEvents(NamedTuple):
-    """A row for each item of each recorded event, and sentences on events that are left out."""
+    """A row for each item of each recorded event with a weight, and sentences on events that are left out.
+
+    *unweighted* is the number of the other rows, by type of event.
+    """
 
     table: Table
     notes: Sequence[str]
+    unweighted: Mapping[str | None, int]
 
 
-def read_events(files: Sequence[DataFile], form: Format) -> RecordedEvents:
+def read_events(files: Sequence[DataFile], form: Format, event_weights: Mapping[str, float]) -> RecordedEvents:
     """Read *files* in which the service recorded events, such as clicks, as one table.
 
     The table has a row for each item of an event [user, item, event: its type, time, release, role, position]. An event
-    that a client sent again has the same id, and counts once. *form* has the tolerated share of bad rows.
+    that a client sent again has the same id, and counts once. Impressions are most of the events, and mostly have no
+    weight: events without one in *event_weights* are only counted, so that the others fit into the memory. *form* has
+    the tolerated share of bad rows.
     """
     frames = [pl.DataFrame(schema=_EVENT_SCHEMA)]
+    unweighted = Counter[str | None]()
     damaged = 0
     for file in files:
         segment = read_segment(file, _EVENT_SCHEMA)
-        frames.append(segment.events)
+        is_weighted = pl.col("type").is_in(list(event_weights)).fill_null(value=False)
+        frames.append(segment.events.filter(is_weighted))
+        unweighted.update(_rows_by_type(segment.events.filter(~is_weighted)))
         damaged += segment.damaged
 
-    all_events = pl.concat(frames)
-    events = all_events.unique("id", keep="first", maintain_order=True)
-    repeated = all_events.height - events.height
+    weighted_events = pl.concat(frames)
+    events = weighted_events.unique("id", keep="first", maintain_order=True)
+    repeated = weighted_events.height - events.height
     notes = list[str]()
     if repeated:
         notes.append(f"{repeated:,} events were sent again under the same id and are left out")
@@ -69,4 +79,9 @@ def read_events(files: Sequence[DataFile], form: Format) -> RecordedEvents:
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
     table = Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
-    return RecordedEvents(table, notes)
+    return RecordedEvents(table, notes, unweighted)
+
+
+def _rows_by_type(events: pl.DataFrame) -> dict[str | None, int]:
+    """Return the number of items of *events*, by type."""
+    return dict(events.group_by("type").agg(pl.col("items").list.len().sum()).iter_rows())

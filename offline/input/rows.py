@@ -4,6 +4,7 @@ A `RowSchema` declares which values the columns of a table become and which rows
 tables of one input by their schemas. A *bad row* cannot be read; few are tolerated (`Format.max_bad_rows`).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class RowSchema:
     left_out   conditions over the values, by the reason to leave a row out that meets one, such as `no user`
     bad        faults by reason, for rows that cannot be read; too many of them are an error
     examples   by reason, the name of the value that explains it: the error if nothing is left names frequent ones
+    counted    rows that the table leaves out already: their number by reason, and by the value that explains it
     """
 
     table: Table
@@ -52,6 +54,7 @@ class RowSchema:
     left_out: dict[str, pl.Expr] = field(default_factory=dict)
     bad: dict[str, Fault] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    counted: dict[str, Mapping[str | None, int]] = field(default_factory=dict)
 
     def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
         """Read *column* as the number *name*.
@@ -127,8 +130,14 @@ class Rows:
             counted = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
 
         groups = {group["reason"]: group for group in counted.iter_rows(named=True)}
-        self.total = sum(group["rows"] for group in groups.values())
-        self.left_out = {reason: groups[number]["rows"] for reason, number in self._numbers.items() if number in groups}
+        rows_by_number = Counter({number: group["rows"] for number, group in groups.items()})
+        for schema in schemas:
+            for reason, rows_by_value in schema.counted.items():
+                rows_by_number[self._numbers[reason]] += sum(rows_by_value.values())
+        self.total = rows_by_number.total()
+        self.left_out = {
+            reason: rows_by_number[number] for reason, number in self._numbers.items() if rows_by_number[number]
+        }
 
         bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
@@ -141,10 +150,13 @@ class Rows:
         """The values and ROW of the rows kept."""
         return self._all.filter(pl.col("reason") == _KEPT_ROW).drop("file", "reason")
 
-    def values(self, reason: str, name: str) -> pl.Series:
+    def values(self, reason: str, name: str) -> list[str | None]:
         """Return the values of *name* in rows left out for *reason*, most frequent first."""
-        counted = self._rows_left_out(reason).group_by(value=pl.col(name).cast(pl.String)).len()
-        return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
+        counts = self._rows_left_out(reason).group_by(value=pl.col(name).cast(pl.String)).len()
+        rows_by_value = Counter[str | None](dict(counts.collect(engine="streaming").iter_rows()))
+        for schema in self._schemas:
+            rows_by_value.update(schema.counted.get(reason, {}))
+        return sorted(rows_by_value, key=lambda value: (-rows_by_value[value], value is not None, value or ""))
 
     def _nothing_left_error(self, source: str) -> DataError:
         """Return the error for an input (*source*) that has no rows, or only rows that were left out.
@@ -160,7 +172,7 @@ class Rows:
         examples = ""
         for reason, value_name in self._schemas[0].examples.items():
             if reason in self.left_out:
-                frequent_values = self.values(reason, value_name).head(_MOST_ROWS_SHOWN)
+                frequent_values = self.values(reason, value_name)[:_MOST_ROWS_SHOWN]
                 values = ", ".join(f"{value!r:.80}" for value in frequent_values)
                 examples += f"; the most frequent {reason}s are {values}"
         return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.offline.errors import SettingError
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.input.files import find_files
 from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.recorded_events import read_events
+from hotplate.offline.options import Format
 from hotplate.stores.event_log import LogSegment, line_of, segments
 from tests.support.interactions import pairs_of
 
@@ -54,6 +57,18 @@ def test_events_are_weighed_by_type_and_duplicates_count_once(tmp_path: Path) ->
     assert read.notes[1].startswith("the most frequent events without a weight are 'impression'")
     assert read.time_range is not None
     assert read.time_range[0] == datetime.fromtimestamp(1.79e9 + 2, UTC).replace(tzinfo=None)
+
+
+def test_events_without_a_weight_are_counted_but_not_kept(tmp_path: Path) -> None:
+    for number in range(3):
+        segment(tmp_path, *EVENTS, event(9 + number, "impression", "u3", "a", "b"))
+    files = find_files(tmp_path)
+    events = read_events(files, Format(), WEIGHTS)
+    assert events.unweighted == {"impression": 3 * 5}
+    assert sorted(events.table.frame.collect().get_column("event")) == ["buy", "buy", "click", "click"]
+    assert read_interactions(tmp_path, event_weights=WEIGHTS).left_out == {"unknown event": 3 * 5}
+    with pytest.raises(DataError, match=r"of the 27 rows of .*: 27 unknown event; .* are 'impression', 'buy', 'click'"):
+        read_interactions(tmp_path, event_weights={"like": 1.0})
 
 
 def test_damaged_segment_gives_its_intact_events_and_a_note(tmp_path: Path) -> None:
