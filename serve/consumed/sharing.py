@@ -125,7 +125,7 @@ class ConsumedSharing:
         while True:
             try:
                 await self._take_turn()
-            except (StoreError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 -- a defect must not end this task
                 self._report(error)
                 self._state.note_started()
                 await asyncio.sleep(backoff.next_s())
@@ -135,47 +135,52 @@ class ConsumedSharing:
             if self._failing.end():
                 log.info("consumed items are shared through %s again", self._stream.shown)
 
-    def _report(self, error: StoreError | OSError) -> None:
-        if self._failing.met():
-            log.warning("consumed items are not shared with other services: %s", error)
+    def _report(self, error: Exception) -> None:
+        is_defect = not isinstance(error, StoreError | OSError)
+        if self._failing.met(is_defect):
+            sentence = "consumed items are not shared with other services: %s"
+            log.warning(sentence, error, exc_info=error if is_defect else None)
 
     async def _take_turn(self) -> None:
         """Read some entries of the Redis stream that other services write, and send some events of this one.
 
         Called again and again. An entry has items that a user has consumed, such as bought, which all services hide.
-        Entries that are older than this process are read first, a page in each turn, before any event is sent. If there
-        is nothing else to do, this waits up to WAIT_MS for new entries.
+        Entries that are older than this process are read first, a page in each turn, before any event is sent.
         """
-        if self._phase is SharingPhase.REWINDING:
-            self._in_stream.clear()
-            self._stream.rewind()
-            self._phase = SharingPhase.READING
-        if self._phase is SharingPhase.READING:
+        if self._phase in (SharingPhase.REWINDING, SharingPhase.READING):
             await self._read_older_page()
-        if self._phase is SharingPhase.WAITING and self._may_send:  # the erased users of all stores are known
+        if self._phase is SharingPhase.WAITING and self._may_send:
             self._enter(SharingPhase.CATCHING_UP)
-
-        # Entries of other services.
-        is_idle = self._phase in (SharingPhase.WAITING, SharingPhase.FOLLOWING)
-        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
-        if entries is None:  # Redis has lost entries, which this service may have to send again
-            self._phase = SharingPhase.REWINDING
-            return
-        await self._apply_entries(entries)
-
-        # Events of this service.
+        await self._read_newer()  # before sending: appending hides from the stream that Redis has lost entries
         if self._phase in (SharingPhase.CATCHING_UP, SharingPhase.FOLLOWING):
-            has_more_events = await self._send_events()
-            self._enter(SharingPhase.CATCHING_UP if has_more_events else SharingPhase.FOLLOWING)
-            if not has_more_events and not self._stream.has_newer:
-                self._state.note_current()
+            await self._send_newer()
 
     def _enter(self, phase: SharingPhase) -> None:
         """Change the phase, unless the stream was found to need another reading meanwhile."""
         if self._phase is not SharingPhase.REWINDING:
             self._phase = phase
 
+    async def _read_newer(self) -> None:
+        """Read new entries of other services; if there is nothing else to do, wait up to WAIT_MS for them."""
+        is_idle = self._phase in (SharingPhase.WAITING, SharingPhase.FOLLOWING)
+        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
+        if entries is None:  # Redis has lost entries, which this service may have to send again
+            self._phase = SharingPhase.REWINDING
+        else:
+            await self._apply_entries(entries)
+
+    async def _send_newer(self) -> None:
+        """Send events that workers failed to send."""
+        has_more_events = await self._send_events()
+        self._enter(SharingPhase.CATCHING_UP if has_more_events else SharingPhase.FOLLOWING)
+        if not has_more_events and not self._stream.has_newer:
+            self._state.note_current()
+
     async def _read_older_page(self) -> None:
+        if self._phase is SharingPhase.REWINDING:
+            self._in_stream.clear()
+            self._stream.rewind()
+            self._phase = SharingPhase.READING
         await self._apply_entries(await self._stream.older())
         if not self._stream.has_older:
             self._state.note_started()
@@ -268,7 +273,7 @@ class ConsumedSharing:
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._tail.next_events, BATCH))
         try:
             events = await asyncio.shield(self._reading)
-        except OSError:
+        except Exception:
             self._reading = None
             raise
         self._reading = None
@@ -305,10 +310,16 @@ class ConsumedSharing:
         After an outage that is not short, the store is opened again.
         """
         outage = Outage(*ERASED_PAUSES_S)
+        defects = LogOnce()
         while True:
-            with suppress(StoreError):
+            try:
                 async with opened(url) as store:
                     await self._learn_erased(store, url, outage)
+            except StoreError:
+                pass
+            except Exception:
+                if defects.met():
+                    log.exception("the erased users of a store cannot be read")
             await asyncio.sleep(outage.next_pause_s())
 
     async def _learn_erased(self, store: Reader, url: str, outage: Outage) -> None:
@@ -336,3 +347,4 @@ class ConsumedSharing:
         self._erased = before.union(users)
         if self._erased.hashes_by_salt != before.hashes_by_salt:
             self._phase = SharingPhase.REWINDING
+            self._unsent = [part for part in self._unsent if not self._erased.covers_user(part.user)]

@@ -17,21 +17,26 @@ from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pair
 from hotplate.serve.consumed.segment_tail import SegmentTail
 from hotplate.serve.consumed.sender import ConsumedSender, SharingState, stream_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
-from hotplate.serve.consumed.stored_events import restore
+from hotplate.serve.consumed.stored_events import ConsumedEvent, restore
 from hotplate.serve.consumed.table import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.tasks import background
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.connect import open_stream
+from hotplate.stores.erasure import ErasedUsers
+from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.event_log import LogSegment, line_of
+from hotplate.stores.users import erase_users
 from tests.support.command import json_of
 from tests.support.limited_service import counted
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer, running, users_of_the_guide
+from tests.support.remote import publish
 from tests.support.rotation import RotatingProvider
 from tests.support.service import Service, a_list, publish_lists, publish_to, serving, until
 from tests.support.shared import consumed_items
@@ -229,21 +234,96 @@ async def test_store_is_kept_open_during_short_outages(
 ) -> None:
     store = FlakyStore()
     monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", store.open)
-    sharing = ConsumedSharing(
-        redis_server.url(prefix="shop"),
-        stores=["memory"],
-        folder=tmp_path,
-        consumed=consumed_items("buy=24"),
-        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
-        metrics=Metrics(1, ["memory"]),
-    )
-    running_sharing = asyncio.create_task(sharing.run())
+    running_sharing = asyncio.create_task(sharing_of(redis_server, tmp_path).run())
     async with asyncio.timeout(60):
         while store.polls < 3:
             await asyncio.sleep(0.01)
     running_sharing.cancel()
     await asyncio.wait([running_sharing])
     assert store.opened == 1
+
+
+def sharing_of(server: RedisServer, folder: Path) -> ConsumedSharing:
+    """Return the sharing of a service whose only store is a memory store."""
+    return ConsumedSharing(
+        server.url(prefix=folder.name),
+        stores=["memory"],
+        folder=folder,
+        consumed=consumed_items("buy=24"),
+        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
+        metrics=Metrics(1, ["memory"]),
+    )
+
+
+def entries_of(server: RedisServer, folder: Path) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    with redis.Redis(port=server.port) as client:
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = client.xrange(f"{{{folder.name}}}:consumed")
+        return entries
+
+
+async def test_sharing_goes_on_after_a_defect(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FlakyStore()
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", store.open)
+    segment = LogSegment(tmp_path)
+    segment.append(events_of("1"))
+    next_events = SegmentTail.next_events
+    attempts = 0
+
+    def fail_first(tail: SegmentTail, most: int) -> list[ConsumedEvent]:
+        nonlocal attempts
+        attempts += 1
+        return next_events(tail, most if attempts > 1 else 1 // 0)
+
+    monkeypatch.setattr(SegmentTail, "next_events", fail_first)
+    async with background(sharing_of(redis_server, tmp_path).run()), asyncio.timeout(60):
+        while users_in(entries_of(redis_server, tmp_path)) != {"1"}:
+            await asyncio.sleep(0.01)
+    assert caplog.text.count("ZeroDivisionError") == 1
+    segment.close()
+
+
+async def test_user_erased_before_an_event_is_sent_does_not_enter_the_stream(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    await publish(store, "first")
+    has_read_events = asyncio.Event()
+    has_read_erased = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    next_events = SegmentTail.next_events
+
+    @asynccontextmanager
+    async def opened(_url: str) -> AsyncIterator[MemoryStore]:
+        yield store
+
+    def read_events(tail: SegmentTail, most: int) -> list[ConsumedEvent]:
+        events = next_events(tail, most)
+        if events:
+            loop.call_soon_threadsafe(has_read_events.set)
+        return events
+
+    async def read_users(reader: MemoryStore, catalogue: Catalogue) -> ErasedUsers:
+        erased = await read_erased(reader, catalogue)
+        if erased.covers_user("1"):
+            has_read_erased.set()
+        return erased
+
+    monkeypatch.setattr(SegmentTail, "next_events", read_events)
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", opened)
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.read_erased", read_users)
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.SETTLE_S", 3600.0)  # until when events are kept
+    segment = LogSegment(tmp_path)
+    segment.append(events_of("1", "2"))
+    async with background(sharing_of(redis_server, tmp_path).run()), asyncio.timeout(60):
+        await has_read_events.wait()
+        await asyncio.sleep(0.1)
+        await erase_users(store, ["1"])
+        await has_read_erased.wait()
+        await asyncio.sleep(0.1)
+    assert users_in(entries_of(redis_server, tmp_path)) == {"2"}
+    segment.close()
 
 
 def test_items_sold_by_one_service_are_hidden_by_the_other(shop: Shop) -> None:
