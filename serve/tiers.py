@@ -98,7 +98,8 @@ class Tier(ABC):
         return next((finding.sentence for finding in self.findings if finding.is_error), None)
 
     async def close(self) -> None:
-        """Close the store."""
+        """Close the store, after what is still read of its catalogue."""
+        await self.follower.close()
         await self.reader.close()
 
     @property

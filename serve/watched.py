@@ -15,6 +15,7 @@ from xxhash import xxh3_128_digest
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.shared_table import Records
+from hotplate.serve.tasks import repeat
 
 log = logging.getLogger(__name__)
 
@@ -133,11 +134,13 @@ async def catch_up(watched: Sequence[WatchedFiles]) -> None:
 
 async def follow(watched: Sequence[WatchedFiles], *, leads: bool = False) -> None:
     """Apply changes of files, until cancelled; *leads* as for `WatchedFiles.poll`."""
-    while True:
-        await asyncio.sleep(POLL_S)
+
+    async def poll() -> None:
         for files in watched:
             # A large file or a slow disk must not delay requests.
             await asyncio.to_thread(files.poll, leads=leads)
+
+    await repeat(poll, POLL_S, "looking for changes of files")
 
 
 def _hash_of(contents: Sequence[bytes]) -> bytes:

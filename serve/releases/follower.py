@@ -23,6 +23,7 @@ from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.canary_judge import CanaryJudge, Verdict
 from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import ServedRelease, load
+from hotplate.serve.tasks import repeat
 from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseRef, follows
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import MANIFEST, RowKey
@@ -147,7 +148,7 @@ class Follower:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._read_while_unsettled())
-            group.create_task(self._watch_canary())
+            group.create_task(repeat(self._look_at_canary, CANARY_S, "loading and judging a canary"))
 
     @property
     def releases(self) -> list[ServedRelease]:
@@ -196,6 +197,10 @@ class Follower:
         """Read the catalogue after a release was not found; concurrent callers share a read."""
         await self._refreshing.result()
 
+    async def close(self) -> None:
+        """End `refresh`; its callers get StoreUnavailable. `run` is cancelled by its owner."""
+        await self._refreshing.close()
+
     async def _follow_changes(self, *, warm: bool) -> None:
         """Handle each catalogue, the record of a store's releases, that the store reports, until cancelled.
 
@@ -224,15 +229,13 @@ class Follower:
             if self._agreement.is_unsettled:
                 await asyncio.sleep(STALE_POLL_S)
 
-    async def _watch_canary(self) -> None:
-        """Every CANARY_S while the followed catalogue names a canary: load it if it is not loaded, else judge it."""
-        while True:
-            await asyncio.sleep(CANARY_S)
-            if not self._switching.locked():
-                self.canary_follower.judge()
-            if self.canary_follower.is_missing and self._followed is not None:
-                async with self._switching:
-                    self.canary_follower.use(await self.canary_follower.load(self._followed))
+    async def _look_at_canary(self) -> None:
+        """Judge the canary that the followed catalogue names, or load it if it is not loaded."""
+        if not self._switching.locked():
+            self.canary_follower.judge()
+        if self.canary_follower.is_missing and self._followed is not None:
+            async with self._switching:
+                self.canary_follower.use(await self.canary_follower.load(self._followed))
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
         """Return the release *ref*, which was live before: `previous`, or loaded again after a restart of the worker.

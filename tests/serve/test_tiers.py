@@ -10,7 +10,7 @@ from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.tier_metrics import StoreObserver
 from hotplate.serve.tiers import Tier
-from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, ReadResult
 from tests.support.clock import FakeClock
@@ -119,6 +119,41 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
     store.slow_keys = set()
     assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
     assert not tier.breaker.is_open
+
+
+class SilentCatalogue(RemoteStore):
+    """A store that does not answer what is read of its catalogue, and notes what it is doing when it is closed."""
+
+    is_silent = False
+    reading = 0
+    reading_at_close: int | None = None
+
+    async def catalogue(self) -> Catalogue:
+        self.reading += 1
+        try:
+            while self.is_silent:
+                await asyncio.sleep(1)
+            return await super().catalogue()
+        finally:
+            self.reading -= 1
+
+    async def close(self) -> None:
+        self.reading_at_close = self.reading
+        await super().close()
+
+
+@virtual
+async def test_no_catalogue_is_read_from_a_closed_store(clock: FakeClock) -> None:
+    store = SilentCatalogue(MemoryStore(clock))
+    await publish(store.inner, "first")
+    async with TieredReader({"tier": store}) as reader:
+        await reader.wait_until_ready(5)
+        store.is_silent = True
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await reader.tiers[0].follower.refresh()
+        assert store.reading == 1, "the read goes on for other callers"
+    assert store.reading_at_close == 0
 
 
 class ShortStore(RemoteStore):

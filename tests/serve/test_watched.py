@@ -1,16 +1,19 @@
 """Files that are loaded again when they change: a version that cannot be used changes nothing, whatever is wrong."""
 
+import asyncio
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
-from hotplate.serve.watched import WatchedFiles
+from hotplate.serve.tasks import background
+from hotplate.serve.watched import WatchedFiles, follow
 
 
 def polled(watched: WatchedFiles) -> list[Exception]:
@@ -102,6 +105,30 @@ def test_file_replaced_by_a_pipe_is_not_opened_for_reading(tmp_path: Path) -> No
     assert polled(watched) == []
     assert reads == [b"good"]
     assert "is not a regular file" in str(watched.warning)
+
+
+async def test_files_are_followed_after_a_thread_could_not_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    used = list[bytes]()
+    file.write_bytes(b"first")
+    watched = WatchedFiles([file], used.extend)
+    file.write_bytes(b"other")
+    to_thread = asyncio.to_thread
+    attempts = 0
+
+    async def start_thread(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- as of `to_thread`
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise RuntimeError("can't start new thread")
+        await to_thread(*args, **kwargs)
+
+    monkeypatch.setattr(asyncio, "to_thread", start_thread)
+    async with background(follow([watched])), asyncio.timeout(60):
+        while used != [b"first", b"other"]:
+            await asyncio.sleep(0.01)
 
 
 def test_last_valid_content_is_shared_with_processes_that_start_later(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hotplate.serve.releases.preparation import SPREAD_S, WARM_S
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailable
 from hotplate.stores.store import Reader, ReadResult
@@ -521,6 +521,25 @@ async def test_processes_stagger_remote_release_loads_except_for_the_first(memor
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@virtual
+async def test_releases_are_followed_after_a_defect_in_judging_a_canary(memory: MemoryStore) -> None:
+    first = await publish(memory, "first")
+    await life.start_canary(memory, await publish(memory, "canary", live=False), 50)
+
+    def fail(_: Release | None) -> str | None:
+        return None if follower.live is None else str(1 // 0)
+
+    follower = Follower(memory, verdict=fail)
+    task = asyncio.create_task(follower.run())
+    await until(follower, first)
+    await asyncio.sleep(5)
+    await life.abort(memory)
+    await asyncio.sleep(1)
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 class SlowRelease(RemoteStore):
