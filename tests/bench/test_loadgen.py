@@ -127,6 +127,7 @@ def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
     assert "p99" in next(trial for trial in tried if not trial.is_inside).broken[0]
 
 
+@pytest.mark.soak
 def test_late_generator_is_not_a_limit_of_the_service() -> None:
     def on_a_busy_machine(rate: float) -> Result:
         served = serve_at(rate, 1000)

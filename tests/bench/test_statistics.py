@@ -94,7 +94,7 @@ def autocorrelated(rng: np.random.Generator, count: int, lag1: float) -> np.ndar
 @pytest.mark.parametrize(
     ("rounds", "lag1", "trials"),
     [
-        (14, 0.0, 1_000),
+        pytest.param(14, 0.0, 1_000, marks=pytest.mark.soak),
         (14, 0.3, 1_000),
         pytest.param(24, 0.3, 2_000, marks=pytest.mark.soak),
         pytest.param(60, 0.5, 2_000, marks=pytest.mark.soak),

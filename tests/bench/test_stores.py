@@ -124,6 +124,7 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
     assert "Cosmos DB" not in comparison.verdicts["p99"]  # an emulator's latency is assumed
 
 
+@pytest.mark.soak
 def test_p99_decided_by_stalls_is_no_difference() -> None:
     """The verdict was "cannot be told apart (within a factor of 14)" next to figures 2,000 times apart."""
     stalled = [*steady(0.0008, 13), a_run(0.4)]

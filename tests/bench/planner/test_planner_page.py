@@ -147,6 +147,7 @@ async def test_inputs_change_the_answer_to_that_of_the_command(browser: str, add
         assert await page.evaluate(f"{texts('#figures th[scope=row]')}") == other_figures
 
 
+@pytest.mark.soak
 async def test_shown_query_file_and_command_give_the_same_plan(browser: str, address: str, tmp_path: Path) -> None:
     async with planner(browser, address) as page:
         await changed(page, "users", "5M")

@@ -96,7 +96,7 @@ def measured(
     ("ru", "charge_ru", "offset_s"),
     [
         (400, 1.0, 0.0),
-        (400, 1.67, 0.37),
+        pytest.param(400, 1.67, 0.37, marks=pytest.mark.soak),
         pytest.param(400, 1.0, 0.37, marks=pytest.mark.soak),
         pytest.param(400, 1.67, 0.0, marks=pytest.mark.soak),
         pytest.param(1_000, 1.14, 0.0, marks=pytest.mark.soak),

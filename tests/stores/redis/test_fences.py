@@ -51,8 +51,9 @@ async def live_before_prune(store: Store, snapshots: Snapshots, keep: int) -> Re
     return release
 
 
-@pytest.mark.parametrize("keep", [0, pytest.param(1, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("every", [False, pytest.param(True, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("every", [False, True])
 async def test_prune_never_erases_what_is_live_in_the_data_of_a_restarted_server(
     store: Store, proxy: RedisProxy, server: RedisServer, keep: int, *, every: bool
 ) -> None:
