@@ -177,7 +177,7 @@ class Session:
 
     def __init__(self, server: "Server", connection: Connection, identity: object, *, asking: bool) -> None:
         """With *asking*, ASKING precedes each command, as a node expects for a slot that is moving to it."""
-        self.node = server.address.host, server.address.port
+        self.node = server.node
         self.where = server.address.shown
         self.identity = identity
         self._server = server
@@ -271,6 +271,7 @@ class Server:
     def __init__(self, address: RedisAddress, settings: Mapping[str, Any]) -> None:
         """*settings* are those of `settings_of`."""
         self.address = address
+        self.node = address.host, address.port
         self._settings = settings
         self._identities = WeakKeyDictionary[AbstractConnection, object]()
         """A new object for each time that a connection of the pool was opened."""

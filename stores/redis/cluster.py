@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from redis.asyncio import Connection, RedisCluster
@@ -69,6 +69,14 @@ class Cluster(DiscoveredDeployment):
     def replica_of(self, slot: int) -> RedisNode | None:
         nodes = self._client.nodes_manager.slots_cache.get(slot, ())
         return any_of([_node_of(node) for node in nodes[1:]])
+
+    async def named_replicas(self, primary: tuple[str, int]) -> int:
+        with suppress(StoreError):  # then the slots as last known count
+            await self.discover()
+        for nodes in self._client.nodes_manager.slots_cache.values():
+            if nodes and _node_of(nodes[0]) == primary:
+                return len(nodes[1:])
+        return 0
 
     def address(self, node: RedisNode) -> RedisAddress:
         return self._cluster.at(node.host, node.port)

@@ -37,18 +37,19 @@ def replicas_in(info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 async def wait_for_replicas(
-    session: Session, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
+    session: Session, *, wanted: int | None = None, expected: int = 0, timeout_s: float = SEAL_WAIT_S
 ) -> Replication | None:
     """Wait until *wanted* replicas, by default all, have the writes of *session*, which is blocked meanwhile.
 
-    Returns the number of replicas, and of those that have acknowledged within *timeout_s*; None if the user may not
-    send INFO or WAIT.
+    Only replicas that are linked to the primary are waited for. Returns the number of replicas, which is at least
+    *expected*, and of those that have acknowledged within *timeout_s*; None if the user may not send INFO or WAIT.
     """
     try:
-        replicas = len(replicas_in(await session.execute("INFO", "replication")))
-        if not replicas:
-            return Replication(0)
-        count = min(wanted or replicas, replicas)
+        linked = len(replicas_in(await session.execute("INFO", "replication")))
+        replicas = max(linked, expected)
+        if not linked:
+            return Replication(replicas)
+        count = min(wanted or linked, linked)
         return Replication(replicas, int(await session.execute("WAIT", count, int(timeout_s * 1000))))
     except StoreMisused:
         return None
@@ -60,8 +61,8 @@ def warn_unacknowledged(done: str, replication: Replication, where: str, wait_s:
     warn(f"{done}; {replicas} have acknowledged that in {wait_s:g} s, and a failover to another would lose it")
 
 
-async def wait_for_offsets(server: Server, *, expected: int | None = None) -> Replication | None:
-    """Wait until *expected* replicas, by default all, have what the primary has now, whoever wrote it.
+async def wait_for_offsets(server: Server, *, expected: int = 0) -> Replication | None:
+    """Wait until all linked replicas, and at least *expected*, have what the primary has now, whoever wrote it.
 
     An offset counts the bytes of the replication stream. WAIT covers the writes of its own connection only, so the
     offsets that the replicas report are compared with the primary's at the first reading. Returns what was reached
@@ -79,7 +80,7 @@ async def wait_for_offsets(server: Server, *, expected: int | None = None) -> Re
             written = int(info.get("master_repl_offset", 0))  # later writes need not be waited for
         offsets = [int(replica.get("offset", 0)) for replica in replicas_in(info)]
         acknowledged = sum(offset >= written for offset in offsets)
-        replication = Replication(len(offsets) if expected is None else expected, acknowledged)
+        replication = Replication(max(len(offsets), expected), acknowledged)
         if not replication.is_short or time.monotonic() > give_up_at:
             return replication
         await asyncio.sleep(OFFSETS_POLL_S)

@@ -22,7 +22,6 @@ from hotplate.stores.redis.client import (
     CONNECT_TIMEOUT_S,
     NO_RETRIES,
     PROTOCOL,
-    Server,
     Session,
     finish_closing,
     translated,
@@ -32,7 +31,6 @@ from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, DiscoveredDepl
 from hotplate.stores.redis.replication import (
     CONTROL_WAIT_S,
     Replication,
-    wait_for_offsets,
     wait_for_replicas,
     warn_unacknowledged,
 )
@@ -133,8 +131,9 @@ class Sentinels(DiscoveredDeployment):
                 return
             await asyncio.sleep(SETTLE_PAUSE_S)
 
-    async def replication_of(self, server: Server) -> Replication | None:
-        return await wait_for_offsets(server, expected=len(self._replicas))
+    async def named_replicas(self, primary: tuple[str, int]) -> int:
+        del primary
+        return len(self._replicas)
 
     async def ask(self) -> SentinelAnswers:
         """Ask all sentinels for the primary and its replicas, and follow the answer with the highest epoch.

@@ -137,6 +137,29 @@ async def test_erasure_that_a_replica_lacks_is_reported(
     redis_cluster.wait_until(redis_cluster.is_whole)
 
 
+async def test_erasure_while_a_replica_cannot_follow_its_primary_is_reported(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await publish(store, [Row("popular:", b"{}"), *USERS[:5]])
+    home = redis_cluster.owner(Keys(prefix).catalogue)
+    replica = next(node for node in redis_cluster.nodes if node.primary is home)
+
+    # The primary refuses the replica, which stays a node of the cluster.
+    replica.server.execute_command("CONFIG", "SET", "masterauth", "wrong")
+    replica.server.execute_command("CLIENT", "KILL", "TYPE", "master")
+    try:
+        redis_cluster.wait_until(lambda: home.server.execute_command("ROLE")[2] == [])
+        caplog.clear()
+        erasure = await erase_users(store, ["000001"])
+    finally:
+        replica.server.execute_command("CONFIG", "SET", "masterauth", "")
+        redis_cluster.wait_until(redis_cluster.is_whole)
+    lag = f"0 of the 1 replicas of the node 127.0.0.1:{home.port}"
+    assert erasure.warning is not None
+    assert lag in erasure.warning
+    assert any(lag in record.getMessage() for record in caplog.records)
+
+
 async def test_release_on_all_nodes_uses_single_server_layout_and_erases_fully(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
