@@ -334,25 +334,29 @@ async def get_from_replicas(
     `ReplicatedReader.get_many_elsewhere`.
     """
     deployment = connections.deployment
+    if not deployment.has_replicas:
+        raise StoreUnavailable(f"no replica of {deployment.shown} is known")
     release_keys = keys.release(release)
     rows = release_keys.located(row_keys)
+    slots = [release_keys.slots[bucket] for bucket in rows.buckets]
+    values = list[ReadResult]([None]) * len(row_keys)
 
-    names_by_replica = dict[RedisNode, list[bytes]]()
-    for name, bucket in zip(rows.names, rows.buckets, strict=True):
-        slot = release_keys.slots[bucket]
-        replica = deployment.replica_of(slot)
+    async def read(positions: Sequence[int]) -> None:
+        slot = slots[positions[0]]
+        replica = deployment.replica_of(slot)  # one for all keys of a primary: a call fails or waits for each more
         if replica is None:
             raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
-        names_by_replica.setdefault(replica, []).append(name)
+        try:
+            connection = await connections.at(replica).connection()
+            received = await connection.get_each([rows.names[position] for position in positions])
+        except StoreUnavailable:
+            deployment.schedule_refresh()
+            raise
+        for position, value in zip(positions, received, strict=True):
+            values[position] = value
 
-    values = dict[bytes, ReadResult]()
-
-    async def read(replica: RedisNode, names: Sequence[bytes]) -> None:
-        connection = await connections.at(replica).connection()
-        values.update(zip(names, await connection.get_each(names), strict=True))
-
-    await all_done(*(read(replica, names) for replica, names in names_by_replica.items()))
-    return [values[name] for name in rows.names]
+    await all_done(*(read(positions) for positions in deployment.positions_by_primary(slots).values()))
+    return values
 
 
 def lookups_for(keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> Lookups:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -12,6 +12,9 @@ from hotplate.stores.doctor import examine
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import update_catalogue
+from hotplate.stores.redis.keys import Keys
+from hotplate.stores.redis.lookups import get_from_replicas
+from hotplate.stores.redis.multiplexed import ReadConnections
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
@@ -20,7 +23,7 @@ from hotplate.stores.transitions import commit
 from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
-from tests.support.redis_server import SOON_S
+from tests.support.redis_server import SOON_S, commands_in
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
 from tests.support.stores import (
     FIRST,
@@ -32,6 +35,7 @@ from tests.support.stores import (
     release_ref,
     write_release,
 )
+from tests.support.streams import listening
 
 ONE, TWO = Row("user:1", b"one"), Row("user:2", b"two")
 BOTH = [ONE.key, TWO.key, "user:3"]
@@ -109,6 +113,34 @@ async def test_replica_answers_while_the_primary_does_not(
     with primary.stopped():
         slots = await store.get_many_elsewhere(release_ref(FIRST), BOTH, timeout_s=5.0)
     assert slots == [b"one", b"two", None]
+
+
+async def test_late_read_asks_one_replica_of_a_primary() -> None:
+    asked = list[int]()
+
+    def replica(number: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            async for command in commands_in(reader):
+                if command[0] == b"GET":
+                    asked.append(number)
+                writer.write(b"$3\r\none\r\n" if command[0] == b"GET" else b"+OK\r\n")
+
+        return serve
+
+    keys = [f"user:{number}" for number in range(64)]
+    async with (
+        asyncio.timeout(SOON_S),
+        listening(replica(1)) as first,
+        listening(replica(2)) as second,
+        scripted(ScriptedSentinel(1, 1, first, second)) as deployment,
+    ):
+        await deployment.load()
+        connections = ReadConnections(deployment, SOON_S, replicas=True)
+        slots = await get_from_replicas(Keys("test"), connections, release_ref(FIRST), keys)
+        await connections.close()
+    assert slots == [b"one"] * len(keys)
+    assert len(asked) == len(keys)
+    assert len(set(asked)) == 1
 
 
 async def test_the_doctor_names_what_a_failover_would_lack(
