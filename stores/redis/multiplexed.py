@@ -57,8 +57,11 @@ class _PendingRead:
     count: int
     """Number of keys."""
 
-    values: list[ReadResult] | None
-    """The values so far of GETs, which have a reply each; None for an MGET, whose reply is one array."""
+    is_mget: bool
+    """Whether it is one command, with one reply, instead of a GET for each key."""
+
+    replies_so_far: list[Any] | None = None
+    """The replies so far of GETs; None if one reply completes the read (see `get_each`)."""
 
 
 class Multiplexer(asyncio.Protocol):
@@ -81,9 +84,6 @@ class Multiplexer(asyncio.Protocol):
         self._timeout_s = timeout_s
         self._pending = deque[_PendingRead]()
         """In the order of their commands."""
-
-        self._is_array = False
-        """Whether the parser takes the replies to GETs for one array (see `get_each`)."""
 
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -125,7 +125,8 @@ class Multiplexer(asyncio.Protocol):
     def mget(self, names: Sequence[str | bytes]) -> Replies:
         """Send an MGET for the values of *names*."""
         packed = hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]  # its stub says a tuple of one
-        return self._send(packed, len(names), None)
+        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), is_mget=True)
+        return self._send(packed, read)
 
     def get_each(self, names: Sequence[bytes]) -> Replies:
         """Send a GET for each of *names*, at 0.25 µs a key; the error of a key takes the place of its value.
@@ -133,26 +134,24 @@ class Multiplexer(asyncio.Protocol):
         If no other reply is expected, the parser is fed the header of an array of as many elements as there are names,
         as if the server had sent it. It then returns all replies as one list, which takes a fifth of the time.
         """
+        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), is_mget=False)
         if self.error is None and not self._pending and not self._parser.has_data():
             self._parser.feed(b"*%d\r\n" % len(names))
-            self._is_array = True
+        else:
+            read.replies_so_far = []
         packed = b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
-        return self._send(packed, len(names), [])
+        return self._send(packed, read)
 
-    def _send(self, packed: bytes, count: int, values: list[ReadResult] | None) -> Replies:
-        """Send encoded commands that read *count* keys, and return a future of their values.
-
-        *values* is an empty list for GETs, which collects their replies, and None for an MGET, which has one reply.
-        """
-        replies: Replies = self._loop.create_future()
+    def _send(self, packed: bytes, read: _PendingRead) -> Replies:
+        """Send the encoded commands of a read, and return the future of its values."""
         if self.error is not None or self._transport is None:
-            replies.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
-            return replies
-        self._pending.append(_PendingRead(replies, self._loop.time(), count, values))
+            read.replies.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
+            return read.replies
+        self._pending.append(read)
         self._transport.write(packed)
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._check_timeout)
-        return replies
+        return read.replies
 
     def data_received(self, data: bytes) -> None:
         """Parse replies, and complete the reads that they belong to."""
@@ -198,12 +197,10 @@ class Multiplexer(asyncio.Protocol):
     def _match_reply(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
         """Match a parsed reply to the oldest pending read, since a server replies in the order of the commands.
 
-        A read is either an MGET, completed by one reply, or several GETs, which are pending until each has a reply. A
-        reply that cannot belong to the read closes the connection; for one without a pending read, RuntimeError makes
-        the caller close it.
+        Raises RuntimeError for a reply without a pending read, after which the caller closes the connection.
         """
-        if isinstance(reply, ENDING):  # errors such as READONLY, after which a new connection is needed
-            self._end(str(translated(reply, self.where)))
+        if isinstance(reply, ENDING):
+            self._end_by(reply)
             return
 
         self._has_replied = True
@@ -211,17 +208,14 @@ class Multiplexer(asyncio.Protocol):
             raise RuntimeError("a reply without a caller")
 
         read = self._pending[0]
-        result: list[ReadResult] | StoreError
-        if read.values is not None:  # GETs
-            if not self._add_values(read.values, read.count, reply):
-                return  # more replies belong to it, or the connection was closed
-            result = read.values
-        elif isinstance(reply, Exception):
-            result = self._translated(reply)
-        elif isinstance(reply, list) and len(reply) == read.count:
-            result = reply
-        else:
-            self._give_up(f"replied to {read.count} keys with something else than their values")
+        if read.replies_so_far is not None:
+            read.replies_so_far.append(reply)
+            if len(read.replies_so_far) < read.count:
+                return
+            reply = read.replies_so_far
+
+        result = self._result(read, reply)
+        if self.error is not None:  # the reply was invalid
             return
 
         self._pending.popleft()
@@ -232,29 +226,31 @@ class Multiplexer(asyncio.Protocol):
         else:
             read.replies.set_result(result)
 
-    def _add_values(self, values: list[ReadResult], count: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Add the reply to one GET to *values*, the values so far of a read of *count* keys.
+    def _result(self, read: _PendingRead, reply: Any) -> list[ReadResult] | StoreError:  # noqa: ANN401 -- as above
+        """Return the values in the whole reply to a read, or its error; an invalid reply closes the connection."""
+        if isinstance(reply, Exception):
+            return self._translated(reply)
+        if not isinstance(reply, list) or len(reply) != read.count:
+            self._give_up(f"replied to {read.count} keys with something else than their values")
+            return []
+        if read.is_mget or VALUES.issuperset(map(type, reply)):
+            return reply
+        return [self._value_or_error(value) for value in reply]
 
-        If the parser collected the replies (see `get_each`), *reply* is a list of them. The error of a key takes the
-        place of its value. Returns whether there are *count* values now. A reply that is neither a value nor an error
-        closes the connection.
-        """
-        replies = reply if self._is_array else [reply]
-        self._is_array = False  # the header that was fed covers one list of replies
+    def _value_or_error(self, reply: Any) -> ReadResult:  # noqa: ANN401 -- as above
+        """Return the value or the error in the reply to a GET; any other reply closes the connection."""
+        if type(reply) in VALUES:
+            return cast("ReadResult", reply)
+        if isinstance(reply, ENDING):
+            self._end_by(reply)
+        elif not isinstance(reply, Exception):
+            self._give_up("replied to a key with something else than its value")
+            return None
+        return self._translated(reply)
 
-        if VALUES.issuperset(map(type, replies)):
-            values += replies
-            return len(values) == count
-
-        for value in replies:
-            if isinstance(value, Exception):
-                values.append(self._translated(value))
-            elif type(value) in VALUES:
-                values.append(value)
-            else:
-                self._give_up("replied to a key with something else than its value")
-                return False
-        return len(values) == count
+    def _end_by(self, error: Exception) -> None:
+        """Close the connection after an error such as READONLY, which needs a new one."""
+        self._end(str(translated(error, self.where)))
 
     def _translated(self, error: Exception) -> StoreError:
         if isinstance(error, AskError):
@@ -316,10 +312,6 @@ class Reconnector:
         if self._is_closed:
             raise StoreUnavailable(f"{self._where} was closed")
 
-        if not self._opening.is_running:
-            await self._close_ended()
-            if asyncio.get_running_loop().time() < self._retry_at:
-                raise StoreUnavailable(self._error)
         return await self._opening.result()
 
     async def renew(self) -> None:
@@ -341,6 +333,12 @@ class Reconnector:
             await self._connection.close()
 
     async def _open(self) -> Multiplexer:
+        if (current := self.current) is not None:  # `renew` has opened it since this call began
+            return current
+        await self._close_ended()
+        if asyncio.get_running_loop().time() < self._retry_at:
+            raise StoreUnavailable(self._error)
+
         connection = self._new_connection()
         try:
             await connection.open()

@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.deployment import Standalone
-from hotplate.stores.redis.multiplexed import Multiplexer, ReadConnections
+from hotplate.stores.redis.multiplexed import Multiplexer, ReadConnections, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
@@ -148,6 +148,75 @@ async def test_server_without_a_stated_role_counts_as_a_replica(greeting: bytes,
     async with reading(lambda command: replies[command[0]]) as (_, store):
         catalogue = await store.catalogue()
     assert (catalogue.generation, catalogue.now, catalogue.primary) == (0, 1795202475.5, primary)
+
+
+@asynccontextmanager
+async def connecting(server: ScriptedServer) -> AsyncIterator[Reconnector]:
+    """Connect to a server for reads, for SOON_S at most."""
+    deployment = Standalone(parse(f"redis://127.0.0.1:{server.port}/0"))
+    connections = ReadConnections(deployment, SOON_S)
+    async with asyncio.timeout(SOON_S):
+        yield connections.at(deployment.primaries[0])
+        await connections.close()
+
+
+ENDED_BY = [b"-LOADING Redis is loading the dataset in memory\r\n", b"-READONLY You can't write\r\n"]
+
+
+@pytest.mark.parametrize("refusal", ENDED_BY)
+@pytest.mark.parametrize("count", [1, 2])
+async def test_refusal_of_any_get_closes_the_connection(refusal: bytes, count: int) -> None:
+    replies = {b"a": b"$1\r\n1\r\n", b"b": refusal}
+    async with (
+        scripted(lambda command: replies.get(command[-1], array(b"role", b"master"))) as server,
+        connecting(server) as reconnector,
+    ):
+        connection = await reconnector.connection()
+        reads = [connection.get_each([b"a", b"b"]) for _ in range(count)]
+        for read in reads:
+            with pytest.raises(StoreUnavailable):
+                await read
+        assert reconnector.current is None
+
+
+class SlowlyClosed(Multiplexer):
+    """A connection to no server, whose end waits for an event."""
+
+    def __init__(self, may_close: asyncio.Event) -> None:
+        deployment = Standalone(parse("redis://127.0.0.1:1/0"))
+        super().__init__(deployment.new_connection(deployment.primaries[0], SOON_S), "nowhere", SOON_S)
+        self._may_close = may_close
+
+    @property
+    def was_useful(self) -> bool:
+        return True
+
+    async def open(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        await self._may_close.wait()
+
+
+async def test_calls_after_a_lost_connection_share_the_next_one() -> None:
+    may_close = asyncio.Event()
+    opened = list[Multiplexer]()
+
+    def new_connection() -> Multiplexer:
+        opened.append(SlowlyClosed(may_close))
+        return opened[-1]
+
+    reconnector = Reconnector("nowhere", new_connection)
+    lost = await reconnector.connection()
+    lost.error = "it was lost"
+    calls = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    may_close.set()
+    async with asyncio.timeout(SOON_S):
+        first, second = await asyncio.gather(*calls)
+    assert first is second
+    assert opened == [lost, first]
 
 
 async def test_overlapping_calls_receive_the_values_of_their_own_commands(
