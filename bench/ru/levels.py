@@ -72,7 +72,9 @@ def from_store(status: int, body: bytes) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelTrial(Trial):
-    """A trial at a share of a level's capacity, `offered`; `result` has the counted seconds.
+    """A trial at a share of a level's capacity, `offered`.
+
+    `result` has the latencies and lags of the counted seconds; its totals, such as `errors`, are of the whole run.
 
     rate       reads/s
     throttled  429s received in the whole trial; 50 in a row open the service's breaker
