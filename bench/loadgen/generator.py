@@ -344,28 +344,32 @@ class LoadGenerator:
         self._last_sent_s = self._clock()
 
     async def _sweep(self) -> None:
-        """Every SWEEP_S, end a second of the record, and fail requests that have timed out, until cancelled.
-
-        `_waiting` has the due times of requests without a connection, in ascending order. A connection's tag is the
-        request in flight on it, or None.
-        """
+        """Every SWEEP_S, end a second of the record, and fail requests that have timed out, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self._clock()
+            self._end_second(now_s)
+            self._expire_waiting(now_s - self._load.timeout_s)
+            self._expire_in_flight(now_s - self._load.timeout_s)
 
-            # The run's last second ends in `Recorder.seconds`, with the answers that come late.
-            is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
-            if now_s >= self._second_ends_s and not is_last_second:
-                self._second_ends_s += 1
-                self._recorder.end_second()
+    def _end_second(self, now_s: float) -> None:
+        """End a second of the record, except the last one, which also has the answers that come late."""
+        is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
+        if now_s >= self._second_ends_s and not is_last_second:
+            self._second_ends_s += 1
+            self._recorder.end_second()
 
-            oldest_due_s = now_s - self._load.timeout_s
-            while self._waiting and self._waiting[0] < oldest_due_s:
-                self._waiting.popleft()
-                self._failed("timeout")
-            for connection in list(self._open):
-                if connection.tag is not None and connection.tag.due_s < oldest_due_s:
-                    connection.fail("timeout")
+    def _expire_waiting(self, oldest_due_s: float) -> None:
+        """Fail requests without a connection that were due before; their due times ascend."""
+        while self._waiting and self._waiting[0] < oldest_due_s:
+            self._waiting.popleft()
+            self._failed("timeout")
+
+    def _expire_in_flight(self, oldest_due_s: float) -> None:
+        """Fail connections with a request that was due before: the tag, None while idle."""
+        for connection in list(self._open):
+            if connection.tag is not None and connection.tag.due_s < oldest_due_s:
+                connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
         """Open a connection if more requests wait than connections are being opened, up to the load's limit."""
@@ -466,8 +470,6 @@ class LoadGenerator:
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
             seen=recorder.values,
-            due=recorder.due,
-            sent=recorder.sent,
             dropped=recorder.dropped,
             errors=recorder.errors,
             statuses=recorder.statuses,

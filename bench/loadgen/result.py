@@ -147,8 +147,6 @@ class Result:
     connections: int
     duration_s: float
     interrupted: bool
-    due: int
-    sent: int
     dropped: int
     errors: Mapping[str, int]
     statuses: Mapping[int, int]
@@ -178,6 +176,16 @@ class Result:
     def lag(self) -> Histogram:
         """The generator's delays; empty for a closed loop."""
         return Histogram.of(self.lags_s)
+
+    @property
+    def due(self) -> int:
+        """Due requests."""
+        return sum(second.due for second in self.seconds)
+
+    @property
+    def sent(self) -> int:
+        """Requests that were sent."""
+        return sum(second.sent for second in self.seconds)
 
     @property
     def ok(self) -> int:
@@ -227,6 +235,8 @@ class Result:
         left_out = {"samples", "seconds", "lags_s", "statuses"}  # long, or written otherwise below
         plain_fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return plain_fields | {
+            "due": self.due,
+            "sent": self.sent,
             "ok": self.ok,
             "statuses": {str(status): count for status, count in self.statuses.items()},
             "ok_rate": round(self.ok_rate, 1),

@@ -74,7 +74,7 @@ def from_store(status: int, body: bytes) -> str | None:
 class LevelTrial(Trial):
     """A trial at a share of a level's capacity, `offered`.
 
-    `result` has the latencies and lags of the counted seconds; its totals, such as `errors`, are of the whole run.
+    `result` has the counted seconds; its errors by kind, drops and statuses are those of the whole run.
 
     rate       reads/s
     throttled  429s received in the whole trial; 50 in a row open the service's breaker
@@ -88,7 +88,7 @@ class LevelTrial(Trial):
     @property
     def due(self) -> int:
         """Number of due requests."""
-        return sum(second.due for second in self.result.seconds)
+        return self.result.due
 
     @property
     def accepted_per_s(self) -> float:
@@ -103,7 +103,7 @@ class LevelTrial(Trial):
     @property
     def is_sent(self) -> bool:
         """Whether the generator kept up."""
-        return sum(second.sent for second in self.result.seconds) >= SENT_BOUND * self.due
+        return self.result.sent >= SENT_BOUND * self.due
 
     @property
     def late(self) -> str:

@@ -97,6 +97,12 @@ def summary(
     return report(options or StoresOptions(), setup, Measured(stores, interrupted, disturbed))
 
 
+def with_dropped(result: Result, dropped: int) -> Result:
+    """Add requests that were due in the last second, and never sent."""
+    *seconds, last = result.seconds
+    return replace(result, seconds=(*seconds, replace(last, due=last.due + dropped)), dropped=dropped)
+
+
 def steady(answer_s: float, rounds: int = 6) -> list[Result]:
     return [a_run(answer_s * (1 + number % 3 / 100)) for number in range(rounds)]
 
@@ -270,7 +276,7 @@ def test_popular_lists_break_a_store_and_the_verdict() -> None:
 def test_wrong_lists_errors_and_a_late_generator_break_a_store() -> None:
     wrong = summary(store_runs("files", "file:///a", steady(0.002), wrong=1))
     assert wrong.broken == ("files: 1 of 5 compared answers were wrong",)
-    failing = [replace(result, due=result.due + 100, dropped=100) for result in steady(0.002)]
+    failing = [with_dropped(result, 100) for result in steady(0.002)]
     assert summary(store_runs("files", "file:///a", failing)).exit_code == 3
     late = summary(store_runs("files", "file:///a", [delayed(result) for result in steady(0.002)]))
     assert (late.exit_code, late.sentence) == (1, "There is no verdict: see below.")

@@ -110,6 +110,8 @@ def test_ten_second_window_gains_no_extra_budget(ru: int, charge_ru: float, offs
     assert level.at(OVERLOAD).refused == pytest.approx(1 - 1 / OVERLOAD, abs=0.02)
     assert level.at(CALM).throttled == 0
     assert level.at(CALM).refused < 0.001
+    calm = level.at(CALM)
+    assert calm.result.due == pytest.approx(calm.rate * len(calm.result.seconds), rel=0.02)  # of counted seconds only
 
 
 def test_level_that_used_burst_capacity_is_refused() -> None:
