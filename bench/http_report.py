@@ -231,7 +231,7 @@ def report(runs: HttpRuns) -> Report:
         outcome = _batches_outcome(runs.trials)
         results = [*runs.rounds, *(trial.result for trial in runs.trials)]
     else:
-        outcome = _Rounds(runs).outcome
+        outcome = _rounds_outcome(runs)
         results = list(runs.rounds)
 
     failures = list(outcome.failures)
@@ -291,217 +291,194 @@ def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
     return [] if popular.value is None else [popular.row(subject, "popular lists", "share")]
 
 
-class _Rounds:
-    """The outcome of rounds at one rate, and of the search for that rate, if there was one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What rounds at one rate show, and the search for that rate, if there was one.
 
-    _broken  bounds that the rounds did not keep, or that no rate kept
-    _late    bounds that the generator's lateness broke
-    _best    the highest rate inside the objective; None if the rounds at it were not
-    _limit   why the search ended, if not because of the service
+    best    the trial at the highest rate inside the objective; None without a search, or if its rounds were outside
+    limit   why the rate may be higher, as the load generator ended the search; empty if the service did
+    broken  bounds that the service did not keep in the rounds, or at any rate
+    late    bounds that were broken by the lateness of the load generator
     """
 
-    def __init__(self, runs: HttpRuns) -> None:
-        self._plan = runs.plan
-        self._objective = runs.plan.objective
-        self._trials = runs.trials
-        self._rounds = runs.rounds
-        self._is_interrupted = runs.interrupted
-        latency = self._objective.judge_latency(runs.rounds)
-        self._late = latency.doubts
-        self._broken = [*self._objective.errors_beyond(self._error_share), *latency.broken]
+    best: Trial | None
+    limit: str
+    broken: Sequence[str]
+    late: Sequence[str]
 
-        best = highest(runs.trials)
-        failed_trial = first_outside(runs.trials)
-        if best:
-            self._broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in self._broken]
-        elif failed_trial:
-            self._broken.append(self._no_rate_inside(failed_trial))
-        self._best = None if self._broken else best
-        self._limit = ""
-        if failed_trial and failed_trial.is_unclear:
-            self._limit = failed_trial.doubts[0]
 
-    def _no_rate_inside(self, failed_trial: Trial) -> str:
-        """Return a sentence on a search in which no rate met the objective, with the lowest one that failed."""
-        reasons = " and ".join(failed_trial.broken or failed_trial.doubts)
-        rate = f"{failed_trial.offered:,.4g} requests/s"
-        return f"no rate was inside the objective {self._objective}: at {rate} {reasons}"
+def judge(runs: HttpRuns) -> Verdict:
+    """Judge rounds at one rate by the objective, and the search for that rate."""
+    objective = runs.plan.objective
+    latency = objective.judge_latency(runs.rounds)
+    broken = [*objective.errors_beyond(error_share(runs.rounds).value or 0.0), *latency.broken]
 
-    @property
-    def _error_share(self) -> float:
-        due = sum(result.due for result in self._rounds)
-        return sum(result.failed for result in self._rounds) / max(1, due)
+    best = highest(runs.trials)
+    outside = first_outside(runs.trials)
+    if best:
+        broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in broken]
+    elif outside:
+        reasons = " and ".join(outside.broken or outside.doubts)
+        broken.append(f"no rate was inside the objective {objective}: at {outside.offered:,.4g} requests/s {reasons}")
 
-    @property
-    def outcome(self) -> Outcome:
-        """The answer, figures and plots; without rounds, those of the search."""
-        return Outcome(
-            kind="http",
-            answer=self._answer,
-            rows=self._rows if self._rounds else (),
-            columns=RATE_COLUMNS,
-            origins={"measured": self._method},
-            plots=self._plots,
-            notes=self._notes,
-            broken=self._broken,
-            failures=self._failures,
-            extra=self._extra,
-        )
+    return Verdict(
+        best=None if broken else best,
+        limit=outside.doubts[0] if outside and outside.is_unclear else "",
+        broken=broken,
+        late=latency.doubts,
+    )
 
-    @property
-    def _failures(self) -> list[str]:
-        """Sentences on why the rounds do not support a verdict: empty if they do.
 
-        Rounds may be invalid, as with an overloaded load generator; only the first few are named. `_unknown` names
-        bounds of the objective with too few answers, which do not matter if another is broken, `_late` those that the
-        generator's own delay exceeds.
-        """
-        reasons = [
-            f"round {number}: {reason}"
-            for number, result in enumerate(self._rounds, 1)
-            for reason in result.invalid_reasons
-        ]
-        if len(reasons) > SHOWN_REASONS:
-            more = len(reasons) - SHOWN_REASONS
-            reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(self._rounds)} rounds"]
+def _rounds_outcome(runs: HttpRuns) -> Outcome:
+    """Return the answer, figures and plots of rounds at one rate; without rounds, those of the search."""
+    verdict = judge(runs)
+    return Outcome(
+        kind="http",
+        answer=_answer(runs, verdict),
+        rows=_rows(runs, verdict) if runs.rounds else (),
+        columns=RATE_COLUMNS,
+        origins={"measured": _method(runs)},
+        plots=_plots(runs, verdict),
+        notes=_notes(runs, verdict),
+        broken=verdict.broken,
+        failures=_failures(runs, verdict),
+        extra=_extra(runs, verdict),
+    )
 
-        if not self._trials and not self._broken:
-            reasons += self._unknown
-        return [*reasons, *(f"all rounds: {doubt}" for doubt in self._late)]
 
-    @property
-    def _unknown(self) -> list[str]:
-        """Percentiles that the objective bounds and that have too few answers."""
-        figures = {name: percentile(self._rounds, PERCENTS[name]) for name in self._objective.latency_us}
-        return [f"{name} is not known ({figure.note})" for name, figure in figures.items() if figure.value is None]
+def _failures(runs: HttpRuns, verdict: Verdict) -> list[str]:
+    """Return why the rounds do not support a verdict: invalid rounds, of which the first few are named, and doubts.
 
-    @property
-    def _answer(self) -> str:
-        """A sentence: the highest rate inside the objective, if it was searched for; else whether the rounds keep it.
+    A percentile with too few answers is none if another bound is broken.
+    """
+    reasons = [
+        f"round {number}: {reason}" for number, result in enumerate(runs.rounds, 1) for reason in result.invalid_reasons
+    ]
+    if len(reasons) > SHOWN_REASONS:
+        more = len(reasons) - SHOWN_REASONS
+        reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(runs.rounds)} rounds"]
 
-        Without an objective among the options, p99 and the rate of good answers. `_best` is the trial at the highest
-        rate; `_limit` says why it may be higher, as this machine drove no more.
-        """
-        objective = self._objective
-        if not self._rounds:
-            return self._answer_without_rounds
+    if not runs.trials and not verdict.broken:
+        figures = {name: percentile(runs.rounds, PERCENTS[name]) for name in runs.plan.objective.latency_us}
+        reasons += [f"{name} is not known ({figure.note})" for name, figure in figures.items() if figure.value is None]
+    return [*reasons, *(f"all rounds: {doubt}" for doubt in verdict.late)]
 
-        if self._best:
-            rate = f"{self._best.offered:,.0f} requests/s"
-            if self._limit:
-                rate = f"at least {rate}"
-            latency = self._latency(objective.percentile)
-            return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
 
-        rate = format_value(mean([result.ok_rate for result in self._rounds]).value or 0)
-        errors = error_share(self._rounds).value
-        failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
-        if not self._plan.options.slo and not self._trials:
-            return f"p99 is {self._latency('p99')} at {rate} answers/s, {failed}."
+def _answer(runs: HttpRuns, verdict: Verdict) -> str:
+    """Return the highest rate inside the objective, if it was searched for; else whether the rounds keep it.
 
-        if errors:
-            failed += f" of {format_value(objective.errors, 'share')}"
-        verdict = "Outside" if self._broken else "Within"
-        bounds = [f"{name} {self._latency(name)} of {_bound(us)}" for name, us in objective.latency_us.items()]
-        latencies = ", ".join(bounds) or f"p99 {self._latency('p99')}"
-        return f"{verdict} the objective: {latencies} at {rate} answers/s, {failed}."
+    Without an objective among the options, return p99 and the rate of good answers.
+    """
+    objective = runs.plan.objective
+    if not runs.rounds:
+        return _answer_without_rounds(runs, verdict)
 
-    @property
-    def _answer_without_rounds(self) -> str:
-        if not self._is_interrupted:
-            return f"No rate is inside {self._objective}."
-        if self._best is None:
-            return f"The search was stopped before a rate was inside {self._objective}."
-        rate = f"{self._best.offered:,.0f} requests/s"
-        return f"The search was stopped: {rate} are inside {self._objective}, and perhaps more."
+    if verdict.best:
+        rate = f"{'at least ' if verdict.limit else ''}{verdict.best.offered:,.0f} requests/s"
+        latency = _latency(runs.rounds, objective.percentile)
+        return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
 
-    def _latency(self, name: str) -> str:
-        figure = percentile(self._rounds, PERCENTS[name])
-        return f"not known ({figure.note})" if figure.value is None else _ms(figure.value)
+    rate = format_value(mean([result.ok_rate for result in runs.rounds]).value or 0)
+    errors = error_share(runs.rounds).value
+    failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
+    p99 = _latency(runs.rounds, "p99")
+    if not runs.plan.options.slo and not runs.trials:
+        return f"p99 is {p99} at {rate} answers/s, {failed}."
 
-    @property
-    def _method(self) -> str:
-        load = self._plan.load
-        count = len(self._rounds)
-        rounds = "1 round" if count == 1 else f"{count} rounds"
-        return (
-            f"{rounds} of {self._plan.options.duration}, open loop: latency counts from a "
-            f"request's due time; at most {load.connections} in flight"
-        )
+    if errors:
+        failed += f" of {format_value(objective.errors, 'share')}"
+    bounds = [f"{name} {_latency(runs.rounds, name)} of {_bound(us)}" for name, us in objective.latency_us.items()]
+    latencies = ", ".join(bounds) or f"p99 {p99}"
+    return f"{'Outside' if verdict.broken else 'Within'} the objective: {latencies} at {rate} answers/s, {failed}."
 
-    @property
-    def _rows(self) -> Iterator[Row]:
-        """The figures of the service, one line of the table: highest rate, latencies, rate, and shares of all rounds.
 
-        `_best` is the trial at the highest rate inside the objective, None unless it was searched for.
-        """
-        subject = redacted(self._plan.load.url)
-        rounds = self._rounds
-        if self._best:
-            yield Row(subject, "highest rate", "/s", self._best.offered, note="at least" if self._limit else "")
+def _answer_without_rounds(runs: HttpRuns, verdict: Verdict) -> str:
+    objective = runs.plan.objective
+    if not runs.interrupted:
+        return f"No rate is inside {objective}."
+    if verdict.best is None:
+        return f"The search was stopped before a rate was inside {objective}."
+    return f"The search was stopped: {verdict.best.offered:,.0f} requests/s are inside {objective}, and perhaps more."
 
-        shown = {*PERCENTILES, self._objective.percentile}
-        yield from _latency_rows(subject, rounds, [name for name in PERCENTS if name in shown])
-        yield mean([result.ok_rate for result in rounds]).row(subject, "rate", "/s")
-        yield error_share(rounds).row(subject, "errors and drops", "share")
-        yield from _popular_rows(subject, rounds)
 
-    @property
-    def _notes(self) -> Iterator[str]:
-        if self._limit:
-            yield f"The search ended because of the generator, and not of the service: {self._limit}."
-        late_us = Histogram.merged(result.lag for result in self._rounds).percentile_us(99)
-        if late_us > LAG_BOUND_US:
-            late = f"The generator itself was up to {format_value(late_us, 'us')} late (p99)"
-            yield f"{late}; that is part of the latencies."
+def _latency(rounds: Sequence[Result], name: str) -> str:
+    figure = percentile(rounds, PERCENTS[name])
+    return f"not known ({figure.note})" if figure.value is None else _ms(figure.value)
 
-    @property
-    def _plots(self) -> Iterator[Plot]:
-        if self._trials:
-            yield self._search_plot
-        if self._rounds:
-            yield _spectrum_plot(self._rounds)
-            yield _seconds_plot(self._rounds)
 
-    @property
-    def _search_plot(self) -> Plot:
-        """The plot of a search for the highest rate: a percentile of the latency, over the rate of each trial.
+def _method(runs: HttpRuns) -> str:
+    return (
+        f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}, open loop: latency counts from a "
+        f"request's due time; at most {runs.plan.load.connections} in flight"
+    )
 
-        The highest rate within the objective is marked.
-        """
-        name = self._objective.percentile
-        trials = sorted(self._trials, key=lambda trial: trial.offered)
-        rates = tuple(trial.offered for trial in trials)
-        latencies_us = tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials)
-        return Plot(
-            title=f"{name} over offered load",
-            x="requests/s",
-            y=name,
-            curves=(Curve(name, rates, latencies_us),),
-            y_unit="us",
-            log_y=True,
-            points=True,
-            marks={self._best.offered: "highest inside"} if self._best else {},
-        )
 
-    @property
-    def _extra(self) -> dict[str, Any]:
-        """The fields "rounds" and, after a search for the highest rate, "search" of the JSON report.
+def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
+    """Yield the figures of the service, one line of the table: highest rate, latencies, rate, and shares."""
+    subject = redacted(runs.plan.load.url)
+    rounds = runs.rounds
+    if verdict.best:
+        yield Row(subject, "highest rate", "/s", verdict.best.offered, note="at least" if verdict.limit else "")
 
-        A point is a trial of the search. "highest" is the highest rate in requests/s inside the objective, None if
-        there is none; "at_least" says that it may be higher, as this machine drove no more.
-        """
-        rounds = {"rounds": [result.to_json() for result in self._rounds]}
-        if not self._trials:
-            return rounds
+    shown = {*PERCENTILES, runs.plan.objective.percentile}
+    yield from _latency_rows(subject, rounds, [name for name in PERCENTS if name in shown])
+    yield mean([result.ok_rate for result in rounds]).row(subject, "rate", "/s")
+    yield error_share(rounds).row(subject, "errors and drops", "share")
+    yield from _popular_rows(subject, rounds)
 
-        search = {
-            "highest": self._best and self._best.offered,
-            "at_least": self._limit,
-            "objective": str(self._objective),
-            "points": list(map(_trial_json, self._trials)),
-        }
-        return {**rounds, "search": search}
+
+def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
+    if verdict.limit:
+        yield f"The search ended because of the generator, and not of the service: {verdict.limit}."
+    late_us = Histogram.merged(result.lag for result in runs.rounds).percentile_us(99)
+    if late_us > LAG_BOUND_US:
+        late = f"The generator itself was up to {format_value(late_us, 'us')} late (p99)"
+        yield f"{late}; that is part of the latencies."
+
+
+def _plots(runs: HttpRuns, verdict: Verdict) -> Iterator[Plot]:
+    if runs.trials:
+        yield _search_plot(runs, verdict)
+    if runs.rounds:
+        yield _spectrum_plot(runs.rounds)
+        yield _seconds_plot(runs.rounds)
+
+
+def _search_plot(runs: HttpRuns, verdict: Verdict) -> Plot:
+    """Plot a percentile of the latency over the rate of each trial, with a mark at the highest rate inside."""
+    name = runs.plan.objective.percentile
+    trials = sorted(runs.trials, key=lambda trial: trial.offered)
+    rates = tuple(trial.offered for trial in trials)
+    latencies_us = tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials)
+    return Plot(
+        title=f"{name} over offered load",
+        x="requests/s",
+        y=name,
+        curves=(Curve(name, rates, latencies_us),),
+        y_unit="us",
+        log_y=True,
+        points=True,
+        marks={verdict.best.offered: "highest inside"} if verdict.best else {},
+    )
+
+
+def _extra(runs: HttpRuns, verdict: Verdict) -> dict[str, Any]:
+    """Return the fields "rounds" and, after a search for the highest rate, "search" of the JSON report.
+
+    A point is a trial of the search. "highest" is the highest rate in requests/s inside the objective, None if there is
+    none; "at_least" says why it may be higher.
+    """
+    rounds = {"rounds": [result.to_json() for result in runs.rounds]}
+    if not runs.trials:
+        return rounds
+
+    search = {
+        "highest": verdict.best and verdict.best.offered,
+        "at_least": verdict.limit,
+        "objective": str(runs.plan.objective),
+        "points": list(map(_trial_json, runs.trials)),
+    }
+    return {**rounds, "search": search}
 
 
 def _batches_outcome(trials: Sequence[Trial]) -> Outcome:
