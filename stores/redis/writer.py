@@ -9,6 +9,7 @@ has them, their keys are listed and the resume point advances. The names of keys
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import META, pack
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, translated
 from hotplate.stores.redis.keys import SEALED, Keys, state_of
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
@@ -210,8 +211,13 @@ class Writer:
 
         async def transact(session: Session) -> float:
             # WATCH precedes the check, so EXEC stores nothing if another writer claims the draft afterwards.
-            state = await self.check_kept(draft, session, sending=batch.last_key, watched=True)
-            check_owned(draft, state)
+            try:
+                state = await self.check_kept(draft, session, sending=batch.last_key, watched=True)
+                check_owned(draft, state)
+            except StoreError:
+                with suppress(StoreError):  # the connection may be lost
+                    await session.execute("UNWATCH")  # else the next EXEC over it may fail
+                raise
 
             started = time.monotonic()
             *_, replies = await session.execute_all(

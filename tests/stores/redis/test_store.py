@@ -48,6 +48,23 @@ async def test_abandoned_put_leaves_the_connection_usable(redis: RedisStore) -> 
     assert await scan_rows(redis, FIRST) == USERS
 
 
+async def test_refused_batch_does_not_fail_the_transaction_after_it(
+    redis: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    mine = draft_of(FIRST)
+    other = open_url(redis_server.url(prefix=prefix))
+    await redis.create(mine, Plan(1, 1))
+    await other.create(mine._replace(writer="another"), Plan(1, 1))
+    with pytest.raises(ReleaseConflict):
+        await redis.put(mine, USERS[:1])
+    await redis.create(draft_of(SECOND), Plan(1, 1))
+    await other.seal(mine._replace(writer="another"))  # changes the state that the refused batch has watched
+    await other.close()
+    before = redis_server.calls("exec")
+    await redis.put(draft_of(SECOND), USERS[:1])
+    assert redis_server.calls("exec") == before + 1
+
+
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
 async def test_documented_redis_users_have_exactly_their_rights(
     request: pytest.FixtureRequest, place: str, prefix: str, monkeypatch: pytest.MonkeyPatch
