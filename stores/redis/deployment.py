@@ -13,7 +13,6 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -297,12 +296,16 @@ class DiscoveredDeployment(Deployment):
         self._refresh = _Refresh(task, failure)
 
     async def _discover_later(self, pause_s: float) -> None:
+        failure: StoreError | None = None
         try:
             await asyncio.sleep(pause_s)
-            with suppress(StoreError):
-                await self.discover()
+            await self.discover()
+        except StoreError as error:
+            failure = error
         finally:
             self._refresh = None
+        if failure is not None and not self.is_loaded:  # else the next failure of a server asks again
+            self._schedule(failure)
 
 
 def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:

@@ -1,0 +1,47 @@
+"""When a deployment is asked for its servers again."""
+
+import asyncio
+
+import pytest
+
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.redis.deployment import DiscoveredDeployment, RedisNode
+from hotplate.stores.redis.url import RedisAddress, parse
+from tests.support.redis_server import SOON_S
+
+
+class Unreachable(DiscoveredDeployment):
+    """A deployment that never answers."""
+
+    def __init__(self) -> None:
+        super().__init__(parse("redis://127.0.0.1:1/0"), None)
+        self.asked = 0
+
+    async def ask(self) -> None:
+        self.asked += 1
+        raise StoreUnavailable(f"question {self.asked} failed")
+
+    def replica_of(self, slot: int) -> RedisNode | None:
+        del slot
+        return None
+
+    def address(self, node: RedisNode) -> RedisAddress:
+        del node
+        return self.common
+
+
+async def test_callers_fail_at_once_after_a_discovery_in_the_background_failed() -> None:
+    deployment = Unreachable()
+    with pytest.raises(StoreUnavailable, match="question 1 failed"):
+        await deployment.load()
+    async with asyncio.timeout(SOON_S):
+        while deployment.asked < 2:
+            await asyncio.sleep(0.001)
+    for _ in range(10):  # until the task has ended
+        await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable):
+        deployment.load().send(None)  # without a further question
+    await deployment.close()
+    asked = deployment.asked
+    await asyncio.sleep(0)
+    assert deployment.asked == asked
