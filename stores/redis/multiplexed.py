@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 RETIRING_POLL_S = 0.01
 RECONNECT_PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
 
+GET = b"GET"
+MGET = b"MGET"
+
 # Types of a value that was read; None is an absent one.
 VALUES = frozenset({bytes, type(None)})
 
@@ -57,11 +60,11 @@ class _PendingRead:
     count: int
     """Number of keys."""
 
-    is_mget: bool
-    """Whether it is one command, with one reply, instead of a GET for each key."""
+    command: bytes
+    """MGET, which was sent once, or GET, which was sent for each key."""
 
-    replies_so_far: list[Any] | None = None
-    """The replies so far of GETs; None if one reply completes the read (see `get_each`)."""
+    replies_so_far: list[Any] | None
+    """The replies so far to GETs; None if one reply completes the read (see `Multiplexer.get_each`)."""
 
 
 class Multiplexer(asyncio.Protocol):
@@ -124,8 +127,8 @@ class Multiplexer(asyncio.Protocol):
 
     def mget(self, names: Sequence[str | bytes]) -> Replies:
         """Send an MGET for the values of *names*."""
-        packed = hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]  # its stub says a tuple of one
-        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), is_mget=True)
+        packed = hiredis.pack_command((MGET, *names))  # type: ignore[arg-type]  # its stub says a tuple of one
+        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), MGET, None)
         return self._send(packed, read)
 
     def get_each(self, names: Sequence[bytes]) -> Replies:
@@ -134,7 +137,7 @@ class Multiplexer(asyncio.Protocol):
         If no other reply is expected, the parser is fed the header of an array of as many elements as there are names,
         as if the server had sent it. It then returns all replies as one list, which takes a fifth of the time.
         """
-        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), is_mget=False)
+        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), GET, None)
         if self.error is None and not self._pending and not self._parser.has_data():
             self._parser.feed(b"*%d\r\n" % len(names))
         else:
@@ -199,11 +202,6 @@ class Multiplexer(asyncio.Protocol):
 
         Raises RuntimeError for a reply without a pending read, after which the caller closes the connection.
         """
-        if isinstance(reply, ENDING):
-            self._end_by(reply)
-            return
-
-        self._has_replied = True
         if not self._pending:
             raise RuntimeError("a reply without a caller")
 
@@ -215,9 +213,10 @@ class Multiplexer(asyncio.Protocol):
             reply = read.replies_so_far
 
         result = self._result(read, reply)
-        if self.error is not None:  # the reply was invalid
+        if self.error is not None:  # the reply has closed the connection
             return
 
+        self._has_replied = True
         self._pending.popleft()
         if read.replies.done():
             return  # cancelled
@@ -233,29 +232,27 @@ class Multiplexer(asyncio.Protocol):
         if not isinstance(reply, list) or len(reply) != read.count:
             self._give_up(f"replied to {read.count} keys with something else than their values")
             return []
-        if read.is_mget or VALUES.issuperset(map(type, reply)):
+        if read.command == MGET or VALUES.issuperset(map(type, reply)):
             return reply
         return [self._value_or_error(value) for value in reply]
 
     def _value_or_error(self, reply: Any) -> ReadResult:  # noqa: ANN401 -- as above
         """Return the value or the error in the reply to a GET; any other reply closes the connection."""
-        if type(reply) in VALUES:
-            return cast("ReadResult", reply)
-        if isinstance(reply, ENDING):
-            self._end_by(reply)
-        elif not isinstance(reply, Exception):
+        if isinstance(reply, Exception):
+            return self._translated(reply)
+        if type(reply) not in VALUES:
             self._give_up("replied to a key with something else than its value")
             return None
-        return self._translated(reply)
-
-    def _end_by(self, error: Exception) -> None:
-        """Close the connection after an error such as READONLY, which needs a new one."""
-        self._end(str(translated(error, self.where)))
+        return cast("ReadResult", reply)
 
     def _translated(self, error: Exception) -> StoreError:
+        """Return the error of stores for that of a reply; one of ENDING closes the connection."""
         if isinstance(error, AskError):
             return ReadElsewhere(f"{self.where} does not serve slot {error.slot_id}")
-        return translated(error, self.where)
+        failure = translated(error, self.where)
+        if isinstance(error, ENDING):
+            self._end(str(failure))
+        return failure
 
     def _check_timeout(self) -> None:
         """Close the connection if the oldest pending read is too old, or else check again when it will be."""
