@@ -40,8 +40,8 @@ OPTIONAL = ("canary", "status", "segment", "list", "next", "restarted")
 FIRST_PAGE = "0"
 # 4xx that say nothing against the request: too slow, and too many.
 TRANSIENT = {408, 429}
-# 4xx that a remembered list replaces: no valid key, no right, no release yet.
-DENIED = {401, 403, 404}
+# 4xx that a remembered list replaces: no valid key, no right, no release yet, and a proxy's refusal.
+DENIED = {401, 403, 404, 407}
 Basket = Iterable[str] | Mapping[str, float]
 
 
@@ -114,6 +114,12 @@ class _Call:
         users = self.body.get("users", [""])
         return ["" if isinstance(user, str) else user["after"] for user in users]
 
+    @property
+    def popular_keys(self) -> "Sequence[_PopularKey]":
+        """The popular lists that could replace an answer: that of the segment, and the overall one."""
+        overall = _PopularKey(self.list, "", self.where)
+        return [overall._replace(segment=self.segment), overall] if self.segment else [overall]
+
     def request(self, root: str) -> "_Request":
         """Return the HTTP request to the service whose API begins at *root*, a URL.
 
@@ -149,6 +155,14 @@ class _Call:
             if joined:
                 parameters.append(f"{name}={joined}")
         return _Request("GET", f"{root}{self.path}?{'&'.join(parameters)}")
+
+
+@dataclass(slots=True)
+class _LoopState:
+    """What a client has on one event loop: its connections, and the task that renews remembered popular lists."""
+
+    pool: httpcore2.AsyncConnectionPool
+    renewal: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +226,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         self._refresh_at = dict[_PopularKey, float]()
         self._max_connections = max_connections
         self._proxy = proxy_for(self._url)
-        self._pools = dict[asyncio.AbstractEventLoop, httpcore2.AsyncConnectionPool]()
+        self._loops = dict[asyncio.AbstractEventLoop, _LoopState]()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle the arguments, with the key, and not the connections; an `ssl_context` cannot be pickled."""
@@ -222,24 +236,28 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.aclose()
+        """Close the connections of this event loop, and stop renewing popular lists on it."""
+        state = self._loops.pop(asyncio.get_running_loop(), None)
+        if state is None:
+            return
+        if state.renewal is not None:
+            state.renewal.cancel()
+            await asyncio.wait([state.renewal])
+        await state.pool.aclose()
 
-    def _connection_pool(self) -> httpcore2.AsyncConnectionPool:
-        """Return the connection pool of the running event loop, which its first call creates.
+    def _loop_state(self) -> _LoopState:
+        """Return the state of the running event loop, which its first call creates.
 
-        `_pools` has a pool for each loop, since a connection works on one loop only. Pools of closed loops are removed.
+        `_loops` has one for each loop, since a connection works on one loop only. Those of closed loops are removed.
         """
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is not None:
-            return pool
+        state = self._loops.get(loop)
+        if state is not None:
+            return state
 
-        closed_loops = [other for other in list(self._pools) if other.is_closed()]
+        closed_loops = [other for other in list(self._loops) if other.is_closed()]
         for closed in closed_loops:
-            self._pools.pop(closed, None)  # another thread may have removed it
+            self._loops.pop(closed, None)  # another thread may have removed it
 
         proxy = None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials)
         pool = httpcore2.AsyncConnectionPool(
@@ -248,8 +266,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             max_connections=self._max_connections,
             keepalive_expiry=IDLE_S,
         )
-        self._pools[loop] = pool
-        return pool
+        state = self._loops[loop] = _LoopState(pool)
+        return state
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return a user's list, or the popular list for an unknown user."""
@@ -274,7 +292,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return (await self._call(f"similar/{_quoted(item)}", n, options, expected=[{"item": item}]))[0]
 
     async def popular(self, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
-        """Return the popular list. Call it at start with a longer `timeout_s`, to have it remembered."""
+        """Return the popular list, once it is remembered. Call it at the start, with a longer `timeout_s`."""
         return (await self._call("popular", n, options))[0]
 
     async def fold_in(
@@ -310,17 +328,25 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected  for each list, the fields that identify it in the response, as {"user": "7"}
         body      fields of the JSON of a POST; None for a GET
 
-        Then renews remembered popular lists that are old, in the time that is left. Raises ServiceUnavailable if none
-        can replace the answer, RequestRefused if the service refuses the request.
+        Old popular lists are renewed after the return, by a task. A call of `popular`, and one that failed and has no
+        list remembered, waits for it in the time that is left. Raises ServiceUnavailable if no list can replace the
+        answer, RequestRefused if the service refuses the request.
         """
         call_options = {"timeout_s": self._timeout_s, **options}
-        deadline = time.monotonic() + call_options.pop("timeout_s")
+        timeout_s = call_options.pop("timeout_s")
+        deadline = time.monotonic() + timeout_s
         call = _Call(path, n, deadline, expected=expected, body=body, **call_options)
         if call.list:
             call = replace(call, expected=[{**fields, "list": call.list} for fields in call.expected])
 
         answers = await self._send_until_deadline(call)
-        await self._renew_popular_lists(call)
+        has_failed = isinstance(answers, ClientError)
+        needs_popular_list = has_failed and not self._remembered(call)
+        if needs_popular_list or (path == "popular" and not has_failed):
+            await self._renew_popular_lists(call)
+        else:
+            self._start_renewal(replace(call, deadline=time.monotonic() + timeout_s))
+
         if isinstance(answers, ClientError):
             return self._popular_instead(call, answers)
         return answers
@@ -334,7 +360,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                     return await self._send(call)
             except (TimeoutError, httpcore2.TimeoutException):  # a repeat would double the load of a slow service
                 return ServiceUnavailable(f"{self._url}: no answer in time")
-            except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
+            except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, OSError) as error:
                 failure = str(error) or type(error).__name__
         return ServiceUnavailable(f"{self._url}: {failure}")
 
@@ -342,7 +368,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         """Send a request once; return the answers of its response, or why it has none. Raises errors of httpcore2."""
         request = call.request(f"{self._url}/v1/")
         body = bytearray()
-        async with self._connection_pool().stream(
+        async with self._loop_state().pool.stream(
             request.method,
             request.url,
             headers=[*request.headers, *self._headers],
@@ -382,22 +408,36 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             return RequestRefused(f"{self._url}: {failure}", status)
         return ServiceUnavailable(f"{self._url}: {failure}")
 
-    async def _renew_popular_lists(self, call: _Call) -> None:
-        """Read again the popular lists that could replace this call's answer, if they are old: overall, and by segment.
+    def _start_renewal(self, call: _Call) -> None:
+        """Start a task that renews the old popular lists of *call*, unless one is running on this event loop."""
+        state = self._loop_state()
+        is_running = state.renewal is not None and not state.renewal.done()
+        if not is_running and self._old_lists(call):
+            state.renewal = asyncio.create_task(self._renew_popular_lists(call))
 
-        `_popular` has the remembered lists, and `_refresh_at` the monotonic time from which on each is old. A read
-        takes at most half of the call's time that is left; after a failed one, the list is read again a second later.
+    async def _renew_popular_lists(self, call: _Call) -> None:
+        """Read the old popular lists of *call* again, each within half of the time that the call has left."""
+        for key in self._old_lists(call):
+            now = time.monotonic()
+            if now < call.deadline:
+                await self._renew_popular_list(key, now, deadline=(now + call.deadline) / 2)
+
+    def _old_lists(self, call: _Call) -> list[_PopularKey]:
+        """Return which popular lists that could replace this call's answer are to be read again.
+
+        `_popular` has the remembered lists, and `_refresh_at` the monotonic time from which on each is old: a failed
+        read is repeated a second later.
         """
         most_lists = REMEMBERED_LISTS
         if call.where:  # conditions may vary without end, and leave room for lists without one
             most_lists = REMEMBERED_LISTS // 2
-        for key in {_PopularKey(call.list, "", call.where), _PopularKey(call.list, call.segment, call.where)}:
-            now = time.monotonic()
-            has_room = key in self._refresh_at or len(self._refresh_at) < most_lists
-            is_old = self._refresh_at.get(key, 0.0) <= now
-            has_time = now < call.deadline
-            if has_room and is_old and has_time:
-                await self._renew_popular_list(key, now, deadline=(now + call.deadline) / 2)
+        has_room = len(self._refresh_at) < most_lists
+        now = time.monotonic()
+        return [
+            key
+            for key in call.popular_keys
+            if (has_room or key in self._refresh_at) and self._refresh_at.get(key, 0.0) <= now
+        ]
 
     async def _renew_popular_list(self, key: _PopularKey, now: float, *, deadline: float) -> None:
         """Read the popular list of *key* again until *deadline*, and remember it; *now* and *deadline* are monotonic.
@@ -411,6 +451,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             self._popular[key] = answers[0]
             self._refresh_at[key] = now + REFRESH_S
 
+    def _remembered(self, call: _Call) -> list[Answer]:
+        """Return the remembered popular lists that could replace the answer of *call*, the best one first."""
+        return [self._popular[key] for key in call.popular_keys if key in self._popular]
+
     def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
         """Return a remembered popular list for each list of a call that failed with *error*.
 
@@ -418,8 +462,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         *error* if the service refused the request, but for a missing key, right or release (`DENIED`) only if no list
         is remembered. Without a remembered list, raises ServiceUnavailable for other errors.
         """
-        keys = [_PopularKey(call.list, segment, call.where) for segment in (call.segment, "")]
-        remembered = [self._popular[key] for key in keys if key in self._popular]
+        remembered = self._remembered(call)
         if isinstance(error, RequestRefused) and (error.status not in DENIED or not remembered):
             raise error
         if not remembered:
@@ -468,11 +511,16 @@ class Client(Background[AsyncClient]):
 
 
 def _service_address(url: str) -> SplitResult:
-    """Return the parts of a service's URL; ValueError if it is not HTTP or has credentials, a query or port 0."""
+    """Return the parts of a service's URL; ValueError if it is not HTTP or has credentials, a query or port 0.
+
+    A host that is not ASCII is refused, too: the versions of IDNA encode some names as different hosts.
+    """
     address = urlsplit(url)
     is_usable = address.scheme in {"http", "https"} and address.hostname and address.port != 0  # raises ValueError
     if not is_usable or address.username is not None or address.query:
         raise ValueError("the URL of a service looks like http://127.0.0.1:8080; pass a key as key=")
+    if not address.netloc.isascii():
+        raise ValueError("the host of a service's URL has characters beyond ASCII; write its IDNA form, xn--…")
     return address
 
 

@@ -324,6 +324,34 @@ def test_popular_list_that_is_remembered_is_refreshed(
         assert ids(client.recommendations("42")) == ["new"]
 
 
+def test_an_answer_does_not_wait_for_a_silent_popular_list(proxy: FaultyProxy, connect: Open) -> None:
+    client = connect(proxy.url, 10 * NEVER_S)
+    proxy.faults.extend([RELAY, SILENT])
+    assert in_time(partial(client.recommendations, "42", segment="France")).source == "personal"
+
+
+async def test_popular_lists_are_remembered_after_any_answer(proxy: FaultyProxy) -> None:
+    async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:
+        assert (await client.recommendations("42", segment="France")).source == "personal"
+        await client.recommendations("42", segment="Spain")  # while the lists of the first call are read
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        assert [line for line in proxy.requests if "popular" in line] == [
+            "GET /v1/popular?n=100&segment=France HTTP/1.1",
+            "GET /v1/popular?n=100 HTTP/1.1",
+        ]
+        proxy.fault = DROPPED
+        assert ids(await client.recommendations("42", segment="France")) == ["vin", "pain"]
+        assert ids(await client.recommendations("42")) == ["p1", "p2", "p3", "p4"]
+
+
+async def test_closing_stops_the_renewal_of_popular_lists(proxy: FaultyProxy) -> None:
+    async with hotplate.AsyncClient(proxy.url, timeout_s=NEVER_S) as client:
+        proxy.faults.extend([RELAY, SILENT])
+        assert (await client.recommendations("42")).source == "personal"
+        assert len(asyncio.all_tasks()) == 2
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 def test_an_empty_list_is_not_remembered(proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     client = learnt(connect, proxy.url)
     proxy.fault = answer(200, b'{"items":[],"source":"popular","release":"r","tier":"t"}')
@@ -382,10 +410,33 @@ def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> Non
         with pytest.raises(ValueError, match="looks like") as wrong:
             connect(url)
         assert "s3cret" not in str(wrong.value)
+    with pytest.raises(ValueError, match="xn--"):
+        connect("http://bücher.example")
     for key in ("s3cret\n", "s3cret "):
         with pytest.raises(ValueError, match="a header cannot have") as wrong:
             connect(proxy.url, key=key)
         assert "s3cret" not in str(wrong.value)
+
+
+def test_popular_list_replaces_the_refusal_of_a_proxy(
+    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy.url)
+    client = connect("http://shop.example")
+    proxy.fault = answer(200, b'{"items":[{"id":"p1"}],"source":"popular","release":"r","tier":"t"}')
+    assert ids(client.popular()) == ["p1"]
+    proxy.fault = answer(407)
+    assert client.popular().source == "memory"
+
+
+@pytest.mark.parametrize("status", [407, 502])
+def test_a_refused_tunnel_is_an_unavailable_service(
+    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("https_proxy", proxy.url)
+    proxy.fault = answer(status)
+    with pytest.raises(hotplate.ServiceUnavailable, match=str(status)):
+        connect("https://shop.example").popular()
 
 
 def test_hanging_dns_lookup_costs_only_the_deadline(monkeypatch: pytest.MonkeyPatch, connect: Open) -> None:
