@@ -72,13 +72,14 @@ async def from_similar(
     a list without scores, a score is 1 / rank. The visitor's items are left out, and those in any of *left_out*, sets
     of ids as by `encode_id`.
 
-    At most MAX_ITEMS items are read, the first ones of each list, with a pause for other tasks after PIECE_ITEMS.
+    At most MAX_ITEMS items are read, the first ones of each list, with a pause for other tasks after PIECE_ITEMS. So at
+    most the first MAX_ITEMS lists are read.
     """
     scores = defaultdict[str, float](float)
     similar_items = dict[str, Item]()
-    items_per_list = min(PIECE_ITEMS, MAX_ITEMS // max(1, len(lists)))
+    items_per_list = min(PIECE_ITEMS, max(1, MAX_ITEMS // max(1, len(lists))))
     items_since_pause = 0
-    for item, body in lists.items():
+    for item, body in islice(lists.items(), MAX_ITEMS):
         for rank, similar in enumerate(decode(cut(body, items_per_list)), 1):
             scores[similar["id"]] += weights[item] * similar.get("score", 1 / rank)
             similar_items[similar["id"]] = similar

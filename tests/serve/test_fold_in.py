@@ -29,7 +29,7 @@ from hotplate.offline.train.popularity import most_popular
 from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.filters import ItemFilter
-from hotplate.serve.fold_in import RECENCY, from_similar, summed_weights
+from hotplate.serve.fold_in import MAX_ITEMS, RECENCY, from_similar, summed_weights
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, TieredReader
@@ -272,6 +272,12 @@ async def test_large_basket_yields_the_loop_and_uses_all_lists_equally() -> None
     task.cancel()
     assert len(turns) >= 4
     assert {item["id"] for item in summed} == {f"{n}-{rank}" for n in range(200) for rank in range(25)}
+
+
+async def test_basket_of_more_lists_than_items_are_read_has_the_best_of_the_first() -> None:
+    lists = {f"i{n}": encode([Item(id=f"{n}-{rank}", score=1.0) for rank in range(2)]) for n in range(MAX_ITEMS + 2)}
+    summed = await from_similar(lists, dict.fromkeys(lists, 1.0), 100_000)
+    assert {item["id"] for item in summed} == {f"{n}-0" for n in range(MAX_ITEMS)}
 
 
 async def test_a_list_that_cannot_be_read_is_an_error(memory: MemoryStore) -> None:

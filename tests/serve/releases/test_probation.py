@@ -223,6 +223,20 @@ async def test_release_that_was_withdrawn_before_the_service_started_can_be_forc
     assert started.state().before is None
 
 
+async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(memory: MemoryStore) -> None:
+    service, _ = await rehearsed(memory)
+    canary = await publish(memory, "canary", live=False, users=FEWER)
+    await life.start_canary(memory, canary, 99)
+    await service.follow()
+    await service.reader.personal_many(NAMES[:30])  # those of which it has no lists
+    await life.promote(memory)
+    await service.follow()
+    assert service.state().before is not None
+    await service.answer(["a visitor without a list in both"])
+    (counted,) = (counted for counted in service.shared.counted("tier") if counted.release.id == canary)
+    assert counted.counts.miss == 0
+
+
 async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: MemoryStore) -> None:
     service, _ = await rehearsed(memory)
     good = await publish(memory, "good", users=ALL)
