@@ -231,23 +231,47 @@ class _StudentMixture(NamedTuple):
 def _fit_autocorrelations(values: Floats) -> _StudentMixture:
     """Return the distribution of the mean of successive *values*, standardised, for each autocorrelation of RHOS.
 
-    The transform of Prais and Winsten makes values of a known lag-1 autocorrelation r independent: v[0] √(1 - r²), and
-    v[i] - r v[i-1]. Least squares of the transformed values on the transformed constant 1 give mean and standard
-    error. Each distribution weighs by its likelihood times PRIOR. Matrices are [autocorrelation, value].
+    Each weighs by its likelihood times PRIOR.
     """
-    rho_column = RHOS[:, None]
-    first_factor = np.sqrt(1 - RHOS**2)
-    independent = np.column_stack([first_factor * values[0], values[1:] - rho_column * values[:-1]])
-    ones = np.ones(len(values) - 1)
-    constant = np.column_stack([first_factor, ones - rho_column * ones])
-
-    information = (constant**2).sum(axis=1)
-    centres = (constant * independent).sum(axis=1) / information
-    residuals = independent - centres[:, None] * constant
-    squared_errors = np.maximum((residuals**2).sum(axis=1), 1e-12)  # above 0 for the logarithm
-    degrees_of_freedom = len(values) - 1
-    standard_errors = np.sqrt(squared_errors / degrees_of_freedom / information)
-
-    log_likelihoods = np.log(first_factor) - np.log(information) / 2 - degrees_of_freedom / 2 * np.log(squared_errors)
+    fits = [_prais_winsten(values, rho) for rho in RHOS.tolist()]
+    log_likelihoods = np.array([fit.log_likelihood for fit in fits])
     weights = PRIOR * np.exp(log_likelihoods - log_likelihoods.max())
-    return _StudentMixture(centres, standard_errors, weights / weights.sum(), degrees_of_freedom)
+    return _StudentMixture(
+        centres=np.array([fit.mean for fit in fits]),
+        errors=np.array([fit.standard_error for fit in fits]),
+        weights=weights / weights.sum(),
+        degrees_of_freedom=len(values) - 1,
+    )
+
+
+class _Fit(NamedTuple):
+    """The mean of autocorrelated values, and how likely the values are with this autocorrelation."""
+
+    mean: float
+    standard_error: float
+    log_likelihood: float
+
+
+def _prais_winsten(values: Floats, rho: float) -> _Fit:
+    """Fit the mean of successive *values* of a lag-1 autocorrelation r, *rho*.
+
+    The transform of Prais and Winsten makes them independent: v[0] √(1 - r²), and v[i] - r v[i-1]. Least squares of the
+    transformed values on the transformed constant 1 give mean and standard error.
+    """
+    first_factor = math.sqrt(1 - rho**2)
+    independent = np.append(first_factor * values[0], values[1:] - rho * values[:-1])
+    constant = np.full(len(values), 1 - rho)
+    constant[0] = first_factor
+
+    information = float(constant @ constant)
+    centre = float(constant @ independent) / information
+    residuals = independent - centre * constant
+    squared_error = max(float(residuals @ residuals), 1e-12)  # above 0 for the logarithm
+    degrees_of_freedom = len(values) - 1
+    return _Fit(
+        mean=centre,
+        standard_error=math.sqrt(squared_error / degrees_of_freedom / information),
+        log_likelihood=math.log(first_factor)
+        - math.log(information) / 2
+        - degrees_of_freedom / 2 * math.log(squared_error),
+    )
