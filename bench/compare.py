@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.outcome import Outcome
+from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, compared
 from hotplate.report import Column, Report, Row, format_value, from_json, rounded
 from hotplate.stores.errors import reason_of
@@ -91,15 +91,16 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
 
     shown = {decides, RATE, "p50", "p99"}
     verdict = _more_errors(first, second) or _verdict(decides, changes[decides].ratio)
-    return Outcome(
+    return Report(
         kind="compare",
-        answer=f"{verdict.sentence[:1].upper()}{verdict.sentence[1:]}.",
-        rows=[row for change in changes.values() for row in change.rows(main=change.name in shown)],
+        sentence=f"{verdict.sentence[:1].upper()}{verdict.sentence[1:]}.",
+        rows=tuple(row for change in changes.values() for row in change.rows(main=change.name in shown)),
         columns=COLUMNS,
         origins={"measured": f"all rounds of each; {decides} decides, and the others are for information"},
-        broken=[verdict.regression] if verdict.regression else (),
+        broken=(verdict.regression,) if verdict.regression else (),
         configuration={"A": first.configuration, "B": second.configuration},
-    ).report()
+        machine=describe(),
+    )
 
 
 def _require_same_load(first: Report, second: Report) -> None:

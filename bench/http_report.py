@@ -9,7 +9,8 @@ from hotplate.bench.lists import CheckResult, popular_complaint
 from hotplate.bench.loadgen.load import Load, RequestKeys
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
-from hotplate.bench.outcome import Outcome
+from hotplate.bench.outcome import no_verdict
+from hotplate.bench.process import describe
 from hotplate.bench.statistics import error_share, mean, percentile, popular_share
 from hotplate.bench.trials import Trial
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
@@ -228,56 +229,58 @@ def report(runs: HttpRuns) -> Report:
     """
     plan = runs.plan
     if plan.batches:
-        outcome = _batches_outcome(runs.trials)
-        results = [*runs.rounds, *(trial.result for trial in runs.trials)]
+        measured = _batches_report(runs)
+        results = [trial.result for trial in runs.trials]
     else:
-        outcome = _rounds_outcome(runs)
+        measured = _rounds_report(runs)
         results = list(runs.rounds)
 
-    failures = list(outcome.failures)
+    failures = measured.failures
     if not runs.rounds and not runs.trials:
-        failures = ["nothing was measured"]
+        failures = ("nothing was measured",)
 
     popular = plan.popular_complaint(results)
     if popular:
-        outcome = _without_latencies(outcome, popular)
+        measured = _without_latencies(measured, popular)
     elif failures:
-        outcome = replace(outcome, answer="", doubt=failures[0], failures=failures)
-
-    if runs.checked:
-        outcome = _with_check(outcome, runs.checked)
-    return replace(outcome, interrupted=runs.interrupted, configuration=plan.options.to_json()).report()
+        measured = replace(measured, sentence=no_verdict(failures[0]), failures=failures)
+    return _with_check(measured, runs.checked) if runs.checked else measured
 
 
-def _without_latencies(outcome: Outcome, popular: Sequence[str]) -> Outcome:
-    """Return an outcome with shares as its only figures, and with the complaints *popular* before its others.
+def _without_latencies(measured: Report, popular: Sequence[str]) -> Report:
+    """Return a report with shares as its only figures, and with the complaints *popular* before its others.
 
     If too many answers were the popular list instead of the users' own, their latencies and rates say nothing.
     """
     return replace(
-        outcome,
-        answer=NOT_LISTS,
-        rows=[row for row in outcome.rows if row.unit == "share"],
+        measured,
+        sentence=NOT_LISTS,
+        rows=tuple(row for row in measured.rows if row.unit == "share"),
         plots=(),
-        broken=[*popular, *(reason for reason in outcome.broken if "popular list" not in reason)],
+        broken=(*popular, *(reason for reason in measured.broken if "popular list" not in reason)),
         failures=(),
     )
 
 
-def _with_check(outcome: Outcome, checked: CheckResult) -> Outcome:
-    """Return an outcome with the comparison of sampled responses with the store."""
+def _with_check(measured: Report, checked: CheckResult) -> Report:
+    """Return a report with the comparison of sampled responses with the store."""
     return replace(
-        outcome,
-        notes=[*outcome.notes, *checked.notes],
-        broken=[*outcome.broken, *checked.complaints],
-        extra={**outcome.extra, "checked": asdict(checked)},
+        measured,
+        notes=(*measured.notes, *checked.notes),
+        broken=(*measured.broken, *checked.complaints),
+        extra={**measured.extra, "checked": asdict(checked)},
     )
 
 
 def report_popular(plan: HttpPlan, sample: Result) -> Report:
     """Report that nothing was measured, because a *sample* of users gets the popular list."""
-    complaint = plan.popular_complaint([sample])
-    return Outcome(kind="http", answer=NOT_LISTS, broken=complaint, configuration=plan.options.to_json()).report()
+    return Report(
+        kind="http",
+        sentence=NOT_LISTS,
+        broken=tuple(plan.popular_complaint([sample])),
+        configuration=plan.options.to_json(),
+        machine=describe(),
+    )
 
 
 def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> list[Row]:
@@ -329,19 +332,22 @@ def judge(runs: HttpRuns) -> Verdict:
     )
 
 
-def _rounds_outcome(runs: HttpRuns) -> Outcome:
-    """Return the answer, figures and plots of rounds at one rate; without rounds, those of the search."""
+def _rounds_report(runs: HttpRuns) -> Report:
+    """Report rounds at one rate; without rounds, the search for it."""
     verdict = judge(runs)
-    return Outcome(
+    return Report(
         kind="http",
-        answer=_answer(runs, verdict),
-        rows=_rows(runs, verdict) if runs.rounds else (),
+        sentence=_answer(runs, verdict),
+        rows=tuple(_rows(runs, verdict)) if runs.rounds else (),
         columns=RATE_COLUMNS,
         origins={"measured": _method(runs)},
-        plots=_plots(runs, verdict),
-        notes=_notes(runs, verdict),
-        broken=verdict.broken,
-        failures=_failures(runs, verdict),
+        plots=tuple(_plots(runs, verdict)),
+        notes=tuple(_notes(runs, verdict)),
+        broken=tuple(verdict.broken),
+        failures=tuple(_failures(runs, verdict)),
+        interrupted=runs.interrupted,
+        configuration=runs.plan.options.to_json(),
+        machine=describe(),
         extra=_extra(runs, verdict),
     )
 
@@ -481,12 +487,13 @@ def _extra(runs: HttpRuns, verdict: Verdict) -> dict[str, Any]:
     return {**rounds, "search": search}
 
 
-def _batches_outcome(trials: Sequence[Trial]) -> Outcome:
-    """Return the outcome of a sweep, with a trial for each size of batches.
+def _batches_report(runs: HttpRuns) -> Report:
+    """Report a sweep, with a trial for each size of batches.
 
     The answer is the smallest size that gives 90 % of the most users/s, with its p50. Reasons of trials to be broken
     or in doubt are listed with their sizes.
     """
+    trials = runs.trials
     best = knee(trials)
     answer = "No batch was served without errors, even one at a time; see below."
     if best is not None:
@@ -495,15 +502,18 @@ def _batches_outcome(trials: Sequence[Trial]) -> Outcome:
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
 
     points = list(map(_trial_json, trials))
-    return Outcome(
+    return Report(
         kind="http",
-        answer=answer,
-        rows=[row for trial in trials for row in _batch_rows(trial)],
+        sentence=answer,
+        rows=tuple(row for trial in trials for row in _batch_rows(trial)),
         columns=BATCH_COLUMNS,
         origins={"measured": CLOSED_LOOP},
-        plots=_batch_plots(trials),
-        broken=[f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.broken],
-        failures=[f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.doubts],
+        plots=tuple(_batch_plots(trials)),
+        broken=tuple(f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.broken),
+        failures=tuple(f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.doubts),
+        interrupted=runs.interrupted,
+        configuration=runs.plan.options.to_json(),
+        machine=describe(),
         extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
     )
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
-from hotplate.bench.outcome import NOTHING_MEASURED, Outcome
+from hotplate.bench.outcome import NOTHING_MEASURED
 from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.process import is_emulated
+from hotplate.bench.process import describe, is_emulated
 from hotplate.bench.statistics import percentile
 from hotplate.bench.trials import Trial, attempts
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
@@ -380,10 +380,10 @@ def report(sweep: Sweep, prices: Prices) -> Report:
     """
     levels = sweep.levels
     account = sweep.options.account
-    return Outcome(
+    return Report(
         kind="ru",
-        answer=_answer(sweep, prices),
-        rows=[row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))],
+        sentence=_answer(sweep, prices),
+        rows=tuple(row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))),
         columns=COLUMNS,
         marks={
             ASSUMED_MARK: f"assumed: {describe_latency(sweep.options.latency)}; this machine adds the rest",
@@ -391,19 +391,20 @@ def report(sweep: Sweep, prices: Prices) -> Report:
             COMPUTED_MARK: "computed: RU/s divided by the measured charge",
         },
         origins=_origins(sweep, prices),
-        plots=[_plot(sweep)] if levels else (),
+        plots=(_plot(sweep),) if levels else (),
         plot_first=True,
-        notes=_notes(sweep),
-        broken=[f"{sweep.subject(level)}: {level.latency.reason}" for level in levels if level.is_broken],
-        failures=[
+        notes=tuple(_notes(sweep)),
+        broken=tuple(f"{sweep.subject(level)}: {level.latency.reason}" for level in levels if level.is_broken),
+        failures=tuple(
             f"{sweep.subject(level)}: {level.throughput.reason}"
             for level in levels
             if level.throughput.standing is Standing.FAILED
-        ],
+        ),
         interrupted=sweep.interrupted,
         configuration=sweep.options.to_json(),
+        machine=describe(),
         extra={"subject": "emulator" if account is None else redacted(account)},
-    ).report()
+    )
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:

@@ -7,9 +7,10 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, describe_latency, parse_seconds, require_positive
-from hotplate.bench.outcome import Outcome, interrupted_report
+from hotplate.bench.outcome import interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.report import LATENCY_COLUMNS
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
@@ -106,19 +107,20 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     failures = [measured.failure] if measured.failure else []
     if not store.runs and not measured.interrupted:
         failures.append("no round was made")
-    return Outcome(
+    return Report(
         kind="reference",
-        answer=_answer(summary, needed, prices) if store.sound else "",
+        sentence=_answer(summary, needed, prices) if store.sound else no_verdict(),
         rows=(*_published(prices), *_measured(summary, needed)),
         columns=COLUMNS,
         marks={ASSUMED_MARK: f"assumed: {describe_latency(options.latency)}; this machine adds the rest"},
         origins=_origins(summary, needed, _round_s(options), is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
-        broken=store.complaints,
-        failures=[*failures, *store.failures],
+        broken=tuple(store.complaints),
+        failures=(*failures, *store.failures),
         interrupted=measured.interrupted,
         configuration=options.to_json(),
-    ).report()
+        machine=describe(),
+    )
 
 
 def _published(prices: Prices) -> Iterator[Row]:

@@ -11,9 +11,10 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
-from hotplate.bench.outcome import NOTHING_MEASURED, SEE_BELOW, Outcome, interrupted_report
+from hotplate.bench.outcome import NOTHING_MEASURED, SEE_BELOW, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS
 from hotplate.bench.stores.recording import record
@@ -149,7 +150,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     rate = parse_rate(options.rate)
     prices = _prices(options)
     stores = [summarise(store, rate, prices) for store in measured.stores]
-    answer = ""
+    answer = no_verdict(_doubt(stores))
     verdicts: Mapping[str, str] = {}
     if not measured.rounds:
         answer = NOTHING_MEASURED
@@ -157,23 +158,23 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         comparison = Comparison(stores, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts
-    return Outcome(
+    return Report(
         kind="stores",
-        answer=answer,
-        doubt=_doubt(stores),
-        rows=list(chain.from_iterable(store.rows() for store in stores)),
+        sentence=answer,
+        rows=tuple(chain.from_iterable(store.rows() for store in stores)),
         columns=COLUMNS,
         verdicts=verdicts,
         marks={ASSUMED_MARK: f"assumed: {_assumption(options)}; this machine adds the rest"},
         origins=_origins(options, stores, measured, prices),
-        plots=plots(stores),
+        plots=tuple(plots(stores)),
         notes=(*notes, *_too_few_answers(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate)),
-        broken=list(chain.from_iterable(store.complaints for store in measured.stores)),
-        failures=_failures(options, measured),
+        broken=tuple(chain.from_iterable(store.complaints for store in measured.stores)),
+        failures=tuple(_failures(options, measured)),
         interrupted=measured.interrupted,
         configuration=_configuration(options, measured),
-    ).report()
+        machine=describe(),
+    )
 
 
 def _prices(options: StoresOptions) -> Prices:
