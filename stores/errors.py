@@ -3,7 +3,8 @@
 StoreError
 ├── StoreUnavailable
 │   ├── StoreThrottled
-│   └── PartUnavailable
+│   ├── PartUnavailable
+│   └── NotSent
 ├── StoreFull
 ├── StoreMisused
 ├── CatalogueUnreadable
@@ -19,6 +20,7 @@ StoreError
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
@@ -44,6 +46,14 @@ class StoreThrottled(StoreUnavailable):
 
 class PartUnavailable(StoreUnavailable):
     """Other keys may be readable."""
+
+
+class NotSent(StoreUnavailable):
+    """A swap of the catalogue failed before it was sent, so the catalogue was not changed."""
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 class StoreFull(StoreError):
@@ -96,6 +106,27 @@ class RefusedByGates(HeldBack):
 
 class ReleaseCorrupt(StoreError):
     """Data of a release are damaged, missing or beyond its limits."""
+
+
+@dataclass(slots=True)
+class SwapProgress:
+    """Whether a swap of the catalogue was sent; from then on, the outcome of a failure is not known."""
+
+    is_sent: bool = False
+
+
+@contextmanager
+def tracked_swap() -> Iterator[SwapProgress]:
+    """Turn StoreUnavailable into NotSent until the block sets `is_sent`."""
+    progress = SwapProgress()
+    try:
+        yield progress
+    except NotSent:
+        raise
+    except StoreUnavailable as error:
+        if progress.is_sent:
+            raise
+        raise NotSent(str(error), permanent=error.permanent) from error
 
 
 def reason_of(error: Exception) -> str:

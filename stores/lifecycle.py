@@ -21,6 +21,7 @@ from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
+    NotSent,
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
@@ -36,15 +37,20 @@ log = logging.getLogger(__name__)
 
 SWAP_ATTEMPTS = 50
 
-# Swaps that may fail without a clear result: the store was lost after it was sent. A second swap settles the first, as
-# both replace the same generation.
-UNCLEAR_SWAPS = 2
+# Least number of swaps while they fail with StoreUnavailable. The store may have been lost after a swap was sent; a
+# second one settles the first, as both replace the same generation.
+FAILED_SWAPS = 2
 
-# Time limit of reads that settle an unclear swap.
+# Time for further swaps after the first failure, less than that for the last renewal of a lease.
+FAILING_S = 0.7
+
+# Time limit of reads that settle a failed swap.
 SETTLE_S = 5.0
 
-# First and longest pause after a lost race.
-SWAP_PAUSES_S = (0.001, 0.1)
+# First and longest pause after a lost race, after a failed swap, and between the reads that settle it.
+RACE_PAUSES_S = (0.001, 0.1)
+FAILURE_PAUSES_S = (0.02, 0.2)
+SETTLE_PAUSES_S = (0.05, 1.0)
 
 # Between reads of the catalogue while services judge a release.
 PROBATION_POLL_S = 2.0
@@ -336,13 +342,37 @@ class _Outcome(Enum):
 
 
 @dataclass(slots=True)
-class _SentSwaps:
-    """The swaps that were sent for one change of the catalogue; those without a reply are unclear."""
+class _Swaps:
+    """The swaps of one change of the catalogue; those that were sent, and have no reply, are unclear."""
 
     new_by_token: dict[str, Catalogue] = field(default_factory=dict)
-    unclear_errors: list[StoreUnavailable] = field(default_factory=list)
+    failures: list[StoreUnavailable] = field(default_factory=list)
+    unclear: StoreUnavailable | None = None
+    """The last failure that is unclear."""
+
     token_before_unclear: str = ""
     """Of the catalogue that the last unclear swap was to replace."""
+
+    give_up_at: float = 0.0
+    """By the loop's clock: FAILING_S after the first failure."""
+
+    def add_failure(self, error: StoreUnavailable, replaced: Catalogue) -> None:
+        """Note that a swap which was to replace a catalogue has failed; raises a permanent *error*."""
+        if error.permanent and self.unclear is None:
+            raise error
+        if not self.failures:
+            self.give_up_at = asyncio.get_running_loop().time() + FAILING_S
+        self.failures.append(error)
+        if not isinstance(error, NotSent):
+            self.unclear = error
+            self.token_before_unclear = replaced.token
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no further swap is to be sent."""
+        if len(self.failures) < FAILED_SWAPS:
+            return False
+        return self.failures[-1].permanent or asyncio.get_running_loop().time() >= self.give_up_at
 
     def outcome_in(self, catalogue: Catalogue) -> _Outcome:
         """Return the outcome that a *catalogue* shows, which was read after the swaps.
@@ -351,9 +381,25 @@ class _SentSwaps:
         """
         if catalogue.token in self.new_by_token:
             return _Outcome.MADE
-        if self.unclear_errors and catalogue.token != self.token_before_unclear:
+        if self.unclear is not None and catalogue.token != self.token_before_unclear:
             return _Outcome.UNKNOWN
         return _Outcome.NOT_MADE
+
+    def not_made(self) -> StoreUnavailable:
+        """Return the error if the catalogue is unchanged after the last swap."""
+        if self.unclear is None:
+            return self.failures[-1]
+        return StoreUnavailable(
+            f"{self.failures[-1]}; the catalogue has not changed so far: see `hotplate releases list`"
+        )
+
+    def unknown(self) -> StoreUnavailable:
+        """Return the error if the catalogue does not show the outcome, or cannot be read."""
+        if self.unclear is None:
+            return self.failures[-1]
+        return StoreUnavailable(
+            f"{self.unclear}; whether the catalogue was changed is not known: see `hotplate releases list`"
+        )
 
 
 async def revise_catalogue(
@@ -364,30 +410,28 @@ async def revise_catalogue(
     *revise* is called again after a lost race, up to SWAP_ATTEMPTS times with pauses; then ReleaseConflict is raised.
     Nothing is written if it changes nothing.
 
-    A swap that fails with StoreUnavailable is unclear: it may have taken place, or still take place. If the catalogue
-    then has its token, it has; if the catalogue is unchanged, a second swap can be sent, as only one of both can
-    succeed. If others have changed it, the result is unknown: a *repeatable* change, which may be applied twice, is
-    applied again. For any other change, and after UNCLEAR_SWAPS unclear swaps, StoreUnavailable is raised, unless
-    *revise* would change nothing any more.
+    A swap that fails with StoreUnavailable is unclear, unless it is NotSent or permanent: it may have taken place, or
+    still take place. If the catalogue then has its token, it has; if the catalogue is unchanged, another swap can be
+    sent, as only one of them can succeed. If others have changed it, the result is unknown: a *repeatable* change,
+    which may be applied twice, is applied again. For any other change, and after FAILED_SWAPS in at least FAILING_S,
+    StoreUnavailable is raised, unless *revise* would change nothing any more. NotSent is raised if no swap was sent.
 
     Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
-    backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
-    sent = _SentSwaps()
+    race_pauses = Backoff(*RACE_PAUSES_S, min_jitter=0.0)
+    failure_pauses = Backoff(*FAILURE_PAUSES_S)
+    swaps = _Swaps()
     for _ in range(SWAP_ATTEMPTS):
-        old = await _read_after(store, sent.unclear_errors)
-        outcome = sent.outcome_in(old)
+        old = await _read_after(store, swaps)
+        outcome = swaps.outcome_in(old)
         if outcome is _Outcome.MADE:
-            return sent.new_by_token[old.token]
+            return swaps.new_by_token[old.token]
 
-        is_exhausted = len(sent.unclear_errors) == UNCLEAR_SWAPS
-        if outcome is _Outcome.UNKNOWN and (is_exhausted or not repeatable):
-            await _check_nothing_to_change(revise, old, sent.unclear_errors[-1])
+        if outcome is _Outcome.UNKNOWN and (swaps.is_exhausted or not repeatable):
+            await _check_nothing_to_change(revise, old, swaps)
             return old
-        if is_exhausted:
-            raise StoreUnavailable(
-                f"{sent.unclear_errors[-1]}; the catalogue has not changed so far: see `hotplate releases list`"
-            )
+        if swaps.is_exhausted:
+            raise swaps.not_made()
 
         revised, records = await revise(old)
         if revised == old:
@@ -395,34 +439,34 @@ async def revise_catalogue(
         if not old.generation:
             await check_nothing_to_rebuild(store)
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        sent.new_by_token[new.token] = new
+        swaps.new_by_token[new.token] = new
 
         try:
             await store.swap(old, new, records)
         except ReleaseConflict:
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(race_pauses.next_s())
         except StoreUnavailable as error:
-            sent.unclear_errors.append(error)
-            sent.token_before_unclear = old.token
+            swaps.add_failure(error, old)
+            await asyncio.sleep(failure_pauses.next_s())
         else:
             return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
 async def _check_nothing_to_change(
-    revise: Callable[[Catalogue], Awaitable[Revision]], catalogue: Catalogue, unclear: StoreUnavailable
+    revise: Callable[[Catalogue], Awaitable[Revision]], catalogue: Catalogue, swaps: _Swaps
 ) -> None:
-    """Raise StoreUnavailable, saying that the result of an *unclear* swap is unknown, if *revise* has anything to do.
+    """Raise StoreUnavailable, saying that the result of an unclear swap is unknown, if *revise* has anything to do.
 
-    *catalogue* was read after that swap and those of others. If *revise* changes nothing in it, the swap was made, or
+    *catalogue* was read after the *swaps* and those of others. If *revise* changes nothing in it, the swap was made, or
     is not needed any more.
     """
     try:
         revised, _ = await revise(catalogue)
     except (ReleaseConflict, ReleaseNotFound) as error:  # as for a second rollback
-        raise _unknown_result(unclear) from error
+        raise swaps.unknown() from error
     if revised != catalogue:
-        raise _unknown_result(unclear)
+        raise swaps.unknown()
 
 
 async def check_nothing_to_rebuild(store: Store) -> None:
@@ -436,16 +480,15 @@ async def check_nothing_to_rebuild(store: Store) -> None:
             )
 
 
-async def _read_after(store: Store, unclear_errors: Sequence[StoreUnavailable]) -> Catalogue:
-    """Read the catalogue; after unclear swaps, again for up to SETTLE_S while the store is unavailable.
+async def _read_after(store: Store, swaps: _Swaps) -> Catalogue:
+    """Read the catalogue; after swaps that failed, again for up to SETTLE_S while the store is unavailable.
 
-    *unclear_errors* are those of swaps that may have taken place. If the store stays unavailable after one, raises
-    StoreUnavailable, which says that its result is unknown.
+    If the store stays unavailable, raises StoreUnavailable, which says that the result of an unclear swap is unknown.
     """
-    if not unclear_errors:
+    if not swaps.failures:
         return await store.catalogue()
 
-    backoff = Backoff(0.05, 1.0)
+    backoff = Backoff(*SETTLE_PAUSES_S)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
     while True:
@@ -453,12 +496,8 @@ async def _read_after(store: Store, unclear_errors: Sequence[StoreUnavailable]) 
             return await store.catalogue()
         except StoreUnavailable as error:
             if loop.time() >= give_up_at:
-                raise _unknown_result(unclear_errors[-1]) from error
+                raise swaps.unknown() from error
         await asyncio.sleep(backoff.next_s())
-
-
-def _unknown_result(unclear: StoreUnavailable) -> StoreUnavailable:
-    return StoreUnavailable(f"{unclear}; whether the catalogue was changed is not known: see `hotplate releases list`")
 
 
 async def drop(store: Store, release: ReleaseRef) -> None:

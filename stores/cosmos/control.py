@@ -59,30 +59,26 @@ class ControlContainer:
             return None
         return None if item is None else value_of(item)
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
-        """Replace the catalogue if its version is that of *old*, after *records*, which are written one by one.
+    async def begin_swap(self, old: Catalogue, records: Sequence[RecordChange]) -> str | None:
+        """Write *records*, one by one, if the version of *old* is stored; return the etag for `write`.
 
-        An *old* catalogue that was never stored is created; ContainerMissing if there is no container for it. Raises
-        ReleaseConflict if another version is stored, perhaps written by an earlier attempt whose response was lost.
+        None stands for an *old* catalogue that was never stored. Raises ReleaseConflict if another version is stored,
+        ContainerMissing if there is no container for *records*.
         """
         await self.check_single_write_region()  # elsewhere, If-Match would not exclude a second writer
 
         was_never_stored = old.version == Catalogue().version
-        if was_never_stored:
-            await self._write_records(records)
-            is_written = await self._items.create(CONTROL, _item_of(new))
-        else:
+        etag = None
+        if not was_never_stored:
             stored = await self._read_catalogue()
             if self._parsed(stored.item, stored.now).version != old.version:
                 raise catalogue_changed()
-            await self._write_records(records)
-            is_written = await self._items.replace(CONTROL, _item_of(new), stored.etag)
+            etag = stored.etag
+        await self._write_records(records)
+        return etag
 
-        if not is_written:
-            raise catalogue_changed()
-
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange]) -> None:
-        """Replace the bytes *record*, a catalogue that cannot be decoded, by *new*, after *records*.
+    async def begin_replacement(self, record: bytes, records: Sequence[RecordChange]) -> str:
+        """Write *records* if the bytes *record*, which cannot be decoded, are stored; return the etag for `write`.
 
         Raises ReleaseConflict if other bytes are stored by now.
         """
@@ -91,7 +87,18 @@ class ControlContainer:
         if stored.item is None or _record_in(stored.item) != record:
             raise catalogue_changed()
         await self._write_records(records)
-        if not await self._items.replace(CONTROL, _item_of(new), stored.etag):
+        return stored.etag
+
+    async def write(self, new: Catalogue, etag: str | None) -> None:
+        """Replace the version *etag* of the catalogue, or create it; ReleaseConflict if another version is stored.
+
+        ContainerMissing if there is no container for it.
+        """
+        if etag is None:
+            is_written = await self._items.create(CONTROL, _item_of(new))
+        else:
+            is_written = await self._items.replace(CONTROL, _item_of(new), etag)
+        if not is_written:
             raise catalogue_changed()
 
     async def check_single_write_region(self) -> None:

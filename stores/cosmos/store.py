@@ -12,7 +12,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -46,6 +46,7 @@ from hotplate.stores.errors import (
     ReleaseNotFound,
     StoreError,
     StoreUnavailable,
+    tracked_swap,
 )
 from hotplate.stores.store import (
     CheckCatalogue,
@@ -105,6 +106,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         self._charges = charges.load()
         self._new_containers = NewContainers(clock)
         self._control_retrier = self._retrier()
+        self._swap_retrier = Retrier(clock, for_s=0.0, throttled_for_s=THROTTLED_S)
         self._containers_retrier = self._retrier()
         self._rows_retrier = self._retrier()
         self._control = ControlContainer(address.shown, client, self._paced(None), clock)
@@ -317,15 +319,27 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        begin = partial(self._control.begin_swap, old, records)
         try:
-            await self._control_retrier.call(self._control.swap, old, new, records)
+            await self._replace_catalogue(begin, new)
         except ContainerMissing:  # before the first publish: create the container of the catalogue
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
-            await self._control_retrier.call(self._control.swap, old, new, records)
+            await self._replace_catalogue(begin, new)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await self._control_retrier.call(self._control.replace_unreadable, record, new, records)
+        await self._replace_catalogue(partial(self._control.begin_replacement, record, records), new)
+
+    async def _replace_catalogue(self, begin: Callable[[], Awaitable[str | None]], new: Catalogue) -> None:
+        """Replace the version of the catalogue whose etag *begin* returns (None: absent) by *new*.
+
+        Only *begin* is repeated: after a write whose response was lost, another process may have replaced *new*, and a
+        second attempt would be refused like one that lost a race. A write that was answered by 429 was not made.
+        """
+        with tracked_swap() as progress:
+            etag = await self._control_retrier.call(begin)
+            progress.is_sent = True
+            await self._swap_retrier.call(self._control.write, new, etag)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Delete the container of a release, if *check* accepts the catalogue; see `Store.erase`.

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
-from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
@@ -433,15 +433,17 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             stored = await self._read_catalogue(session)
             if stored.catalogue.version != old.version:
                 raise catalogue_changed()
+            progress.is_sent = True
             await self._replace(session, stored.record, new, records)
             if is_relied_on:
                 await self._deployment.ensure_replicated(session, "the catalogue was changed")
             else:
                 await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
-        if is_relied_on:
-            await self._deployment.confirm_primary()
-        await self._router.run(self._keys.catalogue, change)
+        with tracked_swap() as progress:
+            if is_relied_on:
+                await self._deployment.confirm_primary()
+            await self._router.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace the bytes *record*, a catalogue that cannot be parsed, by *new*; writes *records* in the same script.
@@ -451,11 +453,13 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
         async def change(session: Session) -> None:
             await self._check_sealed(session, new.committed)
+            progress.is_sent = True
             await self._replace(session, record, new, records)
             await self._deployment.ensure_replicated(session, "the catalogue was replaced")
 
-        await self._deployment.confirm_primary()
-        await self._router.run(self._keys.catalogue, change)
+        with tracked_swap() as progress:
+            await self._deployment.confirm_primary()
+            await self._router.run(self._keys.catalogue, change)
 
     async def _check_sealed(self, session: Session, releases: Sequence[Release]) -> None:
         """Raise RowsLost unless all *releases* are sealed on a single server; a cluster is not checked.

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import META, pack
-from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import NotSent, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, translated
 from hotplate.stores.redis.keys import SEALED, Keys, state_of
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
@@ -67,10 +67,11 @@ def check_owned(draft: DraftRef, state: bytes | None) -> None:
         raise taken_over(draft)
 
 
-class RowsLost(StoreUnavailable):
+class RowsLost(NotSent):
     """Acknowledged rows are gone; resume the publish."""
 
-    permanent = True
+    def __init__(self, message: str) -> None:
+        super().__init__(message, permanent=True)
 
 
 class Batch(NamedTuple):

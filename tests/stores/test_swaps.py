@@ -2,18 +2,20 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import cycle
 
 import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
-from hotplate.stores.errors import StoreThrottled, StoreUnavailable
+from hotplate.stores.errors import NotSent, StoreThrottled, StoreUnavailable
 from hotplate.stores.publication import begin
+from hotplate.stores.redis.writer import RowsLost
 from hotplate.stores.store import ProvisionedStore, RecordChange, Store
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.stores import OpenStore, on_every_store, publish
+from tests.support.stores import OpenStore, draft_of, on_every_store, publish
 from tests.support.virtual import virtual
 
 
@@ -132,11 +134,12 @@ async def test_overtaken_rollback_is_not_repeated(monkeypatch: pytest.MonkeyPatc
     assert (await store.catalogue()).live == second
 
 
+@virtual
 async def test_unclear_swaps_between_those_of_others_have_an_unknown_result(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     first, second = [await publish(store) for _ in range(2)]
     swap = store.swap
-    others = iter([first, second])
+    others = cycle([first, second])
 
     async def overtaken(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
         del new
@@ -174,6 +177,54 @@ async def test_rollback_overtaken_by_a_draft_has_an_unknown_result(monkeypatch: 
     with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
         await life.rollback(store)
     assert (await store.catalogue()).live == first
+
+
+@pytest.mark.parametrize("failures", [1, 1000])
+@virtual
+async def test_swap_that_was_not_sent_is_sent_again_or_raises_its_error(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    store = MemoryStore()
+    first, second = [await publish(store) for _ in range(2)]
+    swap = store.swap
+    unsent = 0
+
+    async def fail_after_others(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
+        nonlocal unsent
+        unsent += 1
+        if unsent > failures:
+            await swap(old, new, records)
+            return
+        others = changes.begin(old, draft_of(ReleaseId(f"draft-{unsent}")))
+        await swap(old, changes.succeed(old, others, secrets.token_hex(8), ""), records)
+        raise NotSent("the sentinels do not answer")
+
+    monkeypatch.setattr(store, "swap", fail_after_others)
+    if failures == 1:
+        assert await life.rollback(store) == first
+        return
+    with pytest.raises(NotSent, match=r"^the sentinels do not answer$"):
+        await life.rollback(store)
+    assert (await store.catalogue()).live == second
+
+
+async def test_permanent_failure_of_a_swap_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    for _ in range(2):
+        await publish(store)
+    lost = RowsLost("the server has lost rows")
+    swaps = 0
+
+    async def refuse(*_: object) -> None:
+        nonlocal swaps
+        swaps += 1
+        raise lost
+
+    monkeypatch.setattr(store, "swap", refuse)
+    with pytest.raises(RowsLost) as raised:
+        await life.rollback(store)
+    assert raised.value is lost
+    assert swaps == 1
 
 
 class Provisioned(MemoryStore, ProvisionedStore):

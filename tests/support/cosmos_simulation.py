@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -48,6 +48,10 @@ class HeldItems:
     go: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+async def _change_nothing() -> None:
+    pass
+
+
 class SimulatedAccount:
     """The emulated account on the loop's clock: it responds after `latency_s`, and counts requests."""
 
@@ -67,6 +71,9 @@ class SimulatedAccount:
 
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and their responses lost."""
+
+        self.overtake: Callable[[], Awaitable[object]] = _change_nothing
+        """What another process does before the client misses such a response."""
 
         self.ends_at_write: int | None = None
         """The number of the next write of an item at which the client's process ends."""
@@ -153,6 +160,7 @@ class SimulatedAccount:
         if self.lose_answers and answer.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
             self.lose_answers -= 1
             answer.reset = True
+            await self.overtake()
         delay_s = self.latency_s + answer.delay_s
         await asyncio.sleep(min(delay_s, timeout_s))
         if answer.reset or delay_s > timeout_s:

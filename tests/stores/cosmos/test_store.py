@@ -14,11 +14,12 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
+from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.items import CONTROL
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.errors import NotSent, ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
+from hotplate.stores.store import Plan, RecordChange, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
@@ -55,7 +56,7 @@ async def test_lost_swap_reply_is_told_from_a_rival_swap(account: SimulatedAccou
     old = await store.catalogue()
     first = changes.succeed(old, changes.begin(old, draft_of(R)), "one", "s")
     account.lose_answers = 1
-    with pytest.raises(ReleaseConflict):  # one attempt was made, another refused: a swap reads back
+    with pytest.raises(CosmosUnavailable):  # a second attempt would be refused, as if a rival had swapped first
         await store.swap(old, first)
     assert await rival.catalogue() == first
     account.lose_answers = 1
@@ -65,6 +66,31 @@ async def test_lost_swap_reply_is_told_from_a_rival_swap(account: SimulatedAccou
     with pytest.raises(ReleaseConflict):
         await rival.swap(first, changes.succeed(first, first, "three", "s"))
     assert (await store.catalogue()).token == renewed.token
+
+
+@simulated
+async def test_rollback_overtaken_after_a_lost_reply_has_an_unknown_result(account: SimulatedAccount) -> None:
+    store = account.store()
+    rival = account.store()
+    first, _ = [await publish(store) for _ in range(2)]
+    account.lose_answers = 1
+    account.overtake = partial(begin_draft, rival, R)
+    with pytest.raises(StoreUnavailable, match="whether the catalogue was changed is not known"):
+        await life.rollback(store)
+    assert (await store.catalogue()).live == first
+
+
+@pytest.mark.parametrize("operation", ["read item", "create item"])
+@simulated
+async def test_swap_that_fails_before_its_write_was_not_sent(account: SimulatedAccount, operation: str) -> None:
+    store = account.store()
+    await publish(store)
+    old = await store.catalogue()
+    account.inject_faults({"kind": "unavailable", "operation": operation})
+    with pytest.raises(NotSent):
+        await store.swap(old, changes.succeed(old, old, "t", "s"), [RecordChange("one", None, b"1")])
+    account.inject_faults()
+    assert await store.catalogue() == old
 
 
 @pytest.mark.parametrize("rewritten", [False, True], ids=["a lower generation", "the same, with another token"])

@@ -6,9 +6,10 @@ import secrets
 
 import pytest
 
-from hotplate.stores.catalogue import DraftRef
+from hotplate.stores import transitions as changes
+from hotplate.stores.catalogue import Catalogue, DraftRef
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import NotSent, ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
@@ -186,6 +187,25 @@ async def test_replaced_writer_changes_nothing_from_any_moment_of_replacement(
 async def write_without_end(store: RedisStore, draft: DraftRef) -> None:
     while True:
         await store.put(draft, USERS[: MAX_ROWS // 10])
+
+
+async def test_swap_is_not_sent_to_a_server_without_its_release(redis: RedisStore, redis_server: RedisServer) -> None:
+    ready = await publish(redis, live=False)
+    entry = (await redis.catalogue()).find(ready)
+    for state in redis_server.execute_command("KEYS", f"*{entry.incarnation}*@state"):
+        redis_server.execute_command("SET", state, "draft:writer")  # as after a restart with older data
+    old = await redis.catalogue()
+    with pytest.raises(RowsLost) as raised:
+        await redis.swap(old, changes.succeed(old, changes.activate(old, ready), "t", "s"))
+    assert isinstance(raised.value, NotSent)
+    assert await redis.catalogue() == old
+
+
+async def test_swap_without_a_connection_was_not_sent() -> None:
+    closed = open_url("redis://127.0.0.1:1/0")
+    with pytest.raises(NotSent):
+        await closed.swap(Catalogue(), changes.succeed(Catalogue(), Catalogue(), "t", "s"))
+    await closed.close()
 
 
 async def test_lost_meta_rows_are_detected_before_the_release_is_sealed(
