@@ -57,7 +57,8 @@ def prune(
 
     Kept are the live release, the canary, arm B's previous release, the *keep* releases that were live before, releases
     that left service less than *grace_s* ago, and ready ones, with *keep_ready_s* only those begun within that time.
-    Drafts without a writer are erased. *on_progress* is called with (erased, to erase).
+    Drafts are erased once they had no writer for six hours, or at once if *grace_s* is 0. *on_progress* is called with
+    (erased, to erase).
     """
     erase_unneeded = partial(
         lifecycle.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress

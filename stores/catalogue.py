@@ -55,6 +55,9 @@ LEASE_SLACK_S = 30.0
 # How long a release can be read after it left service.
 GRACE_S = 600.0
 
+# How long a draft can be resumed after its lease has lapsed.
+DRAFT_GRACE_S = 6 * 3600.0
+
 DAY_S = 86_400
 
 
@@ -62,7 +65,7 @@ class State(StrEnum):
     """The state of a release.
 
     DRAFT       being written, by the process with the writer's token, which renews a lease; once that lapses, another
-                process may take it over, or `prune` marks it
+                process may take it over, and after DRAFT_GRACE_S `prune` marks it
     READY       complete: committed by its writer, but not live
     LIVE        served; at most one release
     SUPERSEDED  replaced by an activation; a rollback returns to the last one

@@ -224,7 +224,7 @@ async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding
         elif entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) > 0:
             being_written = f"; {entry.id} is being written"
         elif entry.state is State.DRAFT:
-            advice = "continue it with --resume, or let `hotplate releases prune` erase it"
+            advice = "continue it with --resume; six hours later, `hotplate releases prune` erases it"
             sentences.append(f"the writer of the draft {entry.id} is gone; {advice}")
 
     try:

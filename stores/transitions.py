@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hotplate.stores.catalogue import (
     DAY_S,
+    DRAFT_GRACE_S,
     GRACE_S,
     LEASE_S,
     Arm,
@@ -45,17 +46,22 @@ def _moved(entry: Release, state: State) -> Release:
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add an entry for a draft, a release that *draft*'s writer is writing, and mark lapsed drafts as `dropping`.
+    """Add an entry for a draft, a release that *draft*'s writer is writing.
 
     The writer holds the draft by a lease of LEASE_S seconds. If the same writer began it in an earlier attempt, that
-    draft's lease is renewed instead. *repairs* is the incarnation (the stored data) of the damaged release of the same
-    id that `commit` is to replace. Raises ReleaseConflict if the id is taken.
+    draft's lease is renewed instead. A lapsed draft of the same id is marked as `dropping`. *repairs* is the
+    incarnation (the stored data) of the damaged release of the same id that `commit` is to replace. Raises
+    ReleaseConflict if the id is taken.
     """
     for entry in catalogue.releases:
         if entry.state is State.DRAFT and (entry.id, entry.writer) == (draft.id, draft.writer):
             return renew(catalogue, draft._replace(incarnation=entry.incarnation))
 
-    releases = _with_lapsed_drafts_dropping(catalogue)
+    releases = list[Release]()
+    for entry in catalogue.releases:
+        is_replaced = entry.id == draft.id and _is_lapsed(entry, catalogue.now)
+        releases.append(_dropped(entry) if is_replaced else entry)
+
     reusable_states = [State.DROPPING]
     if repairs is not None:
         reusable_states.append(State.WITHDRAWN)  # left by earlier repairs
@@ -245,7 +251,9 @@ def prune(
     keep_ready_s: float | None = None,
     present: Collection[str] = (),
 ) -> Catalogue:
-    """Mark lapsed drafts and old releases as `dropping`.
+    """Mark abandoned drafts and old releases as `dropping`.
+
+    Drafts are abandoned DRAFT_GRACE_S after their lease has lapsed, or at once if *grace_s* is 0.
 
     Kept are the live release, the canary, the release before it in arm B of a running experiment, the last *keep*
     releases that were live before, ready releases (for *keep_ready_s* after they were begun; None: always), and any
@@ -263,9 +271,11 @@ def prune(
             return keep_ready_s is not None and entry.created_at + keep_ready_s <= catalogue.now
         return entry.state in (State.SUPERSEDED, State.WITHDRAWN)
 
+    draft_grace_s = DRAFT_GRACE_S if grace_s else 0.0
     entries = list[Release]()
-    for entry in _with_lapsed_drafts_dropping(catalogue):
-        entries.append(_moved(entry, State.DROPPING) if is_unneeded(entry) else entry)
+    for entry in catalogue.releases:
+        is_marked = is_unneeded(entry) or _is_abandoned(entry, catalogue.now, draft_grace_s)
+        entries.append(_dropped(entry) if is_marked else entry)
     for incarnation in sorted(set(present) - catalogue.incarnations):
         unnamed = unnamed_release(incarnation)
         entry = Release(id=unnamed.id, incarnation=incarnation, state=State.DROPPING, created_at=catalogue.now)
@@ -287,7 +297,7 @@ def _kept_incarnations(catalogue: Catalogue, keep: int) -> set[str]:
 
 def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     """Mark a draft as `dropping`; raises the errors of `renew`."""
-    return _with_entry(catalogue, replace(_moved(_owned_draft(catalogue, draft), State.DROPPING), lease_until=None))
+    return _with_entry(catalogue, _dropped(_owned_draft(catalogue, draft)))
 
 
 def forget(catalogue: Catalogue, release: ReleaseRef) -> Catalogue:
@@ -329,14 +339,21 @@ def _superseded_before_live(catalogue: Catalogue) -> list[Release]:
     return []
 
 
-def _with_lapsed_drafts_dropping(catalogue: Catalogue) -> tuple[Release, ...]:
-    """Return all releases, with lapsed drafts as `dropping`."""
-    return tuple(
-        replace(_moved(entry, State.DROPPING), lease_until=None)
-        if entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) <= 0
-        else entry
-        for entry in catalogue.releases
-    )
+def _is_lapsed(entry: Release, now: float) -> bool:
+    """Return whether a release is a draft that no writer holds."""
+    return entry.state is State.DRAFT and entry.lease_left_s(now) <= 0
+
+
+def _is_abandoned(entry: Release, now: float, grace_s: float) -> bool:
+    """Return whether a draft's lease lapsed more than *grace_s* ago, or is invalid."""
+    lapsed_at = entry.lease_until or 0.0
+    is_in_grace = lapsed_at <= now < lapsed_at + grace_s
+    return _is_lapsed(entry, now) and not is_in_grace
+
+
+def _dropped(entry: Release) -> Release:
+    """Return a release's entry as `dropping`."""
+    return replace(_moved(entry, State.DROPPING), lease_until=None)
 
 
 def _check_accepted(entry: Release, overridden: Collection[str]) -> None:

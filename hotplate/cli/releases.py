@@ -240,7 +240,7 @@ def prune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Erase releases past their grace, and drafts without a writer.
+    """Erase releases past their grace, and drafts that had no writer for six hours (with --grace 0: now).
 
     Example: hotplate releases prune --keep 2 --keep-ready 7
     """

@@ -7,6 +7,7 @@ import pytest
 
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import (
+    DRAFT_GRACE_S,
     GRACE_S,
     LEASE_S,
     Arm,
@@ -296,6 +297,23 @@ def test_a_repaired_canary_is_the_canary() -> None:
     done = changes.commit(changes.begin(catalogue, healed, repairs=draft(C).incarnation), healed)
     assert (done.canary, done.served) == (catalogue.canary, (draft(B).release, healed.release))
     assert parse(dump(done), now=100.0, where="here") == done
+
+
+def test_a_lapsed_draft_can_be_resumed_until_its_grace_is_over() -> None:
+    another = draft(ReleaseId("d"))
+    hours_later = replace(changes.end_lease(evolved(), draft(C)), now=100.0 + DRAFT_GRACE_S - 1)
+    begun = changes.prune(changes.begin(hours_later, another))
+    assert changes.take_over(begun, draft(C, writer="another")).find_draft(C).writer == "another"
+    assert begun.find_draft(another.id).writer == another.writer
+
+    for abandoned in (
+        changes.prune(hours_later, grace_s=0.0),
+        changes.prune(replace(hours_later, now=100.0 + DRAFT_GRACE_S)),
+        changes.begin(hours_later, draft(C, writer="another")._replace(incarnation="of-another")),
+    ):
+        entry = abandoned.entry(draft(C).incarnation)
+        assert entry is not None
+        assert (entry.state, entry.lease_until) == (State.DROPPING, None)
 
 
 def test_a_lease_further_ahead_than_a_writer_takes_has_lapsed() -> None:

@@ -30,6 +30,7 @@ from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication, transfer
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import (
     GRACE_S,
     LEASE_S,
@@ -188,6 +189,7 @@ class Interleaved(RuleBasedStateMachine):
         for module in (life, publication):  # makes a history repeatable
             self.patch.setattr(module, "secrets", counted)
         self.patch.setattr(asyncio, "sleep", sleep)
+        self.patch.setattr(changes, "DRAFT_GRACE_S", GRACE_S)  # readers poll too often for the time to pass
         if Interleaved.source is None:
             Interleaved.source = Source()
         self.loop = StepwiseLoop()

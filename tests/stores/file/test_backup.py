@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from hotplate.stores.catalogue import LEASE_S, ReleaseId, State, follows
+from hotplate.stores.catalogue import DRAFT_GRACE_S, LEASE_S, ReleaseId, State, follows
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from hotplate.stores.file.backup import backup, restore
@@ -221,7 +221,7 @@ async def test_backup_restored_over_a_store_in_use_is_followed(
     assert await published_rows(worker, second) == rows("second")
     assert await rollback(store) == first
     await activate(store, second)
-    clock.now += LEASE_S + 10_000
+    clock.now += LEASE_S + DRAFT_GRACE_S
     assert sorted(await prune(store)) == sorted([draft.id, first, second, third])
     assert await states(store) == {first: "superseded", second: "live"}
     assert await published_rows(store, second) == rows("second")
