@@ -192,12 +192,11 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
 
         log = await _read_complete_log(store, catalogue)
-        old_users = log.users.restricted_to(catalogue.releases)
         new_users = (await revise(catalogue, log.users)).restricted_to(catalogue.releases)
 
         min_count = 0 if accepts_loss else _counted(catalogue)
         is_count_lowered = accepts_loss and _counted(catalogue) > log.users.count
-        if new_users == old_users and not is_count_lowered and _is_last_part_named(catalogue, log):
+        if new_users == log.users and not is_count_lowered and _is_last_part_named(catalogue, log):
             return Revision(catalogue)
 
         entry, record_changes = log.changes_for(new_users, min_count=min_count)
@@ -219,11 +218,11 @@ def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
 
 
 async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
-    """Read the log of erased users, and add those that earlier versions recorded elsewhere in the store.
+    """Read the log of erased users, add those that earlier versions recorded elsewhere, and leave out pruned releases.
 
     They used a row of an incarnation, which names the data of one write of a release. The catalogue names it until the
-    log replaces it; if a record is lost, all incarnations are searched. A log without some of the users is returned as
-    not whole, so that the next change writes them all.
+    log replaces it; if a record is lost, all incarnations are searched. A log that differs from the stored one is
+    returned as not whole, so that the next change writes a new snapshot.
     """
     log = await read_log(store)
     users = log.users
@@ -233,6 +232,7 @@ async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
             users = users.union(older_users)
     if _counted(catalogue) > users.count:  # a record is lost
         users = users.union(await find_erased(store))
+    users = users.restricted_to(catalogue.releases)
     if users == log.users:
         return log
     return replace(log, users=users, is_whole=False)

@@ -53,6 +53,19 @@ async def test_rows_of_erased_users_are_not_missing(open_store: OpenStore) -> No
     assert (await read_servable(store, release)).damaged == ()
 
 
+@on_every_store
+async def test_record_forgets_the_missing_rows_of_pruned_releases(open_store: OpenStore) -> None:
+    store = open_store()
+    for user in range(4):
+        release = await ref_of(store, await published(store))
+        await life.prune(store, keep=0, grace_s=0.0)
+        await erase_users(store, [str(user)])
+    missing_by_release = (await read_log(store)).users.missing_by_release
+    assert {name: len(missing.key_hashes) for name, missing in missing_by_release.items()} == {release.incarnation: 1}
+    assert [await is_erased(store, str(user)) for user in range(5)] == [True] * 4 + [False]
+    await verify(store, release)
+
+
 @virtual
 async def test_erasure_pauses_after_lost_races_and_gives_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
