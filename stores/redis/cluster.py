@@ -50,6 +50,9 @@ class Cluster(DiscoveredDeployment):
             return None
         return _node_of(nodes[0])
 
+    def knows(self, node: RedisNode) -> bool:
+        return node in map(_node_of, self._client.get_nodes())
+
     def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
         """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
         slots_cache = self._client.nodes_manager.slots_cache

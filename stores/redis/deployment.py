@@ -98,6 +98,10 @@ class Deployment(ABC):
         del slot
         return self.primaries[0]
 
+    def knows(self, node: RedisNode) -> bool:
+        """Return whether a server belongs to the deployment, as far as is known now."""
+        return node in self.primaries
+
     def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
         """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
         return {self.primaries[0]: list(range(len(slots)))}

@@ -391,8 +391,18 @@ class ReadConnections:
         return reconnector
 
     async def renew(self) -> None:
-        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
-        await all_done(*(reconnector.renew() for reconnector in self._by_node.values()))
+        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened.
+
+        Those to servers that were removed are closed: a server may vanish without closing its connections.
+        """
+        removed = [node for node in self._by_node if not self.deployment.knows(node)]
+        for node in removed:
+            await self._by_node.pop(node).close()
+        try:
+            await all_done(*(reconnector.renew() for reconnector in self._by_node.values()))
+        except StoreUnavailable:
+            self.deployment.schedule_refresh()
+            raise
 
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""

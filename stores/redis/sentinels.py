@@ -94,6 +94,9 @@ class Sentinels(DiscoveredDeployment):
         shown = f"{self.shown} ({node})"
         return replace(self.common, shown=shown, host=node.host, port=node.port, is_primary=True)
 
+    def knows(self, node: RedisNode) -> bool:
+        return super().knows(node) or node in self._replicas
+
     def replica_of(self, slot: int) -> RedisNode | None:
         del slot
         return any_of(self._replicas)

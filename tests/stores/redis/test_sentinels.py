@@ -23,7 +23,7 @@ from hotplate.stores.transitions import commit
 from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
-from tests.support.redis_server import SOON_S, commands_in
+from tests.support.redis_server import SOON_S, array, commands_in
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
 from tests.support.stores import (
     FIRST,
@@ -141,6 +141,34 @@ async def test_late_read_asks_one_replica_of_a_primary() -> None:
     assert slots == [b"one"] * len(keys)
     assert len(asked) == len(keys)
     assert len(set(asked)) == 1
+
+
+async def test_renewal_closes_the_connections_to_a_server_that_is_gone() -> None:
+    is_gone = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if is_gone.is_set():
+            return  # to new connections only
+        async for command in commands_in(reader):
+            writer.write(array(b"role", b"master") if command[0] == b"HELLO" else b"+OK\r\n")
+        ended.set()
+
+    async with asyncio.timeout(SOON_S), listening(serve) as port:
+        sentinel = ScriptedSentinel(1, port)
+        async with scripted(sentinel) as deployment:
+            await deployment.load()
+            connections = ReadConnections(deployment, SOON_S)
+            await connections.at(deployment.primaries[0]).connection()
+            is_gone.set()
+            with pytest.raises(StoreUnavailable):  # it may come back
+                await connections.renew()
+            sentinel.epoch = 2
+            sentinel.primary = 1
+            await deployment.ask()
+            await connections.renew()
+            await ended.wait()
+            await connections.close()
 
 
 async def test_the_doctor_names_what_a_failover_would_lack(
