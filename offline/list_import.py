@@ -358,8 +358,8 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
     """Return the overall popular list, and one for each segment (a group of users), of at most *length* items.
 
     *scored* are rows [owner: segment, item, score] of popular items, None if no file was given. If they have no overall
-    list, items are ranked by the number of *lists* that have them (`list_counts`, by item number). *numbers* gives each
-    item its number. Raises DataError for too many segments.
+    list, items are ranked by the number of *lists* that have them (`list_counts`, by item number), or without *lists*
+    by the number of segments. *numbers* gives each item its number. Raises DataError for too many segments.
     """
     list_counts = lists.list_counts.astype(np.float64)
     counts = pl.DataFrame({"item": numbers.ids().head(len(list_counts)), "score": list_counts})
@@ -375,6 +375,9 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
                 f"The popular lists are of {segments:,} segments; at most {MAX_POPULAR_LISTS - 1:,} can have one each."
             )
         if not (rows.get_column("owner") == OVERALL).any():
+            if overall.is_empty():
+                by_segments = rows.group_by("item").agg(score=pl.col("owner").n_unique().cast(pl.Float64))
+                overall = by_segments.select(owner=pl.lit(OVERALL), item="item", score="score")
             rows = pl.concat([overall, rows])
 
     numbered = rows.with_columns(numbers.number(rows.get_column("item")))

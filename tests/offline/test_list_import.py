@@ -124,6 +124,9 @@ def test_popular_similar_and_titles_are_read_from_files(tmp_path: Path) -> None:
     (tmp_path / "popular.csv").write_text("segment,item,score\nfr,b,7\n")
     lists = imported(tmp_path, tmp_path / "lists.csv", popular=tmp_path / "popular.csv")
     assert rows_of(lists)["popular:"] == [("a", 1.0), ("b", 1.0)]
+    (tmp_path / "popular.csv").write_text("segment,item,score\nfr,b,7\nfr,c,9\nde,c,2\nde,c,1\nde,d,1\n")
+    lists = imported(tmp_path, None, popular=tmp_path / "popular.csv")
+    assert rows_of(lists)["popular:"] == [("c", 2.0), ("b", 1.0), ("d", 1.0)], "the number of segments"
 
 
 @pytest.mark.parametrize(("titles", "title"), [("a|-|An A\n", "3"), ("caption|sku\nAn A|a\n", "caption")])
