@@ -412,14 +412,16 @@ def _sample_users(user_items: UserItems, history: History | None, options: Split
     """Draw the users of a search at random, with a million pairs in all, and leave out items that none of them has.
 
     *history* are the rows of *user_items* [users, items] with times. With fewer pairs, all users and items remain. The
-    minimum number of users per item in *options* is meant for all users, so it is dropped for a sample.
+    minimum number of users per item in *options* is meant for all users, so it is dropped for a sample. Users with a
+    million pairs, such as robots, are drawn last; at least one user is.
     """
     if user_items.nnz <= _SEARCHED_PAIRS:
         return _UserSample(user_items, history, options, is_drawn=False)
 
     counts = items_per_user(user_items)
     order = np.random.default_rng(options.seed).permutation(len(counts))
-    sampled_users = int(np.searchsorted(np.cumsum(counts[order]), _SEARCHED_PAIRS))
+    order = order[np.argsort(counts[order] >= _SEARCHED_PAIRS, kind="stable")]
+    sampled_users = max(1, int(np.searchsorted(np.cumsum(counts[order]), _SEARCHED_PAIRS)))
     is_sampled = np.zeros(len(counts), dtype=np.bool_)
     is_sampled[order[:sampled_users]] = True
 

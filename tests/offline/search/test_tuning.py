@@ -9,6 +9,7 @@ from weakref import ReferenceType, ref
 import numpy as np
 import polars as pl
 import pytest
+from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine, fit_parts
@@ -349,6 +350,24 @@ def test_large_log_is_searched_on_sampled_users(matrix: Matrix, monkeypatch: pyt
     assert f"the search is of {tuned.users} of 80 users" in notices[1]
     assert [trial.params for trial in tuned.trials] == list(CELLS)
     assert all(trial.ndcg > 0 for trial in tuned.trials)
+
+
+@pytest.mark.parametrize("robots", [60, 120])
+def test_users_with_more_pairs_than_a_search_takes_are_drawn_last(robots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = to_matrix(sample(120, 600)).user_items.toarray()
+    pairs[:robots] = 1
+    user_items = csr_matrix(pairs)
+    items = user_items.shape[1]
+    monkeypatch.setattr("hotplate.offline.search.tuning._SEARCHED_PAIRS", items)
+    for seed in range(3):
+        data = SearchData(user_items, None, SplitOptions("by-item", seed=seed))
+        drawn = data.sample().user_items
+        if robots == 60:
+            assert drawn.getnnz(axis=1).max() < items
+            assert drawn.shape[0] > 10
+        else:
+            assert drawn.shape[0] == 1, "a search needs some user"
+        tune(data, TuneOptions((PopularityParams(),)))
 
 
 def test_the_powers_of_random_walks_are_searched() -> None:
