@@ -241,7 +241,7 @@ class TurnLookups(Generic[Waiter]):
         """Read rows from tier *first* on, and complete all, even after an error."""
         try:
             for tier_index in range(first, len(self._tiers)):
-                rows = self._spawn_all_but_one_call(turn, rows, tier_index)
+                rows = self._first_call(turn, rows, tier_index)
                 if not rows:
                     break
                 rows = await turn.read_tier(tier_index, rows)
@@ -250,25 +250,24 @@ class TurnLookups(Generic[Waiter]):
         finally:
             turn.complete_unread(rows)
 
-    def _spawn_all_but_one_call(self, turn: _Turn[Waiter], rows: Sequence[RowKey], tier_index: int) -> Sequence[RowKey]:
-        """Return the rows that this task reads by one call of the store at *tier_index*; start tasks for the rest.
+    def _first_call(self, turn: _Turn[Waiter], rows: Sequence[RowKey], tier_index: int) -> Sequence[RowKey]:
+        """Return the rows that this task reads by one call of the store at *tier_index*; start tasks for the others.
 
         A call takes at most `tier.keys_a_call` rows, and calls run at once. While the circuit breaker is open, because
-        the store fails, rows in the cache are completed, and a call is one row that probes the store; other rows of the
-        call are read in the next store.
+        the store fails, rows in the cache are completed, one row probes the store, and the others are read in the next
+        store.
         """
         tier = self._tiers[tier_index]
-        uncached = _settle_cached(turn, rows, tier) if tier.breaker.is_open else rows
+        if tier.breaker.is_open:
+            uncached = _settle_cached(turn, rows, tier)
+            if len(uncached) > 1:
+                self._spawn(self._read_rows(turn, uncached[1:], tier_index + 1))
+            return uncached[:1]
 
         size = tier.keys_a_call
-        for start in range(size, len(uncached), size):
-            self._spawn(self._read_rows(turn, uncached[start : start + size], tier_index))
-
-        first_call = uncached[:size]
-        if len(first_call) > 1 and tier.breaker.is_open:
-            self._spawn(self._read_rows(turn, first_call[1:], tier_index + 1))
-            return first_call[:1]
-        return first_call
+        for start in range(size, len(rows), size):
+            self._spawn(self._read_rows(turn, rows[start : start + size], tier_index))
+        return rows[:size]
 
 
 def _settle_cached(turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
