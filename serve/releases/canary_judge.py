@@ -11,8 +11,8 @@ from hotplate.stores.catalogue import Release
 
 # Counts restart after this time, so a good hour hides no bad minute.
 WINDOW_S = 60.0
-# Per tier: a record of a verdict.
-VERDICT_BYTES = 2048
+# Per tier: a record of a verdict, whose entry may name all gates that a release failed.
+VERDICT_BYTES = 12_288
 
 # Called every second with a catalogue's entry of the canary, None without one; returns why it is not to be used.
 Verdict = Callable[[Release | None], str | None]
