@@ -24,8 +24,8 @@ from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 
 if TYPE_CHECKING:
+    from hotplate.serve.events.experiments import ArmEvents, ArmReport
     from hotplate.serve.events.report import EventReport, PositionCounts
-    from hotplate.serve.experiments import ArmEvents, ArmReport
     from hotplate.stores.store import Store
 
 app = Verbs(
@@ -153,7 +153,7 @@ def _print_rates(counts: "EventReport") -> None:
 
 async def _arm_events(goal: str, store: "Store") -> "ArmEvents":
     """Return what counts events of the store's experiment by arm; ReleaseNotFound without an experiment."""
-    from hotplate.serve.experiments import ArmEvents
+    from hotplate.serve.events.experiments import ArmEvents
     from hotplate.stores.erasure_log import read_erased
     from hotplate.stores.errors import ReleaseNotFound
 

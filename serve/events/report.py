@@ -9,9 +9,9 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from hotplate.serve.events.experiments import ArmEvents
 from hotplate.serve.events.segment_folder import SegmentFolder
 from hotplate.serve.events.writer import WrittenEvent
-from hotplate.serve.experiments import ArmEvents
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, POSITIONS
 from hotplate.stores.event_log import SegmentReader, decode_event, is_open_segment, segment_names
 

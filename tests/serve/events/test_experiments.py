@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotplate.serve.experiments import (
+from hotplate.serve.events.experiments import (
     MAX_SKEWNESS,
     ArmEvents,
     ArmReport,
