@@ -375,14 +375,14 @@ class _Supervisor:
         one child ends in each tick, and no worker while another one starts, because all may wait for the same resource.
         """
         silent = self._silent_children()
-        aborted = [child for child in silent if child.is_aborted]  # in an earlier tick
-        silent_s = self._health.silent_s  # seconds since the last report, by the child's number
-        child = max(aborted or silent, key=lambda child: silent_s[child.number], default=None)
-        if child is None:
+        aborted = next((child for child in silent if child.is_aborted), None)  # in an earlier tick
+        if aborted is not None:
+            os.kill(aborted.pid, signal.SIGKILL)
             return
 
-        if child.is_aborted:
-            os.kill(child.pid, signal.SIGKILL)
+        silent_s = self._health.silent_s  # seconds since the last report, by the child's number
+        child = max(silent, key=lambda child: silent_s[child.number], default=None)
+        if child is None:
             return
 
         child.is_aborted = True
