@@ -392,8 +392,7 @@ class Connection(BaseProtocol):
 
         Stops at a request that is not answered at once; called again after its answer. A client may send several
         requests at once (pipelining). The fast lane, a compiled handler of plain GETs, answers up to MAX_PIPELINED of
-        them here, and aiohttp the others. The last one is not offered to the lane: `data_received` has done that, or
-        it arrived in parts.
+        them here, and aiohttp the others.
         """
         lane_answers = 0
         while self._buffer and self.state in (IDLE, HEADER):
@@ -404,8 +403,7 @@ class Connection(BaseProtocol):
             if header is None:
                 return
 
-            is_last = not self._buffer
-            if not is_last and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
+            if lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
                 lane_answers += 1
                 is_answered = self.state is not STORE  # in which the lane waits for a store
                 if is_answered:

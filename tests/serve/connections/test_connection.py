@@ -142,6 +142,17 @@ async def test_a_cancelled_handler_closes_its_connection(pair: Pair, monkeypatch
 
 
 @needs_lane
+@pytest.mark.parametrize(
+    ("pieces", "count"), [([LIST[:20], LIST[20:]], 1), ([LIST * 3], 3), ([LIST + LIST[:9], LIST[9:]], 2)]
+)
+async def test_lane_answers_plain_requests_in_any_pieces(pair: Pair, pieces: list[bytes], count: int) -> None:
+    _, transport = connected(pair.lane)
+    for piece in pieces:
+        transport.feed(piece)
+    assert transport.written.count(b"HTTP/1.1 200 ") == count  # at once, without a task
+
+
+@needs_lane
 async def test_pipelined_requests_yield_to_other_connections(pair: Pair) -> None:
     _, transport = connected(pair.lane)
     transport.feed(LIST * 500)
