@@ -298,22 +298,26 @@ def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
 class Verdict:
     """What rounds at one rate show, and the search for that rate, if there was one.
 
-    best    the trial at the highest rate inside the objective; None without a search, or if its rounds were outside
-    limit   why the rate may be higher, as the load generator ended the search; empty if the service did
-    broken  bounds that the service did not keep in the rounds, or at any rate
-    late    bounds that were broken by the lateness of the load generator
+    best     the trial at the highest rate inside the objective; None without a search, or if its rounds were outside
+    limit    why the rate may be higher, as the load generator ended the search; empty if the service did
+    broken   bounds that the service did not keep in the rounds, or at any rate
+    late     bounds that were broken by the lateness of the load generator
+    unknown  bounded percentiles with too few answers, and why
     """
 
     best: Trial | None
     limit: str
     broken: Sequence[str]
     late: Sequence[str]
+    unknown: Mapping[str, str]
 
 
 def judge(runs: HttpRuns) -> Verdict:
     """Judge rounds at one rate by the objective, and the search for that rate."""
     objective = runs.plan.objective
-    latency = objective.judge_latency(runs.rounds)
+    unknown = {} if runs.trials else _unknown_percentiles(objective, runs.rounds)
+    known = {name: bound_us for name, bound_us in objective.latency_us.items() if name not in unknown}
+    latency = replace(objective, latency_us=known).judge_latency(runs.rounds)
     broken = [*objective.errors_beyond(error_share(runs.rounds).value or 0.0), *latency.broken]
 
     best = highest(runs.trials)
@@ -329,7 +333,13 @@ def judge(runs: HttpRuns) -> Verdict:
         limit=outside.doubts[0] if outside and outside.is_unclear else "",
         broken=broken,
         late=latency.doubts,
+        unknown=unknown,
     )
+
+
+def _unknown_percentiles(objective: Objective, rounds: Sequence[Result]) -> dict[str, str]:
+    figures = {name: percentile(rounds, PERCENTS[name]) for name in objective.latency_us}
+    return {name: figure.note for name, figure in figures.items() if figure.value is None}
 
 
 def _rounds_report(runs: HttpRuns) -> Report:
@@ -364,9 +374,8 @@ def _failures(runs: HttpRuns, verdict: Verdict) -> list[str]:
         more = len(reasons) - SHOWN_REASONS
         reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(runs.rounds)} rounds"]
 
-    if not runs.trials and not verdict.broken:
-        figures = {name: percentile(runs.rounds, PERCENTS[name]) for name in runs.plan.objective.latency_us}
-        reasons += [f"{name} is not known ({figure.note})" for name, figure in figures.items() if figure.value is None]
+    if not verdict.broken:
+        reasons += [f"{name} is not known ({note})" for name, note in verdict.unknown.items()]
     return [*reasons, *(f"all rounds: {doubt}" for doubt in verdict.late)]
 
 
