@@ -15,7 +15,7 @@ from hotplate.bench.http_report import (
     report,
     report_popular,
 )
-from hotplate.bench.lists import check_samples, popular_complaint
+from hotplate.bench.lists import check_answers, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
@@ -258,7 +258,7 @@ class _HttpMeasurement:
 
     def report(self) -> Report:
         store = self._plan.options.store
-        checked = run_on(store, partial(check_samples, samples=self._samples)) if store else None
+        checked = check_answers(store, self._samples) if store else None
         return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self._is_interrupted))
 
     def _attempt(self, rate: float) -> Trial:

@@ -268,6 +268,7 @@ def _with_check(measured: Report, checked: CheckResult) -> Report:
         measured,
         notes=(*measured.notes, *checked.notes),
         broken=(*measured.broken, *checked.complaints),
+        failures=(*measured.failures, *checked.failures),
         extra={**measured.extra, "checked": asdict(checked)},
     )
 

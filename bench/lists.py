@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -13,8 +14,9 @@ from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
+from hotplate.stores.connect import run_on
 from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, Item, decode, encode
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported
@@ -106,6 +108,7 @@ class CheckResult:
     """Counts of compared and wrong lists, with examples.
 
     `fallback` counts popular lists for users with personal ones, `filtered` lists without items that no answer shows.
+    `failure` says why nothing could be compared.
     """
 
     compared: int
@@ -113,10 +116,18 @@ class CheckResult:
     fallback: int
     examples: tuple[str, ...]
     filtered: int = 0
+    failure: str = ""
+
+    @property
+    def failures(self) -> list[str]:
+        """A sentence if nothing could be compared."""
+        return [f"the answers were not compared with the store: {self.failure}"] if self.failure else []
 
     @property
     def notes(self) -> list[str]:
         """The result in sentences."""
+        if self.failure:
+            return []
         fallback = f"{self.fallback} were the popular list instead"
         notes = [f"{self.compared:,} lists compared with the store's: {self.wrong} wrong, {fallback}."]
         if self.filtered:
@@ -150,10 +161,18 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
     )
 
 
+def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
+    """Compare sampled responses with the lists of the store at *url*, as `check_samples`; StoreError is a failure."""
+    try:
+        return run_on(url, partial(check_samples, samples=samples))
+    except StoreError as error:
+        return CheckResult(0, 0, 0, (), failure=str(error))
+
+
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
     """Compare the lists in sampled responses with those of their releases in *store*; skips error responses.
 
-    A response that cannot be parsed counts as a wrong one.
+    A response that cannot be parsed counts as a wrong one. Raises StoreUnavailable.
     """
     comparison = _Comparison(store)
     by_release = dict[str, list[ReceivedList]]()
@@ -227,10 +246,13 @@ class _Comparison:
         """Read the lists of a release from the store, in batches, and compare the received *lists* with them.
 
         Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists.
+        Raises StoreUnavailable.
         """
         self.compared += len(lists)
         try:
             stored = await _StoredRelease.read(self._store, release)
+        except StoreUnavailable:
+            raise  # the lists may be right
         except StoreError as error:
             self.wrong.append(f"release {release} cannot be read to compare with: {error}")
             return

@@ -9,20 +9,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote
 
 from hotplate.bench import process
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.lists import CheckResult, Shape, check_samples, live_in, popular_complaint, publish_rows
+from hotplate.bench.lists import CheckResult, Shape, check_answers, live_in, popular_complaint, publish_rows
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.connect import COSMOS, REDIS, opened, run_on
+from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Store
@@ -309,8 +308,9 @@ class StoreRuns:
 
     @property
     def failures(self) -> list[str]:
-        """A sentence if the generator was too late to measure this store."""
-        return [f"{self.candidate.name}: {reason}" for reason in lateness(self.results, P99_SAMPLES)]
+        """Sentences if the generator was too late to measure this store, or its answers could not be compared."""
+        reasons = [*lateness(self.results, P99_SAMPLES), *self.checked.failures]
+        return [f"{self.candidate.name}: {reason}" for reason in reasons]
 
     @property
     def sound(self) -> bool:
@@ -387,7 +387,7 @@ class Rounds:
             StoreRuns(
                 candidate,
                 tuple(runs[candidate.name] for runs in kept),
-                run_on(candidate.url, partial(check_samples, samples=self._samples[candidate.name])),
+                check_answers(candidate.url, self._samples[candidate.name]),
             )
             for candidate in self._setup.candidates
         )

@@ -19,7 +19,7 @@ from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http import make_plan
 from hotplate.bench.http_report import HttpRuns
 from hotplate.bench.http_report import report as render
-from hotplate.bench.lists import CheckResult, check_samples
+from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample
@@ -82,13 +82,15 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     assert done.stderr.splitlines()[:2] == ["warm-up", "round 1 of 5"]
 
 
-def fixed_report(slo: str | None = None, rounds: int = 1, rate: float = 300) -> Report:
+def fixed_report(
+    slo: str | None = None, *, rounds: int = 1, rate: float = 300, checked: CheckResult | None = None
+) -> Report:
     """Return the report of a service that answers in 1 ms, by a generator that is never late."""
     url = "http://simulated:80"
     load = Load(url=url, requests=Gets("/"), rate=rate, duration_s=0.5)
     result = simulate(load, lambda arrival_s: arrival_s + 0.001)
     plan = make_plan(HttpOptions(url=url, users=USERS, slo=slo))
-    return render(HttpRuns(plan, (), (result,) * rounds, None, interrupted=False))
+    return render(HttpRuns(plan, (), (result,) * rounds, checked, interrupted=False))
 
 
 def test_a_report_compared_with_itself_shows_no_difference(tmp_path: Path) -> None:
@@ -216,6 +218,7 @@ def test_users_without_lists_end_a_measurement_before_it_begins(service: Service
         ("p50=0.001ms", 3, "Outside the objective: p50 "),
         ("errors=0.5%", 0, "Within the objective: p99 not known"),
         ("p99=5s", 1, "There is no verdict: p99 is not known (fewer than 10 answers beyond it)."),
+        ("p99=0.1ms", 1, "There is no verdict: p99 is not known (fewer than 10 answers beyond it)."),
     ],
 )
 def test_the_first_line_says_whether_the_objective_is_met(objective: str, code: int, words: str) -> None:
@@ -309,6 +312,16 @@ async def test_wrong_lists_and_fallbacks_are_counted_separately(store: Path) -> 
     lost = await check_samples(MemoryStore(), samples[:1])
     assert lost.wrong == 1
     assert "cannot be read" in lost.examples[0]
+
+
+def test_a_store_out_of_reach_at_the_end_is_no_wrong_list() -> None:
+    """All lists were called wrong, or whatever had been measured was lost."""
+    checked = check_answers("redis://127.0.0.1:9/0", [answered("1", [], "personal", "r")])
+    fixed = fixed_report(checked=checked)
+    assert fixed.exit_code == 1
+    assert not fixed.broken
+    assert "were not compared with the store: redis://127.0.0.1:9/0 cannot be reached" in fixed.failures[0]
+    assert fixed.row("http://simulated:80", "p50") is not None
 
 
 async def test_items_missing_from_all_answers_are_not_wrong(store: Path) -> None:
