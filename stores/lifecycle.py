@@ -26,6 +26,7 @@ from hotplate.stores.errors import (
     ReleaseCorrupt,
     ReleaseNotFound,
     ReleaseWithdrawn,
+    StoreError,
     StoreMisused,
     StoreUnavailable,
 )
@@ -270,22 +271,31 @@ async def prune(
     """Mark old releases as dropping, erase them, and return their ids; see `transitions.prune` for the options.
 
     Releases that are kept are scaled down once they have been out of service for *grace_s* seconds. *on_progress* gets
-    releases erased and in all.
+    releases erased and in all. The error of one release is raised after the others were erased, unless it is
+    StoreUnavailable.
     """
     present = await _prunable(store)
     update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
     catalogue = await update_catalogue(store, update)
 
     dropping = [entry.ref for entry in catalogue.releases if entry.state is State.DROPPING]
+    failures = list[StoreError]()
     for number, release in enumerate(dropping):
         on_progress(number, len(dropping))
-        await drop(store, release)
+        try:
+            await drop(store, release)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            failures.append(error)
 
     for entry in catalogue.releases:
         is_past_grace = (entry.superseded_at or 0.0) + grace_s <= catalogue.now
         if is_past_grace and entry.state in (State.SUPERSEDED, State.WITHDRAWN):
             await scale_down(store, entry.ref)
 
+    if failures:
+        raise failures[0]
     return list(dict.fromkeys(release.id for release in dropping))
 
 

@@ -170,14 +170,14 @@ class ReleaseStates:
             raise StoreUnavailable(f"other processes keep changing the state of release {release.id}; try again later")
 
     async def mark_dropping(self, release: ReleaseRef, token: str) -> bool:
-        """Mark a state with the token of an erasure; return False for a missing state."""
+        """Mark a state with the token of an erasure; return False for a state that is missing or cannot be decoded."""
 
         async def mark(state: ReleaseState) -> ReleaseState | None:
             return None if token in state.dropping else state.marked(token)
 
         try:
             await self.change(release, mark)
-        except ReleaseNotFound:
+        except (ReleaseNotFound, ReleaseCorrupt):
             return False
         return True
 
@@ -187,7 +187,7 @@ class ReleaseStates:
             item = (await self._items.read(container_of(release), STATE)).item
         except ContainerMissing:
             return
-        if item is not None and token not in ReleaseState.of(item).dropping:
+        if item is not None and token not in item.get("dropping", ()):
             raise ReleaseConflict(
                 f"the container of release {release.id} was restored while it was being erased; see `hotplate releases "
                 f"list`, and prune again"

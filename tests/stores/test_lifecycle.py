@@ -6,9 +6,15 @@ import pytest
 from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.lifecycle import prune
+from hotplate.stores.store import CheckCatalogue
 from tests.support.interleaved import Interleaved, InterleavedOnCosmos, InterleavedOnDisk, on_redis
+from tests.support.memory_store import MemoryStore
 from tests.support.property import depth
 from tests.support.soak import SEED, scaled
+from tests.support.stores import publish
 
 
 @pytest.fixture
@@ -41,3 +47,21 @@ def test_rules_hold_between_any_two_primitives(
     record_property("steps", interleaved.steps)
     assert interleaved.histories >= examples
     assert examples <= 30 or interleaved.steps > 20 * interleaved.histories
+
+
+async def test_prune_erases_the_others_before_it_raises_the_error_of_one_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    released = [await publish(store) for _ in range(4)]
+    erase = store.erase
+
+    async def refuse_the_first(release: ReleaseRef, check: CheckCatalogue) -> None:
+        if release.id == released[0]:
+            raise ReleaseCorrupt("its state cannot be decoded")
+        await erase(release, check)
+
+    monkeypatch.setattr(store, "erase", refuse_the_first)
+    with pytest.raises(ReleaseCorrupt, match="cannot be decoded"):
+        await prune(store, keep=0, grace_s=0.0)
+    assert [entry.id for entry in (await store.catalogue()).releases] == [released[0], released[3]]
