@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, item_bytes
+from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, item_bytes, without_system_properties
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, LookupClient, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.store import Finding, Level, TracedCall, traced_call
@@ -87,14 +87,18 @@ def _charge(size: int, charge_ru: float, expected_ru: float) -> Finding:
 async def _writing(address: Address, client: SignedClient) -> list[Finding]:
     """Check whether this identity may publish, and whether the service compares etags, without a change.
 
-    To that end, tries to replace a version of the catalogue that does not exist, which the service must refuse.
+    To that end, tries to replace a version of the catalogue that does not exist by the stored one. The service must
+    refuse that; one that does not leaves the catalogue as it was.
     """
     if address.arm is None and address.key is None:
         advice = f"to publish, add subscription= and resource_group= or {KEY}"
         return [_warning("may publish", f"no, which is right for a service; {advice}")]
 
     try:
-        written = await client.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
+        catalogue = (await client.read_fresh(CONTROL, CATALOGUE)).item
+        if catalogue is None:
+            return [_shown_at_first_publish("may publish", address)]
+        written = await client.replace(CONTROL, without_system_properties(catalogue), NO_VERSION)
     except ContainerMissing:
         return [_shown_at_first_publish("may publish", address)]
     except CosmosUnavailable as error:

@@ -69,6 +69,9 @@ class SimulatedAccount:
         self.loses_races = False
         """Whether another process changes each item before it is replaced."""
 
+        self.ignores_versions = False
+        """Whether the service replaces any version of an item."""
+
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and their responses lost."""
 
@@ -145,8 +148,7 @@ class SimulatedAccount:
         if is_last and not self.ends_after:
             raise ProcessEndedError
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
-        if self.loses_races and b"if-match" in headers:
-            headers[b"if-match"] = NO_VERSION.encode()
+        self._change_condition(headers)
         answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
         if is_last:
             raise ProcessEndedError
@@ -167,6 +169,13 @@ class SimulatedAccount:
             raise RequestFailed("reset" if answer.reset else "timeout", "here")
         head, _, body = render(answer).partition(b"\r\n\r\n")
         return Response(answer.status, head + b"\r\n\r\n", body)
+
+    def _change_condition(self, headers: dict[bytes, bytes]) -> None:
+        """Change the version that a request is to replace as tests ask for."""
+        if self.loses_races and b"if-match" in headers:
+            headers[b"if-match"] = NO_VERSION.encode()
+        if self.ignores_versions:
+            headers.pop(b"if-match", None)
 
     def _counts_last(self, method: bytes, path: bytes) -> bool:
         if self.ends_at_write is None or method == b"GET" or b"/docs" not in path:

@@ -8,7 +8,7 @@ from hotplate.stores.store import Level
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.cosmos_simulation import SimulatedAccount, simulated
 from tests.support.service import a_list, publish_to
-from tests.support.stores import look
+from tests.support.stores import look, publish
 
 
 async def test_a_sound_account_has_no_warning_and_is_not_changed(account: Account) -> None:
@@ -50,3 +50,14 @@ async def test_unexpected_charge_is_a_warning(tmp_path: Path) -> None:
 async def test_unencrypted_account_on_another_machine_is_a_warning(account: SimulatedAccount) -> None:
     [transport] = [finding for finding in await account.store().examine() if finding.subject == "transport"]
     assert (transport.level, "use https" in transport.sentence) == (Level.WARNING, True)
+
+
+@simulated
+async def test_account_that_ignores_versions_is_found_without_a_change(account: SimulatedAccount) -> None:
+    store = account.store()
+    await publish(store)
+    before = await store.catalogue()
+    account.ignores_versions = True
+    [etag] = [finding for finding in await store.examine() if finding.subject == "etag"]
+    assert (etag.level, "do not publish here" in etag.sentence) == (Level.ERROR, True)
+    assert await store.catalogue() == before
