@@ -144,7 +144,8 @@ async def _check_loss(
     """Raise ReleaseCorrupt unless the *mismatch* of *manifest* and *tally* is due to rows of erased users alone.
 
     *tally* has the rows in the store and those that *erased* has sums of. The error says how many rows are missing or
-    damaged, for which all are read again. If none is, but none was deleted either, *mismatch* itself is raised.
+    damaged, for which all are read again. If none is, but none was deleted either, or there are more rows of a kind
+    than *manifest* counts, *mismatch* itself is raised.
     """
     missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
     max_deleted = erased.missing_from(release).unsummed_rows + erased.max_rows_of_lost(manifest)
@@ -160,7 +161,8 @@ async def _check_loss(
         flaws.append(damage)
     if flaws:
         raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(flaws)}; {HEAL}") from mismatch
-    if not deleted:
+    has_surplus = any(count > manifest.counts.get(kind, 0) for kind, count in tally.counts.items())
+    if has_surplus or not deleted:
         raise mismatch
 
 

@@ -307,6 +307,18 @@ def test_rows_beyond_the_stored_limit_are_a_bound() -> None:
     assert max(len(change.after) for change in records) < 1_000_000
 
 
+async def test_unsummed_row_does_not_hide_a_row_too_many() -> None:
+    store = MemoryStore()
+    release = await ref_of(store, await publish(store, ROWS))
+    rows = store.releases[release.incarnation].rows
+    rows["user:1"] = b"damaged"
+    await erase_users(store, ["1"])
+    await verify(store, release)
+    rows["item:x"] = Checksum(release.id).seal("item:x", NO_OFFSET)
+    with pytest.raises(ReleaseCorrupt, match="does not add up"):
+        await verify(store, release)
+
+
 @on_every_store
 async def test_concurrent_erasures_and_publish_count_each_row_once(open_store: OpenStore) -> None:
     store = open_store()
