@@ -65,7 +65,7 @@ from hotplate.stores.store import (
     taken_over,
     traced_call,
 )
-from hotplate.stores.timing import Retrier
+from hotplate.stores.timing import Retrier, all_done
 
 # Time limits of a step that is repeated while the service is unavailable, or answers 429.
 UNAVAILABLE_S = 20.0
@@ -187,7 +187,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     ) -> list[ReadResult]:
         container = container_of(release)
         reads = (self._client.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
-        return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]
+        return [None if item is None else value_of(item) for item in await all_done(*reads)]
 
     async def catalogue(self) -> Catalogue:
         return await self._control_retrier.call(self._control.catalogue)
@@ -195,7 +195,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         """Read items beside the catalogue; None for absent ones."""
         reads = (self._control_retrier.call(self._control.record, name) for name in names)
-        return list(await asyncio.gather(*reads))
+        return await all_done(*reads)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         """Yield the catalogue now and after changes, read in the nearest region every POLL_S.
@@ -355,7 +355,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
         async def delete() -> None:
             check(await self._control.catalogue())
-            if is_marked:  # a container without a state never had rows
+            if is_marked:  # without a state, a container never had rows; without a valid one, nobody reads them
                 await self._states.check_dropping(release, token)
             await self._containers.delete_container(container)
 

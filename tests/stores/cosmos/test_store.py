@@ -1,6 +1,7 @@
 """The Cosmos DB store beyond the contract: writers, throughput, and reports."""
 
 import asyncio
+import dataclasses
 import secrets
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
 
+import orjson
 import pytest
 
 from hotplate.stores import lifecycle as life
@@ -15,7 +17,7 @@ from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.errors import CosmosUnavailable
-from hotplate.stores.cosmos.items import CONTROL
+from hotplate.stores.cosmos.items import CONTROL, container_of
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import NotSent, ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
@@ -30,7 +32,16 @@ from tests.support.cosmos_simulation import (
     simulated,
     with_simulation,
 )
-from tests.support.stores import LISTS, allow_erasure, begin_draft, draft_of, publish, release_ref, swap_catalogue
+from tests.support.stores import (
+    LISTS,
+    allow_erasure,
+    begin_draft,
+    draft_of,
+    publish,
+    ref_of,
+    release_ref,
+    swap_catalogue,
+)
 
 R = ReleaseId("20261120T064200Z-aaaa")
 
@@ -234,6 +245,33 @@ async def test_erasing_costs_few_request_units(account: SimulatedAccount) -> Non
     await store.create(draft_of(release), Plan(1, 1))
     await store.put(draft_of(release), LISTS)
     assert await store.resume_point(draft_of(release)) == "user:1"
+
+
+@simulated
+async def test_prune_erases_a_release_whose_state_cannot_be_decoded(account: SimulatedAccount) -> None:
+    store = account.store()
+    released = [await publish(store) for _ in range(3)]
+    container = account.service.account.databases["d"].containers[container_of(await ref_of(store, released[0]))]
+    (state,) = [document for document in container.documents.after() if document.parsed()["id"] == "state"]
+    damaged = orjson.dumps(state.parsed() | {"state": 1})
+    container.documents.put(dataclasses.replace(state, body=damaged))
+    await asyncio.sleep(GRACE_S)
+    assert await life.prune(store, keep=0) == released[:2]
+    assert [entry.id for entry in (await store.catalogue()).releases] == released[2:]
+    assert len(await store.incarnations()) == 1
+
+
+@simulated
+async def test_no_read_of_records_goes_on_after_an_error(account: SimulatedAccount) -> None:
+    store = account.store()
+    await publish(store)
+    account.inject_faults(
+        {"kind": "forbidden", "operation": "read item", "share": 0.5}, {"kind": "unavailable", "operation": "read item"}
+    )
+    tasks = asyncio.all_tasks()
+    with pytest.raises(CosmosUnavailable):
+        await store.records([f"erased-{number:02}" for number in range(32)])
+    assert asyncio.all_tasks() == tasks
 
 
 @simulated
