@@ -120,11 +120,6 @@ class _NodeRead(NamedTuple):
     replies: Replies
 
 
-def _cancel(pending: tuple[Replies, ...]) -> None:
-    for replies in pending:
-        replies.cancel()
-
-
 class BucketLost(ReleaseNotFound, PartUnavailable):
     """A bucket is missing or not sealed; others may be whole, so no circuit opens."""
 
@@ -144,7 +139,7 @@ class ClusterLookups(Lookups):
         self._deployment = connections.deployment
         self._router = router
         self._by_redis_py = by_redis_py
-        self._deadlines = Deadlines[tuple[Replies, ...]](_cancel)
+        self._deadlines = Deadlines[tuple[Replies, ...]](self._expire)
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[ReadResult]:
         """Read rows of a release by key; return for each key its value, None if absent, or a StoreError.
@@ -203,11 +198,12 @@ class ClusterLookups(Lookups):
         if len(slots) == 1:  # the lookup of one key, without grouping
             node = self._deployment.primary_of(slots[0])
             if node is not None:
-                reads.append(self._send(node, (0,), names))
+                reads.append(self._send(node, (0,), names, until_s))
         else:
             for node, positions in self._deployment.positions_by_primary(slots).items():
                 if node is not None:
-                    reads.append(self._send(node, positions, [names[position] for position in positions]))
+                    node_names = [names[position] for position in positions]
+                    reads.append(self._send(node, positions, node_names, until_s))
 
         # Reads of all nodes are under way here, so a lookup takes as long as the slowest of them.
         values = await self._receive(reads, len(names), until_s)
@@ -217,30 +213,43 @@ class ClusterLookups(Lookups):
             return await self._read_again_elsewhere(values, names, until_s)
         return values
 
-    def _send(self, node: RedisNode, positions: Sequence[int], names: Sequence[bytes]) -> _NodeRead:
+    def _send(
+        self, node: RedisNode, positions: Sequence[int], names: Sequence[bytes], until_s: float | None
+    ) -> _NodeRead:
         """Send a GET for each of *names* to a node, and return the read, whose replies are a future.
 
         *positions* say which keys of the whole read these are, so that their values can be put in order. If no
-        connection to the node is open, the future is a task that opens one and then sends.
+        connection to the node is open, the future is a task that opens one and then sends, until *until_s* (loop time).
         """
         reconnector = self._connections.at(node)
         if (connection := reconnector.current) is not None:
             return _NodeRead(positions, connection, connection.get_each(names))
 
         async def send_later() -> list[ReadResult]:
-            return await (await reconnector.connection()).get_each(names)
+            try:
+                async with asyncio.timeout_at(until_s):
+                    return await (await reconnector.connection()).get_each(names)
+            except TimeoutError:
+                raise late(self._deployment) from None
 
         return _NodeRead(positions, None, asyncio.create_task(send_later()))
+
+    def _expire(self, pending: tuple[Replies, ...]) -> None:
+        for replies in pending:
+            if not replies.done():
+                replies.set_exception(late(self._deployment))
 
     async def _receive(self, reads: Sequence[_NodeRead], count: int, until_s: float | None) -> list[ReadResult]:
         """Wait for the replies to *reads*, one for each node, and put their *count* values in the order of the keys.
 
         A failure of a node is the value of each of its keys. A key that no read has, because no node is known for its
         slot, gets ReadElsewhere, an error that lets the caller try again. At *until_s* (loop time), replies that have
-        not arrived are cancelled, and their values become timeouts.
+        not arrived fail.
         """
-        pending = tuple([read.replies for read in reads])
-        expiring = None if until_s is None else self._deadlines.add(pending, until_s)
+        expiring: set[tuple[Replies, ...]] | None = None
+        pending = tuple([read.replies for read in reads if read.connection is not None])  # tasks have the limit, too
+        if until_s is not None:
+            expiring = self._deadlines.add(pending, until_s)
         values = list[ReadResult]([_UNSENT]) * count
         try:
             # In reverse, because the last node mostly replies last: then the others need no wait.
@@ -251,37 +260,28 @@ class ClusterLookups(Lookups):
                 for position, value in zip(read.positions, received, strict=True):
                     values[position] = value
         except BaseException:
-            for replies in pending:
-                replies.cancel()
-                if replies.done() and not replies.cancelled():
-                    replies.exception()  # else asyncio logs that it was never retrieved
+            for read in reads:
+                read.replies.cancel()
+                if read.replies.done() and not read.replies.cancelled():
+                    read.replies.exception()  # else asyncio logs that it was never retrieved
             raise
         finally:
             if expiring is not None:
-                expiring.discard(pending)  # so that the deadline does not cancel them
+                expiring.discard(pending)
         return values
 
     async def _values_or_errors(self, read: _NodeRead) -> list[ReadResult]:
         """Wait for the values of one node; return them, or one error for each of its keys.
 
-        That is ReadElsewhere, after which the keys are read again, if the connection was lost, and a timeout if the
-        deadline of the lookup cancelled the replies. Raises CancelledError if the caller itself was cancelled.
+        That is ReadElsewhere, after which the keys are read again, if the connection was lost.
         """
-        failure: StoreError
         try:
             return await read.replies
         except StoreError as error:
             failure = error
-            was_lost = read.connection is not None and read.connection.error is not None
-            if was_lost and isinstance(error, StoreUnavailable):
-                failure = ReadElsewhere(str(error))
-        except asyncio.CancelledError:
-            # Both a deadline, which cancels the replies, and a cancellation of this task arrive here.
-            task = asyncio.current_task()
-            is_caller_cancelled = task is None or task.cancelling() > 0
-            if is_caller_cancelled or not read.replies.cancelled():
-                raise
-            failure = late(self._deployment)
+        was_lost = read.connection is not None and read.connection.error is not None
+        if was_lost and isinstance(failure, StoreUnavailable):
+            failure = ReadElsewhere(str(failure))
         return [failure] * len(read.positions)
 
     async def _read_again_elsewhere(

@@ -379,16 +379,24 @@ async def test_missing_seeds_are_skipped_and_no_seed_is_an_error(redis_cluster: 
     await lonely.close()
 
 
+@pytest.mark.parametrize("is_connected", [False, True], ids=["not connected", "connected"])
 async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists(
-    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str, caplog: pytest.LogCaptureFixture, *, is_connected: bool
 ) -> None:
     await write_release(store, FIRST, USERS)
     keys = [row.key for row in USERS[:20]]
+    if is_connected:
+        await store.get_many(release_ref(FIRST), keys)
     owners = redis_cluster.owners(names_of(prefix, *keys))
     still = owners[0]
     theirs = [owner is owners[0] for owner in owners]
     with still.server.stopped():
-        slots = await store.get_many(release_ref(FIRST), keys, timeout_s=2.0)
+        cancelled = asyncio.create_task(store.get_many(release_ref(FIRST), keys, timeout_s=SOON_S))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        slots = await store.get_many(release_ref(FIRST), keys, timeout_s=0.5 if is_connected else 2.0)
+    assert cancelled.cancelled()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
     assert [isinstance(slot, PartUnavailable) for slot in slots] == theirs
     assert all(slot == row.value for slot, row in zip(slots, USERS, strict=False) if not isinstance(slot, StoreError))
     redis_cluster.wait_until(redis_cluster.is_whole)
