@@ -179,11 +179,8 @@ class AccountRegions:
         """Record a failed read in a region; return the region for a second attempt, None if that would fail, too.
 
         *kind* says how the read failed, *began_at* when it began (loop time). Only transient failures and long timeouts
-        count. After MAX_FAILURES, or at once if no connection was possible, lookups skip the region for SKIP_S, if
-        there is another one.
-
-        The second attempt goes to another region, the one that is skipped for the shortest time from now, or to the
-        same one if there is no other.
+        count. The second attempt goes to another region, the one that is skipped for the shortest time from now, or to
+        the same one if there is no other.
         """
         now = asyncio.get_running_loop().time()
 
@@ -192,20 +189,28 @@ class AccountRegions:
         if kind not in TRANSIENT and not is_long_timeout:
             return None
 
+        if began_at >= region.failed_at:  # of reads at the same time, one counts: this process may have paused
+            self._count_failure(region, kind, now)
         others = [candidate for candidate in self.readable if candidate is not region]
-        is_counted = began_at >= region.failed_at  # of reads at the same time, one counts: this process may have paused
-        if is_counted:
-            was_failing = region.failures >= MAX_FAILURES
-            region.failed_at = now
-            region.failures += 1
-            if kind == "connect":
-                region.failures = max(region.failures, MAX_FAILURES)
-            if others and not was_failing and region.failures >= MAX_FAILURES:
-                region.skip_until = now + SKIP_S
-                log.warning("%s: %s cannot be read (%s)", self._where, region.name, kind)
-                self.refresh_early()
-
         return min(others, key=lambda candidate: candidate.skip_until, default=region)
+
+    def _count_failure(self, region: Region, kind: ErrorKind, now: float) -> None:
+        """Count a failure; after MAX_FAILURES, or at once if no connection was possible, lookups skip the region.
+
+        It is skipped for SKIP_S, if there is another one.
+        """
+        was_failing = region.failures >= MAX_FAILURES
+        region.failed_at = now
+        region.failures += 1
+        if kind == "connect":
+            region.failures = max(region.failures, MAX_FAILURES)
+
+        begins_to_fail = not was_failing and region.failures >= MAX_FAILURES
+        has_others = any(other is not region for other in self.readable)
+        if begins_to_fail and has_others:
+            region.skip_until = now + SKIP_S
+            log.warning("%s: %s cannot be read (%s)", self._where, region.name, kind)
+            self.refresh_early()
 
     def refresh_early(self) -> None:
         """Refresh soon, after a response that contradicts the known regions."""
