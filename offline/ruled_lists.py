@@ -352,30 +352,38 @@ class RuledLists:
 
         total = len(self.model.matrix.item_ids)
         width = min(self.length, total)
-        items = np.full((len(rows), width), -1, dtype=np.int32)
-        scores = np.zeros((len(rows), width), dtype=np.float32)
+        lists = Ranked(
+            items=np.full((len(rows), width), -1, dtype=np.int32),
+            scores=np.zeros((len(rows), width), dtype=np.float32),
+        )
 
-        # Indices into *rows*: at first all, then those of short lists, which are ranked again, deeper.
-        pending = np.arange(len(rows))
+        # Indices of lists: at first all, then those of short lists, which are ranked again, deeper.
+        pending = np.arange(len(rows), dtype=np.int32)
         while len(pending):
-            still_short = list[Indices]()
             batches = -(-len(pending) * min(depth, total) // _CELLS)  # bounds memory; rounded up
-            for batch in np.array_split(pending, batches):
-                ranked = rank(rows[batch], depth)
-                lists = take_kept(ranked.items, ranked.scores, self._are_under_cap(ranked.items), width)
-                items[batch, : lists.items.shape[1]] = lists.items
-                scores[batch, : lists.items.shape[1]] = lists.scores
-
-                # A deeper ranking fills a short list only if this one did not end before *depth*.
-                is_short = items[batch, -1] < 0
-                has_more = ranked.items[:, -1] >= 0
-                still_short.append(batch[is_short & has_more])
-
+            still_short = [
+                self._fill_under_cap(lists, batch, rank(rows[batch], depth))
+                for batch in np.array_split(pending, batches)
+            ]
             if depth >= total:
                 break
             pending = np.concatenate(still_short)
             depth *= _DEEPER
-        return Ranked(items, scores)
+        return lists
+
+    def _fill_under_cap(self, lists: Ranked, places: Indices, ranked: Ranked) -> Indices:
+        """Put the items of *ranked* that keep the cap into the lists at *places*.
+
+        Returns those of *places* with short lists that a deeper ranking may fill, as this one did not end before.
+        """
+        kept = take_kept(ranked.items, ranked.scores, self._are_under_cap(ranked.items), lists.items.shape[1])
+        lists.items[places, : kept.items.shape[1]] = kept.items
+        lists.scores[places, : kept.items.shape[1]] = kept.scores
+
+        is_short = lists.items[places, -1] < 0
+        has_more = ranked.items[:, -1] >= 0
+        deeper: Indices = places[is_short & has_more]
+        return deeper
 
     def _are_under_cap(self, items: Indices) -> Mask:
         """Return which *items* [rows, depth] the cap per category leaves in their list; False for -1."""
