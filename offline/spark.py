@@ -4,6 +4,7 @@ Executors write lists as parts of one draft; items and factors are broadcast, bl
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -103,7 +104,9 @@ class SparkLists(PartedSource):
         work = partial(_write_blocks, job, progress)
 
         # Spark blocks the thread that starts a job, so this one polls for progress, failures and the end.
-        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run_tasks, blocks, work)
+        group = f"hotplate-{secrets.token_hex(8)}"
+        tasks = partial(self._run_tasks, group, blocks, work)
+        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), tasks)
         try:
             while True:
                 await asyncio.wait([running], timeout=_POLL_S)
@@ -117,7 +120,7 @@ class SparkLists(PartedSource):
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
         finally:
             if not running.done():
-                self._context.cancelAllJobs()
+                self._context.cancelJobGroup(group)
                 running.add_done_callback(lambda ended: ended.exception())  # retrieves the error of the cancelled job
 
     def _sum_parts(
@@ -144,8 +147,11 @@ class SparkLists(PartedSource):
                     observer.failed(kind)
         return WrittenPart(tally, rows)
 
-    def _run_tasks(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
-        """Return the results of *work* on each block, one task for each."""
+    def _run_tasks(
+        self, group: str, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]
+    ) -> list[Any]:
+        """Return the results of *work* on each block, one task for each, of a job in *group*."""
+        self._context.setJobGroup(group, "hotplate publish")  # of this thread
         results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
         return results
 

@@ -53,7 +53,7 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """Yield a Spark session on *master*, an address such as `local[4]`, and stop it at the end.
+    """Yield a Spark session on *master*, an address such as `local[4]`, and stop it at the end unless it was active.
 
     It has the settings of `spark-defaults.conf` and `spark-submit`. A local session runs on the loopback interface,
     takes a share of the free memory, and has a temporary folder for checkpoints; a cluster takes one from
@@ -61,19 +61,9 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     cannot start.
     """
     chosen = check_master(master)
-    builder = SparkSession.builder.appName("hotplate").config("spark.ui.showConsoleProgress", "false")
-    if chosen != SUBMITTED:
-        builder = builder.master(chosen).config("spark.log.level", "ERROR")
-
-    if chosen.startswith("local"):
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        for name, value in _LOOPBACK_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        builder = builder.config("spark.ui.enabled", "false")
-        memory = max(1, int(room_bytes() * _DRIVER_MEMORY_SHARE / 2**30))
-        builder = builder.config("spark.driver.memory", f"{memory}g")
-
+    builder = _session_builder(chosen)
     try:
+        is_ours = SparkSession.getActiveSession() is None
         session = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
         raise DataError(f"Spark cannot be started on {chosen}: {cause_of(error)}.") from error
@@ -86,14 +76,35 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
             yield session
         except BaseException:
             with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so
-                session.stop()
+                if is_ours:
+                    session.stop()
             raise
 
         try:
-            session.stop()
+            if is_ours:
+                session.stop()
         except (Py4JError, ConnectionError) as error:
             if not _is_connection_error(error):  # otherwise Java has ended already
                 raise
+
+
+def _session_builder(master: str) -> SparkSession.Builder:
+    """Return a builder of a session on *master*; one for a local session is given its interface and its memory."""
+    builder: SparkSession.Builder = SparkSession.builder.appName("hotplate").config(
+        "spark.ui.showConsoleProgress", "false"
+    )
+    if master != SUBMITTED:
+        builder = builder.master(master).config("spark.log.level", "ERROR")
+
+    if master.startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        for name, value in _LOOPBACK_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        builder = builder.config("spark.ui.enabled", "false")
+        memory = max(1, int(room_bytes() * _DRIVER_MEMORY_SHARE / 2**30))
+        builder = builder.config("spark.driver.memory", f"{memory}g")
+
+    return builder
 
 
 def cause_of(error: Exception) -> str:

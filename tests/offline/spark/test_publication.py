@@ -101,6 +101,35 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
     await store.close()
 
 
+@pytest.mark.usefixtures("small_blocks")
+async def test_a_failed_publish_leaves_other_jobs_of_its_session_running(
+    session: SparkSession, url: str, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    publish_failed = tmp_path / "publish failed"
+
+    def wait(number: int) -> int:
+        started.touch()
+        while not publish_failed.exists():
+            time.sleep(0.05)
+        return number
+
+    def fail(done: int, total: int) -> None:
+        if 200 < done < total:
+            raise KeyError
+
+    other = asyncio.create_task(asyncio.to_thread(session.sparkContext.parallelize([7], 1).map(wait).collect))
+    while not started.exists():
+        await asyncio.sleep(0.05)
+    store = connect(url)
+    source = SparkLists(lists_of(model_of(6_000)), session, url)
+    with pytest.raises(KeyError):
+        await publish_source(source, store, PublishSettings("json"), on_progress=fail)
+    publish_failed.touch()
+    assert await other == [7]
+    await store.close()
+
+
 async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(session: SparkSession, url: str) -> None:
     store = connect(url)
     model = model_of(1_000)

@@ -43,6 +43,14 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
     assert (fit(board, params).recommend(board, users, 5)[0] == ranker.recommend(board, users, 5)[0]).all()
 
 
+def test_an_active_session_is_used_and_not_stopped(session: SparkSession) -> None:
+    with spark_session("local[1]") as opened:
+        assert opened.sparkContext.applicationId == session.sparkContext.applicationId
+    with pytest.raises(KeyError), spark_session("local[1]"):
+        raise KeyError
+    assert session.range(3).count() == 3
+
+
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize("iterations", [15, 40])
 def test_many_iterations_end_with_finite_factors(iterations: int) -> None:
