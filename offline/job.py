@@ -6,6 +6,7 @@ the last one was interrupted. A run is unchanged, and not repeated, if its optio
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,21 +14,23 @@ from time import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
+import xxhash
 from msgspec import UNSET
 
+from hotplate.offline.errors import DataError
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.model import is_model, load
+from hotplate.offline.model import describe, load
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, not_pruned, publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.run_folder import Outcome, Run, RunFolder, Summary, locked_folder
 from hotplate.offline.sources import NamedLists, source_of_lists
-from hotplate.offline.standing import Standing, refusal_by_gates, standing_of, withdrawal
+from hotplate.offline.standing import PLACES, Standing, refusal_by_gates, standing_of, withdrawal
 from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import Catalogue, ReleaseId, State
-from hotplate.stores.change_warnings import collected_warnings, failure_as_warning
+from hotplate.stores.change_warnings import collected_warnings, failure_as_warning, warn
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, ReleaseConflict
 from hotplate.stores.lifecycle import activate, prune
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 
 # Trains a model into a folder.
 TrainModel: TypeAlias = Callable[[TrainSettings, Path], TrainReport]
-# Publishes lists to an open store, as `publish_source`.
+# Publishes lists to an open store, as `publish_source`, without pruning it.
 WriteLists: TypeAlias = Callable[[ModelLists | NamedLists, Store, PublishSettings], Awaitable[Written]]
 
 
@@ -62,8 +65,11 @@ class Job:
     named     the lists besides the default one, by name
     track     whether to log the model to MLflow
     register  NAME or NAME@ALIAS in MLflow; a release that goes live sets the alias
-    inputs    files and folders; if their bytes and *options* are unchanged, no run is needed
-    options   digest of all options
+    options   digest of all options; if they and the bytes of all inputs are unchanged, no run is needed
+
+    training_inputs    files and folders that the training reads
+    publishing_inputs  those that only publishing reads
+    training_options   digest of the options that change the model
     """
 
     name: str
@@ -75,8 +81,27 @@ class Job:
     named: Mapping[str, NamedList]
     track: bool
     register: str | None
-    inputs: Sequence[Path]
+    training_inputs: Sequence[Path]
+    publishing_inputs: Sequence[Path]
     options: str
+    training_options: str
+
+
+class _Digests(NamedTuple):
+    """Digests of all input files of a job, and of the files and options of its training."""
+
+    inputs: str
+    training: str
+
+    @classmethod
+    def of(cls, job: Job) -> "_Digests":
+        """Read all files."""
+        of_training = digest_of_paths(job.training_inputs)
+        of_publishing = digest_of_paths(job.publishing_inputs)
+        return cls(
+            inputs=xxhash.xxh3_128_hexdigest(f"{of_training} {of_publishing}".encode()),
+            training=xxhash.xxh3_128_hexdigest(f"{of_training} {job.training_options}".encode()),
+        )
 
 
 class _ChosenRun(NamedTuple):
@@ -115,7 +140,7 @@ class Attempt:
         *,
         train: TrainModel = train,
         measure: Callable[[ModelLists], ModelLists] = ModelLists.measure,
-        write: WriteLists = publish_source,
+        write: WriteLists = partial(publish_source, prunes=False),  # noqa: B008 -- immutable
         observer: Observer | None = None,
     ) -> None:
         self.summary = Summary(pipeline=job.name, store=redacted(job.store))
@@ -150,12 +175,13 @@ class Attempt:
     def _run(self, folder: RunFolder) -> None:
         """Choose the run in the job's *folder*, and finish it, or review one that has ended before."""
         self._update_summary(succeeded_at=folder.succeeded_at)
-        inputs = digest_of_paths(self._job.inputs)
-        run, catalogue = run_on(self._job.store, partial(self._choose_run, folder.last, inputs))
+        digests = _Digests.of(self._job)
+        run, catalogue = run_on(self._job.store, partial(self._choose_run, folder.last, digests))
 
-        # A new run. The model of the last run stays until the new one ends.
+        # A new run. The model of the last run stays until the new one ends, and its unfinished training if it goes on.
         if run is not folder.last:
-            folder.sweep()
+            if not run.trained_by:
+                folder.sweep()
             folder.record(run)
 
         if run.summary is None:
@@ -169,23 +195,32 @@ class Attempt:
         """Change fields of the summary."""
         self.summary = msgspec.structs.replace(self.summary, **facts)
 
-    async def _choose_run(self, last: Run | None, inputs: str, store: Store) -> _ChosenRun:
+    async def _choose_run(self, last: Run | None, digests: _Digests, store: Store) -> _ChosenRun:
         """Return the *last* run if it can be continued, or is still valid, else a new one with a new release id.
 
-        *inputs* is a digest of the input files. The last run must have had the same inputs and options. If it has
-        ended, the store must have its release or a live one, as otherwise an empty store has replaced the former one.
+        The last run must have had the same inputs and options. If it has ended, the store must have its release or a
+        live one, as otherwise an empty store has replaced the former one. A new run takes over the model, also an
+        unfinished one, of a last run with the same training.
         Raises HeldBack if the job publishes to arm B, the second model of an experiment, and no experiment is running.
         """
         catalogue = await store.catalogue()
         catalogue.ref_of(self._job.publishing.arm)  # raises HeldBack
         options = self._job.options
 
-        if last is not None and not last.is_abandoned and last.options == options and last.inputs == inputs:
+        if last is not None and not last.is_abandoned and last.options == options and last.inputs == digests.inputs:
             has_release = any(entry.id == last.release for entry in catalogue.releases)
             if last.outcome is None or catalogue.live or has_release:
                 return _ChosenRun(last, catalogue)
 
-        run = Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
+        has_same_training = last is not None and last.training == digests.training
+        run = Run(
+            id=secrets.token_hex(4),
+            options=options,
+            inputs=digests.inputs,
+            release=await new_id(store),
+            training=digests.training,
+            trained_by=last.model if last is not None and has_same_training else "",
+        )
         return _ChosenRun(run, catalogue)
 
     def _review_run(self, folder: RunFolder, last: Summary, catalogue: Catalogue) -> None:
@@ -239,8 +274,12 @@ class Attempt:
             folder.finish(self.summary)
 
     def _train_model(self, folder: RunFolder) -> None:
-        """Train the model of the run, unless an earlier attempt did."""
-        if is_model(folder.model):
+        """Train the model of the run, unless an earlier attempt or run did.
+
+        A model that is damaged, or has the format of another version, is trained again.
+        """
+        with suppress(DataError):
+            describe(folder.model)
             return
         with folder.step("train") as within:
             report = self._train(self._job.training, folder.model)
@@ -296,34 +335,34 @@ class Attempt:
         *lists* is None if an earlier attempt has written the release. It is then activated if it is ready, and may go
         live. Raises StoreError; a failure to prune is a warning.
         """
-        erased = list[ReleaseId]()
         reason = ""  # why this attempt did not make the release live, if so
 
         if lists is not None:
             written = await self._write_lists(folder, lists, store)
-            erased += written.erased
             reason = "" if written.refused is None else str(written.refused)
         elif await self._find_standing(folder.run.release, store) is Standing.READY:
             with folder.step("activate"):
                 reason = await self._activate(folder.run.release, store)
 
         published = await self._read_published(folder.run.release, reason, store)
+        erased = list[ReleaseId]()
         with folder.step("prune"), failure_as_warning(not_pruned(folder.run.release)):
-            erased += await prune(store, keep=self._job.publishing.keep, keep_ready_s=self._keep_ready_s)
+            erased = await prune(store, keep=self._job.publishing.keep, keep_ready_s=self._keep_ready_s)
         return replace(published, erased=erased)
 
     async def _write_lists(self, folder: RunFolder, lists: ModelLists | NamedLists, store: Store) -> Written:
         """Write *lists* as the run's release, or continue its draft: the release, as an interrupted attempt left it.
 
-        Raises StoreError. With ReleaseConflict, the run is given up, and the next attempt starts a new one.
+        Raises StoreError. With ReleaseConflict, the run is given up, and the next attempt begins a new one, with
+        another release id and the same model.
         """
         run = folder.run
-        draft = await begin(store, run.release, writer=Writer(WriterKind.RUN, run.id))
         try:
+            draft = await begin(store, run.release, writer=Writer(WriterKind.RUN, run.id))
             with folder.step("publish") as within:
                 written = await self._write(lists, store, replace(self._job.publishing, resume=draft))
                 within.update(written.steps)
-        except ReleaseConflict:  # the draft was begun with other lists
+        except ReleaseConflict:  # other lists than the draft's, a lost lease, or too many changes by others
             folder.record(replace(folder.run, is_abandoned=True))
             raise
         return written
@@ -332,10 +371,21 @@ class Attempt:
         """Make a ready release live, or let arm B of an experiment serve it, as the job says.
 
         Returns a sentence on why it is held back, empty if it is not. A canary (a release shown to a share of the
-        users first) is not activated, unless the job ends canaries.
+        users first) is not activated, unless the job ends canaries. Nor is a release if another one went live since
+        its gates compared it with the live release.
         """
         publishing = self._job.publishing
-        canary = (await store.catalogue()).canary  # as late as possible: it may have been started meanwhile
+        catalogue = await store.catalogue()  # as late as possible: a canary may have been started meanwhile
+        gates = (await load_manifest(store, catalogue.find(release).ref)).origin.gates
+        replaced = catalogue.ref_of(publishing.arm)
+        if gates.verdicts and not gates.forced and replaced is not None and replaced.id != gates.against:
+            place = PLACES[publishing.arm]
+            return (
+                f"the gates compared release {release} with {gates.against or 'none'}, but {replaced.id} is "
+                f"{place.name} now; if {release} may replace it: {place.activation(release)}"
+            )
+
+        canary = catalogue.canary
         if canary is not None and canary.release == release and not publishing.end_canary:
             return f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
 
@@ -380,12 +430,16 @@ class Attempt:
 
 
 def _note_release(logged: "Logged", store_url: str, published: _Published) -> None:
-    """Note in MLflow which release the model is in; a live one moves the alias."""
+    """Note in MLflow which release the model is in; a live one moves the alias. A failure is a warning."""
     from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
 
-    mlflow_models.record_release(logged.uri, store_url, published.manifest.release)
-    if published.is_live:
-        mlflow_models.set_alias(logged)
+    release = published.manifest.release
+    try:
+        mlflow_models.record_release(logged.uri, store_url, release)
+        if published.is_live:
+            mlflow_models.set_alias(logged)
+    except DataError as error:
+        warn(f"release {release} is written, but not recorded in MLflow: {error}")
 
 
 def _metrics(manifest: Manifest) -> dict[str, int | float]:

@@ -99,6 +99,7 @@ async def publish_source(
     settings: PublishSettings | None = None,
     *,
     rehearsal_of: Reader | None = None,
+    prunes: bool = True,
     observer: Observer | None = None,
     on_progress: OnProgress = unreported,
 ) -> Written:
@@ -107,7 +108,7 @@ async def publish_source(
     The lists must pass the gates: bounds that the settings have, or those by default (`gates.LEAST_KEPT`). If one
     fails, or another release is the canary (shown to a share of the users first), the release stays ready and nothing
     is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`. As the
-    release is written then, a failure to prune is a warning.
+    release is written then, a failure to prune is a warning. If *prunes* is false, the caller prunes.
 
     Gates compare with the live release; for arm B, the variant in an experiment, with that of arm B. In a rehearsal,
     *store* is a stand-in for *rehearsal_of*, which has the release to compare with, and services are not awaited.
@@ -135,8 +136,9 @@ async def publish_source(
         return written
 
     release = result.manifest.release
-    with timed(steps, "prune"), failure_as_warning(not_pruned(release)):
-        written = replace(written, erased=await prune(store, keep=settings.keep))
+    if prunes:
+        with timed(steps, "prune"), failure_as_warning(not_pruned(release)):
+            written = replace(written, erased=await prune(store, keep=settings.keep))
 
     if probation_s and settings.activate and settings.arm == "A" and rehearsal_of is None:
         with timed(steps, "wait"):

@@ -18,7 +18,7 @@ from hotplate.offline.errors import DataError
 from hotplate.offline.steps import timed
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.errors import reason_of
-from hotplate.stores.folders import LOCK, check_held, flush, take_lock
+from hotplate.stores.folders import LOCK, check_held, replace_durably, take_lock
 from hotplate.stores.origin import GateVerdict
 
 # A child of a killed attempt may hold the lock until its exec.
@@ -86,20 +86,29 @@ class Run:
     options       digest of all options
     inputs        digest of the input files
     release       chosen before the first write
+    training      digest of the options and input files of the training
+    trained_by    id of the earlier run that trained its model, empty if this one does
     seconds       wall time by disjoint step, over all attempts
     outcome       PUBLISHED or REFUSED; None before the end
     summary       None before the end
-    is_abandoned  whether no attempt continues it, as its draft was begun with other lists
+    is_abandoned  whether no attempt continues it, as its release was in conflict with the store
     """
 
     id: str
     options: str
     inputs: str
     release: ReleaseId
+    training: str = ""
+    trained_by: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     outcome: Outcome | None = None
     summary: Summary | None = None
     is_abandoned: bool = False
+
+    @property
+    def model(self) -> str:
+        """The id of the run that trained, or will train, its model."""
+        return self.trained_by or self.id
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Run":
@@ -131,7 +140,7 @@ class RunFolder:
 
         DIR/.lock        locked (flock) during a run
         DIR/state.json   the last run, replaced at each step
-        DIR/model-ID     its trained model
+        DIR/model-ID     its trained model, by the id of the run that trained it
 
     `last` is the last run, None before the first. `succeeded_at` is in seconds since 1970. Raises DataError if the
     state cannot be read.
@@ -176,25 +185,22 @@ class RunFolder:
     @property
     def model(self) -> Path:
         """The model folder of the last run, perhaps missing; LookupError as for `run`."""
-        return self._path / f"{_MODEL}{self.run.id}"
+        return self._path / f"{_MODEL}{self.run.model}"
 
     def record(self, run: Run) -> None:
         """Save *run* as the last run, durably and atomically; raises DataError if the lock was removed."""
         self.last = run
 
-        new = self._path / f".{_STATE}.new"
         state = _State(run=run.to_json(), succeeded_at=self.succeeded_at)
-        new.write_text(json.dumps(msgspec.to_builtins(state), indent=2) + "\n")
-        flush(new)
+        text = json.dumps(msgspec.to_builtins(state), indent=2) + "\n"
+        replace_durably(self._path / _STATE, text.encode(), before_rename=self._check_lock)
 
-        # Without the lock, another process may have written its own run.
+    def _check_lock(self) -> None:
+        """Raise DataError if the lock was removed: another process may have written its own run."""
         try:
             check_held(self._lock, self._path / LOCK)
         except OSError as error:
             raise DataError(f"{error}; another run may have begun in this folder. Run the job again.") from error
-
-        new.replace(self._path / _STATE)
-        flush(self._path)
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:

@@ -195,9 +195,16 @@ def read_job(pipeline: PipelineFile) -> Job:
         named={name: _named_list(flags) for name, flags in flags_by_list.items()},
         track=train_flags.track,
         register=train_flags.register,
-        inputs=list(chain.from_iterable(map(_paths_in, (train_flags, publish_flags, *flags_by_list.values())))),
-        options=xxhash.xxh3_128_hexdigest(orjson.dumps(options, default=str, option=orjson.OPT_SORT_KEYS)),
+        training_inputs=list(_paths_in(train_flags)),
+        publishing_inputs=list(chain.from_iterable(map(_paths_in, (publish_flags, *flags_by_list.values())))),
+        options=_digest(options),
+        # MLflow's options do not change the model.
+        training_options=_digest(replace(train_flags, track=False, register=None)),
     )
+
+
+def _digest(options: object) -> str:
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(options, default=str, option=orjson.OPT_SORT_KEYS))
 
 
 def _named_list(flags: PublishFlags) -> NamedList:
@@ -267,11 +274,14 @@ async def _write_lists(
     store_url: str,
     meter: RequestUnitMeter,
 ) -> Written:
-    """Publish lists, as `publish_source`, with progress bars, and print the result; *store_url* is the open store's."""
+    """Publish lists as `publish_source`, without pruning, with progress bars, and print the result.
+
+    *store_url* is that of the open store.
+    """
     await publish_work.check_store(store)
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "publish")
-        written = await publish_source(lists, store, settings, observer=meter, on_progress=report)
+        written = await publish_source(lists, store, settings, prunes=False, observer=meter, on_progress=report)
     publish_work.print_written(written, settings, meter, shown_store_url(store_url))
     return written
 

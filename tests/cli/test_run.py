@@ -328,6 +328,19 @@ def test_release_after_which_nothing_was_pruned_is_published_with_a_warning(
     assert "warnings" not in again
 
 
+def test_run_prunes_once(folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prunings = list[object]()
+
+    async def prune(*arguments: object, **_: object) -> list[ReleaseId]:
+        prunings.append(arguments)
+        return []
+
+    for module in ("publish", "job"):
+        monkeypatch.setattr(f"hotplate.offline.{module}.prune", prune)
+    assert summary_of(hotplate("run", write_pipeline(tmp_path, folder_url)))["outcome"] == "published"
+    assert len(prunings) == 1
+
+
 def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
@@ -373,19 +386,78 @@ def test_after_new_data_an_interrupted_run_is_not_resumed(
     assert len(trained(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("point", ["hotplate.cli.run_work.publish_source", "hotplate.offline.job.begin"])
 def test_run_whose_draft_has_other_lists_is_not_resumed(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    point: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ReleaseConflict("the draft was begun with other lists")
 
     pipeline = write_pipeline(tmp_path, folder_url)
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.run_work.publish_source", refuse)
+        patch.setattr(point, refuse)
         left = summary_of(hotplate("run", pipeline))
+    models = trained(tmp_path)
     done = summary_of(hotplate("run", pipeline))
     assert (left["outcome"], done["outcome"]) == ("failed", "published")
     assert done["run"] != left["run"]
+    assert done["release"] != left["release"]
+    assert ("train" in done["seconds"], trained(tmp_path)) == (False, models)
+
+
+def test_changes_that_concern_publishing_keep_the_model(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url, "[gates]\ncoverage = 1.0")
+    items = {line.split(",")[1] for line in (tmp_path / "clicks.csv").read_text().splitlines()[1:]}
+    (tmp_path / "available.csv").write_text("item\n" + "\n".join(sorted(items)[:12]) + "\n")
+    with_option(pipeline, 'available = "available.csv"')
+    refused = summary_of(hotplate("run", pipeline))
+    assert (refused["outcome"], "train" in refused["seconds"]) == ("refused", True)
+    models = trained(tmp_path)
+
+    pipeline.write_text(pipeline.read_text().replace("coverage = 1.0", "coverage = 0.1"))
+    done = summary_of(hotplate("run", pipeline))
+    (tmp_path / "available.csv").write_text("item\n" + "\n".join(sorted(items)) + "\n")
+    again = summary_of(hotplate("run", pipeline))
+    assert len({refused["release"], done["release"], again["release"]}) == 3
+    for summary in (done, again):
+        assert (summary["outcome"], "train" in summary["seconds"]) == ("published", False)
+    assert trained(tmp_path) == models
+    assert summary_of(hotplate("run", pipeline))["outcome"] == "unchanged"
+
+    pipeline.write_text(pipeline.read_text().replace("iterations = 2", "iterations = 3"))
+    assert "train" in summary_of(hotplate("run", pipeline))["seconds"]
+    assert trained(tmp_path) != models
+
+
+@pytest.mark.parametrize("name", ["model.json", "users.parquet"])
+def test_unreadable_model_of_an_interrupted_run_is_trained_again(
+    name: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
+        left = summary_of(hotplate("run", pipeline))
+    (Path(left["model"]) / name).write_text('{"format": 1}')
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], done["run"]) == ("published", left["run"])
+
+
+def test_run_does_not_replace_a_release_that_its_gates_did_not_see(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    compared = summary_of(hotplate("run", pipeline))["release"]
+    write_data(tmp_path, seed=7)
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.stores.publication.activate", interrupt)
+        release = summary_of(hotplate("run", pipeline))["release"]
+    live = json_of("import", tmp_path / "clicks.csv", "--force", "--store", folder_url)["release"]["release"]
+    refused = hotplate("run", pipeline)
+    assert (refused.returncode, summary_of(refused)["outcome"], catalogue_of(folder_url).live) == (3, "refused", live)
+    assert f"compared release {release} with {compared}, but {live} is live now" in refused.stderr
+    assert hotplate("releases", "rollback", "--store", folder_url).returncode == 0
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], catalogue_of(folder_url).live) == ("published", release)
 
 
 def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_azure_machine_learning_loads_the_batch_job_and_its_pipeline_can_run(mon
     assert needed <= step.inputs.keys() <= component.inputs.keys()
     monkeypatch.setenv("HOTPLATE_STORE", component.inputs["store"]["default"])
     read = read_job(read_pipeline(batch / "nightly.toml"))
-    assert f"ln -sfn ${{{{inputs.clicks}}}} {read.inputs[0].name} " in component.command
+    assert f"ln -sfn ${{{{inputs.clicks}}}} {read.training_inputs[0].name} " in component.command
     assert "hotplate run nightly.toml" in component.command
 
 

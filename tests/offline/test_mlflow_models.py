@@ -111,6 +111,24 @@ def test_run_with_a_withdrawn_release_leaves_the_alias(tmp_path: Path, monkeypat
     assert str(mlflow.MlflowClient().get_model_version_by_alias("shop", "champion").version) == "1"
 
 
+def test_run_is_published_with_a_warning_if_mlflow_fails_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DataError("MLflow is away")
+
+    write(tmp_path / "data.csv", "user,item\n" + "".join(f"u{at % 12},i{at * at % 17}\n" for at in range(200)))
+    train = 'data = "data.csv"\nengine = "popularity"\nno_tune = true\nsplit = "none"\nregister = "shop@champion"'
+    text = f'[train]\n{train}\n[publish]\nstore = "file://{tmp_path}/store"\n[run]\nwork = "work"\n'
+    pipeline = write(tmp_path / "nightly.toml", text)
+    monkeypatch.setattr(mlflow_models, "set_alias", fail)
+    done = hotplate("run", pipeline)
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, summary["outcome"]) == (0, "published"), done.stderr
+    assert "not recorded in MLflow: MLflow is away" in summary["warnings"][0]
+    assert json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])["outcome"] == "unchanged"
+
+
 async def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
