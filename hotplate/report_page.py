@@ -77,7 +77,7 @@ def save_page(report: Report, path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 
@@ -101,8 +101,10 @@ def page(report: Report) -> str:
     parts += [f'<p class="note">{_prose(sentence)}</p>' for sentence in report.method]
     parts.append(_details(report))
 
-    template = Template(TEMPLATE.read_text())
-    return template.substitute(title=_escaped(report.sentence), style=STYLE_SHEET.read_text(), body="\n".join(parts))
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(
+        title=_escaped(report.sentence), style=STYLE_SHEET.read_text(encoding="utf-8"), body="\n".join(parts)
+    )
 
 
 def summary(report: Report) -> str:

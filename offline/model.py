@@ -426,7 +426,7 @@ def _write_files(model: Model, folder: Path) -> None:
     _write_tables(model, folder)
     _write_ranker(model.ranker, model.params, folder)
     text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / _DESCRIPTION).write_text(text + "\n")
+    (folder / _DESCRIPTION).write_bytes(f"{text}\n".encode())
     for file in folder.iterdir():
         flush(file)
     flush(folder)

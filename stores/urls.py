@@ -136,7 +136,7 @@ def secret(name: str, environment: Mapping[str, str]) -> str | None:
         return value
     if path := environment.get(f"{name}_FILE"):
         try:
-            return Path(path).read_text().rstrip("\r\n")
+            return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
             raise StoreMisused(f"{name}_FILE names {path}, which cannot be read: {error.strerror}") from error
     return None

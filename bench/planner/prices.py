@@ -145,7 +145,7 @@ OPTIONAL_PRICES = ("serverless_million_ru", "redis_gb_hour", "disk_gb_month")
 def load(path: Path = OURS) -> Prices:
     """Read a file of prices. Raises PricesUnreadable."""
     try:
-        return parse(path.read_text())
+        return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PricesUnreadable(f"{path}: {error.strerror}") from error
     except KeyError as error:
@@ -262,12 +262,12 @@ def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list
 
     Raises BenchMisused instead of overwriting another file.
     """
-    if path.exists() and not path.read_text(errors="replace").startswith(HEAD):
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(HEAD):
         raise BenchMisused(
             f"--prices: {path} exists and is not from Azure's price list; name another file, or remove it"
         )
     text, missing = fetch_prices(region, currency, today, RETAIL)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return missing
 
 
@@ -403,7 +403,7 @@ def _read_page(url: str, deadline_s: float) -> dict[str, Any]:
 
 def _our_redis_sizes() -> Sequence[Mapping[str, Any]]:
     """Return the tables of Redis sizes in our prices file."""
-    sizes: Sequence[Mapping[str, Any]] = tomllib.loads(OURS.read_text())["redis"]
+    sizes: Sequence[Mapping[str, Any]] = tomllib.loads(OURS.read_text(encoding="utf-8"))["redis"]
     return sizes
 
 

@@ -13,7 +13,7 @@ import typer
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, out, print_json, require_file_path, require_folder, show_report
+from hotplate.cli.terminal import Json, err, out, print_json, require_file_path, require_folder, show_report, write_file
 from hotplate.report import Report
 from hotplate.stores.options import Argument, Flag
 
@@ -138,7 +138,7 @@ def charges(
         return
 
     measured = bench_work.measure_charges(plan)
-    written.write_text(measured.to_toml())
+    write_file(written, measured.to_toml())
     if as_json:
         print_json(measured.to_json())
     else:

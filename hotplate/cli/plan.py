@@ -19,7 +19,16 @@ from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import in_full, report
 from hotplate.bench.planner.saved_plan import BOUND_PERCENT, Baseline, read_baseline, to_toml
 from hotplate.cli.flags import with_signature
-from hotplate.cli.terminal import Json, err, out, require_file_path, require_folder, run_on_store, show_report
+from hotplate.cli.terminal import (
+    Json,
+    err,
+    out,
+    require_file_path,
+    require_folder,
+    run_on_store,
+    show_report,
+    write_file,
+)
 from hotplate.report import Report
 from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.charges import Charges
@@ -172,7 +181,7 @@ def _write_and_print(
         bound_percent = BOUND_PERCENT
         if checked_plan is not None:
             bound_percent = checked_plan.bound_percent
-        flags.save.write_text(to_toml(capacity_plan, bound_percent))
+        write_file(flags.save, to_toml(capacity_plan, bound_percent))
 
     if flags.why is not None and not flags.as_json:
         _print_formulas(capacity_plan, flags.why)

@@ -155,7 +155,7 @@ def load(path: Path = OURS) -> Charges:
     """
     coefficients = dict[str, object]()
     try:
-        for section, table in tomllib.loads(path.read_text()).items():
+        for section, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
             if isinstance(table, dict):
                 coefficients |= {f"{section}_{key}": value for key, value in table.items()}
         return msgspec.convert(coefficients, Charges)
