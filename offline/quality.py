@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -62,6 +63,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
 KEPT = ROOT / ".quality"
+# Their versions decide on kept figures.
+LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 # Users and items with fewer are left out.
 LEAST_INTERACTIONS = 5
 CORE_OPTIONS = ("--min-per-user", str(LEAST_INTERACTIONS), "--min-per-item", str(LEAST_INTERACTIONS))
@@ -482,7 +485,7 @@ class DrawTask:
 def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
     """Return the figures of *task* on the data in *file*, which are measured unless an earlier run has kept them.
 
-    Figures are kept under a digest of the code and the data, so a change of either measures them again.
+    Figures are kept under a digest of the code, libraries and data: a change of any of them measures them again.
     """
     kept = KEPT / f"{_digest(task, file)}.json"
     if kept.exists():
@@ -500,11 +503,11 @@ def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
 
 
 def _digest(task: Task[Any], file: Path) -> str:
-    """Return a digest of the task, its data, and the code from the log to the figures: all packages of `offline/`."""
-    offline = ROOT / "offline"
-    sources = [offline / "training.py", offline / "quality.py", *sorted(offline.glob("*/*.py"))]
+    """Return a digest of the task, its data, and the code from the log to the figures: all of `offline/`, libraries."""
+    sources = sorted((ROOT / "offline").rglob("*.py"))
+    versions = [version(library) for library in LIBRARIES]
 
-    digest = blake2b(repr(task).encode(), digest_size=16)
+    digest = blake2b(repr((task, versions)).encode(), digest_size=16)
     for source in (*sources, file):
         digest.update(source.read_bytes())
     return digest.hexdigest()

@@ -96,7 +96,7 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
         assert written == pytest.approx([*piece.similar.values(), *piece.repeats.values()], abs=1e-4)
 
 
-def test_figures_are_kept_until_the_data_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_kept_until_data_or_libraries_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = list[DrawTask]()
 
     def measure(task: DrawTask, _trainings: Trainings) -> Draw:
@@ -114,6 +114,9 @@ def test_figures_are_kept_until_the_data_change(tmp_path: Path, monkeypatch: pyt
     file.write_text("user,item\na,b\n")
     kept_or_measured(task, file)
     assert len(measured) == 2
+    monkeypatch.setattr("hotplate.offline.quality.version", lambda library: f"another {library}")
+    kept_or_measured(task, file)
+    assert len(measured) == 3
     assert [*draw_rows(task.data, {"by item": first})] == [("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")]
 
 
