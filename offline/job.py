@@ -309,16 +309,22 @@ class Attempt:
         """
         with folder.step("measure") as within:
             with timed(within, "load"):
-                lists = self._load_lists(folder.model)
+                lists = self._load_lists(folder)
             return source_of_lists({name: self._measure(model_lists) for name, model_lists in lists.items()})
 
-    def _load_lists(self, model_folder: Path) -> dict[str, ModelLists]:
+    def _load_lists(self, folder: RunFolder) -> dict[str, ModelLists]:
         """Load the models of all lists of the release, and return the lists by name, "" for the default one.
 
-        *model_folder* is that of the run's model; another list may have another model, which exists already.
+        The run's model is in *folder*; if it cannot be loaded, the next attempt begins a new run, which trains. Another
+        list may have another model, which exists already.
         """
         job = self._job
-        model = load(model_folder)
+        try:
+            model = load(folder.model)
+        except DataError:
+            folder.record(replace(folder.run, is_abandoned=True, training=""))
+            raise
+
         lists = {"": ModelLists.of(model, replace(job.lists, rules=job.rules()))}
         for name, named in job.named.items():
             list_model = model if named.model is None else load(named.model)

@@ -86,12 +86,12 @@ class Run:
     options       digest of all options
     inputs        digest of the input files
     release       chosen before the first write
-    training      digest of the options and input files of the training
+    training      digest of the options and input files of the training, empty if no run may take over its model
     trained_by    id of the earlier run that trained its model, empty if this one does
     seconds       wall time by disjoint step, over all attempts
     outcome       PUBLISHED or REFUSED; None before the end
     summary       None before the end
-    is_abandoned  whether no attempt continues it, as its release was in conflict with the store
+    is_abandoned  whether no attempt continues it, as its release was in conflict or its model is damaged
     """
 
     id: str

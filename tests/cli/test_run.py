@@ -442,6 +442,21 @@ def test_unreadable_model_of_an_interrupted_run_is_trained_again(
     assert (done["outcome"], done["run"]) == ("published", left["run"])
 
 
+def test_model_that_fails_to_load_is_trained_again_by_the_next_attempt(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
+        left = summary_of(hotplate("run", pipeline))
+    users = Path(left["model"]) / "users.parquet"
+    users.write_bytes(bytes(users.stat().st_size))
+    failing = hotplate("run", pipeline)
+    assert (failing.returncode, "is incomplete or damaged" in failing.stderr) == (1, True)
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], "train" in done["seconds"]) == ("published", True)
+
+
 def test_run_does_not_replace_a_release_that_its_gates_did_not_see(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
