@@ -9,7 +9,7 @@ from hotplate.bench.lists import CheckResult, popular_complaint
 from hotplate.bench.loadgen.load import Load, RequestKeys
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
-from hotplate.bench.outcome import no_verdict
+from hotplate.bench.outcome import interrupted_report, no_verdict
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import error_share, mean, percentile, popular_share
 from hotplate.bench.trials import Trial
@@ -227,6 +227,9 @@ def report(runs: HttpRuns) -> Report:
     With failures, such as a late load generator, the answer is a doubt. *runs* may also have a comparison of sampled
     responses with the store.
     """
+    if not runs.rounds and not runs.trials:
+        return interrupted_report("http")
+
     plan = runs.plan
     if plan.batches:
         measured = _batches_report(runs)
@@ -235,15 +238,11 @@ def report(runs: HttpRuns) -> Report:
         measured = _rounds_report(runs)
         results = list(runs.rounds)
 
-    failures = measured.failures
-    if not runs.rounds and not runs.trials:
-        failures = ("nothing was measured",)
-
     popular = plan.popular_complaint(results)
     if popular:
         measured = _without_latencies(measured, popular)
-    elif failures:
-        measured = replace(measured, sentence=no_verdict(failures[0]), failures=failures)
+    elif measured.failures:
+        measured = replace(measured, sentence=no_verdict(measured.failures[0]))
     return _with_check(measured, runs.checked) if runs.checked else measured
 
 
