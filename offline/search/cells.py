@@ -3,7 +3,7 @@
 A cell is an engine with its parameters. Those past an edge and those with recency depend on the cells tried before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -50,38 +50,26 @@ def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
     return [params for params in dict.fromkeys(cells) if params not in best_first]
 
 
-def cells_with_recency(
-    params: Params, tried: Sequence[Trial], popularity: PopularityParams | None = None
-) -> list[Params]:
-    """Return *params* with half-lives and powers of recency to try next; empty if none is left to try.
+def first_cells_with_recency(params: Params, popularity: PopularityParams | None) -> list[Params]:
+    """Return *params* with the half-lives and powers of recency to try first.
 
     Recency multiplies scores by a power (gamma) of recent popularity, in which interactions count half per half-life.
-    At first, when no trial has been made (*tried*), these are two half-lives, and the highest power at the half-life of
-    *popularity*. Later, they are half-lives and powers around the best trial, and higher powers as long as they are as
-    good.
+    These are two half-lives, and the highest power at the half-life of *popularity*, the best parameters of that engine
+    if it was tried before.
     """
-    if tried:
-        timings = list(_timings_around_best(tried))
-    else:
-        timings = [_Timing(half_life_days, gamma=1.0) for half_life_days in _FIRST_HALF_LIVES]
-        if popularity is not None and popularity.half_life_days is not None:
-            timings.append(_Timing(popularity.half_life_days, HIGHEST_GAMMA))
+    timings = [_Timing(half_life_days, gamma=1.0) for half_life_days in _FIRST_HALF_LIVES]
+    if popularity is not None and popularity.half_life_days is not None:
+        timings.append(_Timing(popularity.half_life_days, HIGHEST_GAMMA))
+    return _cells_of(params, timings)
 
+
+def next_cells_with_recency(params: Params, tried: Sequence[Trial]) -> list[Params]:
+    """Return *params* with half-lives and powers of recency near the best of the trials *tried*; empty if none is left.
+
+    Higher powers follow as long as they are as good.
+    """
     known_cells = {trial.params for trial in tried}
-    cells = list[Params]()
-    for timing in timings:
-        if not timing.is_in_range:
-            continue
-
-        # Popularity has a half-life of its counts instead of recency.
-        cell: Params = PopularityParams(timing.half_life_days)
-        if not isinstance(params, PopularityParams):
-            cell = replace(params, recency=Recency(timing.half_life_days, timing.gamma))
-
-        if cell not in known_cells:
-            known_cells.add(cell)
-            cells.append(cell)
-    return cells
+    return [cell for cell in _cells_of(params, _timings_around_best(tried)) if cell not in known_cells]
 
 
 class _Timing(NamedTuple):
@@ -94,6 +82,15 @@ class _Timing(NamedTuple):
     def is_in_range(self) -> bool:
         """Whether it may be tried."""
         return _SHORTEST_DAYS <= self.half_life_days <= _LONGEST_DAYS and _LOWEST_GAMMA <= self.gamma <= HIGHEST_GAMMA
+
+
+def _cells_of(params: Params, timings: Iterable[_Timing]) -> list[Params]:
+    """Return *params* with the recency of each of *timings* in range; popularity has a half-life of counts instead."""
+    in_range = [timing for timing in timings if timing.is_in_range]
+    if isinstance(params, PopularityParams):
+        return list(dict.fromkeys(PopularityParams(timing.half_life_days) for timing in in_range))
+    recencies = dict.fromkeys(Recency(timing.half_life_days, timing.gamma) for timing in in_range)
+    return [replace(params, recency=recency) for recency in recencies]
 
 
 def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:

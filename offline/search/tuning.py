@@ -28,7 +28,13 @@ from hotplate.offline.search.budget import (
     counts_by_engine,
     with_fewer_iterations,
 )
-from hotplate.offline.search.cells import HIGHEST_GAMMA, cells_past_edge, cells_with_recency, default_cells
+from hotplate.offline.search.cells import (
+    HIGHEST_GAMMA,
+    cells_past_edge,
+    default_cells,
+    first_cells_with_recency,
+    next_cells_with_recency,
+)
 from hotplate.offline.search.repeat_weights import choose_repeats
 from hotplate.offline.search.trials import Trial, Trials, best_of_each_engine, digest_of_search, sort_by_ndcg
 from hotplate.offline.train.als import ALSParams
@@ -321,13 +327,11 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
 
     for params in best_of_engines:
         tried = list[Trial]()
-        while True:
-            cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
-            # The expected total counts one more trial, until the results show that none follows.
-            new = trials.run(cells, expected_later=1)
-            if not new:
-                break
+        cells = first_cells_with_recency(params, popularity)
+        # The expected total counts one more trial, until the results show that none follows.
+        while new := trials.run(budget.affordable_recencies(cells), expected_later=1):
             tried += new
+            cells = next_cells_with_recency(params, tried)
 
         if tried:
             best = max(tried, key=lambda trial: trial.ndcg).params
