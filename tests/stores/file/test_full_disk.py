@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.catalogue import LEASE_S, ReleaseId, State
+from hotplate.stores.catalogue import DRAFT_GRACE_S, LEASE_S, ReleaseId, State
 from hotplate.stores.errors import StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import activate, prune, rollback
@@ -111,7 +111,7 @@ async def test_catalogue_beyond_its_reserve_is_pruned_on_a_full_disk(
             await begin(store, ReleaseId(f"release-{number}"))
     assert number < 99
     fill(disk)
-    clock.now += LEASE_S + 1
+    clock.now += LEASE_S + DRAFT_GRACE_S
     assert await prune(store)
     assert len((await store.catalogue()).releases) == 1
 
