@@ -322,7 +322,7 @@ async def test_user_erased_before_an_event_is_sent_does_not_enter_the_stream(
         await erase_users(store, ["1"])
         await has_read_erased.wait()
         await asyncio.sleep(0.1)
-    assert users_in(entries_of(redis_server, tmp_path)) == {"2"}
+    assert "1" not in users_in(entries_of(redis_server, tmp_path))  # that of the other may be left to the next start
     segment.close()
 
 
