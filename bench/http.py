@@ -115,7 +115,7 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
     """
     default_draw: KeyDraw = Uniform()
     if options.keys_file is not None:
-        ids: Sequence[str] = [line for line in options.keys_file.read_text().splitlines() if line]
+        ids: Sequence[str] = [line for line in options.keys_file.read_text("utf-8").splitlines() if line]
         default_draw = InTurn()
     elif options.users is not None:
         ids = [str(number) for number in range(options.users)]

@@ -165,15 +165,17 @@ class Posts:
 
 
 def _check_url(url: str) -> None:
-    expected = f"the target must look like http://HOST:PORT or https://HOST:PORT, not {redacted(url)!r}"
+    form = "the target must look like http://HOST:PORT or https://HOST:PORT"
+    if "@" in url:  # before it is parsed: the errors quote parts of the URL, perhaps of a password
+        raise BenchMisused(f"{form}, without a user or password; give --header Authorization:VALUE instead")
+
+    expected = f"{form}, not {redacted(url)!r}"
     try:
         parts = urlsplit(url)
         _ = parts.port  # which is parsed only now
     except ValueError as error:
         raise BenchMisused(f"{expected}: {error}") from None
 
-    if "@" in parts.netloc:
-        raise BenchMisused(f"{expected} with a user or password; give --header Authorization:VALUE instead")
     has_more = parts.path not in {"", "/"} or parts.query or parts.fragment
     if parts.scheme not in {"http", "https"} or not parts.hostname or has_more:
         raise BenchMisused(expected)

@@ -178,7 +178,7 @@ def application(page: PlannerPage, token: str) -> web.Application:
         resource = FILES.get(name)
         if resource is None:
             raise web.HTTPNotFound
-        return web.Response(text=resource.read_text(), content_type=MEDIA[Path(name).suffix], charset="utf-8")
+        return web.Response(text=resource.read_text("utf-8"), content_type=MEDIA[Path(name).suffix], charset="utf-8")
 
     async def fields(request: web.Request) -> web.Response:
         return _json_of(page.fields, request)

@@ -184,7 +184,8 @@ class TokenVerifier:
                     raise IssuerUnreadable("its configuration names another issuer")
                 keys = await _fetch_json_object(session, str(document.get("jwks_uri")))
             published = jwt.PyJWKSet.from_dict(keys).keys
-        except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
+        # The last three: a key with fields of other types.
+        except (TimeoutError, ClientError, ValueError, jwt.PyJWTError, TypeError, LookupError, AttributeError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
 
         # Others are for encryption, or of a type that ALGORITHMS do not use.

@@ -47,7 +47,7 @@ MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
     exceptions.TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
     exceptions.OutOfMemoryError: (
         StoreFull,
-        "{where} has reached its maxmemory; raise it, prune old releases, or publish shorter lists",
+        "{where} has reached its maxmemory; raise it, prune releases and killed publishes, or publish shorter lists",
     ),
     exceptions.ReadOnlyError: (StoreUnavailable, "{where} is a read-only replica; give the URL of the primary"),
     exceptions.AuthenticationError: (

@@ -69,8 +69,9 @@ class Memory:
         if limit and self.used + needed > limit:
             raise StoreFull(
                 f"the release needs about {needed / 1e6:,.1f} MB in {where}, which has a limit of "
-                f"{limit / 1e6:,.1f} MB and uses {self.used / 1e6:,.1f} MB; {remedy}, prune old releases, or "
-                f"publish shorter lists"
+                f"{limit / 1e6:,.1f} MB and uses {self.used / 1e6:,.1f} MB; {remedy}, prune old releases, "
+                f"continue a killed publish with --resume or erase its draft by `prune --grace 0`, or publish shorter "
+                f"lists"
             )
 
     def eviction(self) -> Finding:

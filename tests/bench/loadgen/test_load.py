@@ -63,7 +63,17 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
     assert make_plan(HttpOptions(url="http://127.0.0.1:1", path="/livez")).load.requests == Gets("/livez")
 
 
-@pytest.mark.parametrize("url", ["http://me:s3cret@h:1", "ftp://me:s3cret@h:1", "http://h:1/?sig=s3cret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cret@h:1",
+        "http://me:s3cret/x@h:1",
+        "http://me:s3cret#x@h:1",
+        "http://me:s3cret@h\u2100:1",
+        "ftp://me:s3cret@h:1",
+        "http://h:1/?sig=s3cret",
+    ],
+)
 def test_a_url_with_a_secret_is_refused_without_showing_it(url: str) -> None:
     """It was sent in the field Host, and stored in the report."""
     with pytest.raises(BenchMisused, match="http://HOST:PORT") as refused:

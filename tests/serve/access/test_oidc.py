@@ -228,6 +228,7 @@ async def test_failing_issuer_gives_503_only_before_keys_were_fetched(
         {path: json.dumps({"issuer": issuer.url, "jwks_uri": "http://192.0.2.1/keys"}).encode()},
         {path: json.dumps({"issuer": issuer.url, "jwks_uri": "file:///etc/passwd"}).encode()},
         {"/keys": b'{"keys": []}'},
+        {"/keys": b'{"keys": [{"kty": "RSA", "alg": ["x"], "kid": "1", "n": 1, "e": []}]}'},
         {"/keys": b" " * (2 << 20)},
     ):
         issuer.documents = wrong
