@@ -224,6 +224,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         self._popular = dict[_PopularKey, Answer]()
         # When each popular list is to be read again, by `time.monotonic`, whether or not the last attempt succeeded.
         self._refresh_at = dict[_PopularKey, float]()
+        # Whether an event loop has ended before a renewal, as `asyncio.run` for each call does.
+        self._loops_end_early = False
         self._max_connections = max_connections
         self._proxy = proxy_for(self._url)
         self._loops = dict[asyncio.AbstractEventLoop, _LoopState]()
@@ -243,6 +245,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if state.renewal is not None:
             state.renewal.cancel()
             await asyncio.wait([state.renewal])
+            self._note_unfinished_renewal(state.renewal)
         await state.pool.aclose()
 
     def _loop_state(self) -> _LoopState:
@@ -257,7 +260,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
         closed_loops = [other for other in list(self._loops) if other.is_closed()]
         for closed in closed_loops:
-            self._loops.pop(closed, None)  # another thread may have removed it
+            ended = self._loops.pop(closed, None)  # another thread may have removed it
+            if ended is not None and ended.renewal is not None:
+                self._note_unfinished_renewal(ended.renewal)
 
         proxy = None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials)
         pool = httpcore2.AsyncConnectionPool(
@@ -268,6 +273,18 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         )
         state = self._loops[loop] = _LoopState(pool)
         return state
+
+    def _note_unfinished_renewal(self, renewal: asyncio.Task[None]) -> None:
+        """Let later calls renew popular lists themselves if *renewal*, a task of an ended loop, did not complete.
+
+        Lists that are not remembered yet may then be read at once.
+        """
+        if renewal.done() and not renewal.cancelled():
+            return
+        self._loops_end_early = True
+        for key in list(self._refresh_at):
+            if key not in self._popular:
+                self._refresh_at.pop(key, None)  # another thread may have removed it
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return a user's list, or the popular list for an unknown user."""
@@ -328,9 +345,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected  for each list, the fields that identify it in the response, as {"user": "7"}
         body      fields of the JSON of a POST; None for a GET
 
-        Old popular lists are renewed after the return, by a task. A call of `popular`, and one that failed and has no
-        list remembered, waits for it in the time that is left. Raises ServiceUnavailable if no list can replace the
-        answer, RequestRefused if the service refuses the request.
+        Old popular lists are renewed after the return, by a task. A call waits for it in the time that is left if it is
+        of `popular`, if it failed and has no list remembered, or if event loops end before such tasks.
+        Raises ServiceUnavailable if no list can replace the answer, RequestRefused if the service refuses the request.
         """
         call_options = {"timeout_s": self._timeout_s, **options}
         timeout_s = call_options.pop("timeout_s")
@@ -342,7 +359,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         answers = await self._send_until_deadline(call)
         has_failed = isinstance(answers, ClientError)
         needs_popular_list = has_failed and not self._remembered(call)
-        if needs_popular_list or (path == "popular" and not has_failed):
+        waits_for_renewal = path == "popular" or self._loops_end_early
+        if needs_popular_list or (waits_for_renewal and not has_failed):
             await self._renew_popular_lists(call)
         else:
             self._start_renewal(replace(call, deadline=time.monotonic() + timeout_s))

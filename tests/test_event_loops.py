@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import hotplate
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Service, a_list, publish_lists, running, until
 from tests.support.stores import publish
 
 if TYPE_CHECKING:
@@ -131,6 +131,38 @@ def test_a_client_works_on_each_loop(service: Service) -> None:
 
     assert asyncio.run(ask_elsewhere()) == ["personal"] * 3
     assert threading.active_count() < 20
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["open", "closed"])
+def test_a_client_with_a_loop_for_each_call_remembers_and_renews_popular_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, closes: bool
+) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a"), "popular:": a_list("old")}))
+    with running(tmp_path / "store") as service:
+        client = hotplate.AsyncClient(service.url, timeout_s=30)
+        monkeypatch.setattr("hotplate.client.REFRESH_S", 0.0)
+
+        async def ask() -> hotplate.Answer:
+            if not closes:
+                return await client.recommendations("1")
+            async with client:
+                return await client.recommendations("1")
+
+        def remembered() -> list[str]:
+            """Return the ids of the popular list that replaces an answer in an outage."""
+            with monkeypatch.context() as outage:
+                outage.setattr(client, "_url", "http://127.0.0.1:9")
+                answer = asyncio.run(ask())
+            assert answer.source == "memory"
+            return [item["id"] for item in answer.items]
+
+        for _ in range(3):
+            assert asyncio.run(ask()).source == "personal"
+        assert remembered() == ["old"]
+
+        monkeypatch.setattr("hotplate.client.REFRESH_AGAIN_S", 0.0)
+        asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("b"), "popular:": a_list("new")}))
+        until(lambda: asyncio.run(ask()) and remembered() == ["new"], "the list was not renewed")
 
 
 @pytest.fixture(params=["file", "redis", "cosmos"])
