@@ -49,7 +49,7 @@ class PartUnavailable(StoreUnavailable):
 
 
 class NotSent(StoreUnavailable):
-    """A swap of the catalogue failed before it was sent, so the catalogue was not changed."""
+    """A swap of the catalogue was not sent, or the store refused to process it, so the catalogue was not changed."""
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)

@@ -257,8 +257,17 @@ class Retrier:
     0 s is one attempt. Steps on parts that are throttled separately, such as containers, need a Retrier each.
     """
 
-    def __init__(self, clock: Callable[[], float], *, for_s: float, throttled_for_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        for_s: float,
+        throttled_for_s: float = 0.0,
+        unavailable: type[StoreUnavailable] = StoreUnavailable,
+    ) -> None:
+        """*unavailable* is the class of errors that are repeated for *for_s*; others are raised at once."""
         self._clock = clock
+        self._unavailable = unavailable
         self._for_s = for_s
         self._throttled_for_s = throttled_for_s or for_s
         self._succeeded_at = clock()
@@ -282,7 +291,7 @@ class Retrier:
                     raise
                 failing_since = None  # it is available
                 wait_s = error.retry_after_s
-            except StoreUnavailable as error:
+            except self._unavailable as error:
                 failing_since = self._clock() if failing_since is None else failing_since
                 if error.permanent or self._clock() - failing_since >= self._for_s:
                     raise

@@ -58,6 +58,8 @@ KINDS: dict[tuple[int, int | None], ErrorKind] = {
     (404, CONTAINER_BEING_CREATED): "unavailable",
     **{(status, None): "unavailable" for status in (408, 410, 449, 500, 502, 503, 504)},
 }
+# Of these, the ones to requests that the service has not processed: another region takes writes, or 449 Retry With.
+UNPROCESSED = {(403, 3), (403, 1008), (449, None)}
 SENTENCES: dict[ErrorKind, str] = {
     "connect": "cannot be reached",
     "reset": "closed the connection without a response",
@@ -86,12 +88,16 @@ class ContainerPending(StoreThrottled):
 
 
 class CosmosUnavailable(PartUnavailable):
-    """One attempt failed, for a reason of the given kind; `permanent` if another would fail, too."""
+    """One attempt failed, for a reason of the given kind; `permanent` if another would fail, too.
 
-    def __init__(self, message: str, kind: ErrorKind) -> None:
+    A write that is `unprocessed` was not made; any other may have been.
+    """
+
+    def __init__(self, message: str, kind: ErrorKind, *, unprocessed: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
         self.permanent = kind in PERMANENT
+        self.unprocessed = unprocessed
 
 
 class CosmosThrottled(StoreThrottled, PartUnavailable):
@@ -132,7 +138,9 @@ def error_for(refusal: Refusal, where: str) -> StoreError:
         return ContainerMissing(f"{where} has no such database or container: {message}")
     if status == 403 and substatus == STORAGE_FULL:
         return StoreFull(f"{where} has no room left: {message}")
-    return CosmosUnavailable(f"{where} {SENTENCES[kind]} ({status}/{substatus}): {message}", kind)
+    unprocessed = (status, substatus) in UNPROCESSED or (status, None) in UNPROCESSED
+    sentence = f"{where} {SENTENCES[kind]} ({status}/{substatus}): {message}"
+    return CosmosUnavailable(sentence, kind, unprocessed=unprocessed)
 
 
 def first_line(message: str) -> str:
@@ -145,7 +153,8 @@ def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
     """Return the error for an attempt without a response."""
     cause = failure.__cause__
     reason = f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""
-    return CosmosUnavailable(f"{where} {SENTENCES[failure.kind]}{reason}", failure.kind)
+    sentence = f"{where} {SENTENCES[failure.kind]}{reason}"
+    return CosmosUnavailable(sentence, failure.kind, unprocessed=failure.kind == "connect")
 
 
 def count(error: StoreError, observer: Observer | None) -> StoreError:

@@ -26,7 +26,7 @@ from hotplate.stores.cosmos.containers import (
     scale_to_serve,
 )
 from hotplate.stores.cosmos.control import ControlContainer
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending, CosmosUnavailable
 from hotplate.stores.cosmos.items import (
     CONTAINER,
     CONTROL,
@@ -42,6 +42,7 @@ from hotplate.stores.cosmos.signed import LookupClient, SignedClient
 from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import (
     CatalogueUnreadable,
+    NotSent,
     ReleaseCorrupt,
     ReleaseNotFound,
     StoreError,
@@ -106,7 +107,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         self._charges = charges.load()
         self._new_containers = NewContainers(clock)
         self._control_retrier = self._retrier()
-        self._swap_retrier = Retrier(clock, for_s=0.0, throttled_for_s=THROTTLED_S)
+        self._swap_retrier = Retrier(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S, unavailable=NotSent)
         self._containers_retrier = self._retrier()
         self._rows_retrier = self._retrier()
         self._control = ControlContainer(address.shown, client, self._paced(None), clock)
@@ -333,13 +334,23 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def _replace_catalogue(self, begin: Callable[[], Awaitable[str | None]], new: Catalogue) -> None:
         """Replace the version of the catalogue whose etag *begin* returns (None: absent) by *new*.
 
-        Only *begin* is repeated: after a write whose response was lost, another process may have replaced *new*, and a
-        second attempt would be refused like one that lost a race. A write that was answered by 429 was not made.
+        *begin* is repeated, and a write that was certainly not made, as after a 429 or if another region takes writes.
+        After a write whose response was lost, another process may have replaced *new*, and a second attempt would be
+        refused like one that lost a race.
         """
         with tracked_swap() as progress:
             etag = await self._control_retrier.call(begin)
             progress.is_sent = True
-            await self._swap_retrier.call(self._control.write, new, etag)
+            await self._swap_retrier.call(self._write_catalogue, new, etag)
+
+    async def _write_catalogue(self, new: Catalogue, etag: str | None) -> None:
+        """Write the catalogue by one attempt; NotSent if the service has not processed the request."""
+        try:
+            await self._control.write(new, etag)
+        except CosmosUnavailable as error:
+            if error.unprocessed:
+                raise NotSent(str(error)) from error
+            raise
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Delete the container of a release, if *check* accepts the catalogue; see `Store.erase`.

@@ -72,6 +72,12 @@ class SimulatedAccount:
         self.ignores_versions = False
         """Whether the service replaces any version of an item."""
 
+        self.write_port = 1
+        """The port of the server that takes writes; the service refuses those to another one."""
+
+        self.refused_connects = 0
+        """How many replacements of the catalogue are to fail before they are sent."""
+
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and their responses lost."""
 
@@ -149,14 +155,20 @@ class SimulatedAccount:
             raise ProcessEndedError
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
         self._change_condition(headers)
-        answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        if self.refused_connects and method == b"PUT" and b"/colls/hotplate/docs" in path:
+            self.refused_connects -= 1
+            raise RequestFailed("connect", "here")
+        is_misdirected = method != b"GET" and headers[b"host"] != b"here:%d" % self.write_port
+        answer = self.service.answer(
+            Request(method.decode(), path.decode(), headers, body, region=int(is_misdirected and b"/docs/" in path))
+        )
         if is_last:
             raise ProcessEndedError
         if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
             answer.status = 404
             answer.body = orjson.dumps({"code": "NotFound", "message": "not replicated yet"})
-        if self.many_writers and path == b"/":
-            answer.body = orjson.dumps({**orjson.loads(answer.body), "enableMultipleWriteLocations": True})
+        if path == b"/" and answer.status == 200:
+            answer.body = self._change_account(answer.body)
         if self.scales_for_ever and path.startswith(b"/offers/"):
             answer.headers["x-ms-offer-replace-pending"] = "True"
         if self.lose_answers and answer.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
@@ -176,6 +188,15 @@ class SimulatedAccount:
             headers[b"if-match"] = NO_VERSION.encode()
         if self.ignores_versions:
             headers.pop(b"if-match", None)
+
+    def _change_account(self, body: bytes) -> bytes:
+        """Return the properties of the account as tests ask for."""
+        properties = orjson.loads(body)
+        if self.many_writers:
+            properties["enableMultipleWriteLocations"] = True
+        (location,) = properties["writableLocations"]
+        location["databaseAccountEndpoint"] = f"http://here:{self.write_port}/"
+        return orjson.dumps(properties)
 
     def _counts_last(self, method: bytes, path: bytes) -> bool:
         if self.ends_at_write is None or method == b"GET" or b"/docs" not in path:

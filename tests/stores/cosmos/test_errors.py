@@ -154,5 +154,9 @@ def test_each_status_maps_to_its_error() -> None:
     assert throttled.retry_after_s == 0.25
     assert isinstance(error_for(Refusal(404, 1003, ""), "x"), ContainerMissing)
     assert isinstance(error_for(Refusal(403, 1014, ""), "x"), StoreFull)
+    refusals = [(403, 0), (403, 3), (403, 1008), (408, 0), (410, 3), (449, 5352), (503, 0)]
+    errors = {refusal: error_for(Refusal(*refusal, ""), "x") for refusal in refusals}
+    unprocessed = [refusal for refusal, error in errors.items() if getattr(error, "unprocessed", False)]
+    assert unprocessed == [(403, 3), (403, 1008), (449, 5352)]
     lasting = {status: error_for(Refusal(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
     assert [status for status, error in lasting.items() if getattr(error, "permanent", False)] == [400, 401, 403, 413]

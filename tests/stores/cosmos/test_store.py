@@ -18,6 +18,7 @@ from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.items import CONTROL, container_of
+from hotplate.stores.cosmos.store import UNAVAILABLE_S
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import NotSent, ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
@@ -102,6 +103,50 @@ async def test_swap_that_fails_before_its_write_was_not_sent(account: SimulatedA
         await store.swap(old, changes.succeed(old, old, "t", "s"), [RecordChange("one", None, b"1")])
     account.inject_faults()
     assert await store.catalogue() == old
+
+
+@simulated
+async def test_activation_follows_the_write_region(account: SimulatedAccount) -> None:
+    store = account.store()
+    ready = await publish(store, live=False)
+    account.write_port = 2
+    await life.activate(store, ready)
+    assert (await store.catalogue()).live == ready
+    assert account.answers(403, "replace item") > 1
+
+
+@simulated
+async def test_swap_outlasts_refused_connections(account: SimulatedAccount) -> None:
+    store = account.store()
+    await publish(store)
+    account.refused_connects = 5
+    await swap_catalogue(store, await store.catalogue())
+    assert account.refused_connects == 0
+
+
+@simulated
+async def test_swap_that_is_always_refused_unprocessed_was_not_sent(account: SimulatedAccount) -> None:
+    store = account.store()
+    await publish(store)
+    old = await store.catalogue()
+    account.inject_faults({"kind": "retry-with", "operation": "replace item"})
+    began = account.now()
+    with pytest.raises(NotSent, match="449/0"):
+        await store.swap(old, changes.succeed(old, old, "t", "s"))
+    assert UNAVAILABLE_S <= account.now() - began < UNAVAILABLE_S + 5
+    account.inject_faults()
+    assert await store.catalogue() == old
+
+
+@simulated
+async def test_unclear_swap_is_sent_once(account: SimulatedAccount) -> None:
+    store = account.store()
+    await publish(store)
+    old = await store.catalogue()
+    account.inject_faults({"kind": "unavailable", "operation": "replace item"})
+    with pytest.raises(CosmosUnavailable, match="503/0"):
+        await store.swap(old, changes.succeed(old, old, "t", "s"))
+    assert account.answers(503, "replace item") == 1
 
 
 @pytest.mark.parametrize("rewritten", [False, True], ids=["a lower generation", "the same, with another token"])
