@@ -244,6 +244,9 @@ class Attempt:
             folder.finish(self.summary)
             return
 
+        if run.is_unnoted:
+            self._repeat_note(folder, is_live=catalogue.live == run.release)
+
         # The folder records the run as published; this attempt reports that nothing was to be done.
         self._update_summary(outcome=Outcome.PUBLISHED, error=UNSET)
         folder.finish(self.summary)
@@ -269,7 +272,7 @@ class Attempt:
 
         self._summarize(published, folder.run.seconds)
         if logged is not None:
-            _note_release(logged, store_url, published)
+            self._note_release(folder, logged, is_live=published.is_live)
         if published.standing is not Standing.READY:
             folder.finish(self.summary)
 
@@ -300,6 +303,34 @@ class Attempt:
             logged = mlflow_models.log_training(folder.model, target, job=folder.run.id)
             self._update_summary(tracked=logged.uri)
         return logged
+
+    def _note_release(self, folder: RunFolder, logged: "Logged", *, is_live: bool) -> None:
+        """Note in MLflow which release the model is in; a live one moves the alias.
+
+        A failure is a warning, and recorded in *folder* for the next attempt.
+        """
+        from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
+
+        release = folder.run.release
+        is_unnoted = False
+        try:
+            mlflow_models.record_release(logged.uri, self._job.store, release)
+            if is_live:
+                mlflow_models.set_alias(logged)
+        except DataError as error:
+            is_unnoted = True
+            warn(_not_noted(release, error))
+        folder.record(replace(folder.run, is_unnoted=is_unnoted))
+
+    def _repeat_note(self, folder: RunFolder, *, is_live: bool) -> None:
+        """Note the release of a run that has ended in MLflow, which failed before; a failure is a warning again."""
+        try:
+            logged = self._log_model(folder)
+        except DataError as error:
+            warn(_not_noted(folder.run.release, error))
+            return
+        if logged is not None:
+            self._note_release(folder, logged, is_live=is_live)
 
     def _measured_lists(self, folder: RunFolder) -> ModelLists | NamedLists:
         """Load the models of the default list and of the named ones, and evaluate their lists under the rules.
@@ -435,17 +466,9 @@ class Attempt:
         )
 
 
-def _note_release(logged: "Logged", store_url: str, published: _Published) -> None:
-    """Note in MLflow which release the model is in; a live one moves the alias. A failure is a warning."""
-    from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
-
-    release = published.manifest.release
-    try:
-        mlflow_models.record_release(logged.uri, store_url, release)
-        if published.is_live:
-            mlflow_models.set_alias(logged)
-    except DataError as error:
-        warn(f"release {release} is written, but not recorded in MLflow: {error}")
+def _not_noted(release: ReleaseId, error: DataError) -> str:
+    """Return a warning that MLflow failed after the release was written."""
+    return f"release {release} is written, but not recorded in MLflow: {error}"
 
 
 def _metrics(manifest: Manifest) -> dict[str, int | float]:

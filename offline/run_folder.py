@@ -92,6 +92,7 @@ class Run:
     outcome       PUBLISHED or REFUSED; None before the end
     summary       None before the end
     is_abandoned  whether no attempt continues it, as its release was in conflict or its model is damaged
+    is_unnoted    whether its written release could not be noted in MLflow, which the next attempt repeats
     """
 
     id: str
@@ -104,6 +105,7 @@ class Run:
     outcome: Outcome | None = None
     summary: Summary | None = None
     is_abandoned: bool = False
+    is_unnoted: bool = False
 
     @property
     def model(self) -> str:

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from ast import literal_eval
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
 import hotplate
+import hotplate.offline
+from hotplate.offline.errors import DataError
 from hotplate.offline.input.sample import sample
 from tests.support.examples import examples
 from tests.support.memory_store import MemoryStore
@@ -81,3 +84,74 @@ def test_a_pipeline_is_run_once_for_each_state_of_its_data(tmp_path: Path) -> No
     pipeline.write_text("[trian]")
     with pytest.raises(hotplate.SettingError, match="may have the tables"):
         hotplate.run(pipeline)
+
+
+class RegistryStandIn:
+    """Stands in for `hotplate.offline.mlflow_models` with a registry that may be away, and records the calls."""
+
+    Target = SimpleNamespace(of=str)
+
+    def __init__(self) -> None:
+        self.away = set[str]()
+        self.calls = list[str]()
+
+    def log_training(self, *_: object, job: str) -> SimpleNamespace:
+        self._call("log_training")
+        return SimpleNamespace(uri="models:/shop/1", job=job)
+
+    def record_release(self, *_: object) -> None:
+        self._call("record_release")
+
+    def set_alias(self, logged: SimpleNamespace) -> None:
+        assert logged.job
+        self._call("set_alias")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.away:
+            raise DataError("MLflow is away")
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> RegistryStandIn:
+    registry = RegistryStandIn()
+    monkeypatch.setitem(sys.modules, "hotplate.offline.mlflow_models", registry)
+    monkeypatch.setattr(hotplate.offline, "mlflow_models", registry, raising=False)
+    return registry
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """Return a pipeline that registers its model, with a store in the folder `store` beside it."""
+    sample(users=40, items=20).write_csv(tmp_path / "clicks.csv")
+    train = '[train]\ndata = "clicks.csv"\nengine = "popularity"\nno_tune = true\nregister = "shop@champion"'
+    publish = f'[publish]\nstore = "file://{tmp_path / "store"}"'
+    path = tmp_path / "nightly.toml"
+    path.write_text(f'{train}\n{publish}\n[run]\nwork = "work"\n')
+    return path
+
+
+def test_a_run_repeats_a_note_of_its_release_that_failed(registry: RegistryStandIn, pipeline: Path) -> None:
+    def run(*away: str) -> tuple[str, bool, list[str]]:
+        """Run with these calls failing; return the outcome, whether there is a warning, and the calls."""
+        registry.away = set(away)
+        registry.calls.clear()
+        done = hotplate.run(pipeline)
+        return done["outcome"], "not recorded in MLflow" in str(done.get("warnings")), registry.calls.copy()
+
+    noted = ["log_training", "record_release", "set_alias"]
+    assert run("set_alias") == ("published", True, noted)
+    assert run("log_training") == ("unchanged", True, noted[:1])
+    assert run("record_release") == ("unchanged", True, noted[:2])
+    assert run() == ("unchanged", False, noted)
+    assert run() == ("unchanged", False, [])
+
+
+def test_a_repeated_note_sets_no_alias_if_another_release_went_live(registry: RegistryStandIn, pipeline: Path) -> None:
+    registry.away = {"set_alias"}
+    model = hotplate.run(pipeline)["model"]
+    hotplate.publish(str(model), f"file://{pipeline.parent / 'store'}")
+    registry.away.clear()
+    registry.calls.clear()
+    assert hotplate.run(pipeline)["outcome"] == "unchanged"
+    assert registry.calls == ["log_training", "record_release"]

@@ -121,12 +121,16 @@ def test_run_is_published_with_a_warning_if_mlflow_fails_afterwards(
     train = 'data = "data.csv"\nengine = "popularity"\nno_tune = true\nsplit = "none"\nregister = "shop@champion"'
     text = f'[train]\n{train}\n[publish]\nstore = "file://{tmp_path}/store"\n[run]\nwork = "work"\n'
     pipeline = write(tmp_path / "nightly.toml", text)
-    monkeypatch.setattr(mlflow_models, "set_alias", fail)
-    done = hotplate("run", pipeline)
+    with monkeypatch.context() as outage:
+        outage.setattr(mlflow_models, "set_alias", fail)
+        done = hotplate("run", pipeline)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (done.returncode, summary["outcome"]) == (0, "published"), done.stderr
     assert "not recorded in MLflow: MLflow is away" in summary["warnings"][0]
     assert json.loads(hotplate("run", pipeline).stdout.splitlines()[-1])["outcome"] == "unchanged"
+    client = mlflow.MlflowClient()
+    assert str(client.get_model_version_by_alias("shop", "champion").version) == "1"
+    assert len(client.search_model_versions("name = 'shop'")) == 1
 
 
 async def interrupt(*_: object, **__: object) -> None:
