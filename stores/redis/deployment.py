@@ -242,7 +242,8 @@ class DiscoveredDeployment(Deployment):
 
     def __init__(self, common: RedisAddress, credentials: Credentials | None) -> None:
         super().__init__(common, credentials)
-        self._discovery = SharedCall(self._discover, lambda: StoreUnavailable(f"{self.shown} was closed"))
+        self._is_closed = False
+        self._discovery = SharedCall(self._discover, self._closed)
         self._refresh: _Refresh | None = None
         self._refresh_asked_at = float("-inf")
         self._backoff = Backoff(*DISCOVERY_PAUSES_S)
@@ -253,6 +254,8 @@ class DiscoveredDeployment(Deployment):
 
     async def load(self) -> None:
         """Discover the servers if they are unknown; after a failure, raises its error until the next discovery."""
+        if self._is_closed:
+            raise self._closed()
         if self.is_loaded:
             return
         if self._refresh is not None and self._refresh.failure is not None:
@@ -268,11 +271,16 @@ class DiscoveredDeployment(Deployment):
         self._schedule(failure=None)
 
     async def close(self) -> None:
+        self._is_closed = True  # first, as what fails meanwhile asks for a discovery
         await super().close()
         if self._refresh is not None:
             self._refresh.task.cancel()
             await asyncio.gather(self._refresh.task, return_exceptions=True)
         await self._discovery.close()
+
+    def _closed(self) -> StoreUnavailable:
+        """Return the error for calls during and after `close`."""
+        return StoreUnavailable(f"{self.shown} was closed")
 
     async def _discover(self) -> None:
         try:
@@ -283,12 +291,12 @@ class DiscoveredDeployment(Deployment):
         self.is_loaded = True
 
     def _schedule(self, failure: StoreError | None) -> None:
-        """Schedule a discovery in the background, unless one is scheduled.
+        """Schedule a discovery in the background, unless one is scheduled or the deployment is closed.
 
         *failure* is the error of the discovery before it, which `load` raises until this one has ended; None if the
         servers are known.
         """
-        if self._refresh is not None:
+        if self._refresh is not None or self._is_closed:
             return
 
         now = asyncio.get_running_loop().time()

@@ -45,3 +45,13 @@ async def test_callers_fail_at_once_after_a_discovery_in_the_background_failed()
     asked = deployment.asked
     await asyncio.sleep(0)
     assert deployment.asked == asked
+
+
+async def test_no_discovery_is_scheduled_after_close() -> None:
+    deployment = Unreachable()
+    await deployment.close()
+    with pytest.raises(StoreUnavailable, match="was closed"):
+        await deployment.load()
+    deployment.schedule_refresh()
+    assert deployment.asked == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
