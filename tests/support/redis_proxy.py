@@ -43,12 +43,9 @@ class RedisProxy(Proxy):
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            server_reader, server_writer = await self._open_connection(writer)
         except OSError:
-            self._writers.discard(writer)
-            writer.transport.abort()
             return
-        self._writers.add(server_writer)
         replies = _Replies(server_reader, writer)
         self._start(replies.relay())
         parser = hiredis.Reader()

@@ -56,16 +56,24 @@ class Proxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            server_reader, server_writer = await self._open_connection(writer)
         except OSError:
-            self._writers.discard(writer)
-            writer.transport.abort()
             return
-        self._writers.add(server_writer)
-        self._transports.append(server_writer.transport)
         lost = asyncio.Event()
         self._start(self._pump(reader, server_writer, lost, is_request=True))
         self._start(self._pump(server_reader, writer, lost, is_request=False))
+
+    async def _open_connection(self, client: asyncio.StreamWriter) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the target; raises OSError if that fails, after it has cut the connection of *client*."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            self._writers.discard(client)
+            client.transport.abort()
+            raise
+        self._writers.add(writer)
+        self._transports.append(writer.transport)
+        return reader, writer
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
