@@ -61,7 +61,8 @@ class Follower:
 
     Three tasks of `run` change them: one follows the store's changes, one reads the catalogue again while the store
     disagrees with the followed one (`agreement`), and one loads and judges the canary (`canary_follower`). `_switching`
-    lets one of them at a time load and switch. Loading the release before the live one does not hold it.
+    lets one of them at a time hide erased users, load and switch. Loading the release before the live one does not hold
+    it.
     """
 
     live = Policy[ServedRelease | None]()
@@ -102,7 +103,7 @@ class Follower:
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
         self._erased_record: Erased | None = None
-        """What the last catalogue said of the erased users."""
+        """The entry of the erased users that were read last."""
         self._most_erased = 0
         """The most erased users that the store has counted."""
         self._lost_erased = 0
@@ -282,7 +283,7 @@ class Follower:
     async def _prepared_changes(self, *, warm: bool) -> AsyncGenerator[Catalogue]:
         """Yield each catalogue that the store reports once its new releases are prepared, as `prepare` says.
 
-        The users that it erases are hidden at once. If another catalogue is reported meanwhile, only that one is
+        The users that it erases are hidden before that. If another catalogue is reported meanwhile, only that one is
         yielded, as soon as its own new releases are prepared: a rollback does not wait for the release that it
         withdraws.
         """
@@ -293,8 +294,9 @@ class Follower:
         try:
             while (catalogue := await change) is not None:
                 change = asyncio.ensure_future(anext(changes, None))
-                if follows(catalogue, self._followed):
-                    await self._hide_erased(catalogue)
+                async with self._switching:
+                    if follows(catalogue, self._followed):
+                        await self._hide_erased(catalogue)
 
                 new_releases = self._new_releases(catalogue)
                 if preparing is None or new_releases != releases:
@@ -416,7 +418,8 @@ class Follower:
     async def _hide_erased(self, catalogue: Catalogue) -> None:
         """Add the erased users of a store to `self.erased`, whose lists are not shown; log if the store lost some.
 
-        Users stay in it if the store was restored from a copy without their erasure, or has lost its record.
+        Users stay in it if the store was restored from a copy without their erasure, or has lost its record. Called
+        while `self._switching` is held, as an older record that is read late would seem to have lost users.
         """
         if catalogue.erased == self._erased_record:
             return

@@ -226,6 +226,33 @@ async def test_users_erased_before_a_restore_stay_hidden_and_are_counted(
         assert "erased users" not in {finding.source for finding in follower.findings}
 
 
+class SlowRecords(RemoteStore):
+    """A store that takes a while to return records."""
+
+    pause_s = 0.0
+
+    async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        records = await super().records(names)
+        await asyncio.sleep(self.pause_s)
+        return records
+
+
+@virtual
+async def test_no_user_seems_lost_if_an_older_record_is_read_late(memory: MemoryStore) -> None:
+    store = SlowRecords(memory)
+    async with following(store) as follower:
+        await followed(memory, follower)
+        store.pause_s = 5.0
+        await erase_users(memory, ["1"])
+        await asyncio.sleep(1)
+        store.pause_s = 0.0
+        await erase_users(memory, ["2"])
+        await follower.refresh()
+        await asyncio.sleep(10)
+        assert [follower.erased.covers_user(user) for user in "123"] == [True, True, False]
+        assert follower.findings == []
+
+
 @virtual
 async def test_service_without_the_record_of_erased_users_serves(memory: MemoryStore, remote: RemoteStore) -> None:
     await publish(memory, "first")
