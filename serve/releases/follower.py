@@ -295,7 +295,7 @@ class Follower:
             while (catalogue := await change) is not None:
                 change = asyncio.ensure_future(anext(changes, None))
                 async with self._switching:
-                    if follows(catalogue, self._followed):
+                    if follows(catalogue, self._followed) and not self._may_lag_behind_restore(catalogue):
                         await self._hide_erased(catalogue)
 
                 new_releases = self._new_releases(catalogue)

@@ -226,6 +226,26 @@ async def test_users_erased_before_a_restore_stay_hidden_and_are_counted(
         assert "erased users" not in {finding.source for finding in follower.findings}
 
 
+@virtual
+async def test_replica_that_lags_behind_a_restore_does_not_clear_the_lost_erasures(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        await erase_users(memory, ["1"])
+        copy = backup(memory)
+        await erase_users(memory, ["2", "3"])
+        await until(follower, await publish(memory, "second"))
+        lagging = backup(memory)
+        restore(memory, copy)
+        await asyncio.sleep(2 * RESTORED_S)
+        remote.primary = False
+        restore(memory, lagging)
+        await asyncio.sleep(1)
+        sentences = {finding.source: finding.sentence for finding in follower.findings}
+        assert "has lost 2 of them" in sentences["erased users"]
+
+
 class SlowRecords(RemoteStore):
     """A store that takes a while to return records."""
 
