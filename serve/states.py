@@ -137,6 +137,10 @@ class SharedStates:
         """Return the last state of each worker."""
         return [self.read(number) for number in range(self.workers)]
 
+    def of_tier(self, tier: str) -> list[TierState]:
+        """Return the last states of a tier in all workers."""
+        return [own for state in self.all() if state is not None for own in state.tiers if own.tier == tier]
+
     def clear(self, process: int) -> None:
         """Delete the state of a process that has ended."""
         self._records.clear(process)

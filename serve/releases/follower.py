@@ -161,10 +161,14 @@ class Follower:
             followed.append(self.canary.release)
         return followed
 
+    @property
+    def _known_releases(self) -> list[ServedRelease]:
+        """The live release, the canary and the release before."""
+        return self.releases if self.previous is None else [*self.releases, self.previous]
+
     def find(self, release_id: str) -> ServedRelease | None:
         """Return the live release, the canary or the release before, by its id."""
-        known = self.releases if self.previous is None else [*self.releases, self.previous]
-        return next((release for release in known if release.id == release_id), None)
+        return next((release for release in self._known_releases if release.id == release_id), None)
 
     def release_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
@@ -318,7 +322,7 @@ class Follower:
             await asyncio.gather(*unfinished, return_exceptions=True)
 
     def _new_releases(self, catalogue: Catalogue) -> list[ReleaseRef]:
-        """Return the releases of a catalogue that are served if it is followed, and were not served of late."""
+        """Return the live release and the canary of a catalogue, unless they are known or it is not followed."""
         if not follows(catalogue, self._followed):
             return []
         entries = [catalogue.live_entry]
@@ -326,7 +330,7 @@ class Follower:
         if canary is not None and not self.canary_follower.is_stopped(canary):
             entries.append(canary)
 
-        known = self.releases if self.previous is None else [*self.releases, self.previous]
+        known = self._known_releases
         return [
             entry.ref for entry in entries if entry is not None and not any(release.is_of(entry) for release in known)
         ]

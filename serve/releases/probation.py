@@ -181,8 +181,7 @@ class Probation:
             probation.record(ProbationEvent.ENDED)
 
     def _is_circuit_open(self, tier: str) -> bool:
-        workers = [state for state in self._states.all() if state is not None]
-        return any(own.breaker_open for state in workers for own in state.tiers if own.tier == tier)
+        return any(own.breaker_open for own in self._states.of_tier(tier))
 
     async def _withdraw(self, probation: TierProbation, counts: ReleaseCounts, finding: str) -> None:
         """Roll back a store's live release to the one before, and end the probation.

@@ -27,10 +27,9 @@ class ServiceCanaries:
 
     async def look(self) -> None:
         """Judge once."""
-        states = [state for state in self._states.all() if state is not None]
         for tier, judge in self._judges.items():
             # Workers without a live release have not followed a catalogue yet.
-            reported = [own for state in states for own in state.tiers if own.tier == tier and own.release is not None]
+            reported = [own for own in self._states.of_tier(tier) if own.release is not None]
             if reported:
                 _judge_reported(judge, reported)
 
