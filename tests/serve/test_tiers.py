@@ -63,6 +63,13 @@ async def opened(store: RemoteStore) -> tuple[TieredReader, Tier]:
     return reader, tier
 
 
+async def until_probe(tier: Tier) -> None:
+    """Open the circuit of a tier, and wait until it allows a probe."""
+    for _ in range(FAILURES):
+        tier.breaker.failed(StoreUnavailable("away"))
+    await asyncio.sleep(PROBE_PAUSES_S[1])
+
+
 def exposed(reader: TieredReader) -> str:
     return Lists(reader).prometheus_text().decode()
 
@@ -109,9 +116,7 @@ async def test_cancelled_calls_leave_the_circuit_closed(store: KeyByKeyStore) ->
 @virtual
 async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
-    for _ in range(FAILURES):
-        tier.breaker.failed(StoreUnavailable("away"))
-    await asyncio.sleep(PROBE_PAUSES_S[1])
+    await until_probe(tier)
     store.slow_keys = {"user:0", "user:1"}
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(BUDGET_S / 100):
@@ -122,7 +127,7 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
 
 
 class SilentCatalogue(RemoteStore):
-    """A store that does not answer what is read of its catalogue, and notes what it is doing when it is closed."""
+    """A store that does not answer reads of its catalogue, and counts the open ones when it is closed."""
 
     is_silent = False
     reading = 0
@@ -157,7 +162,7 @@ async def test_no_catalogue_is_read_from_a_closed_store(clock: FakeClock) -> Non
 
 
 class ShortStore(RemoteStore):
-    """A store that forgets the result of the last key."""
+    """A store that returns no result for the last key."""
 
     is_short = False
 
@@ -189,9 +194,7 @@ async def test_defect_during_a_probe_lets_the_next_request_probe(
     store: KeyByKeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, tier = await opened(store)
-    for _ in range(FAILURES):
-        tier.breaker.failed(StoreUnavailable("away"))
-    await asyncio.sleep(PROBE_PAUSES_S[1])
+    await until_probe(tier)
     with monkeypatch.context() as patched:
         patched.setattr(tier.counters, "observe_call", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
@@ -235,9 +238,7 @@ async def test_answer_about_a_gone_release_closes_the_circuit_and_logs_it(
     store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader, tier = await opened(store)
-    for _ in range(FAILURES):
-        tier.breaker.failed(StoreUnavailable("away"))
-    await asyncio.sleep(PROBE_PAUSES_S[1])
+    await until_probe(tier)
     caplog.clear()
     await publish(store.inner, "second")
     store.inner.releases.pop(next(iter(store.inner.releases)))  # the first one is gone

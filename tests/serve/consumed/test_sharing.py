@@ -244,7 +244,7 @@ async def test_store_is_kept_open_during_short_outages(
 
 
 def sharing_of(server: RedisServer, folder: Path) -> ConsumedSharing:
-    """Return the sharing of a service whose only store is a memory store."""
+    """Return the sharing of a service that reads one memory store."""
     return ConsumedSharing(
         server.url(prefix=folder.name),
         stores=["memory"],

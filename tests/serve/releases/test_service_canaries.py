@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
-
 from hotplate.serve.metrics import CANARY, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.canary_judge import CanaryJudge, SharedVerdicts
@@ -25,7 +23,7 @@ NAMES = [str(number) for number in range(40)]
 
 
 class SharedCanary:
-    """The processes of a service whose store has a live release and a canary."""
+    """The processes of a service that reads a store with a live release and a canary."""
 
     def __init__(self, store: MemoryStore, live: ReleaseId, canary: ReleaseId) -> None:
         self.store = store
@@ -60,16 +58,11 @@ class SharedCanary:
         metrics.count(metrics.canary[TIER, CANARY, "miss"], lost)
 
 
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
-async def with_canary(store: MemoryStore) -> SharedCanary:
-    live = await publish(store, "live", users=range(40))
-    canary = await publish(store, "canary", live=False, users=range(40))
-    await life.start_canary(store, canary, 50)
-    return SharedCanary(store, live, canary)
+async def with_canary(memory: MemoryStore) -> SharedCanary:
+    live = await publish(memory, "live", users=range(40))
+    canary = await publish(memory, "canary", live=False, users=range(40))
+    await life.start_canary(memory, canary, 50)
+    return SharedCanary(memory, live, canary)
 
 
 async def shown(reader: TieredReader) -> set[ReleaseId]:
@@ -77,8 +70,8 @@ async def shown(reader: TieredReader) -> set[ReleaseId]:
 
 
 @virtual
-async def test_worse_canary_is_stopped_in_all_workers_and_those_that_start_later(store: MemoryStore) -> None:
-    service = await with_canary(store)
+async def test_worse_canary_is_stopped_in_all_workers_and_those_that_start_later(memory: MemoryStore) -> None:
+    service = await with_canary(memory)
     both = {service.live, service.canary}
     async with service.worker(0) as first, service.worker(1) as second:
         await service.judge.look()
@@ -98,8 +91,8 @@ async def test_worse_canary_is_stopped_in_all_workers_and_those_that_start_later
 
 
 @virtual
-async def test_verdict_outlives_the_admin_process_and_ends_with_the_canary(store: MemoryStore) -> None:
-    service = await with_canary(store)
+async def test_verdict_outlives_the_admin_process_and_ends_with_the_canary(memory: MemoryStore) -> None:
+    service = await with_canary(memory)
     async with service.worker(0) as reader:
         service.count(lost=500)
         await service.judge.look()
@@ -111,12 +104,12 @@ async def test_verdict_outlives_the_admin_process_and_ends_with_the_canary(store
         await asyncio.sleep(2 * CANARY_S)
         assert await shown(reader) == {service.live}
 
-        await life.abort(store)
+        await life.abort(memory)
         await reader.tiers[0].follower.refresh()
         service.report(0, reader)
         await successor.look()
         assert service.verdicts.all() == []
-        await life.start_canary(store, service.canary, 50)
+        await life.start_canary(memory, service.canary, 50)
         await reader.tiers[0].follower.refresh()
         service.report(0, reader)
         await successor.look()
