@@ -139,6 +139,7 @@ class RemoteTier(Tier):
 
         try:
             results = read.sender.received(read.release.ref, read.replies.result())
+            self._check_number(results, read.keys)
         except ReleaseNotFound:  # no failure of the store
             return None
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too

@@ -169,8 +169,7 @@ class Tier(ABC):
         outcome = "error"
         try:
             results = await self._call(release, keys, deadline)
-            if len(results) != len(keys):
-                raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")  # noqa: TRY301 -- counted as an error
+            self._check_number(results, keys)
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"
@@ -183,6 +182,11 @@ class Tier(ABC):
             self._observe_call(release, started, outcome)
 
         return self._decode_results(release, keys, results)
+
+    def _check_number(self, results: Sequence[ReadResult], keys: Sequence[str]) -> None:
+        """Raise StoreDefect unless the store has returned a result per key."""
+        if len(results) != len(keys):
+            raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")
 
     @abstractmethod
     def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
