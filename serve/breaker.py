@@ -109,7 +109,7 @@ class Breaker:
         return late
 
     def probe_cancelled(self) -> None:
-        """Allow another probe at once, after one that was cancelled, or ended by a defect of ours."""
+        """Allow another probe at once, after one that was cancelled or raised an unexpected exception."""
         if self._state is BreakerState.PROBING:
             self._state = BreakerState.OPEN
 

@@ -61,4 +61,4 @@ class ReleaseMoved(StoreError):
 
 
 class StoreDefect(StoreUnavailable):
-    """A store raised something other than StoreError, its cause, or did not keep the contract of stores."""
+    """A store raised something other than StoreError, its cause, or returned another number of results than keys."""

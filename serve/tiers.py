@@ -98,7 +98,7 @@ class Tier(ABC):
         return next((finding.sentence for finding in self.findings if finding.is_error), None)
 
     async def close(self) -> None:
-        """Close the store, after what is still read of its catalogue."""
+        """Cancel a read of the catalogue, if one is in progress, and close the store."""
         await self.follower.close()
         await self.reader.close()
 

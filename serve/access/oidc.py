@@ -184,7 +184,7 @@ class TokenVerifier:
                     raise IssuerUnreadable("its configuration names another issuer")
                 keys = await _fetch_json_object(session, str(document.get("jwks_uri")))
             published = jwt.PyJWKSet.from_dict(keys).keys
-        # The last three: a key with fields of other types.
+        # PyJWT raises the last three for keys with fields of other types.
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError, TypeError, LookupError, AttributeError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
 

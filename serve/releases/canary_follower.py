@@ -1,4 +1,4 @@
-"""Loads, serves and judges the canary that a followed catalogue names."""
+"""Loads and serves the canary that a followed catalogue names, until a verdict stops it."""
 
 import logging
 from collections.abc import Callable
@@ -112,7 +112,7 @@ class CanaryFollower:
         self._followed = followed
         self.canary = followed.loaded
 
-    def judge(self) -> None:
+    def apply_verdict(self) -> None:
         """Stop the canary if it is worse than the live release, or have the follower load it again if it is not."""
         entry = self._followed.entry
         if entry is None or self.is_missing:

@@ -11,10 +11,11 @@ from hotplate.stores.catalogue import Release
 
 # Counts restart after this time, so a good hour hides no bad minute.
 WINDOW_S = 60.0
-# Per tier: a record of a verdict, whose entry may name all gates that a release failed.
+# Maximum for each tier. The largest part is the catalogue's entry, which lists the gates that the release failed.
 VERDICT_BYTES = 12_288
 
-# Called every second with a catalogue's entry of the canary, None without one; returns why it is not to be used.
+# Returns the reason to stop a canary, or None. Called with the canary's entry in the catalogue, None without a canary:
+# for each catalogue that is followed, and every second while there is a canary.
 Verdict = Callable[[Release | None], str | None]
 
 

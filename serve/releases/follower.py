@@ -237,7 +237,7 @@ class Follower:
     async def _look_at_canary(self) -> None:
         """Judge the canary that the followed catalogue names, or load it if it is not loaded."""
         if not self._switching.locked():
-            self.canary_follower.judge()
+            self.canary_follower.apply_verdict()
         if self.canary_follower.is_missing and self._followed is not None:
             async with self._switching:
                 self.canary_follower.use(await self.canary_follower.load(self._followed))

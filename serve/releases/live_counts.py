@@ -124,7 +124,7 @@ class ReleaseCounter:
         entry = self._live_entry(tier.name, release.ref)
         if last is None or last.release is not release:  # counts begin with the first call for a release
             self._unexamined[tier.name] = 0.0
-            release.tally.take_missed()  # as a canary
+            release.tally.take_missed()  # discards the keys that it missed as a canary
             return
 
         answered = totals.since(last.counts)

@@ -1,4 +1,4 @@
-"""What may take long before a new release is served: reading it into memory, or waiting for one's turn to load it."""
+"""Preparation of new releases: local ones are read into memory, and loads of remote ones are spread over time."""
 
 import asyncio
 import logging

@@ -313,7 +313,7 @@ async def test_user_erased_before_an_event_is_sent_does_not_enter_the_stream(
     monkeypatch.setattr(SegmentTail, "next_events", read_events)
     monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", opened)
     monkeypatch.setattr("hotplate.serve.consumed.sharing.read_erased", read_users)
-    monkeypatch.setattr("hotplate.serve.consumed.sharing.SETTLE_S", 3600.0)  # until when events are kept
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.SETTLE_S", 3600.0)  # so that events are kept
     segment = LogSegment(tmp_path)
     segment.append(events_of("1", "2"))
     async with background(sharing_of(redis_server, tmp_path).run()), asyncio.timeout(60):
@@ -322,7 +322,7 @@ async def test_user_erased_before_an_event_is_sent_does_not_enter_the_stream(
         await erase_users(store, ["1"])
         await has_read_erased.wait()
         await asyncio.sleep(0.1)
-    assert "1" not in users_in(entries_of(redis_server, tmp_path))  # that of the other may be left to the next start
+    assert "1" not in users_in(entries_of(redis_server, tmp_path))  # "2" may be left to the next start
     segment.close()
 
 
@@ -572,7 +572,7 @@ async def test_a_stream_is_bounded_by_number_and_time(redis_server: RedisServer)
     assert 0 < redis_server.execute_command("TTL", "{bounded}:consumed") <= 60
     await stream.close()
 
-    old_entries = "for n = 1, 500 do redis.call('XADD', KEYS[1], '1-' .. n, '1', 'x') end"  # of 1970
+    old_entries = "for n = 1, 500 do redis.call('XADD', KEYS[1], '1-' .. n, '1', 'x') end"  # with times in 1970
     redis_server.execute_command("EVAL", old_entries, "1", "{aged}:consumed")
     stream = open_stream(redis_server.url(prefix="aged"), "consumed")
     await stream.append([b"x"], keep_s=3600, most=1000)

@@ -26,7 +26,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-# System calls of the parent fail as long as a file exists, which gets a byte for each.
+# System calls of the parent fail while a file exists; each failure appends a byte to it.
 FAILING = """
 import errno, os, selectors
 parent = os.getpid()
@@ -63,7 +63,7 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
         assert service.stop() == 0
 
 
-# The first worker meets a defect before it listens.
+# The first worker raises an exception before it listens.
 FAILING_ONCE = """
 from hotplate.serve.reader import TieredReader
 wait = TieredReader.wait_until_attempted

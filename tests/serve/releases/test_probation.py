@@ -228,7 +228,7 @@ async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(memory:
     canary = await publish(memory, "canary", live=False, users=FEWER)
     await life.start_canary(memory, canary, 99)
     await service.follow()
-    await service.reader.personal_many(NAMES[:30])  # those of which it has no lists
+    await service.reader.personal_many(NAMES[:30])  # users without a list in the canary
     await life.promote(memory)
     await service.follow()
     assert service.state().before is not None
