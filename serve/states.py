@@ -50,7 +50,7 @@ class TierState(msgspec.Struct, frozen=True):
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
     followed_canary: Release | None = None
-    """The entry of the canary in the followed catalogue, served or not."""
+    """The `identity` of the canary in the followed catalogue, served or not."""
     canary_began_with: BothCounts | None = None
     """Counts of all workers at its start."""
     stopped_canary: str | None = None
@@ -241,7 +241,7 @@ def _tier_state(tier: Tier) -> TierState:
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.release.id,
         canary_counts=tier.follower.canary_follower.counts,
-        followed_canary=tier.follower.canary_follower.entry,
+        followed_canary=tier.follower.canary_follower.identity,
         canary_began_with=None if canary is None else canary.began_with,
         stopped_canary=tier.follower.canary_follower.stopped,
     )

@@ -11,7 +11,7 @@ and exceeds N at any of its looks in at most one of N cases (Ville's inequality)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import accumulate
 from math import exp, log, log1p
@@ -324,3 +324,11 @@ class FollowedCanary:
 
 
 NO_CANARY = FollowedCanary(CanaryState.NONE)
+
+
+def identity(entry: Release | None) -> Release | None:
+    """Return what identifies a canary until it is aborted: its entry in the catalogue, without the gates it failed.
+
+    These may be too many for a record of shared memory. Aborting a canary changes its `superseded_at`.
+    """
+    return None if entry is None else replace(entry, refused_by=())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hotplate.serve.generation import Policy
-from hotplate.serve.releases.canary import NO_CANARY, BothCounts, CanaryState, FollowedCanary, ServedCanary
+from hotplate.serve.releases.canary import NO_CANARY, BothCounts, CanaryState, FollowedCanary, ServedCanary, identity
 from hotplate.serve.releases.canary_judge import Verdict
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
@@ -40,9 +40,9 @@ class CanaryFollower:
         self._fold_in = fold_in
 
     @property
-    def entry(self) -> Release | None:
-        """The entry of the canary that the followed catalogue names, in any state."""
-        return self._followed.entry
+    def identity(self) -> Release | None:
+        """The `identity` of the canary that the followed catalogue names, in any state."""
+        return identity(self._followed.entry)
 
     @property
     def stopped(self) -> ReleaseId | None:
@@ -77,7 +77,7 @@ class CanaryFollower:
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
-        reason_to_stop = self._verdict(entry)
+        reason_to_stop = self._verdict(identity(entry))
         if record is None or entry is None:
             return NO_CANARY
         if reason_to_stop is not None:
@@ -118,7 +118,7 @@ class CanaryFollower:
         if entry is None or self.is_missing:
             return
 
-        reason = self._verdict(entry)
+        reason = self._verdict(identity(entry))
         if reason is not None and self.canary is not None:
             self.use(_stopped(entry, reason))
         elif reason is None and self.canary is None:

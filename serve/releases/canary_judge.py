@@ -11,11 +11,11 @@ from hotplate.stores.catalogue import Release
 
 # Counts restart after this time, so a good hour hides no bad minute.
 WINDOW_S = 60.0
-# Maximum for each tier. The largest part is the catalogue's entry, which lists the gates that the release failed.
-VERDICT_BYTES = 12_288
+# Per tier: a record of a verdict.
+VERDICT_BYTES = 2048
 
-# Returns the reason to stop a canary, or None. Called with the canary's entry in the catalogue, None without a canary:
-# for each catalogue that is followed, and every second while there is a canary.
+# Returns the reason to stop a canary, or None. Called with its `identity`, None without a canary: for each catalogue
+# that is followed, and every second while there is a canary.
 Verdict = Callable[[Release | None], str | None]
 
 
@@ -24,7 +24,7 @@ class CanaryJudge:
 
     def __init__(self, counts: Callable[[], BothCounts]) -> None:
         self.canary: Release | None = None
-        """The entry of the canary that is judged."""
+        """The `identity` of the canary that is judged."""
 
         self.finding: str | None = None
         """How it was worse than the live release."""

@@ -4,15 +4,32 @@ import os
 import signal
 
 from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.readiness import Status
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
 from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, ProcessState, TierState
+from hotplate.stores.catalogue import Release, ReleaseId, State
 from tests.support.shared import shared_states
 
 
 def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessState:
     """Return a state with *text* in every text field."""
     finding = ServiceFinding("restored", text[:SENTENCE_CHARS])
-    tier = TierState("file", text[:40], [finding] * findings, False, 1.0, 2.0)
+    release = text[:40]
+    counts = ReleaseCounts(1.0, 2.0, 3.0, reads=tuple(map(float, range(len(BUCKETS_S) + 1))))
+    tier = TierState(
+        "file",
+        release,
+        [finding] * findings,
+        False,
+        1.0,
+        2.0,
+        canary=release,
+        canary_counts=BothCounts(counts, counts),
+        followed_canary=Release(ReleaseId(release), release, State.WITHDRAWN, 1.0, release, 2.0),
+        canary_began_with=BothCounts(counts, counts),
+        stopped_canary=release,
+    )
     return ProcessState(
         os.getpid(), Status.READY, 1.0, 2.0, 0.0, [tier] * tiers, {text[:40]: [1, 2, 3]}, 3, [finding] * FINDINGS
     )

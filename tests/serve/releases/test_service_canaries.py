@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from hotplate.serve.metrics import CANARY, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
@@ -115,3 +116,17 @@ async def test_verdict_outlives_the_admin_process_and_ends_with_the_canary(memor
         await successor.look()
         await asyncio.sleep(2 * CANARY_S)
         assert await shown(reader) == {service.live, service.canary}
+
+
+@virtual
+async def test_worse_canary_that_many_gates_refuse_is_reported_and_stopped(memory: MemoryStore) -> None:
+    service = await with_canary(memory)
+    gates = tuple(f"a gate of the list {number}" for number in range(2000))
+    memory.current = replace(
+        memory.current, releases=tuple(replace(entry, refused_by=gates) for entry in memory.current.releases)
+    )
+    async with service.worker(0) as reader:
+        service.count(lost=500)
+        await service.judge.look()
+        await asyncio.sleep(2 * CANARY_S)
+        assert await shown(reader) == {service.live}
