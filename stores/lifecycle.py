@@ -361,7 +361,7 @@ class _Swaps:
     """The last failure that is unclear."""
 
     token_before_unclear: str = ""
-    """Of the catalogue that the last unclear swap was to replace."""
+    """Of the catalogue that the first unclear swap was to replace."""
 
     give_up_at: float = 0.0
     """By the loop's clock: FAILING_S after the first failure."""
@@ -373,9 +373,11 @@ class _Swaps:
         if not self.failures:
             self.give_up_at = asyncio.get_running_loop().time() + FAILING_S
         self.failures.append(error)
-        if not isinstance(error, NotSent):
-            self.unclear = error
+        if error.permanent or isinstance(error, NotSent):
+            return
+        if self.unclear is None:
             self.token_before_unclear = replaced.token
+        self.unclear = error
 
     @property
     def is_exhausted(self) -> bool:

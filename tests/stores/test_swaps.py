@@ -227,6 +227,28 @@ async def test_permanent_failure_of_a_swap_is_raised_at_once(monkeypatch: pytest
     assert swaps == 1
 
 
+@pytest.mark.parametrize("permanent", [False, True], ids=["unclear", "permanent"])
+@virtual
+async def test_later_failure_does_not_settle_an_unclear_swap(
+    monkeypatch: pytest.MonkeyPatch, *, permanent: bool
+) -> None:
+    store = MemoryStore()
+    first, second = [await publish(store) for _ in range(2)]
+
+    async def fail(*_: object) -> None:
+        failure = StoreUnavailable("this is forbidden" if permanent else "the reply was lost")
+        failure.permanent = permanent
+        raise failure
+
+    async def activate_second() -> None:
+        await life.activate(store, second)
+        monkeypatch.setattr(store, "swap", fail)
+
+    overtake(store, monkeypatch, activate_second)
+    with pytest.raises(StoreUnavailable, match=r"^the reply was lost; whether the catalogue was changed is not known"):
+        await life.update_catalogue(store, lambda catalogue: changes.activate(catalogue, first))
+
+
 class Provisioned(MemoryStore, ProvisionedStore):
     """Refuses, if told so, to change throughput once other releases are served."""
 
