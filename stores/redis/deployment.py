@@ -191,8 +191,7 @@ class Deployment(ABC):
 
     async def close(self) -> None:
         """Close all connections."""
-        for server in self._servers.values():
-            await server.close()
+        await all_done(*(server.close() for server in self._servers.values()))
 
 
 class Standalone(Deployment):

@@ -396,8 +396,7 @@ class ReadConnections:
         Those to servers that were removed are closed: a server may vanish without closing its connections.
         """
         removed = [node for node in self._by_node if not self.deployment.knows(node)]
-        for node in removed:
-            await self._by_node.pop(node).close()
+        await all_done(*(self._by_node.pop(node).close() for node in removed))
         try:
             await all_done(*(reconnector.renew() for reconnector in self._by_node.values()))
         except StoreUnavailable:
@@ -406,8 +405,7 @@ class ReadConnections:
 
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""
-        for reconnector in self._by_node.values():
-            await reconnector.close()
+        await all_done(*(reconnector.close() for reconnector in self._by_node.values()))
 
     def _new_connection(self, node: RedisNode, where: str) -> Multiplexer:
         connection = self.deployment.new_connection(node, self._timeout_s, replica=self._replicas)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.redis.deployment import Standalone
+from hotplate.stores.redis.deployment import RedisNode, Standalone
 from hotplate.stores.redis.multiplexed import Multiplexer, ReadConnections, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
@@ -217,6 +217,18 @@ async def test_calls_after_a_lost_connection_share_the_next_one() -> None:
         first, second = await asyncio.gather(*calls)
     assert first is second
     assert opened == [lost, first]
+
+
+async def test_close_ends_although_another_server_is_asked_for_meanwhile() -> None:
+    connections = ReadConnections(Standalone(parse("redis://127.0.0.1:1/0")), SOON_S)
+    opening = asyncio.create_task(connections.at(RedisNode("127.0.0.1", 1)).connection())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(connections.close())
+    await asyncio.sleep(0)
+    connections.at(RedisNode("127.0.0.1", 2))
+    await closing
+    with pytest.raises(StoreUnavailable, match="was closed"):
+        await opening
 
 
 async def test_overlapping_calls_receive_the_values_of_their_own_commands(
