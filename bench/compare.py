@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.options import parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, compared
 from hotplate.report import Column, Report, Row, format_value, from_json, rounded
@@ -70,7 +71,7 @@ def read(path: Path) -> Report:
         ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BenchMisused(f"{path} is not a report of hotplate bench http: {reason_of(error)}") from error
-    if report.kind != "http" or not report.rows or not report.extra.get("rounds"):
+    if report.kind != "http" or not report.rows or not _has_rounds(report):
         raise BenchMisused(f"{path} holds no rounds of hotplate bench http")
     if report.complaints:
         raise BenchMisused(f"{path} cannot be compared: {report.complaints[0]}")
@@ -107,19 +108,43 @@ def _require_same_load(first: Report, second: Report) -> None:
     loads = zip(_load_options(first).items(), _load_options(second).values(), strict=True)
     for (flag, before), after in loads:
         if before != after:
-            differ = f"A was measured with {flag} {before} and B with {flag} {after}"
+            differ = f"A was measured {_describe(flag, before)} and B {_describe(flag, after)}"
             raise BenchMisused(f"{differ}; only reports of one load can be compared, of --find-max only at one rate")
 
 
-def _load_options(report: Report) -> dict[str, str]:
-    """Return the load of a report's rounds, by option; after a search, the rate is the highest that was found."""
+def _describe(flag: str, value: object) -> str:
+    if not value:
+        return f"without {flag}"
+    return f"with {flag}" if value is True else f"with {flag} {value}"
+
+
+def _load_options(report: Report) -> dict[str, object]:
+    """Return the load of a report's rounds by flag, with an empty value for a flag that was not given.
+
+    After a search, the rate is the highest that was found. Headers are compared by name, because reports do not keep
+    their values. Raises a LookupError, TypeError, AttributeError or ValueError if the report has no such rounds.
+    """
     first_round = report.extra["rounds"][0]
+    options = report.configuration
     return {
         "--rate": f"{first_round['requested_rate']:.10g}",
-        "--connections": str(first_round["connections"]),
-        "--path": str(report.configuration.get("path")),
-        "--poisson": str(report.configuration.get("poisson", False)),
+        "--connections": first_round["connections"],
+        "--path": options.get("path"),
+        "--poisson": options.get("poisson", False),
+        "--users": options.get("users"),
+        "--keys-file": options.get("keys_file"),
+        "--zipf": options.get("zipf"),
+        "--unknown": parse_share(options.get("unknown", "0%")),
+        "--header": ", ".join(options.get("headers", ())),
     }
+
+
+def _has_rounds(report: Report) -> bool:
+    try:
+        _load_options(report)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return False
+    return True
 
 
 def _changes(first: Report, second: Report) -> Iterator[Change]:

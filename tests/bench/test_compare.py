@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
 from hotplate.report import Report, Row, to_json
 
@@ -81,6 +83,31 @@ def test_reports_of_different_loads_are_not_compared() -> None:
         compare(a_report(BASE), a_report(BASE, path="/readyz"))
 
 
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"users": 1_000}, "--users 1000"),
+        ({"keys_file": Path("users.txt")}, "--keys-file users.txt"),
+        ({"zipf": 0.99}, "--zipf 0.99"),
+        ({"unknown": "5%"}, "--unknown 0.05"),
+        ({"headers": ("X-API-Key: secret", "Accept: text/csv")}, "--header X-API-Key, Accept"),
+        ({"poisson": True}, "--poisson"),
+    ],
+)
+def test_reports_of_different_requests_are_not_compared(options: dict[str, Any], flag: str) -> None:
+    usual = replace(a_report(BASE), configuration=HttpOptions(url="http://h").to_json())
+    other = replace(usual, configuration=HttpOptions(url="http://h", **options).to_json())
+    with pytest.raises(BenchMisused, match=rf"^A was measured with {flag} and B without {flag.partition(' ')[0]}; "):
+        compare(other, usual)
+    assert compare(other, other).exit_code == 0
+
+
+def test_reports_of_the_same_requests_are_compared() -> None:
+    before = replace(a_report(BASE), configuration=HttpOptions(url="http://a", unknown="5%", repeat=10).to_json())
+    after = replace(before, configuration=HttpOptions(url="http://b", unknown="0.05", slo="p99=5ms").to_json())
+    assert compare(before, after).exit_code == 0
+
+
 def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     report = a_report(BASE)
@@ -89,6 +116,7 @@ def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> N
     for unusable in (
         replace(report, interrupted=True), replace(report, failures=("late",)), replace(report, broken=("popular",)),
         replace(report, rows=()), replace(report, kind="stores"), replace(report, extra={"rounds": []}),
+        replace(report, extra={"rounds": [{}]}), replace(report, extra={"rounds": [1]}), replace(report, extra={}),
     ):  # fmt: skip
         path.write_text(json.dumps(to_json(unusable)))
         with pytest.raises(BenchMisused, match=r"report\.json"):
