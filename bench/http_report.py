@@ -324,7 +324,7 @@ def judge(runs: HttpRuns) -> Verdict:
     outside = first_outside(runs.trials)
     if best:
         broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in broken]
-    elif outside:
+    elif outside and not runs.interrupted:
         reasons = " and ".join(outside.broken or outside.doubts)
         broken.append(f"no rate was inside the objective {objective}: at {outside.offered:,.4g} requests/s {reasons}")
 

@@ -175,6 +175,16 @@ def test_an_interrupted_search_does_not_say_that_no_rate_is_inside() -> None:
         assert "No rate is inside" not in find_max_report(*tried, interrupted=True).sentence
 
 
+def test_an_interrupted_search_does_not_break_the_objective() -> None:
+    """Its sentence said that it was stopped before a rate was inside, and its complaint that no rate was."""
+    outside = Trial(offered=1500, result=serve_at(1500, 1000), broken=("p99",))
+    stopped = Trial(offered=750, result=replace(serve_at(750, 1000), interrupted=True))
+    found = find_max_report(outside, stopped, interrupted=True)
+    assert found.sentence.startswith("The search was stopped before a rate was inside")
+    assert not found.broken
+    assert found.exit_code == 1
+
+
 class StoppedWorker:
     """A load generator of which run number *stopped* is interrupted."""
 
