@@ -270,7 +270,8 @@ class LoadGenerator:
             gc.enable()
             await self._finish(sweep)
 
-        return self._result(busy_s / max(self._clock() - self._start_s, 1e-9))
+        elapsed_s = self._clock() - self._start_s
+        return self._result(busy_s / elapsed_s if elapsed_s > 0 else 0.0)
 
     def stop(self) -> None:
         """End the run early, after requests in flight."""
@@ -458,11 +459,11 @@ class LoadGenerator:
         """Return the run's counts and times, with the generator's *cpu_share*, see `Result`.
 
         The duration in seconds is that of the load, but longer if answers came after its end, and until the last
-        request or answer if the run was stopped early.
+        request or answer if the run was stopped early: zero if it was stopped before its start.
         """
         load = self._load
         recorder = self._recorder
-        elapsed_s = max(self._last_sent_s, self._last_read_s) - self._start_s
+        elapsed_s = max(self._start_s, self._last_sent_s, self._last_read_s) - self._start_s
         return Result(
             url=load.url,
             requested_rate=load.rate,

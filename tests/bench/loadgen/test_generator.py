@@ -214,6 +214,22 @@ async def test_run_that_is_stopped_before_it_begins_ends_at_once(rate: float | N
     assert result.due == result.ok <= 2
 
 
+async def test_run_that_is_stopped_before_its_start_has_no_duration() -> None:
+    """Its duration was negative, and its share of a core some thousands."""
+    async with serving(answer) as url:
+        generator = LoadGenerator(Load(url=url, requests=Gets("/"), rate=100.0, connections=2, duration_s=60.0))
+
+        async def begin() -> float:
+            generator.stop()
+            return time.monotonic() + 60
+
+        result = await generator.run(begin)
+    assert result.interrupted
+    assert result.due == 0
+    assert result.duration_s == 0
+    assert result.cpu_share == 0
+
+
 async def test_run_that_is_stopped_does_not_wait_for_the_next_due_request() -> None:
     """Ctrl-C at one request in 20 s took up to 20 s."""
 
