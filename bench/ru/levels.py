@@ -86,11 +86,6 @@ class LevelTrial(Trial):
     timeouts: int = 0
 
     @property
-    def due(self) -> int:
-        """Number of due requests."""
-        return self.result.due
-
-    @property
     def accepted_per_s(self) -> float:
         """Lists read from the store per second."""
         return self.result.ok / max(1, len(self.result.seconds))
@@ -98,12 +93,13 @@ class LevelTrial(Trial):
     @property
     def refused(self) -> float:
         """Share of due requests without a list from the store."""
-        return max(0.0, 1 - self.result.ok / self.due) if self.due else 1.0
+        due = self.result.due
+        return max(0.0, 1 - self.result.ok / due) if due else 1.0
 
     @property
     def is_sent(self) -> bool:
         """Whether the generator kept up."""
-        return self.result.sent >= SENT_BOUND * self.due
+        return self.result.sent >= SENT_BOUND * self.result.due
 
     @property
     def late(self) -> str:
@@ -503,7 +499,7 @@ def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
 
     for trial in level.trials:
         load = f"at {trial.offered:.0%}"
-        offered_per_s = trial.due / max(1, len(trial.result.seconds))
+        offered_per_s = trial.result.due / max(1, len(trial.result.seconds))
         yield Row(subject, f"{load}: offered", "/s", offered_per_s, main=False)
         yield Row(subject, f"{load}: lists of the store", "/s", trial.accepted_per_s, main=False)
         yield Row(subject, f"{load}: 429s that the service saw", "", trial.throttled, main=False)

@@ -188,7 +188,7 @@ def test_unreachable_deadline_is_reported() -> None:
 
     def far(share: float) -> LevelTrial:
         trial = attempt(share)
-        return replace(trial, timeouts=trial.due)
+        return replace(trial, timeouts=trial.result.due)
 
     reported_run = reported(
         measure_level(level, far, emulated=False, time_left=lambda: True), account="cosmos://account/db"
