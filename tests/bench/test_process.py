@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.console import Console
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.process import Server, environment, fetch, free_port, serving, store_counts
 from hotplate.bench.progress import progress_display
-from tests.support.service import until
+from tests.support.service import is_alive, until
 
 CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
 
@@ -95,11 +94,7 @@ def test_processes_of_a_server_end_with_it_even_if_it_died_first() -> None:
     with serving([sys.executable, "-c", PARENT, str(port)], port, "/") as server:
         (child,) = set(server.pids()) - {server.group}
         os.kill(server.group, signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{child}").exists() or is_zombie(child))
-
-
-def is_zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    until(lambda: not is_alive(child))
 
 
 def test_a_service_that_ended_is_a_failed_measurement() -> None:

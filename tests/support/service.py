@@ -45,6 +45,14 @@ def until(condition: Callable[[], object], failure: str = "the condition did not
         time.sleep(0.02)
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the second if it ends between open and read
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int

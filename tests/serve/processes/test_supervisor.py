@@ -16,15 +16,7 @@ from hotplate.serve.connections.server import IDLE_GRACE_S
 from tests.support.balancer import balanced
 from tests.support.limited_service import samples, sockets
 from tests.support.page_cache import absent_pages, evict
-from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, serving, until
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
+from tests.support.service import LAUNCHER, Service, a_list, is_alive, publish_lists, running, serving, until
 
 # System calls of the parent fail while a file exists; each failure appends a byte to it.
 FAILING = """
