@@ -66,6 +66,13 @@ def test_a_release_waits_for_all_checks_of_its_commit() -> None:
         assert job["needs"] == "check"
 
 
+def test_a_release_without_notes_fails_before_the_long_check() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    commands = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "run" in step]
+    assert commands == ['make notes TAG="$TAG"', "make release-check"]
+    assert workflow["env"] == {"TAG": "${{ github.ref_name }}"}
+
+
 def test_github_requires_the_same_tools_as_ci_run() -> None:
     required = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["env"]["HOTPLATE_REQUIRE"]
     assert f"export HOTPLATE_REQUIRE={required}\n" in (ROOT / ".ci/run").read_text()
