@@ -73,6 +73,17 @@ def test_a_release_without_notes_fails_before_the_long_check() -> None:
     assert workflow["env"] == {"TAG": "${{ github.ref_name }}"}
 
 
+def test_stores_of_earlier_versions_are_tested_with_the_whole_history() -> None:
+    """A shallow clone lacks their commits, and the nightly tests skipped them."""
+    jobs_of_soak = [
+        job for job in jobs() if {"make soak", "make release-check"} & {step.get("run") for step in job["steps"]}
+    ]
+    assert len(jobs_of_soak) == 2
+    for job in jobs_of_soak:
+        (checkout,) = (step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@"))
+        assert checkout["with"]["fetch-depth"] == 0
+
+
 def test_github_requires_the_same_tools_as_ci_run() -> None:
     required = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["env"]["HOTPLATE_REQUIRE"]
     assert f"export HOTPLATE_REQUIRE={required}\n" in (ROOT / ".ci/run").read_text()
