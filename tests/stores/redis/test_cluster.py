@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 import pytest
 from redis.crc import key_slot
@@ -409,14 +410,10 @@ async def test_replicas_answer_a_service_while_no_primary_does(
     service = open_url(users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)["serve"])
     assert await service.get_many(release_ref(FIRST), ["user:000007"]) == [USERS[7].value]
     assert service.has_replicas
-    primaries = redis_cluster.primaries
-    for node in primaries:
-        node.server.send_signal(signal.SIGSTOP)
-    try:
+    with ExitStack() as stack:
+        for node in redis_cluster.primaries:
+            stack.enter_context(node.server.stopped())
         slots = await service.get_many_elsewhere(release_ref(FIRST), [row.key for row in USERS[:50]], timeout_s=5.0)
-    finally:
-        for node in primaries:
-            node.server.send_signal(signal.SIGCONT)
     assert slots == [row.value for row in USERS[:50]]
     await service.close()
     redis_cluster.wait_until(redis_cluster.is_whole)

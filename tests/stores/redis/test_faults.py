@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -110,14 +109,13 @@ async def recovered(store: RedisStore) -> None:
 async def test_suspended_server_costs_callers_only_their_budget(redis: RedisStore, server: RedisServer) -> None:
     await write_release(redis, FIRST, USERS)
     await recovered(redis)
-    server.send_signal(signal.SIGSTOP)
-    started = time.monotonic()
     seen = set[str]()
-    while "StoreUnavailable" not in seen:
-        assert time.monotonic() - started < RECOVERS_WITHIN_S
-        reads = await asyncio.gather(*(try_read(redis, row) for row in USERS[:50]))
-        seen |= {type(outcome).__name__ for outcome in reads}
-    server.send_signal(signal.SIGCONT)
+    with server.stopped():
+        started = time.monotonic()
+        while "StoreUnavailable" not in seen:
+            assert time.monotonic() - started < RECOVERS_WITHIN_S
+            reads = await asyncio.gather(*(try_read(redis, row) for row in USERS[:50]))
+            seen |= {type(outcome).__name__ for outcome in reads}
     assert seen == {"NoneType", "StoreUnavailable"}
     await recovered(redis)
     assert all(
@@ -148,13 +146,12 @@ async def test_call_waits_for_earlier_ones_no_longer_than_for_a_reply(
     redis: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await redis.catalogue()
-    server.send_signal(signal.SIGSTOP)
-    calls = [asyncio.create_task(redis.catalogue()) for _ in range(client.MAX_SESSIONS)]
-    await asyncio.sleep(0)
-    monkeypatch.setattr(client, "COMMAND_TIMEOUT_S", 0.01)
-    with pytest.raises(StoreUnavailable, match="8 earlier calls still wait for it"):
-        await redis.catalogue()
-    server.send_signal(signal.SIGCONT)
+    with server.stopped():
+        calls = [asyncio.create_task(redis.catalogue()) for _ in range(client.MAX_SESSIONS)]
+        await asyncio.sleep(0)
+        monkeypatch.setattr(client, "COMMAND_TIMEOUT_S", 0.01)
+        with pytest.raises(StoreUnavailable, match="8 earlier calls still wait for it"):
+            await redis.catalogue()
     await asyncio.gather(*calls, return_exceptions=True)
 
 
