@@ -15,7 +15,16 @@ from statistics import median
 from typing import NamedTuple
 
 from hotplate.stores import transitions as changes
-from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, unnamed_release
+from hotplate.stores.catalogue import (
+    DRAFT_GRACE_S,
+    Catalogue,
+    DraftRef,
+    Release,
+    ReleaseId,
+    ReleaseRef,
+    State,
+    unnamed_release,
+)
 from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
@@ -224,7 +233,8 @@ async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding
         elif entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) > 0:
             being_written = f"; {entry.id} is being written"
         elif entry.state is State.DRAFT:
-            advice = "continue it with --resume; six hours later, `hotplate releases prune` erases it"
+            grace = f"{DRAFT_GRACE_S / 3600:g} hours after its lease has lapsed"
+            advice = f"continue it with --resume; `hotplate releases prune` erases it {grace}"
             sentences.append(f"the writer of the draft {entry.id} is gone; {advice}")
 
     try:

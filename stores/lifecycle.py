@@ -42,7 +42,7 @@ SWAP_ATTEMPTS = 50
 # second one settles the first, as both replace the same generation.
 FAILED_SWAPS = 2
 
-# Time for further swaps after the first failure, less than that for the last renewal of a lease.
+# Time for further swaps after the first failure; less than LAST_RENEWAL_S of `hotplate.stores.publication`.
 FAILING_S = 0.7
 
 # Time limit of reads that settle a failed swap.

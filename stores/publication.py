@@ -181,10 +181,10 @@ async def publish_release(
     The release stays ready, with the reason as `held_back`, if `activate` raises HeldBack: for gates, for another
     release that is the canary, and for arm B, the canary's side of an experiment, without an experiment.
 
-    A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until a `prune`
-    later than DRAFT_GRACE_S after its lease. To continue one, give the *draft* of `take_over`, and the same rows: those
-    that were not acknowledged are put. Raises ReleaseConflict if *draft* has another writer or was begun with other
-    rows; StoreMisused for a value that is not a body.
+    A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it, until a `prune` drops
+    it DRAFT_GRACE_S after its lease has lapsed. To continue one, give the *draft* of `take_over`, and the same rows:
+    those that were not acknowledged are put. Raises ReleaseConflict if *draft* has another writer or was begun with
+    other rows; StoreMisused for a value that is not a body.
     """
     if draft is None:
         draft = await begin(store, await new_id(store))

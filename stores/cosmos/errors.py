@@ -58,7 +58,7 @@ KINDS: dict[tuple[int, int | None], ErrorKind] = {
     (404, CONTAINER_BEING_CREATED): "unavailable",
     **{(status, None): "unavailable" for status in (408, 410, 449, 500, 502, 503, 504)},
 }
-# Of these, the ones to requests that the service has not processed: another region takes writes, or 449 Retry With.
+# Responses to requests that were not processed: another region takes writes, or 449 (Retry With).
 UNPROCESSED = {(403, 3), (403, 1008), (449, None)}
 SENTENCES: dict[ErrorKind, str] = {
     "connect": "cannot be reached",
@@ -90,7 +90,7 @@ class ContainerPending(StoreThrottled):
 class CosmosUnavailable(PartUnavailable):
     """One attempt failed, for a reason of the given kind; `permanent` if another would fail, too.
 
-    A write that is `unprocessed` was not made; any other may have been.
+    If `unprocessed`, the service has not made the write; otherwise, it may have.
     """
 
     def __init__(self, message: str, kind: ErrorKind, *, unprocessed: bool = False) -> None:

@@ -334,9 +334,9 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def _replace_catalogue(self, begin: Callable[[], Awaitable[str | None]], new: Catalogue) -> None:
         """Replace the version of the catalogue whose etag *begin* returns (None: absent) by *new*.
 
-        *begin* is repeated, and a write that was certainly not made, as after a 429 or if another region takes writes.
-        After a write whose response was lost, another process may have replaced *new*, and a second attempt would be
-        refused like one that lost a race.
+        Repeats *begin*, and writes that the service has not processed, as after a 429 or when another region takes
+        writes. A write without a response is not repeated: if another process has replaced *new* since, the second
+        attempt would be refused as if the first had lost a race.
         """
         with tracked_swap() as progress:
             etag = await self._control_retrier.call(begin)
@@ -366,7 +366,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
         async def delete() -> None:
             check(await self._control.catalogue())
-            if is_marked:  # without a state, a container never had rows; without a valid one, nobody reads them
+            if is_marked:  # otherwise, the container has no rows, or no state by which they can be read
                 await self._states.check_dropping(release, token)
             await self._containers.delete_container(container)
 

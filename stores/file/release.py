@@ -1,10 +1,12 @@
 """A sealed release: an LMDB file, mapped read-only and shared by all stores of a process.
 
 Reading past the end of a truncated file kills the process (SIGBUS), as may a scan of a damaged page: the size is
-checked before mapping, and all checksums before scanning. A damaged block fails only its keys if warming has read it:
-a release is read into memory before it is served, because page faults block the event loop. LMDB reads blocks for which
-memory or time was too short unchecked. After a failed read it refuses others in the transaction, so a new one begins,
-and other threads read again.
+checked before mapping, and all checksums before scanning.
+
+Page faults block the event loop, so a release is read into memory and checked before it is served (`warm`), as far as
+memory and time suffice. Damaged blocks that were found then fail only their keys. The other blocks are read by LMDB
+without a check. After a failed read, LMDB refuses further ones in the same transaction, so a new one begins, and other
+threads read again.
 """
 
 import asyncio

@@ -74,7 +74,7 @@ class Cluster(DiscoveredDeployment):
         return any_of([_node_of(node) for node in nodes[1:]])
 
     async def named_replicas(self, primary: tuple[str, int]) -> int:
-        with suppress(StoreError):  # then the slots as last known count
+        with suppress(StoreError):  # then the slots of the last discovery are used
             await self.discover()
         for nodes in self._client.nodes_manager.slots_cache.values():
             if nodes and _node_of(nodes[0]) == primary:

@@ -270,7 +270,7 @@ class DiscoveredDeployment(Deployment):
         self._schedule(failure=None)
 
     async def close(self) -> None:
-        self._is_closed = True  # first, as what fails meanwhile asks for a discovery
+        self._is_closed = True  # first: calls that fail while connections are closed schedule a discovery
         await super().close()
         if self._refresh is not None:
             self._refresh.task.cancel()

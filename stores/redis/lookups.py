@@ -247,7 +247,7 @@ class ClusterLookups(Lookups):
         not arrived fail.
         """
         expiring: set[tuple[Replies, ...]] | None = None
-        pending = tuple([read.replies for read in reads if read.connection is not None])  # tasks have the limit, too
+        pending = tuple([read.replies for read in reads if read.connection is not None])  # tasks have their own limit
         if until_s is not None:
             expiring = self._deadlines.add(pending, until_s)
         values = list[ReadResult]([_UNSENT]) * count
@@ -343,7 +343,7 @@ async def get_from_replicas(
 
     async def read(positions: Sequence[int]) -> None:
         slot = slots[positions[0]]
-        replica = deployment.replica_of(slot)  # one for all keys of a primary: a call fails or waits for each more
+        replica = deployment.replica_of(slot)  # for all keys of the primary: each further server could delay the call
         if replica is None:
             raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
         try:

@@ -62,7 +62,7 @@ def warn_unacknowledged(done: str, replication: Replication, where: str, wait_s:
 
 
 async def wait_for_offsets(server: Server, *, expected: int = 0) -> Replication | None:
-    """Wait until all linked replicas, and at least *expected*, have what the primary has now, whoever wrote it.
+    """Wait until all linked replicas, and at least *expected*, have all writes that the primary has now.
 
     An offset counts the bytes of the replication stream. WAIT covers the writes of its own connection only, so the
     offsets that the replicas report are compared with the primary's at the first reading. Returns what was reached

@@ -1,4 +1,4 @@
-"""When a deployment is asked for its servers again."""
+"""When the servers of a deployment are discovered."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.support.redis_server import SOON_S
 
 
 class Unreachable(DiscoveredDeployment):
-    """A deployment that never answers."""
+    """A deployment in which every discovery fails."""
 
     def __init__(self) -> None:
         super().__init__(parse("redis://127.0.0.1:1/0"), None)

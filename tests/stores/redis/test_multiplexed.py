@@ -180,7 +180,7 @@ async def test_refusal_of_any_get_closes_the_connection(refusal: bytes, count: i
 
 
 class SlowlyClosed(Multiplexer):
-    """A connection to no server, whose end waits for an event."""
+    """A connection that is never opened; `close` waits for an event."""
 
     def __init__(self, may_close: asyncio.Event) -> None:
         deployment = Standalone(parse("redis://127.0.0.1:1/0"))
