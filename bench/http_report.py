@@ -321,10 +321,11 @@ def judge(runs: HttpRuns) -> Verdict:
     broken = [*objective.errors_beyond(error_share(runs.rounds).value or 0.0), *latency.broken]
 
     best = highest(runs.trials)
-    outside = first_outside(runs.trials)
+    is_search_stopped = runs.interrupted and not runs.rounds
+    outside = None if is_search_stopped else first_outside(runs.trials)
     if best:
         broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in broken]
-    elif outside and not runs.interrupted:
+    elif outside:
         reasons = " and ".join(outside.broken or outside.doubts)
         broken.append(f"no rate was inside the objective {objective}: at {outside.offered:,.4g} requests/s {reasons}")
 
@@ -365,7 +366,7 @@ def _rounds_report(runs: HttpRuns) -> Report:
 def _failures(runs: HttpRuns, verdict: Verdict) -> list[str]:
     """Return why the rounds do not support a verdict: invalid rounds, of which the first few are named, and doubts.
 
-    A percentile with too few answers is none if another bound is broken.
+    Percentiles with too few answers are only named if no bound is broken.
     """
     reasons = [
         f"round {number}: {reason}" for number, result in enumerate(runs.rounds, 1) for reason in result.invalid_reasons

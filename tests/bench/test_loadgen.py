@@ -185,6 +185,17 @@ def test_an_interrupted_search_does_not_break_the_objective() -> None:
     assert found.exit_code == 1
 
 
+def test_an_interrupted_search_does_not_say_that_the_generator_ended_it() -> None:
+    inside = Trial(offered=500, result=serve_at(500, 1000))
+    unclear = Trial(offered=1500, result=serve_at(1500, 1000), doubts=("the generator was late",))
+    stopped = Trial(offered=900, result=replace(serve_at(900, 1000), interrupted=True))
+    found = find_max_report(inside, unclear, stopped, interrupted=True)
+    assert found.sentence.startswith("The search was stopped: 500 requests/s are inside")
+    assert not found.notes
+    in_its_rounds = find_max_report(inside, unclear, rounds=(stopped.result,), interrupted=True)
+    assert in_its_rounds.extra["search"]["at_least"] == "the generator was late"
+
+
 class StoppedWorker:
     """A load generator of which run number *stopped* is interrupted."""
 
