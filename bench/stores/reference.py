@@ -104,9 +104,6 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     if charge_ru is not None and store.sound:
         needed = needs(charge_ru, RATE, prices)
 
-    failures = [measured.failure] if measured.failure else []
-    if not store.runs and not measured.interrupted:
-        failures.append("no round was made")
     return Report(
         kind="reference",
         sentence=_answer(summary, needed, prices) if store.sound else no_verdict(),
@@ -116,7 +113,7 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
         origins=_origins(summary, needed, _round_s(options), is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
         broken=tuple(store.complaints),
-        failures=(*failures, *store.failures),
+        failures=tuple(measured.failures),
         interrupted=measured.interrupted,
         configuration=options.to_json(),
         machine=describe(),

@@ -198,15 +198,11 @@ def _failures(options: StoresOptions, measured: Measured) -> list[str]:
 
     Disturbed rounds were made, but left out of the result. Few rounds are no failure if `--repeat` asks for few.
     """
-    failures = [failure for store in measured.stores for failure in store.failures]
-    if measured.failure:
-        return [measured.failure, *failures]
-    rounds = measured.rounds
-    if measured.interrupted:
+    failures = measured.failures
+    if measured.failure or measured.interrupted:
         return failures
-    if not rounds:
-        return [*failures, "no round was made"]
 
+    rounds = measured.rounds
     made = rounds + measured.disturbed
     if options.repeat is not None and made < options.repeat:
         failures.append(f"{made} of {options.repeat} rounds fit into --budget {options.budget}")

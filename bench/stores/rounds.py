@@ -337,6 +337,12 @@ class Measured(NamedTuple):
         """The number of rounds, without those that are left out."""
         return len(self.stores[0].runs)
 
+    @property
+    def failures(self) -> list[str]:
+        """What ended the rounds too early, and why stores could not be measured."""
+        failures = [failure for store in self.stores for failure in store.failures]
+        return [self.failure, *failures] if self.failure else failures
+
 
 # The runs of all stores, by their names.
 Round = dict[str, ServiceRun]

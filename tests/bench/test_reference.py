@@ -55,6 +55,8 @@ def test_published_row_is_beside_the_measured_one() -> None:
     late = report(ReferenceOptions(), measured(late_s=0.03))
     assert (late.exit_code, late.sentence) == (1, "There is no verdict: see below.")
     assert late.row(NAME, "p50").value is None  # type: ignore[union-attr]  # it has one
+    failed = report(ReferenceOptions(), measured()._replace(failure="it died"))
+    assert (failed.exit_code, failed.failures) == (1, ("it died",))
 
 
 def test_needs_of_a_rate_are_rounded_up_and_priced() -> None:
