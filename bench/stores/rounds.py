@@ -401,11 +401,14 @@ class Rounds:
 
     def _warm_up(self, worker: LoadWorker) -> None:
         """Load each service for `warmup_s`, which is not measured."""
-        if self._settings.warmup_s:
-            for candidate in self._setup.candidates:
-                self._display.start(f"warming up {candidate.name}")
-                load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
-                self._run_load(worker, candidate, load)
+        if not self._settings.warmup_s:
+            return
+        for candidate in self._setup.candidates:
+            self._display.start(f"warming up {candidate.name}")
+            load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
+            self._run_load(worker, candidate, load)
+            if self._interrupted:
+                return
 
     def _run_all(self, worker: LoadWorker, began_s: float) -> None:
         """Make rounds up to their number, the end of the time budget, which began at *began_s*, or Ctrl-C."""

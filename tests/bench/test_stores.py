@@ -185,11 +185,12 @@ def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
     assert [*undisturbed(made[-3:])] == made[-3:]  # too few are left: the report explains it
 
 
-class FailingWorker:
-    """A load generator that dies in run number *last*."""
+class EndingWorker:
+    """A load generator that in run number *last* dies or, for Ctrl-C, is interrupted."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, *, interrupted: bool = False) -> None:
         self.runs_left = last
+        self.interrupted = interrupted
 
     def __enter__(self) -> Self:
         return self
@@ -199,9 +200,9 @@ class FailingWorker:
 
     def run(self, _load: Load) -> Result:
         self.runs_left -= 1
-        if not self.runs_left:
+        if not self.runs_left and not self.interrupted:
             raise BenchFailed("it died")
-        return a_run(0.002)
+        return replace(a_run(0.002), interrupted=not self.runs_left)
 
 
 def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,16 +213,35 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
     settings = replace(parse_settings(options), full_s=0.0)
     display = ProgressDisplay(Console(file=io.StringIO()))
 
-    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: FailingWorker(7))
+    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(7))
     measured = rounds.Rounds(setup, settings, display).run()
     assert measured.rounds == 6
     comparison = report(options, setup, measured)
     assert comparison.failures == ("it died",)
     assert comparison.row("files", "p99").value is not None  # type: ignore[union-attr]  # it has one
 
-    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: FailingWorker(1))
+    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(1))
     with pytest.raises(BenchFailed, match="it died"):
         rounds.Rounds(setup, settings, display).run()
+
+
+@pytest.mark.parametrize("last", [1, 4], ids=["warm-up", "round"])
+def test_ctrl_c_ends_the_rounds_after_the_run(last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other stores were still warmed up."""
+    url = fill(tmp_path / "store")
+    setup = Setup(
+        tuple(
+            Candidate(name, url, SMALL_RELEASE, Server("http://simulated", os.getpgrp())) for name in ("a", "b", "c")
+        ),
+        ("1",),
+    )
+    worker = EndingWorker(last, interrupted=True)
+    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: worker)
+    display = ProgressDisplay(Console(file=io.StringIO()))
+    measured = rounds.Rounds(setup, replace(parse_settings(StoresOptions()), full_s=0.0), display).run()
+    assert worker.runs_left == 0
+    assert measured.interrupted
+    assert measured.rounds == 0
 
 
 @pytest.mark.parametrize(("disturbed", "failures"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s"])])
