@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from hotplate.report import format_value
 
-SENT_BOUND = 0.99  # of due requests, in a run of which all load was sent
 CPU_BOUND = 0.95  # of a core; a run is invalid above it
 LAG_BOUND_US = 1_000.0  # lag at p99 named in a report
 LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if most of its p99

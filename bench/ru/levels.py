@@ -9,7 +9,7 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
-from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
+from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
 from hotplate.bench.outcome import NOTHING_MEASURED
 from hotplate.bench.planner.inputs import PROVISIONED, READS
@@ -41,6 +41,8 @@ NEAR = 0.02
 BURST = 1.03
 # Share of a level's reads that this machine must drive to measure it, as CALM is the load of its latencies.
 REACHED = 0.93
+# Share of due requests that the load generator must send to have kept up.
+SENT_BOUND = 0.99
 ASSUMED = "assumed"
 ASSUMED_MARK = "*"
 COMPUTED_MARK = "="
