@@ -198,7 +198,7 @@ def first_outside(trials: Sequence[Trial]) -> Trial | None:
 
 
 def _last_trials(trials: Sequence[Trial]) -> Iterable[Trial]:
-    """Return the last trial at each rate, as unclear ones are repeated, without one that was interrupted."""
+    """Return the last complete trial at each rate; only unclear trials are repeated."""
     return {trial.offered: trial for trial in trials if not trial.is_stopped}.values()
 
 

@@ -1,4 +1,4 @@
-"""Answers of experiments that cannot answer their question."""
+"""First lines of reports without a verdict, and the report of an interrupted experiment."""
 
 from hotplate.bench.process import describe
 from hotplate.report import Report

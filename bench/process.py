@@ -386,7 +386,7 @@ def _running(
         finally:
             process.terminate()
             stop_process(process)
-            with suppress(ProcessLookupError):  # as a rule, its children have ended before it
+            with suppress(ProcessLookupError):  # usually its children have already ended
                 os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -30,7 +30,7 @@ Itimerspec = ctypes.c_long * 4
 TIMER_ABSTIME = 1
 NAP_S = 50e-6  # shortest sleep worth its system calls
 LOOP_TICK_S = 1e-3  # event loops round to milliseconds
-WAKE_S = 0.1  # longest sleep, until `stop` is seen
+WAKE_S = 0.1  # longest sleep, so that `stop` is noticed
 AHEAD_S = 0.05  # before the first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died; was it out of memory?"
@@ -361,13 +361,13 @@ class LoadGenerator:
             self._recorder.end_second()
 
     def _expire_waiting(self, oldest_due_s: float) -> None:
-        """Fail requests without a connection that were due before; their due times ascend."""
+        """Fail requests that wait for a connection and were due before, the oldest first."""
         while self._waiting and self._waiting[0] < oldest_due_s:
             self._waiting.popleft()
             self._failed("timeout")
 
     def _expire_in_flight(self, oldest_due_s: float) -> None:
-        """Fail connections with a request that was due before: the tag, None while idle."""
+        """Fail requests in flight that were due before, and with them their connections."""
         for connection in list(self._open):
             if connection.tag is not None and connection.tag.due_s < oldest_due_s:
                 connection.fail("timeout")

@@ -172,7 +172,7 @@ def _check_url(url: str) -> None:
     expected = f"{form}, not {redacted(url)!r}"
     try:
         parts = urlsplit(url)
-        _ = parts.port  # which is parsed only now
+        _ = parts.port  # parsed on access
     except ValueError as error:
         raise BenchMisused(f"{expected}: {error}") from None
 

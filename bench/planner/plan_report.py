@@ -291,8 +291,8 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
 def _recommendation(plan: CapacityPlan) -> str:
     """Return the sentence that says how many RU/s and pods to provision, and which store costs less.
 
-    The mode of Cosmos DB is that of the input `capacity`, or manual if that is not possible. A cheaper mode is named
-    beside it.
+    It names the mode of Cosmos DB that the input `capacity` asks for, or manual if that is not possible, and the
+    cheapest mode if it is another one.
     """
     capacity = plan.inputs.capacity
     mode = capacity if plan.figures[f"{capacity}_cost"].is_number else "manual"

@@ -89,7 +89,7 @@ def test_cpu_of_a_replaced_process_still_counts() -> None:
 
 
 def test_processes_of_a_server_end_with_it_even_if_it_died_first() -> None:
-    """Only the leader of the group was stopped, which had ended before, and its children lived on."""
+    """Its children kept running, because only the leader of their group was stopped."""
     port = free_port()
     with serving([sys.executable, "-c", PARENT, str(port)], port, "/") as server:
         (child,) = set(server.pids()) - {server.group}
