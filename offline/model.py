@@ -50,7 +50,7 @@ _DESCRIPTION = "model.json"
 _SIMILAR = "similar.npz"
 # Former models during a replacement, and after a writer was killed in it.
 _OLD = ".{}.old-"
-# Attempts to read a model that is replaced meanwhile, and the pause between two if there is none for a moment.
+# A model that is replaced while it is read is read again, at most this often, after a pause.
 _MOST_READS = 100
 _PAUSE_S = 0.01
 _VERSIONED = ("hotplate", "implicit", "numpy", "polars", "scipy")
@@ -223,10 +223,10 @@ def load(path: Path | str) -> Model:
 def _read_unreplaced(path: Path, read: Callable[[Path], _Read]) -> _Read:
     """Return *read* of a model folder, again if `save` replaces it meanwhile; raises DataError.
 
-    Between the two renames of `save` there is no folder *path*, but the old one stands beside it.
+    Between the two renames of `save` there is no folder *path*, only the old one under another name.
     """
     for _ in range(_MOST_READS):
-        before = _folder_id(path)
+        before = _Version.of(path)
         try:
             result = read(path)
         except DataError:
@@ -239,20 +239,31 @@ def _read_unreplaced(path: Path, read: Callable[[Path], _Read]) -> _Read:
     return read(path)
 
 
-def _is_replaced(path: Path, before: tuple[int, int] | None) -> bool:
-    """Return whether a folder that was *before* (as of `_folder_id`) has been replaced, or is between two renames."""
+def _is_replaced(path: Path, before: "_Version | None") -> bool:
+    """Return whether a model that had the version *before* has been replaced, or is between two renames."""
+    # Before the version: a writer that ends in between has put a version in place.
     is_moved_away = any(True for _ in _replaced_by_writers(path))
-    after = _folder_id(path)
+    after = _Version.of(path)
     return after != before or (after is None and is_moved_away)
 
 
-def _folder_id(path: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from another one that replaces it; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_ctime_ns
+class _Version(NamedTuple):
+    """The description of a model folder, which tells it from others on any file system.
+
+    Network file systems that are mounted with FUSE may number folders anew, or not at all.
+    """
+
+    description: bytes
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_Version | None":
+        """Return the version of the model folder *path*, None if there is none."""
+        file = path / _DESCRIPTION
+        try:
+            return cls(file.read_bytes(), file.stat().st_mtime_ns)
+        except OSError:
+            return None
 
 
 def _replaced_by_writers(path: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """The model folder: saved and loaded unchanged, replaced atomically, and damage is an error."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -165,6 +166,32 @@ def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
     monkeypatch.setattr(pl, "read_parquet", replaced)
     loaded = load(path)
     assert (loaded.created_at.year, loaded.titles) == (2027, {})
+
+
+def test_a_replaced_model_is_read_again_on_a_mount_without_inodes(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model"
+    read = pl.read_parquet
+    stat = Path.stat
+    save(model, path)
+
+    def stat_without_inode(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        status = stat(path, follow_symlinks=follow_symlinks)
+        fields = [*status[:10]]
+        fields[1] = 0
+        return os.stat_result(fields, {"st_mtime_ns": status.st_mtime_ns, "st_ctime_ns": 0})
+
+    def replaced(*_: object, **__: object) -> pl.DataFrame:
+        monkeypatch.setattr(pl, "read_parquet", read)
+        with monkeypatch.context() as writer:
+            writer.setattr(Path, "stat", stat)
+            save(replace(model, created_at=datetime(2027, 1, 1, tzinfo=UTC)), path)
+        return read(path / "items.parquet")
+
+    monkeypatch.setattr(Path, "stat", stat_without_inode)
+    monkeypatch.setattr(pl, "read_parquet", replaced)
+    assert load(path).created_at.year == 2027
 
 
 def test_a_model_between_the_two_renames_of_a_writer_is_waited_for(
