@@ -75,6 +75,17 @@ def catalogue_of(url: str) -> Catalogue:
     return run_on(url, lambda store: store.catalogue())
 
 
+def interrupted_run(pipeline: Path, point: str = "hotplate.cli.run_work.publish_source") -> CompletedProcess[str]:
+    """Run a pipeline that is interrupted when it calls *point*, a function; by default it has trained its model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(point, interrupt)
+        return hotplate("run", pipeline)
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def trained(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in (folder / "work").glob("model-*/model.json")]
 
@@ -104,16 +115,12 @@ def spoil(model: Path) -> None:
     np.save(path, np.random.default_rng(1).permutation(np.load(path)))
 
 
-def test_bad_model_is_stopped_by_a_gate_and_live_release_stays(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_model_is_stopped_by_a_gate_and_live_release_stays(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url, "[gates]\noverlap = 0.75")
     live = summary_of(hotplate("run", pipeline))["release"]
     with (tmp_path / "clicks.csv").open("a") as data:
         data.write((tmp_path / "clicks.csv").read_text().splitlines()[1] + "\n")
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
-        spoil(Path(summary_of(hotplate("run", pipeline))["model"]))
+    spoil(Path(summary_of(interrupted_run(pipeline))["model"]))
     refused = hotplate("run", pipeline)
     summary = summary_of(refused)
     assert (refused.returncode, summary["outcome"], summary["gates"][0]["passed"]) == (3, "refused", False)
@@ -215,15 +222,13 @@ CAUSES = {"probation: lists are missing": "refused by probation: lists are missi
 @pytest.mark.parametrize("reason", CAUSES)
 @pytest.mark.parametrize("point", ["hotplate.offline.run_folder.RunFolder.finish", None])
 def test_release_withdrawn_after_its_run_is_not_called_published(
-    point: str | None, reason: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    point: str | None, reason: str, folder_url: str, tmp_path: Path
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     live = summary_of(hotplate("run", pipeline))
     write_data(tmp_path, seed=7)
-    with monkeypatch.context() as patch:
-        if point is not None:
-            patch.setattr(point, interrupt)
-        withdrawn = summary_of(hotplate("run", pipeline))["release"]
+    ended = hotplate("run", pipeline) if point is None else interrupted_run(pipeline, point)
+    withdrawn = summary_of(ended)["release"]
     assert catalogue_of(folder_url).live == withdrawn
     run_on(folder_url, partial(lifecycle.rollback, reason=reason))
     for _ in range(2):
@@ -233,13 +238,9 @@ def test_release_withdrawn_after_its_run_is_not_called_published(
         assert catalogue_of(folder_url).live == live["release"]
 
 
-def test_interrupted_run_is_published_if_another_release_replaced_its_own(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_run_is_published_if_another_release_replaced_its_own(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.offline.run_folder.RunFolder.finish", interrupt)
-        superseded = summary_of(hotplate("run", pipeline))["release"]
+    superseded = summary_of(interrupted_run(pipeline, "hotplate.offline.run_folder.RunFolder.finish"))["release"]
     live = json_of("import", tmp_path / "clicks.csv", "--store", folder_url)["release"]["release"]
     done = summary_of(hotplate("run", pipeline))
     assert (done["outcome"], done["release"], catalogue_of(folder_url).live) == ("published", superseded, live)
@@ -341,10 +342,6 @@ def test_run_prunes_once(folder_url: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(prunings) == 1
 
 
-def interrupt(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     "point",
     [
@@ -355,12 +352,10 @@ def interrupt(*_: object, **__: object) -> None:
     ],
 )
 def test_interrupted_run_resumes_to_the_same_release_with_the_same_model(
-    point: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    point: str, folder_url: str, tmp_path: Path
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
-    with monkeypatch.context() as patch:
-        patch.setattr(point, interrupt)
-        cut_off = hotplate("run", pipeline)
+    cut_off = interrupted_run(pipeline, point)
     assert cut_off.returncode == 130
     left = summary_of(cut_off)
     assert left["outcome"] == "interrupted"
@@ -372,13 +367,9 @@ def test_interrupted_run_resumes_to_the_same_release_with_the_same_model(
     assert trained(tmp_path) == models or not models
 
 
-def test_after_new_data_an_interrupted_run_is_not_resumed(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_new_data_an_interrupted_run_is_not_resumed(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
-        left = summary_of(hotplate("run", pipeline))
+    left = summary_of(interrupted_run(pipeline))
     write_data(tmp_path, seed=7)
     done = summary_of(hotplate("run", pipeline))
     assert done["release"] != left["release"]
@@ -430,25 +421,17 @@ def test_changes_that_concern_publishing_keep_the_model(folder_url: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["model.json", "users.parquet"])
-def test_unreadable_model_of_an_interrupted_run_is_trained_again(
-    name: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_model_of_an_interrupted_run_is_trained_again(name: str, folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
-        left = summary_of(hotplate("run", pipeline))
+    left = summary_of(interrupted_run(pipeline))
     (Path(left["model"]) / name).write_text('{"format": 1}')
     done = summary_of(hotplate("run", pipeline))
     assert (done["outcome"], done["run"]) == ("published", left["run"])
 
 
-def test_model_that_fails_to_load_is_trained_again_by_the_next_attempt(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_fails_to_load_is_trained_again_by_the_next_attempt(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
-        left = summary_of(hotplate("run", pipeline))
+    left = summary_of(interrupted_run(pipeline))
     users = Path(left["model"]) / "users.parquet"
     users.write_bytes(bytes(users.stat().st_size))
     failing = hotplate("run", pipeline)
@@ -457,15 +440,11 @@ def test_model_that_fails_to_load_is_trained_again_by_the_next_attempt(
     assert (done["outcome"], "train" in done["seconds"]) == ("published", True)
 
 
-def test_run_does_not_replace_a_release_that_its_gates_did_not_see(
-    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_does_not_replace_a_release_that_its_gates_did_not_see(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     compared = summary_of(hotplate("run", pipeline))["release"]
     write_data(tmp_path, seed=7)
-    with monkeypatch.context() as patch:
-        patch.setattr("hotplate.stores.publication.activate", interrupt)
-        release = summary_of(hotplate("run", pipeline))["release"]
+    release = summary_of(interrupted_run(pipeline, "hotplate.stores.publication.activate"))["release"]
     live = json_of("import", tmp_path / "clicks.csv", "--force", "--store", folder_url)["release"]["release"]
     refused = hotplate("run", pipeline)
     assert (refused.returncode, summary_of(refused)["outcome"], catalogue_of(folder_url).live) == (3, "refused", live)
