@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pyarrow as pa
 from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
-from pyspark.errors import PySparkException
+from pyspark.errors import PySparkException, PySparkRuntimeError
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 
@@ -53,7 +53,7 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """Yield a Spark session on *master*, an address such as `local[4]`, and stop it at the end unless it was active.
+    """Yield a Spark session on *master*, an address such as `local[4]`, and stop it at the end if this call started it.
 
     It has the settings of `spark-defaults.conf` and `spark-submit`. A local session runs on the loopback interface,
     takes a share of the free memory, and has a temporary folder for checkpoints; a cluster takes one from
@@ -63,7 +63,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     chosen = check_master(master)
     builder = _session_builder(chosen)
     try:
-        is_ours = SparkSession.getActiveSession() is None
+        is_ours = not _has_session()
         session = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
         raise DataError(f"Spark cannot be started on {chosen}: {cause_of(error)}.") from error
@@ -86,6 +86,15 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         except (Py4JError, ConnectionError) as error:
             if not _is_connection_error(error):  # otherwise Java has ended already
                 raise
+
+
+def _has_session() -> bool:
+    """Return whether this process has a session, of any thread."""
+    try:
+        SparkSession.active()
+    except PySparkRuntimeError:
+        return False
+    return True
 
 
 def _session_builder(master: str) -> SparkSession.Builder:

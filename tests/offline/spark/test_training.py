@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,17 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
     assert items[:, 0].tolist() == list(range(SIZE))
     assert (scores > 0).all()
     assert (fit(board, params).recommend(board, users, 5)[0] == ranker.recommend(board, users, 5)[0]).all()
+
+
+def test_a_session_of_another_thread_is_used_and_not_stopped(session: SparkSession) -> None:
+    def opened_id() -> str:
+        with spark_session("local[1]") as opened:
+            application: str = opened.sparkContext.applicationId
+            return application
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(opened_id).result() == session.sparkContext.applicationId
+    assert session.range(3).count() == 3
 
 
 def test_an_active_session_is_used_and_not_stopped(session: SparkSession) -> None:
