@@ -212,14 +212,16 @@ class Attempt:
             if last.outcome is None or catalogue.live or has_release:
                 return _ChosenRun(last, catalogue)
 
-        has_same_training = last is not None and last.training == digests.training
+        trained_by = ""
+        if last is not None and last.training == digests.training:
+            trained_by = last.model
         run = Run(
             id=secrets.token_hex(4),
             options=options,
             inputs=digests.inputs,
             release=await new_id(store),
             training=digests.training,
-            trained_by=last.model if last is not None and has_same_training else "",
+            trained_by=trained_by,
         )
         return _ChosenRun(run, catalogue)
 
