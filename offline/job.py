@@ -237,6 +237,9 @@ class Attempt:
         standing = standing_of(run.release, catalogue, publishing)
         self.summary = last
 
+        if run.is_unnoted:
+            self._repeat_note(folder, is_live=catalogue.live == run.release)
+
         if run.outcome is Outcome.REFUSED and standing is not Standing.PUBLISHED:
             return
 
@@ -245,9 +248,6 @@ class Attempt:
             self._update_summary(outcome=Outcome.REFUSED, error=reason)
             folder.finish(self.summary)
             return
-
-        if run.is_unnoted:
-            self._repeat_note(folder, is_live=catalogue.live == run.release)
 
         # The folder records the run as published; this attempt reports that nothing was to be done.
         self._update_summary(outcome=Outcome.PUBLISHED, error=UNSET)

@@ -155,3 +155,17 @@ def test_a_repeated_note_sets_no_alias_if_another_release_went_live(registry: Re
     registry.calls.clear()
     assert hotplate.run(pipeline)["outcome"] == "unchanged"
     assert registry.calls == ["log_training", "record_release"]
+
+
+def test_a_run_repeats_a_note_of_a_refused_release(registry: RegistryStandIn, pipeline: Path) -> None:
+    gated = "list_length = 2\n[gates]\ncoverage = 1.0\n[run]"
+    pipeline.write_text(pipeline.read_text().replace("[run]", gated))
+    registry.away = {"record_release"}
+    assert hotplate.run(pipeline)["outcome"] == "refused"
+    registry.away.clear()
+    registry.calls.clear()
+    again = hotplate.run(pipeline)
+    assert (again["outcome"], again.get("warnings")) == ("refused", None)
+    assert registry.calls == ["log_training", "record_release"]
+    hotplate.run(pipeline)
+    assert registry.calls == ["log_training", "record_release"]
