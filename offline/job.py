@@ -380,8 +380,11 @@ class Attempt:
             written = await self._write_lists(folder, lists, store)
             reason = "" if written.refused is None else str(written.refused)
         elif await self._find_standing(folder.run.release, store) is Standing.READY:
-            with folder.step("activate"):
-                reason = await self._activate(folder.run.release, store)
+            try:
+                with folder.step("activate"):
+                    await self._activate(folder.run.release, store)
+            except HeldBack as error:
+                reason = str(error)
 
         published = await self._read_published(folder.run.release, reason, store)
         erased = list[ReleaseId]()
@@ -406,12 +409,11 @@ class Attempt:
             raise
         return written
 
-    async def _activate(self, release: ReleaseId, store: Store) -> str:
+    async def _activate(self, release: ReleaseId, store: Store) -> None:
         """Make a ready release live, or let arm B of an experiment serve it, as the job says.
 
-        Returns a sentence on why it is held back, empty if it is not. A canary (a release shown to a share of the
-        users first) is not activated, unless the job ends canaries. Nor is a release if another one went live since
-        its gates compared it with the live release.
+        Raises HeldBack if another release went live since the gates compared this one with the live release, if it is
+        the canary (shown to a share of the users first), unless the job ends canaries, and as `activate`.
         """
         publishing = self._job.publishing
         catalogue = await store.catalogue()  # as late as possible: a canary may have been started meanwhile
@@ -419,20 +421,18 @@ class Attempt:
         replaced = catalogue.ref_of(publishing.arm)
         if gates.verdicts and not gates.forced and replaced is not None and replaced.id != gates.against:
             place = PLACES[publishing.arm]
-            return (
+            raise HeldBack(
                 f"the gates compared release {release} with {gates.against or 'none'}, but {replaced.id} is "
                 f"{place.name} now; if {release} may replace it: {place.activation(release)}"
             )
 
         canary = catalogue.canary
         if canary is not None and canary.release == release and not publishing.end_canary:
-            return f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
+            raise HeldBack(
+                f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
+            )
 
-        try:
-            await activate(store, release, arm=publishing.arm, end_canary=publishing.end_canary)
-        except HeldBack as error:
-            return str(error)
-        return ""
+        await activate(store, release, arm=publishing.arm, end_canary=publishing.end_canary)
 
     async def _read_published(self, release: ReleaseId, reason: str, store: Store) -> _Published:
         """Read the present state of a written release; *reason* says why this attempt did not make it live, if so.

@@ -22,6 +22,7 @@ import pytest
 
 from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.input.sample import sample
+from hotplate.offline.model import Description, describe
 from hotplate.offline.run_folder import locked_folder
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
@@ -273,6 +274,25 @@ def test_withdrawn_release_does_not_go_live_from_a_trial_or_a_new_catalogue(fold
     rebuilt = hotplate("run", pipeline)
     assert (rebuilt.returncode, f"release {withdrawn} is not live any more" in rebuilt.stderr) == (3, True)
     assert catalogue_of(folder_url).live == live
+
+
+def test_release_for_arm_b_is_refused_if_the_experiment_ends_before_its_activation(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hotplate("run", write_pipeline(tmp_path, folder_url))
+    first = json_of("import", tmp_path / "clicks.csv", "--no-activate", "--store", folder_url)["release"]["release"]
+    assert hotplate("releases", "canary", first, "--days", "14", "--store", folder_url).returncode == 0
+    pipeline = with_option(write_pipeline(tmp_path, folder_url), 'arm = "B"')
+    interrupted_run(pipeline, "hotplate.stores.publication.activate")
+
+    def end_experiment(model: Path) -> Description:
+        assert hotplate("releases", "abort", "--store", folder_url).returncode == 0
+        return describe(model)
+
+    monkeypatch.setattr("hotplate.offline.job.describe", end_experiment)
+    refused = hotplate("run", pipeline)
+    assert (refused.returncode, summary_of(refused)["outcome"]) == (3, "refused")
+    assert "no experiment is running" in summary_of(refused)["error"]
 
 
 def test_refused_release_that_was_forced_into_arm_b_is_published(folder_url: str, tmp_path: Path) -> None:
