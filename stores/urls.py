@@ -130,7 +130,7 @@ def certificate(options: Mapping[str, str], shown: str) -> str | None:
 def secret(name: str, environment: Mapping[str, str]) -> str | None:
     """Return the variable *name*, or the content of the file in *name*_FILE; None if neither is set.
 
-    Raises StoreMisused for a file that cannot be read.
+    Raises StoreMisused for a file that cannot be read as UTF-8.
     """
     if value := environment.get(name):
         return value
@@ -139,4 +139,6 @@ def secret(name: str, environment: Mapping[str, str]) -> str | None:
             return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
             raise StoreMisused(f"{name}_FILE names {path}, which cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError:  # its message and traceback could show the secret
+            raise StoreMisused(f"{name}_FILE names {path}, which is not text in UTF-8") from None
     return None

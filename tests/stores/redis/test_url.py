@@ -27,6 +27,14 @@ def test_password_is_read_from_environment_or_file_and_url_takes_precedence(tmp_
         parse("redis://a", {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "absent")})
 
 
+def test_password_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes("geheimes Paßwort".encode("latin-1"))
+    with pytest.raises(StoreMisused, match=r"HOTPLATE_REDIS_PASSWORD_FILE .* not text in UTF-8") as raised:
+        parse("redis://a", {"HOTPLATE_REDIS_PASSWORD_FILE": str(file)})
+    assert "geheim" not in str(raised.value)
+
+
 def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> None:
     url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&sentinel_user=watch"
     behind = parse_sentinel(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
