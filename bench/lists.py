@@ -16,10 +16,10 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import run_on
 from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, Item, decode, encode
-from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, Row, Store
-from hotplate.stores.verification import OnProgress, load_manifest, unreported
+from hotplate.stores.verification import OnProgress, load_manifest, read_results, unreported
 
 ITEMS = 9_000
 DISTINCT = 4_096
@@ -243,7 +243,7 @@ class _Comparison:
         return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
 
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
-        """Read the lists of a release from the store, in batches, and compare the received *lists* with them.
+        """Read the lists of a release from the store, and compare the received *lists* with them.
 
         Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists.
         Raises StoreUnavailable.
@@ -257,14 +257,12 @@ class _Comparison:
             self.wrong.append(f"release {release} cannot be read to compare with: {error}")
             return
 
-        for start in range(0, len(lists), self._store.batch):
-            batch = lists[start : start + self._store.batch]
-            own_lists = await stored.lists_of([received.user for received in batch])
-            for received, own_list in zip(batch, own_lists, strict=True):
-                if isinstance(own_list, StoreError):
-                    self.wrong.append(f"user {received.user}: {own_list}")
-                else:
-                    self._compare_list(received, own_list, stored.popular)
+        own_lists = await stored.lists_of([received.user for received in lists])
+        for received, own_list in zip(lists, own_lists, strict=True):
+            if isinstance(own_list, ReleaseCorrupt):
+                self.wrong.append(f"user {received.user}: {own_list}")
+            else:
+                self._compare_list(received, own_list, stored.popular)
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
         """Compare a received list with the stored one: the user's *own*, or *popular* if the response has this source.
@@ -304,28 +302,24 @@ class _StoredRelease:
         ref = (await store.catalogue()).find(release).ref  # with the incarnation, the unique name of one write
         decompress = await load_decode(store, ref, await load_manifest(store, ref))
 
-        popular_key = POPULAR + OVERALL
-        (value,) = await store.get_many(ref, [popular_key])
-        popular = list[Item]()
+        (popular,) = await _read_lists(store, ref, decompress, [POPULAR + OVERALL])
+        return cls(store, ref, decompress, popular if isinstance(popular, list) else [])
+
+    async def lists_of(self, users: Sequence[str]) -> list[list[Item] | ReleaseCorrupt | None]:
+        """Return the list of each user: None if there is none, an error if it is damaged. Raises other StoreErrors."""
+        return await _read_lists(self.store, self.ref, self.decode, [USER + user for user in users])
+
+
+async def _read_lists(
+    store: Reader, ref: ReleaseRef, decompress: Decode, keys: Sequence[str]
+) -> list[list[Item] | ReleaseCorrupt | None]:
+    lists = list[list[Item] | ReleaseCorrupt | None]()
+    async for key, value in read_results(store, ref, keys):
         if isinstance(value, bytes):
-            popular = _decode_list(decompress(popular_key, value))
-        return cls(store, ref, decompress, popular)
-
-    async def lists_of(self, users: Sequence[str]) -> list[list[Item] | StoreError | None]:
-        """Return the list of each user: None if there is none, or the error of reading it."""
-        lists = list[list[Item] | StoreError | None]()
-        keys = [USER + user for user in users]
-        for key, value in zip(keys, await self.store.get_many(self.ref, keys), strict=True):
-            if isinstance(value, bytes):
-                lists.append(_decode_list(self.decode(key, value)))
-            else:
-                lists.append(value)
-        return lists
-
-
-def _decode_list(value: bytes) -> list[Item]:
-    """Return the items of a stored value, whose first OFFSET_BYTES are not part of the list."""
-    return decode(value[OFFSET_BYTES:])
+            lists.append(decode(decompress(key, value)[OFFSET_BYTES:]))
+        else:
+            lists.append(value)
+    return lists
 
 
 def _not_stored(user: str) -> str:

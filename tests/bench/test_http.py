@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ from hotplate.bench.loadgen.result import ResponseSample
 from hotplate.bench.options import HttpOptions
 from hotplate.report import Report, from_json, rounded
 from hotplate.serve.access.keys import create
+from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import opened
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.store import ReadResult
 from tests.support.command import failed, hotplate
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
-from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving
+from tests.support.service import Service, a_list, publish_lists, publish_through, publish_to, running, serving
 from tests.support.virtual import simulate
 
 USERS = 40
@@ -322,6 +325,31 @@ def test_a_store_out_of_reach_at_the_end_is_no_wrong_list() -> None:
     assert not fixed.broken
     assert "were not compared with the store: redis://127.0.0.1:9/0 cannot be reached" in fixed.failures[0]
     assert fixed.row("http://simulated:80", "p50") is not None
+
+
+class SilentStore(MemoryStore):
+    """A store that does not answer for one key."""
+
+    silent_key = ""
+
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        results = await super().get_many(release, keys, timeout_s=timeout_s)
+        return [
+            StoreUnavailable("no answer") if key == self.silent_key else result
+            for key, result in zip(keys, results, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("silent_key", ["user:1", "popular:"])
+async def test_a_list_that_its_store_does_not_return_in_time_is_not_wrong(silent_key: str) -> None:
+    """A store such as a throttled Cosmos DB returns an error for some keys; their lists were called wrong."""
+    silent = SilentStore()
+    release = await publish_through(silent, {"user:1": a_list("i1-0")})
+    silent.silent_key = silent_key
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        await check_samples(silent, [answered("1", items(0), "personal", release)])
 
 
 async def test_items_missing_from_all_answers_are_not_wrong(store: Path) -> None:
