@@ -363,7 +363,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if needs_popular_list or (waits_for_renewal and not has_failed):
             await self._renew_popular_lists(call)
         else:
-            self._start_renewal(replace(call, deadline=time.monotonic() + timeout_s))
+            self._start_renewal(call, timeout_s)
 
         if isinstance(answers, ClientError):
             return self._popular_instead(call, answers)
@@ -426,12 +426,13 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             return RequestRefused(f"{self._url}: {failure}", status)
         return ServiceUnavailable(f"{self._url}: {failure}")
 
-    def _start_renewal(self, call: _Call) -> None:
-        """Start a task that renews the old popular lists of *call*, unless one is running on this event loop."""
+    def _start_renewal(self, call: _Call, timeout_s: float) -> None:
+        """Start a task that renews the old popular lists of *call* within *timeout_s*, unless this loop has one."""
         state = self._loop_state()
         is_running = state.renewal is not None and not state.renewal.done()
         if not is_running and self._old_lists(call):
-            state.renewal = asyncio.create_task(self._renew_popular_lists(call))
+            renewing = replace(call, deadline=time.monotonic() + timeout_s)
+            state.renewal = asyncio.create_task(self._renew_popular_lists(renewing))
 
     async def _renew_popular_lists(self, call: _Call) -> None:
         """Read the old popular lists of *call* again, each within half of the time that the call has left."""
