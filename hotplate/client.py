@@ -309,7 +309,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return (await self._call(f"similar/{_quoted(item)}", n, options, expected=[{"item": item}]))[0]
 
     async def popular(self, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
-        """Return the popular list, once it is remembered. Call it at the start, with a longer `timeout_s`."""
+        """Return the popular list, and remember it. Call it at the start, with a longer `timeout_s`."""
         return (await self._call("popular", n, options))[0]
 
     async def fold_in(
@@ -345,8 +345,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected  for each list, the fields that identify it in the response, as {"user": "7"}
         body      fields of the JSON of a POST; None for a GET
 
-        Old popular lists are renewed after the return, by a task. A call waits for it in the time that is left if it is
-        of `popular`, if it failed and has no list remembered, or if event loops end before such tasks.
+        Old popular lists are renewed by a background task. The call itself renews them, in the time that is left, if it
+        is for the popular list, if it failed and none is remembered, or if event loops have ended before such tasks.
         Raises ServiceUnavailable if no list can replace the answer, RequestRefused if the service refuses the request.
         """
         call_options = {"timeout_s": self._timeout_s, **options}
@@ -532,7 +532,7 @@ class Client(Background[AsyncClient]):
 def _service_address(url: str) -> SplitResult:
     """Return the parts of a service's URL; ValueError if it is not HTTP or has credentials, a query or port 0.
 
-    A host that is not ASCII is refused, too: the versions of IDNA encode some names as different hosts.
+    A host that is not ASCII is refused, too, because versions of IDNA encode some names differently.
     """
     address = urlsplit(url)
     is_usable = address.scheme in {"http", "https"} and address.hostname and address.port != 0  # raises ValueError

@@ -374,7 +374,7 @@ class RuledLists:
     def _fill_under_cap(self, lists: Ranked, places: Indices, ranked: Ranked) -> Indices:
         """Put the items of *ranked* that keep the cap into the lists at *places*.
 
-        Returns those of *places* with short lists that a deeper ranking may fill, as this one did not end before.
+        Returns the places of lists that are still short and that a deeper ranking may fill: it has more items.
         """
         kept = take_kept(ranked.items, ranked.scores, self._are_under_cap(ranked.items), lists.items.shape[1])
         lists.items[places, : kept.items.shape[1]] = kept.items

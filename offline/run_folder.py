@@ -92,7 +92,7 @@ class Run:
     outcome       PUBLISHED or REFUSED; None before the end
     summary       None before the end
     is_abandoned  whether no attempt continues it, as its release was in conflict or its model is damaged
-    is_unnoted    whether its written release could not be noted in MLflow, which the next attempt repeats
+    is_unnoted    whether noting its release in MLflow failed; the next attempt tries again
     """
 
     id: str

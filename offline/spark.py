@@ -151,7 +151,7 @@ class SparkLists(PartedSource):
         self, group: str, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]
     ) -> list[Any]:
         """Return the results of *work* on each block, one task for each, of a job in *group*."""
-        self._context.setJobGroup(group, "hotplate publish")  # of this thread
+        self._context.setJobGroup(group, "hotplate publish")  # applies to this thread's jobs
         results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
         return results
 

@@ -173,7 +173,7 @@ def _open_remote(url: str) -> Iterator[_Remote]:
 
 
 def _http_options() -> dict[str, Any]:
-    """Return options of fsspec without the limit of aiohttp, by which a download has 5 minutes in all."""
+    """Return fsspec options that lift aiohttp's default limit of 5 minutes for a whole download."""
     from aiohttp import ClientTimeout  # noqa: PLC0415 -- takes 0.2 s to load
 
     return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}

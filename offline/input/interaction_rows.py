@@ -46,7 +46,7 @@ class InputOptions(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A table, how to read it, sentences on what is wrong with it, and its rows without a weight, by event."""
+    """A table, how to read it, sentences on what is wrong with it, and the number of rows without a weight by event."""
 
     table: Table
     options: InputOptions

@@ -87,8 +87,8 @@ class Trials:
     """Runs trials of one search on *splits*, with lists of *k*.
 
     They are stored in *folder*, if any, by the *key* of the data and settings; all of them are in `done`, in order.
-    *on_trial* is called with the number of trials done and the expected total. Cells that the free memory did not
-    suffice for have no trial: they are in `short_of_memory`, with the reason, and a later search tries them again.
+    *on_trial* is called with the number of trials done and the expected total. Cells that lacked memory have
+    no trial; `short_of_memory` has their errors, and a later search tries them again.
     """
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str, on_trial: OnProgress) -> None:

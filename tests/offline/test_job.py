@@ -122,7 +122,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> RegistryStandIn:
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """Return a pipeline that registers its model, with a store in the folder `store` beside it."""
+    """Return a pipeline that registers its model and publishes to the folder `store` next to it."""
     sample(users=40, items=20).write_csv(tmp_path / "clicks.csv")
     train = '[train]\ndata = "clicks.csv"\nengine = "popularity"\nno_tune = true\nregister = "shop@champion"'
     publish = f'[publish]\nstore = "file://{tmp_path / "store"}"'

@@ -115,7 +115,7 @@ def test_hidden_files_do_not_change_the_digest_of_a_folder(*, remote: bool, tmp_
 
     add("date=2026-01-01/a.csv")
     before = digest_of_paths([folder])
-    # An open segment of the event log, and what Spark writes beside its data.
+    # An open segment of the event log, and Spark's markers, checksums and temporary files.
     for name in (".a.events.zst", "_SUCCESS", "date=2026-01-01/.a.csv.crc", "_temporary/0/a.csv", ".open/a.csv"):
         add(name)
     assert digest_of_paths([folder]) == before
