@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from hdrh.histogram import HdrHistogram
@@ -20,7 +20,7 @@ from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.trials import Trial
 from hotplate.report import Report
 from hotplate.stores.http1 import Response
-from tests.support.virtual import VirtualLoop, delayed, simulate
+from tests.support.virtual import EndingWorker, VirtualLoop, delayed, simulate
 
 URL = "http://simulated:80"
 SERVICE_S = 0.001
@@ -196,32 +196,17 @@ def test_an_interrupted_search_does_not_say_that_the_generator_ended_it() -> Non
     assert in_its_rounds.extra["search"]["at_least"] == "the generator was late"
 
 
-class StoppedWorker:
-    """A load generator of which run number *stopped* is interrupted."""
-
-    def __init__(self, stopped: int) -> None:
-        self.stopped = stopped
-        self.runs = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing was started."""
-
-    def run(self, load: Load) -> Result:
-        self.runs += 1
-        result = simulate(replace(load, duration_s=0.1), lambda arrival_s: arrival_s + 0.001)
-        return replace(result, interrupted=self.runs == self.stopped)
-
-
 @pytest.mark.parametrize("options", [{}, {"find_max": True}, {"batch": "1,5"}])
 @pytest.mark.parametrize("stopped", [1, 2], ids=["sample", "warm-up"])
 def test_ctrl_c_before_the_first_round_ends_a_measurement(
     options: dict[str, Any], stopped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was ignored, and all rounds followed."""
-    worker = StoppedWorker(stopped)
+
+    def run(load: Load) -> Result:
+        return simulate(replace(load, duration_s=0.1), lambda arrival_s: arrival_s + 0.001)
+
+    worker = EndingWorker(stopped, run)
     monkeypatch.setattr(http, "LoadWorker", lambda: worker)
     monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
     display = ProgressDisplay(Console(file=io.StringIO()))

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Self
 
 import pytest
 from rich.console import Console
@@ -39,7 +38,7 @@ from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model
 from tests.support.service import a_list, publish_lists
-from tests.support.virtual import delayed, simulate
+from tests.support.virtual import EndingWorker, delayed, simulate
 
 SMALL = ("--duration", "0.3s", "--warmup", "0.3s", "--repeat", "1", "--rate", "100")
 EMULATED = "cosmos+http://127.0.0.1:8081/hotplate"
@@ -185,24 +184,8 @@ def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
     assert [*undisturbed(made[-3:])] == made[-3:]  # too few are left: the report explains it
 
 
-class EndingWorker:
-    """A load generator that in run number *last* dies or, for Ctrl-C, is interrupted."""
-
-    def __init__(self, last: int, *, interrupted: bool = False) -> None:
-        self.runs_left = last
-        self.interrupted = interrupted
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing was started."""
-
-    def run(self, _load: Load) -> Result:
-        self.runs_left -= 1
-        if not self.runs_left and not self.interrupted:
-            raise BenchFailed("it died")
-        return replace(a_run(0.002), interrupted=not self.runs_left)
+def a_quick_run(_load: Load) -> Result:
+    return a_run(0.002)
 
 
 def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,14 +196,14 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
     settings = replace(parse_settings(options), full_s=0.0)
     display = ProgressDisplay(Console(file=io.StringIO()))
 
-    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(7))
+    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(7, a_quick_run, BenchFailed("it died")))
     measured = rounds.Rounds(setup, settings, display).run()
     assert measured.rounds == 6
     comparison = report(options, setup, measured)
     assert comparison.failures == ("it died",)
     assert comparison.row("files", "p99").value is not None  # type: ignore[union-attr]  # it has one
 
-    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(1))
+    monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(1, a_quick_run, BenchFailed("it died")))
     with pytest.raises(BenchFailed, match="it died"):
         rounds.Rounds(setup, settings, display).run()
 
@@ -235,11 +218,11 @@ def test_ctrl_c_ends_the_rounds_after_the_run(last: int, tmp_path: Path, monkeyp
         ),
         ("1",),
     )
-    worker = EndingWorker(last, interrupted=True)
+    worker = EndingWorker(last, a_quick_run)
     monkeypatch.setattr(rounds, "LoadWorker", lambda _core: worker)
     display = ProgressDisplay(Console(file=io.StringIO()))
     measured = rounds.Rounds(setup, replace(parse_settings(StoresOptions()), full_s=0.0), display).run()
-    assert worker.runs_left == 0
+    assert worker.runs == last
     assert measured.interrupted
     assert measured.rounds == 0
 

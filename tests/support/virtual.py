@@ -5,7 +5,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -142,3 +142,26 @@ def delayed(result: Result, late_s: float = 0.03) -> Result:
     late = np.float32(late_s)
     seconds = tuple(replace(second, latencies_s=second.latencies_s + late) for second in result.seconds)
     return replace(result, seconds=seconds, lags_s=result.lags_s + late)
+
+
+class EndingWorker:
+    """A `LoadWorker` with runs by *make_run*, of which number *last* is interrupted or, with an *error*, fails."""
+
+    def __init__(self, last: int, make_run: Callable[[Load], Result], error: Exception | None = None) -> None:
+        self.last = last
+        self.make_run = make_run
+        self.error = error
+        self.runs = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was started."""
+
+    def run(self, load: Load) -> Result:
+        self.runs += 1
+        is_last = self.runs == self.last
+        if is_last and self.error is not None:
+            raise self.error
+        return replace(self.make_run(load), interrupted=is_last)
