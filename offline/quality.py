@@ -503,7 +503,7 @@ def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
 
 
 def _digest(task: Task[Any], file: Path) -> str:
-    """Return a digest of the task, its data, and the code from the log to the figures: all of `offline/`, libraries."""
+    """Return a digest of the task, its data, the code in `offline/`, and the versions of its libraries."""
     sources = sorted((ROOT / "offline").rglob("*.py"))
     versions = [version(library) for library in LIBRARIES]
 
