@@ -214,7 +214,13 @@ async def publish_release(
 
 @contextmanager
 def frozen_heap() -> Iterator[None]:
-    """Keep objects that exist already out of garbage collections, which rows cause often: 8 % of a publish's CPU."""
+    """Keep objects that exist already out of garbage collections, which rows cause often: 8 % of a publish's CPU.
+
+    It does nothing if the application, or another publish, has frozen objects: `gc.unfreeze` would release those, too.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

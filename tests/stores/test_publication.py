@@ -1,6 +1,7 @@
 """The lease of a draft: its writer goes on only while nobody else can have taken it."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -8,6 +9,7 @@ from hotplate.stores.catalogue import LEASE_S, DraftRef, ReleaseId
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
 from hotplate.stores.publication import begin, lease, take_over
 from tests.support.memory_store import MemoryStore
+from tests.support.stores import publish
 from tests.support.virtual import VirtualLoop, virtual
 
 
@@ -131,3 +133,9 @@ async def test_writer_that_was_suspended_stops_if_its_draft_was_taken(store: Mem
         await take_over(store, draft.id)
         with pytest.raises(ReleaseConflict, match="was taken over by another writer"):
             await check()
+
+
+async def test_publish_keeps_what_the_application_has_frozen(store: MemoryStore) -> None:
+    assert gc.get_freeze_count() > 0, "tests/conftest.py freezes what exists before the tests"
+    await publish(store)
+    assert gc.get_freeze_count() > 0
