@@ -18,7 +18,6 @@ from hotplate.stores.publication import (
     WriterKind,
     WrittenRelease,
     begin,
-    frozen_heap,
     go_live,
     take_over,
     write_draft,
@@ -159,8 +158,7 @@ async def _write_copy(
     async def read() -> EncodedRows:
         return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, release, manifest, on_progress))
 
-    with frozen_heap():
-        return await write_draft(target, draft, read, finish=finish, prepare=prepare)
+    return await write_draft(target, draft, read, finish=finish, prepare=prepare)
 
 
 async def _find_committed(store: Store, release: ReleaseId) -> Release:
