@@ -164,6 +164,11 @@ class Report:
         return REFUSED if self.broken else 0
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is neither a figure nor a plot."""
+        return not (self.rows or self.plots)
+
+    @property
     def complaints(self) -> list[str]:
         """Problems, the gravest first."""
         stopped = ["it was stopped before its end"] if self.interrupted else []

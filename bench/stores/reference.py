@@ -96,6 +96,9 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     The RU/s needed for the published rate, and their price, are only given if the charge of a read is known and the
     store answered as it should.
     """
+    if not measured.rounds:
+        return interrupted_report("reference")
+
     (store,) = measured.stores
     prices = load_prices()
     summary = summarise(store, RATE, prices)

@@ -11,7 +11,7 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
-from hotplate.bench.outcome import NOTHING_MEASURED, SEE_BELOW, interrupted_report, no_verdict
+from hotplate.bench.outcome import SEE_BELOW, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
@@ -147,14 +147,15 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     Verdicts are given only if all stores were measured and served what they should. *notes* come before those on too
     few answers.
     """
+    if not measured.rounds:
+        return interrupted_report("stores")
+
     rate = parse_rate(options.rate)
     prices = _prices(options)
     stores = [summarise(store, rate, prices) for store in measured.stores]
     answer = no_verdict(_doubt(stores))
     verdicts: Mapping[str, str] = {}
-    if not measured.rounds:
-        answer = NOTHING_MEASURED
-    elif all(store.sound for store in measured.stores):
+    if all(store.sound for store in measured.stores):
         comparison = Comparison(stores, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts

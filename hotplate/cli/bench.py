@@ -37,12 +37,17 @@ _port = partial(_flag, at_least=0, at_most=65535)
 
 
 def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool) -> NoReturn:
-    """Measure, write and print the report, and exit with its code."""
+    """Measure, write and print the report, and exit with its code.
+
+    If it was interrupted before anything was measured, the files of an earlier report are kept.
+    """
     require_folder(written)
     from hotplate import report_page  # imported before the measurement, because it needs an extra
 
     with progress_display(err) as display:
         report = measure(display)
+    if report.interrupted and report.is_empty:
+        print_and_exit(report, None, as_json=as_json)
     report_page.save(report, written)
     print_and_exit(report, written, as_json=as_json)
 

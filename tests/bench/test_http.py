@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hotplate import report_page
+from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http import make_plan
 from hotplate.bench.http_report import HttpRuns
@@ -34,7 +35,7 @@ from tests.support.command import failed, hotplate
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, a_list, publish_lists, publish_through, publish_to, running, serving
-from tests.support.virtual import simulate
+from tests.support.virtual import EndingWorker, simulate
 
 USERS = 40
 
@@ -212,6 +213,21 @@ def test_users_without_lists_end_a_measurement_before_it_begins(service: Service
     assert "--store URL" in done.stdout
     assert not from_json(json.loads(name.with_suffix(".json").read_text())).rows
     assert "were not measured" in name.with_suffix(".html").read_text()
+
+
+def test_an_interrupted_start_keeps_the_earlier_report(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = fixed_report()
+    report_page.save(earlier, tmp_path / "report")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    stopped = EndingWorker(1, lambda load: simulate(load, lambda arrival_s: arrival_s + 0.001))
+    monkeypatch.setattr(http, "LoadWorker", lambda: stopped)
+    done = bench("http", service.url, "--users", str(USERS), "--out", tmp_path / "report")
+    assert (done.returncode, stopped.runs) == (1, 1)
+    assert done.stdout.startswith("Nothing was measured.")
+    assert "report.json" not in done.stdout
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

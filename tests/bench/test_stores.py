@@ -225,6 +225,9 @@ def test_ctrl_c_ends_the_rounds_after_the_run(last: int, tmp_path: Path, monkeyp
     assert worker.runs == last
     assert measured.interrupted
     assert measured.rounds == 0
+    stopped = report(StoresOptions(), setup, measured)
+    assert stopped.sentence == "Nothing was measured."
+    assert stopped.is_empty
 
 
 @pytest.mark.parametrize(("disturbed", "failures"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s"])])
