@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.bench.process import free_port
 from hotplate.serve.metrics import METHODS
 from tests.support import throttled_store
 from tests.support.forked import Forked
@@ -237,6 +238,9 @@ def test_cross_site_page_changes_nothing(service: Service, releases: list[str]) 
     [
         (("--port", "{taken}"), "Address already in use; choose another with --port or HOTPLATE_PORT"),
         (("--host", "a..b", "--anonymous"), "cannot be resolved"),
+        (("--port", "{free}", "--admin-port", "{free}"), "--port and --admin-port are both {free}"),
+        (("--port", "{free}", "--health-port", "{free}", "--health-host", "0.0.0.0"), "--port and --health-port"),
+        (("--admin-port", "{free}", "--health-port", "{free}"), "--admin-port and --health-port are both {free}"),
         (("--admin-host", "0.0.0.0"), "--admin-host an address of loopback"),
         (("--admin-host", "192.0.2.1"), "give --admin-host an address of this machine"),
         (("--admin-store", "nosuch://x"), "nosuch"),
@@ -248,10 +252,11 @@ def test_failed_start_is_explained_in_one_sentence(
     folder: Path, tmp_path: Path, options: tuple[str, ...], sentence: str
 ) -> None:
     output = tmp_path / "output"
+    free = str(free_port())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        arguments = [option.format(taken=port, folder=folder) for option in options]
+        arguments = [option.format(taken=port, free=free, folder=folder) for option in options]
         started = Forked("serve", *DEFAULTS, "--store", f"file://{folder}", *arguments, output=output)
         assert started.wait(timeout=60) in {1, 2}
-    assert sentence in " ".join(output.read_text().split())
+    assert sentence.format(free=free) in " ".join(output.read_text().split())
     assert "Traceback" not in output.read_text()
