@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from hotplate.cli.terminal import format_time, out, table
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.origin import GateRecord
 
 
 def rule_counts(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -79,9 +80,8 @@ def print_attributes(manifest: Manifest) -> None:
             out.print(f"  note: {note}")
 
 
-def print_gates(manifest: Manifest) -> None:
+def print_gates(gates: GateRecord) -> None:
     """Print a line for each gate of a release, a bound that a metric must keep: measured value, bound, and verdict."""
-    gates = manifest.origin.gates
     failed = "forced" if gates.forced else "failed"
     rows = list[tuple[str, ...]]()
     for verdict in gates.verdicts:

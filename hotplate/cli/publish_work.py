@@ -386,7 +386,7 @@ def _print_rehearsal(rehearsal: Rehearsal, flags: ReleaseFlags) -> None:
     out.print(f"dry run, nothing is written: {size}, into {shown_store_url(flags.store)}")
     print_attributes(manifest)
     print_metrics(manifest)
-    print_gates(manifest)
+    print_gates(replace(manifest.origin.gates, forced=flags.settings.force))  # the rehearsal itself is forced
 
 
 def _rehearsal_json(rehearsal: Rehearsal, store: str) -> dict[str, object]:
@@ -475,7 +475,7 @@ def print_written(written: Written, settings: PublishSettings, meter: RequestUni
         out.print(f"  {rule}: {counted}")
     print_attributes(manifest)
     print_metrics(manifest)
-    print_gates(manifest)
+    print_gates(manifest.origin.gates)
 
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed, in {store}")

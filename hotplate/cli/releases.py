@@ -119,7 +119,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
     out.print(table(("", ""), manifest_facts(manifest, _state_in_words(catalogue, entry))))
     print_quality(manifest)
-    print_gates(manifest)
+    print_gates(manifest.origin.gates)
 
 
 @app.command()

@@ -143,6 +143,8 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
     dry = hotplate(*publish, "--dry-run")
     failed(dry, "Gate overlap@10: ", " is below 0.2 (of 300 users, with ", "this is a dry run", code=3)
     assert "nothing is written" in dry.stdout
+    assert re.search(r"overlap@10 .* failed ", dry.stdout)
+    assert re.search(r"overlap@10 .* forced ", succeeded(*publish, "--dry-run", "--force"))
     assert json_of(*publish, "--dry-run", code=3)["gates"][4]["passed"] is False
 
     done = hotplate(*publish, "--json")
