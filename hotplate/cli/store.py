@@ -45,6 +45,9 @@ app = Verbs(
     "Example: hotplate store doctor --store redis://localhost:6379/0",
 )
 
+# The subject of each backend's finding on the rights and the room to publish.
+MAY_PUBLISH = "may publish"
+
 
 @app.command()
 def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
@@ -64,9 +67,10 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
 
 
 def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: bool) -> None:
-    """Print whether a store can be served from and published to, that is, has no errors, and each finding on a line.
+    """Print whether a store can be served from and published to, and each finding on a line.
 
-    A finding is a sentence on a part of the store (`subject`), with a level, such as error or warning.
+    A finding is a sentence on a part of the store (`subject`), with a level, such as error or warning. Errors deny
+    both, and a warning of MAY_PUBLISH denies publishing, as is right for the user of a service.
     """
     counts = Counter(finding.level for finding in findings)
     facts = {
@@ -76,9 +80,13 @@ def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: 
     }
 
     lines = [f"{finding.level:<8} {finding.subject:<12} {finding.sentence}" for finding in findings]
-    verb = "cannot" if counts[Level.ERROR] else "can"
+    ability = "can be served from and published to"
+    if counts[Level.ERROR]:
+        ability = "cannot be served from and published to"
+    elif any(finding.subject == MAY_PUBLISH and finding.level is Level.WARNING for finding in findings):
+        ability = "can be served from, but not published to"
     totals = f"{format_count(counts[Level.ERROR], 'error')}, {format_count(counts[Level.WARNING], 'warning')}"
-    answer = f"{shown_store_url(store)} {verb} be served from and published to: {totals}"
+    answer = f"{shown_store_url(store)} {ability}: {totals}"
     print_result(facts, answer, *lines, as_json=as_json)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.stores.event_log import LogSegment
+from tests.support import redis_server
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.service import a_list, publish_lists, publish_to, running
 
@@ -27,6 +28,15 @@ def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_p
     printed = json.loads(done.stdout)
     assert (printed["store"], printed["fit"]) == (f"file://{folder}", False)
     assert [finding["subject"] for finding in printed["findings"] if finding["level"] == "error"] == ["catalogue"]
+
+
+def test_doctor_says_first_that_a_full_store_takes_no_publish(tmp_path: Path) -> None:
+    with redis_server.running(tmp_path) as server:
+        url = server.url()
+        asyncio.run(publish_to(url, {"user:1": a_list("a")}))
+        server.execute_command("CONFIG", "SET", "maxmemory", "1mb")
+        answer = succeeded("store", "doctor", "--store", url).splitlines()[0]
+    assert " can be served from, but not published to: 0 errors, " in answer
 
 
 def test_doctor_reports_unreachable_store_without_traceback_or_password(tmp_path: Path) -> None:
