@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
-from hotplate.stores.encoding import USER, RowKey
+from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
@@ -46,9 +46,9 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
 
     They are recorded first, with their rows in releases; then the rows are deleted, if the store is a RowEraser. Both
     are repeated, up to ATTEMPTS times, if a record or rows came back: a failover restores older data, and a concurrent
-    publish writes rows. Raises ReleaseNotFound if nothing was ever published.
+    publish writes rows. Raises ReleaseNotFound if nothing was ever published, and StoreMisused for an invalid id.
     """
-    wanted = list(dict.fromkeys(users))  # each once
+    wanted = _checked_users(users)
     eraser = store if isinstance(store, RowEraser) else None
     deleted = 0
     for _ in range(ATTEMPTS):
@@ -67,6 +67,11 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
             break
 
     return replace(result, deleted=deleted, warning=warning)
+
+
+def _checked_users(users: Sequence[str]) -> list[str]:
+    """Return each user once; raises StoreMisused for an invalid id, such as an empty one."""
+    return [check_id(user) for user in dict.fromkeys(users)]
 
 
 async def _record_users(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[ReleaseRef, list[str]]]:
@@ -101,11 +106,11 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
 
     In the result, `erased` are ids in the order of *users*; `holding` are the ids with rows, and `lists` the named
     lists with such rows, by release. Drafts are not searched, only named as `being_written`. `lost` is the number of
-    ids that the catalogue counts and the record no longer has.
+    ids that the catalogue counts and the record no longer has. Raises StoreMisused for an invalid id.
     """
+    wanted = _checked_users(users)
     catalogue = await store.catalogue()
     erased = await read_erased(store, catalogue)
-    wanted = list(dict.fromkeys(users))
 
     holding = dict[ReleaseId, tuple[str, ...]]()
     lists = dict[ReleaseId, tuple[str, ...]]()

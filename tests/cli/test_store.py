@@ -191,6 +191,15 @@ def test_users_are_erased_and_their_releases_are_named(tmp_path: Path) -> None:
     assert "all of its erased users" in succeeded("store", "repair", *store)
 
 
+@pytest.mark.parametrize("verb", ["erase", "find"])
+@pytest.mark.parametrize("user", ["", "u" * 257])
+def test_impossible_user_is_refused(verb: str, user: str, tmp_path: Path) -> None:
+    store = ("--store", f"file://{tmp_path}/store")
+    asyncio.run(publish_lists(tmp_path / "store", {"user:u7": a_list("a")}))
+    failed(hotplate("users", verb, "u7", user, *store), "An id has 1 to 256 bytes", code=2)
+    assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
+
+
 def test_folders_without_events_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     events = tmp_path / "events"
