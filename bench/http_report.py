@@ -448,7 +448,7 @@ def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
         yield f"The search ended because of the generator, and not of the service: {verdict.limit}."
     late_us = Histogram.merged(result.lag for result in runs.rounds).percentile_us(99)
     if late_us > LAG_BOUND_US:
-        late = f"The generator itself was up to {format_value(late_us, 'us')} late (p99)"
+        late = f"The generator itself was {format_value(late_us, 'us')} late at p99 of all rounds"
         yield f"{late}; that is part of the latencies."
 
 
