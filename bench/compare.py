@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchMisused
 from hotplate.bench.options import parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, compared
@@ -62,13 +62,15 @@ class Change:
 
 
 def read(path: Path) -> Report:
-    """Read a report. Raises BenchMisused for another file, BenchFailed for a missing one."""
+    """Read a report. Raises BenchMisused for a missing file, or another one."""
     try:
         report = from_json(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
-        raise BenchFailed(
+        raise BenchMisused(
             f"{path} does not exist; name the .json of a report, which `hotplate bench http URL --out NAME` writes"
         ) from error
+    except OSError as error:
+        raise BenchMisused(f"{path} cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BenchMisused(f"{path} is not a report of hotplate bench http: {reason_of(error)}") from error
     if report.kind != "http" or not report.rows or not _has_rounds(report):

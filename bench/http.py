@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.http_report import (
@@ -110,12 +111,12 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
     """Return the ids of the users to request, and how they are drawn.
 
     The ids are the lines of a file, drawn in turn, or the numbers from 0 on, or the users of a store's live release,
-    both drawn at random. `--zipf` draws some more often than others. Raises BenchMisused if no option names users,
-    StoreError if the store cannot be read.
+    both drawn at random. `--zipf` draws some more often than others. Raises BenchMisused if no option names users, or
+    the file cannot be read, StoreError if the store cannot be read.
     """
     default_draw: KeyDraw = Uniform()
     if options.keys_file is not None:
-        ids: Sequence[str] = [line for line in options.keys_file.read_text("utf-8").splitlines() if line]
+        ids: Sequence[str] = _read_ids(options.keys_file)
         default_draw = InTurn()
     elif options.users is not None:
         ids = [str(number) for number in range(options.users)]
@@ -126,6 +127,16 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
 
     draw = default_draw if options.zipf is None else Zipf(options.zipf)
     return RequestKeys(tuple(ids), draw, parse_share(options.unknown))
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise BenchMisused(f"--keys-file: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BenchMisused(f"--keys-file: {path} is not UTF-8: {error}") from error
+    return [line for line in text.splitlines() if line]
 
 
 async def _users_in(url: str, store: Store) -> list[str]:

@@ -163,7 +163,7 @@ def compare(
 
     Rounds are compared in pairs, so measure both with the same load and the same --repeat, 5 or more.
 
-    Exit codes: 0 no significant regression; 1 a file cannot be read; 2 the two cannot be compared; 3 a regression.
+    Exit codes: 0 no significant regression; 2 a file cannot be read, or the two cannot be compared; 3 a regression.
 
     Example: hotplate bench compare before.json after.json --metric p99
     """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hotplate.bench.compare import compare, read
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchMisused
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
 from hotplate.report import Report, Row, to_json
@@ -125,5 +125,7 @@ def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> N
         path.write_text(text)
         with pytest.raises(BenchMisused, match=r"report\.json"):
             read(path)
-    with pytest.raises(BenchFailed, match="does not exist"):
+    with pytest.raises(BenchMisused, match="does not exist"):
         read(tmp_path / "none.json")
+    with pytest.raises(BenchMisused, match="Is a directory"):
+        read(tmp_path)
