@@ -32,7 +32,7 @@ from hotplate.bench.stores.rounds import (
 )
 from hotplate.bench.stores.summary import ASSUMED_MARK, COST, CPU, PERCENTILES, Summary, read_ru, summarise
 from hotplate.bench.stores.verdicts import DECISIVE, Comparison
-from hotplate.report import Column, Curve, Plot, Report
+from hotplate.report import Column, Curve, Plot, Report, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -70,8 +70,13 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     BenchMisused for invalid options, BenchFailed and StoreError.
     """
     settings = parse_settings(options)
-    extent = f"{_budget_of(options):.0f} s of measuring" if options.repeat is None else f"{options.repeat} rounds"
-    display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: {extent}")
+    extent = f"{_budget_of(options):.0f} s of measuring"
+    if options.repeat is not None:
+        extent = format_value(options.repeat, "rounds")
+    subject = "files, Redis and Cosmos DB"
+    if options.urls:
+        subject = format_value(len(options.urls), "stores")
+    display.say(f"comparing {subject}: {extent}")
     try:
         if options.urls:
             return _measure(options.urls, (), options, settings, display)
@@ -208,9 +213,10 @@ def _failures(options: StoresOptions, measured: Measured) -> list[str]:
     if options.repeat is not None and made < options.repeat:
         failures.append(f"{made} of {options.repeat} rounds fit into --budget {options.budget}")
     if rounds < MIN_ROUNDS and options.repeat is None:
+        made_rounds = f"{format_value(rounds, 'rounds')} {'was' if rounds == 1 else 'were'} made"
         failures.append(
-            f"{rounds} rounds were made in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is "
-            "too busy, or --budget too short"
+            f"{made_rounds} in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is too busy, or "
+            "--budget too short"
         )
     return failures
 
@@ -234,7 +240,7 @@ def _origins(
 
     The last sentence names what else decides between stores.
     """
-    rounds = f"{measured.rounds} rounds of {options.duration} at {options.rate}/s"
+    rounds = f"{format_value(measured.rounds, 'rounds')} of {options.duration} at {options.rate}/s"
     if any(store.is_through_sdk for store in stores):
         rounds += f" (by SDK {SDK_RATE:g}/s)"
     if measured.disturbed:

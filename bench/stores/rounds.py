@@ -20,6 +20,7 @@ from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
+from hotplate.report import format_value
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.encoding import USER
@@ -137,7 +138,7 @@ def prepared_stores(
     path = f"/v1/recommendations/{quote(lists.users[0], safe='')}"
     options = ("--budget", f"{PATIENCE_S:g}")
     with ExitStack() as stack:
-        display.start(f"starting {len(urls)} services")
+        display.start(f"starting {format_value(len(urls), 'services')}")
         services = [stack.enter_context(process.service_serving(path, store_settings(url), options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
         candidates = map(Candidate, names, urls, lists.manifests, services)

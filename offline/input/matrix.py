@@ -115,8 +115,9 @@ def to_matrix(
     user_items = history.k_core(all_pairs, min_per_user, min_per_item)
     if not user_items.nnz:
         raise DataError(
-            f"Nothing is left of {all_pairs.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) once each user has "
-            f"{min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
+            f"Nothing is left of {all_pairs.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) with a minimum "
+            f"of {min_per_user} for the items of a user and of {min_per_item} for the users of an item; lower "
+            "--min-per-user or --min-per-item."
         )
     if not are_finite_above_zero(user_items.data):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")

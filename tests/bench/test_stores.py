@@ -151,6 +151,9 @@ def test_single_round_on_a_busy_machine_is_no_verdict() -> None:
     comparison = summary(store_runs("files", "file:///a", steady(0.002, 2)))
     assert comparison.exit_code == 1
     assert "2 rounds were made in 0 s, and a verdict needs 5" in comparison.failures[0]
+    single = summary(store_runs("files", "file:///a", steady(0.002, 1)))
+    assert "1 round was made in 0 s" in single.failures[0]
+    assert single.origins["measured"].startswith("1 round of 1s")
     assert comparison.row("files", "p50").value is not None  # type: ignore[union-attr]  # what was measured is shown
 
 
