@@ -19,7 +19,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import HttpVersion, HttpVersion11, hdrs, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage, StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADER_END = b"\r\n\r\n"
+# How a client that assumes HTTP/2 begins.
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 # Of an empty line that is divided between two parts, at most.
 DIVIDED_BYTES = len(HEADER_END) - 1
 MAX_LINE_BYTES = 8190
@@ -210,6 +212,12 @@ def _ends_of_empty_lines(data: bytes) -> Iterator[int]:
     while start >= 0:
         yield start + len(HEADER_END)
         start = data.find(HEADER_END, start + 1)
+
+
+def _unknown_version(version: HttpVersion) -> Problem:
+    status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
+    detail = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
+    return Problem(status, name, detail)
 
 
 class _TlsWriter(StreamWriter):
@@ -437,6 +445,10 @@ class Connection(BaseProtocol):
 
     def _parse_header(self, header: bytes) -> None:
         """Parse a complete header by aiohttp's parser, and start its request; answer a malformed one with 400."""
+        if header == HTTP2_PREFACE:  # the parser would take it without an error
+            self._refuse(_unknown_version(HttpVersion(2, 0)))
+            return
+
         if self._parser is None:
             self._parser = HttpRequestParser(
                 self,
@@ -469,9 +481,7 @@ class Connection(BaseProtocol):
         """
         version = message.version
         if version not in (HttpVersion11, HttpVersion10):
-            status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
-            detail = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
-            self._refuse(Problem(status, name, detail))
+            self._refuse(_unknown_version(version))
             return
 
         self._payload = payload

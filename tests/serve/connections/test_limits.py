@@ -249,6 +249,7 @@ def test_admin_listener_has_worker_limits_and_closes_idle_connections(service: S
         (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 20_000, 431),
         (POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked" + SMUGGLED, 400),
         (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     ):
         with socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S) as connection:
             connection.sendall(sent)
