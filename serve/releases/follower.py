@@ -459,7 +459,10 @@ class Follower:
             )
         elif catalogue.generation == 0:
             self._agreement.record_read(ReadOutcome.EMPTY)
-            error = "the catalogue is not in this store any more; `hotplate store rebuild` writes a new one"
+            error = (
+                "the catalogue is not in this store any more; if releases are left, `hotplate store rebuild` writes a "
+                "new one, else publish again or restore a backup"
+            )
         else:
             self._agreement.record_read(ReadOutcome.OLDER)
             if self._agreement.older_s >= RESTORED_S or await self._is_gone():

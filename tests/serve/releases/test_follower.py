@@ -375,7 +375,10 @@ async def test_data_missing_from_a_store_is_an_error_and_serving_continues(
         copy = backup(memory)
         if lost == "catalogue":
             restore(memory, MemoryStore())
-            sentence = "the catalogue is not in this store"
+            sentence = (
+                "the catalogue is not in this store any more; if releases are left, `hotplate store rebuild` writes a "
+                "new one, else publish again or restore a backup"
+            )
         else:
             memory.releases.clear()
             await follower.refresh()
