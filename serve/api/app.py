@@ -19,7 +19,7 @@ from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatc
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.errors import NotReady, UnknownList
-from hotplate.serve.metrics import request_cell
+from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
@@ -32,6 +32,7 @@ from hotplate.stores.errors import StoreMisused, StoreUnavailable
 TRACEPARENT = istr("traceparent")  # found faster than a str
 TRACESTATE = istr("tracestate")
 USER_ROUTE = "/v1/recommendations/{user}"
+NO_EVENTS = Route(OTHER, {}, scope=None, absence="this service takes no events; `hotplate serve --events FOLDER` does")
 
 
 def routes_of(
@@ -60,7 +61,9 @@ def routes_of(
     routes["/health/live"] = routes["/livez"]
     routes["/health/ready"] = routes["/readyz"]
 
-    if events is not None:
+    if events is None:
+        routes["/v1/events"] = NO_EVENTS
+    else:
         routes["/v1/events"] = Route("/v1/events", {"POST": events.report}, scope=EVENTS)
     return routes
 

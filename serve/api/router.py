@@ -64,6 +64,9 @@ class Route:
     scoring: bool = False
     """Whether its callers expect the scoring contract."""
 
+    absence: str = "no route has this path; an id in a path writes / as %2F"
+    """The reason of a 404, which a route without methods answers."""
+
     def handler_of(self, method: str) -> RouteHandler:
         """Return the handler of *method*; raises a Problem: 404 for the route of unknown paths, 405 for another method.
 
@@ -74,7 +77,7 @@ class Route:
             return handler
 
         if not self.methods:
-            raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
+            raise Problem(404, "no-such-route", self.absence)
         allowed = ", ".join(sorted(self.methods) + (["HEAD"] if "GET" in self.methods else []))
         raise Problem(405, "no-such-method", f"{self.template} takes {allowed}", {"Allow": allowed})
 

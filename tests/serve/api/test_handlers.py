@@ -145,6 +145,7 @@ def test_malformed_body_is_refused(service: Service, body: bytes, sentence: str)
 def test_unknown_paths_and_methods_get_problem_documents(service: Service) -> None:
     for path in ("/nothing", "/metrics"):
         refused(service.get(path), 404, "no-such-route")
+    assert "--events" in refused(service.request("POST", "/v1/events", b"{}"), 404, "no-such-route")
     answer = service.request("DELETE", "/v1/popular")
     refused(answer, 405, "no-such-method")
     assert answer.headers["allow"] == "GET, HEAD"
