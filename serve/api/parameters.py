@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -479,12 +479,14 @@ def _invalid_value(error: msgspec.ValidationError, route: str, kind: type[Struct
     """Return the problem (400) of an invalid value, with the reason and the place from msgspec's error.
 
     msgspec's "Expected `int`, got `str` - at `$.n`" becomes "n cannot be used: expected `int`, got `str`". For an
-    unknown field, the fields of *kind* are named.
+    unknown field, the fields of *kind* are named, and for `fields` its values.
     """
     reason, _, place = str(error).partition(" - at `$")
     if "unknown field" in reason:
         reason = _with_known_fields(reason[: 2 * SHOWN_CHARS], route, kind)
     field = place.rstrip("`").removeprefix(".")
+    if field == "fields" and "enum value" in reason:
+        reason = f"{reason[:SHOWN_CHARS]}; it is one of {' | '.join(get_args(FieldNames))}"
     reason = reason.replace("Object missing", "it is missing").replace("Object", "it")
     return bad_parameter(
         f"{field or 'the request'} cannot be used: {reason[:1].lower()}{reason[1:]}"[:MAX_REFUSAL_CHARS]
