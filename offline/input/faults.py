@@ -160,6 +160,8 @@ def _fault_of_contents(file: _File) -> str | None:
 
 
 def _fault_of_parquet(path: Path) -> str | None:
+    if not path.stat().st_size:
+        return " is empty"
     with path.open("rb") as stream:
         magic = stream.read(len(_PARQUET))
         stream.seek(-min(len(_PARQUET), path.stat().st_size), 2)

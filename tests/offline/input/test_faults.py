@@ -63,6 +63,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", 'user,item,weight\na,b,1\nc,d,"1.234,5"\n', "'1.234,5' is not a finite number (write a decimal point)"),
     ("a.json", '{\n "user": 1,\n "item": 2\n}\n', "a.json is JSON with objects over several lines; write one a line"),
     ("a.json", '{"data": [{"user": 1, "item": 2}]}', "with the rows in 'data'; write one row a line: jq -c '.data[]'"),
+    ("a.parquet", b"", "a.parquet is empty."),
     ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
     ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
     ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
