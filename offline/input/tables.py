@@ -23,6 +23,8 @@ ROW = "\0row"
 EXTRA = "\0extra"
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
+# How a message shows a null.
+_MISSING = f"a missing value (empty or, in CSV, {', '.join(NULL_VALUES)})"
 _UUID_BYTES = 16
 _UUID_PATTERN = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
@@ -113,8 +115,9 @@ class Table:
         values = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
         sentences = list[str]()
         for row, value in values.iter_rows():
+            shown = _MISSING if value is None else f"{value!r:.80}"
             advice = _advice_on_number(value, fault)
-            sentences.append(f"{self.file}, row {row + self.first_row}{place}: {value!r:.80} {fault}{advice}".rstrip())
+            sentences.append(f"{self.file}, row {row + self.first_row}{place}: {shown} {fault}{advice}".rstrip())
         return sentences
 
 

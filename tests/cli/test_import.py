@@ -85,6 +85,9 @@ def test_bad_lists_are_one_sentence_and_leave_nothing(tmp_path: Path) -> None:
         "import", tmp_path / "bad.csv", "--store", f"file://{tmp_path}/store", TMPDIR=str(tmp_path / "scratch")
     )
     failed(done, "bad.csv", "row 3, column 'score': 'many' is not a finite number")
+    (tmp_path / "bad.csv").write_text(lines("a,b,1", "b,c,nan"))
+    done = hotplate("import", tmp_path / "bad.csv", "--store", f"file://{tmp_path}/store")
+    failed(done, "row 3, column 'score': a missing value (empty or, in CSV, NULL, null, NaN, nan, None)")
     assert list((tmp_path / "scratch").iterdir()) == []
     assert not (tmp_path / "store").exists()
 
