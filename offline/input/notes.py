@@ -6,7 +6,7 @@ from datetime import datetime
 
 import polars as pl
 
-from hotplate.offline.input.columns import NUMBERED
+from hotplate.offline.input.columns import NUMBERED, usual_column
 from hotplate.offline.input.rows import Rows
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Columns
@@ -99,8 +99,12 @@ def notes_of_segments(columns: Columns, facts: Facts) -> Iterator[str]:
 
 
 def notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
-    """Yield a sentence on unused columns of a file without a header."""
+    """Yield a sentence on unused columns of a file without a header, and on an unused column of events."""
     used = set(asdict(columns).values())
+    event = usual_column("event", [name for name in table.schema if name not in used])
+    if columns.event is None and event is not None:
+        yield f"the column {event!r} is not used; if it holds kinds of events, weigh them with --event-weights"
+
     unused = [name.removeprefix(NUMBERED) for name in table.schema if name.startswith(NUMBERED) and name not in used]
     if unused:
         named = f"column {unused[0]} is" if len(unused) == 1 else f"columns {unused[0]} to {unused[-1]} are"

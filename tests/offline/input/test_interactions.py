@@ -391,6 +391,13 @@ def test_columns_that_are_not_used_are_named_without_a_header(tmp_path: Path) ->
     assert not any("not used" in note for note in notes)
 
 
+def test_column_of_events_that_is_not_used_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,event\nu,i,view\nv,i,buy\n")
+    (note,) = read_interactions(file).notes
+    assert note == "the column 'event' is not used; if it holds kinds of events, weigh them with --event-weights"
+    assert read_interactions(file, event_weights={"view": 1, "buy": 5}).notes == []
+
+
 def test_a_misspelt_event_is_named_with_the_events_of_the_data(tmp_path: Path) -> None:
     rows = "u,i,view\nv,i,view\nu,j,cart\nv,j,buy\nu,i,buy\n"
     file = write(tmp_path / "a.csv", "user,item,event\n" + rows)
