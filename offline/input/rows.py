@@ -23,17 +23,22 @@ _MALFORMED_ROW = "malformed row"
 _MOST_ROWS_SHOWN = 5
 # Floats from 2**53 on, and what spreadsheets make of long numbers.
 _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
-_ROUNDED_FAULT = "is a rounded number, so different ids may have become one; write ids as whole numbers or texts"
+_ROUNDED_FAULT = "is a rounded number"
+_ROUNDED_ADVICE = ", so different ids may have become one; write ids as whole numbers or texts"
 NOT_FINITE = "is not a finite number"
 # The number of a row's reason to be left out.
 _KEPT_ROW = 0
 
 
 class Fault(NamedTuple):
-    """The fault of the values of a *column* in bad rows, as the end of a sentence: `is not a finite number`."""
+    """The fault of the values of a *column* in bad rows, as the end of a sentence: `is not a finite number`.
+
+    The *advice* follows the first of several rows.
+    """
 
     column: str
     text: str
+    advice: str = ""
 
 
 @dataclass(slots=True)
@@ -90,7 +95,7 @@ class RowSchema:
             self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = identifier.str.len_bytes() > MAX_ID_BYTES
 
         for role, identifier in ids.items():
-            fault = Fault(columns[role], _ROUNDED_FAULT)
+            fault = Fault(columns[role], _ROUNDED_FAULT, _ROUNDED_ADVICE)
             self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
 
 
@@ -201,8 +206,8 @@ class Rows:
             are = "is" if bad_rows == 1 else "are"
             way_out = ", or raise --max-bad-rows" if allowed_share else ""
             raise DataError(
-                f"{'; '.join(sentences[:_MOST_ROWS_SHOWN])}. {bad_rows:,} of the {self.total:,} rows of {source} {are} "
-                f"bad, and at most {allowed_share:.3%} may be; mend them{way_out}."
+                f"{bad_rows:,} of the {self.total:,} rows of {source} {are} bad, and at most {allowed_share:.3%} may "
+                f"be; mend them{way_out}: {'; '.join(sentences[:_MOST_ROWS_SHOWN])}."
             )
         return sentences
 
@@ -218,8 +223,11 @@ class Rows:
         # `file` is the number of the table in `_schemas`, and ROW the index of the row in it.
         for (file,), rows in first_rows.group_by("file", maintain_order=True):
             table = self._schemas[file].table
-            column, text = fault or Fault(EXTRA, table.malformed_fault)
-            sentences += table.describe_rows(rows.get_column(ROW).to_list(), column, text)
+            shown = fault or Fault(EXTRA, table.malformed_fault)
+            sentences += table.describe_rows(rows.get_column(ROW).to_list(), shown.column, shown.text)
+
+        if fault is not None and sentences:
+            sentences[0] += fault.advice
         return sentences
 
     def _rows_left_out(self, reason: str) -> pl.LazyFrame:

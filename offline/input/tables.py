@@ -114,9 +114,13 @@ class Table:
         place = "" if column == EXTRA else f", column {column!r}"
         values = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
         sentences = list[str]()
+        advised = set[str]()
         for row, value in values.iter_rows():
             shown = _MISSING if value is None else f"{value!r:.80}"
             advice = _advice_on_number(value, fault)
+            if advice in advised:
+                advice = ""
+            advised.add(advice)
             sentences.append(f"{self.file}, row {row + self.first_row}{place}: {shown} {fault}{advice}".rstrip())
         return sentences
 

@@ -81,6 +81,18 @@ FILES: list[tuple[str, str | bytes, str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [('a,b,"1,5"', "write a decimal point"), ("1.23457E+15,b,1", "write ids as whole numbers or texts")],
+)
+def test_error_of_bad_rows_begins_with_their_number_and_advises_once(row: str, advice: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user,item,weight\n" + f"{row}\n" * 9)
+    error = error_of(path)
+    assert error.startswith("9 of the 9 rows of ")
+    assert error.count(advice) == 1
+    assert "row 6, " in error
+
+
 @pytest.mark.parametrize(("name", "content", "sentence"), FILES, ids=[f"{name}-{said}" for name, _, said in FILES])
 def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence: str, tmp_path: Path) -> None:
     assert sentence in error_of(write(tmp_path / name, content))

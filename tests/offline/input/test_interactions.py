@@ -149,7 +149,7 @@ def test_rows_in_the_future_are_bad_rows(tmp_path: Path) -> None:
     assert read.left_out == {"in the future": 2}
     assert read.time_range == (datetime(2026, 1, 3), soon.replace(tzinfo=None, microsecond=0))  # noqa: DTZ001 -- naive UTC
     with pytest.raises(
-        DataError, match=r"row 2, column 'time': '2999-01-01 00:00:00' lies in the future; .*2 of the 5"
+        DataError, match=r"2 of the 5 .*row 2, column 'time': '2999-01-01 00:00:00' lies in the future; "
     ):
         read_interactions(tmp_path / "a.csv")
 
