@@ -101,6 +101,8 @@ class CatalogueFile:
             return path.read_bytes()
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise StoreMisused(f"a part of the path {path.parent} is a file; a store is a folder") from error
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be read: {error}") from error
 
@@ -199,7 +201,10 @@ class CatalogueFile:
     def locked(self) -> Iterator[int]:
         """Hold the lock of the catalogue, and yield its descriptor."""
         with translating_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # below /proc, where folders cannot be made
+                raise StoreMisused(f"the folder {self.folder} cannot be made; name another") from error
         with translating_errors(self._lock):
             try:
                 descriptor = take_lock(self._lock, 0o644, LOCK_TIMEOUT_S)

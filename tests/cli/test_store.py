@@ -90,6 +90,13 @@ def test_missing_store_is_reported(verb: tuple[str, ...], tmp_path: Path) -> Non
     assert not (tmp_path / "typo").exists()
 
 
+def test_impossible_folder_of_a_store_is_reported(tmp_path: Path) -> None:
+    lists = tmp_path / "lists.csv"
+    lists.write_text("user,item,score\n1,a,1.0\n")
+    failed(hotplate("import", lists, "--store", f"file://{lists}"), f"{lists} is a file; a store is a folder", code=2)
+    failed(hotplate("import", lists, "--store", "file:///proc/none"), "/proc/none cannot be made; name another", code=2)
+
+
 def test_service_of_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with running(tmp_path / "typo") as service:
         assert service.get("/v1/popular").status == 503
