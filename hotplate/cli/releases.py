@@ -26,6 +26,7 @@ from hotplate.cli.terminal import (
     table,
 )
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
+from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.manifest import Manifest
@@ -255,7 +256,24 @@ def prune(
             keep_ready_s=keep_ready_s,
             on_progress=partial(on_progress, "prune"),
         )
-    _print_change(store, {"erased": erased}, f"erased {', '.join(erased) or 'nothing'}", as_json=as_json)
+    notes = list[str]()
+    if not as_json:
+        left_at = run_on_store(store, partial(_read_in_grace, keep=keep, keep_ready_s=keep_ready_s))
+        if left_at:
+            kept = f"{format_count(len(left_at), 'release')} that left service less than {grace:g} s ago (--grace)"
+            notes = [f"not erased before {format_time(max(left_at) + grace)}: {kept}"]
+    _print_change(store, {"erased": erased}, f"erased {', '.join(erased) or 'nothing'}", *notes, as_json=as_json)
+
+
+async def _read_in_grace(store: Store, *, keep: int, keep_ready_s: float | None) -> list[float]:
+    """Return when releases left service that `prune` will erase once their grace is over."""
+    catalogue = await store.catalogue()
+    pruned = transitions.prune(catalogue, keep, grace_s=0, keep_ready_s=keep_ready_s)
+    return [
+        entry.superseded_at
+        for entry, later in zip(catalogue.releases, pruned.releases, strict=True)
+        if entry.superseded_at is not None and entry.state is not later.state
+    ]
 
 
 @app.command()
@@ -378,10 +396,10 @@ async def _repair(source: Store, damaged: Store, *, release: str | None, on_prog
     return await repair_release(damaged, source, entry.id, on_progress=on_progress)
 
 
-def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
-    """Print the fields as JSON, with warnings, or the sentence; both with the store that was changed."""
+def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *notes: str, as_json: bool) -> None:
+    """Print the fields as JSON, with warnings, or the sentence and notes; both with the store that was changed."""
     facts = {"store": shown_store_url(store, as_json=True), **fields}
-    print_result(with_warnings(facts), f"{sentence} in {shown_store_url(store)}", as_json=as_json)
+    print_result(with_warnings(facts), f"{sentence} in {shown_store_url(store)}", *notes, as_json=as_json)
 
 
 def _state_in_words(catalogue: Catalogue, entry: Release) -> str:

@@ -66,6 +66,11 @@ def test_every_changing_verb_names_the_store(tmp_path: Path) -> None:
     for verb in verbs:
         assert f" in {folder}" in succeeded("releases", *verb, "--store", folder), verb
     assert json_of("releases", "prune", "--store", folder)["store"] == folder
+    succeeded("import", lists, "--store", folder)
+    kept = succeeded("releases", "prune", "--keep", "0", "--store", folder)
+    assert f"erased nothing in {folder}" in kept
+    assert "not erased before " in kept
+    assert ": 2 releases that left service less than 600 s ago (--grace)" in kept
     assert "is complete: 3 rows" in succeeded("releases", "scrub", "--rate", "100000", "--store", folder)
     failed(hotplate("releases", "promote", "--store", folder), "No release is the canary in this store")
     failed(hotplate("releases", "show", "nonsense", "--store", folder), "is not in this store")
