@@ -68,7 +68,7 @@ def erase(users: Users, places: Places) -> None:
 
     others = _search_other_places(users, places)
     erasure = run_on_store(places.store, lambda opened: erase_users(opened, users))
-    _print_erasure(erasure, others, places, f"of {len(set(users))} are erased from")
+    _print_erasure(erasure, others, places, f"of {len(set(users))} erased from")
 
 
 @app.command()
@@ -81,7 +81,7 @@ def find(users: Users, places: Places) -> None:
 
     others = _search_other_places(users, places)
     erasure = run_on_store(places.store, lambda opened: find_users(opened, users))
-    _print_erasure(erasure, others, places, f"of {len(set(users))} are marked as erased in")
+    _print_erasure(erasure, others, places, f"of {len(set(users))} marked as erased in")
 
 
 def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
@@ -122,7 +122,7 @@ def _not_searched(places: Places, event_files: Iterable[str]) -> list[str]:
 def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, state: str) -> None:
     """Print which users are erased from the store, and what still holds users.
 
-    *state* ends the first sentence, as "of 2 are erased from" the store.
+    *state* ends the first sentence, as "of 2 erased from" the store.
     """
     from hotplate.stores.erasure_log import lost_sentence
 

@@ -187,7 +187,7 @@ def split_in_words(record: EvaluationRecord) -> str:
     if record.users_drawn_from:
         parts.append(f"drawn at random from {record.users_drawn_from:,} users")
     if missing := model.users - model.users_with_lists:
-        parts.append(f"{missing:,} users have no list and get the popular one")
+        parts.append(f"{missing:,} of {model.users:,} users have no list and get the popular one")
     if record.cold_pairs:
         parts.append(f"{record.cold_pairs:,} pairs of items that were new")
     if record.split is not None and record.split.kind in _RANDOM_SPLITS:

@@ -485,7 +485,7 @@ def _notes_on_missing_lists(lists: Indices, candidate: Candidate) -> Iterator[st
     missing = int(np.count_nonzero((lists < 0).all(axis=1)))
     if missing:
         counted = "nothing: its popular list is not known" if candidate.popular is None else "its popular list"
-        yield f"{missing:,} users have no list in {candidate.origin}, and count with {counted}"
+        yield f"{missing:,} of {len(lists):,} users have no list in {candidate.origin}, and count with {counted}"
 
 
 def _comparison_rows(metric: str, a: Values, b: Values) -> Iterator[Row]:

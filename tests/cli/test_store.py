@@ -74,7 +74,7 @@ def test_every_changing_verb_names_the_store(tmp_path: Path) -> None:
     assert "is complete: 3 rows" in succeeded("releases", "scrub", "--rate", "100000", "--store", folder)
     failed(hotplate("releases", "promote", "--store", folder), "No release is the canary in this store")
     failed(hotplate("releases", "show", "nonsense", "--store", folder), "is not in this store")
-    assert f"1 user of 1 are erased from {folder}" in succeeded("users", "erase", "1", "--store", folder)
+    assert f"1 user of 1 erased from {folder}" in succeeded("users", "erase", "1", "--store", folder)
     other = f"file://{tmp_path}/other"
     assert f" in {other}\n" in succeeded("releases", "copy", "--from", folder, "--to", other)
     assert f" in {other}" in succeeded("releases", "repair", "--from", folder, "--store", other)
@@ -186,7 +186,7 @@ def test_users_are_erased_and_their_releases_are_named(tmp_path: Path) -> None:
     assert succeeded("store", "backup", backup, *store)
     assert json_of("lookup", "u7", "--json", *store)["source"] == "personal"
     printed = succeeded("users", "erase", "u7", *store, "--backup", backup)
-    assert f"1 user of 1 are erased from file://{folder}" in printed
+    assert f"1 user of 1 erased from file://{folder}" in printed
     assert f"release {release} holds 'u7' until it is pruned" in printed
     assert f"{backup} holds 'u7'" in printed
     assert "not searched: other stores, model folders, events" in printed
