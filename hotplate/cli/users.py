@@ -139,6 +139,8 @@ def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, sta
         sentences.append(f"warning: {erasure.warning}")
     if erasure.deleted:
         sentences.append(f"{format_count(erasure.deleted, 'row')} deleted")
+    elif not erasure.holding:
+        sentences.append("no release holds a list of an id given: check the ids, unless they were erased before")
 
     for release, held in erasure.holding.items():
         list_names = erasure.lists.get(release)

@@ -194,6 +194,9 @@ def test_users_are_erased_and_their_releases_are_named(tmp_path: Path) -> None:
     assert succeeded("store", "restore", backup, *store, "--over")
     assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"
     assert succeeded("releases", "verify", *store)
+    misspelt = "no release holds a list of an id given: check the ids"
+    assert misspelt in succeeded("users", "find", "u77", *store)
+    assert misspelt not in succeeded("users", "find", "u77", "u8", *store)
     output = json_of("users", "find", "u7", "u8", "--json", *store)
     assert (output["erased"], output["store"]) == (["u7"], f"file://{folder}")
     failed(hotplate("users", "erase", "u7", "--store", f"file://{tmp_path}/none"), "Nothing was ever published")
