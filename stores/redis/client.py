@@ -41,6 +41,9 @@ MAX_SESSIONS = 8
 Command = Sequence[str | bytes | int]
 """The name of a command and its arguments."""
 
+# How a server refuses SELECT.
+NO_SUCH_DATABASE = "DB index is out of range"
+
 # For each error of redis-py, most specific first, the error of stores and its sentence.
 MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
     TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
@@ -66,6 +69,8 @@ MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
 def translated(error: Exception, where: str) -> StoreError:
     """Return the error of stores for an error of redis-py; *where* names the server."""
     text, _, _ = str(error).partition(", with args beginning with")  # perhaps a password
+    if text == NO_SUCH_DATABASE:
+        text = f"{text}; end the URL with the number of a database that it has, as /0"
     for known, (kind, sentence) in MEANINGS.items():
         if isinstance(error, known):
             return kind(sentence.format(where=where, error=text))

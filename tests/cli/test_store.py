@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from hotplate.stores.event_log import LogSegment
-from tests.support import redis_server
 from tests.support.command import failed, hotplate, json_of, succeeded
+from tests.support.redis_server import RedisServer
+from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_lists, publish_to, running
 
 
@@ -31,7 +32,7 @@ def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_p
 
 
 def test_doctor_says_first_that_a_full_store_takes_no_publish(tmp_path: Path) -> None:
-    with redis_server.running(tmp_path) as server:
+    with redis_running(tmp_path) as server:
         url = server.url()
         asyncio.run(publish_to(url, {"user:1": a_list("a")}))
         server.execute_command("CONFIG", "SET", "maxmemory", "1mb")
@@ -100,6 +101,14 @@ def test_impossible_folder_of_a_store_is_reported(tmp_path: Path) -> None:
     lists.write_text("user,item,score\n1,a,1.0\n")
     failed(hotplate("import", lists, "--store", f"file://{lists}"), f"{lists} is a file; a store is a folder", code=2)
     failed(hotplate("import", lists, "--store", "file:///proc/none"), "/proc/none cannot be made; name another", code=2)
+
+
+def test_missing_database_of_redis_is_reported(redis_server: RedisServer) -> None:
+    url = f"redis://127.0.0.1:{redis_server.port}/99"
+    failed(
+        hotplate("releases", "list", "--store", url),
+        "DB index is out of range; end the URL with the number of a database",
+    )
 
 
 def test_service_of_a_missing_folder_is_reported(tmp_path: Path) -> None:
