@@ -401,6 +401,8 @@ def _describe(path: Path) -> Description:
                 f"There is no model folder {path}, as a writer was killed while it replaced the model. The former one "
                 f"is {former}; rename it to {path.name}, or train again."
             )
+        if path.is_file():
+            raise DataError(f"{path} is a file, not a model folder; hotplate train {path} --out FOLDER makes one.")
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():
         raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")

@@ -110,6 +110,8 @@ def test_folder_that_is_not_a_model_is_never_overwritten(model: Model, tmp_path:
         save(model, tmp_path / "notes.txt")
     with pytest.raises(DataError, match="cannot be written to"):
         save(model, tmp_path / "notes.txt" / "model")
+    with pytest.raises(DataError, match=r"notes\.txt is a file, not a model folder; .* --out FOLDER makes one"):
+        load(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     save(model, tmp_path / "empty")
