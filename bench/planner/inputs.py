@@ -17,7 +17,7 @@ from hotplate.bench.options import MAX_POPULAR
 from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
-from hotplate.stores.errors import reason_of
+from hotplate.stores.errors import did_you_mean, reason_of
 
 if TYPE_CHECKING:
     from hotplate.stores.manifest import Manifest
@@ -225,7 +225,8 @@ def _checked_values(layer: InputSource) -> dict[str, Any]:
     for name, value in layer.values.items():
         label = layer.label_of(name)
         if name not in INPUT_FIELDS:
-            raise PlanMisused(f"{label} is not an input of a plan; there are {', '.join(INPUT_FIELDS)}")
+            advice = did_you_mean(name, INPUT_FIELDS) or f"there are {', '.join(INPUT_FIELDS)}"
+            raise PlanMisused(f"{label} is not an input of a plan; {advice}")
         values[name] = _checked_value(INPUT_FIELDS[name], value, label)
     return values
 
@@ -417,7 +418,8 @@ def _checked_value(declared: Field[Any], value: object, label: str) -> Any:  # n
     try:
         number = _parse_number(value)
     except (TypeError, ValueError) as error:
-        raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
+        examples = ", as 1500, 1.5k or 2M" if str(value)[:1].isdigit() else ""
+        raise PlanMisused(f"{label} is {value!r}, and must be {expected}{examples}") from error
     if not _is_within_bounds(declared, number):
         raise PlanMisused(f"{label} is {number:,.10g}, and must be {_format_bounds(declared)}")
     if is_whole and number != int(number):

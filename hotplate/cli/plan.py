@@ -32,6 +32,7 @@ from hotplate.cli.terminal import (
 from hotplate.report import Report
 from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.charges import Charges
+from hotplate.stores.errors import did_you_mean
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 
@@ -167,9 +168,8 @@ def _write_and_print(
     plan that fails the check. Raises PlanMisused for an unknown figure, and typer.Exit for a code other than 0.
     """
     if flags.why is not None and flags.why not in capacity_plan.figures:
-        raise inputs.PlanMisused(
-            f"--why: there is no figure {flags.why!r}; known are {', '.join(capacity_plan.figures)}"
-        )
+        advice = did_you_mean(flags.why, capacity_plan.figures) or f"known are {', '.join(capacity_plan.figures)}"
+        raise inputs.PlanMisused(f"--why: there is no figure {flags.why!r}; {advice}")
 
     if flags.report is not None:
         from hotplate import report_page  # an extra

@@ -54,7 +54,10 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     ("arguments", "sentence"),
     [
         ([*LEAST, "--set", "kept"], "--set takes NAME=VALUE, not 'kept'"),
-        ([*LEAST, "--set", "speed=1"], "--set speed is not an input of a plan"),
+        ([*LEAST, "--set", "speed=1"], "--set speed is not an input of a plan; there are users, peak_rps, "),
+        ([*LEAST, "--set", "region=1"], "--set region is not an input of a plan; did you mean regions?"),
+        ([*LEAST, "--why", "serve_r"], "there is no figure 'serve_r'; did you mean serve_ru?"),
+        ([*LEAST, "--regions", "1,000"], "'1,000', and must be a whole number, as 1500, 1.5k or 2M"),
         ([*LEAST, "--regions", "3", "--set", "region_share=0.3"], "3 regions answer 90% of the requests"),
         ([*LEAST, "--prices", "/none.toml"], "/none.toml: No such file"),
         ([*LEAST, "--from-release", "ftp://x"], "is not the URL of a store"),
