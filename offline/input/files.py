@@ -256,7 +256,7 @@ def digest_of_paths(paths: Iterable[Path]) -> str:
     """Return a hexadecimal digest of the files and folders at *paths*, local or remote, to see whether they change.
 
     Of a folder, the files that `find_files` returns count. Local files are read whole. Remote ones are not read: their
-    sizes, times and tags, as fsspec reports them, count.
+    sizes, times and tags, as fsspec reports them, count. Raises DataError for a path that does not exist.
     """
     states = list[str]()
     for path in paths:
@@ -265,6 +265,8 @@ def digest_of_paths(paths: Iterable[Path]) -> str:
             states += _states_of_remote(url)
             continue
 
+        if not path.exists():
+            raise DataError(f"{path} does not exist.")
         files = [file.path for file in _files_in_folder(path, {})] if path.is_dir() else [path]
         states.append(digest((str(file), file) for file in files))
     return xxhash.xxh3_128_hexdigest("\n".join(states).encode())

@@ -449,6 +449,13 @@ def test_unreadable_model_of_an_interrupted_run_is_trained_again(name: str, fold
     assert (done["outcome"], done["run"]) == ("published", left["run"])
 
 
+def test_missing_data_fail_a_run_with_the_path(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    (tmp_path / "clicks.csv").unlink()
+    done = hotplate("run", pipeline)
+    assert (done.returncode, summary_of(done)["error"]) == (1, f"{tmp_path}/clicks.csv does not exist.")
+
+
 def test_model_that_fails_to_load_is_trained_again_by_the_next_attempt(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     left = summary_of(interrupted_run(pipeline))
