@@ -204,7 +204,7 @@ class CatalogueFile:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except FileNotFoundError as error:  # below /proc, where folders cannot be made
-                raise StoreUnavailable(f"the folder {self.folder} cannot be made; name another") from error
+                raise ReleaseNotFound(f"the folder {self.folder} cannot be made; name another") from error
         with translating_errors(self._lock):
             try:
                 descriptor = take_lock(self._lock, 0o644, LOCK_TIMEOUT_S)
