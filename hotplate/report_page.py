@@ -66,8 +66,17 @@ LOG_MARGIN = 1.3
 
 def save(report: Report, name: Path) -> None:
     """Write *name*.json and *name*.html, each atomically."""
-    _write(name.with_name(f"{name.name}.json"), json.dumps(to_json(report), indent=1))
+    _write(_json_path(name), json.dumps(to_json(report), indent=1))
     save_page(report, name.with_name(f"{name.name}.html"))
+
+
+def is_saved(name: Path) -> bool:
+    """Return whether there is a *name*.json, of an earlier report."""
+    return _json_path(name).exists()
+
+
+def _json_path(name: Path) -> Path:
+    return name.with_name(f"{name.name}.json")
 
 
 def save_page(report: Report, path: Path) -> None:

@@ -46,7 +46,7 @@ def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: P
 
     with progress_display(err) as display:
         report = measure(display)
-    if report.interrupted and report.is_empty:
+    if report.interrupted and report.is_empty and report_page.is_saved(written):
         print_and_exit(report, None, as_json=as_json)
     report_page.save(report, written)
     print_and_exit(report, written, as_json=as_json)
