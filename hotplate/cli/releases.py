@@ -28,7 +28,7 @@ from hotplate.cli.terminal import (
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
 from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
-from hotplate.stores.change_warnings import with_warnings
+from hotplate.stores.change_warnings import failure_as_warning, with_warnings
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.options import Flag
 from hotplate.stores.store import Store
@@ -258,7 +258,9 @@ def prune(
         )
     notes = list[str]()
     if not as_json:
-        left_at = run_on_store(store, partial(_read_in_grace, keep=keep, keep_ready_s=keep_ready_s))
+        left_at = list[float]()
+        with failure_as_warning("it is not known which releases are kept for their grace"):
+            left_at = run_on_store(store, partial(_read_in_grace, keep=keep, keep_ready_s=keep_ready_s))
         if left_at:
             kept = f"{format_count(len(left_at), 'release')} that left service less than {grace:g} s ago (--grace)"
             notes = [f"not erased before {format_time(max(left_at) + grace)}: {kept}"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.cli.releases import prune
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.event_log import LogSegment
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.redis_server import RedisServer
@@ -79,6 +81,26 @@ def test_every_changing_verb_names_the_store(tmp_path: Path) -> None:
     other = f"file://{tmp_path}/other"
     assert f" in {other}\n" in succeeded("releases", "copy", "--from", folder, "--to", other)
     assert f" in {other}" in succeeded("releases", "repair", "--from", folder, "--store", other)
+
+
+def test_prune_reports_what_it_erased_even_if_the_store_fails_afterwards(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lists = tmp_path / "lists.csv"
+    lists.write_text("user,item,score\n1,a,1.0\n")
+    folder = f"file://{tmp_path}/store"
+    first, _ = [json_of("import", lists, "--store", folder)["release"]["release"] for _ in range(2)]
+
+    def unavailable(*_: object) -> None:
+        raise StoreUnavailable("this store is away")
+
+    monkeypatch.setattr("hotplate.cli.releases.run_on_store", unavailable)
+    prune(store=folder, keep=0, grace=0)
+    assert f"erased {first} in {folder}" in capsys.readouterr().out
+    assert "this store is away" in caplog.text
 
 
 @pytest.mark.parametrize(
