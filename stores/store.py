@@ -328,6 +328,10 @@ class Level(StrEnum):
     ERROR = "error"
 
 
+# The subject of the finding on the rights and the room to publish.
+MAY_PUBLISH = "may publish"
+
+
 class Finding(NamedTuple):
     """One line of `hotplate store doctor`; the sentence says what to do unless it is OK."""
 

@@ -31,7 +31,7 @@ from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.options import Argument, Flag
-from hotplate.stores.store import Finding, Level, Store
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Store
 
 if TYPE_CHECKING:
     from hotplate.stores.doctor import OnRowsRead, Survey
@@ -44,9 +44,6 @@ app = Verbs(
     help="Examine a store, back it up, restore it, rebuild its catalogue.\n\n"
     "Example: hotplate store doctor --store redis://localhost:6379/0",
 )
-
-# The subject of each backend's finding on the rights and the room to publish.
-MAY_PUBLISH = "may publish"
 
 
 @app.command()

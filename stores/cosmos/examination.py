@@ -8,7 +8,7 @@ from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUn
 from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, item_bytes, without_system_properties
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, LookupClient, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address
-from hotplate.stores.store import Finding, Level, TracedCall, traced_call
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, TracedCall, traced_call
 from hotplate.stores.urls import LOOPBACK
 
 # An etag that no item has.
@@ -92,25 +92,25 @@ async def _writing(address: Address, client: SignedClient) -> list[Finding]:
     """
     if address.arm is None and address.key is None:
         advice = f"to publish, add subscription= and resource_group= or {KEY}"
-        return [_warning("may publish", f"no, which is right for a service; {advice}")]
+        return [_warning(MAY_PUBLISH, f"no, which is right for a service; {advice}")]
 
     try:
         catalogue = (await client.read_fresh(CONTROL, CATALOGUE)).item
         if catalogue is None:
-            return [_shown_at_first_publish("may publish", address)]
+            return [_shown_at_first_publish(MAY_PUBLISH, address)]
         written = await client.replace(CONTROL, without_system_properties(catalogue), NO_VERSION)
     except ContainerMissing:
-        return [_shown_at_first_publish("may publish", address)]
+        return [_shown_at_first_publish(MAY_PUBLISH, address)]
     except CosmosUnavailable as error:
         if error.kind not in ("forbidden", "unauthorized"):
             raise
-        return [_warning("may publish", f"no, which is right for a service; to publish: {error}")]
+        return [_warning(MAY_PUBLISH, f"no, which is right for a service; to publish: {error}")]
 
     if written.applied:
         etag = _error("etag", "a write to another version was accepted; do not publish here")
     else:
         etag = _ok("etag", "a write to another version is refused")
-    return [_ok("may publish", "yes"), etag]
+    return [_ok(MAY_PUBLISH, "yes"), etag]
 
 
 def _shown_at_first_publish(subject: str, address: Address) -> Finding:

@@ -18,7 +18,7 @@ from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.replication import replicas_in
 from hotplate.stores.redis.url import RedisAddress
-from hotplate.stores.store import Finding, Level, Plan
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
 
 _ok = partial(Finding, Level.OK)
@@ -223,7 +223,7 @@ async def _writing(session: Session, keys: Keys) -> Finding:
         await session.execute("WATCH", row)
         await session.execute("MULTI")
     except StoreMisused as error:  # without MULTI, commands would be executed
-        return _warning("may publish", f"no, as is right for a service: {error}")
+        return _warning(MAY_PUBLISH, f"no, as is right for a service: {error}")
 
     try:
         replies = await session.replies(*commands)
@@ -231,7 +231,7 @@ async def _writing(session: Session, keys: Keys) -> Finding:
         replies = [error]
 
     errors = [str(reply) for reply in replies if isinstance(reply, StoreError)]
-    return _warning("may publish", f"no: {errors[0]}") if errors else _ok("may publish", "yes")
+    return _warning(MAY_PUBLISH, f"no: {errors[0]}") if errors else _ok(MAY_PUBLISH, "yes")
 
 
 async def _setting(session: Session, name: str) -> str | None:
