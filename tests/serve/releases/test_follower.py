@@ -206,16 +206,22 @@ async def test_store_restored_without_the_release_is_followed_and_logged_once(
     ]
 
 
+async def backup_before_erasures(memory: MemoryStore, follower: Follower) -> MemoryStore:
+    """Return a copy with user 1 erased, of a followed store in which users 2 and 3 are erased afterwards."""
+    await followed(memory, follower)
+    await erase_users(memory, ["1"])
+    copy = backup(memory)
+    await erase_users(memory, ["2", "3"])
+    await until(follower, await publish(memory, "second"))
+    return copy
+
+
 @virtual
 async def test_users_erased_before_a_restore_stay_hidden_and_are_counted(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
-        await followed(memory, follower)
-        await erase_users(memory, ["1"])
-        copy = backup(memory)
-        await erase_users(memory, ["2", "3"])
-        await until(follower, await publish(memory, "second"))
+        copy = await backup_before_erasures(memory, follower)
         restore(memory, copy)
         await asyncio.sleep(2 * RESTORED_S)
         assert [follower.erased.covers(f"user:{user}") for user in "1234"] == [True, True, True, False]
@@ -231,11 +237,7 @@ async def test_replica_that_lags_behind_a_restore_does_not_clear_the_lost_erasur
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
-        await followed(memory, follower)
-        await erase_users(memory, ["1"])
-        copy = backup(memory)
-        await erase_users(memory, ["2", "3"])
-        await until(follower, await publish(memory, "second"))
+        copy = await backup_before_erasures(memory, follower)
         lagging = backup(memory)
         restore(memory, copy)
         await asyncio.sleep(2 * RESTORED_S)
