@@ -21,6 +21,7 @@ import hotplate
 from hotplate import client as module
 from tests.support.faulty_proxy import (
     DROPPED,
+    HELD,
     RELAY,
     RESET,
     SILENT,
@@ -331,9 +332,14 @@ def test_an_answer_does_not_wait_for_a_silent_popular_list(proxy: FaultyProxy, c
 
 
 async def test_popular_lists_are_remembered_after_any_answer(proxy: FaultyProxy) -> None:
+    proxy.faults.extend([RELAY, HELD])
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:
         assert (await client.recommendations("42", segment="France")).source == "personal"
+        async with asyncio.timeout(AMPLE_S):
+            while len(proxy.requests) < 2:
+                await asyncio.sleep(0.01)
         await client.recommendations("42", segment="Spain")  # while the lists of the first call are read
+        proxy.released.set()
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         assert [line for line in proxy.requests if "popular" in line] == [
             "GET /v1/popular?n=100&segment=France HTTP/1.1",

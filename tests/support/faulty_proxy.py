@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 # The faults of a request, if it is not answered with bytes.
 RELAY = "it is passed on"
+HELD = "it is passed on once `released` is set"
 SILENT = "it is never answered"
 TRICKLED_HEAD = "headers come byte by byte, without an end"
 TRICKLED_BODY = "the body comes byte by byte, without an end"
@@ -32,6 +33,7 @@ class FaultyProxy:
         """The first lines of the requests that came."""
 
         self.connections = 0
+        self.released = threading.Event()
         self.over = threading.Event()
         self._listener = listener
 
@@ -51,9 +53,11 @@ class FaultyProxy:
                 body = stream.read(int(headers.get("Content-Length", 0)))
                 self.requests.append(line.decode().strip())
                 fault = self.faults.popleft() if self.faults else self.fault
+                if fault == HELD:
+                    self.released.wait()
                 if isinstance(fault, bytes):
                     connection.sendall(fault)
-                elif fault == RELAY:
+                elif fault in {RELAY, HELD}:
                     connection.sendall(self._relayed(line, headers, body))
                 else:
                     self._spoil(connection, fault)
@@ -99,6 +103,7 @@ def faulty_proxy(port: int) -> Iterator[FaultyProxy]:
         try:
             yield proxy
         finally:
+            proxy.released.set()
             proxy.over.set()
             listener.shutdown(socket.SHUT_RDWR)
             thread.join(60)
