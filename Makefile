@@ -6,7 +6,9 @@ PIP_INSTALL := .ci/pip-install $(BIN)/python
 # Each worker starts its own servers; an idle worker takes tests from another one. The fast tests wait half of their time,
 # so there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal
-FAST := $(PYTEST) -m "not soak and not k8s and not spark" --ignore tests/k8s
+# Their tests have targets of their own, and importing them takes seconds, also if none is selected.
+APART := --ignore tests/k8s --ignore tests/offline/spark
+FAST := $(PYTEST) -m "not soak and not k8s and not spark" $(APART)
 # Workers and hundreds of commands load the same modules, which would be compiled again for each.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -27,9 +29,8 @@ test: lint ## every check and the fast tests
 	@.ci/debian-packages
 	@$(MAKE) --no-print-directory --jobs 2 types fast
 
-# Types are checked while tests wait. tests/k8s is not even collected, because importing it takes seconds. Tests are
-# collected once before the workers start: otherwise, in a fresh clone, each worker would compile them all, and an import
-# error would be reported only after all other tests.
+# Types are checked while tests wait. Tests are collected once before the workers start: otherwise, in a fresh clone, each
+# worker would compile them all, and an import error would be reported only after all other tests.
 fast: .venv/dev .venv/lane
 	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
 	$(FAST) -n 5 --durations 15
@@ -37,7 +38,7 @@ fast: .venv/dev .venv/lane
 soak: .venv/dev .venv/lane ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
-	    $(PYTEST) -n 4 -m "soak and not spark" --ignore tests/k8s --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
+	    $(PYTEST) -n 4 -m "soak and not spark" $(APART) --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
 
 check: lint types ## lint, format and types
 
