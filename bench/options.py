@@ -1,13 +1,15 @@
 """The options of each experiment, and parsers of times, rates and shares."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.stores.options import SECONDS, Argument, Flag, parse_quantity
+from hotplate.stores import options
+from hotplate.stores.options import Argument, Flag, parse_quantity
 from hotplate.stores.urls import redacted
 
 WHEN = "When requests fall due"
@@ -33,25 +35,30 @@ def require_positive(values: Mapping[str, float | None]) -> None:
 
 def parse_seconds(text: str) -> float:
     """Parse a time in seconds: `5ms`, `30s`, `2`."""
-    return _parse(text, SECONDS, "a time such as 5ms or 30s")
+    with _misused():
+        return options.parse_seconds(text)
 
 
 def parse_rate(text: str) -> float:
     """Parse a rate in requests/s: `2000`, `2k`."""
-    return _parse(text, THOUSANDS, "a rate such as 500 or 2k")
+    with _misused():
+        return parse_quantity(text, THOUSANDS, "a rate such as 500 or 2k")
 
 
 def parse_share(text: str) -> float:
     """Parse a share: `0.1%`, `0.001`."""
-    share = _parse(text, {"%": 0.01, "": 1.0}, "a share such as 0.1% or 0.001")
+    with _misused():
+        share = parse_quantity(text, {"%": 0.01, "": 1.0}, "a share such as 0.1% or 0.001")
     if share > 1:
         raise BenchMisused(f"{text!r} is more than the whole")
     return share
 
 
-def _parse(text: str, units: dict[str, float], expected: str) -> float:
+@contextmanager
+def _misused() -> Iterator[None]:
+    """Raise a ValueError of the block as BenchMisused."""
     try:
-        return parse_quantity(text, units, expected)
+        yield
     except ValueError as error:
         raise BenchMisused(str(error)) from None
 
@@ -75,7 +82,7 @@ class HttpOptions(Options):
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
     rate: Annotated[str, Flag("Requests/s, as 500 or 2k.", WHEN)] = "1k"
     poisson: Annotated[bool, Flag("Let requests arrive at random.", WHEN)] = False
-    duration: Annotated[str, Flag("The duration of one round.", WHEN)] = "10s"
+    duration: Annotated[str, Flag("The duration of one round.", WHEN, is_time=True)] = "10s"
     users: Annotated[int | None, Flag("Request the lists of users 0 … N-1.", WHAT)] = None
     keys_file: Annotated[Path | None, Flag("Request the users in this file, one a line.", WHAT)] = None
     store: Annotated[
@@ -100,9 +107,9 @@ class HttpOptions(Options):
         Flag("The objective, as p99=5ms,errors=0.1%, which is that of --find-max; else 0.1% errors.", HOW),
     ] = None
     repeat: Annotated[int, Flag("Number of rounds; comparisons need 5.", HOW)] = 1
-    warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW)] = "2s"
+    warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW, is_time=True)] = "2s"
     connections: Annotated[int, Flag("The maximum of requests in flight.", HOW)] = 64
-    timeout: Annotated[str, Flag("Time from a request's due time to its failure.", HOW)] = "5s"
+    timeout: Annotated[str, Flag("Time from a request's due time to its failure.", HOW, is_time=True)] = "5s"
 
 
 # Ours: Azure promises a p99 below 10 ms for direct connectivity only, and nothing for the gateway that we use.
@@ -126,7 +133,7 @@ class StoresOptions(Options):
         Argument("Stores to compare; else files, a redis-server and an emulated Cosmos DB.", "URL"),
     ] = ()
     rate: Annotated[str, Flag("Requests/s through each service, as 2k; all must serve it.", WHEN)] = "800"
-    duration: Annotated[str, Flag("Duration of a store's reads in a round.", WHEN)] = "1s"
+    duration: Annotated[str, Flag("Duration of a store's reads in a round.", WHEN, is_time=True)] = "1s"
     users: Annotated[int, Flag("Number of users: the first of the release, or generated.", WHAT)] = 5_000
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
     latency: Annotated[str, Flag("Without URLs: the assumed latency of Cosmos DB, or a recorded file.", WHAT)] = (
@@ -140,9 +147,13 @@ class StoresOptions(Options):
     ] = None
     budget: Annotated[
         str | None,
-        Flag("The time for all rounds, besides the start of stores and services; 130s without --repeat.", HOW),
+        Flag(
+            "The time for all rounds, besides the start of stores and services; 130s without --repeat.",
+            HOW,
+            is_time=True,
+        ),
     ] = None
-    warmup: Annotated[str, Flag("Uncounted load before the first round.", HOW)] = "2s"
+    warmup: Annotated[str, Flag("Uncounted load before the first round.", HOW, is_time=True)] = "2s"
     cpu_hour: Annotated[
         float | None,
         Flag("USD for an hour of CPU; else that of our price list.", HOW),
@@ -158,7 +169,7 @@ class ReferenceOptions(Options):
         Flag("A Cosmos DB with a live release, as cosmos://ACCOUNT/DATABASE; else an emulated one.", WHAT),
     ] = None
     latency: Annotated[str, Flag("Without --account: the assumed latency of Cosmos DB.", WHAT)] = ASSUMED_LATENCY
-    duration: Annotated[str, Flag("The duration of the load.", HOW)] = "60s"
+    duration: Annotated[str, Flag("The duration of the load.", HOW, is_time=True)] = "60s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,5 +188,7 @@ class SweepOptions(Options):
     autoscale: Annotated[bool, Flag("Levels are maxima of autoscale, in steps of 1,000 RU/s.", WHAT)] = False
     item_kb: Annotated[str, Flag("Stored sizes of lists in KB, as 1,4,16.", WHAT)] = "1"
     latency: Annotated[str, Flag("The emulator's latency, an assumption.", HOW)] = ASSUMED_LATENCY
-    duration: Annotated[str, Flag("Counted time of a trial at 90 and 110 % load; others are shorter.", HOW)] = "6s"
+    duration: Annotated[
+        str, Flag("Counted time of a trial at 90 and 110 % load; others are shorter.", HOW, is_time=True)
+    ] = "6s"
     yes: Annotated[bool, Flag("Spend the money without asking first.", HOW, env=False)] = False

@@ -165,7 +165,7 @@ class PublishSettings:
     arm: ChosenArm = "A"
     probation_wait: Annotated[
         str,
-        Flag("Time for services (`serve --probation`) to withdraw the release, as 6m.", env=False, metavar="TIME"),
+        Flag("Time for services (`serve --probation`) to withdraw the release.", env=False, is_time=True),
     ] = "0"
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import orjson
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.stores.options import BUDGET_S, RARE, Flag, parse_seconds
+from hotplate.stores.options import BUDGET_S, RARE, Flag
 from hotplate.stores.urls import secret
 
 # Panels of `hotplate serve --help`.
@@ -43,7 +43,14 @@ class Limits:
     """A connection over the limit replaces the longest idle one."""
     idle_s: Annotated[
         float,
-        Flag("Seconds until an idle connection is closed.", CALLERS, "idle-timeout", at_least=1, at_most=86_400),
+        Flag(
+            "An idle connection is closed after this time.",
+            CALLERS,
+            "idle-timeout",
+            at_least=1,
+            at_most=86_400,
+            is_time=True,
+        ),
     ] = 75.0
     """From the last answer, or connecting, to the first byte of a request."""
     header_s: float = 10.0
@@ -99,24 +106,32 @@ class ServiceSettings:
         int, Flag("Processes that share the port; one per core is best.", LISTENING, at_least=1, at_most=256)
     ] = 1
     budget_s: Annotated[
-        float, Flag("Seconds for all store reads of a request.", STORES, "budget", at_least=0.001, at_most=3600)
+        float,
+        Flag(
+            "The time for all store reads of a request.", STORES, "budget", at_least=0.001, at_most=3600, is_time=True
+        ),
     ] = BUDGET_S
     cache_mb: Annotated[int, Flag("MiB of remote lists cached per worker; 0 disables it.", STORES, at_least=0)] = 64
 
-    probation: Annotated[
-        str,
+    probation_s: Annotated[
+        float,
         Flag(
-            "After an activation, withdraw a release that is worse than the one before; as 5m.", STORES, metavar="TIME"
+            "For this time, withdraw a release that is worse than the one before; 0 is off.",
+            STORES,
+            "probation",
+            at_least=0,
+            is_time=True,
         ),
-    ] = "0"
+    ] = 0.0
+    """How long a release is compared with the one before, from its activation."""
 
     drain_delay_s: Annotated[
         float,
-        Flag("Seconds between SIGTERM and closing the port.", RARE, "drain-delay", at_least=0),
+        Flag("The time between SIGTERM and closing the port.", RARE, "drain-delay", at_least=0, is_time=True),
     ] = 5.0
     """Time for load balancers to notice. Ctrl-C skips it."""
     drain_s: Annotated[
-        float, Flag("Seconds for requests in flight to finish at a stop.", RARE, "drain", at_least=0)
+        float, Flag("The time for requests in flight at a stop.", RARE, "drain", at_least=0, is_time=True)
     ] = 10.0
     admin_host: Annotated[str, Flag("The address of metrics and the console.", OPERATORS)] = "127.0.0.1"
     admin_port: Annotated[int, Flag("Their port; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)] = 8090
@@ -181,14 +196,6 @@ class ServiceSettings:
     ] = ()
     no_fast_lane: Annotated[bool, Flag("Serve plain requests through aiohttp too; slower.", RARE)] = False
     limits: Limits = field(default_factory=Limits)
-
-    @property
-    def probation_s(self) -> float:
-        """How long a release is compared with the one before; 0 if it is not. Raises ServiceMisused."""
-        try:
-            return parse_seconds(self.probation)
-        except ValueError as error:
-            raise ServiceMisused(f"--probation: {error}") from None
 
     @property
     def scheme(self) -> Literal["http", "https"]:

@@ -9,15 +9,17 @@ RARE = "Rarely needed"
 # The default of --budget: for all store reads of one request.
 BUDGET_S = 0.05
 
-SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
+SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
+# The grammar of SECONDS for `--help` of verbs with a time.
+TIMES_IN_WORDS = "A TIME is 50ms, 30s, 10m, 12h or 7d; a number without a unit is in seconds."
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(\S*)\s*")
 
 
 class Flag(NamedTuple):
     """A field given as a flag and, with *env*, as an environment variable: HOTPLATE_, *prefix* and the name.
 
     *name* defaults to the field's name, *prefix* to that of the verb. A path is one of this machine; with *urls*, also
-    a URL of an fsspec file system.
+    a URL of an fsspec file system. With *is_time*, a text is a time of `parse_seconds`, and a number is in seconds.
     """
 
     help: str
@@ -29,6 +31,7 @@ class Flag(NamedTuple):
     at_most: float | None = None
     prefix: str | None = None
     urls: bool = False
+    is_time: bool = False
 
 
 class Argument(NamedTuple):
@@ -41,7 +44,7 @@ class Argument(NamedTuple):
 
 def parse_seconds(text: str) -> float:
     """Parse a time in seconds: `5ms`, `30s`, `2`. Raises ValueError."""
-    return parse_quantity(text, SECONDS, "a time such as 5ms or 30s")
+    return parse_quantity(text, SECONDS, "a time such as 50ms, 30s or 10m")
 
 
 def parse_quantity(text: str, units: Mapping[str, float], what: str) -> float:

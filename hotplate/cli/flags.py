@@ -18,7 +18,7 @@ import typer
 
 from hotplate.offline.errors import SettingError
 from hotplate.stores.errors import did_you_mean
-from hotplate.stores.options import RARE, Argument, Flag
+from hotplate.stores.options import RARE, TIMES_IN_WORDS, Argument, Flag, parse_seconds
 from hotplate.stores.urls import local_path, url_of
 
 PREFIX = "HOTPLATE_"
@@ -93,6 +93,11 @@ class Setting:
         return isinstance(self.declaration, Flag) and self.declaration.panel == RARE
 
     @property
+    def is_time(self) -> bool:
+        """Whether its text is a time, as 30s."""
+        return isinstance(self.declaration, Flag) and self.declaration.is_time
+
+    @property
     def is_one_url(self) -> bool:
         """Whether it is the URL of one store; a second URL is an error."""
         return not self.is_list and self.declaration.metavar == "URL" and self.flag is not None
@@ -133,13 +138,14 @@ class Setting:
         flag = str(self.flag)
         if self.value_type is bool and "/" not in flag and self.default is not False:
             flag += f"/--no-{flag.removeprefix('--')}"
+        default_metavar = "TIME" if self.is_time else "|".join(choices) or METAVARS.get(self.value_type)
         return typer.Option(
             flag,
-            metavar=self.declaration.metavar or "|".join(choices) or METAVARS.get(self.value_type),
+            metavar=self.declaration.metavar or default_metavar,
             envvar=self.variable,
             show_envvar=False,
             help=self.declaration.help,
-            parser=self._parse_option if choices or self.value_type in (int, float, Path) else None,
+            parser=self._parse_option if choices or self.is_time or self.value_type in (int, float, Path) else None,
             rich_help_panel=self.declaration.panel,
             show_default=self.default not in (MISSING, None, ()),
         )
@@ -175,13 +181,16 @@ class Setting:
         """Return a text, or a value of TOML, as the setting's type.
 
         Raises ValueError with the value and what it must be, also for a number outside of the setting's bounds, and for
-        a URL where only a local path is allowed.
+        a URL where only a local path is allowed. A time is returned in seconds, or unchanged if the type is a text.
         """
         value_type = self.value_type
         if value_type is Path and not self.declaration.urls:
             local_path(str(value))
         readable = value
-        if value_type is float and str(value).startswith("."):
+        if self.is_time:
+            seconds = parse_seconds(str(value))
+            readable = str(value) if value_type is str else seconds
+        elif value_type is float and str(value).startswith("."):
             readable = f"0{value}"  # msgspec reads no .5
         if value_type in (int, float) and isinstance(self.declaration, Flag):
             bounds = msgspec.Meta(ge=self.declaration.at_least, le=self.declaration.at_most)
@@ -203,6 +212,8 @@ class Setting:
             return f"cannot be read: {reason}"
 
         number = "a whole number" if self.value_type is int else "a number"
+        if self.is_time:
+            number += " of seconds"
         low = self.declaration.at_least
         high = self.declaration.at_most
         if low is None and high is None:
@@ -314,7 +325,7 @@ def verb_with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[.
             values[setting.name] = setting.from_typer(values[setting.name])
         return function(**{parameter.name: _argument_of(parameter, values) for parameter in function_parameters})
 
-    return with_signature(verb, parameters), _help_of_variables(settings)
+    return with_signature(verb, parameters), _end_of_help(settings)
 
 
 def _argument_of(parameter: inspect.Parameter, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- of any type
@@ -451,6 +462,12 @@ def _warn_of_misspelt_variables(settings: Iterable[Setting]) -> None:
             typer.echo(f"hotplate: {name} sets no option here; {nearest}", err=True)
 
 
-def _help_of_variables(settings: list[Setting]) -> str:
+def _end_of_help(settings: list[Setting]) -> str:
+    """Return how times are written, if a setting is one, and an example of an environment variable."""
+    sentences = list[str]()
+    if any(setting.is_time for setting in settings):
+        sentences.append(TIMES_IN_WORDS)
     named = [setting for setting in settings if setting.variable]
-    return f"The environment sets options, too: {named[0].variable} is {named[0].flag}." if named else ""
+    if named:
+        sentences.append(f"The environment sets options, too: {named[0].variable} is {named[0].flag}.")
+    return " ".join(sentences)

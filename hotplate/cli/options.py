@@ -39,7 +39,7 @@ class TrainFlags:
         Literal["sum", "binary", "log"],
         Flag("Of a pair: the sum of its rows, 1, or 1 + ln of it.", metavar="sum|binary|log"),
     ] = "sum"
-    half_life: Annotated[str | None, Flag("A row loses half of its weight in 30d, 12h or 8w.", metavar="TIME")] = None
+    half_life: Annotated[str | None, Flag("A row loses half of its weight in 30d, 12h or 8w.", metavar="AGE")] = None
     where: Annotated[
         tuple[str, ...], Flag("Only rows like quantity>0 or code~^\\d{5}; repeatable.", metavar="FILTER")
     ] = ()
@@ -63,7 +63,9 @@ class TrainFlags:
     params: Annotated[
         str | None, Flag("Its parameters, as factors=64,alpha=2,recency=7d; no search.", MODEL, metavar="NAME=VALUE,…")
     ] = None
-    tune: Annotated[int | None, Flag("Seconds of a core that a search may take; 36.", SEARCH, at_least=1)] = None
+    tune: Annotated[
+        float | None, Flag("The time of a core that a search may take; 36s.", SEARCH, at_least=1, is_time=True)
+    ] = None
     no_tune: Annotated[bool, Flag("Take the default parameters.", SEARCH)] = False
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
     track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False
@@ -168,7 +170,7 @@ class RunSettings:
     """The keys of [run], which are also variables: HOTPLATE_RUN_WORK."""
 
     work: Annotated[Path | None, _run_flag("The folder of the run's state.")] = None
-    wait: Annotated[float, _run_flag("Seconds to wait for another run.", at_least=0)] = 0.0
+    wait: Annotated[float, _run_flag("The time to wait for another run.", at_least=0, is_time=True)] = 0.0
     keep_ready: Annotated[float, _run_flag("Days to keep releases never live.", at_least=0)] = 7.0
     push: Annotated[str | None, _run_flag("The URL of a Pushgateway.")] = None
     textfile: Annotated[Path | None, _run_flag("A file for node_exporter.")] = None

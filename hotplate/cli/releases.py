@@ -176,7 +176,9 @@ def canary(
     release: ReleaseArgument,
     store: StoreUrl = None,
     percent: Annotated[float, Flag("The share of the users who see it; may be changed later.")] = 5.0,
-    days: Annotated[float | None, Flag("Of an experiment.", at_least=0.01, at_most=366, env=False)] = None,
+    days: Annotated[
+        float | None, Flag("Of an experiment.", at_least=0.01, at_most=366, env=False, metavar="DAYS")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -234,10 +236,12 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
 def prune(
     store: StoreUrl = None,
     keep: Keep = 1,
-    grace: Annotated[float, Flag("Seconds to keep a release after it left service.", at_least=0)] = 600,
+    grace: Annotated[
+        float, Flag("Keep a release for this time after it left service.", at_least=0, is_time=True)
+    ] = 600,
     keep_ready: Annotated[
         float | None,
-        Flag("Also erase releases that were never live and were begun this many days ago.", at_least=0),
+        Flag("Also erase releases that were never live and were begun this many days ago.", at_least=0, metavar="DAYS"),
     ] = None,
     as_json: Json = False,
 ) -> None:

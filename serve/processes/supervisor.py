@@ -147,7 +147,6 @@ def _check_early(settings: ServiceSettings) -> None:
     memory that all processes share.
     """
     Cors(settings.cors_origins)
-    _ = settings.probation_s  # a property that checks its options
 
     # Stores, which are not connected yet.
     for url in settings.stores:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from hotplate import __main__ as entry
+from hotplate.cli.flags import settings_of
+from hotplate.serve.settings import ServiceSettings
 from hotplate.stores.errors import install_command
 from tests.support.command import failed, hotplate, hotplate_process, json_of
 from tests.support.service import until
@@ -80,6 +82,18 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     assert (done.returncode, "is not a number from 0 to 1" in done.stderr) == (2, True)
     done = hotplate("publish", tmp_path, "--json", "--list-length", "x")
     assert (done.returncode, "is not a whole number" in json.loads(done.stderr)["error"]) == (2, True)
+
+
+def test_all_times_have_units_and_a_bare_number_is_in_seconds() -> None:
+    times = [setting for setting in settings_of(ServiceSettings) if setting.is_time]
+    names = {setting.flag for setting in times}
+    assert names == {"--budget", "--probation", "--drain", "--drain-delay", "--idle-timeout"}
+    assert {setting.read(text) for setting in times for text in ("1.5m", "90", "90s", 90)} == {90.0}
+
+    assert "a number without a unit is in seconds" in hotplate("serve", "--help").stdout
+    failed(hotplate("serve", "--drain", "5x"), "'--drain'", "'5x' is not a time such as", code=2)
+    failed(hotplate("serve", "--budget", "2h"), "'2h' is not a number of seconds from 0.001 to 3,600", code=2)
+    failed(hotplate("bench", "http", "http://127.0.0.1:1", "--timeout", "5x"), "'--timeout'", "'5x'", code=2)
 
 
 def test_single_url_option_given_twice_is_refused(tmp_path: Path) -> None:

@@ -497,7 +497,7 @@ def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) ->
         ("[run]", "[[gates]]\ncoverage = 1\n[run]", "has gates, but may have the tables [train]"),
         ("[run]", "[gates]\ncoverage = 2\n[run]", "coverage is 2; it must lie between 0 and 1"),
         ("[run]", "[run]\nwiat = 3", "[run] has no key wiat; did you mean wait?"),
-        ("[run]", '[run]\nwait = "long"', "[run]: wait: 'long' is not a number of at least 0"),
+        ("[run]", '[run]\nwait = "long"', "[run]: wait: 'long' is not a time such as 50ms, 30s or 10m"),
         ("[run]", "[run", "is not TOML"),
         ("[train]", "[train]\nmin_per_usr = 3", "[train] has no key min_per_usr; did you mean min_per_user?"),
         ("[train]", "[train]\nmin-per-user = 0", "[train]: min_per_user: 0 is not a whole number of at least 1"),
