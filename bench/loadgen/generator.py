@@ -258,8 +258,6 @@ class LoadGenerator:
                 self._connect()
             await asyncio.wait(self._opening)
 
-            gc.collect()
-            gc.disable()  # pauses would count as latency
             self._start_s = self._clock() if begin is None else await begin()
             self._second_ends_s = self._start_s + 1
 
@@ -267,7 +265,6 @@ class LoadGenerator:
             await self._traffic()
             busy_s = _busy_s() - busy_s
         finally:
-            gc.enable()
             await self._finish(sweep)
 
         elapsed_s = self._clock() - self._start_s
@@ -564,6 +561,8 @@ async def make_run(channel: Channel, load: Load) -> Result:
             start_s.set_result(message if isinstance(message, float) else time.monotonic())
 
     async def begin() -> float:
+        gc.collect()
+        gc.disable()  # pauses would count as latency
         channel.send(READY)
         return await start_s
 
@@ -571,6 +570,7 @@ async def make_run(channel: Channel, load: Load) -> Result:
     try:
         return await generator.run(begin)
     finally:
+        gc.enable()
         loop.remove_reader(channel.fileno())
         os.set_blocking(channel.fileno(), True)  # the loop made it non-blocking
 
