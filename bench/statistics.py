@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
 from hotplate.report import Row
@@ -216,10 +216,11 @@ class _StudentMixture(NamedTuple):
     def quantile(self, probability: float) -> float:
         """Return the value below which the mixture of Student's t distributions has this probability (0 to 1).
 
-        It is searched for within 1,000 standard errors of each distribution's centre.
+        It is between the least and the greatest quantile of the distributions.
         """
-        low = float((self.centres - 1e3 * self.errors).min())
-        high = float((self.centres + 1e3 * self.errors).max())
+        # Slightly beyond them, for rounding.
+        low = float((self.centres + self.errors * stdtrit(self.degrees_of_freedom, 0.999 * probability)).min())
+        high = float((self.centres + self.errors * stdtrit(self.degrees_of_freedom, 1.001 * probability)).max())
 
         def excess_probability(value: float) -> float:
             below = stdtr(self.degrees_of_freedom, (value - self.centres) / self.errors)
@@ -231,47 +232,29 @@ class _StudentMixture(NamedTuple):
 def _fit_autocorrelations(values: Floats) -> _StudentMixture:
     """Return the distribution of the mean of successive *values*, standardised, for each autocorrelation of RHOS.
 
-    Each weighs by its likelihood times PRIOR.
+    Each weighs by its likelihood times PRIOR. For a lag-1 autocorrelation r, the transform of Prais and Winsten makes
+    the values independent: v[0] √(1 - r²), and v[i] - r v[i-1]. Least squares of the transformed values on the
+    transformed constant 1 give mean and standard error.
     """
-    fits = [_prais_winsten(values, rho) for rho in RHOS.tolist()]
-    log_likelihoods = np.array([fit.log_likelihood for fit in fits])
+    # Arrays of two dimensions are [autocorrelation, value].
+    rhos = RHOS[:, np.newaxis]
+    first_factors = np.sqrt(1 - rhos**2)
+    independent = np.hstack((first_factors * values[0], values[1:] - rhos * values[:-1]))
+    constants = np.hstack((first_factors, np.repeat(1 - rhos, len(values) - 1, axis=1)))
+
+    information = (constants**2).sum(axis=1)
+    centres = (constants * independent).sum(axis=1) / information
+    residuals = independent - centres[:, np.newaxis] * constants
+    squared_errors = np.maximum((residuals**2).sum(axis=1), 1e-12)  # above 0 for the logarithm
+
+    degrees_of_freedom = len(values) - 1
+    log_likelihoods = (
+        np.log(first_factors[:, 0]) - np.log(information) / 2 - degrees_of_freedom / 2 * np.log(squared_errors)
+    )
     weights = PRIOR * np.exp(log_likelihoods - log_likelihoods.max())
     return _StudentMixture(
-        centres=np.array([fit.mean for fit in fits]),
-        errors=np.array([fit.standard_error for fit in fits]),
+        centres=centres,
+        errors=np.sqrt(squared_errors / degrees_of_freedom / information),
         weights=weights / weights.sum(),
-        degrees_of_freedom=len(values) - 1,
-    )
-
-
-class _Fit(NamedTuple):
-    """The mean of autocorrelated values, and how likely the values are with this autocorrelation."""
-
-    mean: float
-    standard_error: float
-    log_likelihood: float
-
-
-def _prais_winsten(values: Floats, rho: float) -> _Fit:
-    """Fit the mean of successive *values* of a lag-1 autocorrelation r, *rho*.
-
-    The transform of Prais and Winsten makes them independent: v[0] √(1 - r²), and v[i] - r v[i-1]. Least squares of the
-    transformed values on the transformed constant 1 give mean and standard error.
-    """
-    first_factor = math.sqrt(1 - rho**2)
-    independent = np.append(first_factor * values[0], values[1:] - rho * values[:-1])
-    constant = np.full(len(values), 1 - rho)
-    constant[0] = first_factor
-
-    information = float(constant @ constant)
-    centre = float(constant @ independent) / information
-    residuals = independent - centre * constant
-    squared_error = max(float(residuals @ residuals), 1e-12)  # above 0 for the logarithm
-    degrees_of_freedom = len(values) - 1
-    return _Fit(
-        mean=centre,
-        standard_error=math.sqrt(squared_error / degrees_of_freedom / information),
-        log_likelihood=math.log(first_factor)
-        - math.log(information) / 2
-        - degrees_of_freedom / 2 * math.log(squared_error),
+        degrees_of_freedom=degrees_of_freedom,
     )
