@@ -211,7 +211,7 @@ def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> 
     first = cells.sort(_TABLE, ROW).head(_CELLS_SHOWN)
     places = list[str]()
     for number, row in first.select(_TABLE, ROW).iter_rows():
-        places += tables[number].describe_rows([row], name)
+        places += [described.text for described in tables[number].describe_rows([row], name)]
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 
 

@@ -22,7 +22,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import choose_columns, usual_column
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, check_source, fingerprint, input_files, named_paths
-from hotplate.offline.input.rows import NOT_FINITE, Fault, Rows, RowSchema, most_frequent_titles, texts_by_role
+from hotplate.offline.input.rows import Rows, RowSchema, most_frequent_titles, number_fault, texts_by_role
 from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
@@ -328,7 +328,7 @@ def _score_schema(table: Table, columns: Mapping[str, str], owner: str, item: st
 
     schema.leave_out_bad_ids({role: columns.get(role, "") for role in (owner, item)}, {owner: "owner", item: "item"})
     is_bad = ~pl.col("score").is_finite().fill_null(value=False)
-    schema.leave_out_bad(_NO_NUMBER, is_bad, Fault(score, NOT_FINITE))
+    schema.leave_out_bad(_NO_NUMBER, is_bad, number_fault(score))
     return schema
 
 

@@ -14,7 +14,7 @@ from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.filters import Filter
 from hotplate.offline.input.notes import UNKNOWN_EVENT
 from hotplate.offline.input.recorded_events import read_events
-from hotplate.offline.input.rows import NOT_FINITE, Fault, RowSchema
+from hotplate.offline.input.rows import Fault, RowSchema, number_fault
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.options import Columns, Format
 
@@ -208,7 +208,7 @@ def _add_quantity(schema: RowSchema, column: str) -> None:
 
     # Here `pl.col` names a value of the schema, which is infinite for other texts than numbers.
     is_no_number = ~pl.col("quantity").is_finite()
-    schema.leave_out_bad(_BAD_QUANTITY, is_no_number, Fault(column, NOT_FINITE))
+    schema.leave_out_bad(_BAD_QUANTITY, is_no_number, number_fault(column))
 
     schema.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(schema.values["weight"])
 

@@ -4,6 +4,7 @@ A `RowSchema` declares which values the columns of a table become and which rows
 tables of one input by their schemas. A *bad row* cannot be read; few are tolerated (`Format.max_bad_rows`).
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.input.columns import choose_columns
+from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.input.tables import EXTRA, ROW, Table, open_tables
@@ -25,7 +26,6 @@ _MOST_ROWS_SHOWN = 5
 _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 _ROUNDED_FAULT = "is a rounded number"
 _ROUNDED_ADVICE = ", so different ids may have become one; write ids as whole numbers or texts"
-NOT_FINITE = "is not a finite number"
 # The number of a row's reason to be left out.
 _KEPT_ROW = 0
 
@@ -33,12 +33,18 @@ _KEPT_ROW = 0
 class Fault(NamedTuple):
     """The fault of the values of a *column* in bad rows, as the end of a sentence: `is not a finite number`.
 
-    The *advice* follows the first of several rows.
+    The *advice* follows the first row whose value matches the pattern *advised*.
     """
 
     column: str
     text: str
     advice: str = ""
+    advised: str = ""
+
+
+def number_fault(column: str) -> Fault:
+    """Return the fault of a value in *column* that is not a finite number."""
+    return Fault(column, "is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
 
 
 @dataclass(slots=True)
@@ -68,7 +74,7 @@ class RowSchema:
         """
         self.values[name] = self.table.number_or_inf(column)
         self.left_out[missing] = pl.col(name).is_null()
-        self.leave_out_bad(invalid, pl.col(name).is_infinite(), Fault(column, NOT_FINITE))
+        self.leave_out_bad(invalid, pl.col(name).is_infinite(), number_fault(column))
 
     def leave_out_bad(self, reason: str, condition: pl.Expr, fault: Fault) -> None:
         """Leave rows out as bad."""
@@ -218,16 +224,19 @@ class Rows:
         is not a JSON object.
         """
         sentences = list[str]()
+        advice = fault.advice if fault is not None else ""
         first_rows = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
 
         # `file` is the number of the table in `_schemas`, and ROW the index of the row in it.
         for (file,), rows in first_rows.group_by("file", maintain_order=True):
             table = self._schemas[file].table
             shown = fault or Fault(EXTRA, table.malformed_fault)
-            sentences += table.describe_rows(rows.get_column(ROW).to_list(), shown.column, shown.text)
-
-        if fault is not None and sentences:
-            sentences[0] += fault.advice
+            for row in table.describe_rows(rows.get_column(ROW).to_list(), shown.column):
+                sentence = f"{row.text} {shown.text}"
+                if re.match(shown.advised, row.value):
+                    sentence += advice
+                    advice = ""
+                sentences.append(sentence)
         return sentences
 
     def _rows_left_out(self, reason: str) -> pl.LazyFrame:

@@ -1,6 +1,5 @@
 """Input files as tables, scanned by polars: Parquet, JSON lines and CSV."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,7 @@ import orjson
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import DECIMAL_COMMA, NULL_VALUES, NUMBERED, read_time, time_format
+from hotplate.offline.input.columns import NULL_VALUES, NUMBERED, read_time, time_format
 from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.options import Format
@@ -29,6 +28,13 @@ _UUID_BYTES = 16
 _UUID_PATTERN = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
 _QUOTED_LINE_PATTERN = rf"^\ufeff?{_FIELD}(?:\t{_FIELD})*\r?$"
+
+
+class DescribedRow(NamedTuple):
+    """The beginning of a sentence about a row, and the text of its value."""
+
+    text: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +111,19 @@ class Table:
                 layout = time_format(present.get_column(name))
         return read_time(name, self.schema[name], layout)
 
-    def describe_rows(self, rows: Sequence[int], column: str, fault: str = "") -> list[str]:
-        """Return a sentence for each of *rows*: file, row number, column, the value in it, and *fault*.
+    def describe_rows(self, rows: Sequence[int], column: str) -> list[DescribedRow]:
+        """Describe each of *rows* by file, row number, column and value, as `log.csv, row 7, column 'price': 'abc'`.
 
-        *rows* are indices from 0 in `frame` (its column ROW). *fault* is the end of a sentence: `is not a number` gives
-        `log.csv, row 7, column 'price': 'abc' is not a number`. For malformed rows, *column* is EXTRA.
+        *rows* are indices from 0 in `frame` (its column ROW). For malformed rows, *column* is EXTRA.
         """
         place = "" if column == EXTRA else f", column {column!r}"
         values = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
-        sentences = list[str]()
-        advised = set[str]()
+        described = list[DescribedRow]()
         for row, value in values.iter_rows():
             shown = _MISSING if value is None else f"{value!r:.80}"
-            advice = _advice_on_number(value, fault)
-            if advice in advised:
-                advice = ""
-            advised.add(advice)
-            sentences.append(f"{self.file}, row {row + self.first_row}{place}: {shown} {fault}{advice}".rstrip())
-        return sentences
+            text = f"{self.file}, row {row + self.first_row}{place}: {shown}"
+            described.append(DescribedRow(text, str(value).strip()))
+        return described
 
 
 def _text_of_float(column: pl.Expr) -> pl.Expr:
@@ -134,13 +135,6 @@ def _text_of_float(column: pl.Expr) -> pl.Expr:
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     text = pl.when(is_whole).then(whole).otherwise(column.cast(pl.String))
     return pl.when(column.is_not_nan()).then(text)
-
-
-def _advice_on_number(value: object, fault: str) -> str:
-    """Return advice on a text with a decimal comma that should be a number, else an empty text."""
-    if not isinstance(value, str) or not fault.endswith("number"):
-        return ""
-    return " (write a decimal point)" if re.match(DECIMAL_COMMA, value.strip()) else ""
 
 
 def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:

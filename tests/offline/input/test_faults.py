@@ -93,6 +93,14 @@ def test_error_of_bad_rows_begins_with_their_number_and_advises_once(row: str, a
     assert "row 6, " in error
 
 
+def test_advice_on_a_number_is_given_once_for_several_files_with_its_row(tmp_path: Path) -> None:
+    for name, row in (("a", "a,b,abc"), ("b", 'a,b,"1,5"'), ("c", 'a,b,"2,5"')):
+        write(tmp_path / f"{name}.csv", f"user,item,weight\n{row}\n")
+    error = error_of(tmp_path)
+    assert "'1,5' is not a finite number (write a decimal point); " in error
+    assert error.count("write a decimal point") == 1
+
+
 @pytest.mark.parametrize(("name", "content", "sentence"), FILES, ids=[f"{name}-{said}" for name, _, said in FILES])
 def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence: str, tmp_path: Path) -> None:
     assert sentence in error_of(write(tmp_path / name, content))
