@@ -325,7 +325,8 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             await self._replace_catalogue(begin, new)
         except ContainerMissing:  # before the first publish: create the container of the catalogue
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
-            await self._create_container(CONTROL, throughput)
+            with tracked_swap():  # until the container exists, the catalogue cannot have been written
+                await self._create_container(CONTROL, throughput)
             await self._replace_catalogue(begin, new)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
