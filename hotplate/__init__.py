@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
         ReplicatedReader,
         Row,
         Store,
+        StoreUse,
     )
 
     __version__: str
@@ -121,6 +122,7 @@ __all__ = [
     "StoreMisused",
     "StoreThrottled",
     "StoreUnavailable",
+    "StoreUse",
     "SyncLists",
     "TrainReport",
     "TrainSettings",
@@ -217,6 +219,7 @@ _HOMES = {
     "StoreMisused": "hotplate.stores.errors:StoreMisused",
     "StoreThrottled": "hotplate.stores.errors:StoreThrottled",
     "StoreUnavailable": "hotplate.stores.errors:StoreUnavailable",
+    "StoreUse": "hotplate.stores.store:StoreUse",
     "SyncLists": "hotplate.serve.embedded:SyncLists",
     "train": "hotplate.offline.training:train",
     "TrainReport": "hotplate.offline.training:TrainReport",

@@ -43,7 +43,7 @@ from hotplate.stores.errors import (
 from hotplate.stores.lifecycle import check_nothing_to_rebuild
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, Store, read_one
+from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, Store, StoreUse, read_one
 from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
@@ -73,7 +73,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         is_reported = any(str(error) in finding.sentence for finding in findings)
         if not is_reported:
             findings.append(Finding(Level.ERROR, "catalogue", str(error)))
-        return findings
+        return [finding._replace(prevents=None) for finding in findings]  # errors prevent all without a catalogue
 
     findings.append(_clock_finding(catalogue, before, clock()))
     sentence = f"generation {catalogue.generation:,}, releases: {len(catalogue.releases):,}"
@@ -83,7 +83,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         if lost := (await erased_from(store)).lost:
             findings.append(Finding(Level.WARNING, "erased users", lost_sentence(lost)))
     except StoreError as error:
-        findings.append(Finding(Level.ERROR, "erased users", str(error)))
+        findings.append(Finding(Level.ERROR, "erased users", str(error), (StoreUse.PUBLISHING,)))
 
     return [*findings, *await _live_findings(store, catalogue), *await _leftover_findings(store, catalogue)]
 
@@ -92,7 +92,7 @@ async def _set_up_findings(store: Store) -> list[Finding]:
     try:
         return await store.examine() if isinstance(store, Diagnosed) else []
     except StoreError as error:
-        return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}")]
+        return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}", (StoreUse.PUBLISHING,))]
 
 
 def _clock_finding(catalogue: Catalogue, before: float, after: float) -> Finding:
@@ -138,7 +138,8 @@ async def _served_findings(
         sentence = f"{entry.id} is {subject} and cannot be read: {error}"
         if isinstance(error, ReleaseCorrupt | ReleaseNotFound):
             sentence = f"{sentence.removesuffix(f'; {HEAL}')}; {await _advice(store, catalogue)}"
-        return [Finding(Level.ERROR, subject, sentence)], None
+        prevents = (StoreUse.SERVING,) if subject == "live" else ()
+        return [Finding(Level.ERROR, subject, sentence, prevents)], None
 
     since = ""
     if entry.live_since:
@@ -150,7 +151,7 @@ async def _served_findings(
     ]
     if servable.damaged:
         sentence = f"of {entry.id}, rows are missing or {counted(servable.damaged)}; {HEAL}"
-        findings.append(Finding(Level.ERROR, "rows", sentence))
+        findings.append(Finding(Level.ERROR, "rows", sentence, prevents=()))
 
     return findings, servable.manifest
 
@@ -196,7 +197,8 @@ async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Find
         except ReleaseCorrupt:
             continue  # reported as damaged rows
         except StoreError as error:
-            return Finding(Level.ERROR, "reading", f"a row of {live.id} cannot be read: {error}")
+            sentence = f"a row of {live.id} cannot be read: {error}"
+            return Finding(Level.ERROR, "reading", sentence, (StoreUse.SERVING,))
         latencies_s.append(time.perf_counter() - started)
     if not latencies_s:
         return Finding(Level.OK, "reading", f"{live.id} has no sample to read")

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -321,7 +321,7 @@ traced_call = ContextVar[TracedCall | None]("traced_call", default=None)
 
 
 class Level(StrEnum):
-    """Severity of a finding; with ERROR, reading or publishing fails."""
+    """Severity of a finding; an ERROR has to be mended."""
 
     OK = "ok"
     WARNING = "warning"
@@ -332,12 +332,33 @@ class Level(StrEnum):
 MAY_PUBLISH = "may publish"
 
 
+class StoreUse(StrEnum):
+    """What a store is used for."""
+
+    SERVING = "serving"
+    PUBLISHING = "publishing"
+
+
 class Finding(NamedTuple):
-    """One line of `hotplate store doctor`; the sentence says what to do unless it is OK."""
+    """One line of `hotplate store doctor`; the sentence says what to do unless it is OK.
+
+    `prevents` are the uses of the store that fail; by default, all for an error, and publishing for a MAY_PUBLISH that
+    is not OK.
+    """
 
     level: Level
     subject: str
     sentence: str
+    prevents: tuple[StoreUse, ...] | None = None
+
+    @property
+    def prevented(self) -> Collection[StoreUse]:
+        """`prevents`, or its default."""
+        if self.prevents is not None:
+            return self.prevents
+        if self.subject == MAY_PUBLISH and self.level is not Level.OK:
+            return (StoreUse.PUBLISHING,)
+        return tuple(StoreUse) if self.level is Level.ERROR else ()
 
 
 class Diagnosed(ABC):

@@ -4,7 +4,7 @@ A survey (`hotplate.stores.doctor`) finds the complete releases in a store by th
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.options import Argument, Flag
-from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Store
+from hotplate.stores.store import Finding, Level, Store, StoreUse
 
 if TYPE_CHECKING:
     from hotplate.stores.doctor import OnRowsRead, Survey
@@ -44,6 +44,14 @@ app = Verbs(
     help="Examine a store, back it up, restore it, rebuild its catalogue.\n\n"
     "Example: hotplate store doctor --store redis://localhost:6379/0",
 )
+
+# What a store can be used for, by the uses that findings prevent.
+ABILITIES: Mapping[frozenset[StoreUse], str] = {
+    frozenset(): "can be served from and published to",
+    frozenset({StoreUse.PUBLISHING}): "can be served from, but not published to",
+    frozenset({StoreUse.SERVING}): "can be published to, but not served from",
+    frozenset(StoreUse): "can be neither served from nor published to",
+}
 
 
 @app.command()
@@ -66,24 +74,19 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
 def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: bool) -> None:
     """Print whether a store can be served from and published to, and each finding on a line.
 
-    A finding is a sentence on a part of the store (`subject`), with a level, such as error or warning. Errors deny
-    both, and a warning of MAY_PUBLISH denies publishing, as is right for the user of a service.
+    A finding is a sentence on a part of the store (`subject`), with a level, such as error or warning.
     """
     counts = Counter(finding.level for finding in findings)
     facts = {
         "store": shown_store_url(store, as_json=True),
         "fit": not counts[Level.ERROR],
-        "findings": [finding._asdict() for finding in findings],
+        "findings": [finding._asdict() | {"prevents": finding.prevented} for finding in findings],
     }
 
     lines = [f"{finding.level:<8} {finding.subject:<12} {finding.sentence}" for finding in findings]
-    ability = "can be served from and published to"
-    if counts[Level.ERROR]:
-        ability = "cannot be served from and published to"
-    elif any(finding.subject == MAY_PUBLISH and finding.level is Level.WARNING for finding in findings):
-        ability = "can be served from, but not published to"
+    prevented = frozenset(use for finding in findings for use in finding.prevented)
     totals = f"{format_count(counts[Level.ERROR], 'error')}, {format_count(counts[Level.WARNING], 'warning')}"
-    answer = f"{shown_store_url(store)} {ability}: {totals}"
+    answer = f"{shown_store_url(store)} {ABILITIES[prevented]}: {totals}"
     print_result(facts, answer, *lines, as_json=as_json)
 
 

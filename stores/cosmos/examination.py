@@ -8,7 +8,7 @@ from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUn
 from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, item_bytes, without_system_properties
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, LookupClient, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address
-from hotplate.stores.store import MAY_PUBLISH, Finding, Level, TracedCall, traced_call
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, StoreUse, TracedCall, traced_call
 from hotplate.stores.urls import LOOPBACK
 
 # An etag that no item has.
@@ -20,7 +20,7 @@ STRONG = ("BoundedStaleness", "Strong")
 
 _ok = partial(Finding, Level.OK)
 _warning = partial(Finding, Level.WARNING)
-_error = partial(Finding, Level.ERROR)
+_error = partial(Finding, Level.ERROR, prevents=(StoreUse.PUBLISHING,))
 
 
 async def examine(address: Address, client: SignedClient, lookups: LookupClient, charges: Charges) -> list[Finding]:

@@ -18,12 +18,14 @@ from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.replication import replicas_in
 from hotplate.stores.redis.url import RedisAddress
-from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Plan
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Plan, StoreUse
 from hotplate.stores.urls import LOOPBACK
 
 _ok = partial(Finding, Level.OK)
 _warning = partial(Finding, Level.WARNING)
 _error = partial(Finding, Level.ERROR)
+# Whether such a server takes writes, the finding MAY_PUBLISH says.
+_risk = partial(Finding, Level.ERROR, prevents=())
 
 MUCH_USED = 0.9  # share of `maxmemory`
 
@@ -79,7 +81,7 @@ class Memory:
         if not self.policy.startswith("allkeys-"):
             return _ok("eviction", f"{self.policy}: no list is ever dropped")
         sentence = f"{self.policy} drops lists once memory is short; set maxmemory-policy to noeviction"
-        return (_error if self.maxmemory else _warning)("eviction", sentence)
+        return (_risk if self.maxmemory else _warning)("eviction", sentence)
 
     def room(self) -> Finding:
         """Return whether memory is short."""
@@ -182,7 +184,7 @@ async def _slots(session: Session) -> Finding:
     unserved = SLOTS - int(fields.get("cluster_slots_ok", 0))
     if unserved or fields.get("cluster_state") != "ok":
         sentence = f"it is not well, and {unserved:,} of {SLOTS:,} slots have no node, or one that has failed"
-        return _error("cluster", f"{sentence}; see redis-cli --cluster check")
+        return _error("cluster", f"{sentence}; see redis-cli --cluster check", (StoreUse.PUBLISHING,))
     size = fields.get("cluster_size", "?")
     return _ok("cluster", f"{size} primaries of {fields.get('cluster_known_nodes', '?')} nodes")
 
@@ -253,7 +255,7 @@ def _role(fields: Mapping[str, Any]) -> Finding:
     if fields.get("role", "master") == "master":
         return _ok("role", f"primary, {fields.get('connected_slaves', '0')} replicas")
     if fields.get("master_link_status") != "up":
-        return _error("role", "a replica without its primary, so its data are old; mend the replication")
+        return _risk("role", "a replica without its primary, so its data are old; mend the replication")
     return _warning("role", "a replica: serve from it, and publish to its primary")
 
 
@@ -261,7 +263,7 @@ def _replication(fields: Mapping[str, Any]) -> list[Finding]:
     """Return whether a replica could take over, and whether it would have all acknowledged writes."""
     replicas = replicas_in(fields)
     if not replicas:
-        return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
+        return [_risk("replicas", "none follows the primary, so nothing can take over; add one")]
     guard = _ok("min-replicas", "the primary refuses writes that no replica would get")
     if "min_slaves_good_slaves" not in fields:  # present only if it is set
         guard = _warning("min-replicas", "a failover may lose acknowledged writes; set min-replicas-to-write 1")
@@ -275,7 +277,7 @@ def _persistence(fields: Mapping[str, Any], save_points: str | None) -> Finding:
     """
     statuses = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
     if failed := [name for name in statuses if fields.get(name, "ok") != "ok"]:
-        return _error("persistence", f"the last save failed ({', '.join(failed)}); see the server's log and disk")
+        return _risk("persistence", f"the last save failed ({', '.join(failed)}); see the server's log and disk")
     if fields.get("aof_enabled") == 1:
         return _ok("persistence", "appendonly: every change is on its disk within a second")
     if save_points is None:

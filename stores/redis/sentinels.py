@@ -35,7 +35,7 @@ from hotplate.stores.redis.replication import (
     warn_unacknowledged,
 )
 from hotplate.stores.redis.url import RedisAddress, SentinelAddress
-from hotplate.stores.store import Finding, Level
+from hotplate.stores.store import Finding, Level, StoreUse
 from hotplate.stores.timing import all_done
 
 log = logging.getLogger(__name__)
@@ -164,11 +164,12 @@ class Sentinels(DiscoveredDeployment):
                 findings.append(Finding(Level.OK, "sentinel", f"{where}: a quorum of sentinels can be reached"))
             except (StoreError, RedisError) as error:
                 level = Level.ERROR if "NOQUORUM" in str(error) else Level.WARNING  # others may form a quorum
-                findings.append(Finding(level, "sentinel", f"{where}: {error}"))
+                findings.append(Finding(level, "sentinel", f"{where}: {error}", prevents=()))
 
         level = Level.OK if len(primaries) == 1 else Level.ERROR
         sentence = f"they say that the primary is {' or '.join(map(str, primaries)) or 'unknown'}"
-        return [*findings, Finding(level, "sentinels", sentence)]
+        prevents = () if level is Level.OK else (StoreUse.PUBLISHING,)
+        return [*findings, Finding(level, "sentinels", sentence, prevents)]
 
     async def close(self) -> None:
         await super().close()

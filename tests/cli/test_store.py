@@ -46,7 +46,7 @@ def test_doctor_reports_unreachable_store_without_traceback_or_password(tmp_path
     done = hotplate("store", "doctor", "--store", "redis://user:secret@127.0.0.1:1/0")
     assert done.returncode == 1
     assert "error" in done.stdout
-    assert done.stdout.startswith("redis://127.0.0.1:1/0 cannot be served from and published to: 1 error")
+    assert done.stdout.startswith("redis://127.0.0.1:1/0 can be neither served from nor published to: 1 error")
     assert "redis://127.0.0.1:1/0 cannot be reached" in done.stdout
     assert "secret" not in done.stdout + done.stderr
     failed(hotplate("store", "doctor", "--store", "nowhere://"), "is not the URL of a store", code=2)

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.store import Finding, Level, Plan, Row, Store
+from hotplate.stores.store import Finding, Level, Plan, Row, Store, StoreUse
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -141,12 +141,18 @@ async def test_lost_rows_of_live_release_and_canary_are_counted() -> None:
             del stored.rows[f"user:{n:03}"]
     error_findings = [error for error in await examine(store) if error.level is Level.ERROR]
     assert len(error_findings) == 2
+    assert not uses_prevented_by(error_findings)
     for entry, finding in zip((await store.catalogue()).served, error_findings, strict=True):
         assert f"of {entry.id}, rows are missing or damaged: " in finding.sentence
     for stored in store.releases.values():
         del stored.rows["popular:"]
-    sentences = [error.sentence for error in await examine(store) if error.level is Level.ERROR]
-    assert any("has lost its row 'popular:'" in sentence for sentence in sentences), sentences
+    error_findings = [error for error in await examine(store) if error.level is Level.ERROR]
+    assert any("has lost its row 'popular:'" in error.sentence for error in error_findings), error_findings
+    assert uses_prevented_by(error_findings) == {StoreUse.SERVING}
+
+
+def uses_prevented_by(findings: Sequence[Finding]) -> set[StoreUse]:
+    return {use for finding in findings for use in finding.prevented}
 
 
 @pytest.fixture

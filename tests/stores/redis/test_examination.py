@@ -49,6 +49,7 @@ async def test_eviction_memory_and_persistence_are_reported_per_server_config(tm
         findings = await look(url)
         assert findings["eviction"].level == Level.ERROR
         assert "set maxmemory-policy to noeviction" in findings["eviction"].sentence
+        assert not findings["eviction"].prevented
         assert (findings["memory"].level, "of 40.0 MB" in findings["memory"].sentence) == (Level.OK, False)
         assert (findings["persistence"].level, "60 1" in findings["persistence"].sentence) == (Level.OK, True)
         assert findings["room"].level == Level.OK
