@@ -210,7 +210,7 @@ def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str,
 def _number(text: str, shown: str) -> int:
     """Parse the number of a database; an empty text is 0."""
     if text and not re.fullmatch(r"[0-9]{1,5}", text):
-        raise StoreMisused(f"{text!r} is not a number of a database; write {shown} with one, as in redis://HOST:6379/0")
+        raise StoreMisused(f"{shown} ends with {text!r}, which is not a number of a database; write one, as /0")
     return int(text or 0)
 
 

@@ -131,6 +131,9 @@ def test_missing_database_of_redis_is_reported(redis_server: RedisServer) -> Non
         hotplate("releases", "list", "--store", url),
         "DB index is out of range; end the URL with the number of a database",
     )
+    for database in ("abc", "-1"):
+        url = f"redis://127.0.0.1:{redis_server.port}/{database}"
+        failed(hotplate("releases", "list", "--store", url), f"'{database}'", "write one, as /0", code=2)
 
 
 def test_service_of_a_missing_folder_is_reported(tmp_path: Path) -> None:
