@@ -26,22 +26,22 @@ class Expression:
     """SUM, PRODUCT or ATOM, by the operator of the formula that binds least."""
 
     def __add__(self, other: Number) -> "Expression":
-        return Expression(
-            self.value + as_expression(other).value, f"{self.formula} + {as_expression(other).formula}", SUM
-        )
+        term = as_expression(other)
+        return Expression(self.value + term.value, f"{self.formula} + {term.formula}", SUM)
 
     def __sub__(self, other: Number) -> "Expression":
-        return Expression(
-            self.value - as_expression(other).value, f"{self.formula} - {as_expression(other).within(PRODUCT)}", SUM
-        )
+        term = as_expression(other)
+        return Expression(self.value - term.value, f"{self.formula} - {term.within(PRODUCT)}", SUM)
 
     def __mul__(self, other: Number) -> "Expression":
-        formula = f"{self.within(PRODUCT)} * {as_expression(other).within(PRODUCT)}"
-        return Expression(self.value * as_expression(other).value, formula, PRODUCT)
+        factor = as_expression(other)
+        formula = f"{self.within(PRODUCT)} * {factor.within(PRODUCT)}"
+        return Expression(self.value * factor.value, formula, PRODUCT)
 
     def __truediv__(self, other: Number) -> "Expression":
-        formula = f"{self.within(PRODUCT)} / {as_expression(other).within(ATOM)}"
-        return Expression(self.value / as_expression(other).value, formula, PRODUCT)
+        divisor = as_expression(other)
+        formula = f"{self.within(PRODUCT)} / {divisor.within(ATOM)}"
+        return Expression(self.value / divisor.value, formula, PRODUCT)
 
     def __radd__(self, other: float) -> "Expression":
         return as_expression(other) + self
@@ -146,10 +146,11 @@ class FigureTable(dict[str, PlanFigure]):
 
         The figure's operands are those figures of this table that the formula names.
         """
-        shown_formula = formula or as_expression(result).formula
+        expression = as_expression(result)
+        shown_formula = formula or expression.formula
         names = dict.fromkeys(NAME.findall(shown_formula))
         operands = tuple(self[operand] for operand in names if operand in self)
-        self[name] = PlanFigure(name, as_expression(result).value, unit, shown_formula, source, operands)
+        self[name] = PlanFigure(name, expression.value, unit, shown_formula, source, operands)
         return self.expression(name)
 
     def expression(self, name: str) -> Expression:

@@ -99,15 +99,14 @@ def break_even_rps(plan: CapacityPlan) -> float | None:
     for other rates, with the other inputs of *plan*.
     """
     rates = [10 ** (step / 2) for step in range(*BREAK_EVEN_STEPS)]
-    cheaper_rates = [rate for rate in rates if _redis_is_cheaper(plan, rate)]
-    if not cheaper_rates:
+    high = next((rate for rate in rates if _redis_is_cheaper(plan, rate)), None)
+    if high is None:
         return None
-    if cheaper_rates[0] == rates[0]:
+    if high == rates[0]:
         return 0.0
 
     # Bisect between the last rate at which Redis is not cheaper, and the first at which it is.
-    low = rates[rates.index(cheaper_rates[0]) - 1]
-    high = cheaper_rates[0]
+    low = rates[rates.index(high) - 1]
     while high / low > BREAK_EVEN_PRECISION:
         middle = sqrt(low * high)
         if _redis_is_cheaper(plan, middle):

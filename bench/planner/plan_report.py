@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS
-from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.sizing import CONTROL_RU, new_partition_ru
-from hotplate.report import Column, Plot, Report, Row, TextTable, format_value, rounded
+from hotplate.report import Column, Report, Row, TextTable, format_value, rounded
 from hotplate.stores.cosmos.url import MAX_RU
 
 # Outside of all figures.
@@ -89,17 +88,13 @@ COSTS = {
 NOTABLE_SKEW = 1.05
 
 
-def report(
-    plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None, sweep: Report | None = None
-) -> Report:
+def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
     """Return the report of a plan, or with *baseline*, an earlier plan, of the figures that have grown since.
 
-    Without users, the report is of the load that `have_ru`, the RU/s of today, carries.
-
-    prices_file  the name of the file that the plan's prices come from
-    sweep        a report of `bench ru` to plot
+    Without users, the report is of the load that `have_ru`, the RU/s of today, carries. *prices_file* is the name of
+    the file that the plan's prices come from.
     """
-    common = _common_report(plan, sweep)
+    common = _common_report(plan)
     if baseline is not None:
         return _check_report(common, plan, baseline)
 
@@ -128,24 +123,20 @@ def _sentence(shortages: tuple[str, ...], answer: str) -> str:
     return ". ".join((*shortages[:1], answer))
 
 
-def _common_report(plan: CapacityPlan, sweep: Report | None) -> Report:
-    """Return what each report of a plan has: shortages, warnings, plots, formulas and inputs, but no answer or rows.
+def _common_report(plan: CapacityPlan) -> Report:
+    """Return what each report of a plan has: shortages, warnings, formulas and inputs, but no answer or rows.
 
-    With `carries_only`, there are no users, but only the RU/s of today: nothing to warn of or to plot. *sweep* is a
-    report of `bench ru` to plot.
+    With `carries_only`, there are no users, but only the RU/s of today: nothing to warn of.
     """
     notes = tuple[str, ...]()
-    plots = tuple[Plot, ...]()
     if not plan.sourced.carries_only:
         notes = tuple(f"look out: {warning}" for warning in warnings(plan))
-        plots = pictures(plan, sweep)
 
     return Report(
         kind="plan",
         sentence="",
         listed=True,
         notes=notes,
-        plots=plots,
         tables=(_formulas(plan),),
         broken=tuple(describe_shortage(plan)),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},

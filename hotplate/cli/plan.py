@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from hotplate.bench.planner import inputs
 from hotplate.bench.planner import prices as price_list
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import InputSource
+from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import in_full, report
 from hotplate.bench.planner.saved_plan import BOUND_PERCENT, Baseline, read_baseline, to_toml
@@ -111,7 +112,10 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     plan_inputs = inputs.merge([*sources.layers, *sources.command_line])
     capacity_plan = calculate(plan_inputs, price_list.load(prices), sources.charges)
     checked_plan = baseline if flags.check else None  # of one of --from, only the inputs are used
-    planned = report(capacity_plan, prices.name, checked_plan, sources.sweep)
+    planned = report(capacity_plan, prices.name, checked_plan)
+    is_plotted = (flags.report is not None or flags.as_json) and not plan_inputs.carries_only
+    if is_plotted:
+        planned = replace(planned, plots=pictures(capacity_plan, sources.sweep))
     _write_and_print(flags, capacity_plan, planned, checked_plan=checked_plan)
 
 
