@@ -39,9 +39,9 @@ def measure(origin: str, truth: Path, flags: ListFlags, *, train: Path | None, r
     evaluator, (candidate,) = run_interruptibly(reading)
 
     report = run_interruptibly(lambda: evaluator.evaluate(candidate))
+    show_report(report, as_json=flags.as_json)
     if not flags.as_json:
         print_rows_read(named_paths([truth]), evaluator.truth.rows, evaluator.truth.left_out)
-    show_report(report, as_json=flags.as_json)
 
 
 def compare(first: str, second: str, truth: Path, flags: ListFlags) -> int:

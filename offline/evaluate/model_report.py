@@ -55,25 +55,49 @@ def answer_in_words(record: EvaluationRecord) -> str:
     Both are measured as served: users without a list get the popular one.
     """
     served = record.as_served
-    hits = (
-        f"Of {served.users:,} users in the test data, which training did not see, {100 * served.hit_rate:.0f} % chose "
-        f"an item of their list of {record.k}"
-    )
-    ndcg = f"nDCG@{record.k} {served.ndcg:.3f}"
+    users = "users in the test data, which training did not see"
 
     # Popularity is not a baseline of itself.
     popularity = record.baselines.get("popularity")
     if popularity is None:
         name = name_of(record.engine, record.params)
-        return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits}."
+        ndcg = f"nDCG@{served.k} {served.ndcg:.3f}"
+        return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits_in_words(served, users)}."
 
-    name = name_of("popularity", popularity.params)
-    popular = popularity.as_served
-    comparison = _comparison_in_words(popularity.model_leads_by, popular.ndcg)
-    return (
-        f"The lists are {comparison} {_in_words(name)} ({name}), {ndcg} against {popular.ndcg:.3f}. {hits} (of the "
-        f"popular list: {100 * popular.hit_rate:.0f} %)."
+    return popular_comparison(
+        "The lists",
+        served,
+        popularity.as_served,
+        popularity.model_leads_by,
+        popularity_name=name_of("popularity", popularity.params),
+        users=users,
     )
+
+
+def popular_comparison(
+    lists: str,
+    served: RankingMetrics,
+    popular: RankingMetrics,
+    lead: Lead,
+    *,
+    popularity_name: str = "popularity",
+    users: str = "users",
+) -> str:
+    """Return sentences on how *lists* compare with popular items, both as served, and how many *users* hit.
+
+    *lead* is that of the nDCG of *served*. *popularity_name* is that of the baseline in the table.
+    """
+    comparison = _comparison_in_words(lead, popular.ndcg)
+    return (
+        f"{lists} are {comparison} {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
+        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, users)} (of the popular list: "
+        f"{100 * popular.hit_rate:.0f} %)."
+    )
+
+
+def hits_in_words(served: RankingMetrics, users: str = "users") -> str:
+    """Return how many of the *users* chose an item of their list."""
+    return f"Of {served.users:,} {users}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k}"
 
 
 def _in_words(name: str) -> str:
@@ -147,11 +171,11 @@ def certainty(record: EvaluationRecord) -> str:
     """Return the 95 % interval of the lists' nDCG as served, and the lead over each baseline with its interval."""
     low, high = record.as_served.intervals["ndcg"]
     parts = [f"{low:.4f} to {high:.4f} (95 %, over users)"]
-    parts += [_difference(name, baseline.model_leads_by) for name, baseline in _baselines(record)]
+    parts += [difference_in_words(name, baseline.model_leads_by) for name, baseline in _baselines(record)]
     return "; ".join(parts)
 
 
-def _difference(name: str, lead: Lead) -> str:
+def difference_in_words(name: str, lead: Lead) -> str:
     """Return the lead over the baseline *name* in words: `0.0123 better than popularity (0.0100 to 0.0150)`."""
     low, high = lead.interval or (-inf, inf)
     if low <= 0 <= high:

@@ -20,6 +20,7 @@ from hotplate.offline.evaluate.metrics import (
     MetricInterval,
     RankingMetrics,
     RatingMetrics,
+    UserMetrics,
     Values,
     coverage,
     fill_empty_lists,
@@ -28,6 +29,8 @@ from hotplate.offline.evaluate.metrics import (
     measure_users,
     measured,
 )
+from hotplate.offline.evaluate.model_report import difference_in_words, hits_in_words, popular_comparison
+from hotplate.offline.evaluate.records import Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
@@ -241,7 +244,8 @@ class Figures:
     """The measurements of a candidate, as in the JSON of a report.
 
     as_served   of the lists, with popular items for users without one, if those are known
-    popularity  of the popular items of the history, if it is known
+    popularity  of the popular items of the history, if it is known, else of the candidate's popular list, if known
+    lead        of `as_served` over `popularity`
     pairs       of the truth; *seen_pairs* are also in the history, ratings of *predicted* have a score
     coverage    of the items of the history
     """
@@ -249,6 +253,7 @@ class Figures:
     ranking: RankingMetrics
     as_served: RankingMetrics | None
     popularity: RankingMetrics | None
+    lead: Lead | None
     rating: RatingMetrics | None
     origin: str
     pairs: int
@@ -259,14 +264,29 @@ class Figures:
     def rows(self) -> Iterator[Row]:
         """Yield a row for each metric."""
         yield from _metric_rows("lists", self.ranking)
+        if self.coverage is not None:
+            yield Row("lists", "coverage", "", self.coverage)
         yield from _metric_rows("lists, as served", self.as_served)
         yield from _metric_rows("popularity, as served", self.popularity)
         yield from _metric_rows("scores as ratings", self.rating)
-        if self.coverage is not None:
-            yield Row("lists", "coverage", "", self.coverage)
+
+    def answer(self) -> str:
+        """Return how good the lists are, compared with popular items if these are known."""
+        lists = f"The lists of {self.origin}"
+        if self.as_served and self.popularity and self.lead:
+            return popular_comparison(lists, self.as_served, self.popularity, self.lead)
+        ndcg = f"nDCG@{self.ranking.k} {self.ranking.ndcg:.3f}"
+        if interval := self.ranking.intervals.get("ndcg"):
+            low, high = interval
+            ndcg += f" ({low:.3f} to {high:.3f})"
+        return f"{lists} have {ndcg}. {hits_in_words(self.ranking)}; --train FILE compares them with popular items."
+
+    def certainty(self) -> dict[str, str]:
+        """Return the lead over popular items with its interval, by its metric; empty without one."""
+        return {} if self.lead is None else {"nDCG": difference_in_words("popularity", self.lead)}
 
     def notes(self) -> Iterator[str]:
-        """Yield sentences on missing lists, pairs of the history, and a better baseline."""
+        """Yield sentences on missing lists and pairs of the history."""
         users = self.ranking.users
 
         if missing := users - self.ranking.users_with_lists:
@@ -275,8 +295,6 @@ class Figures:
             yield f"{self.seen_pairs:,} of the pairs are of items that the user had before"
         if self.predicted:
             yield f"ratings of {self.predicted:,} pairs were predicted"
-        if self.popularity and self.as_served and self.popularity.ndcg > self.as_served.ndcg:
-            yield "the popular items rank better than the lists, as served"
 
 
 def _metric_rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Iterator[Row]:
@@ -324,8 +342,12 @@ class Evaluator:
         users = figures.ranking.users
         return Report(
             kind=f"evaluate {candidate.origin}",
-            sentence=f"{figures.pairs:,} pairs of {users:,} users, measured at {self._k} (95 % intervals):",
+            sentence=figures.answer(),
             rows=tuple(figures.rows()),
+            origins={
+                **figures.certainty(),
+                "test": f"{figures.pairs:,} pairs of {users:,} users, measured at {self._k} (95 % intervals)",
+            },
             notes=tuple(figures.notes()),
             listed=True,
             extra=asdict(figures),
@@ -336,8 +358,8 @@ class Evaluator:
 
         As served, users without a list get popular items: those of the candidate, else those of the history (what users
         had before the test); without both, this is not measured. Popularity is the baseline: lists of popular items of
-        the history. `_test` and `_history` (None if unknown) are sparse matrices [users, items]. Raises DataError if no
-        user has a list, or all test pairs are in the history.
+        the history, else the candidate's popular list for all. `_test` and `_history` (None if unknown) are sparse
+        matrices [users, items]. Raises DataError if no user has a list, or all test pairs are in the history.
         """
         lists = self._item_numbers(candidate)
         ranking = measure_users(lists, self._test).metrics
@@ -349,20 +371,25 @@ class Evaluator:
                 "leave them out; give later interactions, or other users'."
             )
 
-        popularity = None
+        popular: UserMetrics | None = None
         covered_share = None
         popular_items = None
         if self._history is not None:
             counts = users_per_item(self._history)
             popular_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popularity = self._measure_popularity(self._history, counts, popular_items)
+            popular = self._measure_popularity(self._history, counts, popular_items)
             covered_share = coverage(lists, self._history.shape[1])
 
         if candidate.popular is not None:
             popular_items = _numbers_of_ids(candidate.popular, self._items)
-        as_served = None
+        served: UserMetrics | None = None
+        lead: Lead | None = None
         if popular_items is not None:
-            as_served = measure_users(fill_empty_lists(lists, popular_items), self._test).metrics
+            served = measure_users(fill_empty_lists(lists, popular_items), self._test)
+            if popular is None:
+                popular = measure_users(fill_empty_lists(np.full_like(lists, -1), popular_items), self._test)
+            leads = served.values["ndcg"] - popular.values["ndcg"]
+            lead = Lead(float(leads.mean()), interval_of_mean(leads))
 
         scored = self._scored_pairs(candidate)
         rating = None
@@ -371,8 +398,9 @@ class Evaluator:
 
         return Figures(
             ranking=ranking,
-            as_served=as_served,
-            popularity=popularity,
+            as_served=None if served is None else served.metrics,
+            popularity=None if popular is None else popular.metrics,
+            lead=lead,
             rating=rating,
             origin=candidate.origin,
             pairs=int(self._test.nnz),
@@ -381,16 +409,14 @@ class Evaluator:
             coverage=covered_share,
         )
 
-    def _measure_popularity(
-        self, history: UserItems, counts: NDArray[np.int64], popular_items: Indices
-    ) -> RankingMetrics:
+    def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64], popular_items: Indices) -> UserMetrics:
         """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*.
 
         *counts* [items] are the items' users.
         """
         ranker = Popularity(counts.astype(np.float32))
         lists = recommend_all(ranker, Parts.of(history, self._test, repeats=True), self._k)
-        return measure_users(fill_empty_lists(lists, popular_items), self._test).metrics
+        return measure_users(fill_empty_lists(lists, popular_items), self._test)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.

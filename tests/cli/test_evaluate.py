@@ -42,6 +42,11 @@ def test_evaluate_measures_lists_with_or_without_its_subcommand(folder: Path) ->
     arguments = (folder / "good.csv", folder / "truth.csv", "--train", folder / "train.csv", "-k", "1")
     printed = succeeded("evaluate", *arguments)
     assert printed == hotplate("evaluate", "lists", *arguments).stdout
+    assert printed.startswith(f"The lists of {folder}/good.csv are ")
+    assert "better than the most popular items (popularity), nDCG@1 0.967 against " in printed
+    assert re.search(r"nDCG +0\.6333 better than popularity \(", printed)
+    alone = succeeded("evaluate", folder / "good.csv", folder / "truth.csv", "-k", "1")
+    assert " have nDCG@1 0.967 (" in alone.splitlines()[0]
     assert "30 pairs of 30 users, measured at 1" in printed
     assert "1 of 30 users have no list" in printed
     output = json_of("evaluate", *arguments)
