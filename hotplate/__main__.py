@@ -1,4 +1,4 @@
-"""Entry point of `hotplate` and `python -m hotplate`; Ctrl-C ends it silently at any time."""
+"""Entry point of `hotplate` and `python -m hotplate`; Ctrl-C ends it without a traceback at any time."""
 
 import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enum, and Ctrl-C then prints a traceback
 import os

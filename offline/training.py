@@ -209,8 +209,7 @@ def train(
     """
     out = Path(out)
     check_target(out)
-    # Keeps the trials of an interrupted search.
-    trials = out.resolve().with_name(f".{out.resolve().name}.kept")
+    trials = trials_folder(out)
     progress = _Progress(on_progress, on_notice)
 
     data = _read_data(settings, progress)
@@ -366,6 +365,11 @@ class _Choice:
     similar: SimilarParams
     repeats: RepeatSearch | None
     search: Search | None
+
+
+def trials_folder(out: Path) -> Path:
+    """Return the folder that keeps the trials of an interrupted search for the model folder *out*."""
+    return out.resolve().with_name(f".{out.resolve().name}.kept")
 
 
 def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, progress: _Progress) -> _Choice:

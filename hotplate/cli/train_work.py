@@ -14,7 +14,7 @@ from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
 from hotplate.offline.search.tuning import TuneOptions
 from hotplate.offline.train.engine import Engine, described, read_params
-from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
+from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
 from hotplate.report import Report
 
 # Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
@@ -111,15 +111,31 @@ def train_and_print(settings: TrainSettings, model: Path) -> TrainReport:
 
 
 def train_model(settings: TrainSettings, model: Path) -> TrainReport:
-    """Train and write the folder *model*, with progress bars, and return the report."""
+    """Train and write the folder *model*, with progress bars, and return the report.
+
+    After Ctrl-C, prints what is kept for the next training.
+    """
     size = _size_of(settings.data)
     if size > LARGE_BYTES and not err.is_terminal:
         seconds = size / BYTES_PER_SECOND
         err.print(
             f"hotplate: reading {size / 1e6:,.0f} MB, which takes about {seconds:,.0f} s; then the rest is estimated"
         )
-    with progress_bars() as on_progress:
-        return run_interruptibly(lambda: train(settings, model, on_progress, err.print))
+    try:
+        with progress_bars() as on_progress:
+            return run_interruptibly(lambda: train(settings, model, on_progress, err.print))
+    except KeyboardInterrupt:
+        err.print(f"hotplate: stopped; {_kept_in_words(model)}")
+        raise
+
+
+def _kept_in_words(model: Path) -> str:
+    """Return what a training of the folder *model* that was stopped leaves to the next one."""
+    folder = trials_folder(model)
+    trials = len(list(folder.glob("*.npy")))
+    if not trials:
+        return "nothing is kept, so the same command begins anew"
+    return f"the folder {folder} keeps {format_count(trials, 'trial')}, and the same command continues its search"
 
 
 def _size_of(data: Iterable[DataSource]) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the command ends without a word, with 130, and leaves nothing half made."""
+"""Ctrl-C and SIGTERM: the command ends with 130, and leaves nothing half made."""
 
 import asyncio
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.cli.terminal import run_interruptibly
+from hotplate.offline.search import trials
 from hotplate.stores.folders import scratch_folder
 from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists, until
@@ -72,6 +73,24 @@ def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(verb: list[st
     assert (process.returncode, said) == (130, b"")
     assert listed(store) == before
     assert hotplate(*verb, "--store", f"file://{store}").returncode == 0
+
+
+def test_interrupted_training_says_what_the_next_one_continues_from(
+    clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_trial = trials._store_trial
+
+    def store_and_stop(path: Path, trial: trials.Trial) -> None:
+        store_trial(path, trial)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "_store_trial", store_and_stop)
+    command = ("train", clicks, "--tune", "5s", "--out", tmp_path / "model")
+    for kept in ("1 trial", "2 trials"):
+        done = hotplate(*command)
+        assert done.returncode == 130
+        sentence = f"stopped; the folder {tmp_path}/.model.kept keeps {kept}, and the same command continues its search"
+        assert done.stderr.splitlines()[-1] == f"hotplate: {sentence}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
