@@ -165,10 +165,12 @@ def test_stores_leave_no_call_behind_after_an_error() -> None:
                 assert returns_errors or name in GATHERED, f"{name}:{node.lineno}: use hotplate.stores.timing.all_done"
 
 
-def test_a_verb_loads_the_modules_of_no_other() -> None:
+def test_a_verb_loads_the_modules_of_no_other_and_the_version_of_none() -> None:
     program = (
-        "import sys; from hotplate.cli.main import command; command(['train', 'plan'])\n"
-        "print(*(name for name in ('train', 'plan', 'bench') if f'hotplate.cli.{name}' in sys.modules))"
+        "import sys; from hotplate.cli.main import command\n"
+        "for arguments in (['--version'], ['train', 'plan']):\n"
+        "    command(arguments)\n"
+        "    print(*(name for name in ('train', 'plan', 'bench') if f'hotplate.cli.{name}' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "train\n"
+    assert done.stdout == "\ntrain\n"
