@@ -13,7 +13,6 @@ import numpy as np
 from implicit.cpu._als import least_squares_cg
 from implicit.cpu.als import AlternatingLeastSquares
 from implicit.recommender_base import ModelFitError
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import DataError, SettingError, require_above_zero, require_at_least, require_between
 from hotplate.offline.input.pairs import Floats, Indices, UserItems, check_user_items
@@ -114,7 +113,7 @@ class Factors:
         model.item_factors = self.item_factors
 
         factors = np.empty((user_items.shape[0], self.item_factors.shape[1]), dtype=np.float32)
-        with threadpool_limits(1, "blas"):
+        with ranking.one_blas_thread():
             for start in range(0, user_items.shape[0], _SOLVED_AT_ONCE):
                 batch = slice(start, start + _SOLVED_AT_ONCE)
                 rows = user_items[batch]
@@ -150,7 +149,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: OnIteration | No
             on_iteration(iteration + 1, params.iterations)
 
     # BLAS threads below the solver's double the time.
-    with threadpool_limits(1, "blas"):
+    with ranking.one_blas_thread():
         # A fitted model would start from its factors, or crash on another shape.
         model = AlternatingLeastSquares(
             factors=params.factors,

@@ -1,12 +1,14 @@
 """Lists from scores, for all engines, and operations on lists."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from implicit.cpu.topk import topk
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import require_at_least
 from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user, row_of_each_pair
@@ -137,6 +139,18 @@ def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
     return ranker
 
 
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Limit BLAS to one thread during a block."""
+    limited: AbstractContextManager[object] = _threaded_libraries().limit(limits=1, user_api="blas")
+    return limited
+
+
+@cache
+def _threaded_libraries() -> ThreadpoolController:
+    """Return the libraries of this process with thread pools; a search for them takes a millisecond."""
+    return ThreadpoolController()
+
+
 class _Queries:
     """Queries that `topk` would multiply with items, a hundred rows at a time; computes their scores instead."""
 
@@ -172,7 +186,7 @@ def _best_of_tables(
     not_allowed = None if allowed is None else np.flatnonzero(~allowed)
     items = np.full((len(users), n), -1, dtype=np.int32)
     scores = np.zeros((len(users), n), dtype=np.float32)
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         for start in range(0, len(users), _RANKED_AT_ONCE):
             batch = slice(start, start + _RANKED_AT_ONCE)
             queries = _Queries(score_batch, users[batch])
