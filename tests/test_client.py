@@ -498,14 +498,20 @@ async def test_cancelled_task_leaves_a_shared_client_connection_usable(proxy: Fa
 FORKING_AMID_A_CALL = """
 import os, sys, threading, hotplate
 client = hotplate.Client(sys.argv[1], timeout_s=60)
-threads = [threading.Thread(target=lambda: [client.recommendations("42") for _ in range(200)]) for _ in range(4)]
-for thread in threads:
-    thread.start()
+forked = threading.Event()
+
+def call():
+    while not forked.is_set():
+        client.recommendations("42")
+
+for _ in range(4):
+    threading.Thread(target=call).start()
 for _ in range(5):
     if not os.fork():
         os.write(1, client.recommendations("42").source.encode() + b"\\n")
         os._exit(0)
     os.wait()
+forked.set()
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import hotplate_process
+from tests.support.command import hotplate
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.limited_service import counted
 from tests.support.readers import WAIT_S, lists, reading, until_read
@@ -122,7 +122,7 @@ def test_store_warnings_are_json_lines_of_a_service_and_text_of_a_verb(tmp_path:
     records = [json.loads(line) for line in lines if not line.startswith("serving ")]
     assert [record["level"] for record in records if warning in record["message"]] == ["warning"]
 
-    done = hotplate_process("releases", "activate", second, "--store", redis.url())
+    done = hotplate("releases", "activate", second, "--store", redis.url())
     assert done.returncode == 0
     assert done.stderr.startswith(f"hotplate: release {second} can be served, but is damaged")
 

@@ -197,7 +197,7 @@ def test_process_with_unclosed_lists_exits(url: str) -> None:
 
 
 FORKING = """
-import os, sys, threading
+import os, sys, threading, time
 import hotplate
 
 lists = hotplate.open_sync(sys.argv[1], budget_s=10.0)
@@ -212,7 +212,7 @@ def fork():
 
 def wait_for_the_next():
     while lists.personal("42").release == first:
-        pass
+        time.sleep(0.01)
 
 if fork():
     first = lists.personal("42").release

@@ -15,8 +15,8 @@ from hotplate.serve.access.keys import SCOPES, create
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
 from hotplate.serve.settings import ServiceSettings
-from tests.support.command import failed, hotplate_process
-from tests.support.service import Answer, Service, a_list, publish_lists, running, until
+from tests.support.forked import Forked
+from tests.support.service import UNTIL_S, Answer, Service, a_list, publish_lists, running, until
 
 USER = "/v1/recommendations/42"
 PROBES = ("/livez", "/readyz", "/health/live", "/health/ready")
@@ -154,11 +154,17 @@ async def test_service_on_public_address_requires_an_explicit_access_policy(host
             await anonymous.admit({}, scope)
 
 
-def test_service_with_unreadable_keys_does_not_start(folder: Path, tmp_path: Path) -> None:
+def test_service_with_unreadable_keys_does_not_start(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ServiceMisused, match=r"none\.json cannot be read"):
         guard_of(ServiceSettings((f"file://{folder}",), keys=tmp_path / "none.json"), None)
-    done = hotplate_process("serve", "--store", f"file://{folder}", "--port", "0", HOTPLATE_KEYS="")
-    failed(done, "HOTPLATE_KEYS is empty", code=2)
+    monkeypatch.setenv("HOTPLATE_KEYS", "")
+    process = Forked("serve", "--store", f"file://{folder}", "--port", "0", output=tmp_path / "log")
+    assert process.wait(UNTIL_S) == 2
+    message, *more = (tmp_path / "log").read_text().splitlines()
+    assert "HOTPLATE_KEYS is empty" in message
+    assert not more
 
 
 @pytest.mark.parametrize("odd", ["a\\nb", "a\tb", "x" * 129, '"}{"', "\x1b[2J", "é", "a b", "%0a", "<script>"])

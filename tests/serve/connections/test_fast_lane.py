@@ -24,12 +24,8 @@ PACKAGE = "hotplate/serve/connections"
 # Tests of what answers requests.
 ROUTES = ("api", "access", "connections", "telemetry", "test_cache.py", "test_deny_list.py", "test_filters.py",
           "test_fold_in.py", "test_named_lists.py", "test_tiers.py")  # fmt: skip
-# Runs a module as if the extension were not installed, in this process and in those that it forks.
-WITHOUT = (
-    "import runpy, sys\n"
-    "sys.modules['hotplate.serve.connections.lane'] = None\n"
-    "runpy.run_module('hotplate', run_name='__main__')\n"
-)
+# As if the extension were not installed, in a process and in those that it forks.
+WITHOUT = "import sys; sys.modules['hotplate.serve.connections.lane'] = None"
 needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
@@ -98,8 +94,7 @@ def test_builds_are_reproducible_and_platform_wheel_has_the_lane(tmp_path: Path)
 
 
 def test_service_without_the_extension_reports_it_and_answers(folder: Path) -> None:
-    launcher = (sys.executable, "-c", WITHOUT, "serve")
-    with running(folder, launcher=launcher) as service:
+    with running(folder, before=WITHOUT) as service:
         assert service.get("/v1/recommendations/42").json["source"] == "personal"
         assert service.get("/v1/recommendations/nobody").json["source"] == "popular"
         assert service.admin("/console/state").json["fast_lane"] == "missing"
@@ -134,7 +129,8 @@ def test_version_in_json_says_whether_the_lane_is_compiled() -> None:
     command = [sys.executable, "-m", "hotplate", "--version", "--json"]
     shown = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert shown["fast_lane"] in {"compiled", "missing"}
-    without = [sys.executable, "-c", WITHOUT, "--version", "--json"]
+    program = f"{WITHOUT}; import runpy; runpy.run_module('hotplate', run_name='__main__')"
+    without = [sys.executable, "-c", program, "--version", "--json"]
     assert json.loads(subprocess.run(without, cwd=ROOT, capture_output=True, text=True, check=True).stdout) == {
         "version": shown["version"],
         "fast_lane": "missing",
