@@ -262,7 +262,7 @@ def random_rules(random: np.random.Generator, model: Model, kind: str) -> Rules:
     return rules
 
 
-@depths(60, 300)
+@depths(20, 300)
 @pytest.mark.parametrize("kind", ["diversity", "rotate", "explore", "all"])
 def test_lists_equal_those_of_the_oracle(kind: str, examples: int) -> None:
     changed = 0

@@ -42,9 +42,9 @@ from tests.support.virtual import virtual
 if TYPE_CHECKING:
     from hotplate.serve.consumed.table import Consumed
 
-WALKS = 2_000
+WALKS = 250
 # Each page of a walk is preceded by another release, or by other hidden items, with this probability.
-CHANGES = 0.1
+CHANGES = 0.3
 ITEMS = [f"i{number}" for number in range(25)]
 USERS = [f"u{number}" for number in range(6)]
 SEGMENTS = ["", "north", "unknown"]

@@ -127,7 +127,7 @@ def test_readers_see_whole_records_of_writers_that_are_killed_at_any_time(size: 
     pauses = random.Random(size)
     records.write(0, numbered(0, size))
     last = 0
-    for _ in range(25):
+    for _ in range(10):
         former = last
         with forked(partial(write_next, records, count(last + 1), size)):
             while last == former:  # a loaded machine may start the writer late

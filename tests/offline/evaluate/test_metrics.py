@@ -40,7 +40,7 @@ def matrix_of(liked: list[set[int]], items: int) -> UserItems:
     return csr_matrix(weights)
 
 
-@explored(100, 500, case=cases())
+@explored(40, 500, case=cases())
 def test_ranking_metrics_match_trec_eval(case: Case) -> None:
     lists, liked, k, items = case
     recommended = np.array(lists, dtype=np.int32).reshape(len(liked), k)
@@ -69,6 +69,7 @@ def test_ranking_metrics_match_trec_eval(case: Case) -> None:
     assert metrics.users_with_lists == sum(max(lists[int(user)]) >= 0 for user in truth)
 
 
+@settings(max_examples=40)
 @given(cases())
 def test_coverage_is_the_share_of_items_in_any_list(case: Case) -> None:
     lists, _, k, items = case
@@ -88,7 +89,7 @@ ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4,
 )
 
 
-@settings(deadline=None)  # a busy machine is not a failure
+@settings(max_examples=40)
 @given(ratings)
 def test_rating_metrics_match_scikit_learn(pairs: list[tuple[float, float]]) -> None:
     # Not above, because to import it takes a second, which every worker that collects the tests would spend.

@@ -116,7 +116,7 @@ class ScoringJob:
 
 KNOWN = 4_000
 ROWS: list[Row] = [(str(user), 1 + user % 10) for user in range(KNOWN + 1_000)]
-BATCHES = (50, 2000)
+BATCHES = (50, 1000)
 
 
 def lists() -> dict[str, bytes]:
@@ -224,6 +224,7 @@ def test_malformed_scoring_body_is_400(service: Service, body: bytes, said: str)
 
 def test_large_bodies_and_other_methods_get_scoring_errors(service: Service) -> None:
     assert "1048576" in refused(service, b" " * (1 << 20) + b'{"data": []}', 413)
+    assert len(scored(service, ["7"] * MAX_USERS)) == MAX_USERS
     answer = service.get("/score")
     assert (answer.status, answer.headers["allow"], answer.json["status_code"]) == (405, "POST", 405)
 

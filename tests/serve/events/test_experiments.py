@@ -134,7 +134,7 @@ def test_experiments_without_an_effect_have_few_winners(kind: str, percent: floa
     rng = np.random.default_rng(7)
     winners = 0
     for number in range(1000):
-        in_b = are_in_b(number % 200, percent)
+        in_b = are_in_b(number % 40, percent)
         values = rng.negative_binomial(0.3, 0.1, len(in_b)).astype(float)
         if kind == "value":  # 8 % buy, and the amounts have a heavy tail
             values = rng.binomial(1, 0.08, len(in_b)) * rng.lognormal(3.0, 1.2, len(in_b))
