@@ -1,18 +1,20 @@
 """Reports of measurements, plans and evaluations: an answer, rows of figures and plots, as text and as JSON.
 
-The first line is the answer. Then comes one table that fits 80 columns, a line for each subject: `Column` declares it.
+The first line is the answer. Then comes one table, a line for each subject: `Column` declares it. Without room for all
+columns, several tables follow one another.
 A subject is what was measured, such as a store; a figure is a number of it, such as p99; a round is one measurement.
 Units are `us` (microseconds), `share` (0 to 1), or any text, printed unchanged. Also: generated tables in Markdown.
 """
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Column as RichColumn
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +25,10 @@ FORMAT = 3
 UNKNOWN = "—"
 # Wider than any table.
 ANY_WIDTH = 10_000
+# Longer subjects are folded if the terminal is too narrow for all columns.
+SUBJECT_WIDTH = 24
+# Between columns of a table.
+GAP = 2
 # From here on, cells have no decimals.
 WHOLE = 100
 # Fields of a report that are tuples of texts, and lists in JSON.
@@ -291,8 +297,9 @@ def _print_rows(report: Report, console: Console) -> None:
     report does not want a list, else with a line for each row.
     """
     if report.columns and report.rows:
-        console.print()
-        _print_stripped(_table_of_columns(report), console)
+        for columns in _blocks_of_columns(report, console.width):
+            console.print()
+            _print_stripped(_table_of_columns(columns), console)
         for mark, explanation in report.used_marks.items():
             _print_wrapped(f"{mark} {explanation}", console)
         return
@@ -302,7 +309,7 @@ def _print_rows(report: Report, console: Console) -> None:
         return
 
     table = _table_of_figures(main_rows)
-    width = console.measure(table, options=console.options.update(max_width=ANY_WIDTH)).minimum
+    width = console.measure(table, options=console.options.update(max_width=ANY_WIDTH)).maximum
     if report.listed or width > console.width:
         table = _table_of_rows(main_rows)
     _print_stripped(table, console)
@@ -323,35 +330,66 @@ def _print_wrapped(text: str, console: Console, indent: int = 0, style: str = ""
     console.print(Text("\n".join(wrapped), style))
 
 
-def _table_of_columns(report: Report) -> Table:
-    """Return a table with a line for each subject of a report, and the columns that the report declares.
+@dataclass(frozen=True, slots=True)
+class _TextColumn:
+    """The heading and the cells of a column of the table, one for each subject."""
 
-    A column shows one figure of each subject. If a row has a mark, a letter, each cell of its column has room for one.
+    heading: str
+    cells: Sequence[str]
+    noted: bool = False
+
+    @property
+    def width(self) -> int:
+        """In characters of a terminal."""
+        return max(cell_len(line) for text in (self.heading, *self.cells) for line in text.split("\n"))
+
+
+def _blocks_of_columns(report: Report, width: int) -> Iterator[list[_TextColumn]]:
+    """Yield the columns of each table that a terminal of *width* characters needs for a report; the first has subjects.
+
+    That is one table if all columns fit beside the subjects, which may be folded.
     """
-    table = Table(RichColumn(overflow="fold"), box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    subjects = report.subjects
-    cells_by_column = list[list[str]]()
-    for column in report.columns:
-        heading, *cells = _texts_of_column(column, [report.row(subject, column.figure) for subject in subjects])
-        table.add_column(Text(heading), justify="left" if column.noted else "right", vertical="bottom")
-        cells_by_column.append(cells)
+    subjects = _TextColumn("", report.subjects)
+    left_for_figures = width - min(subjects.width, SUBJECT_WIDTH)
 
-    for subject, *cells_of_subject in zip(subjects, *cells_by_column, strict=True):
-        table.add_row(Text(subject), *map(Text, cells_of_subject))
+    block = [subjects]
+    left = left_for_figures
+    for column in report.columns:
+        figures = _texts_of_column(column, [report.row(subject, column.figure) for subject in subjects.cells])
+        needed = GAP + figures.width
+        if needed > left and len(block) > 1:
+            yield block
+            block = [subjects]
+            left = left_for_figures
+        block.append(figures)
+        left -= needed
+    yield block
+
+
+def _table_of_columns(columns: Sequence[_TextColumn]) -> Table:
+    """Return a table of *columns*; the first has the subjects, which are folded if the terminal is too narrow."""
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
+    subjects, *others = columns
+    table.add_column(Text(subjects.heading), overflow="fold")
+    for column in others:
+        justify: JustifyMethod = "left" if column.noted else "right"
+        table.add_column(Text(column.heading), justify=justify, vertical="bottom", no_wrap=not column.noted)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(Text, cells))
     return table
 
 
-def _texts_of_column(column: Column, rows: Sequence[Row | None]) -> list[str]:
-    """Return the heading and then the cells of a column, one for each of *rows*; None is an empty cell.
+def _texts_of_column(column: Column, rows: Sequence[Row | None]) -> _TextColumn:
+    """Return the texts of a column, a cell for each of *rows*; None is an empty cell.
 
     If a row has a mark, a sign that refers to an explanation, all cells have room for one, so that figures are aligned.
     """
     has_marks = not column.noted and any(row.mark for row in rows if row)
     if not has_marks:
-        return [column.heading, *(format_cell(row, column) for row in rows)]
+        return _TextColumn(column.heading, [format_cell(row, column) for row in rows], column.noted)
 
     heading = "\n".join(f"{line}  " for line in column.heading.split("\n"))  # spaces above the marks
-    return [heading, *(_marked_cell(row, column) for row in rows)]
+    return _TextColumn(heading, [_marked_cell(row, column) for row in rows])
 
 
 def _marked_cell(row: Row | None, column: Column) -> str:
@@ -367,7 +405,7 @@ def _table_of_figures(rows: Sequence[Row]) -> Table:
     """
     heading_by_figure = headings(rows)
     subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
-    table = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(subjects, box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for heading in heading_by_figure.values():
         table.add_column(heading, justify="right")
 
@@ -383,7 +421,7 @@ def _table_of_rows(rows: Sequence[Row]) -> Table:
 
     Rows of a subject must follow one another.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=False)
     for subject, rows_of_subject in groupby(rows, key=lambda row: row.subject):
         table.add_row(Text(subject), style="bold")
         for row in rows_of_subject:

@@ -135,6 +135,37 @@ def test_a_table_has_one_line_for_each_subject_after_the_answer() -> None:
     ]
 
 
+def test_columns_without_room_follow_as_further_tables() -> None:
+    lines = printed(TABLE, width=32).splitlines()
+    assert max(map(len, lines)) <= 32
+    start = lines.index("")
+    assert lines[start : start + 14] == [
+        "",
+        "                p99     USD per",
+        "                 ms  10^9 reads",
+        "files           1.6        0.86",
+        "Redis           2.3       1,200",
+        "Cosmos DB      11 *          37",
+        "azure-cosmos      —          60",
+        "",
+        "              paid for",
+        "files         CPU only",
+        "Redis         2 x B0",
+        "Cosmos DB     1,200 RU/s",
+        "azure-cosmos",
+        "* assumed: the emulator waits",
+    ]
+
+
+def test_a_long_subject_is_folded_and_no_figure_is() -> None:
+    url = "redis://cache-primary.example.internal:6379/0"
+    rows = [Row(url, f"figure {number}", "", 1000.0 * number) for number in range(1, 7)]
+    columns = [Column(row.figure, row.figure) for row in rows]
+    text = printed(Report(kind="stores", sentence="", rows=tuple(rows), columns=tuple(columns)), width=80)
+    assert "".join(line.split(" ")[0] for line in text.splitlines()) == url + url
+    assert [text.count(f"{number},000") for number in range(1, 7)] == [1] * 6
+
+
 def test_the_page_shows_the_table_with_intervals_and_marks(report_page: ModuleType) -> None:
     text = report_page.page(TABLE)
     assert "1.6<small>1.3 … 1.9</small>" in text

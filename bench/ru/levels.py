@@ -55,13 +55,13 @@ AUTOSCALE = "USD/month autoscale"
 BILLION = "USD per billion reads"
 COLUMNS = (
     Column(READS, "reads\n/s", digits=5),
-    Column(PUBLISHED, "lists\nwritten/s", digits=3),
+    Column(PUBLISHED, "writes\n/s", digits=3),
     Column("p50", "p50\nms", "ms"),
     Column("p99", "p99\nms", "ms"),
     Column(REFUSED, "429s\n%", "%"),
     Column(MANUAL, "USD/month\nmanual", digits=3),
     Column(AUTOSCALE, "auto-\nscale", digits=3),
-    Column(BILLION, "USD per\n10^9 reads"),
+    Column(BILLION, "USD per\nbn reads"),
 )
 
 

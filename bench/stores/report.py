@@ -42,7 +42,7 @@ LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILE
 COLUMNS = (
     *LATENCY_COLUMNS,
     Column(CPU, "CPU a\nread, µs", "µs"),
-    Column(COST, "USD per\nbillion reads"),
+    Column(COST, "USD per\nbn reads"),
     Column(COST, "paid for", noted=True),
 )
 METHOD = (

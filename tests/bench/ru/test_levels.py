@@ -1,9 +1,11 @@
 """The levels of RU/s on a simulated service and budget, in virtual time; options, costs and the table."""
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
@@ -26,7 +28,7 @@ from hotplate.bench.ru.levels import (
 )
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
-from hotplate.report import Report, Row
+from hotplate.report import Report, Row, print_report
 from hotplate.stores.cosmos.url import Throughput
 from tests.support.virtual import delayed, simulate
 
@@ -205,6 +207,11 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     assert reported_run.sentence == (
         "100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; 11,000 RU/s carry (computed) 11,000 for 642 USD."
     )
+    out = io.StringIO()
+    print_report(reported_run, Console(file=out, width=80))
+    (line,) = [line for line in out.getvalue().splitlines() if line.startswith("11,000 RU/s  ")]
+    assert line.split()[2:4] == ["11,000", "="]
+    assert line.endswith(" 22")
 
 
 def test_level_with_a_late_generator_has_no_latency() -> None:
