@@ -175,20 +175,19 @@ async def test_rebuild_names_whole_releases_after_a_restart_between_calls(
         if lost == "unreadable":
             server.execute_command("SET", CATALOGUE, "{")
 
-    async def publish_and_lose_catalogue() -> None:
-        server.execute_command("FLUSHALL")
+    await publish(store, ROWS)
+    lose_catalogue()
+    snapshots.save()
+    server.execute_command("RENAME", "aside", CATALOGUE)
+    for _ in range(2):
         await publish(store, ROWS)
-        lose_catalogue()
-        snapshots.save()
-        server.execute_command("RENAME", "aside", CATALOGUE)
-        for _ in range(2):
-            await publish(store, ROWS)
-        lose_catalogue()
-
-    await publish_and_lose_catalogue()
+    lose_catalogue()
+    with redis.Redis(port=server.port) as client:
+        published = copied(client, "test")
     calls = await interruptions.recorded(rebuild_with_last(store))
     for restart_at in range(len(calls)):
-        await publish_and_lose_catalogue()
+        with redis.Redis(port=server.port) as client:
+            put_back(client, "test", published)
         await interruptions.interrupted(rebuild_with_last(store), save_at=None, restart_at=restart_at)
         with suppress(CatalogueUnreadable):
             await check_whole(store, f"restart before {restart_at} {calls[restart_at]}")
