@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from hotplate.stores.redis.credentials import CreateProvider, Credentials
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import TOKEN, ChargeCounter, Row
-from tests.support.redis_cluster import RedisCluster, running_cluster
-from tests.support.redis_sentinel import sentinel_deployment
+from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, running
 from tests.support.rotation import FakeIdentity, RotatingProvider, SlowProvider
 from tests.support.soak import MINUTES
@@ -40,22 +40,28 @@ class Place:
         return open_url(self.url, provider=self.provider.create)
 
 
-def deployed(stack: ExitStack, scheme: str, folder: Path) -> tuple[str, Sequence[RedisServer]]:
-    if scheme == "redis+cluster":
-        cluster = stack.enter_context(running_cluster(folder))
-        return cluster.url(seeds=1), [node.server for node in cluster.nodes]
-    if scheme == "redis+sentinel":
-        deployment = stack.enter_context(sentinel_deployment(folder))
-        return deployment.url(), deployment.servers
-    server = stack.enter_context(running(folder))
-    return server.url(), [server]
+@pytest.fixture(scope="module")
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelDeployment]:
+    with sentinel_deployment(tmp_path_factory.mktemp("sentinels")) as running_deployment:
+        yield running_deployment
 
 
 @pytest.fixture(params=["redis", "redis+sentinel", "redis+cluster"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    with ExitStack() as stack:
-        url, servers = deployed(stack, request.param, tmp_path)
-        yield Place(url, RotatingProvider(servers))
+def place(request: pytest.FixtureRequest, prefix: str) -> Place:
+    servers: Sequence[RedisServer]
+    if request.param == "redis+cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        url = cluster.url(prefix=prefix, seeds=1)
+        servers = [node.server for node in cluster.nodes]
+    elif request.param == "redis+sentinel":
+        deployment: SentinelDeployment = request.getfixturevalue("sentinels")
+        url = deployment.url(prefix)
+        servers = deployment.servers
+    else:
+        server: RedisServer = request.getfixturevalue("redis_server")
+        url = server.url(prefix=prefix)
+        servers = [server]
+    return Place(url, RotatingProvider(servers))
 
 
 async def rotated(place: Place, store: RedisStore, pause_s: float) -> int:
@@ -165,28 +171,28 @@ async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_c
 
 @pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
 async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
-    tmp_path: Path, prefix: str, client: str
+    redis_cluster: RedisCluster, prefix: str, client: str
 ) -> None:
-    with running_cluster(tmp_path) as cluster:
-        servers = [node.server for node in cluster.nodes]
-        hung = cluster.primaries[-1]
-        provider = RotatingProvider(servers)
-        url = f"{cluster.url('rediss+cluster', prefix=prefix)}&client={client}"
-        store = open_url(url, provider=provider.create)
-        try:
-            await write_release(store, FIRST, ROWS)
-            names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
-            owners = cluster.owners(names)
-            rows = [row for row, owner in zip(ROWS, owners, strict=True) if owner is not hung]
-            keys = [row.key for row in rows]
-            assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]
-            provider.replace_user()
-            with hung.server.stopped():  # before the renewal begins
-                deadline_s = time.monotonic() + 3  # in which the client is replaced, and closed after 1 s more
-                while time.monotonic() < deadline_s:
-                    assert await store.get_many(release_ref(FIRST), keys) == [row.value for row in rows]
-        finally:
-            await store.close()
+    servers = [node.server for node in redis_cluster.nodes]
+    hung = redis_cluster.primaries[-1]
+    provider = RotatingProvider(servers)
+    url = f"{redis_cluster.url('rediss+cluster', prefix=prefix)}&client={client}"
+    store = open_url(url, provider=provider.create)
+    try:
+        await write_release(store, FIRST, ROWS)
+        names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
+        owners = redis_cluster.owners(names)
+        rows = [row for row, owner in zip(ROWS, owners, strict=True) if owner is not hung]
+        keys = [row.key for row in rows]
+        assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]
+        provider.replace_user()
+        with hung.server.stopped():  # before the renewal begins
+            deadline_s = time.monotonic() + 3  # in which the client is replaced, and closed after 1 s more
+            while time.monotonic() < deadline_s:
+                assert await store.get_many(release_ref(FIRST), keys) == [row.value for row in rows]
+                await asyncio.sleep(1 / READS_PER_S)
+    finally:
+        await store.close()
 
 
 async def test_renewals_follow_one_another(redis_server: RedisServer) -> None:
