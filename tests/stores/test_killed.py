@@ -1,6 +1,7 @@
 """Publishers and erasures that are killed: acknowledged work counts, and is not repeated."""
 
 import asyncio
+import json
 import random
 import secrets
 import signal
@@ -22,27 +23,26 @@ from hotplate.stores.store import Plan, Row, RowEraser
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
-from tests.support.cosmos_simulation import ROWS
 from tests.support.redis_server import RedisServer
 from tests.support.soak import scaled
 from tests.support.stores import LISTS, allow_erasure, batches, lapse, publish, published_rows, ref_of
 
+# Publishes the batches that it reads, and says when each is acknowledged; modules of tests would take longer to load.
 PUBLISHER = """
-import asyncio, sys
+import asyncio, json, sys
 from hotplate.stores.connect import connect
+from hotplate.stores.encoding import body_of
 from hotplate.stores.publication import publish_release
-from hotplate.stores.store import Plan
-from tests.support.cosmos_simulation import ROWS
-from tests.support.stores import batches
+from hotplate.stores.store import Plan, Row
 
-async def acknowledged():
-    async for batch in batches(ROWS, 100):
-        yield batch
-        print("next", flush=True)
-        sys.stdin.readline()
+async def batches():
+    while line := sys.stdin.readline():
+        yield [Row(key, body_of(value.encode())) for key, value in json.loads(line)]
+        print("acknowledged", flush=True)
 
-asyncio.run(publish_release(connect(sys.argv[1]), acknowledged(), plan=Plan(len(ROWS), 1000)))
+asyncio.run(publish_release(connect(sys.argv[1]), batches(), plan=Plan(int(sys.argv[2]), 1000)))
 """
+BATCH = 100
 
 
 # Erases users one after the other, two at a time.
@@ -53,7 +53,7 @@ from hotplate.stores.users import erase_users
 
 async def erase():
     store = connect(sys.argv[1])
-    for number in range(0, 1000, 2):
+    for number in range(0, 200, 2):
         print(number, flush=True)
         await erase_users(store, [str(number), str(number + 1)])
 
@@ -69,22 +69,26 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServe
 
 
 @contextmanager
-def started(program: str, url: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", program, url]
+def started(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", program, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as publisher:
         yield publisher
 
 
 @pytest.mark.parametrize("acknowledged", [1, *(pytest.param(number, marks=pytest.mark.soak) for number in (12, 29))])
 async def test_killed_publish_continues_after_acknowledged_rows(url: str, acknowledged: int) -> None:
+    rows = [LISTS[0], *(Row(f"user:{number:05}", b"%d" % number) for number in range(BATCH * (acknowledged + 2)))]
+    plan = Plan(len(rows), 1000)
     store = connect(url)
     live = await publish(store)
-    with started(PUBLISHER, url) as publisher:
+    with started(PUBLISHER, url, str(len(rows))) as publisher:
         assert publisher.stdin is not None
         assert publisher.stdout is not None
-        for _ in range(acknowledged):
-            assert await asyncio.to_thread(publisher.stdout.readline) == "next\n"
-            publisher.stdin.write("go on\n")
+        for start in range(0, BATCH * (acknowledged + 1), BATCH):
+            if start:
+                assert await asyncio.to_thread(publisher.stdout.readline) == "acknowledged\n"
+            batch = [(row.key, row.value.decode()) for row in rows[start : start + BATCH]]
+            publisher.stdin.write(f"{json.dumps(batch)}\n")
             publisher.stdin.flush()
         publisher.send_signal(signal.SIGKILL)
     catalogue = await store.catalogue()
@@ -92,11 +96,11 @@ async def test_killed_publish_continues_after_acknowledged_rows(url: str, acknow
     (draft,) = [entry.id for entry in catalogue.releases if entry.state is State.DRAFT]
     await lapse(store)
     resumed = await publication.take_over(store, draft)
-    written = await publication.publish_release(store, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), draft=resumed)
-    assert acknowledged * 100 <= written.skipped <= (acknowledged + 1) * 100
-    assert written.rows + written.skipped == len(ROWS)
+    written = await publication.publish_release(store, batches(rows, 70), plan=plan, draft=resumed)
+    assert acknowledged * BATCH <= written.skipped <= (acknowledged + 1) * BATCH
+    assert written.rows + written.skipped == len(rows)
     assert (await store.catalogue()).live == draft
-    assert await published_rows(store, draft) == ROWS
+    assert await published_rows(store, draft) == rows
     assert await life.prune(store, keep=0, grace_s=0.0) == [live]
     await store.close()
 
@@ -104,7 +108,7 @@ async def test_killed_publish_continues_after_acknowledged_rows(url: str, acknow
 @pytest.mark.parametrize("kills", [2, pytest.param(scaled(30), marks=pytest.mark.soak)])
 async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills: int) -> None:
     store = connect(url)
-    users = [Row(f"user:{number}", b'{"id":"a"}') for number in range(1000)]
+    users = [Row(f"user:{number}", b'{"id":"a"}') for number in range(200)]
     releases = [await ref_of(store, await publish(store, [*LISTS[:1], *users])) for _ in range(2)]
     erased = set[str]()
     for _ in range(kills):
@@ -127,7 +131,7 @@ async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills
         await verify(store, release)
     if isinstance(store, RowEraser):
         assert done.holding == {}
-        await store.erase_rows(releases[0], ["user:997", "user:998", "user:999"], allow_erasure)
-        with pytest.raises(ReleaseCorrupt, match=r" 3 of 1,002 rows are missing"):
+        await store.erase_rows(releases[0], ["user:197", "user:198", "user:199"], allow_erasure)
+        with pytest.raises(ReleaseCorrupt, match=r" 3 of 202 rows are missing"):
             await verify(store, releases[0])
     await store.close()
