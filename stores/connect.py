@@ -65,7 +65,8 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
             return cosmos.open_url(url, observer)
 
-    for entry in entry_points(group=GROUP, name=scheme):
+    installed = entry_points(group=GROUP)
+    for entry in installed.select(name=scheme):
         store = entry.load()(url)
         if not hasattr(store, "records"):
             raise StoreMisused(
@@ -73,7 +74,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
             )
         return cast("Store", store)
 
-    known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
+    known = sorted({*BUILT_IN, *installed.names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 

@@ -1,7 +1,7 @@
 """Shown URLs of stores never hold a secret, for any well-formed or malformed URL."""
 
 import traceback
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def test_harmless_url_parts_are_shown(url: str, shown: str) -> None:
 def test_a_store_for_an_earlier_hotplate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("earlier", "builtins:object", "hotplate.stores")
     monkeypatch.setattr(EntryPoint, "load", lambda _: lambda _url: object())
-    monkeypatch.setattr("hotplate.stores.connect.entry_points", lambda **_: [entry])
+    monkeypatch.setattr("hotplate.stores.connect.entry_points", lambda **_: EntryPoints([entry]))
     with pytest.raises(StoreMisused, match="earlier:// is for an earlier hotplate"):
         connect("earlier:///lists")
 
