@@ -15,7 +15,7 @@ EXAMPLE = ROOT / "tests" / "third_party" / "hotplate-store-sqlite"
 
 
 def run(installed: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python in an empty folder with the installed packages; pytest finds no settings there."""
+    """Run Python in an empty folder with the installed packages; pytest finds neither settings nor plugins there."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -23,7 +23,7 @@ def run(installed: Path, *arguments: str | Path) -> subprocess.CompletedProcess[
         check=False,
         timeout=100,
         cwd=installed,
-        env=os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
 
 
@@ -78,7 +78,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_example_store_keeps_the_contract(installed: Path) -> None:
-    done = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    done = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
     assert " 2 skipped" in done.stdout, "what is for a LocalReader and for a SendingReader"
