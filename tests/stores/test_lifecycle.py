@@ -31,7 +31,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(1800)]
 @pytest.mark.parametrize(
     ("interleaved", "examples"),
     [
-        *(("memory", 30), ("file", 3), ("redis", 3), ("cosmos", 2)),
+        *(("memory", 10), ("file", 3), ("redis", 3), ("cosmos", 2)),
         *(
             pytest.param(store, scaled(examples), id=f"{store}-soak", marks=SOAK)
             for store, examples in (("memory", 600), ("file", 31), ("redis", 31), ("cosmos", 31))
