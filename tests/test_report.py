@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -71,11 +71,13 @@ def test_values_have_three_digits_and_a_suitable_unit(value: float, unit: str, t
     assert format_value(value, unit) == text
 
 
+@settings(max_examples=30)
 @given(REPORTS)
 def test_report_round_trips_through_json(report: Report) -> None:
     assert from_json(json.loads(json.dumps(to_json(report)))) == report
 
 
+@settings(max_examples=30)
 @given(REPORTS)
 def test_any_report_is_printed_and_laid_out(report_page: ModuleType, report: Report) -> None:
     print_report(report, Console(file=io.StringIO(), width=100))

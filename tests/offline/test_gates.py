@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import SettingError
@@ -60,6 +60,7 @@ def measured(lists: Sequence[Sequence[int]], cuts: int, depth: int = 0) -> Measu
     return measurement
 
 
+@settings(max_examples=40)
 @given(LISTS, st.integers(1, 5))
 def test_counts_do_not_depend_on_batches(lists: list[list[int]], cuts: int) -> None:
     counts = measured(lists, cuts, depth=3)
@@ -73,6 +74,7 @@ def test_counts_do_not_depend_on_batches(lists: list[list[int]], cuts: int) -> N
     assert counts.sample() == expected
 
 
+@settings(max_examples=40)
 @given(LISTS, st.integers(1, 5), st.integers(1, 20))
 def test_sample_does_not_depend_on_batches(lists: list[list[int]], cuts: int, other_cuts: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hotplate
@@ -88,6 +88,7 @@ def quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+@settings(max_examples=50)
 @given(st.lists(CONDITIONS, min_size=1, max_size=4))
 @example([Condition("price", "<=", ("5",)), Condition("b", ":", ('a"|,', "\\", ""))])
 def test_conditions_parse_to_their_written_form(conditions: list[Condition]) -> None:
@@ -313,6 +314,7 @@ def test_each_row_of_overrides_counts_towards_the_limit(monkeypatch: pytest.Monk
         parse_overrides(written(12))
 
 
+@settings(max_examples=50)
 @given(OVERRIDES)
 @example([{"item": "a", "stock": 10**30}])
 def test_overrides_mean_the_same_as_csv_and_as_json_lines(rows: list[dict[str, Any]]) -> None:

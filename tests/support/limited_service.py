@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from hotplate.bench.process import read_samples
 from tests.support.redis_server import certify
 from tests.support.service import UNVERIFIED, Service, running
 
@@ -67,9 +67,12 @@ def counted(service: Service, name: str, **labels: str) -> float:
 
 def samples(service: Service, name: str = "", **labels: str) -> list[Sample]:
     """Return what `/metrics` says under *name*, or of everything, with these labels."""
+    lines = service.admin("/metrics").body.decode().splitlines(keepends=True)
+    text = "".join(line for line in lines if line.startswith(name))
     return [
         sample
-        for sample in read_samples(f"{service.admin_url}/metrics")
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
         if name in {"", sample.name} and labels.items() <= sample.labels.items()
     ]
 

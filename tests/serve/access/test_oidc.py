@@ -32,9 +32,9 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 class Issuer:
     """Signs tokens and publishes its keys; tests can change and break the published documents."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: PrivateKey) -> None:
         self.url = url
-        self.keys: dict[str, PrivateKey] = {"first": rsa_key()}
+        self.keys = {"first": key}
         self.documents: dict[str, bytes] = {}
         """What is answered instead of the right document, by path."""
         self.fetched = list[str]()
@@ -74,8 +74,13 @@ def _public(kid: str, key: PrivateKey) -> dict[str, Any]:
 USER = "/v1/recommendations/42"
 
 
+@pytest.fixture(scope="module")
+def key() -> PrivateKey:
+    return rsa_key()
+
+
 @pytest.fixture
-def issuer() -> Iterator[Issuer]:
+def issuer(key: PrivateKey) -> Iterator[Issuer]:
     def respond(path: str, *_: object) -> tuple[int, bytes]:
         served.fetched.append(path)
         time.sleep(served.pause_s)
@@ -84,7 +89,7 @@ def issuer() -> Iterator[Issuer]:
         return 200 if body else 500, body
 
     with http_server(respond) as url:
-        served = Issuer(url)
+        served = Issuer(url, key)
         yield served
 
 

@@ -116,16 +116,18 @@ def known(runner: asyncio.Runner, pair: Pair) -> list[bytes]:
     return [GET.replace(HOST, HOST + (name % etag if b"%b" in name else name) + b"\r\n") for name in names]
 
 
-@depths(200, 15_000)  # 100,500 with SOAK_MINUTES=67
+@depths(300, 15_000)  # 100,500 with SOAK_MINUTES=67
 @pytest.mark.timeout(3600)
 def test_lane_and_aiohttp_answer_random_requests_equally(
     takes: Callable[[bytes], bool],
     same: Callable[..., None],
     known: list[bytes],
+    *,
     examples: int,
+    request: pytest.FixtureRequest,
     record_property: Callable[[str, object], None],
 ) -> None:
-    random_source = random.Random(SEED)
+    random_source = random.Random(f"{SEED} {request.node.name}")  # other requests of each store
     sent = 0
     taken = 0
     for _ in range(examples):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.serve.consumed.stored_events import restore
@@ -62,6 +62,7 @@ def shown(service: Service, path: str) -> list[str]:
     return list(ids)
 
 
+@settings(max_examples=50)
 @given(EVENTS)
 def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list[tuple[str, str, str, int]]) -> None:
     hours = {"buy": 24.0, "dismiss": 1.0}
