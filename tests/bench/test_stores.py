@@ -68,7 +68,8 @@ def releases(url: str) -> list[str]:
 
 @cache
 def simulated(answer_s: float, rate: float) -> Result:
-    load = Load(url="http://simulated", requests=Gets("/"), rate=rate, duration_s=1, connections=1_000)
+    connections = round(2 * rate * answer_s) + 1  # twice those in use
+    load = Load(url="http://simulated", requests=Gets("/"), rate=rate, duration_s=1, connections=connections)
     return simulate(load, lambda arrival_s: arrival_s + answer_s)
 
 

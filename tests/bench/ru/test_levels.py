@@ -200,7 +200,9 @@ def test_unreachable_deadline_is_reported() -> None:
 
 
 def test_answer_is_about_the_highest_requested_level() -> None:
-    small = measured(400)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    attempt = Account(400, 1.0).attempt(level, 3)
+    small = measure_level(level, attempt, emulated=True, time_left=lambda: True)
     reported_run = reported(
         small, replace(small, ru=11_000, trials=(), throughput=Finding(Standing.COMPUTED, "this machine is slow"))
     )
