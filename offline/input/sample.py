@@ -102,14 +102,14 @@ def _draw_titles(rng: np.random.Generator, count: int) -> list[str]:
 
     Once all combinations of words are used, they are repeated as `Amber Balcony Basket No. 2` and so on.
     """
-    names = [" ".join(words) for words in product(_STYLES.split(), _ROOMS.split(), _THINGS.split())]
-    order = rng.permutation(len(names))
+    combinations = list(product(_STYLES.split(), _ROOMS.split(), _THINGS.split()))
+    order = rng.permutation(len(combinations))
 
     titles = list[str]()
     for number in range(count):
-        edition, place = divmod(number, len(names))
+        edition, place = divmod(number, len(combinations))
         suffix = f" No. {edition + 1}" if edition else ""
-        titles.append(names[order[place]] + suffix)
+        titles.append(" ".join(combinations[order[place]]) + suffix)
     return titles
 
 
