@@ -18,6 +18,7 @@ from hotplate.cli.terminal import run_interruptibly
 from hotplate.offline.search import trials
 from hotplate.stores.folders import scratch_folder
 from tests.support.command import hotplate
+from tests.support.forked import Forked
 from tests.support.service import a_list, publish_lists, until
 
 
@@ -42,15 +43,23 @@ def test_interrupted_work_cleans_up_without_waiting_for_c_calls(tmp_path: Path) 
     held.release()
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that takes a while to copy."""
+    folder = tmp_path_factory.mktemp("source") / "store"
+    asyncio.run(publish_lists(folder, {f"user:{n:05}": a_list("x" * 4_000) for n in range(8_000)}))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("verb", "begun"),
     [(["store", "restore"], ".restored.new-*/releases/*.mdb"), (["releases", "repair", "--from"], "releases/*.draft")],
     ids=["restore", "repair"],
 )
-def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(verb: list[str], begun: str, tmp_path: Path) -> None:
-    source = tmp_path / "source"
+def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(
+    verb: list[str], begun: str, source: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
-    asyncio.run(publish_lists(source, {f"user:{n:05}": a_list("x" * 4_000) for n in range(8_000)}))
     if verb[0] == "releases":
         shutil.copytree(source, store)
         verb = [*verb, f"file://{source}"]
@@ -94,24 +103,21 @@ def test_interrupted_training_says_what_the_next_one_continues_from(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_import_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+def test_stopped_import_leaves_nothing(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = tmp_path / "lists.csv"
     store = tmp_path / "store"
     scratch = tmp_path / "scratch"
     lists.write_text("user,item,score\n" + "".join(f"u{n},i{n % 97},1\n" for n in range(200_000)))
     scratch.mkdir()
-    with subprocess.Popen(
-        [sys.executable, "-m", "hotplate", "import", str(lists), "--store", f"file://{store}"],
-        stderr=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(scratch)},
-    ) as process:
-        while process.poll() is None and not list(store.glob("releases/*.draft")):
-            time.sleep(0.001)
-        time.sleep(0.1)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert b"Traceback" not in errors
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    printed = tmp_path / "printed"
+    process = Forked("import", lists, "--store", f"file://{store}", output=printed)
+    while process.poll() is None and not list(store.glob("releases/*.draft")):
+        time.sleep(0.001)
+    time.sleep(0.1)
+    process.send_signal(number)
+    code = process.wait(60)
+    assert (code, "Traceback" in printed.read_text()) == (130, False), printed.read_text()
     assert list(scratch.iterdir()) == []
     assert list(store.glob("releases/*")) == []
 

@@ -5,8 +5,6 @@ import json
 import random
 import secrets
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Store
 from tests.support.command import failed, hotplate, json_of
 from tests.support.forked import Forked
+from tests.support.service import until
 from tests.support.soak import SEED, scaled
 from tests.support.stores import lapse
 from tests.support.throttled_store import open_url
@@ -668,12 +667,15 @@ def test_unknown_rule_items_are_counted_and_catalogue_change_forces_new_run(fold
 def test_resume_reports_waiting_for_a_lease_and_continues_after_expiry(url: str, tmp_path: Path) -> None:
     draft = run_on(url, lambda store: publication.begin(store, ReleaseId("20261120T064200Z-7f3a")))
     (tmp_path / "lists.csv").write_text("user,item,score\nal,a,0.5\nbo,b,0.5\n")
-    command = ["import", str(tmp_path / "lists.csv"), "--store", url, "--resume", draft.id]
-    with subprocess.Popen([sys.executable, "-m", "hotplate", *command], stderr=subprocess.PIPE, text=True) as resumed:
-        assert resumed.stderr is not None
-        waiting = f"hotplate: release {draft.id} has a writer; if that process is gone, its lease lapses in "
-        assert resumed.stderr.readline().startswith(waiting)
-        assert catalogue_of(url).find_draft(draft.id).writer == draft.writer
-        run_on(url, lapse)
-        assert (resumed.stderr.read(), resumed.wait(60)) == ("", 0)
+    printed = tmp_path / "printed"
+    options = ["--store", url, "--resume", draft.id, "--json"]
+    resumed = Forked("import", tmp_path / "lists.csv", *options, output=printed)
+    until(lambda: resumed.poll() is not None or (printed.exists() and "\n" in printed.read_text()))
+    waiting = f"hotplate: release {draft.id} has a writer; if that process is gone, its lease lapses in "
+    assert printed.read_text().startswith(waiting)
+    assert catalogue_of(url).find_draft(draft.id).writer == draft.writer
+    run_on(url, lapse)
+    assert resumed.wait(60) == 0
+    _, _, rest = printed.read_text().partition("\n")
+    assert json.loads(rest)["live"]
     assert catalogue_of(url).live == draft.id
