@@ -106,16 +106,6 @@ async def test_swap_that_fails_before_its_write_was_not_sent(account: SimulatedA
 
 
 @simulated
-async def test_swap_without_a_container_for_the_catalogue_was_not_sent(account: SimulatedAccount) -> None:
-    store = account.store()
-    account.inject_faults({"kind": "unavailable", "operation": "create container"})
-    with pytest.raises(NotSent, match="503/0"):
-        await swap_catalogue(store, await store.catalogue())
-    account.inject_faults()
-    assert await store.catalogue() == Catalogue(now=account.now())
-
-
-@simulated
 async def test_activation_follows_the_write_region(account: SimulatedAccount) -> None:
     store = account.store()
     ready = await publish(store, live=False)
