@@ -12,11 +12,15 @@ from hotplate.cli.options import PublishFlags
 from hotplate.cli.terminal import out, progress_bars, run_interruptibly
 from hotplate.cli.train_work import print_training
 from hotplate.offline.input.sample import sample
+from hotplate.offline.train.als import ALSParams
 from hotplate.offline.training import TrainSettings, train
 from hotplate.serve.connections.listeners import reserve
 from hotplate.serve.processes.supervisor import Addresses, serve
 from hotplate.serve.settings import ServiceSettings, configure_logging
 from hotplate.stores.folders import temporary_folder
+
+# With the default of 256 factors, training takes 2 s longer, and the lists of sample data are no better.
+SAMPLE_PARAMS = ALSParams(factors=64)
 
 
 def demonstrate(data: Path | None, *, host: str, port: int) -> None:
@@ -26,10 +30,12 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
         if data is None:
             data = folder / "sample.parquet"
             sample().write_parquet(data)
-
+            settings = TrainSettings(path=data, params=SAMPLE_PARAMS)
+        else:
+            settings = TrainSettings(path=data)
         model_folder = folder / "model"
         with progress_bars() as on_progress:
-            trained = run_interruptibly(lambda: train(TrainSettings(path=data), model_folder, on_progress))
+            trained = run_interruptibly(lambda: train(settings, model_folder, on_progress))
         print_training(trained, as_json=False)
 
         store_url = f"file://{folder / 'store'}"
@@ -38,7 +44,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
         matrix = trained.model.matrix
         on_ready = partial(_print_examples, store=store_url, user=matrix.user_ids[0], item=matrix.item_ids[0])
         configure_logging()
-        settings = ServiceSettings(
+        service_settings = ServiceSettings(
             stores=(store_url,),
             host=host,
             port=port,
@@ -47,7 +53,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
             admin_store=store_url,
             anonymous=True,
         )
-        serve(settings, on_ready)
+        serve(service_settings, on_ready)
 
 
 def _print_examples(addresses: Addresses, *, store: str, user: str, item: str) -> None:
