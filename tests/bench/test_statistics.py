@@ -102,7 +102,6 @@ def autocorrelated(rng: np.random.Generator, count: int, lag1: float) -> np.ndar
     [
         pytest.param(14, 0.0, 1_000, marks=pytest.mark.soak),
         (14, 0.3, 400),
-        pytest.param(14, 0.3, 1_000, marks=pytest.mark.soak),
         pytest.param(24, 0.3, 2_000, marks=pytest.mark.soak),
         pytest.param(60, 0.5, 2_000, marks=pytest.mark.soak),
     ],

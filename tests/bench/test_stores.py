@@ -322,7 +322,10 @@ def test_redis_is_priced_in_the_size_that_the_planner_chooses(users: int, note: 
     assert (row.value is None) is ("2 x" not in note)
 
 
-def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(tmp_path: Path) -> None:
+def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotplate.bench.stores.report.FULL_S", 0.1)
     model = checkerboard_model()
     urls = [f"file://{tmp_path}/{name}" for name in "ab"]
     empty = f"file://{tmp_path}/c"

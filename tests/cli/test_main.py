@@ -210,8 +210,10 @@ def test_a_bare_installation_names_the_extra_of_the_verb(
 def test_written_texts_are_utf_8_in_any_locale(tmp_path: Path) -> None:
     """A program with an ASCII locale writes and reads names and texts beyond ASCII."""
     program = """
+import sys
 from pathlib import Path
 import hotplate
+from hotplate.cli.main import main
 from hotplate.offline.errors import read_toml
 
 Path("clicks.csv").write_text("user,item\\n" + "".join(f"u{n % 5},i{n % 3}\\n" for n in range(15)))
@@ -220,13 +222,13 @@ hotplate.train(settings, "model")
 assert hotplate.load_model("model").data.where == ["user!=\\u00e9"]
 Path("gates.toml").write_bytes('"\\u00e9" = 1'.encode())
 assert read_toml(Path("gates.toml")) == {"\\u00e9": 1}
+sys.argv = "hotplate plan --users 1000 --peak-rps 10 --save plan.toml --out plan".split()
+main()
 """
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
-    plan = ("-m", "hotplate", "plan", "--users", "1000", "--peak-rps", "10", "--save", "plan.toml", "--out", "plan")
-    for arguments in (("-c", program), plan):
-        command = [sys.executable, *arguments]
-        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=os.environ | ascii_locale, check=False)
-        assert done.returncode == 0, done.stderr.decode()
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=os.environ | ascii_locale, check=False)
+    assert done.returncode == 0, done.stderr.decode()
     assert not (tmp_path / "plan.html").read_bytes().decode().isascii()
     (tmp_path / "link.toml").symlink_to("plan.toml")
     before = (tmp_path / "plan.toml").read_bytes()

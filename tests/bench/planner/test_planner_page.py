@@ -95,13 +95,15 @@ def status_of(address: str, **headers: str) -> int:
         return error.code
 
 
-async def changed(page: Page, name: str, value: str) -> None:
-    """Type a value into a field of the form."""
-    field = f"document.querySelector('#inputs [name={name}]')"
-    await page.evaluate(
-        f"{field}.value = {json.dumps(value)}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))"
-    )
-    await page.until(f"new URLSearchParams(location.search).get('{name}') === {json.dumps(value)}")
+async def change(page: Page, **values: str) -> None:
+    """Type values into fields of the form, one right after the other."""
+    for name, value in values.items():
+        field = f"document.querySelector('#inputs [name={name}]')"
+        await page.evaluate(
+            f"{field}.value = {json.dumps(value)}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        )
+    for name, value in values.items():
+        await page.until(f"new URLSearchParams(location.search).get('{name}') === {json.dumps(value)}")
 
 
 def texts(selector: str, of: str = "document") -> str:
@@ -133,9 +135,7 @@ async def test_inputs_change_the_answer_to_that_of_the_command(browser: str, add
     async with planner(browser, address) as page:
         before = await page.evaluate("document.getElementById('answer').textContent")
         assert before == json_of("plan", "--users", "2M", "--peak-rps", "700", "--zipf", "0.9")["sentence"]
-        await changed(page, "regions", "3")
-        await changed(page, "peak_rps", "4000")
-        await changed(page, "encoding", "json")
+        await change(page, regions="3", peak_rps="4000", encoding="json")
         await page.until(f"document.getElementById('answer').textContent !== {json.dumps(before)}")
         await page.until("document.getElementById('command').textContent.includes('--encoding json')")
         command = shlex.split(await page.evaluate("document.getElementById('command').textContent"))
@@ -150,7 +150,7 @@ async def test_inputs_change_the_answer_to_that_of_the_command(browser: str, add
 @pytest.mark.soak
 async def test_shown_query_file_and_command_give_the_same_plan(browser: str, address: str, tmp_path: Path) -> None:
     async with planner(browser, address) as page:
-        await changed(page, "users", "5M")
+        await change(page, users="5M")
         await page.until("document.getElementById('again').textContent.includes('users=5M')")
         again = shlex.split(await page.evaluate("document.getElementById('again').textContent"))
         assert again[:3] == ["hotplate", "plan", "--open"]
@@ -183,7 +183,7 @@ async def test_plots_show_daily_cost_and_the_measured_sweep(browser: str, addres
 async def test_invalid_input_is_explained_and_the_last_plan_stays(browser: str, address: str) -> None:
     async with planner(browser, address) as page:
         before = await page.evaluate("document.getElementById('answer').textContent")
-        await changed(page, "regions", "a few")
+        await change(page, regions="a few")
         problem = await page.until("document.querySelector('#problems .problem')?.textContent")
         assert problem == "regions is 'a few', and must be a whole number"
         assert await page.evaluate("document.getElementById('answer').textContent") == before
