@@ -376,7 +376,7 @@ def test_invalid_cursors_and_lists_are_refused(tmp_path: Path) -> None:
 def test_paging_stops_while_redis_is_down_and_resumes_after(tmp_path: Path) -> None:
     with redis_running(tmp_path, "--appendonly", "yes") as server:
         release = asyncio.run(publish_to(server.url(), LISTS))
-        with serving(tmp_path, "--store", server.url()) as service:
+        with serving(tmp_path, "--store", server.url(), "--budget", "60") as service:
             page = service.get("/v1/recommendations/1?n=2&after=0").json
             server.kill()
             shown = list[str]()
