@@ -73,7 +73,7 @@ def test_rows_in_any_order_become_the_expected_lists(
 @pytest.mark.parametrize(
     ("count", "partition_rows"),
     [
-        pytest.param(20_000, 2_000, id="quick"),
+        pytest.param(8_000, 800, id="quick"),
         pytest.param(scaled(500_000, least=100_000), 70_000, id="soak", marks=pytest.mark.soak),
     ],
 )

@@ -115,10 +115,14 @@ def test_keep_seen_metrics_count_next_choices_including_repeat_purchases(tmp_pat
     past = {pair for pair, hour in first.items() if hour <= cut}
     known_users = {user for user, _ in past}
     counts = {item: sum(other == item for _, other in past) for item in model.matrix.item_ids}
-    newest = max(hour for *_, hour in rows if hour <= cut)
+    hours = dict[tuple[str, str], list[int]]()
+    for user, item, hour in rows:
+        if hour <= cut:
+            hours.setdefault((user, item), []).append(hour)
+    newest = max(map(max, hours.values()))
 
     def score(user: str, item: str) -> float:
-        ages = [newest - hour for *pair, hour in rows if pair == [user, item] and hour <= cut]
+        ages = [newest - hour for hour in hours.get((user, item), ())]
         return float(counts[item] / max(counts.values()) + 0.5 * sum(0.5 ** (age / (240 * 24)) for age in ages))
 
     values = []

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
 from implicit.utils import ParameterWarning
@@ -87,6 +87,7 @@ def regressions(weights: Floats) -> npt.NDArray[np.float64]:
     return coefficients
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(2, 12))
 def test_ease_weights_match_item_regressions(seed: int, users: int, items: int) -> None:
     generator = np.random.default_rng(seed)

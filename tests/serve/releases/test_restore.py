@@ -57,9 +57,9 @@ def until_ready(service: Service, release: str) -> None:
     """Wait until forty requests in a row, which reach every worker, are answered out of *release*, and all is ready."""
 
     def is_so() -> bool:
-        if {service.get("/v1/recommendations/1").json.get("release") for _ in range(40)} != {release}:
+        if {(state["status"], state.get("release")) for state in service.states()} != {("ready", release)}:
             return False
-        return {(state["status"], state.get("release")) for state in service.states()} == {("ready", release)}
+        return {service.get("/v1/recommendations/1").json.get("release") for _ in range(40)} == {release}
 
     until(is_so, f"{release} is not served by all")
 
