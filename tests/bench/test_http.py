@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(store: Path) -> Iterator[Service]:
     with running(store) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def load_worker() -> Iterator[LoadWorker]:
+    with LoadWorker() as started:
+        yield started
+
+
+@pytest.fixture
+def warm_worker(load_worker: LoadWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let measurements use a load generator that was started for all tests of this file."""
+    monkeypatch.setattr(http, "LoadWorker", lambda: nullcontext(load_worker))
 
 
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -117,6 +130,7 @@ def test_a_report_compared_with_itself_shows_no_difference(tmp_path: Path) -> No
 
 
 @pytest.mark.alone  # it compares results of windows of 0.2 s
+@pytest.mark.usefixtures("warm_worker")
 def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Path) -> None:
     common = ("--users", str(USERS), "--duration", "0.2s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
     searched = json.loads(
@@ -163,6 +177,7 @@ class FewBatches(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+@pytest.mark.usefixtures("warm_worker")
 def test_a_service_that_refuses_parallel_batches_gets_fewer(tmp_path: Path) -> None:
     """Each size ended with 503s and exit code 3, and no size was recommended."""
     with ThreadingHTTPServer(("127.0.0.1", 0), FewBatches) as server:
@@ -193,6 +208,7 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             yield started
 
 
+@pytest.mark.usefixtures("warm_worker")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -212,6 +228,7 @@ def test_a_service_with_a_dead_store_is_broken(dead: Service, arguments: tuple[s
     assert "--store URL" in " ".join(report.broken)
 
 
+@pytest.mark.usefixtures("warm_worker")
 def test_users_without_lists_end_a_measurement_before_it_begins(service: Service, tmp_path: Path) -> None:
     """A minute was measured before the first word of it."""
     name = tmp_path / "report"
@@ -257,6 +274,7 @@ def test_the_first_line_says_whether_the_objective_is_met(objective: str, code: 
     assert ("answers/s, no errors." in report.sentence) is (code != 1)
 
 
+@pytest.mark.usefixtures("warm_worker")
 def test_service_with_keys_is_not_measured_without_a_key(store: Path, tmp_path: Path) -> None:
     created = create(tmp_path / "keys.json", "bench", ["read"])
     common = (
