@@ -76,8 +76,11 @@ class Cluster(DiscoveredDeployment):
     async def named_replicas(self, primary: tuple[str, int]) -> int:
         with suppress(StoreError):  # then the slots of the last discovery are used
             await self.discover()
+        node = self._client.get_node(*primary)
+        if node is None:
+            return 0
         for nodes in self._client.nodes_manager.slots_cache.values():
-            if nodes and _node_of(nodes[0]) == primary:
+            if nodes and nodes[0].name == node.name:
                 return len(nodes[1:])
         return 0
 
