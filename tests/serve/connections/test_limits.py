@@ -205,9 +205,9 @@ def test_memory_of_unread_answers_is_returned(store: Path) -> None:
         until(lambda: service.request("POST", "/v1/recommendations", BATCH).status == 200)
 
         def hold() -> bool:
-            """Add a batch with an unread answer; the first ones may be refused."""
-            (connection,) = readers.enter_context(sockets(service, 1, receive_bytes=4096))
-            connection.sendall(post(BATCH))
+            """Add batches with an unread answer; the first ones may be refused."""
+            for connection in readers.enter_context(sockets(service, 10, receive_bytes=4096)):
+                connection.sendall(post(BATCH))
             return memory_mb(service) > before_mb + 60
 
         until(hold, "nothing is held")
