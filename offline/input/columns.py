@@ -133,7 +133,12 @@ def time_format(sample: pl.Series) -> str:
         time = read_time(name, sample.dtype, layout)
         return int(column.select(time.is_between(EARLIEST, _LATEST).sum()).item())
 
-    return max((EPOCH, *_ISO_FORMATS), key=plausible)
+    counts = dict[str, int]()
+    for layout in (EPOCH, *_ISO_FORMATS):
+        counts[layout] = plausible(layout)
+        if counts[layout] == len(sample):
+            return layout
+    return max(counts, key=lambda layout: counts[layout])
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
