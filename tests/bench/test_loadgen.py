@@ -105,7 +105,7 @@ def serve_at(rate: float, capacity: float) -> Result:
         free_s = max(free_s, arrival_s) + 1 / capacity
         return free_s
 
-    return simulate(Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=2, connections=500), one_by_one)
+    return simulate(Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=1, connections=200), one_by_one)
 
 
 def trials(measure: Callable[[float], Result]) -> list[Trial]:

@@ -222,7 +222,7 @@ hotplate.train(settings, "model")
 assert hotplate.load_model("model").data.where == ["user!=\\u00e9"]
 Path("gates.toml").write_bytes('"\\u00e9" = 1'.encode())
 assert read_toml(Path("gates.toml")) == {"\\u00e9": 1}
-sys.argv = "hotplate plan --users 1000 --peak-rps 10 --save plan.toml --out plan".split()
+sys.argv = "hotplate plan --have-ru 4000 --save plan.toml --out plan".split()
 main()
 """
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
