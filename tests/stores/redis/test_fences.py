@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis
 
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.connect import connect
@@ -17,7 +18,7 @@ from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
 from tests.support.redis_proxy import Cut, RedisProxy, counting
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import RedisServer, copied, put_back, running
 from tests.support.stores import publish, ref_of
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(600))]
@@ -100,23 +101,21 @@ async def test_activate_makes_nothing_live_that_a_restarted_server_lacks(
     store: Store, proxy: RedisProxy, server: RedisServer
 ) -> None:
     snapshots = Snapshots(server)
-    commands: list[str] | None = None
-    number = 0
-    while commands is None or number < len(commands):
-        server.execute_command("FLUSHALL")
-        first = await publish(store, ROWS[:5])
-        snapshots.save()
-        second = await publish(store, ROWS[:5], live=False)
-        if commands is None:
-            proxy.arm()
-            await activate(store, second)
-            commands = [*proxy.commands]
-            continue
+    first = await publish(store, ROWS[:5])
+    snapshots.save()
+    second = await publish(store, ROWS[:5], live=False)
+    with redis.Redis(port=server.port) as client:
+        published = copied(client, "test")
+    proxy.arm()
+    await activate(store, second)
+    for number, name in enumerate([*proxy.commands]):
+        with redis.Redis(port=server.port) as client:
+            put_back(client, "test", published)
         proxy.arm(number, snapshots.restart, Cut.AFTER)
         with suppress(ReleaseConflict, ReleaseNotFound, StoreUnavailable):
             await activate(store, second)
-        assert await again(store) == first, f"{number}: {commands[number]}"
-        number += 1
+        assert len(proxy.commands) > number, "the server was not restarted"
+        assert await again(store) == first, f"{number}: {name}"
 
 
 async def test_rebuild_names_nothing_that_a_restarted_server_lacks(
@@ -124,26 +123,26 @@ async def test_rebuild_names_nothing_that_a_restarted_server_lacks(
 ) -> None:
     snapshots = Snapshots(server)
     catalogue = Keys("test").catalogue
-    commands: list[str] | None = None
-    number = 0
-    while commands is None or number < len(commands):
-        server.execute_command("FLUSHALL")
-        await publish(store, ROWS[:5])
-        server.execute_command("RENAME", catalogue, "aside")
-        snapshots.save()
-        server.execute_command("RENAME", "aside", catalogue)
-        second = await publish(store, ROWS[:5])
-        server.execute_command("DEL", catalogue)
+    await publish(store, ROWS[:5])
+    server.execute_command("RENAME", catalogue, "aside")
+    snapshots.save()
+    server.execute_command("RENAME", "aside", catalogue)
+    second = await publish(store, ROWS[:5])
+    server.execute_command("DEL", catalogue)
+    with redis.Redis(port=server.port) as client:
+        published = copied(client, "test")
+    surveyed = await survey(store)
+    proxy.arm()
+    assert (await rebuild(store, surveyed, second)).live == second
+    for number, name in enumerate([*proxy.commands]):
+        with redis.Redis(port=server.port) as client:
+            put_back(client, "test", published)
         surveyed = await survey(store)
-        proxy.arm(None if commands is None else number, snapshots.restart, Cut.AFTER)
-        if commands is None:
-            assert (await rebuild(store, surveyed, second)).live == second
-            commands = [*proxy.commands]
-            continue
+        proxy.arm(number, snapshots.restart, Cut.AFTER)
         with suppress(ReleaseConflict, ReleaseNotFound, StoreUnavailable):
             await rebuild(store, surveyed, second)
-        assert await again(store) is None, f"{number}: {commands[number]}"
-        number += 1
+        assert len(proxy.commands) > number, "the server was not restarted"
+        assert await again(store) is None, f"{number}: {name}"
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, id="soak", marks=pytest.mark.soak)])
@@ -151,20 +150,18 @@ async def test_erasure_on_a_restarted_server_leaves_no_unrecorded_loss(
     store: Store, proxy: RedisProxy, server: RedisServer, step: int
 ) -> None:
     snapshots = Snapshots(server)
-    commands: list[str] | None = None
-    number = 0
-    while commands is None or number < len(commands):
-        server.execute_command("FLUSHALL")
-        release = await publish(store, ROWS[:20])
-        snapshots.save()
-        if commands is None:
-            proxy.arm()
-            await erase_users(store, ["000003"])
-            commands = [*proxy.commands]
-            continue
+    release = await publish(store, ROWS[:20])
+    snapshots.save()
+    with redis.Redis(port=server.port) as client:
+        published = copied(client, "test")
+    proxy.arm()
+    await erase_users(store, ["000003"])
+    for number in range(0, len(proxy.commands), step):
+        with redis.Redis(port=server.port) as client:
+            put_back(client, "test", published)
         proxy.arm(number, snapshots.restart, Cut.AFTER)
         with suppress(StoreUnavailable):
             await erase_users(store, ["000003"])
+        assert len(proxy.commands) > number, "the server was not restarted"
         assert await again(store) == release
         await verify(store, await ref_again(store, release))
-        number += step
