@@ -1,10 +1,12 @@
 """Fixtures that more than one file uses; `open_store` is the one place that knows all backends."""
 
 import gc
+import importlib
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -73,6 +75,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The DevTools of a browser shared by all tests of pages."""
     with running_browser(tmp_path_factory.mktemp("browser")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def report_page() -> ModuleType:
+    """The module, which takes 0.3 s to load."""
+    return importlib.import_module("hotplate.report_page")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import importlib
 import io
 import json
 from pathlib import Path
@@ -21,13 +20,6 @@ from hotplate.report import (
     rounded,
     to_json,
 )
-
-
-@pytest.fixture(scope="module")
-def report_page() -> ModuleType:
-    """The module, which is slow to load."""
-    return importlib.import_module("hotplate.report_page")
-
 
 TEXT = st.text(max_size=20)
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from hotplate import report_page
 from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http import make_plan
@@ -120,7 +120,7 @@ def test_lateness_of_all_rounds_is_named_as_their_p99() -> None:
     assert "The generator itself was 18 ms late at p99 of all rounds; that is part of the latencies." in report.notes
 
 
-def test_a_report_compared_with_itself_shows_no_difference(tmp_path: Path) -> None:
+def test_a_report_compared_with_itself_shows_no_difference(report_page: ModuleType, tmp_path: Path) -> None:
     fixed = fixed_report(rounds=5, rate=1_000)
     assert fixed.sentence == "p99 is 1.0 ms at 1,000 answers/s, no errors."
     report_page.save(fixed, tmp_path / "report")
@@ -243,7 +243,7 @@ def test_users_without_lists_end_a_measurement_before_it_begins(service: Service
 
 
 def test_an_interrupted_start_keeps_the_earlier_report(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service, report_page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = fixed_report()
     report_page.save(earlier, tmp_path / "report")
