@@ -46,7 +46,7 @@ def test_a_cut_is_the_first_n_items(content: list[Item], n: int) -> None:
         assert decode(cut(offset + body[OFFSET_BYTES:], n)) == content[:n]
 
 
-@explored(100, 2_000, content=lists)
+@explored(40, 2_000, content=lists)
 def test_a_body_is_a_list_behind_the_length_of_its_first_ten_items(content: list[Item]) -> None:
     lines = [orjson.dumps(item) for item in content]
     value = b",\n".join(lines)

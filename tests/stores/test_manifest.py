@@ -35,7 +35,7 @@ def manifest(*content: Row) -> Manifest:
     return describe(ID, tally([Row("popular:", b"{}"), *content]), created_at=1.5, encoding="json", about={"k": 1})
 
 
-@explored(100, 2_000, one=rows, other=rows)
+@explored(40, 2_000, one=rows, other=rows)
 def test_sums_do_not_depend_on_order_or_partition(one: list[Row], other: list[Row]) -> None:
     whole = tally(one + other)
     parts = tally(one, other)
