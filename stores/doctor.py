@@ -150,7 +150,7 @@ async def _served_findings(
         Finding(Level.OK, "freshness", _freshness(servable.manifest, catalogue.now)),
     ]
     if servable.damaged:
-        sentence = f"of {entry.id}, rows are missing or {counted(servable.damaged)}; {HEAL}"
+        sentence = f"of {entry.id}, rows are missing or {counted(servable.damaged)}"
         findings.append(Finding(Level.ERROR, "rows", sentence, prevents=()))
 
     return findings, servable.manifest

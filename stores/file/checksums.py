@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_128_digest
 
-from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.errors import HEAL, ReleaseCorrupt
 from hotplate.stores.folders import write_all
 
 BLOCK_BYTES = 1 << 16
@@ -81,7 +81,7 @@ def read_checksums(file: int) -> Checksums | None:
 def check_head(file: int, checksums: Checksums, name: str) -> None:
     """Raise ReleaseCorrupt if the first pages, which LMDB needs to find all others, changed."""
     if xxh3_64_digest(os.pread(file, HEAD_BYTES, 0)) != checksums.head:
-        raise ReleaseCorrupt(f"the first pages of {name} are damaged; repair it from another store or publish again")
+        raise ReleaseCorrupt(f"the first pages of {name} are damaged; {HEAL}")
 
 
 def damaged_blocks(file: int, checksums: Checksums, start: int, size: int = STRIDE_BYTES) -> list[int]:

@@ -16,7 +16,7 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId, State
 from hotplate.stores.doctor import examine
-from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.errors import HEAL, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Finding, Level, Plan, Row, Store, StoreUse
 from hotplate.stores.users import erase_users
@@ -144,6 +144,7 @@ async def test_lost_rows_of_live_release_and_canary_are_counted() -> None:
     assert not uses_prevented_by(error_findings)
     for entry, finding in zip((await store.catalogue()).served, error_findings, strict=True):
         assert f"of {entry.id}, rows are missing or damaged: " in finding.sentence
+        assert finding.sentence.count(HEAL) == 1
     for stored in store.releases.values():
         del stored.rows["popular:"]
     error_findings = [error for error in await examine(store) if error.level is Level.ERROR]
