@@ -373,7 +373,9 @@ def _table_of_columns(columns: Sequence[_TextColumn]) -> Table:
     table.add_column(Text(subjects.heading), overflow="fold")
     for column in others:
         justify: JustifyMethod = "left" if column.noted else "right"
-        table.add_column(Text(column.heading), justify=justify, vertical="bottom", no_wrap=not column.noted)
+        table.add_column(
+            Text(column.heading), justify=justify, vertical="bottom", no_wrap=not column.noted, overflow="fold"
+        )
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*map(Text, cells))
     return table

@@ -151,6 +151,14 @@ def test_columns_without_room_follow_as_further_tables() -> None:
     ]
 
 
+def test_a_long_note_is_folded_and_no_part_of_it_is_left_out() -> None:
+    sku = "".join(map(str, range(30)))
+    columns = (Column("cost", "paid for", noted=True),)
+    report = Report(kind="stores", sentence="", rows=(Row("Redis", "cost", "", 1.0, note=sku),), columns=columns)
+    words = printed(report, width=30).split()
+    assert "".join(words) == f"paidforRedis{sku}"
+
+
 def test_a_long_subject_is_folded_and_no_figure_is() -> None:
     url = "redis://cache-primary.example.internal:6379/0"
     rows = [Row(url, f"figure {number}", "", 1000.0 * number) for number in range(1, 7)]
