@@ -135,7 +135,8 @@ def _kept_in_words(model: Path) -> str:
     trials = len(list(folder.glob("*.npy")))
     if not trials:
         return "nothing is kept, so the same command begins anew"
-    return f"the folder {folder} keeps {format_count(trials, 'trial')}, and the same command continues its search"
+    kept = format_count(trials, "trial")
+    return f"the folder {folder} keeps {kept}, from which a search of the same data and settings continues"
 
 
 def _size_of(data: Iterable[DataSource]) -> int:

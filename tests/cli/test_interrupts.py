@@ -98,7 +98,10 @@ def test_interrupted_training_says_what_the_next_one_continues_from(
     for kept in ("1 trial", "2 trials"):
         done = hotplate(*command)
         assert done.returncode == 130
-        sentence = f"stopped; the folder {tmp_path}/.model.kept keeps {kept}, and the same command continues its search"
+        folder = tmp_path / ".model.kept"
+        sentence = (
+            f"stopped; the folder {folder} keeps {kept}, from which a search of the same data and settings continues"
+        )
         assert done.stderr.splitlines()[-1] == f"hotplate: {sentence}"
 
 
