@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
-from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from hotplate.offline.evaluate.records import (
 from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.engine import described, name_of
-from hotplate.report import Column, Report, Row, TextTable
+from hotplate.report import Column, Report, Row, TextTable, format_value
 
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
@@ -33,6 +32,7 @@ _METHOD_NOTE = (
 )
 _TABLES_NOTE = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
+_NO_INTERVAL = "no interval is known, as it takes two users"
 THESE_LISTS = "these lists"
 # Metrics in the table's order, with their headings; shares are shown in %.
 METRICS = {
@@ -55,14 +55,14 @@ def answer_in_words(record: EvaluationRecord) -> str:
     Both are measured as served: users without a list get the popular one.
     """
     served = record.as_served
-    users = "users in the test data, which training did not see"
+    tested = " in the test data, which training did not see"
 
     # Popularity is not a baseline of itself.
     popularity = record.baselines.get("popularity")
     if popularity is None:
         name = name_of(record.engine, record.params)
         ndcg = f"nDCG@{served.k} {served.ndcg:.3f}"
-        return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits_in_words(served, users)}."
+        return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits_in_words(served, tested)}."
 
     return popular_comparison(
         "The lists",
@@ -70,7 +70,7 @@ def answer_in_words(record: EvaluationRecord) -> str:
         popularity.as_served,
         popularity.model_leads_by,
         popularity_name=name_of("popularity", popularity.params),
-        users=users,
+        tested=tested,
     )
 
 
@@ -81,23 +81,25 @@ def popular_comparison(
     lead: Lead,
     *,
     popularity_name: str = "popularity",
-    users: str = "users",
+    tested: str = "",
 ) -> str:
-    """Return sentences on how *lists* compare with popular items, both as served, and how many *users* hit.
+    """Return sentences on how *lists* compare with popular items, both as served, and how many users hit.
 
-    *lead* is that of the nDCG of *served*. *popularity_name* is that of the baseline in the table.
+    *lead* is that of the nDCG of *served*. *popularity_name* is that of the baseline in the table. *tested* says which
+    users these are.
     """
     comparison = _comparison_in_words(lead, popular.ndcg)
     return (
         f"{lists} are {comparison} {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
-        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, users)} (of the popular list: "
+        f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, tested)} (of the popular list: "
         f"{100 * popular.hit_rate:.0f} %)."
     )
 
 
-def hits_in_words(served: RankingMetrics, users: str = "users") -> str:
-    """Return how many of the *users* chose an item of their list."""
-    return f"Of {served.users:,} {users}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k}"
+def hits_in_words(served: RankingMetrics, tested: str = "") -> str:
+    """Return how many users chose an item of their list; *tested* says which users these are."""
+    users = format_value(served.users, "users")
+    return f"Of {users}{tested}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k}"
 
 
 def _in_words(name: str) -> str:
@@ -169,7 +171,10 @@ def _rows_of_metrics(
 
 def certainty(record: EvaluationRecord) -> str:
     """Return the 95 % interval of the lists' nDCG as served, and the lead over each baseline with its interval."""
-    low, high = record.as_served.intervals["ndcg"]
+    interval = record.as_served.intervals.get("ndcg")
+    if interval is None:
+        return _NO_INTERVAL
+    low, high = interval
     parts = [f"{low:.4f} to {high:.4f} (95 %, over users)"]
     parts += [difference_in_words(name, baseline.model_leads_by) for name, baseline in _baselines(record)]
     return "; ".join(parts)
@@ -177,7 +182,9 @@ def certainty(record: EvaluationRecord) -> str:
 
 def difference_in_words(name: str, lead: Lead) -> str:
     """Return the lead over the baseline *name* in words: `0.0123 better than popularity (0.0100 to 0.0150)`."""
-    low, high = lead.interval or (-inf, inf)
+    if lead.interval is None:
+        return _NO_INTERVAL
+    low, high = lead.interval
     if low <= 0 <= high:
         return f"no difference proven from {name} ({low:+.4f} to {high:+.4f})"
     least, most = sorted((abs(low), abs(high)))

@@ -45,7 +45,7 @@ from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
 from hotplate.offline.train.popularity import Popularity, order_by_popularity
-from hotplate.report import Report, Row
+from hotplate.report import Report, Row, format_value
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item
@@ -293,6 +293,11 @@ class Figures:
             yield f"{missing:,} of {users:,} users have no list"
         if self.seen_pairs:
             yield f"{self.seen_pairs:,} of the pairs are of items that the user had before"
+        if self.coverage is None and self.popularity is not None:
+            yield (
+                "popular items count also where the user had them before, which lists may leave out; --train FILE "
+                "leaves them out"
+            )
         if self.predicted:
             yield f"ratings of {self.predicted:,} pairs were predicted"
 
@@ -339,14 +344,15 @@ class Evaluator:
         has a list, or all its pairs are training data.
         """
         figures = self._measure(candidate)
-        users = figures.ranking.users
+        pairs = format_value(figures.pairs, "pairs")
+        users = format_value(figures.ranking.users, "users")
         return Report(
             kind=f"evaluate {candidate.origin}",
             sentence=figures.answer(),
             rows=tuple(figures.rows()),
             origins={
                 **figures.certainty(),
-                "test": f"{figures.pairs:,} pairs of {users:,} users, measured at {self._k} (95 % intervals)",
+                "test": f"{pairs} of {users}, measured at {self._k} (95 % intervals)",
             },
             notes=tuple(figures.notes()),
             listed=True,

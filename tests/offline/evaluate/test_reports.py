@@ -1,7 +1,9 @@
 """Reports of models, and of lists of any origin against a truth."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError
@@ -51,6 +53,27 @@ def test_report_rows_repeat_the_metrics(tmp_path: Path) -> None:
     assert rows["lists", "recall"] == facts["ranking"]["recall"]
     assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
     assert rows["popularity, as served", "ndcg"] == facts["popularity"]["ndcg"]
+
+
+def test_report_of_one_user_has_no_interval(tmp_path: Path) -> None:
+    truth, lists, train = written(tmp_path, truth="user,item\na,x\n", lists=LISTS, train=HISTORY)
+    pairs = read_truth(truth, {})
+    imported = candidate_from_files(lists, pairs.pairs, 2, {})
+    report = Evaluator(pairs, [imported], 2, read_history(train, {})).evaluate(imported)
+    assert "Of 1 user, 100 % chose an item" in report.sentence
+    assert report.origins == {
+        "nDCG": "no interval is known, as it takes two users",
+        "test": "1 pair of 1 user, measured at 2 (95 % intervals)",
+    }
+
+
+def test_popular_list_without_a_history_is_not_called_new_to_users(tmp_path: Path) -> None:
+    evaluator, lists = held(tmp_path)
+    unknown = Evaluator(evaluator.truth, [lists], 2, None)
+    note = "popular items count also where the user had them before"
+    for measured, is_noted in ((unknown, True), (evaluator, False)):
+        report = measured.evaluate(replace(lists, popular=pl.Series(["x", "q"])))
+        assert any(note in text for text in report.notes) == is_noted
 
 
 def test_report_counts_users_without_a_list(tmp_path: Path) -> None:
