@@ -14,7 +14,7 @@ def run(
 
     While files and options are unchanged, the same command resumes an interrupted run, and does nothing after a
     finished one. Prints one line of JSON at the end. The environment overrides keys: HOTPLATE_RUN_WAIT is wait of
-    [run].
+    the table run.
 
     Exits with 3 if a gate or a running canary keeps the release from going live; after the end of the canary, the same
     command activates the release.

@@ -131,6 +131,11 @@ def test_help_of_each_verb_fits_two_screens_with_an_example_and_a_variable() -> 
         assert (verb[0] in groups and len(verb) == 1) or "HOTPLATE_" in shown, verb
 
 
+def test_help_of_run_names_the_table_of_a_variable() -> None:
+    shown = " ".join(hotplate("run", "--help", COLUMNS="100").stdout.split())
+    assert "HOTPLATE_RUN_WAIT is wait of the table run." in shown
+
+
 def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_path: Path) -> None:
     (tmp_path / "polars").mkdir()
     (tmp_path / "polars" / "__init__.py").write_text(
