@@ -67,7 +67,11 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
     installed = entry_points(group=GROUP)
     for entry in installed.select(name=scheme):
-        store = entry.load()(url)
+        try:
+            open_url = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise StoreMisused(f"the package of the store {scheme}:// cannot be loaded: {error}; mend it") from error
+        store = open_url(url)
         if not hasattr(store, "records"):
             raise StoreMisused(
                 f"the store {scheme}:// is for an earlier hotplate: it has no `records`; upgrade its package"

@@ -87,6 +87,14 @@ def test_a_store_for_an_earlier_hotplate_is_refused(monkeypatch: pytest.MonkeyPa
         connect("earlier:///lists")
 
 
+@pytest.mark.parametrize("opener", ["no_such_module:open_url", "hotplate.stores.urls:no_such_function"])
+def test_a_broken_package_of_a_store_is_one_sentence(opener: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = EntryPoints([EntryPoint("broken", opener, "hotplate.stores")])
+    monkeypatch.setattr("hotplate.stores.connect.entry_points", lambda **_: entries)
+    with pytest.raises(StoreMisused, match=r"the package of the store broken:// cannot be loaded: .*no_such"):
+        connect("broken:///lists")
+
+
 def test_unescaped_secret_is_refused_with_its_escaped_form() -> None:
     for url in ("redis://:a/b@cache/0", "redis://:a?b@cache/0", "redis://:a#b@cache/0", "redis://:a[b@cache/0"):
         with pytest.raises(StoreMisused, match=r"ends in redis://cache/0 cannot be understood: write / \? # .* as %2F"):
