@@ -72,6 +72,7 @@ LOCK_TIMEOUT_S = 5.0
 ROOM = 2
 BLOCK_BYTES = 4096
 
+_NOT_A_FOLDER = "a part of the path {} is a file; a store is a folder"
 _SUFFIXES = {".mdb", ".draft", ".lock"}
 _INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -102,7 +103,7 @@ class CatalogueFile:
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
-            raise StoreMisused(f"a part of the path {path.parent} is a file; a store is a folder") from error
+            raise StoreMisused(_NOT_A_FOLDER.format(path.parent)) from error
         except OSError as error:
             raise StoreUnavailable(f"{path} cannot be read: {error}") from error
 
@@ -488,7 +489,9 @@ def _examine(folder: Path) -> list[Finding]:
         readable = _access_finding("read", [folder, folder / "catalogue.json", releases, *files], os.R_OK)
         writable = _access_finding("publish", [folder, releases, folder / "catalogue.lock"], os.W_OK)
     else:
-        existing = next(path for path in folder.parents if path.is_dir())
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
+            raise StoreMisused(_NOT_A_FOLDER.format(folder))
         readable = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
         writable = _access_finding("publish", [existing], os.W_OK)
 

@@ -200,6 +200,15 @@ async def test_live_since_is_the_activation_time_and_not_the_end_of_a_canary(clo
     assert f"{live}, live since {datetime.fromtimestamp(went_live, UTC):%Y-%m-%d %H:%M:%S}Z" in said
 
 
+async def test_a_file_in_the_place_of_a_folder_is_one_error(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        findings = await examine(LmdbStore(folder))
+        assert [finding.subject for finding in findings] == ["version", "set-up"]
+        assert f"a part of the path {folder} is a file; a store is a folder" in findings[-1].sentence
+
+
 async def test_missing_folder_is_reported(tmp_path: Path) -> None:
     level, sentence = await finding_of(LmdbStore(tmp_path / "typo"), "may read")
     assert (level, sentence) == (Level.OK, f"{tmp_path / 'typo'} does not exist yet; the first publish makes it")
