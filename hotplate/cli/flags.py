@@ -219,10 +219,10 @@ class Setting:
         if low is None and high is None:
             return f"is not {number}"
         if high is None:
-            return f"is not {number} of at least {low:,g}"
+            return f"is not {number} of at least {low:,.10g}"
         if low is None:
-            return f"is not {number} of at most {high:,g}"
-        return f"is not {number} from {low:,g} to {high:,g}"
+            return f"is not {number} of at most {high:,.10g}"
+        return f"is not {number} from {low:,.10g} to {high:,.10g}"
 
     def _parse_option(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
         """Return the value of an option's text, like `read`. Raises typer.BadParameter for an invalid one.

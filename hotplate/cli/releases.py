@@ -44,6 +44,8 @@ app = Verbs(
 )
 
 DAY_S = 86_400
+# Ten years; dates of any grace can be printed.
+MAX_GRACE_S = 3_650 * DAY_S
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 IfCanary = Annotated[
@@ -237,7 +239,8 @@ def prune(
     store: StoreUrl = None,
     keep: Keep = 1,
     grace: Annotated[
-        float, Flag("Keep a release for this time after it left service.", at_least=0, is_time=True)
+        float,
+        Flag("Keep a release for this time after it left service.", at_least=0, at_most=MAX_GRACE_S, is_time=True),
     ] = 600,
     keep_ready: Annotated[
         float | None,

@@ -74,6 +74,8 @@ def test_every_changing_verb_names_the_store(tmp_path: Path) -> None:
     assert f"erased nothing in {folder}" in kept
     assert "not erased before " in kept
     assert ": 2 releases that left service less than 600 s ago (--grace)" in kept
+    too_long = hotplate("releases", "prune", "--grace", "3651d", "--store", folder)
+    failed(too_long, "is not a number of seconds from 0 to 315,360,000", code=2)
     assert "is complete: 3 rows" in succeeded("releases", "scrub", "--rate", "100000", "--store", folder)
     failed(hotplate("releases", "promote", "--store", folder), "No release is the canary in this store")
     failed(hotplate("releases", "show", "nonsense", "--store", folder), "is not in this store")
