@@ -256,7 +256,7 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
         ndcg=ndcg,
         half=_half_width(evaluation.as_served.intervals["ndcg"]),
         described=described(report.chosen),
-        lead=Lead(float(leads.mean()), interval_of_mean(leads)),
+        lead=Lead.of(leads),
         similar=similar,
         repeats=repeats,
     )

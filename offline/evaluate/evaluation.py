@@ -14,7 +14,6 @@ from hotplate.offline.evaluate.metrics import (
     Values,
     coverage,
     fill_empty_lists,
-    interval_of_mean,
     measure_users,
     measured,
     with_interval,
@@ -256,8 +255,7 @@ def _cold_pairs(parts: Parts) -> int:
 
 def _lead_over(model: EngineResult, baseline: EngineResult) -> Lead:
     """Return how much better *model* ranks than *baseline*, as both are served."""
-    difference = model.served_per_user - baseline.served_per_user
-    return Lead(float(np.mean(difference)), interval_of_mean(difference))
+    return Lead.of(model.served_per_user - baseline.served_per_user)
 
 
 def most_tested_users(items: int) -> int:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.metrics import ListMetrics, MetricInterval, RankingMetrics
+from hotplate.offline.evaluate.metrics import ListMetrics, MetricInterval, RankingMetrics, Values, interval_of_mean
 from hotplate.offline.evaluate.similar_hits import SimilarResult
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.train.repeats import RepeatParams
@@ -26,6 +27,11 @@ class Lead:
 
     ndcg: float
     interval: MetricInterval | None
+
+    @classmethod
+    def of(cls, differences: Values) -> "Lead":
+        """Return the lead with these *differences* [users]."""
+        return cls(float(np.mean(differences)), interval_of_mean(differences))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ chosen before.
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -239,6 +240,14 @@ def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     return lists.join(pairs, on=["user", "item"], how="semi")
 
 
+class ServedMetrics(NamedTuple):
+    """Metrics of lists as served, those of popular items for all users, and the lead of the lists."""
+
+    lists: RankingMetrics
+    popularity: RankingMetrics
+    lead: Lead
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """The measurements of a candidate, as in the JSON of a report.
@@ -362,10 +371,8 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Figures:
         """Measure the lists of a candidate, alone and as served, the baseline popularity, and its scores as ratings.
 
-        As served, users without a list get popular items: those of the candidate, else those of the history (what users
-        had before the test); without both, this is not measured. Popularity is the baseline: lists of popular items of
-        the history, else the candidate's popular list for all. `_test` and `_history` (None if unknown) are sparse
-        matrices [users, items]. Raises DataError if no user has a list, or all test pairs are in the history.
+        `_test` and `_history`, what users had before the test (None if unknown), are sparse matrices [users, items].
+        Raises DataError if no user has a list, or all test pairs are in the history.
         """
         lists = self._item_numbers(candidate)
         ranking = measure_users(lists, self._test).metrics
@@ -377,25 +384,7 @@ class Evaluator:
                 "leave them out; give later interactions, or other users'."
             )
 
-        popular: UserMetrics | None = None
-        covered_share = None
-        popular_items = None
-        if self._history is not None:
-            counts = users_per_item(self._history)
-            popular_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popular = self._measure_popularity(self._history, counts, popular_items)
-            covered_share = coverage(lists, self._history.shape[1])
-
-        if candidate.popular is not None:
-            popular_items = _numbers_of_ids(candidate.popular, self._items)
-        served: UserMetrics | None = None
-        lead: Lead | None = None
-        if popular_items is not None:
-            served = measure_users(fill_empty_lists(lists, popular_items), self._test)
-            if popular is None:
-                popular = measure_users(fill_empty_lists(np.full_like(lists, -1), popular_items), self._test)
-            leads = served.values["ndcg"] - popular.values["ndcg"]
-            lead = Lead(float(leads.mean()), interval_of_mean(leads))
+        served = self._measure_served(lists, candidate)
 
         scored = self._scored_pairs(candidate)
         rating = None
@@ -404,16 +393,41 @@ class Evaluator:
 
         return Figures(
             ranking=ranking,
-            as_served=None if served is None else served.metrics,
-            popularity=None if popular is None else popular.metrics,
-            lead=lead,
+            as_served=None if served is None else served.lists,
+            popularity=None if served is None else served.popularity,
+            lead=None if served is None else served.lead,
             rating=rating,
             origin=candidate.origin,
             pairs=int(self._test.nnz),
             seen_pairs=seen_pairs,
             predicted=0 if scored is None else scored.height,
-            coverage=covered_share,
+            coverage=None if self._history is None else coverage(lists, self._history.shape[1]),
         )
+
+    def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics | None:
+        """Measure *lists* of a candidate as served, and popular items; return None if no popular items are known.
+
+        Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
+        are popular items of the history that users do not have, else the candidate's popular list.
+        """
+        history_items: Indices | None = None
+        popular: UserMetrics | None = None
+        if self._history is not None:
+            counts = users_per_item(self._history)
+            history_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
+            popular = self._measure_popularity(self._history, counts, history_items)
+
+        popular_items = history_items
+        if candidate.popular is not None:
+            popular_items = _numbers_of_ids(candidate.popular, self._items)
+        if popular_items is None:
+            return None
+
+        if popular is None:
+            popular = measure_users(fill_empty_lists(np.full_like(lists, -1), popular_items), self._test)
+        served = measure_users(fill_empty_lists(lists, popular_items), self._test)
+        lead = Lead.of(served.values["ndcg"] - popular.values["ndcg"])
+        return ServedMetrics(served.metrics, popular.metrics, lead)
 
     def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64], popular_items: Indices) -> UserMetrics:
         """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*.
