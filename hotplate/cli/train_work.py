@@ -12,6 +12,7 @@ from hotplate.offline.evaluate.model_report import findings_in_words, metric_col
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
+from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import TuneOptions
 from hotplate.offline.train.engine import Engine, described, read_params
 from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
@@ -132,9 +133,9 @@ def train_model(settings: TrainSettings, model: Path) -> TrainReport:
 def _kept_in_words(model: Path) -> str:
     """Return what a training of the folder *model* that was stopped leaves to the next one."""
     folder = trials_folder(model)
-    trials = len(list(folder.glob("*.npy")))
+    trials = count_stored(folder)
     if not trials:
-        return "nothing is kept, so the same command begins anew"
+        return "nothing is kept, so the same command starts from the beginning"
     kept = format_count(trials, "trial")
     return f"the folder {folder} keeps {kept}, from which a search of the same data and settings continues"
 

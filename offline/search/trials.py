@@ -83,6 +83,11 @@ class Trial:
         )
 
 
+def count_stored(folder: Path) -> int:
+    """Return the number of trials that searches have stored in *folder*, which may not exist."""
+    return sum(1 for _ in folder.glob("*.npy"))
+
+
 class Trials:
     """Runs trials of one search on *splits*, with lists of *k*.
 
