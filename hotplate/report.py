@@ -347,7 +347,7 @@ class _TextColumn:
 def _blocks_of_columns(report: Report, width: int) -> Iterator[list[_TextColumn]]:
     """Yield the columns of each table that a terminal of *width* characters needs for a report; the first has subjects.
 
-    That is one table if all columns fit beside the subjects, which may be folded.
+    That is one table if all columns fit next to the subjects, which may be folded.
     """
     subjects = _TextColumn("", report.subjects)
     left_for_figures = width - min(subjects.width, SUBJECT_WIDTH)

@@ -19,7 +19,7 @@ from hotplate.serve.processes.supervisor import Addresses, serve
 from hotplate.serve.settings import ServiceSettings, configure_logging
 from hotplate.stores.folders import temporary_folder
 
-# With the default of 256 factors, training takes 2 s longer, and the lists of sample data are no better.
+# With the default of 256 factors, training takes 2 s longer, for an nDCG of .397 instead of .389.
 SAMPLE_PARAMS = ALSParams(factors=64)
 
 
@@ -27,15 +27,16 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
     """Train on *data*, or on sample data, publish the lists to a temporary store, and serve them until Ctrl-C."""
     with temporary_folder("demo") as folder:
         reserve(host, port).close()  # fail before the training if the port is in use
+        params = ALSParams()
         if data is None:
             data = folder / "sample.parquet"
             sample().write_parquet(data)
-            settings = TrainSettings(path=data, params=SAMPLE_PARAMS)
-        else:
-            settings = TrainSettings(path=data)
+            params = SAMPLE_PARAMS
+
+        training = TrainSettings(path=data, params=params)
         model_folder = folder / "model"
         with progress_bars() as on_progress:
-            trained = run_interruptibly(lambda: train(settings, model_folder, on_progress))
+            trained = run_interruptibly(lambda: train(training, model_folder, on_progress))
         print_training(trained, as_json=False)
 
         store_url = f"file://{folder / 'store'}"
@@ -44,7 +45,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
         matrix = trained.model.matrix
         on_ready = partial(_print_examples, store=store_url, user=matrix.user_ids[0], item=matrix.item_ids[0])
         configure_logging()
-        service_settings = ServiceSettings(
+        settings = ServiceSettings(
             stores=(store_url,),
             host=host,
             port=port,
@@ -53,7 +54,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
             admin_store=store_url,
             anonymous=True,
         )
-        serve(service_settings, on_ready)
+        serve(settings, on_ready)
 
 
 def _print_examples(addresses: Addresses, *, store: str, user: str, item: str) -> None:

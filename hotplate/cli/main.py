@@ -55,7 +55,8 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
     app.callback(invoke_without_command=True)(hotplate)
 
     requested = [name for name in arguments[:1] if name in _VERBS] or list(_VERBS)
-    if {"--version"} <= {*arguments} <= {"--version", "--json"}:
+    is_only_version = "--version" in arguments and {*arguments} <= {"--version", "--json"}
+    if is_only_version:
         requested = []
     for name in requested:
         module, attribute = _VERBS[name]
