@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,6 @@ ROOMS = ("bench", "hotplate", "offline", "serve", "stores")
 # Names of other programs, and of what code builds at run time.
 VOCABULARY = {"py", "pyx", "ps", "column_1"}
 SPAN = re.compile(r"`+([^`\n]+)`+")
-# A docstring begins a line; other long strings are matched as well, lest their ends begin one.
-PROSE = re.compile(r'(?P<prose>^ *r?"""(?s:.*?)"""|(?<!\S)# .*)|"""(?s:.*?)"""', re.MULTILINE)
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
 # Build results, in a separate folder or beside the sources.
 BUILT = {"dist", "hotplate/serve/connections/lane.*.so"}
@@ -29,10 +28,18 @@ def modules() -> Iterator[Path]:
 
 def names_and_prose(path: Path) -> tuple[set[str], list[str]]:
     """Return the names and words of a module's code, and its docstrings and comments."""
-    text = path.read_text()
-    prose = [found["prose"] for found in PROSE.finditer(text) if found["prose"]]
-    code = PROSE.sub(lambda found: "" if found["prose"] else found[0], text)
-    return {*path.relative_to(ROOT).with_suffix("").parts, *re.findall(r"\w+", code)}, prose
+    names = {*path.relative_to(ROOT).with_suffix("").parts}
+    prose = list[str]()
+    begins = True
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and begins):
+                prose.append(token.string)
+            else:
+                names.update(re.findall(r"\w+", token.string))
+            if token.type not in {tokenize.COMMENT, tokenize.NL}:
+                begins = token.type in {tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    return names, prose
 
 
 def test_names_in_docstrings_and_comments_exist() -> None:
