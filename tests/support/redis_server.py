@@ -127,6 +127,16 @@ class RedisServer:
         """Execute a command as a cluster does on all of its nodes."""
         return [self.execute_command(*command)]
 
+    def copied(self, prefix: str) -> dict[bytes, bytes]:
+        """Return all keys of a deployment with their serialized values."""
+        with redis.Redis(port=self.port) as client:
+            return copied(client, prefix)
+
+    def put_back(self, prefix: str, copy: dict[bytes, bytes]) -> None:
+        """Replace all keys of a deployment by those of a copy."""
+        with redis.Redis(port=self.port) as client:
+            put_back(client, prefix, copy)
+
     def calls(self, command: str) -> int:
         """How often the server ran a command since it started."""
         return int(self.execute_command("INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])

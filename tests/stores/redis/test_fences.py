@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import redis
 
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.connect import connect
@@ -18,7 +17,7 @@ from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
 from tests.support.redis_proxy import Cut, RedisProxy, counting
-from tests.support.redis_server import RedisServer, copied, put_back, running
+from tests.support.redis_server import RedisServer, running
 from tests.support.stores import publish, ref_of
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(600))]
@@ -104,13 +103,11 @@ async def test_activate_makes_nothing_live_that_a_restarted_server_lacks(
     first = await publish(store, ROWS[:5])
     snapshots.save()
     second = await publish(store, ROWS[:5], live=False)
-    with redis.Redis(port=server.port) as client:
-        published = copied(client, "test")
+    published = server.copied("test")
     proxy.arm()
     await activate(store, second)
     for number, name in enumerate([*proxy.commands]):
-        with redis.Redis(port=server.port) as client:
-            put_back(client, "test", published)
+        server.put_back("test", published)
         proxy.arm(number, snapshots.restart, Cut.AFTER)
         with suppress(ReleaseConflict, ReleaseNotFound, StoreUnavailable):
             await activate(store, second)
@@ -129,14 +126,12 @@ async def test_rebuild_names_nothing_that_a_restarted_server_lacks(
     server.execute_command("RENAME", "aside", catalogue)
     second = await publish(store, ROWS[:5])
     server.execute_command("DEL", catalogue)
-    with redis.Redis(port=server.port) as client:
-        published = copied(client, "test")
+    published = server.copied("test")
     surveyed = await survey(store)
     proxy.arm()
     assert (await rebuild(store, surveyed, second)).live == second
     for number, name in enumerate([*proxy.commands]):
-        with redis.Redis(port=server.port) as client:
-            put_back(client, "test", published)
+        server.put_back("test", published)
         surveyed = await survey(store)
         proxy.arm(number, snapshots.restart, Cut.AFTER)
         with suppress(ReleaseConflict, ReleaseNotFound, StoreUnavailable):
@@ -152,13 +147,11 @@ async def test_erasure_on_a_restarted_server_leaves_no_unrecorded_loss(
     snapshots = Snapshots(server)
     release = await publish(store, ROWS[:20])
     snapshots.save()
-    with redis.Redis(port=server.port) as client:
-        published = copied(client, "test")
+    published = server.copied("test")
     proxy.arm()
     await erase_users(store, ["000003"])
     for number in range(0, len(proxy.commands), step):
-        with redis.Redis(port=server.port) as client:
-            put_back(client, "test", published)
+        server.put_back("test", published)
         proxy.arm(number, snapshots.restart, Cut.AFTER)
         with suppress(StoreUnavailable):
             await erase_users(store, ["000003"])

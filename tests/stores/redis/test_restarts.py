@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.doctor import rebuild, survey
@@ -25,7 +24,7 @@ from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
-from tests.support.redis_server import RedisServer, copied, put_back, running
+from tests.support.redis_server import RedisServer, running
 from tests.support.stores import publish
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) for number in range(9))]
@@ -149,14 +148,12 @@ async def test_named_releases_are_whole_after_a_restart_between_calls(
     """The data are those at the begin and after the first change of the catalogue, or at *every* call."""
     interruptions = Interruptions(store, Snapshots(server))
     await publish_three(store)
-    with redis.Redis(port=server.port) as client:
-        published = copied(client, "test")
+    published = server.copied("test")
     calls = await interruptions.recorded(verb(store))
     saves = range(len(calls)) if every else (0, calls.index("swap") + 1)
     for save_at in saves:
         for restart_at in range(save_at + 1, len(calls)):
-            with redis.Redis(port=server.port) as client:
-                put_back(client, "test", published)
+            server.put_back("test", published)
             await interruptions.interrupted(verb(store), save_at=save_at, restart_at=restart_at)
             context = f"data of {save_at} {calls[save_at]}, restart before {restart_at} {calls[restart_at]}"
             await check_whole(store, context)
@@ -182,12 +179,10 @@ async def test_rebuild_names_whole_releases_after_a_restart_between_calls(
     for _ in range(2):
         await publish(store, ROWS)
     lose_catalogue()
-    with redis.Redis(port=server.port) as client:
-        published = copied(client, "test")
+    published = server.copied("test")
     calls = await interruptions.recorded(rebuild_with_last(store))
     for restart_at in range(len(calls)):
-        with redis.Redis(port=server.port) as client:
-            put_back(client, "test", published)
+        server.put_back("test", published)
         await interruptions.interrupted(rebuild_with_last(store), save_at=None, restart_at=restart_at)
         with suppress(CatalogueUnreadable):
             await check_whole(store, f"restart before {restart_at} {calls[restart_at]}")

@@ -5,7 +5,6 @@ import random
 import secrets
 
 import pytest
-from redis import Redis
 
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef
@@ -16,7 +15,7 @@ from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
-from tests.support.redis_server import SOON_S, RedisServer, copied, put_back, users_of_the_guide
+from tests.support.redis_server import SOON_S, RedisServer, users_of_the_guide
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST, SECOND, allow_erasure, draft_of, publish, release_ref, scan_rows, write_release
 from tests.support.tcp_proxy import through
@@ -214,9 +213,8 @@ async def test_lost_meta_rows_are_detected_before_the_release_is_sealed(
 ) -> None:
     await redis.create(ONE, SMALL)
     await redis.put(ONE, USERS[:100])
-    with Redis(port=redis_server.port) as client:
-        before = copied(client, prefix)
-        await redis.put(ONE, [Row("meta:factors:0000", b"a piece of the factors")])
-        put_back(client, prefix, before)  # as after a failover to a replica that was behind
+    before = redis_server.copied(prefix)
+    await redis.put(ONE, [Row("meta:factors:0000", b"a piece of the factors")])
+    redis_server.put_back(prefix, before)  # as after a failover to a replica that was behind
     with pytest.raises(RowsLost, match="has lost rows of release"):
         await redis.seal(ONE)
