@@ -225,7 +225,12 @@ def _remove(folder: Path) -> None:
         elif path.name != LOCK:
             path.unlink(missing_ok=True)
     (folder / LOCK).unlink(missing_ok=True)
-    folder.rmdir()
+    try:
+        folder.rmdir()
+    except OSError as error:
+        # Without its lock, the folder looks abandoned: another process has removed it, or is about to.
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
 
 
 def mapped_at(path: Path, inode: int) -> int:

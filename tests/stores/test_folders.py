@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hotplate.stores import folders
-from hotplate.stores.folders import LOCK, replace_durably, scratch_folder, take_lock
+from hotplate.stores.folders import LOCK, marked, remove_abandoned, replace_durably, scratch_folder, take_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,36 @@ def test_folder_of_a_killed_owner_is_removed_but_not_that_of_a_running_one(tmp_p
                 assert set(tmp_path.iterdir()) == {living, own, another}
         assert (living / "part" / "rows").read_text() == "some"
         assert set(tmp_path.iterdir()) == {living}
+
+
+@pytest.mark.parametrize("has_lock", [False, True], ids=["before it looks for the lock", "after it found the lock"])
+def test_folder_may_be_taken_for_abandoned_while_its_owner_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_lock: bool
+) -> None:
+    """Another process comes after the lock was removed, and before the folder is."""
+    remove = Path.rmdir
+
+    def other_first(folder: Path) -> None:
+        monkeypatch.undo()
+        if has_lock:
+            os.close(take_lock(folder / LOCK, 0o600, 1.0))
+        else:
+            remove_abandoned(folder)
+        remove(folder)
+
+    with scratch_folder(tmp_path, "lists-"):
+        monkeypatch.setattr(Path, "rmdir", other_first)
+    for left in marked(tmp_path, "lists-"):
+        remove_abandoned(left)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_removed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    with pytest.raises(PermissionError, match="lists-"), scratch_folder(tmp_path, "lists-"):
+        monkeypatch.setattr(Path, "rmdir", refuse)
 
 
 def test_foreign_folders_are_never_touched(tmp_path: Path) -> None:
