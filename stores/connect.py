@@ -71,7 +71,11 @@ def connect(url: str, observer: Observer | None = None) -> Store:
             open_url = entry.load()
         except (ImportError, AttributeError) as error:
             raise StoreMisused(f"the package of the store {scheme}:// cannot be loaded: {error}; mend it") from error
-        store = open_url(url)
+        try:
+            store = open_url(url)
+        except ValueError as error:
+            reason = str(error).replace(url, redacted(url))
+            raise StoreMisused(f"the store {scheme}:// does not accept {redacted(url)!r}: {reason}") from error
         if not hasattr(store, "records"):
             raise StoreMisused(
                 f"the store {scheme}:// is for an earlier hotplate: it has no `records`; upgrade its package"
