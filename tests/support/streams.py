@@ -6,6 +6,21 @@ from contextlib import asynccontextmanager
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
+# Turns of the event loop between its acceptance of a connection and the call of the handler.
+_TURNS_TO_ACCEPT = 3
+
+
+async def stop_listening(server: asyncio.Server) -> None:
+    """Accept no more connections, wait until the handlers have those that were accepted, and close the server.
+
+    A connection that has no transport yet when its server is closed never gets one, and its socket stays open.
+    """
+    for listener in server.sockets:
+        server.get_loop().remove_reader(listener)
+    for _ in range(_TURNS_TO_ACCEPT):
+        await asyncio.sleep(0)
+    server.close()
+
 
 @asynccontextmanager
 async def listening(handler: Handler) -> AsyncIterator[int]:
@@ -33,9 +48,7 @@ async def listening(handler: Handler) -> AsyncIterator[int]:
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        server.close()
-        for _ in range(3):  # this many turns of the loop pass between the acceptance of a connection and `accept`
-            await asyncio.sleep(0)
+        await stop_listening(server)
         for writer in writers:
             writer.transport.abort()
         await asyncio.gather(*tasks)

@@ -4,8 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 
-# Turns of the event loop between its acceptance of a connection and the call of `Proxy.accept`.
-_TURNS_TO_ACCEPT = 3
+from tests.support.streams import stop_listening
 
 
 class Proxy:
@@ -35,8 +34,6 @@ class Proxy:
 
     async def close(self) -> None:
         """Cut every connection, and wait until none is left; for one that no longer listens."""
-        for _ in range(_TURNS_TO_ACCEPT):
-            await asyncio.sleep(0)
         while self._tasks:
             self.reset()
             await asyncio.gather(*self._tasks)
@@ -116,6 +113,6 @@ async def listening(proxy: Proxy) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        server.close()
+        await stop_listening(server)
         await proxy.close()
         await server.wait_closed()

@@ -12,6 +12,7 @@ import pytest
 from hotplate.bench.loadgen.generator import LoadGenerator
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
+from tests.support.streams import stop_listening
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -52,9 +53,7 @@ async def serving(act: Act) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
-        server.close()
-        for _ in range(3):  # a connection that was just accepted gets its transport within so many turns of the loop
-            await asyncio.sleep(0)
+        await stop_listening(server)
         for started in servers:
             started.transport.abort()
         await asyncio.sleep(0)

@@ -265,6 +265,16 @@ async def test_store_closes_without_an_error_while_its_server_hangs(server: Redi
             await asyncio.sleep(0.02)
 
 
+async def test_proxy_closes_a_connection_that_it_has_just_accepted() -> None:
+    for turns in range(6):
+        before = open_sockets()
+        async with through(1) as proxy:
+            socket.create_connection(("127.0.0.1", proxy.port)).close()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert open_sockets() <= before
+
+
 def open_sockets() -> int:
     """Return how many sockets this process has open."""
     links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
