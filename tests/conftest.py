@@ -42,6 +42,14 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def slow_connects() -> Iterator[None]:
+    """Let a connect take as long as it may on a busy machine; requests keep their own time limits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hotplate.stores.http1.CONNECT_S", 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A server shared by all tests that do not disturb it; each uses a separate prefix."""

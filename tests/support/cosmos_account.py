@@ -21,6 +21,8 @@ from tests.support.cosmos_server import Emulator, emulator
 
 NAME = "user.YQ"
 ITEM = {"id": NAME, "v": 1}
+# Time limit of a request that succeeds, or fails for another reason.
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hotplate.stores.cosmos.url import Offer, Throughput, parse
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.store import ChargeCounter, Row, Store
 from hotplate.testing import FIRST, OpenStore, StoreContract, release_ref, write_release
-from tests.support.cosmos_account import Account
+from tests.support.cosmos_account import PATIENCE_S, Account
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 
 ROWS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
@@ -67,7 +67,7 @@ async def test_missing_containers_are_reported(containers: CosmosAccount, observ
     for work in (
         containers.scale("gone", Throughput(500)),
         containers.offer("gone"),
-        containers.read("gone", "x", 5.0),
+        containers.read("gone", "x", PATIENCE_S),
     ):
         with pytest.raises(ContainerMissing):
             await work
@@ -134,11 +134,11 @@ async def stored(cosmos_http: Account) -> AsyncIterator[tuple[Store, ChargeCount
 
 async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, ChargeCounter], cosmos_http: Account) -> None:
     store, counted = stored
-    results = await store.get_many(release_ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
+    results = await store.get_many(release_ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=PATIENCE_S)
     assert results == [ROWS[1].value, None, ROWS[0].value]
     before_ru = counted.ru
     before = cosmos_http.requests("read item")
-    assert await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=5.0) == [ROWS[1].value]
+    assert await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S) == [ROWS[1].value]
     assert counted.ru == before_ru + 1.0
     assert cosmos_http.requests("read item") == before + 1
 
@@ -147,11 +147,11 @@ async def test_refused_and_late_reads_fail_their_slot(
     stored: tuple[Store, ChargeCounter], cosmos_http: Account
 ) -> None:
     store, counted = stored
-    await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=5.0)
+    await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S)
     cosmos_http.inject_faults({"operation": "read item", "kind": "forbidden"})
     try:
         with pytest.raises(StoreUnavailable, match="forbids this"):
-            await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=5.0)
+            await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S)
     finally:
         cosmos_http.inject_faults()
     assert counted.failures[-1] == "forbidden"

@@ -13,7 +13,7 @@ from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import ChargeCounter
-from tests.support.cosmos_account import NAME, Account, emulated_account, filled
+from tests.support.cosmos_account import NAME, PATIENCE_S, Account, emulated_account, filled
 from tests.support.tcp_proxy import through
 
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
@@ -42,8 +42,8 @@ async def test_stale_idle_connection_does_not_fail_a_read(account: Account, obse
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
-        await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
-        reading = [asyncio.create_task(client.read("c", NAME, 5.0)) for _ in range(8)]
+        await asyncio.gather(*(client.read("c", NAME, PATIENCE_S) for _ in range(8)))
+        reading = [asyncio.create_task(client.read("c", NAME, PATIENCE_S)) for _ in range(8)]
         await asyncio.sleep(0)  # they are sent, on connections that have ended
         proxy.reset()
         assert all(await asyncio.gather(*reading))
@@ -55,16 +55,20 @@ async def test_lost_server_is_probed_by_one_request_at_a_time(account: Account, 
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
-        await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
+        await asyncio.gather(*(client.read("c", NAME, PATIENCE_S) for _ in range(8)))
         before = proxy.accepted
         proxy.refusing = True
         proxy.reset()
         for _ in range(5):
-            failed = await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)), return_exceptions=True)
+            failed = await asyncio.gather(
+                *(client.read("c", NAME, PATIENCE_S) for _ in range(8)), return_exceptions=True
+            )
             assert all(isinstance(error, CosmosUnavailable) for error in failed)
         assert proxy.accepted <= before + 8 + 2 * 5  # all at once, then one for each pause and attempt
         proxy.refusing = False
-        while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
+        while isinstance(
+            (await asyncio.gather(client.read("c", NAME, PATIENCE_S), return_exceptions=True))[0], Exception
+        ):
             await asyncio.sleep(0.02)
         await client.close()
 
@@ -76,7 +80,7 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
         named = replace(account.address("d"), endpoint=f"https://127.0.0.2:{port}")
         client = SignedClient(named, observer)
         with pytest.raises(CosmosUnavailable, match=r"certificate verify failed.*mismatch") as error:
-            await client.read("c", "a", 5.0)
+            await client.read("c", "a", PATIENCE_S)
         assert error.value.kind == "connect"
         await client.close()
 

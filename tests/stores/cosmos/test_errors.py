@@ -16,14 +16,18 @@ from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreFull
 from hotplate.stores.store import ChargeCounter
-from tests.support.cosmos_account import kind_of
+from tests.support.cosmos_account import PATIENCE_S, kind_of
 from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal
 
 ITEM = b'{"id":"a","v":1}'
 
 
 @pytest.fixture
-async def client(raw: ScriptedServer, observer: ChargeCounter) -> AsyncIterator[SignedClient]:
+async def client(
+    raw: ScriptedServer, observer: ChargeCounter, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[SignedClient]:
+    """One that reads the account once, however long a test takes."""
+    monkeypatch.setattr("hotplate.stores.cosmos.regions.MIN_REFRESH_INTERVAL_S", PATIENCE_S)
     scripted_client = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield scripted_client
     await scripted_client.close()
@@ -65,11 +69,11 @@ async def test_malformed_items_are_typed_errors_and_counted(
     raw: ScriptedServer, client: SignedClient, observer: ChargeCounter, response: bytes, kind: str
 ) -> None:
     raw.responses = [response]
-    assert await kind_of(client.read("c", "a", 2.0)) == kind
+    assert await kind_of(client.read("c", "a", PATIENCE_S)) == kind
     assert observer.failures == [kind] * (2 if kind in TRANSIENT else 1)
     raw.responses = [answer(200, ITEM)]
     await asyncio.sleep(0.06)  # connections that end without a response are not opened again at once
-    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
+    assert await client.read("c", "a", PATIENCE_S) == {"id": "a", "v": 1}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ async def test_truncated_response_is_a_timeout(
     await client.account()
     assert await kind_of(client.read("c", "a", 0.05)) == "timeout"
     assert observer.failures == ["timeout"]
-    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
+    assert await client.read("c", "a", PATIENCE_S) == {"id": "a", "v": 1}
 
 
 async def test_response_cut_at_any_byte_is_an_error(
@@ -94,7 +98,7 @@ async def test_response_cut_at_any_byte_is_an_error(
     for length in range(len(whole)):
         raw.responses = [whole, whole[:length] + CUT, whole]
         for _ in range(2):
-            assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
+            assert await client.read("c", "a", PATIENCE_S) == {"id": "a", "v": 1}
     assert observer.failures == ["reset"] * len(whole)
 
 
@@ -112,7 +116,7 @@ async def test_malformed_account_is_an_error(
     raw: ScriptedServer, client: SignedClient, properties: dict[str, object]
 ) -> None:
     raw.properties = properties
-    assert await kind_of(client.read("c", "a", 2.0)) == "malformed"
+    assert await kind_of(client.read("c", "a", PATIENCE_S)) == "malformed"
 
 
 @pytest.mark.parametrize("policy", [None, "Session", [1]])
@@ -121,7 +125,7 @@ async def test_account_with_unknown_consistency_is_read(
 ) -> None:
     raw.properties = {"userConsistencyPolicy": policy}
     raw.responses = [answer(200, ITEM)]
-    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
+    assert await client.read("c", "a", PATIENCE_S) == {"id": "a", "v": 1}
 
 
 async def test_session_is_requested_only_under_session_consistency(raw: ScriptedServer, client: SignedClient) -> None:

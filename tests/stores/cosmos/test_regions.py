@@ -15,7 +15,7 @@ from hotplate.stores.cosmos.signed import CHARGE, REGIONS, SignedClient
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import ChargeCounter, TracedCall, traced_call
-from tests.support.cosmos_account import Account, container_in, kind_of
+from tests.support.cosmos_account import PATIENCE_S, Account, container_in, kind_of
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
 from tests.support.virtual import VirtualLoop, in_virtual_time
 
@@ -46,7 +46,7 @@ async def client(two_regions: Account, observer: ChargeCounter) -> AsyncIterator
 
 async def read_in(client: SignedClient) -> str:
     """Return the region that a read came from."""
-    return WEST if (await client.read_nearest("c", NAME, 5.0))[1] else EAST
+    return WEST if (await client.read_nearest("c", NAME, PATIENCE_S))[1] else EAST
 
 
 async def until_read_in(client: SignedClient, region: str) -> None:
@@ -66,7 +66,7 @@ async def test_lost_region_is_left_and_rejoined_with_log_lines(
     assert await read_in(client) == EAST
     two_regions.inject_faults({"kind": "region-gone", "region": 1})
     for _ in range(10):
-        assert all(await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(16))))
+        assert all(await asyncio.gather(*(client.read("c", NAME, PATIENCE_S) for _ in range(16))))
     assert (await client.create("c", {"id": "user.Yg"})).applied
     assert (await client.read_fresh("c", NAME)).item is not None
     assert await read_in(client) == WEST
@@ -77,21 +77,24 @@ async def test_lost_region_is_left_and_rejoined_with_log_lines(
     assert returned == f"{EAST} can be read again"
 
 
-async def test_second_read_goes_to_the_region_after_the_nearest(two_regions: Account, client: SignedClient) -> None:
+async def test_second_read_goes_to_the_region_after_the_nearest(
+    two_regions: Account, client: SignedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotplate.stores.cosmos.regions.SKIP_S", PATIENCE_S)
     assert client.has_second_region
     call = TracedCall()
     reset = traced_call.set(call)
     try:
-        item = await client.read_elsewhere("c", NAME, 5.0)
+        item = await client.read_elsewhere("c", NAME, PATIENCE_S)
     finally:
         traced_call.reset(reset)
     assert (item or {})["id"] == NAME
     assert call.attributes[REGIONS] == (WEST,)
     for _ in range(MAX_FAILURES):
         two_regions.inject_faults({"kind": "region-gone", "region": 1})
-        await client.read("c", NAME, 5.0)
+        await client.read("c", NAME, PATIENCE_S)
     with pytest.raises(CosmosUnavailable, match="no other region"):
-        await client.read_elsewhere("c", NAME, 5.0)
+        await client.read_elsewhere("c", NAME, PATIENCE_S)
 
 
 class Silent:
@@ -193,7 +196,7 @@ async def test_a_traced_read_names_all_regions_that_it_contacted(observer: Charg
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d", {}), observer)
         call = TracedCall()
         reset = traced_call.set(call)
-        await client.read("c", NAME, 5.0)
+        await client.read("c", NAME, PATIENCE_S)
         traced_call.reset(reset)
         assert (call.attributes[REGIONS], call.attributes[CHARGE]) == (("Away", "Here"), 2.0)
         await client.close()
@@ -204,7 +207,7 @@ async def test_unreachable_region_is_left_at_once(observer: ChargeCounter, caplo
         raw.properties = {"readableLocations": [location("Away", free_port()), location("Here", raw.port)]}
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
         for _ in range(5):
-            assert await client.read("c", NAME, 5.0) == {"id": NAME}
+            assert await client.read("c", NAME, PATIENCE_S) == {"id": NAME}
         assert observer.failures.count("connect") >= 1
         shown = f"cosmos+http://127.0.0.1:{raw.port}/d"
         messages = [record.message for record in caplog.records]
@@ -215,15 +218,15 @@ async def test_unreachable_region_is_left_at_once(observer: ChargeCounter, caplo
 async def test_regions_follow_what_the_account_lists(observer: ChargeCounter, caplog: pytest.LogCaptureFixture) -> None:
     async with scripted(answer(200, ITEM)) as here, scripted(answer(200, ITEM)) as there:
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d?region=There", {}), observer)
-        await client.read("c", NAME, 5.0)
+        await client.read("c", NAME, PATIENCE_S)
         assert len(here.heard) == 2
         here.properties = {"readableLocations": [location("Here", here.port), location("There", there.port)]}
         assert (await client.account()).regions == ["There", "Here"]
-        await client.read("c", NAME, 5.0)
+        await client.read("c", NAME, PATIENCE_S)
         assert len(there.heard) == 1
         here.properties = {}
         assert (await client.account()).regions == ["Here"]
-        await client.read("c", NAME, 5.0)
+        await client.read("c", NAME, PATIENCE_S)
         assert len(there.heard) == 1
         assert [record.message.partition(": ")[2] for record in caplog.records] == [
             "its regions are now There, Here",
@@ -254,7 +257,7 @@ async def test_account_is_read_through_its_regions_if_its_endpoint_is_down(
     async with scripted(answer(200, ITEM)) as front:
         front.properties = {name: [location("Here", raw.port)] for name in ("writableLocations", "readableLocations")}
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{front.port}/d", {}), observer)
-        await client.read("c", NAME, 5.0)
+        await client.read("c", NAME, PATIENCE_S)
         front.properties = {"writableLocations": []}
         assert (await client.account()).regions == ["Here"]
         await client.close()

@@ -14,13 +14,13 @@ from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ChargeCounter
-from tests.support.cosmos_account import Account, container_in
+from tests.support.cosmos_account import PATIENCE_S, Account, container_in
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}
 Open = Callable[[Address], SignedClient]
 # What the emulator calls an operation, and how a client comes to request it.
 ATTEMPTS: dict[str, Callable[[SignedClient], Awaitable[object]]] = {
-    "read item": lambda client: client.read("c", ITEM["id"], 5.0),
+    "read item": lambda client: client.read("c", ITEM["id"], PATIENCE_S),
     "create item": lambda client: client.create("c", ITEM),
     "delete item": lambda client: client.delete("c", ITEM["id"]),
     "replace item": lambda client: client.replace("c", ITEM, '"any"'),
@@ -70,7 +70,7 @@ async def test_every_answer_is_counted_with_its_charge(
     await client.create("c", ITEM)
     await client.create("c", ITEM)
     await client.delete("c", "none")
-    await asyncio.gather(*(client.read("c", name, 2.0) for name in (ITEM["id"], "none") * 8))
+    await asyncio.gather(*(client.read("c", name, PATIENCE_S) for name in (ITEM["id"], "none") * 8))
     await client.read_fresh("c", "none")
     await client.replace("c", ITEM, '"never"')
     assert observer.ru - ours_ru == pytest.approx(account.spent_ru() - before_ru)
@@ -89,7 +89,7 @@ async def test_write_is_tried_once_and_read_twice_without_logging(
     operation: str,
 ) -> None:
     await client.create("c", ITEM)
-    await client.read("c", ITEM["id"], 2.0)
+    await client.read("c", ITEM["id"], PATIENCE_S)
     account.inject_faults({"kind": kind, "operation": operation, "retry_after_ms": 250})
     before = account.requests(operation)
     with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnavailable) as error:
@@ -108,7 +108,7 @@ async def test_wrong_key_error_has_advice_and_not_the_key(
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
     client = opened(replace(account.address("d"), key=wrong))
-    for request in (client.read("c", "x", 5.0), client.read_fresh("c", "x"), client.account()):
+    for request in (client.read("c", "x", PATIENCE_S), client.read_fresh("c", "x"), client.account()):
         with pytest.raises(CosmosUnavailable, match="HOTPLATE_COSMOS_KEY") as error:
             await request
         assert error.value.kind == "unauthorized"

@@ -16,7 +16,7 @@ from hotplate.stores.cosmos.url import Address
 from hotplate.stores.store import TOKEN, ChargeCounter
 from tests.support.azure import AzureAccount, Identity
 from tests.support.clock import FakeClock
-from tests.support.cosmos_account import NAME, Account, filled, kind_of
+from tests.support.cosmos_account import NAME, PATIENCE_S, Account, filled, kind_of
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def entra(
 async def test_token_is_accepted_cached_and_scoped_to_the_account(entra: Entra) -> None:
     client, credential, _ = entra
     for _ in range(5):
-        assert await client.read("c", NAME, 5.0) is not None
+        assert await client.read("c", NAME, PATIENCE_S) is not None
     await client.read_fresh("c", NAME)
     assert credential.scopes == ["https://127.0.0.1/.default"]
 
@@ -58,24 +58,24 @@ async def test_token_is_renewed_in_background_and_kept_until_expiry_on_failure(
     entra: Entra, observer: ChargeCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, credential, clock = entra
-    await client.read("c", NAME, 5.0)
+    await client.read("c", NAME, PATIENCE_S)
     credential.error = "the identity endpoint is away"
     clock.now += 3300
     for _ in range(20):
-        assert await client.read("c", NAME, 5.0) is not None
+        assert await client.read("c", NAME, PATIENCE_S) is not None
     assert len(credential.scopes) == 2
     clock.now += TOKEN_PAUSE_S + 1
-    await client.read("c", NAME, 5.0)
+    await client.read("c", NAME, PATIENCE_S)
     assert len(credential.scopes) == 3
     told = [record.message for record in caplog.records if "no token" in record.message]
     assert [message.partition("no token")[2] for message in told] == [" from Entra ID: the identity endpoint is away"]
     clock.now += 300
     with pytest.raises(CosmosUnavailable, match=r"Entra ID gives no token.*identity endpoint is away") as error:
-        await client.read("c", NAME, 5.0)
+        await client.read("c", NAME, PATIENCE_S)
     assert error.value.kind == "unauthorized"
     credential.error = ""
     clock.now += TOKEN_PAUSE_S + 1
-    assert await client.read("c", NAME, 5.0) is not None
+    assert await client.read("c", NAME, PATIENCE_S) is not None
     assert Counter(observer.failures) == {TOKEN: 3, "unauthorized": 1}
 
 
@@ -91,7 +91,7 @@ async def test_token_timeout_of_one_caller_does_not_end_the_fetch(
     address = await keyless(account)
     client = SignedClient(address, observer, credential=Slow(server))
     assert await kind_of(client.read("c", NAME, 0.05)) == "timeout"
-    reading = asyncio.create_task(client.read("c", NAME, 5.0))
+    reading = asyncio.create_task(client.read("c", NAME, PATIENCE_S))
     released.set()
     assert await reading is not None
     await client.close()
