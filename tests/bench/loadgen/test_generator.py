@@ -13,6 +13,7 @@ from hotplate.bench.loadgen.generator import LoadGenerator
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from tests.support.streams import stop_listening
+from tests.support.virtual import simulate
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -79,10 +80,6 @@ def hang_up(transport: asyncio.Transport, count: int) -> None:
     transport.close()
 
 
-def say_nothing(_transport: asyncio.Transport, _count: int) -> None:
-    """Leave the request without an answer."""
-
-
 def say(*answers: bytes) -> Act:
     """Return a server that gives these answers one after the other."""
     return lambda transport, count: transport.write(answers[count % len(answers)])
@@ -114,13 +111,6 @@ def say(*answers: bytes) -> Act:
                 "an answer": ANSWER,
             }.items()
         ),
-        pytest.param(say_nothing, {"connections": 1, "timeout_s": 0.1}, {"errors": {"timeout": 10}}, id="silence"),
-        pytest.param(
-            say_nothing,
-            {"rate": 200, "duration_s": 0.2, "connections": 1, "timeout_s": 0.5, "backlog": 5},
-            {"errors": {"timeout": 6}, "dropped": 34},
-            id="more than the queue holds",
-        ),
         pytest.param(
             say(ANSWER, b"HTTP/1.1 503 -\r\nContent-Length: 0\r\n\r\n"),
             {},
@@ -145,6 +135,24 @@ async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any],
     usual: dict[str, Any] = {"requests": Gets("/"), "rate": 100, "duration_s": 0.1, "connections": 2}
     async with serving(act) as url:
         result = await drive(Load(**({"url": url} | usual | load)))
+    assert {name: getattr(result, name) for name in expected} == expected
+    assert adds_up(result)
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [
+        pytest.param({"rate": 100, "duration_s": 0.1, "timeout_s": 0.1}, {"errors": {"timeout": 10}}, id="silence"),
+        pytest.param(
+            {"rate": 200, "duration_s": 0.2, "timeout_s": 0.5, "backlog": 5},
+            {"errors": {"timeout": 6}, "dropped": 34},
+            id="more than the queue holds",
+        ),
+    ],
+)
+def test_requests_to_a_silent_server_time_out_or_are_dropped(load: dict[str, Any], expected: dict[str, Any]) -> None:
+    silent = Load(url="http://simulated", requests=Gets("/"), connections=1, **load)
+    result = simulate(silent, lambda arrival_s: arrival_s + 60)
     assert {name: getattr(result, name) for name in expected} == expected
     assert adds_up(result)
 
