@@ -45,7 +45,7 @@ asyncio.run(publish_release(connect(sys.argv[1]), batches(), plan=Plan(int(sys.a
 BATCH = 100
 
 
-# Erases users one after the other, two at a time.
+# Erases users one after the other, two at a time, for each line that it reads.
 ERASER = """
 import asyncio, sys
 from hotplate.stores.connect import connect
@@ -54,6 +54,7 @@ from hotplate.stores.users import erase_users
 async def erase():
     store = connect(sys.argv[1])
     for number in range(0, 200, 2):
+        sys.stdin.readline()
         print(number, flush=True)
         await erase_users(store, [str(number), str(number + 1)])
 
@@ -113,9 +114,13 @@ async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills
     erased = set[str]()
     for _ in range(kills):
         with started(ERASER, url) as eraser:
+            assert eraser.stdin is not None
             assert eraser.stdout is not None
+            steps = random.randint(1, 8)
+            eraser.stdin.write("\n" * steps)  # no more, however late it is killed
+            eraser.stdin.flush()
             reached = 0
-            for _ in range(random.randint(1, 8)):
+            for _ in range(steps):
                 reached = int(await asyncio.to_thread(eraser.stdout.readline))
             await asyncio.sleep(random.uniform(0, 0.05))
             eraser.send_signal(signal.SIGKILL)
