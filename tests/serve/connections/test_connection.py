@@ -16,7 +16,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
 from aiohttp.streams import StreamReader
 
-from hotplate.serve.connections.connection import TRANSITIONS, Connection, State
+from hotplate.serve.connections.connection import TRANSITIONS, WRITE_STEP_BYTES, Connection, State
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
@@ -278,6 +278,38 @@ async def test_batch_is_in_flight_until_a_slow_client_has_read_it(monkeypatch: p
         gone.close()
         await turns(100)
         assert registry.bytes_in_flight < least / 100, "they still count though their reader is gone"
+
+
+async def test_idle_connections_are_closed_silently_after_their_time(pair: Pair) -> None:
+    unused = connected(pair.plain)
+    used = connected(pair.plain)
+    used[1].feed(GET)
+    await until_answered(used[1], 1)
+    for connection, transport in (unused, used):
+        before = bytes(transport.written)
+        idle_s = pair.plain.registry.limits.idle_s
+        connection.check(connection.since + idle_s - 1)
+        assert not transport.is_closing()
+        connection.check(connection.since + idle_s + 1)
+        assert transport.is_closing()
+        assert transport.written == before
+
+
+async def test_slow_reader_is_cut_unless_it_reads_a_step_in_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    unread = 5 * WRITE_STEP_BYTES
+    monkeypatch.setattr(MemoryTransport, "get_write_buffer_size", lambda _: unread)
+    connection, transport = connected(pair.plain)
+    connection.pause_writing()
+    now = monotonic()
+    write_s = pair.plain.registry.limits.write_s
+    for _ in range(4):
+        connection.check(now + write_s - 1)
+        now += write_s - 1
+        unread -= WRITE_STEP_BYTES
+        connection.check(now)
+        assert not transport.is_closing()
+    connection.check(now + write_s + 1)
+    assert transport.is_closing()
 
 
 def test_undocumented_aiohttp_names_in_use_exist() -> None:

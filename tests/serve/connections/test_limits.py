@@ -27,7 +27,10 @@ GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\n"
 # A batch with an answer of more than a MB.
 BATCH = json.dumps({"users": [str(n % USERS) for n in range(1000)], "n": 20}).encode()
-SHORT: Any = {"idle_s": 1.0, "header_s": 0.5, "body_s": 0.5, "write_s": 0.5, "bytes_in_flight": 16 * MB}
+# Raised to a client that still sends when the service closes its connection.
+CLOSED = (ssl.SSLEOFError, ConnectionError)
+SHORT: Any = {"header_s": 0.5, "body_s": 0.5, "write_s": 0.5}
+IN_FLIGHT: Any = {"bytes_in_flight": 16 * MB}
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +43,29 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(store: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
-    with limited(store, **SHORT, tls=getattr(request, "param", False)) as running:
+    """A service with the usual times, for tests that may be late themselves."""
+    with limited(store, **IN_FLIGHT, tls=getattr(request, "param", False)) as running:
         yield running
 
 
-over_both = pytest.mark.parametrize("service", [False, True], indirect=True, ids=["plain", "TLS"])
+@pytest.fixture(scope="module")
+def impatient(store: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """A service with short times, but for idle connections: a late test would lose its own."""
+    with limited(store, **IN_FLIGHT, **SHORT, tls=getattr(request, "param", False)) as running:
+        yield running
+
+
+def over_both(fixture: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(fixture, [False, True], indirect=True, ids=["plain", "TLS"])
 
 
 @pytest.fixture(autouse=True)
-def memory(service: Service) -> Iterator[None]:
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """Hold every test to the bound."""
+    shared = {"service", "impatient"}.intersection(request.fixturenames)
+    services: list[Service] = [request.getfixturevalue(name) for name in shared]
     yield
-    assert memory_mb(service) < MOST_MB
+    assert all(memory_mb(service) < MOST_MB for service in services)
 
 
 def parse_answer(received: bytes) -> Answer:
@@ -102,10 +116,11 @@ def said(service: Service, *parts: bytes) -> Answer:
     return answer
 
 
-def test_slow_header_is_answered_408(service: Service) -> None:
-    before = shed(service, "slow_header")
-    assert said(service, b"GET /v1/popular HTTP/1.1\r\nHos").json["type"] == "urn:hotplate:problem:slow-header"
-    with sockets(service) as (connection,):  # the second header of a connection, in pieces that are in time themselves
+def test_slow_header_is_answered_408(impatient: Service) -> None:
+    before = shed(impatient, "slow_header")
+    assert said(impatient, b"GET /v1/popular HTTP/1.1\r\nHos").json["type"] == "urn:hotplate:problem:slow-header"
+    # The second header of a connection, in pieces that are in time themselves.
+    with sockets(impatient) as (connection,):
         assert answers(connection)
         with suppress(OSError):
             for n in range(200):
@@ -114,7 +129,7 @@ def test_slow_header_is_answered_408(service: Service) -> None:
                 with suppress(TimeoutError):
                     assert b" 408 " in connection.recv(65_536)
                     break
-    assert shed(service, "slow_header") == before + 2
+    assert shed(impatient, "slow_header") == before + 2
 
 
 def test_too_large_header_is_answered_431_in_any_pieces(service: Service) -> None:
@@ -123,18 +138,18 @@ def test_too_large_header_is_answered_431_in_any_pieces(service: Service) -> Non
     assert said(service, *(large[at : at + 3000] for at in range(0, 18_000, 3000))).status == 431
 
 
-def test_missing_body_is_answered_408_and_delays_no_other(service: Service) -> None:
-    before = shed(service, "slow_body")
-    with sockets(service, 20) as slow:
+def test_missing_body_is_answered_408_and_delays_no_other(impatient: Service) -> None:
+    before = shed(impatient, "slow_body")
+    with sockets(impatient, 20) as slow:
         for connection in slow:
             connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"users"')
-        assert service.request("POST", "/v1/recommendations", b'{"users": ["1"]}').status == 200
+        assert impatient.request("POST", "/v1/recommendations", b'{"users": ["1"]}').status == 200
         for connection in slow:
             assert last_answer(connection).status == 408
-    assert shed(service, "slow_body") == before + 20
+    assert shed(impatient, "slow_body") == before + 20
 
 
-@over_both
+@over_both("service")
 def test_slow_http_1_0_client_gets_all_of_a_large_answer(service: Service) -> None:
     head = b"POST /v1/recommendations HTTP/1.0\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BATCH)
     with sockets(service, receive_bytes=16_384) as (connection,):
@@ -146,57 +161,67 @@ def test_slow_http_1_0_client_gets_all_of_a_large_answer(service: Service) -> No
     assert len(parse_answer(received).json["results"]) == 1000
 
 
-def test_idle_connection_is_closed_silently(service: Service) -> None:
-    with sockets(service, 2) as (silent, used):
-        assert answers(used)
-        assert silent.recv(1) == used.recv(1) == b""
-
-
-def test_idle_timeout_is_an_option(store: Path) -> None:
+def test_idle_timeout_is_an_option_and_connections_are_closed_silently(store: Path) -> None:
     with running(store, "--idle-timeout", "1") as service, sockets(service) as (client,):
-        assert client.recv(1) == b""
+        operator = socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S)
+        with operator:
+            assert client.recv(1) == operator.recv(1) == b""
 
 
-@over_both
-def test_unread_answers_do_not_keep_an_idle_connection_open(service: Service) -> None:
-    before = shed(service, "slow_reader")
-    with sockets(service, 9, receive_bytes=4096) as (never, *some):
-        never.sendall(post(BATCH))
-        for count, connection in enumerate(some, 4):
-            for _ in range(10 * count):
-                connection.sendall(GET)
-        until(lambda: counted(service, "hotplate_worker_connections") > 0, "they are not counted")
-        until(lambda: counted(service, "hotplate_worker_connections") == 0, "they are not closed")
-    assert shed(service, "slow_reader") > before
+def open_sockets(worker: int) -> int:
+    """Return how many sockets a process has open; its metrics tell its connections only once a second."""
+    count = 0
+    for descriptor in list(Path(f"/proc/{worker}/fd").iterdir()):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count
 
 
-# A late worker closes a connection as idle, after a second, before it reads the request.
-CLOSED_AS_IDLE = (ssl.SSLEOFError, ConnectionError)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_unread_answers_do_not_keep_an_idle_connection_open(store: Path, *, tls: bool) -> None:
+    with limited(store, **IN_FLIGHT, write_s=0.5, idle_s=1.0, tls=tls) as service:
+        worker = worker_of(service)
+        before = open_sockets(worker)
+
+        def is_cut() -> bool:
+            """Open connections with unread answers; those of a late test may be closed as idle before they have any."""
+            with suppress(*CLOSED):
+                never, *some = clients.enter_context(sockets(service, 9, receive_bytes=4096))
+                never.sendall(post(BATCH))
+                for count, connection in enumerate(some, 4):
+                    for _ in range(10 * count):
+                        connection.sendall(GET)
+            return shed(service, "slow_reader") > 0
+
+        with ExitStack() as clients:
+            until(is_cut, "no slow reader is cut")
+            until(lambda: open_sockets(worker) == before, "they are not closed")
+        assert memory_mb(service) < MOST_MB
 
 
-@over_both
-def test_clients_that_never_read_take_bounded_memory_and_delay_no_other(service: Service) -> None:
-    before = shed(service, "slow_reader")
+@over_both("impatient")
+def test_clients_that_never_read_take_bounded_memory_and_delay_no_other(impatient: Service) -> None:
+    before = shed(impatient, "slow_reader")
 
     def is_cut() -> bool:
         """Add a batch with an unread answer, because a busy worker may refuse all of the first ones."""
-        (connection,) = clients.enter_context(sockets(service))
-        with suppress(*CLOSED_AS_IDLE):
+        (connection,) = clients.enter_context(sockets(impatient))
+        with suppress(*CLOSED):
             connection.sendall(post(BATCH))
-        return shed(service, "slow_reader") > before
+        return shed(impatient, "slow_reader") > before
 
     with ExitStack() as clients:
         for _ in range(100):
-            (connection,) = clients.enter_context(sockets(service))
+            (connection,) = clients.enter_context(sockets(impatient))
             connection.setblocking(False)
-            with suppress(BlockingIOError, ssl.SSLWantWriteError, *CLOSED_AS_IDLE):
+            with suppress(BlockingIOError, ssl.SSLWantWriteError, *CLOSED):
                 connection.send(post(BATCH) * 20)
         for _ in range(30):
-            assert service.get("/readyz").status == service.get("/v1/recommendations/1").status == 200
-            assert memory_mb(service) < MOST_MB
+            assert impatient.get("/readyz").status == impatient.get("/v1/recommendations/1").status == 200
+            assert memory_mb(impatient) < MOST_MB
         until(is_cut, "they are not cut")
         batch = b'{"users": ["1"]}'
-        until(lambda: service.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
+        until(lambda: impatient.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
 
 
 def test_memory_of_unread_answers_is_returned(store: Path) -> None:
@@ -243,7 +268,7 @@ def test_connections_beyond_the_limit_are_closed(store: Path) -> None:
         until(lambda: status_of(service.port, "/v1/popular") == 200, "a free place is not given away")
 
 
-def test_admin_listener_has_worker_limits_and_closes_idle_connections(service: Service) -> None:
+def test_admin_listener_has_worker_limits(impatient: Service) -> None:
     for sent, status in (
         (b"GET /livez HTTP/1.1\r\nHos", 408),
         (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 20_000, 431),
@@ -251,11 +276,9 @@ def test_admin_listener_has_worker_limits_and_closes_idle_connections(service: S
         (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     ):
-        with socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S) as connection:
+        with socket.create_connection(("127.0.0.1", impatient.admin_port), timeout=WAIT_S) as connection:
             connection.sendall(sent)
             assert last_answer(connection).status == status
-    with socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S) as connection:
-        assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), pytest.param(10_000, 200, marks=pytest.mark.soak)])
@@ -368,7 +391,7 @@ def test_client_that_sends_the_whole_body_first_sees_the_refusal(service: Servic
 
 def test_expired_request_deadline_is_refused(service: Service) -> None:
     body = b'{"users": ["1"]}'
-    for status, deadline in ((200, "1000"), (503, "0"), (400, "soon")):
+    for status, deadline in ((200, "60000"), (503, "0"), (400, "soon")):
         assert service.get("/v1/popular", X_Request_Timeout_Ms=deadline).status == status
         answer = service.request("POST", "/v1/recommendations", body, X_Request_Timeout_Ms=deadline)
         assert answer.status == status
