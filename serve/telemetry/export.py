@@ -194,10 +194,10 @@ class MetricReport:
         """Send a report at each interval, in a thread, until `close`."""
         self._thread.start()
 
-    def close(self, timeout_s: float = LAST_S) -> None:
-        """Send the last report within *timeout_s*."""
+    def close(self) -> None:
+        """Send the last report within LAST_S."""
         self._closing.set()
-        self._thread.join(timeout_s)
+        self._thread.join(LAST_S)
 
     def _run(self) -> None:
         is_last = False

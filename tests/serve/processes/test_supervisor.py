@@ -150,7 +150,7 @@ def is_refused(port: int) -> bool:
 
 def test_a_stopping_service_finishes_what_it_accepted(folder: Path) -> None:
     body = b'{"users": ["42"]}'
-    with running(folder, "--workers", "2") as service:
+    with running(folder, "--workers", "2", "--drain", "60") as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
             head = b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
             connection.sendall(head + body[:5])
@@ -188,7 +188,11 @@ def test_second_signal_ends_a_stopping_service_at_once(folder: Path) -> None:
 
 def test_idle_client_request_during_stop_gets_connection_close(folder: Path) -> None:
     request = b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n"
-    with running(folder) as service, socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+    more_grace = "import hotplate.serve.connections.server as server; server.IDLE_GRACE_S = 60.0"
+    with (
+        running(folder, "--drain", "60", before=more_grace) as service,
+        socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection,
+    ):
         connection.sendall(request)
         assert b"Connection: close" not in connection.recv(65536)
         service.process.send_signal(signal.SIGTERM)
@@ -200,7 +204,10 @@ def test_idle_client_request_during_stop_gets_connection_close(folder: Path) -> 
         assert connection.recv(65536) == b""
 
 
-def test_service_restarts_after_parent_is_killed_and_old_workers_exit(folder: Path) -> None:
+def test_service_restarts_after_parent_is_killed_and_old_workers_exit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotplate.serve.connections.listeners.PORT_WAIT_S", 60.0)
     with running(folder, "--workers", "2") as service:
         orphans = service.workers()
         connected = socket.create_connection(("127.0.0.1", service.port), timeout=60)  # an orphan has a client still
@@ -256,7 +263,7 @@ def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, wor
             service.get(f"/v1/recommendations/{n:04}")
         log = service.log.read_text()
         assert log.count("ended with -7") == dead <= int(workers)
-        assert "was cut" in str(service.states())
+        until(lambda: "was cut" in str(service.states()), "nobody is told")
         assert service.stop() == 0
 
 

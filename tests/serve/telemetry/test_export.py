@@ -176,7 +176,7 @@ def by_kind(spans: list[Span]) -> tuple[list[Span], list[Span]]:
 
 @pytest.mark.parametrize("lane", [True, False])
 def test_shared_read_is_a_child_span_of_the_first_linked_to_the_others(*, lane: bool) -> None:
-    reader = TieredReader({"redis": asyncio.run(remote())})
+    reader = TieredReader({"redis": asyncio.run(remote())}, budget_s=30.0)
     spans = recorded(reader, get("/v1/recommendations/1"), get("/v1/recommendations/2"), lane=lane)
     servers, clients = by_kind(spans)
     assert [span.name for span in servers] == ["GET /v1/recommendations/{user}"] * 2
@@ -196,7 +196,7 @@ def test_batch_from_files_has_no_store_span() -> None:
 
 def test_failed_spans_have_the_reason_and_the_fallback() -> None:
     first = asyncio.run(remote())
-    reader = TieredReader({"cosmos": first, "redis": asyncio.run(remote())})
+    reader = TieredReader({"cosmos": first, "redis": asyncio.run(remote())}, budget_s=30.0)
 
     async def fail_once_it_is_served() -> None:
         async with Pair(reader, tracer=Tracer(Sampling(1.0, parent_based=True), spans.append)) as pair:
@@ -265,6 +265,14 @@ def counted(report: MetricReport) -> list[tuple[str, int, float]]:
     return [(name, point.count, point.sum) for name, point in points]
 
 
+# Time to send the last spans and metrics to a collector that is late.
+PATIENT = """
+import hotplate.serve.processes.worker as worker
+import hotplate.serve.telemetry.export as export
+worker.FLUSH_S = export.LAST_S = 60.0
+"""
+
+
 def test_service_sends_traces_of_all_routes_and_flushes_at_exit(
     sink: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +280,8 @@ def test_service_sends_traces_of_all_routes_and_flushes_at_exit(
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.name=other")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
     context = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
-    with running(tmp_path / "store", "--telemetry", "otlp", "--access-log", "1") as service:
+    options = ("--telemetry", "otlp", "--access-log", "1", "--drain", "60")
+    with running(tmp_path / "store", *options, before=PATIENT) as service:
         for path in ("/v1/recommendations/1", "/v1/recommendations/1?n=2&fields=id"):
             assert service.get(path, **context).status == 200
         assert service.get("/v1/popular", traceparent=f"00-{TRACE}-{CALLER}-00").status == 200
@@ -298,16 +307,20 @@ def test_service_is_unaffected_by_a_silent_collector(tmp_path: Path, monkeypatch
         silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         service = stack.enter_context(running(tmp_path / "store", "--telemetry", "otlp"))
-        for _ in range(20):
-            assert service.get("/v1/recommendations/1").json["source"] == "personal"
-        until(lambda: "Queue full, dropping Span" in service.log.read_text())
+
+        def is_full() -> bool:
+            for _ in range(20):
+                assert service.get("/v1/recommendations/1").json["source"] == "personal"
+            return "Queue full, dropping Span" in service.log.read_text()
+
+        until(is_full, "no span is dropped")
         assert service.stop() == 0
 
 
 def test_azure_monitor_receives_spans_and_metrics_and_key_is_never_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    spans = recorded(TieredReader({"redis": asyncio.run(remote())}), get("/v1/recommendations/1"))
+    spans = recorded(TieredReader({"redis": asyncio.run(remote())}, budget_s=30.0), get("/v1/recommendations/1"))
     with collector() as sink, caplog.at_level(logging.DEBUG):
         settings = azure(f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint={sink.url}/")
         assert all_sent(settings, spans)
