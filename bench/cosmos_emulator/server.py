@@ -98,6 +98,11 @@ async def running(
         service.account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
         yield emulator
     finally:
+        # An accepted connection gets a transport in the next turn of the loop, but none once its listener is closed.
+        for listener in listeners:
+            for accepting in listener.sockets:
+                loop.remove_reader(accepting)
+        await asyncio.sleep(0)
         for listener in listeners:
             listener.close()
 

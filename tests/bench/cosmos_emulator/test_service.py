@@ -1,8 +1,11 @@
 """The service in process: errors, regions, throttling, queries, faults and latency."""
 
+import asyncio
 import re
 import signal
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.messages import HttpResponse
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings, running
 from hotplate.stores.cosmos.url import EMULATOR_KEY
 from tests.support.clock import FakeClock
 from tests.support.command import failed, hotplate
@@ -194,6 +198,19 @@ def test_failed_start_leaves_no_signal_handlers(tmp_path: Path) -> None:
     done = hotplate("cosmos-emulator", "--port", "0", "--certificate", tmp_path / "server.pem")
     failed(done, "--certificate needs --tls", code=2)
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_stopped_emulator_closes_a_connection_that_it_has_just_accepted(turns: int) -> None:
+    """It had no transport yet, and its client waited for ever."""
+    async with running(EmulatorSettings(port=0)) as emulator:
+        client = socket.create_connection(("127.0.0.1", emulator.ports[0]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    client.setblocking(False)
+    async with asyncio.timeout(10):
+        with client, suppress(ConnectionResetError):
+            assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
 
 def test_tls_without_cryptography_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
