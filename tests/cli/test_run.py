@@ -669,7 +669,8 @@ def test_resume_reports_waiting_for_a_lease_and_continues_after_expiry(url: str,
     (tmp_path / "lists.csv").write_text("user,item,score\nal,a,0.5\nbo,b,0.5\n")
     printed = tmp_path / "printed"
     options = ["--store", url, "--resume", draft.id, "--json"]
-    resumed = Forked("import", tmp_path / "lists.csv", *options, output=printed)
+    no_stages = "from hotplate.cli import terminal; terminal.QUIET_S = float('inf')"
+    resumed = Forked("import", tmp_path / "lists.csv", *options, output=printed, before=no_stages)
     until(lambda: resumed.poll() is not None or (printed.exists() and "\n" in printed.read_text()))
     waiting = f"hotplate: release {draft.id} has a writer; if that process is gone, its lease lapses in "
     assert printed.read_text().startswith(waiting)
