@@ -93,13 +93,17 @@ def test_stopped_search_resumes(matrix: Matrix, tmp_path: Path, monkeypatch: pyt
     options = TuneOptions(CELLS)
     whole = search(matrix, tuning=options)
 
+    earlier = set[Path]()
+
     def stop(done: int, _total: int) -> None:
+        if done == 1:
+            earlier.update(kept.iterdir())
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         search(matrix, tuning=options, trials_folder=kept, on_trial=stop)
-    latest = max(kept.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    (latest,) = set(kept.iterdir()) - earlier
     latest.write_bytes(latest.read_bytes()[:100])
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", fit_of(whole.trials[1:]))
     resumed = search(matrix, tuning=options, trials_folder=kept)
