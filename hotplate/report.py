@@ -212,6 +212,11 @@ def format_value(value: float, unit: str = "") -> str:
             return f"{_digits(value)} {unit if is_plural else unit.removesuffix('s')}".rstrip()
 
 
+def format_count(count: int, noun: str) -> str:
+    """Return `1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _time(us: float) -> str:
     """Format microseconds as µs, ms or s."""
     for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e3, "ms")):

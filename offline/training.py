@@ -38,6 +38,7 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, most_po
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
+from hotplate.report import format_count
 from hotplate.stores.verification import OnProgress
 
 # With fewer test users after a cut in time, the split is random.
@@ -334,10 +335,8 @@ def _evaluation_note(test: _Test | None) -> str | None:
         return "No evaluation was requested."
     if not test.parts.is_empty:
         return None
-    pairs = test.parts.train.nnz + test.parts.test.nnz
-    return (
-        f"The split {test.split.kind} of {pairs:,} pairs leaves none to learn from, or none to test on: no evaluation."
-    )
+    pairs = format_count(test.parts.train.nnz + test.parts.test.nnz, "pair")
+    return f"The split {test.split.kind} of {pairs} leaves none to learn from, or none to test on: no evaluation."
 
 
 def _tuning_note(settings: TrainSettings, search: Search | None, matrix: Matrix) -> str | None:
@@ -517,7 +516,10 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
     tested = len(test.parts.tested)
     if tested >= _FEWEST_TESTED and test.parts.train.nnz:
         return test
-    on_notice(f"a cut in time leaves {tested} users to test, so the test is a random draw; --split by-time insists")
+    on_notice(
+        f"a cut in time leaves {format_count(tested, 'user')} to test, so the test is a random draw; "
+        "--split by-time insists"
+    )
     return _Test.of(matrix, wanted.of("by-item"), settings)
 
 

@@ -9,6 +9,7 @@ from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.gates import DEFAULTS, LEAST_KEPT, Gate, Subject
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
+from hotplate.report import format_count
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest
@@ -206,9 +207,9 @@ def _judge_overlap(
     """
     users = live_lists.by_user
     if not users:
-        note = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
+        note = f"none of {format_count(len(sample), 'user')} with a list has one in the live release {live.id}"
         return gate.verdict(None, note, passed=not gate.bound)
-    return gate.verdict(overlap(sample, users, gate.depth), f"of {len(users):,} users, with {live.id}")
+    return gate.verdict(overlap(sample, users, gate.depth), f"of {format_count(len(users), 'user')}, with {live.id}")
 
 
 class _KeptShare(NamedTuple):
@@ -253,7 +254,7 @@ def _kept_share_by_subject(
             kept=items_kept,
             before=len(live_items),
             compared=len(live_items),
-            note=f"{items_kept:,} of {len(live_items):,} items in live lists",
+            note=f"{items_kept:,} of {format_count(len(live_items), 'item')} in live lists",
         ),
         "length_kept": _KeptShare(
             kept=lists.mean_length,
@@ -272,7 +273,7 @@ def _kept_share_by_subject(
             kept=segments_kept,
             before=len(live.segments),
             compared=len(live_items),
-            note=f"{segments_kept:,} of {len(live.segments):,} segments",
+            note=f"{segments_kept:,} of {format_count(len(live.segments), 'segment')}",
         ),
         "popular_length_kept": _KeptShare(
             kept=len(lists.popular),
@@ -284,7 +285,7 @@ def _kept_share_by_subject(
             kept=popular_kept,
             before=len(live.popular),
             compared=len(live_items),
-            note=f"{popular_kept} of {len(live.popular)} items",
+            note=f"{popular_kept} of {format_count(len(live.popular), 'item')}",
         ),
     }
 
@@ -305,7 +306,7 @@ def _kept_users(lists: Measurement, sampled: int, live: LiveLists) -> _KeptShare
         kept=kept,
         before=live.users_with_lists,
         compared=live.users_with_lists if is_sample_enough else 0,
-        note=f"about {kept:,} of {live.users_with_lists:,} users with a list",
+        note=f"about {kept:,} of {format_count(live.users_with_lists, 'user')} with a list",
     )
 
 

@@ -14,6 +14,7 @@ from hotplate.report import (
     Plot,
     Report,
     Row,
+    format_count,
     format_value,
     from_json,
     print_report,
@@ -49,6 +50,11 @@ RU = Report(
     ),
     plots=(Plot("p99", "reads/s", "p99", (Curve("400 RU/s", (1.0, 2.0), (3.0, None)),), y_unit="us", log_y=True),),
 )
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 users"), (1, "1 user"), (2_000, "2,000 users")])
+def test_counts_have_singular_and_plural_nouns(count: int, text: str) -> None:
+    assert format_count(count, "user") == text
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
-    format_count,
     out,
     print_json,
     progress_bars,
     run_on_store,
     table,
 )
+from hotplate.report import format_count
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 

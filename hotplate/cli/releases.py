@@ -14,7 +14,6 @@ from hotplate.cli.manifests import manifest_facts, print_gates, print_quality
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
-    format_count,
     format_time,
     out,
     print_json,
@@ -26,6 +25,7 @@ from hotplate.cli.terminal import (
     table,
 )
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
+from hotplate.report import format_count
 from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.change_warnings import failure_as_warning, with_warnings

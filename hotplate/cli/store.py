@@ -16,7 +16,6 @@ from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
-    format_count,
     format_time,
     out,
     print_json,
@@ -27,6 +26,7 @@ from hotplate.cli.terminal import (
     table,
 )
 from hotplate.exit_codes import FAILED
+from hotplate.report import format_count
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreError, StoreMisused

@@ -22,7 +22,7 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.exit_codes import FAILED, MISUSED, REFUSED
 from hotplate.offline.errors import DataError, GateFailed, SettingError
 from hotplate.offline.threads import DaemonThreads
-from hotplate.report import Report, print_report, to_json
+from hotplate.report import Report, format_count, print_report, to_json
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
 from hotplate.stores.folders import replace_durably
@@ -105,11 +105,6 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for line in lines:
         grid.add_row(*line)
     return grid
-
-
-def format_count(count: int, noun: str) -> str:
-    """Return `1 row`, `2,000 rows`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def format_time(seconds: float | None) -> str | None:

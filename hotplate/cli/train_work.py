@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hotplate.cli.options import TrainFlags
-from hotplate.cli.terminal import err, format_count, print_json, progress_bars, run_interruptibly, show_report
+from hotplate.cli.terminal import err, print_json, progress_bars, run_interruptibly, show_report
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.splits import SplitOptions
@@ -16,7 +16,7 @@ from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import TuneOptions
 from hotplate.offline.train.engine import Engine, described, read_params
 from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
-from hotplate.report import Report
+from hotplate.report import Report, format_count
 
 # Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
 LARGE_BYTES = 20_000_000

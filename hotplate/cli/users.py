@@ -11,7 +11,8 @@ import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
-from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url
+from hotplate.cli.terminal import print_result, run_on_store, shown_store_url
+from hotplate.report import format_count
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.urls import url_of

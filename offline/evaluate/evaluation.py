@@ -36,6 +36,7 @@ from hotplate.offline.train.similar import Similar, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.spec import OnIteration
 from hotplate.offline.variety import ItemSimilarity
+from hotplate.report import format_count
 from hotplate.stores.encoding import OVERALL
 
 # More users would cost more than the fit. Each is ranked against all items, so these pairs are bounded, too, but never
@@ -189,7 +190,9 @@ class Evaluation:
             rows.append([metric, value, *(column.get(metric, "") for column in baseline_columns)])
 
         lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-        about = f"{self.test_pairs:,} pairs of {self.model.metrics.users:,} users held back, measured at {self.k}"
+        pairs = format_count(self.test_pairs, "pair")
+        users = format_count(self.model.metrics.users, "user")
+        about = f"{pairs} of {users} held back, measured at {self.k}"
         return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 

@@ -18,7 +18,7 @@ from hotplate.offline.evaluate.records import (
 from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.engine import described, name_of
-from hotplate.report import Column, Report, Row, TextTable, format_value
+from hotplate.report import Column, Report, Row, TextTable, format_count
 
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
@@ -98,7 +98,7 @@ def popular_comparison(
 
 def hits_in_words(served: RankingMetrics, tested: str = "") -> str:
     """Return how many users chose an item of their list; *tested* says which users these are."""
-    users = format_value(served.users, "users")
+    users = format_count(served.users, "user")
     return f"Of {users}{tested}, {100 * served.hit_rate:.0f} % chose an item of their list of {served.k}"
 
 
@@ -213,14 +213,15 @@ def split_in_words(record: EvaluationRecord) -> str:
         split = f"{record.split.kind} split (test share {record.split.test_share:g})"
 
     model = record.model
-    pairs = record.train_pairs + record.test_pairs
-    parts = [f"{split}: {record.test_pairs:,} of {pairs:,} pairs, of {model.users:,} users"]
+    pairs = format_count(record.train_pairs + record.test_pairs, "pair")
+    users = format_count(model.users, "user")
+    parts = [f"{split}: {record.test_pairs:,} of {pairs}, of {users}"]
     if record.users_drawn_from:
-        parts.append(f"drawn at random from {record.users_drawn_from:,} users")
+        parts.append(f"drawn at random from {format_count(record.users_drawn_from, 'user')}")
     if missing := model.users - model.users_with_lists:
-        parts.append(f"{missing:,} of {model.users:,} users have no list and get the popular one")
+        parts.append(f"{missing:,} of {users} have no list and get the popular one")
     if record.cold_pairs:
-        parts.append(f"{record.cold_pairs:,} pairs of items that were new")
+        parts.append(f"{format_count(record.cold_pairs, 'pair')} of items that were new")
     if record.split is not None and record.split.kind in _RANDOM_SPLITS:
         parts.append(_RANDOM_SPLIT_FLATTERS)
     return "; ".join(parts)

@@ -46,7 +46,7 @@ from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
 from hotplate.offline.train.popularity import Popularity, order_by_popularity
-from hotplate.report import Report, Row, format_value
+from hotplate.report import Report, Row, format_count
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item
@@ -299,7 +299,7 @@ class Figures:
         users = self.ranking.users
 
         if missing := users - self.ranking.users_with_lists:
-            yield f"{missing:,} of {users:,} users have no list"
+            yield f"{missing:,} of {format_count(users, 'user')} have no list"
         if self.seen_pairs:
             yield f"{self.seen_pairs:,} of the pairs are of items that the user had before"
         if self.coverage is None and self.popularity is not None:
@@ -308,7 +308,7 @@ class Figures:
                 "leaves them out"
             )
         if self.predicted:
-            yield f"ratings of {self.predicted:,} pairs were predicted"
+            yield f"ratings of {format_count(self.predicted, 'pair')} were predicted"
 
 
 def _metric_rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Iterator[Row]:
@@ -353,8 +353,8 @@ class Evaluator:
         has a list, or all its pairs are training data.
         """
         figures = self._measure(candidate)
-        pairs = format_value(figures.pairs, "pairs")
-        users = format_value(figures.ranking.users, "users")
+        pairs = format_count(figures.pairs, "pair")
+        users = format_count(figures.ranking.users, "user")
         return Report(
             kind=f"evaluate {candidate.origin}",
             sentence=figures.answer(),
@@ -470,7 +470,7 @@ class Evaluator:
             sentence=sentence,
             rows=tuple(rows),
             notes=(
-                f"{len(a.users):,} users, each user's two lists compared at {self._k}",
+                f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
                 *_notes_on_missing_lists(lists_of_first, first),
                 *_notes_on_missing_lists(lists_of_second, second),
             ),
@@ -491,9 +491,10 @@ class Evaluator:
         list is its place among the user's rows. `_users` and `_items` number all ids.
         """
         if candidate.lists.is_empty():
+            tested = format_count(len(self.truth.users), "user")
             raise DataError(
-                f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "
-                "check that both use the same user ids."
+                f"Of {tested} in the truth, none has a list in {candidate.origin}; check that both use the same user "
+                "ids."
             )
 
         users = _numbers_of_ids(candidate.lists.get_column("user"), self._users)
@@ -512,10 +513,8 @@ class Evaluator:
 
         scored = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
         if scored.is_empty():
-            raise DataError(
-                f"Of {self.truth.pairs.height:,} pairs in the truth, none has a score in {candidate.origin}; omit "
-                "--rating-column."
-            )
+            pairs = format_count(self.truth.pairs.height, "pair")
+            raise DataError(f"Of {pairs} in the truth, none has a score in {candidate.origin}; omit --rating-column.")
         return scored
 
     def _matrix(self, users: Indices, items: Indices) -> UserItems:
@@ -531,7 +530,8 @@ def _notes_on_missing_lists(lists: Indices, candidate: Candidate) -> Iterator[st
     missing = int(np.count_nonzero((lists < 0).all(axis=1)))
     if missing:
         counted = "nothing: its popular list is not known" if candidate.popular is None else "its popular list"
-        yield f"{missing:,} of {len(lists):,} users have no list in {candidate.origin}, and count with {counted}"
+        users = format_count(len(lists), "user")
+        yield f"{missing:,} of {users} have no list in {candidate.origin}, and count with {counted}"
 
 
 def _comparison_rows(metric: str, a: Values, b: Values) -> Iterator[Row]:

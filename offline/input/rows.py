@@ -18,6 +18,7 @@ from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.input.tables import EXTRA, ROW, Table, open_tables
 from hotplate.offline.options import Format
+from hotplate.report import format_count
 from hotplate.stores.encoding import MAX_ID_BYTES
 
 _MALFORMED_ROW = "malformed row"
@@ -186,7 +187,7 @@ class Rows:
                 frequent_values = self.values(reason, value_name)[:_MOST_ROWS_SHOWN]
                 values = ", ".join(f"{value!r:.80}" for value in frequent_values)
                 examples += f"; the most frequent {reason}s are {values}"
-        return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")
+        return DataError(f"Nothing is left of the {format_count(self.total, 'row')} of {source}: {counts}{examples}.")
 
     def _check_bad_rows(self, source: str) -> list[str]:
         """Return sentences on the first bad rows of each reason; DataError if bad rows are too large a share of all.

@@ -49,6 +49,7 @@ from hotplate.offline.train.engine import (
 )
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
+from hotplate.report import format_count
 from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.
@@ -277,12 +278,12 @@ def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: f
     are the interactions of all users.
     """
     yield (
-        f"searching {cells} cells on an inner {sample.options.kind} split, the evaluation and the last fit take "
-        f"about {cost_s:.0f} s of a core; --no-tune skips the search"
+        f"searching {format_count(cells, 'cell')} on an inner {sample.options.kind} split, the evaluation and the last "
+        f"fit take about {cost_s:.0f} s of a core; --no-tune skips the search"
     )
     if sample.is_drawn:
-        users = sample.user_items.shape[0]
-        yield f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large"
+        users = format_count(user_items.shape[0], "user")
+        yield f"the search is of {sample.user_items.shape[0]:,} of {users}, drawn at random, as the log is large"
 
 
 def _shortage(reasons: Mapping[Params, str]) -> str:

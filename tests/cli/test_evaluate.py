@@ -103,7 +103,7 @@ def test_truth_used_for_training_is_refused(folder: Path, model: Path) -> None:
 def test_unmeasurable_input_is_explained_in_one_sentence(folder: Path) -> None:
     other = folder / "other.csv"
     other.write_text("user,item\nstranger,i1\n")
-    failed(hotplate("evaluate", folder / "good.csv", other), "Of 1 users in the truth, none has a list")
+    failed(hotplate("evaluate", folder / "good.csv", other), "Of 1 user in the truth, none has a list")
     failed(hotplate("evaluate", folder / "none.csv", other), "does not exist")
     failed(hotplate("evaluate", "report", folder / "a", "--out", folder / "no" / "x.html"), "no folder", code=2)
     failed(hotplate("evaluate", "report", folder / "a", "--out", "."), ". is a folder", code=2)

@@ -175,7 +175,7 @@ BAD = {
     "nouser.csv": ("who,item,score\na,b,1\n", "looks like the user"),
     "word.csv": ("user,item,score\na,b,1\nb,c,many\n", "row 3, column 'score': 'many'"),
     "nan.csv": ("user,item,score\na,b,nan\n", "row 2"),
-    "nobody.csv": ("user,item,score\n,b,1\n", "Nothing is left of the 1 rows"),
+    "nobody.csv": ("user,item,score\n,b,1\n", "Nothing is left of the 1 row of"),
 }
 
 

@@ -88,7 +88,7 @@ def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
     truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
     read = read_truth(truth, {"rating": "stars"})
     imported = candidate_from_files(lists, read.pairs, 2, {})
-    with pytest.raises(DataError, match="Of 1 pairs in the truth, none has a score"):
+    with pytest.raises(DataError, match="Of 1 pair in the truth, none has a score"):
         Evaluator(read, [imported], 2, None).evaluate(imported)
 
 
