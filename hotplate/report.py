@@ -355,20 +355,28 @@ def _blocks_of_columns(report: Report, width: int) -> Iterator[list[_TextColumn]
     That is one table if all columns fit next to the subjects, which may be folded.
     """
     subjects = _TextColumn("", report.subjects)
-    left_for_figures = width - min(subjects.width, SUBJECT_WIDTH)
-
-    block = [subjects]
-    left = left_for_figures
+    figures = list[_TextColumn]()
     for column in report.columns:
-        figures = _texts_of_column(column, [report.row(subject, column.figure) for subject in subjects.cells])
-        needed = GAP + figures.width
-        if needed > left and len(block) > 1:
-            yield block
-            block = [subjects]
-            left = left_for_figures
-        block.append(figures)
-        left -= needed
-    yield block
+        figures.append(_texts_of_column(column, [report.row(subject, column.figure) for subject in subjects.cells]))
+
+    for block in blocks([column.width for column in figures], width - min(subjects.width, SUBJECT_WIDTH)):
+        yield [subjects, *figures[block]]
+
+
+def blocks(widths: Sequence[int], room: int) -> Iterator[slice]:
+    """Yield the columns of each table, by the *widths* of all columns; at least one in a table.
+
+    *room* is the width of a table without its first column, which all tables have.
+    """
+    begin = 0
+    left = room
+    for place, width in enumerate(widths):
+        if GAP + width > left and place > begin:
+            yield slice(begin, place)
+            begin = place
+            left = room
+        left -= GAP + width
+    yield slice(begin, len(widths))
 
 
 def _table_of_columns(columns: Sequence[_TextColumn]) -> Table:

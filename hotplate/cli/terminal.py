@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import orjson
 import typer
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.exit_codes import FAILED, MISUSED, REFUSED
 from hotplate.offline.errors import DataError, GateFailed, SettingError
 from hotplate.offline.threads import DaemonThreads
-from hotplate.report import Report, format_count, print_report, to_json
+from hotplate.report import GAP, Report, blocks, format_count, print_report, to_json
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
 from hotplate.stores.folders import replace_durably
@@ -43,9 +46,6 @@ CLEAN_UP_S = 0.5
 
 # Off a terminal, earlier stages are not reported.
 QUIET_S = 5.0
-
-# Longer ids in the first column of a table are wrapped; others stay whole, for copying.
-WIDEST_ID = 24
 
 # The extra that installs each module.
 EXTRAS = {
@@ -91,19 +91,67 @@ def show_report(report: Report, *, as_json: bool) -> None:
         print_report(report, out)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+@dataclass(frozen=True, slots=True)
+class _Column:
+    heading: str
+    cells: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        return max(map(cell_len, (self.heading, *self.cells)))
+
+    @property
+    def least_width(self) -> int:
+        """The width of the longest word."""
+        return max(cell_len(word) for text in (self.heading, *self.cells) for word in text.split() or [""])
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """A table that is printed as several, with the first column in each, if the terminal is too narrow for one."""
+
+    columns: Sequence[_Column]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        first, *others = self.columns
+        room = options.max_width - first.width
+        for block in blocks([column.least_width for column in others], room):
+            if block.start:
+                yield Text()
+            widths = [first.width, *_widths(others[block], room)]
+            # A word that is wider than the terminal makes the table wider.
+            width = sum(widths) + GAP * len(widths)
+            yield from console.render(_grid([first, *others[block]], widths), options.update(max_width=width))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
     """Return a table of *rows* without borders; None is an empty cell.
 
-    The first column has ids, which stay on one line, unless one is longer than `WIDEST_ID`.
+    No word is broken, so that ids can be copied, and cells of the first column have one line.
     """
-    grid = Table(box=None, pad_edge=False, header_style="bold")
     lines = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    has_short_ids = all(len(line[0]) <= WIDEST_ID for line in lines)
+    return _Tables([_Column(heading, [line[place] for line in lines]) for place, heading in enumerate(headings)])
 
-    for column, heading in enumerate(headings):
-        grid.add_column(heading, overflow="fold", no_wrap=column == 0 and has_short_ids)
-    for line in lines:
-        grid.add_row(*line)
+
+def _widths(columns: Sequence[_Column], room: int) -> list[int]:
+    """Return widths with which *columns* fill at most *room*, from those of their longest words to those of cells."""
+    widths = [column.least_width for column in columns]
+    left = max(0, room - sum(widths) - GAP * len(columns))
+    wanted = [column.width - column.least_width for column in columns]
+    places = sorted(range(len(columns)), key=wanted.__getitem__)
+    for done, place in enumerate(places):
+        share = min(wanted[place], left // (len(places) - done))
+        widths[place] += share
+        left -= share
+    return widths
+
+
+def _grid(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column, width in zip(columns, widths, strict=True):
+        grid.add_column(Text(column.heading), width=width)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        grid.add_row(*map(Text, cells))
     return grid
 
 

@@ -1,0 +1,43 @@
+"""Tables of the command on terminals of any width."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hotplate.cli.terminal import table
+
+HEADINGS = ("release", "state", "begun", "note")
+ROWS = [
+    ("20261129T044115Z-abf2", "live", "2026-11-29 04:41:15Z", None),
+    (
+        "20261129T044120Z-d860",
+        "refused by overlap@10, popular_length_kept",
+        "2026-11-29 04:41:20Z",
+        "0.25 is below 0.5 (of 2 users, with 20261129T044115Z-abf2)",
+    ),
+    ("an-id-of-a-user-of-a-shop-that-counts-with-letters", "ready", "", "https://shop.example/page?number=1234567890"),
+]
+
+
+def printed(width: int) -> str:
+    stream = io.StringIO()
+    Console(width=width, file=stream, soft_wrap=True).print(table(HEADINGS, ROWS))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [1, 30, 60, 80, 120])
+def test_no_table_breaks_a_word(width: int) -> None:
+    words = set(printed(width).split())
+    for row in (HEADINGS, *ROWS):
+        assert words.issuperset(" ".join(filter(None, row)).split())
+
+
+def test_a_table_that_is_too_wide_is_printed_as_several_with_its_ids() -> None:
+    whole = printed(200)
+    assert whole.count(ROWS[0][0]) == 2, "in the first column, and in a note"
+    split = printed(80)
+    assert split.count("\nan-id-of-") == 3
+    assert max(len(line.rstrip()) for line in printed(100).splitlines()) <= 100
+    assert "\n\nrelease " in split
+    assert whole.count("\n") == 1 + len(ROWS)
