@@ -20,6 +20,7 @@ from hotplate.stores.file.release import ReleaseFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Diagnosed, Plan, Row
 from tests.support.soak import SEED, scaled
+from tests.support.virtual import virtual
 
 DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "writer")
 RELEASE = DRAFT.release
@@ -74,13 +75,16 @@ async def test_damaged_page_fails_only_its_own_keys(
     assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
 
 
-async def test_damage_found_before_warming_ended_is_remembered(store: LmdbStore) -> None:
-    path = await sealed(store.folder)
+@virtual
+async def test_damage_found_before_warming_ended_is_remembered(tmp_path: Path) -> None:
+    path = await sealed(tmp_path)
     flip(path, path.read_bytes().rindex(KEYS[1000].encode()))
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(60):
             await ReleaseFile.open(path).warm(pause_s=3600.0)
+    store = LmdbStore(tmp_path)
     assert isinstance((await store.get_many(RELEASE, [KEYS[1000]]))[0], ReleaseCorrupt)
+    await store.close()
 
 
 async def test_unreadable_disk_block_fails_only_its_own_keys(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
