@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import hotplate
-from tests.support.service import Service, a_list, publish_lists, running, until
+from tests.support.service import UNTIL_S, Service, a_list, publish_lists, running, until
 from tests.support.stores import publish
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_every_public_asynchronous_class_is_tried_here() -> None:
 
 def test_lists_may_be_entered_again_on_another_loop(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    lists = hotplate.open(f"file://{store}")
+    lists = hotplate.open(f"file://{store}", timeout_s=UNTIL_S)
 
     async def visit() -> list[str]:
         async with lists:
@@ -72,7 +72,7 @@ def test_lists_may_be_entered_again_on_another_loop(tmp_path: Path) -> None:
 
 def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
-    lists = hotplate.open(f"file://{tmp_path / 'store'}")
+    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S)
 
     async def enter() -> None:
         async with lists:
