@@ -98,6 +98,12 @@ def two_regions() -> Iterator[Account]:
         yield running_one
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores of Redis in this process wait long for replies."""
+    importlib.import_module("tests.support.patience").install(monkeypatch.setattr)
+
+
 # TLS also has separate tests.
 SECURED = [pytest.param(scheme, marks=pytest.mark.soak) for scheme in ("rediss", "cosmos+https")]
 
@@ -110,6 +116,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
     if request.param in ("redis", "rediss"):
         server: RedisServer = request.getfixturevalue("redis_server")
         url = server.url(request.param, secrets.token_hex(4))
+        request.getfixturevalue("patience")
     elif request.param.startswith("cosmos"):
         account: Account = request.getfixturevalue(request.param.replace("+", "_"))
         url = account.url(secrets.token_hex(4), ru="30000")

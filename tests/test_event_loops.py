@@ -175,6 +175,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield account.url(secrets.token_hex(4), ru="30000")
     else:
         server: RedisServer = request.getfixturevalue("redis_server")
+        request.getfixturevalue("patience")
         yield server.url("redis", secrets.token_hex(4))
 
 

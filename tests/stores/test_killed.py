@@ -27,6 +27,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.soak import scaled
 from tests.support.stores import LISTS, allow_erasure, batches, lapse, publish, published_rows, ref_of
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 # Publishes the batches that it reads, and says when each is acknowledged; modules of tests would take longer to load.
 PUBLISHER = """
 import asyncio, json, sys

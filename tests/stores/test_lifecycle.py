@@ -20,6 +20,7 @@ from tests.support.stores import publish
 @pytest.fixture
 def interleaved(request: pytest.FixtureRequest) -> type[Interleaved]:
     """Return the state machine over the named store, with separate counts."""
+    request.getfixturevalue("patience")
     over = {"memory": Interleaved, "file": InterleavedOnDisk, "cosmos": InterleavedOnCosmos}.get(request.param)
     over = over or on_redis(request.getfixturevalue("redis_server"))
     return type("Counted", (over,), {"histories": 0, "steps": 0})
