@@ -353,4 +353,8 @@ class Server:
     async def _connect(self, connection: AbstractConnection) -> None:
         self._identities[connection] = object()
         connect = self._settings["redis_connect_func"] or AbstractConnection.on_connect
-        await connect(connection)
+        try:
+            await connect(connection)
+        except BaseException:  # redis-py's pool would keep a connection whose setup was cancelled, as if it was done
+            await connection.disconnect(nowait=True)
+            raise

@@ -151,6 +151,22 @@ async def test_connection_opened_during_a_rotation_is_replaced(redis_server: Red
         await store.close()
 
 
+async def test_call_cancelled_before_its_connection_logged_in_fails_no_later_call(tmp_path: Path) -> None:
+    with running(tmp_path, password=secrets.token_hex(4)) as server:
+        provider = SlowProvider([server])
+        store = open_url(server.url(), provider=provider.create)
+        try:
+            provider.may_return.clear()
+            reading = asyncio.create_task(store.catalogue())
+            await eventually(lambda: provider.asked > 0)
+            reading.cancel()
+            await asyncio.wait([reading])
+            provider.may_return.set()
+            assert (await store.catalogue()).generation == 0
+        finally:
+            await store.close()
+
+
 async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_closed(
     tmp_path: Path, prefix: str
 ) -> None:
