@@ -23,7 +23,6 @@ from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.replication import (
-    CONTROL_WAIT_S,
     Replication,
     wait_for_offsets,
     wait_for_replicas,
@@ -161,7 +160,7 @@ class Deployment(ABC):
     async def confirm_primary(self) -> None:  # noqa: B027 -- only sentinels can tell
         """Raise StoreUnavailable if the primary was replaced, or if that cannot be found out."""
 
-    async def ensure_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
+    async def ensure_replicated(self, session: Session, done: str, wait_s: float) -> None:
         """Wait up to *wait_s* until all replicas have the writes of *session*.
 
         If some do not, warns that a failover could lose the writes; *done* says what was written, for example

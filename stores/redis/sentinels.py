@@ -29,7 +29,6 @@ from hotplate.stores.redis.client import (
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, DiscoveredDeployment, RedisNode, any_of
 from hotplate.stores.redis.replication import (
-    CONTROL_WAIT_S,
     Replication,
     wait_for_replicas,
     warn_unacknowledged,
@@ -108,7 +107,7 @@ class Sentinels(DiscoveredDeployment):
             sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
             raise StoreUnavailable(f"{sentence}: {'; '.join(answers.errors)}")
 
-    async def ensure_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
+    async def ensure_replicated(self, session: Session, done: str, wait_s: float) -> None:
         """Wait until as many replicas as the sentinels name have the writes of *session*, or warn.
 
         A replica that is being promoted no longer follows the primary, some seconds before the sentinels say so. So

@@ -436,7 +436,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             progress.is_sent = True
             await self._replace(session, stored.record, new, records)
             if is_relied_on:
-                await self._deployment.ensure_replicated(session, "the catalogue was changed")
+                await self._deployment.ensure_replicated(session, "the catalogue was changed", CONTROL_WAIT_S)
             else:
                 await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
@@ -455,7 +455,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             await self._check_sealed(session, new.committed)
             progress.is_sent = True
             await self._replace(session, record, new, records)
-            await self._deployment.ensure_replicated(session, "the catalogue was replaced")
+            await self._deployment.ensure_replicated(session, "the catalogue was replaced", CONTROL_WAIT_S)
 
         with tracked_swap() as progress:
             await self._deployment.confirm_primary()
@@ -499,7 +499,8 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         deletions: list[Command] = [("DEL", row_name) for row_name in row_names]
 
         async def wait_for_replication(session: Session) -> None:
-            await self._deployment.ensure_replicated(session, f"rows of release {release.id} were erased")
+            done = f"rows of release {release.id} were erased"
+            await self._deployment.ensure_replicated(session, done, CONTROL_WAIT_S)
 
         async def erase(session: Session) -> int:
             check((await self._read_catalogue(session)).catalogue)

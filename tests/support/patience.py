@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hotplate.stores.redis import client, multiplexed, store
+from hotplate.stores.redis import client, cluster, multiplexed, sentinels, store
 from tests.support.service import UNTIL_S
 
 # Source for a process that is to be patient.
@@ -13,7 +13,13 @@ patience.install(setattr)
 
 
 def install(replace: Callable[[object, str, object], None]) -> None:
-    """Replace the time limits of connecting and of replies to lookups; later stores have them."""
-    replace(client, "CONNECT_TIMEOUT_S", UNTIL_S)
-    replace(multiplexed, "CONNECT_TIMEOUT_S", UNTIL_S)
-    replace(store, "LOOKUP_TIMEOUT_S", UNTIL_S)
+    """Replace the time limits of connecting and of replies; later stores have them."""
+    for module, *names in (
+        (client, "COMMAND_TIMEOUT_S", "CONNECT_TIMEOUT_S"),
+        (cluster, "DISCOVERY_TIMEOUT_S"),
+        (multiplexed, "CONNECT_TIMEOUT_S"),
+        (sentinels, "CONNECT_TIMEOUT_S", "DISCOVERY_TIMEOUT_S", "SETTLE_S"),
+        (store, "COMMAND_TIMEOUT_S", "LOOKUP_TIMEOUT_S"),
+    ):
+        for name in names:
+            replace(module, name, UNTIL_S)

@@ -1,12 +1,27 @@
 """What more than one file of these tests uses."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from hotplate.stores.redis.store import RedisStore, open_url
+from tests.support import patience
 from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture
+def real_limits() -> None:
+    """Keep the limits of the store, for a test in which a server does not answer."""
+
+
+@pytest.fixture(autouse=True)
+def limits(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Without `real_limits`, no call fails because a busy machine is late."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "real_limits" not in request.fixturenames:
+            patience.install(patch.setattr)
+        yield
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ async def test_call_cancelled_before_its_connection_logged_in_fails_no_later_cal
             await store.close()
 
 
+@pytest.mark.usefixtures("real_limits")
 async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_closed(
     tmp_path: Path, prefix: str
 ) -> None:
@@ -185,10 +186,12 @@ async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_c
             await store.close()
 
 
+@pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
 async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
-    redis_cluster: RedisCluster, prefix: str, client: str
+    redis_cluster: RedisCluster, prefix: str, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hotplate.stores.redis.store.LOOKUP_TIMEOUT_S", SOON_S)
     servers = [node.server for node in redis_cluster.nodes]
     hung = redis_cluster.primaries[-1]
     provider = RotatingProvider(servers)

@@ -17,6 +17,7 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError,
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish_release
 from hotplate.stores.redis import client, replication
+from hotplate.stores.redis import store as redis_store
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, ReadResult, Row
 from hotplate.stores.users import erase_users
@@ -106,6 +107,7 @@ async def recovered(store: RedisStore) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.usefixtures("real_limits")
 async def test_suspended_server_costs_callers_only_their_budget(redis: RedisStore, server: RedisServer) -> None:
     await write_release(redis, FIRST, USERS)
     await recovered(redis)
@@ -135,7 +137,10 @@ async def test_a_read_is_sent_again_once_if_its_connection_is_reset(remote: Redi
             proxy.delay_s = 0.0
         proxy.reset()
         if resets == 2:
-            await asyncio.sleep(0.05)
+            accepted = proxy.accepted
+            async with asyncio.timeout(RECOVERS_WITHIN_S):
+                while proxy.accepted == accepted:
+                    await asyncio.sleep(0.01)
             proxy.reset()
             proxy.delay_s = 0.0
         assert isinstance(await sent, kind)
@@ -252,6 +257,7 @@ async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
         assert await swap_catalogue(remote, changes.renew(catalogue, draft_of(FIRST))) == await remote.catalogue()
 
 
+@pytest.mark.usefixtures("real_limits")
 async def test_store_closes_without_an_error_while_its_server_hangs(server: RedisServer) -> None:
     before = open_sockets()
     store = open_url(server.url("rediss"))
@@ -292,7 +298,9 @@ async def test_what_no_replica_has_is_reported(
     for _ in range(2):
         await publish_rows(redis, TEN)
     with replica_of(server, tmp_path / "replica") as replica:
-        complete = await erase_users(redis, ["000001"])
+        with monkeypatch.context() as patch:
+            patch.setattr(redis_store, "CONTROL_WAIT_S", RECOVERS_WITHIN_S)
+            complete = await erase_users(redis, ["000001"])
         assert complete.warning is not None
         assert "replicas" not in complete.warning
         assert not caplog.records

@@ -28,7 +28,7 @@ from hotplate.stores.verification import verify
 from tests.support.older_servers import AgeingDeployment, ageing
 from tests.support.soak import SEED, scaled
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200), pytest.mark.usefixtures("real_limits")]
 
 # In 40 minutes, 200 on each deployment; those of a cluster and of sentinels take 2 to 5 s each.
 VERBS = scaled(50, least=20)

@@ -113,13 +113,6 @@ async def test_read_of_many_keys_takes_one_command_of_one_server(wire: Wire) -> 
         assert (after[0] - before[0], after[1] - before[1]) in {(1, 0), (0, len(keys))}
 
 
-@pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection is not closed for a late reply, which a busy machine may cause."""
-    monkeypatch.setattr("hotplate.stores.redis.store.LOOKUP_TIMEOUT_S", SOON_S)
-
-
-@pytest.mark.usefixtures("patience")
 async def test_reads_share_one_connection_to_the_server(wire: Wire) -> None:
     await write_release(wire.store, FIRST, USERS)
     await wire.store.get_many(release_ref(FIRST), [wire.rows[0].key])
