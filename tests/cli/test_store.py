@@ -16,7 +16,10 @@ from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_lists, publish_to, running
 
 
-def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_path: Path) -> None:
+def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotplate.stores.doctor.BUDGET_S", 60.0)  # a slower read is a warning
     folder = tmp_path / "store"
     release = asyncio.run(publish_lists(folder, {"user:1": a_list("a")}))
     done = hotplate("store", "doctor", "--store", f"file://{folder}")

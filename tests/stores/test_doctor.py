@@ -129,7 +129,8 @@ async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> No
     assert [finding.sentence for finding in findings if finding.level == Level.ERROR] == ["the cable is cut"]
 
 
-async def test_lost_rows_of_live_release_and_canary_are_counted() -> None:
+async def test_lost_rows_of_live_release_and_canary_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotplate.stores.doctor.BUDGET_S", 60.0)  # a slower read is a warning
     store = MemoryStore()
     rows = [LISTS[0], *(Row(f"user:{n:03}", a_list("a")) for n in range(200))]
     for live in (True, False):

@@ -432,7 +432,10 @@ async def test_replicas_answer_a_service_while_no_primary_does(
     redis_cluster.wait_until(redis_cluster.is_whole)
 
 
-async def test_doctor_finds_a_sound_cluster_as_publisher(redis_cluster: RedisCluster, prefix: str) -> None:
+async def test_doctor_finds_a_sound_cluster_as_publisher(
+    redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotplate.stores.doctor.BUDGET_S", SOON_S)  # a slower read is a warning
     publisher = open_url(users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)["publish"])
     await publish(publisher, [Row("popular:", b"{}"), *USERS[:2]])
     redis_cluster.execute_everywhere("CONFIG", "SET", "min-replicas-to-write", "1")
