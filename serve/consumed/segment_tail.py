@@ -16,7 +16,7 @@ from hotplate.stores.event_log import SegmentReader, is_local, is_open_segment, 
 
 log = logging.getLogger(__name__)
 
-# A change of a folder within this time of another may not show in its time of modification.
+# A change of a folder within this time of an earlier one may not show in its time of modification.
 RECENT_NS = 1_000_000_000
 
 
@@ -45,8 +45,8 @@ class SegmentTail:
         self._events: Iterator[ConsumedEvent] = iter(())
         """The rest of the segment that is being read."""
 
-        self._changed_at = 0
-        """When the folder last changed, in ns since 1970."""
+        self._settled_at: int | None = None
+        """When the folder last changed, in ns since 1970; None if a later change may have the same time."""
 
         self._wants_all = True
 
@@ -102,10 +102,10 @@ class SegmentTail:
     def _may_have_changed(self) -> bool:
         """Return whether files may have been added or removed since the last call, or all are to be read again."""
         changed_at = self._folder.stat().st_mtime_ns
+        has_changed = changed_at != self._settled_at
         is_recent = time.time_ns() - changed_at < RECENT_NS
-        has_changed = changed_at != self._changed_at
-        self._changed_at = changed_at
-        return self._wants_all or is_recent or has_changed
+        self._settled_at = None if is_recent else changed_at
+        return self._wants_all or has_changed
 
     def _is_changed(self, segment: _Segment) -> bool:
         with suppress(FileNotFoundError):

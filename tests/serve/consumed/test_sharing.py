@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
-from hotplate.serve.consumed.segment_tail import SegmentTail
+from hotplate.serve.consumed.segment_tail import RECENT_NS, SegmentTail
 from hotplate.serve.consumed.sender import ConsumedSender, SharingState, stream_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.consumed.stored_events import ConsumedEvent, restore
@@ -164,6 +165,21 @@ def test_a_tail_finds_events_that_were_shipped_before_it_read_them(tmp_path: Pat
     ship(folder, f"file://{tmp_path / 'shipped'}")
     assert set(next_users(tail)) | set(next_users(tail)) == {"1", "2"}
     assert next_users(tail) == []
+
+
+def test_a_tail_that_looks_late_finds_a_segment_as_old_as_its_last_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tail = SegmentTail(tmp_path, consumed_items("buy=24"))
+    changed_at = tmp_path.stat().st_mtime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: changed_at)
+    assert next_users(tail) == []
+    segment = LogSegment(tmp_path)
+    segment.append(events_of("1"))
+    os.utime(tmp_path, ns=(changed_at, changed_at))  # the clock of a file system ticks every few milliseconds
+    monkeypatch.setattr(time, "time_ns", lambda: changed_at + 2 * RECENT_NS)
+    assert next_users(tail) == ["1"]
+    segment.close()
 
 
 def test_forgotten_items_are_shown_and_others_stay_hidden() -> None:
