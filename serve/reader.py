@@ -184,7 +184,7 @@ class TieredReader:
         for tier in self.tiers:
             await tier.close()
 
-    async def wait_until_attempted(self, timeout_s: float = FIRST_READ_S) -> None:
+    async def wait_until_attempted(self, timeout_s: float) -> None:
         """Wait *timeout_s* at most until each store was read or failed."""
         await _wait([tier.follower.attempted for tier in self.tiers], timeout_s, asyncio.ALL_COMPLETED)
 

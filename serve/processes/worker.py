@@ -23,7 +23,7 @@ from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.reader import FIRST_READ_S, TieredReader
 from hotplate.serve.readiness import Status, WorkerReadiness
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
@@ -329,7 +329,7 @@ async def _wait_until_ready(reader: TieredReader, memory: ServiceMemory, number:
     """
     if memory.sharing is not None:
         await memory.sharing.wait_until_started()
-    await reader.wait_until_attempted()
+    await reader.wait_until_attempted(FIRST_READ_S)
     deadline = loop_time() + READY_TIMEOUT_S
     while loop_time() < deadline and memory.states.is_another_answering(number):
         with suppress(NotReady):
