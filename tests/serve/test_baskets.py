@@ -36,7 +36,7 @@ def test_weights_and_recency_count_for_each_engine_and_caller(
     with (
         running(store, *options) as service,
         hotplate.Client(service.url, timeout_s=UNTIL_S) as client,
-        hotplate.open_sync(f"file://{store}", fold_in=bool(options)) as lists,
+        hotplate.open_sync(f"file://{store}", timeout_s=UNTIL_S, fold_in=bool(options)) as lists,
     ):
 
         def folded(basket: Mapping[str, float], recency: float, n: int = N) -> list[str]:

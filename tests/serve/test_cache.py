@@ -16,6 +16,7 @@ from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
+from tests.support import patience
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted, samples
 from tests.support.memory_store import MemoryStore
@@ -179,10 +180,11 @@ async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(stor
     assert [answer.status for answer in await reader.personal_many(["1", "2", "1"])] == ["unknown", "ok", "unknown"]
 
 
+@pytest.mark.usefixtures("patience")
 def test_service_shows_reads_saved_by_its_cache(tmp_path: Path, redis_server: RedisServer) -> None:
     url = redis_server.url(prefix="cached")
     asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "popular:": a_list("p")}))
-    with serving(tmp_path, "--store", url, "--cache-mb", "1", "--budget", "60") as service:
+    with serving(tmp_path, "--store", url, "--cache-mb", "1", "--budget", "60", before=patience.INSTALL) as service:
         for _ in range(10):
             assert service.get("/v1/recommendations/1").json["source"] == "personal"
         until(lambda: samples(service, "hotplate_cache_bytes"), "the cache is not in the metrics")

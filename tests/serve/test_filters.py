@@ -26,7 +26,7 @@ from hotplate.stores.encoding import EVERYBODY, Item, decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support.lane import Pair, connected
 from tests.support.requests import post
-from tests.support.service import Answer, Service, a_list, publish_lists, running, until
+from tests.support.service import UNTIL_S, Answer, Service, a_list, publish_lists, running, until
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NAMES = st.text("abcä_.-9", min_size=1, max_size=8)
@@ -198,7 +198,7 @@ def test_items_named_in_the_request_are_not_used_as_fillers(tmp_path: Path) -> N
     with running(tmp_path / "store", "--deny-list", str(denied)) as service:
         for query in ("", "?n=2&fields=id"):  # by the fast lane and not
             assert ids(service.get(f"/v1/similar/top1{query}")) == ["top2", "hat2+"]
-    with hotplate.open_sync(f"file://{tmp_path}/store") as lists:
+    with hotplate.open_sync(f"file://{tmp_path}/store", timeout_s=UNTIL_S) as lists:
         for answer in (lists.similar("top1", **options), lists.fold_in(["top1"], **options)):
             assert [item["id"] for item in answer.items] == ["top2", "hat2"]
         assert "top2" not in [item["id"] for item in lists.fold_in(["top2"]).items]
@@ -244,7 +244,10 @@ def test_conditions_follow_the_live_release(tmp_path: Path) -> None:
 
 def test_library_and_client_filter_as_the_service_does(folder: Path, service: Service) -> None:
     url = f"file://{folder}"
-    with hotplate.open_sync(url) as lists, hotplate.Client(service.url, timeout_s=60) as client:
+    with (
+        hotplate.open_sync(url, timeout_s=UNTIL_S) as lists,
+        hotplate.Client(service.url, timeout_s=UNTIL_S) as client,
+    ):
         options: dict[str, Any] = {"where": "category:shoes,price<50", "exclude": ["shoe3"]}
         for answer in (lists.personal("1", **options), client.recommendations("1", **options)):
             assert [item["id"] for item in answer.items] == ["shoe1", "top1"]
@@ -348,7 +351,7 @@ def test_any_overrides_file_is_parsed_or_refused(content: bytes) -> None:
 
 
 def test_client_remembers_popular_lists_by_condition(folder: Path) -> None:
-    with running(folder) as service, hotplate.Client(service.url, timeout_s=60) as client:
+    with running(folder) as service, hotplate.Client(service.url, timeout_s=UNTIL_S) as client:
         client.popular(where="category:shoes")
         service.stop()
         kept = client.recommendations("1", where="category:shoes")

@@ -22,10 +22,12 @@ from hotplate.serve.shaping import Selection, Shaper
 from hotplate.stores.attributes import encode_attributes
 from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey, decode, encode_id
 from hotplate.stores.errors import StoreMisused
+from tests.support import patience
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
 from tests.support.service import (
+    UNTIL_S,
     Service,
     a_list,
     publish_lists,
@@ -169,6 +171,7 @@ async def test_walks_over_flips_equal_brute_force(memory: MemoryStore, clock: Fa
 
 
 @pytest.mark.timeout(7200)
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("open_store", ["redis", "cosmos+http"], indirect=True)
 @pytest.mark.parametrize("walks", [10, pytest.param(scaled(500), id="soak", marks=pytest.mark.soak)])
 async def test_walks_over_flips_of_a_remote_store_equal_brute_force(
@@ -373,10 +376,11 @@ def test_invalid_cursors_and_lists_are_refused(tmp_path: Path) -> None:
         assert batch(service, [{"id": "1"}], 1)["status"] == 400
 
 
+@pytest.mark.usefixtures("patience")
 def test_paging_stops_while_redis_is_down_and_resumes_after(tmp_path: Path) -> None:
     with redis_running(tmp_path, "--appendonly", "yes") as server:
         release = asyncio.run(publish_to(server.url(), LISTS))
-        with serving(tmp_path, "--store", server.url(), "--budget", "60") as service:
+        with serving(tmp_path, "--store", server.url(), "--budget", "60", before=patience.INSTALL) as service:
             page = service.get("/v1/recommendations/1?n=2&after=0").json
             server.kill()
             shown = list[str]()
@@ -403,8 +407,8 @@ def paged(tmp_path: Path) -> Iterator[tuple[Service, Client, hotplate.SyncLists]
     asyncio.run(publish_lists(tmp_path / "store", LISTS))
     with (
         running(tmp_path / "store") as service,
-        Client(service.url, timeout_s=5) as client,
-        hotplate.open_sync(f"file://{tmp_path}/store") as lists,
+        Client(service.url, timeout_s=UNTIL_S) as client,
+        hotplate.open_sync(f"file://{tmp_path}/store", timeout_s=UNTIL_S) as lists,
     ):
         yield service, client, lists
 
@@ -441,7 +445,7 @@ def test_client_restarts_pages_from_its_memory_while_the_service_is_down(
 ) -> None:
     service, client, _ = paged
     first = client.recommendations("1", 3, after="0")
-    client.popular(timeout_s=5)
+    client.popular()
     service.stop()
     assert client.recommendations("1", after=following(first)).restarted
     assert [page.restarted for page in client.batch({"1": following(first), "2": "0"})] == [True, False]

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from hotplate.bench.process import free_port
 from hotplate.client import REFRESH_AGAIN_S
+from tests.support import patience
 from tests.support.browser import opened
 from tests.support.examples import examples
 from tests.support.paths import ROOT
@@ -148,6 +149,7 @@ def application(name: str, folder: Path, port: int) -> AbstractContextManager[As
     return python(*{"fastapi": (FASTAPI, ON_FASTAPI), "django": (DJANGO, ON_DJANGO)}[name], port)
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("name", ["fastapi", "django", "node"])
 def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: str) -> None:
     port = free_port()
@@ -160,7 +162,7 @@ def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: st
             return [*homes, ask("/products/7"), ask("/basket", lines=LINES)]
 
         assert pages() == [[]] * 5, "the service is down"
-        with serving(tmp_path, "--store", redis.url(), "--port", str(port), "--budget", "60"):
+        with serving(tmp_path, "--store", redis.url(), "--port", str(port), "--budget", "60", before=patience.INSTALL):
             assert pages() == [[]] * 5, "no release is live"
             asyncio.run(publish_to(redis.url(), LISTS))
             until(lambda: ask("/") == POPULAR)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import hotplate
+from tests.support import patience
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
@@ -77,7 +78,7 @@ def output_of(program: str, *arguments: object) -> str:
 
 def test_sync_methods_answer_like_async_methods(url: str) -> None:
     async def with_await() -> list[object]:
-        async with hotplate.open(url) as lists:
+        async with hotplate.open(url, timeout_s=UNTIL_S) as lists:
             return [
                 await lists.personal("42", n=2),
                 await lists.personal("nobody", segment="France"),
@@ -86,7 +87,7 @@ def test_sync_methods_answer_like_async_methods(url: str) -> None:
                 lists.popular(n=1, segment="France"),
             ]
 
-    with hotplate.open_sync(url) as lists:
+    with hotplate.open_sync(url, timeout_s=UNTIL_S) as lists:
         assert asyncio.run(with_await()) == [
             lists.personal("42", n=2),
             lists.personal("nobody", segment="France"),
@@ -115,13 +116,14 @@ def test_sync_methods_refuse_invalid_arguments(url: str) -> None:
                 lists.personal(user)  # type: ignore[arg-type]  # as in a program without type checks
 
 
+@pytest.mark.usefixtures("patience")
 def test_remote_lists_are_read_and_next_tier_replaces_an_unreachable_store(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     remote = redis_server.url("redis", "sync")
     asyncio.run(publish_to(remote, LISTS))
     local = publish(tmp_path)
-    with hotplate.open_sync(remote, f"file://{tmp_path}", budget_s=1.0) as lists:
+    with hotplate.open_sync(remote, f"file://{tmp_path}", budget_s=UNTIL_S, timeout_s=UNTIL_S) as lists:
         assert (ids(lists.personal("42")), lists.similar("a").tier) == (["a", "b", "c"], "redis")
         with ThreadPoolExecutor(8) as callers:
             answers = list(callers.map(lists.personal, ["42"] * 200))
@@ -129,7 +131,7 @@ def test_remote_lists_are_read_and_next_tier_replaces_an_unreachable_store(
         assert threads() == ["hotplate"]
         second = asyncio.run(publish_to(remote, LISTS))
         until(lambda: lists.personal("42").release == second)
-    with hotplate.open_sync("redis://127.0.0.1:1/0", f"file://{tmp_path}") as lists:
+    with hotplate.open_sync("redis://127.0.0.1:1/0", f"file://{tmp_path}", timeout_s=UNTIL_S) as lists:
         found_in = lists.personal("42")
         assert (found_in.tier, found_in.release) == ("file", local)
 
@@ -138,7 +140,7 @@ def test_resources_are_opened_on_first_use_and_released_after_the_last(url: str,
     denied = tmp_path / "denied.txt"
     denied.write_text("item:b\n")
     before = descriptors()
-    lists = hotplate.open_sync(url, deny_list=denied)
+    lists = hotplate.open_sync(url, timeout_s=UNTIL_S, deny_list=denied)
     assert (threads(), descriptors()) == ([], before)
     assert ids(lists.personal("42", 2)) == ["a", "c"]
     assert threads() == ["hotplate"]
@@ -192,15 +194,16 @@ def test_first_call_without_a_live_release_keeps_its_deadline(tmp_path: Path, sc
 
 
 def test_process_with_unclosed_lists_exits(url: str) -> None:
-    program = "import hotplate, sys; lists = hotplate.open_sync(sys.argv[1]); print(lists.personal('42').source)"
-    assert output_of(program, url) == "personal\n"
+    program = "import hotplate, sys; lists = hotplate.open_sync(sys.argv[1], timeout_s=60)"
+    assert output_of(f"{program}; print(lists.personal('42').source)", url) == "personal\n"
 
 
-FORKING = """
+FORKING = f"""
+{patience.INSTALL}
 import os, sys, threading, time
 import hotplate
 
-lists = hotplate.open_sync(sys.argv[1], budget_s=10.0)
+lists = hotplate.open_sync(sys.argv[1], budget_s=60.0, timeout_s=60.0)
 if "first" in sys.argv:
     first = lists.personal("42").release
 
@@ -232,6 +235,7 @@ print(lists.personal("42").release)
 """
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("scheme", ["file", "redis"])
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_forked_process_follows_releases_before_and_after_use_by_parent(
