@@ -23,7 +23,7 @@ from hotplate.serve.access.oidc import TokenVerifier, verifier_of
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
 from tests.support.http_server import http_server
-from tests.support.service import a_list, publish_lists, running
+from tests.support.service import UNTIL_S, a_list, publish_lists, running
 
 AUDIENCE = "api://hotplate"
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -94,7 +94,8 @@ def issuer(key: PrivateKey) -> Iterator[Issuer]:
 
 
 @pytest.fixture
-def guard(issuer: Issuer) -> Guard:
+def guard(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> Guard:
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", UNTIL_S)
     return Guard(anonymous=frozenset(), verify_token=TokenVerifier(issuer.url, AUDIENCE).caller)
 
 
@@ -259,7 +260,6 @@ async def test_no_request_waits_for_new_keys_while_stale_ones_are_known(
     assert await status_of(guard, issuer.token()) == 200
     monkeypatch.setattr(hotplate.serve.access.oidc, "FRESH_S", 0.0)
     monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
-    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 60.0)
     issuer.fetched.clear()
     issuer.may_answer.clear()  # the issuer accepts connections and does not answer
     assert await status_of(guard, issuer.token(sub="another")) == 200
@@ -272,11 +272,12 @@ async def test_no_request_waits_for_new_keys_while_stale_ones_are_known(
 async def test_requests_share_one_fetch_from_a_hanging_issuer(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 0.5)
-    issuer.pause_s = 1.0
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 1.0)
+    issuer.may_answer.clear()
     problems = await asyncio.gather(*(refusal(guard, issuer.token(sub=str(n))) for n in range(20)))
+    issuer.may_answer.set()
     assert {(problem.status, problem.headers["Retry-After"]) for problem in problems} == {(503, "5")}
-    assert issuer.fetched == ["/.well-known/openid-configuration"]
+    assert len(issuer.fetched) <= 1  # none if a busy machine did not even connect in time
 
 
 async def test_fetch_survives_cancellation_of_the_request_that_started_it(issuer: Issuer, guard: Guard) -> None:
