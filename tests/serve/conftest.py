@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import patience
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, SendingRemote
@@ -28,12 +27,6 @@ def remote_type(request: pytest.FixtureRequest) -> type[RemoteStore]:
 def remote(memory: MemoryStore, remote_type: type[RemoteStore]) -> RemoteStore:
     """The same store, as if it were over a network."""
     return remote_type(memory)
-
-
-@pytest.fixture(name="patience")
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stores of Redis in this process wait long for replies."""
-    patience.install(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -171,7 +171,6 @@ async def test_walks_over_flips_equal_brute_force(memory: MemoryStore, clock: Fa
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("open_store", ["redis", "cosmos+http"], indirect=True)
 @pytest.mark.parametrize("walks", [10, pytest.param(scaled(500), id="soak", marks=pytest.mark.soak)])
 async def test_walks_over_flips_of_a_remote_store_equal_brute_force(

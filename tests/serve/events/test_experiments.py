@@ -51,7 +51,6 @@ async def answers(reader: TieredReader) -> dict[str, tuple[ReleaseId, str]]:
     return {name: (answer.release.id, item) for name, answer, item in zip(NAMES, alone, items, strict=True)}
 
 
-@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("open_store", ["file", "redis"], indirect=True)
 async def test_users_keep_their_arm_while_both_arms_are_published_every_night(open_store: OpenStore) -> None:
     store = open_store()
@@ -83,7 +82,6 @@ async def test_users_keep_their_arm_while_both_arms_are_published_every_night(op
     }
 
 
-@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize(
     ("open_store", "harm"),
     [("redis", "erased"), ("file", "erased"), ("file", "cut"), ("file", "removed while mapped")],
