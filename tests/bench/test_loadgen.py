@@ -96,16 +96,22 @@ def test_out_of_range_times_count_at_the_ends_of_the_scale() -> None:
 OBJECTIVE = Objective({"p99": 20_000.0})
 
 
-@cache
-def serve_at(rate: float, capacity: float) -> Result:
+def one_by_one(capacity: float) -> Callable[[float], float]:
+    """Return a service that answers *capacity* requests/s, one after the other."""
     free_s = 0.0
 
-    def one_by_one(arrival_s: float) -> float:
+    def answered(arrival_s: float) -> float:
         nonlocal free_s
         free_s = max(free_s, arrival_s) + 1 / capacity
         return free_s
 
-    return simulate(Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=1, connections=200), one_by_one)
+    return answered
+
+
+@cache
+def serve_at(rate: float, capacity: float) -> Result:
+    load = Load(url="http://h", requests=Gets("/"), rate=rate, duration_s=1, connections=200)
+    return simulate(load, one_by_one(capacity))
 
 
 def trials(measure: Callable[[float], Result]) -> list[Trial]:
@@ -229,15 +235,8 @@ def test_a_rate_is_the_highest_only_if_its_rounds_are_inside(rate: float, late_s
 
 def overloaded(capacity: float = 100) -> Result:
     """Return a run in which a service serves a fifth of the rate, so that many due requests are never sent."""
-    free_s = 0.0
-
-    def one_by_one(arrival_s: float) -> float:
-        nonlocal free_s
-        free_s = max(free_s, arrival_s) + 1 / capacity
-        return free_s
-
     load = Load(url=URL, requests=Gets("/"), rate=5 * capacity, duration_s=8, connections=8, timeout_s=2, backlog=300)
-    return simulate(load, one_by_one)
+    return simulate(load, one_by_one(capacity))
 
 
 def test_an_overloaded_service_breaks_the_objective() -> None:
