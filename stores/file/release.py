@@ -74,9 +74,7 @@ class ReleaseFile:
         self._intact_at = -inf
         self._meta = check_size(path)
         with translating_errors(path):
-            self._env = self._inherited.get(identity) or lmdb.open(
-                str(path), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=0, max_spare_txns=2
-            )
+            self._env = self._inherited.get(identity) or _map(path)
             self._txn = self._env.begin()
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._thread = ThreadPoolExecutor(1, "release")
@@ -240,6 +238,16 @@ class ReleaseFile:
 
 
 os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)
+
+
+def _map(path: Path) -> lmdb.Environment:
+    try:
+        return lmdb.open(
+            str(path), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=0, max_spare_txns=2
+        )
+    except lmdb.Error:
+        path.stat()  # raises FileNotFoundError if it was pruned meanwhile, for which LMDB has no class
+        raise
 
 
 def check_size(path: Path) -> Meta:

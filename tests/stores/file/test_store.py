@@ -4,12 +4,14 @@ import asyncio
 import fcntl
 import shutil
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailable
 from hotplate.stores.file import draft as file_draft
 from hotplate.stores.file import store as file_store
 from hotplate.stores.file.store import LmdbStore
@@ -61,6 +63,22 @@ async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(s
     assert (await reader.catalogue()).generation == 0
     assert is_first(reader.get(release, "user:000001"))
     await reader.close()
+
+
+async def test_release_pruned_while_it_is_opened_is_not_found(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = await published(store)
+    await store.close()  # unmaps it
+    open_map = lmdb.open
+
+    def open_later(path: str, **options: Any) -> lmdb.Environment:  # noqa: ANN401 -- LMDB's
+        Path(path).unlink()
+        return open_map(path, **options)
+
+    monkeypatch.setattr(lmdb, "open", open_later)
+    with pytest.raises(ReleaseNotFound, match="was the release pruned"):
+        await store.get_many(release, ["user:000001"])
 
 
 async def test_more_rows_than_planned_are_written(store: LmdbStore) -> None:
