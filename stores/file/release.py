@@ -311,5 +311,5 @@ def translating_errors(path: Path) -> Iterator[None]:
     except (OSError, lmdb.Error) as error:
         code = getattr(error, "errno", None)
         if isinstance(error, lmdb.DiskError | lmdb.MapFullError) or code in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left to write {path}; free some and publish again") from error
+            raise StoreFull(f"no space left to write {path}; free some and try again") from error
         raise StoreUnavailable(f"{path} cannot be used: {error}") from error

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.catalogue_record import dump, parse
-from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable, tracked_swap
 from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
 from hotplate.stores.file.release import (
     CHECK_HOLDS_S,
@@ -124,11 +124,12 @@ class CatalogueFile:
         """Replace the catalogue by *new*, and write *records* beside it, under the lock.
 
         *is_expected* gets the stored bytes of the catalogue, None before the first swap. If it returns false, nothing
-        is written, and ReleaseConflict is raised.
+        is written, and ReleaseConflict is raised. Raises NotSent if the lock cannot be taken.
         """
-        with self.locked() as lock:
+        with tracked_swap() as progress, self.locked() as lock:
             if not is_expected(self.record()):
                 raise catalogue_changed()
+            progress.is_sent = True
             self.replace(new, records, lock)
 
     def replace(self, new: Catalogue, records: Sequence[RecordChange] = (), lock: int | None = None) -> None:
