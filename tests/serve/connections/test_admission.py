@@ -23,6 +23,7 @@ from tests.support.limited_service import limited, memory_mb, shed
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Service, a_list, publish_lists, until
+from tests.support.virtual import VirtualLoop, virtual
 
 
 class Gate:
@@ -131,20 +132,22 @@ async def test_loop_without_cpu_time_refuses_no_batch(gate: Gate) -> None:
     assert not gate.counted
 
 
-async def test_batch_is_refused_at_once_if_the_queue_takes_too_long(gate: Gate) -> None:
-    def work() -> None:
-        until_s = time.thread_time() + 0.02
-        while time.thread_time() < until_s:
-            pass
-
+@virtual
+async def test_batch_is_refused_at_once_if_the_queue_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    for clock in ("monotonic", "thread_time"):  # all time that passes is work of the loop
+        monkeypatch.setattr(f"hotplate.serve.connections.admission.{clock}", loop.time)
+    gate = Gate()
     waiting = [gate.batch(str(n)) for n in range(5)]
     await asyncio.sleep(0)
     was_full = gate.admission.is_full
     assert not was_full, "nothing is known of the pace"
     gate.end.set()
     while not all(task.done() for task in waiting):
-        work()
+        loop.advance(0.02)
         await asyncio.sleep(0)
+    assert not gate.counted
     gate.end.clear()
     more = [gate.batch(str(n)) for n in range(20)]
     await asyncio.sleep(0)
@@ -260,12 +263,13 @@ async def test_pipelined_batches_of_many_clients_are_partly_answered() -> None:
         assert statuses.total() == 1000
 
 
+@virtual
 async def test_reads_end_at_the_callers_deadline() -> None:
     store = RemoteStore(MemoryStore())
     await publish(store.inner, "first")
-    async with Pair(TieredReader({"far": store}, budget_s=3)) as pair:
+    async with Pair(TieredReader({"far": store}, budget_s=60)) as pair:
         store.delay_s = 120
-        headers = "HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 1000\r\nContent-Length:"
+        headers = "HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 10000\r\nContent-Length:"
         get = f"GET /v1/recommendations/1 {headers} 0\r\n\r\n".encode()
         many = f'POST /v1/recommendations {headers} 15\r\n\r\n{{"users":["1"]}}'.encode()
         assert b'"source":"popular"' in await exchange(pair.plain, [get], 0.2)

@@ -42,6 +42,8 @@ def proxied(folder: Path, *services: Service, settings: str = "") -> Iterator[in
         "# hash ": "hash " if len(services) > 1 else "# hash ",
         "listen 8443": f"listen 127.0.0.1:{port}",
         "/etc/hotplate": str(folder),
+        "proxy_connect_timeout 250ms": "proxy_connect_timeout 60s",  # on a busy machine
+        "proxy_read_timeout 2s": "proxy_read_timeout 60s",
     }.items():
         assert stated in example
         example = example.replace(stated, used)
