@@ -136,13 +136,13 @@ def _print_counts(counts: "EventReport") -> None:
     read = f"{format_count(counts.events, 'event')} in {format_count(counts.segments, 'segment')}"
     out.print(f"{read}: {types}" if types else read)
     left_out = (
-        (counts.open_segments, "open segments left out: still written, or of a killed service"),
-        (counts.duplicates, "events left out: sent again under the same id"),
-        (counts.damaged, "lines left out: damaged"),
+        (counts.open_segments, "open segment", "still written, or of a killed service"),
+        (counts.duplicates, "event", "sent again under the same id"),
+        (counts.damaged, "line", "damaged"),
     )
-    for number, reason in left_out:
+    for number, noun, reason in left_out:
         if number:
-            out.print(f"  {number:,} {reason}")
+            out.print(f"  {format_count(number, noun)} left out: {reason}")
 
 
 def _print_rates(counts: "EventReport") -> None:

@@ -39,6 +39,7 @@ from hotplate.offline.rule_files import read_rules
 from hotplate.offline.sources import ListSource, NamedLists, PartedSource, source_of_lists, stored_names
 from hotplate.offline.standing import PLACES
 from hotplate.offline.training import OnStage
+from hotplate.report import format_count
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.change_warnings import warn, with_warnings
 from hotplate.stores.compression import default_encoding
@@ -469,7 +470,7 @@ def print_written(written: Written, settings: PublishSettings, meter: RequestUni
         state = PLACES[settings.arm].name
     out.print(f"release {manifest.release} is {state} in {store}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
-        out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
+        out.print(f"{format_count(written.result.skipped, 'row')} had been written before, and not again")
 
     for rule, counted in rule_counts(manifest):
         out.print(f"  {rule}: {counted}")

@@ -10,6 +10,7 @@ from hotplate.offline.input.columns import NUMBERED, usual_column
 from hotplate.offline.input.rows import Rows
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Columns
+from hotplate.report import format_count
 from hotplate.stores.errors import did_you_mean
 
 UNKNOWN_EVENT = "unknown event"
@@ -81,8 +82,8 @@ def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:
 
     if facts.cancellations:
         yield (
-            f"{facts.cancellations:,} rows have a {columns.quantity!r} below zero, and cancel earlier purchases of the "
-            f"same user and item; --where '{columns.quantity}>0' leaves them out"
+            f"{format_count(facts.cancellations, 'row')} with a {columns.quantity!r} below zero: earlier purchases of "
+            f"the same user and item are cancelled; --where '{columns.quantity}>0' leaves them out"
         )
 
 

@@ -11,6 +11,7 @@ from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.tables import EXTRA, ROW, Table
 from hotplate.offline.options import Format
+from hotplate.report import format_count
 from hotplate.stores.event_log import SegmentReader
 
 _EVENT_SCHEMA: dict[str, pl.DataType] = {
@@ -71,9 +72,9 @@ def read_events(files: Sequence[DataFile], form: Format, event_weights: Mapping[
     repeated = weighted_events.height - events.height
     notes = list[str]()
     if repeated:
-        notes.append(f"{repeated:,} events were sent again under the same id and are left out")
+        notes.append(f"{format_count(repeated, 'event')} left out: sent again under the same id")
     if damaged:
-        notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
+        notes.append(f"{format_count(damaged, 'damaged event')} left out, or pieces of segments")
 
     # As in tables of files, ROW numbers the rows, and EXTRA is null unless a row is malformed.
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")

@@ -48,7 +48,7 @@ def test_cancellation_reverts_the_latest_earlier_purchase_and_is_reported(tmp_pa
     read = read_interactions(written(tmp_path))
     assert pairs_of(read) == [("u", "b", 0.75), ("u", "c", 1.0), ("v", "a", 2.0), ("v", "b", 1.0)]
     (note,) = read.notes
-    assert note.startswith("6 rows have a 'quantity' below zero, and cancel earlier purchases")
+    assert note.startswith("6 rows with a 'quantity' below zero: earlier purchases")
     assert note.endswith("--where 'quantity>0' leaves them out")
     assert (read.rows, read.left_out) == (15, {})
     kept = read_interactions(tmp_path / "log.csv", where=["quantity>0"])

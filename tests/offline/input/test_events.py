@@ -53,7 +53,7 @@ def test_events_are_weighed_by_type_and_duplicates_count_once(tmp_path: Path) ->
     read = read_interactions(tmp_path, event_weights=WEIGHTS)
     assert pairs_of(read) == PAIRS
     assert (read.rows, read.left_out) == (7, {"unknown event": 3})
-    assert read.notes[0] == "2 events were sent again under the same id and are left out"
+    assert read.notes[0] == "2 events left out: sent again under the same id"
     assert read.notes[1].startswith("the most frequent events without a weight are 'impression'")
     assert read.time_range is not None
     assert read.time_range[0] == datetime.fromtimestamp(1.79e9 + 2, UTC).replace(tzinfo=None)
@@ -76,7 +76,7 @@ def test_damaged_segment_gives_its_intact_events_and_a_note(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes() + path.read_bytes()[:-5] + path.read_bytes())
     read = read_interactions(path, event_weights=WEIGHTS)
     assert pairs_of(read) == PAIRS
-    assert "1 events, or pieces of segments, are damaged" in read.notes[1]
+    assert "1 damaged event left out" in read.notes[1]
 
 
 def test_events_filter_by_role_and_need_weights(tmp_path: Path) -> None:
