@@ -254,7 +254,9 @@ async def publish_to(
     url: str, lists: dict[str, bytes], *, live: bool = True, about: Mapping[str, Any] | None = None
 ) -> str:
     """Publish *lists* by key, with a popular list unless there is one, and return the release."""
-    return await publish_through(connect(url), lists, live=live, about=about)
+    from tests.support.patience import connect_patiently  # noqa: PLC0415 -- which imports this module
+
+    return await publish_through(connect_patiently(url), lists, live=live, about=about)
 
 
 async def publish_through(
