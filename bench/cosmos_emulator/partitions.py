@@ -243,9 +243,6 @@ class ContainerDocuments:
         self.next_serial = count(1).__next__
         self.stored_bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._ordered)
-
     def get(self, item_id: str, key: bytes) -> Document | None:
         """Find a document."""
         return self._by_key.get((item_id, key))
