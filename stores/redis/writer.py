@@ -17,12 +17,12 @@ from redis.exceptions import RedisError
 
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import META, pack
-from hotplate.stores.errors import NotSent, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import NotSent, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, translated
 from hotplate.stores.redis.keys import SEALED, Keys, state_of
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
-from hotplate.stores.store import Row, not_found, sealed, taken_over
+from hotplate.stores.store import Row, sealed, taken_over
 from hotplate.stores.timing import Pacer, Retrier
 
 META_POINT = "meta"  # the part of `meta` rows, which have a separate resume point
@@ -60,7 +60,8 @@ return state
 def check_owned(draft: DraftRef, state: bytes | None) -> None:
     """Raise ReleaseNotFound or ReleaseConflict unless *state*, as stored, is that of the draft and its writer."""
     if state is None:
-        raise not_found(draft)
+        reason = "the server has lost its data, as in a restart, or another process has erased it; publish again"
+        raise ReleaseNotFound(f"the draft of release {draft.id} is not in this store any more: {reason}")
     if state == SEALED:
         raise sealed(draft)
     if state != state_of(draft):

@@ -208,6 +208,17 @@ async def test_swap_without_a_connection_was_not_sent() -> None:
     await closed.close()
 
 
+async def test_publish_to_a_server_that_lost_its_data_says_so(
+    redis: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    await redis.create(ONE, SMALL)
+    await redis.put(ONE, USERS[:100])
+    redis_server.put_back(prefix, {})  # as after a restart without a snapshot
+    for call in (redis.put(ONE, USERS[100:200]), redis.seal(ONE)):
+        with pytest.raises(ReleaseNotFound, match="the server has lost its data"):
+            await call
+
+
 async def test_lost_meta_rows_are_detected_before_the_release_is_sealed(
     redis: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
