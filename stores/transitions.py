@@ -257,11 +257,13 @@ def prune(
 
     Kept are the live release, the canary, the release before it in arm B of a running experiment, the last *keep*
     releases that were live before, ready releases (for *keep_ready_s* after they were begun; None: always), and any
-    that left service less than *grace_s* ago, as lagging readers may still read it.
+    that left service less than *grace_s* ago, as lagging readers may still read it. If the store's clock was ahead when
+    one left service, its grace begins now.
 
     Incarnations in *present* without an entry are marked, too, under a new id. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.
     """
+    catalogue = _without_later_times(catalogue)
     kept = _kept_incarnations(catalogue, keep)
 
     def is_unneeded(entry: Release) -> bool:
@@ -280,6 +282,15 @@ def prune(
         unnamed = unnamed_release(incarnation)
         entry = Release(id=unnamed.id, incarnation=incarnation, state=State.DROPPING, created_at=catalogue.now)
         entries.append(entry)
+    return replace(catalogue, releases=tuple(entries))
+
+
+def _without_later_times(catalogue: Catalogue) -> Catalogue:
+    """Return *catalogue* with releases that left service later than now, by a clock that was ahead, leaving it now."""
+    entries = list[Release]()
+    for entry in catalogue.releases:
+        is_later = entry.superseded_at is not None and entry.superseded_at > catalogue.now
+        entries.append(replace(entry, superseded_at=catalogue.now) if is_later else entry)
     return replace(catalogue, releases=tuple(entries))
 
 

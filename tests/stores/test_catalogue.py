@@ -148,6 +148,16 @@ def test_bookkeeping_is_of_drafts_and_dropped_releases_alone() -> None:
         assert not is_bookkeeping(old, relied_on)
 
 
+def test_release_that_left_service_by_a_clock_ahead_is_pruned_after_its_grace() -> None:
+    ahead = changes.activate(replace(evolved(), now=1e9), A)
+    back = replace(ahead, now=200.0)
+    pruned = changes.prune(back, keep=0)
+    assert pruned.find(B).superseded_at == 200.0
+    for gone in (changes.prune(replace(pruned, now=200.0 + GRACE_S), keep=0), changes.prune(back, keep=0, grace_s=0.0)):
+        with pytest.raises(ReleaseNotFound):
+            gone.find(B)
+
+
 def test_ready_releases_are_kept_for_the_given_age() -> None:
     catalogue = changes.commit(evolved(), draft(C))
     after = changes.activate(replace(catalogue, now=200.0), A)
