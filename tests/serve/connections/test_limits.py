@@ -30,6 +30,8 @@ BATCH = json.dumps({"users": [str(n % USERS) for n in range(1000)], "n": 20}).en
 # Raised to a client that still sends when the service closes its connection.
 CLOSED = (ssl.SSLEOFError, ConnectionError)
 SHORT: Any = {"header_s": 0.5, "body_s": 0.5, "write_s": 0.5}
+# A client gets as long to send the rest of a refused body as to read an answer.
+LINGERING = "import hotplate.serve.connections.connection as connection; connection.LINGER_S = 10.0"
 IN_FLIGHT: Any = {"bytes_in_flight": 16 * MB}
 
 
@@ -43,8 +45,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(store: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """A service with the usual times, for tests that may be late themselves."""
-    with limited(store, **IN_FLIGHT, tls=getattr(request, "param", False)) as running:
+    """A service with the usual times, or longer ones, for tests that may be late themselves."""
+    with limited(store, **IN_FLIGHT, tls=getattr(request, "param", False), before=LINGERING) as running:
         yield running
 
 
