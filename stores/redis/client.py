@@ -9,7 +9,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -117,16 +117,6 @@ class TLSConnection(SSLConnection):
         super().__init__(**settings)
         changed_at = Path(ca).stat().st_mtime_ns if ca else 0
         self.ssl_context.context = _ssl_context(ca, certified_as, changed_at)
-
-    async def disconnect(self, nowait: bool = False, **reasons: Any) -> None:  # type: ignore[override]  # noqa: ANN401, FBT001, FBT002 -- redis-py's own
-        """Disconnect, and close the socket also if the server does not answer, for which asyncio waits for 30 s."""
-        writer = self._writer
-        try:
-            await super().disconnect(nowait, **reasons)
-        finally:
-            if writer is not None:
-                with suppress(AttributeError):  # Python 3.11.2 fails to abort a transport that was closed
-                    writer.transport.abort()
 
 
 def is_primary(greeting: object) -> bool:
