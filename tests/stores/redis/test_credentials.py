@@ -330,6 +330,11 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def renewals_ended(caplog: pytest.LogCaptureFixture) -> None:
+    """Wait until redis-entraid, at its next renewal, has noticed that the store was closed, and has logged that."""
+    await eventually(lambda: "Renewal cancelled" in caplog.text)
+
+
 async def read_eventually(store: RedisStore) -> None:
     async with asyncio.timeout(SOON_S):
         while True:
@@ -378,13 +383,15 @@ async def test_reads_outlive_a_failed_renewal_and_recover_from_a_revoked_token(
         await read_eventually(store)
     finally:
         await store.close()
-    await asyncio.sleep(identity.life_s)
+    await renewals_ended(caplog)
     requests = identity.requests
     await asyncio.sleep(2 * identity.life_s)
     assert identity.requests == requests, "a closed store asks for tokens"
 
 
-async def test_reads_continue_while_a_renewed_token_is_refused(redis_server: RedisServer, prefix: str) -> None:
+async def test_reads_continue_while_a_renewed_token_is_refused(
+    redis_server: RedisServer, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     identity = FakeIdentity(redis_server, life_s=0.3)
     observer = ChargeCounter()
     store = open_url(redis_server.url(prefix=prefix), observer, provider=renewed_by_redis_entraid(identity))
@@ -404,6 +411,7 @@ async def test_reads_continue_while_a_renewed_token_is_refused(redis_server: Red
         await read_eventually(store)
     finally:
         await store.close()
+    await renewals_ended(caplog)
 
 
 @pytest.mark.parametrize(
