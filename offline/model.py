@@ -50,10 +50,9 @@ _DESCRIPTION = "model.json"
 _SIMILAR = "similar.npz"
 # Former models during a replacement, and after a writer was killed in it.
 _OLD = ".{}.old-"
-# A model that is replaced while it is read is read again, at most this often, after a pause; a busy machine may suspend
-# a writer between its two renames for seconds.
+# A model that is replaced while it is read is read again, at most this often, after a pause.
 _MOST_READS = 100
-_PAUSE_S = 0.1
+_PAUSE_S = 0.01
 _VERSIONED = ("hotplate", "implicit", "numpy", "polars", "scipy")
 
 Array: TypeAlias = npt.NDArray[Any]

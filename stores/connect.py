@@ -74,8 +74,9 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         try:
             store = open_url(url)
         except ValueError as error:
-            reason = str(error).replace(url, redacted(url))
-            raise StoreMisused(f"the store {scheme}:// does not accept {redacted(url)!r}: {reason}") from error
+            # Its message may hold a part of the URL, such as a password.
+            reason = f": {error}" if redacted(url) == url else ""
+            raise StoreMisused(f"the store {scheme}:// does not accept {redacted(url)!r}{reason}") from error
         if not hasattr(store, "records"):
             raise StoreMisused(
                 f"the store {scheme}:// is for an earlier hotplate: it has no `records`; upgrade its package"

@@ -218,19 +218,27 @@ def _lock(folder: Path) -> int | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove *folder*, its lock last, so the next process continues a killed removal."""
-    for path in folder.iterdir():
+    """Remove *folder*, its lock last, so the next process continues a removal that was killed, or failed."""
+    for path in _content(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK:
+        else:
             path.unlink(missing_ok=True)
+    if _content(folder):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+
     (folder / LOCK).unlink(missing_ok=True)
     try:
         folder.rmdir()
     except OSError as error:
-        # Without its lock, the folder looks abandoned: another process has removed it, or is about to.
+        # Without its lock, the folder looks abandoned: another process has removed it, or has locked it to do so.
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             raise
+
+
+def _content(folder: Path) -> list[Path]:
+    """Return the paths in a scratch folder, without its lock."""
+    return [path for path in folder.iterdir() if path.name != LOCK]
 
 
 def mapped_at(path: Path, inode: int) -> int:

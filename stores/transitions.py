@@ -258,24 +258,26 @@ def prune(
     Kept are the live release, the canary, the release before it in arm B of a running experiment, the last *keep*
     releases that were live before, ready releases (for *keep_ready_s* after they were begun; None: always), and any
     that left service less than *grace_s* ago, as lagging readers may still read it. If the store's clock was ahead when
-    one left service, its grace begins now.
+    another one left service, its grace begins now.
 
     Incarnations in *present* without an entry are marked, too, under a new id. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.
     """
-    catalogue = _without_later_times(catalogue)
     kept = _kept_incarnations(catalogue, keep)
 
     def is_unneeded(entry: Release) -> bool:
-        if entry.incarnation in kept or (entry.superseded_at or 0.0) + grace_s > catalogue.now:
+        if not _is_prunable(entry, kept) or (entry.superseded_at or 0.0) + grace_s > catalogue.now:
             return False
         if entry.state is State.READY:
             return keep_ready_s is not None and entry.created_at + keep_ready_s <= catalogue.now
-        return entry.state in (State.SUPERSEDED, State.WITHDRAWN)
+        return True
 
     draft_grace_s = DRAFT_GRACE_S if grace_s else 0.0
     entries = list[Release]()
     for entry in catalogue.releases:
+        left_later = entry.superseded_at is not None and entry.superseded_at > catalogue.now
+        if left_later and _is_prunable(entry, kept):
+            entry = replace(entry, superseded_at=catalogue.now)  # noqa: PLW2901
         is_marked = is_unneeded(entry) or _is_abandoned(entry, catalogue.now, draft_grace_s)
         entries.append(_dropped(entry) if is_marked else entry)
     for incarnation in sorted(set(present) - catalogue.incarnations):
@@ -285,13 +287,9 @@ def prune(
     return replace(catalogue, releases=tuple(entries))
 
 
-def _without_later_times(catalogue: Catalogue) -> Catalogue:
-    """Return *catalogue* with releases that left service later than now, by a clock that was ahead, leaving it now."""
-    entries = list[Release]()
-    for entry in catalogue.releases:
-        is_later = entry.superseded_at is not None and entry.superseded_at > catalogue.now
-        entries.append(replace(entry, superseded_at=catalogue.now) if is_later else entry)
-    return replace(catalogue, releases=tuple(entries))
+def _is_prunable(entry: Release, kept: Collection[str]) -> bool:
+    """Return whether `prune` may mark a release once its grace is over; *kept* are incarnations that it keeps."""
+    return entry.state in (State.READY, State.SUPERSEDED, State.WITHDRAWN) and entry.incarnation not in kept
 
 
 def _kept_incarnations(catalogue: Catalogue, keep: int) -> set[str]:

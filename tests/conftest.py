@@ -5,6 +5,7 @@ import importlib
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
+from math import inf
 from pathlib import Path
 from types import ModuleType
 
@@ -43,10 +44,14 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def slow_connects() -> Iterator[None]:
-    """Let a connect take as long as it may on a busy machine; requests keep their own time limits."""
+def slow_machine() -> Iterator[None]:
+    """Let a connect take as long as it may on a busy machine, and late stages of a command begin without a line.
+
+    Requests keep their own time limits.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hotplate.stores.http1.CONNECT_S", 60.0)
+        patch.setattr("hotplate.cli.terminal.QUIET_S", inf)
         yield
 
 

@@ -102,9 +102,11 @@ async def running(
         for listener in listeners:
             for accepting in listener.sockets:
                 loop.remove_reader(accepting)
-        await asyncio.sleep(0)
-        for listener in listeners:
-            listener.close()
+        try:
+            await asyncio.sleep(0)
+        finally:
+            for listener in listeners:
+                listener.close()
 
         # Connections that were just accepted get into `emulator.connections` meanwhile.
         await asyncio.sleep(ACCEPTING_S if context is None else HANDSHAKE_S)

@@ -149,7 +149,7 @@ def _widths(columns: Sequence[_Column], room: int) -> list[int]:
 def _grid(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column, width in zip(columns, widths, strict=True):
-        grid.add_column(Text(column.heading), width=width)
+        grid.add_column(Text(column.heading), width=width, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         grid.add_row(*map(Text, cells))
     return grid

@@ -46,7 +46,7 @@ class SegmentTail:
         """The rest of the segment that is being read."""
 
         self._settled_at: int | None = None
-        """When the folder last changed, in ns since 1970; None if a later change may have the same time."""
+        """When the listed folder had changed, in ns since 1970; None if a later change may have the same time."""
 
         self._wants_all = True
 
@@ -76,10 +76,13 @@ class SegmentTail:
         without the dot. A segment that was removed before it was read to its end was shipped away, and its events
         are in the file KEPT: then all segments are to be read again.
         """
-        if not self._may_have_changed():
+        changed_at = self._folder.stat().st_mtime_ns
+        if changed_at == self._settled_at and not self._wants_all:
             return
 
+        is_recent = time.time_ns() - changed_at < RECENT_NS
         files = {path.name for path in self._folder.iterdir()}
+        self._settled_at = None if is_recent else changed_at
         names = {name.removeprefix(".") for name in files if is_segment(name) or is_open_segment(name)}
         shipped = self._unfinished.keys() - {KEPT} - names
         if self._wants_all or shipped:  # begin again
@@ -98,14 +101,6 @@ class SegmentTail:
                 self._unfinished[name] = _Segment(name)
             else:
                 self._finished.add(name)  # another machine shares its own events
-
-    def _may_have_changed(self) -> bool:
-        """Return whether files may have been added or removed since the last call, or all are to be read again."""
-        changed_at = self._folder.stat().st_mtime_ns
-        has_changed = changed_at != self._settled_at
-        is_recent = time.time_ns() - changed_at < RECENT_NS
-        self._settled_at = None if is_recent else changed_at
-        return self._wants_all or has_changed
 
     def _is_changed(self, segment: _Segment) -> bool:
         with suppress(FileNotFoundError):

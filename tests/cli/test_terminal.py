@@ -1,6 +1,7 @@
 """Tables of the command on terminals of any width."""
 
 import io
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
@@ -20,9 +21,9 @@ ROWS = [
 ]
 
 
-def printed(width: int) -> str:
+def printed(width: int, headings: Sequence[str] = HEADINGS, rows: Sequence[Sequence[str | None]] = ROWS) -> str:
     stream = io.StringIO()
-    Console(width=width, file=stream, soft_wrap=True).print(table(HEADINGS, ROWS))
+    Console(width=width, file=stream, soft_wrap=True).print(table(headings, rows))
     return stream.getvalue()
 
 
@@ -31,6 +32,13 @@ def test_no_table_breaks_a_word(width: int) -> None:
     words = set(printed(width).split())
     for row in (HEADINGS, *ROWS):
         assert words.issuperset(" ".join(filter(None, row)).split())
+
+
+def test_no_table_breaks_a_word_of_wide_characters() -> None:
+    title = "海辺 の カフカ 上 下"
+    for width in range(12, 40):
+        words = set(printed(width, ("item", "score", "title"), [("1", "0.9", title)]).split())
+        assert words.issuperset(title.split())
 
 
 def test_a_table_that_is_too_wide_is_printed_as_several_with_its_ids() -> None:

@@ -202,15 +202,7 @@ def test_a_model_between_the_two_renames_of_a_writer_is_waited_for(
     path = tmp_path / "model"
     save(model, path)
     path.rename(tmp_path / ".model.old-7-0123abcd")
-    slept_s = 0.0
-
-    def sleep(duration_s: float) -> None:
-        nonlocal slept_s
-        slept_s += duration_s
-        if slept_s >= 5:  # the writer was suspended
-            save(replace(model, evaluation=None), path)
-
-    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.sleep", lambda _s: save(replace(model, evaluation=None), path))
     assert load(path).evaluation is None
 
 

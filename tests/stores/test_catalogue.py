@@ -158,6 +158,14 @@ def test_release_that_left_service_by_a_clock_ahead_is_pruned_after_its_grace() 
             gone.find(B)
 
 
+def test_prune_leaves_a_canary_that_left_service_before_by_a_clock_ahead_alone() -> None:
+    ahead = changes.start_canary(replace(evolved(), now=1e9), A, 10)
+    again = changes.start_canary(changes.abort(ahead, A), A, 10)
+    back = replace(again, now=200.0)
+    assert again.find(A).superseded_at == 1e9
+    assert changes.prune(back).find(A) == again.find(A)
+
+
 def test_ready_releases_are_kept_for_the_given_age() -> None:
     catalogue = changes.commit(evolved(), draft(C))
     after = changes.activate(replace(catalogue, now=200.0), A)

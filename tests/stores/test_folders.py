@@ -85,6 +85,20 @@ def test_folder_that_cannot_be_removed_is_reported(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(Path, "rmdir", refuse)
 
 
+def test_folder_whose_content_cannot_be_removed_is_left_to_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = scratch_folder(tmp_path, "lists-")
+    (owner.__enter__() / "part").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    with pytest.raises(OSError, match=r"not empty: .*lists-"):
+        owner.__exit__(None, None, None)
+    (left,) = marked(tmp_path, "lists-")
+    monkeypatch.undo()
+    remove_abandoned(left)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_foreign_folders_are_never_touched(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for name in ("lists-mine", "lists-", "lists-1-0123abcd.bak", "other-1-0123abcd"):

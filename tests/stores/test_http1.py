@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
@@ -40,11 +41,6 @@ async def serving(*answers: bytes, hang_up: bool = False) -> AsyncIterator[tuple
 
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-@pytest.fixture(autouse=True)
-def ample_time_for_connects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.stores.http1.CONNECT_S", AMPLE_S)
 
 
 def let_pass(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +82,21 @@ async def test_disconnect_raises_reset_and_unreachable_server_raises_connect_err
         nowhere = ConnectionPool("127.0.0.1", probe.getsockname()[1])
         with pytest.raises(RequestFailed, match="connect"):
             await nowhere.request(REQUEST, AMPLE_S)
+
+
+async def test_connect_to_a_server_that_does_not_answer_a_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotplate.stores.http1.CONNECT_S", 0.05)
+
+    async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with listening(say_nothing) as port:
+        pool = ConnectionPool("127.0.0.1", port, tls=ssl.create_default_context())
+        try:
+            with pytest.raises(RequestFailed, match="connect"):
+                await pool.request(REQUEST, AMPLE_S)
+        finally:
+            await pool.close()
 
 
 @pytest.mark.parametrize(("late", "used"), [(ANSWER.replace(b"ok", b"no"), 1), (ANSWER[:-1], 2)])

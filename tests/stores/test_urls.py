@@ -95,17 +95,26 @@ def test_a_broken_package_of_a_store_is_one_sentence(opener: str, monkeypatch: p
         connect("broken:///lists")
 
 
-def test_url_that_an_installed_store_does_not_accept_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("sqlite:///lists", "the store sqlite:// does not accept 'sqlite:///lists': no table in '/lists'"),
+        ("sqlite://u:secret@host/lists", "the store sqlite:// does not accept 'sqlite://host/lists'"),
+        ("sqlite:///lists?key=secret", "the store sqlite:// does not accept 'sqlite:///lists'"),
+    ],
+)
+def test_url_that_an_installed_store_does_not_accept_is_one_sentence(
+    url: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def open_url(url: str) -> object:
-        raise ValueError(f"{url} has no table")
+        raise ValueError(f"no table in {url.removeprefix('sqlite://')!r}")
 
     monkeypatch.setattr(EntryPoint, "load", lambda _: open_url)
     entries = EntryPoints([EntryPoint("sqlite", "builtins:object", "hotplate.stores")])
     monkeypatch.setattr("hotplate.stores.connect.entry_points", lambda **_: entries)
     with pytest.raises(StoreMisused) as refusal:
-        connect("sqlite://u:secret@host/lists")
-    shown = "sqlite://host/lists"
-    assert str(refusal.value) == f"the store sqlite:// does not accept '{shown}': {shown} has no table"
+        connect(url)
+    assert str(refusal.value) == complaint
 
 
 def test_unescaped_secret_is_refused_with_its_escaped_form() -> None:

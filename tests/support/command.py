@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,9 +18,6 @@ from hotplate.cli import terminal
 from hotplate.cli.main import main
 
 _WIDTH = "200"
-
-# A line for each late stage of a command would follow or precede what a test expects, on a busy machine alone.
-terminal.QUIET_S = math.inf
 
 
 def hotplate(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,11 +2,7 @@
 
 from collections.abc import Callable
 
-import pytest
-
-from hotplate.stores.connect import connect
 from hotplate.stores.redis import client, cluster, multiplexed, sentinels, store
-from hotplate.stores.store import Store
 from tests.support.service import UNTIL_S
 
 # Source for a process that is to be patient.
@@ -27,10 +23,3 @@ def install(replace: Callable[[object, str, object], None]) -> None:
     ):
         for name in names:
             replace(module, name, UNTIL_S)
-
-
-def connect_patiently(url: str) -> Store:
-    """Connect to a store that waits long for replies to lookups."""
-    with pytest.MonkeyPatch.context() as patch:
-        install(patch.setattr)
-        return connect(url)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from hotplate.stores.connect import connect
@@ -254,9 +255,11 @@ async def publish_to(
     url: str, lists: dict[str, bytes], *, live: bool = True, about: Mapping[str, Any] | None = None
 ) -> str:
     """Publish *lists* by key, with a popular list unless there is one, and return the release."""
-    from tests.support.patience import connect_patiently  # noqa: PLC0415 -- which imports this module
+    from tests.support import patience  # noqa: PLC0415 -- which imports this module
 
-    return await publish_through(connect_patiently(url), lists, live=live, about=about)
+    with pytest.MonkeyPatch.context() as patch:
+        patience.install(patch.setattr)
+        return await publish_through(connect(url), lists, live=live, about=about)
 
 
 async def publish_through(

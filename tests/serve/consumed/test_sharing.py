@@ -1,6 +1,7 @@
 """Items bought through one service disappear in the others: over Redis, also after kills and losses."""
 
 import asyncio
+import errno
 import json
 import os
 import time
@@ -188,6 +189,24 @@ def test_a_tail_that_looks_late_finds_a_segment_as_old_as_its_last_look(
     segment.append(events_of("1"))
     os.utime(tmp_path, ns=(changed_at, changed_at))  # the clock of a file system ticks every few milliseconds
     monkeypatch.setattr(time, "time_ns", lambda: changed_at + 2 * RECENT_NS)
+    assert next_users(tail) == ["1"]
+    segment.close()
+
+
+def test_a_tail_lists_a_folder_again_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tail = SegmentTail(tmp_path, consumed_items("buy=24"))
+    assert next_users(tail) == []
+    segment = LogSegment(tmp_path)
+    segment.append(events_of("1"))
+    os.utime(tmp_path, ns=(0, 0))  # long ago, so it is listed once
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            tail.next_events(1)
     assert next_users(tail) == ["1"]
     segment.close()
 
