@@ -265,6 +265,12 @@ def prune(
     """
     kept = _kept_incarnations(catalogue, keep)
 
+    def not_later(entry: Release) -> Release:
+        """Return *entry*, or, if it left service by a clock that was ahead, one that leaves it now."""
+        if _is_prunable(entry, kept) and (entry.superseded_at or 0.0) > catalogue.now:
+            return replace(entry, superseded_at=catalogue.now)
+        return entry
+
     def is_unneeded(entry: Release) -> bool:
         if not _is_prunable(entry, kept) or (entry.superseded_at or 0.0) + grace_s > catalogue.now:
             return False
@@ -274,10 +280,7 @@ def prune(
 
     draft_grace_s = DRAFT_GRACE_S if grace_s else 0.0
     entries = list[Release]()
-    for entry in catalogue.releases:
-        left_later = entry.superseded_at is not None and entry.superseded_at > catalogue.now
-        if left_later and _is_prunable(entry, kept):
-            entry = replace(entry, superseded_at=catalogue.now)  # noqa: PLW2901
+    for entry in map(not_later, catalogue.releases):
         is_marked = is_unneeded(entry) or _is_abandoned(entry, catalogue.now, draft_grace_s)
         entries.append(_dropped(entry) if is_marked else entry)
     for incarnation in sorted(set(present) - catalogue.incarnations):

@@ -13,7 +13,7 @@ from hotplate.serve.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.embedded import Lists
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import FAILED, HISTOGRAM_CELLS, LOOKUPS
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.reader import FIRST_READ_S, TieredReader
 from hotplate.serve.tier_reads import caller_deadline, read_within
 from hotplate.serve.tiers import loop_time
 from hotplate.stores.catalogue import ReleaseRef
@@ -184,6 +184,19 @@ async def test_caller_deadline_below_the_budget_is_kept_and_opens_no_circuit(
         with read_within(60):
             assert (await reader.personal("1")).source == "popular"
     assert reader.tiers[0].breaker.is_open
+
+
+@virtual
+async def test_start_waits_for_a_silent_store_for_the_time_of_a_first_read_only(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    remote.delay_s = 3600
+    async with TieredReader({"silent": remote, "near": RemoteStore(memory)}) as reader:
+        began_s = loop_time()
+        await reader.wait_until_ready(60)
+        assert loop_time() - began_s == pytest.approx(FIRST_READ_S)
+        assert reader.first_live is not None
 
 
 @virtual

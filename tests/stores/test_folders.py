@@ -88,11 +88,13 @@ def test_folder_that_cannot_be_removed_is_reported(tmp_path: Path, monkeypatch: 
 def test_folder_whose_content_cannot_be_removed_is_left_to_the_next_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = scratch_folder(tmp_path, "lists-")
-    (owner.__enter__() / "part").mkdir()
-    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    def use_folder() -> None:
+        with scratch_folder(tmp_path, "lists-") as folder:
+            (folder / "part").mkdir()
+            monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+
     with pytest.raises(OSError, match=r"not empty: .*lists-"):
-        owner.__exit__(None, None, None)
+        use_folder()
     (left,) = marked(tmp_path, "lists-")
     monkeypatch.undo()
     remove_abandoned(left)
