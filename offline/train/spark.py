@@ -58,7 +58,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     It has the settings of `spark-defaults.conf` and `spark-submit`. A local session runs on the loopback interface,
     takes a share of the free memory, and has a temporary folder for checkpoints; a cluster takes one from
     `spark.checkpoint.dir`, which all of its machines reach. Raises SettingError without a master, DataError if Spark
-    cannot start.
+    cannot start, or if its Java process ends.
     """
     chosen = check_master(master)
     builder = _session_builder(chosen)
@@ -74,10 +74,12 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
             context.setCheckpointDir(checkpoints)
         try:
             yield session
-        except BaseException:
+        except BaseException as error:
             with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so
                 if is_ours:
                     session.stop()
+            if isinstance(error, Exception) and _is_connection_error(error):
+                raise DataError(f"Spark failed: {cause_of(error)}.") from error
             raise
 
         try:
@@ -121,15 +123,12 @@ def cause_of(error: Exception) -> str:
 
     A stack that overflows also ends Spark's context, and then Java, so any of the three may be reported first.
     """
-    text = str(error)
-    has_ended = _is_connection_error(error)
-
-    if isinstance(error, Py4JJavaError):
-        try:
-            text = str(error.java_exception.getMessage() or error.java_exception)
-        except (Py4JError, ConnectionError) as ended:  # the message is requested from Java
-            text = str(ended)
-            has_ended = True
+    try:
+        text = _message(error)
+        has_ended = _is_connection_error(error)
+    except (Py4JError, ConnectionError) as failed:  # the message is requested from Java
+        text = failed.errmsg if isinstance(failed, Py4JJavaError) else str(failed)
+        has_ended = True
 
     if has_ended or _SHUT_DOWN in text:
         return f"its Java process has ended ({_first_line(text)}), perhaps for lack of memory or stack; {_MORE_STACK}"
@@ -138,6 +137,13 @@ def cause_of(error: Exception) -> str:
             f"Java's stack overflowed ({_OVERFLOW}), as tasks carry all iterations without a checkpoint; {_MORE_STACK}"
         )
     return _first_line(text)
+
+
+def _message(error: Exception) -> str:
+    """Return the text of *error* or of its Java exception; raises Py4JError or ConnectionError if Java has ended."""
+    if isinstance(error, Py4JJavaError):
+        return str(error.java_exception.getMessage() or error.java_exception)
+    return str(error)
 
 
 def _is_connection_error(error: Exception) -> bool:
@@ -166,24 +172,23 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
     """
     check_user_items(user_items)
 
-    session = SparkSession.builder.getOrCreate()
     blocks = int(np.clip(user_items.nnz // _PAIRS_PER_BLOCK, *_BLOCKS_RANGE))
-    solver = ALS(
-        rank=params.factors,
-        maxIter=params.iterations,
-        regParam=params.reg_param,
-        implicitPrefs=True,
-        alpha=1.0,
-        seed=params.seed,
-        numUserBlocks=blocks,
-        numItemBlocks=blocks,
-        checkpointInterval=_CHECKPOINT_INTERVAL,
-        userCol="user",
-        itemCol="item",
-        ratingCol="rating",
-    )
-
     try:
+        session = SparkSession.builder.getOrCreate()
+        solver = ALS(
+            rank=params.factors,
+            maxIter=params.iterations,
+            regParam=params.reg_param,
+            implicitPrefs=True,
+            alpha=1.0,
+            seed=params.seed,
+            numUserBlocks=blocks,
+            numItemBlocks=blocks,
+            checkpointInterval=_CHECKPOINT_INTERVAL,
+            userCol="user",
+            itemCol="item",
+            ratingCol="rating",
+        )
         model = solver.fit(session.createDataFrame(_rating_table(user_items, params)))
         users, items = user_items.shape
         user_factors = _collect_factors(model.userFactors, users, params)

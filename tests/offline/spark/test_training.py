@@ -24,6 +24,34 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.spark
 SIZE = 50
+# Prints the cause of a Java exception whose Java has ended since, and errors of `fit` and of a session without Java.
+KILLS_JAVA = """
+import os
+import signal
+from pathlib import Path
+from py4j.protocol import Py4JJavaError
+from hotplate.offline.errors import DataError
+from hotplate.offline.train.als import SparkParams
+from hotplate.offline.train.spark import cause_of, fit, spark_session
+from tests.support.interactions import checkerboard
+
+try:
+    with spark_session("local[1]") as session:
+        try:
+            session.sparkContext.textFile("/nowhere").count()
+        except Py4JJavaError as error:
+            java_error = error
+        for java in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            os.kill(int(java), signal.SIGKILL)
+        print(cause_of(java_error))
+        try:
+            fit(checkerboard(4), SparkParams(factors=2))
+        except DataError as error:
+            print(error)
+        session.range(3).count()
+except DataError as error:
+    print(error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +127,16 @@ def test_connection_that_breaks_during_a_call_is_explained_with_the_setting() ->
     cause = cause_of(Py4JError("An error occurred while calling o42.fit"))
     assert "its Java process has ended (An error occurred while calling o42.fit)" in cause
     assert "set spark.checkpoint.dir" in cause
+
+
+def test_java_that_was_killed_is_explained_with_the_setting() -> None:
+    done = subprocess.run([sys.executable, "-c", KILLS_JAVA], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    late, fitting, session = done.stdout.splitlines()
+    assert "its Java process has ended" in late
+    assert "set spark.checkpoint.dir" in late
+    assert fitting.startswith("Spark could not learn: its Java process has ended")
+    assert session.startswith("Spark failed: its Java process has ended")
 
 
 @pytest.mark.parametrize(
