@@ -1,8 +1,11 @@
-"""A server of streams in the event loop of a test; connections and tasks end with its block."""
+"""A server of streams in the event loop of a test, whose connections end with its block, and open sockets."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -52,3 +55,27 @@ async def listening(handler: Handler) -> AsyncIterator[int]:
         for writer in writers:
             writer.transport.abort()
         await asyncio.gather(*tasks)
+
+
+def open_sockets() -> int:
+    """Return how many TCP sockets this process has open."""
+    count = 0
+    for path in Path("/proc/self/fd").iterdir():
+        if path.is_socket():
+            with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as copy:
+                count += copy.family == socket.AF_INET and copy.type == socket.SOCK_STREAM
+    return count
+
+
+@asynccontextmanager
+async def until_sockets_are_closed(limit_s: float) -> AsyncIterator[None]:
+    """Wait at the end until the sockets that were opened in the block are closed; TimeoutError after *limit_s*.
+
+    Asyncio closes a socket of TLS once the server has agreed, or after 30 s. If the loop ends before, the socket stays
+    open, and the warning of that fails a later test.
+    """
+    before = open_sockets()
+    yield
+    async with asyncio.timeout(limit_s):
+        while open_sockets() > before:
+            await asyncio.sleep(0.02)

@@ -23,6 +23,7 @@ from tests.support.redis_server import SOON_S, RedisServer, running
 from tests.support.rotation import FakeIdentity, RotatingProvider, SlowProvider
 from tests.support.soak import MINUTES
 from tests.support.stores import FIRST, publish, ref_of, release_ref, scan_rows, write_release
+from tests.support.streams import until_sockets_are_closed
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(300))]
 ROTATIONS = 5
@@ -171,19 +172,20 @@ async def test_call_cancelled_before_its_connection_logged_in_fails_no_later_cal
 async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_closed(
     tmp_path: Path, prefix: str
 ) -> None:
-    with running(tmp_path) as server:
-        provider = RotatingProvider([server])
-        store = open_url(server.url("rediss", prefix=prefix), provider=provider.create)
-        try:
-            await write_release(store, FIRST, ROWS)
-            assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
-            former = provider.user
-            provider.replace_user()
-            with server.stopped():  # before the renewal begins
-                await asyncio.sleep(1.5)  # redis-py waits for 1 s until a TLS connection is closed
-            await provider.wait_until_unused(former)
-        finally:
-            await store.close()
+    async with until_sockets_are_closed(SOON_S):
+        with running(tmp_path) as server:
+            provider = RotatingProvider([server])
+            store = open_url(server.url("rediss", prefix=prefix), provider=provider.create)
+            try:
+                await write_release(store, FIRST, ROWS)
+                assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+                former = provider.user
+                provider.replace_user()
+                with server.stopped():  # before the renewal begins
+                    await asyncio.sleep(1.5)  # redis-py waits for 1 s until a TLS connection is closed
+                await provider.wait_until_unused(former)
+            finally:
+                await store.close()
 
 
 @pytest.mark.usefixtures("real_limits")
@@ -191,27 +193,28 @@ async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_c
 async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
     redis_cluster: RedisCluster, prefix: str, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hotplate.stores.redis.store.LOOKUP_TIMEOUT_S", SOON_S)
-    servers = [node.server for node in redis_cluster.nodes]
-    hung = redis_cluster.primaries[-1]
-    provider = RotatingProvider(servers)
-    url = f"{redis_cluster.url('rediss+cluster', prefix=prefix)}&client={client}"
-    store = open_url(url, provider=provider.create)
-    try:
-        await write_release(store, FIRST, ROWS)
-        names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
-        owners = redis_cluster.owners(names)
-        rows = [row for row, owner in zip(ROWS, owners, strict=True) if owner is not hung]
-        keys = [row.key for row in rows]
-        assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]
-        provider.replace_user()
-        with hung.server.stopped():  # before the renewal begins
-            deadline_s = time.monotonic() + 3  # in which the client is replaced, and closed after 1 s more
-            while time.monotonic() < deadline_s:
-                assert await store.get_many(release_ref(FIRST), keys) == [row.value for row in rows]
-                await asyncio.sleep(1 / READS_PER_S)
-    finally:
-        await store.close()
+    async with until_sockets_are_closed(SOON_S):
+        monkeypatch.setattr("hotplate.stores.redis.store.LOOKUP_TIMEOUT_S", SOON_S)
+        servers = [node.server for node in redis_cluster.nodes]
+        hung = redis_cluster.primaries[-1]
+        provider = RotatingProvider(servers)
+        url = f"{redis_cluster.url('rediss+cluster', prefix=prefix)}&client={client}"
+        store = open_url(url, provider=provider.create)
+        try:
+            await write_release(store, FIRST, ROWS)
+            names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
+            owners = redis_cluster.owners(names)
+            rows = [row for row, owner in zip(ROWS, owners, strict=True) if owner is not hung]
+            keys = [row.key for row in rows]
+            assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]
+            provider.replace_user()
+            with hung.server.stopped():  # before the renewal begins
+                deadline_s = time.monotonic() + 3  # in which the client is replaced, and closed after 1 s more
+                while time.monotonic() < deadline_s:
+                    assert await store.get_many(release_ref(FIRST), keys) == [row.value for row in rows]
+                    await asyncio.sleep(1 / READS_PER_S)
+        finally:
+            await store.close()
 
 
 async def test_renewals_follow_one_another(redis_server: RedisServer) -> None:

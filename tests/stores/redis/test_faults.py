@@ -36,6 +36,7 @@ from tests.support.stores import (
     write_release,
 )
 from tests.support.stores import publish as publish_rows
+from tests.support.streams import open_sockets, until_sockets_are_closed
 from tests.support.tcp_proxy import Proxy, through
 
 USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
@@ -259,16 +260,12 @@ async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
 
 @pytest.mark.usefixtures("real_limits")
 async def test_store_closes_without_an_error_while_its_server_hangs(server: RedisServer) -> None:
-    before = open_sockets()
-    store = open_url(server.url("rediss"))
-    await write_release(store, FIRST, TEN)
-    assert await store.get_many(release_ref(FIRST), [TEN[0].key]) == [TEN[0].value]
-    with server.stopped():
-        await store.close()
-    # Asyncio closes a socket of TLS once the server has agreed, or after 30 s.
-    async with asyncio.timeout(RECOVERS_WITHIN_S):
-        while open_sockets() > before:
-            await asyncio.sleep(0.02)
+    async with until_sockets_are_closed(RECOVERS_WITHIN_S):
+        store = open_url(server.url("rediss"))
+        await write_release(store, FIRST, TEN)
+        assert await store.get_many(release_ref(FIRST), [TEN[0].key]) == [TEN[0].value]
+        with server.stopped():
+            await store.close()
 
 
 async def test_proxy_closes_a_connection_that_it_has_just_accepted() -> None:
@@ -279,12 +276,6 @@ async def test_proxy_closes_a_connection_that_it_has_just_accepted() -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
         assert open_sockets() <= before
-
-
-def open_sockets() -> int:
-    """Return how many sockets this process has open."""
-    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return sum(link.name.startswith("socket:") for link in links)
 
 
 async def test_what_no_replica_has_is_reported(
