@@ -33,21 +33,26 @@ def main() -> None:
         extra = EXTRAS.get(verb, "server")
         sys.exit(f"{error.name} is not installed; install it with: {install_command(extra)}")
 
-    if hears_ctrl_c:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.argv[1:2] in (["run"], ["import"], ["publish"]):  # clean up when a scheduler stops them
-        signal.signal(signal.SIGTERM, _terminate)
-
+    cleans_up = sys.argv[1:2] in (["run"], ["import"], ["publish"])  # when a scheduler stops it
+    former = signal.getsignal(signal.SIGTERM)
     try:
-        run_verb()
+        try:
+            if hears_ctrl_c:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if cleans_up:
+                signal.signal(signal.SIGTERM, _terminate)
+            run_verb()
+        finally:
+            # From here on, a signal ends the process at once, because nobody would catch KeyboardInterrupt.
+            if cleans_up:
+                signal.signal(signal.SIGTERM, former)
+            if hears_ctrl_c:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
     except SystemExit as exiting:
         if exiting.code != INTERRUPTED:
             raise
     except KeyboardInterrupt:
         pass
-    finally:
-        if hears_ctrl_c:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     # Interrupted: a thread that returns from C code during an ordinary exit would abort the process.
     sys.stdout.flush()

@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -128,6 +130,28 @@ def test_stopped_import_leaves_nothing(number: signal.Signals, tmp_path: Path, m
     assert (code, "Traceback" in printed) == (130, False), printed
     assert list(scratch.iterdir()) == []
     assert list(store.glob("releases/*")) == []
+
+
+# Is stopped when the verb is done, and the process ends.
+DONE = """
+import os, signal, sys
+from hotplate import __main__
+from hotplate.cli import main
+
+def publish():
+    sys.exit(0)
+
+main.main = publish
+try:
+    __main__.main()
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_sigterm_after_the_verb_ends_the_process_without_a_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", DONE, "publish"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 
 
 def listed(store: Path) -> set[str]:
