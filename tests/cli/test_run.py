@@ -27,6 +27,7 @@ from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Store
+from tests.support import patience
 from tests.support.command import failed, hotplate, json_of
 from tests.support.forked import Forked
 from tests.support.service import until
@@ -43,6 +44,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
         return f"file://{tmp_path / 'store'}"
     server: RedisServer = request.getfixturevalue("redis_server")
+    request.getfixturevalue("patience")
     return server.url(prefix=secrets.token_hex(4))
 
 
@@ -606,7 +608,7 @@ def test_metrics_are_written_and_pushed_and_a_down_gateway_fails_no_run(folder_u
 
 def stopped(pipeline: Path, after_s: float, number: signal.Signals) -> int:
     """Run a pipeline, send it a signal *after_s* from its first step, and return how it ended."""
-    process = Forked("run", pipeline, output=pipeline.with_name("output"))
+    process = Forked("run", pipeline, output=pipeline.with_name("output"), before=patience.INSTALL)
     while process.poll() is None and not pipeline.with_name("work").exists():
         time.sleep(0.001)
     time.sleep(after_s)  # no condition can be waited for: it is any instant
