@@ -184,7 +184,8 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = NODE_TIM
 
     Unless *node_timeout_ms* is short, no replica is elected, not even if the machine stands still for a while.
 
-    A cluster has 18 ports; if another test was faster with one of them, it begins once more with others.
+    A cluster has 18 ports; if another test was faster with one of them, it begins once more with others. So it does if
+    a primary was silent for so long that its replica was elected.
     """
     binary = find_binary()
     certify(folder)
@@ -198,11 +199,12 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = NODE_TIM
                     stack.callback(node.server.kill)
                     node.server.start()
                 cluster.wait_until(cluster.every_primary_has_a_replica, BEGUN_WITHIN_S)
+                cluster.execute_everywhere("CONFIG", "SET", "cluster-node-timeout", str(node_timeout_ms))
+                assert cluster.primaries == cluster.nodes[:PRIMARIES], "a replica was elected"
             except AssertionError:
                 if attempt == ATTEMPTS - 1:
                     raise
                 continue
-            cluster.execute_everywhere("CONFIG", "SET", "cluster-node-timeout", str(node_timeout_ms))
             for node in cluster.nodes:  # also for restarts; the last of equal options counts
                 node.server.options += ("--cluster-node-timeout", str(node_timeout_ms))
             yield cluster
