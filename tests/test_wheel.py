@@ -33,7 +33,7 @@ def run(*arguments):
     command(arguments)(arguments, standalone_mode=False)
 
 async def read():
-    async with hotplate.open(STORE) as lists:
+    async with hotplate.open(STORE, timeout_s=60) as lists:
         print(*(item["id"] for item in lists.popular(n=1).items))
 
 run("train", "clicks.csv", "--engine", "popularity", "--no-tune", "--out", "model")
