@@ -13,7 +13,7 @@ from hotplate.stores.errors import ReleaseConflict, StoreError
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.store import Plan, RecordChange
 from hotplate.stores.transitions import succeed
-from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
+from tests.support.system_calls import DEADLINE_S, Killed, Process, Schedule, finish, patch_calls, run, schedules
 
 DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "one")
 PLAN = Plan(10, 1000)
@@ -41,6 +41,8 @@ LIMITS = pytest.mark.parametrize("switches", [2, pytest.param(None, id="soak", m
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[tuple[Schedule, Path]]]:
     """Return what yields schedules, each with a folder that has a catalogue and the room for the next."""
     patch_calls(monkeypatch)
+    # A process that waits for a lock tries it again at each turn of it, whatever time has passed.
+    monkeypatch.setattr("hotplate.stores.file.store.LOCK_TIMEOUT_S", DEADLINE_S)
     begun = tmp_path / "begun"
     for old, new in ((Catalogue(), FIRST), (FIRST, SECOND)):
         finish(LmdbStore(begun).swap(old, new))
