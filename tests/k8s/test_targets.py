@@ -6,8 +6,10 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -252,6 +254,20 @@ def test_edge_stops_a_copy_before_it_ends(verb: str, tmp_path: Path) -> None:
         process.terminate()
     assert process.wait(timeout=60) == 0
     assert (tmp_path / "stopped").exists()
+
+
+def test_edge_stops_right_after_it_has_started_a_command(tmp_path: Path) -> None:
+    """A signal that the shell hands on to a command may come before this has taken the place of the forked shell."""
+    stub = tmp_path / "hotplate"
+    stub.write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+    copier = iot_edge("hotplate-copy")
+    for turn in range(60):
+        process = subprocess.Popen(copier.command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, stderr=subprocess.DEVNULL)
+        time.sleep(turn / 5_000)
+        process.terminate()
+        # It ends by the signal if it has not set its trap.
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
 
 
 def test_edge_module_is_read_only_with_its_mounts() -> None:
