@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.kubernetes import K8S, tool
 from tests.support.paths import ROOT
-from tests.support.service import publish_lists, running
+from tests.support.service import publish_lists, running, until
 
 pytestmark = pytest.mark.k8s
 DOCKERFILE = K8S / "Dockerfile"
@@ -109,5 +109,5 @@ async def test_the_health_check_follows_the_service(tmp_path: Path) -> None:
 
     await publish_lists(tmp_path / "store", {})
     with running(tmp_path / "store") as service:
-        assert check(service.health_port) == 0
+        until(lambda: check(service.health_port) == 0, "the check does not succeed")  # it waits 2 s at most
     assert check(service.health_port) == 1

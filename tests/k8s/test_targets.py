@@ -193,6 +193,8 @@ async def test_each_target_starts_and_answers_its_probes(target: Any, tmp_path: 
     assert probed in {port, int(described.environment.get("HOTPLATE_HEALTH_PORT", HEALTH_PORT))}
     command = [*here(described.environment, tmp_path), sys.executable, "-m", "hotplate", *described.command[1:]]
     with started(tmp_path, command) as service:
+        # A worker begins without a release if the first read takes long.
+        until(lambda: service.health("/readyz").status == 200, "no release is read")
         request = service.get if probed == port else service.health
         for path in described.probes:
             assert request(path).status == 200
