@@ -34,7 +34,8 @@ _BLOCKS_RANGE = (2, 1000)
 # about 15.
 _CHECKPOINT_INTERVAL = 5
 _OVERFLOW = "StackOverflowError"
-_SHUT_DOWN = "SparkContext was shut down"
+# A context that has ended: to jobs that it ran, and to later calls.
+_CONTEXT_ENDED = "SparkContext was shut down", "stopped SparkContext"
 _MORE_STACK = (
     "on a cluster, set spark.checkpoint.dir to a folder that all of its machines reach, or give driver and executors a "
     "larger stack (-Xss16m)"
@@ -65,29 +66,26 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     try:
         is_ours = not _has_session()
         session = builder.getOrCreate()
-    except (Py4JError, PySparkException) as error:
+    except (Py4JError, PySparkException, ConnectionError) as error:
         raise DataError(f"Spark cannot be started on {chosen}: {cause_of(error)}.") from error
 
     with tempfile.TemporaryDirectory(prefix="hotplate-spark-", ignore_cleanup_errors=True) as checkpoints:
-        context = session.sparkContext
-        if context.master.startswith("local") and context.getCheckpointDir() is None:
-            context.setCheckpointDir(checkpoints)
         try:
+            _ensure_checkpoints(session, checkpoints)
             yield session
-        except BaseException as error:
+        except (Py4JError, PySparkException, ConnectionError) as error:
+            raise DataError(f"Spark failed: {cause_of(error)}.") from error
+        finally:
             with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so
                 if is_ours:
                     session.stop()
-            if isinstance(error, Exception) and _is_connection_error(error):
-                raise DataError(f"Spark failed: {cause_of(error)}.") from error
-            raise
 
-        try:
-            if is_ours:
-                session.stop()
-        except (Py4JError, ConnectionError) as error:
-            if not _is_connection_error(error):  # otherwise Java has ended already
-                raise
+
+def _ensure_checkpoints(session: SparkSession, folder: str) -> None:
+    """Let a local session write checkpoints to *folder*, unless it has another folder for them."""
+    context = session.sparkContext
+    if context.master.startswith("local") and context.getCheckpointDir() is None:
+        context.setCheckpointDir(folder)
 
 
 def _has_session() -> bool:
@@ -125,12 +123,12 @@ def cause_of(error: Exception) -> str:
     """
     try:
         text = _message(error)
-        has_ended = _is_connection_error(error)
+        has_ended = _is_connection_error(error) or not _is_answering()
     except (Py4JError, ConnectionError) as failed:  # the message is requested from Java
         text = failed.errmsg if isinstance(failed, Py4JJavaError) else str(failed)
         has_ended = True
 
-    if has_ended or _SHUT_DOWN in text:
+    if has_ended or any(ended in text for ended in _CONTEXT_ENDED):
         return f"its Java process has ended ({_first_line(text)}), perhaps for lack of memory or stack; {_MORE_STACK}"
     if _OVERFLOW in text:
         return (
@@ -157,6 +155,18 @@ def _is_connection_error(error: Exception) -> bool:
         return False
     text = str(error)
     return text.startswith("An error occurred while calling") and "Trace:" not in text
+
+
+def _is_answering() -> bool:
+    """Return whether Java answers, if this process has a session.
+
+    If a connection breaks while a class is looked up, Py4J says that the class does not exist.
+    """
+    try:
+        SparkSession.getActiveSession()
+    except (Py4JError, ConnectionError):
+        return False
+    return True
 
 
 def _first_line(text: str) -> str:

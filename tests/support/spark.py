@@ -1,7 +1,10 @@
-"""For the tests of Spark: a model of many users, and lists that are the same but for the last digit of a score."""
+"""For the tests of Spark: an end of Java, a large model, and lists that are equal but for the last digit of a score."""
 
+import os
+import signal
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,3 +58,10 @@ def assert_same_lists(rows: Sequence[Row], expected: Sequence[Row]) -> None:
 def bodies_as_lists(rows: Iterable[Row]) -> list[Row]:
     """Return rows of bodies in the order of their keys, without their offsets."""
     return [Row(key, body[OFFSET_BYTES:]) for key, body in sorted(rows)]
+
+
+def kill_java() -> None:
+    """Kill the Java process that the main thread of this process has started, and wait until it has ended."""
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+        os.waitid(os.P_PID, int(child), os.WEXITED | os.WNOWAIT)  # it stays a zombie for its parent's own wait

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from hotplate.offline.errors import SettingError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.model import load, save
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import fit
@@ -26,14 +27,12 @@ pytestmark = pytest.mark.spark
 SIZE = 50
 # Prints the cause of a Java exception whose Java has ended since, and errors of `fit` and of a session without Java.
 KILLS_JAVA = """
-import os
-import signal
-from pathlib import Path
 from py4j.protocol import Py4JJavaError
 from hotplate.offline.errors import DataError
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.spark import cause_of, fit, spark_session
 from tests.support.interactions import checkerboard
+from tests.support.spark import kill_java
 
 try:
     with spark_session("local[1]") as session:
@@ -41,8 +40,7 @@ try:
             session.sparkContext.textFile("/nowhere").count()
         except Py4JJavaError as error:
             java_error = error
-        for java in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-            os.kill(int(java), signal.SIGKILL)
+        kill_java()
         print(cause_of(java_error))
         try:
             fit(checkerboard(4), SparkParams(factors=2))
@@ -51,6 +49,22 @@ try:
         session.range(3).count()
 except DataError as error:
     print(error)
+"""
+# Prints errors of `fit`, whose first call looks up a class, and of a new session, both after the end of Java.
+LOSES_JAVA = """
+from hotplate.offline.errors import DataError
+from hotplate.offline.train.als import SparkParams
+from hotplate.offline.train.spark import fit, spark_session
+from tests.support.interactions import checkerboard
+from tests.support.spark import kill_java
+
+for _ in range(2):
+    try:
+        with spark_session("local[1]"):
+            kill_java()
+            fit(checkerboard(4), SparkParams(factors=2))
+    except DataError as error:
+        print(error)
 """
 
 
@@ -117,9 +131,13 @@ def test_without_checkpoints_the_error_names_the_setting_for_them(tmp_path: Path
     assert not (tmp_path / "model").exists()
 
 
-def test_ended_spark_context_is_explained_with_the_setting() -> None:
-    cause = cause_of(PySparkException("Job 42 cancelled because SparkContext was shut down"))
-    assert "SparkContext was shut down" in cause
+@pytest.mark.parametrize(
+    "text",
+    ["Job 42 cancelled because SparkContext was shut down", "Cannot call methods on a stopped SparkContext"],
+)
+def test_ended_spark_context_is_explained_with_the_setting(text: str) -> None:
+    cause = cause_of(PySparkException(text))
+    assert f"({text})" in cause
     assert "set spark.checkpoint.dir" in cause
 
 
@@ -137,6 +155,25 @@ def test_java_that_was_killed_is_explained_with_the_setting() -> None:
     assert "set spark.checkpoint.dir" in late
     assert fitting.startswith("Spark could not learn: its Java process has ended")
     assert session.startswith("Spark failed: its Java process has ended")
+
+
+def test_java_that_ended_before_a_class_is_looked_up_is_explained_with_the_setting() -> None:
+    done = subprocess.run([sys.executable, "-c", LOSES_JAVA], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    fitting, starting = done.stdout.splitlines()
+    assert fitting.startswith("Spark could not learn: its Java process has ended")
+    assert "set spark.checkpoint.dir" in fitting
+    assert starting.startswith("Spark cannot be started on local[1]: its Java process has ended")
+
+
+@pytest.mark.usefixtures("session")
+def test_java_that_ends_right_after_its_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: SparkContext) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(SparkContext, "getCheckpointDir", refuse)
+    with pytest.raises(DataError, match="Spark failed: its Java process has ended"), spark_session("local[1]"):
+        pass
 
 
 @pytest.mark.parametrize(
