@@ -6,7 +6,7 @@ Executors write lists as parts of one draft; items and factors are broadcast, bl
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -120,7 +120,8 @@ class SparkLists(PartedSource):
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
         finally:
             if not running.done():
-                self._context.cancelJobGroup(group)
+                with suppress(Py4JError, ConnectionError):  # Java has ended, and the job with it
+                    self._context.cancelJobGroup(group)
                 running.add_done_callback(lambda ended: ended.exception())  # retrieves the error of the cancelled job
 
     def _sum_parts(

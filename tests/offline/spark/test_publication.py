@@ -29,6 +29,32 @@ from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
 
 pytestmark = pytest.mark.spark
+# Kills Java while it writes the parts of a publish to a URL; prints the error of the publish.
+FAILS_WITHOUT_JAVA = """
+import asyncio
+import sys
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.publish import publish_source
+from hotplate.offline.spark import SparkLists
+from hotplate.offline.train.spark import spark_session
+from hotplate.stores.connect import connect
+from tests.support.spark import kill_java, model_of
+
+def fail(done, total):
+    kill_java()
+    raise KeyError("the caller's own")
+
+class FailingLists(SparkLists):
+    async def write_parts(self, context, lists, observer, on_progress):
+        return await super().write_parts(context, lists, observer, fail)
+
+with spark_session("local[1]") as session:
+    source = FailingLists(ModelLists.of(model_of(3_000), ListSettings(length=10)), session, sys.argv[1])
+    try:
+        asyncio.run(publish_source(source, connect(sys.argv[1])))
+    except KeyError as error:
+        print(error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +154,13 @@ async def test_a_failed_publish_leaves_other_jobs_of_its_session_running(
     publish_failed.touch()
     assert await other == [7]
     await store.close()
+
+
+def test_publish_raises_its_own_error_if_java_has_ended_as_well(url: str) -> None:
+    program = [sys.executable, "-c", FAILS_WITHOUT_JAVA, url]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '"the caller\'s own"\n'
 
 
 async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(session: SparkSession, url: str) -> None:
