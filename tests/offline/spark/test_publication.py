@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
 
 from hotplate.offline import lists as offline_lists
-from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline import spark as offline_spark
+from hotplate.offline.lists import Block, ListSettings, ModelLists
 from hotplate.offline.model import Model, save
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import publish_source
@@ -23,12 +25,29 @@ from hotplate.offline.train.spark import spark_session
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ChargeCounter, Row
+from tests.support import patience
 from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.usefixtures("patience")]
+USERS = 6_000
+# Runs a command whose publish never ends by itself.
+WAITS_TO_BE_KILLED = f"""
+import asyncio
+from hotplate.__main__ import main
+from hotplate.offline.spark import SparkLists
+{patience.INSTALL}
+write_parts = SparkLists.write_parts
+
+async def write_and_wait(*arguments, **named):
+    await write_parts(*arguments, **named)
+    await asyncio.Event().wait()
+
+SparkLists.write_parts = write_and_wait
+main()
+"""
 # Kills Java while it writes the parts of a publish to a URL; prints the error of the publish.
 FAILS_WITHOUT_JAVA = """
 import asyncio
@@ -73,6 +92,25 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_lists, "_LEAST_IN_BLOCK", 100)
 
 
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file for which executors wait before the last block of USERS, so that this process sees them write the others.
+
+    They are sent the function below as it is, because they cannot import it.
+    """
+    release = tmp_path / "released"
+    write_blocks = offline_spark._write_blocks
+
+    def write_when_released(job: Any, progress: Any, blocks: Iterable[Block]) -> Iterator[Any]:  # noqa: ANN401 -- unchanged
+        for block in blocks:
+            while block.stop == USERS and not release.exists():
+                time.sleep(0.02)
+            yield from write_blocks(job, progress, [block])
+
+    monkeypatch.setattr(offline_spark, "_write_blocks", write_when_released)
+    return release
+
+
 def lists_of(model: Model) -> ModelLists:
     return ModelLists.of(model, ListSettings(length=10))
 
@@ -100,7 +138,7 @@ def executors(session: SparkSession) -> list[int]:
 def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
     """Run a publish, and kill its driver with all executors once the server has this many more rows."""
     before = int(server.execute_command("DBSIZE"))
-    driver = subprocess.Popen([sys.executable, "-m", "hotplate", *command], start_new_session=True)
+    driver = subprocess.Popen([sys.executable, "-c", WAITS_TO_BE_KILLED, *command], start_new_session=True)
     while int(server.execute_command("DBSIZE")) < before + rows:
         assert driver.poll() is None
         time.sleep(0.02)
@@ -109,8 +147,8 @@ def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-async def test_a_lost_executors_part_is_written_again(session: SparkSession, url: str) -> None:
-    model = model_of(6_000)
+async def test_a_lost_executors_part_is_written_again(session: SparkSession, url: str, released: Path) -> None:
+    model = model_of(USERS)
     store = connect(url)
     killed = list[int]()
 
@@ -118,6 +156,7 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
         if 200 < done < total and not killed:
             killed.extend(executors(session)[:1])
             os.kill(killed[0], signal.SIGKILL)
+            released.touch()
 
     source = SparkLists(lists_of(model), session, url)
     result = (await publish_source(source, store, PublishSettings("json"), on_progress=kill_one)).result
@@ -129,7 +168,7 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
 
 @pytest.mark.usefixtures("small_blocks")
 async def test_a_failed_publish_leaves_other_jobs_of_its_session_running(
-    session: SparkSession, url: str, tmp_path: Path
+    session: SparkSession, url: str, released: Path, tmp_path: Path
 ) -> None:
     started = tmp_path / "started"
     publish_failed = tmp_path / "publish failed"
@@ -148,10 +187,11 @@ async def test_a_failed_publish_leaves_other_jobs_of_its_session_running(
     while not started.exists():
         await asyncio.sleep(0.05)
     store = connect(url)
-    source = SparkLists(lists_of(model_of(6_000)), session, url)
+    source = SparkLists(lists_of(model_of(USERS)), session, url)
     with pytest.raises(KeyError):
         await publish_source(source, store, PublishSettings("json"), on_progress=fail)
     publish_failed.touch()
+    released.touch()
     assert await other == [7]
     await store.close()
 

@@ -1,0 +1,11 @@
+"""For `spark.python.daemon.module`: the process from which executors fork those of Python, with patient stores."""
+
+import runpy
+
+from hotplate.stores import http1
+from tests.support import patience
+from tests.support.service import UNTIL_S
+
+patience.install(setattr)
+http1.CONNECT_S = UNTIL_S
+runpy.run_module("pyspark.daemon", run_name="__main__", alter_sys=True)
