@@ -18,7 +18,8 @@ SLOTS, PRIMARIES = 16384, 3
 # Long enough for whatever a machine that stands still for seconds does to elections.
 SETTLED_WITHIN_S = 60.0
 
-# The time after which a silent node is replaced; short while a cluster starts, because nodes wait for it.
+# The time after which a silent node is replaced. It is long, because a machine may stand still for a while, and short
+# while a cluster starts, because nodes wait for it.
 NODE_TIMEOUT_MS, BEGINNING_NODE_TIMEOUT_MS = 60_000, 1000
 
 # How often, and for how long, a cluster may try to begin; it takes 2 s.
@@ -128,6 +129,15 @@ class RedisCluster:
         ranges = [ranges for node in self.alive for ranges in node.server.execute_command("CLUSTER", "SLOTS")]
         return any(primary[1] == node.port for _, _, primary, *_ in ranges)
 
+    def take_over(self, node: ClusterNode) -> None:
+        """Let the first replica of a primary that was killed serve its slots, and wait until all nodes know that.
+
+        A short time-out, after which nodes elect it themselves, would also replace a primary that only stood still.
+        """
+        replica = next(other for other in self.alive if other.primary is node)
+        replica.server.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+        self.wait_until(lambda: not self.is_named(node))
+
     def keys(self, pattern: str) -> list[str]:
         return sorted(key for node in self.primaries for key in node.server.execute_command("KEYS", pattern))
 
@@ -179,10 +189,8 @@ class RedisCluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, *options: str, node_timeout_ms: int = NODE_TIMEOUT_MS) -> Iterator[RedisCluster]:
+def running_cluster(folder: Path, *options: str) -> Iterator[RedisCluster]:
     """Run a cluster with its files in *folder* until the block ends, which begins once all of it is well.
-
-    Unless *node_timeout_ms* is short, no replica is elected, not even if the machine stands still for a while.
 
     A cluster has 18 ports; if another test was faster with one of them, it begins once more with others. So it does if
     a primary was silent for so long that its replica was elected.
@@ -199,14 +207,14 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = NODE_TIM
                     stack.callback(node.server.kill)
                     node.server.start()
                 cluster.wait_until(cluster.every_primary_has_a_replica, BEGUN_WITHIN_S)
-                cluster.execute_everywhere("CONFIG", "SET", "cluster-node-timeout", str(node_timeout_ms))
+                cluster.execute_everywhere("CONFIG", "SET", "cluster-node-timeout", str(NODE_TIMEOUT_MS))
                 assert cluster.primaries == cluster.nodes[:PRIMARIES], "a replica was elected"
             except AssertionError:
                 if attempt == ATTEMPTS - 1:
                     raise
                 continue
             for node in cluster.nodes:  # also for restarts; the last of equal options counts
-                node.server.options += ("--cluster-node-timeout", str(node_timeout_ms))
+                node.server.options += ("--cluster-node-timeout", str(NODE_TIMEOUT_MS))
             yield cluster
             return
 

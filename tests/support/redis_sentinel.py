@@ -16,7 +16,8 @@ from tests.support.redis_server import RedisServer, certify, find_binary
 from tests.support.service import until
 
 NAME = "shop"
-# The time after which a silent server or sentinel counts as down.
+# The time after which a silent server or sentinel counts as down. It is long, so that only tests begin a failover, even
+# if the machine stands still for a while.
 DOWN_AFTER_MS = 60_000
 
 # A replica gets its copy at once, and notices within a second that its primary is gone.
@@ -50,7 +51,6 @@ class SentinelDeployment:
     sentinels: list[Sentinel]
     tls: bool
     password: str | None
-    down_after_ms: int
 
     def url(self, prefix: str = "test") -> str:
         user = "" if self.password is None else f":{self.password}@"
@@ -85,7 +85,7 @@ class SentinelDeployment:
             return client.execute_command(f"SENTINEL {command[0]}", *command[1:])
 
     def fail_over(self) -> RedisServer:
-        """Have the sentinels replace the primary; return the new one."""
+        """Have the sentinels replace the primary, which may be dead; return the new one."""
         before = self.primary
 
         def is_replaced() -> bool:
@@ -98,11 +98,6 @@ class SentinelDeployment:
             return False
 
         until(is_replaced, "no failover")
-        return self.primary
-
-    def wait_for_other(self, before: RedisServer) -> RedisServer:
-        """Wait until the sentinels call another server than *before* the primary; return it."""
-        until(lambda: self.primary is not before, "no failover")
         return self.primary
 
     def start(self) -> None:
@@ -134,7 +129,7 @@ class SentinelDeployment:
         lines = [
             place, "bind 127.0.0.1", f"dir {sentinel.folder}", f"sentinel myid {sentinel.id}",
             f"sentinel monitor {NAME} 127.0.0.1 {self.port(self.servers[0])} 2",
-            f"sentinel down-after-milliseconds {NAME} {self.down_after_ms}",
+            f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}",
             f"sentinel failover-timeout {NAME} 3000", f"sentinel parallel-syncs {NAME} 2",
         ]  # fmt: skip
         if self.tls:
@@ -156,12 +151,11 @@ class SentinelDeployment:
 
 @contextmanager
 def sentinel_deployment(
-    folder: Path, *options: str, tls: bool = False, password: str | None = None, down_after_ms: int = DOWN_AFTER_MS
+    folder: Path, *options: str, tls: bool = False, password: str | None = None
 ) -> Iterator[SentinelDeployment]:
     """Run one with its files in *folder* until the block ends; *options* are the servers'.
 
-    With a *password*, all servers and sentinels have it. Unless *down_after_ms* is short, nobody but the test begins a
-    failover, not even if the machine stands still for a while.
+    With a *password*, all servers and sentinels have it.
     """
     binary = find_binary()
     certify(folder)
@@ -180,7 +174,7 @@ def sentinel_deployment(
     for server in servers[1:]:
         server.options += ("--replicaof", "127.0.0.1", of)
     sentinels = [Sentinel(folder / f"sentinel-{number}") for number in range(3)]
-    deployment = SentinelDeployment(folder, servers, sentinels, tls, password, down_after_ms)
+    deployment = SentinelDeployment(folder, servers, sentinels, tls, password)
     try:
         deployment.start()
         yield deployment
