@@ -125,12 +125,17 @@ def test_service_under_nohup_survives_its_terminal(folder: Path) -> None:
         assert service.stop() == 0
 
 
-# A parent with little patience with silent workers, and workers that loop for ever after SIGUSR1.
+# A parent that has little patience with the processes named in a file, and much with others, which may stand still; and
+# workers that loop for ever after SIGUSR1.
 IMPATIENT = """
 import signal
 import hotplate.serve.processes.supervisor as supervisor
 import hotplate.serve.processes.worker as worker
 supervisor.STUCK_S = 5.0
+class Impatient(supervisor._Supervisor):
+    def _patience_s(self, child):
+        return super()._patience_s(child) if str(child.pid) in stuck.read_text().split() else 3600.0
+supervisor._Supervisor = Impatient
 def endless_loop(*_):
     while True:
         pass
@@ -142,21 +147,25 @@ supervisor.run_worker = catching
 """
 
 
-@pytest.mark.alone  # a process that says nothing for 5 s counts as stuck
 @pytest.mark.soak
-def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(folder: Path) -> None:
-    with running(folder, "--workers", "2", before=IMPATIENT) as service:
+def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(folder: Path, tmp_path: Path) -> None:
+    stuck = tmp_path / "stuck"
+    stuck.touch()
+    before = f"import pathlib; stuck = pathlib.Path({str(stuck)!r})\n{IMPATIENT}"
+    with running(folder, "--workers", "2", before=before) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
         workers = service.workers()
         (admin,) = set(service.processes()) - set(workers)
         os.kill(admin, signal.SIGSTOP)
+        stuck.write_text(str(admin))
         until(lambda: admin not in service.processes(), "the stuck admin process stays")
         until(lambda: len(service.processes()) == 3, "it is not replaced")
-        assert service.admin("/readyz").json["status"] == "ready"
+        until(lambda: service.admin("/readyz").json["status"] == "ready", "the new one says nothing else")
         assert service.workers() == workers
-        stopped, looping = service.workers()
+        stopped, looping = workers
         os.kill(stopped, signal.SIGSTOP)
         os.kill(looping, signal.SIGUSR1)
+        stuck.write_text(f"{stopped} {looping}")
         until(lambda: not {stopped, looping} & set(service.workers()), "stuck workers stay")
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "they are not replaced")
         for _ in range(20):
