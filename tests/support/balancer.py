@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from tests.support.service import status_of
+from tests.support.service import status_of, until
 
 PROBE_S = 0.1
 Headers = Callable[[], Mapping[str, str]]
@@ -27,19 +27,42 @@ class Balancer:
         self.ready = list(ports)
         self.outcomes = Counter[str]()
         self.over = threading.Event()
+        self.turns = Counter[int]()
+        """How many requests each caller has begun."""
+
+        self._threads = list[threading.Thread]()
         self._path = path
         self._headers = headers
         self._outcome = outcome
+
+    def start(self, callers: int) -> None:
+        self._threads = [threading.Thread(target=self.probe)]
+        self._threads += [threading.Thread(target=self.send, args=(caller,)) for caller in range(callers)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Send no more, and wait until all requests were answered."""
+        self.over.set()
+        for thread in self._threads:
+            thread.join()
 
     def probe(self) -> None:
         while not self.over.wait(PROBE_S):
             self.ready = [port for port in self.ports if status_of(port, "/readyz") == 200]
 
-    def send(self) -> None:
+    def until_only(self, *ports: int) -> None:
+        """Wait until the services on *ports* are those that are ready, and no caller sends to another one."""
+        until(lambda: self.ready == list(ports), f"those on {ports} are not the ones that are ready")
+        begun = self.turns.copy()
+        until(lambda: all(self.turns[caller] > turn for caller, turn in begun.items()), "a caller gets no answer")
+
+    def send(self, caller: int) -> None:
         turn = 0
         connections = dict[int, http.client.HTTPConnection]()
         while not self.over.wait(0.002):
             turn += 1
+            self.turns[caller] = turn
             ready = self.ready
             if not ready:
                 self.outcomes["no service is ready"] += 1
@@ -71,13 +94,8 @@ def balanced(
 ) -> Iterator[Balancer]:
     """Load the services on these ports by this many callers, which wait 2 ms after each answer."""
     balancer = Balancer(*ports, path=path, headers=headers, outcome=outcome)
-    threads = [threading.Thread(target=balancer.probe)]
-    threads += [threading.Thread(target=balancer.send) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
+    balancer.start(callers)
     try:
         yield balancer
     finally:
-        balancer.over.set()
-        for thread in threads:
-            thread.join()
+        balancer.stop()

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import os
+import re
 import signal
 import socket
 import time
@@ -86,10 +87,13 @@ def connections_by_worker(service: Service) -> list[float]:
     return [sample.value for sample in samples(service, "hotplate_worker_connections")]
 
 
-@pytest.mark.alone  # a worker that gets no CPU gets no connections
+# Workers that leave connections to one that gets no CPU for 25 s, and not for 0.25 s.
+YIELDING = "import hotplate.serve.connections.listeners as listeners; listeners.YIELD_S = 0.1"
+
+
 @pytest.mark.soak
 def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> None:
-    with running(folder, "--workers", "2") as service:
+    with running(folder, "--workers", "2", before=YIELDING) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
         with sockets(service, 64) as opened:
             for connection in opened:
@@ -100,21 +104,33 @@ def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> Non
             assert min(counts) >= 26, counts
 
 
-@pytest.mark.alone  # it judges times
+# A parent that replaces no silent worker.
+PATIENT = "import hotplate.serve.processes.supervisor as parent; parent.STUCK_S = parent.STUCK_BESIDE_OTHERS_S = 3600.0"
+
+
 @pytest.mark.soak
-def test_suspended_worker_is_replaced_and_blocks_no_connection(folder: Path) -> None:
+def test_suspended_worker_blocks_no_connection(folder: Path) -> None:
+    with running(folder, "--workers", "2", before=PATIENT) as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        stopped, _ = service.workers()
+        os.kill(stopped, signal.SIGSTOP)
+        for _ in range(500):  # an answer of the suspended worker would not come
+            assert service.get("/v1/recommendations/42").status == 200
+        assert stopped in service.workers()
+        os.kill(stopped, signal.SIGCONT)
+
+
+@pytest.mark.soak
+def test_suspended_worker_is_replaced(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
         stopped, _ = service.workers()
         os.kill(stopped, signal.SIGSTOP)
-        began = time.monotonic()
-        slowest_s = 0.0
         while stopped in service.workers():
-            sent = time.monotonic()
             assert service.get("/v1/recommendations/42").status == 200
-            slowest_s = max(slowest_s, time.monotonic() - sent)
-        assert slowest_s < 1
-        assert time.monotonic() - began < 10
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not replaced")
+        # After more than 6 s without a report; a look of the parent adds at most 2 s, however late it is.
+        assert re.search(rf"\(process {stopped}\) has said nothing for [678] s and is ended", service.log.read_text())
 
 
 def test_replacement_worker_serves_only_after_loading_and_metrics_stay(folder: Path) -> None:
@@ -253,9 +269,18 @@ def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, wor
     stores = ("--store", f"file://{first}", "--store", f"file://{second}")
     with serving(tmp_path, *stores, "--workers", workers) as service:
         until_answered(service, "/v1/recommendations/0001", tier="file", source="personal")
+        before = set(service.workers())
         cut(first)
         for n in range(0, USERS, 10):
             until_answered(service, f"/v1/recommendations/{n:04}", source="personal")
+
+        def are_replaced() -> bool:
+            """Request a list of the cut part, and return whether all workers that had the file open have ended."""
+            with suppress(OSError, http.client.HTTPException):
+                service.get(f"/v1/recommendations/{USERS - 1:04}")
+            return not before & set(service.workers())
+
+        until(are_replaced, "a worker has read nothing")
         until_answered(service, f"/v1/recommendations/{USERS - 1:04}", tier="file-2", source="personal")
         until_answered(service, "/readyz", status="degraded")
         dead = service.log.read_text().count("ended with -7")
@@ -297,23 +322,32 @@ def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_pa
         assert service.workers() == standing
 
 
+def end_drain_delay(service: Service) -> None:
+    """Let the workers of a service that drains finish their requests and end."""
+    for worker in service.workers():
+        os.kill(worker, signal.SIGINT)
+
+
 @pytest.mark.soak
 def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Path) -> None:
-    options = ("--workers", "2", "--drain-delay", "5")  # the time for the balancer to notice the drain
+    options = ("--workers", "2", "--drain-delay", "600")  # it ends once the balancer has noticed the drain
     with (
         running(folder, *options) as first,
         running(folder, *options) as second,
         balanced(first.port, second.port, path="/v1/recommendations/42") as balancer,
     ):
-        time.sleep(0.3)
+        until(lambda: balancer.outcomes["200"] >= 100)
         first.process.send_signal(signal.SIGTERM)
-        with running(folder, *options) as third:
+        with running(folder, "--workers", "2") as third:
             balancer.ports.append(third.port)
-            assert first.process.wait(timeout=30) == 0
+            balancer.until_only(second.port, third.port)
+            end_drain_delay(first)
+            assert first.process.wait(timeout=60) == 0
             second.process.send_signal(signal.SIGTERM)
-            assert second.process.wait(timeout=30) == 0
-            until(lambda: balancer.ready == [third.port])
-            balancer.over.set()
+            balancer.until_only(third.port)
+            end_drain_delay(second)
+            assert second.process.wait(timeout=60) == 0
+            balancer.stop()
     assert set(balancer.outcomes) == {"200"}, balancer.outcomes
 
 
