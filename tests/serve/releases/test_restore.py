@@ -160,10 +160,15 @@ async def test_flips_and_rollbacks_under_load_lose_no_request(tmp_path: Path, wo
         balanced(service.port, path="/v1/recommendations/1", outcome=release_in) as personal,
         balanced(service.port, path="/v1/recommendations/nobody", outcome=release_in) as popular,
     ):
+
+        def is_served() -> bool:
+            """Whether all workers follow the last release, and both balancers have got answers out of it."""
+            followed = {state["release"] for state in service.states()}
+            return followed == {seen[-1]} and all(each.outcomes[seen[-1]] for each in (personal, popular))
+
         for number in range(1, scaled(6, least=3)):
             seen.append(await flip(folder, store, number))
-            until(lambda: service.get("/v1/recommendations/1").json["release"] == seen[-1], "it is not followed")
-            await asyncio.sleep(1)  # the other worker follows, too
+            until(is_served, "it is not followed")
             await life.prune(store, keep=1, grace_s=0)
         assert '"level":"error"' not in service.log.read_text()
     await store.close()
