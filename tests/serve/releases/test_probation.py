@@ -490,19 +490,24 @@ async def test_worker_that_restarts_during_a_probation_counts_missing_lists(memo
 # With real services ---------------------------------------------------------------------------------------------------
 
 MANY = 2000
+STEP = 1237  # the golden section of MANY, and coprime to it
 LISTS = {f"user:{number:04}": a_list(*(f"item-{rank}-{number}" for rank in range(20))) for number in range(MANY)}
 
 
 @contextmanager
 def traffic(service: Service) -> Iterator[None]:
-    """Request lists of all users one after the other, until the block ends."""
+    """Request lists of all users one after the other, until the block ends.
+
+    A tenth of the users, in a row by number, is also a tenth of any few requests in a row: the first of more would only
+    prove that there are more popular lists, and not yet why.
+    """
     stopped = threading.Event()
 
     def request() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
         number = 0
         while not stopped.is_set():
-            number = (number + 7) % MANY
+            number = (number + STEP) % MANY
             connection.request("GET", f"/v1/recommendations/{number:04}?n=1")
             response = connection.getresponse()
             response.read()
@@ -559,12 +564,24 @@ def answered(service: Service, release: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in own)
 
 
+# A probation does not end before a file exists.
+UNENDING = """
+from hotplate.serve.releases import probation
+judge = probation.Probation._judge
+async def judge_for_long(self, *arguments):
+    self._probation_s = 5.0 if seen.exists() else 3600.0
+    await judge(self, *arguments)
+probation.Probation._judge = judge_for_long
+"""
+
+
 @contextmanager
-def on_trial(logs: Path, url: str, probation: str, *options: str) -> Iterator[tuple[Service, str]]:
+def on_trial(logs: Path, url: str, probation: str, *options: str, before: str = "") -> Iterator[tuple[Service, str]]:
     """Run a service, with requests, after 600 answers of its first release; *options* may name another store."""
     first = asyncio.run(publish_to(url, LISTS))
     store = () if "--store" in options else ("--store", url)
-    with serving(logs, *store, *options, "--probation", probation, "--workers", "2") as service, traffic(service):
+    options = (*store, *options, "--probation", probation, "--workers", "2")
+    with serving(logs, *options, before=before) as service, traffic(service):
         until(lambda: answered(service, first) >= 600)
         yield service, first
 
@@ -604,9 +621,12 @@ def drill_damaging_values(logs: Path, url: str) -> None:
 
 
 def drill_good_release(logs: Path, url: str) -> None:
-    with on_trial(logs, url, "5s") as (service, _):
+    seen = logs / "seen"
+    before = f"import pathlib; seen = pathlib.Path({str(seen)!r})\n{UNENDING}"
+    with on_trial(logs, url, "5s", before=before) as (service, _):
         good = asyncio.run(publish_to(url, LISTS))
         until(lambda: metric(service, "hotplate_probation{") == 1)
+        seen.touch()
         until(lambda: metric(service, "hotplate_probation{") == 0)
         assert json_of("releases", "list", "--store", url)["live"] == good
         assert metric(service, "hotplate_releases_withdrawn_total") == 0
@@ -630,6 +650,7 @@ def drill_killed_store(logs: Path, url: str, server: RedisServer) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("patience")
 def test_only_the_admin_store_user_can_withdraw(tmp_path: Path, server: RedisServer) -> None:
     users = users_of_the_guide("test", server.execute_command, server.url)
     fewer = dict(list(LISTS.items())[: -MANY * 6 // 100])
@@ -662,6 +683,7 @@ def test_restart_of_redis_withdraws_no_release(tmp_path: Path, server: RedisServ
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("drill", [drill_losing_lists, drill_damaging_values, drill_good_release])
 @pytest.mark.parametrize("store", ["file", "redis"])
