@@ -15,16 +15,13 @@ from tests.support.paths import ROOT
 EXECUTE = """
 import sys
 import nbclient, nbformat
-from jupyter_client import AsyncKernelManager
 
 # Enough on a busy machine for the first read of a store.
 PATIENT = "import functools, hotplate; hotplate.open_sync = functools.partial(hotplate.open_sync, timeout_s=60)"
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
 notebook.cells.insert(0, nbformat.v4.new_code_cell(PATIENT))
-# Over sockets of files: of ports, any process could be faster with one before the kernel has started.
-manager = AsyncKernelManager(kernel_name="python3", transport="ipc")
-nbclient.NotebookClient(notebook, km=manager, timeout=120).execute()
+nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
 nbformat.write(notebook, sys.argv[2])
 """
 
