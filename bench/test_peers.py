@@ -247,7 +247,8 @@ def test_import_and_polars_with_lmdb(benchmark: Benchmark, shape: Shape, tmp_pat
         ["the same: memory", "MB", memory_mb],
         ["polars and LMDB alone: memory", "MB", bare_memory_mb],
     ]
-    assert statistics.median(cpu_ratios) < 5
+    if benchmark.enabled:  # otherwise it ran once, for few lists
+        assert statistics.median(cpu_ratios) < 5
 
 
 @pytest.mark.skipif(not RETAIL.exists(), reason="the data set Online Retail is not beside the checkout")
