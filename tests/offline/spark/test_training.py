@@ -168,12 +168,22 @@ def test_java_that_ended_before_a_class_is_looked_up_is_explained_with_the_setti
 
 @pytest.mark.usefixtures("session")
 def test_java_that_ends_right_after_its_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: SparkContext) -> None:
+    def refuse() -> None:
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr(SparkContext, "getCheckpointDir", refuse)
+    def refuse_from_now_on(_: SparkContext) -> None:
+        monkeypatch.setattr(SparkSession, "getActiveSession", refuse)
+        refuse()
+
+    monkeypatch.setattr(SparkContext, "getCheckpointDir", refuse_from_now_on)
     with pytest.raises(DataError, match="Spark failed: its Java process has ended"), spark_session("local[1]"):
         pass
+
+
+@pytest.mark.usefixtures("session")
+def test_broken_connection_of_something_else_is_not_taken_for_the_end_of_java() -> None:
+    with pytest.raises(BrokenPipeError), spark_session("local[1]"):
+        raise BrokenPipeError
 
 
 @pytest.mark.parametrize(
