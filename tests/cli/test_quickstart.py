@@ -207,8 +207,10 @@ def test_transcript_runs_under_load_without_failed_requests(tmp_path: Path, cosm
         with balanced(a, b, path="/v1/recommendations/7", callers=CALLERS, headers=headers) as balancer:
             balancer.ports.append(c)
             wait_for(tmp_path / "moved", done)
-            until(lambda: [*sent.values()] == [key.read_text().strip()] * CALLERS, "a caller keeps the old key")
-            (tmp_path / "moved").unlink(missing_ok=True)
+            try:
+                until(lambda: [*sent.values()] == [key.read_text().strip()] * CALLERS, "a caller keeps the old key")
+            finally:
+                (tmp_path / "moved").unlink(missing_ok=True)
             wait_for(tmp_path / "over", done)
         (tmp_path / "over").unlink(missing_ok=True)
         done.result()

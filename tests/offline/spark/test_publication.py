@@ -93,7 +93,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def released(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A file for which executors wait before the last block of USERS, so that this process sees them write the others.
 
     They are sent the function below as it is, because they cannot import it.
@@ -108,7 +108,8 @@ def released(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             yield from write_blocks(job, progress, [block])
 
     monkeypatch.setattr(offline_spark, "_write_blocks", write_when_released)
-    return release
+    yield release
+    release.touch()
 
 
 def lists_of(model: Model) -> ModelLists:
@@ -139,11 +140,13 @@ def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
     """Run a publish, and kill its driver with all executors once the server has this many more rows."""
     before = int(server.execute_command("DBSIZE"))
     driver = subprocess.Popen([sys.executable, "-c", WAITS_TO_BE_KILLED, *command], start_new_session=True)
-    while int(server.execute_command("DBSIZE")) < before + rows:
-        assert driver.poll() is None
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    try:
+        while int(server.execute_command("DBSIZE")) < before + rows:
+            assert driver.poll() is None
+            time.sleep(0.02)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
 
 
 @pytest.mark.usefixtures("small_blocks")
