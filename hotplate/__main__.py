@@ -43,7 +43,7 @@ def main() -> None:
                 signal.signal(signal.SIGTERM, _terminate)
             run_verb()
         finally:
-            # From here on, a signal ends the process at once, because nobody would catch KeyboardInterrupt.
+            # From here on, a signal ends the process at once: KeyboardInterrupt would not be caught.
             if cleans_up:
                 signal.signal(signal.SIGTERM, former)
             if hears_ctrl_c:

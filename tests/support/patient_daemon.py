@@ -4,8 +4,7 @@ import runpy
 
 from hotplate.stores import http1
 from tests.support import patience
-from tests.support.service import UNTIL_S
 
 patience.install(setattr)
-http1.CONNECT_S = UNTIL_S
+http1.CONNECT_S = patience.LIMIT_S
 runpy.run_module("pyspark.daemon", run_name="__main__", alter_sys=True)

@@ -217,9 +217,9 @@ class Harness:
 
 @pytest.fixture(autouse=True)
 def settles_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the time in which replicas are to follow a new primary: most faults lead to one that has none for a while.
+    """Keep the limit of the time in which replicas follow a new primary, because most faults lead to one without them.
 
-    The other limits are long. A server that was killed refuses at once, and one that is late is no fault.
+    The other limits are long: a server that was killed refuses at once, and a late one must not count as a fault.
     """
     monkeypatch.setattr(sentinels, "SETTLE_S", SETTLE_S)
 
