@@ -325,7 +325,7 @@ async def write_draft(
         advice = "give the same command again"
         if kind is WriterKind.PERSON:
             advice = f"continue with --resume {draft.id}"
-        raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
+        raise StoreUnavailable(f"{error}; to finish this release, {advice}") from error
     except BaseException as error:
         is_resumed = isinstance(error, asyncio.CancelledError) and kind is WriterKind.RUN
         if not is_resumed:
