@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import lmdb
 
@@ -45,7 +45,7 @@ BRANCH_FACTOR = 1.03
 # With more rows, writing takes twice the time: their pages leave the processor's cache.
 TRANSACTION_ROWS = 1000
 
-# A draft releases the pages of its map after this many bytes.
+# A draft releases the pages of its map, which count as this process's memory, after this many bytes.
 WRITTEN_BYTES = 16 << 20
 
 # Key prefix of resume points; sorts before all rows, removed at sealing.
@@ -93,7 +93,11 @@ class DraftFile:
         with self._claimed(sum(len(key) + len(value) for key, value in pairs)):
             for start in range(0, len(pairs), TRANSACTION_ROWS):
                 self._write(pairs[start : start + TRANSACTION_ROWS], part)
-            self._release_pages(sum(len(value) for _, value in pairs))
+
+            self._mapped_bytes += sum(len(value) for _, value in pairs)
+            if self._mapped_bytes > WRITTEN_BYTES:
+                self._mapped_bytes = 0
+                release_map(self.path, self._inode, self._env.info()["map_size"])
 
     def resume_point(self, part: int) -> str | None:
         """Return the last acknowledged key of a part, after which its publish goes on; None if there is none.
@@ -109,9 +113,11 @@ class DraftFile:
             return None if point is None else point.decode()
 
     def seal(self, path: Path) -> None:
-        """Append the checksums, flush the file, and rename it to *path*; blocks for long."""
+        """Remove the resume points, append the checksums, flush the file, and rename it to *path*; blocks for long."""
         with self._claimed(overhead(self._needed), last=True):
-            self._remove_resume_points()
+            with self._env.begin(write=True) as txn, txn.cursor() as cursor:
+                while cursor.set_range(POINT) and cursor.key().startswith(POINT):
+                    cursor.delete()
             size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             self._env.close()
             self._finish(size, path)
@@ -161,7 +167,7 @@ class DraftFile:
         """Serialize a call during the block, and check that the draft still exists and is locked by this process.
 
         *more* is the number of bytes that the call may write; *last* closes the draft after it. Raises ReleaseNotFound
-        if the draft was erased, and then closes it; translates errors of the call as `_refuse`.
+        if the draft was erased, and then closes it, and other StoreErrors for failures of the call.
         """
         with self._busy:
             if self.closed or not self._is_there():
@@ -171,7 +177,9 @@ class DraftFile:
                 check_held(self._lock, lock_path(self.path))
                 yield
             except (OSError, lmdb.Error) as error:
-                self._refuse(error, more)
+                self._check_full(error, more)
+                with translating_errors(self.path):
+                    raise
             finally:
                 if last:
                     self._close_and_unlock()
@@ -202,24 +210,11 @@ class DraftFile:
             if not first_key.startswith(META.encode()):  # `meta` rows have separate calls
                 txn.put(POINT + b"%d" % part, resume_point)
 
-    def _release_pages(self, written: int) -> None:
-        """Release the pages of the map after *written* more bytes: they count as this process's memory."""
-        self._mapped_bytes += written
-        if self._mapped_bytes > WRITTEN_BYTES:
-            self._mapped_bytes = 0
-            release_map(self.path, self._inode, self._env.info()["map_size"])
+    def _check_full(self, error: OSError | lmdb.Error, more: int) -> None:
+        """Remove the draft and raise StoreFull, if *error* of LMDB or of the file system means that the disk is full.
 
-    def _remove_resume_points(self) -> None:
-        with self._env.begin(write=True) as txn, txn.cursor() as cursor:
-            while cursor.set_range(POINT) and cursor.key().startswith(POINT):
-                cursor.delete()
-
-    def _refuse(self, error: OSError | lmdb.Error, more: int) -> NoReturn:
-        """Raise the StoreError for a failed call of LMDB or of the file system.
-
-        *more* is the number of bytes that the call would have written, 0 if it only reads. If the disk is full, the
-        draft is removed, to free its space, and StoreFull is raised. LMDB calls a full disk an I/O error, so a write
-        also counts as failed for that if less than *more* bytes are free.
+        *more* is the number of bytes that the call would have written, 0 if it only reads. LMDB calls a full disk an
+        I/O error, so a write also counts as failed for that if less than *more* bytes are free.
         """
         is_full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         folder = self.path.parent
@@ -231,10 +226,6 @@ class DraftFile:
             free = shutil.disk_usage(folder).free  # with the space of the draft
             needed = max(self._needed, written + more)
             raise _no_room(folder, needed, written, free) from error
-
-        with translating_errors(self.path):
-            raise error
-        raise AssertionError  # `translating_errors` always raises
 
 
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -> DraftFile:
