@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from math import inf
@@ -148,17 +148,18 @@ class ReleaseFile:
         If the file is damaged, its pages are read without LMDB from then on.
         """
         room = room_bytes()
-        damaged_blocks_read = list[int]()
+        damaged_count = 0
         try:
-            await find_damaged_blocks(self.path, damaged_blocks_read, up_to=room, pause_s=pause_s)
+            async for _ in find_damaged_blocks(self.path, up_to=room, pause_s=pause_s):
+                damaged_count += 1
             if self._meta.size > room:
                 size_mb = self._meta.size / 1e6
                 log.warning("%s has %.0f MB, of which %.0f MB fit into memory", self.path, size_mb, room / 1e6)
         except ReleaseCorrupt as error:
             log.warning("%s; it may be served all the same", error)
         finally:  # also if the caller's time is up and it cancels: the blocks that were found so far count
-            if damaged_blocks_read and not self._damaged:
-                self._read_by_pages(len(damaged_blocks_read))
+            if damaged_count and not self._damaged:
+                self._read_by_pages(damaged_count)
 
     def _read_by_pages(self, damaged_count: int) -> None:
         """Read a damaged file without LMDB from now on, if its checksums are intact."""
@@ -273,8 +274,7 @@ def check_size(path: Path) -> Meta:
 
 async def check_whole(path: Path) -> None:
     """Compare every block of a sealed file with its checksum; ReleaseCorrupt, with the place, if one changed."""
-    damaged = list[int]()
-    await find_damaged_blocks(path, damaged)
+    damaged = [number async for number in find_damaged_blocks(path)]
     if damaged:
         start = damaged[0] * BLOCK_BYTES
         raise ReleaseCorrupt(
@@ -282,11 +282,10 @@ async def check_whole(path: Path) -> None:
         )
 
 
-async def find_damaged_blocks(path: Path, damaged: list[int], *, up_to: float = inf, pause_s: float = 0.0) -> None:
-    """Read the first *up_to* bytes of a file in threads, and add the numbers of changed blocks to *damaged*.
+async def find_damaged_blocks(path: Path, *, up_to: float = inf, pause_s: float = 0.0) -> AsyncIterator[int]:
+    """Read the first *up_to* bytes of a file in threads, and yield the numbers of changed blocks.
 
-    A cancelled caller keeps the numbers found until then. *pause_s* is the pause after each stride. Raises
-    ReleaseCorrupt if the checksums are damaged.
+    *pause_s* is the pause after each stride. Raises ReleaseCorrupt if the checksums are damaged.
     """
     await asyncio.to_thread(check_size, path)
     with translating_errors(path), path.open("rb", buffering=0) as file:
@@ -295,7 +294,8 @@ async def find_damaged_blocks(path: Path, damaged: list[int], *, up_to: float = 
             raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
         end = int(min(checksums.size, up_to))
         for start in range(0, end, STRIDE_BYTES):
-            damaged += await asyncio.to_thread(damaged_blocks, file.fileno(), checksums, start)
+            for number in await asyncio.to_thread(damaged_blocks, file.fileno(), checksums, start):
+                yield number
             await asyncio.sleep(pause_s)
 
 
