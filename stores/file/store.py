@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
@@ -149,8 +150,7 @@ class CatalogueFile:
             with suppress(FileNotFoundError):
                 freed_bytes = self.path.stat().st_size
             self._write_spare(record)
-            if lock is not None:
-                self.check_locked(lock)
+            self.check_locked(lock)
             self._spare.rename(self.path)
             flush(self.folder)
 
@@ -188,16 +188,13 @@ class CatalogueFile:
         if not records:
             return
 
-        def check() -> None:
-            if lock is not None:
-                self.check_locked(lock)
-
         with translating_errors(self._records):
             if not self._records.is_dir():
                 self._records.mkdir(parents=True)
                 flush(self.folder)
             for change in records:
-                replace_durably(self._records / f"{change.name}.json", change.after, before_rename=check)
+                path = self._records / f"{change.name}.json"
+                replace_durably(path, change.after, before_rename=partial(self.check_locked, lock))
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -217,10 +214,11 @@ class CatalogueFile:
         finally:
             os.close(descriptor)
 
-    def check_locked(self, lock: int) -> None:
-        """Raise StoreUnavailable if the file of a held lock was removed."""
-        with translating_errors(self._lock):
-            check_held(lock, self._lock)
+    def check_locked(self, lock: int | None) -> None:
+        """Raise StoreUnavailable if the file of a held lock was removed; None is no lock."""
+        if lock is not None:
+            with translating_errors(self._lock):
+                check_held(lock, self._lock)
 
 
 class LmdbStore(LocalReader, PollingReader, Diagnosed):
@@ -306,7 +304,26 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             await file.closed()
 
     async def examine(self) -> list[Finding]:
-        return _examine(self.folder)
+        """Check this user's rights in the folder, and the file system under it."""
+        folder = self.folder
+        releases = self._releases
+        if folder.is_dir():
+            existing = folder
+            files = sorted(releases.glob("*.mdb"))
+            readable = _access_finding(os.R_OK, [folder, folder / "catalogue.json", releases, *files])
+            writable = _access_finding(os.W_OK, [folder, releases, folder / "catalogue.lock"])
+        else:
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+            if not existing.is_dir():
+                raise StoreMisused(_NOT_A_FOLDER.format(folder))
+            readable = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
+            writable = _access_finding(os.W_OK, [existing])
+
+        file_system = _file_system_of(existing.resolve())
+        if file_system in NETWORK:
+            sentence = f"{file_system}, over a network, where locks and memory maps are not reliable; use a local disk"
+            return [readable, writable, Finding(Level.WARNING, "file system", sentence)]
+        return [readable, writable, Finding(Level.OK, "file system", file_system or "of an unknown kind")]
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         del draft
@@ -481,35 +498,21 @@ def open_url(url: str) -> LmdbStore:
     return LmdbStore(Path(folder))
 
 
-def _examine(folder: Path) -> list[Finding]:
-    """Check this user's rights in a store's folder, and the file system under it."""
-    releases = folder / "releases"
-    if folder.is_dir():
-        existing = folder
-        files = sorted(releases.glob("*.mdb"))
-        readable = _access_finding("read", [folder, folder / "catalogue.json", releases, *files], os.R_OK)
-        writable = _access_finding("publish", [folder, releases, folder / "catalogue.lock"], os.W_OK)
-    else:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not existing.is_dir():
-            raise StoreMisused(_NOT_A_FOLDER.format(folder))
-        readable = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
-        writable = _access_finding("publish", [existing], os.W_OK)
-
-    file_system = _file_system_of(existing.resolve())
-    if file_system in NETWORK:
-        sentence = f"{file_system}, over a network, where locks and memory maps are not reliable; use a local disk"
-        return [readable, writable, Finding(Level.WARNING, "file system", sentence)]
-    return [readable, writable, Finding(Level.OK, "file system", file_system or "of an unknown kind")]
-
-
-def _access_finding(purpose: str, paths: Sequence[Path], mode: int) -> Finding:
+def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
     """Check whether this user may use those of *paths* that exist; return a finding on the first that is refused.
 
     *mode* is os.R_OK or os.W_OK; a folder must also be enterable. A refused read is an error, but a refused write only
-    a warning: a service needs no right to publish. *purpose*, such as "publish", is a verb for the sentence.
+    a warning: a service needs no right to publish.
     """
-    subject = f"may {purpose}"
+    if mode == os.R_OK:
+        level = Level.ERROR
+        purpose = "read"
+        aside = ""
+    else:
+        level = Level.WARNING
+        purpose = "publish"
+        aside = ", which is right for a service"
+
     for path in paths:
         try:
             folder_mode = os.X_OK if path.is_dir() else 0
@@ -517,16 +520,10 @@ def _access_finding(purpose: str, paths: Sequence[Path], mode: int) -> Finding:
         except OSError:  # a folder above it cannot be entered
             is_refused = True
 
-        if is_refused and mode == os.R_OK:
-            sentence = f"no: user {os.geteuid()} may not use {path}; to {purpose}, change its owner or its mode"
-            return Finding(Level.ERROR, subject, sentence)
         if is_refused:
-            sentence = (
-                f"no: user {os.geteuid()} may not use {path}, which is right for a service; to {purpose}, change its "
-                f"owner or its mode"
-            )
-            return Finding(Level.WARNING, subject, sentence)
-    return Finding(Level.OK, subject, "yes")
+            sentence = f"no: user {os.geteuid()} may not use {path}{aside}; to {purpose}, change its owner or its mode"
+            return Finding(level, f"may {purpose}", sentence)
+    return Finding(Level.OK, f"may {purpose}", "yes")
 
 
 def _file_system_of(path: Path) -> str:
