@@ -93,13 +93,6 @@ class WriteResult(NamedTuple):
     charge_ru: float
 
 
-class SecondAttempt(NamedTuple):
-    """Where a failed read is repeated, and the pause before."""
-
-    region: Region
-    pause_s: float
-
-
 class ItemRequest(NamedTuple):
     """A request about an item, or without a name about the account; *headers* are whole lines."""
 
@@ -166,32 +159,27 @@ class SignedClient:
             began_s = loop.time()
 
         region = account.nearest(began_s)
+        latest_s = deadline_s - MIN_ATTEMPT_S
+        pause_s = 0.0
         try:
             return await self._read_in(region, container, name, deadline_s)
-        except (CosmosThrottled, CosmosUnavailable) as error:
-            second = self._second_attempt(region, error, began_s)
-            if second is None or loop.time() + second.pause_s > deadline_s - MIN_ATTEMPT_S:
+        except CosmosThrottled as error:
+            pause_s = error.retry_after_s
+            if loop.time() + pause_s > latest_s:
                 raise
+        except CosmosUnavailable as error:
+            other_region = account.failed(region, error.kind, began_s)
+            if other_region is None or loop.time() > latest_s:
+                raise
+            region = other_region
         except asyncio.CancelledError:
             half_time_s = began_s + (deadline_s - began_s) / 2
             if loop.time() >= half_time_s:  # a caller that gives up earlier says nothing about the region
                 account.failed(region, "timeout", began_s)
             raise
 
-        await asyncio.sleep(second.pause_s)
-        return await self._read_in(second.region, container, name, deadline_s)
-
-    def _second_attempt(
-        self, region: Region, error: CosmosThrottled | CosmosUnavailable, began_s: float
-    ) -> SecondAttempt | None:
-        """Return where and when to repeat a read that failed in a region; None if that would fail, too.
-
-        Records the failure of the region.
-        """
-        if isinstance(error, CosmosThrottled):
-            return SecondAttempt(region, error.retry_after_s)
-        other_region = self._account.failed(region, error.kind, began_s)
-        return None if other_region is None else SecondAttempt(other_region, 0.0)
+        await asyncio.sleep(pause_s)
+        return await self._read_in(region, container, name, deadline_s)
 
     @property
     def has_second_region(self) -> bool:
@@ -312,8 +300,8 @@ class SignedClient:
         self._loop.check()
         try:
             response = await self._exchange(region, request, deadline_s)
-            self._observe(response, request, region)
-            return self._result(response, request, expected=expected, parse=parse)
+            self._check_status(response, request, expected)
+            return parse(response, request.name)
         except ValueError as malformed:
             sentence = f"{self._where} sent a malformed response: {errors.first_line(str(malformed))}"
             raise errors.count(CosmosUnavailable(sentence, "malformed"), self._observer) from malformed
@@ -322,14 +310,18 @@ class SignedClient:
             raise
 
     async def _exchange(self, region: Region, request: ItemRequest, deadline_s: float) -> Response:
-        """Send a request, and return the response, whatever its status. Raises CosmosUnavailable without one."""
+        """Send a request; return the response, whatever its status, once its charge is counted and described.
+
+        Raises CosmosUnavailable without a response, ValueError for an invalid charge.
+        """
         if self._tokens is not None:
             await self._tokens.ensure_token(deadline_s)
 
-        message = _message(request, region)
+        builder = region.requests
+        message = builder.item(*request) if request.name else builder.build(request.verb, b"", b"", b"")
         timeout_s = deadline_s - asyncio.get_running_loop().time()
         try:
-            return await region.transport.request(message, timeout_s)
+            response = await region.transport.request(message, timeout_s)
         except RequestFailed as failure:
             # A short timeout is the caller's choice, and says nothing about the region.
             is_short_timeout = failure.kind == "timeout" and timeout_s < LONG_WAIT_S
@@ -337,52 +329,33 @@ class SignedClient:
                 self._account.refresh_early()
             raise errors.no_response(failure, self._where) from failure
 
-    def _result(
-        self,
-        response: Response,
-        request: ItemRequest,
-        *,
-        expected: tuple[int, ...],
-        parse: Callable[[Response, str], T],
-    ) -> T:
-        """Return the result of *parse* for a response with an *expected* status; raise the StoreError for any other.
-
-        An expected 404 says that the item is absent, unless a substatus says that something else is missing. Raises
-        ValueError for a malformed response.
-        """
-        is_expected = response.status in expected
-        if is_expected and response.status == 404:
-            is_expected = not errors.refusal_in(response).substatus  # with one, it is not about the item
-        if is_expected:
-            return parse(response, request.name)
-        raise self._refused(errors.refusal_in(response), request.container)
-
-    def _observe(self, response: Response, request: ItemRequest, region: Region) -> None:
-        """Count the charge of a response, and describe it to the traced call. Raises ValueError."""
         charge_ru = errors.charge_in(response)
         if self._observer is not None:
             self._observer.charged(charge_ru)
         if request.name and (call := traced_call.get()) is not None:
             _describe(call, region.name, response.status, charge_ru)
+        return response
 
-    def _refused(self, refusal: errors.Refusal, container: str) -> StoreError:
-        """Return the error for a refusal by the service.
+    def _check_status(self, response: Response, request: ItemRequest, expected: tuple[int, ...]) -> None:
+        """Raise the StoreError for a response, unless its status is *expected*.
 
-        After errors that contradict what is known, session tokens are forgotten, and the regions are read again soon.
+        An expected 404 says that the item is absent, unless a substatus says that something else is missing. After
+        errors that contradict what is known, session tokens are forgotten, and the regions are read again soon. Raises
+        ValueError for a malformed response.
         """
+        is_expected = response.status in expected
+        if is_expected and response.status != 404:
+            return
+        refusal = errors.refusal_in(response)
+        if is_expected and not refusal.substatus:
+            return
+
         error = errors.error_for(refusal, self._where)
         if isinstance(error, ContainerMissing) or refusal.substatus == errors.SESSION_NOT_AVAILABLE:
-            self._sessions.pop(container, None)  # a failover may have lost writes
+            self._sessions.pop(request.container, None)  # a failover may have lost writes
         if isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
             self._account.refresh_early()
-        return error
-
-
-def _message(request: ItemRequest, region: Region) -> bytes:
-    """Return the signed request to a region."""
-    if not request.name:
-        return region.requests.build(request.verb, b"", b"", b"")
-    return region.requests.item(*request)
+        raise error
 
 
 def _describe(call: TracedCall, region: str, status: int, charge_ru: float) -> None:
