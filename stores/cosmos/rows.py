@@ -9,9 +9,9 @@ Public methods repeat their steps. A step is a few requests of one attempt each:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -88,26 +88,29 @@ class ReleaseRows:
         if part and part not in state.parts:
             await self._retrier.call(self._states.change, draft, add_part)
 
+        # `meta` rows, such as the manifest, are in no order, so they have a separate series.
+        meta_rows = [row for row in rows if row.key.startswith(META)]
+        other_rows = [row for row in rows if not row.key.startswith(META)] if meta_rows else rows
         try:
-            for batch in _batches(rows, part):
-                await self._write_batch(draft, state.series(batch.kind), batch.rows)
+            await self._write(draft, state.series(rows_kind(part)), other_rows)
+            await self._write(draft, state.series(METAS), meta_rows)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
-    async def _write_batch(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
-        """Write rows as items, then acknowledge them by a batch item, which holds their keys.
+    async def _write(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
+        """Write rows as items, in batches of at most BATCH_ROWS, each acknowledged by a batch item with its keys.
 
-        The batch items of a *series*, which belongs to one writer and one part, are numbered; this is the next one.
+        The batch items of a *series*, which belongs to one writer and one part, are numbered; these are the next ones.
         Raises ReleaseConflict if a row exists with another value.
         """
-        values = dict(rows)  # the last value of a key wins
 
-        async def write_row(key: str) -> None:
-            await self._retrier.call(self._create_row, draft, key, values[key])
+        async def write_row(row: tuple[str, bytes]) -> None:
+            await self._retrier.call(self._create_row, draft, *row)
 
-        keys = list(values)
-        await for_each(keys, write_row)  # all, before they are acknowledged
-        await self._retrier.call(self._batches.append, container_of(draft), series, keys)
+        for start in range(0, len(rows), BATCH_ROWS):
+            values = dict(rows[start : start + BATCH_ROWS])  # the last value of a key wins
+            await for_each(list(values.items()), write_row)  # all, before they are acknowledged
+            await self._retrier.call(self._batches.append, container_of(draft), series, list(values))
 
     async def _create_row(self, draft: DraftRef, key: str, value: bytes) -> None:
         """Create a row by one attempt; an existing row with the same value is accepted, as an earlier attempt made it.
@@ -258,22 +261,3 @@ async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> N
     await asyncio.gather(*(work() for _ in range(min(IN_FLIGHT, len(values)))))
     if failures:
         raise failures[0]
-
-
-class _Batch(NamedTuple):
-    """Rows that one batch item acknowledges, and the kind of its series."""
-
-    kind: str
-    rows: Sequence[Row]
-
-
-def _batches(rows: Sequence[Row], part: int) -> Iterator[_Batch]:
-    """Yield rows in batches of at most BATCH_ROWS: first those of *part*, then `meta` rows.
-
-    `meta` rows, such as the manifest, are in no order, so they have a separate series of batch items.
-    """
-    meta_rows = [row for row in rows if row.key.startswith(META)]
-    other_rows = [row for row in rows if not row.key.startswith(META)] if meta_rows else rows
-    for kind, rows_of_kind in ((rows_kind(part), other_rows), (METAS, meta_rows)):
-        for start in range(0, len(rows_of_kind), BATCH_ROWS):
-            yield _Batch(kind, rows_of_kind[start : start + BATCH_ROWS])
