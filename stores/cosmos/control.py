@@ -94,10 +94,11 @@ class ControlContainer:
 
         ContainerMissing if there is no container for it.
         """
+        item = {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(new))}
         if etag is None:
-            is_written = await self._items.create(CONTROL, _item_of(new))
+            is_written = await self._items.create(CONTROL, item)
         else:
-            is_written = await self._items.replace(CONTROL, _item_of(new), etag)
+            is_written = await self._items.replace(CONTROL, item, etag)
         if not is_written:
             raise catalogue_changed()
 
@@ -149,11 +150,6 @@ class ControlContainer:
                 is_written = await self._items.replace(CONTROL, item, stored.etag)
             if not is_written:
                 raise catalogue_changed()
-
-
-def _item_of(catalogue: Catalogue) -> CosmosItem:
-    """Encode a catalogue as an item."""
-    return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
 
 
 def _record_in(item: CosmosItem) -> bytes:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, item_bytes, without_system_properties
+from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, item_bytes, without_system_properties
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, LookupClient, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.store import MAY_PUBLISH, Finding, Level, StoreUse, TracedCall, traced_call
@@ -53,7 +53,9 @@ async def _reading(address: Address, lookups: LookupClient, charges: Charges) ->
     call = TracedCall()  # the client adds regions and charge to its attributes
     reset = traced_call.set(call)
     try:
-        catalogue = await _read_catalogue(lookups)
+        catalogue = await lookups.read(CONTROL, CATALOGUE, DEADLINE_S)
+    except ContainerMissing:
+        catalogue = None
     finally:
         traced_call.reset(reset)
     if catalogue is None:
@@ -68,13 +70,6 @@ async def _reading(address: Address, lookups: LookupClient, charges: Charges) ->
         expected_ru = charges.read(size, strong=address.consistency in STRONG)
         findings.append(_charge(size, charge_ru, expected_ru))
     return findings
-
-
-async def _read_catalogue(lookups: LookupClient) -> CosmosItem | None:
-    try:
-        return await lookups.read(CONTROL, CATALOGUE, DEADLINE_S)
-    except ContainerMissing:
-        return None
 
 
 def _charge(size: int, charge_ru: float, expected_ru: float) -> Finding:
