@@ -6,7 +6,6 @@ Coefficients and their sources are in `charges.toml`.
 import tomllib
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
@@ -65,7 +64,7 @@ class Charges(msgspec.Struct, frozen=True):
 
     def read(self, size: int, *, strong: bool = False) -> float:
         """Charge of a point read."""
-        return _read(self, size, strong)
+        return round(_interpolate_ru(self.read_points, size) * (self.read_strong_factor if strong else 1), 2)
 
     def not_found(self, *, strong: bool) -> float:
         """Charge of reading an absent item."""
@@ -123,11 +122,6 @@ def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
     batch_bytes = BATCH_BYTES + KEY_BYTES * rows // batches
     batch_ru = charges.create(batch_bytes, 0) + 2 * charges.read(batch_bytes) + charges.read(0)
     return round(requests_ru + checks_ru + batches * batch_ru, 2)
-
-
-@lru_cache(8192)
-def _read(charges: Charges, size: int, strong: bool) -> float:  # noqa: FBT001 -- keywords miss the cache
-    return round(_interpolate_ru(charges.read_points, size) * (charges.read_strong_factor if strong else 1), 2)
 
 
 def _interpolate_ru(points: Points, size: int) -> float:
