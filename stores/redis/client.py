@@ -296,7 +296,12 @@ class Server:
                 raise StoreUnavailable(f"{self.address.shown} was closed")
 
             pool = self.client.connection_pool  # `renew` replaces it
-            connection = await self._take_from(pool)
+            try:
+                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                    connection: Connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
+            except (RedisError, TimeoutError) as error:
+                raise translated(error, self.address.shown) from error
+
             try:
                 yield Session(self, connection, self._identities[connection], asking=asking)
             finally:
@@ -319,15 +324,6 @@ class Server:
             yield
         finally:
             self._sessions.release()
-
-    async def _take_from(self, pool: ConnectionPool) -> Connection:
-        """Take an open connection from a pool; raises StoreError."""
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                connection: Connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
-        except (RedisError, TimeoutError) as error:
-            raise translated(error, self.address.shown) from error
-        return connection
 
     async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         """Send a command; raises StoreError."""

@@ -67,7 +67,7 @@ class Credentials(CredentialProvider):
         self._loop = asyncio.get_running_loop()
         if self._provider is None:
             self._provider = self._create()
-            self._provider.on_next(self._note_token)
+            self._provider.on_next(lambda _: self._start_in_loop(self._renew_connections))
             self._provider.on_error(self._note_failure)
         try:
             credentials = await asyncio.to_thread(self._provider.get_credentials)
@@ -76,9 +76,6 @@ class Credentials(CredentialProvider):
             raise ConnectionError(f"no credentials: {str(error).partition(chr(10))[0]}") from error
         user, password = cast("tuple[str, str]", credentials)
         return user, password
-
-    def _note_token(self, _: object) -> None:
-        self._start_in_loop(self._renew_connections)
 
     def _note_failure(self, error: Exception) -> None:
         log.warning("the credentials of Redis could not be renewed (%s); trying again", type(error).__name__)

@@ -50,10 +50,6 @@ class CommandRouter:
         """Send a command with one key, and return its reply; raises StoreError."""
         return await self.run(key, lambda session: session.execute(command, key, *args))
 
-    async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
-        """Run a script on keys of one slot, and return its reply; raises StoreError."""
-        return await self.run(names[0], lambda session: session.execute(*evaluation(script, names, *args)))
-
     async def run(self, key: str | bytes, work: Callable[[Session], Awaitable[T]]) -> T:
         """Call *work* with a session, a connection to the primary that has *key*, and return its result.
 

@@ -15,7 +15,7 @@ server must still be able to abandon a draft.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -36,7 +36,7 @@ from hotplate.stores.redis.multiplexed import ReadConnections
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.sentinels import Sentinels
-from hotplate.stores.redis.url import parse, parse_cluster, parse_sentinel
+from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
 from hotplate.stores.redis.writer import RowsLost, Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
@@ -544,22 +544,20 @@ def deployment_of(url: str, observer: Observer | None = None, *, provider: Creat
     Credentials of a *provider* take the place of those in the URL or the environment. *observer* counts failures to get
     or renew them.
     """
-    connect: Callable[[Credentials | None], Deployment]
+
+    def credentials(common: RedisAddress) -> Credentials | None:
+        create = entra_provider() if provider is None and common.by_entra else provider
+        return None if create is None else Credentials(create, observer)
+
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
         cluster = parse_cluster(url)
-        common = cluster.node
-        connect = partial(Cluster, cluster)
-    elif scheme.endswith("+sentinel"):
+        return Cluster(cluster, credentials(cluster.node))
+    if scheme.endswith("+sentinel"):
         sentinels = parse_sentinel(url)
-        common = sentinels.server
-        connect = partial(Sentinels, sentinels)
-    else:
-        common = parse(url)
-        connect = partial(Standalone, common)
-    if provider is None and common.by_entra:
-        provider = entra_provider()
-    return connect(None if provider is None else Credentials(provider, observer))
+        return Sentinels(sentinels, credentials(sentinels.server))
+    server = parse(url)
+    return Standalone(server, credentials(server))
 
 
 def open_url(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> RedisStore:

@@ -166,7 +166,7 @@ class RedisStream:
         until all entries of its node are deleted. So the other entries of its node are moved: copied to the end of the
         stream, where readers see them again, and deleted.
         """
-        await self._router.evaluate(FILL, [self._key])  # so that the copies are in other nodes
+        await self._execute_all(evaluation(FILL, [self._key]))  # so that the copies are in other nodes
         neighbours = await self._neighbours(entries)
 
         moves = list[Command]()
