@@ -5,7 +5,8 @@ command of a pool, and so perhaps over another connection than the command that 
 refused, so it may be sent again.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from redis.crc import key_slot
@@ -62,7 +63,8 @@ class CommandRouter:
         target = self._primary_of(slot)
         for _ in range(MAX_REDIRECTIONS):
             try:
-                return await self._run_at(target, work)
+                async with self._session_at(target) as session:
+                    return await work(session)
             except AskError as error:
                 target = await self._redirected(error, target.node)
         raise self._disagreement(slot)
@@ -109,22 +111,16 @@ class CommandRouter:
         *batches* has the positions of the commands to each server. *after* is called with a server's session once it
         has replied to its batch.
         """
+        replies = dict[int, Any]()
 
-        async def send(target: _Target, positions: Sequence[int]) -> list[Any]:
-            batch = [commands[position] for position in positions]
-
-            async def send_batch(session: Session) -> list[Any]:
-                replies = await session.replies(*batch)
+        async def send(target: _Target, positions: Sequence[int]) -> None:
+            async with self._session_at(target) as session:
+                received = await session.replies(*(commands[position] for position in positions))
                 if after is not None:
                     await after(session)
-                return replies
-
-            return await self._run_at(target, send_batch)
-
-        sent = await all_done(*(send(target, positions) for target, positions in batches.items()))
-        replies = dict[int, Any]()
-        for positions, received in zip(batches.values(), sent, strict=True):
             replies.update(zip(positions, received, strict=True))
+
+        await all_done(*(send(target, positions) for target, positions in batches.items()))
         return replies
 
     async def _redirected_batches(self, batches: _Batches, replies: Mapping[int, Any]) -> _Batches:
@@ -159,12 +155,13 @@ class CommandRouter:
         """Return the error of a command that was redirected too often."""
         return PartUnavailable(f"the nodes of {self.deployment.shown} disagree about slot {slot}")
 
-    async def _run_at(self, target: _Target, work: Callable[[Session], Awaitable[T]]) -> T:
-        """Return the result of *work* with a session at *target*; a failure schedules a discovery."""
+    @asynccontextmanager
+    async def _session_at(self, target: _Target) -> AsyncIterator[Session]:
+        """Hold a session at *target* during the block; a failure schedules a discovery."""
         server = self.deployment.server(target.node)
         try:
             async with server.session(asking=target.is_asking) as session:
-                return await work(session)
+                yield session
         except StoreUnavailable:
             self.deployment.schedule_refresh()
             raise
