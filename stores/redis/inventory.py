@@ -134,7 +134,7 @@ class Inventory:
         """Return the packed keys of batches; None for a batch that is not listed any more."""
         home = self._keys.release(release).state
         commands = [("LINDEX", span.source, span.place) for span in spans]
-        return await self._retrier.call(self._router.run, home, lambda session: session.execute_all(*commands))
+        return await self._retrier.call(self._router.execute_all, home, *commands)
 
     async def erase(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> None:
         """Erase a release or draft: its states, then its rows, then its lists of keys; see `Store.erase`.

@@ -51,6 +51,10 @@ class CommandRouter:
         """Send a command with one key, and return its reply; raises StoreError."""
         return await self.run(key, lambda session: session.execute(command, key, *args))
 
+    async def execute_all(self, key: str | bytes, *commands: Command) -> list[Any]:
+        """Send commands at once to the primary that has *key*, and return their replies in order; raises StoreError."""
+        return await self.run(key, lambda session: session.execute_all(*commands))
+
     async def run(self, key: str | bytes, work: Callable[[Session], Awaitable[T]]) -> T:
         """Call *work* with a session, a connection to the primary that has *key*, and return its result.
 

@@ -185,7 +185,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         commands = [("GET", self._keys.record(name)) for name in names]
-        return await self._router.run(self._keys.catalogue, lambda session: session.execute_all(*commands))
+        return await self._router.execute_all(self._keys.catalogue, *commands)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         """Yield the catalogue now and after changes, read every POLL_S."""
@@ -342,11 +342,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         Raises ReleaseNotFound or ReleaseConflict unless the draft is the writer's.
         """
         keys = self._keys.release(draft)
-
-        async def read(session: Session) -> list[bytes | None]:
-            return await session.execute_all(("HGET", keys.points, part), ("GET", keys.state))
-
-        point, state = await self._router.run(keys.state, read)
+        point, state = await self._router.execute_all(keys.state, ("HGET", keys.points, part), ("GET", keys.state))
         check_owned(draft, state)
         self._writer.forget_points(draft)  # the publish goes on after the stored point, even if that was set back
         return None if point is None else point.decode()

@@ -209,7 +209,7 @@ class RedisStream:
         await self._deployment.close()
 
     async def _execute_all(self, *commands: Command) -> list[Any]:
-        return await self._router.run(self._key, lambda session: session.execute_all(*commands))
+        return await self._router.execute_all(self._key, *commands)
 
 
 def open_stream(url: str, name: str, observer: Observer | None = None) -> RedisStream:
