@@ -234,17 +234,17 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         del plan  # containers grow
         await self._control_retrier.call(self._control.check_single_write_region)
         await self._create_container(container_of(draft), self._address.writing)
-        await self._rows.claim(draft, partial(self._confirm_writer, draft))
+
+        async def confirm() -> None:
+            entry = (await self._control.catalogue()).entry(draft.incarnation)
+            if entry is not None and entry.writer != draft.writer:
+                raise taken_over(draft)
+
+        await self._rows.claim(draft, confirm)
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
         await self._containers_retrier.call(create_container, self._containers, container, throughput)
         self._new_containers.add(container)
-
-    async def _confirm_writer(self, draft: DraftRef) -> None:
-        """Raise ReleaseConflict if the catalogue names another writer of a draft. No request is repeated."""
-        entry = (await self._control.catalogue()).entry(draft.incarnation)
-        if entry is not None and entry.writer != draft.writer:
-            raise taken_over(draft)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._rows.put(draft, rows, part)
@@ -265,16 +265,13 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         return state.is_sealed
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        rows = self._rows_while_live if await self._may_be_served(release) else self._rows
+        try:
+            may_be_served = release in (await self.catalogue()).served
+        except CatalogueUnreadable:
+            may_be_served = True  # services keep their release
+        rows = self._rows_while_live if may_be_served else self._rows
         async for row in rows.scan(release):
             yield row
-
-    async def _may_be_served(self, release: ReleaseRef) -> bool:
-        """Return whether lookups may need the release's throughput."""
-        try:
-            return release in (await self.catalogue()).served
-        except CatalogueUnreadable:
-            return True  # services keep their release
 
     async def prepare(self, release: ReleaseRef) -> None:
         """Scale the container of a release to the throughput to serve with, and wait for it; see `Store.prepare`.
@@ -383,18 +380,16 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             names = await self._containers_retrier.call(self._containers.list_containers)
         except ContainerMissing:
             return []
-        return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
 
-    async def _is_release(self, container: str) -> bool:
-        """Return whether a container holds a release or draft.
-
-        A name with an incarnation as hotplate draws them suffices; otherwise, its item with the state is looked for.
-        """
-        if not container.startswith(CONTAINER):
-            return False
-        if DRAWN.fullmatch(container.removeprefix(CONTAINER)):
-            return True
-        return await self._rows_retrier.call(self._states.is_in, container)
+        incarnations = list[str]()
+        for container in names:
+            if not container.startswith(CONTAINER):
+                continue
+            incarnation = container.removeprefix(CONTAINER)
+            is_drawn = bool(DRAWN.fullmatch(incarnation))  # by hotplate; otherwise, the item with the state is sought
+            if is_drawn or await self._rows_retrier.call(self._states.is_in, container):
+                incarnations.append(incarnation)
+        return incarnations
 
 
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
