@@ -204,13 +204,19 @@ class Session:
         """Send commands at once, and return their replies in order; a refused command has an error as its reply.
 
         The error is a StoreError, or redis-py's AskError or MovedError if another node has the key. Raises
-        StoreUnavailable, after which the connection is closed, and StoreMisused for arguments that cannot be encoded.
+        StoreUnavailable, after which the connection is closed.
         """
         connection = self._connection
         if not connection.is_connected:
             raise StoreUnavailable(f"{self.where} has closed the connection")
 
-        packed = self._pack(commands)
+        packed = list[bytes]()
+        for name, *args in commands:
+            words = str(name).split()  # as in CONFIG GET
+            for command in (*self._prefix, (*words, *args)):
+                # An asyncio connection of redis-py takes ten times the time.
+                packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says a tuple of one
+
         # After any failure below, replies that are still under way would be taken for those of later commands.
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
@@ -222,18 +228,6 @@ class Session:
         except (TypeError, ValueError, LookupError, AttributeError) as error:  # of redis-py's parsers
             await connection.disconnect(nowait=True)
             raise StoreUnavailable(f"{self.where} replied in an unknown format; the connection was closed") from error
-
-    def _pack(self, commands: Sequence[Command]) -> list[bytes]:
-        """Encode commands, each after the prefix; an asyncio connection of redis-py does it in ten times the time."""
-        packed = list[bytes]()
-        try:
-            for name, *args in commands:
-                words = str(name).split()  # as in CONFIG GET
-                for command in (*self._prefix, (*words, *args)):
-                    packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says a tuple of one
-        except (UnicodeEncodeError, TypeError) as error:
-            raise StoreMisused(f"a command to {self.where} cannot be encoded: {error}") from error
-        return packed
 
     async def _read(self, command: str) -> Any:  # noqa: ANN401 -- any reply
         """Read the reply to a command, after those to the prefix; errors that end the connection are raised."""
