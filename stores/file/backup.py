@@ -54,8 +54,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     async with _held_open(store) as (catalogue, files):
         parent = target.parent
         with translating_errors(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
-            same_names = {incarnation: incarnation for incarnation in files}
-            copied = await _copy_all(files, same_names, scratch, on_progress)
+            copied = await _copy_all(files, scratch, on_progress)
 
             # Without the drafts, this is another catalogue than the store's, so it gets another token.
             stored_records = zip(NAMES, await store.records(NAMES), strict=True)
@@ -100,11 +99,12 @@ async def restore(
         # that a process that is erasing an old one cannot delete the restored file.
         new_names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
         erased_in_backup = erased_in_backup.renamed(new_names)
+        renamed_files = {new: files[old] for old, new in new_names.items()}
 
         # In `releases`, maybe a separate disk, so that files can be renamed; `prune` removes it after a killed restore.
         releases = store.folder / "releases"
         with translating_errors(releases), scratch_folder(releases, RESTORED) as scratch:
-            copied = await _copy_all(files, new_names, scratch, on_progress)
+            copied = await _copy_all(renamed_files, scratch, on_progress)
 
             with catalogue_file.locked() as lock:  # no erasure or prune in between
                 present = _read_or_empty(catalogue_file, saved.now)
@@ -217,15 +217,13 @@ def _open(folder: Path, incarnation: str, opened: ExitStack) -> BinaryIO:
         return opened.enter_context(path.open("rb", buffering=0))
 
 
-async def _copy_all(
-    files: Mapping[str, BinaryIO], names: Mapping[str, str], scratch: Path, on_progress: OnProgress
-) -> int:
+async def _copy_all(files: Mapping[str, BinaryIO], scratch: Path, on_progress: OnProgress) -> int:
     """Copy open *files* of releases into *scratch*/releases, and check the copies; return the number of bytes.
 
-    *files* are by incarnation, and *names* has the new name of each incarnation. *on_progress* gets bytes copied and in
-    all. Raises StoreFull before anything is copied, ReleaseCorrupt.
+    *files* are by the incarnations of the copies. *on_progress* gets bytes copied and in all. Raises StoreFull before
+    anything is copied, ReleaseCorrupt.
     """
-    total = sum(os.fstat(files[old].fileno()).st_size for old in names)
+    total = sum(os.fstat(file.fileno()).st_size for file in files.values())
     done = 0  # of the files before the current one
     check_room(scratch, total)
 
@@ -235,8 +233,8 @@ async def _copy_all(
     def report(copied_bytes: int) -> None:
         on_progress(done + copied_bytes, total)
 
-    for old, new in names.items():
-        done += await _copy_file(files[old], _release_path(scratch, new), report)
+    for incarnation, file in files.items():
+        done += await _copy_file(file, _release_path(scratch, incarnation), report)
     with translating_errors(scratch):
         flush(scratch / "releases")
     return total
