@@ -22,12 +22,7 @@ from redis.exceptions import MovedError, RedisError
 from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.replication import (
-    Replication,
-    wait_for_offsets,
-    wait_for_replicas,
-    warn_unacknowledged,
-)
+from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding, ReadResult
 from hotplate.stores.timing import Backoff, OneLoop, SharedCall, all_done
@@ -170,10 +165,6 @@ class Deployment(ABC):
         replication = await wait_for_replicas(session, expected=expected, timeout_s=wait_s)
         if replication is not None and replication.is_short:
             warn_unacknowledged(done, replication, session.where, wait_s)
-
-    async def replication_of(self, server: Server) -> Replication | None:
-        """Wait until the replicas of a primary have all writes that it has now; see `wait_for_offsets`."""
-        return await wait_for_offsets(server, expected=await self.named_replicas(server.node))
 
     async def named_replicas(self, primary: tuple[str, int]) -> int:
         """Return how many replicas of a primary may take over, also while they are not linked to it; 0 if unknown."""

@@ -61,7 +61,7 @@ def warn_unacknowledged(done: str, replication: Replication, where: str, wait_s:
     warn(f"{done}; {replicas} have acknowledged that in {wait_s:g} s, and a failover to another would lose it")
 
 
-async def wait_for_offsets(server: Server, *, expected: int = 0) -> Replication | None:
+async def wait_for_offsets(server: Server, *, expected: int) -> Replication | None:
     """Wait until all linked replicas, and at least *expected*, have all writes that the primary has now.
 
     An offset counts the bytes of the replication stream. WAIT covers the writes of its own connection only, so the
