@@ -83,9 +83,8 @@ class Multiplexer(asyncio.Protocol):
         self.error: str | None = None
         """Why the connection was closed; None while it is open."""
 
-        self._has_replied = False
-        self._was_given_up = False
-        """Whether a reply was invalid."""
+        self.was_useful = False
+        """Whether reads got replies, all of them valid. If not, the next connection is unlikely to do better."""
 
         self._connection = connection
         self._timeout_s = timeout_s
@@ -98,11 +97,6 @@ class Multiplexer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._former_protocol: asyncio.BaseProtocol | None = None
         """redis-py's, which waits for the end of the transport when it disconnects."""
-
-    @property
-    def was_useful(self) -> bool:
-        """Whether reads got replies, all of them valid. If not, the next connection is unlikely to do better."""
-        return self._has_replied and not self._was_given_up
 
     async def open(self) -> None:
         """Connect by redis-py, which logs in and checks the role of the server, then take over its transport.
@@ -199,7 +193,7 @@ class Multiplexer(asyncio.Protocol):
 
     def _give_up(self, reason: str) -> None:
         """Close the connection after an invalid reply; *reason* continues a sentence about the server."""
-        self._was_given_up = True
+        self.was_useful = False
         error = f"{self.where} {reason}; the connection was given up"
         if self.error is None:
             log.warning("%s", error)
@@ -222,7 +216,7 @@ class Multiplexer(asyncio.Protocol):
             reply = read.replies_so_far
 
         result = self._result(read, reply)
-        self._has_replied = True
+        self.was_useful = True
         self._pending.popleft()
         if read.replies.done():
             return  # cancelled

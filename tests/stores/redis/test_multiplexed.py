@@ -188,10 +188,7 @@ class SlowlyClosed(Multiplexer):
         deployment = Standalone(parse("redis://127.0.0.1:1/0"))
         super().__init__(deployment.new_connection(deployment.primaries[0], SOON_S), "nowhere", SOON_S)
         self._may_close = may_close
-
-    @property
-    def was_useful(self) -> bool:
-        return True
+        self.was_useful = True
 
     async def open(self) -> None:
         """Do nothing."""
