@@ -77,12 +77,8 @@ class Cluster(DiscoveredDeployment):
         with suppress(StoreError):  # then the slots of the last discovery are used
             await self.discover()
         node = self._client.get_node(*primary)
-        if node is None:
-            return 0
-        for nodes in self._client.nodes_manager.slots_cache.values():
-            if nodes and nodes[0].name == node.name:
-                return len(nodes[1:])
-        return 0
+        nodes_by_slot = self._client.nodes_manager.slots_cache
+        return next((len(nodes) - 1 for nodes in nodes_by_slot.values() if nodes and nodes[0] == node), 0)
 
     def address(self, node: RedisNode) -> RedisAddress:
         return self._cluster.at(node.host, node.port)
