@@ -30,7 +30,7 @@ from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.deployment import Deployment, Standalone
 from hotplate.stores.redis.inventory import Inventory
-from hotplate.stores.redis.keys import SEALED, Keys, StateGroup, state_of, unsealed
+from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
 from hotplate.stores.redis.lookups import get_from_replicas, lookups_for, rows_received
 from hotplate.stores.redis.multiplexed import ReadConnections
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_offsets, wait_for_replicas
@@ -70,7 +70,7 @@ POLL_S = 1.0
 MAX_CLAIMS = 10
 
 # REPLACE: KEYS in one slot; ARGV new value of all, `if` or `unless`, values of the first key (empty: absent) that allow
-# or forbid it. Returns the previous value.
+# or forbid it. Returns the previous value, also if it replaces nothing.
 REPLACE = """
 local state = redis.call('GET', KEYS[1])
 local is_listed = false
@@ -297,7 +297,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         `sealed`, or None if the draft is new.
         """
         first = self._keys.release(draft).groups[0]
-        claim = _replace_unless(first, state_of(draft), former_states=[SEALED])
+        claim = evaluation(REPLACE, first.states, state_of(draft), "unless", SEALED)
         former_state: bytes | None = await session.execute(*claim)
         if former_state != SEALED:
             await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
@@ -325,7 +325,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             claims = list[Command]()
             for group, state in zip(other_groups, states, strict=True):
                 if state not in (claimed, SEALED):
-                    claims.append(_replace_if(group, claimed, former_states=[state or ABSENT]))
+                    claims.append(evaluation(REPLACE, group.states, claimed, "if", state or ABSENT))
             if not claims:
                 return
             await self._router.execute_each(claims)
@@ -362,7 +362,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
         async def seal_first(session: Session) -> None:
             await self._writer.check_kept(draft, session)
-            seal = _replace_if(first, SEALED, former_states=[state_of(draft)])
+            seal = evaluation(REPLACE, first.states, SEALED, "if", state_of(draft))
             former_state = await session.execute(*seal)
             if former_state != SEALED:
                 check_owned(draft, former_state)
@@ -371,7 +371,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         await self._router.run(keys.state, seal_first)
 
         # Also those that name another writer, which may have started to seal; but an absent one means lost rows.
-        seals = [_replace_unless(group, SEALED, former_states=[SEALED, ABSENT]) for group in others]
+        seals = [evaluation(REPLACE, group.states, SEALED, "unless", SEALED, ABSENT) for group in others]
         former_states = await self._router.execute_each(seals, after=wait_for_replication)
         if None in former_states:
             raise not_found(draft)
@@ -511,22 +511,6 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         """
         groups = self._keys.release(release).groups
         return await self._router.execute_each([("GET", group.first) for group in groups])
-
-
-def _replace_if(group: StateGroup, state: bytes, *, former_states: Sequence[bytes]) -> Command:
-    """Return the command that replaces a group of states if the former state is one of *former_states*.
-
-    Its reply is the former state, also if it replaces nothing.
-    """
-    return evaluation(REPLACE, group.states, state, "if", *former_states)
-
-
-def _replace_unless(group: StateGroup, state: bytes, *, former_states: Sequence[bytes]) -> Command:
-    """Return the command that replaces a group of states unless the former state is one of *former_states*.
-
-    Its reply is the former state, also if it replaces nothing.
-    """
-    return evaluation(REPLACE, group.states, state, "unless", *former_states)
 
 
 def deployment_of(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> Deployment:
