@@ -89,8 +89,7 @@ def value_of(item: CosmosItem) -> bytes:
 
 def item_bytes(item: CosmosItem) -> int:
     """Return the size as stored, system properties included; StoreFull above the service's limit."""
-    own = without_system_properties(item) if "_rid" in item else item
-    size = len(orjson.dumps(own)) + SYSTEM_BYTES
+    size = len(orjson.dumps(without_system_properties(item))) + SYSTEM_BYTES
     if size > MAX_ITEM_BYTES:
         raise StoreFull(
             f"the row {item['id']} takes {size:,} bytes as an item, and Cosmos DB stores {MAX_ITEM_BYTES:,} at most; "

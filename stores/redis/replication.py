@@ -37,7 +37,7 @@ def replicas_in(info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 async def wait_for_replicas(
-    session: Session, *, wanted: int | None = None, expected: int = 0, timeout_s: float = SEAL_WAIT_S
+    session: Session, *, wanted: int | None = None, expected: int = 0, timeout_s: float
 ) -> Replication | None:
     """Wait until *wanted* replicas, by default all, have the writes of *session*, which is blocked meanwhile.
 
