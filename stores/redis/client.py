@@ -122,10 +122,8 @@ class TLSConnection(SSLConnection):
 def is_primary(greeting: object) -> bool:
     """Return whether *greeting*, a reply to HELLO, names a primary. ACLs cannot forbid HELLO.
 
-    The reply is a dictionary in RESP 3, and a list of names and values in RESP 2; an error or anything else names none.
+    The reply is a list of names and values; an error or anything else names none.
     """
-    if isinstance(greeting, dict):
-        return (b"role", b"master") in greeting.items()
     fields = greeting if isinstance(greeting, list) else []
     return (b"role", b"master") in zip(fields[::2], fields[1::2], strict=False)
 
