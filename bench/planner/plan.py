@@ -55,8 +55,8 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
     """Calculate a plan."""
     table = FigureTable()
     _add_inputs(table, sourced, prices)
-    requirements = add_requirements(table, sourced.inputs, charges)
-    options = add_costs(table, sourced.inputs, prices, requirements)
+    add_requirements(table, sourced.inputs, charges)
+    options = add_costs(table, sourced.inputs, prices)
     return CapacityPlan(sourced, prices, charges, table, options)
 
 

@@ -1,8 +1,8 @@
 """What the ways to serve a load cost: Cosmos DB by capacity mode, Redis, and files in each pod.
 
-Each step adds figures to *table*, and returns those that later steps calculate with, as expressions: a number with its
-formula. *needs* are what the load needs. Inputs and prices are in the table from the start; `term` returns one of them
-as an expression. *cost_unit* is the unit of a monthly cost, as USD/month.
+Each step adds figures to *table*, which has the inputs, the prices, and what the load needs (`sizing`). `term` returns
+a figure of the table as an expression: a number with its formula, here its name. *cost_unit* is the unit of a monthly
+cost, as USD/month.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,6 @@ from hotplate.bench.planner.sizing import (
     PARTITION_GB,
     PARTITIONS,
     SKEW,
-    Requirements,
     partition_skew,
 )
 from hotplate.stores.cosmos import url as cosmos
@@ -59,36 +58,31 @@ class Option:
         return not self.obstacle
 
 
-def add_costs(table: FigureTable, inputs: Inputs, prices: Prices, needs: Requirements) -> tuple[Option, ...]:
+def add_costs(table: FigureTable, inputs: Inputs, prices: Prices) -> tuple[Option, ...]:
     """Add the monthly costs of each way to serve the load to *table*, and return them in the order of STORES.
 
-    A way is Cosmos DB with one of its modes (manual, autoscale, serverless), Redis, or files in the pods. *needs* is
-    what the load needs of a store and of pods. Figures depend on those that were added before.
+    A way is Cosmos DB with one of its modes (manual, autoscale, serverless), Redis, or files in the pods. The order is
+    that of the formulas: a step calculates with figures of those before it, and raises KeyError without them.
     """
     cost_unit = f"{prices.currency}/month"
-    today = _add_carried_load(table, inputs, needs, cost_unit)
-    storage_cost = _add_storage_cost(table, needs, cost_unit)
-    polls_ru = _add_polls(table, inputs, needs)
+    _add_carried_load(table, inputs, cost_unit)
+    _add_storage_and_polls(table, inputs, cost_unit)
+    _add_manual_cost(table, cost_unit)
+    _add_autoscale_ru(table, inputs)
+    _add_autoscale_cost(table, cost_unit)
+    _add_serverless(table, inputs, prices, cost_unit)
+    _add_redis(table, inputs, prices)
+    _add_files(table, prices, cost_unit)
+    _add_totals(table, inputs, cost_unit)
+    if inputs.have_ru is not None:
+        _add_today(table, cost_unit)
 
-    _add_manual_cost(table, needs, storage_cost, cost_unit)
-    _add_autoscale(table, inputs, needs, storage_cost=storage_cost, cost_unit=cost_unit)
-    serverless = _add_serverless_ru(table, needs, polls_ru)
-    obstacle = "; ".join(_serverless_obstacles(inputs, prices, needs, serverless.ceiling_ru.value))
-    _add_serverless_cost(table, serverless, obstacle, storage_cost=storage_cost, cost_unit=cost_unit)
-    _add_redis(table, inputs, prices, needs)
-    _add_files(table, prices, needs, cost_unit)
-
-    store_costs = {name: table[f"{name}_cost"] for name in STORES}
-    _add_totals(table, inputs, needs, store_costs, cost_unit)
-    if today is not None:
-        _add_today(table, needs, today, cost_unit)
-    return tuple(_option_of(table, name) for name in STORES)
-
-
-def _option_of(table: Mapping[str, PlanFigure], name: str) -> Option:
-    store = table[f"{name}_cost"]
-    obstacle = "" if store.is_number else str(store.value)
-    return Option(name, store.number, table[f"{name}_total"].number, obstacle)
+    options = list[Option]()
+    for name in STORES:
+        store = table[f"{name}_cost"]
+        obstacle = "" if store.is_number else str(store.value)
+        options.append(Option(name, store.number, table[f"{name}_total"].number, obstacle))
+    return tuple(options)
 
 
 def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
@@ -97,61 +91,36 @@ def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
     return {name: cost.number for name, cost in costs.items() if cost.is_number}
 
 
-@dataclass(frozen=True, slots=True)
-class _TodaysContainer:
-    """A container with the RU/s provisioned today, its physical partitions, and the skew of reads over them."""
-
-    ru: Expression
-    partitions: Expression
-    skew: Expression
-
-
-def _add_carried_load(
-    table: FigureTable, inputs: Inputs, needs: Requirements, cost_unit: str
-) -> _TodaysContainer | None:
+def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     """Add to *table* the load that some RU/s carry, either reads/s or lists published/s, and their monthly cost.
 
     The RU/s are `have_ru`, those of today, or without them `serve_ru`, as planned. The fullest partition limits the
-    reads: it gets `skew` times an even share. Returns the container of today, None without `have_ru`.
+    reads: it gets `skew` times an even share.
     """
     term = table.expression
-    ru = needs.container.ru.serve_ru
-    skew = needs.container.skew
-    today = None
+    ru = term("serve_ru")
+    skew = term("skew")
     if inputs.have_ru is not None:
-        today = _add_todays_container(table, needs)
-        ru = today.ru
-        skew = today.skew
+        # Today's container may have other partitions than planned.
+        ru = term("have_ru")
+        partitions = largest(term("partitions_by_gb"), ceiling(ru / cosmos.INITIAL_PARTITION_RU))
+        partitions = table.add_calculated("have_partitions", "partitions", partitions, source=PARTITIONS)
+        skew = table.add_calculated("have_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
     ru = table.add_calculated("carried_ru", "RU/s", ru)
 
     source = "the highest rate without a 429, if nothing else is read or written"
-    region_reads = ru / needs.charges.mean_read_ru / skew
+    region_reads = ru / term("mean_read_ru") / skew
     region_reads = table.add_calculated("carried_region_reads", "reads/s", region_reads, source=source)
     all_reads = region_reads * term("regions")
     all_reads = table.add_calculated("carried_reads", "reads/s", all_reads, source="all regions together")
     source = "with room for peaks within the hour"
     table.add_calculated("carried_mean", "reads/s", all_reads * term("ru_utilisation"), source=source)
 
-    lists = ru / (needs.charges.list_write_ru + needs.charges.read_back_ru)
+    lists = ru / (term("list_write_ru") + term("read_back_ru"))
     source = "each list is written once, for all regions, and read back"
     table.add_calculated("carried_lists", "lists/s", lists, source=source)
     source = "one container, manual, all regions, without storage"
     table.add_calculated("carried_cost", cost_unit, _monthly_cost_of(table, ru), source=source)
-    return today
-
-
-def _add_todays_container(table: FigureTable, needs: Requirements) -> _TodaysContainer:
-    """Add to *table*, and return, today's container, which has `have_ru` and perhaps other partitions than planned.
-
-    Its physical partitions follow from these RU/s and from its GB. `have_skew` is the load of the fullest one, as a
-    multiple of an even share.
-    """
-    ru = table.expression("have_ru")
-    partitions = largest(needs.container.partitions_by_gb, ceiling(ru / cosmos.INITIAL_PARTITION_RU))
-    partitions = table.add_calculated("have_partitions", "partitions", partitions, source=PARTITIONS)
-    skew = partition_skew(needs.workload.hot_user, partitions)
-    skew = table.add_calculated("have_skew", "", skew, source=SKEW)
-    return _TodaysContainer(ru, partitions, skew)
 
 
 def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:
@@ -160,21 +129,18 @@ def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:
     return ru / 100 * term("price_ru_hour") * term("ru_factor") * HOURS_A_MONTH * term("regions")
 
 
-def _add_storage_cost(table: FigureTable, needs: Requirements, cost_unit: str) -> Expression:
-    """Add to *table* the monthly cost of storage in Cosmos DB."""
+def _add_storage_and_polls(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
+    """Add to *table* what each mode of Cosmos DB has: storage, and the RU/s for the catalogue, which pods poll."""
     term = table.expression
-    cost = needs.stored.stored_gb * term("price_storage_gb_month") * term("regions")
-    return table.add_calculated("storage_cost", cost_unit, cost)
+    storage_cost = term("stored_gb") * term("price_storage_gb_month") * term("regions")
+    table.add_calculated("storage_cost", cost_unit, storage_cost)
 
-
-def _add_polls(table: FigureTable, inputs: Inputs, needs: Requirements) -> Expression:
-    """Add to *table* the RU/s for the catalogue, which each process of each pod polls."""
     poll_ru = 2 if inputs.consistency in DOUBLY_CHARGED else 1
-    polls = needs.pods * ceiling(table.expression("pod_cpus")) / POLL_INTERVAL_S * poll_ru
-    return table.add_calculated("polls_ru", "RU/s", polls, source="each process polls the catalogue")
+    polls = term("pods") * ceiling(term("pod_cpus")) / POLL_INTERVAL_S * poll_ru
+    table.add_calculated("polls_ru", "RU/s", polls, source="each process polls the catalogue")
 
 
-def _add_manual_cost(table: FigureTable, needs: Requirements, storage_cost: Expression, cost_unit: str) -> None:
+def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of Cosmos DB with manual RU/s.
 
     Each release is a container: the live one has `serve_ru`, those kept for a rollback have the minimum, `least_ru`. A
@@ -182,15 +148,13 @@ def _add_manual_cost(table: FigureTable, needs: Requirements, storage_cost: Expr
     is that of 100 RU/s for an hour.
     """
     term = table.expression
-    ru = needs.container.ru
-    publishing = needs.publishing
-    all_month = ru.serve_ru + term("kept") * ru.least_ru + CONTROL_RU
-    a_publish = ru.creation_ru * publishing.publish_billed_hours + ru.serve_ru * OVERLAP_HOURS
-    ru_hours = all_month * HOURS_A_MONTH + publishing.publishes * a_publish
+    all_month = term("serve_ru") + term("kept") * term("least_ru") + CONTROL_RU
+    a_publish = term("creation_ru") * term("publish_billed_hours") + term("serve_ru") * OVERLAP_HOURS
+    ru_hours = all_month * HOURS_A_MONTH + term("publishes") * a_publish
     source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
     ru_hours = table.add_calculated("manual_ru_hours", "RU/s-hours", ru_hours, source=source)
     cost = ru_hours / 100 * term("price_ru_hour") * term("ru_factor") * term("regions")
-    table.add_calculated("manual_cost", cost_unit, cost + storage_cost)
+    table.add_calculated("manual_cost", cost_unit, cost + term("storage_cost"))
 
 
 def autoscale_maximum(wanted_ru: float, *, highest_ru: float, release_gb: float) -> int:
@@ -207,39 +171,7 @@ def hourly_billed_ru(inputs: Inputs, maximum_ru: float, busiest_ru: float) -> li
     return [max(maximum_ru / AUTOSCALE_FLOOR, busiest_ru * share) for share in hourly_shares(inputs.profile)]
 
 
-@dataclass(frozen=True, slots=True)
-class _AutoscaledContainers:
-    """RU/s that autoscale bills of the live release: as a mean over a day, and at its maximum; and of an idle one."""
-
-    mean_ru: Expression
-    top_ru: Expression
-    idle_ru: Expression
-
-
-def _add_autoscale(
-    table: FigureTable, inputs: Inputs, needs: Requirements, *, storage_cost: Expression, cost_unit: str
-) -> None:
-    """Add to *table* the RU/s and costs of Cosmos DB with autoscale.
-
-    Costs are those of the mean RU/s of the live release over a day, and those if it always has the maximum. Both
-    include publishes, kept releases, the container of the catalogue (control), which is not scaled, and storage.
-    """
-    term = table.expression
-    containers = _add_autoscale_ru(table, inputs, needs)
-    publishing = needs.publishing
-    a_publish = publishing.publish_ru_s * publishing.publish_billed_hours + containers.mean_ru * OVERLAP_HOURS
-    other_ru = publishing.publishes * a_publish / HOURS_A_MONTH + term("kept") * containers.idle_ru
-    source = "publishes, kept releases and hours with two of them, as a mean over the month"
-    other_ru = table.add_calculated("autoscale_other_ru", "RU/s", other_ru, source=source)
-
-    control_and_storage = _monthly_cost_of(table, as_expression(CONTROL_RU)) + storage_cost
-    monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
-    for name, live_ru in (("autoscale_cost", containers.mean_ru), ("autoscale_most_cost", containers.top_ru)):
-        cost = (live_ru + other_ru) / 100 * monthly_price + control_and_storage
-        table.add_calculated(name, cost_unit, cost)
-
-
-def _add_autoscale_ru(table: FigureTable, inputs: Inputs, needs: Requirements) -> _AutoscaledContainers:
+def _add_autoscale_ru(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the RU/s of autoscale: its maximum ("top"), and the mean that it bills.
 
     An hour bills the highest RU/s that it reached, at least a tenth of the maximum. A container is created with a
@@ -247,74 +179,79 @@ def _add_autoscale_ru(table: FigureTable, inputs: Inputs, needs: Requirements) -
     the lowest maximum that may be set. Reads spread evenly over regions.
     """
     term = table.expression
-    reads_ru = needs.container.reads_ru.value
-    release_gb = needs.stored.release_gb.value
-    creation_ru = max(reads_ru, needs.publishing.publish_ru_s.value)
+    reads_ru = term("reads_ru").value
+    release_gb = term("release_gb").value
+    creation_ru = max(reads_ru, term("publish_ru_s").value)
     created_maximum = autoscale_maximum(creation_ru, highest_ru=0, release_gb=0)
     maximum = autoscale_maximum(reads_ru, highest_ru=created_maximum, release_gb=release_gb)
     formula = (
         f"the least that holds reads_ru, in steps of {cosmos.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
     )
     source = "in each region; at least a tenth of the highest top ever"
-    top = table.add_calculated("autoscale_top_ru", "RU/s", maximum, formula, source)
+    table.add_calculated("autoscale_top_ru", "RU/s", maximum, formula, source)
 
-    region_reads = needs.workload.peak_then / term("regions") * (1 - term("hit_rate"))
-    busiest_ru = region_reads * needs.charges.mean_read_ru / term("ru_utilisation")
+    region_reads = term("peak_then") / term("regions") * (1 - term("hit_rate"))
+    busiest_ru = region_reads * term("mean_read_ru") / term("ru_utilisation")
     source = "the peak of the busiest hour"
     busiest_ru = table.add_calculated("region_reads_ru", "RU/s", busiest_ru, source=source)
 
-    billed = fmean(hourly_billed_ru(inputs, top.value, busiest_ru.value))
+    billed = fmean(hourly_billed_ru(inputs, maximum, busiest_ru.value))
     formula = "the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then"
-    mean = table.add_calculated("autoscale_mean_ru", "RU/s", billed, formula, DYNAMIC)
+    table.add_calculated("autoscale_mean_ru", "RU/s", billed, formula, DYNAMIC)
 
     lowest_maximum = autoscale_maximum(0, highest_ru=created_maximum, release_gb=release_gb)
     formula = "a tenth of the lowest top that may be set after publish_ru_s"
-    idle = table.add_calculated("autoscale_idle_ru", "RU/s", lowest_maximum / AUTOSCALE_FLOOR, formula)
-    return _AutoscaledContainers(mean_ru=mean, top_ru=top, idle_ru=idle)
+    table.add_calculated("autoscale_idle_ru", "RU/s", lowest_maximum / AUTOSCALE_FLOOR, formula)
 
 
-@dataclass(frozen=True, slots=True)
-class _ServerlessRu:
-    """The most RU/s of a serverless container, and the RU that the load uses in a month."""
+def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
+    """Add to *table* the costs of Cosmos DB with autoscale.
 
-    ceiling_ru: Expression
-    used_ru: Expression
+    They are those of the mean RU/s of the live release over a day, and those if it always has the maximum. Both include
+    publishes, kept releases, the container of the catalogue (control), which is not scaled, and storage.
+    """
+    term = table.expression
+    a_publish = term("publish_ru_s") * term("publish_billed_hours") + term("autoscale_mean_ru") * OVERLAP_HOURS
+    other_ru = term("publishes") * a_publish / HOURS_A_MONTH + term("kept") * term("autoscale_idle_ru")
+    source = "publishes, kept releases and hours with two of them, as a mean over the month"
+    other_ru = table.add_calculated("autoscale_other_ru", "RU/s", other_ru, source=source)
+
+    control_and_storage = _monthly_cost_of(table, as_expression(CONTROL_RU)) + term("storage_cost")
+    monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
+    for name, live_ru in (("autoscale_cost", "autoscale_mean_ru"), ("autoscale_most_cost", "autoscale_top_ru")):
+        cost = (term(live_ru) + other_ru) / 100 * monthly_price + control_and_storage
+        table.add_calculated(name, cost_unit, cost)
 
 
-def _add_serverless_ru(table: FigureTable, needs: Requirements, polls_ru: Expression) -> _ServerlessRu:
-    """Add to *table*, and return, the highest RU/s of a serverless container, and the request units (RU) of a month.
+def _add_serverless(table: FigureTable, inputs: Inputs, prices: Prices, cost_unit: str) -> None:
+    """Add to *table* the highest RU/s of a serverless container, the request units (RU) of a month, and their cost.
 
     The RU/s have a ceiling, `SERVERLESS_RU` for each physical partition; a partition holds `PARTITION_GB`. The RU of a
-    month are those of reads, of *polls_ru*, the RU/s with which pods poll the catalogue, and of publishes.
+    month are those of reads, polls and publishes. If it cannot serve the load, the cost is a text that says why.
     """
-    partitions = largest(1, ceiling(needs.stored.release_gb / PARTITION_GB))
+    term = table.expression
+    partitions = largest(1, ceiling(term("release_gb") / PARTITION_GB))
     most_ru = cosmos.SERVERLESS_RU * partitions
     most_ru = table.add_calculated("serverless_ceiling_ru", "RU/s", most_ru, source=SERVERLESS)
 
-    mean_ru = needs.container.reads_plain_ru * needs.workload.mean_of_peak + polls_ru
-    publishing = needs.publishing
-    used_ru = mean_ru * HOURS_A_MONTH * 3600 + publishing.publishes * publishing.publish_total_ru
+    mean_ru = term("reads_plain_ru") * term("mean_of_peak") + term("polls_ru")
+    used_ru = mean_ru * HOURS_A_MONTH * 3600 + term("publishes") * term("publish_total_ru")
     used_ru = table.add_calculated("serverless_used_ru", "RU/month", used_ru)
-    return _ServerlessRu(most_ru, used_ru)
 
-
-def _add_serverless_cost(
-    table: FigureTable, serverless: _ServerlessRu, obstacle: str, *, storage_cost: Expression, cost_unit: str
-) -> None:
-    """Add to *table* the monthly cost of a serverless container, or with an *obstacle* why it cannot serve."""
+    obstacle = "; ".join(_serverless_obstacles(table, inputs, prices, most_ru.value))
     if obstacle:
         table.add_value("serverless_cost", f"not possible: {obstacle}", "", SERVERLESS)
         return
-    cost = serverless.used_ru / 1_000_000 * table.expression("price_serverless_million_ru") + storage_cost
+    cost = used_ru / 1_000_000 * term("price_serverless_million_ru") + term("storage_cost")
     table.add_calculated("serverless_cost", cost_unit, cost)
 
 
-def _serverless_obstacles(inputs: Inputs, prices: Prices, needs: Requirements, most_ru: float) -> Iterator[str]:
+def _serverless_obstacles(table: FigureTable, inputs: Inputs, prices: Prices, most_ru: float) -> Iterator[str]:
     """Yield each reason for which a serverless container, with at most *most_ru* RU/s, cannot serve the load."""
-    reads_ru = needs.container.reads_ru.value
-    release_gb = needs.stored.release_gb.value
+    reads_ru = table["reads_ru"].number
+    release_gb = table["release_gb"].number
     container_gb = cosmos.SERVERLESS_BYTES / GB
-    publish_hours = needs.publishing.publish_total_ru.value / most_ru / 3600
+    publish_hours = table["publish_total_ru"].number / most_ru / 3600
 
     if inputs.regions > 1:
         yield f"{inputs.regions} regions, and serverless has one"
@@ -328,24 +265,29 @@ def _serverless_obstacles(inputs: Inputs, prices: Prices, needs: Requirements, m
         yield "the prices file has no serverless_million_ru"
 
 
-def _add_redis(table: FigureTable, inputs: Inputs, prices: Prices, needs: Requirements) -> None:
+def _add_redis(table: FigureTable, inputs: Inputs, prices: Prices) -> None:
     """Add to *table* the memory of all releases in Redis, the cheapest instance for it, and its monthly cost.
 
     The sizes of instances, with GB, shards and the price of a node, are in the prices file. If no size is enough, the
     cost is a text that says why.
     """
-    gb = needs.workload.rows * needs.sizes.redis_row_bytes * needs.stored.copies / GB
+    term = table.expression
+    gb = term("rows") * term("redis_row_bytes") * term("copies") / GB
     gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
 
-    size = cheapest_redis_size(prices, gb.value, needs.workload.reads_s.value, inputs)
-    if size is None:
-        obstacle = _redis_obstacle(prices, gb.value)
-        table.add_value("redis_cost", f"not possible: {obstacle}", "", "one endpoint is used")
-    else:
-        _add_redis_size(table, size, prices.currency, needs.stored.copies)
+    size = cheapest_redis_size(prices, gb.value, term("reads_s").value, inputs)
+    if size is not None:
+        _add_redis_size(table, size, prices.currency)
+        return
+
+    obstacle = "the prices file has no sizes of Redis"
+    if prices.redis:
+        largest_size = f"{prices.redis[-1].name}, the largest, holds"
+        obstacle = f"{gb.value:,.0f} GB, uneven over its shards, or its reads/s are more than {largest_size}"
+    table.add_value("redis_cost", f"not possible: {obstacle}", "", "one endpoint is used")
 
 
-def _add_redis_size(table: FigureTable, size: RedisSize, currency: str, copies: Expression) -> None:
+def _add_redis_size(table: FigureTable, size: RedisSize, currency: str) -> None:
     """Add to *table* a size of Redis and its monthly cost.
 
     Data is uneven over shards, so the fullest one must fit (`redis_fullest`, a multiple of an even share).
@@ -357,7 +299,7 @@ def _add_redis_size(table: FigureTable, size: RedisSize, currency: str, copies: 
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
     table.add_value("redis_shards", size.shards, "shards", source)
 
-    fullest = fullest_shard_factor(size.shards, copies.value)
+    fullest = fullest_shard_factor(size.shards, term("copies").value)
     formula = f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({REDIS_BUCKETS} * copies))"
     source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
     table.add_calculated("redis_fullest", "", fullest, formula, source)
@@ -366,14 +308,6 @@ def _add_redis_size(table: FigureTable, size: RedisSize, currency: str, copies: 
     price = table.add_value("price_redis_node_hour", node_hour.amount, currency, node_hour.provenance)
     cost = term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
     table.add_calculated("redis_cost", f"{currency}/month", cost)
-
-
-def _redis_obstacle(prices: Prices, gb: float) -> str:
-    """Return why no size of Redis holds *gb* and serves the reads."""
-    if not prices.redis:
-        return "the prices file has no sizes of Redis"
-    largest = f"{prices.redis[-1].name}, the largest, holds"
-    return f"{gb:,.0f} GB, uneven over its shards, or its reads/s are more than {largest}"
 
 
 def cheapest_redis_size(prices: Prices, gb: float, gets_per_s: float, inputs: Inputs) -> RedisSize | None:
@@ -396,48 +330,43 @@ def fullest_shard_factor(shards: int, releases: float) -> float:
     return 1 + sqrt(2 * log(shards) * shards / (REDIS_BUCKETS * releases))
 
 
-def _add_totals(
-    table: FigureTable,
-    inputs: Inputs,
-    needs: Requirements,
-    store_costs: Mapping[str, PlanFigure],
-    cost_unit: str,
-) -> None:
+def _add_totals(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     """Add to *table* the total with each way to store the lists, by the costs of each store alone.
 
     `cheapest_cost` is that of Cosmos DB with its cheapest capacity mode, `cosmos_total` the total with the chosen mode.
     Only Cosmos DB has a gateway. The total of a store that is not possible is a text that says why.
     """
     term = table.expression
-    training_cost = _add_training_cost(table, inputs, needs.publishing.publishes, cost_unit)
+    _add_training_cost(table, inputs, cost_unit)
 
     cost_by_mode = possible_costs(table)
     cheapest = min(cost_by_mode, key=lambda mode: cost_by_mode[mode])
     formula = f"the least of {' and '.join(f'{mode}_cost' for mode in cost_by_mode)}: {cheapest}"
     table.add_calculated("cheapest_cost", cost_unit, cost_by_mode[cheapest], formula)
 
-    pods_cost = needs.pods * term("pod_cpus") * term("price_cpu_hour") * HOURS_A_MONTH
+    pods_cost = term("pods") * term("pod_cpus") * term("price_cpu_hour") * HOURS_A_MONTH
     pods_cost = table.add_calculated("pods_cost", cost_unit, pods_cost)
-    shared = pods_cost + term("cluster_month") + training_cost
-    for name, store in store_costs.items():
+    shared = pods_cost + term("cluster_month") + term("training_cost")
+    for name in STORES:
+        store = table[f"{name}_cost"]
         other_costs = shared
         if name in CAPACITIES:  # modes of Cosmos DB
             other_costs = shared + term("gateway_month")
-        _add_if_possible(table, f"{name}_total", table.expression(store.name) + other_costs, store, cost_unit)
+        _add_if_possible(table, f"{name}_total", term(store.name) + other_costs, store, cost_unit)
 
     chosen = table[f"{inputs.capacity}_total"]
-    _add_if_possible(table, "cosmos_total", table.expression(chosen.name), chosen, cost_unit)
+    _add_if_possible(table, "cosmos_total", term(chosen.name), chosen, cost_unit)
 
 
-def _add_training_cost(table: FigureTable, inputs: Inputs, publishes: Expression, cost_unit: str) -> Expression:
-    """Add to *table*, and return, the monthly cost of training before each publish."""
+def _add_training_cost(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
+    """Add to *table* the monthly cost of training before each publish."""
     term = table.expression
     node_price = term("train_cpus") * term("price_cpu_hour")
     if inputs.train_node_hour is not None:
         node_price = term("train_node_hour")
     node_price = table.add_calculated("train_price", "a node and hour", node_price)
-    training = term("train_nodes") * term("train_hours") * node_price * publishes
-    return table.add_calculated("training_cost", cost_unit, training)
+    training = term("train_nodes") * term("train_hours") * node_price * term("publishes")
+    table.add_calculated("training_cost", cost_unit, training)
 
 
 def _add_if_possible(table: FigureTable, name: str, cost: Expression, basis: PlanFigure, cost_unit: str) -> None:
@@ -448,7 +377,7 @@ def _add_if_possible(table: FigureTable, name: str, cost: Expression, basis: Pla
         table.add_value(name, basis.value, "", basis.name)
 
 
-def _add_files(table: FigureTable, prices: Prices, needs: Requirements, cost_unit: str) -> None:
+def _add_files(table: FigureTable, prices: Prices, cost_unit: str) -> None:
     """Add to *table* the monthly cost of files in each pod: a disk for all releases, and memory for the live one.
 
     The price of a vCPU includes `cpu_memory_gb`; more memory is paid by the price of the vCPUs that bring it. If the
@@ -456,46 +385,46 @@ def _add_files(table: FigureTable, prices: Prices, needs: Requirements, cost_uni
     them: the live one, kept ones and the next one.
     """
     term = table.expression
-    copies = needs.stored.copies
-    row_bytes = needs.sizes.stored_bytes + term("user_id_chars") + FILE_ROW_BYTES
-    files_gb = needs.workload.rows * row_bytes * copies / GB
+    row_bytes = term("stored_bytes") + term("user_id_chars") + FILE_ROW_BYTES
+    files_gb = term("rows") * row_bytes * term("copies") / GB
     source = "key, value and LMDB's pages; live, kept and the next one"
     files_gb = table.add_calculated("files_gb", "GB", files_gb, source=source)
     if prices.disk_gb_month is None:
         table.add_value("files_cost", "not possible: the prices file has no disk_gb_month", "", "prices file")
         return
 
-    memory_gb = largest(0, files_gb / copies - term("pod_cpus") * term("cpu_memory_gb"))
+    memory_gb = largest(0, files_gb / term("copies") - term("pod_cpus") * term("cpu_memory_gb"))
     source = "the live release stays in memory; what a pod's vCPUs bring is paid for"
     memory_gb = table.add_calculated("files_memory_gb", "GB a pod", memory_gb, source=source)
     memory_cost = memory_gb / term("cpu_memory_gb") * term("price_cpu_hour") * HOURS_A_MONTH
-    cost = needs.pods * (files_gb * term("price_disk_gb_month") + memory_cost)
+    cost = term("pods") * (files_gb * term("price_disk_gb_month") + memory_cost)
     source = "a disk for each pod, and memory beyond that of its vCPUs"
     table.add_calculated("files_cost", cost_unit, cost, source=source)
 
 
-def _add_today(table: FigureTable, needs: Requirements, today: _TodaysContainer, cost_unit: str) -> None:
+def _add_today(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* by how much `have_ru`, the RU/s provisioned today, are too few or too many, and what they cost.
 
     Also adds the share of the busiest hour's reads that get 429 (too many requests), because they exceed the RU/s of
     their partition; the fullest one gets `have_skew` times an even share of the reads.
     """
-    serve_ru = needs.container.ru.serve_ru
-    reads_ru = needs.container.reads_plain_ru
-    table.add_calculated("short_ru", "RU/s", largest(0, serve_ru - today.ru))
+    term = table.expression
+    have_ru = term("have_ru")
+    reads_ru = term("reads_plain_ru")
+    table.add_calculated("short_ru", "RU/s", largest(0, term("serve_ru") - have_ru))
     refused = refused_share(
-        today.ru.value,
+        have_ru.value,
         reads_ru.value,
-        skew=today.skew.value,
-        partitions=int(today.partitions.value),
+        skew=term("have_skew").value,
+        partitions=int(term("have_partitions").value),
     )
     formula = "reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew"
     source = "reads alone, without headroom; retries make it worse"
     table.add_calculated("refused_reads", "share", refused, formula, source)
 
-    table.add_calculated("today_use", "share", reads_ru / today.ru, source="reads in the busiest hour")
-    unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, today.ru - serve_ru))
-    table.add_calculated("today_cost", cost_unit, _monthly_cost_of(table, today.ru))
+    table.add_calculated("today_use", "share", reads_ru / have_ru, source="reads in the busiest hour")
+    unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, have_ru - term("serve_ru")))
+    table.add_calculated("today_cost", cost_unit, _monthly_cost_of(table, have_ru))
     table.add_calculated("over_cost", cost_unit, _monthly_cost_of(table, unneeded_ru))
 
 

@@ -1,10 +1,9 @@
 """What a load needs: bytes, reads, request units, partitions and pods.
 
-Each step adds figures to *table*, and returns those that later steps calculate with, as expressions: a number with its
-formula. Inputs and prices are in the table from the start; `term` returns one of them as an expression.
+Each step adds figures to *table*. `term` returns a figure that is in the table as an expression: a number with its
+formula, here its name. Inputs and prices are in the table from the start, others once their step was called.
 """
 
-from dataclasses import dataclass
 from math import log
 from statistics import fmean
 
@@ -37,130 +36,25 @@ SKEW = "the hottest user, and an even share of the others"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
 
 
-@dataclass(frozen=True, slots=True)
-class ListSizes:
-    """Bytes of a list: as stored, as an item of Cosmos DB, and as a row of Redis."""
+def add_requirements(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Add to *table* what the load needs of any store, of Cosmos DB and of pods.
 
-    stored_bytes: Expression
-    item_bytes: Expression
-    redis_row_bytes: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """The load after growth: lists, requests/s, reads/s of the store, and the share of the busiest user.
-
-    "Then" is after `months` of growth, and "peak" the busiest hour. Reads are requests that no cache answers.
+    *charges* are the request units (RU) of each operation of Cosmos DB by size. The order is that of the formulas: a
+    step calculates with figures of those before it, and raises KeyError without them.
     """
-
-    rows: Expression
-    peak_then: Expression
-    peak_region: Expression
-    mean_of_peak: Expression
-    hot_user: Expression
-    reads_s: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class RequestCharges:
-    """Request units (RU) of a read, of writing a list, and of reading it back to check it."""
-
-    mean_read_ru: Expression
-    list_write_ru: Expression
-    read_back_ru: Expression
+    _add_list_sizes(table, inputs)
+    _add_workload(table, inputs)
+    _add_request_charges(table, inputs, charges)
+    _add_publishing(table, inputs, charges)
+    _add_stored_gb(table)
+    _add_container(table, inputs)
+    _add_partition_loads(table)
+    _add_pods_of_region(table, inputs)
+    _add_pod_autoscaler(table, inputs)
+    _add_pods_of_all_regions(table, inputs)
 
 
-@dataclass(frozen=True, slots=True)
-class Publishing:
-    """The request units (RU) of a publish, its RU/s and the hours that are billed for it, and publishes of a month."""
-
-    publish_total_ru: Expression
-    publish_ru_s: Expression
-    publish_billed_hours: Expression
-    publishes: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class StoredReleases:
-    """The GB of a release in Cosmos DB, the releases that are kept at once, and their GB."""
-
-    release_gb: Expression
-    copies: Expression
-    stored_gb: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerRu:
-    """The RU/s that a release's container is created with, needs to serve, and has at least once it has served."""
-
-    creation_ru: Expression
-    serve_ru: Expression
-    least_ru: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class LiveContainer:
-    """The live release's container: its RU/s and physical partitions, and the reads that they are for.
-
-    reads_plain_ru    RU/s of all reads
-    skew              reads of the fullest partition as a multiple of an even share
-    reads_ru          RU/s for these reads, with headroom
-    partitions_by_gb  partitions that its GB alone need
-    """
-
-    reads_plain_ru: Expression
-    skew: Expression
-    reads_ru: Expression
-    ru: ContainerRu
-    partitions: Expression
-    partitions_by_gb: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class Requirements:
-    """What the load needs of any store, of Cosmos DB, and of pods in all regions."""
-
-    sizes: ListSizes
-    workload: Workload
-    charges: RequestCharges
-    publishing: Publishing
-    stored: StoredReleases
-    container: LiveContainer
-    pods: Expression
-
-
-def add_requirements(table: FigureTable, inputs: Inputs, charges: Charges) -> Requirements:
-    """Add to *table*, and return, what the load needs of any store, of Cosmos DB and of pods.
-
-    *charges* are the request units (RU) of each operation of Cosmos DB by size. Figures depend on those that were added
-    before; `rest_ru` are the RU of everything in a publish but the lists.
-    """
-    sizes = _add_list_sizes(table, inputs)
-    workload = _add_workload(table, inputs)
-    request_charges = _add_request_charges(table, inputs, charges, sizes.item_bytes)
-
-    rest_ru = overhead_ru(charges, round(workload.rows.value), round(sizes.item_bytes.value))
-    publishing = _add_publishing(table, inputs, rest_ru, rows=workload.rows, charges=request_charges)
-    stored = _add_stored_gb(table, workload.rows, sizes.item_bytes)
-    container = _add_container(
-        table, inputs, workload=workload, charges=request_charges, publishing=publishing, release_gb=stored.release_gb
-    )
-    _add_partition_loads(table, container, workload=workload, mean_read_ru=request_charges.mean_read_ru)
-
-    pods = _add_pods_of_region(table, inputs, workload.peak_region)
-    _add_pod_autoscaler(table, inputs, peak_region=workload.peak_region, pod_capacity=pods.capacity)
-    return Requirements(
-        sizes=sizes,
-        workload=workload,
-        charges=request_charges,
-        publishing=publishing,
-        stored=stored,
-        container=container,
-        pods=_add_pods_of_all_regions(table, inputs, pods.in_region),
-    )
-
-
-def _add_list_sizes(table: FigureTable, inputs: Inputs) -> ListSizes:
+def _add_list_sizes(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the bytes of a list: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis.
 
     Stored bytes are those of JSON, compressed if the encoding is zstd; a measured `list_bytes` replaces both.
@@ -178,78 +72,64 @@ def _add_list_sizes(table: FigureTable, inputs: Inputs) -> ListSizes:
         list_bytes = list_bytes * term("zstd_share")
     stored_bytes = table.add_calculated("stored_bytes", "bytes", list_bytes)
 
-    text_bytes = _add_text_bytes(table, inputs, stored_bytes)
+    text_bytes = _add_text_bytes(table, inputs)
     id_bytes = ceiling(term("user_id_chars") * 4 / 3)
     cosmos_item_bytes = SKELETON_BYTES + id_bytes + text_bytes + term("system_bytes")
     source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
-    cosmos_item_bytes = table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
+    table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
 
     redis_bytes = stored_bytes + KEY_BYTES + term("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
     source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
-    redis_bytes = table.add_calculated("redis_row_bytes", "bytes", redis_bytes * REDIS_ALLOCATED, source=source)
-    return ListSizes(stored_bytes, cosmos_item_bytes, redis_bytes)
+    table.add_calculated("redis_row_bytes", "bytes", redis_bytes * REDIS_ALLOCATED, source=source)
 
 
-def _add_text_bytes(table: FigureTable, inputs: Inputs, stored_bytes: Expression) -> Expression:
+def _add_text_bytes(table: FigureTable, inputs: Inputs) -> Expression:
     """Add to *table*, and return, the bytes of a stored list as a string in JSON, as an item of Cosmos DB holds it.
 
     A list compressed with zstd becomes base64. A list of JSON lines gets a backslash for each quote and end of line.
     """
     term = table.expression
     if inputs.encoding == "zstd":
-        return table.add_calculated("text_bytes", "bytes", ceiling(stored_bytes / 3) * 4, source="base64")
+        return table.add_calculated("text_bytes", "bytes", ceiling(term("stored_bytes") / 3) * 4, source="base64")
 
     quotes_per_item = QUOTES
     if inputs.title_chars:
         quotes_per_item += TITLE_QUOTES
     # A backslash for each quote, and for each line end between two items.
-    escaped = stored_bytes + quotes_per_item * term("list_length") + term("list_length") - 1
+    escaped = term("stored_bytes") + quotes_per_item * term("list_length") + term("list_length") - 1
     source = "JSON in JSON: a backslash for each quote and each end of line"
     return table.add_calculated("text_bytes", "bytes", escaped, source=source)
 
 
-def _add_workload(table: FigureTable, inputs: Inputs) -> Workload:
-    """Add to *table*, and return, the load after `months` of growth: lists, and requests and reads a second.
+def _add_workload(table: FigureTable, inputs: Inputs) -> None:
+    """Add to *table* the load after growth: lists, requests/s, reads/s of the store, and the share of the busiest user.
 
-    The peak is the rate of the busiest hour, `region_share` of it that of the busiest region. Reads are the requests
-    that no cache answers.
+    "Then" is after `months` of growth, and "peak" the busiest hour, `region_share` of it that of the busiest region.
+    Reads are the requests that no cache answers.
     """
     term = table.expression
     factor = (1 + inputs.growth_percent / 100) ** inputs.months
     growth = table.add_calculated("growth", "", factor, "(1 + growth_percent / 100) ** months")
 
     users_then = table.add_calculated("users_then", "users", term("users") * growth)
-    rows = table.add_calculated("rows", "lists", (term("users") + term("items")) * growth)
+    table.add_calculated("rows", "lists", (term("users") + term("items")) * growth)
 
     peak_then = table.add_calculated("peak_then", "requests/s", term("peak_rps") * growth)
     peak_region = table.add_calculated("peak_region", "requests/s", peak_then * term("region_share"))
     mean_share = fmean(hourly_shares(inputs.profile))
-    mean_of_peak = table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
+    table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
 
-    hot_user = _add_share_of_busiest_user(table, inputs, users_then)
-    reads_s = table.add_calculated("reads_s", "reads/s", peak_region * (1 - term("hit_rate")))
-    return Workload(
-        rows=rows,
-        peak_then=peak_then,
-        peak_region=peak_region,
-        mean_of_peak=mean_of_peak,
-        hot_user=hot_user,
-        reads_s=reads_s,
-    )
-
-
-def _add_share_of_busiest_user(table: FigureTable, inputs: Inputs, users_then: Expression) -> Expression:
-    """Add to *table*, and return, the share of requests for the busiest user (`hot_user`).
-
-    That is `hot_share` if it is given, else that of the first user by a Zipf law, else that of equally busy users.
-    """
+    # The share of the busiest user, as given, or by a Zipf law; else all are equally busy.
     users = max(1, round(users_then.value))
     if inputs.hot_share is not None:
-        return table.add_calculated("hot_user", "share", table.expression("hot_share"))
-    if inputs.zipf is None:
-        return table.add_calculated("hot_user", "share", 1 / users, "1 / max(1, round(users_then))")
-    share = first_share_by_zipf(users, inputs.zipf)
-    return table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
+        table.add_calculated("hot_user", "share", term("hot_share"))
+    elif inputs.zipf is None:
+        table.add_calculated("hot_user", "share", 1 / users, "1 / max(1, round(users_then))")
+    else:
+        share = first_share_by_zipf(users, inputs.zipf)
+        table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
+
+    table.add_calculated("reads_s", "reads/s", peak_region * (1 - term("hit_rate")))
 
 
 def first_share_by_zipf(keys: int, exponent: float) -> float:
@@ -267,15 +147,13 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
     return 1.0 / total
 
 
-def _add_request_charges(
-    table: FigureTable, inputs: Inputs, charges: Charges, item_bytes: Expression
-) -> RequestCharges:
+def _add_request_charges(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
     """Add to *table* the request units (RU) of a read, a mean over known and unknown users, and of publishing a list.
 
     A published list is written, and read back to check it. *charges* are the measured RU of each operation by size.
     """
     term = table.expression
-    size = round(item_bytes.value)
+    size = round(term("item_bytes").value)
     is_doubled = inputs.consistency in DOUBLY_CHARGED
 
     formula = "charge of a point read of item_bytes"
@@ -290,27 +168,24 @@ def _add_request_charges(
     all_users = (1 - term("unknown_share")) * point_read_ru + term("unknown_share") * missed_read_ru
     source = "hits of the integrated cache cost nothing"
     mean_read = all_users * (1 - term("gateway_hit_rate"))
-    mean_read = table.add_calculated("mean_read_ru", "RU", mean_read, source=source)
+    table.add_calculated("mean_read_ru", "RU", mean_read, source=source)
 
     formula = "charge of creating an item of item_bytes without an index"
-    write = table.add_calculated("list_write_ru", "RU", charges.create(size, 0), formula, CHARGES)
+    table.add_calculated("list_write_ru", "RU", charges.create(size, 0), formula, CHARGES)
     formula = "charge of a point read of item_bytes"
-    read_back = table.add_calculated("read_back_ru", "RU", charges.read(size), formula, CHARGES)
-    return RequestCharges(mean_read_ru=mean_read, list_write_ru=write, read_back_ru=read_back)
+    table.add_calculated("read_back_ru", "RU", charges.read(size), formula, CHARGES)
 
 
-def _add_publishing(
-    table: FigureTable, inputs: Inputs, rest_ru: float, *, rows: Expression, charges: RequestCharges
-) -> Publishing:
+def _add_publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
     """Add to *table* the request units (RU) of a publish, its RU/s and hours, and the publishes of a month.
 
     Its RU/s are `publish_ru`, else as many as end it within `window_hours`, in Azure's steps and between its limits.
-    *rest_ru* are the RU of everything but the lists.
     """
     term = table.expression
+    rest_ru = overhead_ru(charges, round(term("rows").value), round(term("item_bytes").value))
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
     rest = table.add_calculated("publish_rest_ru", "RU", rest_ru, formula, CHARGES)
-    lists_ru = rows * (charges.list_write_ru + charges.read_back_ru)
+    lists_ru = term("rows") * (term("list_write_ru") + term("read_back_ru"))
     total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + rest)
 
     rate = total_ru / (term("window_hours") * 3600)
@@ -322,23 +197,17 @@ def _add_publishing(
     hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
     # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
     source = "hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s"
-    billed_hours = table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
-    publishes = table.add_calculated("publishes", "a month", HOURS_A_MONTH / term("refresh_hours"))
-    return Publishing(
-        publish_total_ru=total_ru,
-        publish_ru_s=provisioned,
-        publish_billed_hours=billed_hours,
-        publishes=publishes,
-    )
+    table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
+    table.add_calculated("publishes", "a month", HOURS_A_MONTH / term("refresh_hours"))
 
 
-def _add_stored_gb(table: FigureTable, rows: Expression, item_bytes: Expression) -> StoredReleases:
+def _add_stored_gb(table: FigureTable) -> None:
     """Add to *table* the GB of a release in Cosmos DB, and of all: live, kept for a rollback, and being written."""
-    release_gb = table.add_calculated("release_gb", "GB", rows * item_bytes / GB)
+    term = table.expression
+    release_gb = table.add_calculated("release_gb", "GB", term("rows") * term("item_bytes") / GB)
     source = "live, kept and, while it is written, the next"
-    copies = table.add_calculated("copies", "releases", table.expression("kept") + 2, source=source)
-    stored_gb = table.add_calculated("stored_gb", "GB", release_gb * copies)
-    return StoredReleases(release_gb, copies, stored_gb)
+    copies = table.add_calculated("copies", "releases", term("kept") + 2, source=source)
+    table.add_calculated("stored_gb", "GB", release_gb * copies)
 
 
 def new_partition_ru(inputs: Inputs) -> int:
@@ -346,111 +215,63 @@ def new_partition_ru(inputs: Inputs) -> int:
     return cosmos.PARTITION_RU if inputs.capacity == "autoscale" else cosmos.INITIAL_PARTITION_RU
 
 
-@dataclass(frozen=True, slots=True)
-class _ContainerLoad:
-    """What the live release's container must carry; a new container has *new_partition_ru* for each partition."""
-
-    workload: Workload
-    mean_read_ru: Expression
-    publish_ru_s: Expression
-    release_gb: Expression
-    partitions_by_gb: Expression
-    new_partition_ru: Expression
-
-
-def _add_container(
-    table: FigureTable,
-    inputs: Inputs,
-    *,
-    workload: Workload,
-    charges: RequestCharges,
-    publishing: Publishing,
-    release_gb: Expression,
-) -> LiveContainer:
+def _add_container(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the RU/s of the live release's container, and its physical partitions.
 
     They depend on each other: more RU/s need more partitions; over more partitions, the busiest user makes one fuller
-    than the others, which needs more RU/s. So both are calculated again until the partitions no longer grow.
+    than the others, which needs more RU/s. So both are calculated again until the partitions no longer grow. Azure
+    divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the reads.
     """
+    term = table.expression
     source = f"of a new container, {inputs.capacity}: {PARTITIONS}"
-    for_one = table.add_value("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
-    by_gb = largest(1, ceiling(release_gb / PARTITION_GB))
+    table.add_value("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
+    by_gb = largest(1, ceiling(term("release_gb") / PARTITION_GB))
     by_gb = table.add_calculated("partitions_by_gb", "partitions", by_gb, source=LIMITS)
-    load = _ContainerLoad(
-        workload=workload,
-        mean_read_ru=charges.mean_read_ru,
-        publish_ru_s=publishing.publish_ru_s,
-        release_gb=release_gb,
-        partitions_by_gb=by_gb,
-        new_partition_ru=for_one,
-    )
 
     assumed = 0
     needed = int(by_gb.value)
-    while needed > assumed:
+    while needed > assumed:  # each attempt replaces the figures of the one before
         assumed = needed
-        attempt = FigureTable(table)  # the figures of other attempts are not part of the plan
-        container = _add_container_over(attempt, assumed, load)
-        needed = int(container.partitions.value)
-    table.update(attempt)
-    return container
+        source = "as many as follow from it: both agree"
+        partitions = table.add_value("partitions", assumed, "partitions", source)
+        skew = table.add_calculated("skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
+        plain_ru = table.add_calculated("reads_plain_ru", "RU/s", term("reads_s") * term("mean_read_ru"))
+        table.add_calculated("reads_ru", "RU/s", plain_ru * skew / term("ru_utilisation"))
+        _add_container_ru(table)
+        needed = _add_container_partitions(table)
 
 
-def _add_container_over(table: FigureTable, assumed: int, load: _ContainerLoad) -> LiveContainer:
-    """Add to *table*, and return, the live release's container if reads spread over *assumed* partitions.
-
-    If it then has more partitions than that, the caller repeats the calculation with them. Azure divides RU/s evenly,
-    so each partition gets what the fullest one needs: `skew` times an even share of the reads.
-    """
-    source = "as many as follow from it: both agree"
-    partitions = table.add_value("partitions", assumed, "partitions", source)
-    skew = partition_skew(load.workload.hot_user, partitions)
-    skew = table.add_calculated("skew", "", skew, source=SKEW)
-
-    plain_ru = table.add_calculated("reads_plain_ru", "RU/s", load.workload.reads_s * load.mean_read_ru)
-    reads_ru = plain_ru * skew / table.expression("ru_utilisation")
-    reads_ru = table.add_calculated("reads_ru", "RU/s", reads_ru)
-    ru = _add_container_ru(table, reads_ru, load)
-    return LiveContainer(
-        reads_plain_ru=plain_ru,
-        skew=skew,
-        reads_ru=reads_ru,
-        ru=ru,
-        partitions=_add_container_partitions(table, ru, load),
-        partitions_by_gb=load.partitions_by_gb,
-    )
-
-
-def _add_container_ru(table: FigureTable, reads_ru: Expression, load: _ContainerLoad) -> ContainerRu:
+def _add_container_ru(table: FigureTable) -> None:
     """Add to *table* the RU/s of the live release's container: when it is created, and later, when it serves reads.
 
     It is created with the RU/s for publishing or for reads, whichever are more. Azure then allows no less than 1 RU/s
     for each GB, and a hundredth of the highest RU/s that the container ever had.
     """
-    for_reads = ceiling(reads_ru, multiple_of=cosmos.MANUAL_STEP)
-    highest_ever = table.add_calculated("highest_ru", "RU/s", largest(load.publish_ru_s, for_reads))
+    term = table.expression
+    for_reads = ceiling(term("reads_ru"), multiple_of=cosmos.MANUAL_STEP)
+    highest_ever = table.add_calculated("highest_ru", "RU/s", largest(term("publish_ru_s"), for_reads))
 
-    allowed = largest(cosmos.MANUAL_MIN, load.release_gb, highest_ever / 100)
+    allowed = largest(cosmos.MANUAL_MIN, term("release_gb"), highest_ever / 100)
     allowed_steps = ceiling(allowed, multiple_of=cosmos.MANUAL_STEP)
     least = table.add_calculated("least_ru", "RU/s", allowed_steps, source=LIMITS)
     serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, least))
 
     creation = smallest(cosmos.MAX_RU, largest(highest_ever, serving))
-    creation = table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
-    return ContainerRu(creation_ru=creation, serve_ru=serving, least_ru=least)
+    table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
 
 
-def _add_container_partitions(table: FigureTable, ru: ContainerRu, load: _ContainerLoad) -> Expression:
+def _add_container_partitions(table: FigureTable) -> int:
     """Add to *table*, and return, the physical partitions of the live release's container.
 
     They are the most of those that it is created with, that its GB need, and that its RU/s for serving need.
     """
-    created = ceiling(ru.creation_ru / load.new_partition_ru)
+    term = table.expression
+    created = ceiling(term("creation_ru") / term("new_partition_ru"))
     created = table.add_calculated("new_partitions", "partitions", created, source=PARTITIONS)
-    for_serving = ceiling(smallest(cosmos.MAX_RU, ru.serve_ru) / cosmos.PARTITION_RU)
-    needed = largest(created, load.partitions_by_gb, for_serving)
+    for_serving = ceiling(smallest(cosmos.MAX_RU, term("serve_ru")) / cosmos.PARTITION_RU)
+    needed = largest(created, term("partitions_by_gb"), for_serving)
     source = "they stay, whatever RU/s are taken away"
-    return table.add_calculated("partitions", "partitions", needed, source=source)
+    return int(table.add_calculated("partitions", "partitions", needed, source=source).value)
 
 
 def partition_skew(hot_user: Expression, partitions: Expression) -> Expression:
@@ -461,47 +282,36 @@ def partition_skew(hot_user: Expression, partitions: Expression) -> Expression:
     return hot_user * (partitions - 1) + 1
 
 
-def _add_partition_loads(
-    table: FigureTable, container: LiveContainer, *, workload: Workload, mean_read_ru: Expression
-) -> None:
+def _add_partition_loads(table: FigureTable) -> None:
     """Add to *table* the RU/s of a partition, how much of them reads use, and the RU/s of all containers together.
 
     Loads are shares of a partition's RU/s, for the busiest user alone, and for all reads of the fullest partition.
     During a publish there is a container for the live release, each kept one, the new one, and the catalogue (control).
     """
-    kept = table.expression("kept")
-    ru = container.ru
-    partition_ru = table.add_calculated("partition_ru", "RU/s", ru.serve_ru / container.partitions)
+    term = table.expression
+    partition_ru = table.add_calculated("partition_ru", "RU/s", term("serve_ru") / term("partitions"))
 
-    busiest_user = workload.reads_s * workload.hot_user * mean_read_ru
+    busiest_user = term("reads_s") * term("hot_user") * term("mean_read_ru")
     busiest_user = table.add_calculated("hot_key_ru", "RU/s", busiest_user)
     table.add_calculated("hot_key_load", "share", busiest_user / partition_ru)
-    fullest_partition = container.reads_plain_ru * container.skew / container.partitions
+    fullest_partition = term("reads_plain_ru") * term("skew") / term("partitions")
     table.add_calculated("hot_partition_load", "share", fullest_partition / partition_ru)
 
     source = "live, kept, the next one, and control"
-    table.add_calculated("containers", "containers", kept + 3, source=source)
-    together = ru.serve_ru + kept * ru.least_ru + ru.creation_ru + CONTROL_RU
+    table.add_calculated("containers", "containers", term("kept") + 3, source=source)
+    together = term("serve_ru") + term("kept") * term("least_ru") + term("creation_ru") + CONTROL_RU
     source = "live, kept, draft and control, in the hours of a publish"
     table.add_calculated("together_ru", "RU/s", together, source=source)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pods:
-    """The pods of a region, and the requests/s that each has CPU for."""
-
-    in_region: Expression
-    capacity: Expression
-
-
-def _add_pods_of_region(table: FigureTable, inputs: Inputs, peak_region: Expression) -> _Pods:
+def _add_pods_of_region(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the pods of a region: as many as hold its requests at once, and have CPU for their rate.
 
     By Little's law, requests at once are requests/s times the seconds of a request. The rate of a pod is `pod_rps` if
     it was measured, else its CPU by the CPU of a request. Either is used up to the share `pod_utilisation`.
     """
     term = table.expression
-    requests_at_once = peak_region * term("request_ms") / 1000
+    requests_at_once = term("peak_region") * term("request_ms") / 1000
     by_little = ceiling(requests_at_once / term("pod_utilisation") / term("pod_concurrency"))
     source = "Little's law: requests in a pod = rate * time"
     by_little = table.add_calculated("pods_by_little", "pods", by_little, source=source)
@@ -510,16 +320,13 @@ def _add_pods_of_region(table: FigureTable, inputs: Inputs, peak_region: Express
     if inputs.pod_rps is not None:
         pod_rate = term("pod_rps")
     pod_rate = table.add_calculated("pod_capacity", "requests/s", pod_rate)
-    by_rate = ceiling(peak_region / pod_rate / term("pod_utilisation"))
+    by_rate = ceiling(term("peak_region") / pod_rate / term("pod_utilisation"))
     by_rate = table.add_calculated("pods_by_capacity", "pods", by_rate)
 
-    pods = table.add_calculated("pods_region", "pods", largest(by_little, by_rate, term("min_pods")))
-    return _Pods(in_region=pods, capacity=pod_rate)
+    table.add_calculated("pods_region", "pods", largest(by_little, by_rate, term("min_pods")))
 
 
-def _add_pod_autoscaler(
-    table: FigureTable, inputs: Inputs, *, peak_region: Expression, pod_capacity: Expression
-) -> None:
+def _add_pod_autoscaler(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the targets and the most pods of a HorizontalPodAutoscaler (hpa), which adds pods above a target.
 
     One target is a share of a pod's CPU. The other, requests/s of a pod, is that share of its highest rate: the lower
@@ -534,21 +341,21 @@ def _add_pod_autoscaler(
     cpu_share = table.add_calculated("hpa_utilisation", "share", cpu_share, source=source)
 
     rate_at_concurrency = term("pod_concurrency") * 1000 / term("request_ms")
-    target_rate = cpu_share * smallest(pod_capacity, rate_at_concurrency)
+    target_rate = cpu_share * smallest(term("pod_capacity"), rate_at_concurrency)
     source = "the less by both; pods are added above it"
     target_rate = table.add_calculated("hpa_pod_rps", "requests/s", target_rate, source=source)
 
-    most_pods = largest(term("min_pods"), ceiling(peak_region * 2 / target_rate) + 1)
+    most_pods = largest(term("min_pods"), ceiling(term("peak_region") * 2 / target_rate) + 1)
     source = "room for twice the busiest hour, and for one lost pod"
     table.add_calculated("hpa_most_pods", "pods", most_pods, source=source)
 
 
-def _add_pods_of_all_regions(table: FigureTable, inputs: Inputs, pods_region: Expression) -> Expression:
+def _add_pods_of_all_regions(table: FigureTable, inputs: Inputs) -> None:
     """Add the pods of all regions to *table*; with zones, those left carry the load of a lost one."""
     term = table.expression
-    pods = pods_region
+    pods = term("pods_region")
     if inputs.zones > 1:
         source = "the other zones carry what one may lose"
-        pods_of_zone = ceiling(pods_region / (term("zones") - 1))
+        pods_of_zone = ceiling(pods / (term("zones") - 1))
         pods = table.add_calculated("pods_zone", "pods", pods_of_zone, source=source) * term("zones")
-    return table.add_calculated("pods", "pods", pods * term("regions"))
+    table.add_calculated("pods", "pods", pods * term("regions"))
