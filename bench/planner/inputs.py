@@ -40,6 +40,8 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
     ),
 }  # fmt: skip
 MOST = 1e12  # sums beyond it lose whole units
+# Inputs that the measured `list_bytes` of a list depends on.
+LIST_SHAPE = ("list_length", "encoding", "title_chars", "item_id_chars")
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
@@ -191,16 +193,19 @@ def flag_help(known: Field[Any]) -> str:
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     """Check the inputs of all *layers*, of which later ones replace values of earlier ones, and return all inputs.
 
-    Without a peak rate, that of the busiest hour of the profile is taken. If users and rate are missing, but `have_ru`,
-    the RU/s of today, is known, the plan only says what load these carry (`carries_only`), with placeholders for both.
-    Raises PlanMisused, with the flag or key, for an unknown, invalid or missing input.
+    A later `list_length`, say, removes a measured `list_bytes`, which is then calculated. Without a peak rate, that of
+    the busiest hour of the profile is taken. If users and rate are missing, but `have_ru`, the RU/s of today, is known,
+    the plan only says what load these carry (`carries_only`), with placeholders for both. Raises
+    PlanMisused, with the flag or key, for an unknown, invalid or missing input.
     """
     values = dict[str, Any]()
     sources = dict[str, str]()
     for layer in layers:
+        if not layer.values.keys().isdisjoint(LIST_SHAPE):  # the size that an earlier layer measured is outdated
+            values.pop("list_bytes", None)
+            sources.pop("list_bytes", None)
         values |= _checked_values(layer)
         sources |= dict.fromkeys(layer.values, layer.source)
-    _drop_outdated_list_bytes(layers, values, sources)
 
     profile = values.get("profile")
     if "peak_rps" not in values and isinstance(profile, tuple):  # 24 rates, rather than a shape's name
@@ -387,18 +392,6 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
     return InputSource(source, values, f"{{name}} of {manifest.release}")
 
 
-def _drop_outdated_list_bytes(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Remove `list_bytes`, the measured size of a list, from *values* and *sources* if a later layer changes the lists.
-
-    Inputs of later *layers* replace those of earlier ones. If one has, say, another `list_length`, the size is
-    calculated from it.
-    """
-    last_layer = {name: number for number, layer in enumerate(layers) for name in layer.values}
-    for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
-        if "list_bytes" in values and last_layer.get(name, -1) > last_layer["list_bytes"]:
-            del values["list_bytes"], sources["list_bytes"]
-
-
 def _checked_value(declared: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type
     """Return an input's *value*, often a text, as a number, a choice, or a profile (a shape's name, or 24 rates).
 
@@ -420,22 +413,16 @@ def _checked_value(declared: Field[Any], value: object, label: str) -> Any:  # n
     except (TypeError, ValueError) as error:
         examples = ", as 1500, 1.5k or 2M" if str(value)[:1].isdigit() else ""
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}{examples}") from error
-    if not _is_within_bounds(declared, number):
-        raise PlanMisused(f"{label} is {number:,.10g}, and must be {_format_bounds(declared)}")
+
+    low, high, step = (declared.metadata[bound] for bound in ("low", "high", "step"))
+    if not low <= number <= high or (step is not None and number % step):
+        steps = "" if step is None else f", in steps of {step}"
+        raise PlanMisused(
+            f"{label} is {number:,.10g}, and must be at least {low:,.10g} and at most {high:,.10g}{steps}"
+        )
     if is_whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
     return int(number) if is_whole else number
-
-
-def _is_within_bounds(declared: Field[Any], number: float) -> bool:
-    bounds = declared.metadata
-    return bounds["low"] <= number <= bounds["high"] and (bounds["step"] is None or number % bounds["step"] == 0)
-
-
-def _format_bounds(declared: Field[Any]) -> str:
-    bounds = declared.metadata
-    limits = f"at least {bounds['low']:,.10g} and at most {bounds['high']:,.10g}"
-    return limits if bounds["step"] is None else f"{limits}, in steps of {bounds['step']}"
 
 
 def _parse_number(value: object) -> float:

@@ -9,7 +9,7 @@ from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.sizing import CONTROL_RU, new_partition_ru
-from hotplate.report import Column, Report, Row, TextTable, format_value, rounded
+from hotplate.report import Column, Report, Row, TextTable, format_count, format_value, rounded
 from hotplate.stores.cosmos.url import MAX_RU
 
 # Outside of all figures.
@@ -199,13 +199,18 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     in_use = f"{plan.inputs.ru_utilisation:g} in use"
     yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads} / {in_use}  (--why serve_ru)"
 
-    spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number('publish_hours'))}"
+    hours = number("publish_hours")
+    duration = f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    spent = f"{rounded(number('publish_total_ru'))} RU in {duration}"
     yield "publish", f"{number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
     yield "429s", _first_refused_rate(plan)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
     releases = f"{number('copies'):,.0f} releases"
-    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: {releases} of {lists}"
+    nodes = "more than the largest size"
+    if "redis_size" in plan.figures:
+        nodes = f"{plan.inputs.redis_nodes} x {plan.figures['redis_size']}"
+    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {nodes}: {releases} of {lists}"
     yield "pods", f"{number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
     yield "Redis", _compare_redis(plan)
 
@@ -221,10 +226,6 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
 
 def _unpriced_fees(plan: CapacityPlan) -> list[str]:
     return [words for name, words in FEES.items() if name not in plan.sourced.sources]
-
-
-def _format_hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
 
 
 def _usage_today(plan: CapacityPlan) -> str:
@@ -245,11 +246,6 @@ def _first_refused_rate(plan: CapacityPlan) -> str:
         return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
     hottest = plan.number("hot_key_load")
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
-
-
-def _redis_nodes(plan: CapacityPlan) -> str:
-    size = plan.figures.get("redis_size")
-    return "more than the largest size" if size is None else f"{plan.inputs.redis_nodes} x {size}"
 
 
 def _compare_redis(plan: CapacityPlan) -> str:
@@ -302,11 +298,7 @@ def _recommendation(plan: CapacityPlan) -> str:
     publish_ru = plan.number("publish_ru_s")
     if publish_ru > plan.number("serve_ru") and list(modes) != ["serverless"]:
         throughput += f", {publish_ru:,.0f} RU/s while publishing"
-    return f"Provision {throughput}, and {_pods(plan.number('pods'))}. {_compare_costs(plan)}."
-
-
-def _pods(count: float) -> str:
-    return f"{count:,.0f} pod{'' if count == 1 else 's'}"
+    return f"Provision {throughput}, and {format_count(round(plan.number('pods')), 'pod')}. {_compare_costs(plan)}."
 
 
 def _carried_load(plan: CapacityPlan) -> str:
@@ -340,22 +332,18 @@ def _compare_costs(plan: CapacityPlan) -> str:
         return f"{cosmos} costs {cosmos_total} {month}; Redis is {plan.figures['redis_cost'].value}"
 
     redis_total = f"{_rounded(plan, 'redis_total')} {currency}"
-    cosmos_low, cosmos_high = _cost_bounds(plan, f"{plan.cheapest}_cost")
-    redis_low, redis_high = _cost_bounds(plan, "redis_cost")
-    if redis_high < cosmos_low:
+    at_low_prices = plan.with_prices(-1)
+    at_high_prices = plan.with_prices(1)
+    cosmos_cost = f"{plan.cheapest}_cost"
+    if at_high_prices.number("redis_cost") < at_low_prices.number(cosmos_cost):
         return f"Redis costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}){files}"
-    if cosmos_high < redis_low:
+    if at_high_prices.number(cosmos_cost) < at_low_prices.number("redis_cost"):
         return f"{cosmos} costs less ({cosmos_total} {month}) than Redis ({redis_total}){files}"
     return f"{cosmos} ({cosmos_total} {month}) and Redis ({redis_total}) cost about the same{files}"
 
 
 def _rounded(plan: CapacityPlan, name: str) -> str:
     return rounded(plan.number(name), 3)
-
-
-def _cost_bounds(plan: CapacityPlan, name: str) -> tuple[float, float]:
-    """Return a cost by the lower and by the upper bounds of all prices."""
-    return plan.with_prices(-1).number(name), plan.with_prices(1).number(name)
 
 
 def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
