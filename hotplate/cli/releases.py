@@ -6,8 +6,6 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
 from hotplate.cli.manifests import manifest_facts, print_gates, print_quality
@@ -30,7 +28,7 @@ from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.change_warnings import failure_as_warning, with_warnings
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.options import Flag
+from hotplate.stores.options import Argument, Flag
 from hotplate.stores.store import Store
 
 if TYPE_CHECKING:
@@ -47,21 +45,11 @@ DAY_S = 86_400
 # Ten years; dates of any grace can be printed.
 MAX_GRACE_S = 3_650 * DAY_S
 
-ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
-IfCanary = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="RELEASE", help="The expected canary; if another one is, nothing is done.", show_default=False
-    ),
-]
+ReleaseArgument = Annotated[str, Argument("An id, as `hotplate releases list` shows it.", "RELEASE")]
+IfCanary = Annotated[str | None, Argument("The expected canary; if another one is, nothing is done.", "RELEASE")]
 Force = Annotated[bool, Flag("Do it even if gates refused the release, or it cannot be served.", env=False)]
 ReleaseOrLive = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="RELEASE",
-        help="An id, as `hotplate releases list` shows it; by default the live release.",
-        show_default=False,
-    ),
+    str | None, Argument("An id, as `hotplate releases list` shows it; by default the live release.", "RELEASE")
 ]
 
 

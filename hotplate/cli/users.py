@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import orjson
-import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
@@ -15,6 +14,7 @@ from hotplate.cli.terminal import print_result, run_on_store, shown_store_url
 from hotplate.report import format_count
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreMisused
+from hotplate.stores.options import Argument
 from hotplate.stores.urls import url_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ app = Verbs(
     "Example: hotplate users erase u7 --store file:///var/lib/hotplate",
 )
 
-Users = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of users, as in events and lists.")]
+Users = Annotated[tuple[str, ...], Argument("Ids of users, as in events and lists.", "ID…")]
 
 
 @dataclass(frozen=True, slots=True)
