@@ -94,7 +94,8 @@ def report(
         return
     _print_counts(counts)
     if comparison is None:
-        _print_rates(counts)
+        headings = ("release", "role", "position", "shown", "clicked", "rate", "95 %")
+        out.print(table(headings, map(_cells, counts.rows)))
     else:
         _print_arms(comparison, f"{goal} per user", f"users to find ±{min_effect:g} %")
 
@@ -145,12 +146,6 @@ def _print_counts(counts: "EventReport") -> None:
             out.print(f"  {format_count(number, noun)} left out: {reason}")
 
 
-def _print_rates(counts: "EventReport") -> None:
-    """Print a table of the click-through rate by release, role and position."""
-    headings = ("release", "role", "position", "shown", "clicked", "rate", "95 %")
-    out.print(table(headings, map(_cells, counts.rows)))
-
-
 async def _arm_events(goal: str, store: "Store") -> "ArmEvents":
     """Return what counts events of the store's experiment by arm; ReleaseNotFound without an experiment."""
     from hotplate.serve.events.experiments import ArmEvents
@@ -164,6 +159,7 @@ async def _arm_events(goal: str, store: "Store") -> "ArmEvents":
 
 
 def _cells(row: "PositionCounts") -> tuple[str, ...]:
+    """Return a line of the table of click-through rates by release, role and position."""
     rate = "" if row.ctr is None else f"{row.ctr:.2%}"
     interval = "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}"
     return (

@@ -78,7 +78,8 @@ def revoke(
     Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
     """
     if primary == secondary:
-        _revoke_all(file, name, as_json=as_json)
+        key_file.revoke(file, name, None)
+        print_result({"name": name, "revoked": "all", "keys_left": 0}, f"revoked {name}", as_json=as_json)
         return
 
     kind: Literal["primary", "secondary"] = "primary" if primary else "secondary"
@@ -89,8 +90,3 @@ def revoke(
     if client is None:
         sentences.append(f"{name} had no other key, and is removed")
     print_result(facts, *sentences, as_json=as_json)
-
-
-def _revoke_all(file: Path, name: str, *, as_json: bool) -> None:
-    key_file.revoke(file, name, None)
-    print_result({"name": name, "revoked": "all", "keys_left": 0}, f"revoked {name}", as_json=as_json)

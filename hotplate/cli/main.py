@@ -76,22 +76,17 @@ def hotplate(
     ),
 ) -> None:
     """Take the options before any verb."""
+    if show_version and as_json:
+        from hotplate.serve.connections.fast_lane import lane_state  # loads the service
+
+        print_json({"version": version("hotplate"), "fast_lane": lane_state()})
+        raise typer.Exit
     if show_version:
-        _print_version(as_json=as_json)
+        out.print(version("hotplate"))
         raise typer.Exit
     if context.invoked_subcommand is None:
         out.print(context.get_help())
         raise typer.Exit(MISUSED)
-
-
-def _print_version(*, as_json: bool) -> None:
-    number = version("hotplate")
-    if as_json:
-        from hotplate.serve.connections.fast_lane import lane_state  # loads the service
-
-        print_json({"version": number, "fast_lane": lane_state()})
-    else:
-        out.print(number)
 
 
 def with_default_verb(arguments: Sequence[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Shared by all verbs: options, text, tables, JSON, errors with exit codes, progress bars, and stores."""
 
-import dataclasses
 import os
 import sys
 import threading
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import orjson
 import typer
@@ -71,7 +70,7 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap
 def print_json(value: object) -> None:
     """Print one JSON value."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
-    sys.stdout.write(orjson.dumps(value, option=options, default=_to_plain).decode() + "\n")
+    sys.stdout.write(orjson.dumps(value, option=options, default=str).decode() + "\n")
 
 
 def print_result(fields: object, *texts: object, as_json: bool) -> None:
@@ -345,9 +344,3 @@ def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, FAILED
     raise error
-
-
-def _to_plain(value: object) -> Any:  # noqa: ANN401 -- what orjson wants of its default hook
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)
