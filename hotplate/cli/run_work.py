@@ -84,15 +84,32 @@ class PlannedRun:
 def run_verb(pipeline: Path, *, check: bool) -> None:
     """Run a pipeline file, send its metrics, and print its summary; with *check*, only print its steps.
 
-    Raises typer.Exit if a gate or a canary refuses the release.
+    The steps of a run are printed on standard error, and its summary also after an error. Raises typer.Exit if a gate
+    or a canary refuses the release.
     """
     planned = plan_run(pipeline)
     if check:
         _print_steps(planned)
         return
-    summary = _run_and_print(planned)
-    if summary.outcome is Outcome.REFUSED:
-        err.print("hotplate: ", summary.error, sep="")
+
+    meter = RequestUnitMeter()
+    attempt = Attempt(
+        planned.job,
+        planned.settings.wait,
+        planned.keep_ready_s,
+        train=train_work.train_and_print,
+        measure=_measured,
+        write=partial(_write_lists, store_url=planned.job.store, meter=meter),
+        observer=meter,
+    )
+    with text_on_stderr():
+        try:
+            _run_attempt(attempt, planned)
+        finally:
+            sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
+
+    if attempt.summary.outcome is Outcome.REFUSED:
+        err.print("hotplate: ", attempt.summary.error, sep="")
         raise typer.Exit(REFUSED)
 
 
@@ -112,27 +129,13 @@ def plan_run(pipeline: Path) -> PlannedRun:
     """Read a pipeline file; SettingError for an invalid one."""
     file = read_pipeline(pipeline)
     settings: RunSettings = file.read("run", RunSettings)
-    return PlannedRun(read_job(file), settings, settings.work or _default_folder(pipeline))
-
-
-def _run_and_print(planned: PlannedRun) -> Summary:
-    """Run, print the steps on standard error, and print and return the summary; after an error, print it, too."""
-    meter = RequestUnitMeter()
-    attempt = Attempt(
-        planned.job,
-        planned.settings.wait,
-        planned.keep_ready_s,
-        train=train_work.train_and_print,
-        measure=_measured,
-        write=partial(_write_lists, store_url=planned.job.store, meter=meter),
-        observer=meter,
-    )
-    with text_on_stderr():
-        try:
-            _run_attempt(attempt, planned)
-        finally:
-            sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
-    return attempt.summary
+    job = read_job(file)
+    folder = settings.work
+    if folder is None:  # next to the default store, another one for each path of a pipeline
+        place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
+        runs = Path(default_url().removeprefix("file://")).with_name("hotplate-runs")
+        folder = runs / f"{pipeline.stem}-{place}"
+    return PlannedRun(job, settings, folder)
 
 
 def _run_attempt(attempt: Attempt, planned: PlannedRun) -> None:
@@ -192,7 +195,10 @@ def read_job(pipeline: PipelineFile) -> Job:
         # Without rules, which `rules` reads.
         lists=publish_work.list_settings(replace(publish_flags, rules=RuleFiles())),
         rules=partial(read_rules, publish_flags.rules),
-        named={name: _named_list(flags) for name, flags in flags_by_list.items()},
+        named={
+            name: NamedList(flags.model, partial(publish_work.list_settings, flags, is_default=False))
+            for name, flags in flags_by_list.items()
+        },
         track=train_flags.track,
         register=train_flags.register,
         training_inputs=list(_paths_in(train_flags)),
@@ -205,10 +211,6 @@ def read_job(pipeline: PipelineFile) -> Job:
 
 def _digest(options: object) -> str:
     return xxhash.xxh3_128_hexdigest(orjson.dumps(options, default=str, option=orjson.OPT_SORT_KEYS))
-
-
-def _named_list(flags: PublishFlags) -> NamedList:
-    return NamedList(flags.model, partial(publish_work.list_settings, flags, is_default=False))
 
 
 def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, PublishFlags]:
@@ -286,12 +288,6 @@ async def _write_lists(
     return written
 
 
-def _default_folder(pipeline: Path) -> Path:
-    """Return a folder next to the default store, of its own for each path of a pipeline."""
-    place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
-    return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
-
-
 def _print_steps(planned: PlannedRun) -> None:
     """Print what a run would train on and publish, and its gates."""
     job = planned.job
@@ -327,33 +323,21 @@ def _metrics_of(summary: Summary) -> CollectorRegistry:
     last_success = {"": summary.succeeded_at} if summary.succeeded_at else {}
     outcomes = {outcome.value: float(outcome is summary.outcome) for outcome in Outcome}
     failed_gates = [gate for gate in summary.gates or () if not gate.passed]
-    gauges = [
-        _Gauge("last_timestamp_seconds", "End of the last run.", {"": summary.ended_at or 0.0}),
-        _Gauge("outcome", "1 for the outcome of the last run.", outcomes, label="outcome"),
-        _Gauge("duration_seconds", "Duration of each step of the last run.", summary.seconds or {}, label="step"),
-        _Gauge("metric", "Metrics of the model of the last run.", summary.metrics or {}, label="metric"),
-        _Gauge("gates_failed", "Number of failed gates.", {"": len(failed_gates)}),
-        _Gauge("last_success_timestamp_seconds", "Time of the last success.", last_success),
-    ]
+
     registry = CollectorRegistry()
-    for gauge in gauges:
-        gauge.register(registry, summary.pipeline)
-    return registry
 
-
-@dataclass(frozen=True, slots=True)
-class _Gauge:
-    """A metric of a run: its name after hotplate_run_, and values by *label*, or one value by "" without a label."""
-
-    name: str
-    text: str
-    values: Mapping[str, float]
-    label: str = ""
-
-    def register(self, registry: CollectorRegistry, pipeline: str) -> None:
-        """Add the gauge with its values to *registry*; all have the label `pipeline`."""
-        labels = ("pipeline", self.label) if self.label else ("pipeline",)
-        gauge = Gauge(f"hotplate_run_{self.name}", self.text, labels, registry=registry)
-        for key, value in self.values.items():
-            label_values = (pipeline, key) if self.label else (pipeline,)
+    def add_gauge(name: str, text: str, values: Mapping[str, float], label: str = "") -> None:
+        """Add a gauge with *values* by *label*; without one, the only value is that of ""."""
+        labels = ("pipeline", label) if label else ("pipeline",)
+        gauge = Gauge(f"hotplate_run_{name}", text, labels, registry=registry)
+        for key, value in values.items():
+            label_values = (summary.pipeline, key) if label else (summary.pipeline,)
             gauge.labels(*label_values).set(value)
+
+    add_gauge("last_timestamp_seconds", "End of the last run.", {"": summary.ended_at or 0.0})
+    add_gauge("outcome", "1 for the outcome of the last run.", outcomes, label="outcome")
+    add_gauge("duration_seconds", "Duration of each step of the last run.", summary.seconds or {}, label="step")
+    add_gauge("metric", "Metrics of the model of the last run.", summary.metrics or {}, label="metric")
+    add_gauge("gates_failed", "Number of failed gates.", {"": len(failed_gates)})
+    add_gauge("last_success_timestamp_seconds", "Time of the last success.", last_success)
+    return registry
