@@ -99,14 +99,15 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     if flags.prices_from_azure:
         prices = flags.prices or Path("prices.toml")
         _write_prices(*flags.prices_from_azure, prices)
-        if not _has_inputs(flags, values):  # only the prices were wanted
+        origins = (flags.set_inputs, flags.source, flags.check, flags.from_report, flags.from_release)
+        if not any((*origins, *values.values())):  # only the prices were wanted
             return
 
     saved_plan = flags.source or flags.check
     baseline = None if saved_plan is None else read_baseline(saved_plan)
-    sources = _read_sources(flags, values, prices=prices, baseline=baseline)
+    sources = _read_sources(flags, values, baseline)
     if flags.open_page:
-        _open_page(flags, sources)
+        _open_page(flags, prices, sources)
         return
 
     plan_inputs = inputs.merge([*sources.layers, *sources.command_line])
@@ -116,7 +117,7 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     is_plotted = (flags.report is not None or flags.as_json) and not plan_inputs.carries_only
     if is_plotted:
         planned = replace(planned, plots=pictures(capacity_plan, sources.sweep))
-    _write_and_print(flags, capacity_plan, planned, checked_plan=checked_plan)
+    _write_and_print(flags, capacity_plan, planned, checked_plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,46 +126,48 @@ class _Sources:
 
     layers        inputs from a saved plan, a release and reports; later ones win
     command_line  inputs from the command line, which win over these
-    prices        a file of prices
     charges       request units of each operation
     sweep         a report of `bench ru` to plot, if there is one
     """
 
     layers: list[InputSource]
     command_line: list[InputSource]
-    prices: Path
     charges: Charges
     sweep: Report | None
 
 
-def _read_sources(
-    flags: PlanFlags, values: Mapping[str, str | None], *, prices: Path, baseline: Baseline | None
-) -> _Sources:
-    """Read what a plan is calculated from: inputs of files, of a release and of the command line, prices and charges.
+def _read_sources(flags: PlanFlags, values: Mapping[str, str | None], baseline: Baseline | None) -> _Sources:
+    """Read what a plan is calculated from: inputs of files, of a release and of the command line, and charges.
 
     values    inputs that have a flag, as texts; None if the flag is missing
-    prices    the file of prices, which is read later
     baseline  the saved plan of `--from` or `--check`, if any
+
+    Inputs of files are those of the saved plan, of the release's manifest, and of reports; later ones win.
     """
     command_line = _command_line_inputs(flags, values)
     reports = {path: inputs.read_report(path) for path in flags.from_report}
+
+    layers = [baseline.layer] if baseline else []
+    if flags.from_release is not None:
+        from hotplate.releases import find_manifest  # loads the stores
+
+        manifest = run_on_store(flags.from_release, lambda opened: find_manifest(opened, None))
+        layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
+    for path, measured in reports.items():
+        # A rate must meet the p99, which any layer may set; the command line wins.
+        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
+        layers.append(inputs.from_report(measured, path, p99_ms))
+
     return _Sources(
-        layers=_file_inputs(flags, baseline=baseline, command_line=command_line, reports=reports),
+        layers=layers,
         command_line=command_line,
-        prices=prices,
         charges=cosmos_charges.load(flags.charges or cosmos_charges.OURS),
         sweep=next((measured for measured in reports.values() if measured.kind == "ru"), None),
     )
 
 
-def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
-    """Return whether there is anything to plan for, besides prices."""
-    origins = (flags.set_inputs, flags.source, flags.check, flags.from_report, flags.from_release)
-    return any((*origins, *values.values()))
-
-
 def _write_and_print(
-    flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, checked_plan: Baseline | None
+    flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, checked_plan: Baseline | None
 ) -> None:
     """Write the files that *flags* name, print the report, or one figure's formulas, and exit by the report's code.
 
@@ -179,13 +182,12 @@ def _write_and_print(
         from hotplate import report_page  # an extra
 
         report_page.save(planned, flags.report)
-    if planned.exit_code and _is_same_file(flags.save, flags.check):
-        err.print(f"{flags.save} is kept: the plan fails the check against it; --save another file to replace it")
-    elif flags.save is not None:
-        bound_percent = BOUND_PERCENT
-        if checked_plan is not None:
-            bound_percent = checked_plan.bound_percent
-        write_file(flags.save, to_toml(capacity_plan, bound_percent))
+    if flags.save is not None:
+        if planned.exit_code and flags.check is not None and flags.save.exists() and flags.save.samefile(flags.check):
+            err.print(f"{flags.save} is kept: the plan fails the check against it; --save another file to replace it")
+        else:
+            bound_percent = BOUND_PERCENT if checked_plan is None else checked_plan.bound_percent
+            write_file(flags.save, to_toml(capacity_plan, bound_percent))
 
     if flags.why is not None and not flags.as_json:
         _print_formulas(capacity_plan, flags.why)
@@ -193,10 +195,6 @@ def _write_and_print(
         show_report(in_full(planned) if flags.in_full else planned, as_json=flags.as_json)
     if planned.exit_code:
         raise typer.Exit(planned.exit_code)
-
-
-def _is_same_file(saved: Path | None, checked: Path | None) -> bool:
-    return saved is not None and checked is not None and saved.exists() and saved.samefile(checked)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
@@ -237,16 +235,16 @@ def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | No
     return [InputSource("query", from_query, "{name} in the query"), *layers]
 
 
-def _open_page(flags: PlanFlags, sources: _Sources) -> None:
+def _open_page(flags: PlanFlags, prices: Path, sources: _Sources) -> None:
     """Serve the planner as a page until Ctrl-C; its form begins with the inputs of the command line."""
     from hotplate.bench.planner import planner_page  # loads aiohttp
 
     page = planner_page.PlannerPage(
         layers=sources.layers,
-        prices=price_list.load(sources.prices),
-        prices_name=sources.prices.name,
+        prices=price_list.load(prices),
+        prices_name=prices.name,
         charges=sources.charges,
-        options=_option_words(flags, sources.prices),
+        options=_option_words(flags, prices),
         sweep=sources.sweep,
     )
     query = {name: str(value) for layer in sources.command_line for name, value in layer.values.items()}
@@ -275,31 +273,6 @@ def _option_words(flags: PlanFlags, prices: Path) -> list[str]:
         if value is not None:
             words += [option, str(value)]
     return words
-
-
-def _file_inputs(
-    flags: PlanFlags,
-    *,
-    baseline: Baseline | None,
-    command_line: list[InputSource],
-    reports: Mapping[Path, Report],
-) -> list[InputSource]:
-    """Return the inputs of a saved plan, of a release's manifest, and of reports, in this order; later ones win.
-
-    *command_line* has inputs that win over all of them; they may hold `p99_ms`, the objective that a rate in a report
-    must meet.
-    """
-    layers = [baseline.layer] if baseline else []
-    if flags.from_release is not None:
-        from hotplate.releases import find_manifest  # loads the stores
-
-        manifest = run_on_store(flags.from_release, lambda opened: find_manifest(opened, None))
-        layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
-    for path, measured in reports.items():
-        # Any layer may set the p99, and the command line wins.
-        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
-        layers.append(inputs.from_report(measured, path, p99_ms))
-    return layers
 
 
 def _write_prices(region: str, currency: str, path: Path) -> None:
