@@ -201,8 +201,12 @@ class Report:
 def format_value(value: float, unit: str = "") -> str:
     """Format with three digits and a suitable unit."""
     match unit:
+        case "us" if value < 999.5:  # more is rounded to 1 ms
+            return f"{_digits(value)} µs"
+        case "us" if value < 999_500:
+            return f"{_digits(value / 1e3)} ms"
         case "us":
-            return _time(value)
+            return f"{_digits(value / 1e6)} s"
         case "share":
             return f"{_digits(100 * value)} %"
         case "/s":
@@ -215,14 +219,6 @@ def format_value(value: float, unit: str = "") -> str:
 def format_count(count: int, noun: str) -> str:
     """Return `1 row`, `2,000 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _time(us: float) -> str:
-    """Format microseconds as µs, ms or s."""
-    for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e3, "ms")):
-        if us < limit * 0.9995:
-            return f"{_digits(us / scale)} {unit}"
-    return f"{_digits(us / 1e6)} s"
 
 
 def _digits(value: float) -> str:
@@ -404,13 +400,7 @@ def _texts_of_column(column: Column, rows: Sequence[Row | None]) -> _TextColumn:
         return _TextColumn(column.heading, [format_cell(row, column) for row in rows], column.noted)
 
     heading = "\n".join(f"{line}  " for line in column.heading.split("\n"))  # spaces above the marks
-    return _TextColumn(heading, [_marked_cell(row, column) for row in rows])
-
-
-def _marked_cell(row: Row | None, column: Column) -> str:
-    """Return a row's text with its mark, or with a space in its place."""
-    mark = row.mark if row else ""
-    return f"{format_cell(row, column)} {mark:1}"
+    return _TextColumn(heading, [f"{format_cell(row, column)} {row.mark if row else '':1}" for row in rows])
 
 
 def _table_of_figures(rows: Sequence[Row]) -> Table:
@@ -474,15 +464,13 @@ def from_json(facts: Mapping[str, Any]) -> Report:
     fields = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
     extra = {name: value for name, value in facts.items() if name not in {*fields, "format", "exit_code"}}
     fields |= {name: tuple(fields.get(name, ())) for name in TUPLES}
-    fields["rows"] = tuple(map(_row_from_json, facts["rows"]))
+    rows = list[Row]()
+    for row in facts["rows"]:
+        rows.append(Row(**{**row, "values": tuple(row["values"]), "without": tuple(row.get("without", ()))}))
+    fields["rows"] = tuple(rows)
     fields["columns"] = tuple(Column(**column) for column in fields.get("columns", ()))
     fields |= {"plots": (), "tables": (), "extra": extra}
     return Report(**fields)
-
-
-def _row_from_json(fields: Mapping[str, Any]) -> Row:
-    """Return a row, in which lists of JSON are tuples again."""
-    return Row(**{**fields, "values": tuple(fields["values"]), "without": tuple(fields.get("without", ()))})
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -118,7 +118,18 @@ def page(report: Report) -> str:
 
 def summary(report: Report) -> str:
     """Return the table, verdicts and origins as HTML, for pages with the style sheet."""
-    return "\n".join([*_main_table(report), _lines({**report.verdicts, **report.origins})])
+    parts = list[str]()
+    main_rows = [row for row in report.rows if row.main]
+    if report.columns and report.rows:
+        parts.append(_columns_html(report))
+        parts += [f'<p class="note">{_escaped(mark)} {_escaped(text)}</p>' for mark, text in report.used_marks.items()]
+    elif main_rows:
+        parts.append(_grouped_html(main_rows) if report.listed else _matrix_html(main_rows))
+
+    lines = {**report.verdicts, **report.origins}
+    terms = "".join(f"<dt>{_escaped(label)}</dt><dd>{_prose(text)}</dd>" for label, text in lines.items())
+    parts.append(f"<dl>{terms}</dl>" if terms else "")
+    return "\n".join(parts)
 
 
 def other_figures(report: Report) -> str:
@@ -127,20 +138,6 @@ def other_figures(report: Report) -> str:
     hidden = [row for row in report.rows if row.figure not in figures] if figures else []
     hidden = hidden or [row for row in report.rows if not row.main]
     return _grouped_html(hidden) if hidden else ""
-
-
-def _main_table(report: Report) -> list[str]:
-    if report.columns and report.rows:
-        marks = (f'<p class="note">{_escaped(mark)} {_escaped(text)}</p>' for mark, text in report.used_marks.items())
-        return [_columns_html(report), *marks]
-    if main := [row for row in report.rows if row.main]:
-        return [_grouped_html(main) if report.listed else _matrix_html(main)]
-    return []
-
-
-def _lines(lines: Mapping[str, str]) -> str:
-    terms = "".join(f"<dt>{_escaped(label)}</dt><dd>{_prose(text)}</dd>" for label, text in lines.items())
-    return f"<dl>{terms}</dl>" if terms else ""
 
 
 def _figure(plot: Plot) -> str:
@@ -174,7 +171,8 @@ def _plain(value: object) -> str:
 
 def _columns_html(report: Report) -> str:
     """Return a table with a line for each subject of a report, and the columns that the report declares."""
-    names = [_one_line(column.heading) for column in report.columns]
+    # Lines of a heading are words, or parts of a word.
+    names = [re.sub(r"-\n|\n(?=[/@])", "", column.heading).replace("\n", " ") for column in report.columns]
     cells = dict[str, list[str]]()
     for subject in report.subjects:
         cells[subject] = [_column_cell(report.row(subject, column.figure), column) for column in report.columns]
@@ -194,11 +192,6 @@ def _html_table(headings: Sequence[str], cells_by_subject: Mapping[str, Sequence
         '<div class="scroll" tabindex="0"><table class="matrix">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-def _one_line(heading: str) -> str:
-    """Return a heading of several lines as one: words are joined, and parts of a word."""
-    return re.sub(r"-\n|\n(?=[/@])", "", heading).replace("\n", " ")
 
 
 def _column_cell(row: Row | None, column: Column) -> str:
