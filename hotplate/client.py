@@ -183,11 +183,6 @@ class _PopularKey(NamedTuple):
     where: str
 
 
-def _check_key(key: str | None) -> None:
-    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-        raise ValueError("the key has characters that a header cannot have")
-
-
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     """Client for asyncio programs, which may use it on several event loops.
 
@@ -206,7 +201,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         ssl_context: "SSLContext | None" = None,
     ) -> None:
         address = _service_address(url)
-        _check_key(key)
+        if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+            raise ValueError("the key has characters that a header cannot have")
         # The arguments, for pickling.
         self._service = url
         self._options = ClientOptions(
@@ -435,11 +431,21 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             state.renewal = asyncio.create_task(self._renew_popular_lists(renewing))
 
     async def _renew_popular_lists(self, call: _Call) -> None:
-        """Read the old popular lists of *call* again, each within half of the time that the call has left."""
+        """Read the old popular lists of *call* again, each within half of the time that the call has left.
+
+        They replace answers of failed requests. If one cannot be read, or is empty, the former one is kept.
+        """
         for key in self._old_lists(call):
             now = time.monotonic()
-            if now < call.deadline:
-                await self._renew_popular_list(key, now, deadline=(now + call.deadline) / 2)
+            if now >= call.deadline:
+                return
+            self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
+            deadline = (now + call.deadline) / 2
+            popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=deadline, **key._asdict())
+            answers = await self._send_until_deadline(popular)
+            if isinstance(answers, list) and answers[0].items:
+                self._popular[key] = answers[0]
+                self._refresh_at[key] = now + REFRESH_S
 
     def _old_lists(self, call: _Call) -> list[_PopularKey]:
         """Return which popular lists that could replace this call's answer are to be read again.
@@ -457,18 +463,6 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             for key in call.popular_keys
             if (has_room or key in self._refresh_at) and self._refresh_at.get(key, 0.0) <= now
         ]
-
-    async def _renew_popular_list(self, key: _PopularKey, now: float, *, deadline: float) -> None:
-        """Read the popular list of *key* again until *deadline*, and remember it; *now* and *deadline* are monotonic.
-
-        It replaces answers of failed requests. If it cannot be read, or is empty, the former one is kept.
-        """
-        self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
-        popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=deadline, **key._asdict())
-        answers = await self._send_until_deadline(popular)
-        if isinstance(answers, list) and answers[0].items:
-            self._popular[key] = answers[0]
-            self._refresh_at[key] = now + REFRESH_S
 
     def _remembered(self, call: _Call) -> list[Answer]:
         """Return the remembered popular lists that could replace the answer of *call*, the best one first."""
