@@ -302,7 +302,7 @@ def publish_lists(
     """
     if flags.dry_run:
         rehearsal = rehearse_lists(read_lists, flags)
-        _print_rehearsal(rehearsal, flags)
+        _print_rehearsal(rehearsal.manifest, flags)
         refused = rehearsal.refused
     else:
         meter = RequestUnitMeter()
@@ -377,35 +377,27 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
     return Rehearsal(simulated.manifest, refused)
 
 
-def _print_rehearsal(rehearsal: Rehearsal, flags: ReleaseFlags) -> None:
-    manifest = rehearsal.manifest
-    if flags.as_json:
-        print_json(_rehearsal_json(rehearsal, shown_store_url(flags.store, as_json=True)))
-        return
+def _print_rehearsal(manifest: Manifest, flags: ReleaseFlags) -> None:
+    """Print the rows and bytes that the release of a dry run would take, its rules, metrics and gates."""
     plan = plan_of(manifest)
+    if flags.as_json:
+        facts: dict[str, object] = {
+            "dry_run": True,
+            "store": shown_store_url(flags.store, as_json=True),
+            "rows": plan.rows,
+            "bytes": plan.payload_bytes,
+        }
+        for name in ("item_attributes", "rules", "metrics"):
+            if value := manifest.about.get(name):
+                facts[name] = value
+        print_json(facts | _gates_json(manifest))
+        return
+
     size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
     out.print(f"dry run, nothing is written: {size}, into {shown_store_url(flags.store)}")
     print_attributes(manifest)
     print_metrics(manifest)
     print_gates(replace(manifest.origin.gates, forced=flags.settings.force))  # the rehearsal itself is forced
-
-
-def _rehearsal_json(rehearsal: Rehearsal, store: str) -> dict[str, object]:
-    """Return what `--json` prints of a dry run: the rows and bytes that the release would take, and its gates.
-
-    Of `about` in its manifest, the record of its origin, three entries are printed unchanged, if they are not empty.
-    """
-    plan = plan_of(rehearsal.manifest)
-    facts: dict[str, object] = {
-        "dry_run": True,
-        "store": store,
-        "rows": plan.rows,
-        "bytes": plan.payload_bytes,
-    }
-    for name in ("item_attributes", "rules", "metrics"):
-        if value := rehearsal.manifest.about.get(name):
-            facts[name] = value
-    return facts | _gates_json(rehearsal.manifest)
 
 
 def _was_activated(written: Written, settings: PublishSettings) -> bool:
