@@ -1,7 +1,7 @@
 """The work of `hotplate train`: `train_model` trains, and `print_training` prints the report."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
 from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import TuneOptions
-from hotplate.offline.train.engine import Engine, described, read_params
+from hotplate.offline.train.engine import described, read_params
 from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
 from hotplate.report import Report, format_count
 
@@ -32,8 +32,17 @@ def train_verb(flags: TrainFlags, model: Path, *, master: str | None, as_json: b
     is_logged = flags.track or flags.register is not None
     if is_logged:
         check_registered_name(flags.register)
-    with _spark_session_if_wanted(flags.engine, master):
+
+    session: AbstractContextManager[object] = nullcontext()
+    if flags.engine == "spark":
+        from hotplate.offline.train.spark import spark_session  # an extra
+
+        session = spark_session(master)
+    elif master is not None:
+        raise SettingError(f"--master {master} is for --engine spark; give both or none.")
+    with session:
         report = train_model(settings, model)
+
     print_training(report, as_json=as_json)
     if is_logged:
         err.print(f"hotplate: the model is {_log_model(model, flags.register)} in MLflow")
@@ -150,20 +159,6 @@ def _size_of(data: Iterable[DataSource]) -> int:
         files = path.rglob("*") if path.is_dir() else [path]
         size += sum(file.stat().st_size for file in files if file.is_file())
     return size
-
-
-@contextmanager
-def _spark_session_if_wanted(engine: Engine | None, master: str | None) -> Iterator[None]:
-    """Keep a session of Spark, if *engine* is Spark; SettingError if a *master* is given for another engine."""
-    if engine != "spark":
-        if master is not None:
-            raise SettingError(f"--master {master} is for --engine spark; give both or none.")
-        yield
-        return
-    from hotplate.offline.train.spark import spark_session  # an extra
-
-    with spark_session(master):
-        yield
 
 
 def print_training(report: TrainReport, *, as_json: bool) -> None:
