@@ -8,7 +8,7 @@ from typing import Any
 from hotplate.bench.planner.formulas import FigureTable, PlanFigure
 from hotplate.bench.planner.inputs import INPUT_FIELDS, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import Prices
-from hotplate.bench.planner.serving_options import Option, add_costs, possible_costs
+from hotplate.bench.planner.serving_options import STORES, add_costs, possible_costs
 from hotplate.bench.planner.sizing import add_requirements
 from hotplate.stores.cosmos.charges import Charges
 
@@ -18,13 +18,12 @@ BREAK_EVEN_PRECISION = 1.01
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """Requirements of a load, and the options to serve it."""
+    """Requirements of a load, and costs of the options to serve it."""
 
     sourced: SourcedInputs
     prices: Prices = field(repr=False)
     charges: Charges = field(repr=False)
     figures: Mapping[str, PlanFigure] = field(repr=False)
-    options: tuple[Option, ...] = ()
 
     @property
     def inputs(self) -> Inputs:
@@ -34,6 +33,12 @@ class CapacityPlan:
     def number(self, name: str) -> float:
         """Return a figure's value, 0 if it is not a number."""
         return self.figures[name].number
+
+    @property
+    def obstacles(self) -> dict[str, str]:
+        """Why options are not possible, by their names in STORES."""
+        costs = {name: self.figures[f"{name}_cost"] for name in STORES}
+        return {name: str(cost.value) for name, cost in costs.items() if not cost.is_number}
 
     @property
     def cheapest(self) -> str:
@@ -56,8 +61,8 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
     table = FigureTable()
     _add_inputs(table, sourced, prices)
     add_requirements(table, sourced.inputs, charges)
-    options = add_costs(table, sourced.inputs, prices)
-    return CapacityPlan(sourced, prices, charges, table, options)
+    add_costs(table, sourced.inputs, prices)
+    return CapacityPlan(sourced, prices, charges, table)
 
 
 def _add_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> None:

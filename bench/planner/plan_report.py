@@ -72,7 +72,7 @@ OUTLINE = {
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
-# Headings of the options; Cosmos DB's modes in words; the costs of the main table, with the figures that options share.
+# Headings of the options; Cosmos DB's modes in words; the costs of the main table, with their figures.
 OPTION_HEADINGS = {
     "manual": "manual",
     "autoscale": "autoscale",
@@ -80,9 +80,13 @@ OPTION_HEADINGS = {
     "redis": "Redis",
     "files": "files",
 }
+COST_COLUMNS = tuple(
+    Column(name, f"Cosmos DB\n{heading}" if name in CAPACITIES else heading, digits=3)
+    for name, heading in OPTION_HEADINGS.items()
+)
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 COSTS = {
-    "store": "", "gateway": "gateway_month", "pods": "pods_cost", "Kubernetes": "cluster_month",
+    "store": "{option}_cost", "gateway": "gateway_month", "pods": "pods_cost", "Kubernetes": "cluster_month",
     "training": "training_cost",
 }  # fmt: skip
 NOTABLE_SKEW = 1.05
@@ -105,7 +109,7 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
         figures,
         sentence=_sentence(common.broken, _recommendation(plan)),
         rows=(*_cost_rows(plan), *figures.rows),
-        columns=_cost_columns(plan),
+        columns=COST_COLUMNS,
         verdicts=dict(_reasons(plan)),
     )
 
@@ -155,14 +159,6 @@ def in_full(planned: Report) -> Report:
     return replace(planned, rows=rows, columns=(), verdicts={}, notes=(*planned.notes, *planned.method), method=())
 
 
-def _cost_columns(plan: CapacityPlan) -> tuple[Column, ...]:
-    above = dict.fromkeys(CAPACITIES, "Cosmos DB\n")
-    return tuple(
-        Column(option.name, above.get(option.name, "") + OPTION_HEADINGS[option.name], digits=3)
-        for option in plan.options
-    )
-
-
 def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
     """Yield the main table: monthly costs of store, pods, training and fees, and their sum, for each option.
 
@@ -170,18 +166,18 @@ def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
     if the option is not possible, the row has no value, and a note that says why. Fees of 0 are left out.
     """
     currency = plan.prices.currency
-    for cost, name in COSTS.items():
-        if name in FEES and not plan.number(name):
+    obstacles = plan.obstacles
+    figure_by_cost = {**COSTS, f"in all, {currency}/month": "{option}_total"}
+    for cost, figure in figure_by_cost.items():
+        if figure in FEES and not plan.number(figure):
             continue
-        for option in plan.options:
-            value = plan.number(name) if name else option.store
-            if name == "gateway_month" and option.name not in CAPACITIES:
+        for option in OPTION_HEADINGS:
+            value: float | None = plan.number(figure.format(option=option))
+            if figure == "gateway_month" and option not in CAPACITIES:
                 value = 0.0
-            yield Row(cost, option.name, currency, value if option.possible else None, note=option.obstacle)
-
-    for option in plan.options:
-        total = option.total if option.possible else None
-        yield Row(f"in all, {currency}/month", option.name, currency, total, note=option.obstacle)
+            if option in obstacles:
+                value = None
+            yield Row(cost, option, currency, value, note=obstacles.get(option, ""))
 
 
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
@@ -214,9 +210,9 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     yield "pods", f"{number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
     yield "Redis", _compare_redis(plan)
 
-    obstacles = [f"{OPTION_HEADINGS[option.name]}: {option.obstacle}" for option in plan.options if option.obstacle]
+    obstacles = [f"{OPTION_HEADINGS[option]}: {obstacle}" for option, obstacle in plan.obstacles.items()]
     if obstacles:
-        yield "no", "; ".join(obstacle.replace("not possible: ", "") for obstacle in obstacles)
+        yield "no", "; ".join(obstacles).replace("not possible: ", "")
 
     assumed = sum(figure.source.startswith("assumed") for figure in plan.figures.values())
     dates = sorted(price.date for price in plan.prices.by_name().values())

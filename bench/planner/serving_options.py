@@ -6,7 +6,6 @@ cost, as USD/month.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import log, sqrt
 from statistics import fmean
 
@@ -43,26 +42,12 @@ FILE_ROW_BYTES = 40
 STORES = (*CAPACITIES, "redis", "files")
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One way to serve the load: monthly costs of the store and in all, or why it is not possible."""
+def add_costs(table: FigureTable, inputs: Inputs, prices: Prices) -> None:
+    """Add to *table* the monthly costs of each way to serve the load: of the store alone (`_cost`), in all (`_total`).
 
-    name: str
-    store: float
-    total: float
-    obstacle: str = ""
-
-    @property
-    def possible(self) -> bool:
-        """Whether it can serve the load."""
-        return not self.obstacle
-
-
-def add_costs(table: FigureTable, inputs: Inputs, prices: Prices) -> tuple[Option, ...]:
-    """Add the monthly costs of each way to serve the load to *table*, and return them in the order of STORES.
-
-    A way is Cosmos DB with one of its modes (manual, autoscale, serverless), Redis, or files in the pods. The order is
-    that of the formulas: a step calculates with figures of those before it, and raises KeyError without them.
+    A way is Cosmos DB with one of its modes (manual, autoscale, serverless), Redis, or files in the pods. The costs of
+    one that is not possible are texts that say why. The order is that of the formulas: a step calculates with figures
+    of those before it, and raises KeyError without them.
     """
     cost_unit = f"{prices.currency}/month"
     _add_carried_load(table, inputs, cost_unit)
@@ -76,13 +61,6 @@ def add_costs(table: FigureTable, inputs: Inputs, prices: Prices) -> tuple[Optio
     _add_totals(table, inputs, cost_unit)
     if inputs.have_ru is not None:
         _add_today(table, cost_unit)
-
-    options = list[Option]()
-    for name in STORES:
-        store = table[f"{name}_cost"]
-        obstacle = "" if store.is_number else str(store.value)
-        options.append(Option(name, store.number, table[f"{name}_total"].number, obstacle))
-    return tuple(options)
 
 
 def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
