@@ -406,9 +406,13 @@ def _texts_of_column(column: Column, rows: Sequence[Row | None]) -> _TextColumn:
 def _table_of_figures(rows: Sequence[Row]) -> Table:
     """Return a table with a line for each subject and a column for each figure, as "p99"; a row is one cell of it.
 
-    Intervals are below the values.
+    Intervals are below the values. A heading has the unit, if the cells have none.
     """
-    heading_by_figure = headings(rows)
+    heading_by_figure = dict[str, str]()
+    for row in rows:
+        has_unit = row.unit in {"", "us", "share"} or row.unit in row.figure
+        heading_by_figure[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
+
     subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
     table = Table(subjects, box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for heading in heading_by_figure.values():
@@ -433,15 +437,6 @@ def _table_of_rows(rows: Sequence[Row]) -> Table:
             value, interval = format_row(row)
             table.add_row(Text(row.figure), Text(value), Text(interval))
     return table
-
-
-def headings(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the heading of each figure by its name: the name, and the unit if the cells have none."""
-    heading_by_figure = dict[str, str]()
-    for row in rows:
-        has_unit = row.unit in {"", "us", "share"} or row.unit in row.figure
-        heading_by_figure[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
-    return heading_by_figure
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from hotplate.report import (
     format_cell,
     format_row,
     format_value,
-    headings,
     to_json,
 )
 
@@ -124,7 +123,7 @@ def summary(report: Report) -> str:
         parts.append(_columns_html(report))
         parts += [f'<p class="note">{_escaped(mark)} {_escaped(text)}</p>' for mark, text in report.used_marks.items()]
     elif main_rows:
-        parts.append(_grouped_html(main_rows) if report.listed else _matrix_html(main_rows))
+        parts.append(_grouped_html(main_rows))
 
     lines = {**report.verdicts, **report.origins}
     terms = "".join(f"<dt>{_escaped(label)}</dt><dd>{_prose(text)}</dd>" for label, text in lines.items())
@@ -172,22 +171,15 @@ def _plain(value: object) -> str:
 def _columns_html(report: Report) -> str:
     """Return a table with a line for each subject of a report, and the columns that the report declares."""
     # Lines of a heading are words, or parts of a word.
-    names = [re.sub(r"-\n|\n(?=[/@])", "", column.heading).replace("\n", " ") for column in report.columns]
-    cells = dict[str, list[str]]()
-    for subject in report.subjects:
-        cells[subject] = [_column_cell(report.row(subject, column.figure), column) for column in report.columns]
-    return _html_table(names, cells)
-
-
-def _html_table(headings: Sequence[str], cells_by_subject: Mapping[str, Sequence[str]]) -> str:
-    """Return a table with a line for each subject; cells are HTML, in the order of *headings*."""
-    head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in headings)
+    texts = [re.sub(r"-\n|\n(?=[/@])", "", column.heading).replace("\n", " ") for column in report.columns]
+    headings = [_escaped(text) for text in texts]
+    head = "".join(f"<th scope=col>{heading}</th>" for heading in headings)
     lines = []
-    for subject, cells in cells_by_subject.items():
-        line = "".join(
-            f'<td data-figure="{_escaped(heading)}">{cell}</td>' for heading, cell in zip(headings, cells, strict=True)
-        )
-        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{line}</tr>")
+    for subject in report.subjects:
+        line = f"<th scope=row>{_escaped(subject)}</th>"
+        for heading, column in zip(headings, report.columns, strict=True):
+            line += f'<td data-figure="{heading}">{_column_cell(report.row(subject, column.figure), column)}</td>'
+        lines.append(f"<tr>{line}</tr>")
     return (
         '<div class="scroll" tabindex="0"><table class="matrix">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -212,22 +204,17 @@ def _column_cell(row: Row | None, column: Column) -> str:
     return f"{text}{mark}<small>{low} … {high}</small>"
 
 
-def _matrix_html(rows: Sequence[Row]) -> str:
-    """Return an HTML table with a line for each subject and a column for each figure, as "p99"; a row is one cell."""
-    heading_by_figure = headings(rows)
-    row_of = {(row.subject, row.figure): row for row in rows}
-    cells = dict[str, list[str]]()
-    for subject in dict.fromkeys(row.subject for row in rows):
-        cells[subject] = [_cell(row_of.get((subject, figure)), unit=False) for figure in heading_by_figure]
-    return _html_table([*heading_by_figure.values()], cells)
-
-
 def _grouped_html(rows: Sequence[Row]) -> str:
-    """Return a table with a line for each row, below the name of its subject."""
+    """Return a table with a line for each row, below the name of its subject, with interval and note in small."""
     bodies = []
     for subject, members in groupby(rows, key=lambda row: row.subject):
         lines = [f"<tr><th scope=rowgroup colspan=2>{_escaped(subject)}</th></tr>"]
-        lines += [f"<tr><th scope=row>{_escaped(row.figure)}</th><td>{_cell(row)}</td></tr>" for row in members]
+        for row in members:
+            value, interval = format_row(row)
+            cell = _escaped(value).replace(" ", "&nbsp;")
+            if interval:
+                cell += f"<small>{_escaped(interval)}</small>"
+            lines.append(f"<tr><th scope=row>{_escaped(row.figure)}</th><td>{cell}</td></tr>")
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     return f'<div class="scroll" tabindex="0"><table class="grouped">{"".join(bodies)}</table></div>'
 
@@ -243,15 +230,6 @@ def _text_table(table: TextTable) -> str:
     caption = f'<p class="note">{_escaped(table.caption)}</p>' if table.caption else ""
     opened = " open" if len(table.lines) <= OPEN_LINES else ""
     return f"<details{opened}><summary>{_escaped(table.title)}</summary>{caption}{inside}</details>"
-
-
-def _cell(row: Row | None, *, unit: bool = True) -> str:
-    """Return a cell with the row's value, and its interval and note in small; empty for no row."""
-    if row is None:
-        return ""
-    value, interval = format_row(row, unit=unit)
-    text = _escaped(value).replace(" ", "&nbsp;")
-    return f"{text}<small>{_escaped(interval)}</small>" if interval else text
 
 
 def draw(plot: Plot) -> str:
