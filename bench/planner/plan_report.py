@@ -8,7 +8,7 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.sizing import CONTROL_RU, new_partition_ru
+from hotplate.bench.planner.sizing import CONTROL_RU
 from hotplate.report import Column, Report, Row, TextTable, format_count, format_value, rounded
 from hotplate.stores.cosmos.url import MAX_RU
 
@@ -416,7 +416,7 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
     inputs = plan.inputs
     hot = plan.number("hot_key_ru")
     skew = plan.number("skew")
-    if hot > new_partition_ru(inputs) * inputs.ru_utilisation or skew >= 2:
+    if hot > plan.number("new_partition_ru") * inputs.ru_utilisation or skew >= 2:
         yield (
             f"the hottest user alone takes {hot:,.0f} RU/s; as each of {plan.number('partitions'):,.0f} partitions "
             f"gets as many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
@@ -444,7 +444,7 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
     """Warn of partitions that only the RU/s of publishing need: they stay, and divide the RU/s for reads."""
     created = plan.number("new_partitions")
     serve = plan.number("serve_ru")
-    needed = max(plan.number("partitions_by_gb"), -(-serve // new_partition_ru(plan.inputs)))
+    needed = max(plan.number("partitions_by_gb"), -(-serve // plan.number("new_partition_ru")))
     if created > needed:
         yield (
             f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "

@@ -27,7 +27,6 @@ from hotplate.bench.planner.sizing import (
     PARTITION_GB,
     PARTITIONS,
     SKEW,
-    partition_skew,
 )
 from hotplate.stores.cosmos import url as cosmos
 
@@ -83,7 +82,7 @@ def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> Non
         ru = term("have_ru")
         partitions = largest(term("partitions_by_gb"), ceiling(ru / cosmos.INITIAL_PARTITION_RU))
         partitions = table.add_calculated("have_partitions", "partitions", partitions, source=PARTITIONS)
-        skew = table.add_calculated("have_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
+        skew = table.add_calculated("have_skew", "", term("hot_user") * (partitions - 1) + 1, source=SKEW)
     ru = table.add_calculated("carried_ru", "RU/s", ru)
 
     source = "the highest rate without a 429, if nothing else is read or written"

@@ -210,21 +210,18 @@ def _add_stored_gb(table: FigureTable) -> None:
     table.add_calculated("stored_gb", "GB", release_gb * copies)
 
 
-def new_partition_ru(inputs: Inputs) -> int:
-    """Return the RU/s for which a new container gets one physical partition."""
-    return cosmos.PARTITION_RU if inputs.capacity == "autoscale" else cosmos.INITIAL_PARTITION_RU
-
-
 def _add_container(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the RU/s of the live release's container, and its physical partitions.
 
     They depend on each other: more RU/s need more partitions; over more partitions, the busiest user makes one fuller
     than the others, which needs more RU/s. So both are calculated again until the partitions no longer grow. Azure
-    divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the reads.
+    divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the reads. The
+    fullest one has the busiest user (`hot_user`, a share of the reads), and an even share of the others.
     """
     term = table.expression
     source = f"of a new container, {inputs.capacity}: {PARTITIONS}"
-    table.add_value("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
+    for_one = cosmos.PARTITION_RU if inputs.capacity == "autoscale" else cosmos.INITIAL_PARTITION_RU
+    table.add_value("new_partition_ru", for_one, "RU/s", source)
     by_gb = largest(1, ceiling(term("release_gb") / PARTITION_GB))
     by_gb = table.add_calculated("partitions_by_gb", "partitions", by_gb, source=LIMITS)
 
@@ -234,7 +231,7 @@ def _add_container(table: FigureTable, inputs: Inputs) -> None:
         assumed = needed
         source = "as many as follow from it: both agree"
         partitions = table.add_value("partitions", assumed, "partitions", source)
-        skew = table.add_calculated("skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
+        skew = table.add_calculated("skew", "", term("hot_user") * (partitions - 1) + 1, source=SKEW)
         plain_ru = table.add_calculated("reads_plain_ru", "RU/s", term("reads_s") * term("mean_read_ru"))
         table.add_calculated("reads_ru", "RU/s", plain_ru * skew / term("ru_utilisation"))
         _add_container_ru(table)
@@ -272,14 +269,6 @@ def _add_container_partitions(table: FigureTable) -> int:
     needed = largest(created, term("partitions_by_gb"), for_serving)
     source = "they stay, whatever RU/s are taken away"
     return int(table.add_calculated("partitions", "partitions", needed, source=source).value)
-
-
-def partition_skew(hot_user: Expression, partitions: Expression) -> Expression:
-    """Return the reads of the fullest of *partitions* as a multiple of an even share.
-
-    The fullest one has the busiest user (*hot_user*, a share of the reads), and an even share of the others.
-    """
-    return hot_user * (partitions - 1) + 1
 
 
 def _add_partition_loads(table: FigureTable) -> None:
