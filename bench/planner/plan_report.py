@@ -98,33 +98,27 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
     Without users, the report is of the load that `have_ru`, the RU/s of today, carries. *prices_file* is the name of
     the file that the plan's prices come from.
     """
-    common = _common_report(plan)
+    planned = _common_report(plan)
+    gravest = planned.broken[:1]
     if baseline is not None:
-        return _check_report(common, plan, baseline)
-
-    figures = replace(common, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
-    if plan.sourced.carries_only:
-        return replace(figures, sentence=_sentence(common.broken, _carried_load(plan)))
-    return replace(
-        figures,
-        sentence=_sentence(common.broken, _recommendation(plan)),
-        rows=(*_cost_rows(plan), *figures.rows),
-        columns=COST_COLUMNS,
-        verdicts=dict(_reasons(plan)),
-    )
-
-
-def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Report:
-    """Return the report of a check: the figures that have grown beyond their bound since *baseline* was saved."""
-    grown = tuple(describe_growth(plan, baseline))
-    counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
-    answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
-    return replace(common, sentence=_sentence(common.broken, answer), broken=(*common.broken, *grown))
-
-
-def _sentence(shortages: tuple[str, ...], answer: str) -> str:
-    """Return the first line of a report: the gravest shortage, if there is one, and the answer."""
-    return ". ".join((*shortages[:1], answer))
+        grown = tuple(describe_growth(plan, baseline))
+        counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
+        answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+        planned = replace(planned, broken=(*planned.broken, *grown))
+    elif plan.sourced.carries_only:
+        answer = _carried_load(plan)
+        rows = tuple(_figure_rows(plan))
+        planned = replace(planned, rows=rows, method=tuple(_assumptions(plan, prices_file)))
+    else:
+        answer = _recommendation(plan)
+        planned = replace(
+            planned,
+            rows=(*_cost_rows(plan), *_figure_rows(plan)),
+            columns=COST_COLUMNS,
+            verdicts=dict(_reasons(plan)),
+            method=tuple(_assumptions(plan, prices_file)),
+        )
+    return replace(planned, sentence=". ".join((*gravest, answer)))
 
 
 def _common_report(plan: CapacityPlan) -> Report:
