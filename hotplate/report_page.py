@@ -4,7 +4,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from hotplate.report import (
     format_value,
     to_json,
 )
+from hotplate.stores.folders import replace_durably
 
 TEMPLATE = Path(__file__).with_name("report.html")
 STYLE_SHEET = Path(__file__).with_name("report.css")
@@ -65,7 +65,7 @@ LOG_MARGIN = 1.3
 
 def save(report: Report, name: Path) -> None:
     """Write *name*.json and *name*.html, each atomically."""
-    _write(_json_path(name), json.dumps(to_json(report), indent=1))
+    replace_durably(_json_path(name), json.dumps(to_json(report), indent=1).encode())
     save_page(report, name.with_name(f"{name.name}.html"))
 
 
@@ -80,13 +80,7 @@ def _json_path(name: Path) -> Path:
 
 def save_page(report: Report, path: Path) -> None:
     """Write the page atomically."""
-    _write(path, page(report))
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    replace_durably(path, page(report).encode())
 
 
 def page(report: Report) -> str:
