@@ -9,7 +9,7 @@ from typing import Any, Union
 from hotplate.report import format_value
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-Value = float | str | None
+Value = float | str
 Number = Union["Expression", float]
 SUM = 1
 PRODUCT = 2
@@ -121,7 +121,7 @@ class PlanFigure:
         return self.value if isinstance(self.value, int | float) else 0.0
 
     def __str__(self) -> str:
-        return format_value(self.number, self.unit) if self.is_number else str(self.value or "none")
+        return format_value(self.number, self.unit) if self.is_number else str(self.value)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""

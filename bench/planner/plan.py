@@ -91,10 +91,8 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
 
 
 def usable_gb(plan: CapacityPlan) -> float:
-    """Return the GB of releases that the chosen size of Redis holds."""
-    size_gb = plan.number("redis_size_gb")
-    fullest = plan.number("redis_fullest")
-    return size_gb * (1 - plan.inputs.redis_reserved) / fullest if fullest else 0.0
+    """Return the GB of releases that the chosen size of Redis holds; KeyError if no size is large enough."""
+    return plan.number("redis_size_gb") * (1 - plan.inputs.redis_reserved) / plan.number("redis_fullest")
 
 
 def break_even_rps(plan: CapacityPlan) -> float | None:
