@@ -113,10 +113,11 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
+    from hotplate.bench.ru.run import sweep
     from hotplate.cli import bench_work
 
     plan = bench_work.confirmed_sweep(options)
-    _measure_and_report(lambda display: bench_work.sweep(plan, display), written, as_json=as_json)
+    _measure_and_report(lambda display: sweep(plan, display), written, as_json=as_json)
 
 
 @app.command()
