@@ -459,13 +459,15 @@ def from_json(facts: Mapping[str, Any]) -> Report:
     fields = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
     extra = {name: value for name, value in facts.items() if name not in {*fields, "format", "exit_code"}}
     fields |= {name: tuple(fields.get(name, ())) for name in TUPLES}
-    rows = list[Row]()
-    for row in facts["rows"]:
-        rows.append(Row(**{**row, "values": tuple(row["values"]), "without": tuple(row.get("without", ()))}))
-    fields["rows"] = tuple(rows)
+    fields["rows"] = tuple(map(_row_from_json, facts["rows"]))
     fields["columns"] = tuple(Column(**column) for column in fields.get("columns", ()))
     fields |= {"plots": (), "tables": (), "extra": extra}
     return Report(**fields)
+
+
+def _row_from_json(fields: Mapping[str, Any]) -> Row:
+    """Return a row, in which lists of JSON are tuples again."""
+    return Row(**{**fields, "values": tuple(fields["values"]), "without": tuple(fields.get("without", ()))})
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

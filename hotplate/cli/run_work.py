@@ -325,15 +325,7 @@ def _metrics_of(summary: Summary) -> CollectorRegistry:
     failed_gates = [gate for gate in summary.gates or () if not gate.passed]
 
     registry = CollectorRegistry()
-
-    def add_gauge(name: str, text: str, values: Mapping[str, float], label: str = "") -> None:
-        """Add a gauge with *values* by *label*; without one, the only value is that of ""."""
-        labels = ("pipeline", label) if label else ("pipeline",)
-        gauge = Gauge(f"hotplate_run_{name}", text, labels, registry=registry)
-        for key, value in values.items():
-            label_values = (summary.pipeline, key) if label else (summary.pipeline,)
-            gauge.labels(*label_values).set(value)
-
+    add_gauge = partial(_add_gauge, registry, summary.pipeline)
     add_gauge("last_timestamp_seconds", "End of the last run.", {"": summary.ended_at or 0.0})
     add_gauge("outcome", "1 for the outcome of the last run.", outcomes, label="outcome")
     add_gauge("duration_seconds", "Duration of each step of the last run.", summary.seconds or {}, label="step")
@@ -341,3 +333,14 @@ def _metrics_of(summary: Summary) -> CollectorRegistry:
     add_gauge("gates_failed", "Number of failed gates.", {"": len(failed_gates)})
     add_gauge("last_success_timestamp_seconds", "Time of the last success.", last_success)
     return registry
+
+
+def _add_gauge(
+    registry: CollectorRegistry, pipeline: str, name: str, text: str, values: Mapping[str, float], label: str = ""
+) -> None:
+    """Add a gauge to *registry*, with *values* by *label*; without a label, the only value is that of ""."""
+    labels = ("pipeline", label) if label else ("pipeline",)
+    gauge = Gauge(f"hotplate_run_{name}", text, labels, registry=registry)
+    for key, value in values.items():
+        label_values = (pipeline, key) if label else (pipeline,)
+        gauge.labels(*label_values).set(value)
