@@ -214,9 +214,7 @@ def _add_container(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the RU/s of the live release's container, and its physical partitions.
 
     They depend on each other: more RU/s need more partitions; over more partitions, the busiest user makes one fuller
-    than the others, which needs more RU/s. So both are calculated again until the partitions no longer grow. Azure
-    divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the reads. The
-    fullest one has the busiest user (`hot_user`, a share of the reads), and an even share of the others.
+    than the others, which needs more RU/s. So both are calculated again until the partitions no longer grow.
     """
     term = table.expression
     source = f"of a new container, {inputs.capacity}: {PARTITIONS}"
@@ -227,15 +225,27 @@ def _add_container(table: FigureTable, inputs: Inputs) -> None:
 
     assumed = 0
     needed = int(by_gb.value)
-    while needed > assumed:  # each attempt replaces the figures of the one before
+    while needed > assumed:
         assumed = needed
-        source = "as many as follow from it: both agree"
-        partitions = table.add_value("partitions", assumed, "partitions", source)
-        skew = table.add_calculated("skew", "", term("hot_user") * (partitions - 1) + 1, source=SKEW)
-        plain_ru = table.add_calculated("reads_plain_ru", "RU/s", term("reads_s") * term("mean_read_ru"))
-        table.add_calculated("reads_ru", "RU/s", plain_ru * skew / term("ru_utilisation"))
-        _add_container_ru(table)
-        needed = _add_container_partitions(table)
+        attempt = FigureTable(table)  # the figures of other attempts are not part of the plan
+        needed = _add_container_over(attempt, assumed)
+    table.update(attempt)
+
+
+def _add_container_over(table: FigureTable, assumed: int) -> int:
+    """Add to *table* the live release's container if reads spread over *assumed* partitions; return those it then has.
+
+    Azure divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the
+    reads. The fullest one has the busiest user (`hot_user`, a share of the reads), and an even share of the others.
+    """
+    term = table.expression
+    source = "as many as follow from it: both agree"
+    partitions = table.add_value("partitions", assumed, "partitions", source)
+    skew = table.add_calculated("skew", "", term("hot_user") * (partitions - 1) + 1, source=SKEW)
+    plain_ru = table.add_calculated("reads_plain_ru", "RU/s", term("reads_s") * term("mean_read_ru"))
+    table.add_calculated("reads_ru", "RU/s", plain_ru * skew / term("ru_utilisation"))
+    _add_container_ru(table)
+    return _add_container_partitions(table)
 
 
 def _add_container_ru(table: FigureTable) -> None:
