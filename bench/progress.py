@@ -4,8 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.status import Status
@@ -42,7 +41,7 @@ class ProgressDisplay:
 @contextmanager
 def progress_display(console: Console) -> Iterator[ProgressDisplay]:
     """Show progress on *console*, with SIGTERM as Ctrl-C, until the block ends."""
-    with handling({signal.SIGTERM: _interrupt}):
+    with handling({signal.SIGTERM: signal.default_int_handler}):
         if not console.is_terminal:
             yield ProgressDisplay(console)
             return
@@ -62,7 +61,3 @@ def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
