@@ -23,7 +23,7 @@ from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR, HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
 from hotplate.bench.outcome import interrupted_report
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.trials import Trial, attempts
+from hotplate.bench.trials import TRIES, Trial
 from hotplate.report import Report
 from hotplate.stores.connect import run_on
 from hotplate.stores.encoding import USER
@@ -184,10 +184,13 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
     rate = start
     # Without any rate inside, it ends far below the start.
     while high / max(low, start * FLOOR) > 1 + precision:
-        for trial in attempts(partial(attempt, rate), lambda trial: trial.is_unclear):
+        for _ in range(TRIES):
+            trial = attempt(rate)
             yield trial
             if trial.is_stopped:
                 return
+            if not trial.is_unclear:
+                break
 
         if trial.is_inside:
             low = rate

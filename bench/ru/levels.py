@@ -16,7 +16,7 @@ from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, is_emulated
 from hotplate.bench.statistics import percentile
-from hotplate.bench.trials import Trial, attempts
+from hotplate.bench.trials import TRIES, Trial
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
@@ -272,16 +272,12 @@ def _judge_load(
     *judge* gets all trials made so far. A trial is repeated only while *time_left* returns true, and not after Ctrl-C.
     """
     trials = list[LevelTrial]()
-
-    def try_once() -> Finding:
+    for _ in range(TRIES):
         trials.append(attempt(share))
-        return judge(trials)
-
-    def may_be_clearer(finding: Finding) -> bool:
-        return finding.is_unclear and not trials[-1].is_stopped
-
-    findings = list(attempts(try_once, may_be_clearer, time_left))
-    return findings[-1], trials
+        finding = judge(trials)
+        if not finding.is_unclear or trials[-1].is_stopped or not time_left():
+            break
+    return finding, trials
 
 
 def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
