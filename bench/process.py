@@ -114,7 +114,13 @@ class Server:
 
     def cpu_s(self) -> float:
         """Return the CPU time of its processes, also of those that ended, such as a worker that was replaced."""
-        return sum(_process_cpu_s(pid) + _ended_children_cpu_s(fields) for pid, fields in self._processes())
+        total_s = 0.0
+        for pid, fields in self._processes():
+            total_s += sum(map(int, fields[CHILDREN_CPU])) / TICKS_PER_S
+            with suppress(OSError):  # ended
+                # The clock of a process, as Linux's clock_getcpuclockid: /proc counts in 10 ms.
+                total_s += time.clock_gettime(~pid << 3 | CPU_CLOCK)
+        return total_s
 
     def pids(self) -> Iterator[int]:
         """Yield the ids of its processes."""
@@ -129,18 +135,6 @@ class Server:
                 continue  # ended
             if int(fields[GROUP]) == self.group:
                 yield int(stat.parent.name), fields
-
-
-def _process_cpu_s(pid: int) -> float:
-    """Return the CPU time of a process from its clock: /proc counts in 10 ms."""
-    try:
-        return time.clock_gettime(~pid << 3 | CPU_CLOCK)  # as Linux's clock_getcpuclockid
-    except OSError:
-        return 0.0
-
-
-def _ended_children_cpu_s(fields: Sequence[str]) -> float:
-    return sum(map(int, fields[CHILDREN_CPU])) / TICKS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
