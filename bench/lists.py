@@ -59,7 +59,8 @@ class Shape:
         values = list[bytes]()
         for numbers, row in zip(drawn_items.tolist(), scores.tolist(), strict=True):
             distinct_numbers = list(dict.fromkeys(numbers))[: self.items]
-            values.append(encode(map(_item, distinct_numbers, row)))
+            items = zip(distinct_numbers, row, strict=False)
+            values.append(encode(Item(id=str(1000 + number), score=score) for number, score in items))
         return values
 
     def batches(self, values: Sequence[bytes]) -> Iterator[list[Row]]:
@@ -68,10 +69,6 @@ class Shape:
         for start in range(0, self.users, BATCH):
             numbers = range(start, min(start + BATCH, self.users))
             yield [Row(key_of(number), values[number % DISTINCT]) for number in numbers]
-
-
-def _item(number: int, score: float) -> Item:
-    return Item(id=str(1000 + number), score=score)
 
 
 def key_of(user: int) -> str:
@@ -204,7 +201,9 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
 
     response = orjson.loads(sample.body)
     if method == "GET":
-        yield _list_of_user(target, response)
+        parts = urlsplit(target)
+        n = parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0]
+        yield ReceivedList(unquote(parts.path.rpartition("/")[2]), int(n), response)
         return
 
     batch = orjson.loads(body)
@@ -214,14 +213,6 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
     else:
         for user, result in zip(batch["users"], response["results"], strict=True):
             yield ReceivedList(user, batch["n"], result)
-
-
-def _list_of_user(target: str, response: dict[str, Any]) -> ReceivedList:
-    """Return the list in the response to a GET of *target*, as `/v1/recommendations/USER?n=10`."""
-    parts = urlsplit(target)
-    user = unquote(parts.path.rpartition("/")[2])
-    n = parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0]
-    return ReceivedList(user, int(n), response)
 
 
 class _Comparison:
@@ -250,19 +241,23 @@ class _Comparison:
         """
         self.compared += len(lists)
         try:
-            stored = await _StoredRelease.read(self._store, release)
+            ref = (await self._store.catalogue()).find(release).ref  # with the incarnation, the name of one write
+            decompress = await load_decode(self._store, ref, await load_manifest(self._store, ref))
+            (popular,) = await _read_lists(self._store, ref, decompress, [POPULAR + OVERALL])
         except StoreUnavailable:
             raise  # the lists may be right
         except StoreError as error:
             self.wrong.append(f"release {release} cannot be read to compare with: {error}")
             return
 
-        own_lists = await stored.lists_of([received.user for received in lists])
+        popular_items = popular if isinstance(popular, list) else []  # empty if it is missing or damaged
+        keys = [USER + received.user for received in lists]
+        own_lists = await _read_lists(self._store, ref, decompress, keys)
         for received, own_list in zip(lists, own_lists, strict=True):
             if isinstance(own_list, ReleaseCorrupt):
                 self.wrong.append(f"user {received.user}: {own_list}")
             else:
-                self._compare_list(received, own_list, stored.popular)
+                self._compare_list(received, own_list, popular_items)
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
         """Compare a received list with the stored one: the user's *own*, or *popular* if the response has this source.
@@ -284,35 +279,10 @@ class _Comparison:
             self._lacking.append((received.user, omitted_ids))
 
 
-@dataclass(frozen=True, slots=True)
-class _StoredRelease:
-    """A release in a store, to compare with: its rows are decompressed by *decode*, and *popular* is read once."""
-
-    store: Reader
-    ref: ReleaseRef
-    decode: Decode
-    popular: list[Item]
-
-    @classmethod
-    async def read(cls, store: Reader, release: ReleaseId) -> "_StoredRelease":
-        """Read the manifest and the overall popular list of a release, empty if it is missing or unreadable.
-
-        The manifest describes a release, and how its values are compressed. Raises StoreError.
-        """
-        ref = (await store.catalogue()).find(release).ref  # with the incarnation, the unique name of one write
-        decompress = await load_decode(store, ref, await load_manifest(store, ref))
-
-        (popular,) = await _read_lists(store, ref, decompress, [POPULAR + OVERALL])
-        return cls(store, ref, decompress, popular if isinstance(popular, list) else [])
-
-    async def lists_of(self, users: Sequence[str]) -> list[list[Item] | ReleaseCorrupt | None]:
-        """Return the list of each user: None if there is none, an error if it is damaged. Raises other StoreErrors."""
-        return await _read_lists(self.store, self.ref, self.decode, [USER + user for user in users])
-
-
 async def _read_lists(
     store: Reader, ref: ReleaseRef, decompress: Decode, keys: Sequence[str]
 ) -> list[list[Item] | ReleaseCorrupt | None]:
+    """Return the list of each key: None if there is none, an error if it is damaged. Raises other StoreErrors."""
     lists = list[list[Item] | ReleaseCorrupt | None]()
     async for key, value in read_results(store, ref, keys):
         if isinstance(value, bytes):
