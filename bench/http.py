@@ -58,17 +58,27 @@ def make_plan(options: HttpOptions) -> HttpPlan:
         raise BenchMisused("--score needs the sizes of batches, as --batch 50,200,1000,2000")
     require_positive({"--repeat": options.repeat})
 
-    keys = parse_keys(options) if options.batch or KEY in options.path else None
+    keys = None
+    batches = list[Posts]()
+    if options.batch:
+        keys = parse_keys(options)
+        batches = [Posts(keys, size, score=options.score) for size in _parse_batch_sizes(options.batch)]
+    elif KEY in options.path:
+        keys = parse_keys(options)
+
     allowed_popular = MAX_POPULAR if options.allow_popular is None else parse_share(options.allow_popular)
     if keys is not None:
         allowed_popular += SPARE * keys.unknown
 
+    slo = options.slo
+    if slo is None and options.find_max:
+        slo = FIND_MAX_OBJECTIVE
     return HttpPlan(
         options=options,
         load=_load(options, keys),
         warmup_s=parse_seconds(options.warmup),
-        objective=_objective(options),
-        batches=_parse_batch_sizes(options.batch) if options.batch else (),
+        objective=Objective({}) if slo is None else parse_objective(slo),
+        batches=batches,
         keys=keys,
         allowed_popular=min(1.0, allowed_popular),
     )
@@ -99,12 +109,6 @@ def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
         observe=("source",),
         sample_every=sample_every,
     )
-
-
-def _objective(options: HttpOptions) -> Objective:
-    if options.slo is not None:
-        return parse_objective(options.slo)
-    return parse_objective(FIND_MAX_OBJECTIVE) if options.find_max else Objective({})
 
 
 def parse_keys(options: HttpOptions) -> RequestKeys:
@@ -256,7 +260,7 @@ class _HttpMeasurement:
         if self._is_interrupted:
             return
         if plan.batches:
-            self._sweep_batches(plan.keys)
+            self._sweep_batches()
             return
 
         if plan.options.find_max:
@@ -282,26 +286,25 @@ class _HttpMeasurement:
         broken = (*judgement.broken, *self._plan.popular_complaint([result]))
         return Trial(offered=rate, result=result, broken=broken, doubts=judgement.doubts)
 
-    def _sweep_batches(self, keys: RequestKeys | None) -> None:
+    def _sweep_batches(self) -> None:
         """Request batches of each planned size for as long as a round, at full speed, and append a trial for each size.
 
         Batches are in flight at the same time, fewer from then on if the service refuses some. A trial is broken by
         errors, or by popular lists instead of the users' own.
         """
         plan = self._plan
-        if keys is None:
-            raise BenchMisused("a sweep of batches needs users whose lists to request")
         parallel = min(PARALLEL, plan.load.connections)
-        for size in plan.batches:
+        for posts in plan.batches:
             if self._is_interrupted:
                 return
 
-            requests = Posts(keys, size, score=plan.options.score)
-            result = self._run_batches(size, replace(plan.load, requests=requests, rate=None, connections=parallel))
+            load = replace(plan.load, requests=posts, rate=None, connections=parallel)
+            result = self._run_batches(posts.batch, load)
             parallel = result.connections
 
             broken = (*plan.objective.errors_beyond(result.error_share), *plan.popular_complaint([result]))
-            self._trials.append(Trial(offered=size, result=result, broken=broken, doubts=tuple(result.invalid_reasons)))
+            doubts = tuple(result.invalid_reasons)
+            self._trials.append(Trial(offered=posts.batch, result=result, broken=broken, doubts=doubts))
 
     def _run_batches(self, size: int, load: Load) -> Result:
         """Run *load* with fewer batches at a time until the service refuses hardly any; return the last result.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import CheckResult, popular_complaint
-from hotplate.bench.loadgen.load import Load, RequestKeys
+from hotplate.bench.loadgen.load import Load, Posts, RequestKeys
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
 from hotplate.bench.outcome import interrupted_report, no_verdict
@@ -141,15 +141,15 @@ def parse_objective(text: str) -> Objective:
 class HttpPlan:
     """Parsed options.
 
-    With `find_max`, rounds run at the highest rate inside the objective. `batches` are sizes of POSTs, of which the
-    objective only bounds the errors. `keys` is None if the path names no user.
+    With `find_max`, rounds run at the highest rate inside the objective. `batches` are POSTs of each size, of
+    which the objective only bounds the errors. `keys` is None if the path names no user.
     """
 
     options: HttpOptions
     load: Load
     warmup_s: float
     objective: Objective
-    batches: Sequence[int]
+    batches: Sequence[Posts]
     keys: RequestKeys | None
     allowed_popular: float
 
@@ -243,7 +243,17 @@ def report(runs: HttpRuns) -> Report:
         measured = _without_latencies(measured, popular)
     elif measured.failures:
         measured = replace(measured, sentence=no_verdict(measured.failures[0]))
-    return _with_check(measured, runs.checked) if runs.checked else measured
+
+    checked = runs.checked
+    if checked is None:
+        return measured
+    return replace(
+        measured,
+        notes=(*measured.notes, *checked.notes),
+        broken=(*measured.broken, *checked.complaints),
+        failures=(*measured.failures, *checked.failures),
+        extra={**measured.extra, "checked": asdict(checked)},
+    )
 
 
 def _without_latencies(measured: Report, popular: Sequence[str]) -> Report:
@@ -258,17 +268,6 @@ def _without_latencies(measured: Report, popular: Sequence[str]) -> Report:
         plots=(),
         broken=(*popular, *(reason for reason in measured.broken if "popular list" not in reason)),
         failures=(),
-    )
-
-
-def _with_check(measured: Report, checked: CheckResult) -> Report:
-    """Return a report with the comparison of sampled responses with the store."""
-    return replace(
-        measured,
-        notes=(*measured.notes, *checked.notes),
-        broken=(*measured.broken, *checked.complaints),
-        failures=(*measured.failures, *checked.failures),
-        extra={**measured.extra, "checked": asdict(checked)},
     )
 
 
@@ -346,13 +345,23 @@ def _unknown_percentiles(objective: Objective, rounds: Sequence[Result]) -> dict
 def _rounds_report(runs: HttpRuns) -> Report:
     """Report rounds at one rate; without rounds, the search for it."""
     verdict = judge(runs)
+    method = (
+        f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}, open loop: latency counts from a "
+        f"request's due time; at most {runs.plan.load.connections} in flight"
+    )
+    plots = list[Plot]()
+    if runs.trials:
+        plots.append(_search_plot(runs, verdict))
+    if runs.rounds:
+        plots += [_spectrum_plot(runs.rounds), _seconds_plot(runs.rounds)]
+
     return Report(
         kind="http",
         sentence=_answer(runs, verdict),
         rows=tuple(_rows(runs, verdict)) if runs.rounds else (),
         columns=RATE_COLUMNS,
-        origins={"measured": _method(runs)},
-        plots=tuple(_plots(runs, verdict)),
+        origins={"measured": method},
+        plots=tuple(plots),
         notes=tuple(_notes(runs, verdict)),
         broken=tuple(verdict.broken),
         failures=tuple(_failures(runs, verdict)),
@@ -422,13 +431,6 @@ def _latency(rounds: Sequence[Result], name: str) -> str:
     return f"not known ({figure.note})" if figure.value is None else _ms(figure.value)
 
 
-def _method(runs: HttpRuns) -> str:
-    return (
-        f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}, open loop: latency counts from a "
-        f"request's due time; at most {runs.plan.load.connections} in flight"
-    )
-
-
 def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     """Yield the figures of the service, one line of the table: highest rate, latencies, rate, and shares."""
     subject = redacted(runs.plan.load.url)
@@ -450,14 +452,6 @@ def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
     if late_us > LAG_BOUND_US:
         late = f"The generator itself was {format_value(late_us, 'us')} late at p99 of all rounds"
         yield f"{late}; that is part of the latencies."
-
-
-def _plots(runs: HttpRuns, verdict: Verdict) -> Iterator[Plot]:
-    if runs.trials:
-        yield _search_plot(runs, verdict)
-    if runs.rounds:
-        yield _spectrum_plot(runs.rounds)
-        yield _seconds_plot(runs.rounds)
 
 
 def _search_plot(runs: HttpRuns, verdict: Verdict) -> Plot:
