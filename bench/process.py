@@ -17,9 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
-from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -28,11 +27,7 @@ from hotplate.stores.errors import reason_of
 from hotplate.stores.urls import scheme_of
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
     from prometheus_client.samples import Sample
-
-Channel: TypeAlias = "Connection[Any, Any]"
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = (
@@ -320,29 +315,6 @@ def store_counts(service: Server) -> StoreCounts:
 def is_emulated(url: str) -> bool:
     """Return whether a store's URL names an emulator."""
     return scheme_of(url) in EMULATED_SCHEMES
-
-
-def start_worker(target: str) -> "tuple[subprocess.Popen[bytes], Channel]":
-    """Start a process that calls *target*, `module:function`, with the other end of the channel."""
-    ours, theirs = Pipe()
-    module, _, function = target.partition(":")  # not -m: pickled classes would be those of __main__
-    program = f"import sys, {module} as module; from multiprocessing.connection import Connection as Channel; "
-    command = [sys.executable, "-P", "-c", f"{program}module.{function}(Channel(int(sys.argv[1])))"]
-    number = theirs.fileno()
-    process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL)  # noqa: S603 -- our own modules
-    theirs.close()
-    return process, ours
-
-
-def receive(channel: Channel, died: str) -> object:
-    """Receive a worker's message; raises an exception, and BenchFailed(*died*) after its end."""
-    try:
-        message: object = channel.recv()
-    except (EOFError, ConnectionError) as error:
-        raise BenchFailed(died) from error
-    if isinstance(message, Exception):
-        raise message
-    return message
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:

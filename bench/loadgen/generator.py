@@ -8,20 +8,29 @@ import itertools
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import uvloop
 
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.load import Load, Target
 from hotplate.bench.loadgen.result import ResponseSample, Result, Second
-from hotplate.bench.process import Channel, on_core, raised_priority, receive, start_worker, stop_process
+from hotplate.bench.process import on_core, raised_priority, stop_process
 from hotplate.stores.http1 import ClientConnection, FailureKind
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+Channel: TypeAlias = "Connection[Any, Any]"
 
 SWEEP_S = 0.02  # between checks for timeouts
 RETRY_S = 0.1  # after an error
@@ -135,18 +144,14 @@ class Recorder:
         self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
         self._sample_every = sample_every
         self._until_sample = sample_every
-        self._latencies_s = array("f")
-        self._lags_s = array("f")
         self._seen: dict[str, Counter[bytes]] = {name: Counter() for name in observe}
         self._counts_by_second = [Counts()]
+        self.latencies_s = array("f")  # of good responses
+        self.lags_s = array("f")  # delays of due requests
         self.samples = list[ResponseSample]()
         self.errors: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
-
-    def record_lag(self, lag_s: float) -> None:
-        """Record the delay of a due request."""
-        self._lags_s.append(lag_s)
 
     def record_response(self, request: bytes, status: int, body: bytes) -> None:
         """Count a response's status and the values of observed JSON fields; keep each `sample_every`th response.
@@ -171,13 +176,9 @@ class Recorder:
                 self._until_sample = self._sample_every
                 self.samples.append(ResponseSample(request, status, body))
 
-    def record_latency(self, latency_s: float) -> None:
-        """Record the latency of a good response."""
-        self._latencies_s.append(latency_s)
-
     def end_second(self) -> None:
         """Record the counts at the end of a second."""
-        self._counts_by_second.append(Counts(due=self.due, sent=self.sent, good=len(self._latencies_s)))
+        self._counts_by_second.append(Counts(due=self.due, sent=self.sent, good=len(self.latencies_s)))
 
     @property
     def values(self) -> Mapping[str, Mapping[str, int]]:
@@ -194,7 +195,7 @@ class Recorder:
         are in the order of responses, so the number of good responses before a second is the index of its first one.
         """
         self.end_second()
-        latencies_s = np.array(self._latencies_s, dtype=np.float32)
+        latencies_s = np.array(self.latencies_s, dtype=np.float32)
         return tuple(
             Second(
                 due=after.due - before.due,
@@ -203,11 +204,6 @@ class Recorder:
             )
             for before, after in itertools.pairwise(self._counts_by_second)
         )
-
-    @property
-    def lags_s(self) -> Any:  # noqa: ANN401 -- a numpy array
-        """The delay of each due request."""
-        return np.array(self._lags_s, dtype=np.float32)
 
 
 class LoadGenerator:
@@ -321,7 +317,7 @@ class LoadGenerator:
             self._offer(due_s)
             # Sent at once, or only queued: the wait for a connection is the service's.
             handled_s = self._last_sent_s if self._last_sent_s > due_s else self._clock()
-            self._recorder.record_lag(handled_s - due_s)
+            self._recorder.lags_s.append(handled_s - due_s)
         return None
 
     def _offer(self, due_s: float) -> None:
@@ -346,28 +342,21 @@ class LoadGenerator:
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self._clock()
-            self._end_second(now_s)
-            self._expire_waiting(now_s - self._load.timeout_s)
-            self._expire_in_flight(now_s - self._load.timeout_s)
 
-    def _end_second(self, now_s: float) -> None:
-        """End a second of the record, except the last one, which also has the answers that come late."""
-        is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
-        if now_s >= self._second_ends_s and not is_last_second:
-            self._second_ends_s += 1
-            self._recorder.end_second()
+            # The last second also has the answers that come late.
+            is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
+            if now_s >= self._second_ends_s and not is_last_second:
+                self._second_ends_s += 1
+                self._recorder.end_second()
 
-    def _expire_waiting(self, oldest_due_s: float) -> None:
-        """Fail requests that wait for a connection and were due before, the oldest first."""
-        while self._waiting and self._waiting[0] < oldest_due_s:
-            self._waiting.popleft()
-            self._failed("timeout")
-
-    def _expire_in_flight(self, oldest_due_s: float) -> None:
-        """Fail requests in flight that were due before, and with them their connections."""
-        for connection in list(self._open):
-            if connection.tag is not None and connection.tag.due_s < oldest_due_s:
-                connection.fail("timeout")
+            oldest_due_s = now_s - self._load.timeout_s
+            while self._waiting and self._waiting[0] < oldest_due_s:
+                self._waiting.popleft()
+                self._failed("timeout")
+            # A request in flight fails with its connection.
+            for connection in list(self._open):
+                if connection.tag is not None and connection.tag.due_s < oldest_due_s:
+                    connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
         """Open a connection if more requests wait than connections are being opened, up to the load's limit."""
@@ -423,7 +412,7 @@ class LoadGenerator:
 
         error = self._load.check(status, body)
         if error is None:
-            self._recorder.record_latency(now_s - tag.due_s)
+            self._recorder.latencies_s.append(now_s - tag.due_s)
             if self._load.rate is None:
                 self._offer_one()
         else:
@@ -476,7 +465,7 @@ class LoadGenerator:
             cpu_share=cpu_share,
             samples=tuple(recorder.samples),
             seconds=recorder.seconds(),
-            lags_s=recorder.lags_s,
+            lags_s=np.array(recorder.lags_s, dtype=np.float32),
         )
 
 
@@ -495,9 +484,17 @@ class LoadWorker:
     """
 
     def __init__(self, core: int | None = None) -> None:
+        self._channel, theirs = Pipe()
+        # Not -m: pickled classes would be those of __main__.
+        program = (
+            f"import sys; from multiprocessing.connection import Connection; from {__name__} import work_until_closed; "
+            "work_until_closed(Connection(int(sys.argv[1])))"
+        )
+        command = [sys.executable, "-P", "-c", program, str(theirs.fileno())]
         with contextlib.ExitStack() as stack:
             self._core = None if core is None else stack.enter_context(on_core(core))
-            self._process, self._channel = start_worker("hotplate.bench.loadgen.generator:work_until_closed")
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603 -- our own module
+        theirs.close()
 
     def __enter__(self) -> Self:
         return self
@@ -521,7 +518,7 @@ class LoadWorker:
         with raised_priority(() if self._core is None else [self.pid]):
             self._channel.send(load)
             try:
-                while receive(self._channel, DIED) != READY:
+                while self._receive() != READY:
                     pass  # the result of an earlier run, stopped twice
 
                 wait_s = AHEAD_S
@@ -534,8 +531,18 @@ class LoadWorker:
                 return self._result()
 
     def _result(self) -> Result:
-        while not isinstance(message := receive(self._channel, DIED), Result):
+        while not isinstance(message := self._receive(), Result):
             pass  # of a run stopped at once
+        return message
+
+    def _receive(self) -> object:
+        """Receive a message of the process, and raise it if it is an exception; BenchFailed if the process died."""
+        try:
+            message: object = self._channel.recv()
+        except (EOFError, ConnectionError) as error:
+            raise BenchFailed(DIED) from error
+        if isinstance(message, Exception):
+            raise message
         return message
 
 

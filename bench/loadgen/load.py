@@ -5,7 +5,7 @@ import itertools
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -104,14 +104,6 @@ class RequestKeys:
                 for position in np.flatnonzero(rng.random(BLOCK) < self.unknown).tolist():
                     block[position] = f"unknown-{int(rng.integers(10**9))}"
             yield from block
-
-
-class Requests(Protocol):
-    """The requests of a load; a picklable dataclass."""
-
-    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """Yield complete requests, infinitely."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +226,7 @@ class Load:
     """
 
     url: str
-    requests: Requests
+    requests: Gets | Posts
     rate: float | None = None
     seed: int | None = None
     duration_s: float
