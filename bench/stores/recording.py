@@ -2,10 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from itertools import cycle, islice
 
 from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, Latencies, LatencyTrace
@@ -36,12 +35,17 @@ async def record(url: str, users: Sequence[str], reads: int = READS) -> LatencyT
     """
     counted: Counts = {}
     async with opened(url) as store:
-        read = partial(_count_read_latency, store, await live_in(store), counted)
+        release = await live_in(store)
         keys = iter(islice(cycle(USER + user for user in users), reads))
+
+        async def read_all() -> None:
+            for key in keys:
+                await _count_read_latency(store, release, counted, key)
+
         with suppress(TimeoutError):
             async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
                 for _ in range(IN_FLIGHT):
-                    tasks.create_task(_read_all(read, keys))
+                    tasks.create_task(read_all())
 
     latencies = tuple(
         Latencies(operation, region, hour, tuple(sorted(counts.items())))
@@ -51,11 +55,6 @@ async def record(url: str, users: Sequence[str], reads: int = READS) -> LatencyT
         raise BenchFailed(f"{redacted(url)} answered no read, so there are no latencies to record")
 
     return LatencyTrace(FORMAT, redacted(url), datetime.now(UTC).isoformat(timespec="seconds"), latencies)
-
-
-async def _read_all(read: Callable[[str], Awaitable[None]], keys: Iterator[str]) -> None:
-    for key in keys:
-        await read(key)
 
 
 async def _count_read_latency(store: Store, release: ReleaseRef, counted: Counts, key: str) -> None:
