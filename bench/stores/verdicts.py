@@ -28,15 +28,11 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A store's figure divided by the least one."""
+    """A store's figure, and this divided by the least one."""
 
-    contender: Contender
+    name: str
+    figure: Figure
     ratio: Figure
-
-    @property
-    def name(self) -> str:
-        """The store's name."""
-        return self.contender.name
 
     @property
     def is_proven(self) -> bool:
@@ -96,7 +92,9 @@ def rank(contenders: Sequence[Contender]) -> Ranking | None:
         return None
 
     least, *larger = sorted(known, key=lambda contender: contender.figure.value or 0.0)
-    differences = (Difference(contender, compared(least.figure, contender.figure)) for contender in larger)
+    differences = (
+        Difference(contender.name, contender.figure, compared(least.figure, contender.figure)) for contender in larger
+    )
     return Ranking(least, tuple(differences))
 
 
@@ -209,7 +207,7 @@ class Comparison:
             ranking = _rank_latency(name, timed)
             if ranking and not ranking.alike:
                 fastest = ranking.least
-                slower = ", ".join(f"{store.name} {_ms(store.contender.figure)}" for store in ranking.differences)
+                slower = ", ".join(f"{store.name} {_ms(store.figure)}" for store in ranking.differences)
                 limit = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
                 return SpeedVerdict(fastest.name, f"{name} {_ms(fastest.figure)} ms, {slower}{limit}")
 
