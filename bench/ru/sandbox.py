@@ -1,13 +1,12 @@
 """A temporary database, filled with lists, scaled, and dropped at the end."""
 
-import asyncio
 import itertools
 import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import publish_rows
 from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.connect import run_on
 from hotplate.stores.cosmos.charges import KB, overhead_ru
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.containers import open_containers
@@ -138,21 +138,19 @@ class Sandbox:
             yield database.create_container(name, key, indexing_policy=policy, offer_throughput=ru)
 
     def publish(self, lists: SizedLists) -> Published:
-        """Publish *lists* with the URL's throughput."""
-        self._used = True
-        return asyncio.run(self._publish(lists))
-
-    async def _publish(self, lists: SizedLists) -> Published:
-        """Publish the lists, and return the live release with the request units (RU) per list.
+        """Publish *lists* with the URL's throughput, and return the live release with the request units (RU) per list.
 
         The RU per list are those spent, less the computed overhead of a publish, divided by the number of lists.
         """
+        self._used = True
         rows = lists.rows()
         data_bytes = sum(len(row.key) + len(row.value) for row in rows)
         batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
         spent = ChargeCounter()
-        async with _opened(self.address, spent) as store:
-            live = await publish_rows(store, batches, Plan(len(rows), data_bytes))
+        live = run_on(
+            _store_at(self.address, spent),
+            lambda store: publish_rows(store, batches, Plan(len(rows), data_bytes)),
+        )
 
         user_row = rows[-1]
         item_size = item_bytes(to_item(user_row.key, user_row.value))
@@ -161,7 +159,8 @@ class Sandbox:
 
     def scale(self, release: ReleaseRef, throughput: Throughput) -> None:
         """Scale a release's container, and wait. Raises StoreError."""
-        asyncio.run(_scale(replace(self.address, throughput=throughput), release))
+        address = replace(self.address, throughput=throughput)
+        run_on(_store_at(address), lambda store: store.prepare(release))
 
     def drop(self) -> None:
         """Drop the database. Raises BenchFailed."""
@@ -236,15 +235,5 @@ def sandbox(
             database.drop()  # takes seconds; a database costs money
 
 
-@asynccontextmanager
-async def _opened(address: Address, observer: Observer | None = None) -> AsyncIterator[CosmosStore]:
-    store = CosmosStore(address, SignedClient(address, observer), partial(open_containers, address, observer))
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def _scale(address: Address, release: ReleaseRef) -> None:
-    async with _opened(address) as store:
-        await store.prepare(release)
+def _store_at(address: Address, observer: Observer | None = None) -> CosmosStore:
+    return CosmosStore(address, SignedClient(address, observer), partial(open_containers, address, observer))
