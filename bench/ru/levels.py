@@ -293,9 +293,15 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     if last.is_stopped:
         return Finding(Standing.COMPUTED, "it was interrupted")
     if last.accepted_per_s > BURST * capacity_per_s:
-        return Finding(Standing.FAILED, _burst_capacity(level, last))
+        spent = last.accepted_per_s * level.charge_ru
+        return Finding(
+            Standing.FAILED,
+            f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
+            "five minutes. The level was not measured; turn burst capacity off",
+        )
     if last.timeouts > last.throttled and last.accepted_per_s < FEW * capacity_per_s:
-        return Finding(Standing.FAILED, _too_far(level, last))
+        reason = f"only {last.accepted_per_s:,.0f} of {capacity_per_s:,.0f} reads/s met {TOO_FAR}"
+        return Finding(Standing.FAILED, reason)
 
     best = _best(trials)
     is_reached = best.accepted_per_s >= (1 - NEAR) * capacity_per_s
@@ -306,19 +312,6 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     reason = f"this machine got {best.accepted_per_s:,.0f} of {capacity_per_s:,.0f} reads/s through"
     is_nearly_reached = best.accepted_per_s >= REACHED * capacity_per_s
     return Finding(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
-
-
-def _burst_capacity(level: Level, trial: LevelTrial) -> str:
-    """Return a sentence on a trial that spent more RU/s than are provisioned."""
-    spent = trial.accepted_per_s * level.charge_ru
-    return (
-        f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
-        "five minutes. The level was not measured; turn burst capacity off"
-    )
-
-
-def _too_far(level: Level, trial: LevelTrial) -> str:
-    return f"only {trial.accepted_per_s:,.0f} of {level.capacity_per_s:,.0f} reads/s met {TOO_FAR}"
 
 
 def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
