@@ -212,7 +212,9 @@ def nginx_with_lua(redis: RedisServer, prefix: str, headers: Mapping[str, str], 
     Responses get *headers*. Skips the test if nginx has no Lua.
     """
     module = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
-    client = _lua_redis()
+    # Of Debian's lua-nginx-redis, or of OpenResty.
+    clients = {"nginx.redis": "nginx/redis.lua", "resty.redis": "resty/redis.lua"}
+    client = next((name for name, file in clients.items() if (LUA_MODULES / file).exists()), None)
     if client is None or not module.exists():
         pytest.skip("nginx has no Lua; on Debian or Ubuntu: apt-get install libnginx-mod-http-lua lua-nginx-redis")
 
@@ -235,12 +237,6 @@ def nginx_with_lua(redis: RedisServer, prefix: str, headers: Mapping[str, str], 
     paths = f'lua_package_path "{LUA_MODULES}/?.lua;;";'
     with _nginx(location, ROUTE + user, main=main, http=paths) as server:
         yield server
-
-
-def _lua_redis() -> str | None:
-    """Return the module of Debian's lua-nginx-redis, or of OpenResty; None if neither is installed."""
-    modules = {"nginx.redis": "nginx/redis.lua", "resty.redis": "resty/redis.lua"}
-    return next((name for name, file in modules.items() if (LUA_MODULES / file).exists()), None)
 
 
 def _added(headers: Mapping[str, str]) -> str:

@@ -99,7 +99,8 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     status = 200
     body = document.body
     size = document.size
-    if _is_unchanged(request, document):
+    known_etag = request.headers.get(b"if-none-match")
+    if known_etag is not None and known_etag.strip(b'"') in (b"*", document.etag.strip('"').encode()):
         status = 304
         body = b""
         size = 0
@@ -107,12 +108,6 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     charge_ru = context.account.read_ru(size, strong=context.strong)
     partition.charge(context.now, charge_ru, request.region)
     return HttpResponse(status, body, context.headers(partition, document.etag), charge_ru)
-
-
-def _is_unchanged(request: Request, document: Document) -> bool:
-    """Return whether the request has an `If-None-Match` that the document meets."""
-    etag = request.headers.get(b"if-none-match")
-    return etag is not None and etag.strip(b'"') in (b"*", document.etag.strip('"').encode())
 
 
 def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:

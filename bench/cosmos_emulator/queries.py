@@ -100,15 +100,16 @@ def _values_of(condition: re.Match[str], parameters: Mapping[str, Any]) -> Itera
     for value in re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE):
         if value[0] == "@":
             yield parameters[value]
-        else:
-            yield _parse_literal(value)
+            continue
 
-
-def _parse_literal(text: str) -> object:
-    if text[0] == "'":
-        inner = text[1:-1].replace("\\'", "'").replace('"', '\\"')
-        text = f'"{inner}"'
-    return parse_json((text if text[0] == '"' else text.lower()).encode(), "a literal of the query")
+        # A literal becomes JSON: text in double quotes, and others in lower case.
+        literal = value
+        if value[0] == "'":
+            inner = value[1:-1].replace("\\'", "'").replace('"', '\\"')
+            literal = f'"{inner}"'
+        elif value[0] != '"':
+            literal = value.lower()
+        yield parse_json(literal.encode(), "a literal of the query")
 
 
 def meets(item: Mapping[str, Any], conditions: Conditions) -> bool:

@@ -154,16 +154,14 @@ def _metrics(service: Service) -> bytes:
     They are the numbers of requests and their request units by operation and status, and for each physical partition
     the admitted request units, the 429s and the provisioned RU/s.
     """
-    lines = [*_request_metrics(service), *_partition_metrics(service)]
-    return "\n".join([*lines, ""]).encode()
-
-
-def _request_metrics(service: Service) -> Iterator[str]:
+    lines = list[str]()
     for name, counted in (("requests", service.counts.requests), ("request_units", service.counts.charges_ru)):
         samples = list[Sample]()
         for (operation, status), value in counted.items():
             samples.append(({"operation": operation, "status": str(status)}, value))
-        yield from _samples(f"{name}_total", samples)
+        lines += _samples(f"{name}_total", samples)
+    lines += _partition_metrics(service)
+    return "\n".join([*lines, ""]).encode()
 
 
 def _partition_metrics(service: Service) -> Iterator[str]:
