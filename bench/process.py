@@ -161,39 +161,31 @@ def before_others(*servers: Server) -> Iterator[None]:
     """Raise the priority of *servers* until the block ends."""
     with ExitStack() as stack:
         for pid in [pid for server in servers for pid in server.pids()]:
-            stack.enter_context(raised_priority([pid]))
+            stack.enter_context(raised_priority(pid))
         yield
 
 
 @contextmanager
-def raised_priority(pids: Sequence[int]) -> Iterator[None]:
-    """Give processes a priority above others until the block ends: the lowest real-time priority, or else a niceness.
+def raised_priority(pid: int) -> Iterator[None]:
+    """Give a process a priority above others until the block ends: the lowest real-time priority, or else a niceness.
 
-    Does nothing if neither is allowed, or if no core would be left for other processes.
+    Does nothing if neither is allowed, or if there is only one core, which others need, too.
     """
-    before = {
-        pid: (os.sched_getscheduler(pid), os.sched_getparam(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in pids
-    }
+    policy = os.sched_getscheduler(pid)
+    level = os.sched_getparam(pid)
+    niceness = os.getpriority(os.PRIO_PROCESS, pid)
     try:
-        if len(pids) < len(os.sched_getaffinity(0)):
-            _raise_priority(pids)
+        if len(os.sched_getaffinity(0)) > 1:
+            try:
+                os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
+            except OSError:  # EPERM, or EINVAL in a sandbox
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
         yield
     finally:
-        for pid, (policy, level, niceness) in before.items():
-            with suppress(ProcessLookupError):
-                os.sched_setscheduler(pid, policy, level)
-                os.setpriority(os.PRIO_PROCESS, pid, niceness)
-
-
-def _raise_priority(pids: Sequence[int]) -> None:
-    """Schedule processes before all usual ones; if that is not permitted, raise their priority if possible."""
-    try:
-        for pid in pids:
-            os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
-    except OSError:  # EPERM, or EINVAL in a sandbox
-        with suppress(OSError):
-            for pid in pids:
-                os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(pid, policy, level)
+            os.setpriority(os.PRIO_PROCESS, pid, niceness)
 
 
 @contextmanager

@@ -515,7 +515,7 @@ class LoadWorker:
         the next full second of the clock, as RU/s budgets do. Ctrl-C stops the run, and gives an `interrupted` result.
         Raises BenchFailed if the process dies.
         """
-        with raised_priority(() if self._core is None else [self.pid]):
+        with contextlib.nullcontext() if self._core is None else raised_priority(self.pid):
             self._channel.send(load)
             try:
                 while self._receive() != READY:
