@@ -242,37 +242,43 @@ class _HttpMeasurement:
         self._is_interrupted = False
 
     def run(self) -> None:
-        """Make the runs of the plan. Ctrl-C during a run ends the measurement after it, and between runs at once."""
+        """Make the runs of the plan, until Ctrl-C; a run that it ended is kept."""
         try:
             self._make_runs()
-        except KeyboardInterrupt:  # between two runs
+        except KeyboardInterrupt:
             self._is_interrupted = True
 
     def _make_runs(self) -> None:
         """Make a warm-up, then a trial for each size of batches, or else rounds at one rate.
 
-        With `--find-max` the rate is the highest inside the objective, and no round is made if there is none.
+        With `--find-max` the rate is the highest inside the objective, and no round is made if there is none. Raises
+        KeyboardInterrupt after a run that Ctrl-C ended.
         """
         plan = self._plan
         load = plan.load
         if plan.warmup_s:
-            self._run_load("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
-        if self._is_interrupted:
-            return
+            warmup = self._run_load("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
+            if warmup.interrupted:
+                raise KeyboardInterrupt
         if plan.batches:
             self._sweep_batches()
             return
 
         if plan.options.find_max:
-            self._trials += search(self._attempt, load.rate or 1.0)
+            for trial in search(self._attempt, load.rate or 1.0):
+                self._trials.append(trial)
+                if trial.is_stopped:
+                    raise KeyboardInterrupt
             best = highest(self._trials)
             if best is None:
                 return
             load = replace(load, rate=best.offered)
 
         for number in range(1, plan.options.repeat + 1):
-            if not self._is_interrupted:
-                self._rounds.append(self._run_load(f"round {number} of {plan.options.repeat}", load))
+            result = self._run_load(f"round {number} of {plan.options.repeat}", load)
+            self._rounds.append(result)
+            if result.interrupted:
+                raise KeyboardInterrupt
 
     def report(self) -> Report:
         store = self._plan.options.store
@@ -290,14 +296,11 @@ class _HttpMeasurement:
         """Request batches of each planned size for as long as a round, at full speed, and append a trial for each size.
 
         Batches are in flight at the same time, fewer from then on if the service refuses some. A trial is broken by
-        errors, or by popular lists instead of the users' own.
+        errors, or by popular lists instead of the users' own. Raises KeyboardInterrupt after a run that Ctrl-C ended.
         """
         plan = self._plan
         parallel = min(PARALLEL, plan.load.connections)
         for posts in plan.batches:
-            if self._is_interrupted:
-                return
-
             load = replace(plan.load, requests=posts, rate=None, connections=parallel)
             result = self._run_batches(posts.batch, load)
             parallel = result.connections
@@ -305,6 +308,8 @@ class _HttpMeasurement:
             broken = (*plan.objective.errors_beyond(result.error_share), *plan.popular_complaint([result]))
             doubts = tuple(result.invalid_reasons)
             self._trials.append(Trial(offered=posts.batch, result=result, broken=broken, doubts=doubts))
+            if result.interrupted:
+                raise KeyboardInterrupt
 
     def _run_batches(self, size: int, load: Load) -> Result:
         """Run *load* with fewer batches at a time until the service refuses hardly any; return the last result.
@@ -315,14 +320,13 @@ class _HttpMeasurement:
             result = self._run_load(f"batch {size:,}, {load.connections} at a time", load)
             refused = sum(result.statuses.get(status, 0) for status in REFUSED)
             are_accepted = refused <= self._plan.objective.errors * result.due
-            if load.connections == 1 or self._is_interrupted or are_accepted:
+            if load.connections == 1 or result.interrupted or are_accepted:
                 return result
             load = replace(load, connections=max(1, load.connections // FEWER))
 
     def _run_load(self, name: str, load: Load) -> Result:
-        """Run a load, shown as *name*; keep its sampled responses, and whether Ctrl-C ended it."""
+        """Run a load, shown as *name*, and keep its sampled responses."""
         self._display.start(name)
         result = self._worker.run(load)
         self._samples += result.samples
-        self._is_interrupted = self._is_interrupted or result.interrupted
         return result

@@ -360,7 +360,6 @@ class Rounds:
         self._display = display
         self._rounds = list[Round]()
         self._samples = {candidate.name: list[ResponseSample]() for candidate in setup.candidates}
-        self._interrupted = False
 
     def run(self) -> Measured:
         """Make all rounds, which measure the stores in turn; then compare sampled responses with the stores' lists.
@@ -369,16 +368,17 @@ class Rounds:
         in which the load generator was late are left out of the result if five others remain. Raises BenchFailed if
         the first round fails.
         """
+        interrupted = False
         failure = ""
         with LoadWorker(process.GENERATOR_CORE) as worker:
             began_s = time.monotonic()
             try:
                 self._warm_up(worker)
                 began_s = time.monotonic()
-                while not self._interrupted and self._is_round_due(spent_s := time.monotonic() - began_s):
+                while self._is_round_due(spent_s := time.monotonic() - began_s):
                     self._run_round(worker, self._settings.budget_s - spent_s)
-            except KeyboardInterrupt:  # between two runs
-                self._interrupted = True
+            except KeyboardInterrupt:
+                interrupted = True
             except BenchFailed as error:
                 if not self._rounds:
                     raise
@@ -395,7 +395,7 @@ class Rounds:
             )
             for candidate in self._setup.candidates
         )
-        return Measured(stores, self._interrupted, len(self._rounds) - len(kept), took_s, failure)
+        return Measured(stores, interrupted, len(self._rounds) - len(kept), took_s, failure)
 
     def _warm_up(self, worker: LoadWorker) -> None:
         """Load each service for `warmup_s`, which is not measured."""
@@ -405,8 +405,6 @@ class Rounds:
             self._display.start(f"warming up {candidate.name}")
             load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
             self._run_load(worker, candidate, load)
-            if self._interrupted:
-                return
 
     def _is_round_due(self, spent_s: float) -> bool:
         """Return whether another round is wanted, and fits into the budget, which fewer than MIN_ROUNDS may exceed."""
@@ -420,7 +418,7 @@ class Rounds:
         return spent_s + spent_s / made <= budget_s
 
     def _run_round(self, worker: LoadWorker, left_s: float) -> None:
-        """Measure each store (a candidate) once, and append the round; an interrupted round is discarded.
+        """Measure each store (a candidate) once, and append the round.
 
         The order is reversed in odd rounds, so that no store is always measured first. *left_s*, the seconds until the
         end of the time budget, is only shown.
@@ -438,8 +436,6 @@ class Rounds:
             candidates = candidates[::-1]
         for candidate in candidates:
             runs[candidate.name] = self._run_candidate(worker, candidate, number)
-            if self._interrupted:
-                return
 
         # Sampled responses are kept apart, to be compared after all rounds.
         for name, run in runs.items():
@@ -458,7 +454,7 @@ class Rounds:
 
         is_charged = candidate.metered and not candidate.emulated
         full_s = self._settings.full_s
-        if not full_s or is_charged or self._interrupted:
+        if not full_s or is_charged:
             return run
         full_load = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
         return replace(run, full=self._run_load(worker, candidate, full_load))
@@ -493,13 +489,13 @@ class Rounds:
         """Run *load* against the service of a store (a candidate), and return the result, its CPU, and its counts.
 
         CPU is in seconds. Only of Cosmos DB (`metered`), request units and 429s are counted, by the service's metrics.
-        Raises BenchFailed if the service ended.
+        Raises KeyboardInterrupt if Ctrl-C ended the run, BenchFailed if the service ended.
         """
         service = candidate.service
         before = process.store_counts(service) if candidate.metered else None
         cpu_s = service.cpu_s()
         result = worker.run(load)
         used_s = service.cpu_s() - cpu_s
-
-        self._interrupted = self._interrupted or result.interrupted
+        if result.interrupted:
+            raise KeyboardInterrupt
         return ServiceRun(result, used_s, before and process.store_counts(service).since(before))
