@@ -125,12 +125,10 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
     partition.admit(context.now, request.region)
 
     try:
-        if verb == "delete":
-            written = _delete_document(context, key, item_id)
-        else:
+        if verb != "delete":
             item_id = _checked_id(context, key, item, replaced=item_id if verb == "replace" else None)
-            replaced_document = _document_to_replace(context, verb, key, item_id)
-            written = _store_document(context, key, item, replaced_document)
+        stored = _stored_document(context, verb, key, item_id)
+        written = _delete_document(context, stored) if verb == "delete" else _store_document(context, key, item, stored)
     except HttpError as error:
         raise context.charge_error(partition, error) from None
     partition.charge(context.now, written.charge_ru)
@@ -150,8 +148,8 @@ class Written(NamedTuple):
     charge_ru: float
 
 
-def _document_to_replace(context: RequestContext, verb: str, key: bytes, item_id: str) -> Document | None:
-    """Return the stored document that a create, an upsert or a replace meets; None if there is none.
+def _stored_document(context: RequestContext, verb: str, key: bytes, item_id: str) -> Document | None:
+    """Return the stored document that a write meets; None if there is none.
 
     Raises 404 if a replace finds none, 409 if a create finds one, and 412 if the document has another etag than
     `If-Match`. *key* is the encoded partition key.
@@ -165,25 +163,19 @@ def _document_to_replace(context: RequestContext, verb: str, key: bytes, item_id
     if verb == "create":
         refused_ru = context.account.charges.refused_write(document.size)
         raise HttpError(409, ALREADY_EXISTS, charge_ru=refused_ru)
-    _check_if_match(context, document)
-    return document
 
-
-def _check_if_match(context: RequestContext, document: Document) -> None:
-    """Raise 412 if the document has another etag than the request's `If-Match`."""
     if_match = context.request.header(b"if-match")
     if if_match not in ("", "*") and if_match.strip('"') != document.etag.strip('"'):
         message = "Operation cannot be performed because one of the specified precondition is not met."
         refused_ru = context.account.charges.refused_write(document.size)
         raise HttpError(412, message, charge_ru=refused_ru)
+    return document
 
 
-def _delete_document(context: RequestContext, key: bytes, item_id: str) -> Written:
-    """Delete a document. Raises 404 if there is none, and 412 if it has another etag than `If-Match`."""
-    document = context.container.documents.get(item_id, key)
+def _delete_document(context: RequestContext, document: Document | None) -> Written:
+    """Delete a document. Raises 404 if there is none."""
     if document is None:
         raise context.not_found()
-    _check_if_match(context, document)
     context.container.documents.remove(document)
     document.partition.lsn += 1
     return Written(204, document, context.account.charges.delete(document.size, len(document.terms)))
