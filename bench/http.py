@@ -225,8 +225,12 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
                 return report_popular(plan, sample)
         measurement = _HttpMeasurement(plan, worker, display)
-        measurement.run()
-    return measurement.report()
+        is_interrupted = False
+        try:
+            measurement.run()
+        except KeyboardInterrupt:
+            is_interrupted = True
+    return measurement.report(is_interrupted=is_interrupted)
 
 
 class _HttpMeasurement:
@@ -239,20 +243,12 @@ class _HttpMeasurement:
         self._trials = list[Trial]()
         self._samples = list[ResponseSample]()
         self._rounds = list[Result]()
-        self._is_interrupted = False
 
     def run(self) -> None:
-        """Make the runs of the plan, until Ctrl-C; a run that it ended is kept."""
-        try:
-            self._make_runs()
-        except KeyboardInterrupt:
-            self._is_interrupted = True
-
-    def _make_runs(self) -> None:
         """Make a warm-up, then a trial for each size of batches, or else rounds at one rate.
 
         With `--find-max` the rate is the highest inside the objective, and no round is made if there is none. Raises
-        KeyboardInterrupt after a run that Ctrl-C ended.
+        KeyboardInterrupt after a run that Ctrl-C ended, which is kept.
         """
         plan = self._plan
         load = plan.load
@@ -280,10 +276,10 @@ class _HttpMeasurement:
             if result.interrupted:
                 raise KeyboardInterrupt
 
-    def report(self) -> Report:
+    def report(self, *, is_interrupted: bool) -> Report:
         store = self._plan.options.store
         checked = check_answers(store, self._samples) if store else None
-        return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self._is_interrupted))
+        return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, is_interrupted))
 
     def _attempt(self, rate: float) -> Trial:
         """Load the service at *rate* requests/s, and judge the result by the objective and its popular lists."""
