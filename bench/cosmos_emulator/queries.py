@@ -11,7 +11,6 @@ from typing import Any
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, parse_json
 from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, Partition, encode, hash_of, key_of
-from hotplate.bench.cosmos_emulator.resources import Container
 
 NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
@@ -251,12 +250,20 @@ def _candidate_documents(
     key         the encoded partition key that is read; None for all
     """
     request = context.request
+    documents = context.container.documents
     last_serial = _number_in_header(request, "x-ms-continuation", 0)
     # A range of effective partition keys, which are hashes; an empty end is no range.
     first_hash = request.header(b"x-ms-start-epk").upper()
     end_hash = request.header(b"x-ms-end-epk").upper()
 
-    for document in _documents_by_serial(context.container, conditions, last_serial):
+    candidates: Iterable[Document] = documents.after(last_serial)
+    if "id" in conditions and context.container.key_property == "id":
+        # The id is the partition key, so that only the documents with these ids are looked up.
+        accepted_ids = set(map(str, conditions["id"]))
+        stored = [documents.get(item_id, encode(item_id)) for item_id in accepted_ids]
+        candidates = sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)
+
+    for document in candidates:
         if document.partition not in partitions:
             continue
         if key is not None and document.key != key:
@@ -264,21 +271,6 @@ def _candidate_documents(
         if end_hash and not first_hash <= hash_of(document.key) < end_hash:
             continue
         yield document
-
-
-def _documents_by_serial(container: Container, conditions: Conditions, last_serial: int) -> Iterable[Document]:
-    """Return documents with a serial above *last_serial*, ascending. A serial is a number in the order of creation.
-
-    If *conditions*, accepted values by property, has ids, and the id is the partition key, only the documents with
-    these ids are looked up; otherwise all are returned, whatever the conditions.
-    """
-    documents = container.documents
-    if "id" not in conditions or container.key_property != "id":
-        return documents.after(last_serial)
-
-    accepted_ids = set(map(str, conditions["id"]))
-    stored = [documents.get(item_id, encode(item_id)) for item_id in accepted_ids]
-    return sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)
 
 
 def _number_in_header(request: Request, header: str, default: int) -> int:
