@@ -60,8 +60,8 @@ class RunningEmulator:
     service: Service
     scheme: str
     host: str
-    ports: tuple[int, ...] = ()
-    connections: set[HttpConnection] = field(default_factory=set)
+    ports: tuple[int, ...]
+    connections: set[HttpConnection]
 
     @property
     def endpoint(self) -> str:
@@ -84,19 +84,19 @@ async def running(
     service = _service(settings)
     handler = extend(service, partial(_answer, service))
     scheme = "http" if context is None else "https"
-    emulator = RunningEmulator(service, scheme, settings.host)
+    connections = set[HttpConnection]()
 
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
     try:
         for region, (_, wanted_port) in enumerate(service.account.regions):
-            connect = partial(HttpConnection, handler, emulator.connections, region, scheme)
+            connect = partial(HttpConnection, handler, connections, region, scheme)
             listeners.append(await loop.create_server(connect, settings.host, wanted_port, ssl=context))
 
         # The system has chosen the ports if 0 was wanted.
-        emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
-        service.account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
-        yield emulator
+        ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
+        service.account.regions = tuple(zip(REGIONS, ports, strict=False))
+        yield RunningEmulator(service, scheme, settings.host, ports, connections)
     finally:
         # An accepted connection gets a transport in the next turn of the loop, but none once its listener is closed.
         for listener in listeners:
@@ -108,9 +108,9 @@ async def running(
             for listener in listeners:
                 listener.close()
 
-        # Connections that were just accepted get into `emulator.connections` meanwhile.
+        # Connections that were just accepted get into `connections` meanwhile.
         await asyncio.sleep(ACCEPTING_S if context is None else HANDSHAKE_S)
-        for connection in list(emulator.connections):
+        for connection in list(connections):
             connection.reset()
 
 
