@@ -178,14 +178,15 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     Raises BenchFailed and StoreError.
     """
     measurement = _SweepMeasurement(planned, display)
+    failures: tuple[str, ...] = ()
     try:
         measurement.run()
     except (BenchFailed, StoreError) as error:
         if not measurement.levels:
             raise
-        report = measurement.report
-        return replace(report, failures=(*report.failures, str(error)))
-    return measurement.report
+        failures = (str(error),)
+    report = measurement.report()
+    return replace(report, failures=(*report.failures, *failures))
 
 
 class _SweepMeasurement:
@@ -200,7 +201,6 @@ class _SweepMeasurement:
         self.levels = list[Level]()
         self._is_interrupted = False
 
-    @property
     def report(self) -> Report:
         result = Sweep(
             self._planned.options,
