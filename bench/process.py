@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
+from operator import sub
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -276,12 +277,7 @@ class StoreCounts(NamedTuple):
 
     def since(self, before: "StoreCounts") -> "StoreCounts":
         """Return the difference to *before*."""
-        return StoreCounts(
-            self.ru - before.ru,
-            self.charged - before.charged,
-            self.throttled - before.throttled,
-            self.timeouts - before.timeouts,
-        )
+        return StoreCounts(*map(sub, self, before))
 
 
 def store_counts(service: Server) -> StoreCounts:
