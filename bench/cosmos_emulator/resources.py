@@ -284,11 +284,6 @@ def _post_container(account: EmulatedAccount, request: Request, database: str) -
     return create_container(account, owner, request.object(), manual_ru, autoscale)
 
 
-def _delete_container(account: EmulatedAccount, _request: object, *names: str) -> Container:
-    container = account.container(*names)
-    return container.database.containers.pop(container.name)
-
-
 def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> EmulatedOffer:
     """Replace the throughput of the container whose offer has the resource id *rid*; raises HttpError 400."""
     offer = account.offer(rid)
@@ -306,7 +301,7 @@ OPERATIONS: dict[str, Callable[..., Database | Container | EmulatedOffer]] = {
     "delete database": lambda account, _request, name: account.databases.pop(account.database(name).name),
     "create container": _post_container,
     "read container": lambda account, _request, *names: account.container(*names),
-    "delete container": _delete_container,
+    "delete container": lambda account, _request, *names: account.container(*names).database.containers.pop(names[1]),
     "read offer": lambda account, _request, rid: account.offer(rid),
     "replace offer": _put_offer,
 }
