@@ -167,7 +167,7 @@ def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
 
     The service waits long for a read, so that a slow one counts as slow, and is not answered by the popular list.
     """
-    return service_serving(ROUTE + COPIED[0], options=("--store", store, "--budget", f"{PATIENCE_S:g}", *options))
+    return service_serving(store, ROUTE + COPIED[0], ("--budget", f"{PATIENCE_S:g}", *options))
 
 
 @contextmanager

@@ -50,6 +50,7 @@ SERVICE_CORE = 0
 GENERATOR_CORE = 1
 STORE_CORE = 2
 NICENESS = -10  # without real-time priority
+STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
 REDIS_SERVER = "redis-server"
 REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
 
@@ -201,11 +202,12 @@ def serving(command: Sequence[str], port: int, path: str, *, core: int = SERVICE
 
 @contextmanager
 def service_serving(
-    path: str, settings: Mapping[str, str] | None = None, options: Sequence[str] = ()
+    store: str, path: str, options: Sequence[str] = (), variables: Mapping[str, str] = os.environ
 ) -> Iterator[Server]:
     """Run `hotplate serve` without cache, so that every request reads the store, on free loopback ports; see `serving`.
 
-    *settings* are variables of its environment, *options* those of the command.
+    *store* is a URL, *options* are those of the command. The settings of stores among the environment's *variables* are
+    passed on.
     """
     port = free_port()
     admin_port = free_port()
@@ -213,7 +215,8 @@ def service_serving(
     command += ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0", *options]
 
     url = f"http://127.0.0.1:{port}"
-    env = environment() | dict(settings or {})
+    env = environment() | {name: value for name, value in variables.items() if name.startswith(STORE_SETTINGS)}
+    env["HOTPLATE_STORE"] = store
     with _running(command, env, lambda: _is_answering(url + path), SERVICE_CORE) as process:
         yield Server(url, process.pid, f"http://127.0.0.1:{admin_port}")
 

@@ -257,7 +257,7 @@ class _SweepMeasurement:
         self._display.start("starting a service")
         # Service and emulator get a higher priority, or other processes make the service miss its deadline of 50 ms.
         with (
-            process.service_serving(PATH.format(key=users[0]), database.settings) as service,
+            process.service_serving(database.url, PATH.format(key=users[0]), variables=database.environment) as service,
             process.before_others(service, *servers),
         ):
             charge_ru = read_charge(service, users)

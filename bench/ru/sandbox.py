@@ -108,15 +108,9 @@ class Sandbox:
 
     def __init__(self, url: str, environment: Mapping[str, str]) -> None:
         self.url = url
+        self.environment = environment
         self.address, self._key = keyed_address(url, environment)
-        self._environment = environment
         self._used = False
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """Environment of a service."""
-        kept = {name: value for name, value in self._environment.items() if name.startswith("HOTPLATE_COSMOS_")}
-        return {"HOTPLATE_STORE": self.url} | kept
 
     def regions(self) -> tuple[str, ...]:
         """Return names of regions; the first is read. Raises BenchMisused for several write regions, BenchFailed."""

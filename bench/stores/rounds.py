@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -40,7 +39,6 @@ FULL_CONNECTIONS = 32
 MAX_ERRORS = 0.001
 LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
-STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")  # kept for services
 PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read would become a fast popular list
 SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
 
@@ -53,12 +51,6 @@ def through_sdk(url: str) -> bool:
 def by_redis_py(url: str) -> bool:
     """Return whether redis-py alone reads *url*."""
     return scheme_of(url) in REDIS and parse_qs(split(url).query).get("client") == ["redis-py"]
-
-
-def store_settings(url: str) -> dict[str, str]:
-    """Return the environment of a service of the store at *url*."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(STORE_SETTINGS)}
-    return {"HOTPLATE_STORE": url} | kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +131,7 @@ def prepared_stores(
     options = ("--budget", f"{PATIENCE_S:g}")
     with ExitStack() as stack:
         display.start(f"starting {format_value(len(urls), 'services')}")
-        services = [stack.enter_context(process.service_serving(path, store_settings(url), options)) for url in urls]
+        services = [stack.enter_context(process.service_serving(url, path, options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
         candidates = map(Candidate, names, urls, lists.manifests, services)
         yield Setup(tuple(candidates), lists.users, lists.notes)
