@@ -178,14 +178,17 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     Raises BenchFailed and StoreError.
     """
     measurement = _SweepMeasurement(planned, display)
+    is_interrupted = False
     failures: tuple[str, ...] = ()
     try:
         measurement.run()
+    except KeyboardInterrupt:
+        is_interrupted = True
     except (BenchFailed, StoreError) as error:
         if not measurement.levels:
             raise
         failures = (str(error),)
-    report = measurement.report()
+    report = measurement.report(is_interrupted=is_interrupted)
     return replace(report, failures=(*report.failures, *failures))
 
 
@@ -199,28 +202,25 @@ class _SweepMeasurement:
         self._publish_ru = dict[int, float]()
         self._regions: tuple[str, ...] = ("",)
         self.levels = list[Level]()
-        self._is_interrupted = False
 
-    def report(self) -> Report:
+    def report(self, *, is_interrupted: bool) -> Report:
+        # An error on dropping the database may have replaced Ctrl-C.
+        is_stopped = any(trial.is_stopped for level in self.levels for trial in level.trials)
         result = Sweep(
             self._planned.options,
             tuple(self.levels),
             self._publish_ru,
             len(self._regions),
-            interrupted=self._is_interrupted,
+            interrupted=is_interrupted or is_stopped,
             region=self._regions[0],
         )
         return levels.report(result, load_prices())
 
     def run(self) -> None:
-        """Measure all levels for each size of lists, in an account or an emulator, until Ctrl-C."""
-        try:
-            self._measure_sizes()
-        except KeyboardInterrupt:  # within a trial the generator handles it
-            self._is_interrupted = True
+        """Measure all levels for each size of lists, each in a new database of the account, or of an emulator.
 
-    def _measure_sizes(self) -> None:
-        """Measure all levels for each size of lists, each in a new database of the account, or of an emulator."""
+        Raises KeyboardInterrupt after a trial that Ctrl-C ended, which is kept.
+        """
         options = self._planned.options
         with ExitStack() as stack:
             url = options.account
@@ -234,8 +234,6 @@ class _SweepMeasurement:
             generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
 
             for size_kb in self._planned.sizes_kb:
-                if self._is_interrupted:
-                    return
                 with sandbox(url, self._planned.levels[-1], environment, autoscale=options.autoscale) as database:
                     self._measure_size(database, size_kb, servers, generator)
 
@@ -277,7 +275,7 @@ class _SweepMeasurement:
         """Measure *planned*, settings of RU/s in ascending order, and append them to `self.levels`.
 
         Once no time is left, or the load generator was too slow for a level, all higher levels are computed, without
-        trials. Ctrl-C in a trial ends the measurement.
+        trials. Raises KeyboardInterrupt after a trial that Ctrl-C ended.
 
         scale    changes the container's RU/s
         attempt  runs a trial of a level at a share of its capacity
@@ -303,8 +301,7 @@ class _SweepMeasurement:
             self.levels.append(measured)
 
             if any(trial.is_stopped for trial in measured.trials):
-                self._is_interrupted = True
-                return
+                raise KeyboardInterrupt
             if measured.is_undriven:
                 self._compute_levels(higher, f"this machine does not drive {level.ru:,} RU/s")
                 return
