@@ -1,6 +1,6 @@
 """Comparisons of stores in words: which differ, by how much, and what else decides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,14 +16,6 @@ DECISIVE = "p99"
 STALL_S = 0.1
 # Wider intervals say nothing.
 WIDEST = 100.0
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One store's figure in a comparison."""
-
-    name: str
-    figure: Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +48,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The store with the least figure, and the others' differences, ascending."""
+    """The store with the least figure, this figure, and the others' differences, ascending."""
 
-    least: Contender
+    least: str
+    figure: Figure
     differences: tuple[Difference, ...]
 
     @property
@@ -75,27 +68,25 @@ class Ranking:
         """Return a line such as `files fastest; Redis 1.4 times (1.3 to 1.6)`."""
         proven = [f"{difference.name} {difference.factor}" for difference in self.proven]
         if not self.alike:
-            return f"{self.least.name} {least}; {', '.join(proven)}"
-        *names, last = [self.least.name, *(difference.name for difference in self.alike)]
+            return f"{self.least} {least}; {', '.join(proven)}"
+        *names, last = [self.least, *(difference.name for difference in self.alike)]
         names_of_alike = f"{', '.join(names)} and {last}"
         alike = ", ".join(f"{difference.name} {difference.factor}" for difference in self.alike)
         return "; ".join([f"{names_of_alike}: no difference proven, {alike}", *proven])
 
 
-def rank(contenders: Sequence[Contender]) -> Ranking | None:
-    """Rank stores (contenders) by a figure, as p99; return the store with the least one, and how the others differ.
+def rank(figures: Mapping[str, Figure]) -> Ranking | None:
+    """Rank stores by a figure of each name, as p99; return the store with the least one, and how the others differ.
 
     Differences are ratios to the least figure. The result is None if fewer than two figures are known.
     """
-    known = [contender for contender in contenders if contender.figure.value is not None]
+    known = {name: figure for name, figure in figures.items() if figure.value is not None}
     if len(known) < 2:
         return None
 
-    least, *larger = sorted(known, key=lambda contender: contender.figure.value or 0.0)
-    differences = (
-        Difference(contender.name, contender.figure, compared(least.figure, contender.figure)) for contender in larger
-    )
-    return Ranking(least, tuple(differences))
+    least, *larger = sorted(known, key=lambda name: known[name].value or 0.0)
+    differences = (Difference(name, known[name], compared(known[least], known[name])) for name in larger)
+    return Ranking(least, known[least], tuple(differences))
 
 
 def _describe_stalls(stores: Sequence[Summary]) -> str:
@@ -139,7 +130,7 @@ class Comparison:
         for name in ("p50", DECISIVE):
             if ranking := _rank_latency(name, self._timed):
                 lines[name] = ranking.describe("fastest")
-        if ranking := rank([Contender(store.name, store.cpu) for store in self.stores]):
+        if ranking := rank({store.name: store.cpu for store in self.stores}):
             lines["CPU"] = ranking.describe("least")
         if len(self._by_cost) > 1:
             lines["cost"] = self._cost_verdict()
@@ -206,10 +197,9 @@ class Comparison:
         for name in known:
             ranking = _rank_latency(name, timed)
             if ranking and not ranking.alike:
-                fastest = ranking.least
                 slower = ", ".join(f"{store.name} {_ms(store.figure)}" for store in ranking.differences)
                 limit = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
-                return SpeedVerdict(fastest.name, f"{name} {_ms(fastest.figure)} ms, {slower}{limit}")
+                return SpeedVerdict(ranking.least, f"{name} {_ms(ranking.figure)} ms, {slower}{limit}")
 
         if not known:
             return SpeedVerdict("", "No difference in speed is proven: too few answers")
@@ -238,7 +228,7 @@ class Comparison:
 
 
 def _rank_latency(name: str, stores: Sequence[Summary]) -> Ranking | None:
-    return rank([Contender(store.name, store.latencies[name]) for store in stores])
+    return rank({store.name: store.latencies[name] for store in stores})
 
 
 def _ms(figure: Figure) -> str:
