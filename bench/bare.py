@@ -81,6 +81,7 @@ def import_lists(source: str, target: str) -> None:
 
 def train(path: str, factors: str) -> None:
     """Evaluate, fit and compute all lists of Online Retail with hotplate's defaults."""
+    import implicit.cpu.als  # noqa: F401, PLC0415 -- only libraries that are loaded can be limited
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
 
     warnings.simplefilter("ignore")
