@@ -24,8 +24,8 @@ from hotplate.offline.search.budget import (
     BUDGET_S,
     TRIAL_ITERATIONS,
     Budget,
-    Cost,
     counts_by_engine,
+    training_s,
     with_fewer_iterations,
 )
 from hotplate.offline.search.cells import (
@@ -243,7 +243,10 @@ def tune(
     tries_recency = sample.options.in_time and not tuning.cells
     budget = Budget(splits, data.user_items, tuning.limit_s)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-    cost_s = Cost(splits, data.user_items, cells).seconds(
+    cost_s = training_s(
+        splits,
+        data.user_items,
+        cells,
         growth=1.0 if tuning.cells else budget.growth(cells),
         tries_recency=tries_recency,
         is_evaluated=data.evaluation is not None,

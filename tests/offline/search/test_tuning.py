@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from weakref import ReferenceType, ref
 
@@ -16,7 +17,7 @@ from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engin
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
-from hotplate.offline.search.budget import Cost
+from hotplate.offline.search.budget import training_s
 from hotplate.offline.search.trials import Trial
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
@@ -206,13 +207,13 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
 
 def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
-    cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
+    cost_s = partial(training_s, [parts, parts], fashions.user_items, [SMALL, EASEParams()])
     announced = [
-        cost.seconds(growth=1, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=True),
+        cost_s(growth=1, tries_recency=False, is_evaluated=False, has_repeats=False),
+        cost_s(growth=2, tries_recency=False, is_evaluated=False, has_repeats=False),
+        cost_s(growth=2, tries_recency=True, is_evaluated=False, has_repeats=False),
+        cost_s(growth=2, tries_recency=True, is_evaluated=True, has_repeats=False),
+        cost_s(growth=2, tries_recency=True, is_evaluated=True, has_repeats=True),
     ]
     assert announced == sorted(set(announced))
 
