@@ -5,12 +5,11 @@ A cell is an engine with its parameters. Those past an edge and those with recen
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE
 from hotplate.offline.search.trials import Trial
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import ENGINES, Engine, Params, engine_of, recency_of
+from hotplate.offline.train.engine import ENGINES, Engine, Params, engine_of
 from hotplate.offline.train.popularity import PopularityParams, Recency
 
 # In days.
@@ -57,10 +56,10 @@ def first_cells_with_recency(params: Params, popularity: PopularityParams | None
     These are two half-lives, and the highest power at the half-life of *popularity*, the best parameters of that engine
     if it was tried before.
     """
-    timings = [_Timing(half_life_days, gamma=1.0) for half_life_days in _FIRST_HALF_LIVES]
+    recencies = [Recency(half_life_days, gamma=1.0) for half_life_days in _FIRST_HALF_LIVES]
     if popularity is not None and popularity.half_life_days is not None:
-        timings.append(_Timing(popularity.half_life_days, HIGHEST_GAMMA))
-    return _cells_of(params, timings)
+        recencies.append(Recency(popularity.half_life_days, HIGHEST_GAMMA))
+    return _cells_of(params, recencies)
 
 
 def next_cells_with_recency(params: Params, tried: Sequence[Trial]) -> list[Params]:
@@ -69,62 +68,48 @@ def next_cells_with_recency(params: Params, tried: Sequence[Trial]) -> list[Para
     Higher powers follow as long as they are as good.
     """
     known_cells = {trial.params for trial in tried}
-    return [cell for cell in _cells_of(params, _timings_around_best(tried)) if cell not in known_cells]
+    return [cell for cell in _cells_of(params, _around_best(tried)) if cell not in known_cells]
 
 
-class _Timing(NamedTuple):
-    """The half-life of recent popularity in days, and the power (*gamma*) of it that multiplies scores."""
-
-    half_life_days: float
-    gamma: float
-
-    @property
-    def is_in_range(self) -> bool:
-        """Whether it may be tried."""
-        return _SHORTEST_DAYS <= self.half_life_days <= _LONGEST_DAYS and _LOWEST_GAMMA <= self.gamma <= HIGHEST_GAMMA
-
-
-def _cells_of(params: Params, timings: Iterable[_Timing]) -> list[Params]:
-    """Return *params* with the recency of each of *timings* in range; popularity has a half-life of counts instead."""
-    in_range = [timing for timing in timings if timing.is_in_range]
-    if isinstance(params, PopularityParams):
-        return list(dict.fromkeys(PopularityParams(timing.half_life_days) for timing in in_range))
-    recencies = dict.fromkeys(Recency(timing.half_life_days, timing.gamma) for timing in in_range)
-    return [replace(params, recency=recency) for recency in recencies]
+def _cells_of(params: Params, recencies: Iterable[Recency]) -> list[Params]:
+    """Return *params* with each of *recencies* in the range to try; popularity has a half-life of counts instead."""
+    cells = list[Params]()
+    for recency in recencies:
+        if not _SHORTEST_DAYS <= recency.half_life_days <= _LONGEST_DAYS:
+            continue
+        if isinstance(params, PopularityParams):
+            cells.append(PopularityParams(recency.half_life_days))
+        elif _LOWEST_GAMMA <= recency.gamma <= HIGHEST_GAMMA:
+            cells.append(replace(params, recency=recency))
+    return list(dict.fromkeys(cells))
 
 
-def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
+def _around_best(tried: Sequence[Trial]) -> Iterator[Recency]:
     """Yield half-lives and powers of recency to try next, near those of the best of the trials of one engine.
 
     These are twice and half its half-life, and twice and half its power; popularity has no power. Trials as good as the
     best, with the same half-life and at least its power, are followed by twice their power, too.
     """
     best = max(tried, key=lambda trial: trial.ndcg)
-    half_life_days, gamma = _timing_of(best.params)
-    yield _Timing(half_life_days * _RECENCY_STEP, gamma)
-    yield _Timing(half_life_days / _RECENCY_STEP, gamma)
+    recency = _recency_of(best.params)
+    half_life_days = recency.half_life_days
+    yield Recency(half_life_days * _RECENCY_STEP, recency.gamma)
+    yield Recency(half_life_days / _RECENCY_STEP, recency.gamma)
     if isinstance(best.params, PopularityParams):
         return
 
-    yield _Timing(half_life_days, gamma * _RECENCY_STEP)
-    yield _Timing(half_life_days, gamma / _RECENCY_STEP)
+    yield Recency(half_life_days, recency.gamma * _RECENCY_STEP)
+    yield Recency(half_life_days, recency.gamma / _RECENCY_STEP)
 
     for trial in tried:
-        if _is_as_good_and_recent(trial, best):
-            yield _Timing(half_life_days, _timing_of(trial.params).gamma * _RECENCY_STEP)
+        other = _recency_of(trial.params)
+        is_as_recent = other.half_life_days == half_life_days and other.gamma >= recency.gamma
+        if is_as_recent and best.leads_by(trial) <= EQUAL_WITHIN_SE:
+            yield Recency(half_life_days, other.gamma * _RECENCY_STEP)
 
 
-def _is_as_good_and_recent(trial: Trial, best: Trial) -> bool:
-    """Return whether *trial* has the half-life of *best*, a power as high, and cannot be told apart from it."""
-    timing = _timing_of(trial.params)
-    best_timing = _timing_of(best.params)
-    is_as_recent = timing.half_life_days == best_timing.half_life_days and timing.gamma >= best_timing.gamma
-    return is_as_recent and best.leads_by(trial) <= EQUAL_WITHIN_SE
-
-
-def _timing_of(params: Params) -> _Timing:
+def _recency_of(params: Params) -> Recency:
     """Return the half-life and the power of recency of a cell; defaults of 1 without."""
     if isinstance(params, PopularityParams):
-        return _Timing(params.half_life_days or 1.0, 1.0)
-    recency = recency_of(params)
-    return _Timing(1.0, 1.0) if recency is None else _Timing(recency.half_life_days, recency.gamma)
+        return Recency(params.half_life_days or 1.0, 1.0)
+    return params.recency or Recency(1.0, 1.0)
