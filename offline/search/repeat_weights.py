@@ -20,20 +20,13 @@ _RECENT_WEIGHT = 3.0
 _RECENT_GAMMA = 0.25
 
 
-def choose_repeats(
-    parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float | None = None
-) -> RepeatSearch | None:
+def choose_repeats(parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float | None = None) -> RepeatSearch:
     """Choose how much a user's own earlier choices raise the scores of these items, in lists that may repeat them.
 
     *ranker* (a fitted model) is fitted to the train part of *parts*. Lists of *k* items by several weights and
     half-lives of own choices, also weight 0, are compared by their nDCG on the test part. With
-    *popular_half_life_days*, own choices times recent popularity are tried, too. Returns None without times, and if no
-    user chose an item of train again (a repeat).
+    *popular_half_life_days*, own choices times recent popularity are tried, too. *parts* have times and repeats.
     """
-    is_repeat = parts.is_repeat
-    if parts.history is None or not is_repeat.any():
-        return None
-
     engine_alone = RepeatParams(weight=0.0)
     candidates = [engine_alone]
     for half_life_days in _HALF_LIVES:
@@ -46,7 +39,7 @@ def choose_repeats(
     ndcg_by_params = {params: ndcg(parts, ranker, k, params) for params in candidates}
     best = max(candidates, key=lambda params: ndcg_by_params[params])
     return RepeatSearch(
-        share=float(is_repeat.mean()),
+        share=float(parts.is_repeat.mean()),
         k=k,
         without=ndcg(parts, ranker, k, engine_alone, keep_seen=False),
         alone=ndcg_by_params[engine_alone],

@@ -39,7 +39,6 @@ def test_own_counts_improve_repeat_recommendations(groceries: Matrix) -> None:
     parts = split(groceries.user_items, groceries.history, SplitOptions("by-time", repeats=True))
     ranker = fit(parts.train, NeighbourParams())
     chosen = choose_repeats(parts, ranker, 5)
-    assert chosen is not None
     assert 0.3 < chosen.share <= 1
     assert chosen.blended > 1.2 * chosen.alone
     assert parts.history is not None
@@ -67,7 +66,6 @@ def test_misleading_own_counts_are_not_used() -> None:
     matrix = matrix_of([*often, *once, *again], Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.2, repeats=True))
     chosen = choose_repeats(parts, fit(parts.train, PopularityParams()), 1)
-    assert chosen is not None
     assert chosen.blended == chosen.alone == 0.5
     assert chosen.without == 0
     assert chosen.params.weight == 0
@@ -86,6 +84,4 @@ def test_own_counts_with_recent_popularity_are_tried(groceries: Matrix) -> None:
     assert msgspec.convert(asdict(replace(plain, recency=recency)), RepeatParams) == replace(plain, recency=recency)
     fashions = choose_repeats(parts, fit(parts.train, NeighbourParams()), 5, popular_half_life_days=2.0)
     usual = choose_repeats(parts, fit(parts.train, NeighbourParams()), 5)
-    assert fashions is not None
-    assert usual is not None
     assert fashions.blended >= usual.blended
