@@ -79,8 +79,11 @@ class Budget:
         for params in sorted(cells, key=self._price):
             price_s = self._price(params)
             is_last_fit_short = estimate_fit_s(params, self._user_items) <= LAST_FIT_S
+            trial_bytes = max(estimate_fit_bytes(params, parts.train) for parts in self._splits)
+            last_fit_bytes = estimate_fit_bytes(params, self._user_items)
+            fits_memory = trial_bytes <= self._bytes and last_fit_bytes <= room_bytes()
 
-            if is_last_fit_short and self._fits_memory(params) and price_s <= self._left_for_cells:
+            if is_last_fit_short and fits_memory and price_s <= self._left_for_cells:
                 self._left_for_cells -= price_s
                 paid.add(params)
             else:
@@ -109,11 +112,6 @@ class Budget:
             f"not tried within {self._seconds:.0f} s of a core, {self._bytes / 1e9:.1f} GB, and {LAST_FIT_S:.0f} s "
             f"of a last fit: {counts_by_engine(self.left_out)}; --tune SECONDS allows more"
         )
-
-    def _fits_memory(self, params: Params) -> bool:
-        """Return whether a trial fits into the budget's memory, and the last fit into the free memory."""
-        trial = max(estimate_fit_bytes(params, parts.train) for parts in self._splits)
-        return trial <= self._bytes and estimate_fit_bytes(params, self._user_items) <= room_bytes()
 
     def _price(self, params: Params) -> float:
         """Return what a trial takes of the budget, fits and lists on all splits."""

@@ -202,10 +202,11 @@ class _Fits:
                 yield with_recency(ranker, recency.weights(parts.train, times))
             return
 
-        is_kept = isinstance(params, ALSParams) and self._fits_bytes(params) <= _MOST_KEPT_BYTES
-        if is_kept:
-            yield from self._kept_or_fitted(params)
-            return
+        if isinstance(params, ALSParams):
+            fits_bytes = sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
+            if fits_bytes <= _MOST_KEPT_BYTES:
+                yield from self._kept_or_fitted(params)
+                return
 
         for parts in self._splits:
             yield fit_parts(parts, params)
@@ -239,10 +240,6 @@ class _Fits:
             if fitted is not None and fitted.params == plain:
                 return fitted.rankers
         return None
-
-    def _fits_bytes(self, params: Params) -> int:
-        """Estimate the memory of the rankers of *params* for all splits."""
-        return sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
 
 
 def _store_trial(path: Path, trial: Trial) -> None:

@@ -5,7 +5,7 @@ part, and ranks items for their test users. With recency, scores are multiplied 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -252,8 +252,13 @@ def tune(
         is_evaluated=data.evaluation is not None,
         has_repeats=tries_recency and sample.has_repeats,
     )
-    for notice in _notices(sample, data.user_items, len(cells), cost_s):
-        on_notice(notice)
+    on_notice(
+        f"searching {format_count(len(cells), 'cell')} on an inner {sample.options.kind} split, the evaluation and the "
+        f"last fit take about {cost_s:.0f} s of a core; --no-tune skips the search"
+    )
+    if sample.is_drawn:
+        users = format_count(data.user_items.shape[0], "user")
+        on_notice(f"the search is of {sample.user_items.shape[0]:,} of {users}, drawn at random, as the log is large")
 
     on_trial(0, len(cells))
     digest = digest_of_search(sample.user_items, sample.history, sample.options, TRIAL_ITERATIONS, k)
@@ -264,7 +269,8 @@ def tune(
     if budget.left_out:
         on_notice(budget.limits)
     if trials.short_of_memory:
-        on_notice(_shortage(trials.short_of_memory))
+        reason = next(iter(trials.short_of_memory.values())).rstrip(".")
+        on_notice(f"left out for lack of memory: {counts_by_engine(trials.short_of_memory)}; the first: {reason}")
     return Search(
         split=sample.options,
         k=k,
@@ -272,27 +278,6 @@ def tune(
         left_out=(*budget.left_out, *trials.short_of_memory),
         users=sample.user_items.shape[0] if sample.is_drawn else None,
     )
-
-
-def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: float) -> Iterator[str]:
-    """Yield a sentence on the cost of a search, and one on the number of its users if they are a sample.
-
-    *cells* is the number of cells, each an engine with its parameters. *cost_s* is in seconds of a core. *user_items*
-    are the interactions of all users.
-    """
-    yield (
-        f"searching {format_count(cells, 'cell')} on an inner {sample.options.kind} split, the evaluation and the last "
-        f"fit take about {cost_s:.0f} s of a core; --no-tune skips the search"
-    )
-    if sample.is_drawn:
-        users = format_count(user_items.shape[0], "user")
-        yield f"the search is of {sample.user_items.shape[0]:,} of {users}, drawn at random, as the log is large"
-
-
-def _shortage(reasons: Mapping[Params, str]) -> str:
-    """Return a sentence on cells, each an engine with its parameters, left out for lack of memory with *reasons*."""
-    reason = next(iter(reasons.values())).rstrip(".")
-    return f"left out for lack of memory: {counts_by_engine(reasons)}; the first: {reason}"
 
 
 def _run_trials(
@@ -326,7 +311,10 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
     may help, or when *budget* is spent. All trials are added to *trials*.
     """
     best_of_engines = [trial.params for trial in best_of_each_engine(trials.done)]
-    best_of_engines.sort(key=_place_in_recency_search)
+    # The other engines start from the best half-life of popularity. Fits of ALS are kept in memory until another engine
+    # is fitted.
+    places = {"popularity": 0, "als": 1}
+    best_of_engines.sort(key=lambda params: places.get(engine_of(params), 2))
     popularity: PopularityParams | None = None  # the best parameters, once popularity was tried
 
     for params in best_of_engines:
@@ -343,17 +331,6 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
                 popularity = best
 
 
-def _place_in_recency_search(params: Params) -> int:
-    """Return the place of an engine in the order in which recency is tried; equal places keep their order."""
-    match params:
-        case PopularityParams():
-            return 0  # the other engines start from its best half-life
-        case ALSParams():
-            return 1  # its fits are kept in memory until another engine is fitted
-        case _:
-            return 2
-
-
 def search_repeats(
     data: SearchData, params: Params, *, k: int, popular: PopularityParams | None = None
 ) -> RepeatSearch | None:
@@ -364,7 +341,7 @@ def search_repeats(
     fitted instead if the fit takes half of a search's time, or too much memory.
 
     If *popular* has a half-life, own choices multiplied by the recent popularity of the item are tried, too. Returns
-    None without times, for a split that is not by time, and if no tested user chose an item again.
+    None without times, for a split that is not by time, and if no tested user chose an item again (a repeat).
     """
     if data.history is None or not data.split.in_time:
         return None
