@@ -21,7 +21,7 @@ from hotplate.offline.input.pairs import (
     items_per_user,
 )
 from hotplate.offline.train import ranking
-from hotplate.offline.train.spec import EngineSpec, OnIteration, StoredArray, ranking_s, report_once
+from hotplate.offline.train.spec import EngineSpec, StoredArray, ranking_s
 
 # Bounds memory.
 _RANKED_AT_ONCE = 4096
@@ -144,14 +144,6 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
     return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
 
 
-def _fit(
-    user_items: UserItems, params: PopularityParams, on_iteration: OnIteration | None, times: Times | None
-) -> Popularity:
-    ranker = fit(user_items, params, times)
-    report_once(on_iteration)
-    return ranker
-
-
 def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
     """Return the first *n* items of *best_first* for each user [users, n]; -1 after the end of a list.
 
@@ -238,7 +230,7 @@ def _varied(params: PopularityParams) -> dict[str, Any]:
 
 POPULARITY = EngineSpec(
     params=PopularityParams,
-    fit=_fit,
+    fit=lambda user_items, params, _on_iteration, times: fit(user_items, params, times),
     arrays=(StoredArray("counts"),),
     restored=lambda arrays, _params, _recent: Popularity(**arrays),
     fit_s=_fit_s,
