@@ -108,7 +108,7 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
 
     Case, spaces and punctuation do not count, and ids may end in `id`: `User-ID` is a user.
     """
-    column_by_name = {_letters_and_digits(column): column for column in reversed(available)}
+    column_by_name = {"".join(filter(str.isalnum, column.casefold())): column for column in reversed(available)}
     endings = ("", "id") if role in _ID_ROLES else ("",)
     for name in _COMMON_NAMES[role].split():
         for ending in endings:
@@ -125,17 +125,12 @@ def time_format(sample: pl.Series) -> str:
     """
     if sample.is_empty():
         return EPOCH
-    column = sample.to_frame()
-    name = sample.name
-
-    def plausible(layout: str) -> int:
-        """Return how many values *layout* reads as a plausible time."""
-        time = read_time(name, sample.dtype, layout)
-        return int(column.select(time.is_between(EARLIEST, _LATEST).sum()).item())
 
     counts = dict[str, int]()
     for layout in (EPOCH, *_ISO_FORMATS):
-        counts[layout] = plausible(layout)
+        time = read_time(sample.name, sample.dtype, layout)
+        is_plausible = time.is_between(EARLIEST, _LATEST)
+        counts[layout] = int(sample.to_frame().select(is_plausible.sum()).item())
         if counts[layout] == len(sample):
             return layout
     return max(counts, key=lambda layout: counts[layout])
@@ -186,11 +181,6 @@ def _time_since_1970(number: pl.Expr) -> pl.Expr:
     # Larger numbers are beyond the year 8000; Python's times end in 9999.
     time_us = pl.when(size * us_per_unit < 2e17).then(number * us_per_unit)
     return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
-
-
-def _letters_and_digits(name: str) -> str:
-    """Return the letters and digits of a column's name, without case."""
-    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _column_names(available: Sequence[str]) -> str:

@@ -160,7 +160,12 @@ def _open_remote(url: str) -> Iterator[_Remote]:
         raise SettingError(f"{shown} cannot be read: fsspec knows no {scheme}://; it knows az, abfs, s3, gs and https.")
 
     try:
-        options = _http_options() if scheme in _HTTP_SCHEMES else {}
+        options = {}
+        if scheme in _HTTP_SCHEMES:
+            from aiohttp import ClientTimeout  # noqa: PLC0415 -- takes 0.2 s to load
+
+            # aiohttp limits a whole download to 5 minutes by default.
+            options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
         file_system, path = fsspec.url_to_fs(url, **options)
         yield _Remote(file_system, path.rstrip("/"))
     except ImportError as error:
@@ -170,13 +175,6 @@ def _open_remote(url: str) -> Iterator[_Remote]:
     except Exception as error:  # the exceptions differ by file system
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise DataError(f"{shown} cannot be read: {reason}; check the URL and its credentials.") from error
-
-
-def _http_options() -> dict[str, Any]:
-    """Return fsspec options that lift aiohttp's default limit of 5 minutes for a whole download."""
-    from aiohttp import ClientTimeout  # noqa: PLC0415 -- takes 0.2 s to load
-
-    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
 def find_files(path: Path) -> list[DataFile]:

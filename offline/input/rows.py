@@ -309,14 +309,11 @@ def texts_by_role(
         if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
             return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
 
-        schemas = [_text_schema(table, columns_in_order) for table in tables]
+        schemas = list[RowSchema]()
+        for table in tables:
+            texts = {role: table.text(column) for role, column in columns_in_order.items()}
+            schemas.append(RowSchema(table, texts, left_out={"no item": pl.col("item").is_null()}))
         return Rows(schemas, source).kept.drop(ROW).collect(engine="streaming")
-
-
-def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare how to read *columns* as texts, by role; rows without an item are left out."""
-    texts = {role: table.text(column) for role, column in columns.items()}
-    return RowSchema(table, texts, left_out={"no item": pl.col("item").is_null()})
 
 
 def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
