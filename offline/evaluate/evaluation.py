@@ -336,7 +336,7 @@ def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = N
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     """Return lists [users, k] of users with test items; -1 for others, and after the end."""
-    return lists_of_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k).items)
+    return lists_of_tested(parts, k, ranker.recommend(parts.seen, parts.tested, k).items)
 
 
 def evaluate_as_published(
@@ -423,5 +423,5 @@ class _PublishedLists:
             seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
             lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
 
-        lists = lists_of_tested(parts, self.k, lambda users: lists_of_users.personal(users).items)
+        lists = lists_of_tested(parts, self.k, lists_of_users.personal(parts.tested).items)
         return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))

@@ -1,6 +1,5 @@
 """Splits of interactions into train and test: functions of pairs, options and seed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -308,12 +307,12 @@ def _hold_out_users(user_items: UserItems, history: History | None, options: Spl
     )
 
 
-def lists_of_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
-    """Return lists of *k* items for all users with test items [users, k]; -1 for other users and after a list's end.
+def lists_of_tested(parts: Parts, k: int, of_tested: Indices) -> Indices:
+    """Return lists of *k* items for all users [users, k], those of users with test items; -1 for other users.
 
-    *recommend* is called with these users, and returns their lists [len(users), any length].
+    *of_tested* [tested users, any length] are the lists of `parts.tested`; -1 after the end of a list.
     """
-    of_tested = recommend(parts.tested)[:, :k]
+    of_tested = of_tested[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
     lists[parts.tested, : of_tested.shape[1]] = of_tested
     return lists

@@ -6,7 +6,6 @@ A repeat is a test pair that is in train, too: the user chose the item again.
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.records import RepeatSearch
 from hotplate.offline.evaluate.splits import Parts, lists_of_tested
-from hotplate.offline.input.pairs import Indices
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import Ranker
 from hotplate.offline.train.popularity import Recency
@@ -58,7 +57,5 @@ def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_see
     if parts.history is not None and params.weight:
         own = own_counts(parts.history, params)
 
-    def lists_of(users: Indices) -> Indices:
-        return ranking.recommend(ranker, parts.seen, users, k, keep_seen=keep_seen, own=own).items
-
-    return measure_users(lists_of_tested(parts, k, lists_of), parts.test).metrics.ndcg
+    ranked = ranking.recommend(ranker, parts.seen, parts.tested, k, keep_seen=keep_seen, own=own)
+    return measure_users(lists_of_tested(parts, k, ranked.items), parts.test).metrics.ndcg

@@ -43,10 +43,8 @@ def test_own_counts_improve_repeat_recommendations(groceries: Matrix) -> None:
     assert chosen.blended > 1.2 * chosen.alone
     assert parts.history is not None
     own = own_counts(parts.history, chosen.params)
-    lists = lists_of_tested(
-        parts, 5, lambda users: ranking.recommend(ranker, parts.seen, users, 5, keep_seen=True, own=own)[0]
-    )
-    assert measure_users(lists, parts.test).metrics.ndcg == chosen.blended
+    ranked = ranking.recommend(ranker, parts.seen, parts.tested, 5, keep_seen=True, own=own)
+    assert measure_users(lists_of_tested(parts, 5, ranked.items), parts.test).metrics.ndcg == chosen.blended
 
 
 def test_repeats_are_searched_only_with_times_and_repeats(groceries: Matrix) -> None:
