@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from html import escape
 from typing import NamedTuple
 
@@ -78,11 +79,6 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_length(self.k, "k")
-
-    @property
-    def of_baselines(self) -> "EvaluateOptions":
-        """The options for baselines: default lists, measured without variety."""
-        return replace(self, make_lists=None, similar=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +230,10 @@ def evaluate_parts(
     del similar_items  # releases memory for the baselines
 
     compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
-    results = tuple(evaluate_engine(parts, baseline, options.of_baselines) for baseline in compared)
+    with_default_lists = replace(options, make_lists=None)
+    results = tuple(evaluate_engine(parts, baseline, with_default_lists) for baseline in compared)
+
+    is_known_item = users_per_item(parts.train) > 0
     return Evaluation(
         split=split,
         k=options.k,
@@ -242,23 +241,12 @@ def evaluate_parts(
         test_pairs=int(parts.test.nnz),
         model=model,
         baselines=results,
-        cold_pairs=_cold_pairs(parts),
-        leads=tuple(_lead_over(model, baseline) for baseline in results),
+        cold_pairs=int(np.count_nonzero(~is_known_item[parts.test.indices])),
+        leads=tuple(Lead.of(model.served_per_user - baseline.served_per_user) for baseline in results),
         drawn_from=testable_users if testable_users > len(parts.tested) else None,
         similar=similar_result,
         new_days=None if similar is None else options.new_days,
     )
-
-
-def _cold_pairs(parts: Parts) -> int:
-    """Return the number of test pairs of items not in train."""
-    known = users_per_item(parts.train) > 0
-    return int(np.count_nonzero(~known[parts.test.indices]))
-
-
-def _lead_over(model: EngineResult, baseline: EngineResult) -> Lead:
-    """Return how much better *model* ranks than *baseline*, as both are served."""
-    return Lead.of(model.served_per_user - baseline.served_per_user)
 
 
 def most_tested_users(items: int) -> int:
@@ -368,10 +356,9 @@ def evaluate_as_published(
     if parts.is_empty:
         return None
 
-    published = _PublishedLists(model, rules, k=trained.k, length=length, keep_seen=keep_seen)
     options = EvaluateOptions(
         k=trained.k,
-        make_lists=published.of_parts,
+        make_lists=partial(_published_lists, model, rules, k=trained.k, length=length, keep_seen=keep_seen),
         similar=SimilarParams() if trained.similar is None else trained.similar.params,
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
     )
@@ -379,49 +366,45 @@ def evaluate_as_published(
     return msgspec.structs.replace(evaluation.record, similar=trained.similar, as_trained=trained.result)
 
 
-@dataclass(frozen=True, slots=True)
-class _PublishedLists:
-    """Lists of *length* items as they are published, of which the first *k* are measured.
+def _published_lists(
+    model: Model,
+    rules: Rules,
+    parts: Parts,
+    ranker: Ranker,
+    similar: Similar | None,
+    *,
+    k: int,
+    length: int,
+    keep_seen: bool,
+) -> EvaluatedLists:
+    """Return the lists of users with test items as they would have been published when the train part ended.
 
-    *rules* (pinned items, boosts and the like) apply to them. Only with *keep_seen* may they hold items that the user
-    has.
+    *ranker* (the fitted model) and *similar* (similar items) are fitted to the train part. Impressions after its end
+    are left out, too, so that nothing of the test part is known. Of lists of *length* items, the first *k* are
+    returned. *rules* (pinned items, boosts and the like) apply to them. Only with *keep_seen* may they hold items that
+    the user has.
     """
+    if rules.showings is not None and parts.history is not None:
+        train_end = int(parts.history.times.max())
+        rules = replace(rules, showings=rules.showings.until(train_end))
 
-    model: Model
-    rules: Rules
-    k: int
-    length: int
-    keep_seen: bool
+    train_matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
+    train_model = replace(
+        model,
+        ranker=ranker,
+        matrix=train_matrix,
+        popular=most_popular(train_matrix, len(model.popular.items), model.popular_half_life_days),
+        segments={},
+        similar=similar or model.similar,
+    )
+    lists_of_train = RuledLists.of(train_model, rules, length, keep_seen=keep_seen)
+    popular_items = lists_of_train.popular()[OVERALL].items
 
-    def of_parts(self, parts: Parts, ranker: Ranker, similar: Similar | None) -> EvaluatedLists:
-        """Return the lists of users with test items as they would have been published when the train part ended.
+    lists_of_users = lists_of_train
+    if parts.seen is not parts.train:
+        # Held-out users are not in train. Their lists are made for the items that they are known to have.
+        seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
+        lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
 
-        *ranker* (the fitted model) and *similar* (similar items) are fitted to the train part. Impressions after its
-        end are left out, too, so that nothing of the test part is known.
-        """
-        model = self.model
-        rules = self.rules
-        if rules.showings is not None and parts.history is not None:
-            train_end = int(parts.history.times.max())
-            rules = replace(rules, showings=rules.showings.until(train_end))
-
-        train_matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
-        train_model = replace(
-            model,
-            ranker=ranker,
-            matrix=train_matrix,
-            popular=most_popular(train_matrix, len(model.popular.items), model.popular_half_life_days),
-            segments={},
-            similar=similar or model.similar,
-        )
-        lists_of_train = RuledLists.of(train_model, rules, self.length, keep_seen=self.keep_seen)
-        popular_items = lists_of_train.popular()[OVERALL].items
-
-        lists_of_users = lists_of_train
-        if parts.seen is not parts.train:
-            # Held-out users are not in train. Their lists are made for the items that they are known to have.
-            seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
-            lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
-
-        lists = lists_of_tested(parts, self.k, lists_of_users.personal(parts.tested).items)
-        return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
+    lists = lists_of_tested(parts, k, lists_of_users.personal(parts.tested).items)
+    return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
