@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError
@@ -21,7 +20,6 @@ from hotplate.offline.evaluate.metrics import (
     MetricInterval,
     RankingMetrics,
     RatingMetrics,
-    UserMetrics,
     Values,
     coverage,
     fill_empty_lists,
@@ -290,10 +288,6 @@ class Figures:
             ndcg += f" ({low:.3f} to {high:.3f})"
         return f"{lists} have {ndcg}. {hits_in_words(self.ranking)}; --train FILE compares them with popular items."
 
-    def certainty(self) -> dict[str, str]:
-        """Return the lead over popular items with its interval, by its metric; empty without one."""
-        return {} if self.lead is None else {"nDCG": difference_in_words("popularity", self.lead)}
-
     def notes(self) -> Iterator[str]:
         """Yield sentences on missing lists and pairs of the history."""
         users = self.ranking.users
@@ -355,14 +349,14 @@ class Evaluator:
         figures = self._measure(candidate)
         pairs = format_count(figures.pairs, "pair")
         users = format_count(figures.ranking.users, "user")
+        origins = {"test": f"{pairs} of {users}, measured at {self._k} (95 % intervals)"}
+        if figures.lead is not None:
+            origins = {"nDCG": difference_in_words("popularity", figures.lead), **origins}
         return Report(
             kind=f"evaluate {candidate.origin}",
             sentence=figures.answer(),
             rows=tuple(figures.rows()),
-            origins={
-                **figures.certainty(),
-                "test": f"{pairs} of {users}, measured at {self._k} (95 % intervals)",
-            },
+            origins=origins,
             notes=tuple(figures.notes()),
             listed=True,
             extra=asdict(figures),
@@ -410,33 +404,26 @@ class Evaluator:
         Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
         are popular items of the history that users do not have, else the candidate's popular list.
         """
-        history_items: Indices | None = None
-        popular: UserMetrics | None = None
+        baseline: Indices | None = None
+        popular_items: Indices | None = None
         if self._history is not None:
             counts = users_per_item(self._history)
-            history_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popular = self._measure_popularity(self._history, counts, history_items)
+            popular_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
+            ranker = Popularity(counts.astype(np.float32))
+            personal = recommend_all(ranker, Parts.of(self._history, self._test, repeats=True), self._k)
+            baseline = fill_empty_lists(personal, popular_items)
 
-        popular_items = history_items
         if candidate.popular is not None:
             popular_items = _numbers_of_ids(candidate.popular, self._items)
         if popular_items is None:
             return None
 
-        if popular is None:
-            popular = measure_users(fill_empty_lists(np.full_like(lists, -1), popular_items), self._test)
+        if baseline is None:
+            baseline = fill_empty_lists(np.full_like(lists, -1), popular_items)
+        popular = measure_users(baseline, self._test)
         served = measure_users(fill_empty_lists(lists, popular_items), self._test)
         lead = Lead.of(served.values["ndcg"] - popular.values["ndcg"])
         return ServedMetrics(served.metrics, popular.metrics, lead)
-
-    def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64], popular_items: Indices) -> UserMetrics:
-        """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*.
-
-        *counts* [items] are the items' users.
-        """
-        ranker = Popularity(counts.astype(np.float32))
-        lists = recommend_all(ranker, Parts.of(history, self._test, repeats=True), self._k)
-        return measure_users(fill_empty_lists(lists, popular_items), self._test)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
