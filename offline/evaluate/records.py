@@ -4,7 +4,7 @@ Lists *as served* are those that users get: the popular list replaces a missing 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -80,7 +80,14 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def metrics(self) -> dict[str, float]:
         """The finite metrics and counts by dotted name, such as `as_served.ndcg`."""
-        return dict(self._metrics())
+        metrics = dict[str, float]()
+        tables = {"model": self.model, "as_served": self.as_served, "similar": self.similar}
+        for table, record in tables.items():
+            for field in () if record is None else fields(record):
+                value = getattr(record, field.name)
+                if isinstance(value, int | float) and math.isfinite(value):
+                    metrics[f"{table}.{field.name}"] = float(value)
+        return metrics
 
     def metric(self, name: str) -> float | None:
         """Return one of `metrics` by name, None if it is missing; the prefix `model.` may be left out."""
@@ -93,15 +100,6 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
         del model["intervals"]
         record: dict[str, Any] = json_values(self)
         return record | {"split": self.split_json, "model": model}
-
-    def _metrics(self) -> Iterator[tuple[str, float]]:
-        """Yield the finite metrics and counts, each with a dotted name such as `as_served.ndcg`."""
-        tables = {"model": self.model, "as_served": self.as_served, "similar": self.similar}
-        for table, metrics in tables.items():
-            for field in () if metrics is None else fields(metrics):
-                value = getattr(metrics, field.name)
-                if isinstance(value, int | float) and math.isfinite(value):
-                    yield f"{table}.{field.name}", float(value)
 
 
 class EvaluationRecord(ResultRecord, frozen=True, kw_only=True):
