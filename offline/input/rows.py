@@ -196,17 +196,13 @@ class Rows:
         numbers of rows), those of bad rows are malformed rows and the keys of a schema's `bad`. *source* names the
         input in the error.
         """
-        # The fault of malformed rows differs by table.
-        faults: dict[str, Fault | None] = {_MALFORMED_ROW: None}
-        for schema in self._schemas:
-            faults |= schema.bad
-
+        bad_reasons = {_MALFORMED_ROW}.union(*(schema.bad for schema in self._schemas))
         sentences = list[str]()
         bad_rows = 0
         for reason, count in self.left_out.items():
-            if reason in faults:
+            if reason in bad_reasons:
                 bad_rows += count
-                sentences += self._describe_bad_rows(reason, faults[reason])
+                sentences += self._describe_bad_rows(reason)
 
         allowed_share = self._schemas[0].table.form.max_bad_rows
         if bad_rows > allowed_share * self.total:
@@ -218,25 +214,25 @@ class Rows:
             )
         return sentences
 
-    def _describe_bad_rows(self, reason: str, fault: Fault | None) -> list[str]:
+    def _describe_bad_rows(self, reason: str) -> list[str]:
         """Return a sentence on each of the first rows left out for *reason*: file, row number, value and fault.
 
-        *fault* is None for malformed rows: each table then has its own, such as too many fields in CSV, or a line that
-        is not a JSON object.
+        Each table has its own fault: its columns may have other names, and malformed rows have too many fields in CSV,
+        or are no JSON objects.
         """
         sentences = list[str]()
-        advice = fault.advice if fault is not None else ""
+        is_advised = False
         first_rows = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
 
         # `file` is the number of the table in `_schemas`, and ROW the index of the row in it.
         for (file,), rows in first_rows.group_by("file", maintain_order=True):
-            table = self._schemas[file].table
-            shown = fault or Fault(EXTRA, table.malformed_fault)
-            for row in table.describe_rows(rows.get_column(ROW).to_list(), shown.column):
-                sentence = f"{row.text} {shown.text}"
-                if re.match(shown.advised, row.value):
-                    sentence += advice
-                    advice = ""
+            schema = self._schemas[file]
+            fault = schema.bad.get(reason) or Fault(EXTRA, schema.table.malformed_fault)
+            for row in schema.table.describe_rows(rows.get_column(ROW).to_list(), fault.column):
+                sentence = f"{row.text} {fault.text}"
+                if not is_advised and re.match(fault.advised, row.value):
+                    sentence += fault.advice
+                    is_advised = True
                 sentences.append(sentence)
         return sentences
 

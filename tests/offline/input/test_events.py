@@ -108,6 +108,15 @@ def test_events_are_combined_with_a_log_of_any_columns(
     assert read.titles == ({"b": "Bee"} if "Bee" in log else {})
 
 
+def test_bad_times_of_a_log_are_shown_also_with_events(tmp_path: Path) -> None:
+    folder = tmp_path / "events"
+    segment(folder, *EVENTS)
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,ts\nu1,b,2026-01-01\nu2,b,soon\n")
+    read = read_interactions(log, folder, event_weights=WEIGHTS, form=Format(max_bad_rows=0.5))
+    assert f"{log}, row 3, column 'ts': 'soon' is not a time" in read.notes[0]
+
+
 def test_log_filter_does_not_apply_to_events(tmp_path: Path) -> None:
     segment(tmp_path / "events", *EVENTS)
     (tmp_path / "log.csv").write_text("user,item,quantity\nu1,b,2\nu9,c,0\n")
