@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -151,7 +152,10 @@ def _fault_of_contents(file: _File) -> str | None:
         return None
     try:
         with _opened(file.path) as lines:
-            fault = _fault_of_lines(lines, file.path.name)
+            fault = _fault_of_encoding(lines, file.path.name)
+        if fault is None:
+            with _opened(file.path) as lines:
+                fault = _fault_of_quotes(map(bytes.decode, lines))
     except _CUT:
         return " is cut or damaged; copy it again"
     if fault is None and _is_compressed(file.path):
@@ -171,83 +175,69 @@ def _fault_of_parquet(path: Path) -> str | None:
     return None if end == _PARQUET else " is cut, as it has no end; copy it again"
 
 
-def _fault_of_lines(lines: Iterable[bytes], name: str) -> str | None:
-    """Find the first line that is not UTF-8, or else the first with a quote that is never closed.
+def _fault_of_encoding(lines: Iterable[bytes], name: str) -> str | None:
+    """Find the first line that is not UTF-8.
 
     Returns the rest of a sentence that begins with the file, such as `, line 7: … is not UTF-8; …`, or None.
     *name* is the file's name in a command that converts it.
     """
-    quotes = _Quotes()
     for number, line in enumerate(lines, start=1):
         try:
-            quotes.add_line(number, line.decode())
+            line.decode()
         except UnicodeDecodeError as error:
             part = line[max(0, error.start - 20) : error.end + 20]
             return (
                 f", line {number}: {part!r} is not UTF-8; convert the file: "
                 f"iconv -f WINDOWS-1252 -t UTF-8 {name} > utf8-{name}"
             )
+    return None
 
-    if quotes.unclosed is None:
+
+def _fault_of_quotes(lines: Iterator[str]) -> str | None:
+    """Find the first line of CSV with a quote that is never closed, and return the rest of a sentence on it, or None.
+
+    A line with an odd number of quotes opens a quoted field, or closes the open one. The opening line is at fault if
+    the lines up to the closing one are not one record, or are too many. JSON has no such faults.
+    """
+    # The first line tells the kind of the file, the delimiter and the number of fields.
+    header = next(lines, "")
+    if header.lstrip("\ufeff").startswith("{"):
         return None
-    number, text = quotes.unclosed
+    delimiter = max(_DELIMITERS, key=header.count)
+    fields = header.count(delimiter) + 1
+
+    # The lines since a quote was opened, with the number of the first; empty while none is open.
+    record = list[str]()
+    first_number = 0
+    for number, line in enumerate(chain([header], lines), start=1):
+        has_odd_quotes = line.count('"') % 2 == 1
+        if not record:
+            if has_odd_quotes:
+                record.append(line)
+                first_number = number
+            continue
+
+        # A quoted field is open: the line continues it or closes it.
+        record.append(line)
+        if has_odd_quotes:
+            if not _is_record(record, delimiter, fields):
+                break
+            record.clear()
+        elif len(record) > _MOST_FIELD_LINES:
+            break
+
+    if not record:
+        return None
     return (
-        f', line {number}: {text.rstrip()!r:.120} has a quote (") that is not closed; remove it, or enclose the '
-        'field in quotes and write those within as ""'
+        f', line {first_number}: {record[0].rstrip()!r:.120} has a quote (") that is not closed; remove it, or enclose '
+        'the field in quotes and write those within as ""'
     )
 
 
-class _Quotes:
-    """Finds the first line of CSV whose quote is not closed, by lines with an odd number of quotes."""
-
-    def __init__(self) -> None:
-        self._is_json = False
-        self._delimiter = ","
-        self._fields = 0
-        # The lines since a quote was opened, with the number of the first; empty while none is open.
-        self._record = list[str]()
-        self._first_number = 0
-        self._is_unclosed = False
-
-    @property
-    def unclosed(self) -> tuple[int, str] | None:
-        """The number and text of the line, after all lines were added."""
-        return (self._first_number, self._record[0]) if self._record else None
-
-    def add_line(self, number: int, text: str) -> None:
-        """Add the next line of a CSV file; *number* counts from 1.
-
-        A line with an odd number of quotes opens a quoted field, or closes the open one. `_record` are the lines from
-        the opening quote to the closing one. The opening line is at fault (`_is_unclosed`) if these lines are not one
-        record, or if there are too many; then further lines do not matter. JSON has no such faults.
-        """
-        # The first line tells the kind of the file, the delimiter and the number of fields.
-        if number == 1:
-            self._is_json = text.lstrip("\ufeff").startswith("{")
-            self._delimiter = max(_DELIMITERS, key=text.count)
-            self._fields = text.count(self._delimiter) + 1
-        if self._is_unclosed or self._is_json:
-            return
-
-        has_odd_quotes = text.count('"') % 2 == 1
-        if not self._record:
-            if has_odd_quotes:
-                self._record = [text]
-                self._first_number = number
-            return
-
-        # A quoted field is open: the line continues it or closes it.
-        self._record.append(text)
-        if not has_odd_quotes:
-            self._is_unclosed = len(self._record) > _MOST_FIELD_LINES
-        elif self._is_whole_record():
-            self._record.clear()
-        else:
-            self._is_unclosed = True
-
-    def _is_whole_record(self) -> bool:
-        try:
-            records = list(csv.reader(self._record, delimiter=self._delimiter, strict=True))
-        except csv.Error:
-            return False
-        return len(records) == 1 and len(records[0]) <= self._fields
+def _is_record(lines: Sequence[str], delimiter: str, fields: int) -> bool:
+    """Return whether *lines* of CSV are one record with at most this number of *fields*."""
+    try:
+        records = list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error:
+        return False
+    return len(records) == 1 and len(records[0]) <= fields
