@@ -36,7 +36,7 @@ from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
-from hotplate.offline.input.rows import Rows, RowSchema
+from hotplate.offline.input.rows import Rows, RowSchema, number_fault
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
@@ -111,11 +111,11 @@ def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
     schema.leave_out_bad_ids({role: columns[role] for role in _REQUIRED_ROLES})
     if "rating" in columns:
         column = columns["rating"]
-        schema.add_number("rating", column, missing="no rating", invalid=_BAD_RATING)
-
         # A text that is not a number becomes infinite, which makes a bad row. NaN in any spelling is a missing rating.
         number = table.number(column).fill_null(inf).fill_nan(None)
         schema.values["rating"] = pl.when(~table.is_absent(column)).then(number)
+        schema.left_out["no rating"] = pl.col("rating").is_null()
+        schema.leave_out_bad(_BAD_RATING, pl.col("rating").is_infinite(), number_fault(column))
     return schema
 
 

@@ -68,15 +68,6 @@ class RowSchema:
     examples: dict[str, str] = field(default_factory=dict)
     counted: dict[str, Mapping[str | None, int]] = field(default_factory=dict)
 
-    def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
-        """Read *column* as the number *name*.
-
-        Rows without one are left out for the reason *missing*; another text makes a bad row, for the reason *invalid*.
-        """
-        self.values[name] = self.table.number_or_inf(column)
-        self.left_out[missing] = pl.col(name).is_null()
-        self.leave_out_bad(invalid, pl.col(name).is_infinite(), number_fault(column))
-
     def leave_out_bad(self, reason: str, condition: pl.Expr, fault: Fault) -> None:
         """Leave rows out as bad."""
         self.left_out[reason] = condition
