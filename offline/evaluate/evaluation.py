@@ -1,7 +1,7 @@
 """Evaluation of models and baselines on a split."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from html import escape
 from typing import NamedTuple
@@ -64,15 +64,14 @@ class EvaluateOptions:
     """How lists are measured.
 
     k           their length
-    popular     half-life of the popular items that users without a list are served, if there are times; None counts
-                all users of an item alike
+    popular     half-life of the popular items that users without a list are served, if there are times
     make_lists  computes the model's lists; by default the best items that users do not have in train, and popular ones
     similar     parameters of similar items; with them, the lists' variety and the similar items are measured, too
     new_days    days after its first interaction in which an item counts as new, for the variety
     """
 
     k: int = 10
-    popular: PopularityParams | None = None
+    popular: PopularityParams = field(default_factory=PopularityParams)
     make_lists: MakeLists | None = None
     similar: SimilarParams | None = None
     new_days: int = NEW_DAYS
@@ -275,7 +274,10 @@ def evaluate_engine(
     ranker = fit_parts(parts, params, on_iteration)
     if options.make_lists is None:
         lists = recommend_all(ranker, parts, options.k)
-        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, options.popular)))
+        times = parts.train_times
+        half_life_days = None if times is None else options.popular.half_life_days
+        popular_items = order_by_popularity(recent_popularity(parts.train, times, half_life_days))
+        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
     else:
         evaluated = options.make_lists(parts, ranker, similar)
 
@@ -299,16 +301,6 @@ def evaluate_engine(
         per_user=personal.values["ndcg"],
         served_per_user=served.values["ndcg"],
     )
-
-
-def _popular_items(parts: Parts, popular: PopularityParams | None) -> Indices:
-    """Return all items by their popularity in the train part, the most popular first.
-
-    If *popular* has a half-life, and the data have times, recent interactions count more.
-    """
-    times = parts.train_times
-    half_life = None if popular is None or times is None else popular.half_life_days
-    return order_by_popularity(recent_popularity(parts.train, times, half_life))
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = None) -> Ranker:

@@ -121,13 +121,15 @@ def _comparison_in_words(lead: Lead, popular_ndcg: float) -> str:
 
 def metric_columns(record: EvaluationRecord) -> tuple[Column, ...]:
     """Return the columns of the table."""
-    return tuple(_column(name, record.k) for name in SHOWN)
-
-
-def _column(name: str, k: int) -> Column:
-    heading = f"nDCG\n@{k}" if name == "ndcg" else METRICS[name]
-    figure = f"{METRICS[name]}@{k}"
-    return Column(figure, f"{heading}\n%", "%") if name in SHARES else Column(figure, heading, digits=3)
+    columns = list[Column]()
+    for name in SHOWN:
+        figure = f"{METRICS[name]}@{record.k}"
+        if name in SHARES:
+            columns.append(Column(figure, f"{METRICS[name]}\n%", "%"))
+        else:
+            heading = f"nDCG\n@{record.k}" if name == "ndcg" else METRICS[name]
+            columns.append(Column(figure, heading, digits=3))
+    return tuple(columns)
 
 
 def metric_rows(record: EvaluationRecord) -> Iterator[Row]:
