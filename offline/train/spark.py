@@ -71,7 +71,9 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
 
     with tempfile.TemporaryDirectory(prefix="hotplate-spark-", ignore_cleanup_errors=True) as checkpoints:
         try:
-            _ensure_checkpoints(session, checkpoints)
+            context = session.sparkContext
+            if context.master.startswith("local") and context.getCheckpointDir() is None:
+                context.setCheckpointDir(checkpoints)
             yield session
         except (Py4JError, PySparkException, ConnectionError) as error:
             if isinstance(error, ConnectionError) and _is_answering():
@@ -81,13 +83,6 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
             with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so
                 if is_ours:
                     session.stop()
-
-
-def _ensure_checkpoints(session: SparkSession, folder: str) -> None:
-    """Let a local session write checkpoints to *folder*, unless it has another folder for them."""
-    context = session.sparkContext
-    if context.master.startswith("local") and context.getCheckpointDir() is None:
-        context.setCheckpointDir(folder)
 
 
 def _has_session() -> bool:
