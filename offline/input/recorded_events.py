@@ -64,8 +64,8 @@ def read_events(files: Sequence[DataFile], form: Format, event_weights: Mapping[
         segment = read_segment(file, _EVENT_SCHEMA)
         is_weighted = pl.col("type").is_in(list(event_weights)).fill_null(value=False)
         frames.append(segment.events.filter(is_weighted))
-        others = segment.events.filter(~is_weighted)
-        unweighted.update(dict(others.group_by("type").agg(pl.col("items").list.len().sum()).iter_rows()))
+        rows_by_type = segment.events.filter(~is_weighted).group_by("type").agg(pl.col("items").list.len().sum())
+        unweighted.update(dict(rows_by_type.iter_rows()))
         damaged += segment.damaged
 
     weighted_events = pl.concat(frames)
