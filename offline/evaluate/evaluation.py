@@ -81,27 +81,6 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Variety:
-    """How users' lists vary.
-
-    list_similarity  mean similarity of two items of a list, as of `ItemSimilarity`; None without lists of two items
-    new_items        share of places with items of the last days; None without times
-    """
-
-    list_similarity: float | None = None
-    new_items: float | None = None
-
-    @classmethod
-    def of(cls, lists: Indices, parts: Parts, similar: Similar, days: int) -> "Variety":
-        """Measure *lists* [users, k] of the train part; items of its last *days* are new."""
-        new_items = None
-        listed = lists[lists >= 0]
-        if parts.train_times is not None and len(listed):
-            new_items = float(are_new(parts.train, parts.train_times, days)[listed].mean())
-        return cls(ItemSimilarity(similar).mean_within(lists), new_items)
-
-
-@dataclass(frozen=True, slots=True)
 class EngineResult:
     """Metrics of one engine.
 
@@ -219,13 +198,12 @@ def evaluate_parts(
     testable_users = len(parts.tested)
     parts = parts.sampled(most_tested_users(parts.test.shape[1]), seed=0)
 
-    similar = options.similar
-    similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
-    model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
-
+    similar_items = None
     similar_result = None
-    if similar is not None and similar_items is not None:
-        similar_result = measure_similar(similar_items, similar, parts, options.k)
+    if options.similar is not None:
+        similar_items = fit_similar(parts.train, options.similar, parts.train_times)
+        similar_result = measure_similar(similar_items, options.similar, parts, options.k)
+    model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
     del similar_items  # releases memory for the baselines
 
     compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
@@ -244,7 +222,7 @@ def evaluate_parts(
         leads=tuple(Lead.of(model.served_per_user - baseline.served_per_user) for baseline in results),
         drawn_from=testable_users if testable_users > len(parts.tested) else None,
         similar=similar_result,
-        new_days=None if similar is None else options.new_days,
+        new_days=None if options.similar is None else options.new_days,
     )
 
 
@@ -285,13 +263,13 @@ def evaluate_engine(
     served = measure_users(evaluated.as_served, parts.test)
 
     tested_lists = evaluated.lists[personal.users]
-    variety = Variety() if similar is None else Variety.of(tested_lists, parts, similar, options.new_days)
-    metrics = ListMetrics(
-        **asdict(personal.metrics),
-        coverage=coverage(tested_lists, parts.train.shape[1]),
-        list_similarity=variety.list_similarity,
-        new_items=variety.new_items,
-    )
+    metrics = ListMetrics(**asdict(personal.metrics), coverage=coverage(tested_lists, parts.train.shape[1]))
+    if similar is not None:
+        metrics = replace(
+            metrics,
+            list_similarity=ItemSimilarity(similar).mean_within(tested_lists),
+            new_items=share_of_new_items(tested_lists, parts, options.new_days),
+        )
 
     return EngineResult(
         engine=engine_of(params),
@@ -301,6 +279,14 @@ def evaluate_engine(
         per_user=personal.values["ndcg"],
         served_per_user=served.values["ndcg"],
     )
+
+
+def share_of_new_items(lists: Indices, parts: Parts, days: int) -> float | None:
+    """Return the share of places of *lists* [users, k] with items of the last *days* of train; None without times."""
+    listed = lists[lists >= 0]
+    if parts.train_times is None or not len(listed):
+        return None
+    return float(are_new(parts.train, parts.train_times, days)[listed].mean())
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = None) -> Ranker:

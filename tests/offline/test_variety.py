@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_intdigest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import Variety, evaluate_as_published
+from hotplate.offline.evaluate.evaluation import evaluate_as_published, share_of_new_items
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
 from hotplate.offline.exploration import Explore, read_explore
 from hotplate.offline.input.history import DAY_US, History
@@ -476,11 +476,11 @@ def test_variety_is_the_similarity_within_lists_and_the_share_of_new_items() -> 
     model = some_model()
     parts = Parts(model.matrix.user_items, model.matrix.history, model.matrix.user_items, model.matrix.user_items)
     lists = np.array([[0, 1, 25], [26, 3, -1], [4, -1, -1], [-1, -1, -1]], dtype=np.int32)
-    variety = Variety.of(lists, parts, model.similar, 7)
-    within = ItemSimilarity(model.similar).within(lists)
-    assert variety.new_items == pytest.approx(2 / 6)
-    assert variety.list_similarity == pytest.approx((within[0].sum() / 6 + within[1].sum() / 2) / 2)
-    assert Variety.of(lists[2:], parts, model.similar, 7).list_similarity is None
+    similarity = ItemSimilarity(model.similar)
+    within = similarity.within(lists)
+    assert share_of_new_items(lists, parts, 7) == pytest.approx(2 / 6)
+    assert similarity.mean_within(lists) == pytest.approx((within[0].sum() / 6 + within[1].sum() / 2) / 2)
+    assert similarity.mean_within(lists[2:]) is None
 
 
 def test_lists_as_published_are_measured_under_the_rules_of_the_order() -> None:
