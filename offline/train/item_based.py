@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -126,21 +125,17 @@ class Neighbours:
         if most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
 
-        score_batch = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
+        def score_batch(batch: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
+            """Return the scores of a batch of users that are not 0, as a csr_matrix [users, items]."""
+            rows = user_items[batch]
+            scores = (rows @ self.similarity).tocsr()
+            if self.recent is not None:
+                scores.data *= self.recent[scores.indices]
+            if not keep_seen:
+                scores.data[are_among(pair_numbers(rows), pair_numbers(scores))] = 0
+            return scores
+
         return ranking.best_of_sparse(score_batch, users, min(n, items), allowed)
-
-    def _sparse_scores(self, user_items: UserItems, users: Indices, *, keep_seen: bool) -> Any:  # noqa: ANN401 -- scipy publishes no types
-        """Return the scores that are not 0, as a csr_matrix [len(users), items].
-
-        *users* are rows of *user_items* [users, items]. Items that a user has get a score of 0, unless *keep_seen*.
-        """
-        rows = user_items[users]
-        scores = (rows @ self.similarity).tocsr()
-        if self.recent is not None:
-            scores.data *= self.recent[scores.indices]
-        if not keep_seen:
-            scores.data[are_among(pair_numbers(rows), pair_numbers(scores))] = 0
-        return scores
 
     def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
         """Return scores [users, items]."""

@@ -224,10 +224,6 @@ def _fit_s(_params: PopularityParams, user_items: UserItems) -> float:
     return 1e-8 * float(user_items.nnz)
 
 
-def _varied(params: PopularityParams) -> dict[str, Any]:
-    return {} if params.half_life_days is None else {"half_life": f"{params.half_life_days:g}d"}
-
-
 POPULARITY = EngineSpec(
     params=PopularityParams,
     fit=lambda user_items, params, _on_iteration, times: fit(user_items, params, times),
@@ -239,7 +235,7 @@ POPULARITY = EngineSpec(
     fit_price=_fit_s,
     memory_advice="",
     complexity=lambda _params: 0.0,
-    varied=_varied,
+    varied=lambda params: {} if params.half_life_days is None else {"half_life": f"{params.half_life_days:g}d"},
     cells=lambda first, _items: (first,),
     past_edge=lambda _best_first, _items: (),
 )
