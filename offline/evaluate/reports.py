@@ -239,11 +239,11 @@ def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 class ServedMetrics(NamedTuple):
-    """Metrics of lists as served, those of popular items for all users, and the lead of the lists."""
+    """Metrics of lists as served, of popular items for all users, and the lead of the lists; None if not known."""
 
-    lists: RankingMetrics
-    popularity: RankingMetrics
-    lead: Lead
+    lists: RankingMetrics | None = None
+    popularity: RankingMetrics | None = None
+    lead: Lead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,9 +387,9 @@ class Evaluator:
 
         return Figures(
             ranking=ranking,
-            as_served=None if served is None else served.lists,
-            popularity=None if served is None else served.popularity,
-            lead=None if served is None else served.lead,
+            as_served=served.lists,
+            popularity=served.popularity,
+            lead=served.lead,
             rating=rating,
             origin=candidate.origin,
             pairs=int(self._test.nnz),
@@ -398,8 +398,8 @@ class Evaluator:
             coverage=None if self._history is None else coverage(lists, self._history.shape[1]),
         )
 
-    def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics | None:
-        """Measure *lists* of a candidate as served, and popular items; return None if no popular items are known.
+    def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics:
+        """Measure *lists* of a candidate as served, and popular items, if any popular items are known.
 
         Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
         are popular items of the history that users do not have, else the candidate's popular list.
@@ -416,7 +416,7 @@ class Evaluator:
         if candidate.popular is not None:
             popular_items = _numbers_of_ids(candidate.popular, self._items)
         if popular_items is None:
-            return None
+            return ServedMetrics()
 
         if baseline is None:
             baseline = fill_empty_lists(np.full_like(lists, -1), popular_items)
