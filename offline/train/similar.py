@@ -131,20 +131,20 @@ def keep_highest(similarities: Similarities, most: int) -> Similarities:
     is_kept = similarities.data > 0
     for start, end in pairwise(similarities.indptr.tolist()):
         excess = end - start - most
-        if excess > 0:
-            row = similarities.data[start:end]
-            lowest_kept = np.partition(row, excess)[excess]  # in ascending order, the values before it are the excess
-            is_kept[start:end] &= row >= lowest_kept
-    highest = select_pairs(similarities, is_kept)
+        if excess <= 0:
+            continue
 
-    # Rows are still too long if several values equal the lowest one: of these, the last columns are left out. The
-    # columns are sorted only now, as few values are left.
+        row = similarities.data[start:end]
+        lowest_kept = np.partition(row, excess)[excess]  # in ascending order, the values before it are the excess
+        is_higher = row > lowest_kept
+        is_kept[start:end] &= is_higher
+
+        if lowest_kept > 0:
+            # Of equal values, those of the first columns fill the row.
+            places = start + np.flatnonzero(row == lowest_kept)
+            by_column = places[np.argsort(similarities.indices[places])]
+            is_kept[by_column[: most - np.count_nonzero(is_higher)]] = True
+
+    highest = select_pairs(similarities, is_kept)
     highest.sort_indices()
-    is_kept = np.ones(highest.nnz, dtype=np.bool_)
-    for start, end in pairwise(highest.indptr.tolist()):
-        excess = end - start - most
-        if excess > 0:
-            row = highest.data[start:end]
-            lowest_places = start + np.flatnonzero(row == row.min())
-            is_kept[lowest_places[-excess:]] = False
-    return highest if is_kept.all() else select_pairs(highest, is_kept)
+    return highest
