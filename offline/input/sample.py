@@ -1,7 +1,7 @@
 """Generated sample data: users with tastes choose popular items that suit them."""
 
-import math
 from datetime import datetime
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -102,15 +102,13 @@ def _draw_titles(rng: np.random.Generator, count: int) -> list[str]:
 
     Once all combinations of words are used, they are repeated as `Amber Balcony Basket No. 2` and so on.
     """
-    parts = [_STYLES.split(), _ROOMS.split(), _THINGS.split()]
-    shape = [len(words) for words in parts]
-    order = rng.permutation(math.prod(shape))
+    combinations = [" ".join(words) for words in product(_STYLES.split(), _ROOMS.split(), _THINGS.split())]
+    order = rng.permutation(len(combinations))
 
     titles = list[str]()
     for number in range(count):
         edition, place = divmod(number, len(order))
-        places = np.unravel_index(order[place], shape)
-        title = " ".join(words[at] for words, at in zip(parts, places, strict=True))
+        title = combinations[order[place]]
         titles.append(f"{title} No. {edition + 1}" if edition else title)
     return titles
 
