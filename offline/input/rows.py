@@ -27,8 +27,6 @@ _MOST_ROWS_SHOWN = 5
 _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 _ROUNDED_FAULT = "is a rounded number"
 _ROUNDED_ADVICE = ", so different ids may have become one; write ids as whole numbers or texts"
-# The number of a row's reason to be left out.
-_KEPT_ROW = 0
 
 
 class Fault(NamedTuple):
@@ -97,14 +95,6 @@ class RowSchema:
             self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
 
 
-def _number_reasons(schemas: Sequence[RowSchema]) -> dict[str, int]:
-    """Return a number for each reason to leave a row out, in the order in which they apply."""
-    reasons = {_MALFORMED_ROW: None}
-    for schema in schemas:
-        reasons |= dict.fromkeys([*schema.filters, *schema.left_out])
-    return {reason: number for number, reason in enumerate(reasons, start=_KEPT_ROW + 1)}
-
-
 class Rows:
     """The rows of several tables.
 
@@ -123,7 +113,11 @@ class Rows:
         Raises DataError if no row is kept, or too many rows are bad.
         """
         self._schemas = schemas
-        self._numbers = _number_reasons(schemas)
+        # In the order in which they apply.
+        reasons = [_MALFORMED_ROW]
+        for schema in schemas:
+            reasons += [*schema.filters, *schema.left_out]
+        self._reasons = pl.Enum(list(dict.fromkeys(reasons)))
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
 
@@ -132,26 +126,25 @@ class Rows:
                 self._all = self._all.collect(engine="streaming").lazy()
             counted = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
 
+        # The reason of rows that are kept is None.
         groups = {group["reason"]: group for group in counted.iter_rows(named=True)}
-        rows_by_number = Counter({number: group["rows"] for number, group in groups.items()})
+        row_counts = Counter({reason: group["rows"] for reason, group in groups.items()})
         for schema in schemas:
             for reason, rows_by_value in schema.counted.items():
-                rows_by_number[self._numbers[reason]] += sum(rows_by_value.values())
-        self.total = rows_by_number.total()
-        self.left_out = {
-            reason: rows_by_number[number] for reason, number in self._numbers.items() if rows_by_number[number]
-        }
+                row_counts[reason] += sum(rows_by_value.values())
+        self.total = row_counts.total()
+        self.left_out = {reason: row_counts[reason] for reason in self._reasons.categories if row_counts[reason]}
 
         bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
-        if _KEPT_ROW not in groups:
+        if None not in groups:
             raise self._nothing_left_error(source)
-        self.facts: dict[str, Any] = groups[_KEPT_ROW]
+        self.facts: dict[str, Any] = groups[None]
 
     @property
     def kept(self) -> pl.LazyFrame:
         """The values and ROW of the rows kept."""
-        return self._all.filter(pl.col("reason") == _KEPT_ROW).drop("file", "reason")
+        return self._all.filter(pl.col("reason").is_null()).drop("file", "reason")
 
     def values(self, reason: str, name: str) -> list[str | None]:
         """Return the values of *name* in rows left out for *reason*, most frequent first."""
@@ -229,13 +222,13 @@ class Rows:
 
     def _rows_left_out(self, reason: str) -> pl.LazyFrame:
         """Return the rows left out for *reason*."""
-        return self._all.filter(pl.col("reason") == self._numbers[reason])
+        return self._all.filter(pl.col("reason") == pl.lit(reason, self._reasons))
 
     def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
         """Return the table of *schema* as a frame [ROW, its values, file, reason], one row for each of the table's.
 
-        *file* is the number of the table. `reason` is the number (`_numbers`) of the first reason to leave the row out,
-        or 0 if it is kept. *repeated* are names of texts that become categories, to save memory.
+        *file* is the number of the table. `reason` is the first reason to leave the row out, null if it is kept.
+        *repeated* are names of texts that become categories, to save memory.
         """
         # Conditions over the table's columns are computed together with the values, as temporary columns, because the
         # table's columns are gone afterwards.
@@ -246,13 +239,12 @@ class Rows:
 
         # Conditions over the values are a separate step, as polars would compute the values again for each of them.
         conditions = {reason: pl.col(reason) for reason in is_left_out} | schema.left_out
-        numbers = list[pl.Expr]()
+        reasons = list[pl.Expr]()
         for reason, condition in conditions.items():
-            numbers.append(pl.when(condition).then(pl.lit(self._numbers[reason])))
+            reasons.append(pl.when(condition).then(pl.lit(reason, self._reasons)))
 
-        # The conditions are in the order in which they apply, so the first number that is not null counts.
-        first_number = pl.coalesce(*numbers, pl.lit(_KEPT_ROW)).cast(pl.UInt8)
-        marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
+        # The conditions are in the order in which they apply, so the first reason that is not null counts.
+        marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=pl.coalesce(reasons))
 
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
         return marked.drop(*is_left_out).with_columns(categories)
