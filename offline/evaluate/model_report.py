@@ -88,9 +88,13 @@ def popular_comparison(
     *lead* is that of the nDCG of *served*. *popularity_name* is that of the baseline in the table. *tested* says which
     users these are.
     """
-    comparison = _comparison_in_words(lead, popular.ndcg)
+    comparison = "not proven better"
+    if lead.interval is not None and not lead.interval[0] <= 0 <= lead.interval[1]:
+        comparison = "better" if lead.ndcg > 0 else "worse"
+        if popular.ndcg:
+            comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
     return (
-        f"{lists} are {comparison} {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
+        f"{lists} are {comparison} than {_in_words(popularity_name)} ({popularity_name}), nDCG@{served.k} "
         f"{served.ndcg:.3f} against {popular.ndcg:.3f}. {hits_in_words(served, tested)} (of the popular list: "
         f"{100 * popular.hit_rate:.0f} %)."
     )
@@ -104,19 +108,6 @@ def hits_in_words(served: RankingMetrics, tested: str = "") -> str:
 
 def _in_words(name: str) -> str:
     return "what is popular now" if name == "recent popularity" else "the most popular items"
-
-
-def _comparison_in_words(lead: Lead, popular_ndcg: float) -> str:
-    """Return how lists that lead by *lead* compare with popular ones, such as `12 % better than`.
-
-    *popular_ndcg* is the nDCG of the popular lists.
-    """
-    if lead.interval is None or lead.interval[0] <= 0 <= lead.interval[1]:
-        return "not proven better than"
-    comparison = "better" if lead.ndcg > 0 else "worse"
-    if not popular_ndcg:
-        return f"{comparison} than"
-    return f"{100 * abs(lead.ndcg) / popular_ndcg:.0f} % {comparison} than"
 
 
 def metric_columns(record: EvaluationRecord) -> tuple[Column, ...]:

@@ -69,11 +69,6 @@ class Truth:
     rows: int
     left_out: dict[str, int]
 
-    @property
-    def users(self) -> pl.Series:
-        """All users, ascending."""
-        return self.pairs.get_column("user").unique().sort()
-
 
 def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
     """Read the choices of users that lists are measured against: pairs of user and item, perhaps with a rating.
@@ -478,7 +473,7 @@ class Evaluator:
         list is its place among the user's rows. `_users` and `_items` number all ids.
         """
         if candidate.lists.is_empty():
-            tested = format_count(len(self.truth.users), "user")
+            tested = format_count(self.truth.pairs.get_column("user").n_unique(), "user")
             raise DataError(
                 f"Of {tested} in the truth, none has a list in {candidate.origin}; check that both use the same user "
                 "ids."

@@ -340,13 +340,9 @@ def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> 
     for scale in scales_past_edge(numbers, 5, 0.5):
         yield replace(best, neighbours=int(np.clip(scale * best.neighbours, 2, most_neighbours)))
 
-    walks = [params for params in best_first if params.weighting == "rp3beta"]
-    if walks:
-        yield from _powers_around(walks[0])
-
-
-def _powers_around(walk: NeighbourParams) -> Iterator[NeighbourParams]:
-    """Yield the parameters of a random walk (rp3beta) with one of its two powers a step higher or lower."""
+    walk = next((params for params in best_first if params.weighting == "rp3beta"), None)
+    if walk is None:
+        return
     for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
         alpha = round(walk.walk_alpha + alpha_step, 2)
         beta = round(walk.walk_beta + beta_step, 2)
