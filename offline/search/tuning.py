@@ -78,11 +78,6 @@ class TuneOptions:
         if self.budget_s is not None:
             require_above_zero("tune", self.budget_s)
 
-    @property
-    def limit_s(self) -> float | None:
-        """`budget_s`; unlimited (inf) if there are `cells` alone, None for the default."""
-        return math.inf if self.cells and self.budget_s is None else self.budget_s
-
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -241,7 +236,8 @@ def tune(
 
     items = sample.user_items.shape[1]
     tries_recency = sample.options.in_time and not tuning.cells
-    budget = Budget(splits, data.user_items, tuning.limit_s)
+    limit_s = math.inf if tuning.cells and tuning.budget_s is None else tuning.budget_s
+    budget = Budget(splits, data.user_items, limit_s)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
     cost_s = training_s(
         splits,
