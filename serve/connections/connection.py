@@ -10,8 +10,9 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import random
+import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADER_END = b"\r\n\r\n"
+# Finds those that overlap, too.
+EMPTY_LINE = re.compile(rb"\r\n(?=\r\n)")
 # How a client that assumes HTTP/2 begins.
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 # Of an empty line that is divided between two parts, at most.
@@ -188,9 +191,7 @@ class ConnectionRegistry:
         for connection in list(self.open)[self._ticks % SLICES :: SLICES]:
             if connection.is_open:
                 connection.check(now)
-        self._return_memory()
 
-    def _return_memory(self) -> None:
         self._peak_bytes = max(self._peak_bytes, self.bytes_in_flight)
         if self._ticks % SLICES == 0 and self._peak_bytes - self.bytes_in_flight > RETURNED_BYTES:
             self._peak_bytes = self.bytes_in_flight
@@ -205,13 +206,6 @@ def _may_keep_connection(message: RawRequestMessage) -> bool:
     if any(expected.lower() != CONTINUE for expected in headers.getall(hdrs.EXPECT, ())):
         return False
     return not message.chunked or headers.getall(hdrs.TRANSFER_ENCODING) == [CHUNKED]
-
-
-def _ends_of_empty_lines(data: bytes) -> Iterator[int]:
-    start = data.find(HEADER_END)
-    while start >= 0:
-        yield start + len(HEADER_END)
-        start = data.find(HEADER_END, start + 1)
 
 
 def _unknown_version(version: HttpVersion) -> Problem:
@@ -341,7 +335,9 @@ class Connection(BaseProtocol):
 
         if self.state is BODY:
             if not self._is_body_failed:
-                self._add_in_flight_within_limit(len(data))
+                self.add_in_flight(len(data))
+                if self._registry.is_full:
+                    self._fail_body(self._registry.writer.no_room())
             self._feed_body(data)
         elif self.state is REFUSED and self._body_bytes_left:
             self._discard_body(data)
@@ -354,9 +350,14 @@ class Connection(BaseProtocol):
         return self._payload.exception() is not None
 
     def _receive_header(self, data: bytes) -> None:
-        """Buffer bytes until a header is complete and the request before it is answered; limit the buffer."""
+        """Buffer bytes until a header is complete and the request before it is answered; limit the buffer.
+
+        If too many bytes are in flight, a client that sends more while it is being answered is cut.
+        """
         self._buffer += data
-        self._add_in_flight_within_limit(len(data))
+        self.add_in_flight(len(data))
+        if self._registry.is_full and (self.state not in (IDLE, HEADER) or self._unread_bytes):
+            self._cut_slow_reader()
         if self.state in (IDLE, HEADER):
             self._read_headers()
         if len(self._buffer) > MAX_BUFFERED_BYTES and self.is_open:
@@ -527,11 +528,7 @@ class Connection(BaseProtocol):
         if not self._body_bytes_left:
             # At random, so that clients do not come back together.
             pause_s = random.uniform(0, REFUSED_PAUSE_S) if self._buffer else 0.0  # noqa: S311 -- not cryptographic
-            asyncio.get_running_loop().call_later(pause_s, self._end_refusal)
-
-    def _end_refusal(self) -> None:
-        if self.is_open:
-            self._continue_after_answer()
+            asyncio.get_running_loop().call_later(pause_s, self._continue_after_answer)
 
     def _feed_body(self, data: bytes) -> None:
         """Give a part of a body, as it arrived, to the request that is being answered.
@@ -571,7 +568,8 @@ class Connection(BaseProtocol):
         fed_size = len(self._chunked_tail)
         self._chunked_tail = joined[-DIVIDED_BYTES:]
 
-        for line_end in _ends_of_empty_lines(joined):
+        for empty_line in EMPTY_LINE.finditer(joined):
+            line_end = empty_line.start() + len(HEADER_END)
             parser.feed_data(joined[fed_size:line_end])
             fed_size = line_end
             if self._payload.is_eof():
@@ -614,9 +612,16 @@ class Connection(BaseProtocol):
         except Exception:
             request_id = self._registry.writer.request_ids.new()
             log.exception("request %s failed", request_id)
-            self._end_failed_request(request_id, has_begun=writer.output_size > 0)
+            if self.is_open and not writer.output_size:
+                self._refuse(internal_error(request_id))
+            else:
+                self.cut()
         else:
-            self._end_answered_request(keep_open=bool(response.keep_alive))
+            self._answer_task = None
+            if response.keep_alive:
+                self._continue_after_answer()
+            elif self.is_open:
+                self._start_closing()
 
     def _request_of(self, message: RawRequestMessage, writer: StreamWriter) -> web.BaseRequest:
         """Return aiohttp's request for a header; it runs in the current task."""
@@ -624,22 +629,6 @@ class Connection(BaseProtocol):
         protocol = cast("RequestHandler", self)
         task = cast("asyncio.Task[None]", asyncio.current_task())
         return web.BaseRequest(message, self._payload, protocol, writer, task, asyncio.get_running_loop())
-
-    def _end_failed_request(self, request_id: str, *, has_begun: bool) -> None:
-        """Answer with 500 and close the connection; cut it if a part of the answer is written."""
-        if has_begun or not self.is_open:
-            self.cut()
-        else:
-            self._refuse(internal_error(request_id))
-
-    def _end_answered_request(self, *, keep_open: bool) -> None:
-        if not self.is_open:
-            return
-        self._answer_task = None
-        if keep_open:
-            self._continue_after_answer()
-        else:
-            self._start_closing()
 
     def _deliver(self, answer: bytes) -> None:
         """Write an answer for which the lane has waited, and go on."""
@@ -650,6 +639,8 @@ class Connection(BaseProtocol):
 
     def _continue_after_answer(self) -> None:
         """After an answer: wait for the next request, or begin with those that have arrived."""
+        if not self.is_open:
+            return
         self._payload = EMPTY_PAYLOAD
         self._wait_for_request()
         if self._buffer:
@@ -701,15 +692,6 @@ class Connection(BaseProtocol):
             count = max(count, -self._in_flight)
             self._in_flight += count
             self._registry.bytes_in_flight += count
-
-    def _add_in_flight_within_limit(self, size: int) -> None:
-        """Hold *size* more bytes; if all in flight exceed their limit, refuse the body or cut the connection."""
-        self.add_in_flight(size)
-        if self._registry.is_full:
-            if self.state is BODY:
-                self._fail_body(self._registry.writer.no_room())
-            elif self.state not in (IDLE, HEADER) or self._unread_bytes:
-                self._cut_slow_reader()
 
     def check(self, now: float) -> None:
         """Close the connection if its state has lasted longer than the limit for this state.

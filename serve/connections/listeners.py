@@ -183,15 +183,12 @@ class Acceptor:
         except OSError as error:
             if error.errno not in EXHAUSTED:
                 raise
-            self._pause(error)
+            if self._exhausted.met():
+                log.warning("connections wait to be accepted: %s; raise `ulimit -n`", error.strerror)
+            self._resume_in(PAUSE_S, YIELDS)
             return False
         self._take(connection)
         return True
-
-    def _pause(self, error: OSError) -> None:
-        if self._exhausted.met():
-            log.warning("connections wait to be accepted: %s; raise `ulimit -n`", error.strerror)
-        self._resume_in(PAUSE_S, YIELDS)
 
     def _resume_in(self, pause_s: float, yields: int) -> None:
         self._loop.remove_reader(self._socket.fileno())
