@@ -9,14 +9,13 @@ time counts: refusing does not shorten that of other processes.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from math import inf
 from time import monotonic, thread_time
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from hotplate.serve.problems import ClientGone, Problem, overloaded
-
-T = TypeVar("T")
 
 # Interval of the timer, which runs during batches; if it is later, at most one batch runs.
 TICK_S = 0.005
@@ -91,17 +90,16 @@ class Admission:
         self._refused_at = monotonic()
         return self._counted_refusal("batch_delay", "more batches come than can be answered in time")
 
-    async def run_when_admitted(
-        self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]
-    ) -> T:
-        """Do the work of a batch when it may run; raises Problem if that is too late, and ClientGone."""
+    @asynccontextmanager
+    async def admitted(self, *, deadline: float, is_gone: Callable[[], bool]) -> AsyncIterator[None]:
+        """Begin the block, the work of a batch, when it may run; raises Problem if that is too late, and ClientGone."""
         await self._wait_until_admitted()
         try:
             if is_gone():
                 self._count("gone")
                 raise ClientGone
             self.check_deadline(deadline)
-            return await work()
+            yield
         finally:
             self._count_ended_batch()
 

@@ -155,7 +155,7 @@ class HttpServer:
 
         Returns the answer of *work*, which reads the same body again from *request*. Raises Problem if the body or the
         time-out (X-Request-Timeout-Ms) is invalid or the worker overloaded, and ClientGone if the client disconnects
-        during the wait.
+        during the wait. Reads of stores get READ_SHARE of the time left.
         """
         connection = cast("Connection", request.protocol)
         try:
@@ -164,35 +164,21 @@ class HttpServer:
         except Problem as problem:
             raise problem.closing() from None  # the rest of the body may be unread
 
-        # The answer counts as memory in use before its size is known.
-        estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
-        return await self.admission.run_when_admitted(
-            partial(self._work_within_memory, work, connection, estimated_bytes, deadline),
-            deadline=deadline,
-            is_gone=lambda: request.transport is None,
-        )
+        async with self.admission.admitted(deadline=deadline, is_gone=lambda: request.transport is None):
+            if self.registry.is_full:
+                raise self.writer.no_room()
 
-    async def _work_within_memory(
-        self, work: Callable[[], Awaitable[T]], connection: Connection, estimated_bytes: int, deadline: float
-    ) -> T:
-        """Return what *work* answers, and count the answer's bytes as in flight: held in memory until they are sent.
+            # The answer counts as memory in use before its size is known.
+            estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
+            connection.add_in_flight(estimated_bytes)
+            with read_within(READ_SHARE * (deadline - monotonic())):
+                response = await work()
 
-        *estimated_bytes* count while *work* runs, then the actual size. Raises Problem if the bytes in flight of all
-        connections exceed their limit. *deadline* is when the caller's time-out ends, by `time.monotonic`; reads of
-        stores get READ_SHARE of the time left.
-        """
-        if self.registry.is_full:
-            raise self.writer.no_room()
-
-        connection.add_in_flight(estimated_bytes)
-        with read_within(READ_SHARE * (deadline - monotonic())):
-            response = await work()
-
-        actual_bytes = 0  # of a deferred response, which has no body yet
-        if isinstance(response, web.Response):
-            actual_bytes = response.content_length or 0
-        connection.add_in_flight(actual_bytes - estimated_bytes)
-        return response
+            actual_bytes = 0  # of a deferred response, which has no body yet
+            if isinstance(response, web.Response):
+                actual_bytes = response.content_length or 0
+            connection.add_in_flight(actual_bytes - estimated_bytes)
+            return response
 
     async def _read_body_when_ready(self, request: web.BaseRequest) -> bytes:
         """Read a body, after `100 Continue` if the client waits for that; raises Problem."""

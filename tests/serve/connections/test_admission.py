@@ -44,7 +44,8 @@ class Gate:
             return name
 
         async def admitted() -> str:
-            return await self.admission.run_when_admitted(work, deadline=deadline, is_gone=is_gone)
+            async with self.admission.admitted(deadline=deadline, is_gone=is_gone):
+                return await work()
 
         return asyncio.create_task(admitted())
 
