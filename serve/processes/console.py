@@ -63,80 +63,20 @@ USER_QUERY = QueryParser(_UserQuery, "GET /console/user")
 KEY = QueryParser(_KeyQuery, "POST /console/keys")
 
 
-class UserLists:
-    """Users' lists for the console, read by this process; these reads are not counted as traffic.
-
-    The stores are opened by the first read.
-    """
-
-    def __init__(self, context: ProcessContext) -> None:
-        self._context = context
-        self._opened = AsyncExitStack()
-        self._opening = asyncio.Lock()
-        self._reader: TieredReader | None = None
-
-    async def aclose(self) -> None:
-        """Close the stores."""
-        await self._opened.aclose()
-
-    async def read(self, user: str, list_name: str) -> UserView:
-        """Return a user's list as the service would answer it, its origin, and the time taken.
-
-        *list_name* is empty for the default list. Raises a Problem: 404 for an unknown name, 503 without a release.
-        """
-        reader = await self._ready_reader()
-        shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
-        request = ListRequest(USER, user, selection=Selection(), name=list_name)
-
-        started = time.perf_counter()
-        try:
-            answer = await answer_list(reader, shaper, request)
-        except UnknownList as error:
-            raise unknown_list(str(error)) from None
-        took_ms = round((time.perf_counter() - started) * 1000, 3)
-
-        encoded = answer.encoded
-        return UserView(
-            source=encoded.source,
-            status=encoded.status,
-            release=encoded.release.id,
-            tier=encoded.tier,
-            took_ms=took_ms,
-            items=decode(answer.items),
-            list=encoded.name,
-        )
-
-    async def _ready_reader(self) -> TieredReader:
-        """Open the stores at the first call, and return their reader; raises a Problem (503) without a release."""
-        async with self._opening:
-            if self._reader is None:
-                settings = self._context.settings
-                reader = TieredReader.from_urls(
-                    settings.stores,
-                    budget_s=settings.budget_s,
-                    deny_list=self._context.deny_list,
-                    verdicts=self._context.memory.verdicts,
-                )
-                self._reader = await self._opened.enter_async_context(reader)
-            try:
-                await self._reader.wait_until_ready(OPEN_S)
-            except NotReady as error:
-                raise not_ready(str(error)) from None
-        return self._reader
-
-
 class Console:
     """The routes of the console."""
 
     def __init__(self, context: ProcessContext) -> None:
         self._context = context
         self._settings = context.settings
-        self._user_lists = UserLists(context)
         self._files = {file.name: file for file in FILES.iterdir()}
+        self._opened = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._reader: TieredReader | None = None
 
     async def aclose(self) -> None:
         """Close the stores that users' lists were read from."""
-        await self._user_lists.aclose()
+        await self._opened.aclose()
 
     def routes(self) -> dict[str, Route]:
         """Return the routes by path: those of the page and its files, and those that the page calls.
@@ -208,8 +148,51 @@ class Console:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
 
     async def user(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=&list=`: a user's list as the service would answer it, and its origin."""
+        """`GET /console/user?id=&list=`: a user's list as the service would answer it, its origin, and the time taken.
+
+        The list is read by this process, and not counted as traffic. Raises a Problem: 404 for the name of a list that
+        does not exist, 503 without a release.
+        """
         query = USER_QUERY.parse(raw_query)
         if not query.id:
             raise bad_parameter("id is missing; give that of a user, as id=42")
-        return json_of(await self._user_lists.read(query.id, query.list))
+        reader = await self._ready_reader()
+        shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
+        request = ListRequest(USER, query.id, selection=Selection(), name=query.list)
+
+        started = time.perf_counter()
+        try:
+            answer = await answer_list(reader, shaper, request)
+        except UnknownList as error:
+            raise unknown_list(str(error)) from None
+        took_ms = round((time.perf_counter() - started) * 1000, 3)
+
+        encoded = answer.encoded
+        view = UserView(
+            source=encoded.source,
+            status=encoded.status,
+            release=encoded.release.id,
+            tier=encoded.tier,
+            took_ms=took_ms,
+            items=decode(answer.items),
+            list=encoded.name,
+        )
+        return json_of(view)
+
+    async def _ready_reader(self) -> TieredReader:
+        """Open the stores at the first call, and return their reader; raises a Problem (503) without a release."""
+        async with self._opening:
+            if self._reader is None:
+                settings = self._context.settings
+                reader = TieredReader.from_urls(
+                    settings.stores,
+                    budget_s=settings.budget_s,
+                    deny_list=self._context.deny_list,
+                    verdicts=self._context.memory.verdicts,
+                )
+                self._reader = await self._opened.enter_async_context(reader)
+            try:
+                await self._reader.wait_until_ready(OPEN_S)
+            except NotReady as error:
+                raise not_ready(str(error)) from None
+        return self._reader
