@@ -239,27 +239,17 @@ class _Signals:
         self._writing.close()
 
 
-class _Announcement:
-    """Announces the service once: the first worker that answers takes a byte from a pipe that all workers share."""
-
-    def __init__(self, announce: Callable[[], None]) -> None:
-        self._announce = announce
-        self._reading, writing = os.pipe()
-        os.write(writing, b"1")
-        os.close(writing)
-
-    def make_once(self) -> None:
-        if os.read(self._reading, 1):
-            self._announce()
-
-
 class _Supervisor:
     def __init__(self, context: ProcessContext, listeners: _Listeners, announce: Callable[[], None]) -> None:
         self._context = context
         self._memory = context.memory
         self._settings = settings = context.settings
         self._listeners = listeners
-        self._announcement = _Announcement(announce)
+        self._announce = announce
+        # The first worker that answers takes the byte, and announces the service.
+        self._unannounced, writing = os.pipe()
+        os.write(writing, b"1")
+        os.close(writing)
         self._workers = [_Child(number, f"worker {number}") for number in range(settings.workers)]
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
@@ -354,8 +344,7 @@ class _Supervisor:
             if child is self._admin:
                 work = run_admin(context, self._listeners.admin, self._lifeline)
             else:
-                announce = self._announcement.make_once
-                work = run_worker(context, child.number, self._listeners.workers, self._lifeline, announce)
+                work = run_worker(context, child.number, self._listeners.workers, self._lifeline, self._announce_once)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(work)
             code = 0
@@ -365,6 +354,10 @@ class _Supervisor:
             for stream in (sys.stdout, sys.stderr, self._context.stderr):
                 stream.flush()
             os._exit(code)
+
+    def _announce_once(self) -> None:
+        if os.read(self._unannounced, 1):
+            self._announce()
 
     def _close_parents_files(self, *, keep_admin: bool) -> None:
         os.close(self._lifeline_held)
@@ -439,17 +432,14 @@ class _Supervisor:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                for child in self._children:
-                    if child.pid == pid:
-                        child.pid = 0
-                        self._forget(child)
-                        yield child, os.waitstatus_to_exitcode(status)
-
-    def _forget(self, child: _Child) -> None:
-        """Delete the state of a process that has ended; its counters stay."""
-        self._memory.states.clear(child.number)
-        if child is not self._admin:
-            self._memory.balance.leave(child.number)
+                child = next((child for child in self._children if child.pid == pid), None)
+                if child is None:
+                    continue
+                child.pid = 0
+                self._memory.states.clear(child.number)  # its counters stay
+                if child is not self._admin:
+                    self._memory.balance.leave(child.number)
+                yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught: signal.Signals) -> None:
         """Stop the workers, then the admin process, and kill those that have not ended in time.
