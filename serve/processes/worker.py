@@ -16,7 +16,6 @@ import msgspec
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.connection import ConnectionRegistry
-from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender, stream_url
 from hotplate.serve.errors import NotReady
@@ -126,23 +125,24 @@ async def run_worker(
         )
         reports.begin_listening()
         announce()
-        _tune_interpreter()
+
+        # Keep pauses of the event loop short.
+        gc.collect()
+        gc.freeze()  # full collections skip objects that live as long as the worker
+        sys.setswitchinterval(SWITCH_S)
 
         await stop.requested.wait()
         dispatcher.drain()
         reports.write_now()
-        await _drain(settings, server, acceptor, stop, partial(memory.balance.leave, number))
+        with suppress(TimeoutError):  # the delay, in which a load balancer stops sending requests, has passed
+            await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
+        acceptor.close()
+        memory.balance.leave(number)  # the others ignore this worker when they divide new connections evenly
+        await _drain(settings, server, stop)
 
         for task in reader.following:
             if task.done():
                 task.result()  # raises the defect that has ended it
-
-
-def _tune_interpreter() -> None:
-    """Keep pauses of the event loop short."""
-    gc.collect()
-    gc.freeze()  # full collections skip objects that live as long as the worker
-    sys.setswitchinterval(SWITCH_S)
 
 
 class _StateReports:
@@ -337,24 +337,8 @@ async def _wait_until_ready(reader: TieredReader, memory: ServiceMemory, number:
             return
 
 
-async def _drain(
-    settings: ServiceSettings,
-    server: HttpServer,
-    acceptor: Acceptor,
-    stop: _ShutdownSignals,
-    leave_balance: Callable[[], None],
-) -> None:
-    """Go on for `settings.drain_delay_s` seconds, then finish requests and close, in `settings.drain_s` seconds.
-
-    A load balancer stops sending requests during the delay, which SIGINT and a dead parent end at once.
-    *leave_balance* makes the other workers ignore this one when they divide new connections evenly.
-    """
-    with suppress(TimeoutError):  # the delay has passed
-        await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
-
-    acceptor.close()
-    leave_balance()
-
+async def _drain(settings: ServiceSettings, server: HttpServer, stop: _ShutdownSignals) -> None:
+    """Finish requests and close connections, in `settings.drain_s` seconds."""
     if stop.orphaned:  # requests get only the time of the close
         log.warning("the parent of this worker is gone; it ends, too")
         ends_at = loop_time() + min(settings.drain_s, ORPHAN_DRAIN_S)
