@@ -34,37 +34,12 @@ CELLS = 1 << 16
 ROUNDING = 1e-6
 
 
-class SharedRates:
-    """Token buckets in shared memory: a cell holds when its bucket will be full.
+class Bucket:
+    """The token bucket of one client in one worker: a cell of *full_at*, shared memory, holds when it will be full.
 
     Without a lock, two workers that take at once may count one token, which admits up to 5 % more of a client far above
     its rate.
     """
-
-    def __init__(self, full_at: "memoryview[float]") -> None:
-        """*full_at* has CELLS numbers."""
-        self._full_at = full_at
-
-    def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
-        """Return the token buckets of the clients that have a rate limit, by name.
-
-        A bucket is a cell of shared memory, at an index below CELLS: the hash of name and rate, or the next free one.
-        As clients are taken in the order of their names, every process finds the same cells. A client with a new rate
-        has another cell, and so begins with a full bucket.
-        """
-        buckets = dict[str, Bucket]()
-        taken_cells = set[int]()
-        for name, rate in sorted((client.name, client.rate) for client in clients if client.rate is not None):
-            cell = xxh3_64_intdigest(f"{name} {rate}".encode()) % CELLS
-            while cell in taken_cells:
-                cell = (cell + 1) % CELLS
-            taken_cells.add(cell)
-            buckets[name] = Bucket(self._full_at, cell, rate)
-        return buckets
-
-
-class Bucket:
-    """The token bucket of one client in one worker."""
 
     __slots__ = ("_capacity", "_cell", "_full_at", "_rate")
 
@@ -92,6 +67,24 @@ class Bucket:
         return 0.0
 
 
+def buckets_of(clients: Iterable[KeyHolder], full_at: "memoryview[float]") -> dict[str, Bucket]:
+    """Return the token buckets of the clients that have a rate limit, by name.
+
+    A bucket is a cell of *full_at*, which has CELLS: the hash of name and rate, or the next free one. As clients are
+    taken in the order of their names, every process finds the same cells. A client with a new rate has another cell,
+    and so begins with a full bucket.
+    """
+    buckets = dict[str, Bucket]()
+    taken_cells = set[int]()
+    for name, rate in sorted((client.name, client.rate) for client in clients if client.rate is not None):
+        cell = xxh3_64_intdigest(f"{name} {rate}".encode()) % CELLS
+        while cell in taken_cells:
+            cell = (cell + 1) % CELLS
+        taken_cells.add(cell)
+        buckets[name] = Bucket(full_at, cell, rate)
+    return buckets
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The sender of a request."""
@@ -117,11 +110,12 @@ class Guard:
         *,
         anonymous: frozenset[str] = frozenset(SCOPES),
         verify_token: VerifyToken | None = None,
-        rates: SharedRates | None = None,
+        rates: "memoryview[float] | None" = None,
     ) -> None:
         """Load the file of keys, if any; raises ServiceMisused.
 
-        *anonymous*: scopes without credentials. Without *rates*, this process counts alone.
+        *anonymous*: scopes without credentials. *rates* is shared memory of CELLS; without it, this process counts
+        alone.
         """
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
@@ -130,16 +124,16 @@ class Guard:
         self._callers = {}
         self.watched = list[WatchedFiles]()
         if keys:
-            load = partial(self._load, keys, rates or SharedRates(private_floats(CELLS)))
+            load = partial(self._load, keys, private_floats(CELLS) if rates is None else rates)
             self.watched.append(WatchedFiles([keys], load, if_missing=IF_MISSING))
 
-    def _load(self, keys: Path, rates: SharedRates, contents: Sequence[bytes]) -> None:
+    def _load(self, keys: Path, rates: "memoryview[float]", contents: Sequence[bytes]) -> None:
         """Use the clients in the file of keys from now on; raises KeysUnreadable if it cannot be parsed.
 
-        *contents* is the content of one file, which is at *keys*. *rates* has the rate limits of all processes.
+        *contents* is the content of one file, which is at *keys*. All processes take from *rates*.
         """
         clients = parse(keys, contents[0])
-        buckets = rates.buckets(clients)
+        buckets = buckets_of(clients, rates)
 
         callers = dict[bytes, Caller]()  # by the digest of each key; a client may have two
         for client in clients:
@@ -195,7 +189,9 @@ class Guard:
             raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
 
 
-def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None, rates: SharedRates | None = None) -> Guard:
+def guard_of(
+    settings: ServiceSettings, verify_token: VerifyToken | None, rates: "memoryview[float] | None" = None
+) -> Guard:
     """Create the guard, which checks keys, tokens, scopes and rates; *verify_token* verifies tokens of OIDC.
 
     The setting --anonymous allows requests without a key or token to read. If the service has neither, such requests

@@ -6,7 +6,7 @@ from functools import partial
 from secrets import token_bytes
 from typing import Self
 
-from hotplate.serve.access.auth import CELLS, Guard, SharedRates
+from hotplate.serve.access.auth import CELLS, Guard
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.listeners import ConnectionBalance
 from hotplate.serve.consumed.sender import SharingState, stream_url
@@ -65,7 +65,7 @@ class ServiceMemory:
     releases: SharedCounts
     verdicts: SharedVerdicts
     balance: ConnectionBalance
-    rates: SharedRates
+    rates: "memoryview[float]"
     consumed: Consumed | None
     sharing: SharingState | None
     files: Records
@@ -96,7 +96,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         releases=SharedCounts(table.records("release counts"), table.records("probations")),
         verdicts=SharedVerdicts(table.records("canary verdicts")),
         balance=ConnectionBalance(table.integers("connections")),
-        rates=SharedRates(table.floats("rates")),
+        rates=table.floats("rates"),
         consumed=_create_consumed(settings, table),
         sharing=None if stream_url(settings) is None else SharingState(table.floats("consumed sharing")),
         files=table.records("files"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.access.auth import CELLS, Guard, SharedRates
+from hotplate.serve.access.auth import CELLS, Guard, buckets_of
 from hotplate.serve.access.keys import KeyHolder, create
 from hotplate.serve.problems import Problem
 from hotplate.serve.shared_table import private_floats
@@ -28,21 +28,21 @@ def test_rate_limit_is_shared_by_all_workers(folder: Path) -> None:
 
 
 def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> None:
-    shared = SharedRates(private_floats(CELLS))
+    rates = private_floats(CELLS)
     clients = [client(f"c{n}", 1.0) for n in range(50)]
-    first = shared.buckets(clients)
-    second = shared.buckets(reversed(clients))
+    first = buckets_of(clients, rates)
+    second = buckets_of(reversed(clients), rates)
     for client_id in clients:
         assert first[client_id.name].take() == 0.0
         assert second[client_id.name].take() > 0.0
 
 
 def test_client_with_a_new_rate_starts_with_a_full_bucket() -> None:
-    shared = SharedRates(private_floats(CELLS))
-    slow = shared.buckets([client("c", 0.02)])["c"]
+    rates = private_floats(CELLS)
+    slow = buckets_of([client("c", 0.02)], rates)["c"]
     assert slow.take() == 0.0
     assert slow.take() > 0.0
-    assert shared.buckets([client("c", 1000.0)])["c"].take() == 0.0
+    assert buckets_of([client("c", 1000.0)], rates)["c"].take() == 0.0
 
 
 async def test_both_keys_of_a_client_share_its_rate(tmp_path: Path) -> None:
