@@ -37,7 +37,6 @@ PREFIX = "hp_"
 KEY_BYTES = 32
 MAX_CLIENTS = 1000
 MAX_FILE_BYTES = 1 << 20
-TOO_LARGE = f"it has more than {MAX_FILE_BYTES} bytes"
 LOCK_TIMEOUT_S = 5.0
 NOT_OURS = 'it is not a file of keys, {"format": 1, "clients": […]}; `hotplate keys create` writes one'
 IF_MISSING = "; make it with: hotplate keys create NAME --scope read"
@@ -106,6 +105,9 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
     Raises KeysUnreadable, which names *path* and never quotes the content. The caller may have cut the content of a
     file that is longer than MAX_FILE_BYTES.
     """
+    if len(text) > MAX_FILE_BYTES:
+        raise _unusable(path, f"it has more than {MAX_FILE_BYTES} bytes")
+
     problem = None
     clients: tuple[KeyHolder, ...] = ()
     try:
@@ -120,8 +122,6 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
     digests = [digest for client in clients for digest in client.digests()]
     if len(names) < len(clients) or len(set(digests)) < len(digests):
         raise _unusable(path, "it has a client or a key twice")
-    if len(text) > MAX_FILE_BYTES:  # it could be decoded, but may be cut
-        raise _unusable(path, TOO_LARGE)
     return clients
 
 
@@ -137,8 +137,6 @@ def _decoding_problem(text: bytes, error: Exception) -> str:
     if is_placed:
         field = place[:-1].removeprefix(".")
         return f"{field} is not as it has to be"
-    if len(text) > MAX_FILE_BYTES:
-        return TOO_LARGE
     return NOT_OURS
 
 
