@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
-from aiohttp import BasicAuth, ClientError, ClientSession, ClientTimeout
+from aiohttp import BasicAuth, ClientError, ClientSession
 
 from hotplate.proxies import proxy_for
 from hotplate.serve.access.auth import Caller, VerifyToken, is_loopback, refused_credential
@@ -176,7 +176,7 @@ class TokenVerifier:
         import jwt  # noqa: PLC0415 -- an extra
 
         try:
-            async with asyncio.timeout(FETCH_S), ClientSession(timeout=ClientTimeout(total=FETCH_S)) as session:
+            async with asyncio.timeout(FETCH_S), ClientSession() as session:
                 document = await _fetch_json_object(
                     session, self._issuer.rstrip("/") + "/.well-known/openid-configuration"
                 )
