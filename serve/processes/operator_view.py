@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.readiness import Status
-from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, click_interval
+from hotplate.serve.releases.canary import ReleaseCounts, click_interval
 from hotplate.serve.states import ProcessState, TierState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
 from hotplate.stores.encoding import Item
@@ -46,11 +46,6 @@ class CanaryView(Struct):
     live: RoleView
     canary: RoleView
 
-    @classmethod
-    def of(cls, release: str | None, counts: BothCounts) -> Self:
-        """Return the view of a canary."""
-        return cls(release, live=RoleView.of(counts.live), canary=RoleView.of(counts.canary))
-
 
 class TierView(Struct, omit_defaults=True):
     """A tier in one worker."""
@@ -75,8 +70,9 @@ class TierView(Struct, omit_defaults=True):
     def of(cls, tier: TierState) -> Self:
         """Return the view of a tier's state."""
         canary: CanaryView | UnsetType = UNSET
-        if tier.canary_counts is not None:
-            canary = CanaryView.of(tier.canary, tier.canary_counts)
+        counts = tier.canary_counts
+        if counts is not None:
+            canary = CanaryView(tier.canary, live=RoleView.of(counts.live), canary=RoleView.of(counts.canary))
         return cls(
             tier=tier.tier,
             release=tier.release,
