@@ -153,12 +153,8 @@ class SharedStates:
 class Reporter:
     """Writes the state of its process every REPORT_S."""
 
-    def __init__(
-        self, tiers: Sequence[Tier], complete: Callable[[ProcessState], ProcessState] = lambda state: state
-    ) -> None:
-        """*complete* sets the fields that do not come from the tiers."""
+    def __init__(self, tiers: Sequence[Tier]) -> None:
         self._tiers = tiers
-        self._complete = complete
         self._started_at = time.time()
 
     async def run(self, write: Callable[[ProcessState], None]) -> None:
@@ -178,7 +174,7 @@ class Reporter:
 
     def state(self, lag_s: float = 0.0) -> ProcessState:
         """Return the current state of this process; *lag_s* is by how many seconds its event loop is late."""
-        reported = ProcessState(
+        return ProcessState(
             pid=os.getpid(),
             status=status_of_tiers(self._tiers),
             started_at=self._started_at,
@@ -188,7 +184,6 @@ class Reporter:
             lookups=self._lookups_by_release(),
             by_list=self._lookups_by_list(),
         )
-        return self._complete(reported)
 
     def _lookups_by_release(self) -> dict[str, list[int]]:
         """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by the id of the release, over all tiers."""

@@ -162,7 +162,7 @@ class _StateReports:
         self._reader = reader
         self._readiness = readiness
         self._connections = connections
-        self._reporter = Reporter(reader.tiers, self._with_service_state)
+        self._reporter = Reporter(reader.tiers)
 
     def begin_listening(self) -> None:
         """Report from now on that the worker takes connections."""
@@ -177,29 +177,26 @@ class _StateReports:
         """Write the state between two regular reports, because it has changed."""
         self._write(self._reporter.state())
 
-    def _with_service_state(self, state: ProcessState) -> ProcessState:
-        """Return *state*, in which the reporter has the state of the stores, with that of the service added."""
-        readiness = self._readiness.check()
-        certificate = self._context.certificate
-        sharing = self._context.memory.sharing
-        return msgspec.structs.replace(
-            state,
-            status=readiness.status if self._is_listening else Status.STARTING,
-            connections=len(self._connections),
-            findings=short(readiness.findings),
-            certificate_expires_at=certificate.expires_at if certificate else None,
-            consumed_lag_s=None if sharing is None else sharing.lag_s,
-        )
-
     def _write(self, state: ProcessState) -> None:
-        """Write *state* to shared memory, and what else the worker shares.
+        """Write *state*, of the stores, with that of the service to shared memory, and what else the worker shares.
 
         That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
         workers that are started while no store can be read.
         """
         memory = self._context.memory
-        memory.states.write(self._number, state)
-        memory.balance.update(self._number, state.connections)
+        readiness = self._readiness.check()
+        certificate = self._context.certificate
+        service_state = msgspec.structs.replace(
+            state,
+            status=readiness.status if self._is_listening else Status.STARTING,
+            connections=len(self._connections),
+            findings=short(readiness.findings),
+            certificate_expires_at=certificate.expires_at if certificate else None,
+            consumed_lag_s=None if memory.sharing is None else memory.sharing.lag_s,
+        )
+
+        memory.states.write(self._number, service_state)
+        memory.balance.update(self._number, service_state.connections)
         memory.metrics.count_in(DROPPED_LINES, number=self._context.stderr.take_dropped())
         first_live = self._reader.first_live
         if first_live is not None:
