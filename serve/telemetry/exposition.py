@@ -31,60 +31,58 @@ def take_snapshot(metrics: Metrics) -> Snapshot:
 
 
 class StateMetric(NamedTuple):
-    """A metric that is read from a worker's state, if any."""
+    """A metric that is read from a worker's state."""
 
     name: str
     help: str
     labels: str
     """After `worker`."""
-    read: Callable[[ProcessState | None], Values]
+    read: Callable[[ProcessState], Values]
     kind: Literal["counter", "gauge"] = "gauge"
+    without_state: Values = ()
+    """Of a worker that has not reported."""
 
 
-def _of_worker(read: Callable[[ProcessState], float | None]) -> Callable[[ProcessState | None], Values]:
-    return lambda state: () if state is None else [((), read(state))]
+def _of_worker(read: Callable[[ProcessState], float | None]) -> Callable[[ProcessState], Values]:
+    return lambda state: [((), read(state))]
 
 
-def _of_tiers(read: Callable[[TierState, ProcessState], float | None]) -> Callable[[ProcessState | None], Values]:
-    return lambda state: () if state is None else [((tier.tier,), read(tier, state)) for tier in state.tiers]
+def _of_tiers(read: Callable[[TierState, ProcessState], float | None]) -> Callable[[ProcessState], Values]:
+    return lambda state: [((tier.tier,), read(tier, state)) for tier in state.tiers]
 
 
 def _age_s(at: float | None) -> float | None:
     return None if at is None else max(0.0, time.time() - at)
 
 
-def _is_up(state: ProcessState | None) -> bool:
-    return state is not None and state.silent_s < SILENT_S
+def _is_degraded(state: ProcessState) -> bool:
+    return state.silent_s >= SILENT_S or state.status in {Status.DEGRADED, Status.NOT_READY}
 
 
-def _is_degraded(state: ProcessState | None) -> bool:
-    return state is None or not _is_up(state) or state.status in {Status.DEGRADED, Status.NOT_READY}
-
-
-def _lookups(state: ProcessState | None) -> Values:
+def _lookups(state: ProcessState) -> Values:
     """Yield the labels, release and outcome, and the number of lists."""
-    for release, counts in ({} if state is None else state.lookups).items():
+    for release, counts in state.lookups.items():
         yield from (((release, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
 
 
-def _by_list(state: ProcessState | None) -> Values:
+def _by_list(state: ProcessState) -> Values:
     """Yield the labels, release, list and outcome, and the number of lists that were requested by name."""
-    for release, lists in ({} if state is None else state.by_list).items():
+    for release, lists in state.by_list.items():
         for name, counts in lists.items():
             yield from (
                 ((release, name, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True)
             )
 
 
-def _releases(state: ProcessState | None) -> Values:
+def _releases(state: ProcessState) -> Values:
     """Yield the labels, store, release and role, and 1 for each release that is served."""
-    for tier in () if state is None else state.tiers:
+    for tier in state.tiers:
         for release, role in ((tier.canary, CANARY), (tier.release, LIVE)):
             if release is not None:
                 yield (tier.tier, release, role), 1
 
 
-def _process(read: Callable[[Path], float]) -> Callable[[ProcessState | None], Values]:
+def _process(read: Callable[[Path], float]) -> Callable[[ProcessState], Values]:
 
     def value(state: ProcessState) -> float | None:
         try:
@@ -106,9 +104,10 @@ def _major_faults(process: Path) -> float:
 
 # fmt: off
 STATE_TABLE = (
-    StateMetric("hotplate_worker_up", "1 if the worker reported recently.", "", lambda state: [((), _is_up(state))]),
+    StateMetric("hotplate_worker_up", "1 if the worker reported recently.", "",
+                _of_worker(lambda state: state.silent_s < SILENT_S), without_state=[((), 0)]),
     StateMetric("hotplate_degraded", "1 while a worker answers from only some of its stores, or not at all.", "",
-                lambda state: [((), _is_degraded(state))]),
+                _of_worker(_is_degraded), without_state=[((), 1)]),
     StateMetric("hotplate_worker_start_time_seconds", "Start of a worker, as Unix time.", "",
                 _of_worker(lambda state: state.started_at)),
     StateMetric("hotplate_worker_loop_lag_seconds", "Maximum delay of a worker's event loop since its last report.",
@@ -204,7 +203,8 @@ class Exposition(Collector):
         for state_metric in STATE_TABLE:
             family = _empty_family(state_metric, "worker", *state_metric.labels.split())
             for number, state in enumerate(states):
-                for labels, value in state_metric.read(state):
+                values = state_metric.without_state if state is None else state_metric.read(state)
+                for labels, value in values:
                     if value is not None:
                         family.add_metric([str(number), *labels], value)
             yield family
