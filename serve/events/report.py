@@ -1,6 +1,6 @@
 """The report on events: impressions and clicks by release, role and position in the list."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
@@ -86,8 +86,8 @@ class _EventCounter:
         self._ids = set[int]()
         """Hashes of the ids of events."""
 
-        self._impressions = defaultdict[_Place, int](int)
-        self._clicks = defaultdict[_Place, int](int)
+        self._impressions = Counter[_Place]()
+        self._clicks = Counter[_Place]()
 
     def add(self, event: WrittenEvent) -> bool:
         """Count an event; return False for a duplicate, which has the id of an earlier one and is not counted."""
@@ -104,7 +104,7 @@ class _EventCounter:
             self._count_items(event, self._clicks)
         return True
 
-    def _count_items(self, event: WrittenEvent, counts: dict[_Place, int]) -> None:
+    def _count_items(self, event: WrittenEvent, counts: Counter[_Place]) -> None:
         """Add the items of an event to *counts*: each at its position in the list, and at ALL.
 
         The first item is at the position of the event, which begins with 1, and the others follow it. POSITIONS are the
@@ -136,8 +136,7 @@ class _EventCounter:
         )
 
         return [
-            PositionCounts(*place, impressions=self._impressions.get(place, 0), clicks=self._clicks.get(place, 0))
-            for place in places
+            PositionCounts(*place, impressions=self._impressions[place], clicks=self._clicks[place]) for place in places
         ]
 
 
