@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import stat
+import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -57,10 +58,10 @@ class LogStream(io.TextIOBase):
         self._lock = RLock()
         self._dropped = 0
 
-    def take_over(self, logger: logging.Logger, instead: io.TextIOBase | object) -> None:
-        """Redirect a logger's handlers of the stream *instead*."""
-        for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is instead:
+    def replace_stderr(self) -> None:
+        """Redirect the root logger's handlers of standard error to this stream."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
                 handler.setStream(self)
 
     def write(self, text: str) -> int:

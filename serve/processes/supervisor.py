@@ -133,7 +133,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     for row, watched in enumerate(context.watched):  # files of keys, certificates and deny-lists
         watched.share(memory.files, row)
 
-    context.stderr.take_over(logging.getLogger(), sys.stderr)
+    context.stderr.replace_stderr()
     logging.getLogger().addHandler(context.log)
     if lane_state(off=settings.no_fast_lane) == "missing":
         log.warning("%s", LANE_MISSING)
