@@ -107,7 +107,7 @@ class ConnectionBalance:
         for worker in range(len(counts)):
             self.leave(worker)
 
-    def has_most(self, worker: int, count: int, waited: bool = False) -> bool:  # noqa: FBT001, FBT002 -- a callback
+    def has_most(self, worker: int, count: int, *, waited: bool) -> bool:
         """Set a worker's connections; return whether to leave the next one to others.
 
         If it has *waited*, the others are ignored until they accept again.

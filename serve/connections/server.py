@@ -81,18 +81,16 @@ class HttpServer:
         listening: socket.socket,
         backlog: int,
         certificate: Certificate | None = None,
-        has_most: Callable[[int, bool], bool] = lambda _count, _waited: False,
+        has_most: Callable[[bool], bool] = lambda _: False,
     ) -> Acceptor:
         """Accept connections on a bound socket, over TLS with a *certificate*.
 
-        *has_most* is called before each is accepted, with the number of connections and a flag, and returns whether to
-        leave it to another process on the socket: see `Acceptor`.
+        *has_most* is called before each is accepted, and returns whether to leave it to another process on the socket:
+        see `Acceptor`.
         """
         listening.listen(backlog)
         self.registry.start()
-        return Acceptor(
-            listening, partial(self.registry.accept, certificate), lambda waited: has_most(len(self.registry), waited)
-        )
+        return Acceptor(listening, partial(self.registry.accept, certificate), has_most)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until clients have closed (at most IDLE_GRACE_S) and requests are answered."""

@@ -121,7 +121,10 @@ async def run_worker(
             return
 
         acceptor = server.listen(
-            listener, BACKLOG, certificate=context.certificate, has_most=partial(memory.balance.has_most, number)
+            listener,
+            BACKLOG,
+            certificate=context.certificate,
+            has_most=lambda waited: memory.balance.has_most(number, len(server.registry), waited=waited),
         )
         reports.begin_listening()
         announce()
