@@ -467,24 +467,23 @@ class Connection(BaseProtocol):
             self._refuse(unreadable(400, error.message))
             return
 
-        if messages:
-            # A pair of the parsed header and the stream of its body.
-            self._start_request(*messages[0])
-        else:  # empty lines before a request
+        if not messages:  # empty lines before a request
             self.add_in_flight(-len(header))
+            return
+
+        message, payload = messages[0]
+        if message.version in (HttpVersion11, HttpVersion10):
+            self._start_request(message, payload)
+        else:
+            self._refuse(_unknown_version(message.version))
 
     def _start_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """Start the task that answers a request, and give it the part of the body that has arrived.
 
         *message* is the parsed header. *payload* is the stream of the body, to which the parser will add what arrives;
-        it is at its end already if the request has no body. Other versions of HTTP are refused, and so are batches,
-        POSTs for many lists, while too many of them wait.
+        it is at its end already if the request has no body. Batches, POSTs for many lists, are refused while too many
+        of them wait.
         """
-        version = message.version
-        if version not in (HttpVersion11, HttpVersion10):
-            self._refuse(_unknown_version(version))
-            return
-
         self._payload = payload
         self._must_close = not _may_keep_connection(message)
         self._body_bytes_left = inf if message.chunked else int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
@@ -492,8 +491,11 @@ class Connection(BaseProtocol):
         if message.upgrade and payload.is_eof():
             self._parser = None  # after an offer to upgrade, it expects another protocol
 
-        # A refused request's body is read and discarded, so that the connection can take the next request.
-        refusal = self._refusal_when_overloaded(message)
+        # A refused request's body is discarded without the parser, so that the connection can take the next request.
+        refusal = None
+        is_body_counted = 0 < self._body_bytes_left < inf and hdrs.EXPECT not in message.headers
+        if is_body_counted and not self._must_close and not self._unread_bytes:
+            refusal = self._registry.shed(message, self.since)
         if refusal is not None:
             self._open_transport.write(refusal)
             self._payload = EMPTY_PAYLOAD
@@ -512,13 +514,6 @@ class Connection(BaseProtocol):
         data = bytes(self._buffer)
         self._buffer = bytearray()
         return data
-
-    def _refusal_when_overloaded(self, message: RawRequestMessage) -> bytes | None:
-        """Return the refusal of a request whose body can be discarded without a parser."""
-        is_counted = 0 < self._body_bytes_left < inf and hdrs.EXPECT not in message.headers
-        if self._must_close or self._unread_bytes or not is_counted:
-            return None
-        return self._registry.shed(message, self.since)
 
     def _discard_body(self, data: bytes) -> None:
         """Discard a part of a refused request's body; at its end, read the next request after a random pause."""
