@@ -12,6 +12,7 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -131,20 +132,15 @@ def _unusable(path: Path, reason: str) -> KeysUnreadable:
 
 def _decoding_problem(text: bytes, error: Exception) -> str:
     """Return why a file cannot be decoded, without quoting it: only the path in msgspec's message is safe."""
-    if _is_newer(text):
-        return "they were written by a newer hotplate; upgrade hotplate"
+    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        if msgspec.json.decode(text, type=RecordFormat).format > FORMAT:
+            return "they were written by a newer hotplate; upgrade hotplate"
+
     _, is_placed, place = str(error).partition(" - at `$")
     if is_placed:
         field = place[:-1].removeprefix(".")
         return f"{field} is not as it has to be"
     return NOT_OURS
-
-
-def _is_newer(text: bytes) -> bool:
-    try:
-        return msgspec.json.decode(text, type=RecordFormat).format > FORMAT
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from urllib.parse import urlsplit
@@ -263,19 +263,15 @@ def _refuse_other_pages(request: web.BaseRequest, host: str) -> Problem | None:
 
     *host* is the address that is listened on. None for other requests.
     """
-    if is_loopback(host) and _host_named(request) not in LOCAL_NAMES | {host}:
+    host_named = None
+    with suppress(ValueError):
+        host_named = urlsplit(f"//{request.headers.get('Host', '')}").hostname
+    if is_loopback(host) and host_named not in LOCAL_NAMES | {host}:
         return Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
     origin = request.headers.get("Origin")
     if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
         return Problem(403, "wrong-origin", "the Origin header names another site; this is for its own pages only")
     return None
-
-
-def _host_named(request: web.BaseRequest) -> str | None:
-    try:
-        return urlsplit(f"//{request.headers.get('Host', '')}").hostname
-    except ValueError:
-        return None
 
 
 def problem_of(error: Exception) -> Problem | None:
