@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self, TypedDict, Unpack
+from typing import NamedTuple, Self, TypedDict, Unpack
 
 from hotplate.serve.baskets import Basket, BasketItem, Baskets, ComputedList
 from hotplate.serve.deny_list import DenyListFile
@@ -34,7 +34,7 @@ from hotplate.serve.tier_reads import (
     get_nowait,
 )
 from hotplate.serve.tiers import Origin, Tier, loop_time, tier_names
-from hotplate.serve.turn_lookups import TurnLookups
+from hotplate.serve.turn_lookups import TurnLookups, Waiter
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
@@ -54,23 +54,6 @@ class FoldedIn(NamedTuple):
     encoded: EncodedList
     known: int
     unknown: int
-
-
-class Waiter(Protocol):
-    """A request that waits in `TurnLookups` for a list, which it takes once: of the fast lane, or a future."""
-
-    @property
-    def fallback(self) -> RowKey:
-        """The popular list to take instead."""
-
-    def take_row(self, origin: Origin, row: RowKey, body: bytes) -> None:
-        """Take the list that was read."""
-
-    def take(self, encoded: EncodedList) -> None:
-        """Take the popular list."""
-
-    def fail(self, error: Exception) -> None:
-        """Answer that no list can be delivered: *error* is NotReady, UnknownList, or a defect."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +120,7 @@ class TieredReader:
         self.kept = kept
         self.warm = warm
         self._budget_s = budget_s
-        self.turns = TurnLookups[Waiter](self.tiers, budget_s, self._complete)
+        self.turns = TurnLookups(self.tiers, budget_s, self._complete)
         """Reads single rows that `get_nowait` cannot."""
 
         self._batches = BatchLookups(self.tiers, budget_s)

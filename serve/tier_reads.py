@@ -189,10 +189,9 @@ class TierWalk(ABC):
         keys = [row.text for row in group.rows]
 
         # The tier counts it as a failure if its share of the time is over, but not if the caller's is.
-        reading = tier.read(group.release, keys, self.share_s(tier_index))
+        reading = tier.read(group.release, keys, self.share_s(self.deadline, tier_index))
         if self.caller_deadline is not None:
-            caller_share_s = _share_s(self.caller_deadline, len(self.tiers) - tier_index)
-            reading = _within(caller_share_s, reading)
+            reading = _within(self.share_s(self.caller_deadline, tier_index), reading)
 
         try:
             results = await reading
@@ -205,9 +204,9 @@ class TierWalk(ABC):
 
         return self.settle(RowsRead(Origin(tier, group.release), group.rows, results))
 
-    def share_s(self, tier_index: int) -> float:
-        """Return the time for the tier at *tier_index*."""
-        return _share_s(self.deadline, len(self.tiers) - tier_index)
+    def share_s(self, until: float, tier_index: int) -> float:
+        """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""
+        return max(0.0, until - loop_time()) / (len(self.tiers) - tier_index)
 
 
 @dataclass(kw_only=True)
@@ -297,11 +296,6 @@ class BatchLookups:
             if groups:
                 return [read_nowait(tier, group) for group in groups]
         return []
-
-
-def _share_s(until: float, tiers: int) -> float:
-    """Return an equal share of the time until *until* for each of the *tiers* that may be read yet."""
-    return max(0.0, until - loop_time()) / tiers
 
 
 def read_nowait(tier: Tier, group: RowsOfRelease) -> RowsRead:

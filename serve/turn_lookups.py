@@ -9,8 +9,9 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol
 
+from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedRelease
@@ -24,18 +25,35 @@ from hotplate.stores.store import ReadResult
 
 log = logging.getLogger(__name__)
 
-Waiter = TypeVar("Waiter")
 Replies = asyncio.Future[list[ReadResult]]
+
+
+class Waiter(Protocol):
+    """A request that waits in `TurnLookups` for a list, which it takes once: of the fast lane, or a future."""
+
+    @property
+    def fallback(self) -> RowKey:
+        """The popular list to take instead."""
+
+    def take_row(self, origin: Origin, row: RowKey, body: bytes) -> None:
+        """Take the list that was read."""
+
+    def take(self, encoded: EncodedList) -> None:
+        """Take the popular list."""
+
+    def fail(self, error: Exception) -> None:
+        """Answer that no list can be delivered: *error* is NotReady, UnknownList, or a defect."""
+
 
 # Called with a row, its waiters, its origin (None if no tier could be read), and the opened list (None if absent).
 Complete = Callable[[RowKey, Sequence[Waiter], Origin | None, bytes | None], None]
 
 
 @dataclass(kw_only=True)
-class _Turn(TierWalk, Generic[Waiter]):
+class _Turn(TierWalk):
     """Single rows that are read together, each of which falls through the tiers by itself."""
 
-    complete: Complete[Waiter]
+    complete: Complete
     waiting: dict[RowKey, list[Waiter]]
     """Waiters of incomplete rows, also of other turns."""
 
@@ -98,14 +116,14 @@ class _Turn(TierWalk, Generic[Waiter]):
         return any(origin.release.id == release.id for origin in self.missed.get(row, ()))
 
 
-class TurnLookups(Generic[Waiter]):
+class TurnLookups:
     """Reads single rows for waiters, on one loop. Each falls through the tiers by itself.
 
     The first tier that returns a list in its share of the budget wins. After an error the next tier is read; after a
     missing list, only tiers with another release.
     """
 
-    def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete[Waiter]) -> None:
+    def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete) -> None:
         """*budget_s* limits the reads of a turn; *complete* is called once for each row."""
         self._tiers = tiers
         self._sending_tier = tiers[0] if isinstance(tiers[0], RemoteTier) else None
@@ -187,7 +205,7 @@ class TurnLookups(Generic[Waiter]):
         if not is_sent:
             self._spawn(self._read_rows(turn, rows))
 
-    def _send(self, turn: _Turn[Waiter], rows: Sequence[RowKey]) -> bool:
+    def _send(self, turn: _Turn, rows: Sequence[RowKey]) -> bool:
         """Send one read of *rows* to the first store without a task; return whether it was sent.
 
         `_receive` is called with the replies. Nothing is sent if the rows are of several releases, if a request is
@@ -200,7 +218,7 @@ class TurnLookups(Generic[Waiter]):
         if len(groups) != 1:
             return False
 
-        read = tier.send(groups[0].release, [row.text for row in rows], turn.share_s(0))
+        read = tier.send(groups[0].release, [row.text for row in rows], turn.share_s(turn.deadline, 0))
         if read is None:
             return False
 
@@ -208,7 +226,7 @@ class TurnLookups(Generic[Waiter]):
         read.replies.add_done_callback(partial(self._receive, turn, rows, read))
         return True
 
-    def _receive(self, turn: _Turn[Waiter], rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
+    def _receive(self, turn: _Turn, rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
         """Complete the rows that the read sent to the first store has returned; a task reads the others.
 
         Called when *replies* are done. The task begins with the second store if the first one lacks these rows or was
@@ -237,7 +255,7 @@ class TurnLookups(Generic[Waiter]):
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
 
-    async def _read_rows(self, turn: _Turn[Waiter], rows: Sequence[RowKey], first: int = 0) -> None:
+    async def _read_rows(self, turn: _Turn, rows: Sequence[RowKey], first: int = 0) -> None:
         """Read rows from tier *first* on, and complete all, even after an error."""
         try:
             for tier_index in range(first, len(self._tiers)):
@@ -250,7 +268,7 @@ class TurnLookups(Generic[Waiter]):
         finally:
             turn.complete_unread(rows)
 
-    def _first_call(self, turn: _Turn[Waiter], rows: Sequence[RowKey], tier_index: int) -> Sequence[RowKey]:
+    def _first_call(self, turn: _Turn, rows: Sequence[RowKey], tier_index: int) -> Sequence[RowKey]:
         """Return the rows that this task reads by one call of the store at *tier_index*; start tasks for the others.
 
         A call takes at most `tier.keys_a_call` rows, and calls run at once. While the circuit breaker is open, because
@@ -259,7 +277,12 @@ class TurnLookups(Generic[Waiter]):
         """
         tier = self._tiers[tier_index]
         if tier.breaker.is_open:
-            uncached = _settle_cached(turn, rows, tier)
+            groups = turn.groups(tier, rows)
+            if not groups:  # it serves no release
+                return rows
+            uncached = list[RowKey]()
+            for group in groups:
+                uncached += turn.settle(read_nowait(tier, group))
             if len(uncached) > 1:
                 self._spawn(self._read_rows(turn, uncached[1:], tier_index + 1))
             return uncached[:1]
@@ -268,14 +291,3 @@ class TurnLookups(Generic[Waiter]):
         for start in range(size, len(rows), size):
             self._spawn(self._read_rows(turn, rows[start : start + size], tier_index))
         return rows[:size]
-
-
-def _settle_cached(turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
-    """Complete rows that a tier has in its cache, and return the others."""
-    groups = turn.groups(tier, rows)
-    if not groups:
-        return rows
-    remaining = list[RowKey]()
-    for group in groups:
-        remaining += turn.settle(read_nowait(tier, group))
-    return remaining
