@@ -55,54 +55,45 @@ class ComputedList:
     """Of a list of similar items."""
 
 
-class Baskets:
-    """Computes lists for baskets."""
+async def compute(basket: Basket, tiers: Sequence[Tier], batches: BatchLookups, fold_in: FoldIn | None) -> ComputedList:
+    """Compute a list for a visitor with the items of *basket*.
 
-    def __init__(self, tiers: Sequence[Tier], batches: BatchLookups, fold_in: FoldIn | None) -> None:
-        """Without *fold_in*, item factors are not used."""
-        self._tiers = tiers
-        self._batches = batches
-        self._fold_in = fold_in
+    It is computed from the item factors of the first tier (store) that has them, but only for the default list. For a
+    named list, without factors or without *fold_in*, it is computed from lists of similar items. Raises StoreThrottled
+    if too many visitors wait.
+    """
+    if fold_in is not None and not basket.list:
+        for tier in tiers:
+            release = tier.follower.live
+            if release is not None and release.factors is not None:
+                return await _compute_by_factors(basket, Origin(tier, release), release.factors, fold_in=fold_in)
+    return await _compute_by_similar(basket, batches)
 
-    async def compute(self, basket: Basket) -> ComputedList:
-        """Compute a list for a visitor with the items of *basket*.
 
-        It is computed from the item factors of the first tier (store) that has them, but only for the default list. For
-        a named list or without factors, it is computed from lists of similar items. Raises StoreThrottled if too many
-        visitors wait.
-        """
-        if self._fold_in is not None and not basket.list:
-            for tier in self._tiers:
-                release = tier.follower.live
-                if release is not None and release.factors is not None:
-                    origin = Origin(tier, release)
-                    return await _compute_by_factors(basket, origin, release.factors, fold_in=self._fold_in)
-        return await self._compute_by_similar(basket)
+async def _compute_by_similar(basket: Basket, batches: BatchLookups) -> ComputedList:
+    """Compute a list for a visitor from the lists of similar items of the basket's items.
 
-    async def _compute_by_similar(self, basket: Basket) -> ComputedList:
-        """Compute a list for a visitor from the lists of similar items of the basket's items.
+    All are read in one release. Items of the basket that have such a list count as known, the others as unknown.
+    An error of a list is kept in the result, which is computed from the other lists.
+    """
+    weights = summed_weights(basket.items, 1.0, basket.recency)  # by the id of the item
+    batch = await batches.read([RowKey(ITEM, item, basket.list) for item in weights])
+    if not batch.parts:  # no store could be read
+        return ComputedList(origin=None, items=[], known=0, unknown=len(weights))
 
-        All are read in one release. Items of the basket that have such a list count as known, the others as unknown.
-        An error of a list is kept in the result, which is computed from the other lists.
-        """
-        weights = summed_weights(basket.items, 1.0, basket.recency)  # by the id of the item
-        batch = await self._batches.read([RowKey(ITEM, item, basket.list) for item in weights])
-        if not batch.parts:  # no store could be read
-            return ComputedList(origin=None, items=[], known=0, unknown=len(weights))
+    (part,) = batch.parts  # one tier and, as canaries are of users, one release
+    lists = dict[str, bytes]()
+    failure: StoreError | None = None
+    for row, result in zip(part.rows, part.results, strict=True):
+        if isinstance(result, StoreError):
+            failure = failure or result
+        elif result is not None and not is_empty(result):
+            lists[row.id] = result
 
-        (part,) = batch.parts  # one tier and, as canaries are of users, one release
-        lists = dict[str, bytes]()
-        failure: StoreError | None = None
-        for row, result in zip(part.rows, part.results, strict=True):
-            if isinstance(result, StoreError):
-                failure = failure or result
-            elif result is not None and not is_empty(result):
-                lists[row.id] = result
-
-        items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)
-        return ComputedList(
-            origin=part.origin, items=items, known=len(lists), unknown=len(weights) - len(lists), failure=failure
-        )
+    items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)
+    return ComputedList(
+        origin=part.origin, items=items, known=len(lists), unknown=len(weights) - len(lists), failure=failure
+    )
 
 
 async def _compute_by_factors(
