@@ -19,6 +19,7 @@ class LocalTier(Tier):
     """A store in this process, such as files: one key is read at once, and without a time limit."""
 
     reader: LocalReader
+    damage_raises_anything = True
 
     def local_rows(self, release: ServedRelease) -> LocalRows | None:
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
@@ -59,7 +60,3 @@ class LocalTier(Tier):
     def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
         del deadline  # these calls do not wait
         return self.reader.get_many(release.ref, keys)
-
-    def _is_defect(self, error: Exception) -> bool:
-        del error  # a damaged value raises any exception
-        return False

@@ -203,9 +203,6 @@ class RemoteTier(Tier):
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
 
-    def _is_defect(self, error: Exception) -> bool:
-        return not isinstance(error, StoreError)
-
     def _decode_results(
         self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
     ) -> list[ReadResult]:

@@ -54,6 +54,9 @@ class Tier(ABC):
     needs_io = False
     """Whether no row can be read at once."""
 
+    damage_raises_anything = False
+    """Whether any exception of a call of the store may be due to a damaged value; otherwise it is a defect."""
+
     def __init__(
         self,
         name: str,
@@ -175,7 +178,7 @@ class Tier(ABC):
             outcome = "gone"
             raise
         except Exception as error:
-            if self._is_defect(error):
+            if not self.damage_raises_anything and not isinstance(error, StoreError):
                 raise StoreDefect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._result_of_error(release, error) from error.__cause__
         finally:
@@ -191,10 +194,6 @@ class Tier(ABC):
     @abstractmethod
     def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
         """Return the call of the store for *keys*, to be awaited."""
-
-    @abstractmethod
-    def _is_defect(self, error: Exception) -> bool:
-        """Return whether the error of a call is a defect, rather than a failure or a damaged value."""
 
     def _observe_call(self, release: ServedRelease, started: float, outcome: str) -> None:
         """Count a call of the store that began at *started* (`perf_counter`); *outcome* is one of OUTCOMES."""
