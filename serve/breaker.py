@@ -94,7 +94,9 @@ class Breaker:
         if self._state is BreakerState.CLOSED:
             if self._failures < (FAILURES_OF_PARTS if by_part else FAILURES):
                 return
-            self._log_opening(error)
+            self.open_because = f"circuit open after repeated failures: {error}"
+            cause = error.__cause__ if isinstance(error, StoreDefect) else None
+            log.warning("%s: %s", self._store, self.open_because, exc_info=cause)
         self._state = BreakerState.OPEN
         self._probe_at = self._clock() + self._pauses.next_s()
 
@@ -112,8 +114,3 @@ class Breaker:
         """Allow another probe at once, after one that was cancelled or raised an unexpected exception."""
         if self._state is BreakerState.PROBING:
             self._state = BreakerState.OPEN
-
-    def _log_opening(self, error: StoreError) -> None:
-        self.open_because = f"circuit open after repeated failures: {error}"
-        cause = error.__cause__ if isinstance(error, StoreDefect) else None
-        log.warning("%s: %s", self._store, self.open_because, exc_info=cause)

@@ -16,7 +16,8 @@ from hotplate.stores.store import ReadResult, ReplicatedReader
 LATE = 0.05
 STEP = 0.02
 FIRST_S = 0.005
-BOUNDS_S = 0.001, 0.1  # uvloop counts milliseconds
+SHORTEST_S = 0.001  # uvloop counts milliseconds
+LONGEST_S = 0.1
 # Share of reads that may be sent once more, and how many of them in a row.
 HEDGED = 0.1
 BURST = 10.0
@@ -76,37 +77,22 @@ class Hedge:
             return race.results
         finally:
             timer.cancel()
-            self._end(race)
+            race.is_over = True
+            if race.second is not None:
+                race.second.cancel()
+                self._count(race.results is not None)
 
         if not race.is_late:
-            self._shorten_delay()
+            self._delay_s = max(SHORTEST_S, self._delay_s * (1 - STEP * LATE))
         return results
-
-    def _end(self, race: _Race) -> None:
-        """Cancel the second read if it still runs, and count whether it has won."""
-        race.is_over = True
-        if race.second is not None:
-            race.second.cancel()
-            self._count(race.results is not None)
 
     def _start_second_read(self, race: _Race) -> None:
         race.is_late = True
-        self._lengthen_delay()
+        # This step and that of a read in time cancel out while a share LATE of the reads is late.
+        self._delay_s = min(LONGEST_S, self._delay_s * (1 + STEP * (1 - LATE)))
         if self._tokens >= 1:
             self._tokens -= 1
             race.second = asyncio.create_task(self._read_elsewhere(race))
-
-    # Both steps cancel out while a share LATE of the reads is late.
-
-    def _lengthen_delay(self) -> None:
-        """Lengthen the delay after a late read."""
-        _, longest_s = BOUNDS_S
-        self._delay_s = min(longest_s, self._delay_s * (1 + STEP * (1 - LATE)))
-
-    def _shorten_delay(self) -> None:
-        """Shorten the delay after a read that was not late."""
-        shortest_s, _ = BOUNDS_S
-        self._delay_s = max(shortest_s, self._delay_s * (1 - STEP * LATE))
 
     async def _read_elsewhere(self, race: _Race) -> None:
         """Read the keys of *race*, a read that is late, from a replica as well: the first answer wins.
