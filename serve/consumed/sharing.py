@@ -153,7 +153,10 @@ class ConsumedSharing:
             self._enter(SharingPhase.CATCHING_UP)
         await self._read_newer()  # before sending: appending hides from the stream that Redis has lost entries
         if self._phase in (SharingPhase.CATCHING_UP, SharingPhase.FOLLOWING):
-            await self._send_newer()
+            has_more_events = await self._send_events()
+            self._enter(SharingPhase.CATCHING_UP if has_more_events else SharingPhase.FOLLOWING)
+            if not has_more_events and not self._stream.has_newer:
+                self._state.note_current()
 
     def _enter(self, phase: SharingPhase) -> None:
         """Change the phase, unless the stream was found to need another reading meanwhile."""
@@ -168,13 +171,6 @@ class ConsumedSharing:
             self._phase = SharingPhase.REWINDING
         else:
             await self._apply_entries(entries)
-
-    async def _send_newer(self) -> None:
-        """Send events that workers failed to send."""
-        has_more_events = await self._send_events()
-        self._enter(SharingPhase.CATCHING_UP if has_more_events else SharingPhase.FOLLOWING)
-        if not has_more_events and not self._stream.has_newer:
-            self._state.note_current()
 
     async def _read_older_page(self) -> None:
         if self._phase is SharingPhase.REWINDING:
@@ -212,19 +208,12 @@ class ConsumedSharing:
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
 
         if erased_entries:
-            await self._replace_entries(erased_entries, replacements)
-
-    async def _replace_entries(self, erased: "Sequence[Entry]", forgotten: Sequence[ConsumedPairs]) -> None:
-        """Append entries without the user, by which all services show the items again, and erase those of the user.
-
-        After a StoreError the stream is read again from its start, because it is past these entries.
-        """
-        try:
-            await self._append(forgotten)
-            await self._stream.erase(erased)
-        except StoreError:
-            self._phase = SharingPhase.REWINDING
-            raise
+            try:
+                await self._append(replacements)  # all services show the items again
+                await self._stream.erase(erased_entries)
+            except StoreError:  # the stream is past these entries, so it is read again from its start
+                self._phase = SharingPhase.REWINDING
+                raise
 
     async def _append(self, parts: Sequence[ConsumedPairs]) -> None:
         keep_s = self._state.keep_s(self._consumed.window_s)

@@ -135,7 +135,11 @@ class Consumed:
 
     def hides(self, pairs: ConsumedPairs) -> bool:
         """Return whether all these items are hidden at least as long."""
-        return all(self._until(pair) >= pairs.until for pair in pairs.pairs)
+        for pair in pairs.pairs:
+            hidden_until = max((self._pairs[place] & TIME_MASK for place in self._places_of(pair)), default=0)
+            if hidden_until < pairs.until:
+                return False
+        return True
 
     def forget(self, pairs: ConsumedPairs) -> None:
         """Show items to a user again."""
@@ -147,9 +151,6 @@ class Consumed:
         """Forget everything."""
         for numbers in (self._users, self._pairs):
             numbers.cast("B")[:] = bytes(numbers.nbytes)
-
-    def _until(self, pair: int) -> int:
-        return max((self._pairs[place] & TIME_MASK for place in self._places_of(pair)), default=0)
 
     def _places_of(self, pair: int) -> list[int]:
         start = pair % BUCKETS * WAYS
