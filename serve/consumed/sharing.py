@@ -236,7 +236,13 @@ class ConsumedSharing:
         """
         if self._unsent and time.monotonic() < self._unsent_due and not at_once:
             return False
-        await self._send_unsent()
+        while self._unsent:
+            parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]  # which may have it now
+            if parts:
+                await self._append(parts)
+            for part in parts:
+                self._in_stream.hide(part)
+            del self._unsent[:BATCH]
 
         events = await self._next_events()
         has_more_events = len(events) == BATCH
@@ -245,16 +251,6 @@ class ConsumedSharing:
         if not has_more_events:
             self._unsent_due += SETTLE_S
         return has_more_events
-
-    async def _send_unsent(self) -> None:
-        """Append the events of `self._unsent` to the stream, other than those that it has meanwhile."""
-        while self._unsent:
-            parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]
-            if parts:
-                await self._append(parts)
-            for part in parts:
-                self._in_stream.hide(part)
-            del self._unsent[:BATCH]
 
     async def _next_events(self) -> list[ConsumedEvent]:
         """Read events in a thread, which a cancelled call leaves to the next one."""
