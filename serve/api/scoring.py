@@ -101,13 +101,6 @@ class ScoreError(Struct, frozen=True):
     message: str
 
 
-class InvalidRow(Struct, frozen=True):
-    """A row of a request that cannot be answered."""
-
-    element: bytes
-    """Its element of the answer, in JSON."""
-
-
 _SWAGGER = QueryParser(NoQuery, "GET /swagger.json")
 _decode_body = msgspec.json.Decoder(ScoreBody).decode
 _decode_row = msgspec.json.Decoder(ScoreRow, strict=False).decode
@@ -138,9 +131,9 @@ class Scoring:
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
 
-        # Merge the elements of valid and invalid rows. All are made when they are iterated over.
+        # Merge the elements of valid and invalid rows. Those of valid ones are made when they are iterated over.
         valid_elements = results(requests, lists, self._shaper)
-        elements = (row.element if isinstance(row, InvalidRow) else next(valid_elements) for row in rows)
+        elements = (next(valid_elements) if isinstance(row, ScoreRow) else row for row in rows)
         body = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
 
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
@@ -168,8 +161,8 @@ def scoring_refusal(problem: Problem) -> Problem:
     return Problem(status, problem.name, problem.detail, headers, members)
 
 
-def _parse_rows(body: bytes) -> list[ScoreRow | InvalidRow]:
-    """Parse the rows of a body, of which some may be invalid.
+def _parse_rows(body: bytes) -> list[ScoreRow | bytes]:
+    """Parse the rows of a body. An invalid one becomes its element of the answer, in JSON, with the reason.
 
     Raises a Problem (400) for a body that is not `{"data": [row, …]}`, or if its rows request too many items.
     """
@@ -189,11 +182,8 @@ def _parse_rows(body: bytes) -> list[ScoreRow | InvalidRow]:
     return rows
 
 
-def _row_of(raw: Raw) -> ScoreRow | InvalidRow:
-    """Parse a row in JSON: `{"user": "42", "n": 5}`, `["42", 5]`, or `"42"` alone.
-
-    An invalid row becomes an InvalidRow, with the reason as its element of the answer.
-    """
+def _row_of(raw: Raw) -> ScoreRow | bytes:
+    """Parse a row in JSON: `{"user": "42", "n": 5}`, `["42", 5]`, or `"42"` alone. See `_parse_rows`."""
     try:
         first_byte = memoryview(raw)[0]
         if first_byte == _OBJECT:
@@ -208,5 +198,5 @@ def _row_of(raw: Raw) -> ScoreRow | InvalidRow:
             check_id(user)
     except (ValueError, RecursionError, StoreMisused) as error:
         reason = orjson.dumps(f"the row is invalid: {error}")
-        return InvalidRow(b'{"user":null,"status":"invalid","items":[],"error":%b}' % reason)
+        return b'{"user":null,"status":"invalid","items":[],"error":%b}' % reason
     return row
