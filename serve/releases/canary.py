@@ -318,10 +318,6 @@ class FollowedCanary:
         """Return whether this process has stopped the release of a catalogue's entry."""
         return self.state is CanaryState.STOPPED and self.entry == entry
 
-    def gone(self) -> "FollowedCanary":
-        """Return it without its release, which the store lacks."""
-        return FollowedCanary(CanaryState.GONE, self.entry)
-
 
 NO_CANARY = FollowedCanary(CanaryState.NONE)
 

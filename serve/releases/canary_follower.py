@@ -33,7 +33,8 @@ class CanaryFollower:
     ) -> None:
         """*counts* returns those of all workers; *verdict* stops a canary; *fold_in* loads item factors."""
         self.canary = None
-        self._followed = NO_CANARY
+        self.followed = NO_CANARY
+        """The canary that the followed catalogue names, in any state."""
         self._reader = reader
         self._counts = counts
         self._verdict = verdict
@@ -42,31 +43,22 @@ class CanaryFollower:
     @property
     def identity(self) -> Release | None:
         """The `identity` of the canary that the followed catalogue names, in any state."""
-        return identity(self._followed.entry)
+        return identity(self.followed.entry)
 
     @property
     def stopped(self) -> ReleaseId | None:
         """The canary that this process uses no more, because it is worse than the live release."""
-        return self._followed.release if self._followed.state is CanaryState.STOPPED else None
-
-    @property
-    def problem(self) -> str | None:
-        """A sentence on why its users get the live release; None if it is served, or if there is no canary."""
-        return self._followed.problem
+        return self.followed.release if self.followed.state is CanaryState.STOPPED else None
 
     @property
     def is_missing(self) -> bool:
         """Whether it is to be loaded again."""
-        return self._followed.state in (CanaryState.UNLOADED, CanaryState.GONE)
+        return self.followed.state in (CanaryState.UNLOADED, CanaryState.GONE)
 
     @property
     def counts(self) -> BothCounts | None:
         """Counts since its start; None while it is not served."""
         return None if self.canary is None else self._counts().since(self.canary.began_with)
-
-    def is_stopped(self, entry: Release) -> bool:
-        """Return whether this process has stopped the release of a catalogue's entry."""
-        return self._followed.is_stopped(entry)
 
     async def load(self, catalogue: Catalogue) -> FollowedCanary:
         """Return the canary that a catalogue names: the release that a share of the users gets.
@@ -81,7 +73,7 @@ class CanaryFollower:
         if record is None or entry is None:
             return NO_CANARY
         if reason_to_stop is not None:
-            return self._followed if self._followed.is_stopped(entry) else _stopped(entry, reason_to_stop)
+            return self.followed if self.followed.is_stopped(entry) else _stopped(entry, reason_to_stop)
 
         before = self.canary
         began_with = self._counts()
@@ -91,7 +83,7 @@ class CanaryFollower:
             except Exception as error:  # noqa: BLE001 -- must not harm the live release
                 return self._report_unloadable(entry, error)
         elif before.record == record:
-            return replace(self._followed, entry=entry)
+            return replace(self.followed, entry=entry)
         else:  # the same release with another share
             release = before.release
             began_with = before.began_with
@@ -102,19 +94,19 @@ class CanaryFollower:
     def _report_unloadable(self, entry: Release, error: Exception) -> FollowedCanary:
         """Return a canary that cannot be loaded, and log the reason if it is another one than before."""
         canary = FollowedCanary(CanaryState.UNLOADED, entry, reason=str(error) or type(error).__name__)
-        if canary != self._followed:
+        if canary != self.followed:
             is_defect = not isinstance(error, StoreError)
             log.warning("%s", canary.problem, exc_info=error if is_defect else None)
         return canary
 
     def use(self, followed: FollowedCanary) -> None:
         """Serve the canary to its users, or the live release if it is not loaded."""
-        self._followed = followed
+        self.followed = followed
         self.canary = followed.loaded
 
     def apply_verdict(self) -> None:
         """Stop the canary if it is worse than the live release, or have the follower load it again if it is not."""
-        entry = self._followed.entry
+        entry = self.followed.entry
         if entry is None or self.is_missing:
             return
 
@@ -127,8 +119,8 @@ class CanaryFollower:
     def drop(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
         if self.canary is not None and self.canary.release is gone:
-            self.use(self._followed.gone())
-            log.warning("%s", self.problem, extra={"release": gone.id})
+            self.use(FollowedCanary(CanaryState.GONE, self.followed.entry))
+            log.warning("%s", self.followed.problem, extra={"release": gone.id})
 
 
 def _stopped(entry: Release, reason: str) -> FollowedCanary:

@@ -122,8 +122,8 @@ class Follower:
             findings.append(ServiceFinding("store", self.last_error))
         if self._restored is not None:
             findings.append(ServiceFinding("restored", self._restored))
-        if self.canary_follower.problem is not None:
-            findings.append(ServiceFinding("canary", self.canary_follower.problem))
+        if self.canary_follower.followed.problem is not None:
+            findings.append(ServiceFinding("canary", self.canary_follower.followed.problem))
         if self._lost_erased:
             findings.append(ServiceFinding("erased users", lost_sentence(self._lost_erased)))
         if self.live is not None and self.live.damaged:
@@ -327,7 +327,7 @@ class Follower:
             return []
         entries = [catalogue.live_entry]
         canary = catalogue.canary_entry
-        if canary is not None and not self.canary_follower.is_stopped(canary):
+        if canary is not None and not self.canary_follower.followed.is_stopped(canary):
             entries.append(canary)
 
         known = self._known_releases
@@ -398,7 +398,7 @@ class Follower:
         before = self.live
         release = before
         live = catalogue.live_entry
-        if live is not None and self._is_new(live):
+        if live is not None and (before is None or not before.is_of(live)):
             release = await self._load_live(live)
         canary = await self.canary_follower.load(catalogue)
 
@@ -487,9 +487,6 @@ class Follower:
         self._failing.end()
         if catalogue.live is None:
             self._set_error(_nothing_live())
-
-    def _is_new(self, live: Release) -> bool:
-        return self.live is None or not self.live.is_of(live)
 
     async def _is_gone(self) -> bool:
         """Return whether the store certainly lacks the live release."""

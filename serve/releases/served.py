@@ -24,10 +24,6 @@ MISSED = 256
 _loads = count()
 
 
-def _new_load_id() -> str:
-    return f"{next(_loads)} "
-
-
 @dataclass(slots=True, eq=False)
 class ReleaseTally:
     """What a worker has counted while it answered from a release."""
@@ -75,7 +71,7 @@ class ServedRelease:
     factors: "ItemFactors | None" = None
     filters: ReleaseFilters = NO_FILTERS
     is_canary: bool = False
-    load_id: str = field(default_factory=_new_load_id, compare=False)
+    load_id: str = field(default_factory=lambda: f"{next(_loads)} ", compare=False)
     """Differs for each load, which may have other lists; cached rows have it before their key."""
 
     tally: ReleaseTally = field(default_factory=ReleaseTally, compare=False)
