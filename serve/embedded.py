@@ -11,6 +11,7 @@ from typing import Self, TypedDict, Unpack
 
 from hotplate.background import Background, blocking
 from hotplate.recommendations import FilterOptions, ListOptions, Recommendations
+from hotplate.serve.baskets import BasketItem
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import filter_of
@@ -46,15 +47,13 @@ class Lists:
     StoreMisused for an invalid id, count or filter, outside the block, or on another event loop.
     """
 
-    def __init__(
-        self, reader: TieredReader, timeout_s: float = ENTER_TIMEOUT_S, again: Callable[[], TieredReader] | None = None
-    ) -> None:
-        """*again* opens the stores for a second block; without it there is none."""
-        self.reader = reader
-        self._again = again
+    def __init__(self, open_reader: Callable[[], TieredReader], timeout_s: float = ENTER_TIMEOUT_S) -> None:
+        """*open_reader* opens the stores, for the first block now."""
+        self.reader = open_reader()
+        self._open_reader = open_reader
         self._timeout_s = timeout_s
-        self._reporter = Reporter(reader.tiers)
-        self._shaper = Shaper(reader.deny_list)
+        self._reporter = Reporter(self.reader.tiers)
+        self._shaper = Shaper(self.reader.deny_list)
         self._entered = AsyncExitStack()
         self._was_entered = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,18 +61,15 @@ class Lists:
     async def __aenter__(self) -> Self:
         """Open the stores, follow their live releases, and wait until each was read once, or for the time limit.
 
-        The first block, `async with lists`, uses the reader that the constructor got; `self._again` creates one for a
-        later block. Raises StoreMisused if the lists are in a block already, or if they were closed and cannot be
-        opened again.
+        The first block, `async with lists`, uses the reader that the constructor opened; a later one opens another.
+        Raises StoreMisused if the lists are in a block already.
         """
         if self._loop is not None and not self._loop.is_closed():
             raise StoreMisused("these lists are in use; leave their block first, or open others by hotplate.open(…)")
 
         self._loop = asyncio.get_running_loop()
         if self._was_entered:
-            if self._again is None:
-                raise StoreMisused("these lists are closed; open others by hotplate.open(…)")
-            self.reader = self._again()
+            self.reader = self._open_reader()
             self._reporter = Reporter(self.reader.tiers)
             self._shaper = Shaper(self.reader.deny_list)
         self._was_entered = True
@@ -157,7 +153,11 @@ class Lists:
 
         # Pairs of an item's id and its weight; None is the default weight.
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
-        basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
+        basket = list[BasketItem]()
+        for item, weight in weights:
+            basket.append((check_id(item), weight))
+            if weight is not None and not 0 < weight < inf:
+                raise StoreMisused(f"a weight is a number above 0, not {weight}")
 
         result = await self._here.fold_in(
             basket,
@@ -326,14 +326,14 @@ def open_lists(
         if not is_valid:
             raise StoreMisused(f"{name} is a number of seconds, not {seconds}")
 
-    def read() -> TieredReader:
+    def open_reader() -> TieredReader:
         try:
             denied = DenyListFile(None if deny_list is None else Path(deny_list))
         except ServiceMisused as error:
             raise StoreMisused(str(error)) from error  # programs catch StoreError
         return TieredReader.from_urls(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in)
 
-    return Lists(read(), timeout_s, again=read)
+    return Lists(open_reader, timeout_s)
 
 
 def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
@@ -341,9 +341,3 @@ def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
     open_them = partial(open_lists, *urls, **options)
     open_them()  # only checks the arguments
     return SyncLists(open_them, lambda: StoreMisused("these lists are closed; open others by hotplate.open_sync(…)"))
-
-
-def _check_weight(weight: float) -> float:
-    if not 0 < weight < inf:
-        raise StoreMisused(f"a weight is a number above 0, not {weight}")
-    return weight

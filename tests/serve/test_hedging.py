@@ -85,7 +85,7 @@ async def test_late_read_is_answered_by_the_replica(store: TwoPlaces) -> None:
     assert took_s < 4 * USUAL_S
     assert store.cancelled == before + 1
     assert 'hotplate_store_hedged_reads_total{outcome="won",store="redis"} 1.0' in (
-        Lists(reader).prometheus_text().decode()
+        Lists(lambda: reader).prometheus_text().decode()
     )
     store.has_second = False
     assert (await timed(reader, "3"))[2] >= LATE_S

@@ -360,7 +360,7 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     ]  # fmt: skip
     assert "is damaged in this store" in str(reader.tiers[0].error)
     assert "user:1" not in f"{caplog.text} {reader.tiers[0].error}"
-    assert 'hotplate_store_corrupt_total{store="tier0"} 2.0' in Lists(reader).prometheus_text().decode()
+    assert 'hotplate_store_corrupt_total{store="tier0"} 2.0' in Lists(lambda: reader).prometheus_text().decode()
     assert [record.levelname for record in caplog.records if record.levelname != "INFO"] == ["ERROR"]
     store.damaged = frozenset()
     third = await publish(store, "third")

@@ -71,7 +71,7 @@ async def until_probe(tier: Tier) -> None:
 
 
 def exposed(reader: TieredReader) -> str:
-    return Lists(reader).prometheus_text().decode()
+    return Lists(lambda: reader).prometheus_text().decode()
 
 
 @virtual

@@ -184,6 +184,6 @@ async def test_refusal_of_a_late_list_counts_for_its_route(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     transport.feed(GET.replace(b"Host: a", b"Host: a\r\nX-Request-Timeout-Ms: 0\r\nConnection: close"))
     assert b" 503 " in await answered(transport)
-    text = Lists(pair.reader).prometheus_text().decode()
+    text = Lists(lambda: pair.reader).prometheus_text().decode()
     counted = re.findall(r"(?m)^hotplate_http_request_duration_seconds_count\{(.*503.*)\} 1.0$", text)
     assert ['route="/v1/recommendations/{user}"' in labels for labels in counted] == [True]
