@@ -150,8 +150,11 @@ class Records:
         self._memory[start:value_start] = _HEAD.pack(sequence, len(value), _checksum(sequence, value))
         self._memory[value_start : value_start + len(value)] = value
 
+        # The former version is not needed any more: the system takes its memory, but for the head.
         if len(newest.value) > _LARGE_BYTES:
-            self._return_pages(row, newest.place)  # the former version is not needed any more
+            behind_head = self._start_of(row, newest.place) + mmap.PAGESIZE
+            with suppress(OSError):  # not offered by every kernel
+                self._memory.madvise(mmap.MADV_REMOVE, behind_head, self._version_bytes - mmap.PAGESIZE)
 
     def read(self, row: int) -> bytes | None:
         """Return a record; None if none was written or it was cleared. Raises IndexError like `write`."""
@@ -160,12 +163,6 @@ class Records:
     def clear(self, row: int) -> None:
         """Delete a record."""
         self.write(row, b"")
-
-    def _return_pages(self, row: int, place: int) -> None:
-        """Return the memory of a version, but for its head, to the system."""
-        behind_head = self._start_of(row, place) + mmap.PAGESIZE
-        with suppress(OSError):  # not offered by every kernel
-            self._memory.madvise(mmap.MADV_REMOVE, behind_head, self._version_bytes - mmap.PAGESIZE)
 
     def _newest(self, row: int) -> _Version:
         """Return the newest whole version of a row's record; an empty one if there is none.

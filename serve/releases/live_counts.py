@@ -49,7 +49,6 @@ class SharedCounts:
 
     def __init__(self, counts: Records, probations: Records) -> None:
         """*counts* has a row per worker, *probations* one."""
-        self.workers = counts.rows
         self._counts = counts
         self._probations = probations
 
@@ -64,7 +63,7 @@ class SharedCounts:
 
     def counted(self, tier: str) -> list[CountedRelease]:
         """Return the counts of all workers in a tier."""
-        rows = [self.read(worker) for worker in range(self.workers)]
+        rows = [self.read(worker) for worker in range(self._counts.rows)]
         return [counted for row in rows for counted in row if counted.tier == tier]
 
     def probations(self) -> list[TierProbation]:
