@@ -5,9 +5,10 @@ percentile, and for at most a tenth of the reads.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hotplate.serve.metrics import HEDGE_LOST, HEDGE_WON, HEDGES, Metrics
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import Decode
 from hotplate.stores.store import ReadResult, ReplicatedReader
@@ -40,11 +41,13 @@ class _Race:
 
 
 class Hedge:
-    """Reads of one store, in one worker, on one loop; *count* gets whether each second read has won."""
+    """Reads of one store, in one worker, on one loop."""
 
-    def __init__(self, store: ReplicatedReader, count: Callable[[bool], None]) -> None:
+    def __init__(self, store: ReplicatedReader, tier: str, metrics: Metrics) -> None:
+        """Second reads are counted in *metrics* for *tier*."""
         self._store = store
-        self._count = count
+        self._tier = tier
+        self._metrics = metrics
         self._delay_s = FIRST_S
         self._tokens = BURST
 
@@ -80,7 +83,7 @@ class Hedge:
             race.is_over = True
             if race.second is not None:
                 race.second.cancel()
-                self._count(race.results is not None)
+                self._metrics.count_in(HEDGES, self._tier, HEDGE_LOST if race.results is None else HEDGE_WON)
 
         if not race.is_late:
             self._delay_s = max(SHORTEST_S, self._delay_s * (1 - STEP * LATE))

@@ -178,10 +178,8 @@ class Metrics:
                 starts[labels] = self._slot_cells
                 self._slot_cells += row.cells
         self.store = self.cells[STORE_TIMES]
-        self.cached = self.cells[CACHE]
         self.canary = self.cells[CANARY_LOOKUPS]
         self.canary_reads = self.cells[CANARY_TIMES]
-        self.events = self.cells[EVENT_COUNTS]
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
         self._failures = self.cells[FAILED]
         self._cells = private_floats(workers * self._slot_cells) if cells is None else cells

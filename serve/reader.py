@@ -18,7 +18,7 @@ from hotplate.serve.errors import UnknownList
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
 from hotplate.serve.local_tier import LocalTier
-from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
+from hotplate.serve.metrics import CACHE, CACHE_SHARED, HIT, Metrics
 from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.remote_tier import RemoteTier
@@ -369,7 +369,7 @@ class TieredReader:
         list, None if the row is absent.
         """
         if len(waiters) > 1 and origin is not None:  # all but one had no read of their own
-            self.metrics.count(self.metrics.cached[origin.tier.name, CACHE_SHARED], len(waiters) - 1)
+            self.metrics.count_in(CACHE, origin.tier.name, CACHE_SHARED, number=len(waiters) - 1)
 
         for waiter in waiters:
             try:

@@ -11,7 +11,7 @@ from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hedging import Hedge
-from hotplate.serve.metrics import Metrics
+from hotplate.serve.metrics import CACHE, CACHE_HIT, CACHE_MISS, Metrics
 from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
@@ -59,7 +59,7 @@ class RemoteTier(Tier):
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
         self._sender = reader if isinstance(reader, SendingReader) else None
-        self._hedge = Hedge(reader, self.counters.count_hedge) if isinstance(reader, ReplicatedReader) else None
+        self._hedge = Hedge(reader, name, metrics) if isinstance(reader, ReplicatedReader) else None
         self._deadlines = TaskDeadlines()
         self._sent_deadlines = Deadlines[asyncio.Future[list[ReadResult]]](_cancel)
 
@@ -74,7 +74,7 @@ class RemoteTier(Tier):
             return NOT_CACHED
         result = self._cache.get(release, key)
         if result is not NOT_CACHED:
-            self.counters.count_cached()
+            self.metrics.count_in(CACHE, self.name, CACHE_HIT)
         return result
 
     async def read(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
@@ -210,7 +210,7 @@ class RemoteTier(Tier):
         decoded = super()._decode_results(release, keys, results)
         if self._cache is not None:
             self._cache.put(release, keys, decoded)
-            self.counters.count_uncached(len(keys))
+            self.metrics.count_in(CACHE, self.name, CACHE_MISS, number=len(keys))
         return decoded
 
 

@@ -3,14 +3,8 @@
 import logging
 
 from hotplate.serve.metrics import (
-    CACHE_HIT,
-    CACHE_MISS,
     CANARY,
     CLICKS,
-    CORRUPT,
-    HEDGE_LOST,
-    HEDGE_WON,
-    HEDGES,
     HISTOGRAM_CELLS,
     IMPRESSIONS,
     LIVE,
@@ -67,33 +61,11 @@ class TierMetrics:
         if role is not None:
             self._metrics.observe(self._metrics.canary_reads[self._tier, role], took_s)
 
-    def count_lookups(self, source: str, outcome: str, lists: int, role: ReleaseRole | None) -> None:
-        """Count *lists* from a *source*, one of SOURCES; *outcome* is one of LOOKUP_OUTCOMES."""
-        self._metrics.count_lookup(source, outcome, lists)
-        if role is not None:
-            self._metrics.count(self._metrics.canary[self._tier, role, outcome], lists)
-
-    def count_cached(self) -> None:
-        """Count a row that the cache had."""
-        self._metrics.count(self._metrics.cached[self._tier, CACHE_HIT])
-
-    def count_uncached(self, rows: int) -> None:
-        """Count rows that were read from the store, as the cache lacked them."""
-        self._metrics.count(self._metrics.cached[self._tier, CACHE_MISS], rows)
-
-    def count_damage(self) -> None:
-        """Count a damaged value."""
-        self._metrics.count_in(CORRUPT, self._tier)
-
     def count_failed_attempt(self, error: Exception) -> None:
         """Count a sent read that failed, and is tried again."""
         kind = "unavailable" if isinstance(error, StoreUnavailable) else OTHER
         self._metrics.count_attempt(self._tier, kind)
         log.debug("%s: a read failed, and is tried again", self._tier, exc_info=error)
-
-    def count_hedge(self, won: bool) -> None:  # noqa: FBT001 -- a callback with one argument
-        """Count a read of a replica beside that of the primary."""
-        self._metrics.count_in(HEDGES, self._tier, HEDGE_WON if won else HEDGE_LOST)
 
     def canary_counts(self) -> BothCounts:
         """Return the counts of both roles during a canary, of all workers."""

@@ -18,7 +18,7 @@ import msgspec
 from hotplate.serve.breaker import Breaker
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
 from hotplate.serve.fold_in import FoldIn
-from hotplate.serve.metrics import LOOKUP_OUTCOMES, Metrics
+from hotplate.serve.metrics import CANARY_LOOKUPS, CORRUPT, LOOKUP_OUTCOMES, Metrics
 from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
@@ -71,6 +71,7 @@ class Tier(ABC):
         *verdicts* stop canaries; without them, each is judged here.
         """
         self.name = name
+        self.metrics = metrics
         self.counters = TierMetrics(name, metrics)
         self.follower = Follower(
             reader,
@@ -230,7 +231,7 @@ class Tier(ABC):
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
 
-        self.counters.count_damage()
+        self.metrics.count_in(CORRUPT, self.name)
         release.tally.damaged += 1  # for the probation of the release
 
         damage = ReleaseCorrupt(_damage_of(release.id))
@@ -247,8 +248,11 @@ class Tier(ABC):
         During a canary, lists of users are also counted by role, for its judgement.
         """
         release.tally.lookups[outcome] += lists
+        outcome_name = LOOKUP_OUTCOMES[outcome]
+        self.metrics.count_lookup(source, outcome_name, lists)
         role = self.follower.role_of(release) if kind == USER else None
-        self.counters.count_lookups(source, LOOKUP_OUTCOMES[outcome], lists, role)
+        if role is not None:
+            self.metrics.count_in(CANARY_LOOKUPS, self.name, role, outcome_name, number=lists)
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):

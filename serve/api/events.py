@@ -28,6 +28,7 @@ from hotplate.serve.metrics import (
     CUSTOM,
     DISK_FAILED,
     DURABLE,
+    EVENT_COUNTS,
     IMPRESSION,
     LATE,
     QUEUE_FULL,
@@ -244,7 +245,7 @@ class EventsHandler:
     def _count_events(self, events: Sequence[Event], outcome: str) -> None:
         for kind, number in Counter(event.type for event in events).items():
             known = kind if kind in (IMPRESSION, CLICK) else CUSTOM
-            self._metrics.count(self._metrics.events[known, outcome], number)
+            self._metrics.count_in(EVENT_COUNTS, known, outcome, number=number)
 
 
 def _refuse_unasked(request: web.BaseRequest, origins: Sequence[str]) -> None:

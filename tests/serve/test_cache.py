@@ -8,7 +8,7 @@ import pytest
 from hotplate.serve.cache import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.metrics import LOOKUPS
+from hotplate.serve.metrics import CACHE, LOOKUPS
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
@@ -103,7 +103,7 @@ async def test_a_hot_key_under_concurrent_load_costs_the_store_one_read(store: R
         answers = await asyncio.gather(*(reader.personal("1") for _ in range(50)))
         assert {text(answer) for answer in answers} == {"first for 1"}
     assert reads(store) == 1
-    cached = {labels[1]: reader.metrics.total(cell)[0] for labels, cell in reader.metrics.cached.items()}
+    cached = {labels[1]: reader.metrics.total(cell)[0] for labels, cell in reader.metrics.cells[CACHE].items()}
     assert cached == {"miss": 1, "shared": 49, "hit": 19 * 50}
     assert reader.metrics.total(LOOKUPS["personal", "hit"])[0] == 20 * 50
 

@@ -17,7 +17,7 @@ from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.router import DeferredResponse
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
-from hotplate.serve.metrics import Metrics
+from hotplate.serve.metrics import EVENT_COUNTS, Metrics
 from hotplate.serve.problems import Problem
 from hotplate.stores.event_log import LogSegment, SegmentReader, line_of, segments
 from tests.support.event_log import body, ids, written
@@ -138,7 +138,8 @@ async def test_events_are_rejected_and_counted_if_the_queue_is_full_or_disk_slow
         monkeypatch.undo()
         assert (await report("well"))[0] == 200
     assert ids(tmp_path) == {"late", "well"}
-    counts = {outcome: metrics.total(cell)[0] for (kind, outcome), cell in metrics.events.items() if kind == "click"}
+    cells = metrics.cells[EVENT_COUNTS]
+    counts = {outcome: metrics.total(cell)[0] for (kind, outcome), cell in cells.items() if kind == "click"}
     assert counts == {"durable": 1, "queue_full": 1, "disk_failed": 0, "late": 1}
 
 
