@@ -28,7 +28,6 @@ from hotplate.serve.tier_metrics import StoreObserver
 from hotplate.serve.tier_reads import (
     BatchLookups,
     BatchRead,
-    RowRead,
     RowsRead,
     caller_deadline,
     get_nowait,
@@ -322,15 +321,13 @@ class TieredReader:
             return self._fallbacks.first(fallback, row, "unknown")
 
         read = get_nowait(self.tiers, row, missed, late=late)
-        return None if read is None else self._encoded(row, read, fallback)
+        return None if read is None else self._encoded(read.origin, row, read.body, fallback)
 
     def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey) -> EncodedList:
         """Return a list that was read, and count it."""
         source = SOURCES[row.kind]
         origin.tier.count_lookup(origin.release, source, HIT, row.kind)
-        return EncodedList(
-            tier=origin.tier.name, release=origin.release, source=source, body=body, status="ok", fallback=fallback
-        )
+        return EncodedList(tier=origin.tier.name, release=origin.release, source=source, body=body, fallback=fallback)
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
         """Return the list with the key *row*, from memory or read from the stores.
@@ -376,17 +373,17 @@ class TieredReader:
                 if origin is not None and body is not None:
                     waiter.take_row(origin, row, body)
                 else:
-                    waiter.take(self._encoded(row, RowRead(origin, body), waiter.fallback))
+                    waiter.take(self._encoded(origin, row, body, waiter.fallback))
             except Exception as error:  # noqa: BLE001 -- answered by the waiter; others still wait
                 waiter.fail(error)
 
-    def _encoded(self, row: RowKey, read: RowRead, fallback: RowKey) -> EncodedList:
+    def _encoded(self, origin: Origin | None, row: RowKey, body: bytes | None, fallback: RowKey) -> EncodedList:
         """Return the list that was read, or the popular one, and count it."""
-        if read.origin is None:
+        if origin is None:
             return self._fallbacks.unread(row, fallback)
-        if read.body is None:
-            return self._fallbacks.missed(read.origin, row, None, fallback)
-        return self.hit(read.origin, row, read.body, fallback)
+        if body is None:
+            return self._fallbacks.missed(origin, row, None, fallback)
+        return self.hit(origin, row, body, fallback)
 
     def _is_hidden(self, row: RowKey) -> bool:
         """Whether a user is denied or erased."""
@@ -487,7 +484,7 @@ class TieredReader:
             fallback = fallbacks[row.list]
             if isinstance(result, bytes) and not is_empty(result):
                 lists[row.id] = EncodedList(
-                    tier=tier.name, release=release, source=source, body=result, status="ok", fallback=fallback
+                    tier=tier.name, release=release, source=source, body=result, fallback=fallback
                 )
                 hits += 1
             else:
@@ -551,7 +548,6 @@ class TieredReader:
                 release=origin.release,
                 source="fold-in",
                 body=encode(computed.items),
-                status="ok",
                 fallback=fallback,
             )
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)

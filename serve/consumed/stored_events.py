@@ -163,12 +163,11 @@ def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tu
     Raises WrittenByNewer.
     """
     markers = [f'"type":"{kind}"'.encode() for kind in kinds]
-    kinds_to_yield = set(kinds)
     decoder = msgspec.json.Decoder(ConsumedEvent)
     for line in lines:
         if any(marker in line for marker in markers):
             event = decode_event(decoder, line)
-            if event.type in kinds_to_yield:
+            if event.type in kinds:
                 yield line, event
 
 
