@@ -42,16 +42,6 @@ class ListRequest(msgspec.Struct, frozen=True, gc=False):
         """The source of the answer unless a popular list replaces the requested one."""
         return SOURCES.get(self.kind, "popular")
 
-    @property
-    def user(self) -> str:
-        """The user whose consumed items are hidden, if any."""
-        return self.id if self.kind == USER else ""
-
-    @property
-    def beside(self) -> Sequence[str]:
-        """The items that the list is shown beside, which it must not contain."""
-        return (self.id,) if self.kind == ITEM else ()
-
 
 class ListAnswer(msgspec.Struct, frozen=True, gc=False):
     """The answer to a ListRequest: the list that was read, and the items of it that are shown.
@@ -154,20 +144,19 @@ def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> Li
     *shaper* filters and cuts the list. Raises as `Shaper.shape`.
     """
     selection = request.selection
+    if request.after is not None:  # the items of all pages, of which one is taken
+        selection = msgspec.structs.replace(selection, n=MAX_ITEMS)
+    user = request.id if request.kind == USER else ""  # whose consumed items are hidden
+    beside = (request.id,) if request.kind == ITEM else ()
+    items = shaper.shape(encoded, selection, user=user, beside=beside)
     if request.after is None:
-        items = shaper.shape(encoded, selection, user=request.user, beside=request.beside)
         return ListAnswer(encoded, items)
-
-    # The items of all pages, of which one is taken.
-    all_pages = msgspec.structs.replace(selection, n=MAX_ITEMS)
-    items = shaper.shape(encoded, all_pages, user=request.user, beside=request.beside)
 
     is_continued = request.after.continues(encoded)
     cursor = request.after if is_continued else Cursor.of(encoded)
-    page = page_of(items, selection.n, cursor, encoded)
-    following = None if page.following is None else page.following.encoded()
+    page = page_of(items, request.selection.n, cursor, encoded)
     is_restarted = not is_continued and request.after != FIRST
-    return ListAnswer(encoded, page.items, following, restarted=is_restarted)
+    return ListAnswer(encoded, page.items, page.next, restarted=is_restarted)
 
 
 async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[int, EncodedList]:

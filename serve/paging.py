@@ -61,17 +61,17 @@ def parse_cursor(text: str) -> Cursor:
 
 
 class Page(NamedTuple):
-    """The items of a page, and the cursor of the next one; None after the last page."""
+    """The items of a page, and the cursor of the next one, encoded; None after the last page."""
 
     items: bytes
-    following: Cursor | None
+    next: str | None
 
 
 def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
     """Return a page: the first *n* of *items* after the place of *cursor* in the list *encoded*.
 
     *items* are JSON objects with a separator between them, all that are shown of the list, in its order: some may be
-    left out, so their places have gaps. The page's `following` is the cursor of its last item, None if no items follow.
+    left out, so their places have gaps. The page's `next` is the cursor of its last item, None if no items follow.
     """
     places = _places(encoded)  # by the id of the item
     places_and_items = list[tuple[int, bytes]]()  # after the cursor
@@ -80,10 +80,10 @@ def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
             places_and_items.append((places[identifier], item))
 
     page = places_and_items[:n]
-    following = None
+    following: str | None = None
     if len(places_and_items) > len(page):
         last_place, _ = page[-1]
-        following = cursor._replace(place=last_place)
+        following = cursor._replace(place=last_place).encoded()
     return Page(SEPARATOR.join([item for _, item in page]), following)
 
 
