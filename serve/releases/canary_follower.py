@@ -25,16 +25,14 @@ class CanaryFollower:
     Its users get the live release while it is not served: it cannot be loaded, is gone, or was stopped (`CanaryState`).
     """
 
-    canary = Policy[ServedCanary | None]()
-    """The loaded canary; None while its users get the live release."""
+    followed = Policy[FollowedCanary]()
+    """What the followed catalogue names; users of the canary get the live release unless it is loaded."""
 
     def __init__(
         self, reader: Reader, counts: Callable[[], BothCounts], *, verdict: Verdict, fold_in: "FoldIn | None"
     ) -> None:
         """*counts* returns those of all workers; *verdict* stops a canary; *fold_in* loads item factors."""
-        self.canary = None
         self.followed = NO_CANARY
-        """The canary that the followed catalogue names, in any state."""
         self._reader = reader
         self._counts = counts
         self._verdict = verdict
@@ -58,14 +56,14 @@ class CanaryFollower:
     @property
     def counts(self) -> BothCounts | None:
         """Counts since its start; None while it is not served."""
-        return None if self.canary is None else self._counts().since(self.canary.began_with)
+        canary = self.followed.loaded
+        return None if canary is None else self._counts().since(canary.began_with)
 
     async def load(self, catalogue: Catalogue) -> FollowedCanary:
         """Return the canary that a catalogue names: the release that a share of the users gets.
 
         It is loaded unless it was stopped, or is served already; its counts go on if only its share has changed. If it
-        cannot be loaded, the result says why: the live release is not affected. The result does not take effect before
-        `use`.
+        cannot be loaded, the result says why: the live release is not affected. The result takes effect as `followed`.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
@@ -75,7 +73,7 @@ class CanaryFollower:
         if reason_to_stop is not None:
             return self.followed if self.followed.is_stopped(entry) else _stopped(entry, reason_to_stop)
 
-        before = self.canary
+        before = self.followed.loaded
         began_with = self._counts()
         if before is None or not before.release.is_of(entry):
             try:
@@ -99,11 +97,6 @@ class CanaryFollower:
             log.warning("%s", canary.problem, exc_info=error if is_defect else None)
         return canary
 
-    def use(self, followed: FollowedCanary) -> None:
-        """Serve the canary to its users, or the live release if it is not loaded."""
-        self.followed = followed
-        self.canary = followed.loaded
-
     def apply_verdict(self) -> None:
         """Stop the canary if it is worse than the live release, or have the follower load it again if it is not."""
         entry = self.followed.entry
@@ -111,15 +104,18 @@ class CanaryFollower:
             return
 
         reason = self._verdict(identity(entry))
-        if reason is not None and self.canary is not None:
-            self.use(_stopped(entry, reason))
-        elif reason is None and self.canary is None:
-            self.use(FollowedCanary(CanaryState.UNLOADED, entry, reason="it was stopped, and is to be loaded again"))
+        is_loaded = self.followed.loaded is not None
+        if reason is not None and is_loaded:
+            self.followed = _stopped(entry, reason)
+        elif reason is None and not is_loaded:
+            problem = "it was stopped, and is to be loaded again"
+            self.followed = FollowedCanary(CanaryState.UNLOADED, entry, reason=problem)
 
     def drop(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
-        if self.canary is not None and self.canary.release is gone:
-            self.use(FollowedCanary(CanaryState.GONE, self.followed.entry))
+        canary = self.followed.loaded
+        if canary is not None and canary.release is gone:
+            self.followed = FollowedCanary(CanaryState.GONE, self.followed.entry)
             log.warning("%s", self.followed.problem, extra={"release": gone.id})
 
 

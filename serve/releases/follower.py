@@ -133,7 +133,7 @@ class Follower:
     @property
     def canary(self) -> ServedCanary | None:
         """The canary, while it is loaded."""
-        return self.canary_follower.canary
+        return self.canary_follower.followed.loaded
 
     @property
     def catalogue_age_s(self) -> float:
@@ -172,12 +172,12 @@ class Follower:
 
     def release_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
-        canary = self.canary_follower.canary
+        canary = self.canary_follower.followed.loaded
         return canary.release if canary is not None and canary.includes(row) else self.live
 
     def role_of(self, release: ServedRelease) -> ReleaseRole | None:
         """Return the role of a release during a canary; None without a canary."""
-        if self.canary_follower.canary is None:
+        if self.canary_follower.followed.loaded is None:
             return None
         return CANARY if release.is_canary else LIVE
 
@@ -189,7 +189,7 @@ class Follower:
         """
         if self.live is None or not rows:
             return []
-        canary = self.canary_follower.canary
+        canary = self.canary_follower.followed.loaded
         if canary is None:
             return [RowsOfRelease(self.live, rows)]
 
@@ -240,7 +240,7 @@ class Follower:
             self.canary_follower.apply_verdict()
         if self.canary_follower.is_missing and self._followed is not None:
             async with self._switching:
-                self.canary_follower.use(await self.canary_follower.load(self._followed))
+                self.canary_follower.followed = await self.canary_follower.load(self._followed)
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
         """Return the release *ref*, which was live before: `previous`, or loaded again after a restart of the worker.
@@ -407,7 +407,7 @@ class Follower:
             self.previous = replace(before, factors=None)
         # Without an await in between, so no user sees an older release.
         self.live = release
-        self.canary_follower.use(canary)
+        self.canary_follower.followed = canary
 
         if release is not None and is_new:
             self.ready.set()

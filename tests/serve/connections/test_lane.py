@@ -285,19 +285,19 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     body = source.partition("cdef int _renew(self)")[2].partition("    cdef object _answer(")[0]
     attributes = set(re.findall(r"\.([a-z]\w*)", body))
     policies = {
-        "draining": WorkerReadiness,
-        "current": DenyListFile,
-        "live": Follower,
-        "canary": CanaryFollower,
-        "erased": Follower,
+        "draining": vars(WorkerReadiness)["draining"],
+        "current": vars(DenyListFile)["current"],
+        "live": vars(Follower)["live"],
+        "canary": vars(CanaryFollower)["followed"],
+        "erased": vars(Follower)["erased"],
     }
     constants = {
         "tiers", "follower", "local_rows", "needs_io", "manifest", "encoding", "users", "items", "anonymous", "number",
         "template",
     }  # fmt: skip
     assert attributes == policies.keys() | constants
-    for name, owner in policies.items():
-        assert isinstance(vars(owner)[name], Policy), f"{owner.__name__}.{name}"
+    for name, policy in policies.items():
+        assert isinstance(policy, Policy), name
 
 
 async def test_policy_changes_apply_to_the_next_lane_request(tmp_path: Path) -> None:
