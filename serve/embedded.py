@@ -319,12 +319,10 @@ def open_lists(
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
-    for name, seconds, is_valid in (
-        ("budget_s", budget_s, 0 <= budget_s < inf),  # also false for nan
-        ("timeout_s", timeout_s, timeout_s >= 0),
-    ):
-        if not is_valid:
-            raise StoreMisused(f"{name} is a number of seconds, not {seconds}")
+    if not 0 <= budget_s < inf:
+        raise StoreMisused(f"budget_s is a number of seconds, not {budget_s}")
+    if not timeout_s >= 0:  # also for nan
+        raise StoreMisused(f"timeout_s is a number of seconds, not {timeout_s}")
 
     def open_reader() -> TieredReader:
         try:
