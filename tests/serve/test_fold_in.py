@@ -74,12 +74,11 @@ def loaded(of: Model, rules: Rules | None = None) -> ItemFactors:
     """Return the factors of a model as they are in memory after a publish."""
     settings = ListSettings(rules=rules or Rules(), fold_in=True)
     rows = dict(row for batch in ModelLists.of(of, settings).meta() for row in batch)
-    factors = ItemFactors(read_description(rows.pop(FACTORS)))
-    for key in sorted(rows):
-        factors.add(*read_piece(rows[key], factors.description.factors))
-    factors.check_whole()
-    factors.finish()
-    return factors
+    description = read_description(rows.pop(FACTORS))
+    pieces = [read_piece(rows[key], description.factors) for key in sorted(rows)]
+    entries = [entry for piece_entries, _ in pieces for entry in piece_entries]
+    matrix = np.frombuffer(b"".join(factors for _, factors in pieces), dtype="<f4").reshape(len(entries), -1)
+    return ItemFactors(description, entries, matrix)
 
 
 def row_of(basket: Mapping[int, float]) -> UserItems:
