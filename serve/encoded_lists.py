@@ -78,12 +78,13 @@ class Fallbacks:
         *origin* is the store and the release in which the row was read. *result* is an error, None if the row is
         absent, or an empty list. *fallback* is the key of the popular list.
         """
-        is_error = isinstance(result, StoreError)
-        if not is_error:
+        status: Status = "error"
+        if not isinstance(result, StoreError):
+            status = "unknown"
             origin.release.tally.missed.append(row.text)  # examined by the probation of the release
 
-        origin.tier.count_lookup(origin.release, "popular", ERROR if is_error else MISS, row.kind)
-        return self.of_release(origin.tier.name, origin.release, fallback, "error" if is_error else "unknown")
+        origin.tier.count_lookup(origin.release, "popular", OUTCOMES[status], row.kind)
+        return self.of_release(origin.tier.name, origin.release, fallback, status)
 
     def unread(self, row: RowKey, fallback: RowKey) -> EncodedList:
         """Return a popular list after all tiers failed, and count it; raises NotReady."""

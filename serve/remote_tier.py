@@ -134,7 +134,7 @@ class RemoteTier(Tier):
         """
         read.expiring.discard(read.replies)
         if read.replies.cancelled():  # by `_sent_deadlines`, at the time limit
-            self._observe_call(read.release, read.sent_at, "error")
+            self._observe_call("error", perf_counter() - read.sent_at, read.release)
             raise self.breaker.timed_out(read.timeout_s)
 
         try:
@@ -146,7 +146,7 @@ class RemoteTier(Tier):
             self.counters.count_failed_attempt(error)
             return None
 
-        self._observe_call(read.release, read.sent_at, "ok")
+        self._observe_call("ok", perf_counter() - read.sent_at, read.release)
         self.breaker.succeeded()
         return self._decode_results(read.release, read.keys, results)
 

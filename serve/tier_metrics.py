@@ -38,28 +38,13 @@ class StoreObserver:
 
 
 class TierMetrics:
-    """The counters of one tier in one worker.
-
-    A *role* is that of the release that was read, which is counted during a canary, for its judgement; otherwise None.
-    """
+    """The counters of one tier in one worker."""
 
     def __init__(self, tier: str, metrics: Metrics) -> None:
         self._tier = tier
         self._metrics = metrics
         self.read_cell = metrics.store[tier, "get", "ok"]
         """The histogram of reads of a local store."""
-
-    def observe_local_read(self, took_s: float, role: ReleaseRole | None) -> None:
-        """Count a read of one key of a local store."""
-        self._metrics.observe(self.read_cell, took_s)
-        if role is not None:
-            self._metrics.observe(self._metrics.canary_reads[self._tier, role], took_s)
-
-    def observe_call(self, outcome: str, took_s: float, role: ReleaseRole | None) -> None:
-        """Count a call of the store for several keys; *outcome* is one of OUTCOMES."""
-        self._metrics.observe(self._metrics.store[self._tier, "get_many", outcome], took_s)
-        if role is not None:
-            self._metrics.observe(self._metrics.canary_reads[self._tier, role], took_s)
 
     def count_failed_attempt(self, error: Exception) -> None:
         """Count a sent read that failed, and is tried again."""

@@ -183,7 +183,7 @@ class Tier(ABC):
                 raise StoreDefect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._result_of_error(release, error) from error.__cause__
         finally:
-            self._observe_call(release, started, outcome)
+            self._observe_call(outcome, perf_counter() - started, release)
 
         return self._decode_results(release, keys, results)
 
@@ -196,9 +196,16 @@ class Tier(ABC):
     def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
         """Return the call of the store for *keys*, to be awaited."""
 
-    def _observe_call(self, release: ServedRelease, started: float, outcome: str) -> None:
-        """Count a call of the store that began at *started* (`perf_counter`); *outcome* is one of OUTCOMES."""
-        self.counters.observe_call(outcome, perf_counter() - started, self.follower.role_of(release))
+    def _observe_call(self, outcome: str, took_s: float, release: ServedRelease) -> None:
+        """Count a call of the store for several keys; *outcome* is one of OUTCOMES."""
+        self._observe_read(self.metrics.store[self.name, "get_many", outcome], took_s, release)
+
+    def _observe_read(self, cell: int, took_s: float, release: ServedRelease) -> None:
+        """Count a read in the histogram that begins at *cell*; during a canary also by role, for its judgement."""
+        self.metrics.observe(cell, took_s)
+        role = self.follower.role_of(release)
+        if role is not None:
+            self.metrics.observe(self.metrics.canary_reads[self.name, role], took_s)
 
     def _decode_results(
         self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]

@@ -210,7 +210,7 @@ async def test_defect_during_a_probe_lets_the_next_request_probe(
     reader, tier = await opened(store)
     await until_probe(tier)
     with monkeypatch.context() as patched:
-        patched.setattr(tier.counters, "observe_call", lambda *_: 1 // 0)
+        patched.setattr(tier.metrics, "observe", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             await reader.personal_many(["0", "1"])
     assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
