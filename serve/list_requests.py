@@ -87,13 +87,11 @@ def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -
     A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still and
     the cursor is of this list. Raises as `TieredReader.popular` and `Shaper.shape`.
     """
-    encoded: EncodedList | None = None
     if request.after is not None:
-        encoded = reader.popular_in_release(request.after.release, request.segment, request.name)
-    if encoded is None or request.after is None or not request.after.continues(encoded):
-        encoded = reader.popular(request.segment, request.name)
-
-    return shape_list(shaper, request, encoded)
+        continued = reader.popular_in_release(request.after.release, request.segment, request.name)
+        if continued is not None and request.after.continues(continued):
+            return shape_list(shaper, request, continued)
+    return shape_list(shaper, request, reader.popular(request.segment, request.name))
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:
