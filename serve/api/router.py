@@ -209,7 +209,7 @@ class Router:
             except Exception as error:  # noqa: BLE001 -- logged if it is a defect
                 response = self._answer_error(request, match.route, error, request_id)
         else:
-            response = self._answer_problem(request, match.route, refusal)
+            response = self._answer_error(request, match.route, refusal, request_id)
 
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
@@ -220,9 +220,6 @@ class Router:
         if problem is None:
             log.error("request %s failed", request_id, exc_info=error)
             problem = internal_error(request_id)
-        return self._answer_problem(request, route, problem)
-
-    def _answer_problem(self, request: web.BaseRequest, route: Route, problem: Problem) -> web.Response:
         if self._on_problem is not None:
             self._on_problem(request, route, problem)
         return problem_for(route, problem).response()
