@@ -84,7 +84,14 @@ class ItemFactors:
                 scores[row] = -np.inf
 
         best = self._best_rows(scores, n)
-        return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
+        items = list[Item]()
+        for row, score in zip(best, scores[best].tolist(), strict=True):
+            entry = self._entries[row]
+            item = Item(id=entry.id, score=round(score, SCORE_DECIMALS))
+            if entry.title is not None:
+                item["title"] = entry.title
+            items.append(item)
+        return items
 
     def _denied_rows(self, denied: Container[bytes]) -> RowNumbers:
         """Return the rows of denied items, which are looked up once for each deny-list."""
@@ -162,10 +169,3 @@ def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
     are_first = np.empty(len(order), dtype=np.bool_)
     are_first[order] = (places < most) | (sorted_categories == 0)
     return are_first
-
-
-def _item(entry: ItemEntry, score: float) -> Item:
-    item = Item(id=entry.id, score=round(score, SCORE_DECIMALS))
-    if entry.title is not None:
-        item["title"] = entry.title
-    return item

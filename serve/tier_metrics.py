@@ -1,4 +1,4 @@
-"""Metrics of one tier: reads of its store and lookups, during a canary also by role."""
+"""Metrics of one tier: attempts and charges of its store, and what a canary is judged by."""
 
 import logging
 
