@@ -151,7 +151,15 @@ class ConsumedSharing:
             await self._read_older_page()
         if self._phase is SharingPhase.WAITING and self._may_send:
             self._enter(SharingPhase.CATCHING_UP)
-        await self._read_newer()  # before sending: appending hides from the stream that Redis has lost entries
+
+        # Before sending: appending hides from the stream that Redis has lost entries. Waits if nothing is to be sent.
+        is_idle = self._phase in (SharingPhase.WAITING, SharingPhase.FOLLOWING)
+        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
+        if entries is None:  # Redis has lost entries, which this service may have to send again
+            self._phase = SharingPhase.REWINDING
+        else:
+            await self._apply_entries(entries)
+
         if self._phase in (SharingPhase.CATCHING_UP, SharingPhase.FOLLOWING):
             has_more_events = await self._send_events()
             self._enter(SharingPhase.CATCHING_UP if has_more_events else SharingPhase.FOLLOWING)
@@ -162,15 +170,6 @@ class ConsumedSharing:
         """Change the phase, unless the stream was found to need another reading meanwhile."""
         if self._phase is not SharingPhase.REWINDING:
             self._phase = phase
-
-    async def _read_newer(self) -> None:
-        """Read new entries of other services; if there is nothing else to do, wait up to WAIT_MS for them."""
-        is_idle = self._phase in (SharingPhase.WAITING, SharingPhase.FOLLOWING)
-        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
-        if entries is None:  # Redis has lost entries, which this service may have to send again
-            self._phase = SharingPhase.REWINDING
-        else:
-            await self._apply_entries(entries)
 
     async def _read_older_page(self) -> None:
         if self._phase is SharingPhase.REWINDING:
