@@ -140,10 +140,15 @@ class GateCheck:
                 live = (await self._reader.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
                 for name, new in self.lists.items():
-                    _count_rows(new, counts, popular_keys)
+                    prefix = prefix_of(POPULAR, new.stored_name)
+                    written = new._replace(
+                        # Kinds are `item` or, of a named list, `item@basket`: prefixes without their colon.
+                        similar_lists=counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0),
+                        segments={key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)},
+                    )
                     # The default gates compare with the live release.
                     gates = self._gates[name] if live is None else with_defaults(self._gates[name])
-                    verdicts += await judge(gates, new, self._reader, live)
+                    verdicts += await judge(gates, written, self._reader, live)
 
                 if live is not None:
                     columns = self._origin.item_attributes.columns
@@ -151,14 +156,3 @@ class GateCheck:
 
                 self._judged = _Judged(live, verdicts)
         return self._judged
-
-
-def _count_rows(new: NewList, counts: Mapping[str, int], popular_keys: Sequence[str]) -> None:
-    """Add the number of lists of similar items, and the segments with a popular list, to the counts of a list.
-
-    *counts* are the numbers of rows of the release by kind, such as `user` or, of a named list, `item@basket`.
-    *popular_keys* are the keys of all popular lists.
-    """
-    prefix = prefix_of(POPULAR, new.stored_name)
-    new.counts.similar_lists = counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0)
-    new.counts.segments = {key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)}

@@ -19,7 +19,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
 
 from hotplate.offline.errors import SettingError, read_toml, require_between
 from hotplate.offline.list_encoder import MAX_LENGTH
@@ -207,7 +206,8 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
     """
     sentences = dict[str, None]()  # in order, without repeats
     for verdict in verdicts:
-        remedy = _REMEDIES.get(_ListedName.of(verdict.gate).name)
+        _, _, name = verdict.gate.rpartition(":")  # without that of its list
+        remedy = _REMEDIES.get(name)
         if verdict.passed or remedy is None:
             continue
 
@@ -217,34 +217,22 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
     return "".join(f"{sentence}; " for sentence in sentences)
 
 
-class _ListedName(NamedTuple):
-    """The name of a gate, split into that of its list, None if it has none, and its own."""
-
-    list_name: str | None
-    name: str
-
-    @classmethod
-    def of(cls, text: str) -> "_ListedName":
-        list_name, colon, name = text.rpartition(":")
-        return cls(list_name if colon else None, name)
-
-
-def _parse_gate(name: str, bound: object, where: str) -> Gate:
-    """Return the gate (a bound for lists) *name*, such as `ndcg` or, of the list `basket`, `basket:ndcg`.
+def _parse_gate(full_name: str, bound: object, where: str) -> Gate:
+    """Return the gate (a bound for lists) *full_name*, such as `ndcg` or, of the list `basket`, `basket:ndcg`.
 
     Raises SettingError, which begins with *where*, for a bound that is not a number or out of range.
     """
-    listed = _ListedName.of(name)
-    if not _is_number(bound):
-        raise SettingError(f"{where}: the bound of {listed.name} is {bound!r}; it must be a number.")
+    list_name, colon, name = full_name.rpartition(":")
+    if not isinstance(bound, int | float) or isinstance(bound, bool) or not math.isfinite(bound):
+        raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
 
-    gate = _gate_named(listed.name, bound, where)
+    gate = _gate_named(name, bound, where)
 
     # Metrics may have any value, lengths are numbers of items, all others are shares.
     low, high = (1, MAX_LENGTH) if gate.subject == Subject.SHORTEST_LIST else (0, 1)
     if gate.subject != Subject.METRIC:
-        require_between(f"{where}: the bound of {listed.name}", bound, low, high)
-    return replace(gate, list_name=listed.list_name)
+        require_between(f"{where}: the bound of {name}", bound, low, high)
+    return replace(gate, list_name=list_name if colon else None)
 
 
 def _gate_named(name: str, bound: float, where: str) -> Gate:
@@ -276,8 +264,3 @@ def _by_dotted_name(table: Mapping[str, object], before: str = "") -> Iterator[t
             yield from _by_dotted_name(value, f"{before}{name}.")
         else:
             yield before + name, value
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    """Return whether *value* is a finite number and no Boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -61,12 +61,10 @@ class ListCounts(NamedTuple):
 class Measurement:
     """Counts and a sample of the users' lists of one release; *shortest* ignores empty lists."""
 
-    def __init__(self, items: Items, depth: int = 0) -> None:
+    def __init__(self, items: Items, depth: int) -> None:
         """Keep the first *depth* items of sampled lists."""
         self.users = 0
         self.users_with_lists = 0
-        self.similar_lists = 0  # items with a list of similar ones
-        self.segments = set[str]()  # of popular lists
         self.shortest: int | None = None
         self._items = items
         self._times = np.zeros(len(items.ids), dtype=np.int64)
@@ -89,9 +87,7 @@ class Measurement:
         self.users_with_lists += len(present)
         shortest = int(present.min())
         self.shortest = shortest if self.shortest is None else min(shortest, self.shortest)
-
-        if self.depth:
-            self._sample(users, items, lengths)
+        self._sample(users, items, lengths)
 
     def counts(self) -> ListCounts:
         """Return the counts, for `merge`."""

@@ -26,11 +26,13 @@ _LEAST_MET = 20
 class NewList(NamedTuple):
     """A list that is to be published.
 
-    name         its name; empty for the default list, unless that has one
-    stored_name  the name in keys; empty for the default list
-    evaluation   of the list; None without one
-    list_length  most items per user; None if unknown
-    counts       of its items and users, filled while it is written
+    name           its name; empty for the default list, unless that has one
+    stored_name    the name in keys; empty for the default list
+    evaluation     of the list; None without one
+    list_length    most items per user; None if unknown
+    counts         of its items and users, filled while it is written
+    similar_lists  items with a list of similar ones, known once all rows are written
+    segments       segments with a popular list, as above
     """
 
     name: str
@@ -38,6 +40,8 @@ class NewList(NamedTuple):
     evaluation: EvaluationRecord | None
     list_length: int | None
     counts: Measurement
+    similar_lists: int = 0
+    segments: Collection[str] = ()
 
     @property
     def is_default(self) -> bool:
@@ -187,8 +191,7 @@ async def _compare_with_live(
     sampled_lists = new.counts.sample(SAMPLED_USERS if is_overlap_bound else COMPARED_USERS)
     live_lists = await read_live(reader, live, manifest, sampled_lists, stored_name)
 
-    list_length = new.list_length or MAX_LENGTH
-    kept_shares = _kept_share_by_subject(new.counts, len(sampled_lists), live_lists, list_length)
+    kept_shares = _kept_share_by_subject(new, len(sampled_lists), live_lists)
     for gate in gates_on_lists:
         if gate.subject == Subject.OVERLAP:
             verdicts[gate] = _judge_overlap(gate, sampled_lists, live_lists, live)
@@ -231,22 +234,23 @@ class _KeptShare(NamedTuple):
         return gate.verdict(self.kept / self.before, self.note)
 
 
-def _kept_share_by_subject(
-    lists: Measurement, sampled: int, live: LiveLists, list_length: int
-) -> dict[str, _KeptShare]:
-    """Return how much of the *live* release the new *lists* keep: a share for each name in LEAST_KEPT.
+def _kept_share_by_subject(new: NewList, sampled: int, live: LiveLists) -> dict[str, _KeptShare]:
+    """Return how much of the *live* release the list *new* keeps: a share for each name in LEAST_KEPT.
 
-    sampled      number of users with a new list who were looked up; `live.by_user` has the live lists of some of them
-    list_length  most items of a new list; where it is lower than before, shorter lists are no loss
+    *sampled* is the number of users with a new list who were looked up; `live.by_user` has the live lists of some of
+    them.
     """
+    lists = new.counts
+
     # A lower --list-length is no loss.
+    list_length = new.list_length or MAX_LENGTH
     live_lengths = [len(items) for items in live.by_user.values()]
     live_mean_length = sum(live_lengths) / max(len(live_lengths), 1)
     length_before = min(live_mean_length, list_length)
 
     live_items = set(live.popular).union(*live.by_user.values())
     items_kept = len(lists.known(live_items))
-    segments_kept = len(live.segments & lists.segments)
+    segments_kept = len(live.segments.intersection(new.segments))
     popular_kept = len(set(lists.popular).intersection(live.popular))
     return {
         "users_kept": _kept_users(lists, sampled, live),
@@ -263,10 +267,10 @@ def _kept_share_by_subject(
             note=f"{lists.mean_length:.1f} items in a list after {length_before:.1f}",
         ),
         "similar_kept": _KeptShare(
-            kept=min(lists.similar_lists, live.similar_lists),
+            kept=min(new.similar_lists, live.similar_lists),
             before=live.similar_lists,
             compared=live.similar_lists,
-            note=f"{lists.similar_lists:,} lists of similar items after {live.similar_lists:,}",
+            note=f"{new.similar_lists:,} lists of similar items after {live.similar_lists:,}",
         ),
         # The next three are not judged if the live release is small, which its number of items tells.
         "segments_kept": _KeptShare(

@@ -49,7 +49,7 @@ def gates(**bounds: object) -> tuple[Any, ...]:
 # measurements
 
 
-def measured(lists: Sequence[Sequence[int]], cuts: int, depth: int = 0) -> Measurement:
+def measured(lists: Sequence[Sequence[int]], cuts: int, depth: int) -> Measurement:
     """Measure lists of numbered users, a few at a time."""
     measurement = Measurement(Items([f"i{item}" for item in range(8)], np.array([2, 5], dtype=np.int32), 10), depth)
     for start in range(0, len(lists), cuts):
