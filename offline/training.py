@@ -108,8 +108,14 @@ class TrainSettings:
         for event, weight in (self.event_weights or {}).items():
             require_above_zero(f"The weight of event {event!r}", weight)
 
+        # The search has defaults for ALS only; it would ignore other parameters.
         if self.tuning is not None and not isinstance(self.params, ALSParams):
-            self._check_params_of_search(self.tuning)
+            engine = self.tuning.engine
+            if engine is None or self.params != params_class(engine)():
+                raise SettingError(
+                    f"The search would ignore {self.params}: only ALSParams are its defaults. Give "
+                    "tuning=TuneOptions(cells=(…,)) to try these, or tuning=None to train with them."
+                )
         if not isinstance(self.split, SplitOptions | AutoSplit | None):
             raise SettingError(
                 f"split is {self.split!r}; it must be SplitOptions('by-time'), or None for no evaluation."
@@ -117,14 +123,6 @@ class TrainSettings:
 
         for text in self.where:
             parse_filter(text)
-
-    def _check_params_of_search(self, tuning: TuneOptions) -> None:
-        """Raise SettingError for parameters that the search would ignore: it has defaults for ALS only."""
-        if tuning.engine is None or self.params != params_class(tuning.engine)():
-            raise SettingError(
-                f"The search would ignore {self.params}: only ALSParams are its defaults. Give "
-                "tuning=TuneOptions(cells=(…,)) to try these, or tuning=None to train with them."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +219,23 @@ def train(
         with progress.stage("evaluate") as on_iteration:
             evaluation = _evaluate(data.test, settings, choice, on_iteration)
     note = _evaluation_note(data.test)
-    data = data.without_test()  # releases memory for the last fit
+
+    interactions = data.interactions
+    matrix = data.learned
+    del data  # releases the memory of the test for the last fit
 
     with progress.stage("fit") as on_iteration:
-        model = _fit_model(data, settings, choice, evaluation, on_iteration)
+        model = _fit_model(interactions, matrix, settings, choice, evaluation, on_iteration=on_iteration)
 
     with progress.stage("save"):
         save(model, out)
         shutil.rmtree(trials, ignore_errors=True)  # another training may have removed it
+
+    tuning_note = None
+    if settings.tuning is None:
+        tuning_note = "The parameters were not searched."
+    elif choice.search is None:
+        tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
 
     return TrainReport(
         out=out,
@@ -236,7 +243,7 @@ def train(
         evaluation=evaluation,
         note=note,
         search=choice.search,
-        tuning_note=_tuning_note(settings, choice.search, data.learned),
+        tuning_note=tuning_note,
         seconds=progress.seconds,
     )
 
@@ -287,10 +294,6 @@ class _Data:
     search_data: SearchData
     test: _Test | None
 
-    def without_test(self) -> "_Data":
-        """Return the same data for a fit to all of it."""
-        return replace(self, test=None, search_data=SearchData(self.learned.user_items, self.learned.history))
-
 
 def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
     """Read the interactions of *settings*, make a matrix of them, and split it for the evaluation."""
@@ -313,20 +316,17 @@ def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
         test = _test_split(settings, matrix, progress.notice)
         learned = matrix.standing()  # without users and items that have no pairs
         if settings.tuning is None:
-            _announce_long_fit(settings.params, learned, progress.notice)
+            fit_s = estimate_fit_s(settings.params, learned.user_items)
+            if fit_s > _LONG_FIT_S:
+                progress.notice(
+                    f"a fit takes about {fit_s:,.0f} s; each split of the evaluation needs one, and the model"
+                )
 
     # Parameters must not be chosen on the pairs that test them.
     search_data = SearchData(matrix.user_items, matrix.history)
     if test is not None:
         search_data = SearchData(test.parts.train, test.parts.history, evaluation=test.split)
     return _Data(interactions, learned, search_data, test)
-
-
-def _announce_long_fit(params: Params, matrix: Matrix, on_notice: Notice) -> None:
-    """Tell *on_notice* how long a fit takes, if that is long."""
-    fit_s = estimate_fit_s(params, matrix.user_items)
-    if fit_s > _LONG_FIT_S:
-        on_notice(f"a fit takes about {fit_s:,.0f} s; each split of the evaluation needs one, and the model")
 
 
 def _evaluation_note(test: _Test | None) -> str | None:
@@ -337,15 +337,6 @@ def _evaluation_note(test: _Test | None) -> str | None:
         return None
     pairs = format_count(test.parts.train.nnz + test.parts.test.nnz, "pair")
     return f"The split {test.split.kind} of {pairs} leaves none to learn from, or none to test on: no evaluation."
-
-
-def _tuning_note(settings: TrainSettings, search: Search | None, matrix: Matrix) -> str | None:
-    """Return why the parameters were not searched on *matrix*, None if they were."""
-    if search is not None:
-        return None
-    if settings.tuning is None:
-        return "The parameters were not searched."
-    return f"{matrix.user_items.nnz:,} pairs are too few to search."
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,12 +367,25 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
 
     Repeats are items that a user has already, in lists that keep them. The engine is searched if *settings* say so.
     Similar items and repeats are then searched, too, but only if the model is evaluated. *trials* is the folder that
-    keeps the trials of an interrupted search. *progress* is told the stages `tune` and `choose`.
+    keeps the trials of an interrupted search. *progress* is told the stages `tune` and `choose`. Raises SettingError if
+    time or memory allow no trial.
     """
-    search = None
+    search = None  # also with too few pairs
     if settings.tuning is not None:
         with progress.stage("tune") as on_trial:
-            search = _search_engine(data, settings, settings.tuning, trials, on_trial=on_trial, notice=progress.notice)
+            search = tune(
+                data,
+                settings.tuning,
+                k=settings.k,
+                defaults=settings.params if isinstance(settings.params, ALSParams) else None,
+                trials_folder=trials,
+                on_trial=on_trial,
+                on_notice=progress.notice,
+            )
+            if search is not None and not search.trials:
+                raise SettingError(
+                    "the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune"
+                )
     engine = settings.params if search is None else search.trials[search.recommended].params
 
     with progress.stage("choose"):
@@ -426,14 +430,18 @@ def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteratio
 
 
 def _fit_model(
-    data: _Data, settings: TrainSettings, choice: _Choice, evaluation: Evaluation | None, on_iteration: OnProgress
+    interactions: Interactions,
+    matrix: Matrix,
+    settings: TrainSettings,
+    choice: _Choice,
+    evaluation: Evaluation | None,
+    *,
+    on_iteration: OnProgress,
 ) -> Model:
-    """Fit the engine and similar items with the chosen parameters to all pairs, and count popular items.
+    """Fit the engine and similar items with the chosen parameters to all pairs of *matrix*, and count popular items.
 
     *evaluation* is kept in the model. *on_iteration* is called with the iterations done and in all.
     """
-    interactions = data.interactions
-    matrix = data.learned
     length = settings.popular_length
     half_life_days = choice.popularity.half_life_days
 
@@ -468,34 +476,6 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
     return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
-def _search_engine(
-    data: SearchData,
-    settings: TrainSettings,
-    tuning: TuneOptions,
-    trials: Path,
-    *,
-    on_trial: OnProgress,
-    notice: Notice,
-) -> Search | None:
-    """Search an engine and its parameters on *data*; None if there are too few pairs.
-
-    *trials* is the folder that keeps trials, so that an interrupted search resumes. *on_trial* is called with the
-    trials done and in all, *notice* with sentences on cost. Raises SettingError if time or memory allow no trial.
-    """
-    search = tune(
-        data,
-        tuning,
-        k=settings.k,
-        defaults=settings.params if isinstance(settings.params, ALSParams) else None,
-        trials_folder=trials,
-        on_trial=on_trial,
-        on_notice=notice,
-    )
-    if search is not None and not search.trials:
-        raise SettingError("the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune")
-    return search
-
-
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
     """Split *matrix* for the evaluation as *settings* say; None if they want none.
 
@@ -508,18 +488,17 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
     if isinstance(wanted, SplitOptions):
         return _Test.of(matrix, wanted, settings)
 
-    if matrix.history is None:
-        on_notice("the data have no times, so the test is a random draw, which flatters; name them with --time-column")
-        return _Test.of(matrix, wanted.of("by-item"), settings)
-
-    test = _Test.of(matrix, wanted.of("by-time"), settings)
-    tested = len(test.parts.tested)
-    if tested >= _FEWEST_TESTED and test.parts.train.nnz:
-        return test
-    on_notice(
-        f"a cut in time leaves {format_count(tested, 'user')} to test, so the test is a random draw; "
-        "--split by-time insists"
-    )
+    reason = "the data have no times, so the test is a random draw, which flatters; name them with --time-column"
+    if matrix.history is not None:
+        test = _Test.of(matrix, wanted.of("by-time"), settings)
+        tested = len(test.parts.tested)
+        if tested >= _FEWEST_TESTED and test.parts.train.nnz:
+            return test
+        reason = (
+            f"a cut in time leaves {format_count(tested, 'user')} to test, so the test is a random draw; "
+            "--split by-time insists"
+        )
+    on_notice(reason)
     return _Test.of(matrix, wanted.of("by-item"), settings)
 
 
