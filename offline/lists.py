@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
@@ -131,10 +130,6 @@ class ModelLists:
             )
         return lists
 
-    def users(self, start: int, stop: int) -> Users:
-        """Return a range of users, with the facts that rules use."""
-        return self.ranked.users(start, stop)
-
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
         """Return these lists with their evaluation as published; it takes a fit, unless they were evaluated before."""
         settings = self.settings
@@ -225,7 +220,8 @@ class ModelLists:
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield the rows of users in order; *observe* gets the lists of each batch, to measure them.
 
-        Lists of the engine `popularity` that equal the popular list are not written: the service shows that for them.
+        The engine `popularity` gives most users the same list. Those that equal the popular list are not written: the
+        service shows that for them.
         """
         user_ids = self.model.matrix.user_ids
         for batch in _batches(0, len(user_ids)):
@@ -236,18 +232,10 @@ class ModelLists:
             observe([user_ids[user] for user in batch.tolist()], items[is_listed], lengths)
 
             # A list that equals the popular one is made empty, as empty lists have no row.
-            items[self._are_popular(items)] = -1
+            head = self.top[OVERALL].items[: items.shape[1]]
+            if isinstance(self.model.ranker, Popularity) and len(head) == items.shape[1]:
+                items[(items == head).all(axis=1)] = -1
             yield from self._list_rows(USER, user_ids, batch, lists)
-
-    def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
-        """Return which of the lists *items* [lists, n] equal the first n popular items, the fallback for missing lists.
-
-        Only lists of the engine `popularity` are compared; it gives most users the same list.
-        """
-        head = self.top[OVERALL].items[: items.shape[1]]
-        if not isinstance(self.model.ranker, Popularity) or len(head) < items.shape[1]:
-            return np.zeros(len(items), dtype=np.bool_)
-        return np.asarray((items == head).all(axis=1))
 
     def meta(self) -> Iterator[list[Row]]:
         """Yield the `meta` rows, one in each batch: item attributes, and with `fold_in` the item factors of the model.
@@ -346,7 +334,7 @@ def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
     of_users = list[Block]()
     for start, stop in _spans(len(lists.model.matrix.user_ids)):
         part = len(of_items) + len(of_users) + 1
-        of_users.append(Block(part=part, start=start, stop=stop, users=lists.users(start, stop)))
+        of_users.append(Block(part=part, start=start, stop=stop, users=lists.ranked.users(start, stop)))
     return of_items, of_users
 
 

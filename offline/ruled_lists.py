@@ -6,7 +6,7 @@ Users and items are rows and columns of a model's matrix. Items -1 with score 0 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -36,19 +36,6 @@ _CELLS = 1 << 22
 _NO_CATEGORY = -1
 
 
-class UserContext(NamedTuple):
-    """Facts about the users of a model that rules use.
-
-    history  number of interactions [users]
-    own      counts of their own interactions [users, items], None unless lists keep seen items
-    shown    days on which an item was shown without a click [users, items], None without showings
-    """
-
-    history: Indices
-    own: UserItems | None
-    shown: UserItems | None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RuledLists:
     """Ranks the items of one model under rules: lists [rows, length], best first.
@@ -63,7 +50,8 @@ class RuledLists:
     new         draws new items, None unless they are explored
     popularity  fills lists
     pins        items at the head of lists
-    context     facts about the model's users
+    own         counts of users' own interactions [users, items], None unless lists keep seen items
+    shown       days on which an item was shown without a click [users, items], None without showings
     """
 
     model: Model
@@ -77,7 +65,8 @@ class RuledLists:
     new: NewItems | None
     popularity: Popularity
     pins: Indices
-    context: UserContext
+    own: UserItems | None
+    shown: UserItems | None
 
     @classmethod
     def of(cls, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> "RuledLists":
@@ -88,12 +77,16 @@ class RuledLists:
         """
         matrix = model.matrix
         ids = matrix.item_ids
-        boosts = _score_factors(rules, ids)
         allowed = _allowed_items(rules, ids)
 
         counts = recent_popularity(matrix.user_items, matrix.times, model.popular_half_life_days)
-        if boosts is not None:
+        own = model.own_counts() if keep_seen else None
+        boosts = None
+        if rules.boosts:
+            boosts = np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
             counts = counts * boosts
+            if own is not None:
+                own.data *= boosts[own.indices]
 
         new = None
         if rules.explore is not None:
@@ -111,28 +104,26 @@ class RuledLists:
             new=new,
             popularity=Popularity(counts.astype(np.float32)),
             pins=_pins(rules, ids, allowed),
-            context=UserContext(
-                history=items_per_user(matrix.user_items),
-                own=_own_counts(model, boosts) if keep_seen else None,
-                shown=None if rules.showings is None else rules.showings.days_without_click(matrix),
-            ),
+            own=own,
+            shown=None if rules.showings is None else rules.showings.days_without_click(matrix),
         )
 
     def users(self, start: int, stop: int) -> Users:
         """Return a range of the model's users, with the facts that rules use."""
         rows = slice(start, stop)
-        own = None if self.context.own is None else self.context.own[rows]
-        shown = None if self.context.shown is None else self.context.shown[rows]
-        return self.model.users(start, stop)._replace(own=own, shown=shown)
+        return self.model.users(start, stop)._replace(
+            own=None if self.own is None else self.own[rows],
+            shown=None if self.shown is None else self.shown[rows],
+        )
 
     def for_users(self, model: Model, users: Users | None = None) -> "RuledLists":
         """Return the same rules for the users of *model*, with the facts in *users*, if given."""
-        context = UserContext(
-            history=items_per_user(model.matrix.user_items),
+        return replace(
+            self,
+            model=_boosted(model, self.boosts),
             own=None if users is None else users.own,
             shown=None if users is None else users.shown,
         )
-        return replace(self, model=_boosted(model, self.boosts), context=context)
 
     @property
     def multipliers(self) -> Floats | None:
@@ -161,8 +152,11 @@ class RuledLists:
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
 
-        has_enough = self.context.history[users] >= self.rules.min_history
-        items[has_enough], scores[has_enough] = self._ranked_under_cap(self._recommend, users[has_enough], self._depth)
+        depth = self.length
+        if self.similarity is not None or self.shown is not None:
+            depth = max(depth, pool_size(self.length))
+        has_enough = items_per_user(self.model.matrix.user_items)[users] >= self.rules.min_history
+        items[has_enough], scores[has_enough] = self._ranked_under_cap(self._recommend, users[has_enough], depth)
 
         # Rearranged lists are no longer in the order of their scores.
         return Ranked(items, level_scores(items, scores) if self.rules.rearranges else scores)
@@ -180,7 +174,7 @@ class RuledLists:
         Items that the rules remove from a segment's list are replaced by overall popular ones, with a score of 0.
         """
         model = self.model
-        if not self._changes_popular:
+        if not self.rules.shortens and not len(self.pins) and self.boosts is None:
             return {OVERALL: model.popular, **model.segments}
 
         counts = self.popularity.counts
@@ -201,11 +195,6 @@ class RuledLists:
             items = items[order_by_popularity(scores[items])]
             lists[segment] = self._ruled_popular_list(items, scores, len(popular.items))
         return lists
-
-    @property
-    def _changes_popular(self) -> bool:
-        """Whether a rule removes, pins or boosts items, which changes popular lists, too."""
-        return self.rules.shortens or len(self.pins) > 0 or self.boosts is not None
 
     def about(self) -> dict[str, Any]:
         """Describe the rules for the manifest of a release, such as `{"pinned": {"items": 3, "unknown": 1}}`.
@@ -230,24 +219,17 @@ class RuledLists:
             without = len(known - rules.categories.keys())
             facts["categories"] = {"max": rules.max_per_category, "items_without": without}
         if rules.min_history > 1:
-            users = int((self.context.history < rules.min_history).sum())
+            users = int((items_per_user(self.model.matrix.user_items) < rules.min_history).sum())
             facts["min_history"] = {"items": rules.min_history, "users_without": users}
         if rules.diversity:
             facts["diversity"] = {"weight": rules.diversity}
 
-        shown = self.context.shown
-        if shown is not None:
-            users = int((items_per_user(shown) > 0).sum())
-            facts["rotate"] = {"users": users, "items_shown": int(shown.nnz)}
+        if self.shown is not None:
+            users = int((items_per_user(self.shown) > 0).sum())
+            facts["rotate"] = {"users": users, "items_shown": int(self.shown.nnz)}
         if self.new is not None:
             facts["explore"] = {**asdict(self.new.explore), "items": len(self.new.items)}
         return facts
-
-    @property
-    def _depth(self) -> int:
-        """The number of candidates for a list."""
-        needs_pool = self.similarity is not None or self.context.shown is not None
-        return max(self.length, pool_size(self.length)) if needs_pool else self.length
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         """Return lists [users, n] of some users (rows of the matrix), by all rules but the cap per category.
@@ -257,13 +239,13 @@ class RuledLists:
         """
         ranker = self.model.ranker
         rank = ranker.recommend
-        if self.context.own is not None:
-            rank = partial(recommend, ranker, own=self.context.own)  # adds users' own counts to the scores
+        if self.own is not None:
+            rank = partial(recommend, ranker, own=self.own)  # adds users' own counts to the scores
         lists = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
 
         if self.rules.shortens:
             lists = self._fill_with_popular(users, lists)
-        if self.similarity is not None or self.context.shown is not None:
+        if self.similarity is not None or self.shown is not None:
             lists = self._reorder_candidates(users, lists)
         if self.new is not None:
             lists = self._insert_new_items(self.new, users, lists)
@@ -293,7 +275,7 @@ class RuledLists:
         without a click. Only the first `pool_size` items are reordered; those behind keep their place.
         """
         pool = lists.items[:, : pool_size(self.length)]
-        shown_days = None if self.context.shown is None else look_up_values(self.context.shown[users], pool)
+        shown_days = None if self.shown is None else look_up_values(self.shown[users], pool)
         pool_order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
 
         # The places of whole lists, as they are but for the pool.
@@ -424,14 +406,6 @@ def _boosted(model: Model, boosts: Floats | None) -> Model:
     return replace(model, ranker=with_recency(ranker, weights))
 
 
-def _own_counts(model: Model, boosts: Floats | None) -> UserItems | None:
-    """Return `Model.own_counts`, multiplied by *boosts* [items]."""
-    own = model.own_counts()
-    if own is not None and boosts is not None:
-        own.data *= boosts[own.indices]
-    return own
-
-
 def _pins(rules: Rules, ids: list[str], allowed: Allowed) -> Indices:
     """Return the pinned items that are known and *allowed*, in order."""
     columns = {item: column for column, item in enumerate(ids)}
@@ -457,13 +431,6 @@ def _allowed_items(rules: Rules, ids: list[str]) -> Allowed:
         return None
     allowed = set(ids if rules.available is None else rules.available) - rules.excluded
     return np.array([item in allowed for item in ids], dtype=np.bool_)
-
-
-def _score_factors(rules: Rules, ids: list[str]) -> Floats | None:
-    """Return factors of scores [items], None if all are 1."""
-    if not rules.boosts:
-        return None
-    return np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
 
 
 def _category_numbers(categories: Mapping[str, str], ids: list[str]) -> Indices:
