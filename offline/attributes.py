@@ -39,14 +39,10 @@ _CELLS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """The values of one attribute, float64 or text, with *notes* on doubtful cells."""
+    """The values of one attribute, float64 or text, with a *note* on doubtful cells, empty without any."""
 
     values: pl.Series
-    notes: list[str]
-
-    @property
-    def kind(self) -> Kind:
-        return "text" if self.values.dtype == pl.String else "number"
+    note: str = ""
 
 
 class Attributes(NamedTuple):
@@ -153,7 +149,7 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     """
     values = cells.get_column("cell")
     if values.dtype.is_numeric():
-        return _Column(values, [])
+        return _Column(values)
 
     numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
     numbers = numbers.set(~numbers.is_finite(), None)
@@ -162,27 +158,27 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     share = numbers.count() / present if present else 1.0
 
     if wanted == "text":
-        return _Column(values, [])
+        return _Column(values)
     if wanted is None and share < _LEAST_NUMBERS:
-        return _Column(values, _notes_on_texts(name, values, not_numbers, share, tables))
+        return _Column(values, _note_on_texts(name, values, not_numbers, share, tables))
     if wanted == "number" and present and not numbers.count():
         cell = _cells_in_words(name, not_numbers.head(1), tables)
         raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
     if not_numbers.is_empty():
-        return _Column(numbers, [])
+        return _Column(numbers)
 
     # A column of numbers, with some cells that are none.
     are_missing = "cells are no numbers and are missing"
     if not_numbers.height == 1:
         are_missing = "cell is no number and is missing"
     note = f"{name} (number): {not_numbers.height:,} {are_missing}: {_cells_in_words(name, not_numbers, tables)}"
-    return _Column(numbers, [note])
+    return _Column(numbers, note)
 
 
-def _notes_on_texts(
+def _note_on_texts(
     name: str, values: pl.Series, not_numbers: pl.DataFrame, share: float, tables: Sequence[Table]
-) -> list[str]:
-    """Return a note on why a column with some numbers is read as texts; no note if few cells are numbers.
+) -> str:
+    """Return a note on why a column with some numbers is read as texts; empty if few cells are numbers.
 
     values       the texts of the column *name*
     not_numbers  the cells that are not numbers
@@ -192,15 +188,14 @@ def _notes_on_texts(
     commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
         shown = _cells_in_words(name, not_numbers.head(1), tables)
-        return [f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"]
+        return f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"
 
     if share < _FEW_NUMBERS:
-        return []
-    note = (
+        return ""
+    return (
         f"{name} (text): {share:.0%} of its cells are numbers, and {_LEAST_NUMBERS:.0%} would make it one of numbers; "
         f"--attribute {name}=number takes the other cells as missing: {_cells_in_words(name, not_numbers, tables)}"
     )
-    return [note]
 
 
 def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
@@ -222,15 +217,13 @@ def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -
     DataError for repeated items and attributes that are too large.
     """
     values = {name: column.values.to_list() for name, column in columns.items()}
-    texts = [name for name, column in columns.items() if column.kind == "text"]
+    texts = [name for name, column in columns.items() if column.values.dtype == pl.String]
     try:
         rows, about = encode_attributes(ids.to_list(), values, texts)
     except StoreMisused as error:
         raise DataError(f"{source} cannot be published: {error}.") from error
 
-    notes = list[str]()
-    for column in columns.values():
-        notes += column.notes
+    notes = [column.note for column in columns.values() if column.note]
     if notes:
         about[ABOUT]["notes"] = notes
     return Attributes(rows, about)
