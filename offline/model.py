@@ -226,7 +226,7 @@ def _read_unreplaced(path: Path, read: Callable[[Path], _Read]) -> _Read:
     Between the two renames of `save` there is no folder *path*, only the old one under another name.
     """
     for _ in range(_MOST_READS):
-        before = _Version.of(path)
+        before = _version(path)
         try:
             result = read(path)
         except DataError:
@@ -239,31 +239,25 @@ def _read_unreplaced(path: Path, read: Callable[[Path], _Read]) -> _Read:
     return read(path)
 
 
-def _is_replaced(path: Path, before: "_Version | None") -> bool:
+def _is_replaced(path: Path, before: tuple[bytes, int] | None) -> bool:
     """Return whether a model that had the version *before* has been replaced, or is between two renames."""
     # Before the version: a writer that ends in between has put a version in place.
     is_moved_away = any(True for _ in _replaced_by_writers(path))
-    after = _Version.of(path)
+    after = _version(path)
     return after != before or (after is None and is_moved_away)
 
 
-class _Version(NamedTuple):
-    """The description of a model folder, which tells it from others on any file system.
+def _version(path: Path) -> tuple[bytes, int] | None:
+    """Return the bytes and the time of the description in a model folder, None without one.
 
-    Network file systems that are mounted with FUSE may number folders anew, or not at all.
+    They tell a model from others on any file system: network file systems that are mounted with FUSE may number folders
+    anew, or not at all.
     """
-
-    description: bytes
-    modified_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> "_Version | None":
-        """Return the version of the model folder *path*, None if there is none."""
-        file = path / _DESCRIPTION
-        try:
-            return cls(file.read_bytes(), file.stat().st_mtime_ns)
-        except OSError:
-            return None
+    file = path / _DESCRIPTION
+    try:
+        return file.read_bytes(), file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _replaced_by_writers(path: Path) -> Iterator[Path]:
@@ -409,7 +403,12 @@ def _describe(path: Path) -> Description:
 
     with _load_errors(path):
         fields = msgspec.json.decode((path / _DESCRIPTION).read_bytes())
-        _check_format(path, fields.get("format") if isinstance(fields, dict) else None)
+        number = fields.get("format") if isinstance(fields, dict) else None
+        if number != FORMAT:
+            advice = "upgrade hotplate" if isinstance(number, int) and number > FORMAT else "train it again"
+            raise DataError(
+                f"The model {path} has the format {number or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
+            )
         description = msgspec.convert(fields, Description)
         params_from(description.engine, description.params)  # raises an error for unknown ones
 
@@ -421,32 +420,12 @@ def _describe(path: Path) -> Description:
     return description
 
 
-def _check_format(path: Path, number: object) -> None:
-    """Raise DataError for the model of another format."""
-    if number != FORMAT:
-        advice = "upgrade hotplate" if isinstance(number, int) and number > FORMAT else "train it again"
-        raise DataError(
-            f"The model {path} has the format {number or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
-        )
-
-
 def _timestamp(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _write_files(model: Model, folder: Path) -> None:
     """Write the files of *model* into an empty folder, the description last, and flush them to the disk."""
-    _write_tables(model, folder)
-    _write_ranker(model.ranker, model.params, folder)
-    text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / _DESCRIPTION).write_bytes(f"{text}\n".encode())
-    for file in folder.iterdir():
-        flush(file)
-    flush(folder)
-
-
-def _write_tables(model: Model, folder: Path) -> None:
-    """Write the files of users, items, interactions, similar items and popular lists of a model to its folder."""
     matrix = model.matrix
     users = pl.DataFrame({"user": matrix.user_ids})
     if model.user_segments is not None:
@@ -459,6 +438,13 @@ def _write_tables(model: Model, folder: Path) -> None:
     _write_arrays(folder / "user_items.npz", _arrays_of(matrix.user_items) | _arrays_of_history(matrix))
     _write_arrays(folder / _SIMILAR, _arrays_of(model.similar.similarity))
     _popular_frame(model).write_parquet(folder / "popular.parquet")
+    _write_ranker(model.ranker, model.params, folder)
+
+    text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / _DESCRIPTION).write_bytes(f"{text}\n".encode())
+    for file in folder.iterdir():
+        flush(file)
+    flush(folder)
 
 
 def _description(model: Model, folder: Path) -> Description:
