@@ -456,11 +456,12 @@ class Attempt:
     def _summarize(self, published: _Published, seconds: dict[str, float]) -> None:
         """Put the outcome of the run into the summary; *seconds* are its durations by step, over all attempts."""
         manifest = published.manifest
+        metrics = manifest.origin.quality.model  # of the model of the default list; empty without an evaluation
         is_published = published.standing is Standing.PUBLISHED
         self._update_summary(
             outcome=Outcome.PUBLISHED if is_published else Outcome.REFUSED,
             error=published.refusal or UNSET,
-            metrics=_metrics(manifest),
+            metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
             gates=list(manifest.origin.gates.verdicts),
             lists=manifest.counts,
             erased=published.erased,
@@ -471,9 +472,3 @@ class Attempt:
 def _not_noted(release: ReleaseId, error: DataError) -> str:
     """Return a warning that MLflow failed after the release was written."""
     return f"release {release} is written, but not recorded in MLflow: {error}"
-
-
-def _metrics(manifest: Manifest) -> dict[str, int | float]:
-    """Return the metrics of the model of a release; empty without an evaluation."""
-    metrics = manifest.origin.quality.model
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
