@@ -37,7 +37,7 @@ from hotplate.offline.evaluate.similar_hits import measure_similar
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.options import Columns
 from hotplate.offline.search.repeat_weights import ndcg as ndcg_of_repeats
 from hotplate.offline.train.als import ALSParams
@@ -233,7 +233,7 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     # The best popularity of the search, which also ranks the items of users without a list.
     popular = report.best("popularity")
     assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
-    tested = _TestedPiece.of(file, popular)
+    tested = _TestedPiece(file, popular)
 
     methods = {**FIXED_METHODS, RECENT_POPULARITY: popular, SEARCHED_ALS: report.best("als")}
     ndcg_by_user = {name: tested.ndcg_by_user(params) for name, params in methods.items()}
@@ -265,23 +265,18 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
 class _TestedPiece:
     """A piece of a log, split as `hotplate train` splits it with CORE_OPTIONS, to measure methods on its test part.
 
-    *popular* ranks the items of users without a list.
+    *file* is of `Trainings.write_piece`. *popular* ranks the items of users without a list.
     """
 
-    def __init__(self, matrix: Matrix, options: SplitOptions, popular: PopularityParams) -> None:
+    def __init__(self, file: Path, popular: PopularityParams) -> None:
+        log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
+        matrix = to_matrix(log, LEAST_INTERACTIONS, LEAST_INTERACTIONS, Weighing("binary"))
+        options = SplitOptions("by-time", min_per_user=LEAST_INTERACTIONS, min_per_item=LEAST_INTERACTIONS)
         self._matrix = matrix
         self._options = options
         self._parts = split(matrix.user_items, matrix.history, options)
         self._popular = popular
         self._fitted: dict[Params, Ranker] = {}
-
-    @classmethod
-    def of(cls, file: Path, popular: PopularityParams) -> "_TestedPiece":
-        """Read and split a file of `Trainings.write_piece`."""
-        log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
-        matrix = to_matrix(log, LEAST_INTERACTIONS, LEAST_INTERACTIONS, Weighing("binary"))
-        options = SplitOptions("by-time", min_per_user=LEAST_INTERACTIONS, min_per_item=LEAST_INTERACTIONS)
-        return cls(matrix, options, popular)
 
     def ndcg_by_user(self, params: Params) -> npt.NDArray[np.float64]:
         """Return nDCG@10 of the lists of each test user as served: popular items for a user without a list."""
