@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -58,7 +58,8 @@ from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.report import markdown_page, markdown_table
 
-FiguresT_co = TypeVar("FiguresT_co", covariant=True)
+Figures = TypeVar("Figures")
+Part = TypeVar("Part")
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -414,80 +415,20 @@ def draw_rows(data: DataSet, draws: Mapping[str, Draw]) -> Iterator[Sequence[str
         yield data.name, name, f"{draw.popularity:.4f}", f"{draw.value:.4f} ± {draw.half:.4f}, {draw.described}"
 
 
-class Task(Protocol[FiguresT_co]):
-    """What a process measures: a part of a data set."""
+def kept_or_measured(
+    kind: type[Figures], measure: Callable[[Trainings, Part], Figures], data: DataSet, part: Part, file: Path
+) -> Figures:
+    """Return the figures of one piece or random split of *data*, in *file*; measure them unless they are kept.
 
-    @property
-    def data(self) -> DataSet:
-        """The data set."""
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-
-    @property
-    def kind(self) -> type[FiguresT_co]:
-        """The type of the figures."""
-
-    def measure(self, trainings: Trainings) -> FiguresT_co:
-        """Train on the part, and return its figures."""
-
-
-@dataclass(frozen=True, slots=True)
-class PieceTask:
-    """Measures one piece of *data*: the first *share* of its pairs."""
-
-    data: DataSet
-    share: float
-
-    @property
-    def kind(self) -> type[Piece]:
-        """The type of the figures."""
-        return Piece
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        return f"{self.data.name}, first {self.share:.0%}"
-
-    def measure(self, trainings: Trainings) -> Piece:
-        """Measure the piece."""
-        return measure_piece(trainings, self.share)
-
-
-@dataclass(frozen=True, slots=True)
-class DrawTask:
-    """Measures one random split of *data*."""
-
-    data: DataSet
-    split: RandomSplit
-
-    @property
-    def kind(self) -> type[Draw]:
-        """The type of the figures."""
-        return Draw
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        return f"{self.data.name}, {self.split.name}"
-
-    def measure(self, trainings: Trainings) -> Draw:
-        """Measure the split."""
-        return measure_draw(trainings, self.split)
-
-
-def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
-    """Return the figures of *task* on the data in *file*, which are measured unless an earlier run has kept them.
-
-    Figures are kept under a digest of the code, libraries and data: a change of any of them measures them again.
+    They are kept under a digest of the code, libraries and data: a change of any of them measures them again. *kind* is
+    their type.
     """
-    kept = KEPT / f"{_digest(task, file)}.json"
+    kept = KEPT / f"{_digest(data, part, file)}.json"
     if kept.exists():
-        return msgspec.json.decode(kept.read_bytes(), type=task.kind)
+        return msgspec.json.decode(kept.read_bytes(), type=kind)
 
     with tempfile.TemporaryDirectory() as folder:
-        figures = task.measure(Trainings(task.data, file, Path(folder)))
+        figures = measure(Trainings(data, file, Path(folder)), part)
 
     # A rename, as a run may be stopped while it writes.
     KEPT.mkdir(exist_ok=True)
@@ -497,50 +438,61 @@ def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
     return figures
 
 
-def _digest(task: Task[Any], file: Path) -> str:
-    """Return a digest of the task, its data, the code in `offline/`, and the versions of its libraries."""
+def _digest(data: DataSet, part: object, file: Path) -> str:
+    """Return a digest of a part of a data set, its file, the code in `offline/`, and the versions of its libraries."""
     sources = sorted((ROOT / "offline").rglob("*.py"))
     versions = [version(library) for library in LIBRARIES]
 
-    digest = blake2b(repr((task, versions)).encode(), digest_size=16)
+    digest = blake2b(repr((data, part, versions)).encode(), digest_size=16)
     for source in (*sources, file):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
 class AllFigures(NamedTuple):
-    """Figures of all pieces and random splits."""
+    """Figures of all pieces, by their share, and of all random splits, by name."""
 
-    pieces: dict[PieceTask, Piece]
-    draws: dict[DrawTask, Draw]
+    pieces: dict[tuple[DataSet, float], Piece]
+    draws: dict[tuple[DataSet, str], Draw]
 
 
-def measure_all(piece_tasks: Sequence[PieceTask], draw_tasks: Sequence[DrawTask], data_at: Path) -> AllFigures:
-    """Measure all tasks, and return their figures; prints a line for each task that ends.
+def measure_all(data_sets: Sequence[DataSet], data_at: Path) -> AllFigures:
+    """Measure all pieces and random splits of *data_sets*, in the folder *data_at*; prints a line for each that ends.
 
-    There is a process of one thread for each core. Tasks start in their order, pieces first. *data_at* is the folder of
-    the data sets.
+    There is a process of one thread for each core.
     """
     # The numerical libraries read this variable when a process starts.
     os.environ["OMP_NUM_THREADS"] = "1"
 
     started = perf_counter()
-    tasks = len(piece_tasks) + len(draw_tasks)
+    tasks = len(data_sets) * (len(PIECES) + len(DRAWS))
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(min(cores, tasks), mp_context=get_context("spawn")) as processes:
-        pieces = {task: processes.submit(kept_or_measured, task, data_at / task.data.file) for task in piece_tasks}
-        draws = {task: processes.submit(kept_or_measured, task, data_at / task.data.file) for task in draw_tasks}
+        submit = processes.submit
 
-        names: dict[Future[Any], str] = {future: task.name for task, future in pieces.items()}
-        names |= {future: task.name for task, future in draws.items()}
+        # Large pieces come first, as the last tasks run on few cores.
+        pieces = {
+            (data, share): submit(kept_or_measured, Piece, measure_piece, data, share, data_at / data.file)
+            for share in sorted(PIECES, reverse=True)
+            for data in reversed(data_sets)
+        }
+        draws = {
+            (data, drawn.name): submit(kept_or_measured, Draw, measure_draw, data, drawn, data_at / data.file)
+            for drawn in DRAWS
+            for data in reversed(data_sets)
+        }
+
+        names: dict[Future[Any], str] = {}
+        names |= {future: f"{data.name}, first {share:.0%}" for (data, share), future in pieces.items()}
+        names |= {future: f"{data.name}, {name}" for (data, name), future in draws.items()}
         for done, future in enumerate(as_completed(names), start=1):
             future.result()  # raises the task's error at once
             minutes = (perf_counter() - started) / 60
             print(f"{done} of {tasks} after {minutes:.1f} min: {names[future]}", flush=True)
 
     return AllFigures(
-        pieces={task: future.result() for task, future in pieces.items()},
-        draws={task: future.result() for task, future in draws.items()},
+        pieces={part: future.result() for part, future in pieces.items()},
+        draws={part: future.result() for part, future in draws.items()},
     )
 
 
@@ -553,10 +505,10 @@ def tables(data_sets: Sequence[DataSet], figures: AllFigures) -> str:
     others = list[Sequence[str]]()
     draws = list[Sequence[str]]()
     for data in data_sets:
-        pieces = {share: figures.pieces[PieceTask(data, share)] for share in PIECES}
+        pieces = {share: figures.pieces[data, share] for share in PIECES}
         times += time_rows(data, pieces)
         others += other_rows(data, pieces)
-        draws += draw_rows(data, {drawn.name: figures.draws[DrawTask(data, drawn)] for drawn in DRAWS})
+        draws += draw_rows(data, {drawn.name: figures.draws[data, drawn.name] for drawn in DRAWS})
     return "\n".join(map(markdown_table, HEADINGS, (times, others, draws)))
 
 
@@ -575,10 +527,7 @@ def main(arguments: Sequence[str]) -> int:
     if not present:
         return 0
 
-    # Large pieces come first, as the last tasks run on few cores.
-    piece_tasks = [PieceTask(data, share) for share in sorted(PIECES, reverse=True) for data in reversed(present)]
-    draw_tasks = [DrawTask(data, random_split) for random_split in DRAWS for data in reversed(present)]
-    written = tables(present, measure_all(piece_tasks, draw_tasks, data_at))
+    written = tables(present, measure_all(present, data_at))
     print(written)
     if len(present) == len(DATA_SETS):
         PAGE.write_text(markdown_page(PAGE.read_text(), written, "quality"))

@@ -20,7 +20,7 @@ from hotplate.offline.quality import (
     SIMILAR_COLUMNS,
     DataSet,
     Draw,
-    DrawTask,
+    RandomSplit,
     Trainings,
     draw_rows,
     kept_or_measured,
@@ -97,27 +97,27 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
 
 
 def test_figures_are_kept_until_data_or_libraries_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = list[DrawTask]()
+    measured = list[RandomSplit]()
 
-    def measure(task: DrawTask, _trainings: Trainings) -> Draw:
-        measured.append(task)
+    def measure(_trainings: Trainings, random_split: RandomSplit) -> Draw:
+        measured.append(random_split)
         return Draw(value=0.2, half=0.01, popularity=0.1, described="als")
 
-    monkeypatch.setattr(DrawTask, "measure", measure)
     monkeypatch.setattr("hotplate.offline.quality.KEPT", tmp_path / "kept")
     file = tmp_path / "log.csv"
     file.write_text("user,item\n")
-    task = DrawTask(DataSet("A log", "log.csv"), DRAWS[0])
-    first = kept_or_measured(task, file)
-    assert kept_or_measured(task, file) == first
+    data = DataSet("A log", "log.csv")
+    task = Draw, measure, data, DRAWS[0], file
+    first = kept_or_measured(*task)
+    assert kept_or_measured(*task) == first
     assert len(measured) == 1
     file.write_text("user,item\na,b\n")
-    kept_or_measured(task, file)
+    kept_or_measured(*task)
     assert len(measured) == 2
     monkeypatch.setattr("hotplate.offline.quality.version", lambda library: f"another {library}")
-    kept_or_measured(task, file)
+    kept_or_measured(*task)
     assert len(measured) == 3
-    assert [*draw_rows(task.data, {"by item": first})] == [("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")]
+    assert [*draw_rows(data, {"by item": first})] == [("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")]
 
 
 def choices(*, drift: float, seed: int) -> pl.DataFrame:
