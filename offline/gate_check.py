@@ -60,7 +60,6 @@ class GateCheck:
         self._reader = reader
         self._steps = steps
         self.lists = dict[str, NewList]()
-        self._gates = dict[str, list[Gate]]()  # by list
         self._judged: _Judged | None = None
 
         bounds = bounds_of(settings)
@@ -75,10 +74,10 @@ class GateCheck:
             evaluation = evaluation_of(origin)
             metrics = () if evaluation is None else evaluation.metrics
             check(gates, metrics, knows_catalogue=items.catalogue is not None)
-            self._gates[name] = gates
             self.lists[name] = NewList(
                 name=name,
                 stored_name=stored_name,
+                gates=gates,
                 evaluation=evaluation,
                 list_length=origin.list_length,
                 counts=Measurement(items, depth_of(with_defaults(gates))),
@@ -139,16 +138,14 @@ class GateCheck:
             with timed(self._steps, "gates"):
                 live = (await self._reader.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
-                for name, new in self.lists.items():
+                for new in self.lists.values():
                     prefix = prefix_of(POPULAR, new.stored_name)
                     written = new._replace(
                         # Kinds are `item` or, of a named list, `item@basket`: prefixes without their colon.
                         similar_lists=counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0),
                         segments={key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)},
                     )
-                    # The default gates compare with the live release.
-                    gates = self._gates[name] if live is None else with_defaults(self._gates[name])
-                    verdicts += await judge(gates, written, self._reader, live)
+                    verdicts += await judge(written, self._reader, live)
 
                 if live is not None:
                     columns = self._origin.item_attributes.columns

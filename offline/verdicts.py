@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
-from hotplate.offline.gates import DEFAULTS, LEAST_KEPT, Gate, Subject
+from hotplate.offline.gates import DEFAULTS, LEAST_KEPT, Gate, Subject, with_defaults
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.report import format_count
@@ -28,6 +28,7 @@ class NewList(NamedTuple):
 
     name           its name; empty for the default list, unless that has one
     stored_name    the name in keys; empty for the default list
+    gates          bounds that the list must meet to go live, such as a minimum of NDCG
     evaluation     of the list; None without one
     list_length    most items per user; None if unknown
     counts         of its items and users, filled while it is written
@@ -37,6 +38,7 @@ class NewList(NamedTuple):
 
     name: str
     stored_name: str
+    gates: Sequence[Gate]
     evaluation: EvaluationRecord | None
     list_length: int | None
     counts: Measurement
@@ -49,15 +51,15 @@ class NewList(NamedTuple):
         return not self.stored_name
 
 
-async def judge(gates: Sequence[Gate], new: NewList, reader: Reader, live: ReleaseRef | None) -> list[GateVerdict]:
-    """Judge the *gates* of the list *new*, and return a verdict for each, in order.
+async def judge(new: NewList, reader: Reader, live: ReleaseRef | None) -> list[GateVerdict]:
+    """Judge the gates of the list *new*, and return a verdict for each, in order.
 
-    A gate is a bound, such as a minimum of NDCG, that lists must meet to go live. Gates on the list alone are judged by
-    its evaluation and its counts. Others compare it with the list of the same name in the release *live*, read from
-    *reader*. They pass if nothing is live; if the live release is damaged, only those in DEFAULTS pass. A verdict has
-    the name of its gate, with the name of the list before it (`basket:coverage`) unless it is the default list. Raises
-    StoreError.
+    Gates on the list alone are judged by its evaluation and its counts. Others, with those in DEFAULTS, compare it with
+    the list of the same name in the release *live*, read from *reader*. They pass if nothing is live; if the live
+    release is damaged, only those in DEFAULTS pass. A verdict has the name of its gate, with the name of the list
+    before it (`basket:coverage`) unless it is the default list. Raises StoreError.
     """
+    gates = new.gates if live is None else with_defaults(new.gates)
     compared = [gate for gate in gates if gate.subject in (Subject.DROP, Subject.OVERLAP, *LEAST_KEPT)]
     verdicts = {gate: _judge_alone(gate, new) for gate in gates if gate not in compared}
 
