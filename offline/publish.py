@@ -131,20 +131,19 @@ async def publish_source(
 
     failure = await gate_check.refusal(result.manifest)
     refused = GateFailed(failure, result) if failure else result.held_back
-    written = Written(result=result, seconds=perf_counter() - started, erased=[], steps=steps, refused=refused)
-    if refused is not None:
-        return written
+    seconds = perf_counter() - started
 
     release = result.manifest.release
-    if prunes:
+    erased = list[ReleaseId]()
+    if refused is None and prunes:
         with timed(steps, "prune"), failure_as_warning(not_pruned(release)):
-            written = replace(written, erased=await prune(store, keep=settings.keep))
+            erased = await prune(store, keep=settings.keep)
 
-    if probation_s and settings.activate and settings.arm == "A" and rehearsal_of is None:
+    has_probation = probation_s and settings.activate and settings.arm == "A" and rehearsal_of is None
+    if refused is None and has_probation:
         with timed(steps, "wait"):
-            withdrawn = await wait_for_probation(store, release, probation_s)
-        written = replace(written, refused=withdrawn)
-    return written
+            refused = await wait_for_probation(store, release, probation_s)
+    return Written(result=result, seconds=seconds, erased=erased, steps=steps, refused=refused)
 
 
 def not_pruned(release: ReleaseId) -> str:
