@@ -190,7 +190,7 @@ class LiveLists(NamedTuple):
 
 
 async def read_live(
-    reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str], stored: str = ""
+    reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str], stored: str
 ) -> LiveLists:
     """Read the lists of some *users* in the live release, and its overall popular list, to compare new lists with them.
 
@@ -220,16 +220,21 @@ async def read_live(
 def overlap(lists: Mapping[str, Sequence[str]], live: Mapping[str, Sequence[str]], depth: int) -> float:
     """Return the mean share of items that the lists of a user have in common, over the users of *live*.
 
-    Lists are item ids by user, cut to *depth*. The share is of the longer list; 0 without users.
+    Lists are item ids by user, cut to *depth*. The share is of the longer list; 0 for empty lists, and without users.
     """
-    shares = [common(lists[user][:depth], items[:depth]) for user, items in live.items()]
+    shares = list[float]()
+    for user, live_list in live.items():
+        items = lists[user][:depth]
+        live_items = live_list[:depth]
+        longer = max(len(items), len(live_items))
+        shares.append(len({*items} & {*live_items}) / (longer or 1))
     return sum(shares) / (len(shares) or 1)
 
 
 async def read_lists(
-    reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
+    reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
-    """Read the lists at *keys* (KIND:ID) of a release, and yield each id with the first *depth* items of its list.
+    """Read the lists at *keys* (KIND:ID) of a release, and yield each id with its list.
 
     A damaged list yields its id with a ReleaseCorrupt; a key that the release lacks yields nothing. *open_value*
     decodes a value to an offset and a list. Raises StoreError if rows cannot be read.
@@ -240,16 +245,10 @@ async def read_lists(
 
         items: list[Item] | ReleaseCorrupt
         try:
-            items = result if isinstance(result, ReleaseCorrupt) else decode(cut(open_value(key, result), depth))
+            items = result if isinstance(result, ReleaseCorrupt) else decode(cut(open_value(key, result), MAX_LENGTH))
         except ReleaseCorrupt as error:
             items = error
         except ValueError as error:
             items = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
 
         yield RowKey.parse(key).id, items
-
-
-def common(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return the share of common items in the longer list; 0 for empty lists."""
-    longer = max(len(first), len(second))
-    return len({*first} & {*second}) / (longer or 1)
