@@ -41,16 +41,7 @@ from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.options import Columns
 from hotplate.offline.search.repeat_weights import ndcg as ndcg_of_repeats
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import (
-    Engine,
-    Params,
-    Ranker,
-    described,
-    params_from,
-    recency_of,
-    with_recency,
-    without_recency,
-)
+from hotplate.offline.train.engine import Engine, Params, described, params_from
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, order_by_popularity, recent_popularity
 from hotplate.offline.train.repeats import RepeatParams
@@ -277,13 +268,13 @@ class _TestedPiece:
         self._options = options
         self._parts = split(matrix.user_items, matrix.history, options)
         self._popular = popular
-        self._fitted: dict[Params, Ranker] = {}
 
     def ndcg_by_user(self, params: Params) -> npt.NDArray[np.float64]:
         """Return nDCG@10 of the lists of each test user as served: popular items for a user without a list."""
         parts = self._parts
         counts = recent_popularity(parts.train, parts.train_times, self._popular.half_life_days)
-        lists = fill_empty_lists(recommend_all(self._ranker(params), parts, 10), order_by_popularity(counts))
+        ranker = fit_parts(parts, params)
+        lists = fill_empty_lists(recommend_all(ranker, parts, 10), order_by_popularity(counts))
         return measure_users(lists, parts.test).values["ndcg"]
 
     def similar_hit_rates(self) -> dict[str, float]:
@@ -312,24 +303,8 @@ class _TestedPiece:
         """
         parts = split(self._matrix.user_items, self._matrix.history, replace(self._options, repeats=True))
         methods = {ENGINE_ALONE: RepeatParams(weight=0.0), BY_OWN_COUNTS: OWN_COUNTS, AS_TYPED: repeats}
-        ranker = self._ranker(params)
+        ranker = fit_parts(self._parts, params)
         return {name: ndcg_of_repeats(parts, ranker, 10, method) for name, method in methods.items()}
-
-    def _ranker(self, params: Params) -> Ranker:
-        """Return the ranker (a fitted model) with *params*, fitted to the train part.
-
-        Recency, which favours items with recent interactions, only multiplies scores. So parameters that differ in
-        recency alone are fitted once.
-        """
-        plain = without_recency(params)
-        if plain not in self._fitted:
-            self._fitted[plain] = fit_parts(self._parts, plain)
-
-        ranker = self._fitted[plain]
-        recency = recency_of(params)
-        if recency is None:
-            return ranker
-        return with_recency(ranker, recency.weights(self._parts.train, self._parts.train_times))
 
 
 def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
