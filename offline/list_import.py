@@ -21,7 +21,7 @@ from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import choose_columns, usual_column
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import DataFile, DataSource, check_source, fingerprint, input_files, named_paths
+from hotplate.offline.input.files import DataFile, fingerprint, input_files, named_paths
 from hotplate.offline.input.rows import Rows, RowSchema, most_frequent_titles, number_fault, texts_by_role
 from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
@@ -56,26 +56,23 @@ class ImportSettings:
     `text` by attribute, for those that are not to be guessed.
     """
 
-    lists: DataSource | None = None
-    more: Sequence[DataSource] = ()
-    popular: DataSource | None = None
-    similar: DataSource | None = None
-    titles: DataSource | None = None
+    lists: Path | None = None
+    more: Sequence[Path] = ()
+    popular: Path | None = None
+    similar: Path | None = None
+    titles: Path | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     form: Format = field(default_factory=Format)
     length: int = 20
-    attributes: DataSource | None = None
+    attributes: Path | None = None
     attribute_kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def paths(self) -> list[DataSource]:
+    def paths(self) -> list[Path]:
         """All files of lists."""
         return [] if self.lists is None else [self.lists, *self.more]
 
     def __post_init__(self) -> None:
-        for source in (*self.paths, self.popular, self.similar, self.titles, self.attributes):
-            if source is not None:
-                check_source(source)
         check_length(self.length)
         if self.lists is None and self.popular is None and self.similar is None:
             raise SettingError("There is nothing to import; give files of lists, or --similar or --popular.")
@@ -171,7 +168,7 @@ def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
         yield _Sources(lists, similar, popular, title_files, digest)
 
 
-def _optional(path: DataSource | None) -> list[DataSource]:
+def _optional(path: Path | None) -> list[Path]:
     return [] if path is None else [path]
 
 
