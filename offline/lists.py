@@ -273,7 +273,7 @@ class ModelLists:
         """Yield each item with its title and what the rules say of it, for the lists that the service computes."""
         allowed = self.ranked.allowed
         categories = self.ranked.categories
-        multipliers = self.ranked.multipliers
+        multipliers = self.ranked.model.ranker.recent  # recency and boosts
         for number, item in enumerate(self.model.matrix.item_ids):
             yield ItemEntry(
                 item,

@@ -288,13 +288,16 @@ def _load(path: Path) -> Model:
         )
 
         titled = items.drop_nulls("title")
-        popular = _read_popular(path / "popular.parquet")  # by segment; None for the overall list
+        by_segment = pl.read_parquet(path / "popular.parquet", glob=False).group_by("segment", maintain_order=True)
+        popular = dict[str | None, Popular]()  # the overall list has no segment
+        for (segment,), rows in by_segment:
+            popular[segment] = Popular(rows["item"].to_numpy(), rows["score"].to_numpy())
         return Model(
             ranker=_read_ranker(path, params, user_items.shape),
             matrix=matrix,
             titles=dict(zip(titled.get_column("item"), titled.get_column("title"), strict=True)),
-            popular=popular.pop(None),
-            segments={str(segment): of_segment for segment, of_segment in popular.items()},
+            popular=popular[None],
+            segments={segment: of_segment for segment, of_segment in popular.items() if segment is not None},
             params=params,
             evaluation=description.evaluation,
             data=description.data,
@@ -584,12 +587,6 @@ def _popular_frame(model: Model) -> pl.DataFrame:
             "score": np.concatenate([popular.scores for _, popular in lists]),
         }
     )
-
-
-def _read_popular(path: Path) -> dict[object, Popular]:
-    """Return the lists by segment; the overall one has None."""
-    by_segment = pl.read_parquet(path, glob=False).group_by("segment", maintain_order=True)
-    return {segment: Popular(rows["item"].to_numpy(), rows["score"].to_numpy()) for (segment,), rows in by_segment}
 
 
 @contextmanager

@@ -126,11 +126,6 @@ class RuledLists:
         )
 
     @property
-    def multipliers(self) -> Floats | None:
-        """Factors of users' scores by item, from recency and boosts."""
-        return self.model.ranker.recent
-
-    @property
     def available_count(self) -> int:
         """Number of available items."""
         ids = self.model.matrix.item_ids
