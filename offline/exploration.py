@@ -126,12 +126,12 @@ class NewItems:
         A user gets the items with the highest random keys. Not drawn are *listed* items [users, any], those in the list
         already, and those that the user has, unless seen items are kept.
         """
+        segments = users.segments or [None] * len(users.ids)
         drawn = np.full((len(listed), n), -1, dtype=np.int32)
 
         # Blocks of users, as each user has a key for all new items.
         for rows in row_slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
-            segments = None if users.segments is None else users.segments[rows]
-            keys = self._draw_keys(users.ids[rows], segments)
+            keys = self._draw_keys(users.ids[rows], segments[rows])
 
             # Items with a key of -inf are not drawn.
             if not self._keep_seen:
@@ -145,21 +145,19 @@ class NewItems:
             drawn[rows, : best.shape[1]] = np.where(is_drawn, self.items[best], -1)
         return drawn
 
-    def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
+    def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None]) -> npt.NDArray[np.float64]:
         """Return random keys of new items for each user [users, new items]; the items with the highest keys are drawn.
 
         This is a weighted draw without replacement (Efraimidis and Spirakis, 2006): a key is log(u) / weight, where u
         is uniform in (0, 1), from hashes of the user's and the item's id. *users* are ids, and *segments* their groups,
-        if known. `_weights` [segments + 1, new items] has a row for each segment, numbered by `_segments`, and a last
-        one for users without a known segment.
+        None where unknown. `_weights` [segments + 1, new items] has a row for each segment, numbered by `_segments`,
+        and a last one for users without a known segment.
         """
         user_hashes = _hashes(users, self.explore.seed)
         uniform = _uniform(user_hashes[:, None] ^ self._hashes)
 
         last_row = len(self._segments)
-        rows = [last_row] * len(users)
-        if segments is not None:
-            rows = [self._segments.get(segment or "", last_row) for segment in segments]
+        rows = [self._segments.get(segment or "", last_row) for segment in segments]
         keys: npt.NDArray[np.float64] = np.log(uniform) / self._weights[rows]
         return keys
 
