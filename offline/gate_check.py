@@ -6,9 +6,9 @@ from typing import NamedTuple
 from hotplate.offline.gates import (
     AS_FLAGS,
     Gate,
+    Subject,
     check,
     check_names,
-    depth_of,
     gates_of,
     parse_gates,
     remedies,
@@ -74,13 +74,14 @@ class GateCheck:
             evaluation = evaluation_of(origin)
             metrics = () if evaluation is None else evaluation.metrics
             check(gates, metrics, knows_catalogue=items.catalogue is not None)
+            depths = [gate.depth for gate in with_defaults(gates) if gate.subject == Subject.OVERLAP]
             self.lists[name] = NewList(
                 name=name,
                 stored_name=stored_name,
                 gates=gates,
                 evaluation=evaluation,
                 list_length=origin.list_length,
-                counts=Measurement(items, depth_of(with_defaults(gates))),
+                counts=Measurement(items, max(depths)),
             )
 
     async def about(self, tally: Tally) -> OriginRecord:

@@ -194,11 +194,6 @@ def gates_of(gates: Sequence[Gate], name: str) -> list[Gate]:
     return [*own, *(gate for gate in gates if gate.list_name is None and gate.name not in known)]
 
 
-def depth_of(gates: Sequence[Gate]) -> int:
-    """Return the compared items per list."""
-    return max((gate.depth for gate in gates if gate.subject == Subject.OVERLAP), default=0)
-
-
 def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str:
     """Return sentences on how to mend the failed *verdicts*, each with a semicolon; empty if no remedy is known.
 
