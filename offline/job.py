@@ -25,7 +25,7 @@ from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, not_pruned, publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.run_folder import Outcome, Run, RunFolder, Summary, locked_folder
-from hotplate.offline.sources import NamedLists, source_of_lists
+from hotplate.offline.sources import NamedLists
 from hotplate.offline.standing import PLACES, Standing, refusal_by_gates, standing_of, withdrawal
 from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 # Trains a model into a folder.
 TrainModel: TypeAlias = Callable[[TrainSettings, Path], TrainReport]
 # Publishes lists to an open store, as `publish_source`, without pruning it.
-WriteLists: TypeAlias = Callable[[ModelLists | NamedLists, Store, PublishSettings], Awaitable[Written]]
+WriteLists: TypeAlias = Callable[[NamedLists, Store, PublishSettings], Awaitable[Written]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +274,7 @@ class Attempt:
             with folder.step("measure") as within:
                 with timed(within, "load"):
                     loaded = self._load_lists(folder)
-                lists = source_of_lists({name: self._measure(model_lists) for name, model_lists in loaded.items()})
+                lists = NamedLists({name: self._measure(model_lists) for name, model_lists in loaded.items()})
 
         published = run_on(store_url, partial(self._publish, folder, lists), self._observer)
 
@@ -363,7 +363,7 @@ class Attempt:
         """Return what a release has become."""
         return standing_of(release, await store.catalogue(), self._job.publishing)
 
-    async def _publish(self, folder: RunFolder, lists: ModelLists | NamedLists | None, store: Store) -> _Published:
+    async def _publish(self, folder: RunFolder, lists: NamedLists | None, store: Store) -> _Published:
         """Write the *lists* as the run's release and make it live, unless an earlier attempt did; then prune old ones.
 
         *lists* is None if an earlier attempt has written the release. It is then activated if it is ready, and may go
@@ -387,7 +387,7 @@ class Attempt:
             erased = await prune(store, keep=self._job.publishing.keep, keep_ready_s=self._keep_ready_s)
         return replace(published, erased=erased)
 
-    async def _write_lists(self, folder: RunFolder, lists: ModelLists | NamedLists, store: Store) -> Written:
+    async def _write_lists(self, folder: RunFolder, lists: NamedLists, store: Store) -> Written:
         """Write *lists* as the run's release, or continue its draft: the release, as an interrupted attempt left it.
 
         Raises StoreError. With ReleaseConflict, the run is given up, and the next attempt begins a new one, with

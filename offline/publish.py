@@ -17,7 +17,6 @@ from hotplate.offline.sources import (
     NamedLists,
     PartedSource,
     merged_by_key,
-    source_of_lists,
     sources_by_name,
     stored_names,
 )
@@ -86,7 +85,7 @@ def publish_model(
         list_settings = named_settings if stored_name else default_settings
         lists_by_name[name] = ModelLists.of(trained, list_settings, stored_name)
 
-    source = source_of_lists({name: model_lists.measure() for name, model_lists in lists_by_name.items()})
+    source = NamedLists({name: model_lists.measure() for name, model_lists in lists_by_name.items()})
     written = run_on(store, lambda opened: publish_source(source, opened, settings, on_progress=on_progress))
     if written.refused is not None:
         raise written.refused

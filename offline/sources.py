@@ -34,7 +34,6 @@ class ListSource(Source, Protocol):
         """Yield all rows in ascending order of key bytes, `meta` rows last; *observe* gets the users' lists."""
 
 
-S = TypeVar("S", bound=ListSource)
 AnySource = TypeVar("AnySource", bound=Source)
 
 
@@ -87,11 +86,6 @@ class NamedLists:
         if others:
             about["lists"] = {name: self.sources[name].about() for name in others}
         return about
-
-
-def source_of_lists(lists: Mapping[str, S]) -> S | NamedLists:
-    """Return one source of all *lists* by name; a default list without a name that is the only one is that source."""
-    return lists[""] if [*lists] == [""] else NamedLists(lists)
 
 
 def stored_names(names: Iterable[str]) -> dict[str, str]:

@@ -36,7 +36,7 @@ from hotplate.offline.model import load
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, publish_source
 from hotplate.offline.rule_files import read_rules
-from hotplate.offline.sources import ListSource, NamedLists, PartedSource, source_of_lists, stored_names
+from hotplate.offline.sources import NamedLists, PartedSource, stored_names
 from hotplate.offline.standing import PLACES
 from hotplate.offline.training import OnStage
 from hotplate.report import format_count
@@ -52,7 +52,7 @@ from hotplate.stores.rehearsal import plan_of, stand_in_for
 from hotplate.stores.store import Store, warnings_of
 from hotplate.stores.verification import OnProgress
 
-AnyLists = ListSource | PartedSource | NamedLists
+AnyLists = NamedLists | PartedSource
 R = TypeVar("R", bound=ReleaseFlags)
 F = TypeVar("F", PublishFlags, ImportFlags)
 # Options that a named list cannot have.
@@ -157,9 +157,7 @@ def publish_models(flags: PublishFlags) -> None:
         )
 
 
-def _load_model_lists(
-    folders: Mapping[str, Path], settings: Mapping[str, ListSettings], report: OnStage
-) -> ModelLists | NamedLists:
+def _load_model_lists(folders: Mapping[str, Path], settings: Mapping[str, ListSettings], report: OnStage) -> NamedLists:
     """Load the models in *folders*, by the name of a list, and return a source of their lists, which a publish reads.
 
     A folder that several lists name is loaded once. The lists are measured while they are published; *report* is called
@@ -170,7 +168,7 @@ def _load_model_lists(
     for name, stored_name in stored_names(folders).items():
         lists = ModelLists.of(models[folders[name]], settings[name], stored_name)
         sources[name] = lists.measure(partial(report, "measure"))
-    return source_of_lists(sources)
+    return NamedLists(sources)
 
 
 @contextmanager
@@ -230,9 +228,7 @@ def import_lists(flags: ImportFlags) -> None:
         publish_lists(partial(_read_imported_lists, settings_by_list, folder), flags, named_paths(files))
 
 
-def _read_imported_lists(
-    settings: Mapping[str, ImportSettings], folder: Path, report: OnStage
-) -> ImportedLists | NamedLists:
+def _read_imported_lists(settings: Mapping[str, ImportSettings], folder: Path, report: OnStage) -> NamedLists:
     """Return a source of lists from files, by the *settings* of each list, with scratch files in *folder*.
 
     *report* is called with the progress. `stored_names` gives each list the name by which rows are stored, "" for the
@@ -243,7 +239,7 @@ def _read_imported_lists(
         scratch = folder / str(number)
         scratch.mkdir()
         sources[name] = ImportedLists(settings[name], scratch, report, stored_name)
-    return source_of_lists(sources)
+    return NamedLists(sources)
 
 
 def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
@@ -267,7 +263,7 @@ def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
 
 
 @contextmanager
-def _on_spark_if_wanted(flags: PublishFlags) -> Iterator[Callable[[ModelLists | NamedLists], AnyLists]]:
+def _on_spark_if_wanted(flags: PublishFlags) -> Iterator[Callable[[NamedLists], AnyLists]]:
     """Yield a function that makes Spark compute lists if `--master` names a cluster, else returns them unchanged.
 
     Spark's session ends with the context. Raises SettingError for a dry run with --master.
@@ -283,7 +279,7 @@ def _on_spark_if_wanted(flags: PublishFlags) -> Iterator[Callable[[ModelLists | 
     url = store_url_or_default(flags.store)
     check_store(url)
     with spark_session(flags.master) as session:
-        yield lambda lists: SparkLists(cast("ModelLists", lists), session, url)  # not NamedLists
+        yield lambda lists: SparkLists(cast("ModelLists", lists.sources[""]), session, url)  # the only list
 
 
 def publish_lists(

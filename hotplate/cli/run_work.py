@@ -269,7 +269,7 @@ def _measured(lists: ModelLists) -> ModelLists:
 
 
 async def _write_lists(
-    lists: ModelLists | NamedLists,
+    lists: NamedLists,
     store: Store,
     settings: PublishSettings,
     *,
