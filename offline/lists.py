@@ -321,21 +321,19 @@ class Block(NamedTuple):
     users: Users | None
 
 
-def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
+def blocks_of(lists: ModelLists) -> list[Block]:
     """Divide the items and the users of a model into blocks, ranges that each are written by one task of a cluster.
 
     A block writes one part of a draft (the release that is being written). Parts are numbered from 1 in the order of
     their keys, items first. The blocks depend on the size of the model alone, so that each attempt has the same.
     """
-    of_items = list[Block]()
+    blocks = list[Block]()
     for start, stop in _spans(len(lists.model.matrix.item_ids)):
-        of_items.append(Block(part=len(of_items) + 1, start=start, stop=stop, users=None))
-
-    of_users = list[Block]()
+        blocks.append(Block(part=len(blocks) + 1, start=start, stop=stop, users=None))
     for start, stop in _spans(len(lists.model.matrix.user_ids)):
-        part = len(of_items) + len(of_users) + 1
-        of_users.append(Block(part=part, start=start, stop=stop, users=lists.ranked.users(start, stop)))
-    return of_items, of_users
+        users = lists.ranked.users(start, stop)
+        blocks.append(Block(part=len(blocks) + 1, start=start, stop=stop, users=users))
+    return blocks
 
 
 def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:

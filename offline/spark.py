@@ -61,7 +61,7 @@ class SparkLists(PartedSource):
         self._lists = lists
         self._context = context
         self._url = share_of(url, context.defaultParallelism)
-        self._of_items, self._of_users = blocks_of(lists)
+        self._blocks = blocks_of(lists)
         self._shared: Broadcast[ModelLists] = context.broadcast(lists.for_users(lists.model.users(0, 0)))
 
     def plan(self) -> Plan:
@@ -97,7 +97,6 @@ class SparkLists(PartedSource):
         added to *observer*, and *on_progress* is called with (rows written, rows in all). The first failure cancels the
         blocks that wait, and is raised: a StoreError.
         """
-        blocks = [*self._of_items, *self._of_users]
         progress = self._context.accumulator(_NO_PROGRESS, _ProgressSum())
         total = self.plan().rows
         job = _PublishJob(self._shared, context, self._url, lists.depth)
@@ -107,7 +106,9 @@ class SparkLists(PartedSource):
 
         def run_tasks() -> list[_MeasuredPart]:
             self._context.setJobGroup(group, "hotplate publish")  # applies to this thread's jobs
-            parts: list[_MeasuredPart] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
+            parts: list[_MeasuredPart] = (
+                self._context.parallelize(self._blocks, len(self._blocks)).mapPartitions(work).collect()
+            )
             return parts
 
         # Spark blocks the thread that starts a job, so this one polls for progress, failures and the end.
@@ -119,7 +120,7 @@ class SparkLists(PartedSource):
                     raise progress.value.failed
                 on_progress(min(progress.value.rows, total), total)
                 if running.done():
-                    return self._sum_parts(running.result(), len(blocks), lists, observer)
+                    return self._sum_parts(running.result(), lists, observer)
         except (Py4JError, PySparkException, ConnectionError) as error:
             where = redacted(self._url)
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
@@ -129,14 +130,13 @@ class SparkLists(PartedSource):
                     self._context.cancelJobGroup(group)
                 running.add_done_callback(lambda ended: ended.exception())  # retrieves the error of the cancelled job
 
-    def _sum_parts(
-        self, parts: "list[_MeasuredPart]", count: int, lists: Measurement, observer: Observer | None
-    ) -> WrittenPart:
-        """Return the sum of the *parts* that executors have written, of which there must be *count*.
+    def _sum_parts(self, parts: "list[_MeasuredPart]", lists: Measurement, observer: Observer | None) -> WrittenPart:
+        """Return the sum of the *parts* that executors have written, one for each block.
 
         Adds the measures of their lists to *lists*, and their charges to *observer*. Raises StoreUnavailable if parts
         are missing.
         """
+        count = len(self._blocks)
         if len(parts) != count:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {count} parts of {redacted(self._url)}")
 

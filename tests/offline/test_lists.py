@@ -11,7 +11,7 @@ from hotplate.offline import lists as offline_lists
 from hotplate.offline.exploration import Explore
 from hotplate.offline.input.history import History
 from hotplate.offline.input.showings import Showings
-from hotplate.offline.lists import Block, ListSettings, ModelLists, blocks_of, rows_of
+from hotplate.offline.lists import ListSettings, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.engine import Params, fit
@@ -37,11 +37,6 @@ def shared(lists: ModelLists) -> ModelLists:
     return copied
 
 
-def divided(lists: ModelLists) -> list[Block]:
-    of_items, of_users = blocks_of(lists)
-    return [*of_items, *of_users]
-
-
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_lists, "_LEAST_IN_BLOCK", 13)
@@ -55,7 +50,7 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
     segments = [None if user % 5 == 0 else f"s{user % 3}" for user in range(60)]
     model = replace(model, matrix=replace(model.matrix, history=history), user_segments=segments)
     lists = ModelLists.of(model, ListSettings(length=7, rules=rules, keep_seen=keep_seen))
-    blocks = divided(lists)
+    blocks = blocks_of(lists)
     common = shared(lists)
     assert [block.part for block in blocks] == list(range(1, len(blocks) + 1))
     assert len(blocks) == 4 + 5
@@ -68,7 +63,7 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
 def test_other_engines_are_divided_into_blocks(params: Params) -> None:
     model = checkerboard_model(40)
     lists = ModelLists.of(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
-    rows = [row for block in divided(lists) for batch in rows_of(shared(lists), block) for row in batch]
+    rows = [row for block in blocks_of(lists) for batch in rows_of(shared(lists), block) for row in batch]
     assert sorted([*rows, *lists.popular()]) == sorted(row for batch in lists.batches() for row in batch)
 
 
@@ -77,7 +72,7 @@ def test_measurements_of_blocks_add_up() -> None:
     whole = Measurement(lists.items(), 5)
     merged = Measurement(lists.items(), 5)
     rows = [row for batch in lists.batches(whole.add) for row in batch]
-    for block in reversed(divided(lists)):
+    for block in reversed(blocks_of(lists)):
         part = Measurement(lists.items(), 5)
         list[list[Row]](rows_of(shared(lists), block, part.add))
         merged.merge(part.counts())
@@ -90,4 +85,4 @@ def test_measurements_of_blocks_add_up() -> None:
 
 def test_a_model_of_any_size_has_a_bounded_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_lists, "_MOST_BLOCKS", 3)
-    assert len(divided(ModelLists.of(model_of(100), ListSettings()))) == 6
+    assert len(blocks_of(ModelLists.of(model_of(100), ListSettings()))) == 6
