@@ -149,8 +149,8 @@ def record_release(uri: str, store: str, release: str) -> None:
         return
     with _server_errors():
         client = mlflow.MlflowClient()
-        for tag, value in ((_RELEASE, release), (_STORE, redacted(store))):
-            client.set_model_version_tag(name, version, tag, value)
+        client.set_model_version_tag(name, version, _RELEASE, release)
+        client.set_model_version_tag(name, version, _STORE, redacted(store))
 
 
 def _experiment() -> str:
