@@ -17,7 +17,7 @@ from hotplate.offline.gates import (
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.sources import NamedLists, Source, sources_by_name, stored_names
-from hotplate.offline.standing import PLACES
+from hotplate.offline.standing import PLACES, activation_command
 from hotplate.offline.steps import timed
 from hotplate.offline.verdicts import NewList, compare_names, evaluation_of, judge
 from hotplate.stores.catalogue import ReleaseRef
@@ -116,12 +116,12 @@ class GateCheck:
         if not failed or self._is_forced(manifest):
             return ""
 
-        place = PLACES[self._settings.arm]
+        arm = self._settings.arm
         stays = "" if live is None else f", and {live.id} still is"
         return (
-            f"{failed}; release {manifest.release} was written and is not {place.name}{stays}; "
+            f"{failed}; release {manifest.release} was written and is not {PLACES[arm]}{stays}; "
             f"{remedies(verdicts, AS_FLAGS)}only if it may go live as it is, publish again with --force, or activate "
-            f"it: {place.activation(manifest.release, force=True)}"
+            f"it: {activation_command(manifest.release, arm, force=True)}"
         )
 
     def _is_forced(self, manifest: Manifest) -> bool:

@@ -26,7 +26,7 @@ from hotplate.offline.publish import Written, not_pruned, publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.run_folder import Outcome, Run, RunFolder, Summary, locked_folder
 from hotplate.offline.sources import NamedLists
-from hotplate.offline.standing import PLACES, Standing, refusal_by_gates, standing_of, withdrawal
+from hotplate.offline.standing import PLACES, Standing, activation_command, refusal_by_gates, standing_of, withdrawal
 from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import Catalogue, ReleaseId, State
@@ -415,10 +415,10 @@ class Attempt:
         gates = (await load_manifest(store, catalogue.find(release).ref)).origin.gates
         replaced = catalogue.ref_of(publishing.arm)
         if gates.verdicts and not gates.forced and replaced is not None and replaced.id != gates.against:
-            place = PLACES[publishing.arm]
             raise HeldBack(
                 f"the gates compared release {release} with {gates.against or 'none'}, but {replaced.id} is "
-                f"{place.name} now; if {release} may replace it: {place.activation(release)}"
+                f"{PLACES[publishing.arm]} now; if {release} may replace it: "
+                f"{activation_command(release, publishing.arm)}"
             )
 
         canary = catalogue.canary

@@ -1,7 +1,6 @@
 """The standing of a written release in its store, and advice if it was refused or withdrawn."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from hotplate.offline.gates import AS_KEYS, remedies
@@ -9,21 +8,8 @@ from hotplate.offline.options import PublishSettings
 from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
 from hotplate.stores.manifest import Manifest
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a published release becomes: its *name* in messages, and the *option* of `releases activate` for it."""
-
-    name: str
-    option: str
-
-    def activation(self, release: ReleaseId, *, force: bool = False) -> str:
-        """Return the command that makes a release this."""
-        flag = " --force" if force else ""
-        return f"hotplate releases activate{flag} {release}{self.option}"
-
-
-PLACES: Mapping[Arm, Place] = {"A": Place("live", ""), "B": Place("arm B", " --arm B")}
+# What a published release becomes, in messages.
+PLACES: Mapping[Arm, str] = {"A": "live", "B": "arm B"}
 
 
 class Standing(Enum):
@@ -39,6 +25,13 @@ class Standing(Enum):
     READY = auto()
     REFUSED = auto()
     MISSING = auto()
+
+
+def activation_command(release: ReleaseId, arm: Arm, *, force: bool = False) -> str:
+    """Return the command that makes a release live, or that of arm B."""
+    flag = " --force" if force else ""
+    option = "" if arm == "A" else f" --arm {arm}"
+    return f"hotplate releases activate{flag} {release}{option}"
 
 
 def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSettings) -> Standing:
@@ -69,11 +62,10 @@ def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSet
 def refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
     """Return a sentence on the gates (bounds for lists) that keep a release from going live, and on what to do."""
     gates = manifest.origin.gates
-    place = PLACES[arm]
     mend = remedies(gates.verdicts, AS_KEYS)
     return (
-        f"{gates.failures}; release {manifest.release} was written and is not {place.name}; {mend}only if it may go "
-        f"live as it is: {place.activation(manifest.release, force=True)}"
+        f"{gates.failures}; release {manifest.release} was written and is not {PLACES[arm]}; {mend}only if it may go "
+        f"live as it is: {activation_command(manifest.release, arm, force=True)}"
     )
 
 
@@ -83,15 +75,14 @@ def withdrawal(entry: Release, arm: Arm) -> str:
     *entry* is the release's entry in the catalogue. *arm* is the arm of an experiment that it was meant for; A is the
     live release.
     """
-    place = PLACES[arm]
     if entry.refused_by:
         return (
             f"release {entry.id} was refused by {', '.join(entry.refused_by)}, so it is {entry.state}; correct the "
-            f"cause; only if it may go live as it is: {place.activation(entry.id, force=True)}"
+            f"cause; only if it may go live as it is: {activation_command(entry.id, arm, force=True)}"
         )
     cause = "is not live any more: its store has a new catalogue, or older data"
     if entry.state is State.WITHDRAWN:
         cause = "was withdrawn"
     elif entry.superseded_at is not None:
         cause = "was the canary, which was not promoted"
-    return f"release {entry.id} {cause}; if it may go live: {place.activation(entry.id)}"
+    return f"release {entry.id} {cause}; if it may go live: {activation_command(entry.id, arm)}"

@@ -455,7 +455,7 @@ def print_written(written: Written, settings: PublishSettings, meter: RequestUni
     if isinstance(written.refused, ReleaseWithdrawn):
         state = "withdrawn"
     elif _was_activated(written, settings):
-        state = PLACES[settings.arm].name
+        state = PLACES[settings.arm]
     out.print(f"release {manifest.release} is {state} in {store}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{format_count(written.result.skipped, 'row')} had been written before, and not again")
