@@ -125,18 +125,6 @@ class RuledLists:
             shown=None if users is None else users.shown,
         )
 
-    @property
-    def available_count(self) -> int:
-        """Number of available items."""
-        ids = self.model.matrix.item_ids
-        available = self.rules.available
-        return len(ids) if available is None else sum(item in available for item in ids)
-
-    @property
-    def allowed_count(self) -> int:
-        """Number of items that all rules allow."""
-        return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
-
     def personal(self, users: Indices) -> Ranked:
         """Return the lists of some users by all rules: items and scores [users, length], best first.
 
