@@ -60,11 +60,6 @@ class Column(NamedTuple):
         return self.texts[self.values[row]] if row >= 0 else None
 
 
-def _column(stored: _StoredColumn) -> Column:
-    typecode = "d" if stored.texts is None else "I"
-    return Column(array(typecode, stored.values), stored.texts)
-
-
 class ItemAttributes:
     """The table of one release, immutable."""
 
@@ -79,7 +74,10 @@ class ItemAttributes:
                 decode=msgspec.msgpack.decode,
             )
             self._hashes = array("Q", stored.hashes)
-            self.columns = {column.name: _column(column) for column in stored.columns}
+            self.columns = dict[str, Column]()
+            for column in stored.columns:
+                typecode = "d" if column.texts is None else "I"
+                self.columns[column.name] = Column(array(typecode, column.values), column.texts)
         except (msgspec.MsgspecError, ValueError) as error:
             raise ReleaseCorrupt(f"the item attributes cannot be read ({error}); {HEAL}") from error
 
