@@ -7,12 +7,12 @@ running services follow it, and keeps earlier writers from changing it.
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from statistics import median
-from typing import NamedTuple
 
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import (
@@ -27,7 +27,6 @@ from hotplate.stores.catalogue import (
 )
 from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
-from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
 from hotplate.stores.errors import (
     HEAL,
@@ -62,7 +61,13 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
     *clock* is this machine's, in epoch seconds. Returns at least the version; without a readable catalogue, only what
     the store says of its set-up, and the error.
     """
-    findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _set_up_findings(store)]
+    findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}")]
+    if isinstance(store, Diagnosed):
+        try:
+            findings += await store.examine()
+        except StoreError as error:
+            sentence = f"it cannot be examined: {error}"
+            findings.append(Finding(Level.ERROR, "set-up", sentence, (StoreUse.PUBLISHING,)))
 
     before = clock()
     try:
@@ -86,13 +91,6 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         findings.append(Finding(Level.ERROR, "erased users", str(error), (StoreUse.PUBLISHING,)))
 
     return [*findings, *await _live_findings(store, catalogue), *await _leftover_findings(store, catalogue)]
-
-
-async def _set_up_findings(store: Store) -> list[Finding]:
-    try:
-        return await store.examine() if isinstance(store, Diagnosed) else []
-    except StoreError as error:
-        return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}", (StoreUse.PUBLISHING,))]
 
 
 def _clock_finding(catalogue: Catalogue, before: float, after: float) -> Finding:
@@ -144,23 +142,20 @@ async def _served_findings(
     since = ""
     if entry.live_since:
         since = f", live since {datetime.fromtimestamp(entry.live_since, UTC):%Y-%m-%d %H:%M:%S}Z"
-    size = f"{servable.manifest.rows:,} rows, {servable.manifest.bytes / 1e6:,.1f} MB"
+    manifest = servable.manifest
+    size = f"{manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB"
+    freshness = f"{manifest.release} is {_age(catalogue.now - manifest.created_at)} old"
+    if manifest.learnt_until is not None:
+        freshness += f", its newest event {_age(catalogue.now - manifest.learnt_until)}"
     findings = [
         Finding(Level.OK, subject, f"{entry.id}{since}: {size}"),
-        Finding(Level.OK, "freshness", _freshness(servable.manifest, catalogue.now)),
+        Finding(Level.OK, "freshness", freshness),
     ]
     if servable.damaged:
         sentence = f"of {entry.id}, rows are missing or {counted(servable.damaged)}"
         findings.append(Finding(Level.ERROR, "rows", sentence, prevents=()))
 
-    return findings, servable.manifest
-
-
-def _freshness(manifest: Manifest, now: float) -> str:
-    written = f"{manifest.release} is {_age(now - manifest.created_at)} old"
-    if manifest.learnt_until is None:
-        return written
-    return f"{written}, its newest event {_age(now - manifest.learnt_until)}"
+    return findings, manifest
 
 
 def _age(seconds: float) -> str:
@@ -308,32 +303,27 @@ async def survey(
     one.
     """
     record, now = await _unreadable_record(store)
-    contents = await _find_releases(store)
-    result = Survey(
-        releases=contents.releases, others=contents.others, erasures=contents.erasures, record=record, now=now
-    )
+    result = await _find_releases(store, record, now)
     if wanted is not None:
         result.find(wanted)  # before the rows are read, which takes long
 
+    erased = result.erasures.users
     examined = list[FoundRelease]()
-    for release in contents.releases:
-        erased = contents.erasures.users
-        examined.append(await _examine_rows(store, release, erased, on_progress=on_progress))
+    for release in result.releases:
+        damage = None
+        try:
+            await verify(store, release.ref, erased=erased, on_progress=partial(on_progress, release.ref.id))
+            await read_servable(store, release.ref, erased=erased)
+        except (ReleaseCorrupt, ReleaseNotFound) as error:
+            damage = str(error)
+        examined.append(replace(release, damage=damage))
     # By age; of two incarnations of one release, the intact one is last, as the last becomes the candidate.
     examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
     return replace(result, releases=tuple(examined))
 
 
-class _Contents(NamedTuple):
-    """What a store holds, as in a Survey; the rows of its releases are not read."""
-
-    releases: tuple[FoundRelease, ...]
-    others: dict[str, str]
-    erasures: ErasureLog
-
-
-async def _find_releases(store: Store) -> _Contents:
-    """Return the sealed releases of a store, the other incarnations with the reason, and the erased users.
+async def _find_releases(store: Store, record: bytes | None, now: float) -> Survey:
+    """Return a survey of a store's sealed releases, whose rows are not read; *record* and *now* are as of a Survey.
 
     An incarnation is the unique name of one write of a release, by which its data are stored. Earlier versions also
     kept erased users under one, as the row KEY; these are added to the log, which counts as damaged if such a row
@@ -345,7 +335,9 @@ async def _find_releases(store: Store) -> _Contents:
     erased = log.users
 
     for incarnation in await store.incarnations():
-        older_record = await _read_row(store, incarnation, KEY)
+        older_record = None
+        with suppress(ReleaseNotFound, ReleaseCorrupt):  # drafts and damaged releases
+            older_record = await read_one(store, unnamed_release(incarnation), KEY)
         if older_record is not None:
             try:
                 erased = erased.union(parse_first_format(older_record))
@@ -367,7 +359,7 @@ async def _find_releases(store: Store) -> _Contents:
     releases.sort(key=lambda release: release.manifest.created_at)
     if erased != log.users:
         log = replace(log, users=erased, is_whole=False)  # it lacks those of older records
-    return _Contents(tuple(releases), others, erasures=log)
+    return Survey(releases=tuple(releases), others=others, erasures=log, record=record, now=now)
 
 
 async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
@@ -440,14 +432,6 @@ async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
     return None, catalogue.now
 
 
-async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
-    """Read a row of an unnamed incarnation; None also for drafts and damaged releases."""
-    try:
-        return await read_one(store, unnamed_release(incarnation), key)
-    except (ReleaseNotFound, ReleaseCorrupt):
-        return None
-
-
 async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     """Read the manifest of an unnamed incarnation; ReleaseNotFound for a draft, ReleaseCorrupt without a manifest."""
     unnamed = unnamed_release(incarnation)
@@ -459,41 +443,26 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     return read_manifest(release_in(value), value)
 
 
-async def _examine_rows(
-    store: Store, release: FoundRelease, erased: ErasedUsers, *, on_progress: OnRowsRead
-) -> FoundRelease:
-    """Read all rows of a release, and return it with their damage, if any."""
-    try:
-        await verify(store, release.ref, erased=erased, on_progress=partial(on_progress, release.ref.id))
-        await read_servable(store, release.ref, erased=erased)
-    except (ReleaseCorrupt, ReleaseNotFound) as error:
-        return replace(release, damage=str(error))
-    return release
-
-
 def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
     """Return the entries of the surveyed releases for a new catalogue, *live* last, the others ready.
 
     Of two releases with one id, the earlier one is withdrawn.
     """
     entries = list[Release]()
-    for release in survey.releases:
+    for release in sorted(survey.releases, key=lambda release: release is live):
+        entry = Release(
+            id=release.ref.id,
+            incarnation=release.ref.incarnation,
+            state=State.READY,
+            created_at=release.manifest.created_at,
+            refused_by=release.manifest.refused_by,
+        )
         if release is live:
-            continue
-        entry = replace(_entry(release, State.READY), refused_by=release.manifest.refused_by)
-        if survey.candidates[release.ref.id] is not release:
+            entry = replace(entry, state=State.LIVE, refused_by=())
+        elif survey.candidates[release.ref.id] is not release:
             entry = replace(entry, state=State.WITHDRAWN, superseded_at=survey.now, refused_by=())
         entries.append(entry)
-    return [*entries, _entry(live, State.LIVE)]
-
-
-def _entry(release: FoundRelease, state: State) -> Release:
-    return Release(
-        id=release.ref.id,
-        incarnation=release.ref.incarnation,
-        state=state,
-        created_at=release.manifest.created_at,
-    )
+    return entries
 
 
 async def _read_token(store: Store) -> str:
