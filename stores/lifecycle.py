@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum
 from functools import partial
 from typing import NamedTuple, Self
 
@@ -189,17 +189,12 @@ async def wait_for_probation(store: Store, release: ReleaseId, wait_s: float) ->
         except StoreUnavailable:
             continue
         if catalogue.live != release:
-            return _withdrawal(catalogue, release)
+            entry = catalogue.get(release)
+            if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
+                return None
+            reasons = ", ".join(entry.refused_by)
+            return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
     return None
-
-
-def _withdrawal(catalogue: Catalogue, release: ReleaseId) -> ReleaseWithdrawn | None:
-    """Return why services have withdrawn a release; None if it left service for another reason."""
-    entry = catalogue.get(release)
-    if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
-        return None
-    reasons = ", ".join(entry.refused_by)
-    return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
 
 
 async def start_canary(
@@ -274,7 +269,9 @@ async def prune(
     releases erased and in all. The error of one release is raised after the others were erased, unless it is
     StoreUnavailable.
     """
-    present = await _prunable(store)
+    present = await store.incarnations()
+    if (await erased_from(store)).lost:  # keep records of earlier versions, which may have them
+        present = [name for name in present if await read_incarnation(store, name) is None]
     update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
     catalogue = await update_catalogue(store, update)
 
@@ -297,14 +294,6 @@ async def prune(
     if failures:
         raise failures[0]
     return list(dict.fromkeys(release.id for release in dropping))
-
-
-async def _prunable(store: Store) -> list[str]:
-    """Return the incarnations with data, without records of erased users while some of these are lost."""
-    present = await store.incarnations()
-    if not (await erased_from(store)).lost:
-        return present
-    return [name for name in present if await read_incarnation(store, name) is None]
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
@@ -338,24 +327,10 @@ class Revision(NamedTuple):
     records: Sequence[RecordChange] = ()
 
 
-class _Outcome(Enum):
-    """The outcome of the swaps that were sent, as far as a catalogue read afterwards shows it."""
-
-    NOT_MADE = auto()
-    """No swap was made: the catalogue is unchanged, or each swap was refused."""
-
-    MADE = auto()
-    """A swap was made: the catalogue is the new one."""
-
-    UNKNOWN = auto()
-    """Other processes have changed the catalogue, before or after a swap without a reply."""
-
-
 @dataclass(slots=True)
 class _Swaps:
-    """The swaps of one change of the catalogue; those that were sent, and have no reply, are unclear."""
+    """The failed swaps of one change of the catalogue; those that were sent, and have no reply, are unclear."""
 
-    new_by_token: dict[str, Catalogue] = field(default_factory=dict)
     failures: list[StoreUnavailable] = field(default_factory=list)
     unclear: StoreUnavailable | None = None
     """The last failure that is unclear."""
@@ -386,16 +361,9 @@ class _Swaps:
             return False
         return self.failures[-1].permanent or asyncio.get_running_loop().time() >= self.give_up_at
 
-    def outcome_in(self, catalogue: Catalogue) -> _Outcome:
-        """Return the outcome that a *catalogue* shows, which was read after the swaps.
-
-        Each swap writes a new token, so a token tells which swap was the last one.
-        """
-        if catalogue.token in self.new_by_token:
-            return _Outcome.MADE
-        if self.unclear is not None and catalogue.token != self.token_before_unclear:
-            return _Outcome.UNKNOWN
-        return _Outcome.NOT_MADE
+    def is_unknown_in(self, catalogue: Catalogue) -> bool:
+        """Return whether others have changed a *catalogue* before or after an unclear swap; it was read afterwards."""
+        return self.unclear is not None and catalogue.token != self.token_before_unclear
 
     def not_made(self) -> StoreUnavailable:
         """Return the error if the catalogue is unchanged after the last swap."""
@@ -433,13 +401,13 @@ async def revise_catalogue(
     race_pauses = Backoff(*RACE_PAUSES_S, min_jitter=0.0)
     failure_pauses = Backoff(*FAILURE_PAUSES_S)
     swaps = _Swaps()
+    new_by_token = dict[str, Catalogue]()
     for _ in range(SWAP_ATTEMPTS):
         old = await _read_after(store, swaps)
-        outcome = swaps.outcome_in(old)
-        if outcome is _Outcome.MADE:
-            return swaps.new_by_token[old.token]
+        if old.token in new_by_token:  # a failed swap was made after all
+            return new_by_token[old.token]
 
-        if outcome is _Outcome.UNKNOWN and (swaps.is_exhausted or not repeatable):
+        if swaps.is_unknown_in(old) and (swaps.is_exhausted or not repeatable):
             await _check_nothing_to_change(revise, old, swaps)
             return old
         if swaps.is_exhausted:
@@ -451,7 +419,7 @@ async def revise_catalogue(
         if not old.generation:
             await check_nothing_to_rebuild(store)
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        swaps.new_by_token[new.token] = new
+        new_by_token[new.token] = new
 
         try:
             await store.swap(old, new, records)
