@@ -34,6 +34,9 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     State.DROPPING: (),
 }
 
+# `prune` may mark a release in one of these states once its grace is over.
+PRUNABLE = (State.READY, State.SUPERSEDED, State.WITHDRAWN)
+
 # A new draft of the same id repairs a release in one of these states.
 REPAIRABLE = (State.READY, State.LIVE, State.SUPERSEDED)
 
@@ -263,36 +266,28 @@ def prune(
     Incarnations in *present* without an entry are marked, too, under a new id. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.
     """
+    now = catalogue.now
     kept = _kept_incarnations(catalogue, keep)
-
-    def not_later(entry: Release) -> Release:
-        """Return *entry*, or, if it left service by a clock that was ahead, one that leaves it now."""
-        if _is_prunable(entry, kept) and (entry.superseded_at or 0.0) > catalogue.now:
-            return replace(entry, superseded_at=catalogue.now)
-        return entry
-
-    def is_unneeded(entry: Release) -> bool:
-        if not _is_prunable(entry, kept) or (entry.superseded_at or 0.0) + grace_s > catalogue.now:
-            return False
-        if entry.state is State.READY:
-            return keep_ready_s is not None and entry.created_at + keep_ready_s <= catalogue.now
-        return True
-
     draft_grace_s = DRAFT_GRACE_S if grace_s else 0.0
     entries = list[Release]()
-    for entry in map(not_later, catalogue.releases):
-        is_marked = is_unneeded(entry) or _is_abandoned(entry, catalogue.now, draft_grace_s)
-        entries.append(_dropped(entry) if is_marked else entry)
+    for entry in catalogue.releases:
+        changed = entry
+        is_marked = _is_abandoned(entry, now, draft_grace_s)
+        if entry.state in PRUNABLE and entry.incarnation not in kept:
+            if (entry.superseded_at or 0.0) > now:  # the clock was ahead: the grace begins now
+                changed = replace(entry, superseded_at=now)
+            is_in_grace = (changed.superseded_at or 0.0) + grace_s > now
+            is_ready_kept = entry.state is State.READY and (
+                keep_ready_s is None or entry.created_at + keep_ready_s > now
+            )
+            is_marked = not is_in_grace and not is_ready_kept
+        entries.append(_dropped(changed) if is_marked else changed)
+
     for incarnation in sorted(set(present) - catalogue.incarnations):
         unnamed = unnamed_release(incarnation)
-        entry = Release(id=unnamed.id, incarnation=incarnation, state=State.DROPPING, created_at=catalogue.now)
+        entry = Release(id=unnamed.id, incarnation=incarnation, state=State.DROPPING, created_at=now)
         entries.append(entry)
     return replace(catalogue, releases=tuple(entries))
-
-
-def _is_prunable(entry: Release, kept: Collection[str]) -> bool:
-    """Return whether `prune` may mark a release once its grace is over; *kept* are incarnations that it keeps."""
-    return entry.state in (State.READY, State.SUPERSEDED, State.WITHDRAWN) and entry.incarnation not in kept
 
 
 def _kept_incarnations(catalogue: Catalogue, keep: int) -> set[str]:
