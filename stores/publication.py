@@ -329,7 +329,9 @@ async def write_draft(
     except BaseException as error:
         is_resumed = isinstance(error, asyncio.CancelledError) and kind is WriterKind.RUN
         if not is_resumed:
-            await _abandon(store, draft)
+            with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
+                await update_catalogue(store, partial(changes.abandon, draft=draft))
+                await drop(store, draft.release)
         raise
     return result
 
@@ -559,7 +561,9 @@ async def _renew(store: Store, draft: DraftRef, until: float) -> float:
             return began_at + LEASE_S
         except TimeoutError as error:
             if clock() - until < LAST_RENEWAL_S:
-                raise _lapsed(draft) from error
+                raise StoreUnavailable(
+                    f"the lease of release {draft.id} was not renewed in time, so another process may write it"
+                ) from error
         except StoreUnavailable:
             if abs(clock() - until) < LAST_RENEWAL_S:
                 raise
@@ -567,14 +571,3 @@ async def _renew(store: Store, draft: DraftRef, until: float) -> float:
             until = clock() + RENEWAL_GRACE_S
         else:
             await asyncio.sleep((until - clock()) / 3)
-
-
-def _lapsed(draft: DraftRef) -> StoreUnavailable:
-    return StoreUnavailable(f"the lease of release {draft.id} was not renewed in time, so another process may write it")
-
-
-async def _abandon(store: Store, draft: DraftRef) -> None:
-    """Drop a draft, as far as possible."""
-    with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
-        await update_catalogue(store, partial(changes.abandon, draft=draft))
-        await drop(store, draft.release)
