@@ -15,7 +15,6 @@ erased again. Nothing is refused because of it.
 Until format 4 of the catalogue, the record was a row of an incarnation that the catalogue names.
 """
 
-import base64
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +48,7 @@ _SUBJECT = "the record of erased users"
 
 class _Group(msgspec.Struct):
     salt: str
-    hashes: str
+    hashes: bytes
 
 
 class _Sums(msgspec.Struct):
@@ -60,7 +59,7 @@ class _Sums(msgspec.Struct):
 
 class _Missing(msgspec.Struct):
     sums: _Sums
-    hashes: str
+    hashes: bytes
     unsummed: int
 
 
@@ -240,19 +239,14 @@ def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
 
     The record is the part with this *number*, or the snapshot of all parts up to it.
     """
-    groups = [_Group(salt.hex(), _join_hashes(hashes)) for salt, hashes in users.hashes_by_salt.items()]
-    rows = {release: _stored_missing(missing) for release, missing in users.missing_by_release.items()}
+    groups = [_Group(salt.hex(), b"".join(sorted(hashes))) for salt, hashes in users.hashes_by_salt.items()]
+    rows = dict[str, _Missing]()
+    for release, missing in users.missing_by_release.items():
+        sums = _Sums(counts=dict(missing.sums.counts), bytes=missing.sums.bytes, digest=f"{missing.sums.digest:x}")
+        hashes = b"".join(sorted(missing.key_hashes))
+        rows[release] = _Missing(sums=sums, hashes=hashes, unsummed=missing.unsummed_rows)
     part = _Part(number=number, groups=groups, rows=rows)
     return Checksum(ID).seal(name, NO_OFFSET + msgspec.json.encode(part))
-
-
-def _stored_missing(missing: MissingRows) -> _Missing:
-    sums = _Sums(counts=dict(missing.sums.counts), bytes=missing.sums.bytes, digest=f"{missing.sums.digest:x}")
-    return _Missing(sums=sums, hashes=_join_hashes(missing.key_hashes), unsummed=missing.unsummed_rows)
-
-
-def _join_hashes(hashes: frozenset[bytes]) -> str:
-    return base64.b64encode(b"".join(sorted(hashes))).decode()
 
 
 class _ParsedPart(NamedTuple):
@@ -265,7 +259,11 @@ def _parse(name: str, value: bytes) -> _ParsedPart:
     try:
         stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
         part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)
-        rows = {release: _parse_missing(missing) for release, missing in part.rows.items()}
+        rows = dict[str, MissingRows]()
+        for release, missing in part.rows.items():
+            sums = RowSums(missing.sums.counts, bytes=missing.sums.bytes, digest=int(missing.sums.digest, 16))
+            hashes = _split_hashes(missing.hashes)
+            rows[release] = MissingRows(sums, key_hashes=hashes, unsummed_rows=missing.unsummed)
         return _ParsedPart(part.number, ErasedUsers(_parse_groups(part.groups), rows))
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _unreadable(name, error) from error
@@ -289,16 +287,9 @@ def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:
     return ReleaseCorrupt(f"{_SUBJECT} cannot be read ({name}: {error})")
 
 
-def _parse_missing(stored: _Missing) -> MissingRows:
-    sums = RowSums(counts=stored.sums.counts, bytes=stored.sums.bytes, digest=int(stored.sums.digest, 16))
-    return MissingRows(sums=sums, key_hashes=_split_hashes(stored.hashes), unsummed_rows=stored.unsummed)
-
-
 def _parse_groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
     return {bytes.fromhex(group.salt): _split_hashes(group.hashes) for group in groups}
 
 
-def _split_hashes(hashes: str) -> frozenset[bytes]:
-    """Return the hashes in a text; ValueError if it is not base64."""
-    raw = base64.b64decode(hashes, validate=True)
-    return frozenset(raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))
+def _split_hashes(joined: bytes) -> frozenset[bytes]:
+    return frozenset(joined[place : place + HASH_BYTES] for place in range(0, len(joined), HASH_BYTES))
