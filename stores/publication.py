@@ -125,13 +125,6 @@ class WrittenPart:
     tally: Tally
     rows: int
 
-    def merged(self, other: "WrittenPart") -> "WrittenPart":
-        """Return the sums of both parts."""
-        tally = Tally()
-        tally.merge(self.tally)
-        tally.merge(other.tally)
-        return WrittenPart(tally, self.rows + other.rows)
-
 
 @dataclass(frozen=True, slots=True)
 class ParallelWriters:
@@ -355,15 +348,19 @@ async def _write_rows(
     context = PartContext(draft, encoded.dictionary, puts=earlier_manifest is None)
 
     written = await put_part(store, context, encoded.batches, check=check_lease)
+    tally = written.tally
+    rows = written.rows
     if others is not None:
-        written = written.merged(await others.write(context))
+        other_parts = await others.write(context)
+        tally.merge(other_parts.tally)
+        rows += other_parts.rows
 
-    manifest = await finish(written.tally, earlier_manifest)
+    manifest = await finish(tally, earlier_manifest)
     if earlier_manifest is None:
         await store.put(draft, [manifest.key_row])
 
-    written_before = written.tally.rows - written.rows  # the tally has all rows, also those of earlier attempts
-    return WrittenRelease(manifest, rows=written.rows, skipped=written_before)
+    written_before = tally.rows - rows  # the tally has all rows, also those of earlier attempts
+    return WrittenRelease(manifest, rows=rows, skipped=written_before)
 
 
 async def new_id(store: Store) -> ReleaseId:
