@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, Erased
+from hotplate.stores.catalogue import Catalogue, DraftRef
 from hotplate.stores.erasure_log import erased_from, first_records
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import Diagnosed, Plan, RecordChange, Store
+from hotplate.stores.store import Diagnosed, Plan, Store
 
 
 @asynccontextmanager
@@ -26,7 +26,9 @@ async def stand_in_for(store: Store) -> AsyncIterator[Store]:
         stand_in = _StandIn(folder, store, catalogue)
         try:
             if catalogue.generation:
-                await _copy_catalogue(store, catalogue, folder)
+                erased = await erased_from(store)
+                entry, records = first_records(erased) if erased else (None, [])
+                CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
             yield stand_in
         finally:
             await stand_in.close()
@@ -37,16 +39,6 @@ def plan_of(manifest: Manifest) -> Plan:
     key, value = manifest.key_row
     rows = manifest.rows + 1  # the manifest is a row, too
     return Plan(rows, manifest.bytes + len(key) + len(value))
-
-
-async def _copy_catalogue(store: Store, catalogue: Catalogue, folder: Path) -> None:
-    """Write *catalogue* and the erased users of *store* into *folder*, as a new record."""
-    erased = await erased_from(store)
-    entry: Erased | None = None
-    records = list[RecordChange]()
-    if erased:
-        entry, records = first_records(erased)
-    CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
 
 
 class _StandIn(LmdbStore):
