@@ -173,24 +173,21 @@ async def encode_rows(
         async for rows in remaining:
             yield encoder.rows(rows)
 
-    ratio = _compression_ratio(training_rows, Encoder(checksum, dictionary))
-    return EncodedRows(_compressed_plan(plan, ratio, dictionary), encoded(), dictionary)
+    compressed_plan = _compressed_plan(plan, training_rows, Encoder(checksum, dictionary), dictionary)
+    return EncodedRows(compressed_plan, encoded(), dictionary)
 
 
-def _compressed_plan(plan: Plan, ratio: float, dictionary: bytes) -> Plan:
-    """Return the plan of a compressed release; *ratio* is that of its lists, *dictionary* one more row."""
+def _compressed_plan(plan: Plan, rows: Sequence[Row], encoder: Encoder, dictionary: bytes) -> Plan:
+    """Estimate the plan of a compressed release from up to MEASURED of *rows*; the *dictionary* is one more row."""
+    measured = rows[:: len(rows) // MEASURED + 1]
+    plain_bytes = sum(len(row.value) + CHECKSUM_BYTES for row in measured)
+    stored_bytes = sum(len(row.value) for row in encoder.rows(measured))
+    ratio = stored_bytes / plain_bytes if plain_bytes else 1.0
+
     list_bytes = plan.payload_bytes - plan.meta_bytes
     dictionary_bytes = len(DICTIONARY) + HEADER_BYTES + len(dictionary)
     payload_bytes = plan.meta_bytes + int(list_bytes * ratio) + dictionary_bytes
     return replace(plan, rows=plan.rows + 1, payload_bytes=payload_bytes)
-
-
-def _compression_ratio(rows: Sequence[Row], encoder: Encoder) -> float:
-    """Return the size of stored values divided by that of uncompressed ones, measured on up to MEASURED of *rows*."""
-    measured = rows[:: len(rows) // MEASURED + 1]
-    plain_bytes = sum(len(row.value) + CHECKSUM_BYTES for row in measured)
-    stored_bytes = sum(len(row.value) for row in encoder.rows(measured))
-    return stored_bytes / plain_bytes if plain_bytes else 1.0
 
 
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
