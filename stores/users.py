@@ -87,7 +87,7 @@ async def _record_users(store: Store, users: Sequence[str]) -> tuple[Catalogue, 
         erased = erased.with_users(users)
         for entry in catalogue.committed:
             with suppress(ReleaseNotFound):  # pruned since
-                rows = await _present_rows(store, entry.ref, await _keys_of(store, entry.ref, users))
+                rows = await _present_rows(store, entry.ref, users)
                 erased = erased.counting_as_missing(entry.ref, rows)
                 keys_by_release[entry.ref] = [row.key for row in rows]
         return erased
@@ -115,10 +115,9 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     holding = dict[ReleaseId, tuple[str, ...]]()
     lists = dict[ReleaseId, tuple[str, ...]]()
     for release, keys in (await _present_keys(store, catalogue, wanted)).items():
-        rows = [RowKey.parse(key) for key in keys]
-        names = dict.fromkeys(row.list for row in rows if row.list)
-        if rows:
-            holding[release] = tuple(dict.fromkeys(row.id for row in rows))
+        names = dict.fromkeys(key.list for key in keys if key.list)
+        if keys:
+            holding[release] = tuple(dict.fromkeys(key.id for key in keys))
         if names:
             lists[release] = tuple(names)
 
@@ -243,17 +242,13 @@ async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
     return replace(log, users=users, is_whole=False)
 
 
-async def _keys_of(store: Store, release: ReleaseRef, users: Sequence[str]) -> list[str]:
-    """Return the keys of the users' rows, in all lists."""
+async def _present_rows(store: Store, release: ReleaseRef, users: Sequence[str]) -> list[Row]:
+    """Return the rows that a release has of *users*, in all lists; a row that cannot be read has no value."""
     try:
         names = (await load_manifest(store, release)).named
     except ReleaseCorrupt:
         names = {}
-    return [RowKey(USER, user, name).text for name in ("", *names) for user in users]
-
-
-async def _present_rows(store: Store, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
-    """Return the rows that a release has; a row that cannot be read has no value."""
+    keys = [RowKey(USER, user, name).text for name in ("", *names) for user in users]
     return [
         Row(key, b"" if isinstance(result, ReleaseCorrupt) else result)
         async for key, result in read_results(store, release, keys)
@@ -261,16 +256,15 @@ async def _present_rows(store: Store, release: ReleaseRef, keys: Sequence[str]) 
     ]
 
 
-async def _present_keys(store: Store, catalogue: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
+async def _present_keys(store: Store, catalogue: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[RowKey]]:
     """Return the keys of the rows that committed releases have of *users*, in all lists, by the release's id.
 
     If an id has two incarnations, as after a repair, it gets the keys of the one that has more of them.
     """
-    keys_by_id = dict[ReleaseId, list[str]]()
+    keys_by_id = dict[ReleaseId, list[RowKey]]()
     for entry in catalogue.committed:
         with suppress(ReleaseNotFound):  # pruned since
-            keys = await _keys_of(store, entry.ref, users)
-            present = [row.key for row in await _present_rows(store, entry.ref, keys)]
-            if len(present) >= len(keys_by_id.get(entry.id, ())):
-                keys_by_id[entry.id] = present
+            rows = await _present_rows(store, entry.ref, users)
+            if len(rows) >= len(keys_by_id.get(entry.id, ())):
+                keys_by_id[entry.id] = [RowKey.parse(row.key) for row in rows]
     return keys_by_id
