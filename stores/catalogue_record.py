@@ -112,17 +112,15 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
             )
         fields = msgspec.json.decode(record, type=_Record)
         catalogue = fields.catalogue(now)
-        is_contradictory = _is_contradictory(catalogue, live=fields.live, written_format=written_format)
+        if _is_contradictory(catalogue, live=fields.live, written_format=written_format):
+            raise unreadable("contradicts itself")
         has_two_checksums = fields.refusals is not None and written_format == FORMAT_PLAIN
-        refusals = _refusals_checksum(record) if has_two_checksums else None
+        if fields.checksum != _checksum(catalogue, with_refusals=not has_two_checksums):
+            raise unreadable("is damaged: its checksum is wrong")
+        if has_two_checksums and fields.refusals != _refusals_checksum(record):
+            raise unreadable("is damaged: the checksum of its refusals is wrong")
     except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
         raise unreadable(f"cannot be read: {error}") from error
-    if is_contradictory:
-        raise unreadable("contradicts itself")
-    if fields.checksum != _checksum(catalogue, with_refusals=not has_two_checksums):
-        raise unreadable("is damaged: its checksum is wrong")
-    if has_two_checksums and fields.refusals != refusals:
-        raise unreadable("is damaged: the checksum of its refusals is wrong")
     return catalogue
 
 
