@@ -233,18 +233,17 @@ def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Cat
     With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *expected* is not live, and
     ReleaseNotFound if there is no earlier release.
     """
-    if catalogue.live != expected:
+    live = catalogue.live_entry
+    if live is None or live.id != expected:
         raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
     previous = _superseded_before_live(catalogue)
     if not previous:
         raise ReleaseNotFound(
             "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
-    restored = _make_live(catalogue, previous[-1], replaced_state=State.WITHDRAWN)
-    withdrawn = None if catalogue.live_ref is None else restored.entry(catalogue.live_ref.incarnation)
-    if not reason or withdrawn is None:
-        return restored
-    return _with_entry(restored, replace(withdrawn, refused_by=(reason,)))
+    if reason:
+        catalogue = _with_entry(catalogue, replace(live, refused_by=(reason,)))
+    return _make_live(catalogue, previous[-1], replaced_state=State.WITHDRAWN)
 
 
 def prune(
