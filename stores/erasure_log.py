@@ -203,11 +203,6 @@ async def find_erased(store: Store) -> ErasedUsers:
     return users
 
 
-def first_records(users: ErasedUsers) -> tuple[Erased, list[RecordChange]]:
-    """Return the catalogue's entry and the records of a store without any."""
-    return ErasureLog(NOBODY).changes_for(users)
-
-
 def lost_sentence(lost: int) -> str:
     """Return what to do about *lost* ids."""
     return (

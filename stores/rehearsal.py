@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef
-from hotplate.stores.erasure_log import erased_from, first_records
+from hotplate.stores.erasure import NOBODY
+from hotplate.stores.erasure_log import ErasureLog, erased_from
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
@@ -27,7 +28,7 @@ async def stand_in_for(store: Store) -> AsyncIterator[Store]:
         try:
             if catalogue.generation:
                 erased = await erased_from(store)
-                entry, records = first_records(erased) if erased else (None, [])
+                entry, records = ErasureLog(NOBODY).changes_for(erased) if erased else (None, [])
                 CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
             yield stand_in
         finally:

@@ -19,9 +19,9 @@ from hotplate.stores.erasure_log import (
     NAMES,
     PARTS,
     SNAPSHOT,
+    ErasureLog,
     erased_from,
     find_erased,
-    first_records,
     parse_first_format,
     read_log,
 )
@@ -303,7 +303,7 @@ def test_rows_beyond_the_stored_limit_are_a_bound() -> None:
     missing = erased.missing_from(release)
     assert (missing.sums.rows, len(missing.key_hashes), missing.unsummed_rows) == (MAX_ROWS, MAX_ROWS, 3)
     assert erased.counting_as_missing(release, rows[:9]) == erased
-    _, records = first_records(erased)
+    _, records = ErasureLog(ErasedUsers()).changes_for(erased)
     assert max(len(change.after) for change in records) < 1_000_000
 
 
