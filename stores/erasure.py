@@ -16,7 +16,6 @@ beyond MAX_ROWS, and those that earlier versions recorded. `verify` accepts up t
 """
 
 import secrets
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -35,7 +34,6 @@ MAX_ROWS = 60_000
 
 HASH_BYTES = 8
 SALT_BYTES = 16
-_DIGESTS = 1 << 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +43,6 @@ class RowSums:
     counts: Mapping[str, int] = field(default_factory=dict)
     bytes: int = 0
     digest: int = 0
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> "RowSums":
-        """Sum up *rows*."""
-        tally = Tally()
-        tally.add(rows)
-        return cls(counts=tally.counts, bytes=tally.bytes, digest=tally.digest)
 
     @classmethod
     def difference(cls, manifest: Manifest, tally: Tally) -> "RowSums":
@@ -64,13 +55,8 @@ class RowSums:
             missing = count - tally.counts.get(kind, 0)
             if missing:
                 counts[kind] = missing
-        digest = (int(manifest.digest, 16) - tally.digest) % _DIGESTS
+        digest = (int(manifest.digest, 16) - tally.digest) % (1 << 128)
         return cls(counts, bytes=manifest.bytes - tally.bytes, digest=digest)
-
-    def __add__(self, other: "RowSums") -> "RowSums":
-        counts = dict(Counter(self.counts) + Counter(other.counts))
-        digest = (self.digest + other.digest) % _DIGESTS
-        return RowSums(counts=counts, bytes=self.bytes + other.bytes, digest=digest)
 
     @property
     def rows(self) -> int:
@@ -173,10 +159,14 @@ class ErasedUsers:
         hashed_rows = new_rows[: max(0, MAX_ROWS - total_hashes)]
         summed_rows = [row for row in hashed_rows if _is_intact(release, row)]
 
+        tally = Tally()
+        missing.sums.add_to(tally)
+        tally.add(summed_rows)
+
         salt = next(iter(self.hashes_by_salt))
         new_hashes = {_hash(salt, row.key.encode()) for row in hashed_rows}
         with_new = MissingRows(
-            sums=missing.sums + RowSums.of(summed_rows),
+            sums=RowSums(tally.counts, bytes=tally.bytes, digest=tally.digest),
             key_hashes=missing.key_hashes | new_hashes,
             unsummed_rows=missing.unsummed_rows + len(new_rows) - len(summed_rows),
         )
