@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequenc
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import NamedTuple
 
 from hotplate.stores.attributes import ItemAttributes, piece_keys
 from hotplate.stores.catalogue import ReleaseRef
@@ -305,9 +304,9 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     essential = [RowKey(POPULAR, OVERALL, name).text for name in ("", *manifest.named)]
-    opened = await _open_rows(reader, release, [*manifest.popular_keys, *manifest.sample], decode, essential=essential)
+    bodies = await _open_rows(reader, release, [*manifest.popular_keys, *manifest.sample], decode, essential=essential)
 
-    damaged = opened.damaged
+    damaged = [key for key, body in bodies.items() if body is None]
     lost_ids = 0
     if damaged:
         if erased is None:
@@ -316,17 +315,19 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
         lost_ids = erased.lost
     _check_sample(manifest, damaged, lost_ids)
 
-    popular = _popular_lists(manifest, opened.bodies, essential)
+    popular = _popular_lists(manifest, bodies, essential)
     attribute_keys = piece_keys(manifest.origin.item_attributes.pieces)
     pieces = [piece async for piece in read_pieces(reader, release, attribute_keys)]
     attributes = ItemAttributes(b"".join(pieces)) if pieces else None
     return Servable(manifest=manifest, decode=decode, popular=popular, damaged=tuple(damaged), attributes=attributes)
 
 
-def _popular_lists(manifest: Manifest, bodies: Mapping[str, bytes], essential: Sequence[str]) -> dict[str, bytes]:
+def _popular_lists(
+    manifest: Manifest, bodies: Mapping[str, bytes | None], essential: Sequence[str]
+) -> dict[str, bytes]:
     """Return the popular lists that are not empty, by key; ReleaseCorrupt without an *essential* one, or if too large.
 
-    *bodies* are opened rows by key. A popular list whose row is missing or damaged is left out.
+    *bodies* are opened rows by key, None if missing or damaged; these lists are left out.
     """
     popular = dict[str, bytes]()
     for key in manifest.popular_keys:
@@ -360,19 +361,11 @@ def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> 
             )
 
 
-class _OpenedRows(NamedTuple):
-    """Opened bodies by key, and the keys of missing and damaged rows."""
-
-    bodies: dict[str, bytes]
-    damaged: list[str]
-
-
 async def _open_rows(
     reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, essential: Container[str]
-) -> _OpenedRows:
-    """Read and open rows; ReleaseCorrupt if an *essential* one is missing or damaged."""
-    bodies = dict[str, bytes]()
-    damaged = list[str]()
+) -> dict[str, bytes | None]:
+    """Read and open rows: the body by key, None if missing or damaged; ReleaseCorrupt for an *essential* one."""
+    bodies = dict[str, bytes | None]()
     async for key, value in read_present(reader, release, keys):
         try:
             if isinstance(value, ReleaseCorrupt):
@@ -381,5 +374,5 @@ async def _open_rows(
         except ReleaseCorrupt:
             if key in essential:
                 raise
-            damaged.append(key)
-    return _OpenedRows(bodies, damaged)
+            bodies[key] = None
+    return bodies
