@@ -183,11 +183,17 @@ async def publish_release(
     release = draft.release
 
     async def finish(tally: Tally, begun: Manifest | None) -> Manifest:
-        if begun is not None:
-            return _check_same(begun, tally)
-        origin = {} if about is None else await about(tally)
-        created_at = (await store.catalogue()).now
-        return describe(release.id, tally, created_at=created_at, encoding=encoding, about=origin)
+        if begun is None:
+            origin = {} if about is None else await about(tally)
+            created_at = (await store.catalogue()).now
+            return describe(release.id, tally, created_at=created_at, encoding=encoding, about=origin)
+        try:
+            return compare(begun, tally)
+        except ReleaseCorrupt as error:
+            raise _AttemptRefused(
+                f"these are other lists than release {release.id} was begun with, or a user was erased since; "
+                f"publish them as a new release"
+            ) from error
 
     async def encode() -> EncodedRows:
         sample = () if others is None else others.sample
@@ -483,17 +489,6 @@ class _Resume:
                 self._last = None
                 return rows[first_new:]
         return ()
-
-
-def _check_same(manifest: Manifest, tally: Tally) -> Manifest:
-    """Return the manifest of an earlier attempt; ReleaseConflict if the rows of this one differ from it."""
-    try:
-        return compare(manifest, tally)
-    except ReleaseCorrupt as error:
-        raise _AttemptRefused(
-            f"these are other lists than release {manifest.release} was begun with, or a user was erased since; "
-            f"publish them as a new release"
-        ) from error
 
 
 async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: OnProgress) -> AsyncIterator[list[Row]]:
