@@ -474,19 +474,19 @@ class _Resume:
 
     def __init__(self, resume_point: str | None) -> None:
         """*resume_point* is None if nothing was acknowledged."""
-        self._last = None if resume_point is None else resume_point.encode()
+        self._resume_point = resume_point
 
     def unacknowledged(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Return those of the next *rows* that come after the resume point; all of them once it is passed."""
-        if self._last is None:
+        resume_point = self._resume_point
+        if resume_point is None:
             return rows
         for index, (key, _) in enumerate(rows):
             if key.startswith(META):  # not in the order of the others, and no resume point
                 continue
-            raw = key.encode()
-            if raw >= self._last:
-                first_new = index + 1 if raw == self._last else index
-                self._last = None
+            if key >= resume_point:  # in the order of UTF-8 bytes, as str are ordered in the same way
+                first_new = index + 1 if key == resume_point else index
+                self._resume_point = None
                 return rows[first_new:]
         return ()
 
