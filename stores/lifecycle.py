@@ -188,12 +188,13 @@ async def wait_for_probation(store: Store, release: ReleaseId, wait_s: float) ->
             catalogue = await store.catalogue()
         except StoreUnavailable:
             continue
-        if catalogue.live != release:
-            entry = catalogue.get(release)
-            if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
-                return None
-            reasons = ", ".join(entry.refused_by)
-            return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
+        if catalogue.live == release:
+            continue
+        entry = catalogue.get(release)
+        if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
+            return None
+        reasons = ", ".join(entry.refused_by)
+        return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
     return None
 
 
@@ -270,7 +271,7 @@ async def prune(
     StoreUnavailable.
     """
     present = await store.incarnations()
-    if (await erased_from(store)).lost:  # keep records of earlier versions, which may have them
+    if (await erased_from(store)).lost:  # keep the records of earlier versions, which may have them
         present = [name for name in present if await read_incarnation(store, name) is None]
     update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
     catalogue = await update_catalogue(store, update)
