@@ -59,7 +59,7 @@ async def copy(
             await scale_down(target, (await target.catalogue()).find(release).ref)
         return written
 
-    # Gates refused it when it was published; if the source has served it since, it was accepted there.
+    # Its gates may have refused it at its publish; if the source has served it since, it was accepted there.
     override = Override.NOTHING
     is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
     is_withdrawn_in_target = (await target.catalogue()).find(release).state is State.WITHDRAWN
