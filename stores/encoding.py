@@ -158,15 +158,14 @@ def body_of(value: bytes) -> bytes:
 
 
 def _join(lines: list[bytes]) -> bytes:
-    """Return the body of a list of encoded items; *lines* is changed.
+    """Return the body of a list of encoded items.
 
     A body begins with the length of its first USUAL_CUT items, in four hexadecimal digits, so that a request for the
     usual number of items needs one slice.
     """
     usual = SEPARATOR.join(lines[:USUAL_CUT])
     offset = b"%04x" % len(usual) if len(usual) <= MAX_OFFSET else NO_OFFSET
-    lines[:USUAL_CUT] = [offset + usual]
-    return SEPARATOR.join(lines)
+    return SEPARATOR.join([offset + usual, *lines[USUAL_CUT:]])
 
 
 def decode(value: bytes) -> list[Item]:
