@@ -129,24 +129,28 @@ async def read_log(reader: Reader) -> ErasureLog:
     """
     values = await reader.records(NAMES)
     stored = {name: value for name, value in zip(NAMES, values, strict=True) if value is not None}
-    parsed = dict[str, _ParsedPart]()
+    snapshot: _ParsedPart | None = None
+    parts = dict[int, ErasedUsers]()
     damage: str | None = None
     unreadable = list[str]()
 
     for name, value in stored.items():
         try:
-            parsed[name] = _parse(name, value)
+            part = _parse(name, value)
         except ReleaseCorrupt as error:
             damage = str(error)
             unreadable.append(name)
+            continue
+        if name == SNAPSHOT:
+            snapshot = part
+        else:
+            parts[part.number] = part.users
 
-    snapshot = parsed.pop(SNAPSHOT, None)
     snapshot_part = 0 if snapshot is None else snapshot.number
     users = NOBODY if snapshot is None else snapshot.users
 
     # Records are used in turn, so those of parts that the snapshot has already may still be there.
-    parts = {part.number: part.users for part in parsed.values() if part.number > snapshot_part}
-    later_parts = sorted(parts)
+    later_parts = sorted(number for number in parts if number > snapshot_part)
     for number in later_parts:
         users = parts[number].union(users)  # a part's missing rows replace those recorded before it
 
