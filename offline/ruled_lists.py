@@ -138,7 +138,9 @@ class RuledLists:
         depth = self.length
         if self.similarity is not None or self.shown is not None:
             depth = max(depth, pool_size(self.length))
-        has_enough = items_per_user(self.model.matrix.user_items)[users] >= self.rules.min_history
+        # Of these users alone: `items_per_user` would count those of all users again for each batch.
+        starts = self.model.matrix.user_items.indptr
+        has_enough = starts[users + 1] - starts[users] >= self.rules.min_history
         items[has_enough], scores[has_enough] = self._ranked_under_cap(self._recommend, users[has_enough], depth)
 
         # Rearranged lists are no longer in the order of their scores.
