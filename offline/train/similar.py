@@ -136,14 +136,15 @@ def keep_highest(similarities: Similarities, most: int) -> Similarities:
 
         row = similarities.data[start:end]
         lowest_kept = np.partition(row, excess)[excess]  # in ascending order, the values before it are the excess
-        is_higher = row > lowest_kept
-        is_kept[start:end] &= is_higher
+        is_high = row >= lowest_kept
+        is_kept[start:end] &= is_high
 
-        if lowest_kept > 0:
-            # Of equal values, those of the first columns fill the row.
+        surplus = np.count_nonzero(is_high) - most
+        if surplus > 0:
+            # Several values equal the lowest one: of these, the last columns are left out.
             places = start + np.flatnonzero(row == lowest_kept)
             by_column = places[np.argsort(similarities.indices[places])]
-            is_kept[by_column[: most - np.count_nonzero(is_higher)]] = True
+            is_kept[by_column[-surplus:]] = False
 
     highest = select_pairs(similarities, is_kept)
     highest.sort_indices()
