@@ -79,11 +79,8 @@ class Budget:
         for params in sorted(cells, key=self._price):
             price_s = self._price(params)
             is_last_fit_short = estimate_fit_s(params, self._user_items) <= LAST_FIT_S
-            trial_bytes = max(estimate_fit_bytes(params, parts.train) for parts in self._splits)
-            last_fit_bytes = estimate_fit_bytes(params, self._user_items)
-            fits_memory = trial_bytes <= self._bytes and last_fit_bytes <= room_bytes()
 
-            if is_last_fit_short and fits_memory and price_s <= self._left_for_cells:
+            if is_last_fit_short and self._fits_memory(params) and price_s <= self._left_for_cells:
                 self._left_for_cells -= price_s
                 paid.add(params)
             else:
@@ -113,6 +110,11 @@ class Budget:
             f"of a last fit: {counts_by_engine(self.left_out)}; --tune SECONDS allows more"
         )
 
+    def _fits_memory(self, params: Params) -> bool:
+        """Return whether a trial fits into the budget's memory, and the last fit into the free memory."""
+        trial = max(estimate_fit_bytes(params, parts.train) for parts in self._splits)
+        return trial <= self._bytes and estimate_fit_bytes(params, self._user_items) <= room_bytes()
+
     def _price(self, params: Params) -> float:
         """Return what a trial takes of the budget, fits and lists on all splits."""
         fits = sum(spec_of(params).fit_price(with_fewer_iterations(params), parts.train) for parts in self._splits)
@@ -122,64 +124,80 @@ class Budget:
         return sum(estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
 
 
-def training_s(
-    splits: Sequence[Parts],
-    user_items: UserItems,
-    cells: Sequence[Params],
-    *,
-    growth: float,
-    tries_recency: bool,
-    is_evaluated: bool,
-    has_repeats: bool,
-) -> float:
-    """Estimate the seconds of a core of all steps of a training, with a search of *cells* on *splits*.
+class Cost:
+    """Estimates the seconds of a core that a training takes with a search of *cells*."""
 
-    growth         the search tries further cells, and takes this many times as long as for the known ones
-    tries_recency  whether it tries recency: scores multiplied by recent popularity
-    is_evaluated   whether the model is evaluated, which also measures similar items
-    has_repeats    whether users chose items again, so that lists that keep seen items are measured, too
-    """
+    def __init__(self, splits: Sequence[Parts], user_items: UserItems, cells: Sequence[Params]) -> None:
+        self._splits = splits
+        self._user_items = user_items
+        self._cells = cells
+        self._by_engine: dict[Engine, list[Params]] = {}
+        for params in cells:
+            self._by_engine.setdefault(engine_of(params), []).append(params)
 
-    def fits_s(params: Params) -> float:
-        return sum(estimate_fit_s(with_fewer_iterations(params), parts.train) for parts in splits)
+    def seconds(self, *, growth: float, tries_recency: bool, is_evaluated: bool, has_repeats: bool) -> float:
+        """Estimate the seconds of a core of all steps of a training.
 
-    def ranks_s(params: Params) -> float:
-        return sum(_TRIAL_S + estimate_ranking_s(params, _tested_rows(parts)) for parts in splits)
-
-    by_engine: dict[Engine, list[Params]] = {}
-    for params in cells:
-        by_engine.setdefault(engine_of(params), []).append(params)
-    likely_cells = by_engine.get("als", cells)  # ALS is preferred among equals
-
-    seconds = growth * sum(fits_s(params) + ranks_s(params) for params in cells)
-    seconds += _mean(estimate_fit_s(params, user_items) for params in likely_cells)  # the fit on all data
-    if tries_recency:
-        # Trials of recency, and the fits that are not kept for them.
-        for engine, cells_of_engine in by_engine.items():
-            seconds += _RECENCIES * _mean(map(ranks_s, cells_of_engine))
-            if engine != "als":
-                seconds += _mean(map(fits_s, cells_of_engine))
-    if not is_evaluated:
+        growth         the search tries further cells, and takes this many times as long as for the known ones
+        tries_recency  whether it tries recency: scores multiplied by recent popularity
+        is_evaluated   whether the model is evaluated, which also measures similar items
+        has_repeats    whether users chose items again, so that lists that keep seen items are measured, too
+        """
+        seconds = growth * sum(map(self._trial_s, self._cells)) + self._last_fit_s()
+        if tries_recency:
+            seconds += self._recency_s()
+        if is_evaluated:
+            seconds += self._evaluation_s() + self._similar_s()
+        if is_evaluated and has_repeats:
+            seconds += self._repeats_s()
         return seconds
 
-    # Fits and lists of the best cell of each engine.
-    tested = user_items[: most_tested_users(user_items.shape[1])]
-    for cells_of_engine in by_engine.values():
-        seconds += _mean(
-            estimate_fit_s(params, user_items) + estimate_ranking_s(params, tested) for params in cells_of_engine
+    def _recency_s(self) -> float:
+        """Trials of recency, and the fits that are not kept for them."""
+        seconds = 0.0
+        for engine, cells in self._by_engine.items():
+            seconds += _RECENCIES * _mean(self._ranks_s(params) for params in cells)
+            if engine != "als":
+                seconds += _mean(self._fits_s(params) for params in cells)
+        return seconds
+
+    def _evaluation_s(self) -> float:
+        """Fits and lists of the best cell of each engine."""
+        tested = self._user_items[: most_tested_users(self._user_items.shape[1])]
+        seconds = 0.0
+        for cells in self._by_engine.values():
+            seconds += _mean(
+                estimate_fit_s(params, self._user_items) + estimate_ranking_s(params, tested) for params in cells
+            )
+        return seconds
+
+    def _last_fit_s(self) -> float:
+        """The fit on all data; ALS is preferred among equals."""
+        cells = self._by_engine.get("als", self._cells)
+        return _mean(estimate_fit_s(params, self._user_items) for params in cells)
+
+    def _similar_s(self) -> float:
+        """The choice of parameters on the splits, the evaluation, and the fit on all data."""
+        trains = [self._user_items, self._user_items, *(parts.train for parts in self._splits)]
+        return float(sum(2e-8 * product_terms(train) + 1.5e-5 * train.shape[1] for train in trains))
+
+    def _repeats_s(self) -> float:
+        """A fit, and lists that keep seen items."""
+        newest = self._splits[-1]
+        cells = self._by_engine.get("als", self._cells)
+        seconds = _mean(estimate_fit_s(with_fewer_iterations(params), newest.train) for params in cells)
+        return seconds + _REPEATS * _mean(
+            _TRIAL_S + 2 * estimate_ranking_s(params, _tested_rows(newest)) for params in cells
         )
 
-    # Similar items: the choice of parameters on the splits, the evaluation, and the fit on all data.
-    trains = [user_items, user_items, *(parts.train for parts in splits)]
-    seconds += float(sum(2e-8 * product_terms(train) + 1.5e-5 * train.shape[1] for train in trains))
+    def _trial_s(self, params: Params) -> float:
+        return self._fits_s(params) + self._ranks_s(params)
 
-    if has_repeats:
-        # A fit, and lists that keep seen items.
-        newest = splits[-1]
-        tested = _tested_rows(newest)
-        seconds += _mean(estimate_fit_s(with_fewer_iterations(params), newest.train) for params in likely_cells)
-        seconds += _REPEATS * _mean(_TRIAL_S + 2 * estimate_ranking_s(params, tested) for params in likely_cells)
-    return seconds
+    def _fits_s(self, params: Params) -> float:
+        return sum(estimate_fit_s(with_fewer_iterations(params), parts.train) for parts in self._splits)
+
+    def _ranks_s(self, params: Params) -> float:
+        return sum(_TRIAL_S + estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
 
 
 def _mean(seconds: Iterable[float]) -> float:

@@ -5,7 +5,7 @@ part, and ranks items for their test users. With recency, scores are multiplied 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from hotplate.offline.search.budget import (
     BUDGET_S,
     TRIAL_ITERATIONS,
     Budget,
+    Cost,
     counts_by_engine,
-    training_s,
     with_fewer_iterations,
 )
 from hotplate.offline.search.cells import (
@@ -77,6 +77,11 @@ class TuneOptions:
     def __post_init__(self) -> None:
         if self.budget_s is not None:
             require_above_zero("tune", self.budget_s)
+
+    @property
+    def limit_s(self) -> float | None:
+        """`budget_s`; unlimited (inf) if there are `cells` alone, None for the default."""
+        return math.inf if self.cells and self.budget_s is None else self.budget_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,25 +241,16 @@ def tune(
 
     items = sample.user_items.shape[1]
     tries_recency = sample.options.in_time and not tuning.cells
-    limit_s = math.inf if tuning.cells and tuning.budget_s is None else tuning.budget_s
-    budget = Budget(splits, data.user_items, limit_s)
+    budget = Budget(splits, data.user_items, tuning.limit_s)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-    cost_s = training_s(
-        splits,
-        data.user_items,
-        cells,
+    cost_s = Cost(splits, data.user_items, cells).seconds(
         growth=1.0 if tuning.cells else budget.growth(cells),
         tries_recency=tries_recency,
         is_evaluated=data.evaluation is not None,
         has_repeats=tries_recency and sample.has_repeats,
     )
-    on_notice(
-        f"searching {format_count(len(cells), 'cell')} on an inner {sample.options.kind} split, the evaluation and the "
-        f"last fit take about {cost_s:.0f} s of a core; --no-tune skips the search"
-    )
-    if sample.is_drawn:
-        users = format_count(data.user_items.shape[0], "user")
-        on_notice(f"the search is of {sample.user_items.shape[0]:,} of {users}, drawn at random, as the log is large")
+    for notice in _notices(sample, data.user_items, len(cells), cost_s):
+        on_notice(notice)
 
     on_trial(0, len(cells))
     digest = digest_of_search(sample.user_items, sample.history, sample.options, TRIAL_ITERATIONS, k)
@@ -265,8 +261,7 @@ def tune(
     if budget.left_out:
         on_notice(budget.limits)
     if trials.short_of_memory:
-        reason = next(iter(trials.short_of_memory.values())).rstrip(".")
-        on_notice(f"left out for lack of memory: {counts_by_engine(trials.short_of_memory)}; the first: {reason}")
+        on_notice(_shortage(trials.short_of_memory))
     return Search(
         split=sample.options,
         k=k,
@@ -274,6 +269,27 @@ def tune(
         left_out=(*budget.left_out, *trials.short_of_memory),
         users=sample.user_items.shape[0] if sample.is_drawn else None,
     )
+
+
+def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: float) -> Iterator[str]:
+    """Yield a sentence on the cost of a search, and one on the number of its users if they are a sample.
+
+    *cells* is the number of cells, each an engine with its parameters. *cost_s* is in seconds of a core. *user_items*
+    are the interactions of all users.
+    """
+    yield (
+        f"searching {format_count(cells, 'cell')} on an inner {sample.options.kind} split, the evaluation and the last "
+        f"fit take about {cost_s:.0f} s of a core; --no-tune skips the search"
+    )
+    if sample.is_drawn:
+        users = format_count(user_items.shape[0], "user")
+        yield f"the search is of {sample.user_items.shape[0]:,} of {users}, drawn at random, as the log is large"
+
+
+def _shortage(reasons: Mapping[Params, str]) -> str:
+    """Return a sentence on cells, each an engine with its parameters, left out for lack of memory with *reasons*."""
+    reason = next(iter(reasons.values())).rstrip(".")
+    return f"left out for lack of memory: {counts_by_engine(reasons)}; the first: {reason}"
 
 
 def _run_trials(

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from math import inf
 from pathlib import Path
 from weakref import ReferenceType, ref
 
@@ -17,7 +17,7 @@ from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engin
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
-from hotplate.offline.search.budget import training_s
+from hotplate.offline.search.budget import Cost
 from hotplate.offline.search.trials import Trial
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
@@ -207,13 +207,13 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
 
 def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
-    cost_s = partial(training_s, [parts, parts], fashions.user_items, [SMALL, EASEParams()])
+    cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
     announced = [
-        cost_s(growth=1, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost_s(growth=2, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost_s(growth=2, tries_recency=True, is_evaluated=False, has_repeats=False),
-        cost_s(growth=2, tries_recency=True, is_evaluated=True, has_repeats=False),
-        cost_s(growth=2, tries_recency=True, is_evaluated=True, has_repeats=True),
+        cost.seconds(growth=1, tries_recency=False, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=False, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=True, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=True),
     ]
     assert announced == sorted(set(announced))
 
@@ -325,6 +325,12 @@ def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypat
     assert {cell.engine for cell in tuned.record(None).left_out} == {"als", "ease", "neighbours"}
     for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):
         assert search(matrix, tuning=bounded, defaults=SMALL).left_out, "a search of one engine is bounded, too"
+
+
+def test_only_given_cells_without_budget_are_unlimited() -> None:
+    assert TuneOptions().limit_s is None, "the default budget"
+    assert TuneOptions(cells=(SMALL,)).limit_s == inf
+    assert TuneOptions(cells=(SMALL,), budget_s=5).limit_s == 5
 
 
 def test_a_budget_of_seconds_bounds_the_search(matrix: Matrix) -> None:
