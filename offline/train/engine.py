@@ -191,17 +191,8 @@ def fit(
     matrix and too little memory.
     """
     spec = spec_of(params)
-    needed_bytes = spec.fit_bytes(params, user_items)
-    free_bytes = room_bytes()
-    if needed_bytes > free_bytes:
-        raise MemoryShortage(
-            f"Learning takes about {needed_bytes / 1e9:,.1f} GB of memory, and {free_bytes / 1e9:,.1f} GB are left; "
-            f"give the process more, {spec.memory_advice}."
-        )
-
+    check_memory(spec.fit_bytes(params, user_items), spec.memory_advice)
     ranker: Ranker = spec.fit(user_items, params, on_iteration, times)
-    if on_iteration is not None and not isinstance(params, ALSParams | SparkParams):
-        on_iteration(1, 1)  # other engines have no iterations
     recency = recency_of(params)
     return ranker if recency is None else with_recency(ranker, recency.weights(user_items, times))
 
@@ -224,3 +215,13 @@ def estimate_ranking_s(params: Params, rows: UserItems) -> float:
 def estimate_fit_bytes(params: Params, user_items: UserItems) -> int:
     """Estimate the memory of a fit of *params* to *user_items* [users, items], besides this matrix, in bytes."""
     return spec_of(params).fit_bytes(params, user_items)
+
+
+def check_memory(needed: int, instead: str) -> None:
+    """Raise MemoryShortage with advice *instead* if *needed* bytes exceed the free memory."""
+    room = room_bytes()
+    if needed > room:
+        raise MemoryShortage(
+            f"Learning takes about {needed / 1e9:,.1f} GB of memory, and {room / 1e9:,.1f} GB are left; give the "
+            f"process more, {instead}."
+        )

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -28,7 +29,15 @@ from hotplate.offline.input.pairs import (
 )
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
-from hotplate.offline.train.spec import EngineSpec, StoredArray, product_terms, ranking_s, scales_past_edge
+from hotplate.offline.train.spec import (
+    EngineSpec,
+    OnIteration,
+    StoredArray,
+    product_terms,
+    ranking_s,
+    report_once,
+    scales_past_edge,
+)
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
 RECOMMENDERS = {
@@ -125,17 +134,21 @@ class Neighbours:
         if most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
 
-        def score_batch(batch: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
-            """Return the scores of a batch of users that are not 0, as a csr_matrix [users, items]."""
-            rows = user_items[batch]
-            scores = (rows @ self.similarity).tocsr()
-            if self.recent is not None:
-                scores.data *= self.recent[scores.indices]
-            if not keep_seen:
-                scores.data[are_among(pair_numbers(rows), pair_numbers(scores))] = 0
-            return scores
-
+        score_batch = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
         return ranking.best_of_sparse(score_batch, users, min(n, items), allowed)
+
+    def _sparse_scores(self, user_items: UserItems, users: Indices, *, keep_seen: bool) -> Any:  # noqa: ANN401 -- scipy publishes no types
+        """Return the scores that are not 0, as a csr_matrix [len(users), items].
+
+        *users* are rows of *user_items* [users, items]. Items that a user has get a score of 0, unless *keep_seen*.
+        """
+        rows = user_items[users]
+        scores = (rows @ self.similarity).tocsr()
+        if self.recent is not None:
+            scores.data *= self.recent[scores.indices]
+        if not keep_seen:
+            scores.data[are_among(pair_numbers(rows), pair_numbers(scores))] = 0
+        return scores
 
     def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
         """Return scores [users, items]."""
@@ -300,6 +313,14 @@ def _square_roots(user_items: UserItems) -> csr_matrix:
     return with_weights(user_items, np.sqrt(user_items.data, dtype=np.float64))
 
 
+def _fit_neighbours(
+    user_items: UserItems, params: NeighbourParams, on_iteration: OnIteration | None, _times: object
+) -> Neighbours:
+    ranker = fit_neighbours(user_items, params)
+    report_once(on_iteration)
+    return ranker
+
+
 def _neighbours_s(params: NeighbourParams, user_items: UserItems) -> float:
     items = float(user_items.shape[1])
     return 7e-9 * product_terms(user_items) + 1.5e-7 * min(params.neighbours, items) * items
@@ -340,14 +361,24 @@ def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> 
     for scale in scales_past_edge(numbers, 5, 0.5):
         yield replace(best, neighbours=int(np.clip(scale * best.neighbours, 2, most_neighbours)))
 
-    walk = next((params for params in best_first if params.weighting == "rp3beta"), None)
-    if walk is None:
-        return
+    walks = [params for params in best_first if params.weighting == "rp3beta"]
+    if walks:
+        yield from _powers_around(walks[0])
+
+
+def _powers_around(walk: NeighbourParams) -> Iterator[NeighbourParams]:
+    """Yield the parameters of a random walk (rp3beta) with one of its two powers a step higher or lower."""
     for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
         alpha = round(walk.walk_alpha + alpha_step, 2)
         beta = round(walk.walk_beta + beta_step, 2)
         if alpha > 0 and beta >= 0:
             yield replace(walk, walk_alpha=alpha, walk_beta=beta)
+
+
+def _fit_ease(user_items: UserItems, params: EASEParams, on_iteration: OnIteration | None, _times: object) -> EASE:
+    ranker = fit_ease(user_items, params)
+    report_once(on_iteration)
+    return ranker
 
 
 def _ease_s(_params: EASEParams, user_items: UserItems) -> float:
@@ -367,7 +398,7 @@ def _ease_past_edge(best_first: Sequence[EASEParams], _items: int) -> Iterator[E
 
 NEIGHBOURS = EngineSpec(
     params=NeighbourParams,
-    fit=lambda user_items, params, _on_iteration, _times: fit_neighbours(user_items, params),
+    fit=_fit_neighbours,
     arrays=(StoredArray("similarity", is_sparse=True),),
     restored=lambda arrays, params, recent: Neighbours(**arrays, params=params, recent=recent),
     fit_s=_neighbours_s,
@@ -382,7 +413,7 @@ NEIGHBOURS = EngineSpec(
 )
 EASE_ENGINE = EngineSpec(
     params=EASEParams,
-    fit=lambda user_items, params, _on_iteration, _times: fit_ease(user_items, params),
+    fit=_fit_ease,
     arrays=(StoredArray("weights"),),
     restored=lambda arrays, _params, recent: EASE(**arrays, recent=recent),
     fit_s=_ease_s,

@@ -21,7 +21,7 @@ from hotplate.offline.input.pairs import (
     items_per_user,
 )
 from hotplate.offline.train import ranking
-from hotplate.offline.train.spec import EngineSpec, StoredArray, ranking_s
+from hotplate.offline.train.spec import EngineSpec, OnIteration, StoredArray, ranking_s, report_once
 
 # Bounds memory.
 _RANKED_AT_ONCE = 4096
@@ -144,6 +144,14 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
     return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
 
 
+def _fit(
+    user_items: UserItems, params: PopularityParams, on_iteration: OnIteration | None, times: Times | None
+) -> Popularity:
+    ranker = fit(user_items, params, times)
+    report_once(on_iteration)
+    return ranker
+
+
 def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
     """Return the first *n* items of *best_first* for each user [users, n]; -1 after the end of a list.
 
@@ -226,7 +234,7 @@ def _fit_s(_params: PopularityParams, user_items: UserItems) -> float:
 
 POPULARITY = EngineSpec(
     params=PopularityParams,
-    fit=lambda user_items, params, _on_iteration, times: fit(user_items, params, times),
+    fit=_fit,
     arrays=(StoredArray("counts"),),
     restored=lambda arrays, _params, _recent: Popularity(**arrays),
     fit_s=_fit_s,

@@ -61,6 +61,12 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     past_edge: Callable[[Sequence[ParamsT], int], Iterable[ParamsT]]
 
 
+def report_once(on_iteration: OnIteration | None) -> None:
+    """Report the end of a fit without iterations."""
+    if on_iteration is not None:
+        on_iteration(1, 1)
+
+
 def product_terms(user_items: UserItems) -> float:
     """Return the number of terms of a product of all items with all items."""
     return float((items_per_user(user_items).astype(np.float64) ** 2).sum())
