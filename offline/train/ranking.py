@@ -81,11 +81,7 @@ def recommend(
         if ranker.recent is not None:
             table *= ranker.recent
         if own is not None:
-            # Scaled to a maximum of 1 before own choices are added.
-            best = table.max(axis=1, keepdims=True)
-            table /= np.where(best > 0, best, 1)
-            own_rows = own[batch]
-            table[row_of_each_pair(own_rows), own_rows.indices] += own_rows.data
+            _add_own_choices(table, own[batch])
 
         table[items_per_user(rows) == 0] = -np.inf
         if not keep_seen:
@@ -93,6 +89,13 @@ def recommend(
         return table
 
     return _best_of_tables(score_batch, users, ranker.floor, min(n, ranker.shape[1]), allowed)
+
+
+def _add_own_choices(table: ScoreTable, own: UserItems) -> None:
+    """Scale the scores of *table* to a maximum of 1, and add those of *own*."""
+    best = table.max(axis=1, keepdims=True)
+    table /= np.where(best > 0, best, 1)
+    table[row_of_each_pair(own), own.indices] += own.data
 
 
 def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> Ranked:
