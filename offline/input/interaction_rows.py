@@ -191,9 +191,7 @@ def _add_weight(schema: RowSchema, options: InputOptions) -> None:
         schema.left_out[UNKNOWN_EVENT] = pl.col("weight").is_null()
         schema.examples[UNKNOWN_EVENT] = "event"  # an error lists the most frequent of these events
     elif columns.weight is not None:
-        schema.values["weight"] = schema.table.number_or_inf(columns.weight)
-        schema.left_out["no weight"] = pl.col("weight").is_null()
-        schema.leave_out_bad(_BAD_WEIGHT, pl.col("weight").is_infinite(), number_fault(columns.weight))
+        schema.add_number("weight", columns.weight, missing="no weight", invalid=_BAD_WEIGHT)
         schema.left_out["weight zero or less"] = pl.col("weight") <= 0
     else:
         schema.values["weight"] = pl.lit(1.0)

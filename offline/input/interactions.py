@@ -14,26 +14,27 @@ import polars as pl
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import DataSource, fingerprint, input_files, named_paths
+from hotplate.offline.input.files import DataFile, DataSource, fingerprint, input_files, named_paths
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.grouping import count_users_by_segment, group_log, most_frequent_segments
 from hotplate.offline.input.history import Weighing, Weighting
-from hotplate.offline.input.interaction_rows import TEXT_ROLES, InputOptions, interaction_schema, open_inputs
+from hotplate.offline.input.interaction_rows import TEXT_ROLES, Input, InputOptions, interaction_schema, open_inputs
 from hotplate.offline.input.notes import (
+    MAX_SEGMENTS,
     Facts,
+    describe_segments,
     fact_aggregates,
     notes_of_columns,
     notes_of_events,
     notes_of_log,
     notes_of_rows,
+    notes_of_segments,
 )
 from hotplate.offline.input.rows import Rows, most_frequent_titles, texts_by_role
 from hotplate.offline.options import Columns, Format
 
 # As fast as the default of polars, with less memory.
 _ROWS_AT_ONCE = 20_000
-# The service keeps their popular lists in memory.
-_MAX_SEGMENTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,24 +110,13 @@ def read_interactions(
         data_errors(source, files),
     ):
         inputs = open_inputs(files, options, form or Format(), source)
-        chosen = inputs[0].options.columns
-        schemas = [interaction_schema(table_input) for table_input in inputs]
-        rows = Rows(schemas, source, *fact_aggregates(chosen), repeated=TEXT_ROLES)
+        rows = _read_rows(inputs, source)
         facts = msgspec.convert(rows.facts, Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
 
-        notes = [note for table_input in inputs for note in table_input.notes]
-        if facts.segments > _MAX_SEGMENTS:
-            fault = (
-                f"the segment column {chosen.segment!r} has {facts.segments:,} different values, and at most "
-                f"{_MAX_SEGMENTS:,} can have a list each"
-            )
-            if named.segment is not None:
-                raise DataError(f"{fault}; name a column with fewer.")
-            notes.append(f"{fault}; it is left out")
-            chosen = replace(chosen, segment=None)
-
+        columns_read = inputs[0].options.columns
+        chosen = _with_few_segments(columns_read, facts.segments, is_named=named.segment is not None)
         has_cancellations = facts.cancellations > 0
         log = group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
 
@@ -138,10 +128,11 @@ def read_interactions(
 
         title_rows = rows.kept
         if titles is not None:
-            title_columns = {"item": chosen.item, "title": named.title}
-            title_rows = texts_by_role(title_files, named_paths(title_paths), ["item", "title"], title_columns).lazy()
+            title_rows = _read_titles(title_files, named_paths(title_paths), item=chosen.item, title=named.title)
 
-        notes += [
+        notes = [
+            *(note for table_input in inputs for note in table_input.notes),
+            *notes_of_segments(columns_read, facts),
             *notes_of_columns(inputs[0].table, chosen),
             *notes_of_rows(rows, facts, chosen),
             *notes_of_events(rows, event_weights),
@@ -160,3 +151,25 @@ def read_interactions(
             columns=chosen,
             notes=notes,
         )
+
+
+def _read_rows(inputs: Sequence[Input], source: str) -> Rows:
+    """Read the rows of all tables, and compute the aggregates of `Facts`; *source* names the data in errors."""
+    columns = inputs[0].options.columns
+    schemas = [interaction_schema(table_input) for table_input in inputs]
+    return Rows(schemas, source, *fact_aggregates(columns), repeated=TEXT_ROLES)
+
+
+def _with_few_segments(columns: Columns, count: int, *, is_named: bool) -> Columns:
+    """Leave out a segment column of too many values (*count*); DataError if it *is_named*."""
+    if count <= MAX_SEGMENTS:
+        return columns
+    if is_named:
+        raise DataError(f"{describe_segments(columns, count)}; name a column with fewer.")
+    return replace(columns, segment=None)
+
+
+def _read_titles(files: Sequence[DataFile], source: str, *, item: str | None, title: str | None) -> pl.LazyFrame:
+    """Return the rows of *files* [item, title], by the columns *item* and *title*, or else by usual names."""
+    columns = {"item": item, "title": title}
+    return texts_by_role(files, source, [*columns], columns).lazy()

@@ -25,6 +25,8 @@ _LIKE_MISSING = (
     *("n/a", "#n/a", "na", "null", "(null)", "<null>", "[null]", "nil", "none", "nan", "undefined", "unknown"),
     *("-", "--", "?", "\\n"),
 )
+# The service keeps their popular lists in memory.
+MAX_SEGMENTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,18 @@ def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:
             f"{format_count(facts.cancellations, 'row')} with a {columns.quantity!r} below zero: earlier purchases of "
             f"the same user and item are cancelled; --where '{columns.quantity}>0' leaves them out"
         )
+
+
+def describe_segments(columns: Columns, count: int) -> str:
+    """Return the start of a sentence: a segment column has too many different values (*count*)."""
+    limit = f"at most {MAX_SEGMENTS:,} can have a list each"
+    return f"the segment column {columns.segment!r} has {count:,} different values, and {limit}"
+
+
+def notes_of_segments(columns: Columns, facts: Facts) -> Iterator[str]:
+    """Yield a sentence on a segment column that is left out because of too many values."""
+    if facts.segments > MAX_SEGMENTS:
+        yield f"{describe_segments(columns, facts.segments)}; it is left out"
 
 
 def notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:

@@ -64,8 +64,7 @@ def read_events(files: Sequence[DataFile], form: Format, event_weights: Mapping[
         segment = read_segment(file, _EVENT_SCHEMA)
         is_weighted = pl.col("type").is_in(list(event_weights)).fill_null(value=False)
         frames.append(segment.events.filter(is_weighted))
-        rows_by_type = segment.events.filter(~is_weighted).group_by("type").agg(pl.col("items").list.len().sum())
-        unweighted.update(dict(rows_by_type.iter_rows()))
+        unweighted.update(_rows_by_type(segment.events.filter(~is_weighted)))
         damaged += segment.damaged
 
     weighted_events = pl.concat(frames)
@@ -82,3 +81,8 @@ def read_events(files: Sequence[DataFile], form: Format, event_weights: Mapping[
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
     table = Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
     return RecordedEvents(table, notes, unweighted)
+
+
+def _rows_by_type(events: pl.DataFrame) -> dict[str | None, int]:
+    """Return the number of items of *events*, by type."""
+    return dict(events.group_by("type").agg(pl.col("items").list.len().sum()).iter_rows())

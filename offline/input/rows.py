@@ -66,6 +66,15 @@ class RowSchema:
     examples: dict[str, str] = field(default_factory=dict)
     counted: dict[str, Mapping[str | None, int]] = field(default_factory=dict)
 
+    def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
+        """Read *column* as the number *name*.
+
+        Rows without one are left out for the reason *missing*; another text makes a bad row, for the reason *invalid*.
+        """
+        self.values[name] = self.table.number_or_inf(column)
+        self.left_out[missing] = pl.col(name).is_null()
+        self.leave_out_bad(invalid, pl.col(name).is_infinite(), number_fault(column))
+
     def leave_out_bad(self, reason: str, condition: pl.Expr, fault: Fault) -> None:
         """Leave rows out as bad."""
         self.left_out[reason] = condition
@@ -95,6 +104,14 @@ class RowSchema:
             self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
 
 
+def _reasons_in_order(schemas: Sequence[RowSchema]) -> list[str]:
+    """Return the reasons to leave a row out, in the order in which they apply."""
+    reasons = {_MALFORMED_ROW: None}
+    for schema in schemas:
+        reasons |= dict.fromkeys([*schema.filters, *schema.left_out])
+    return list(reasons)
+
+
 class Rows:
     """The rows of several tables.
 
@@ -113,11 +130,7 @@ class Rows:
         Raises DataError if no row is kept, or too many rows are bad.
         """
         self._schemas = schemas
-        # In the order in which they apply.
-        reasons = [_MALFORMED_ROW]
-        for schema in schemas:
-            reasons += [*schema.filters, *schema.left_out]
-        self._reasons = pl.Enum(list(dict.fromkeys(reasons)))
+        self._reasons = pl.Enum(_reasons_in_order(schemas))
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
 
@@ -288,11 +301,14 @@ def texts_by_role(
         if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
             return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
 
-        schemas = list[RowSchema]()
-        for table in tables:
-            texts = {role: table.text(column) for role, column in columns_in_order.items()}
-            schemas.append(RowSchema(table, texts, left_out={"no item": pl.col("item").is_null()}))
+        schemas = [_text_schema(table, columns_in_order) for table in tables]
         return Rows(schemas, source).kept.drop(ROW).collect(engine="streaming")
+
+
+def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
+    """Declare how to read *columns* as texts, by role; rows without an item are left out."""
+    texts = {role: table.text(column) for role, column in columns.items()}
+    return RowSchema(table, texts, left_out={"no item": pl.col("item").is_null()})
 
 
 def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:

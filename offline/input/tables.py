@@ -160,10 +160,8 @@ def _open_table(file: DataFile, form: Format) -> Table:
 
     with data_errors(file, [file]):
         scan = _scan_file(file, form)
-        names = scan.frame.collect_schema().names()
         # Names of folders such as date=2026-01-01 are columns, too.
-        constants = {name: value for name, value in {**file.keys, EXTRA: None}.items() if name not in names}
-        frame = scan.frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in constants.items())
+        frame = _with_constants(scan.frame, {**file.keys, EXTRA: None})
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         _check_schema(file, schema)
 
@@ -175,6 +173,14 @@ def _open_table(file: DataFile, form: Format) -> Table:
             first_row=scan.first_row,
             malformed_fault=scan.malformed_fault,
         )
+
+
+def _with_constants(frame: pl.LazyFrame, values: Mapping[str, str | None]) -> pl.LazyFrame:
+    """Add a column with the same text, or null, in all rows for each of *values*, unless *frame* has the column."""
+    names = frame.collect_schema().names()
+    return frame.with_columns(
+        pl.lit(value, pl.String).alias(name) for name, value in values.items() if name not in names
+    )
 
 
 def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
