@@ -288,10 +288,7 @@ def _load(path: Path) -> Model:
         )
 
         titled = items.drop_nulls("title")
-        by_segment = pl.read_parquet(path / "popular.parquet", glob=False).group_by("segment", maintain_order=True)
-        popular = dict[str | None, Popular]()  # the overall list has no segment
-        for (segment,), rows in by_segment:
-            popular[segment] = Popular(rows["item"].to_numpy(), rows["score"].to_numpy())
+        popular = _read_popular(path / "popular.parquet")
         return Model(
             ranker=_read_ranker(path, params, user_items.shape),
             matrix=matrix,
@@ -406,12 +403,7 @@ def _describe(path: Path) -> Description:
 
     with _load_errors(path):
         fields = msgspec.json.decode((path / _DESCRIPTION).read_bytes())
-        number = fields.get("format") if isinstance(fields, dict) else None
-        if number != FORMAT:
-            advice = "upgrade hotplate" if isinstance(number, int) and number > FORMAT else "train it again"
-            raise DataError(
-                f"The model {path} has the format {number or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
-            )
+        _check_format(path, fields.get("format") if isinstance(fields, dict) else None)
         description = msgspec.convert(fields, Description)
         params_from(description.engine, description.params)  # raises an error for unknown ones
 
@@ -423,12 +415,32 @@ def _describe(path: Path) -> Description:
     return description
 
 
+def _check_format(path: Path, number: object) -> None:
+    """Raise DataError for the model of another format."""
+    if number != FORMAT:
+        advice = "upgrade hotplate" if isinstance(number, int) and number > FORMAT else "train it again"
+        raise DataError(
+            f"The model {path} has the format {number or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
+        )
+
+
 def _timestamp(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _write_files(model: Model, folder: Path) -> None:
     """Write the files of *model* into an empty folder, the description last, and flush them to the disk."""
+    _write_tables(model, folder)
+    _write_ranker(model.ranker, model.params, folder)
+    text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / _DESCRIPTION).write_bytes(f"{text}\n".encode())
+    for file in folder.iterdir():
+        flush(file)
+    flush(folder)
+
+
+def _write_tables(model: Model, folder: Path) -> None:
+    """Write the files of users, items, interactions, similar items and popular lists of a model to its folder."""
     matrix = model.matrix
     users = pl.DataFrame({"user": matrix.user_ids})
     if model.user_segments is not None:
@@ -441,13 +453,6 @@ def _write_files(model: Model, folder: Path) -> None:
     _write_arrays(folder / "user_items.npz", _arrays_of(matrix.user_items) | _arrays_of_history(matrix))
     _write_arrays(folder / _SIMILAR, _arrays_of(model.similar.similarity))
     _popular_frame(model).write_parquet(folder / "popular.parquet")
-    _write_ranker(model.ranker, model.params, folder)
-
-    text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / _DESCRIPTION).write_bytes(f"{text}\n".encode())
-    for file in folder.iterdir():
-        flush(file)
-    flush(folder)
 
 
 def _description(model: Model, folder: Path) -> Description:
@@ -587,6 +592,14 @@ def _popular_frame(model: Model) -> pl.DataFrame:
             "score": np.concatenate([popular.scores for _, popular in lists]),
         }
     )
+
+
+def _read_popular(path: Path) -> dict[str | None, Popular]:
+    """Return the lists by segment; the overall one has None."""
+    popular = dict[str | None, Popular]()
+    for (segment,), rows in pl.read_parquet(path, glob=False).group_by("segment", maintain_order=True):
+        popular[segment] = Popular(rows["item"].to_numpy(), rows["score"].to_numpy())
+    return popular
 
 
 @contextmanager
