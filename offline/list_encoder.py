@@ -78,11 +78,17 @@ class ListEncoder:
             self._tails = _texts(map(_tail, titles))
 
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
-        """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite.
+        """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite."""
+        new = tuple.__new__  # faster than Row(key, value)
+        return [
+            new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._encode_bodies(lists), strict=True)
+        ]
 
-        Its value is an offset of four hexadecimal digits, then the items as JSON lines. Requests read the first items
-        of a list, most often USUAL_CUT of them. The offset is the number of bytes of these, so that the service can cut
-        the list without a search; 0 if the digits cannot hold it.
+    def _encode_bodies(self, lists: RankedLists) -> list[bytes]:
+        """Return the value of each list's row: an offset of four hexadecimal digits, then the items as JSON lines.
+
+        Requests read the first items of a list, most often USUAL_CUT of them. The offset is the number of bytes of
+        these, so that the service can cut the list without a search; 0 if the digits cannot hold it.
         """
         # The lines of all lists are one text; each line ends with a separator.
         lines = self._encode_lines(lists.items, lists.scores)
@@ -101,9 +107,10 @@ class ListEncoder:
         offsets = np.where(cut_bytes <= MAX_OFFSET, cut_bytes, 0)
 
         text = lines.str.join("").cast(pl.Binary).item()
-        spans = zip(lists.owners, offsets.tolist(), starts.tolist(), ends.tolist(), strict=True)
-        new = tuple.__new__  # faster than Row(key, value)
-        return [new(Row, (kind + owner, b"%04x%b" % (offset, text[start:end]))) for owner, offset, start, end in spans]
+        return [
+            b"%04x%b" % (offset, text[start:end])
+            for offset, start, end in zip(offsets.tolist(), starts.tolist(), ends.tolist(), strict=True)
+        ]
 
     def _encode_lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
         """Return a JSON line such as `{"id":"p1","score":0.5,"title":"Mug"}` for each of *items*, in order.
