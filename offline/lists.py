@@ -120,14 +120,11 @@ class ModelLists:
             attributes=read_attributes(settings.attributes, settings.attribute_kinds),
         )
 
-        allowed_count = len(ids) if ranked.allowed is None else int(ranked.allowed.sum())
-        if not allowed_count:
+        if not ranked.allowed_count:
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
-        available = settings.rules.available
-        available_count = len(ids) if available is None else sum(item in available for item in ids)
-        if available_count < LEAST_AVAILABLE * len(ids) and not settings.force:
+        if ranked.available_count < LEAST_AVAILABLE * len(ids) and not settings.force:
             raise DataError(
-                f"Only {available_count:,} of the {len(ids):,} items of the model are available: check that the "
+                f"Only {ranked.available_count:,} of the {len(ids):,} items of the model are available: check that the "
                 "file of available items is complete, and that its ids are those of the data; only if so, publish with "
                 "--force."
             )

@@ -77,16 +77,12 @@ class RuledLists:
         """
         matrix = model.matrix
         ids = matrix.item_ids
+        boosts = _score_factors(rules, ids)
         allowed = _allowed_items(rules, ids)
 
         counts = recent_popularity(matrix.user_items, matrix.times, model.popular_half_life_days)
-        own = model.own_counts() if keep_seen else None
-        boosts = None
-        if rules.boosts:
-            boosts = np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
+        if boosts is not None:
             counts = counts * boosts
-            if own is not None:
-                own.data *= boosts[own.indices]
 
         new = None
         if rules.explore is not None:
@@ -104,7 +100,7 @@ class RuledLists:
             new=new,
             popularity=Popularity(counts.astype(np.float32)),
             pins=_pins(rules, ids, allowed),
-            own=own,
+            own=_own_counts(model, boosts) if keep_seen else None,
             shown=None if rules.showings is None else rules.showings.days_without_click(matrix),
         )
 
@@ -125,6 +121,18 @@ class RuledLists:
             shown=None if users is None else users.shown,
         )
 
+    @property
+    def available_count(self) -> int:
+        """Number of available items."""
+        ids = self.model.matrix.item_ids
+        available = self.rules.available
+        return len(ids) if available is None else sum(item in available for item in ids)
+
+    @property
+    def allowed_count(self) -> int:
+        """Number of items that all rules allow."""
+        return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
+
     def personal(self, users: Indices) -> Ranked:
         """Return the lists of some users by all rules: items and scores [users, length], best first.
 
@@ -135,13 +143,10 @@ class RuledLists:
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
 
-        depth = self.length
-        if self.similarity is not None or self.shown is not None:
-            depth = max(depth, pool_size(self.length))
         # Of these users alone: `items_per_user` would count those of all users again for each batch.
         starts = self.model.matrix.user_items.indptr
         has_enough = starts[users + 1] - starts[users] >= self.rules.min_history
-        items[has_enough], scores[has_enough] = self._ranked_under_cap(self._recommend, users[has_enough], depth)
+        items[has_enough], scores[has_enough] = self._ranked_under_cap(self._recommend, users[has_enough], self._depth)
 
         # Rearranged lists are no longer in the order of their scores.
         return Ranked(items, level_scores(items, scores) if self.rules.rearranges else scores)
@@ -159,7 +164,7 @@ class RuledLists:
         Items that the rules remove from a segment's list are replaced by overall popular ones, with a score of 0.
         """
         model = self.model
-        if not self.rules.shortens and not len(self.pins) and self.boosts is None:
+        if not self._changes_popular:
             return {OVERALL: model.popular, **model.segments}
 
         counts = self.popularity.counts
@@ -180,6 +185,11 @@ class RuledLists:
             items = items[order_by_popularity(scores[items])]
             lists[segment] = self._ruled_popular_list(items, scores, len(popular.items))
         return lists
+
+    @property
+    def _changes_popular(self) -> bool:
+        """Whether a rule removes, pins or boosts items, which changes popular lists, too."""
+        return self.rules.shortens or len(self.pins) > 0 or self.boosts is not None
 
     def about(self) -> dict[str, Any]:
         """Describe the rules for the manifest of a release, such as `{"pinned": {"items": 3, "unknown": 1}}`.
@@ -215,6 +225,12 @@ class RuledLists:
         if self.new is not None:
             facts["explore"] = {**asdict(self.new.explore), "items": len(self.new.items)}
         return facts
+
+    @property
+    def _depth(self) -> int:
+        """The number of candidates for a list."""
+        needs_pool = self.similarity is not None or self.shown is not None
+        return max(self.length, pool_size(self.length)) if needs_pool else self.length
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         """Return lists [users, n] of some users (rows of the matrix), by all rules but the cap per category.
@@ -391,6 +407,14 @@ def _boosted(model: Model, boosts: Floats | None) -> Model:
     return replace(model, ranker=with_recency(ranker, weights))
 
 
+def _own_counts(model: Model, boosts: Floats | None) -> UserItems | None:
+    """Return `Model.own_counts`, multiplied by *boosts* [items]."""
+    own = model.own_counts()
+    if own is not None and boosts is not None:
+        own.data *= boosts[own.indices]
+    return own
+
+
 def _pins(rules: Rules, ids: list[str], allowed: Allowed) -> Indices:
     """Return the pinned items that are known and *allowed*, in order."""
     columns = {item: column for column, item in enumerate(ids)}
@@ -416,6 +440,13 @@ def _allowed_items(rules: Rules, ids: list[str]) -> Allowed:
         return None
     allowed = set(ids if rules.available is None else rules.available) - rules.excluded
     return np.array([item in allowed for item in ids], dtype=np.bool_)
+
+
+def _score_factors(rules: Rules, ids: list[str]) -> Floats | None:
+    """Return factors of scores [items], None if all are 1."""
+    if not rules.boosts:
+        return None
+    return np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
 
 
 def _category_numbers(categories: Mapping[str, str], ids: list[str]) -> Indices:
