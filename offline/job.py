@@ -269,13 +269,7 @@ class Attempt:
         logged = self._log_model(folder)
 
         standing = run_on(store_url, partial(self._find_standing, run.release))
-        lists = None
-        if standing is Standing.MISSING:
-            with folder.step("measure") as within:
-                with timed(within, "load"):
-                    loaded = self._load_lists(folder)
-                lists = NamedLists({name: self._measure(model_lists) for name, model_lists in loaded.items()})
-
+        lists = self._measured_lists(folder) if standing is Standing.MISSING else None
         published = run_on(store_url, partial(self._publish, folder, lists), self._observer)
 
         self._summarize(published, folder.run.seconds)
@@ -339,6 +333,17 @@ class Attempt:
             return
         if logged is not None:
             self._note_release(folder, logged, is_live=is_live)
+
+    def _measured_lists(self, folder: RunFolder) -> NamedLists:
+        """Load the models of the default list and of the named ones, and evaluate their lists under the rules.
+
+        A named list is one of several for each user in a release. The result can be published. The durations are
+        recorded in *folder* as steps of the run.
+        """
+        with folder.step("measure") as within:
+            with timed(within, "load"):
+                lists = self._load_lists(folder)
+            return NamedLists({name: self._measure(model_lists) for name, model_lists in lists.items()})
 
     def _load_lists(self, folder: RunFolder) -> dict[str, ModelLists]:
         """Load the models of all lists of the release, and return the lists by name, "" for the default one.

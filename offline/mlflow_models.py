@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -81,8 +82,7 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
             tags[_JOB] = job
 
         with mlflow.start_run(experiment_id=experiment, tags=tags) as run:
-            of_data = {f"data.{name}": getattr(description.data, name) for name in _FACTS}
-            mlflow.log_params({"engine": description.engine, **description.params, **of_data})
+            mlflow.log_params(_params(description))
             mlflow.log_metrics(_metrics(description))
             mlflow.log_dict(description.to_json(), "report.json")
             name = None if target is None else target.name
@@ -179,6 +179,12 @@ def _finished_run(experiment: str, job: str, target: Target | None) -> Logged | 
         if versions:
             return Logged(run.info.run_id, target, str(versions[0].version))
     return None
+
+
+def _params(description: Description) -> dict[str, Any]:
+    """Return the engine's parameters, and facts of the data."""
+    of_data = {f"data.{name}": getattr(description.data, name) for name in _FACTS}
+    return {"engine": description.engine, **description.params, **of_data}
 
 
 def _metrics(description: Description) -> dict[str, float]:

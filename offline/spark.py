@@ -5,7 +5,7 @@ Executors write lists as parts of one draft; items and factors are broadcast, bl
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -102,17 +102,9 @@ class SparkLists(PartedSource):
         job = _PublishJob(self._shared, context, self._url, lists.depth)
         work = partial(_write_blocks, job, progress)
 
-        group = f"hotplate-{secrets.token_hex(8)}"
-
-        def run_tasks() -> list[_MeasuredPart]:
-            self._context.setJobGroup(group, "hotplate publish")  # applies to this thread's jobs
-            parts: list[_MeasuredPart] = (
-                self._context.parallelize(self._blocks, len(self._blocks)).mapPartitions(work).collect()
-            )
-            return parts
-
         # Spark blocks the thread that starts a job, so this one polls for progress, failures and the end.
-        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), run_tasks)
+        group = f"hotplate-{secrets.token_hex(8)}"
+        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run_tasks, group, work)
         try:
             while True:
                 await asyncio.wait([running], timeout=_POLL_S)
@@ -152,6 +144,16 @@ class SparkLists(PartedSource):
                 for kind in part.charges.failures:
                     observer.failed(kind)
         return WrittenPart(tally, rows)
+
+    def _run_tasks(
+        self, group: str, work: "Callable[[Iterable[Block]], Iterator[_MeasuredPart]]"
+    ) -> "list[_MeasuredPart]":
+        """Return the results of *work* on each block, one task for each, of a job in *group*."""
+        self._context.setJobGroup(group, "hotplate publish")  # applies to this thread's jobs
+        parts: list[_MeasuredPart] = (
+            self._context.parallelize(self._blocks, len(self._blocks)).mapPartitions(work).collect()
+        )
+        return parts
 
 
 @dataclass(frozen=True, slots=True)
