@@ -132,18 +132,25 @@ class NewItems:
         # Blocks of users, as each user has a key for all new items.
         for rows in row_slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
             keys = self._draw_keys(users.ids[rows], segments[rows])
-
-            # Items with a key of -inf are not drawn.
-            if not self._keep_seen:
-                keys[users.user_items[rows][:, self.items].toarray() > 0] = -np.inf
-            columns = np.where(listed[rows] < 0, -1, self._number_of[listed[rows]])
-            of_user, places = np.nonzero(columns >= 0)
-            keys[of_user, columns[of_user, places]] = -np.inf
+            self._exclude_from_draw(keys, users.user_items[rows], listed[rows])
 
             best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
             is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))
             drawn[rows, : best.shape[1]] = np.where(is_drawn, self.items[best], -1)
         return drawn
+
+    def _exclude_from_draw(self, keys: npt.NDArray[np.float64], user_items: UserItems, listed: Indices) -> None:
+        """Set the *keys* of a draw [users, new items] to -inf, in place, for items not to be drawn.
+
+        These are *listed* items [users, any], -1 for none, and, unless seen items are kept, those in *user_items*.
+        `_number_of` has the column in *keys* of each item of the model, -1 for items that are not new.
+        """
+        if not self._keep_seen:
+            keys[user_items[:, self.items].toarray() > 0] = -np.inf
+
+        columns = np.where(listed < 0, -1, self._number_of[listed])
+        rows, places = np.nonzero(columns >= 0)
+        keys[rows, columns[rows, places]] = -np.inf
 
     def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None]) -> npt.NDArray[np.float64]:
         """Return random keys of new items for each user [users, new items]; the items with the highest keys are drawn.
