@@ -45,26 +45,31 @@ class ItemSimilarity:
         """Return the similarity of each two entries of a list [lists, n, n]; 0 for missing entries, -1."""
         count, n = lists.shape
         within = np.empty((count, n, n), dtype=np.float32)
-
-        # A few lists at a time have a dense table of the similarities of all their items.
-        for part in row_slices(count, _ENTRIES_IN_TABLE // n):
-            known, places = np.unique(lists[part], return_inverse=True)  # each entry is known[place]
-            places = places.reshape(lists[part].shape)
-
-            # Shares of the similarity of each item's most similar one. A missing entry, -1, has a row of zeros below.
-            rows = self.similar.similarity[known]
-            table: Floats = rows[:, known].toarray()
-            highest = rows.max(axis=1).toarray()
-            table /= np.where(highest > 0, highest, 1)
-
-            # Of the two directions of a pair, the higher similarity counts.
-            np.maximum(table, table.T, out=table)
-
-            is_missing = known < 0
-            table[is_missing] = 0
-            table[:, is_missing] = 0
-            within[part] = table[places[:, :, None], places[:, None, :]]
+        for rows in row_slices(count, _ENTRIES_IN_TABLE // n):
+            within[rows] = self._look_up_within(lists[rows])
         return within
+
+    def _look_up_within(self, lists: Indices) -> Floats:
+        """Return the similarity of each two entries of a few *lists* [lists, n]: an array [lists, n, n].
+
+        It is looked up in a dense table of the similarities of all items of these lists.
+        """
+        known, places = np.unique(lists, return_inverse=True)  # each entry is known[place]
+        places = places.reshape(lists.shape)
+
+        # Shares of the similarity of each item's most similar one. A missing entry, -1, has a row of zeros below.
+        rows = self.similar.similarity[known]
+        table: Floats = rows[:, known].toarray()
+        highest = rows.max(axis=1).toarray()
+        table /= np.where(highest > 0, highest, 1)
+
+        # Of the two directions of a pair, the higher similarity counts.
+        np.maximum(table, table.T, out=table)
+
+        is_missing = known < 0
+        table[is_missing] = 0
+        table[:, is_missing] = 0
+        return table[places[:, :, None], places[:, None, :]]
 
     def mean_within(self, lists: Indices) -> float | None:
         """Return the mean similarity of two items of a list, over *lists* [lists, n]; None without two items."""
