@@ -140,12 +140,7 @@ class GateCheck:
                 live = (await self._reader.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
                 for new in self.lists.values():
-                    prefix = prefix_of(POPULAR, new.stored_name)
-                    written = new._replace(
-                        # Kinds are `item` or, of a named list, `item@basket`: prefixes without their colon.
-                        similar_lists=counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0),
-                        segments={key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)},
-                    )
+                    written = _with_counted_rows(new, counts, popular_keys)
                     verdicts += await judge(written, self._reader, live)
 
                 if live is not None:
@@ -154,3 +149,16 @@ class GateCheck:
 
                 self._judged = _Judged(live, verdicts)
         return self._judged
+
+
+def _with_counted_rows(new: NewList, counts: Mapping[str, int], popular_keys: Sequence[str]) -> NewList:
+    """Return a list with its number of lists of similar items, and its segments with a popular list.
+
+    *counts* are the numbers of rows of the release by kind, such as `item` or, of a named list, `item@basket`.
+    *popular_keys* are the keys of all popular lists.
+    """
+    prefix = prefix_of(POPULAR, new.stored_name)
+    return new._replace(
+        similar_lists=counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0),  # a kind is a prefix without its colon
+        segments={key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)},
+    )

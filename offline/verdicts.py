@@ -33,7 +33,7 @@ class NewList(NamedTuple):
     list_length    most items per user; None if unknown
     counts         of its items and users, filled while it is written
     similar_lists  items with a list of similar ones, known once all rows are written
-    segments       segments with a popular list, as above
+    segments       segments (groups of users, such as a country) with a popular list, known once all rows are written
     """
 
     name: str
@@ -95,23 +95,33 @@ async def compare_names(
     live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
     live_columns = manifest.origin.item_attributes.columns
 
-    lost_lists = sorted(live_lists - {*list_names})
-    lost_columns = sorted(live_columns.keys() - columns.keys())
     common = live_columns.keys() & columns.keys()
-    changed = sorted(name for name in common if columns[name] != live_columns[name])
-    listed = ", ".join(f"{name} is {columns[name]}" for name in changed)
-    previous = ", ".join(dict.fromkeys(live_columns[name] for name in changed))
+    changed = {name for name in common if columns[name] != live_columns[name]}
+    listed = ", ".join(f"{name} is {columns[name]}" for name in sorted(changed))
+    previous = ", ".join(dict.fromkeys(live_columns[name] for name in sorted(changed)))
 
-    verdicts = list[GateVerdict]()
-    for gate, count, failed, note in (
-        ("lists_kept", len(live_lists), lost_lists, f"without {', '.join(lost_lists)} of {live.id}"),
-        ("attributes_kept", len(live_columns), lost_columns, f"without {', '.join(lost_columns)} of {live.id}"),
-        ("attribute_kinds", len(common), changed, f"{listed}, and {previous} in {live.id}"),
-    ):
-        if failed:
-            share = 1 - len(failed) / count
-            verdicts.append(GateVerdict(gate, share, 1.0, at_most=False, passed=False, note=note))
-    return verdicts
+    return [
+        *_lost_verdict("lists_kept", live_lists, live_lists - {*list_names}, live),
+        *_lost_verdict("attributes_kept", live_columns, live_columns.keys() - columns.keys(), live),
+        *_failed_verdict(
+            "attribute_kinds",
+            of=common,
+            failed=changed,
+            note=f"{listed}, and {previous} in {live.id}",
+        ),
+    ]
+
+
+def _lost_verdict(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
+    """Return a failed verdict if some *names* of the live release are *lost*."""
+    return _failed_verdict(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
+
+
+def _failed_verdict(gate: str, *, of: Collection[str], failed: Collection[str], note: str) -> list[GateVerdict]:
+    """Return a failed verdict if some names have *failed*."""
+    if not failed:
+        return []
+    return [GateVerdict(gate, 1 - len(failed) / len(of), 1.0, at_most=False, passed=False, note=note)]
 
 
 def evaluation_of(origin: Origin) -> EvaluationRecord | None:
