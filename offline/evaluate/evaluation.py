@@ -210,7 +210,6 @@ def evaluate_parts(
     with_default_lists = replace(options, make_lists=None)
     results = tuple(evaluate_engine(parts, baseline, with_default_lists) for baseline in compared)
 
-    is_known_item = users_per_item(parts.train) > 0
     return Evaluation(
         split=split,
         k=options.k,
@@ -218,12 +217,18 @@ def evaluate_parts(
         test_pairs=int(parts.test.nnz),
         model=model,
         baselines=results,
-        cold_pairs=int(np.count_nonzero(~is_known_item[parts.test.indices])),
+        cold_pairs=_cold_pairs(parts),
         leads=tuple(Lead.of(model.served_per_user - baseline.served_per_user) for baseline in results),
         drawn_from=testable_users if testable_users > len(parts.tested) else None,
         similar=similar_result,
         new_days=None if options.similar is None else options.new_days,
     )
+
+
+def _cold_pairs(parts: Parts) -> int:
+    """Return the number of test pairs of items not in train."""
+    known = users_per_item(parts.train) > 0
+    return int(np.count_nonzero(~known[parts.test.indices]))
 
 
 def most_tested_users(items: int) -> int:
@@ -252,10 +257,7 @@ def evaluate_engine(
     ranker = fit_parts(parts, params, on_iteration)
     if options.make_lists is None:
         lists = recommend_all(ranker, parts, options.k)
-        times = parts.train_times
-        half_life_days = None if times is None else options.popular.half_life_days
-        popular_items = order_by_popularity(recent_popularity(parts.train, times, half_life_days))
-        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
+        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, options.popular)))
     else:
         evaluated = options.make_lists(parts, ranker, similar)
 
@@ -279,6 +281,16 @@ def evaluate_engine(
         per_user=personal.values["ndcg"],
         served_per_user=served.values["ndcg"],
     )
+
+
+def _popular_items(parts: Parts, popular: PopularityParams) -> Indices:
+    """Return all items by their popularity in the train part, the most popular first.
+
+    If *popular* has a half-life, and the data have times, recent interactions count more.
+    """
+    times = parts.train_times
+    half_life_days = None if times is None else popular.half_life_days
+    return order_by_popularity(recent_popularity(parts.train, times, half_life_days))
 
 
 def share_of_new_items(lists: Indices, parts: Parts, days: int) -> float | None:

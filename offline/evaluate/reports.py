@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError
@@ -20,6 +21,7 @@ from hotplate.offline.evaluate.metrics import (
     MetricInterval,
     RankingMetrics,
     RatingMetrics,
+    UserMetrics,
     Values,
     coverage,
     fill_empty_lists,
@@ -399,26 +401,33 @@ class Evaluator:
         Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
         are popular items of the history that users do not have, else the candidate's popular list.
         """
-        baseline: Indices | None = None
-        popular_items: Indices | None = None
+        history_items: Indices | None = None
+        popular: UserMetrics | None = None
         if self._history is not None:
             counts = users_per_item(self._history)
-            popular_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            ranker = Popularity(counts.astype(np.float32))
-            personal = recommend_all(ranker, Parts.of(self._history, self._test, repeats=True), self._k)
-            baseline = fill_empty_lists(personal, popular_items)
+            history_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
+            popular = self._measure_popularity(self._history, counts, history_items)
 
+        popular_items = history_items
         if candidate.popular is not None:
             popular_items = _numbers_of_ids(candidate.popular, self._items)
         if popular_items is None:
             return ServedMetrics()
 
-        if baseline is None:
-            baseline = fill_empty_lists(np.full_like(lists, -1), popular_items)
-        popular = measure_users(baseline, self._test)
+        if popular is None:
+            popular = measure_users(fill_empty_lists(np.full_like(lists, -1), popular_items), self._test)
         served = measure_users(fill_empty_lists(lists, popular_items), self._test)
         lead = Lead.of(served.values["ndcg"] - popular.values["ndcg"])
         return ServedMetrics(served.metrics, popular.metrics, lead)
+
+    def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64], popular_items: Indices) -> UserMetrics:
+        """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*.
+
+        *counts* [items] are the items' users.
+        """
+        ranker = Popularity(counts.astype(np.float32))
+        lists = recommend_all(ranker, Parts.of(history, self._test, repeats=True), self._k)
+        return measure_users(fill_empty_lists(lists, popular_items), self._test)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.

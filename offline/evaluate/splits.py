@@ -308,9 +308,9 @@ def _hold_out_users(user_items: UserItems, history: History | None, options: Spl
 
 
 def lists_of_tested(parts: Parts, k: int, of_tested: Indices) -> Indices:
-    """Return lists of *k* items for all users [users, k], those of users with test items; -1 for other users.
+    """Return lists of *k* items for all users with test items [users, k]; -1 for other users and after a list's end.
 
-    *of_tested* [tested users, any length] are the lists of `parts.tested`; -1 after the end of a list.
+    *of_tested* are the lists of these users, `parts.tested`, in their order [len(parts.tested), any length].
     """
     of_tested = of_tested[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
