@@ -231,19 +231,13 @@ def train(
         save(model, out)
         shutil.rmtree(trials, ignore_errors=True)  # another training may have removed it
 
-    tuning_note = None
-    if settings.tuning is None:
-        tuning_note = "The parameters were not searched."
-    elif choice.search is None:
-        tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
-
     return TrainReport(
         out=out,
         model=model,
         evaluation=evaluation,
         note=note,
         search=choice.search,
-        tuning_note=tuning_note,
+        tuning_note=_tuning_note(settings, choice.search, matrix),
         seconds=progress.seconds,
     )
 
@@ -339,6 +333,15 @@ def _evaluation_note(test: _Test | None) -> str | None:
     return f"The split {test.split.kind} of {pairs} leaves none to learn from, or none to test on: no evaluation."
 
 
+def _tuning_note(settings: TrainSettings, search: Search | None, matrix: Matrix) -> str | None:
+    """Return why the parameters were not searched on *matrix*, None if they were."""
+    if search is not None:
+        return None
+    if settings.tuning is None:
+        return "The parameters were not searched."
+    return f"{matrix.user_items.nnz:,} pairs are too few to search."
+
+
 @dataclass(frozen=True, slots=True)
 class _Choice:
     """The parameters of a model.
@@ -367,25 +370,12 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
 
     Repeats are items that a user has already, in lists that keep them. The engine is searched if *settings* say so.
     Similar items and repeats are then searched, too, but only if the model is evaluated. *trials* is the folder that
-    keeps the trials of an interrupted search. *progress* is told the stages `tune` and `choose`. Raises SettingError if
-    time or memory allow no trial.
+    keeps the trials of an interrupted search. *progress* is told the stages `tune` and `choose`.
     """
-    search = None  # also with too few pairs
+    search = None
     if settings.tuning is not None:
         with progress.stage("tune") as on_trial:
-            search = tune(
-                data,
-                settings.tuning,
-                k=settings.k,
-                defaults=settings.params if isinstance(settings.params, ALSParams) else None,
-                trials_folder=trials,
-                on_trial=on_trial,
-                on_notice=progress.notice,
-            )
-            if search is not None and not search.trials:
-                raise SettingError(
-                    "the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune"
-                )
+            search = _search_engine(data, settings, settings.tuning, trials, on_trial=on_trial, notice=progress.notice)
     engine = settings.params if search is None else search.trials[search.recommended].params
 
     with progress.stage("choose"):
@@ -474,6 +464,34 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
         return None
     users = pl.DataFrame({"user": user_ids}, schema={"user": pl.String})
     return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
+
+
+def _search_engine(
+    data: SearchData,
+    settings: TrainSettings,
+    tuning: TuneOptions,
+    trials: Path,
+    *,
+    on_trial: OnProgress,
+    notice: Notice,
+) -> Search | None:
+    """Search an engine and its parameters on *data*; None if there are too few pairs.
+
+    *trials* is the folder that keeps trials, so that an interrupted search resumes. *on_trial* is called with the
+    trials done and in all, *notice* with sentences on cost. Raises SettingError if time or memory allow no trial.
+    """
+    search = tune(
+        data,
+        tuning,
+        k=settings.k,
+        defaults=settings.params if isinstance(settings.params, ALSParams) else None,
+        trials_folder=trials,
+        on_trial=on_trial,
+        on_notice=notice,
+    )
+    if search is not None and not search.trials:
+        raise SettingError("the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune")
+    return search
 
 
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
