@@ -41,18 +41,26 @@ def check_settings(settings: Any) -> None:  # noqa: ANN401 -- any dataclass
         if get_origin(annotation) is Annotated:
             annotation, declaration = get_args(annotation)[:2]
 
-        # A Literal, perhaps of an optional type.
-        for option in (annotation, *get_args(annotation)):
-            choices = get_args(option)
-            if get_origin(option) is Literal and value not in choices:
-                raise SettingError(f"{declared.name} is {value!r}; it must be {' or '.join(choices)}.")
+        choices = _choices_of(annotation)
+        if choices and value not in choices:
+            raise SettingError(f"{declared.name} is {value!r}; it must be {' or '.join(choices)}.")
+        if isinstance(declaration, Flag):
+            _check_bounds(declared.name, value, declaration)
 
-        if not isinstance(declaration, Flag):
-            continue
-        if declaration.at_most is not None and not value <= declaration.at_most:
-            raise SettingError(f"{declared.name} is {value}; it must be at most {declaration.at_most:g}.")
-        if declaration.at_least is not None:
-            require_at_least(declared.name, value, declaration.at_least)
+
+def _choices_of(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any annotation
+    """Return the values of a Literal, or of the Literal of an optional type."""
+    for option in (annotation, *get_args(annotation)):
+        if get_origin(option) is Literal:
+            return get_args(option)
+    return ()
+
+
+def _check_bounds(name: str, value: Any, flag: Flag) -> None:  # noqa: ANN401 -- a number if the flag has bounds
+    if flag.at_most is not None and not value <= flag.at_most:
+        raise SettingError(f"{name} is {value}; it must be at most {flag.at_most:g}.")
+    if flag.at_least is not None:
+        require_at_least(name, value, flag.at_least)
 
 
 @dataclass(frozen=True, slots=True)
