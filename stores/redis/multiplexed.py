@@ -49,10 +49,6 @@ class ReadElsewhere(StoreUnavailable):
     """A value may be read over another connection: another node has its slot, or the connection was lost."""
 
 
-class _InvalidReply(Exception):
-    """A reply that does not fit its command; the text continues a sentence about the server."""
-
-
 @dataclass(slots=True, eq=False)
 class _PendingRead:
     """A read that was sent, until its replies have arrived."""
@@ -160,10 +156,6 @@ class Multiplexer(asyncio.Protocol):
             self._parser.feed(data)
             while self.error is None and (reply := self._parser.gets()) is not _INCOMPLETE:
                 self._match_reply(reply)
-        except ENDING as error:
-            self._end(str(translated(error, self.where)))
-        except _InvalidReply as error:
-            self._give_up(str(error))
         except Exception as error:  # noqa: BLE001 -- later replies cannot be matched
             self._give_up(f"could not be understood ({error!r})")
 
@@ -202,8 +194,7 @@ class Multiplexer(asyncio.Protocol):
     def _match_reply(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
         """Match a parsed reply to the oldest pending read, since a server replies in the order of the commands.
 
-        Raises for a reply after which the connection is to be closed: RuntimeError without a pending read, and as
-        `_result`.
+        Raises RuntimeError for a reply without a pending read, after which the caller closes the connection.
         """
         if not self._pending:
             raise RuntimeError("a reply without a caller")
@@ -216,6 +207,9 @@ class Multiplexer(asyncio.Protocol):
             reply = read.replies_so_far
 
         result = self._result(read, reply)
+        if self.error is not None:  # the reply has closed the connection
+            return
+
         self.was_useful = True
         self._pending.popleft()
         if read.replies.done():
@@ -226,31 +220,33 @@ class Multiplexer(asyncio.Protocol):
             read.replies.set_result(result)
 
     def _result(self, read: _PendingRead, reply: Any) -> list[ReadResult] | StoreError:  # noqa: ANN401 -- as above
-        """Return the values in the whole reply to a read, or its error; raises _InvalidReply, or one of ENDING."""
+        """Return the values in the whole reply to a read, or its error; an invalid reply closes the connection."""
         if isinstance(reply, Exception):
             return self._translated(reply)
         if not isinstance(reply, list) or len(reply) != read.count:
-            raise _InvalidReply(f"replied to {read.count} keys with something else than their values")
+            self._give_up(f"replied to {read.count} keys with something else than their values")
+            return []
         if read.command == MGET or VALUES.issuperset(map(type, reply)):
             return reply
+        return [self._value_or_error(value) for value in reply]
 
-        values = list[ReadResult]()
-        for value in reply:
-            if isinstance(value, Exception):
-                values.append(self._translated(value))
-            elif type(value) in VALUES:
-                values.append(value)
-            else:
-                raise _InvalidReply("replied to a key with something else than its value")
-        return values
+    def _value_or_error(self, reply: Any) -> ReadResult:  # noqa: ANN401 -- as above
+        """Return the value or the error in the reply to a GET; any other reply closes the connection."""
+        if isinstance(reply, Exception):
+            return self._translated(reply)
+        if type(reply) not in VALUES:
+            self._give_up("replied to a key with something else than its value")
+            return None
+        return cast("ReadResult", reply)
 
     def _translated(self, error: Exception) -> StoreError:
-        """Return the error of stores for that of a reply; raises one of ENDING."""
+        """Return the error of stores for that of a reply; one of ENDING closes the connection."""
         if isinstance(error, AskError):
             return ReadElsewhere(f"{self.where} does not serve slot {error.slot_id}")
+        failure = translated(error, self.where)
         if isinstance(error, ENDING):
-            raise error
-        return translated(error, self.where)
+            self._end(str(failure))
+        return failure
 
     def _check_timeout(self) -> None:
         """Close the connection if the oldest pending read is too old, or else check again when it will be."""
@@ -330,15 +326,7 @@ class Reconnector:
     async def _open(self) -> Multiplexer:
         if (current := self.current) is not None:  # `renew` has opened it since this call began
             return current
-
-        ended = self._connection
-        self._connection = None
-        if ended is not None:
-            if ended.was_useful:
-                self._backoff.reset()
-            else:  # as after a failed attempt to connect
-                self._record_failure(ended.error or "")
-            await ended.close()
+        await self._close_ended()
         if asyncio.get_running_loop().time() < self._retry_at:
             raise StoreUnavailable(self._error)
 
@@ -357,6 +345,18 @@ class Reconnector:
         self._connection = connection
         if former is not None:
             await former.retire()
+
+    async def _close_ended(self) -> None:
+        """Drop a connection that has ended. Unless it was useful, that counts as a failed attempt to connect."""
+        ended = self._connection
+        self._connection = None
+        if ended is None:
+            return
+        if ended.was_useful:
+            self._backoff.reset()
+        else:
+            self._record_failure(ended.error or "")
+        await ended.close()
 
     def _record_failure(self, error: str) -> None:
         """Fail callers with *error* until the next attempt is allowed."""

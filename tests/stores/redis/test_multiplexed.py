@@ -181,6 +181,21 @@ async def test_refusal_of_any_get_closes_the_connection(refusal: bytes, count: i
         assert reconnector.current is None
 
 
+async def test_reconnects_with_backoff_after_a_refusal_with_an_invalid_reply() -> None:
+    replies = {b"a": b"$1\r\n1\r\n", b"refused": ENDED_BY[0], b"number": b":1\r\n"}
+    async with (
+        scripted(lambda command: replies.get(command[-1], array(b"role", b"master"))) as server,
+        connecting(server) as reconnector,
+    ):
+        connection = await reconnector.connection()
+        assert await connection.get_each([b"a"]) == [b"1"]
+        with pytest.raises(StoreUnavailable, match="still loading"):
+            await connection.get_each([b"refused", b"number"])
+        with pytest.raises(StoreUnavailable, match="still loading"):
+            await reconnector.connection()
+        assert server.accepted == 1
+
+
 class SlowlyClosed(Multiplexer):
     """A connection that is never opened; `close` waits for an event."""
 
