@@ -174,21 +174,21 @@ def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
 
-    password = None
-    if not by_entra:
-        password = unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment)
-
     server = RedisAddress(
         shown,
         prefix,
         tls=parts.scheme.startswith("rediss"),
         ca=certificate(options, shown),
         user=unquote(parts.username) if parts.username else None,
-        password=password,
+        password=_password(parts, environment) if not by_entra else None,
         by_entra=by_entra,
         by_redis_py=options.get("client") == REDIS_PY,
     )
     return _ParsedUrl(parts, options, server)
+
+
+def _password(parts: SplitResult, environment: Mapping[str, str]) -> str | None:
+    return unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment)
 
 
 def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:

@@ -35,6 +35,12 @@ def test_password_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     assert "geheim" not in str(raised.value)
 
 
+def test_absent_certificate_is_reported_before_an_absent_password_file(tmp_path: Path) -> None:
+    environment = {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "absent")}
+    with pytest.raises(StoreMisused, match="which should certify"):
+        parse("rediss://a/0?ca=/absent.pem", environment)
+
+
 def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> None:
     url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&sentinel_user=watch"
     behind = parse_sentinel(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
