@@ -208,13 +208,7 @@ class Session:
         if not connection.is_connected:
             raise StoreUnavailable(f"{self.where} has closed the connection")
 
-        packed = list[bytes]()
-        for name, *args in commands:
-            words = str(name).split()  # as in CONFIG GET
-            for command in (*self._prefix, (*words, *args)):
-                # An asyncio connection of redis-py takes ten times the time.
-                packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says a tuple of one
-
+        packed = self._pack(commands)
         # After any failure below, replies that are still under way would be taken for those of later commands.
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
@@ -226,6 +220,15 @@ class Session:
         except (TypeError, ValueError, LookupError, AttributeError) as error:  # of redis-py's parsers
             await connection.disconnect(nowait=True)
             raise StoreUnavailable(f"{self.where} replied in an unknown format; the connection was closed") from error
+
+    def _pack(self, commands: Sequence[Command]) -> list[bytes]:
+        """Encode commands, each after the prefix; an asyncio connection of redis-py does it in ten times the time."""
+        packed = list[bytes]()
+        for name, *args in commands:
+            words = str(name).split()  # as in CONFIG GET
+            for command in (*self._prefix, (*words, *args)):
+                packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says a tuple of one
+        return packed
 
     async def _read(self, command: str) -> Any:  # noqa: ANN401 -- any reply
         """Read the reply to a command, after those to the prefix; errors that end the connection are raised."""
@@ -288,12 +291,7 @@ class Server:
                 raise StoreUnavailable(f"{self.address.shown} was closed")
 
             pool = self.client.connection_pool  # `renew` replaces it
-            try:
-                async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                    connection: Connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
-            except (RedisError, TimeoutError) as error:
-                raise translated(error, self.address.shown) from error
-
+            connection = await self._take_from(pool)
             try:
                 yield Session(self, connection, self._identities[connection], asking=asking)
             finally:
@@ -316,6 +314,15 @@ class Server:
             yield
         finally:
             self._sessions.release()
+
+    async def _take_from(self, pool: ConnectionPool) -> Connection:
+        """Take an open connection from a pool; raises StoreError."""
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                connection: Connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
+        except (RedisError, TimeoutError) as error:
+            raise translated(error, self.address.shown) from error
+        return connection
 
     async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         """Send a command; raises StoreError."""
