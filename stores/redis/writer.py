@@ -240,7 +240,13 @@ class Writer:
         return await self._router.run(keys.state, transact)
 
     async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
-        """Write rows to the nodes of a cluster, wait until a replica of each node has them, and acknowledge the batch.
+        """Write the rows of each bucket, then acknowledge the batch; return how many seconds to pause."""
+        pause_s = await self._write_rows_by_bucket(draft, batch.rows)
+        await self._router.run(self._keys.release(draft).state, partial(self._acknowledge, draft, batch))
+        return pause_s
+
+    async def _write_rows_by_bucket(self, draft: DraftRef, rows: Sequence[Row]) -> float:
+        """Write rows to the nodes of a cluster, and wait until a replica of each node has them.
 
         The rows of a release are spread over buckets, which the cluster spreads over its nodes. Each bucket has a key
         with the state of the release, and one script a bucket stores rows only while that state names the draft's
@@ -250,8 +256,8 @@ class Writer:
         started = time.monotonic()
         writing_s = 0.0
 
-        row_names = keys.located([row.key for row in batch.rows]).names
-        values = dict(zip(row_names, (row.value for row in batch.rows), strict=True))
+        row_names = keys.located([row.key for row in rows]).names
+        values = dict(zip(row_names, (row.value for row in rows), strict=True))
 
         commands = list[Command]()
         for state_name, bucket_names in keys.by_first_state(values).items():
@@ -266,9 +272,7 @@ class Writer:
         for state in await self._router.execute_each(commands, after=wait_for_replica):
             check_owned(draft, state)  # a script replies with the state that it found, and stored nothing for another
 
-        pause_s = self._pacer.pause_s(writing_s)
-        await self._router.run(keys.state, partial(self._acknowledge, draft, batch))
-        return pause_s
+        return self._pacer.pause_s(writing_s)
 
     async def _acknowledge(self, draft: DraftRef, batch: Batch, session: Session) -> None:
         """Record that a batch, whose rows a cluster has stored, is complete.
