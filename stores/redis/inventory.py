@@ -90,9 +90,7 @@ class Inventory:
             return sorted(recorded)
 
         log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._deployment.shown)
-        with_keys = set[str]()
-        async for keys in self._search(self._keys.any_pattern):
-            with_keys.update(filter(None, map(self._keys.incarnation_of, keys)))
+        with_keys = await self._incarnations_with_keys()
 
         with suppress(StoreError):  # this user may not write
             for incarnation in with_keys - recorded:
@@ -104,6 +102,16 @@ class Inventory:
             for replication_id in searched_ids - new_ids:
                 await self._router.execute("SREM", self._keys.incarnations, replication_id)
         return sorted(recorded | with_keys)
+
+    async def _incarnations_with_keys(self) -> set[str]:
+        """Search all keys, and return the incarnations in their names."""
+        incarnations = set[str]()
+        async for names in self._search(self._keys.any_pattern):
+            for name in names:
+                incarnation = self._keys.incarnation_of(name)
+                if incarnation is not None:
+                    incarnations.add(incarnation)
+        return incarnations
 
     async def _replication_ids(self) -> set[str] | None:
         """Return the replication ids of all primaries, as members of the set; None if one does not say."""
