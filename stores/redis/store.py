@@ -25,7 +25,7 @@ from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
 from hotplate.stores.errors import StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Session, is_primary, raise_first_error
+from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.deployment import Deployment, Standalone
@@ -216,24 +216,30 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         """
         await self._deployment.confirm_primary()
         servers = await self._deployment.primary_servers()
-        sentences = list[str]()
+        sentences = [await self._unreplicated(servers), await self._unlogged(servers)]
+        return "; ".join(sentence for sentence in sentences if sentence is not None) or None
+
+    async def _unreplicated(self, servers: Sequence[Server]) -> str | None:
+        """Return a sentence about the first primary whose replicas do not have all its writes, if any."""
         for server in servers:
             expected = await self._deployment.named_replicas(server.node)
             replication = await wait_for_offsets(server, expected=expected)
             if replication is not None and replication.is_short:
-                sentences.append(
+                return (
                     f"only {replication.acknowledged} of the {replication.replicas} replicas of {server.address.shown} "
                     f"have this change, so a failover may take it back: erase again after a failover"
                 )
-                break  # one server is enough to erase again
+        return None
+
+    async def _unlogged(self, servers: Sequence[Server]) -> str | None:
+        """Return a sentence about the first primary without an append-only file, if any."""
         for server in servers:
             if not await examination.logs_changes(server):
-                sentences.append(
+                return (
                     f"{server.address.shown} has no append-only file, so a restart may take changes back: set "
                     f"appendonly yes, and erase again after a restart"
                 )
-                break
-        return "; ".join(sentences) or None
+        return None
 
     async def warnings(self) -> list[str]:
         """Return a sentence per primary that may drop lists once its memory is full."""
