@@ -149,13 +149,7 @@ class Sentinels(DiscoveredDeployment):
         errors = [str(answer) for answer in answers if isinstance(answer, BaseException)]
         if not states:
             raise StoreUnavailable(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
-
-        latest = max(states)
-        if self.primaries and latest.primary != self.primaries[0]:
-            log.warning("the primary of %s is at %s now", self.shown, latest.primary)
-        self.primaries = (latest.primary,)
-        self._replicas = latest.replicas
-        self.has_replicas = bool(latest.replicas)
+        self._follow(max(states))
         return SentinelAnswers(states, errors)
 
     async def examine(self) -> list[Finding]:
@@ -196,6 +190,14 @@ class Sentinels(DiscoveredDeployment):
             raise translated(error, where) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{where} replied in an unknown format") from error
+
+    def _follow(self, state: SentinelState) -> None:
+        """Take over the primary and the replicas; log a change of the primary."""
+        if self.primaries and state.primary != self.primaries[0]:
+            log.warning("the primary of %s is at %s now", self.shown, state.primary)
+        self.primaries = (state.primary,)
+        self._replicas = state.replicas
+        self.has_replicas = bool(state.replicas)
 
 
 def _usable(replicas: Sequence[Mapping[str, Any]]) -> tuple[RedisNode, ...]:
