@@ -159,19 +159,12 @@ class SignedClient:
             began_s = loop.time()
 
         region = account.nearest(began_s)
-        latest_s = deadline_s - MIN_ATTEMPT_S
-        pause_s = 0.0
         try:
             return await self._read_in(region, container, name, deadline_s)
-        except CosmosThrottled as error:
-            pause_s = error.retry_after_s
-            if loop.time() + pause_s > latest_s:
+        except (CosmosThrottled, CosmosUnavailable) as error:
+            second_region, pause_s = self._second_attempt(region, error, began_s)
+            if second_region is None or loop.time() + pause_s > deadline_s - MIN_ATTEMPT_S:
                 raise
-        except CosmosUnavailable as error:
-            other_region = account.failed(region, error.kind, began_s)
-            if other_region is None or loop.time() > latest_s:
-                raise
-            region = other_region
         except asyncio.CancelledError:
             half_time_s = began_s + (deadline_s - began_s) / 2
             if loop.time() >= half_time_s:  # a caller that gives up earlier says nothing about the region
@@ -179,7 +172,18 @@ class SignedClient:
             raise
 
         await asyncio.sleep(pause_s)
-        return await self._read_in(region, container, name, deadline_s)
+        return await self._read_in(second_region, container, name, deadline_s)
+
+    def _second_attempt(
+        self, region: Region, error: CosmosThrottled | CosmosUnavailable, began_s: float
+    ) -> tuple[Region | None, float]:
+        """Return where to repeat a read that failed in *region*, and the pause before.
+
+        The region is None if a second attempt would fail, too. Records the failure of *region*.
+        """
+        if isinstance(error, CosmosThrottled):
+            return region, error.retry_after_s
+        return self._account.failed(region, error.kind, began_s), 0.0
 
     @property
     def has_second_region(self) -> bool:
@@ -300,6 +304,7 @@ class SignedClient:
         self._loop.check()
         try:
             response = await self._exchange(region, request, deadline_s)
+            self._observe(response, request, region)
             self._check_status(response, request, expected)
             return parse(response, request.name)
         except ValueError as malformed:
@@ -310,18 +315,14 @@ class SignedClient:
             raise
 
     async def _exchange(self, region: Region, request: ItemRequest, deadline_s: float) -> Response:
-        """Send a request; return the response, whatever its status, once its charge is counted and described.
-
-        Raises CosmosUnavailable without a response, ValueError for an invalid charge.
-        """
+        """Send a request, and return the response, whatever its status. Raises CosmosUnavailable without one."""
         if self._tokens is not None:
             await self._tokens.ensure_token(deadline_s)
 
-        builder = region.requests
-        message = builder.item(*request) if request.name else builder.build(request.verb, b"", b"", b"")
+        message = _message(request, region)
         timeout_s = deadline_s - asyncio.get_running_loop().time()
         try:
-            response = await region.transport.request(message, timeout_s)
+            return await region.transport.request(message, timeout_s)
         except RequestFailed as failure:
             # A short timeout is the caller's choice, and says nothing about the region.
             is_short_timeout = failure.kind == "timeout" and timeout_s < LONG_WAIT_S
@@ -329,33 +330,44 @@ class SignedClient:
                 self._account.refresh_early()
             raise errors.no_response(failure, self._where) from failure
 
+    def _observe(self, response: Response, request: ItemRequest, region: Region) -> None:
+        """Count the charge of a response, and describe it to the traced call. Raises ValueError."""
         charge_ru = errors.charge_in(response)
         if self._observer is not None:
             self._observer.charged(charge_ru)
         if request.name and (call := traced_call.get()) is not None:
             _describe(call, region.name, response.status, charge_ru)
-        return response
 
     def _check_status(self, response: Response, request: ItemRequest, expected: tuple[int, ...]) -> None:
         """Raise the StoreError for a response, unless its status is *expected*.
 
-        An expected 404 says that the item is absent, unless a substatus says that something else is missing. After
-        errors that contradict what is known, session tokens are forgotten, and the regions are read again soon. Raises
+        An expected 404 says that the item is absent, unless a substatus says that something else is missing. Raises
         ValueError for a malformed response.
         """
         is_expected = response.status in expected
-        if is_expected and response.status != 404:
-            return
-        refusal = errors.refusal_in(response)
-        if is_expected and not refusal.substatus:
-            return
+        if is_expected and response.status == 404:
+            is_expected = not errors.refusal_in(response).substatus  # with one, it is not about the item
+        if not is_expected:
+            raise self._refused(errors.refusal_in(response), request.container)
 
+    def _refused(self, refusal: errors.Refusal, container: str) -> StoreError:
+        """Return the error for a refusal by the service.
+
+        After errors that contradict what is known, session tokens are forgotten, and the regions are read again soon.
+        """
         error = errors.error_for(refusal, self._where)
         if isinstance(error, ContainerMissing) or refusal.substatus == errors.SESSION_NOT_AVAILABLE:
-            self._sessions.pop(request.container, None)  # a failover may have lost writes
+            self._sessions.pop(container, None)  # a failover may have lost writes
         if isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
             self._account.refresh_early()
-        raise error
+        return error
+
+
+def _message(request: ItemRequest, region: Region) -> bytes:
+    """Return the signed request to a region."""
+    if not request.name:
+        return region.requests.build(request.verb, b"", b"", b"")
+    return region.requests.item(*request)
 
 
 def _describe(call: TracedCall, region: str, status: int, charge_ru: float) -> None:
