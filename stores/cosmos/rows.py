@@ -92,12 +92,12 @@ class ReleaseRows:
         meta_rows = [row for row in rows if row.key.startswith(META)]
         other_rows = [row for row in rows if not row.key.startswith(META)] if meta_rows else rows
         try:
-            await self._write(draft, state.series(rows_kind(part)), other_rows)
-            await self._write(draft, state.series(METAS), meta_rows)
+            await self._write_batches(draft, state.series(rows_kind(part)), other_rows)
+            await self._write_batches(draft, state.series(METAS), meta_rows)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
-    async def _write(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
+    async def _write_batches(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
         """Write rows as items, in batches of at most BATCH_ROWS, each acknowledged by a batch item with its keys.
 
         The batch items of a *series*, which belongs to one writer and one part, are numbered; these are the next ones.
