@@ -45,7 +45,7 @@ BRANCH_FACTOR = 1.03
 # With more rows, writing takes twice the time: their pages leave the processor's cache.
 TRANSACTION_ROWS = 1000
 
-# A draft releases the pages of its map, which count as this process's memory, after this many bytes.
+# A draft releases the pages of its map after this many bytes.
 WRITTEN_BYTES = 16 << 20
 
 # Key prefix of resume points; sorts before all rows, removed at sealing.
@@ -93,11 +93,7 @@ class DraftFile:
         with self._claimed(sum(len(key) + len(value) for key, value in pairs)):
             for start in range(0, len(pairs), TRANSACTION_ROWS):
                 self._write(pairs[start : start + TRANSACTION_ROWS], part)
-
-            self._mapped_bytes += sum(len(value) for _, value in pairs)
-            if self._mapped_bytes > WRITTEN_BYTES:
-                self._mapped_bytes = 0
-                release_map(self.path, self._inode, self._env.info()["map_size"])
+            self._release_pages(sum(len(value) for _, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
         """Return the last acknowledged key of a part, after which its publish goes on; None if there is none.
@@ -115,9 +111,7 @@ class DraftFile:
     def seal(self, path: Path) -> None:
         """Remove the resume points, append the checksums, flush the file, and rename it to *path*; blocks for long."""
         with self._claimed(overhead(self._needed), last=True):
-            with self._env.begin(write=True) as txn, txn.cursor() as cursor:
-                while cursor.set_range(POINT) and cursor.key().startswith(POINT):
-                    cursor.delete()
+            self._remove_resume_points()
             size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             self._env.close()
             self._finish(size, path)
@@ -179,7 +173,7 @@ class DraftFile:
             except (OSError, lmdb.Error) as error:
                 self._check_full(error, more)
                 with translating_errors(self.path):
-                    raise
+                    raise  # as a StoreError
             finally:
                 if last:
                     self._close_and_unlock()
@@ -209,6 +203,18 @@ class DraftFile:
                 resume_point = max(key for key, _ in pairs)
             if not first_key.startswith(META.encode()):  # `meta` rows have separate calls
                 txn.put(POINT + b"%d" % part, resume_point)
+
+    def _release_pages(self, written: int) -> None:
+        """Release the pages of the map after *written* more bytes: they count as this process's memory."""
+        self._mapped_bytes += written
+        if self._mapped_bytes > WRITTEN_BYTES:
+            self._mapped_bytes = 0
+            release_map(self.path, self._inode, self._env.info()["map_size"])
+
+    def _remove_resume_points(self) -> None:
+        with self._env.begin(write=True) as txn, txn.cursor() as cursor:
+            while cursor.set_range(POINT) and cursor.key().startswith(POINT):
+                cursor.delete()
 
     def _check_full(self, error: OSError | lmdb.Error, more: int) -> None:
         """Remove the draft and raise StoreFull, if *error* of LMDB or of the file system means that the disk is full.
