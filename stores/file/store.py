@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
@@ -150,7 +149,8 @@ class CatalogueFile:
             with suppress(FileNotFoundError):
                 freed_bytes = self.path.stat().st_size
             self._write_spare(record)
-            self.check_locked(lock)
+            if lock is not None:
+                self.check_locked(lock)
             self._spare.rename(self.path)
             flush(self.folder)
 
@@ -188,13 +188,16 @@ class CatalogueFile:
         if not records:
             return
 
+        def check() -> None:
+            if lock is not None:
+                self.check_locked(lock)
+
         with translating_errors(self._records):
             if not self._records.is_dir():
                 self._records.mkdir(parents=True)
                 flush(self.folder)
             for change in records:
-                path = self._records / f"{change.name}.json"
-                replace_durably(path, change.after, before_rename=partial(self.check_locked, lock))
+                replace_durably(self._records / f"{change.name}.json", change.after, before_rename=check)
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -214,11 +217,10 @@ class CatalogueFile:
         finally:
             os.close(descriptor)
 
-    def check_locked(self, lock: int | None) -> None:
-        """Raise StoreUnavailable if the file of a held lock was removed; None is no lock."""
-        if lock is not None:
-            with translating_errors(self._lock):
-                check_held(lock, self._lock)
+    def check_locked(self, lock: int) -> None:
+        """Raise StoreUnavailable if the file of a held lock was removed."""
+        with translating_errors(self._lock):
+            check_held(lock, self._lock)
 
 
 class LmdbStore(LocalReader, PollingReader, Diagnosed):
@@ -318,12 +320,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
                 raise StoreMisused(_NOT_A_FOLDER.format(folder))
             readable = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
             writable = _access_finding(os.W_OK, [existing])
-
-        file_system = _file_system_of(existing.resolve())
-        if file_system in NETWORK:
-            sentence = f"{file_system}, over a network, where locks and memory maps are not reliable; use a local disk"
-            return [readable, writable, Finding(Level.WARNING, "file system", sentence)]
-        return [readable, writable, Finding(Level.OK, "file system", file_system or "of an unknown kind")]
+        return [readable, writable, _file_system_finding(existing)]
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         del draft
@@ -524,6 +521,15 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
             sentence = f"no: user {os.geteuid()} may not use {path}{aside}; to {purpose}, change its owner or its mode"
             return Finding(level, f"may {purpose}", sentence)
     return Finding(Level.OK, f"may {purpose}", "yes")
+
+
+def _file_system_finding(folder: Path) -> Finding:
+    """Warn of a file system that is mounted over a network."""
+    file_system = _file_system_of(folder.resolve())
+    if file_system in NETWORK:
+        sentence = f"{file_system}, over a network, where locks and memory maps are not reliable; use a local disk"
+        return Finding(Level.WARNING, "file system", sentence)
+    return Finding(Level.OK, "file system", file_system or "of an unknown kind")
 
 
 def _file_system_of(path: Path) -> str:
