@@ -4,6 +4,7 @@ import html
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,6 @@ from hotplate.report import (
     format_value,
     to_json,
 )
-from hotplate.stores.folders import replace_durably
 
 TEMPLATE = Path(__file__).with_name("report.html")
 STYLE_SHEET = Path(__file__).with_name("report.css")
@@ -65,7 +65,7 @@ LOG_MARGIN = 1.3
 
 def save(report: Report, name: Path) -> None:
     """Write *name*.json and *name*.html, each atomically."""
-    replace_durably(_json_path(name), json.dumps(to_json(report), indent=1).encode())
+    _write(_json_path(name), json.dumps(to_json(report), indent=1))
     save_page(report, name.with_name(f"{name.name}.html"))
 
 
@@ -80,7 +80,14 @@ def _json_path(name: Path) -> Path:
 
 def save_page(report: Report, path: Path) -> None:
     """Write the page atomically."""
-    replace_durably(path, page(report).encode())
+    _write(path, page(report))
+
+
+def _write(path: Path, text: str) -> None:
+    # The name is this process's own: several processes may write one report, which `replace_durably` does not allow.
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def page(report: Report) -> str:

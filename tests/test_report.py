@@ -1,5 +1,8 @@
+import importlib
 import io
 import json
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import ModuleType
 
@@ -209,6 +212,28 @@ def test_files_are_written_beside_each_other(report_page: ModuleType, tmp_path: 
     report_page.save(RU, tmp_path / "ru.2026")
     assert {path.name for path in tmp_path.iterdir()} == {"ru.2026.json", "ru.2026.html"}
     assert from_json(json.loads((tmp_path / "ru.2026.json").read_text())).row("400 RU/s", "p99") == RU.rows[1]
+
+
+def _save_often(path: Path, start: Barrier) -> None:
+    page = importlib.import_module("hotplate.report_page")
+    start.wait()
+    for _ in range(40):
+        page.save_page(RU, path)
+
+
+def test_processes_that_write_one_report_leave_it_whole(report_page: ModuleType, tmp_path: Path) -> None:
+    """Drafts of one name were removed under the other process, whose rename then failed."""
+    context = get_context("spawn")
+    path = tmp_path / "ru.html"
+    start = context.Barrier(2)
+    writers = [context.Process(target=_save_often, args=(path, start)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert path.read_text("utf-8") == report_page.page(RU)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_another_format_is_refused() -> None:
