@@ -164,7 +164,8 @@ class Result:
     @property
     def latencies_s(self) -> NDArray[np.float32]:
         """Latencies of good answers."""
-        return np.concatenate([second.latencies_s for second in self.seconds])
+        empty = np.empty(0, dtype=np.float32)  # an interrupted trial may have no second
+        return np.concatenate([empty, *(second.latencies_s for second in self.seconds)])
 
     @property
     def latency(self) -> Histogram:

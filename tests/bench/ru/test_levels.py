@@ -183,6 +183,24 @@ def test_nearly_reached_level_keeps_its_measurement() -> None:
     assert reported_run.exit_code == 0
 
 
+def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
+    """Ctrl-C in the first second of the trial of latencies ended `bench ru` with a ValueError, without a report."""
+    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    complete = Account(400, 1.0).attempt(level, 3)
+
+    def attempt(share: float) -> LevelTrial:
+        if share != CALM:
+            return complete(share)
+        result = complete(share).result
+        return trial(share, CALM * 400, replace(result, seconds=result.seconds[:1], interrupted=True), throttled=0)
+
+    measured_level = measure_level(level, attempt, emulated=True, time_left=lambda: True)
+    assert measured_level.at(CALM).result.seconds == ()
+    reported_run = reported(measured_level)
+    assert row(reported_run, "p99").value is None
+    assert row(reported_run, "reads/s").value == pytest.approx(400, rel=0.02)
+
+
 def test_unreachable_deadline_is_reported() -> None:
     """An account 70 ms away gave 0 of 400 reads/s, computed, and exit code 0."""
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
