@@ -40,8 +40,6 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
     ),
 }  # fmt: skip
 MOST = 1e12  # sums beyond it lose whole units
-# Inputs that the measured `list_bytes` of a list depends on.
-LIST_SHAPE = ("list_length", "encoding", "title_chars", "item_id_chars")
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
@@ -193,19 +191,16 @@ def flag_help(known: Field[Any]) -> str:
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     """Check the inputs of all *layers*, of which later ones replace values of earlier ones, and return all inputs.
 
-    A later `list_length`, say, removes a measured `list_bytes`, which is then calculated. Without a peak rate, that of
-    the busiest hour of the profile is taken. If users and rate are missing, but `have_ru`, the RU/s of today, is known,
-    the plan only says what load these carry (`carries_only`), with placeholders for both. Raises
-    PlanMisused, with the flag or key, for an unknown, invalid or missing input.
+    Without a peak rate, that of the busiest hour of the profile is taken. If users and rate are missing, but `have_ru`,
+    the RU/s of today, is known, the plan only says what load these carry (`carries_only`), with placeholders for both.
+    Raises PlanMisused, with the flag or key, for an unknown, invalid or missing input.
     """
     values = dict[str, Any]()
     sources = dict[str, str]()
     for layer in layers:
-        if not layer.values.keys().isdisjoint(LIST_SHAPE):  # the size that an earlier layer measured is outdated
-            values.pop("list_bytes", None)
-            sources.pop("list_bytes", None)
         values |= _checked_values(layer)
         sources |= dict.fromkeys(layer.values, layer.source)
+    _drop_outdated_list_bytes(layers, values, sources)
 
     profile = values.get("profile")
     if "peak_rps" not in values and isinstance(profile, tuple):  # 24 rates, rather than a shape's name
@@ -390,6 +385,18 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
         names = f" of the lists {', '.join([manifest.default_list or 'default', *manifest.named])}"
     source = f"measured: manifest of {manifest.release} in {store}, {rows:,} rows{names} of {manifest.bytes:,} bytes"
     return InputSource(source, values, f"{{name}} of {manifest.release}")
+
+
+def _drop_outdated_list_bytes(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Remove `list_bytes`, the measured size of a list, from *values* and *sources* if a later layer changes the lists.
+
+    Inputs of later *layers* replace those of earlier ones. If one has, say, another `list_length`, the size is
+    calculated from it.
+    """
+    last_layer = {name: number for number, layer in enumerate(layers) for name in layer.values}
+    for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
+        if "list_bytes" in values and last_layer.get(name, -1) > last_layer["list_bytes"]:
+            del values["list_bytes"], sources["list_bytes"]
 
 
 def _checked_value(declared: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type

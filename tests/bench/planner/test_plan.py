@@ -132,6 +132,13 @@ def test_last_source_wins_and_stale_measurements_are_dropped() -> None:
     assert "list_bytes" not in flagged.sources
 
 
+def test_measured_size_keeps_its_place_after_a_new_measurement() -> None:
+    """The order of inputs is that of a saved plan, which should not change with a value."""
+    file = InputSource("plan.toml", {"list_bytes": 300.0, "users": 10, "peak_rps": 1}, "{name} in plan.toml")
+    release = InputSource("measured", {"list_bytes": 200.0, "encoding": "zstd"})
+    assert [*merge([file, release]).sources] == ["list_bytes", "users", "peak_rps", "encoding"]
+
+
 def test_growth_within_the_bound_passes_and_a_lost_option_does_not(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     plan = a_plan(peak_rps=700)
