@@ -420,16 +420,22 @@ def _checked_value(declared: Field[Any], value: object, label: str) -> Any:  # n
     except (TypeError, ValueError) as error:
         examples = ", as 1500, 1.5k or 2M" if str(value)[:1].isdigit() else ""
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}{examples}") from error
-
-    low, high, step = (declared.metadata[bound] for bound in ("low", "high", "step"))
-    if not low <= number <= high or (step is not None and number % step):
-        steps = "" if step is None else f", in steps of {step}"
-        raise PlanMisused(
-            f"{label} is {number:,.10g}, and must be at least {low:,.10g} and at most {high:,.10g}{steps}"
-        )
+    if not _is_within_bounds(declared, number):
+        raise PlanMisused(f"{label} is {number:,.10g}, and must be {_format_bounds(declared)}")
     if is_whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
     return int(number) if is_whole else number
+
+
+def _is_within_bounds(declared: Field[Any], number: float) -> bool:
+    bounds = declared.metadata
+    return bounds["low"] <= number <= bounds["high"] and (bounds["step"] is None or number % bounds["step"] == 0)
+
+
+def _format_bounds(declared: Field[Any]) -> str:
+    bounds = declared.metadata
+    limits = f"at least {bounds['low']:,.10g} and at most {bounds['high']:,.10g}"
+    return limits if bounds["step"] is None else f"{limits}, in steps of {bounds['step']}"
 
 
 def _parse_number(value: object) -> float:
