@@ -58,27 +58,17 @@ def make_plan(options: HttpOptions) -> HttpPlan:
         raise BenchMisused("--score needs the sizes of batches, as --batch 50,200,1000,2000")
     require_positive({"--repeat": options.repeat})
 
-    keys = None
-    batches = list[Posts]()
-    if options.batch:
-        keys = parse_keys(options)
-        batches = [Posts(keys, size, score=options.score) for size in _parse_batch_sizes(options.batch)]
-    elif KEY in options.path:
-        keys = parse_keys(options)
-
+    keys = parse_keys(options) if options.batch or KEY in options.path else None
     allowed_popular = MAX_POPULAR if options.allow_popular is None else parse_share(options.allow_popular)
     if keys is not None:
         allowed_popular += SPARE * keys.unknown
 
-    slo = options.slo
-    if slo is None and options.find_max:
-        slo = FIND_MAX_OBJECTIVE
     return HttpPlan(
         options=options,
         load=_load(options, keys),
         warmup_s=parse_seconds(options.warmup),
-        objective=Objective({}) if slo is None else parse_objective(slo),
-        batches=batches,
+        objective=_objective(options),
+        batches=_batches(options, keys),
         keys=keys,
         allowed_popular=min(1.0, allowed_popular),
     )
@@ -109,6 +99,19 @@ def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
         observe=("source",),
         sample_every=sample_every,
     )
+
+
+def _objective(options: HttpOptions) -> Objective:
+    if options.slo is not None:
+        return parse_objective(options.slo)
+    return parse_objective(FIND_MAX_OBJECTIVE) if options.find_max else Objective({})
+
+
+def _batches(options: HttpOptions, keys: RequestKeys | None) -> list[Posts]:
+    """Return the POSTs of a sweep, one for each size of batches; none without `--batch`."""
+    if not options.batch or keys is None:
+        return []
+    return [Posts(keys, size, score=options.score) for size in _parse_batch_sizes(options.batch)]
 
 
 def parse_keys(options: HttpOptions) -> RequestKeys:

@@ -88,6 +88,7 @@ def test_a_url_with_a_secret_is_refused_without_showing_it(url: str) -> None:
         ({"batch": "1", "find_max": True}, "--find-max and --batch"),
         ({"find_max": True, "slo": "p98=1ms"}, "is not a part of an objective"),
         ({"batch": "1,x"}, "whole numbers"),
+        ({"batch": "1,x", "rate": "fast"}, "a rate such as"),  # sizes of batches are the last to be read
         ({"score": True}, "--score needs the sizes of batches"),
         ({"users": None}, "--users N"),
         ({"zipf": -1.0}, "exponent"),
