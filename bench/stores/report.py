@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -67,9 +66,8 @@ ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare the latencies and costs of stores in rounds, and report them; Ctrl-C gives a partial report.
 
-    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. With `--record`,
-    also records latencies of Cosmos DB to a file, unless the comparison ended early. Raises BenchMisused for invalid
-    options, BenchFailed and StoreError.
+    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. Raises
+    BenchMisused for invalid options, BenchFailed and StoreError.
     """
     settings = parse_settings(options)
     extent = f"{settings.budget_s:.0f} s of measuring"
@@ -80,19 +78,31 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
         subject = format_value(len(options.urls), "stores")
     display.say(f"comparing {subject}: {extent}")
     try:
-        with ExitStack() as stack:
-            urls: Sequence[str] = options.urls
-            notes = list[str]()
-            if not urls:
-                display.start("starting a folder, a Redis and an emulator of Cosmos DB")
-                urls, notes = stack.enter_context(own_stores(options.latency))
-            setup = stack.enter_context(prepared_stores(urls, options.users, display))
-            measured = Rounds(setup, settings, display).run()
-            if options.record is not None and not (measured.interrupted or measured.failure):
-                notes.append(_record(setup, options.record, display))
-            return report(options, setup, measured, notes)
+        if options.urls:
+            return _measure(options.urls, (), options, settings, display)
+        display.start("starting a folder, a Redis and an emulator of Cosmos DB")
+        with own_stores(options.latency) as (urls, notes):
+            return _measure(urls, notes, options, settings, display)
     except KeyboardInterrupt:
         return interrupted_report("stores")
+
+
+def _measure(
+    urls: Sequence[str],
+    notes: Sequence[str],
+    options: StoresOptions,
+    settings: RoundSettings,
+    display: ProgressDisplay,
+) -> Report:
+    """Fill and compare the stores at *urls*, and report them; *notes* are sentences on the set-up.
+
+    With `--record`, also records latencies of Cosmos DB to a file, unless the comparison ended early.
+    """
+    with prepared_stores(urls, options.users, display) as setup:
+        measured = Rounds(setup, settings, display).run()
+        if options.record is not None and not (measured.interrupted or measured.failure):
+            notes = (*notes, _record(setup, options.record, display))
+        return report(options, setup, measured, notes)
 
 
 def _record(setup: Setup, path: Path, display: ProgressDisplay) -> str:
@@ -118,19 +128,22 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     duration_s = parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
     require_positive({"--repeat": options.repeat, "--users": options.users})
-
-    budget_s = BUDGET_S if options.repeat is None else math.inf
-    if options.budget is not None:
-        budget_s = parse_seconds(options.budget)
     return RoundSettings(
         rate=rate,
         duration_s=duration_s,
         warmup_s=parse_seconds(options.warmup),
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
         rounds=math.inf if options.repeat is None else options.repeat,
-        budget_s=budget_s,
+        budget_s=_budget_of(options),
         full_s=FULL_S,
     )
+
+
+def _budget_of(options: StoresOptions) -> float:
+    """Return the seconds for all rounds; unlimited if only their number is given."""
+    if options.budget is not None:
+        return parse_seconds(options.budget)
+    return BUDGET_S if options.repeat is None else math.inf
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
@@ -143,9 +156,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         return interrupted_report("stores")
 
     rate = parse_rate(options.rate)
-    prices = load_prices()
-    if options.cpu_hour is not None:
-        prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
+    prices = _prices(options)
     stores = [summarise(store, rate, prices) for store in measured.stores]
     answer = no_verdict(_doubt(stores))
     verdicts: Mapping[str, str] = {}
@@ -153,15 +164,13 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         comparison = Comparison(stores, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts
-
-    assumption = "Cosmos DB is emulated, not Azure's" if options.urls else describe_latency(options.latency)
     return Report(
         kind="stores",
         sentence=answer,
         rows=tuple(chain.from_iterable(store.rows() for store in stores)),
         columns=COLUMNS,
         verdicts=verdicts,
-        marks={ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest"},
+        marks={ASSUMED_MARK: f"assumed: {_assumption(options)}; this machine adds the rest"},
         origins=_origins(options, stores, measured, prices),
         plots=tuple(plots(stores)),
         notes=(*notes, *_too_few_answers(stores)),
@@ -172,6 +181,14 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         configuration=_configuration(options, measured),
         machine=describe(),
     )
+
+
+def _prices(options: StoresOptions) -> Prices:
+    """Return our prices, with that of a vCPU of `--cpu-hour` if it was given."""
+    prices = load_prices()
+    if options.cpu_hour is None:
+        return prices
+    return replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
 
 
 def _configuration(options: StoresOptions, measured: Measured) -> dict[str, object]:
@@ -208,6 +225,12 @@ def _doubt(stores: Sequence[Summary]) -> str:
     """Return why there is no verdict, if there is none."""
     complained = " and ".join(store.name for store in stores if store.store.complaints)
     return f"{complained} did not serve the users' own lists" if complained else SEE_BELOW
+
+
+def _assumption(options: StoresOptions) -> str:
+    if options.urls:
+        return "Cosmos DB is emulated, not Azure's"
+    return describe_latency(options.latency)
 
 
 def _origins(

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hotplate.bench.errors import BenchFailed
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
@@ -363,6 +363,11 @@ def test_invalid_comparison_options_are_refused(arguments: list[str], words: str
     assert done.returncode == 2
     assert words in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_budget_of_a_comparison_is_read_last() -> None:
+    with pytest.raises(BenchMisused, match="exponent"):
+        parse_settings(StoresOptions(zipf=-1.0, budget="soon"))
 
 
 def test_repeat_is_cut_only_by_a_budget_that_is_given() -> None:
