@@ -4,7 +4,7 @@ A survey (`hotplate.stores.doctor`) finds the complete releases in a store by th
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.options import Argument, Flag
-from hotplate.stores.store import Level, Store, StoreUse
+from hotplate.stores.store import Finding, Level, Store, StoreUse
 
 if TYPE_CHECKING:
     from hotplate.stores.doctor import OnRowsRead, Survey
@@ -66,11 +66,20 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     from hotplate.stores.doctor import examine
 
     findings = run_on_store(store, examine, may_be_new=True)
+    _print_findings(findings, store, as_json=as_json)
+    if any(finding.level is Level.ERROR for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: bool) -> None:
+    """Print whether a store can be served from and published to, and each finding on a line.
+
+    A finding is a sentence on a part of the store (`subject`), with a level, such as error or warning.
+    """
     counts = Counter(finding.level for finding in findings)
-    has_errors = counts[Level.ERROR] > 0
     facts = {
         "store": shown_store_url(store, as_json=True),
-        "fit": not has_errors,
+        "fit": not counts[Level.ERROR],
         "findings": [finding._asdict() | {"prevents": finding.prevented} for finding in findings],
     }
 
@@ -79,8 +88,6 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     totals = f"{format_count(counts[Level.ERROR], 'error')}, {format_count(counts[Level.WARNING], 'warning')}"
     answer = f"{shown_store_url(store)} {ABILITIES[prevented]}: {totals}"
     print_result(facts, answer, *lines, as_json=as_json)
-    if has_errors:
-        raise typer.Exit(FAILED)
 
 
 @app.command()
