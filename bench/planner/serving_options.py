@@ -27,6 +27,7 @@ from hotplate.bench.planner.sizing import (
     PARTITION_GB,
     PARTITIONS,
     SKEW,
+    partition_skew,
 )
 from hotplate.stores.cosmos import url as cosmos
 
@@ -78,11 +79,8 @@ def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> Non
     ru = term("serve_ru")
     skew = term("skew")
     if inputs.have_ru is not None:
-        # Today's container may have other partitions than planned.
         ru = term("have_ru")
-        partitions = largest(term("partitions_by_gb"), ceiling(ru / cosmos.INITIAL_PARTITION_RU))
-        partitions = table.add_calculated("have_partitions", "partitions", partitions, source=PARTITIONS)
-        skew = table.add_calculated("have_skew", "", term("hot_user") * (partitions - 1) + 1, source=SKEW)
+        skew = _add_todays_skew(table)
     ru = table.add_calculated("carried_ru", "RU/s", ru)
 
     source = "the highest rate without a 429, if nothing else is read or written"
@@ -98,6 +96,18 @@ def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> Non
     table.add_calculated("carried_lists", "lists/s", lists, source=source)
     source = "one container, manual, all regions, without storage"
     table.add_calculated("carried_cost", cost_unit, _monthly_cost_of(table, ru), source=source)
+
+
+def _add_todays_skew(table: FigureTable) -> Expression:
+    """Add to *table* the physical partitions of today's container, perhaps others than planned; return their skew.
+
+    They follow from its RU/s, `have_ru`, and from its GB. The skew, `have_skew`, is the load of the fullest one, as a
+    multiple of an even share.
+    """
+    term = table.expression
+    partitions = largest(term("partitions_by_gb"), ceiling(term("have_ru") / cosmos.INITIAL_PARTITION_RU))
+    partitions = table.add_calculated("have_partitions", "partitions", partitions, source=PARTITIONS)
+    return table.add_calculated("have_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
 
 
 def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:

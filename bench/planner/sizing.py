@@ -102,7 +102,7 @@ def _add_text_bytes(table: FigureTable, inputs: Inputs) -> Expression:
 
 
 def _add_workload(table: FigureTable, inputs: Inputs) -> None:
-    """Add to *table* the load after growth: lists, requests/s, reads/s of the store, and the share of the busiest user.
+    """Add to *table* the load after growth: lists, requests/s, the share of the busiest user, and reads/s of the store.
 
     "Then" is after `months` of growth, and "peak" the busiest hour, `region_share` of it that of the busiest region.
     Reads are the requests that no cache answers.
@@ -111,7 +111,7 @@ def _add_workload(table: FigureTable, inputs: Inputs) -> None:
     factor = (1 + inputs.growth_percent / 100) ** inputs.months
     growth = table.add_calculated("growth", "", factor, "(1 + growth_percent / 100) ** months")
 
-    users_then = table.add_calculated("users_then", "users", term("users") * growth)
+    table.add_calculated("users_then", "users", term("users") * growth)
     table.add_calculated("rows", "lists", (term("users") + term("items")) * growth)
 
     peak_then = table.add_calculated("peak_then", "requests/s", term("peak_rps") * growth)
@@ -119,8 +119,17 @@ def _add_workload(table: FigureTable, inputs: Inputs) -> None:
     mean_share = fmean(hourly_shares(inputs.profile))
     table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
 
-    # The share of the busiest user, as given, or by a Zipf law; else all are equally busy.
-    users = max(1, round(users_then.value))
+    _add_share_of_busiest_user(table, inputs)
+    table.add_calculated("reads_s", "reads/s", peak_region * (1 - term("hit_rate")))
+
+
+def _add_share_of_busiest_user(table: FigureTable, inputs: Inputs) -> None:
+    """Add to *table* the share of requests for the busiest user (`hot_user`).
+
+    That is `hot_share` if it is given, else that of the first user by a Zipf law, else that of equally busy users.
+    """
+    term = table.expression
+    users = max(1, round(term("users_then").value))
     if inputs.hot_share is not None:
         table.add_calculated("hot_user", "share", term("hot_share"))
     elif inputs.zipf is None:
@@ -128,8 +137,6 @@ def _add_workload(table: FigureTable, inputs: Inputs) -> None:
     else:
         share = first_share_by_zipf(users, inputs.zipf)
         table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
-
-    table.add_calculated("reads_s", "reads/s", peak_region * (1 - term("hit_rate")))
 
 
 def first_share_by_zipf(keys: int, exponent: float) -> float:
@@ -236,12 +243,12 @@ def _add_container_over(table: FigureTable, assumed: int) -> int:
     """Add to *table* the live release's container if reads spread over *assumed* partitions; return those it then has.
 
     Azure divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the
-    reads. The fullest one has the busiest user (`hot_user`, a share of the reads), and an even share of the others.
+    reads. `reads_plain_ru` are the RU/s of all reads, `reads_ru` those for them over these partitions, with headroom.
     """
     term = table.expression
     source = "as many as follow from it: both agree"
     partitions = table.add_value("partitions", assumed, "partitions", source)
-    skew = table.add_calculated("skew", "", term("hot_user") * (partitions - 1) + 1, source=SKEW)
+    skew = table.add_calculated("skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
     plain_ru = table.add_calculated("reads_plain_ru", "RU/s", term("reads_s") * term("mean_read_ru"))
     table.add_calculated("reads_ru", "RU/s", plain_ru * skew / term("ru_utilisation"))
     _add_container_ru(table)
@@ -279,6 +286,14 @@ def _add_container_partitions(table: FigureTable) -> int:
     needed = largest(created, term("partitions_by_gb"), for_serving)
     source = "they stay, whatever RU/s are taken away"
     return int(table.add_calculated("partitions", "partitions", needed, source=source).value)
+
+
+def partition_skew(hot_user: Expression, partitions: Expression) -> Expression:
+    """Return the reads of the fullest of *partitions* as a multiple of an even share.
+
+    The fullest one has the busiest user (*hot_user*, a share of the reads), and an even share of the others.
+    """
+    return hot_user * (partitions - 1) + 1
 
 
 def _add_partition_loads(table: FigureTable) -> None:
