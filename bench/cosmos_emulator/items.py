@@ -99,8 +99,7 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     status = 200
     body = document.body
     size = document.size
-    known_etag = request.headers.get(b"if-none-match")
-    if known_etag is not None and known_etag.strip(b'"') in (b"*", document.etag.strip('"').encode()):
+    if _is_unchanged(request, document):
         status = 304
         body = b""
         size = 0
@@ -108,6 +107,12 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     charge_ru = context.account.read_ru(size, strong=context.strong)
     partition.charge(context.now, charge_ru, request.region)
     return HttpResponse(status, body, context.headers(partition, document.etag), charge_ru)
+
+
+def _is_unchanged(request: Request, document: Document) -> bool:
+    """Return whether the request has an `If-None-Match` that the document meets."""
+    etag = request.headers.get(b"if-none-match")
+    return etag is not None and etag.strip(b'"') in (b"*", document.etag.strip('"').encode())
 
 
 def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
@@ -128,7 +133,10 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
         if verb != "delete":
             item_id = _checked_id(context, key, item, replaced=item_id if verb == "replace" else None)
         stored = _stored_document(context, verb, key, item_id)
-        written = _delete_document(context, stored) if verb == "delete" else _store_document(context, key, item, stored)
+        if stored is not None and verb == "delete":
+            written = _delete_document(context, stored)
+        else:
+            written = _store_document(context, key, item, stored)
     except HttpError as error:
         raise context.charge_error(partition, error) from None
     partition.charge(context.now, written.charge_ru)
@@ -149,14 +157,14 @@ class Written(NamedTuple):
 
 
 def _stored_document(context: RequestContext, verb: str, key: bytes, item_id: str) -> Document | None:
-    """Return the stored document that a write meets; None if there is none.
+    """Return the stored document that a write meets; None if a create or an upsert finds none.
 
-    Raises 404 if a replace finds none, 409 if a create finds one, and 412 if the document has another etag than
-    `If-Match`. *key* is the encoded partition key.
+    Raises 404 if a replace or a delete finds none, 409 if a create finds one, and 412 if the document has another etag
+    than `If-Match`. *key* is the encoded partition key.
     """
     document = context.container.documents.get(item_id, key)
     if document is None:
-        if verb == "replace":
+        if verb in ("replace", "delete"):
             raise context.not_found()
         return None
 
@@ -172,10 +180,7 @@ def _stored_document(context: RequestContext, verb: str, key: bytes, item_id: st
     return document
 
 
-def _delete_document(context: RequestContext, document: Document | None) -> Written:
-    """Delete a document. Raises 404 if there is none."""
-    if document is None:
-        raise context.not_found()
+def _delete_document(context: RequestContext, document: Document) -> Written:
     context.container.documents.remove(document)
     document.partition.lsn += 1
     return Written(204, document, context.account.charges.delete(document.size, len(document.terms)))

@@ -11,6 +11,7 @@ from typing import Any
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, parse_json
 from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, Partition, encode, hash_of, key_of
+from hotplate.bench.cosmos_emulator.resources import Container
 
 NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
@@ -99,16 +100,15 @@ def _values_of(condition: re.Match[str], parameters: Mapping[str, Any]) -> Itera
     for value in re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE):
         if value[0] == "@":
             yield parameters[value]
-            continue
+        else:
+            yield _parse_literal(value)
 
-        # A literal becomes JSON: text in double quotes, and others in lower case.
-        literal = value
-        if value[0] == "'":
-            inner = value[1:-1].replace("\\'", "'").replace('"', '\\"')
-            literal = f'"{inner}"'
-        elif value[0] != '"':
-            literal = value.lower()
-        yield parse_json(literal.encode(), "a literal of the query")
+
+def _parse_literal(text: str) -> object:
+    if text[0] == "'":
+        inner = text[1:-1].replace("\\'", "'").replace('"', '\\"')
+        text = f'"{inner}"'
+    return parse_json((text if text[0] == '"' else text.lower()).encode(), "a literal of the query")
 
 
 def meets(item: Mapping[str, Any], conditions: Conditions) -> bool:
@@ -250,20 +250,12 @@ def _candidate_documents(
     key         the encoded partition key that is read; None for all
     """
     request = context.request
-    documents = context.container.documents
     last_serial = _number_in_header(request, "x-ms-continuation", 0)
     # A range of effective partition keys, which are hashes; an empty end is no range.
     first_hash = request.header(b"x-ms-start-epk").upper()
     end_hash = request.header(b"x-ms-end-epk").upper()
 
-    candidates: Iterable[Document] = documents.after(last_serial)
-    if "id" in conditions and context.container.key_property == "id":
-        # The id is the partition key, so that only the documents with these ids are looked up.
-        accepted_ids = set(map(str, conditions["id"]))
-        stored = [documents.get(item_id, encode(item_id)) for item_id in accepted_ids]
-        candidates = sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)
-
-    for document in candidates:
+    for document in _documents_by_serial(context.container, conditions, last_serial):
         if document.partition not in partitions:
             continue
         if key is not None and document.key != key:
@@ -271,6 +263,21 @@ def _candidate_documents(
         if end_hash and not first_hash <= hash_of(document.key) < end_hash:
             continue
         yield document
+
+
+def _documents_by_serial(container: Container, conditions: Conditions, last_serial: int) -> Iterable[Document]:
+    """Return documents with a serial above *last_serial*, ascending. A serial is a number in the order of creation.
+
+    If *conditions*, accepted values by property, has ids, and the id is the partition key, only the documents with
+    these ids are looked up; otherwise all are returned, whatever the conditions.
+    """
+    documents = container.documents
+    if "id" not in conditions or container.key_property != "id":
+        return documents.after(last_serial)
+
+    accepted_ids = set(map(str, conditions["id"]))
+    stored = [documents.get(item_id, encode(item_id)) for item_id in accepted_ids]
+    return sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)
 
 
 def _number_in_header(request: Request, header: str, default: int) -> int:
