@@ -98,27 +98,33 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
     Without users, the report is of the load that `have_ru`, the RU/s of today, carries. *prices_file* is the name of
     the file that the plan's prices come from.
     """
-    planned = _common_report(plan)
-    gravest = planned.broken[:1]
+    common = _common_report(plan)
     if baseline is not None:
-        grown = tuple(describe_growth(plan, baseline))
-        counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
-        answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
-        planned = replace(planned, broken=(*planned.broken, *grown))
-    elif plan.sourced.carries_only:
-        answer = _carried_load(plan)
-        rows = tuple(_figure_rows(plan))
-        planned = replace(planned, rows=rows, method=tuple(_assumptions(plan, prices_file)))
-    else:
-        answer = _recommendation(plan)
-        planned = replace(
-            planned,
-            rows=(*_cost_rows(plan), *_figure_rows(plan)),
-            columns=COST_COLUMNS,
-            verdicts=dict(_reasons(plan)),
-            method=tuple(_assumptions(plan, prices_file)),
-        )
-    return replace(planned, sentence=". ".join((*gravest, answer)))
+        return _check_report(common, plan, baseline)
+
+    figures = replace(common, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
+    if plan.sourced.carries_only:
+        return replace(figures, sentence=_sentence(common.broken, _carried_load(plan)))
+    return replace(
+        figures,
+        sentence=_sentence(common.broken, _recommendation(plan)),
+        rows=(*_cost_rows(plan), *figures.rows),
+        columns=COST_COLUMNS,
+        verdicts=dict(_reasons(plan)),
+    )
+
+
+def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Report:
+    """Return the report of a check: the figures that have grown beyond their bound since *baseline* was saved."""
+    grown = tuple(describe_growth(plan, baseline))
+    counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
+    answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+    return replace(common, sentence=_sentence(common.broken, answer), broken=(*common.broken, *grown))
+
+
+def _sentence(shortages: tuple[str, ...], answer: str) -> str:
+    """Return the first line of a report: the gravest shortage, if there is one, and the answer."""
+    return ". ".join((*shortages[:1], answer))
 
 
 def _common_report(plan: CapacityPlan) -> Report:
@@ -189,18 +195,13 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     in_use = f"{plan.inputs.ru_utilisation:g} in use"
     yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads} / {in_use}  (--why serve_ru)"
 
-    hours = number("publish_hours")
-    duration = f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
-    spent = f"{rounded(number('publish_total_ru'))} RU in {duration}"
+    spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number('publish_hours'))}"
     yield "publish", f"{number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
     yield "429s", _first_refused_rate(plan)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
     releases = f"{number('copies'):,.0f} releases"
-    nodes = "more than the largest size"
-    if "redis_size" in plan.figures:
-        nodes = f"{plan.inputs.redis_nodes} x {plan.figures['redis_size']}"
-    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {nodes}: {releases} of {lists}"
+    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: {releases} of {lists}"
     yield "pods", f"{number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
     yield "Redis", _compare_redis(plan)
 
@@ -216,6 +217,10 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
 
 def _unpriced_fees(plan: CapacityPlan) -> list[str]:
     return [words for name, words in FEES.items() if name not in plan.sourced.sources]
+
+
+def _format_hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
 
 
 def _usage_today(plan: CapacityPlan) -> str:
@@ -236,6 +241,11 @@ def _first_refused_rate(plan: CapacityPlan) -> str:
         return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
     hottest = plan.number("hot_key_load")
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
+
+
+def _redis_nodes(plan: CapacityPlan) -> str:
+    size = plan.figures.get("redis_size")
+    return "more than the largest size" if size is None else f"{plan.inputs.redis_nodes} x {size}"
 
 
 def _compare_redis(plan: CapacityPlan) -> str:
