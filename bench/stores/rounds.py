@@ -188,8 +188,7 @@ async def _share_lists(
             source = stores[0]
             notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
             display.start(f"writing lists for {users:,} users into {next(iter(names.values()))}")
-            shape = Shape(users, LIST_LENGTH)
-            await publish_rows(source, shape.batches(shape.values()), shape.plan, "zstd", display.step)
+            await _generate_lists(source, users, display)
 
         release = await live_in(source)
         for name, store in zip(names.values(), stores, strict=True):
@@ -200,6 +199,11 @@ async def _share_lists(
         manifests = [await load_manifest(store, await live_in(store)) for store in stores]
         first_users = await _read_first_users(source, release, users)
     return SharedLists(tuple(manifests), tuple(first_users), tuple(notes))
+
+
+async def _generate_lists(store: Store, users: int, display: ProgressDisplay) -> None:
+    shape = Shape(users, LIST_LENGTH)
+    await publish_rows(store, shape.batches(shape.values()), shape.plan, "zstd", display.step)
 
 
 async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
@@ -367,8 +371,7 @@ class Rounds:
             try:
                 self._warm_up(worker)
                 began_s = time.monotonic()
-                while self._is_round_due(spent_s := time.monotonic() - began_s):
-                    self._run_round(worker, self._settings.budget_s - spent_s)
+                self._run_all(worker, began_s)
             except KeyboardInterrupt:
                 interrupted = True
             except BenchFailed as error:
@@ -398,16 +401,21 @@ class Rounds:
             load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
             self._run_load(worker, candidate, load)
 
-    def _is_round_due(self, spent_s: float) -> bool:
-        """Return whether another round is wanted, and fits into the budget, which fewer than MIN_ROUNDS may exceed."""
-        made = len(self._rounds)
-        if made >= self._settings.rounds:
-            return False
-        if not made:
+    def _run_all(self, worker: LoadWorker, began_s: float) -> None:
+        """Make rounds up to their number, or the end of the time budget, which began at *began_s*."""
+        while len(self._rounds) < self._settings.rounds:
+            spent_s = time.monotonic() - began_s
+            if not self._has_time(spent_s):
+                return
+            self._run_round(worker, self._settings.budget_s - spent_s)
+
+    def _has_time(self, spent_s: float) -> bool:
+        """Return whether another round fits into the budget; fewer than MIN_ROUNDS may exceed it."""
+        if not self._rounds:
             return True
         are_few = len(undisturbed(self._rounds)) < MIN_ROUNDS
         budget_s = self._settings.budget_s * (SPARE_BUDGETS if are_few else 1.0)
-        return spent_s + spent_s / made <= budget_s
+        return spent_s + spent_s / len(self._rounds) <= budget_s
 
     def _run_round(self, worker: LoadWorker, left_s: float) -> None:
         """Measure each store (a candidate) once, and append the round.
