@@ -201,9 +201,7 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
 
     response = orjson.loads(sample.body)
     if method == "GET":
-        parts = urlsplit(target)
-        n = parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0]
-        yield ReceivedList(unquote(parts.path.rpartition("/")[2]), int(n), response)
+        yield _list_of_user(target, response)
         return
 
     batch = orjson.loads(body)
@@ -213,6 +211,14 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
     else:
         for user, result in zip(batch["users"], response["results"], strict=True):
             yield ReceivedList(user, batch["n"], result)
+
+
+def _list_of_user(target: str, response: dict[str, Any]) -> ReceivedList:
+    """Return the list in the response to a GET of *target*, as `/v1/recommendations/USER?n=10`."""
+    parts = urlsplit(target)
+    user = unquote(parts.path.rpartition("/")[2])
+    n = parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0]
+    return ReceivedList(user, int(n), response)
 
 
 class _Comparison:
