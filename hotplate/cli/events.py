@@ -94,8 +94,7 @@ def report(
         return
     _print_counts(counts)
     if comparison is None:
-        headings = ("release", "role", "position", "shown", "clicked", "rate", "95 %")
-        out.print(table(headings, map(_cells, counts.rows)))
+        _print_rates(counts)
     else:
         _print_arms(comparison, f"{goal} per user", f"users to find ±{min_effect:g} %")
 
@@ -144,6 +143,12 @@ def _print_counts(counts: "EventReport") -> None:
     for number, noun, reason in left_out:
         if number:
             out.print(f"  {format_count(number, noun)} left out: {reason}")
+
+
+def _print_rates(counts: "EventReport") -> None:
+    """Print a table of the click-through rate by release, role and position."""
+    headings = ("release", "role", "position", "shown", "clicked", "rate", "95 %")
+    out.print(table(headings, map(_cells, counts.rows)))
 
 
 async def _arm_events(goal: str, store: "Store") -> "ArmEvents":

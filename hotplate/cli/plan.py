@@ -99,8 +99,7 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     if flags.prices_from_azure:
         prices = flags.prices or Path("prices.toml")
         _write_prices(*flags.prices_from_azure, prices)
-        origins = (flags.set_inputs, flags.source, flags.check, flags.from_report, flags.from_release)
-        if not any((*origins, *values.values())):  # only the prices were wanted
+        if not _has_inputs(flags, values):  # only the prices were wanted
             return
 
     saved_plan = flags.source or flags.check
@@ -141,29 +140,21 @@ def _read_sources(flags: PlanFlags, values: Mapping[str, str | None], baseline: 
 
     values    inputs that have a flag, as texts; None if the flag is missing
     baseline  the saved plan of `--from` or `--check`, if any
-
-    Inputs of files are those of the saved plan, of the release's manifest, and of reports; later ones win.
     """
     command_line = _command_line_inputs(flags, values)
     reports = {path: inputs.read_report(path) for path in flags.from_report}
-
-    layers = [baseline.layer] if baseline else []
-    if flags.from_release is not None:
-        from hotplate.releases import find_manifest  # loads the stores
-
-        manifest = run_on_store(flags.from_release, lambda opened: find_manifest(opened, None))
-        layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
-    for path, measured in reports.items():
-        # A rate must meet the p99, which any layer may set; the command line wins.
-        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
-        layers.append(inputs.from_report(measured, path, p99_ms))
-
     return _Sources(
-        layers=layers,
+        layers=_file_inputs(flags, baseline=baseline, command_line=command_line, reports=reports),
         command_line=command_line,
         charges=cosmos_charges.load(flags.charges or cosmos_charges.OURS),
         sweep=next((measured for measured in reports.values() if measured.kind == "ru"), None),
     )
+
+
+def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
+    """Return whether there is anything to plan for, besides prices."""
+    origins = (flags.set_inputs, flags.source, flags.check, flags.from_report, flags.from_release)
+    return any((*origins, *values.values()))
 
 
 def _write_and_print(
@@ -182,12 +173,11 @@ def _write_and_print(
         from hotplate import report_page  # an extra
 
         report_page.save(planned, flags.report)
-    if flags.save is not None:
-        if planned.exit_code and flags.check is not None and flags.save.exists() and flags.save.samefile(flags.check):
-            err.print(f"{flags.save} is kept: the plan fails the check against it; --save another file to replace it")
-        else:
-            bound_percent = BOUND_PERCENT if checked_plan is None else checked_plan.bound_percent
-            write_file(flags.save, to_toml(capacity_plan, bound_percent))
+    if planned.exit_code and _is_same_file(flags.save, flags.check):
+        err.print(f"{flags.save} is kept: the plan fails the check against it; --save another file to replace it")
+    elif flags.save is not None:
+        bound_percent = BOUND_PERCENT if checked_plan is None else checked_plan.bound_percent
+        write_file(flags.save, to_toml(capacity_plan, bound_percent))
 
     if flags.why is not None and not flags.as_json:
         _print_formulas(capacity_plan, flags.why)
@@ -195,6 +185,10 @@ def _write_and_print(
         show_report(in_full(planned) if flags.in_full else planned, as_json=flags.as_json)
     if planned.exit_code:
         raise typer.Exit(planned.exit_code)
+
+
+def _is_same_file(saved: Path | None, checked: Path | None) -> bool:
+    return saved is not None and checked is not None and saved.exists() and saved.samefile(checked)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
@@ -273,6 +267,31 @@ def _option_words(flags: PlanFlags, prices: Path) -> list[str]:
         if value is not None:
             words += [option, str(value)]
     return words
+
+
+def _file_inputs(
+    flags: PlanFlags,
+    *,
+    baseline: Baseline | None,
+    command_line: list[InputSource],
+    reports: Mapping[Path, Report],
+) -> list[InputSource]:
+    """Return the inputs of a saved plan, of a release's manifest, and of reports, in this order; later ones win.
+
+    *command_line* has inputs that win over all of them; they may hold `p99_ms`, the objective that a rate in a report
+    must meet.
+    """
+    layers = [baseline.layer] if baseline else []
+    if flags.from_release is not None:
+        from hotplate.releases import find_manifest  # loads the stores
+
+        manifest = run_on_store(flags.from_release, lambda opened: find_manifest(opened, None))
+        layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
+    for path, measured in reports.items():
+        # Any layer may set the p99, and the command line wins.
+        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
+        layers.append(inputs.from_report(measured, path, p99_ms))
+    return layers
 
 
 def _write_prices(region: str, currency: str, path: Path) -> None:

@@ -84,32 +84,15 @@ class PlannedRun:
 def run_verb(pipeline: Path, *, check: bool) -> None:
     """Run a pipeline file, send its metrics, and print its summary; with *check*, only print its steps.
 
-    The steps of a run are printed on standard error, and its summary also after an error. Raises typer.Exit if a gate
-    or a canary refuses the release.
+    Raises typer.Exit if a gate or a canary refuses the release.
     """
     planned = plan_run(pipeline)
     if check:
         _print_steps(planned)
         return
-
-    meter = RequestUnitMeter()
-    attempt = Attempt(
-        planned.job,
-        planned.settings.wait,
-        planned.keep_ready_s,
-        train=train_work.train_and_print,
-        measure=_measured,
-        write=partial(_write_lists, store_url=planned.job.store, meter=meter),
-        observer=meter,
-    )
-    with text_on_stderr():
-        try:
-            _run_attempt(attempt, planned)
-        finally:
-            sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
-
-    if attempt.summary.outcome is Outcome.REFUSED:
-        err.print("hotplate: ", attempt.summary.error, sep="")
+    summary = _run_and_print(planned)
+    if summary.outcome is Outcome.REFUSED:
+        err.print("hotplate: ", summary.error, sep="")
         raise typer.Exit(REFUSED)
 
 
@@ -129,13 +112,27 @@ def plan_run(pipeline: Path) -> PlannedRun:
     """Read a pipeline file; SettingError for an invalid one."""
     file = read_pipeline(pipeline)
     settings: RunSettings = file.read("run", RunSettings)
-    job = read_job(file)
-    folder = settings.work
-    if folder is None:  # next to the default store, another one for each path of a pipeline
-        place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
-        runs = Path(default_url().removeprefix("file://")).with_name("hotplate-runs")
-        folder = runs / f"{pipeline.stem}-{place}"
-    return PlannedRun(job, settings, folder)
+    return PlannedRun(read_job(file), settings, settings.work or _default_folder(pipeline))
+
+
+def _run_and_print(planned: PlannedRun) -> Summary:
+    """Run, print the steps on standard error, and print and return the summary; after an error, print it, too."""
+    meter = RequestUnitMeter()
+    attempt = Attempt(
+        planned.job,
+        planned.settings.wait,
+        planned.keep_ready_s,
+        train=train_work.train_and_print,
+        measure=_measured,
+        write=partial(_write_lists, store_url=planned.job.store, meter=meter),
+        observer=meter,
+    )
+    with text_on_stderr():
+        try:
+            _run_attempt(attempt, planned)
+        finally:
+            sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
+    return attempt.summary
 
 
 def _run_attempt(attempt: Attempt, planned: PlannedRun) -> None:
@@ -195,10 +192,7 @@ def read_job(pipeline: PipelineFile) -> Job:
         # Without rules, which `rules` reads.
         lists=publish_work.list_settings(replace(publish_flags, rules=RuleFiles())),
         rules=partial(read_rules, publish_flags.rules),
-        named={
-            name: NamedList(flags.model, partial(publish_work.list_settings, flags, is_default=False))
-            for name, flags in flags_by_list.items()
-        },
+        named={name: _named_list(flags) for name, flags in flags_by_list.items()},
         track=train_flags.track,
         register=train_flags.register,
         training_inputs=list(_paths_in(train_flags)),
@@ -211,6 +205,10 @@ def read_job(pipeline: PipelineFile) -> Job:
 
 def _digest(options: object) -> str:
     return xxhash.xxh3_128_hexdigest(orjson.dumps(options, default=str, option=orjson.OPT_SORT_KEYS))
+
+
+def _named_list(flags: PublishFlags) -> NamedList:
+    return NamedList(flags.model, partial(publish_work.list_settings, flags, is_default=False))
 
 
 def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, PublishFlags]:
@@ -286,6 +284,12 @@ async def _write_lists(
         written = await publish_source(lists, store, settings, prunes=False, observer=meter, on_progress=report)
     publish_work.print_written(written, settings, meter, shown_store_url(store_url))
     return written
+
+
+def _default_folder(pipeline: Path) -> Path:
+    """Return a folder next to the default store, of its own for each path of a pipeline."""
+    place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
+    return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
 
 
 def _print_steps(planned: PlannedRun) -> None:
