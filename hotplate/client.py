@@ -183,6 +183,11 @@ class _PopularKey(NamedTuple):
     where: str
 
 
+def _check_key(key: str | None) -> None:
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ValueError("the key has characters that a header cannot have")
+
+
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     """Client for asyncio programs, which may use it on several event loops.
 
@@ -201,8 +206,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         ssl_context: "SSLContext | None" = None,
     ) -> None:
         address = _service_address(url)
-        if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-            raise ValueError("the key has characters that a header cannot have")
+        _check_key(key)
         # The arguments, for pickling.
         self._service = url
         self._options = ClientOptions(
