@@ -400,19 +400,21 @@ def _texts_of_column(column: Column, rows: Sequence[Row | None]) -> _TextColumn:
         return _TextColumn(column.heading, [format_cell(row, column) for row in rows], column.noted)
 
     heading = "\n".join(f"{line}  " for line in column.heading.split("\n"))  # spaces above the marks
-    return _TextColumn(heading, [f"{format_cell(row, column)} {row.mark if row else '':1}" for row in rows])
+    return _TextColumn(heading, [_marked_cell(row, column) for row in rows])
+
+
+def _marked_cell(row: Row | None, column: Column) -> str:
+    """Return a row's text with its mark, or with a space in its place."""
+    mark = row.mark if row else ""
+    return f"{format_cell(row, column)} {mark:1}"
 
 
 def _table_of_figures(rows: Sequence[Row]) -> Table:
     """Return a table with a line for each subject and a column for each figure, as "p99"; a row is one cell of it.
 
-    Intervals are below the values. A heading has the unit, if the cells have none.
+    Intervals are below the values.
     """
-    heading_by_figure = dict[str, str]()
-    for row in rows:
-        has_unit = row.unit in {"", "us", "share"} or row.unit in row.figure
-        heading_by_figure[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
-
+    heading_by_figure = _headings(rows)
     subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
     table = Table(subjects, box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for heading in heading_by_figure.values():
@@ -437,6 +439,15 @@ def _table_of_rows(rows: Sequence[Row]) -> Table:
             value, interval = format_row(row)
             table.add_row(Text(row.figure), Text(value), Text(interval))
     return table
+
+
+def _headings(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the heading of each figure by its name: the name, and the unit if the cells have none."""
+    heading_by_figure = dict[str, str]()
+    for row in rows:
+        has_unit = row.unit in {"", "us", "share"} or row.unit in row.figure
+        heading_by_figure[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
+    return heading_by_figure
 
 
 def to_json(report: Report) -> dict[str, Any]:
