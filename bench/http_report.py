@@ -243,17 +243,7 @@ def report(runs: HttpRuns) -> Report:
         measured = _without_latencies(measured, popular)
     elif measured.failures:
         measured = replace(measured, sentence=no_verdict(measured.failures[0]))
-
-    checked = runs.checked
-    if checked is None:
-        return measured
-    return replace(
-        measured,
-        notes=(*measured.notes, *checked.notes),
-        broken=(*measured.broken, *checked.complaints),
-        failures=(*measured.failures, *checked.failures),
-        extra={**measured.extra, "checked": asdict(checked)},
-    )
+    return _with_check(measured, runs.checked) if runs.checked else measured
 
 
 def _without_latencies(measured: Report, popular: Sequence[str]) -> Report:
@@ -268,6 +258,17 @@ def _without_latencies(measured: Report, popular: Sequence[str]) -> Report:
         plots=(),
         broken=(*popular, *(reason for reason in measured.broken if "popular list" not in reason)),
         failures=(),
+    )
+
+
+def _with_check(measured: Report, checked: CheckResult) -> Report:
+    """Return a report with the comparison of sampled responses with the store."""
+    return replace(
+        measured,
+        notes=(*measured.notes, *checked.notes),
+        broken=(*measured.broken, *checked.complaints),
+        failures=(*measured.failures, *checked.failures),
+        extra={**measured.extra, "checked": asdict(checked)},
     )
 
 
@@ -345,23 +346,13 @@ def _unknown_percentiles(objective: Objective, rounds: Sequence[Result]) -> dict
 def _rounds_report(runs: HttpRuns) -> Report:
     """Report rounds at one rate; without rounds, the search for it."""
     verdict = judge(runs)
-    method = (
-        f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}, open loop: latency counts from a "
-        f"request's due time; at most {runs.plan.load.connections} in flight"
-    )
-    plots = list[Plot]()
-    if runs.trials:
-        plots.append(_search_plot(runs, verdict))
-    if runs.rounds:
-        plots += [_spectrum_plot(runs.rounds), _seconds_plot(runs.rounds)]
-
     return Report(
         kind="http",
         sentence=_answer(runs, verdict),
         rows=tuple(_rows(runs, verdict)) if runs.rounds else (),
         columns=RATE_COLUMNS,
-        origins={"measured": method},
-        plots=tuple(plots),
+        origins={"measured": _method(runs)},
+        plots=tuple(_plots(runs, verdict)),
         notes=tuple(_notes(runs, verdict)),
         broken=tuple(verdict.broken),
         failures=tuple(_failures(runs, verdict)),
@@ -431,6 +422,13 @@ def _latency(rounds: Sequence[Result], name: str) -> str:
     return f"not known ({figure.note})" if figure.value is None else _ms(figure.value)
 
 
+def _method(runs: HttpRuns) -> str:
+    return (
+        f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}, open loop: latency counts from a "
+        f"request's due time; at most {runs.plan.load.connections} in flight"
+    )
+
+
 def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     """Yield the figures of the service, one line of the table: highest rate, latencies, rate, and shares."""
     subject = redacted(runs.plan.load.url)
@@ -452,6 +450,14 @@ def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
     if late_us > LAG_BOUND_US:
         late = f"The generator itself was {format_value(late_us, 'us')} late at p99 of all rounds"
         yield f"{late}; that is part of the latencies."
+
+
+def _plots(runs: HttpRuns, verdict: Verdict) -> Iterator[Plot]:
+    if runs.trials:
+        yield _search_plot(runs, verdict)
+    if runs.rounds:
+        yield _spectrum_plot(runs.rounds)
+        yield _seconds_plot(runs.rounds)
 
 
 def _search_plot(runs: HttpRuns, verdict: Verdict) -> Plot:
