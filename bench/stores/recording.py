@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import cycle, islice
@@ -37,15 +37,10 @@ async def record(url: str, users: Sequence[str], reads: int = READS) -> LatencyT
     async with opened(url) as store:
         release = await live_in(store)
         keys = iter(islice(cycle(USER + user for user in users), reads))
-
-        async def read_all() -> None:
-            for key in keys:
-                await _count_read_latency(store, release, counted, key)
-
         with suppress(TimeoutError):
             async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
                 for _ in range(IN_FLIGHT):
-                    tasks.create_task(read_all())
+                    tasks.create_task(_read_all(store, release, counted, keys))
 
     latencies = tuple(
         Latencies(operation, region, hour, tuple(sorted(counts.items())))
@@ -55,6 +50,11 @@ async def record(url: str, users: Sequence[str], reads: int = READS) -> LatencyT
         raise BenchFailed(f"{redacted(url)} answered no read, so there are no latencies to record")
 
     return LatencyTrace(FORMAT, redacted(url), datetime.now(UTC).isoformat(timespec="seconds"), latencies)
+
+
+async def _read_all(store: Store, release: ReleaseRef, counted: Counts, keys: Iterator[str]) -> None:
+    for key in keys:
+        await _count_read_latency(store, release, counted, key)
 
 
 async def _count_read_latency(store: Store, release: ReleaseRef, counted: Counts, key: str) -> None:
