@@ -342,21 +342,28 @@ class LoadGenerator:
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self._clock()
+            self._end_second(now_s)
+            self._expire_waiting(now_s - self._load.timeout_s)
+            self._expire_in_flight(now_s - self._load.timeout_s)
 
-            # The last second also has the answers that come late.
-            is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
-            if now_s >= self._second_ends_s and not is_last_second:
-                self._second_ends_s += 1
-                self._recorder.end_second()
+    def _end_second(self, now_s: float) -> None:
+        """End a second of the record, except the last one, which also has the answers that come late."""
+        is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
+        if now_s >= self._second_ends_s and not is_last_second:
+            self._second_ends_s += 1
+            self._recorder.end_second()
 
-            oldest_due_s = now_s - self._load.timeout_s
-            while self._waiting and self._waiting[0] < oldest_due_s:
-                self._waiting.popleft()
-                self._failed("timeout")
-            # A request in flight fails with its connection.
-            for connection in list(self._open):
-                if connection.tag is not None and connection.tag.due_s < oldest_due_s:
-                    connection.fail("timeout")
+    def _expire_waiting(self, oldest_due_s: float) -> None:
+        """Fail requests that wait for a connection and were due before, the oldest first."""
+        while self._waiting and self._waiting[0] < oldest_due_s:
+            self._waiting.popleft()
+            self._failed("timeout")
+
+    def _expire_in_flight(self, oldest_due_s: float) -> None:
+        """Fail requests in flight that were due before, and with them their connections."""
+        for connection in list(self._open):
+            if connection.tag is not None and connection.tag.due_s < oldest_due_s:
+                connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
         """Open a connection if more requests wait than connections are being opened, up to the load's limit."""
