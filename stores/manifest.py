@@ -7,7 +7,6 @@ the release is served.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -87,8 +86,22 @@ class Tally:
         The kind is the prefix of a key, such as `user` in `user:42`. The digest is the sum modulo 2^128 of
         xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
         """
-        for kind, rows_of_kind in groupby(rows, key=lambda row: row.key.partition(":")[0]):
-            self._add(kind, list(rows_of_kind))
+        if not rows:
+            return
+
+        # If the smallest and the largest key have one prefix, all keys have it, as in most calls.
+        first = min(rows).key
+        last = max(rows).key
+        prefix = first[: first.find(":") + 1]
+        if prefix and last.startswith(prefix):
+            self._add(prefix[:-1], rows)
+            return
+
+        rows_by_kind = dict[str, list[Row]]()
+        for row in rows:
+            rows_by_kind.setdefault(row.key.partition(":")[0], []).append(row)
+        for kind, rows_of_kind in rows_by_kind.items():
+            self._add(kind, rows_of_kind)
 
     def merge(self, other: "Tally") -> None:
         """Add the sums over other rows."""
@@ -113,15 +126,19 @@ class Tally:
 
         size = 0
         digest = 0
+        length = 0  # of the last key, in bytes
+        length_bytes = b""
         candidates = list[tuple[int, str]]()
-        hash_limit = 0  # keys with lower hashes belong to the sample
-        if kind_of_rows in _SAMPLED:
-            hash_limit = self.drawn[-1][0] if len(self.drawn) == SAMPLE_ROWS else _HASHES
+        hash_of = xxh3_64_intdigest
+        hash_limit = self._hash_limit() if kind_of_rows in _SAMPLED else 0
         for key, value in rows:
             raw = key.encode()
-            size += len(raw) + len(value)
-            digest += xxh3_128_intdigest(b"".join((len(raw).to_bytes(4, "big"), raw, value)))
-            if (key_hash := xxh3_64_intdigest(raw)) < hash_limit:
+            if len(raw) != length:  # rarely: neighbours mostly have keys of one length
+                length = len(raw)
+                length_bytes = length.to_bytes(4, "big")
+            size += length + len(value)
+            digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
+            if (key_hash := hash_of(raw)) < hash_limit:
                 candidates.append((key_hash, key))
 
         self.bytes += size
@@ -133,6 +150,10 @@ class Tally:
         if kind_of_rows == POPULAR:
             self.popular += [key for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
+
+    def _hash_limit(self) -> int:
+        """Return the hash below which a key belongs to the sample: that of its last key, once it is full."""
+        return self.drawn[-1][0] if len(self.drawn) == SAMPLE_ROWS else _HASHES
 
     def _draw(self, candidates: list[tuple[int, str]]) -> None:
         if candidates:
