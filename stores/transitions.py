@@ -271,15 +271,13 @@ def prune(
     entries = list[Release]()
     for entry in catalogue.releases:
         changed = entry
-        is_marked = _is_abandoned(entry, now, draft_grace_s)
-        if entry.state in PRUNABLE and entry.incarnation not in kept:
+        is_marked = False
+        if entry.state is State.DRAFT:
+            is_marked = _is_abandoned(entry, now, draft_grace_s)
+        elif entry.state in PRUNABLE and entry.incarnation not in kept:
             if (entry.superseded_at or 0.0) > now:  # the clock was ahead: the grace begins now
                 changed = replace(entry, superseded_at=now)
-            is_in_grace = (changed.superseded_at or 0.0) + grace_s > now
-            is_ready_kept = entry.state is State.READY and (
-                keep_ready_s is None or entry.created_at + keep_ready_s > now
-            )
-            is_marked = not is_in_grace and not is_ready_kept
+            is_marked = _is_unneeded(changed, now, grace_s, keep_ready_s)
         entries.append(_dropped(changed) if is_marked else changed)
 
     for incarnation in sorted(set(present) - catalogue.incarnations):
@@ -355,6 +353,15 @@ def _is_abandoned(entry: Release, now: float, grace_s: float) -> bool:
     lapsed_at = entry.lease_until or 0.0
     is_in_grace = lapsed_at <= now < lapsed_at + grace_s
     return _is_lapsed(entry, now) and not is_in_grace
+
+
+def _is_unneeded(entry: Release, now: float, grace_s: float, keep_ready_s: float | None) -> bool:
+    """Return whether the grace of a release is over and, if it is ready, its *keep_ready_s* since it was begun."""
+    if (entry.superseded_at or 0.0) + grace_s > now:
+        return False
+    if entry.state is State.READY:
+        return keep_ready_s is not None and entry.created_at + keep_ready_s <= now
+    return True
 
 
 def _dropped(entry: Release) -> Release:
