@@ -4,7 +4,8 @@ import asyncio
 import struct
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -18,12 +19,13 @@ from hotplate.stores.encoding import (
     OFFSET_BYTES,
     OVERALL,
     POPULAR,
+    USER,
     Checksum,
     Decode,
     RowKey,
     is_empty,
 )
-from hotplate.stores.erasure import ErasedUsers
+from hotplate.stores.erasure import ErasedUsers, MissingRows
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, count_of, read_manifest
@@ -111,7 +113,7 @@ async def verify(
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
 
-    try:
+    with _as_damage(release):
         manifest = await load_manifest(store, release)
         rows = partial(read_rows, store, release, manifest, on_progress, rows_per_s=rows_per_s)
         for scan in range(SCANS):
@@ -125,9 +127,6 @@ async def verify(
                     continue  # a user was erased during the scan
                 await _check_loss(store, release, manifest, tally, known, rows_per_s=rows_per_s, mismatch=error)
             break
-    except (StoreMisused, ValueError, LookupError, zlib.error, struct.error) as error:  # of damaged keys and rows
-        reason = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
-        raise ReleaseCorrupt(f"release {release.id} is damaged and cannot be decoded ({reason}); {HEAL}") from error
     return manifest
 
 
@@ -170,15 +169,18 @@ async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release:
     """Sum up rows; those of erased users as they were when they were recorded, present or not."""
     missing = erased.missing_from(release)
     tally = Tally()
-    async for chunk in chunks:
-        rows = chunk
+    async for rows in chunks:
         if missing.key_hashes:
-            rows = [
-                row for row in chunk if RowKey.parse(row.key).user is None or not erased.has_counted(row.key, missing)
-            ]
-        tally.add(rows)
+            tally.add([row for row in rows if not _is_missing(row, erased, missing)])
+        else:
+            tally.add(rows)
     missing.sums.add_to(tally)
     return tally
+
+
+def _is_missing(row: Row, erased: ErasedUsers, missing: MissingRows) -> bool:
+    """Return whether the row of an erased user is counted as missing."""
+    return RowKey.parse(row.key).kind == USER and erased.has_counted(row.key, missing)
 
 
 async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) -> bool:
@@ -213,6 +215,16 @@ async def _describe_damaged_rows(store: Store, release: ReleaseRef, manifest: Ma
 
     more = f" and {damaged - NAMED:,} more" if damaged > NAMED else ""
     return f"{damaged:,} of {rows:,} rows are damaged: {', '.join(named)}{more}"
+
+
+@contextmanager
+def _as_damage(release: ReleaseRef) -> Iterator[None]:
+    """Raise ReleaseCorrupt for errors of counting and decoding damaged keys and rows."""
+    try:
+        yield
+    except (StoreMisused, ValueError, LookupError, zlib.error, struct.error) as error:
+        reason = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
+        raise ReleaseCorrupt(f"release {release.id} is damaged and cannot be decoded ({reason}); {HEAL}") from error
 
 
 def counted(keys: Sequence[str]) -> str:
@@ -316,9 +328,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
     _check_sample(manifest, damaged, lost_ids)
 
     popular = _popular_lists(manifest, bodies, essential)
-    attribute_keys = piece_keys(manifest.origin.item_attributes.pieces)
-    pieces = [piece async for piece in read_pieces(reader, release, attribute_keys)]
-    attributes = ItemAttributes(b"".join(pieces)) if pieces else None
+    attributes = await _read_attributes(reader, release, manifest)
     return Servable(manifest=manifest, decode=decode, popular=popular, damaged=tuple(damaged), attributes=attributes)
 
 
@@ -359,6 +369,12 @@ def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> 
                 f"release {manifest.release} cannot be read: {count} of the {sampled[name]} rows of its sample"
                 f"{of_list} are missing or damaged; {HEAL}"
             )
+
+
+async def _read_attributes(reader: Reader, release: ReleaseRef, manifest: Manifest) -> ItemAttributes | None:
+    keys = piece_keys(manifest.origin.item_attributes.pieces)
+    pieces = [piece async for piece in read_pieces(reader, release, keys)]
+    return ItemAttributes(b"".join(pieces)) if pieces else None
 
 
 async def _open_rows(
