@@ -7,7 +7,6 @@ running services follow it, and keeps earlier writers from changing it.
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +27,7 @@ from hotplate.stores.catalogue import (
 )
 from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
+from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
 from hotplate.stores.errors import (
     HEAL,
@@ -62,13 +62,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
     *clock* is this machine's, in epoch seconds. Returns at least the version; without a readable catalogue, only what
     the store says of its set-up, and the error.
     """
-    findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}")]
-    if isinstance(store, Diagnosed):
-        try:
-            findings += await store.examine()
-        except StoreError as error:
-            sentence = f"it cannot be examined: {error}"
-            findings.append(Finding(Level.ERROR, "set-up", sentence, (StoreUse.PUBLISHING,)))
+    findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _set_up_findings(store)]
 
     before = clock()
     try:
@@ -92,6 +86,13 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         findings.append(Finding(Level.ERROR, "erased users", str(error), (StoreUse.PUBLISHING,)))
 
     return [*findings, *await _live_findings(store, catalogue), *await _leftover_findings(store, catalogue)]
+
+
+async def _set_up_findings(store: Store) -> list[Finding]:
+    try:
+        return await store.examine() if isinstance(store, Diagnosed) else []
+    except StoreError as error:
+        return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}", (StoreUse.PUBLISHING,))]
 
 
 def _clock_finding(catalogue: Catalogue, before: float, after: float) -> Finding:
@@ -308,13 +309,7 @@ async def survey(
     erased = result.erasures.users
     examined = list[FoundRelease]()
     for release in result.releases:
-        damage = None
-        try:
-            await verify(store, release.ref, erased=erased, on_progress=partial(on_progress, release.ref.id))
-            await read_servable(store, release.ref, erased=erased)
-        except (ReleaseCorrupt, ReleaseNotFound) as error:
-            damage = str(error)
-        examined.append(replace(release, damage=damage))
+        examined.append(await _examine_rows(store, release, erased, on_progress=on_progress))
     # By age; of two incarnations of one release, the intact one is last, as the last becomes the candidate.
     examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
     return replace(result, releases=tuple(examined))
@@ -333,9 +328,7 @@ async def _find_releases(store: Store, record: bytes | None, now: float) -> Surv
     erased = log.users
 
     for incarnation in await store.incarnations():
-        older_record = None
-        with suppress(ReleaseNotFound, ReleaseCorrupt):  # drafts and damaged releases
-            older_record = await read_one(store, unnamed_release(incarnation), KEY)
+        older_record = await _read_row(store, incarnation, KEY)
         if older_record is not None:
             try:
                 erased = erased.union(parse_first_format(older_record))
@@ -439,6 +432,26 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     if value is None:
         raise ReleaseCorrupt("a release that has lost its manifest")
     return read_manifest(release_in(value), value)
+
+
+async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
+    """Read a row of an unnamed incarnation; None also for drafts and damaged releases."""
+    try:
+        return await read_one(store, unnamed_release(incarnation), key)
+    except (ReleaseNotFound, ReleaseCorrupt):
+        return None
+
+
+async def _examine_rows(
+    store: Store, release: FoundRelease, erased: ErasedUsers, *, on_progress: OnRowsRead
+) -> FoundRelease:
+    """Read all rows of a release, and return it with their damage, if any."""
+    try:
+        await verify(store, release.ref, erased=erased, on_progress=partial(on_progress, release.ref.id))
+        await read_servable(store, release.ref, erased=erased)
+    except (ReleaseCorrupt, ReleaseNotFound) as error:
+        return replace(release, damage=str(error))
+    return release
 
 
 def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
