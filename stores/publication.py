@@ -183,17 +183,11 @@ async def publish_release(
     release = draft.release
 
     async def finish(tally: Tally, begun: Manifest | None) -> Manifest:
-        if begun is None:
-            origin = {} if about is None else await about(tally)
-            created_at = (await store.catalogue()).now
-            return describe(release.id, tally, created_at=created_at, encoding=encoding, about=origin)
-        try:
-            return compare(begun, tally)
-        except ReleaseCorrupt as error:
-            raise _AttemptRefused(
-                f"these are other lists than release {release.id} was begun with, or a user was erased since; "
-                f"publish them as a new release"
-            ) from error
+        if begun is not None:
+            return _check_same(begun, tally)
+        origin = {} if about is None else await about(tally)
+        created_at = (await store.catalogue()).now
+        return describe(release.id, tally, created_at=created_at, encoding=encoding, about=origin)
 
     async def encode() -> EncodedRows:
         sample = () if others is None else others.sample
@@ -328,11 +322,16 @@ async def write_draft(
     except BaseException as error:
         is_resumed = isinstance(error, asyncio.CancelledError) and kind is WriterKind.RUN
         if not is_resumed:
-            with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
-                await update_catalogue(store, partial(changes.abandon, draft=draft))
-                await drop(store, draft.release)
+            await _abandon(store, draft)
         raise
     return result
+
+
+async def _abandon(store: Store, draft: DraftRef) -> None:
+    """Drop a draft, as far as possible."""
+    with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
+        await update_catalogue(store, partial(changes.abandon, draft=draft))
+        await drop(store, draft.release)
 
 
 async def _write_rows(
@@ -489,6 +488,17 @@ class _Resume:
                 self._resume_point = None
                 return rows[first_new:]
         return ()
+
+
+def _check_same(manifest: Manifest, tally: Tally) -> Manifest:
+    """Return the manifest of an earlier attempt; ReleaseConflict if the rows of this one differ from it."""
+    try:
+        return compare(manifest, tally)
+    except ReleaseCorrupt as error:
+        raise _AttemptRefused(
+            f"these are other lists than release {manifest.release} was begun with, or a user was erased since; "
+            f"publish them as a new release"
+        ) from error
 
 
 async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: OnProgress) -> AsyncIterator[list[Row]]:
