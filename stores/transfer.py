@@ -59,13 +59,19 @@ async def copy(
             await scale_down(target, (await target.catalogue()).find(release).ref)
         return written
 
-    # Its gates may have refused it at its publish; if the source has served it since, it was accepted there.
-    override = Override.NOTHING
-    is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
-    is_withdrawn_in_target = (await target.catalogue()).find(release).state is State.WITHDRAWN
-    if is_accepted_in_source and not is_withdrawn_in_target:
-        override = Override.REFUSAL
+    override = _override_for(entry, (await target.catalogue()).find(release))
     return await go_live(target, written, Activation(override=override))
+
+
+def _override_for(in_source: Release, in_target: Release) -> Override:
+    """Return whether a copy may go live although its gates, checks at its publish, refused it.
+
+    It may if the source serves it, or has served it: it was accepted there, whatever its gates found when it was
+    published. A withdrawal in the target is not overridden.
+    """
+    is_accepted_in_source = in_source.state is not State.READY and not in_source.refused_by
+    is_withdrawn_in_target = in_target.state is State.WITHDRAWN
+    return Override.REFUSAL if is_accepted_in_source and not is_withdrawn_in_target else Override.NOTHING
 
 
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:
