@@ -67,6 +67,13 @@ class RowSums:
         """Add these rows to *tally*."""
         tally.merge(Tally(counts=dict(self.counts), bytes=self.bytes, digest=self.digest))
 
+    def with_rows(self, rows: Sequence[Row]) -> "RowSums":
+        """Return the sums over these rows and further *rows*."""
+        tally = Tally()
+        self.add_to(tally)
+        tally.add(rows)
+        return RowSums(tally.counts, bytes=tally.bytes, digest=tally.digest)
+
 
 @dataclass(frozen=True, slots=True)
 class MissingRows:
@@ -159,14 +166,10 @@ class ErasedUsers:
         hashed_rows = new_rows[: max(0, MAX_ROWS - total_hashes)]
         summed_rows = [row for row in hashed_rows if _is_intact(release, row)]
 
-        tally = Tally()
-        missing.sums.add_to(tally)
-        tally.add(summed_rows)
-
         salt = next(iter(self.hashes_by_salt))
         new_hashes = {_hash(salt, row.key.encode()) for row in hashed_rows}
         with_new = MissingRows(
-            sums=RowSums(tally.counts, bytes=tally.bytes, digest=tally.digest),
+            sums=missing.sums.with_rows(summed_rows),
             key_hashes=missing.key_hashes | new_hashes,
             unsummed_rows=missing.unsummed_rows + len(new_rows) - len(summed_rows),
         )
