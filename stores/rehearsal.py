@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.stores.catalogue import Catalogue, DraftRef
+from hotplate.stores.catalogue import Catalogue, DraftRef, Erased
 from hotplate.stores.erasure import NOBODY
 from hotplate.stores.erasure_log import ErasureLog, erased_from
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import Diagnosed, Plan, Store
+from hotplate.stores.store import Diagnosed, Plan, RecordChange, Store
 
 
 @asynccontextmanager
@@ -27,9 +27,7 @@ async def stand_in_for(store: Store) -> AsyncIterator[Store]:
         stand_in = _StandIn(folder, store, catalogue)
         try:
             if catalogue.generation:
-                erased = await erased_from(store)
-                entry, records = ErasureLog(NOBODY).changes_for(erased) if erased else (None, [])
-                CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
+                await _copy_catalogue(store, catalogue, folder)
             yield stand_in
         finally:
             await stand_in.close()
@@ -40,6 +38,16 @@ def plan_of(manifest: Manifest) -> Plan:
     key, value = manifest.key_row
     rows = manifest.rows + 1  # the manifest is a row, too
     return Plan(rows, manifest.bytes + len(key) + len(value))
+
+
+async def _copy_catalogue(store: Store, catalogue: Catalogue, folder: Path) -> None:
+    """Write *catalogue* and the erased users of *store* into *folder*, as a new record."""
+    erased = await erased_from(store)
+    entry: Erased | None = None
+    records = list[RecordChange]()
+    if erased:
+        entry, records = ErasureLog(NOBODY).changes_for(erased)
+    CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
 
 
 class _StandIn(LmdbStore):
