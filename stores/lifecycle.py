@@ -188,14 +188,18 @@ async def wait_for_probation(store: Store, release: ReleaseId, wait_s: float) ->
             catalogue = await store.catalogue()
         except StoreUnavailable:
             continue
-        if catalogue.live == release:
-            continue
-        entry = catalogue.get(release)
-        if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
-            return None
-        reasons = ", ".join(entry.refused_by)
-        return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
+        if catalogue.live != release:
+            return _withdrawal(catalogue, release)
     return None
+
+
+def _withdrawal(catalogue: Catalogue, release: ReleaseId) -> ReleaseWithdrawn | None:
+    """Return why services have withdrawn a release; None if it left service for another reason."""
+    entry = catalogue.get(release)
+    if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
+        return None
+    reasons = ", ".join(entry.refused_by)
+    return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
 
 
 async def start_canary(
@@ -270,9 +274,7 @@ async def prune(
     releases erased and in all. The error of one release is raised after the others were erased, unless it is
     StoreUnavailable.
     """
-    present = await store.incarnations()
-    if (await erased_from(store)).lost:  # keep the records of earlier versions, which may have them
-        present = [name for name in present if await read_incarnation(store, name) is None]
+    present = await _prunable(store)
     update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
     catalogue = await update_catalogue(store, update)
 
@@ -295,6 +297,14 @@ async def prune(
     if failures:
         raise failures[0]
     return list(dict.fromkeys(release.id for release in dropping))
+
+
+async def _prunable(store: Store) -> list[str]:
+    """Return the incarnations with data, without records of erased users while some of these are lost."""
+    present = await store.incarnations()
+    if not (await erased_from(store)).lost:
+        return present
+    return [name for name in present if await read_incarnation(store, name) is None]
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
