@@ -372,8 +372,11 @@ class _Swaps:
             return False
         return self.failures[-1].permanent or asyncio.get_running_loop().time() >= self.give_up_at
 
-    def is_unknown_in(self, catalogue: Catalogue) -> bool:
-        """Return whether others have changed a *catalogue* before or after an unclear swap; it was read afterwards."""
+    def is_outcome_unknown(self, catalogue: Catalogue) -> bool:
+        """Return whether others have changed the catalogue since the first unclear swap, which may have been made.
+
+        *catalogue* was read after the swaps, and none of them wrote it.
+        """
         return self.unclear is not None and catalogue.token != self.token_before_unclear
 
     def not_made(self) -> StoreUnavailable:
@@ -418,7 +421,7 @@ async def revise_catalogue(
         if old.token in new_by_token:  # a failed swap was made after all
             return new_by_token[old.token]
 
-        if swaps.is_unknown_in(old) and (swaps.is_exhausted or not repeatable):
+        if swaps.is_outcome_unknown(old) and (swaps.is_exhausted or not repeatable):
             await _check_nothing_to_change(revise, old, swaps)
             return old
         if swaps.is_exhausted:
