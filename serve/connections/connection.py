@@ -10,9 +10,8 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import random
-import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADER_END = b"\r\n\r\n"
-# Finds those that overlap, too.
-EMPTY_LINE = re.compile(rb"\r\n(?=\r\n)")
 # How a client that assumes HTTP/2 begins.
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 # Of an empty line that is divided between two parts, at most.
@@ -191,7 +188,9 @@ class ConnectionRegistry:
         for connection in list(self.open)[self._ticks % SLICES :: SLICES]:
             if connection.is_open:
                 connection.check(now)
+        self._return_memory()
 
+    def _return_memory(self) -> None:
         self._peak_bytes = max(self._peak_bytes, self.bytes_in_flight)
         if self._ticks % SLICES == 0 and self._peak_bytes - self.bytes_in_flight > RETURNED_BYTES:
             self._peak_bytes = self.bytes_in_flight
@@ -206,6 +205,14 @@ def _may_keep_connection(message: RawRequestMessage) -> bool:
     if any(expected.lower() != CONTINUE for expected in headers.getall(hdrs.EXPECT, ())):
         return False
     return not message.chunked or headers.getall(hdrs.TRANSFER_ENCODING) == [CHUNKED]
+
+
+def _ends_of_empty_lines(data: bytes) -> Iterator[int]:
+    """Yield the ends of all empty lines, also of those that overlap."""
+    start = data.find(HEADER_END)
+    while start >= 0:
+        yield start + len(HEADER_END)
+        start = data.find(HEADER_END, start + 1)
 
 
 def _unknown_version(version: HttpVersion) -> Problem:
@@ -492,10 +499,7 @@ class Connection(BaseProtocol):
             self._parser = None  # after an offer to upgrade, it expects another protocol
 
         # A refused request's body is discarded without the parser, so that the connection can take the next request.
-        refusal = None
-        is_body_counted = 0 < self._body_bytes_left < inf and hdrs.EXPECT not in message.headers
-        if is_body_counted and not self._must_close and not self._unread_bytes:
-            refusal = self._registry.shed(message, self.since)
+        refusal = self._refusal_when_overloaded(message)
         if refusal is not None:
             self._open_transport.write(refusal)
             self._payload = EMPTY_PAYLOAD
@@ -514,6 +518,13 @@ class Connection(BaseProtocol):
         data = bytes(self._buffer)
         self._buffer = bytearray()
         return data
+
+    def _refusal_when_overloaded(self, message: RawRequestMessage) -> bytes | None:
+        """Return the refusal of a request whose body can be discarded without a parser."""
+        is_counted = 0 < self._body_bytes_left < inf and hdrs.EXPECT not in message.headers
+        if self._must_close or self._unread_bytes or not is_counted:
+            return None
+        return self._registry.shed(message, self.since)
 
     def _discard_body(self, data: bytes) -> None:
         """Discard a part of a refused request's body; at its end, read the next request after a random pause."""
@@ -563,8 +574,7 @@ class Connection(BaseProtocol):
         fed_size = len(self._chunked_tail)
         self._chunked_tail = joined[-DIVIDED_BYTES:]
 
-        for empty_line in EMPTY_LINE.finditer(joined):
-            line_end = empty_line.start() + len(HEADER_END)
+        for line_end in _ends_of_empty_lines(joined):
             parser.feed_data(joined[fed_size:line_end])
             fed_size = line_end
             if self._payload.is_eof():
@@ -607,16 +617,9 @@ class Connection(BaseProtocol):
         except Exception:
             request_id = self._registry.writer.request_ids.new()
             log.exception("request %s failed", request_id)
-            if self.is_open and not writer.output_size:
-                self._refuse(internal_error(request_id))
-            else:
-                self.cut()
+            self._end_failed_request(request_id, has_begun=writer.output_size > 0)
         else:
-            self._answer_task = None
-            if response.keep_alive:
-                self._continue_after_answer()
-            elif self.is_open:
-                self._start_closing()
+            self._end_answered_request(keep_open=bool(response.keep_alive))
 
     def _request_of(self, message: RawRequestMessage, writer: StreamWriter) -> web.BaseRequest:
         """Return aiohttp's request for a header; it runs in the current task."""
@@ -624,6 +627,21 @@ class Connection(BaseProtocol):
         protocol = cast("RequestHandler", self)
         task = cast("asyncio.Task[None]", asyncio.current_task())
         return web.BaseRequest(message, self._payload, protocol, writer, task, asyncio.get_running_loop())
+
+    def _end_failed_request(self, request_id: str, *, has_begun: bool) -> None:
+        """Answer with 500 and close the connection; cut it if a part of the answer is written."""
+        if has_begun or not self.is_open:
+            self.cut()
+        else:
+            self._refuse(internal_error(request_id))
+
+    def _end_answered_request(self, *, keep_open: bool) -> None:
+        """Wait for the next request, or close the connection."""
+        self._answer_task = None
+        if keep_open:
+            self._continue_after_answer()
+        elif self.is_open:
+            self._start_closing()
 
     def _deliver(self, answer: bytes) -> None:
         """Write an answer for which the lane has waited, and go on."""
