@@ -152,8 +152,8 @@ class HttpServer:
         """Call *work*, the handler of a POST, when its body was read and this worker may start a further batch.
 
         Returns the answer of *work*, which reads the same body again from *request*. Raises Problem if the body or the
-        time-out (X-Request-Timeout-Ms) is invalid or the worker overloaded, and ClientGone if the client disconnects
-        during the wait. Reads of stores get READ_SHARE of the time left.
+        time-out (X-Request-Timeout-Ms) is invalid, or the worker overloaded or its bytes in flight above their limit,
+        and ClientGone if the client disconnects during the wait. Reads of stores get READ_SHARE of the time left.
         """
         connection = cast("Connection", request.protocol)
         try:
@@ -166,7 +166,7 @@ class HttpServer:
             if self.registry.is_full:
                 raise self.writer.no_room()
 
-            # The answer counts as memory in use before its size is known.
+            # The answer, which is held in memory until it is sent, counts before its size is known.
             estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
             connection.add_in_flight(estimated_bytes)
             with read_within(READ_SHARE * (deadline - monotonic())):
