@@ -55,7 +55,9 @@ class ComputedList:
     """Of a list of similar items."""
 
 
-async def compute(basket: Basket, tiers: Sequence[Tier], batches: BatchLookups, fold_in: FoldIn | None) -> ComputedList:
+async def compute_list(
+    basket: Basket, tiers: Sequence[Tier], batches: BatchLookups, fold_in: FoldIn | None
+) -> ComputedList:
     """Compute a list for a visitor with the items of *basket*.
 
     It is computed from the item factors of the first tier (store) that has them, but only for the default list. For a

@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypedDict, Unpack
 
-from hotplate.serve.baskets import Basket, BasketItem, compute
+from hotplate.serve.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList, Fallbacks, unknown_list
 from hotplate.serve.errors import UnknownList
@@ -534,7 +534,7 @@ class TieredReader:
             denied=self.deny_list.current.items,
             excluded=only.exclude,
         )
-        computed = await compute(basket, self.tiers, self._batches, self._fold_in)
+        computed = await compute_list(basket, self.tiers, self._batches, self._fold_in)
 
         origin = computed.origin
         if origin is None:  # no store could be read
