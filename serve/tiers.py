@@ -55,7 +55,7 @@ class Tier(ABC):
     """Whether no row can be read at once."""
 
     damage_raises_anything = False
-    """Whether any exception of a call of the store may be due to a damaged value; otherwise it is a defect."""
+    """Whether an exception of a call of the store other than StoreError is due to a damaged value, or is a defect."""
 
     def __init__(
         self,
