@@ -62,17 +62,17 @@ class Lists:
         """Open the stores, follow their live releases, and wait until each was read once, or for the time limit.
 
         The first block, `async with lists`, uses the reader that the constructor opened; a later one opens another.
-        Raises StoreMisused if the lists are in a block already.
+        Raises StoreMisused if the lists are in a block already, or if the deny-list cannot be read again.
         """
         if self._loop is not None and not self._loop.is_closed():
             raise StoreMisused("these lists are in use; leave their block first, or open others by hotplate.open(…)")
 
-        self._loop = asyncio.get_running_loop()
         if self._was_entered:
             self.reader = self._open_reader()
             self._reporter = Reporter(self.reader.tiers)
             self._shaper = Shaper(self.reader.deny_list)
         self._was_entered = True
+        self._loop = asyncio.get_running_loop()
 
         # After an error, this stack closes what was entered; otherwise `__aexit__` does, by `self._entered`.
         async with AsyncExitStack() as stack:

@@ -174,3 +174,20 @@ def test_lists_are_usable_only_while_open_and_on_their_event_loop(tmp_path: Path
         assert ids(runner.run(lists.personal("42"))) == ["a", "b", "c"]
         runner.run(lists.__aexit__(None, None, None))
         runner.run(uses())
+
+
+async def test_lists_can_be_entered_again_after_a_missing_deny_list(tmp_path: Path) -> None:
+    await publish_lists(tmp_path / "store", LISTS)
+    deny_list = tmp_path / "denied"
+    deny_list.write_text("")
+    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S, deny_list=deny_list)
+    async with lists:
+        pass
+
+    deny_list.unlink()
+    with pytest.raises(hotplate.StoreMisused, match="denied"):
+        await lists.__aenter__()
+
+    deny_list.write_text("item:a\n")
+    async with lists:
+        assert ids(await lists.personal("42", n=2)) == ["b", "c"]
