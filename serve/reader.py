@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypedDict, Unpack
 
-from hotplate.serve.baskets import Basket, BasketItem, compute_list
+from hotplate.serve.baskets import Basket, BasketItem, ComputedList, compute_list
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList, Fallbacks, unknown_list
 from hotplate.serve.errors import UnknownList
@@ -112,21 +112,7 @@ class TieredReader:
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
-        self.tiers = list[Tier]()
-        remote = sum(not isinstance(store, LocalReader) for store in stores.values())
-        for name, store in stores.items():
-            if isinstance(store, LocalReader):
-                tier: Tier = LocalTier(name, store, self.metrics, fold_in=self._fold_in, verdicts=verdicts)
-            else:
-                tier = RemoteTier(
-                    name,
-                    store,
-                    self.metrics,
-                    cache_bytes=cache_bytes // remote,
-                    fold_in=self._fold_in,
-                    verdicts=verdicts,
-                )
-            self.tiers.append(tier)
+        self.tiers = _tiers_of(stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in, verdicts=verdicts)
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""
@@ -417,13 +403,7 @@ class TieredReader:
         StoreUnavailable instead. Users who are denied or erased get the popular list, too.
         """
         live = self.row_of(POPULAR, segment, name)
-        rows = list[RowKey]()
-        for user in dict.fromkeys(users):
-            try:
-                row = self.row_of(USER, user, name)
-            except UnknownList:  # the release that is served to the user lacks the list
-                row = RowKey(USER, user, live.list)
-            rows.append(row)
+        rows = [self._row_in_batch(user, name, live) for user in dict.fromkeys(users)]
 
         # Keys of the popular lists, by the name of the list in keys: the canary may store it under another name.
         stored_names = {row.list for row in rows}
@@ -439,6 +419,13 @@ class TieredReader:
         if name:
             lists = {user: self.named(name, encoded) for user, encoded in lists.items()}
         return [lists[user] for user in users]
+
+    def _row_in_batch(self, user: str, name: str, live: RowKey) -> RowKey:
+        """Return the key in the release that is served to the user; if that lacks the list, as in the live one."""
+        try:
+            return self.row_of(USER, user, name)
+        except UnknownList:
+            return RowKey(USER, user, live.list)
 
     def _batch_lists(
         self, batch: BatchRead, rows: Sequence[RowKey], fallbacks: Mapping[str, RowKey], *, must_read: bool
@@ -535,22 +522,47 @@ class TieredReader:
             excluded=only.exclude,
         )
         computed = await compute_list(basket, self.tiers, self._batches, self._fold_in)
+        encoded = self._encoded_basket(computed, row, fallback)
+        return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
 
+    def _encoded_basket(self, computed: ComputedList, row: RowKey, fallback: RowKey) -> EncodedList:
+        """Return a list that was computed for a visitor's basket, with its items encoded, and count it.
+
+        *fallback* is the key of the popular list that replaces one without items. *row* is counted and stands for the
+        missing list.
+        """
         origin = computed.origin
         if origin is None:  # no store could be read
-            encoded = self._fallbacks.unread(row, fallback)
-        elif not computed.items:
-            encoded = self._fallbacks.missed(origin, row, computed.failure, fallback)
+            return self._fallbacks.unread(row, fallback)
+        if not computed.items:
+            return self._fallbacks.missed(origin, row, computed.failure, fallback)
+        origin.tier.count_lookup(origin.release, "fold-in", HIT, ITEM)
+        body = encode(computed.items)
+        return EncodedList(
+            tier=origin.tier.name, release=origin.release, source="fold-in", body=body, fallback=fallback
+        )
+
+
+def _tiers_of(
+    stores: Mapping[str, Reader],
+    metrics: Metrics,
+    *,
+    cache_bytes: int,
+    fold_in: FoldIn | None,
+    verdicts: SharedVerdicts | None,
+) -> list[Tier]:
+    """Return a tier for each of *stores*, by name; the remote ones share *cache_bytes*."""
+    remote = sum(not isinstance(store, LocalReader) for store in stores.values())
+    tier_cache_bytes = cache_bytes // max(1, remote)
+    tiers = list[Tier]()
+    for name, store in stores.items():
+        if isinstance(store, LocalReader):
+            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in, verdicts=verdicts))
         else:
-            origin.tier.count_lookup(origin.release, "fold-in", HIT, ITEM)
-            encoded = EncodedList(
-                tier=origin.tier.name,
-                release=origin.release,
-                source="fold-in",
-                body=encode(computed.items),
-                fallback=fallback,
+            tiers.append(
+                RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in, verdicts=verdicts)
             )
-        return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
+    return tiers
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:
