@@ -50,7 +50,7 @@ class WorkerReadiness:
     """Decides whether a worker can answer lists."""
 
     draining = Policy[bool]()
-    """Set once the worker stops."""
+    """Whether the worker stops."""
 
     def __init__(
         self, reader: TieredReader, *, watched: Sequence[WatchedFiles] = (), writer: "EventWriter | None" = None
@@ -60,6 +60,10 @@ class WorkerReadiness:
         self._watched = watched
         self._writer = writer
         self.draining = False
+
+    def drain(self) -> None:
+        """Be draining from now on."""
+        self.draining = True
 
     def check(self) -> Readiness:
         """Return whether the worker can answer lists now, and the problems because of which a ready one is degraded.

@@ -143,7 +143,7 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Report not ready, and close connections after their next answer."""
-        self.readiness.draining = True
+        self.readiness.drain()
 
     def refuse_unread(
         self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float
@@ -211,11 +211,14 @@ class Dispatcher:
                 response = await responding
 
         record = _record_of(request, response, match, request_id=request_id, took_s=perf_counter() - started)
+        self._set_headers(request, response, record)
+        self._report(record, span)
+        return response
+
+    def _set_headers(self, request: web.BaseRequest, response: web.Response, record: RequestRecord) -> None:
+        """Set the headers of all answers; while draining, let the connection close."""
         response.headers["Server-Timing"] = f"app;dur={record.took_s * 1000:.3f}"
         if self.cors is not None:
             self.cors.admit(request, response)
         if self.readiness.draining:
             response.force_close()
-
-        self._report(record, span)
-        return response

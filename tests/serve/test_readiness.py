@@ -44,5 +44,5 @@ async def test_unreadable_file_degrades_a_ready_worker_until_it_drains(memory: M
     assert (finding.source, finding.is_error) == ("file", False)
     assert str(path) in finding.sentence
 
-    readiness.draining = True
+    readiness.drain()
     assert readiness.check() == (Status.DRAINING, [finding])
