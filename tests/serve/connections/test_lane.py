@@ -288,7 +288,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
         "draining": vars(WorkerReadiness)["draining"],
         "current": vars(DenyListFile)["current"],
         "live": vars(Follower)["live"],
-        "canary": vars(CanaryFollower)["followed"],
+        "canary": vars(CanaryFollower)["followed"],  # which the property Follower.canary reads
         "erased": vars(Follower)["erased"],
     }
     constants = {
