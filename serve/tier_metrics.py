@@ -38,7 +38,7 @@ class StoreObserver:
 
 
 class TierMetrics:
-    """The counters of one tier in one worker."""
+    """Counts failed attempts of one tier, and sums up the counts by which its canary is judged."""
 
     def __init__(self, tier: str, metrics: Metrics) -> None:
         self._tier = tier

@@ -55,7 +55,7 @@ class Tier(ABC):
     """Whether no row can be read at once."""
 
     damage_raises_anything = False
-    """Whether an exception of a call of the store other than StoreError is due to a damaged value, or is a defect."""
+    """Whether an exception of a call of the store other than StoreError is due to a damaged value, and not a defect."""
 
     def __init__(
         self,
@@ -72,7 +72,11 @@ class Tier(ABC):
         """
         self.name = name
         self.metrics = metrics
+        """Metrics of the worker, in which the tier counts under its name."""
+
         self.counters = TierMetrics(name, metrics)
+        """For failed attempts, the histogram of local reads, and the counts by which a canary is judged."""
+
         self.follower = Follower(
             reader,
             self.counters.canary_counts,
