@@ -11,7 +11,6 @@ from typing import Self, TypedDict, Unpack
 
 from hotplate.background import Background, blocking
 from hotplate.recommendations import FilterOptions, ListOptions, Recommendations
-from hotplate.serve.baskets import BasketItem
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import filter_of
@@ -153,11 +152,7 @@ class Lists:
 
         # Pairs of an item's id and its weight; None is the default weight.
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
-        basket = list[BasketItem]()
-        for item, weight in weights:
-            basket.append((check_id(item), weight))
-            if weight is not None and not 0 < weight < inf:
-                raise StoreMisused(f"a weight is a number above 0, not {weight}")
+        basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
 
         result = await self._here.fold_in(
             basket,
@@ -339,3 +334,10 @@ def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
     open_them = partial(open_lists, *urls, **options)
     open_them()  # only checks the arguments
     return SyncLists(open_them, lambda: StoreMisused("these lists are closed; open others by hotplate.open_sync(…)"))
+
+
+def _check_weight(weight: float) -> float:
+    """Return a weight; raises StoreMisused if it is invalid."""
+    if not 0 < weight < inf:
+        raise StoreMisused(f"a weight is a number above 0, not {weight}")
+    return weight
