@@ -16,6 +16,7 @@ import msgspec
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.connection import ConnectionRegistry
+from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender, stream_url
 from hotplate.serve.errors import NotReady
@@ -128,24 +129,24 @@ async def run_worker(
         )
         reports.begin_listening()
         announce()
-
-        # Keep pauses of the event loop short.
-        gc.collect()
-        gc.freeze()  # full collections skip objects that live as long as the worker
-        sys.setswitchinterval(SWITCH_S)
+        _tune_interpreter()
 
         await stop.requested.wait()
         dispatcher.drain()
         reports.write_now()
-        with suppress(TimeoutError):  # the delay, in which a load balancer stops sending requests, has passed
-            await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
-        acceptor.close()
-        memory.balance.leave(number)  # the others ignore this worker when they divide new connections evenly
+        await _stop_accepting(context, number, acceptor, stop)
         await _drain(settings, server, stop)
 
         for task in reader.following:
             if task.done():
                 task.result()  # raises the defect that has ended it
+
+
+def _tune_interpreter() -> None:
+    """Keep pauses of the event loop short."""
+    gc.collect()
+    gc.freeze()  # full collections skip objects that live as long as the worker
+    sys.setswitchinterval(SWITCH_S)
 
 
 class _StateReports:
@@ -180,24 +181,28 @@ class _StateReports:
         """Write the state between two regular reports, because it has changed."""
         self._write(self._reporter.state())
 
-    def _write(self, state: ProcessState) -> None:
-        """Write *state*, of the stores, with that of the service to shared memory, and what else the worker shares.
-
-        That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
-        workers that are started while no store can be read.
-        """
-        memory = self._context.memory
+    def _with_service_state(self, state: ProcessState) -> ProcessState:
+        """Return *state*, in which the reporter has the state of the stores, with that of the service added."""
         readiness = self._readiness.check()
         certificate = self._context.certificate
-        service_state = msgspec.structs.replace(
+        sharing = self._context.memory.sharing
+        return msgspec.structs.replace(
             state,
             status=readiness.status if self._is_listening else Status.STARTING,
             connections=len(self._connections),
             findings=short(readiness.findings),
             certificate_expires_at=certificate.expires_at if certificate else None,
-            consumed_lag_s=None if memory.sharing is None else memory.sharing.lag_s,
+            consumed_lag_s=None if sharing is None else sharing.lag_s,
         )
 
+    def _write(self, state: ProcessState) -> None:
+        """Write *state*, with that of the service, to shared memory, and what else the worker shares.
+
+        That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
+        workers that are started while no store can be read.
+        """
+        memory = self._context.memory
+        service_state = self._with_service_state(state)
         memory.states.write(self._number, service_state)
         memory.balance.update(self._number, service_state.connections)
         memory.metrics.count_in(DROPPED_LINES, number=self._context.stderr.take_dropped())
@@ -335,6 +340,18 @@ async def _wait_until_ready(reader: TieredReader, memory: ServiceMemory, number:
         with suppress(NotReady):
             await reader.wait_until_ready(PATIENCE_POLL_S)
             return
+
+
+async def _stop_accepting(context: ProcessContext, number: int, acceptor: Acceptor, stop: _ShutdownSignals) -> None:
+    """Go on for `settings.drain_delay_s` seconds, then accept no more connections.
+
+    A load balancer stops sending requests during the delay, which SIGINT and a dead parent end at once. Then the other
+    workers ignore this one, *number*, when they divide new connections evenly.
+    """
+    with suppress(TimeoutError):  # the delay has passed
+        await asyncio.wait_for(stop.at_once.wait(), context.settings.drain_delay_s)
+    acceptor.close()
+    context.memory.balance.leave(number)
 
 
 async def _drain(settings: ServiceSettings, server: HttpServer, stop: _ShutdownSignals) -> None:
