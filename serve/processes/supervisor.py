@@ -239,6 +239,14 @@ class _Signals:
         self._writing.close()
 
 
+def _one_byte_pipe() -> int:
+    """Return the reading end of a pipe with one byte."""
+    reading, writing = os.pipe()
+    os.write(writing, b"1")
+    os.close(writing)
+    return reading
+
+
 class _Supervisor:
     def __init__(self, context: ProcessContext, listeners: _Listeners, announce: Callable[[], None]) -> None:
         self._context = context
@@ -246,10 +254,7 @@ class _Supervisor:
         self._settings = settings = context.settings
         self._listeners = listeners
         self._announce = announce
-        # The first worker that answers takes the byte, and announces the service.
-        self._unannounced, writing = os.pipe()
-        os.write(writing, b"1")
-        os.close(writing)
+        self._unannounced = _one_byte_pipe()
         self._workers = [_Child(number, f"worker {number}") for number in range(settings.workers)]
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
@@ -356,6 +361,7 @@ class _Supervisor:
             os._exit(code)
 
     def _announce_once(self) -> None:
+        """Announce the service in the first worker that answers, which takes the byte from the pipe of all workers."""
         if os.read(self._unannounced, 1):
             self._announce()
 
@@ -432,14 +438,17 @@ class _Supervisor:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                child = next((child for child in self._children if child.pid == pid), None)
-                if child is None:
-                    continue
-                child.pid = 0
-                self._memory.states.clear(child.number)  # its counters stay
-                if child is not self._admin:
-                    self._memory.balance.leave(child.number)
-                yield child, os.waitstatus_to_exitcode(status)
+                for child in self._children:
+                    if child.pid == pid:
+                        child.pid = 0
+                        self._forget(child)
+                        yield child, os.waitstatus_to_exitcode(status)
+
+    def _forget(self, child: _Child) -> None:
+        """Delete the state of a process that has ended; its counters stay."""
+        self._memory.states.clear(child.number)
+        if child is not self._admin:
+            self._memory.balance.leave(child.number)
 
     def _stop(self, caught: signal.Signals) -> None:
         """Stop the workers, then the admin process, and kill those that have not ended in time.
