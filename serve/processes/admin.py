@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from urllib.parse import urlsplit
@@ -84,7 +84,6 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     routes = console.routes() | ReleaseAdmin(context.settings).routes() | WorkerStates(context.memory).routes()
     admin = AdminDispatcher(routes, guard, host)
     limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
-    write_state = partial(context.memory.states.write, context.settings.workers)  # the row after those of the workers
     not_counted = Metrics(1, ())  # only requests to workers count
     server = HttpServer(admin.answer, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
@@ -95,7 +94,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         background(_judge_canaries(context)),
         aclosing(console),
         background(_share_consumed_items(context)),
-        background(Reporter(()).run(write_state)),
+        background(_report_heartbeats(context)),
         _metric_export(context),
     ):
         acceptor = server.listen(listener, BACKLOG, certificate)
@@ -149,6 +148,12 @@ async def _share_consumed_items(context: ProcessContext) -> None:
         metrics=memory.metrics,
     )
     await sharing.run()
+
+
+async def _report_heartbeats(context: ProcessContext) -> None:
+    """Report that this process is alive, in the row of shared memory after those of the workers."""
+    write_state = partial(context.memory.states.write, context.settings.workers)
+    await Reporter(()).run(write_state)
 
 
 async def _judge_new_releases(context: ProcessContext) -> None:
@@ -247,12 +252,11 @@ class AdminDispatcher:
         count = self._refusals.met()
         if not count:
             return
-        peer = None if request.transport is None else request.transport.get_extra_info("peername")
         log.warning(
             "%s %s from %s was refused: %s (%d refused since the last such line)",
             request.method,
             route.template,
-            peer[0] if peer else "?",
+            _client_address(request),
             problem.detail,
             count,
         )
@@ -263,15 +267,24 @@ def _refuse_other_pages(request: web.BaseRequest, host: str) -> Problem | None:
 
     *host* is the address that is listened on. None for other requests.
     """
-    host_named = None
-    with suppress(ValueError):
-        host_named = urlsplit(f"//{request.headers.get('Host', '')}").hostname
-    if is_loopback(host) and host_named not in LOCAL_NAMES | {host}:
+    if is_loopback(host) and _host_named(request) not in LOCAL_NAMES | {host}:
         return Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
     origin = request.headers.get("Origin")
     if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
         return Problem(403, "wrong-origin", "the Origin header names another site; this is for its own pages only")
     return None
+
+
+def _client_address(request: web.BaseRequest) -> str:
+    peer = None if request.transport is None else request.transport.get_extra_info("peername")
+    return peer[0] if peer else "?"
+
+
+def _host_named(request: web.BaseRequest) -> str | None:
+    try:
+        return urlsplit(f"//{request.headers.get('Host', '')}").hostname
+    except ValueError:
+        return None
 
 
 def problem_of(error: Exception) -> Problem | None:

@@ -148,17 +148,21 @@ class Console:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
 
     async def user(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=&list=`: a user's list as the service would answer it, its origin, and the time taken.
-
-        The list is read by this process, and not counted as traffic. Raises a Problem: 404 for the name of a list that
-        does not exist, 503 without a release.
-        """
+        """`GET /console/user?id=&list=`: a user's list as the service would answer it, and its origin."""
         query = USER_QUERY.parse(raw_query)
         if not query.id:
             raise bad_parameter("id is missing; give that of a user, as id=42")
+        return json_of(await self._read_list(query.id, query.list))
+
+    async def _read_list(self, user: str, list_name: str) -> UserView:
+        """Return a user's list as the service would answer it, its origin, and the time taken.
+
+        The list is read by this process, and not counted as traffic. *list_name* is empty for the default list. Raises
+        a Problem: 404 for an unknown name, 503 without a release.
+        """
         reader = await self._ready_reader()
         shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
-        request = ListRequest(USER, query.id, selection=Selection(), name=query.list)
+        request = ListRequest(USER, user, selection=Selection(), name=list_name)
 
         started = time.perf_counter()
         try:
@@ -168,7 +172,7 @@ class Console:
         took_ms = round((time.perf_counter() - started) * 1000, 3)
 
         encoded = answer.encoded
-        view = UserView(
+        return UserView(
             source=encoded.source,
             status=encoded.status,
             release=encoded.release.id,
@@ -177,7 +181,6 @@ class Console:
             items=decode(answer.items),
             list=encoded.name,
         )
-        return json_of(view)
 
     async def _ready_reader(self) -> TieredReader:
         """Open the stores at the first call, and return their reader; raises a Problem (503) without a release."""

@@ -79,15 +79,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     too little memory, or for settings of consumed items that contradict each other.
     """
     tiers = tier_names(settings.stores)
-    declared = regions(settings.workers, tiers)
-    try:
-        table = SharedTable(declared)
-    except OSError as error:
-        size_mb = sum(region.bytes for region in declared) >> 20
-        raise ServiceMisused(
-            f"{size_mb} MiB of shared memory for {settings.workers} workers cannot be reserved: {error.strerror}; "
-            "start fewer with --workers"
-        ) from error
+    table = _reserve_table(settings.workers, tiers)
 
     return ServiceMemory(
         metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),  # the last slot is the admin process's
@@ -101,6 +93,18 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         sharing=None if stream_url(settings) is None else SharingState(table.floats("consumed sharing")),
         files=table.records("files"),
     )
+
+
+def _reserve_table(workers: int, tiers: Sequence[str]) -> SharedTable:
+    declared = regions(workers, tiers)
+    try:
+        return SharedTable(declared)
+    except OSError as error:
+        size_mb = sum(region.bytes for region in declared) >> 20
+        raise ServiceMisused(
+            f"{size_mb} MiB of shared memory for {workers} workers cannot be reserved: {error.strerror}; "
+            "start fewer with --workers"
+        ) from error
 
 
 def _create_consumed(settings: ServiceSettings, table: SharedTable) -> Consumed | None:

@@ -188,18 +188,13 @@ class CatalogueView(Struct):
         change its releases.
         """
         canary = catalogue.canary  # the release that a share of the users gets
-        previous = None
-        if catalogue.live is not None:
-            with suppress(ReleaseNotFound, ReleaseConflict):
-                previous = rollback(catalogue, catalogue.live).live
-
         return cls(
             tier,
             store,
             changeable,
             store_id=catalogue.store_id,
             live=catalogue.live,
-            previous=previous,
+            previous=_previous(catalogue),
             canary=None if canary is None else CanaryShare(canary.release, canary.percent),
             experiment=catalogue.experiment,
             generation=catalogue.generation,
@@ -214,6 +209,16 @@ class CatalogueView(Struct):
                 for entry in catalogue.distinct
             ],
         )
+
+
+def _previous(catalogue: Catalogue) -> ReleaseId | None:
+    """Return the release that a rollback leads to, if any."""
+    live = catalogue.live
+    if live is None:
+        return None
+    with suppress(ReleaseNotFound, ReleaseConflict):
+        return rollback(catalogue, live).live
+    return None
 
 
 class StoresView(Struct):
