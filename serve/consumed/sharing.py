@@ -151,15 +151,7 @@ class ConsumedSharing:
             await self._read_older_page()
         if self._phase is SharingPhase.WAITING and self._may_send:
             self._enter(SharingPhase.CATCHING_UP)
-
-        # Before sending: appending hides from the stream that Redis has lost entries. Waits if nothing is to be sent.
-        is_idle = self._phase in (SharingPhase.WAITING, SharingPhase.FOLLOWING)
-        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
-        if entries is None:  # Redis has lost entries, which this service may have to send again
-            self._phase = SharingPhase.REWINDING
-        else:
-            await self._apply_entries(entries)
-
+        await self._read_newer()  # before sending: appending hides from the stream that Redis has lost entries
         if self._phase in (SharingPhase.CATCHING_UP, SharingPhase.FOLLOWING):
             has_more_events = await self._send_events()
             self._enter(SharingPhase.CATCHING_UP if has_more_events else SharingPhase.FOLLOWING)
@@ -170,6 +162,15 @@ class ConsumedSharing:
         """Change the phase, unless the stream was found to need another reading meanwhile."""
         if self._phase is not SharingPhase.REWINDING:
             self._phase = phase
+
+    async def _read_newer(self) -> None:
+        """Read new entries of other services; if there is nothing else to do, wait up to WAIT_MS for them."""
+        is_idle = self._phase in (SharingPhase.WAITING, SharingPhase.FOLLOWING)
+        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
+        if entries is None:  # Redis has lost entries, which this service may have to send again
+            self._phase = SharingPhase.REWINDING
+        else:
+            await self._apply_entries(entries)
 
     async def _read_older_page(self) -> None:
         if self._phase is SharingPhase.REWINDING:
@@ -207,12 +208,19 @@ class ConsumedSharing:
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
 
         if erased_entries:
-            try:
-                await self._append(replacements)  # all services show the items again
-                await self._stream.erase(erased_entries)
-            except StoreError:  # the stream is past these entries, so it is read again from its start
-                self._phase = SharingPhase.REWINDING
-                raise
+            await self._replace_entries(erased_entries, replacements)
+
+    async def _replace_entries(self, erased: "Sequence[Entry]", forgotten: Sequence[ConsumedPairs]) -> None:
+        """Append entries without the user, by which all services show the items again, and erase those of the user.
+
+        After a StoreError the stream is read again from its start, because it is past these entries.
+        """
+        try:
+            await self._append(forgotten)
+            await self._stream.erase(erased)
+        except StoreError:
+            self._phase = SharingPhase.REWINDING
+            raise
 
     async def _append(self, parts: Sequence[ConsumedPairs]) -> None:
         keep_s = self._state.keep_s(self._consumed.window_s)
@@ -235,13 +243,7 @@ class ConsumedSharing:
         """
         if self._unsent and time.monotonic() < self._unsent_due and not at_once:
             return False
-        while self._unsent:
-            parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]  # which may have it now
-            if parts:
-                await self._append(parts)
-            for part in parts:
-                self._in_stream.hide(part)
-            del self._unsent[:BATCH]
+        await self._send_unsent()
 
         events = await self._next_events()
         has_more_events = len(events) == BATCH
@@ -250,6 +252,16 @@ class ConsumedSharing:
         if not has_more_events:
             self._unsent_due += SETTLE_S
         return has_more_events
+
+    async def _send_unsent(self) -> None:
+        """Append the events of `self._unsent` to the stream, other than those that it has meanwhile."""
+        while self._unsent:
+            parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]
+            if parts:
+                await self._append(parts)
+            for part in parts:
+                self._in_stream.hide(part)
+            del self._unsent[:BATCH]
 
     async def _next_events(self) -> list[ConsumedEvent]:
         """Read events in a thread, which a cancelled call leaves to the next one."""
