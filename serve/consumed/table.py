@@ -135,11 +135,7 @@ class Consumed:
 
     def hides(self, pairs: ConsumedPairs) -> bool:
         """Return whether all these items are hidden at least as long."""
-        for pair in pairs.pairs:
-            hidden_until = max((self._pairs[place] & TIME_MASK for place in self._places_of(pair)), default=0)
-            if hidden_until < pairs.until:
-                return False
-        return True
+        return all(self._until(pair) >= pairs.until for pair in pairs.pairs)
 
     def forget(self, pairs: ConsumedPairs) -> None:
         """Show items to a user again."""
@@ -151,6 +147,10 @@ class Consumed:
         """Forget everything."""
         for numbers in (self._users, self._pairs):
             numbers.cast("B")[:] = bytes(numbers.nbytes)
+
+    def _until(self, pair: int) -> int:
+        """Return until when an item is hidden from a user; 0 if it is not."""
+        return max((self._pairs[place] & TIME_MASK for place in self._places_of(pair)), default=0)
 
     def _places_of(self, pair: int) -> list[int]:
         start = pair % BUCKETS * WAYS
