@@ -117,16 +117,13 @@ def parse_overrides(content: bytes) -> DenyList:
     number = 0  # of the row, for errors
     try:
         for number, row in _paced(_override_rows(content)):  # noqa: B007 -- for errors
-            fields = _decode_row(row) if isinstance(row, str) else row
-            cells = {name.strip(): _text_of(cell) for name, cell in fields.items()}
-
-            item = encode_id(check_id(cells.pop("item")))
-            if DENIED[cells.pop("deny", "").lower()]:
+            item, is_denied, overrides = _parse_override(row)
+            if is_denied:
                 denied.add(item)
-            for attribute, value in cells.items():
-                if value:
-                    values.setdefault(attribute, {})[item] = sys.intern(value)
-                    count += 1
+            for attribute, value in overrides.items():
+                values.setdefault(attribute, {})[item] = sys.intern(value)
+
+            count += len(overrides)
             if count > MAX_OVERRIDES:
                 raise _too_many_overrides()
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
@@ -149,6 +146,19 @@ def _override_rows(content: bytes) -> Iterable[str | dict[str, str]]:
     if text.strip() and "item" not in map(str.strip, table.fieldnames or ()):
         raise ValueError("no column of items")
     return table
+
+
+def _parse_override(row: str | dict[str, str]) -> tuple[bytes, bool, dict[str, str]]:
+    """Parse a row; raises ValueError, LookupError, AttributeError or StoreMisused.
+
+    Returns the item, encoded by `encode_id`; whether it is denied; and its values by attribute, of which none is empty.
+    """
+    fields = _decode_row(row) if isinstance(row, str) else row
+    cells = {name.strip(): _text_of(cell) for name, cell in fields.items()}
+    item = encode_id(check_id(cells.pop("item")))
+    is_denied = DENIED[cells.pop("deny", "").lower()]
+    values = {attribute: value for attribute, value in cells.items() if value}
+    return item, is_denied, values
 
 
 def _too_many_overrides() -> DenyListInvalid:
