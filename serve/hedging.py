@@ -80,22 +80,35 @@ class Hedge:
             return race.results
         finally:
             timer.cancel()
-            race.is_over = True
-            if race.second is not None:
-                race.second.cancel()
-                self._metrics.count_in(HEDGES, self._tier, HEDGE_LOST if race.results is None else HEDGE_WON)
+            self._end(race)
 
         if not race.is_late:
-            self._delay_s = max(SHORTEST_S, self._delay_s * (1 - STEP * LATE))
+            self._shorten_delay()
         return results
+
+    def _end(self, race: _Race) -> None:
+        """Cancel the second read if it still runs, and count whether it has won."""
+        race.is_over = True
+        if race.second is not None:
+            race.second.cancel()
+            self._metrics.count_in(HEDGES, self._tier, HEDGE_LOST if race.results is None else HEDGE_WON)
 
     def _start_second_read(self, race: _Race) -> None:
         race.is_late = True
-        # This step and that of a read in time cancel out while a share LATE of the reads is late.
-        self._delay_s = min(LONGEST_S, self._delay_s * (1 + STEP * (1 - LATE)))
+        self._lengthen_delay()
         if self._tokens >= 1:
             self._tokens -= 1
             race.second = asyncio.create_task(self._read_elsewhere(race))
+
+    # Both steps cancel out while a share LATE of the reads is late.
+
+    def _lengthen_delay(self) -> None:
+        """Lengthen the delay after a late read."""
+        self._delay_s = min(LONGEST_S, self._delay_s * (1 + STEP * (1 - LATE)))
+
+    def _shorten_delay(self) -> None:
+        """Shorten the delay after a read that was not late."""
+        self._delay_s = max(SHORTEST_S, self._delay_s * (1 - STEP * LATE))
 
     async def _read_elsewhere(self, race: _Race) -> None:
         """Read the keys of *race*, a read that is late, from a replica as well: the first answer wins.
