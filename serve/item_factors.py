@@ -40,22 +40,11 @@ class ItemFactors:
         if len(self._rows) != description.items:
             raise ReleaseCorrupt(f"there are {len(self._rows)} of {description.items} items")
 
-        # The Gram matrix YᵀY of the item factors Y.
-        self._gram = np.zeros((description.factors, description.factors))
-        for start in range(0, len(matrix), ROWS_AT_ONCE):  # a copy of all as float64 would be large
-            rows = matrix[start : start + ROWS_AT_ONCE].astype(np.float64)
-            self._gram += rows.T @ rows
-
+        self._gram = _gram_matrix(matrix)
         self._multipliers = np.array([entry.multiplier for entry in entries], dtype=np.float32)
         self._banned: RowNumbers = np.flatnonzero([not entry.allowed for entry in entries])
         self._denied: tuple[Container[bytes], RowNumbers] = (), np.empty(0, dtype=np.intp)
-
-        # `unique` numbers categories in their order: as the least of all, `missing` gets 0, also if no item lacks one.
-        missing = -1
-        categories = [missing if entry.category is None else entry.category for entry in entries]
-        _, numbers = np.unique([missing, *categories], return_inverse=True)
-        self._categories: RowNumbers = numbers[1:]
-        """Category of each row from 1; 0 for none."""
+        self._categories = _category_numbers(entries)
 
     def known(self, weights: Mapping[str, float]) -> dict[int, float]:
         """Return the weights of known items by their rows."""
@@ -84,14 +73,7 @@ class ItemFactors:
                 scores[row] = -np.inf
 
         best = self._best_rows(scores, n)
-        items = list[Item]()
-        for row, score in zip(best, scores[best].tolist(), strict=True):
-            entry = self._entries[row]
-            item = Item(id=entry.id, score=round(score, SCORE_DECIMALS))
-            if entry.title is not None:
-                item["title"] = entry.title
-            items.append(item)
-        return items
+        return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
 
     def _denied_rows(self, denied: Container[bytes]) -> RowNumbers:
         """Return the rows of denied items, which are looked up once for each deny-list."""
@@ -169,3 +151,29 @@ def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
     are_first = np.empty(len(order), dtype=np.bool_)
     are_first[order] = (places < most) | (sorted_categories == 0)
     return are_first
+
+
+def _gram_matrix(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the Gram matrix YᵀY of the item factors Y."""
+    _, size = matrix.shape
+    gram = np.zeros((size, size))
+    for start in range(0, len(matrix), ROWS_AT_ONCE):  # a copy of all as float64 would be large
+        rows = matrix[start : start + ROWS_AT_ONCE].astype(np.float64)
+        gram += rows.T @ rows
+    return gram
+
+
+def _category_numbers(entries: Sequence[ItemEntry]) -> RowNumbers:
+    """Return the category of each item, numbered from 1; 0 for none."""
+    # `unique` numbers categories in their order: as the least of all, `missing` gets 0, also if no item lacks one.
+    missing = -1
+    categories = [missing if entry.category is None else entry.category for entry in entries]
+    _, numbers = np.unique([missing, *categories], return_inverse=True)
+    return numbers[1:]
+
+
+def _item(entry: ItemEntry, score: float) -> Item:
+    item = Item(id=entry.id, score=round(score, SCORE_DECIMALS))
+    if entry.title is not None:
+        item["title"] = entry.title
+    return item
