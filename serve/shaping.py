@@ -71,10 +71,7 @@ class Shaper:
 
         hidden: IdSet | None = None
         if beside:
-            # A list that was made for these items lacks them, but popular items, which may follow it, do not.
-            may_have_popular = encoded.source == "popular" or selection.only is not NO_FILTER
-            if may_have_popular or denied:
-                hidden = frozenset(map(encode_id, beside))
+            hidden = self._listed_beside(encoded, selection, beside)
         elif user:
             hidden = self.consumed_by(user)
 
@@ -93,12 +90,23 @@ class Shaper:
             return selection.shortened(items)
 
         filling = selection.shortened(self._popular_filling(encoded, selection, left_out, items))
-        marked = [item[:-1] + b',"source":"popular"}' for item in filling.split(SEPARATOR) if item]
-        return SEPARATOR.join(filter(None, [selection.shortened(items), *marked]))
+        return SEPARATOR.join(filter(None, [selection.shortened(items), _marked(filling)]))
 
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
         return None if self._consumed is None else self._consumed.hidden_from(user)
+
+    def _listed_beside(
+        self, encoded: EncodedList, selection: Selection, beside: Collection[str]
+    ) -> frozenset[bytes] | None:
+        """Return the ids of the items *beside* a list; None if the answer cannot contain them.
+
+        A list that was made for these items lacks them, but popular items, which may follow it, do not.
+        """
+        may_have_popular = encoded.source == "popular" or selection.only is not NO_FILTER
+        if may_have_popular or self._deny_list.current.items:
+            return frozenset(map(encode_id, beside))
+        return None
 
     def _filtered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
         """Return the first items of the list itself that are in none of *left_out* and meet `where`."""
@@ -142,3 +150,8 @@ def _filters_of(release: ServedRelease) -> ReleaseFilters:
     if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
         raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
     return release.filters
+
+
+def _marked(items: bytes) -> bytes:
+    """Return items with the source `popular`."""
+    return SEPARATOR.join([item[:-1] + b',"source":"popular"}' for item in items.split(SEPARATOR) if item])
