@@ -131,13 +131,9 @@ class Probation:
         if catalogue is None or catalogue.live_ref != live:
             return False
 
-        # Remember what was withdrawn. An incarnation is the unique name of one write of a release: another one is drawn
-        # if it is published again.
-        withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
-        others = [incarnation for incarnation in probation.withdrawn_incarnations if incarnation not in withdrawn]
-        probation.withdrawn_incarnations = [*others, *withdrawn][-REMEMBERED:]
-
+        _remember_withdrawn(probation, catalogue)
         previous = probation.live
+        # An incarnation is the unique name of one write of a release; an id may be written again.
         was_withdrawn = live.incarnation in probation.withdrawn_incarnations
         if previous is not None and _rollback_target(catalogue) == previous and not was_withdrawn:
             counts_an_hour_ago = probation.history[0].counts  # the oldest sample
@@ -242,6 +238,14 @@ class Probation:
                 yield admin if is_same else store
 
 
+def _remember_withdrawn(probation: TierProbation, catalogue: Catalogue) -> None:
+    """Add the withdrawn releases of a catalogue to those of *probation*, which keeps the newest REMEMBERED."""
+    # An incarnation is the unique name of one write of a release: another one is drawn if it is published again.
+    withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
+    others = [incarnation for incarnation in probation.withdrawn_incarnations if incarnation not in withdrawn]
+    probation.withdrawn_incarnations = [*others, *withdrawn][-REMEMBERED:]
+
+
 def _rollback_target(catalogue: Catalogue) -> ReleaseRef | None:
     """Return the release that a rollback leads to."""
     if catalogue.live is None:
@@ -277,21 +281,23 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
 async def _is_store_slow(
     store: Reader, live: ReleaseRef, before: ReleaseRef, *, expected: ReleaseCounts, counts: ReleaseCounts
 ) -> bool:
-    """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now.
+    """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now."""
+    is_worse_otherwise = find_regression(expected, counts._replace(reads=NO_READS)) is not None
+    return not is_worse_otherwise and not await _is_slower(store, live, before, slow_s(expected.reads))
 
-    Reads both now, in turn: the sample of keys in the manifest of *before*. As a few reads are slow by chance, *live*
-    is slower only if its slow reads exceed twice those of *before* by a share MORE_SLOW of the keys.
+
+async def _is_slower(reader: Reader, release: ReleaseRef, before: ReleaseRef, over_s: float) -> bool:
+    """Return whether *release* has more slow reads, over *over_s* seconds, than *before*; reads both now, in turn.
+
+    The rows are the sample of keys in the manifest of *before*. As a few reads are slow by chance, the slow ones of
+    *release* must exceed twice those of *before* by a share MORE_SLOW of the rows.
     """
-    if find_regression(expected, counts._replace(reads=NO_READS)) is not None:
-        return False  # it is worse otherwise, too
-
-    over_s = slow_s(expected.reads)
-    slow_reads = dict.fromkeys((live, before), 0)
-    sample = (await read_servable(store, before)).manifest.sample
+    slow_reads = dict.fromkeys((release, before), 0)
+    sample = (await read_servable(reader, before)).manifest.sample
     for key in sample:
-        for ref in (before, live):
+        for ref in (before, release):
             started = time.perf_counter()
-            await store.get_many(ref, [key])
+            await reader.get_many(ref, [key])
             slow_reads[ref] += time.perf_counter() - started > over_s
 
-    return slow_reads[live] <= 2 * slow_reads[before] + MORE_SLOW * len(sample)
+    return slow_reads[release] > 2 * slow_reads[before] + MORE_SLOW * len(sample)
