@@ -277,12 +277,7 @@ class TurnLookups:
         """
         tier = self._tiers[tier_index]
         if tier.breaker.is_open:
-            groups = turn.groups(tier, rows)
-            if not groups:  # it serves no release
-                return rows
-            uncached = list[RowKey]()
-            for group in groups:
-                uncached += turn.settle(read_nowait(tier, group))
+            uncached = _settle_cached(turn, rows, tier)
             if len(uncached) > 1:
                 self._spawn(self._read_rows(turn, uncached[1:], tier_index + 1))
             return uncached[:1]
@@ -291,3 +286,14 @@ class TurnLookups:
         for start in range(size, len(rows), size):
             self._spawn(self._read_rows(turn, rows[start : start + size], tier_index))
         return rows[:size]
+
+
+def _settle_cached(turn: _Turn, rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
+    """Complete rows that a tier has in its cache, and return the others."""
+    groups = turn.groups(tier, rows)
+    if not groups:  # it serves no release
+        return rows
+    remaining = list[RowKey]()
+    for group in groups:
+        remaining += turn.settle(read_nowait(tier, group))
+    return remaining
