@@ -38,11 +38,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     destination = SegmentFolder(url)
     copied_bytes = 0
     try:
-        # Segments shipped to their own folder by another name would be deleted: a new file would be there, too.
-        with NamedTemporaryFile(dir=folder, prefix=".ship-") as probe:
-            if destination.holds(Path(probe.name).name):
-                raise ServiceMisused(f"{destination.shown} is {folder} itself; name another place with --to")
-
+        _check_is_elsewhere(destination, folder)
         recovered = len(recover(folder))  # closes segments of writers that were killed
         paths = segments(folder)
 
@@ -56,3 +52,13 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     except OSError as error:
         raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
     return Shipped(len(paths), copied_bytes, recovered)
+
+
+def _check_is_elsewhere(place: SegmentFolder, folder: Path) -> None:
+    """Raise ServiceMisused if a place is *folder* by another name: then the segments would be deleted.
+
+    It is if it has a new file of that folder.
+    """
+    with NamedTemporaryFile(dir=folder, prefix=".ship-") as probe:
+        if place.holds(Path(probe.name).name):
+            raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
