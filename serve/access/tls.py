@@ -69,14 +69,14 @@ def certificate_of(settings: ServiceSettings) -> Certificate | None:
 
 def expiry(pem: bytes) -> float:
     """Return the earliest expiry (Unix time) in a PEM file, which the ssl module does not show; raises ValueError."""
-    times = list[float]()
-    for _, content in _PEM.findall(pem):
-        validity = _VALIDITY.search(b64decode(content))
-        if validity is not None:
-            end = validity["end"].decode()
-            year = "%y" if len(end) == len("YYMMDDhhmmssZ") else "%Y"  # UTCTime or GeneralizedTime of ASN.1
-            times.append(datetime.strptime(end, f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp())
-    return min(times)
+    periods = [_VALIDITY.search(b64decode(content)) for _, content in _PEM.findall(pem)]
+    return min(_time_of(period["end"].decode()) for period in periods if period)
+
+
+def _time_of(text: str) -> float:
+    """Return the Unix time of a UTCTime (two digits of the year) or GeneralizedTime (four) of ASN.1."""
+    year = "%y" if len(text) == len("YYMMDDhhmmssZ") else "%Y"
+    return datetime.strptime(text, f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def _load_pem(context: ssl.SSLContext, pem: bytes) -> None:
