@@ -138,7 +138,7 @@ class Report:
     method      how it was measured, on the page and in the JSON only
     failures    what could not be measured
     broken      what was measured and is not acceptable
-    listed      one line for each row instead of a matrix
+    listed      on a terminal, one line for each row instead of a matrix, as on pages without columns
     extra       only in the JSON
     """
 

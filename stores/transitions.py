@@ -356,7 +356,10 @@ def _is_abandoned(entry: Release, now: float, grace_s: float) -> bool:
 
 
 def _is_unneeded(entry: Release, now: float, grace_s: float, keep_ready_s: float | None) -> bool:
-    """Return whether the grace of a release is over and, if it is ready, its *keep_ready_s* since it was begun."""
+    """Return whether the grace of a release is over and, if it is ready, its *keep_ready_s* since it was begun.
+
+    A ready release is always needed if *keep_ready_s* is None.
+    """
     if (entry.superseded_at or 0.0) + grace_s > now:
         return False
     if entry.state is State.READY:
