@@ -139,8 +139,8 @@ class FoldIn:
     async def _load_pieces(self, reader: Reader, release: ReleaseRef, description: Description) -> "ItemFactors":
         """Read the item factors of a release, in pieces with some hundred items each.
 
-        *description* has the numbers of pieces, items and factors. Raises StoreError, and ReleaseCorrupt if they are
-        too large, damaged, or not as described.
+        *description* has the numbers of pieces, items and factors. Raises StoreError, and ReleaseCorrupt or ValueError
+        if they are too large, damaged, or not as described.
         """
         import numpy as np  # noqa: PLC0415 -- an extra
 

@@ -178,7 +178,6 @@ class Metrics:
                 starts[labels] = self._slot_cells
                 self._slot_cells += row.cells
         self.store = self.cells[STORE_TIMES]
-        self.canary = self.cells[CANARY_LOOKUPS]
         self.canary_reads = self.cells[CANARY_TIMES]
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
         self._failures = self.cells[FAILED]

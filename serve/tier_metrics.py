@@ -4,6 +4,7 @@ import logging
 
 from hotplate.serve.metrics import (
     CANARY,
+    CANARY_LOOKUPS,
     CLICKS,
     HISTOGRAM_CELLS,
     IMPRESSIONS,
@@ -63,7 +64,8 @@ class TierMetrics:
         events do not name a store. A list was shown if the item at its first position was.
         """
         metrics = self._metrics
-        hit, miss, error = (metrics.total(metrics.canary[self._tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)
+        lookups = metrics.cells[CANARY_LOOKUPS]
+        hit, miss, error = (metrics.total(lookups[self._tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)
         *reads, _sum_s = metrics.total(metrics.canary_reads[self._tier, role], HISTOGRAM_CELLS)
         first_position = POSITIONS[0]
         (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, first_position])

@@ -63,7 +63,8 @@ class CanaryFollower:
         """Return the canary that a catalogue names: the release that a share of the users gets.
 
         It is loaded unless it was stopped, or is served already; its counts go on if only its share has changed. If it
-        cannot be loaded, the result says why: the live release is not affected. The result takes effect as `followed`.
+        cannot be loaded, the result says why: the live release is not affected. The result takes effect once
+        the caller assigns it to `followed`.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
@@ -108,8 +109,8 @@ class CanaryFollower:
         if reason is not None and is_loaded:
             self.followed = _stopped(entry, reason)
         elif reason is None and not is_loaded:
-            problem = "it was stopped, and is to be loaded again"
-            self.followed = FollowedCanary(CanaryState.UNLOADED, entry, reason=problem)
+            why_unloaded = "it was stopped, and is to be loaded again"
+            self.followed = FollowedCanary(CanaryState.UNLOADED, entry, reason=why_unloaded)
 
     def drop(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""

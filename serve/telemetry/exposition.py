@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.readiness import Status
 from hotplate.serve.releases.probation_state import TierProbation
-from hotplate.serve.states import REPORT_S, SILENT_S, ProcessState, TierState
+from hotplate.serve.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 
 # Field of /proc/PID/stat, counted after the process name.
 _MAJOR_FAULTS = 9
@@ -56,7 +56,7 @@ def _age_s(at: float | None) -> float | None:
 
 
 def _is_degraded(state: ProcessState) -> bool:
-    return state.silent_s >= SILENT_S or state.status in {Status.DEGRADED, Status.NOT_READY}
+    return status_now(state) in {Status.DEGRADED, Status.NOT_READY, Status.SILENT}
 
 
 def _lookups(state: ProcessState) -> Values:
@@ -105,7 +105,7 @@ def _major_faults(process: Path) -> float:
 # fmt: off
 STATE_TABLE = (
     StateMetric("hotplate_worker_up", "1 if the worker reported recently.", "",
-                _of_worker(lambda state: state.silent_s < SILENT_S), without_state=[((), 0)]),
+                _of_worker(lambda state: status_now(state) is not Status.SILENT), without_state=[((), 0)]),
     StateMetric("hotplate_degraded", "1 while a worker answers from only some of its stores, or not at all.", "",
                 _of_worker(_is_degraded), without_state=[((), 1)]),
     StateMetric("hotplate_worker_start_time_seconds", "Start of a worker, as Unix time.", "",

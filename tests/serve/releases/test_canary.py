@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.metrics import BUCKETS_S, CANARY, LIVE, Metrics
+from hotplate.serve.metrics import BUCKETS_S, CANARY, CANARY_LOOKUPS, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, ServedCanary, click_interval, find_regression
 from hotplate.serve.releases.follower import CANARY_S
@@ -100,7 +100,8 @@ async def test_unknown_or_unreadable_user_gets_popular_list_of_assigned_release(
     remote.failure = StoreUnavailable("gone")
     check(await asyncio.gather(*map(reader.personal, NAMES)), "popular")
     check(await reader.personal_many(NAMES), "popular")
-    counted = {labels: reader.metrics.total(cell)[0] for labels, cell in reader.metrics.canary.items()}
+    cells = reader.metrics.cells[CANARY_LOOKUPS]
+    counted = {labels: reader.metrics.total(cell)[0] for labels, cell in cells.items()}
     assert counted["tier", CANARY, "miss"] == len(chosen)
     assert counted["tier", LIVE, "hit"] == USERS - len(chosen)
     assert counted["tier", CANARY, "error"] == 2 * len(chosen)
@@ -279,15 +280,15 @@ async def test_a_batch_names_the_release_of_each_user_and_both_in_its_headers(me
 async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory: MemoryStore) -> None:
     live, canary = await with_canary(memory)
     metrics = Metrics(3, ["tier"])
-    metrics.count(metrics.canary["tier", CANARY, "miss"], 1000)  # of a canary before this one
+    metrics.count_in(CANARY_LOOKUPS, "tier", CANARY, "miss", number=1000)  # of a canary before this one
     async with TieredReader({"tier": memory}, metrics=metrics) as reader:
         await reader.wait_until_ready(5)
         await asyncio.sleep(2 * CANARY_S)
         assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live, canary}
         for worker in (1, 2):
             own = metrics.in_slot(worker)
-            own.count(metrics.canary["tier", LIVE, "hit"], 600)
-            own.count(metrics.canary["tier", CANARY, "miss"], 60)
+            own.count_in(CANARY_LOOKUPS, "tier", LIVE, "hit", number=600)
+            own.count_in(CANARY_LOOKUPS, "tier", CANARY, "miss", number=60)
         await asyncio.sleep(2 * CANARY_S)
         assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from hotplate.serve.metrics import CANARY, LIVE, Metrics
+from hotplate.serve.metrics import CANARY, CANARY_LOOKUPS, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.canary_judge import CanaryJudge, SharedVerdicts
 from hotplate.serve.releases.follower import CANARY_S
@@ -54,9 +54,9 @@ class SharedCanary:
     def count(self, *, lost: int) -> None:
         """Count lookups of both releases, of which the canary has *lost* some."""
         metrics = self.metrics.in_slot(1)
-        metrics.count(metrics.canary[TIER, LIVE, "hit"], 1000)
-        metrics.count(metrics.canary[TIER, CANARY, "hit"], 1000 - lost)
-        metrics.count(metrics.canary[TIER, CANARY, "miss"], lost)
+        metrics.count_in(CANARY_LOOKUPS, TIER, LIVE, "hit", number=1000)
+        metrics.count_in(CANARY_LOOKUPS, TIER, CANARY, "hit", number=1000 - lost)
+        metrics.count_in(CANARY_LOOKUPS, TIER, CANARY, "miss", number=lost)
 
 
 async def with_canary(memory: MemoryStore) -> SharedCanary:
