@@ -193,7 +193,9 @@ async def encode_rows(
         async for rows in remaining:
             yield encoder.rows(rows)
 
-    compressed_plan = _compressed_plan(plan, training_rows, Encoder(checksum, dictionary), dictionary)
+    # Another encoder, because each counts the bytes of the popular lists that it encodes towards a limit.
+    measuring_encoder = Encoder(checksum, dictionary)
+    compressed_plan = _compressed_plan(plan, training_rows, measuring_encoder, dictionary)
     return EncodedRows(compressed_plan, encoded(), dictionary)
 
 

@@ -316,7 +316,7 @@ async def survey(
 
 
 async def _find_releases(store: Store, record: bytes | None, now: float) -> Survey:
-    """Return a survey of a store's sealed releases, whose rows are not read; *record* and *now* are as of a Survey.
+    """Return the survey of a store, before the rows of its releases are read; *record* and *now* become its fields.
 
     An incarnation is the unique name of one write of a release, by which its data are stored. Earlier versions also
     kept erased users under one, as the row KEY; these are added to the log, which counts as damaged if such a row

@@ -483,7 +483,7 @@ class _Resume:
         for index, (key, _) in enumerate(rows):
             if key.startswith(META):  # not in the order of the others, and no resume point
                 continue
-            if key >= resume_point:  # in the order of UTF-8 bytes, as str are ordered in the same way
+            if key >= resume_point:  # `str` has the same order as its UTF-8 bytes, by which rows are sorted
                 first_new = index + 1 if key == resume_point else index
                 self._resume_point = None
                 return rows[first_new:]

@@ -356,9 +356,9 @@ def _is_abandoned(entry: Release, now: float, grace_s: float) -> bool:
 
 
 def _is_unneeded(entry: Release, now: float, grace_s: float, keep_ready_s: float | None) -> bool:
-    """Return whether the grace of a release is over and, if it is ready, its *keep_ready_s* since it was begun.
+    """Return whether a release left service at least *grace_s* ago, or never served, and is not a ready one to keep.
 
-    A ready release is always needed if *keep_ready_s* is None.
+    A ready release is kept for *keep_ready_s* after it was begun, or always if that is None.
     """
     if (entry.superseded_at or 0.0) + grace_s > now:
         return False

@@ -386,8 +386,9 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             if not container.startswith(CONTAINER):
                 continue
             incarnation = container.removeprefix(CONTAINER)
-            is_drawn = bool(DRAWN.fullmatch(incarnation))  # by hotplate; otherwise, the item with the state is sought
-            if is_drawn or await self._rows_retrier.call(self._states.is_in, container):
+            # A generated name shows that the container is ours; with any other name, only the item with the state does.
+            is_generated = DRAWN.fullmatch(incarnation) is not None
+            if is_generated or await self._rows_retrier.call(self._states.is_in, container):
                 incarnations.append(incarnation)
         return incarnations
 

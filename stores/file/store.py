@@ -41,6 +41,7 @@ from hotplate.stores.folders import (
     write_all,
 )
 from hotplate.stores.store import (
+    MAY_PUBLISH,
     CheckCatalogue,
     Diagnosed,
     Finding,
@@ -503,10 +504,12 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
     """
     if mode == os.R_OK:
         level = Level.ERROR
+        subject = "may read"
         purpose = "read"
         aside = ""
     else:
         level = Level.WARNING
+        subject = MAY_PUBLISH
         purpose = "publish"
         aside = ", which is right for a service"
 
@@ -519,8 +522,8 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
 
         if is_refused:
             sentence = f"no: user {os.geteuid()} may not use {path}{aside}; to {purpose}, change its owner or its mode"
-            return Finding(level, f"may {purpose}", sentence)
-    return Finding(Level.OK, f"may {purpose}", "yes")
+            return Finding(level, subject, sentence)
+    return Finding(Level.OK, subject, "yes")
 
 
 def _file_system_finding(folder: Path) -> Finding:

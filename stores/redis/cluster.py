@@ -76,9 +76,14 @@ class Cluster(DiscoveredDeployment):
     async def named_replicas(self, primary: tuple[str, int]) -> int:
         with suppress(StoreError):  # then the slots of the last discovery are used
             await self.discover()
-        node = self._client.get_node(*primary)
-        nodes_by_slot = self._client.nodes_manager.slots_cache
-        return next((len(nodes) - 1 for nodes in nodes_by_slot.values() if nodes and nodes[0] == node), 0)
+        primary_node = self._client.get_node(*primary)
+        if primary_node is None:
+            return 0
+
+        for nodes in self._client.nodes_manager.slots_cache.values():  # of a slot: its primary, then the replicas
+            if nodes and nodes[0] == primary_node:
+                return len(nodes) - 1
+        return 0
 
     def address(self, node: RedisNode) -> RedisAddress:
         return self._cluster.at(node.host, node.port)

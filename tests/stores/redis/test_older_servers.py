@@ -217,9 +217,9 @@ class Harness:
 
 @pytest.fixture(autouse=True)
 def settles_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the limit of the time in which replicas follow a new primary, because most faults lead to one without them.
+    """Restore SETTLE_S, how long to wait for the replicas of a new primary: after most faults, it has none.
 
-    The other limits are long: a server that was killed refuses at once, and a late one must not count as a fault.
+    The other limits stay long: a server that was killed refuses at once, and a late one must not count as a fault.
     """
     monkeypatch.setattr(sentinels, "SETTLE_S", SETTLE_S)
 
