@@ -22,7 +22,7 @@ from hotplate.offline.steps import timed
 from hotplate.offline.verdicts import NewList, compare_names, evaluation_of, judge
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import ITEM, POPULAR, prefix_of
-from hotplate.stores.manifest import Manifest, Tally
+from hotplate.stores.manifest import Manifest, Tally, count_in_list
 from hotplate.stores.origin import GateRecord, GateVerdict, Origin, OriginRecord, failures
 from hotplate.stores.store import Reader
 
@@ -159,6 +159,6 @@ def _with_counted_rows(new: NewList, counts: Mapping[str, int], popular_keys: Se
     """
     prefix = prefix_of(POPULAR, new.stored_name)
     return new._replace(
-        similar_lists=counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0),  # a kind is a prefix without its colon
+        similar_lists=count_in_list(counts, ITEM, new.stored_name),
         segments={key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)},
     )

@@ -201,7 +201,7 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
     """
     sentences = dict[str, None]()  # in order, without repeats
     for verdict in verdicts:
-        _, _, name = verdict.gate.rpartition(":")  # without that of its list
+        _, _, name = verdict.gate.rpartition(":")  # a verdict on a named list has the gate `basket:coverage`
         remedy = _REMEDIES.get(name)
         if verdict.passed or remedy is None:
             continue

@@ -14,7 +14,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, Item, RowKey, cut, decode, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.manifest import Manifest
+from hotplate.stores.manifest import Manifest, count_in_list
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_results
 
@@ -207,13 +207,12 @@ async def read_live(
         if not isinstance(items, ReleaseCorrupt):
             lists[name] = [item["id"] for item in items]
 
-    # The manifest counts rows by the prefix of their keys, without the colon.
     return LiveLists(
         popular=lists.pop(OVERALL, []),
         by_user=lists,
         segments={*(manifest.named[stored] if stored else manifest.segments)},
-        users_with_lists=manifest.counts.get(prefix_of(USER, stored)[:-1], 0),
-        similar_lists=manifest.counts.get(prefix_of(ITEM, stored)[:-1], 0),
+        users_with_lists=count_in_list(manifest.counts, USER, stored),
+        similar_lists=count_in_list(manifest.counts, ITEM, stored),
     )
 
 

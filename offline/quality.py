@@ -257,7 +257,7 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
 class _TestedPiece:
     """A piece of a log, split as `hotplate train` splits it with CORE_OPTIONS, to measure methods on its test part.
 
-    *file* is of `Trainings.write_piece`. *popular* ranks the items of users without a list.
+    *file* was written by `Trainings.write_piece`. *popular* ranks the items of users without a list.
     """
 
     def __init__(self, file: Path, popular: PopularityParams) -> None:

@@ -227,10 +227,14 @@ class RuledLists:
         return facts
 
     @property
+    def _reorders(self) -> bool:
+        """Whether the candidates for a list are reordered, for diversity or rotation."""
+        return self.similarity is not None or self.shown is not None
+
+    @property
     def _depth(self) -> int:
         """The number of candidates for a list."""
-        needs_pool = self.similarity is not None or self.shown is not None
-        return max(self.length, pool_size(self.length)) if needs_pool else self.length
+        return max(self.length, pool_size(self.length)) if self._reorders else self.length
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         """Return lists [users, n] of some users (rows of the matrix), by all rules but the cap per category.
@@ -246,7 +250,7 @@ class RuledLists:
 
         if self.rules.shortens:
             lists = self._fill_with_popular(users, lists)
-        if self.similarity is not None or self.shown is not None:
+        if self._reorders:
             lists = self._reorder_candidates(users, lists)
         if self.new is not None:
             lists = self._insert_new_items(self.new, users, lists)

@@ -155,8 +155,7 @@ class TrainReport:
         if lead.ndcg >= 0:
             return None
 
-        is_certain = lead.interval is not None and lead.interval[1] < 0
-        doubt = "" if is_certain else ", too little to be certain"
+        doubt = "" if lead.is_certain else ", too little to be certain"
         return (
             f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
             f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}{doubt}; train with "

@@ -54,10 +54,10 @@ class NewList(NamedTuple):
 async def judge(new: NewList, reader: Reader, live: ReleaseRef | None) -> list[GateVerdict]:
     """Judge the gates of the list *new*, and return a verdict for each, in order.
 
-    Gates on the list alone are judged by its evaluation and its counts. Others, with those in DEFAULTS, compare it with
-    the list of the same name in the release *live*, read from *reader*. They pass if nothing is live; if the live
-    release is damaged, only those in DEFAULTS pass. A verdict has the name of its gate, with the name of the list
-    before it (`basket:coverage`) unless it is the default list. Raises StoreError.
+    Gates on the list alone are judged by its evaluation and its counts. Others compare it with the list of the same
+    name in the release *live*, read from *reader*. If nothing is live, these pass; else those in DEFAULTS are judged,
+    too. If the live release is damaged, only those in DEFAULTS pass. A verdict has the name of its gate, with the name
+    of the list before it (`basket:coverage`) unless it is the default list. Raises StoreError.
     """
     gates = new.gates if live is None else with_defaults(new.gates)
     compared = [gate for gate in gates if gate.subject in (Subject.DROP, Subject.OVERLAP, *LEAST_KEPT)]

@@ -271,6 +271,14 @@ def count_of(counts: Mapping[str, int], kind: str) -> int:
     return sum(count for name, count in counts.items() if RowKey.parse(name).kind == f"{kind}:")
 
 
+def count_in_list(counts: Mapping[str, int], kind: str, name: str) -> int:
+    """Return the number of rows of *kind* (USER, ITEM or POPULAR) in the list *name*, empty for the default list.
+
+    *counts* are by kind as in keys, such as `user` or, of the list `basket`, `user@basket`.
+    """
+    return counts.get(prefix_of(kind, name).removesuffix(":"), 0)
+
+
 def describe(
     release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: Mapping[str, Any]
 ) -> Manifest:

@@ -288,17 +288,21 @@ def _popular_items(parts: Parts, popular: PopularityParams) -> Indices:
 
     If *popular* has a half-life, and the data have times, recent interactions count more.
     """
-    times = parts.train_times
+    times = None if popular.half_life_days is None else parts.train_times
     half_life_days = None if times is None else popular.half_life_days
     return order_by_popularity(recent_popularity(parts.train, times, half_life_days))
 
 
 def share_of_new_items(lists: Indices, parts: Parts, days: int) -> float | None:
-    """Return the share of places of *lists* [users, k] with items of the last *days* of train; None without times."""
+    """Return the share of new items among those of *lists* [users, k]; None without times or without any item.
+
+    An item is new if its first interaction is in the last *days* of train.
+    """
+    times = parts.train_times
     listed = lists[lists >= 0]
-    if parts.train_times is None or not len(listed):
+    if times is None or not len(listed):
         return None
-    return float(are_new(parts.train, parts.train_times, days)[listed].mean())
+    return float(are_new(parts.train, times, days)[listed].mean())
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = None) -> Ranker:

@@ -89,7 +89,7 @@ def popular_comparison(
     users these are.
     """
     comparison = "not proven better"
-    if lead.interval is not None and not lead.interval[0] <= 0 <= lead.interval[1]:
+    if lead.is_certain:
         comparison = "better" if lead.ndcg > 0 else "worse"
         if popular.ndcg:
             comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
@@ -193,8 +193,7 @@ def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
     for name, baseline in _baselines(record):
         lead = baseline.model_leads_by
         if lead.ndcg < 0:
-            is_certain = lead.interval is not None and lead.interval[1] < 0
-            doubt = "" if is_certain else ", too little to be certain"
+            doubt = "" if lead.is_certain else ", too little to be certain"
             figures = f"{baseline.as_served.ndcg:.4f} against {record.as_served.ndcg:.4f}"
             yield f"{name} ranks better than these lists: nDCG@{record.k} {figures}{doubt}"
 

@@ -33,6 +33,14 @@ class Lead:
         """Return the lead with these *differences* [users]."""
         return cls(float(np.mean(differences)), interval_of_mean(differences))
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval is known and excludes 0."""
+        if self.interval is None:
+            return False
+        low, high = self.interval
+        return not low <= 0 <= high
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineRecord(ListMetrics):

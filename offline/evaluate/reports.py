@@ -396,7 +396,7 @@ class Evaluator:
         )
 
     def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics:
-        """Measure *lists* of a candidate as served, and popular items, if any popular items are known.
+        """Measure *lists* of a candidate as served, and popular items; without known popular items, all is None.
 
         Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
         are popular items of the history that users do not have, else the candidate's popular list.

@@ -98,7 +98,8 @@ def next_items_test(parts: Parts) -> NextItemsTest:
     users = tested[items_per_user(parts.train)[tested] > 0]
 
     # `~` reverses the order of integers without the overflow that `-` has at NO_TIME, the least of them.
-    latest_first = None if parts.train_times is None else ~parts.train_times
+    times = parts.train_times
+    latest_first = None if times is None else ~times
     user_of_pair = row_of_each_pair(parts.train)
     is_last = _are_first_of_user(parts.train, latest_first, _LAST_ITEMS) & np.isin(user_of_pair, users)
     items, places = np.unique(parts.train.indices[is_last], return_inverse=True)

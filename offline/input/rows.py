@@ -178,8 +178,12 @@ class Rows:
             return DataError(f"{source} has no rows, or a header alone.")
 
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        value_names = dict[str, str]()
+        for schema in self._schemas:
+            value_names |= schema.examples
+
         examples = ""
-        for reason, value_name in self._schemas[0].examples.items():
+        for reason, value_name in value_names.items():
             if reason in self.left_out:
                 frequent_values = self.values(reason, value_name)[:_MOST_ROWS_SHOWN]
                 values = ", ".join(f"{value!r:.80}" for value in frequent_values)

@@ -109,7 +109,7 @@ def _around_best(tried: Sequence[Trial]) -> Iterator[Recency]:
 
 
 def _recency_of(params: Params) -> Recency:
-    """Return the half-life and the power of recency of a cell; defaults of 1 without."""
+    """Return the recency of a cell; for popularity, its half-life with a power of 1. Without one, both are 1."""
     if isinstance(params, PopularityParams):
         return Recency(params.half_life_days or 1.0, 1.0)
     return params.recency or Recency(1.0, 1.0)

@@ -24,7 +24,7 @@ def choose_repeats(parts: Parts, ranker: Ranker, k: int, popular_half_life_days:
 
     *ranker* (a fitted model) is fitted to the train part of *parts*. Lists of *k* items by several weights and
     half-lives of own choices, also weight 0, are compared by their nDCG on the test part. With
-    *popular_half_life_days*, own choices times recent popularity are tried, too. *parts* have times and repeats.
+    *popular_half_life_days*, own choices times recent popularity are tried, too. *parts* must have times and repeats.
     """
     engine_alone = RepeatParams(weight=0.0)
     candidates = [engine_alone]

@@ -77,7 +77,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
             yield session
         except (Py4JError, PySparkException, ConnectionError) as error:
             if isinstance(error, ConnectionError) and _is_answering():
-                raise  # of another connection
+                raise  # from a connection of the caller, not to Java
             raise DataError(f"Spark failed: {cause_of(error)}.") from error
         finally:
             with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so

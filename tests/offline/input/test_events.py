@@ -117,6 +117,15 @@ def test_bad_times_of_a_log_are_shown_also_with_events(tmp_path: Path) -> None:
     assert f"{log}, row 3, column 'ts': 'soon' is not a time" in read.notes[0]
 
 
+def test_unknown_events_are_named_also_with_a_log_if_nothing_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "events"
+    segment(folder, *EVENTS)
+    log = tmp_path / "log.csv"
+    log.write_text("user,item\n,b\n")
+    with pytest.raises(DataError, match="1 no user, 7 unknown event; the most frequent unknown events are"):
+        read_interactions(log, folder, event_weights={"cart": 1.0})
+
+
 def test_log_filter_does_not_apply_to_events(tmp_path: Path) -> None:
     segment(tmp_path / "events", *EVENTS)
     (tmp_path / "log.csv").write_text("user,item,quantity\nu1,b,2\nu9,c,0\n")
