@@ -247,7 +247,7 @@ class _Comparison:
         """
         self.compared += len(lists)
         try:
-            ref = (await self._store.catalogue()).find(release).ref  # with the incarnation, the name of one write
+            ref = (await self._store.catalogue()).find(release).ref  # its incarnation is unique to one write
             decompress = await load_decode(self._store, ref, await load_manifest(self._store, ref))
             (popular,) = await _read_lists(self._store, ref, decompress, [POPULAR + OVERALL])
         except StoreUnavailable:

@@ -133,7 +133,7 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
         if verb != "delete":
             item_id = _checked_id(context, key, item, replaced=item_id if verb == "replace" else None)
         stored = _stored_document(context, verb, key, item_id)
-        if stored is not None and verb == "delete":
+        if stored is not None and verb == "delete":  # without a stored item, a delete was refused
             written = _delete_document(context, stored)
         else:
             written = _store_document(context, key, item, stored)

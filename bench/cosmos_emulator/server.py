@@ -53,7 +53,7 @@ class EmulatorSettings:
     latency: str | None = None  # as in `p50=4ms,p99=10ms`
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RunningEmulator:
     """A listening emulator."""
 
@@ -61,7 +61,6 @@ class RunningEmulator:
     scheme: str
     host: str
     ports: tuple[int, ...]
-    connections: set[HttpConnection]
 
     @property
     def endpoint(self) -> str:
@@ -96,7 +95,7 @@ async def running(
         # The system has chosen the ports if 0 was wanted.
         ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
         service.account.regions = tuple(zip(REGIONS, ports, strict=False))
-        yield RunningEmulator(service, scheme, settings.host, ports, connections)
+        yield RunningEmulator(service, scheme, settings.host, ports)
     finally:
         # An accepted connection gets a transport in the next turn of the loop, but none once its listener is closed.
         for listener in listeners:

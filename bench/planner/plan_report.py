@@ -72,7 +72,8 @@ OUTLINE = {
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
-# Headings of the options; Cosmos DB's modes in words; the costs of the main table, with their figures.
+# Headings of the options; Cosmos DB's modes in words; the costs of the main table, with their figures: `{option}` is
+# the name of an option.
 OPTION_HEADINGS = {
     "manual": "manual",
     "autoscale": "autoscale",

@@ -243,7 +243,8 @@ def _add_container_over(table: FigureTable, assumed: int) -> int:
     """Add to *table* the live release's container if reads spread over *assumed* partitions; return those it then has.
 
     Azure divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the
-    reads. `reads_plain_ru` are the RU/s of all reads, `reads_ru` those for them over these partitions, with headroom.
+    reads. `reads_plain_ru` are the RU/s that all reads use; `reads_ru` are those that the container needs for them,
+    with this skew and with headroom.
     """
     term = table.expression
     source = "as many as follow from it: both agree"

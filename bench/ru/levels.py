@@ -198,6 +198,11 @@ class Level:
         return Standing.COMPUTED in {self.throughput.standing, self.latency.standing}
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether the user interrupted one of its trials."""
+        return any(trial.is_stopped for trial in self.trials)
+
+    @property
     def is_broken(self) -> bool:
         """Whether the account answered with errors."""
         return self.latency.standing is Standing.BROKEN

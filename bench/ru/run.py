@@ -205,7 +205,7 @@ class _SweepMeasurement:
 
     def report(self, *, is_interrupted: bool) -> Report:
         # An error on dropping the database may have replaced Ctrl-C.
-        is_stopped = any(trial.is_stopped for level in self.levels for trial in level.trials)
+        is_stopped = any(level.is_stopped for level in self.levels)
         result = Sweep(
             self._planned.options,
             tuple(self.levels),
@@ -300,7 +300,7 @@ class _SweepMeasurement:
             )
             self.levels.append(measured)
 
-            if any(trial.is_stopped for trial in measured.trials):
+            if measured.is_stopped:
                 raise KeyboardInterrupt
             if measured.is_undriven:
                 self._compute_levels(higher, f"this machine does not drive {level.ru:,} RU/s")

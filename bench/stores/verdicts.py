@@ -20,7 +20,7 @@ WIDEST = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A store's figure, and this divided by the least one."""
+    """A store's figure, and its ratio to the least one."""
 
     name: str
     figure: Figure
@@ -76,7 +76,7 @@ class Ranking:
 
 
 def rank(figures: Mapping[str, Figure]) -> Ranking | None:
-    """Rank stores by a figure of each name, as p99; return the store with the least one, and how the others differ.
+    """Return the store with the least of *figures*, such as the p99 of each store by name, and how the others differ.
 
     Differences are ratios to the least figure. The result is None if fewer than two figures are known.
     """

@@ -117,7 +117,7 @@ PAGE = ROOT / "docs" / "operations.md"
 USERS, ITEMS = 60, 30
 CALLERS = 2
 # What is put behind the transcript: services that it leaves behind end with it, and not before the load has.
-STAYS = "touch over; while [ -e over ]; do sleep 0.1; done"
+STAYS = "touch over; until [ -e ended ]; do sleep 0.1; done"
 DEPLOYED = "touch deployed\n"
 # What is put around the change of the callers' key: services know the new one before, and no caller has the old after.
 KNOWN = """for port in "$A" "$B"; do
@@ -125,7 +125,7 @@ KNOWN = """for port in "$A" "$B"; do
         "http://127.0.0.1:$port/v1/recommendations/7"; do sleep 0.1; done
 done
 """
-MOVED = "touch moved; while [ -e moved ]; do sleep 0.1; done\n"
+MOVED = "touch moved; while [ -e moved ] && [ ! -e ended ]; do sleep 0.1; done\n"
 # Tries a command for a minute.
 EVENTUALLY = 'eventually() { for _ in {1..600}; do eval "$1" && return; sleep 0.1; done; return 1; }\n'
 
@@ -204,15 +204,15 @@ def test_transcript_runs_under_load_without_failed_requests(tmp_path: Path, cosm
             sent[threading.get_ident()] = key.read_text().strip()
             return {"X-API-Key": sent[threading.get_ident()]}
 
-        with balanced(a, b, path="/v1/recommendations/7", callers=CALLERS, headers=headers) as balancer:
-            balancer.ports.append(c)
-            wait_for(tmp_path / "moved", done)
-            try:
+        try:
+            with balanced(a, b, path="/v1/recommendations/7", callers=CALLERS, headers=headers) as balancer:
+                balancer.ports.append(c)
+                wait_for(tmp_path / "moved", done)
                 until(lambda: [*sent.values()] == [key.read_text().strip()] * CALLERS, "a caller keeps the old key")
-            finally:
                 (tmp_path / "moved").unlink(missing_ok=True)
-            wait_for(tmp_path / "over", done)
-        (tmp_path / "over").unlink(missing_ok=True)
+                wait_for(tmp_path / "over", done)
+        finally:
+            (tmp_path / "ended").touch()  # also after a failure, or the script would wait until its limit
         done.result()
     assert set(balancer.outcomes) == {"200"}, balancer.outcomes
     assert balancer.outcomes["200"] > 1000
