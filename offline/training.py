@@ -224,7 +224,14 @@ def train(
     del data  # releases the memory of the test for the last fit
 
     with progress.stage("fit") as on_iteration:
-        model = _fit_model(interactions, matrix, settings, choice, evaluation, on_iteration=on_iteration)
+        model = _fit_model(
+            interactions,
+            matrix,
+            settings=settings,
+            choice=choice,
+            evaluation=evaluation,
+            on_iteration=on_iteration,
+        )
 
     with progress.stage("save"):
         save(model, out)
@@ -421,10 +428,10 @@ def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteratio
 def _fit_model(
     interactions: Interactions,
     matrix: Matrix,
+    *,
     settings: TrainSettings,
     choice: _Choice,
     evaluation: Evaluation | None,
-    *,
     on_iteration: OnProgress,
 ) -> Model:
     """Fit the engine and similar items with the chosen parameters to all pairs of *matrix*, and count popular items.

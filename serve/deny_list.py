@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -98,6 +98,17 @@ def _parse_entry(line: str) -> tuple[str, str]:
     return kind + colon, check_id(identifier)
 
 
+class _Override(NamedTuple):
+    """A row of overrides."""
+
+    item: bytes
+    """Encoded by `encode_id`."""
+
+    is_denied: bool
+    values: dict[str, str]
+    """By attribute; none is empty."""
+
+
 def parse_overrides(content: bytes) -> DenyList:
     """Parse overrides: values that replace item attributes of the release, such as a price that has changed.
 
@@ -117,13 +128,13 @@ def parse_overrides(content: bytes) -> DenyList:
     number = 0  # of the row, for errors
     try:
         for number, row in _paced(_override_rows(content)):  # noqa: B007 -- for errors
-            item, is_denied, overrides = _parse_override(row)
-            if is_denied:
-                denied.add(item)
-            for attribute, value in overrides.items():
-                values.setdefault(attribute, {})[item] = sys.intern(value)
+            override = _parse_override(row)
+            if override.is_denied:
+                denied.add(override.item)
+            for attribute, value in override.values.items():
+                values.setdefault(attribute, {})[override.item] = sys.intern(value)
 
-            count += len(overrides)
+            count += len(override.values)
             if count > MAX_OVERRIDES:
                 raise _too_many_overrides()
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
@@ -148,17 +159,14 @@ def _override_rows(content: bytes) -> Iterable[str | dict[str, str]]:
     return table
 
 
-def _parse_override(row: str | dict[str, str]) -> tuple[bytes, bool, dict[str, str]]:
-    """Parse a row; raises ValueError, LookupError, AttributeError or StoreMisused.
-
-    Returns the item, encoded by `encode_id`; whether it is denied; and its values by attribute, of which none is empty.
-    """
+def _parse_override(row: str | dict[str, str]) -> _Override:
+    """Parse a row; raises ValueError, LookupError, AttributeError or StoreMisused."""
     fields = _decode_row(row) if isinstance(row, str) else row
     cells = {name.strip(): _text_of(cell) for name, cell in fields.items()}
     item = encode_id(check_id(cells.pop("item")))
     is_denied = DENIED[cells.pop("deny", "").lower()]
     values = {attribute: value for attribute, value in cells.items() if value}
-    return item, is_denied, values
+    return _Override(item, is_denied, values)
 
 
 def _too_many_overrides() -> DenyListInvalid:

@@ -51,7 +51,8 @@ def add_costs(table: FigureTable, inputs: Inputs, prices: Prices) -> None:
     """
     cost_unit = f"{prices.currency}/month"
     _add_carried_load(table, inputs, cost_unit)
-    _add_storage_and_polls(table, inputs, cost_unit)
+    _add_storage_cost(table, cost_unit)
+    _add_polls(table, inputs)
     _add_manual_cost(table, cost_unit)
     _add_autoscale_ru(table, inputs)
     _add_autoscale_cost(table, cost_unit)
@@ -116,12 +117,16 @@ def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:
     return ru / 100 * term("price_ru_hour") * term("ru_factor") * HOURS_A_MONTH * term("regions")
 
 
-def _add_storage_and_polls(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
-    """Add to *table* what each mode of Cosmos DB has: storage, and the RU/s for the catalogue, which pods poll."""
+def _add_storage_cost(table: FigureTable, cost_unit: str) -> None:
+    """Add to *table* the monthly cost of storage in Cosmos DB, which all its modes have."""
     term = table.expression
     storage_cost = term("stored_gb") * term("price_storage_gb_month") * term("regions")
     table.add_calculated("storage_cost", cost_unit, storage_cost)
 
+
+def _add_polls(table: FigureTable, inputs: Inputs) -> None:
+    """Add to *table* the RU/s for the catalogue, which each process of each pod polls."""
+    term = table.expression
     poll_ru = 2 if inputs.consistency in DOUBLY_CHARGED else 1
     polls = term("pods") * ceiling(term("pod_cpus")) / POLL_INTERVAL_S * poll_ru
     table.add_calculated("polls_ru", "RU/s", polls, source="each process polls the catalogue")

@@ -219,7 +219,7 @@ class Rows:
         """Return a sentence on each of the first rows left out for *reason*: file, row number, value and fault.
 
         Each table has its own fault: its columns may have other names, and malformed rows have too many fields in CSV,
-        or are no JSON objects.
+        or are not JSON objects.
         """
         sentences = list[str]()
         is_advised = False
