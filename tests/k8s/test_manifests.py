@@ -248,6 +248,11 @@ def test_ingress_hashes_by_user() -> None:
     assert f"# hash {key} consistent;" in (ROOT / "docs/examples/nginx.conf").read_text()
 
 
+def job_of(schedule: Object) -> Object:
+    job: Object = schedule["spec"]["jobTemplate"]["spec"]
+    return job
+
+
 class Good:
     """A good deployment for tests to spoil, with its most used parts by name."""
 
@@ -256,7 +261,7 @@ class Good:
         self.deployment = self["Deployment", "hotplate"]
         self.pod: Object = self.deployment["spec"]["template"]["spec"]
         self.container: Object = self.pod["containers"][0]
-        self.run: Object = self["CronJob", "hotplate-pipeline"]["spec"]["jobTemplate"]["spec"]
+        self.run: Object = job_of(self["CronJob", "hotplate-pipeline"])
         self.settings: Object = next(
             resource["data"]
             for resource in objects
@@ -292,6 +297,7 @@ SPOILED: list[tuple[str, Callable[[Good], object]]] = [
     ("careful_changes", lambda good: good.deployment["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable=1)),
     ("bounded_jobs", lambda good: good["CronJob", "hotplate-prune"]["spec"].update(concurrencyPolicy="Allow")),
     ("bounded_jobs", lambda good: good.run["podFailurePolicy"]["rules"].pop(0)),
+    ("bounded_jobs", lambda good: job_of(good["CronJob", "hotplate-prune"])["podFailurePolicy"]["rules"].pop(0)),
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_WORKER="1")),
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_STORE="postgres://cache/0")),
     ("accepted_settings", lambda good: good.mount("keys").update(subPath="keys.json")),
