@@ -21,7 +21,9 @@ from typing import Literal, NamedTuple
 
 from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 
-FindingSource = Literal["store", "circuit", "damage", "restored", "canary", "erased users", "rows", "file", "events"]
+FindingSource = Literal[
+    "store", "circuit", "damage", "restored", "canary", "erased users", "rows", "file", "events", "state"
+]
 
 
 class ServiceFinding(NamedTuple):

@@ -10,6 +10,7 @@ from operator import add
 import msgspec
 
 from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.log_once import LogOnce
 from hotplate.serve.readiness import Status, status_of_tiers
 from hotplate.serve.releases.canary import BothCounts
 from hotplate.serve.shared_table import Records, RecordTooLarge
@@ -25,9 +26,12 @@ SILENT_S = 5.0
 # Per worker and per tier.
 SENTENCE_CHARS = 500
 FINDINGS = 5
+# Per tier.
+RULES = 10
+RULE_CHARS = 60
 
 # Of the largest state, and as much for each of its tiers.
-_PART_BYTES = 12_288
+_PART_BYTES = 16_384
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -45,7 +49,7 @@ class TierState(msgspec.Struct, frozen=True):
     learnt_until: float | None = None
     """Time of the newest event that the release learnt from."""
     rules: tuple[str, ...] = ()
-    """Names of the release's rules."""
+    """Names of the release's rules, or the first ones and the number of the others (`short_rules`)."""
     canary: str | None = None
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
@@ -120,13 +124,22 @@ class SharedStates:
         """*records* has a row per process."""
         self.workers = records.rows - 1
         self._records = records
+        self._too_large = LogOnce()
 
     def write(self, process: int, state: ProcessState) -> None:
-        """Write the state of a process; if it is too large, the last one stays."""
+        """Write the state of a process; one that is too large is written without its tiers and lookups.
+
+        So the process is not taken for a silent one.
+        """
         try:
             self._records.write(process, msgspec.msgpack.encode(state))
         except RecordTooLarge as error:
-            log.error("the state of process %d is not reported: %s", state.pid, error)  # noqa: TRY400 -- expected
+            sentence = f"the tiers and lookups of process {state.pid} are not reported: {error}"
+            if self._too_large.met():
+                log.error("%s", sentence)  # noqa: TRY400 -- expected
+            self._records.write(process, msgspec.msgpack.encode(_without_details(state, sentence)))
+        else:
+            self._too_large.end()
 
     def read(self, process: int) -> ProcessState | None:
         """Return the last state of a process, if any."""
@@ -231,7 +244,7 @@ def _tier_state(tier: Tier) -> TierState:
         breaker_open=tier.breaker.is_open,
         written_at=None if release is None else release.manifest.created_at,
         learnt_until=None if release is None else release.manifest.learnt_until,
-        rules=() if release is None else release.manifest.rules,
+        rules=() if release is None else short_rules(release.manifest.rules),
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.release.id,
@@ -240,6 +253,20 @@ def _tier_state(tier: Tier) -> TierState:
         canary_began_with=None if canary is None else canary.began_with,
         stopped_canary=tier.follower.canary_follower.stopped,
     )
+
+
+def _without_details(state: ProcessState, sentence: str) -> ProcessState:
+    """Return *state* without what stores and releases can make long, and with a finding of this *sentence*."""
+    finding = ServiceFinding("state", sentence)
+    return msgspec.structs.replace(state, tiers=[], lookups={}, by_list={}, findings=[finding])
+
+
+def short_rules(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of rules that fit into a state; the last one is the number of those left out, if any."""
+    shown = [name[:RULE_CHARS] for name in names[:RULES]]
+    if len(names) > RULES:
+        shown.append(f"{len(names) - RULES} others")
+    return tuple(shown)
 
 
 def short(findings: Sequence[ServiceFinding]) -> list[ServiceFinding]:

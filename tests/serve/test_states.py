@@ -2,13 +2,30 @@
 
 import os
 import signal
+import time
+
+import msgspec
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.metrics import BUCKETS_S
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import Status
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
-from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, ProcessState, TierState
+from hotplate.serve.states import (
+    FINDINGS,
+    RULE_CHARS,
+    RULES,
+    SENTENCE_CHARS,
+    ProcessState,
+    Reporter,
+    TierState,
+    service_status,
+    short_rules,
+)
 from hotplate.stores.catalogue import Release, ReleaseId, State
+from hotplate.stores.encoding import MAX_LIST_NAME, MAX_LISTS
+from tests.support.memory_store import MemoryStore
+from tests.support.service import publish_through
 from tests.support.shared import shared_states
 
 
@@ -29,9 +46,23 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
         followed_canary=Release(ReleaseId(release), release, State.WITHDRAWN, 1.0, release, 2.0),
         canary_began_with=BothCounts(counts, counts),
         stopped_canary=release,
+        rules=short_rules([text[:RULE_CHARS]] * (RULES + 1)),
     )
+    by_list = {
+        f"{number:02}{release}": {f"{name:0{MAX_LIST_NAME}}": [1 << 40, 2, 3] for name in range(MAX_LISTS)}
+        for number in range(2 * tiers)
+    }
     return ProcessState(
-        os.getpid(), Status.READY, 1.0, 2.0, 0.0, [tier] * tiers, {text[:40]: [1, 2, 3]}, 3, [finding] * FINDINGS
+        os.getpid(),
+        Status.READY,
+        1.0,
+        2.0,
+        0.0,
+        [tier] * tiers,
+        {release: [1 << 40, 2, 3] for release in by_list},
+        3,
+        [finding] * FINDINGS,
+        by_list=by_list,
     )
 
 
@@ -45,11 +76,34 @@ def test_longest_state_of_all_tiers_fits() -> None:
         assert states.all() == [None, None]
 
 
-def test_too_long_state_does_not_touch_its_neighbour() -> None:
+def test_too_long_state_is_reported_without_details_and_spares_its_neighbour() -> None:
     states = shared_states(2)
     states.write(1, state_of("b"))
-    states.write(0, state_of("\U0001f600" * 1000, tiers=1, findings=100))
-    assert states.all() == [None, state_of("b")]
+    for _ in range(3):  # each of these is a sign of life
+        long = msgspec.structs.replace(state_of("\U0001f600" * 1000, findings=100), reported_at=time.monotonic())
+        states.write(0, long)
+        reported, neighbour = states.all()
+        assert neighbour == state_of("b")
+        assert reported is not None
+        assert (reported.pid, reported.status, reported.connections) == (long.pid, Status.READY, long.connections)
+        assert reported.reported_at == long.reported_at
+        assert "are not reported" in reported.findings[0].sentence
+    assert service_status([reported]) is Status.READY
+
+
+async def test_release_with_hundreds_of_long_rule_names_is_reported(memory: MemoryStore) -> None:
+    names = [f"{number:03} " + "\U0001f600" * 300 for number in range(500)]
+    await publish_through(memory, {}, about={"rules": {name: {"weight": 0.3} for name in names}})
+    reader = TieredReader({"memory": memory})
+    await reader.tiers[0].follower.refresh()
+
+    states = shared_states(1)
+    states.write(0, Reporter(reader.tiers).state())
+    (reported,) = states.of_tier("memory")
+    assert reported.release is not None
+    *shown, others = reported.rules
+    assert all(name.startswith(rule) for name, rule in zip(names, shown, strict=False))
+    assert others == f"{len(names) - len(shown)} others"
 
 
 def test_state_is_read_atomically() -> None:
