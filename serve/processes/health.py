@@ -41,6 +41,10 @@ class Health:
         processes = states.workers + 1  # the last is the admin process
         self.silent_s = [0.0] * processes
         """By process, at the last look."""
+
+        self.starting = set[int]()
+        """Workers that run and have not reported yet."""
+
         self._reported_at = [0.0] * processes  # 0 before the first report
         self._states = states
         self._clock = clock
@@ -61,15 +65,20 @@ class Health:
         """Update for how many seconds each process has not reported its state; called in each tick of the parent.
 
         At most LOOK_S count since the last call: if more time has passed, this process itself was suspended, and the
-        others perhaps with it. A process reports by writing the time to its record in shared memory.
+        others perhaps with it. While a worker starts, for START_S at most, it may hold up the other workers, and their
+        silence does not grow. A process reports by writing the time to its record in shared memory.
         """
         now = self._clock()
         passed_s = min(now - self._looked_at, LOOK_S)
         self._looked_at = now
         self._workers_silent_s += passed_s
+        held_up = set[int]()
+        if any(self.silent_s[number] <= START_S for number in self.starting):
+            held_up = set(range(self._states.workers)) - self.starting
 
         for number in range(len(self._reported_at)):
-            self.silent_s[number] += passed_s
+            if number not in held_up:
+                self.silent_s[number] += passed_s
             state = self._states.read(number)
             if state is None or state.reported_at == self._reported_at[number]:
                 continue
@@ -79,6 +88,7 @@ class Health:
             self.silent_s[number] = 0.0
             is_worker = number < self._states.workers
             if is_worker:
+                self.starting.discard(number)
                 self._workers_silent_s = 0.0
                 self._allowed_s = SILENT_S  # until now START_S, for the start of the first worker
 
@@ -86,6 +96,12 @@ class Health:
         """Reset the silence of a new process."""
         self._reported_at[number] = 0.0
         self.silent_s[number] = 0.0
+        if number < self._states.workers:
+            self.starting.add(number)
+
+    def ended(self, number: int) -> None:
+        """Note that a process has ended: until the next start it holds up no worker."""
+        self.starting.discard(number)
 
     def has_reported(self, number: int) -> bool:
         """Return whether a process has reported since it started."""

@@ -51,7 +51,7 @@ from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 
-# A worker that lived this long did not fail at its start.
+# A worker that has reported and lived this long did not fail at its start.
 HEALTHY_S = 5.0
 # First and longest pause before replacing a worker that failed at its start.
 RESTART_S = (0.1, 5.0)
@@ -314,8 +314,6 @@ class _Supervisor:
 
     def _fork_child(self, child: _Child) -> None:
         """Start a child process, a worker or the admin process; if that fails, plan another attempt after a pause."""
-        self._health.started(child.number)
-
         # The child inherits the blocked signals, and unblocks them when it has handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
@@ -332,6 +330,7 @@ class _Supervisor:
         child.pid = pid
         child.started = time.monotonic()
         child.is_aborted = False
+        self._health.started(child.number)
 
     def _run_child(self, child: _Child) -> NoReturn:
         """Do the work of *child*, a worker or the admin process, in the forked process, then exit.
@@ -377,10 +376,10 @@ class _Supervisor:
 
     def _plan_restart(self, child: _Child, code: int) -> None:
         pause_s = 0.0
-        if time.monotonic() - child.started < HEALTHY_S:
-            pause_s = child.backoff.next_s()
-        else:
+        if self._health.has_reported(child.number) and time.monotonic() - child.started >= HEALTHY_S:
             child.backoff.reset()
+        else:
+            pause_s = child.backoff.next_s()
         child.due = time.monotonic() + pause_s
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
 
@@ -421,7 +420,7 @@ class _Supervisor:
             if child.pid and self._health.silent_s[child.number] > self._patience_s(child):
                 silent.append(child)
 
-        starting = [worker for worker in self._workers if not self._health.has_reported(worker.number)]
+        starting = [worker for worker in self._workers if worker.number in self._health.starting]
         if any(worker not in silent for worker in starting):
             return [child for child in silent if child is self._admin]
         return silent
@@ -447,6 +446,7 @@ class _Supervisor:
     def _forget(self, child: _Child) -> None:
         """Delete the state of a process that has ended; its counters stay."""
         self._memory.states.clear(child.number)
+        self._health.ended(child.number)
         if child is not self._admin:
             self._memory.balance.leave(child.number)
 

@@ -213,6 +213,45 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
     assert health.silent_s[1] == 0.0
 
 
+@pytest.mark.parametrize("start_s", [1, 20])
+def test_failing_starts_hide_a_stuck_worker_but_spare_slow_ones(clock: FakeClock, start_s: int) -> None:
+    states = shared_states(3)
+    health = Health(states, clock)
+    failing, stuck, slow = range(3)
+
+    def report(worker: int) -> None:
+        states.write(worker, ProcessState(1, Status.READY, 0.0, clock.now, 0.0, [], {}))
+
+    for worker in (stuck, slow):
+        health.started(worker)
+        report(worker)
+    health.look()
+    for _ in range(20):
+        health.started(failing)
+        for _ in range(start_s):  # both are held up
+            clock.now += 1
+            health.look()
+        health.ended(failing)
+        states.clear(failing)
+        for _ in range(3):
+            clock.now += 1
+            report(slow)
+            health.look()
+            assert health.silent_s[slow] == 0.0
+    assert health.silent_s[stuck] == 60.0
+
+    health.started(failing)  # and hangs
+    for _ in range(int(START_S)):
+        clock.now += 1
+        health.look()
+    assert health.silent_s[slow] == 0.0
+    clock.now += 2
+    health.look()
+    clock.now += 1
+    health.look()
+    assert health.silent_s[slow] == 1.0
+
+
 def test_every_input_gets_one_answer_and_oldest_connection_is_dropped(folder: Path) -> None:
     with running(folder) as service, ExitStack() as stack:
 

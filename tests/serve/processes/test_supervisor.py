@@ -138,6 +138,34 @@ def test_suspended_worker_is_replaced(folder: Path) -> None:
         assert re.search(rf"\(process {stopped}\) has said nothing for [678] s and is ended", service.log.read_text())
 
 
+# Each worker that starts after a file was made fails, and the parent has little patience.
+FAILING_STARTS = """
+import hotplate.serve.processes.supervisor as supervisor
+supervisor.STUCK_S = supervisor.STUCK_BESIDE_OTHERS_S = 3.0
+supervisor.RESTART_S = (0.1, 1.0)
+work = supervisor.run_worker
+async def fail(*arguments):
+    if marker.exists():
+        raise RuntimeError("a defect")
+    await work(*arguments)
+supervisor.run_worker = fail
+"""
+
+
+def test_suspended_worker_is_replaced_while_another_one_fails_to_start(folder: Path) -> None:
+    marker = folder.parent / "failing"
+    before = f"import pathlib; marker = pathlib.Path({str(marker)!r})\n{FAILING_STARTS}"
+    with running(folder, "--workers", "2", before=before) as service:
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        suspended, killed = service.workers()
+        marker.touch()
+        os.kill(killed, signal.SIGKILL)
+        os.kill(suspended, signal.SIGSTOP)
+        until(lambda: suspended not in service.processes(), "the suspended worker stays")
+        marker.unlink()
+        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "they are not replaced")
+
+
 def test_replacement_worker_serves_only_after_loading_and_metrics_stay(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(service.is_ready)
