@@ -16,14 +16,17 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
 from aiohttp.streams import StreamReader
 
+from hotplate.serve import settings
 from hotplate.serve.connections.connection import TRANSITIONS, WRITE_STEP_BYTES, Connection, State
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
+from tests.support.command import failed, hotplate
 from tests.support.lane import MemoryTransport, Pair, connected, needs_lane
 from tests.support.memory_store import MemoryStore
+from tests.support.paths import ROOT
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches
@@ -38,10 +41,18 @@ UNDOCUMENTED = {
     StreamWriter: ("drain", "output_size"),
     web.BaseRequest: ("message", "payload", "protocol", "payload_writer", "task", "loop"),
 }
+ADVICE = 'pip install "aiohttp>=3.14.2,<3.15"'
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 LIST = b"GET /v1/popular HTTP/1.1\r\nHost: a\r\n\r\n"
 BODY = b'{"users": ["1"]}' + b" " * 30_000
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.mark.parametrize("installed", ["3.13.5", "3.14.1", "3.15.0a1", "4.0"])
+def test_service_refuses_to_start_with_an_untried_aiohttp(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ADVICE.removeprefix("pip install ") in (ROOT / "pyproject.toml").read_text()
+    monkeypatch.setattr(settings, "version", lambda _: installed)
+    failed(hotplate("serve", "--port", "0"), f"aiohttp is {installed}", ADVICE, code=2)
 
 
 @pytest.fixture
