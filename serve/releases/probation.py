@@ -16,13 +16,13 @@ from hotplate.serve.releases.canary import MORE_FALLBACKS, MORE_SLOW, NO_READS, 
 from hotplate.serve.releases.live_counts import CountedRelease, SharedCounts
 from hotplate.serve.releases.probation_state import ProbationEvent, Sample, TierProbation
 from hotplate.serve.states import SharedStates
-from hotplate.serve.tasks import repeat
+from hotplate.serve.tasks import background, repeat
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import rollback
-from hotplate.stores.store import Reader, Store
+from hotplate.stores.store import MAY_PUBLISH, Diagnosed, Level, Reader, Store
 from hotplate.stores.verification import read_servable
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,35 @@ class Probation:
         self._retry_at = dict.fromkeys(stores, 0.0)
 
     async def run(self) -> None:
-        """Judge until cancelled."""
-        await repeat(self.look, JUDGE_S, "judging the releases on probation")
+        """Judge until cancelled; first log which stores this service may not write to."""
+        async with background(self.check_rights()):
+            await repeat(self.look, JUDGE_S, "judging the releases on probation")
+
+    async def check_rights(self) -> None:
+        """Log once for each tier whose releases this service may not withdraw, when its store can be read."""
+        unknown = list(self._stores)
+        while unknown:
+            unknown = [tier for tier in unknown if not await self._check_rights_in(tier)]
+            if unknown:
+                await asyncio.sleep(RETRY_S)
+
+    async def _check_rights_in(self, tier: str) -> bool:
+        """Log if this service may not write to the store of a tier; return False if that is not known yet."""
+        try:
+            async with asyncio.timeout(CATALOGUE_S), self._writable(tier) as store:
+                findings = await store.examine() if isinstance(store, Diagnosed) else []
+        except (TimeoutError, StoreError):
+            return False
+
+        for finding in findings:
+            if finding.subject == MAY_PUBLISH and finding.level is not Level.OK:
+                log.warning(
+                    "%s: a release that is worse stays live despite --probation, as this service may not write to the "
+                    "store: name a URL that may with --admin-store, or set --probation 0 (%s)",
+                    tier,
+                    finding.sentence,
+                )
+        return True
 
     async def look(self) -> None:
         """Judge once."""

@@ -28,7 +28,7 @@ from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable
-from hotplate.stores.store import ReadResult, Store
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, ReadResult, Store
 from tests.support.command import hotplate, json_of, succeeded
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer, users_of_the_guide
@@ -415,6 +415,36 @@ async def test_service_without_the_right_to_write_says_so(
     service.now += HOUR_S
     await service.look()
     assert (service.state().before, service.state().blocked) == (None, "this user may not write")
+
+
+class ExaminedStore(RemoteStore):
+    """Answers an examination with the right to write, or without it."""
+
+    may_write = False
+
+    async def examine(self) -> list[Finding]:
+        if self.failure:
+            raise self.failure
+        level = Level.OK if self.may_write else Level.WARNING
+        return [Finding(Level.OK, "may read", "yes"), Finding(level, MAY_PUBLISH, "no: user 65532 may not write")]
+
+
+@pytest.mark.parametrize("may_write", [False, True])
+async def test_missing_right_to_withdraw_is_logged_once_when_the_store_can_be_read(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, may_write: bool
+) -> None:
+    monkeypatch.setattr(probation_module, "RETRY_S", 0.0)
+    store = ExaminedStore(memory)
+    store.may_write = may_write
+    store.failure = StoreUnavailable("not reached")
+    checking = asyncio.create_task(Rehearsal(store).probation.check_rights())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not checking.done()
+    assert not caplog.text
+    store.failure = None
+    await asyncio.wait_for(checking, 60)
+    assert caplog.text.count("may not write to the store: name a URL that may with --admin-store") == (not may_write)
 
 
 async def test_withdrawal_without_a_clear_result_is_counted_if_it_took_place(
