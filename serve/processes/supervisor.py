@@ -277,6 +277,8 @@ class _Supervisor:
                 self._report_failure("the parent of the workers", error)
                 time.sleep(FAILED_PAUSE_S)
         self._stop(stop)
+        for number in STOPS:  # further ones; at its exit, Python would restore handlers that end the process
+            signal.signal(number, signal.SIG_IGN)
         self._signals.leave()  # children that were killed still send SIGCHLD
 
     def _supervise_once(self) -> signal.Signals | None:

@@ -235,6 +235,15 @@ def test_second_signal_ends_a_stopping_service_at_once(folder: Path) -> None:
         assert "Exception ignored" not in service.log.read_text()
 
 
+def test_signals_during_the_exit_do_not_change_its_status(folder: Path) -> None:
+    with running(folder, launcher=LAUNCHER) as service:
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: "admin process ended" in service.log.read_text(), "it does not stop")
+        while service.process.poll() is None:
+            service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait() == 0
+
+
 def test_idle_client_request_during_stop_gets_connection_close(folder: Path) -> None:
     request = b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n"
     more_grace = "import hotplate.serve.connections.server as server; server.IDLE_GRACE_S = 60.0"
