@@ -321,6 +321,9 @@ class Connection(BaseProtocol):
         super().connection_lost(exc)
         if not self._payload.is_eof():
             self._payload.set_exception(ConnectionResetError("the client has gone"))
+        # Both refer to this connection: in a cycle, a body would stay in memory until the garbage collector runs.
+        self._payload = EMPTY_PAYLOAD
+        self._parser = None
 
     def eof_received(self) -> bool:
         """Answer a GET of a client that half-closed, and what follows a refusal; another POST is given up."""
@@ -509,7 +512,7 @@ class Connection(BaseProtocol):
             return
 
         self._change_state(ANSWER if payload.is_eof() else BODY)
-        self._answer_task = asyncio.get_running_loop().create_task(self._respond(message))
+        self._answer_task = asyncio.get_running_loop().create_task(self._respond(message, payload))
         if self.state is BODY and self._buffer:
             self._feed_body(self._take_buffer())
 
@@ -590,15 +593,16 @@ class Connection(BaseProtocol):
         if not self._is_body_failed:
             self._payload.set_exception(problem)
 
-    async def _respond(self, message: RawRequestMessage) -> None:
+    async def _respond(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """Answer a request with aiohttp's classes, then wait for the next one, or close the connection.
 
-        *message* is the parsed header. The connection closes if the client wants that, or bytes of the request's body
-        were not read. An unexpected exception is answered with 500, unless a part of the answer is written.
+        *message* is the parsed header, *payload* the stream of the body. The connection closes if the client wants
+        that, or bytes of the request's body were not read. An unexpected exception is answered with 500, unless a part
+        of the answer is written.
         """
         writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
         writer = writer_type(self, asyncio.get_running_loop())
-        request = self._request_of(message, writer)
+        request = self._request_of(message, payload, writer)
 
         try:
             await writer.drain()  # until the client has read earlier answers
@@ -620,13 +624,17 @@ class Connection(BaseProtocol):
             self._end_failed_request(request_id, has_begun=writer.output_size > 0)
         else:
             self._end_answered_request(keep_open=bool(response.keep_alive))
+        finally:
+            body_error = payload.exception()
+            if body_error is not None:
+                body_error.__traceback__ = None  # its frames have the body, and the payload has the error
 
-    def _request_of(self, message: RawRequestMessage, writer: StreamWriter) -> web.BaseRequest:
+    def _request_of(self, message: RawRequestMessage, payload: StreamReader, writer: StreamWriter) -> web.BaseRequest:
         """Return aiohttp's request for a header; it runs in the current task."""
         # Of aiohttp's own protocol, requests read `transport`, `peername`, `sockname` and `ssl_context`.
         protocol = cast("RequestHandler", self)
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        return web.BaseRequest(message, self._payload, protocol, writer, task, asyncio.get_running_loop())
+        return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
     def _end_failed_request(self, request_id: str, *, has_begun: bool) -> None:
         """Answer with 500 and close the connection; cut it if a part of the answer is written."""

@@ -1,6 +1,7 @@
 """Connections in memory: headers, pipelined requests, the use of aiohttp, and the acceptor."""
 
 import asyncio
+import gc
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -332,6 +333,29 @@ def test_undocumented_aiohttp_names_in_use_exist() -> None:
 def test_every_state_is_in_the_table_and_can_be_reached() -> None:
     assert TRANSITIONS.keys() == set(State)
     assert set().union(*TRANSITIONS.values()) == set(State) - {State.OPENING, State.CLOSED}
+
+
+def count_objects(kind: type) -> int:
+    return sum(type(held) is kind for held in gc.get_objects())
+
+
+async def test_connections_and_bodies_are_freed_without_the_garbage_collector(pair: Pair) -> None:
+    chunked = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    gc.collect()
+    held = count_objects(Connection), count_objects(StreamReader)
+    gc.disable()
+    try:
+        for request in (LIST, POST + BODY, POST + BODY[:-1], chunked + b"5\r\nab", chunked + b"zz\r\n"):
+            for server in (pair.lane, pair.plain):
+                transport = connected(server)[1]
+                transport.feed(request)
+                await turns(20)
+                transport.close()  # as a client that is gone
+                await turns(20)
+                del transport
+        assert (count_objects(Connection), count_objects(StreamReader)) == held
+    finally:
+        gc.enable()
 
 
 async def test_backlog_connections_are_accepted_on_close() -> None:
