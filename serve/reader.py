@@ -402,8 +402,7 @@ class TieredReader:
         store can be read, users whose lists are not cached get the popular list of *segment*; *must_read* raises
         StoreUnavailable instead. Users who are denied or erased get the popular list, too.
         """
-        live = self.row_of(POPULAR, segment, name)
-        rows = [self._row_in_batch(user, name, live) for user in dict.fromkeys(users)]
+        rows = [self._row_in_batch(user, name) for user in dict.fromkeys(users)]
 
         # Keys of the popular lists, by the name of the list in keys: the canary may store it under another name.
         stored_names = {row.list for row in rows}
@@ -420,11 +419,12 @@ class TieredReader:
             lists = {user: self.named(name, encoded) for user, encoded in lists.items()}
         return [lists[user] for user in users]
 
-    def _row_in_batch(self, user: str, name: str, live: RowKey) -> RowKey:
+    def _row_in_batch(self, user: str, name: str) -> RowKey:
         """Return the key in the release that is served to the user; if that lacks the list, as in the live one."""
         try:
             return self.row_of(USER, user, name)
         except UnknownList:
+            live = self.row_of(POPULAR, OVERALL, name)
             return RowKey(USER, user, live.list)
 
     def _batch_lists(

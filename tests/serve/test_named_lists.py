@@ -15,7 +15,7 @@ from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Selection, Shaper
 from hotplate.stores import lifecycle as life
-from hotplate.stores.encoding import OFFSET_BYTES, decode
+from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey, decode
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import Reader, Row
 from hotplate.stores.users import erase_users
@@ -125,6 +125,24 @@ async def test_tier_or_canary_without_the_named_list_is_skipped(
     with pytest.raises(UnknownList):
         await reader.personal("1", name="basket")
     assert first((await reader.personal_many(["1"], name="basket"))[0])[0] == "basket popular"
+
+
+async def test_list_that_only_the_canary_has_is_answered_to_its_users(memory: MemoryStore) -> None:
+    await publish(memory)
+    canary = await release(memory, live=False)
+    await life.start_canary(memory, canary, 50)
+    reader = await over(memory)
+    users = [str(number) for number in range(40)]
+    served = reader.tiers[0].follower.canary
+    assert served is not None
+    of_canary = [user for user in users if served.includes(RowKey(USER, user))]
+    assert 0 < len(of_canary) < len(users)
+    many = await reader.personal_many(of_canary, name="basket")
+    assert [first(answer) for answer in many] == [
+        first(await reader.personal(user, name="basket")) for user in of_canary
+    ]
+    with pytest.raises(UnknownList):
+        await reader.personal_many(users, name="basket")
 
 
 @virtual
