@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
 from azure.core import exceptions
+from azure.core.pipeline import PipelineResponse
+from azure.core.pipeline.transport import AsyncHttpResponse
 from azure.cosmos import PartitionKey, ThroughputProperties
 from azure.cosmos.aio import ContainerProxy, CosmosClient, DatabaseProxy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
@@ -63,7 +65,7 @@ class CosmosAccount:
     async def create_database(self) -> None:
         async with self._attempt() as client:
             with suppress(CosmosResourceExistsError):
-                await client.create_database(self._address.database, response_hook=self._charged)
+                await client.create_database(self._address.database)
 
     async def create_container(self, container: str, throughput: Throughput | None) -> None:
         async with self._attempt() as client:
@@ -73,7 +75,6 @@ class CosmosAccount:
                     cast("PartitionKey", DEFINITION["partitionKey"]),  # a dict subclass
                     indexing_policy=DEFINITION["indexingPolicy"],
                     offer_throughput=None if throughput is None else _properties(throughput),
-                    response_hook=self._charged,
                 )
 
     async def list_containers(self) -> list[str]:
@@ -83,14 +84,14 @@ class CosmosAccount:
     async def delete_container(self, container: str) -> None:
         with suppress(ContainerMissing):
             async with self._attempt() as client:
-                await self._database(client).delete_container(container, response_hook=self._charged)
+                await self._database(client).delete_container(container)
 
     async def offer(self, container: str) -> Offer | None:
         """Return the throughput of a container, its minimum, and whether a change is pending; None if serverless."""
         headers = dict[str, str]()
         async with self._attempt() as client:
             try:
-                throughput = await self._container(client, container).get_throughput(response_hook=self._charged)
+                throughput = await self._container(client, container).get_throughput()
             except CosmosHttpResponseError as error:
                 if SERVERLESS in str(error.message):
                     return None
@@ -105,19 +106,20 @@ class CosmosAccount:
                 None,
                 response_hook=lambda received, _: headers.update(received),
             )
-            self._charged(headers)
             return offer_in(offer, headers)
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         async with self._attempt() as client:
-            proxy = self._container(client, container)
-            await proxy.replace_throughput(_properties(throughput), response_hook=self._charged)
+            await self._container(client, container).replace_throughput(_properties(throughput))
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        return (await self.read_nearest(container, name, timeout_s)).item
+
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
         """Read an item of a container by its *name*, its id and partition key, in the region that the SDK chooses.
 
-        Returns None if the container lacks it. Raises ContainerMissing, which takes a read of the container the first
-        time, and other StoreErrors, also after *timeout_s*.
+        The item is None if the container lacks it; the SDK does not name the region. Raises ContainerMissing, which
+        takes a read of the container the first time, and other StoreErrors, also after *timeout_s*.
         """
         async with self._attempt(timeout_s) as client:
             proxy = self._known.get(container)
@@ -131,14 +133,8 @@ class CosmosAccount:
             except CosmosHttpResponseError as error:
                 if error.status_code != 404 or error.sub_status:  # a substatus means more than an absent item
                     raise
-                self._charged(error.headers)
-                return None
-        self._charged(item.get_response_headers())
-        return item
-
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
-        item = await self.read(container, name, timeout_s)
-        return NearestItem(item, from_write_region=False)  # unknown: the SDK does not name the region
+                return NearestItem(None, from_write_region=False, charge_ru=_charge_in(error.headers))
+        return NearestItem(item, from_write_region=False, charge_ru=_charge_in(item.get_response_headers()))
 
     async def close(self) -> None:
         self._loop.check()
@@ -202,6 +198,7 @@ class CosmosAccount:
                 retry_total=0,
                 retry_throttle_total=NO_RETRIES,
                 logger=log,
+                raw_response_hook=self._count_charge,
                 **options,
             )
             stack.push_async_callback(client.close)
@@ -211,27 +208,30 @@ class CosmosAccount:
         return client
 
     def _translated(self, error: CosmosHttpResponseError) -> StoreError:
-        """Return the StoreError for a response that the SDK raised as an error, and count its charge."""
+        """Return the StoreError for a response that the SDK raised as an error."""
         headers = error.headers or {}
-        self._charged(headers)
-
         wait_ms = str(headers.get(HttpHeaders.RetryAfterInMilliseconds, ""))
         after_s = float(wait_ms) / 1000 if wait_ms.isdigit() else DEFAULT_RETRY_AFTER_S
         message = error.message or "no reason given"
         refusal = Refusal(error.status_code or 0, int(error.sub_status or 0), message, after_s)
         return error_for(refusal, self._address.shown)
 
-    def _charged(self, headers: Mapping[str, Any] | None, _: object = None) -> None:
-        """Count the charge in the headers of a response; a hook of the SDK, which also passes the body."""
-        charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))
-        if self._observer is not None and charge.replace(".", "", 1).isdigit():
-            self._observer.charged(float(charge))
+    def _count_charge(self, response: PipelineResponse[object, AsyncHttpResponse]) -> None:
+        """Count the charge of a response; the SDK calls this for each one, of any status, page or attempt."""
+        if self._observer is not None:
+            self._observer.charged(_charge_in(response.http_response.headers))
 
     def _counted(self, error: StoreError) -> StoreError:
         """Count an error, and return it; after ContainerMissing, `read` checks again that its container exists."""
         if isinstance(error, ContainerMissing):
             self._known.clear()
         return count(error, self._observer)
+
+
+def _charge_in(headers: Mapping[str, Any] | None) -> float:
+    """Return the charge in the headers of a response, by default 0."""
+    charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))
+    return float(charge) if charge.replace(".", "", 1).isdigit() else 0.0
 
 
 def _kind_of(error: exceptions.AzureError) -> ErrorKind:

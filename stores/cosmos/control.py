@@ -47,7 +47,7 @@ class ControlContainer:
         try:
             nearest = await lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
-            nearest = NearestItem(None, from_write_region=False)
+            nearest = NearestItem(None, from_write_region=False, charge_ru=0.0)
         catalogue = self._parsed(nearest.item, self._clock() + self._ahead_s)
         return replace(catalogue, primary=nearest.from_write_region)
 

@@ -70,6 +70,8 @@ class NearestItem(NamedTuple):
     from_write_region: bool
     """False if unknown. Another region may lag."""
 
+    charge_ru: float
+
 
 class LookupClient(Protocol):
     """Point reads of one database: `SignedClient`, or azure-cosmos with `?client=sdk`."""
@@ -206,10 +208,15 @@ class SignedClient:
         call = traced_call.get()
         headers = self._consistency if call is None else self._consistency + call.headers
         request = ItemRequest(b"GET", container, name, headers)
-        item = await self._send(region, request, deadline_s, expected=READ, parse=_item)
+
+        def parse(response: Response, name: str) -> NearestItem:
+            is_write_region = region is self._account.write
+            return NearestItem(_item(response, name), is_write_region, errors.charge_in(response))
+
+        nearest = await self._send(region, request, deadline_s, expected=READ, parse=parse)
         if region.failures:
             self._account.succeeded(region)
-        return NearestItem(item, from_write_region=region is self._account.write)
+        return nearest
 
     async def read_fresh(self, container: str, name: str) -> VersionedItem:
         """Read an item with its etag from the write region.

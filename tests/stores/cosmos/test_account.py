@@ -8,12 +8,16 @@ import pytest
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
+from hotplate.stores.cosmos.store import open_url
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.lifecycle import activate
 from hotplate.stores.store import ChargeCounter, Row, Store
+from hotplate.stores.verification import verify
 from hotplate.testing import FIRST, OpenStore, StoreContract, release_ref, write_release
 from tests.support.cosmos_account import PATIENCE_S, Account
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
+from tests.support.stores import allow_erasure, publish, ref_of
 
 ROWS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # the SDK's, of an emulator on loopback
@@ -162,3 +166,23 @@ async def test_refused_and_late_reads_fail_their_slot(
 def test_another_client_is_refused() -> None:
     with pytest.raises(StoreMisused, match=r"client=fast .* is not valid; write signed or sdk"):
         connect("cosmos://account/database?client=fast")
+
+
+@pytest.mark.parametrize("client", ["sdk", "signed"])
+async def test_counted_charges_are_those_of_the_service(
+    cosmos_http: Account, observer: ChargeCounter, client: str
+) -> None:
+    store = open_url(cosmos_http.url(f"d{secrets.token_hex(4)}", ru="4000", client=client), observer)
+    spent_ru = cosmos_http.spent_ru()
+    try:
+        first, second = [await publish(store) for _ in range(2)]
+        cosmos_http.inject_faults({"kind": "throttle", "share": 0.3, "retry_after_ms": 1})
+        await activate(store, first)
+        await verify(store, await ref_of(store, second))
+        await store.scale_down(await ref_of(store, second))
+        await store.incarnations()
+        await store.erase(await ref_of(store, second), allow_erasure)
+    finally:
+        cosmos_http.inject_faults()
+        await store.close()
+    assert observer.ru == pytest.approx(cosmos_http.spent_ru() - spent_ru)

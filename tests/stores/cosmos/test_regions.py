@@ -173,7 +173,7 @@ def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
         for _ in range(100):
             await asyncio.sleep(1)
             found_there = await client.read_nearest("c", NAME, 0.05)
-        assert found_there == ({"id": NAME}, False)
+        assert found_there == ({"id": NAME}, False, 0.0)
 
     in_two_regions(work)
 
@@ -185,7 +185,7 @@ def test_short_caller_deadlines_do_not_count_against_a_region() -> None:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await client.read("c", NAME, 1.0)
-        assert await client.read_nearest("c", NAME, 1.0) == ({"id": NAME}, False)
+        assert await client.read_nearest("c", NAME, 1.0) == ({"id": NAME}, False, 0.0)
 
     in_two_regions(work)
 
