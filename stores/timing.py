@@ -196,29 +196,26 @@ class Backoff:
 
 
 class RateLimiter:
-    """Limits the cost per second to *rate*, None: unlimited; charged in advance, and corrected once known.
+    """Limits the cost per second; charged in advance, and corrected once known.
 
-    Kept as the time up to which all costs are paid at that rate. Unused time counts up to BURST_S.
+    Kept as the time up to which all costs are paid, each at its rate. Unused time counts up to BURST_S.
     """
 
-    def __init__(self, clock: Callable[[], float], rate: float | None) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._rate = rate
         self._paid_at = clock()
 
     def wait_s(self) -> float:
         """Return the time until the next request."""
         return max(0.0, self._paid_at - self._clock())
 
-    def take(self, cost: float) -> None:
-        """Charge a request that is sent now."""
-        if self._rate is not None:
-            self._paid_at = max(self._paid_at, self._clock() - BURST_S) + cost / self._rate
+    def take(self, cost: float, rate: float) -> None:
+        """Charge a request that is sent now, at *rate* a second; an infinite rate is no limit."""
+        self._paid_at = max(self._paid_at, self._clock() - BURST_S) + cost / rate
 
-    def correct(self, more: float) -> None:
+    def correct(self, more: float, rate: float) -> None:
         """Adjust the charge of a request."""
-        if self._rate is not None:
-            self._paid_at += more / self._rate
+        self._paid_at += more / rate
 
     def pause(self, seconds: float) -> None:
         """Send nothing for *seconds*, without saving up budget."""

@@ -6,14 +6,15 @@ from functools import partial
 from math import inf
 from typing import TypeVar
 
+from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.cosmos.charges import Charges
-from hotplate.stores.cosmos.errors import ContainerMissing, ContainerPending
-from hotplate.stores.cosmos.items import CosmosItem, item_bytes
-from hotplate.stores.cosmos.signed import SignedClient, VersionedItem, WriteResult
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending
+from hotplate.stores.cosmos.items import CONTAINER, CosmosItem, item_bytes
+from hotplate.stores.cosmos.signed import LookupClient, NearestItem, SignedClient, VersionedItem, WriteResult
 from hotplate.stores.errors import StoreThrottled
 from hotplate.stores.timing import RateLimiter
 
-R = TypeVar("R", VersionedItem, WriteResult)
+R = TypeVar("R", NearestItem, VersionedItem, WriteResult)
 
 # Some replicas answer 404 for a new container.
 CONTAINER_VISIBLE_S = 60.0
@@ -41,8 +42,38 @@ class NewContainers:
         return self._clock() <= self._new_until.get(container, -inf)
 
 
+class ContainerRates:
+    """Rates in RU/s for the containers of releases: *shared_ru* where lookups may need the rest, else *writing_ru*."""
+
+    def __init__(self, *, writing_ru: float, shared_ru: float) -> None:
+        self._writing_ru = writing_ru
+        self._shared_ru = shared_ru
+        self._unserved = set[str]()
+        """Containers that no lookup reads, as far as this process knows."""
+
+    def add_draft(self, container: str) -> None:
+        """Record that a container holds a draft."""
+        self._unserved.add(container)
+
+    def follow(self, catalogue: Catalogue) -> None:
+        """Record which containers are served."""
+        self._unserved |= {CONTAINER + entry.incarnation for entry in catalogue.releases}
+        self._unserved -= {CONTAINER + release.incarnation for release in catalogue.served}
+
+    def forget(self) -> None:
+        """Record that nothing is known, so that each container may be served."""
+        self._unserved.clear()
+
+    def rate_ru(self, container: str) -> float:
+        """Return the rate for requests to a container."""
+        return self._writing_ru if container in self._unserved else self._shared_ru
+
+
 class PacedItems:
     """Reads and writes items by one attempt each, which waits until its request units (RU) fit into the rate.
+
+    Containers share one budget of time, of which a request takes its RU by the rate of its container. So all requests
+    together keep within the highest rate, and within a container's rate while no other is used.
 
     Each attempt is charged in advance by our table, corrected by the charge in the response. A 429 costs nothing, and
     pauses all attempts as long as it says. Raises errors as `SignedClient`, and ContainerPending.
@@ -54,15 +85,23 @@ class PacedItems:
         charges: Charges,
         new_containers: NewContainers,
         *,
+        lookups: LookupClient,
         clock: Callable[[], float],
-        rate_ru: float | None,
+        rate_ru: Callable[[str], float],
     ) -> None:
-        """*rate_ru* is in RU/s; None for no limit."""
+        """*rate_ru* returns the rate of a container in RU/s, infinite for no limit."""
         self._client = client
+        self._lookups = lookups
         self._charges = charges
         self._new_containers = new_containers
-        self._limiter = RateLimiter(clock, rate_ru)
+        self._rate_ru = rate_ru
+        self._limiter = RateLimiter(clock)
         self._admission = asyncio.Lock()
+
+    async def look_up(self, container: str, name: str) -> CosmosItem | None:
+        """Read an item like a lookup, in the nearest region; None if it is absent."""
+        read = partial(self._lookups.read_nearest, container, name, DEADLINE_S)
+        return (await self._send(container, read, expected_ru=self._charges.read(0))).item
 
     async def read(self, container: str, name: str) -> VersionedItem:
         """Read an item, or its absence, as the replica has it that answers."""
@@ -103,25 +142,26 @@ class PacedItems:
         *expected_ru* is charged in advance, and corrected by the charge of the response. A ContainerMissing becomes
         ContainerPending, which is repeated, if the container is so new that a replica may not know it yet.
         """
-        await self._admit(expected_ru)
+        rate_ru = self._rate_ru(container)
+        await self._admit(expected_ru, rate_ru)
         try:
             result = await request()
         except StoreThrottled as error:
-            self._limiter.correct(-expected_ru)  # a refused request costs nothing
+            self._limiter.correct(-expected_ru, rate_ru)  # a refused request costs nothing
             self._limiter.pause(error.retry_after_s)
             raise
         except ContainerMissing as missing:
             if self._new_containers.includes(container):
                 raise ContainerPending(str(missing)) from missing
             raise
-        self._limiter.correct(result.charge_ru - expected_ru)
+        self._limiter.correct(result.charge_ru - expected_ru, rate_ru)
         return result
 
-    async def _admit(self, expected_ru: float) -> None:
+    async def _admit(self, expected_ru: float, rate_ru: float) -> None:
         """Wait until a request fits into the rate, after the requests that came before, and charge it."""
         async with self._admission:
             wait_s = self._limiter.wait_s()
             while wait_s > 0:
                 await asyncio.sleep(wait_s)
                 wait_s = self._limiter.wait_s()  # a 429 may have come meanwhile, which prolongs the wait
-            self._limiter.take(expected_ru)
+            self._limiter.take(expected_ru, rate_ru)

@@ -13,8 +13,9 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
+from math import inf
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import charges, examination
@@ -26,16 +27,9 @@ from hotplate.stores.cosmos.containers import (
     scale_to_serve,
 )
 from hotplate.stores.cosmos.control import ControlContainer
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending, CosmosUnavailable
-from hotplate.stores.cosmos.items import (
-    CONTAINER,
-    CONTROL,
-    CosmosItem,
-    container_of,
-    name_of,
-    value_of,
-)
-from hotplate.stores.cosmos.paced_items import NewContainers, PacedItems
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
+from hotplate.stores.cosmos.items import CONTAINER, CONTROL, container_of, name_of, value_of
+from hotplate.stores.cosmos.paced_items import ContainerRates, NewContainers, PacedItems
 from hotplate.stores.cosmos.release_state import ReleaseStates
 from hotplate.stores.cosmos.rows import ReleaseRows
 from hotplate.stores.cosmos.signed import LookupClient, SignedClient
@@ -110,12 +104,13 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         self._swap_retrier = Retrier(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S, unavailable=NotSent)
         self._containers_retrier = self._retrier()
         self._rows_retrier = self._retrier()
-        self._control = ControlContainer(address.shown, client, self._paced(None), clock)
-        writing_items = self._paced(address.writing_ru)
-        self._states = ReleaseStates(writing_items)
-        self._rows = ReleaseRows(writing_items, self._rows_retrier)
-        self._rows_while_live = ReleaseRows(self._paced(address.scanning_ru), self._retrier())
-        """The same within a share of the throughput, to spare lookups."""
+        self._control = ControlContainer(address.shown, client, self._paced(lambda _: inf), clock)
+        self._rates = ContainerRates(writing_ru=address.writing_ru or inf, shared_ru=address.shared_ru)
+        self._items = self._paced(self._rates.rate_ru)
+        """The items of releases, for everything but lookups."""
+
+        self._states = ReleaseStates(self._items)
+        self._rows = ReleaseRows(self._items, self._rows_retrier)
 
     def _retrier(self) -> Retrier:
         """Return a Retrier for the control container, the control plane or rows, which are throttled separately.
@@ -124,9 +119,16 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         """
         return Retrier(self._clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
 
-    def _paced(self, rate_ru: float | None) -> PacedItems:
-        """Return access to items within *rate_ru* RU/s."""
-        return PacedItems(self._client, self._charges, self._new_containers, clock=self._clock, rate_ru=rate_ru)
+    def _paced(self, rate_ru: Callable[[str], float]) -> PacedItems:
+        """Return access to items within *rate_ru*, a function of their container."""
+        return PacedItems(
+            self._client,
+            self._charges,
+            self._new_containers,
+            lookups=self._lookups,
+            clock=self._clock,
+            rate_ru=rate_ru,
+        )
 
     @property
     def _containers(self) -> Containers:
@@ -140,8 +142,8 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     ) -> list[ReadResult]:
         """Read rows by one point read each, all at the same time; see `Reader.get_many`.
 
-        A row that cannot be read has an error as its result. If no row can be read, raises the first error;
-        ReleaseNotFound if the release's container is missing.
+        Without a timeout, they are paced and repeated like writes. A row that cannot be read has an error as its
+        result. If no row can be read, raises the first error; ReleaseNotFound if the release's container is missing.
         """
         container = container_of(release)
         if (call := traced_call.get()) is not None:
@@ -160,24 +162,14 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         return results
 
     async def _read_one(self, container: str, name: str, timeout_s: float | None) -> ReadResult:
-        """Read one key; without a timeout, repeated like a write."""
         try:
             if timeout_s is None:
-                item = await self._rows_retrier.call(self._look_up, container, name)
+                item = await self._rows_retrier.call(self._items.look_up, container, name)
             else:
                 item = await self._lookups.read(container, name, timeout_s)
             return None if item is None else value_of(item)
         except StoreError as error:
             return error
-
-    async def _look_up(self, container: str, name: str) -> CosmosItem | None:
-        """Read an item once like a lookup; ContainerPending if its container is new, and not visible yet."""
-        try:
-            return await self._lookups.read(container, name, DEADLINE_S)
-        except ContainerMissing as missing:
-            if self._new_containers.includes(container):
-                raise ContainerPending(str(missing)) from missing
-            raise
 
     @property
     def has_replicas(self) -> bool:
@@ -191,7 +183,13 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         return [None if item is None else value_of(item) for item in await all_done(*reads)]
 
     async def catalogue(self) -> Catalogue:
-        return await self._control_retrier.call(self._control.catalogue)
+        try:
+            catalogue = await self._control_retrier.call(self._control.catalogue)
+        except CatalogueUnreadable:
+            self._rates.forget()  # services keep their release
+            raise
+        self._rates.follow(catalogue)
+        return catalogue
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         """Read items beside the catalogue; None for absent ones."""
@@ -240,6 +238,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             if entry is not None and entry.writer != draft.writer:
                 raise taken_over(draft)
 
+        self._rates.add_draft(container_of(draft))
         await self._rows.claim(draft, confirm)
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
@@ -247,6 +246,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         self._new_containers.add(container)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        self._rates.add_draft(container_of(draft))
         await self._rows.put(draft, rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
@@ -265,12 +265,9 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         return state.is_sealed
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        try:
-            may_be_served = release in (await self.catalogue()).served
-        except CatalogueUnreadable:
-            may_be_served = True  # services keep their release
-        rows = self._rows_while_live if may_be_served else self._rows
-        async for row in rows.scan(release):
+        with suppress(CatalogueUnreadable):
+            await self.catalogue()  # for the rate
+        async for row in self._rows.scan(release):
             yield row
 
     async def prepare(self, release: ReleaseRef) -> None:
@@ -340,6 +337,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             etag = await self._control_retrier.call(begin)
             progress.is_sent = True
             await self._swap_retrier.call(self._write_catalogue, new, etag)
+        self._rates.follow(new)
 
     async def _write_catalogue(self, new: Catalogue, etag: str | None) -> None:
         """Write the catalogue by one attempt; NotSent if the service has not processed the request."""

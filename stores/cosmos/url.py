@@ -27,8 +27,8 @@ MAX_RU = 1_000_000
 # https://learn.microsoft.com/azure/cosmos-db/serverless-performance
 SERVERLESS_RU = 5_000
 SERVERLESS_BYTES = 10**12
-# Share of a live release's throughput for scans.
-SCANNING_SHARE = 0.5
+# Share of a live release's throughput for other work than lookups.
+SHARED_SHARE = 0.5
 
 KEY = "HOTPLATE_COSMOS_KEY"
 # Microsoft's published emulator key.
@@ -122,7 +122,7 @@ class Address:
     """Throughput of a live release; None if serverless."""
 
     max_ru: int | None = None
-    """RU/s for a publish; None for all of the container's."""
+    """RU/s for publishing and other work besides lookups; None for all of the container's."""
 
     consistency: str = "Eventual"
     """Consistency level of lookups."""
@@ -156,10 +156,10 @@ class Address:
         return self.max_ru or (None if writing is None else writing.ru)
 
     @property
-    def scanning_ru(self) -> float:
-        """RU/s for scans of a live release, which lookups need the rest of."""
+    def shared_ru(self) -> float:
+        """RU/s for other work on a live release, which lookups need the rest of."""
         available = SERVERLESS_RU if self.throughput is None else self.throughput.ru
-        return min(available, self.max_ru or available) * SCANNING_SHARE
+        return min(available, self.max_ru or available) * SHARED_SHARE
 
     @property
     def partition_warning(self) -> str:
