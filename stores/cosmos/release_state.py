@@ -119,7 +119,7 @@ ChangeState = Callable[[ReleaseState], Awaitable[ReleaseState | None]]
 class ReleaseStates:
     """Reads and replaces the states of releases; no request is repeated.
 
-    Raises ReleaseNotFound if the container of a release is missing, or holds no state.
+    Raises ContainerMissing if the container of a release is missing, and ReleaseNotFound if it holds no state.
     """
 
     def __init__(self, items: PacedItems) -> None:
@@ -127,10 +127,7 @@ class ReleaseStates:
 
     async def read(self, release: AnyRef) -> ReleaseState:
         """Return the state of a release or draft."""
-        try:
-            item = await self._items.read_surely(container_of(release), STATE)
-        except ContainerMissing as error:
-            raise not_found(release) from error
+        item = await self._items.read_surely(container_of(release), STATE)
         if item is None:
             raise not_found(release)
         return ReleaseState.of(item)
@@ -144,7 +141,7 @@ class ReleaseStates:
         return item is not None and item.get("state") in (DRAFT, SEALED)
 
     async def create(self, draft: DraftRef) -> bool:
-        """Create the state of a new draft; return False if there is one. Raises ContainerMissing."""
+        """Create the state of a new draft; return False if there is one."""
         state = ReleaseState(DRAFT, draft.writer)
         return await self._items.create(container_of(draft), state.item())
 
@@ -155,18 +152,14 @@ class ReleaseStates:
         which its etag tells: then the change may be tried again.
         """
         container = container_of(release)
-        try:
-            stored = await self._items.read(container, STATE)
-            if stored.item is None:
-                raise not_found(release)
-            changed = await change(ReleaseState.of(stored.item))
-            if changed is None:
-                return
-            item = changed.item(without_system_properties(stored.item))
-            is_replaced = await self._items.replace(container, item, stored.etag)
-        except ContainerMissing as error:
-            raise not_found(release) from error
-        if not is_replaced:
+        stored = await self._items.read(container, STATE)
+        if stored.item is None:
+            raise not_found(release)
+        changed = await change(ReleaseState.of(stored.item))
+        if changed is None:
+            return
+        item = changed.item(without_system_properties(stored.item))
+        if not await self._items.replace(container, item, stored.etag):
             raise StoreUnavailable(f"other processes keep changing the state of release {release.id}; try again later")
 
     async def mark_dropping(self, release: ReleaseRef, token: str) -> bool:
@@ -177,7 +170,7 @@ class ReleaseStates:
 
         try:
             await self.change(release, mark)
-        except (ReleaseNotFound, ReleaseCorrupt):
+        except (ContainerMissing, ReleaseNotFound, ReleaseCorrupt):
             return False
         return True
 

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.cosmos.batches import Batches
-from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.items import container_of, name_of, to_item, value_of
 from hotplate.stores.cosmos.paced_items import PacedItems
 from hotplate.stores.cosmos.release_state import METAS, SEALED, ReleaseState, ReleaseStates, rows_kind
@@ -36,7 +35,7 @@ ConfirmWriter = Callable[[], Awaitable[None]]
 
 
 class ReleaseRows:
-    """Rows of releases."""
+    """Rows of releases. Raises ContainerMissing if the container of a release is missing."""
 
     def __init__(self, items: PacedItems, retrier: Retrier) -> None:
         self._items = items
@@ -91,11 +90,8 @@ class ReleaseRows:
         # `meta` rows, such as the manifest, are in no order, so they have a separate series.
         meta_rows = [row for row in rows if row.key.startswith(META)]
         other_rows = [row for row in rows if not row.key.startswith(META)] if meta_rows else rows
-        try:
-            await self._write_batches(draft, state.series(rows_kind(part)), other_rows)
-            await self._write_batches(draft, state.series(METAS), meta_rows)
-        except ContainerMissing as error:
-            raise not_found(draft) from error
+        await self._write_batches(draft, state.series(rows_kind(part)), other_rows)
+        await self._write_batches(draft, state.series(METAS), meta_rows)
 
     async def _write_batches(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
         """Write rows as items, in batches of at most BATCH_ROWS, each acknowledged by a batch item with its keys.
@@ -195,15 +191,12 @@ class ReleaseRows:
         state = await self._retrier.call(self._states.read, release)
         if not state.is_sealed:
             raise not_found(release)
-        try:
-            spans = await self._read_spans(container, state)
-            async for keys in merge_packed_keys(spans, partial(self._read_batches, container)):
-                values = await self._read_rows(container, keys)
-                for key in keys:
-                    if key in values:
-                        yield Row(key, values[key])
-        except ContainerMissing as error:
-            raise not_found(release) from error
+        spans = await self._read_spans(container, state)
+        async for keys in merge_packed_keys(spans, partial(self._read_batches, container)):
+            values = await self._read_rows(container, keys)
+            for key in keys:
+                if key in values:
+                    yield Row(key, values[key])
 
     async def _read_spans(self, container: str, state: ReleaseState) -> list[KeySpan]:
         """Return a span for each batch item of a release, by all its writers: its first and last key, and its place.

@@ -12,8 +12,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from math import inf
 
@@ -28,7 +28,7 @@ from hotplate.stores.cosmos.containers import (
 )
 from hotplate.stores.cosmos.control import ControlContainer
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.items import CONTAINER, CONTROL, container_of, name_of, value_of
+from hotplate.stores.cosmos.items import CONTAINER, CONTROL, AnyRef, container_of, name_of, value_of
 from hotplate.stores.cosmos.paced_items import ContainerRates, NewContainers, PacedItems
 from hotplate.stores.cosmos.release_state import ReleaseStates
 from hotplate.stores.cosmos.rows import ReleaseRows
@@ -72,6 +72,15 @@ POLL_S = 2.0
 # Polling interval and time limit of a change of throughput.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
+
+
+@contextmanager
+def container_expected(release: AnyRef) -> Iterator[None]:
+    """Turn ContainerMissing into ReleaseNotFound: another process has pruned the release."""
+    try:
+        yield
+    except ContainerMissing as error:
+        raise not_found(release) from error
 
 
 class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, ReplicatedReader):
@@ -239,7 +248,8 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
                 raise taken_over(draft)
 
         self._rates.add_draft(container_of(draft))
-        await self._rows.claim(draft, confirm)
+        with container_expected(draft):
+            await self._rows.claim(draft, confirm)
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
         await self._containers_retrier.call(create_container, self._containers, container, throughput)
@@ -247,18 +257,21 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         self._rates.add_draft(container_of(draft))
-        await self._rows.put(draft, rows, part)
+        with container_expected(draft):
+            await self._rows.put(draft, rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        return await self._rows.resume_point(draft, part)
+        with container_expected(draft):
+            return await self._rows.resume_point(draft, part)
 
     async def seal(self, draft: DraftRef) -> None:
-        await self._rows.seal(draft)
+        with container_expected(draft):
+            await self._rows.seal(draft)
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
         try:
             state = await self._rows_retrier.call(self._states.read, release)
-        except ReleaseNotFound:
+        except (ContainerMissing, ReleaseNotFound):
             return False
         except ReleaseCorrupt:  # a state that cannot be decoded: the rows may be whole
             return True
@@ -267,20 +280,23 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         with suppress(CatalogueUnreadable):
             await self.catalogue()  # for the rate
-        async for row in self._rows.scan(release):
-            yield row
+        with container_expected(release):
+            async for row in self._rows.scan(release):
+                yield row
 
     async def prepare(self, release: ReleaseRef) -> None:
         """Scale the container of a release to the throughput to serve with, and wait for it; see `Store.prepare`.
 
-        Serverless accounts, and URLs without a throughput, need nothing. Raises StoreUnavailable after SCALING_S.
+        Serverless accounts, and URLs without a throughput, need nothing.
         """
-        await self._rows_retrier.call(self._states.read, release)  # raises ReleaseNotFound
-        wanted = self._address.throughput
-        if wanted is None:
-            return
-
         container = container_of(release)
+        with container_expected(release):
+            await self._rows_retrier.call(self._states.read, release)  # raises ReleaseNotFound
+            if self._address.throughput is not None:
+                await self._scale_to_serve(container, self._address.throughput)
+
+    async def _scale_to_serve(self, container: str, wanted: Throughput) -> None:
+        """Scale a container to the *wanted* throughput, and wait for it. Raises StoreUnavailable after SCALING_S."""
         give_up_at = self._clock() + SCALING_S
         while True:
             # None once the container has the throughput to serve with; before, its present throughput.
@@ -307,11 +323,8 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         """Lower the throughput to its minimum, unless a change is pending."""
         if self._address.throughput is None:
             return
-        container = container_of(release)
-        try:
-            await self._containers_retrier.call(scale_to_minimum, self._containers, container)
-        except ContainerMissing as error:
-            raise not_found(release) from error
+        with container_expected(release):
+            await self._containers_retrier.call(scale_to_minimum, self._containers, container_of(release))
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         begin = partial(self._control.begin_swap, old, records)
@@ -370,7 +383,8 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         check(await self.catalogue())
-        return await self._rows.erase_rows(release, keys)
+        with container_expected(release):
+            return await self._rows.erase_rows(release, keys)
 
     async def incarnations(self) -> list[str]:
         """See `Store.incarnations`; StoreMisused without a control plane."""

@@ -90,6 +90,9 @@ class SimulatedAccount:
         self.ends_after = False
         """Whether the service has done that write."""
 
+        self.deletes_before: tuple[str, int] | None = None
+        """A container that another process deletes, and before which request about it."""
+
         self.observer: Observer | None = None
         self.forgets = 0.0
         """The share of reads that go to a replica which does not have the item yet."""
@@ -150,6 +153,7 @@ class SimulatedAccount:
         if (held := self.held) is not None and method == b"POST" and path.endswith(b"/docs/"):
             held.waiting += 1
             await held.go.wait()
+        self._delete_container(path)
         is_last = self._counts_last(method, path)
         if is_last and not self.ends_after:
             raise ProcessEndedError
@@ -197,6 +201,16 @@ class SimulatedAccount:
         (location,) = properties["writableLocations"]
         location["databaseAccountEndpoint"] = f"http://here:{self.write_port}/"
         return orjson.dumps(properties)
+
+    def _delete_container(self, path: bytes) -> None:
+        """Delete a container as tests ask for."""
+        if self.deletes_before is None or f"/colls/{self.deletes_before[0]}/".encode() not in path:
+            return
+        container, requests = self.deletes_before
+        self.deletes_before = (container, requests - 1)
+        if requests == 1:
+            self.deletes_before = None
+            del self.service.account.databases["d"].containers[container]
 
     def _counts_last(self, method: bytes, path: bytes) -> bool:
         if self.ends_at_write is None or method == b"GET" or b"/docs" not in path:
