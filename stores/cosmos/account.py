@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 from azure.core import exceptions
@@ -24,10 +25,10 @@ from hotplate.stores.cosmos.errors import (
     CosmosUnavailable,
     ErrorKind,
     Refusal,
+    StoreClosed,
     count,
     error_for,
     first_line,
-    store_closed,
 )
 from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
 from hotplate.stores.cosmos.requests import default_credential
@@ -57,7 +58,8 @@ class CosmosAccount:
         self._observer = observer
         self._stack = AsyncExitStack()
         self._loop = OneLoop(address.shown)
-        self._opening = SharedCall(self._open, store_closed)
+        self._is_closed = False
+        self._opening = SharedCall(self._open, partial(StoreClosed, address.shown))
         self._client: CosmosClient | None = None
         self._known = dict[str, ContainerProxy]()
         """Containers that exist, by name."""
@@ -138,6 +140,7 @@ class CosmosAccount:
 
     async def close(self) -> None:
         self._loop.check()
+        self._is_closed = True
         await self._opening.close()
         await self._stack.aclose()
         self._loop.release()
@@ -156,6 +159,8 @@ class CosmosAccount:
         """
         self._loop.check()
         shown = self._address.shown
+        if self._is_closed:
+            raise StoreClosed(shown)
         try:
             async with asyncio.timeout(timeout_s):
                 client = self._client
@@ -170,7 +175,9 @@ class CosmosAccount:
         except exceptions.AzureError as error:
             sentence = f"{shown} gave no answer: {first_line(str(error.message))}"
             raise self._counted(CosmosUnavailable(sentence, _kind_of(error))) from error
-        except (KeyError, OSError) as error:  # raised by the SDK, and by our readers of its responses
+        except (KeyError, OSError, ValueError) as error:  # raised by the SDK, and by our readers of its responses
+            if self._is_closed:
+                raise StoreClosed(shown) from error
             unavailable = CosmosUnavailable(f"{shown} sent a malformed response", "malformed")
             raise self._counted(unavailable) from error
 

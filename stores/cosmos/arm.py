@@ -15,7 +15,14 @@ from azure.mgmt.cosmosdb import models
 from azure.mgmt.cosmosdb.aio import CosmosDBManagementClient
 from azure.mgmt.cosmosdb.aio.operations import SqlResourcesOperations
 
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorKind, first_line
+from hotplate.stores.cosmos.errors import (
+    ContainerMissing,
+    CosmosThrottled,
+    CosmosUnavailable,
+    ErrorKind,
+    StoreClosed,
+    first_line,
+)
 from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
@@ -61,6 +68,7 @@ class ArmContainers:
         self._account = account
         self._credential = credential
         self._loop = OneLoop(address.shown)
+        self._is_closed = False
         self._opened: CosmosDBManagementClient | None = None
         self._path = (account.resource_group, account.account, address.database)
         """The first arguments of each call."""
@@ -122,6 +130,7 @@ class ArmContainers:
 
     async def close(self) -> None:
         self._loop.check()
+        self._is_closed = True
         for opened in (self._opened, self._credential):
             if opened is not None:
                 await opened.close()
@@ -142,6 +151,8 @@ class ArmContainers:
         Errors of the SDK become StoreErrors; a call that takes longer than *timeout_s* is CosmosUnavailable.
         """
         self._loop.check()
+        if self._is_closed:
+            raise StoreClosed(self._address.shown)
         try:
             async with asyncio.timeout(timeout_s):
                 return await call(self._client().sql_resources)

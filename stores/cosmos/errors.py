@@ -2,6 +2,7 @@
 
 StoreError
 ├── ContainerMissing
+├── StoreClosed
 ├── StoreThrottled
 │   └── ContainerPending
 ├── StoreThrottled, PartUnavailable
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import orjson
 
-from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
+from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled, StoreUnavailable
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer
 
@@ -85,6 +86,15 @@ class ContainerPending(StoreThrottled):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, PENDING_PAUSE_S)
+
+
+class StoreClosed(StoreUnavailable):
+    """The store was closed before the call, or during it."""
+
+    permanent = True
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} was closed by this process; open it again")
 
 
 class CosmosUnavailable(PartUnavailable):
@@ -162,11 +172,6 @@ def count(error: StoreError, observer: Observer | None) -> StoreError:
     if observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
         observer.failed(error.kind)
     return error
-
-
-def store_closed() -> CosmosUnavailable:
-    """Return the error for calls that wait during `close`."""
-    return CosmosUnavailable("the store was closed", "reset")
 
 
 def object_in(response: Response) -> dict[str, Any]:

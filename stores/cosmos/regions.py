@@ -10,10 +10,11 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from hotplate.stores.cosmos.errors import TRANSIENT, CosmosUnavailable, ErrorKind, object_in, store_closed
+from hotplate.stores.cosmos.errors import TRANSIENT, CosmosUnavailable, ErrorKind, StoreClosed, object_in
 from hotplate.stores.cosmos.requests import RequestBuilder
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError
@@ -86,7 +87,7 @@ class AccountRegions:
         self._single_region = address.single_region
         self._open_region = open_region
         self._read_in = read_in
-        self._reading = SharedCall(self._read, store_closed)
+        self._reading = SharedCall(self._read, partial(StoreClosed, address.shown))
         self.server = open_region(address.endpoint)
         """The account's own server."""
 

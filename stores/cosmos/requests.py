@@ -13,10 +13,11 @@ from base64 import b64decode
 from binascii import b2a_base64
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hotplate.stores.cosmos.errors import CosmosUnavailable, first_line, store_closed
+from hotplate.stores.cosmos.errors import CosmosUnavailable, StoreClosed, first_line
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import TOKEN, Observer
@@ -79,7 +80,7 @@ class TokenSigner:
 
         self._renew_at = float("-inf")
         self._expires_at = float("-inf")
-        self._renewal = SharedCall(self._renew, store_closed)
+        self._renewal = SharedCall(self._renew, partial(StoreClosed, address.shown))
         self._error = ""
         """Why the last renewal failed; empty after a success."""
 

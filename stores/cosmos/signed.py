@@ -18,7 +18,7 @@ import orjson
 
 from hotplate.proxies import proxy_for
 from hotplate.stores.cosmos import errors
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable, StoreClosed
 from hotplate.stores.cosmos.items import CosmosItem
 from hotplate.stores.cosmos.regions import AccountProperties, AccountRegions, Region, properties_in
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, TokenSigner, default_credential
@@ -108,7 +108,8 @@ class ItemRequest(NamedTuple):
 class SignedClient:
     """Reads and writes items of one database; for one event loop.
 
-    Raises ContainerMissing, CosmosThrottled or CosmosUnavailable, of kind `malformed` for an invalid response.
+    Raises ContainerMissing, CosmosThrottled, StoreClosed or CosmosUnavailable, of kind `malformed` for an invalid
+    response.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class SignedClient:
         self._where = address.shown
         self._scheme = urlsplit(address.endpoint).scheme
         self._loop = OneLoop(address.shown)
+        self._is_closed = False
         self._observer = observer
         self._tokens: TokenSigner | None = None
         if address.key is None:
@@ -277,9 +279,15 @@ class SignedClient:
         """Read the account; callers share one request."""
         return await self._account.read()
 
+    def check_open(self) -> None:
+        """Raise StoreClosed after `close`."""
+        if self._is_closed:
+            raise StoreClosed(self._where)
+
     async def close(self) -> None:
         """Close all connections."""
         self._loop.check()
+        self._is_closed = True
         await self._account.close()
         if self._tokens is not None:
             await self._tokens.close()
@@ -309,6 +317,7 @@ class SignedClient:
         *parse* may raise ValueError for a malformed response. Raises StoreError, which is counted.
         """
         self._loop.check()
+        self.check_open()
         try:
             response = await self._exchange(region, request, deadline_s)
             self._observe(response, request, region)

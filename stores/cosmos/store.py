@@ -141,8 +141,9 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
     @property
     def _containers(self) -> Containers:
-        """The control plane, opened at the first use."""
+        """The control plane, opened at the first use; StoreClosed after `close`."""
         if self._opened_containers is None:
+            self._client.check_open()
             self._opened_containers = self._open_containers()
         return self._opened_containers
 

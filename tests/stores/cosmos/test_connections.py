@@ -1,21 +1,25 @@
 """The client over the wire as a whole: keys, clocks, certificates, and connections that end."""
 
 import asyncio
-from collections.abc import Iterator
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hotplate.stores.cosmos.account import CosmosAccount
-from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.errors import CosmosUnavailable, StoreClosed
 from hotplate.stores.cosmos.signed import SignedClient
+from hotplate.stores.cosmos.store import open_url
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.store import ChargeCounter
+from hotplate.stores.store import ChargeCounter, Row
 from tests.support.cosmos_account import NAME, PATIENCE_S, Account, emulated_account, filled
+from tests.support.stores import FIRST, draft_of, release_ref, write_release
 from tests.support.tcp_proxy import through
 
+ROWS = [Row("user:1", b"list")]
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
 
 
@@ -91,3 +95,39 @@ def test_ca_file_without_certificates_is_refused(tmp_path: Path, observer: Charg
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
         SignedClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)
+
+
+@pytest.mark.parametrize("client", ["signed", "sdk"])
+@pytest.mark.parametrize("was_used", [False, True])
+async def test_closed_store_says_at_once_that_it_was_closed(account: Account, client: str, *, was_used: bool) -> None:
+    store = open_url(account.url(f"d{secrets.token_hex(4)}", client=client))
+    if was_used:
+        await write_release(store, FIRST, ROWS)
+        await store.get_many(release_ref(FIRST), ["user:1"])
+    await store.close()
+    calls: tuple[Callable[[], Awaitable[object]], ...] = (
+        store.catalogue,
+        store.incarnations,
+        lambda: store.put(draft_of(FIRST), ROWS),
+        lambda: store.get_many(release_ref(FIRST), ["user:1"]),
+        lambda: store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S),
+        lambda: anext(aiter(store.changes())),
+    )
+    for call in calls:
+        with pytest.raises(StoreClosed, match="was closed by this process"):
+            await call()
+    await store.close()
+
+
+async def test_call_in_flight_ends_when_the_store_is_closed(account: Account) -> None:
+    store = open_url(account.url(f"d{secrets.token_hex(4)}"))
+    await store.catalogue()
+    account.inject_faults({"kind": "slow", "delay_ms": 60_000, "operation": "read item"})
+    try:
+        reading = asyncio.create_task(store.catalogue())
+        await asyncio.sleep(0)  # sends the request
+        await store.close()
+        with pytest.raises(StoreClosed):
+            await reading
+    finally:
+        account.inject_faults()
