@@ -36,6 +36,8 @@ DEADLINE_S = 5.0
 MAX_MESSAGE_CHARACTERS = 300
 # For a 429 without a delay: budgets are by the second.
 DEFAULT_RETRY_AFTER_S = 1.0
+# Longer delays are cut, because time limits do not end a pause.
+MAX_RETRY_AFTER_S = 30.0
 # Pause before a new container is tried again.
 PENDING_PAUSE_S = 0.25
 # Charges are summed up in counters, which an infinity would spoil.
@@ -141,7 +143,7 @@ def error_for(refusal: Refusal, where: str) -> StoreError:
 
     if status == 429:
         sentence = f"{where} has no request units left for now; raise its throughput"
-        return CosmosThrottled(sentence, refusal.retry_after_s)
+        return CosmosThrottled(sentence, min(refusal.retry_after_s, MAX_RETRY_AFTER_S))
 
     kind = KINDS.get((status, substatus)) or KINDS.get((status, None)) or "refused"
     if status == 404 and kind == "refused":

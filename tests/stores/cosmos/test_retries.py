@@ -11,7 +11,7 @@ import pytest
 from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
-from hotplate.stores.cosmos.errors import CosmosUnavailable
+from hotplate.stores.cosmos.errors import MAX_RETRY_AFTER_S, CosmosUnavailable
 from hotplate.stores.cosmos.store import UNAVAILABLE_S
 from hotplate.stores.errors import NotSent, StoreUnavailable
 from hotplate.stores.store import Plan, Row
@@ -127,3 +127,13 @@ async def test_poll_for_changes_is_repeated_by_its_caller(account: SimulatedAcco
     with pytest.raises(CosmosUnavailable):
         await anext(polled)
     assert account.answers(503) == 2, "a read has a second attempt in another region"
+
+
+@simulated
+async def test_long_pause_that_a_429_asks_for_is_cut(account: SimulatedAccount) -> None:
+    store = account.store()
+    await store.create(draft_of(R), Plan(1, 1))
+    account.inject_faults({"kind": "throttle", "for_s": 1.0, "retry_after_ms": 100_000_000, "operation": "create item"})
+    began = account.now()
+    await store.put(draft_of(R), ROWS)
+    assert account.now() - began < 2 * MAX_RETRY_AFTER_S
