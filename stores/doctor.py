@@ -48,6 +48,8 @@ from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
 READS = 20
+# Time limit of each.
+READ_S = 5.0
 NAMED = 5
 HOUR_S = 3600
 # Longer ages are shown in days.
@@ -187,7 +189,7 @@ async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Find
     for key in islice(cycle(manifest.sample), READS):
         started = time.perf_counter()
         try:
-            await read_one(store, live.ref, key)
+            await read_one(store, live.ref, key, timeout_s=READ_S)  # like a lookup, which is not paced
         except ReleaseCorrupt:
             continue  # reported as damaged rows
         except StoreError as error:

@@ -102,9 +102,9 @@ def catalogue_changed() -> ReleaseConflict:
     return ReleaseConflict("another process changed the catalogue first")
 
 
-async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
-    """Read one key. Raises StoreError."""
-    (result,) = await reader.get_many(release, [key])
+async def read_one(reader: Reader, release: ReleaseRef, key: str, *, timeout_s: float | None = None) -> bytes | None:
+    """Read one key; see `Reader.get_many`. Raises StoreError."""
+    (result,) = await reader.get_many(release, [key], timeout_s=timeout_s)
     if isinstance(result, StoreError):
         raise result
     return result

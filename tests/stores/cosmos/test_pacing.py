@@ -8,6 +8,7 @@ import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.doctor import READS, examine
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users, find_users
@@ -62,3 +63,14 @@ async def test_background_work_starves_no_lookup(account: SimulatedAccount, work
     lookups.cancel()
     assert all(asked)
     assert spent_ru <= took_s * MAX_RU + 20
+
+
+@simulated
+async def test_doctor_times_reads_that_are_not_paced(account: SimulatedAccount) -> None:
+    await publish(account.store())
+    store = account.store(max_ru=2)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    findings = await examine(store)
+    assert "reading" in {finding.subject for finding in findings}
+    assert loop.time() - began < READS, "at 1 RU/s, the timed reads alone would take as long"
