@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -211,9 +212,8 @@ class SignedClient:
         headers = self._consistency if call is None else self._consistency + call.headers
         request = ItemRequest(b"GET", container, name, headers)
 
-        def parse(response: Response, name: str) -> NearestItem:
-            is_write_region = region is self._account.write
-            return NearestItem(_item(response, name), is_write_region, errors.charge_in(response))
+        def parse(response: Response, charge_ru: float) -> NearestItem:
+            return NearestItem(_item(response, name), region is self._account.write, charge_ru)
 
         nearest = await self._send(region, request, deadline_s, expected=READ, parse=parse)
         if region.failures:
@@ -237,7 +237,9 @@ class SignedClient:
                 headers += b"x-ms-session-token: %b\r\n" % b",".join(tokens_by_range)
 
         request = ItemRequest(b"GET", container, name, headers)
-        return await self._send(self._account.write, request, deadline_s, expected=READ, parse=_versioned)
+        return await self._send(
+            self._account.write, request, deadline_s, expected=READ, parse=partial(_versioned, name)
+        )
 
     async def create(self, container: str, item: CosmosItem) -> WriteResult:
         """Create an item, unless there is one with its id."""
@@ -263,13 +265,13 @@ class SignedClient:
         condition was not met. The session tokens of the response are kept for `read_fresh`.
         """
 
-        def parse(response: Response, _name: str) -> WriteResult:
+        def parse(response: Response, charge_ru: float) -> WriteResult:
             tokens = self._sessions.setdefault(request.container, {})
             header = response.header(b"x-ms-session-token")  # RANGE:PROGRESS, …
             for token_of_range in header.split(b",") if header else ():
                 key_range, _, token = token_of_range.partition(b":")
                 tokens[key_range] = token
-            return WriteResult(response.status == expected[0], errors.charge_in(response))
+            return WriteResult(response.status == expected[0], charge_ru)
 
         deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
         await self._account.ensure_known(deadline_s)
@@ -296,7 +298,7 @@ class SignedClient:
     async def _read_account(self, region: Region) -> AccountProperties:
         """Read the account in a region."""
 
-        def parse(response: Response, _name: str) -> AccountProperties:
+        def parse(response: Response, _charge_ru: float) -> AccountProperties:
             return properties_in(response, self._scheme)
 
         deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
@@ -309,20 +311,21 @@ class SignedClient:
         deadline_s: float,
         *,
         expected: tuple[int, ...],
-        parse: Callable[[Response, str], T],
+        parse: Callable[[Response, float], T],
     ) -> T:
         """Send a request in one attempt until *deadline_s* (loop time).
 
-        Returns the result of *parse*, called with the response and the item's name, if the status is *expected*.
-        *parse* may raise ValueError for a malformed response. Raises StoreError, which is counted.
+        Returns the result of *parse*, called with the response and its charge, if the status is *expected*. *parse* may
+        raise ValueError for a malformed response. Raises StoreError, which is counted.
         """
         self._loop.check()
         self.check_open()
         try:
             response = await self._exchange(region, request, deadline_s)
-            self._observe(response, request, region)
+            charge_ru = errors.charge_in(response)
+            self._observe(response, charge_ru, request, region)
             self._check_status(response, request, expected)
-            return parse(response, request.name)
+            return parse(response, charge_ru)
         except ValueError as malformed:
             sentence = f"{self._where} sent a malformed response: {errors.first_line(str(malformed))}"
             raise errors.count(CosmosUnavailable(sentence, "malformed"), self._observer) from malformed
@@ -346,9 +349,8 @@ class SignedClient:
                 self._account.refresh_early()
             raise errors.no_response(failure, self._where) from failure
 
-    def _observe(self, response: Response, request: ItemRequest, region: Region) -> None:
-        """Count the charge of a response, and describe it to the traced call. Raises ValueError."""
-        charge_ru = errors.charge_in(response)
+    def _observe(self, response: Response, charge_ru: float, request: ItemRequest, region: Region) -> None:
+        """Count the charge of a response, and describe it to the traced call."""
         if self._observer is not None:
             self._observer.charged(charge_ru)
         if request.name and (call := traced_call.get()) is not None:
@@ -407,8 +409,8 @@ def _item(response: Response, name: str) -> CosmosItem | None:
     return errors.item_in(response, name) if response.status == 200 else None
 
 
-def _versioned(response: Response, name: str) -> VersionedItem:
-    """Parse a response to a read: the item (None if it is absent), its etag, the service's time and the charge.
+def _versioned(name: str, response: Response, charge_ru: float) -> VersionedItem:
+    """Parse a response to a read: the item (None if it is absent), its etag and the service's time.
 
     Raises ValueError if the response has no valid date, or an item without etag.
     """
@@ -417,7 +419,7 @@ def _versioned(response: Response, name: str) -> VersionedItem:
     etag = "" if item is None else item.get("_etag")
     if not isinstance(etag, str):
         raise ValueError("an item without etag")  # noqa: TRY004 -- malformed, like invalid JSON
-    return VersionedItem(item, etag, now, errors.charge_in(response))
+    return VersionedItem(item, etag, now, charge_ru)
 
 
 def _connects(address: Address) -> MakeTransport:
