@@ -77,6 +77,9 @@ SENTENCES: dict[ErrorKind, str] = {
     "unavailable": "cannot answer for now",
     "refused": "refused",
 }
+# Part of the message of a 403 for a date that is too far from the service's clock.
+WRONG_TIME = "not valid at the current time"
+CORRECT_CLOCK = "does not accept the time that this machine's clock shows; correct the clock"
 
 
 class ContainerMissing(StoreError):
@@ -151,7 +154,8 @@ def error_for(refusal: Refusal, where: str) -> StoreError:
     if status == 403 and substatus == STORAGE_FULL:
         return StoreFull(f"{where} has no room left: {message}")
     unprocessed = (status, substatus) in UNPROCESSED or (status, None) in UNPROCESSED
-    sentence = f"{where} {SENTENCES[kind]} ({status}/{substatus}): {message}"
+    reason = CORRECT_CLOCK if status == 403 and WRONG_TIME in message else SENTENCES[kind]
+    sentence = f"{where} {reason} ({status}/{substatus}): {message}"
     return CosmosUnavailable(sentence, kind, unprocessed=unprocessed)
 
 

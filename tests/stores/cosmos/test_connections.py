@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_ca_file_without_certificates_is_refused(tmp_path: Path, observer: Charg
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
         SignedClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)
+
+
+@pytest.mark.parametrize("ahead_s", [-1200, 1200])
+async def test_wrong_clock_is_named_as_the_cause(account: Account, ahead_s: float) -> None:
+    client = SignedClient(account.address("d"), clock=lambda: time.time() + ahead_s)
+    with pytest.raises(CosmosUnavailable, match="does not accept the time .* correct the clock .*server's clock"):
+        await client.read("c", NAME, PATIENCE_S)
+    await client.close()
 
 
 @pytest.mark.parametrize("client", ["signed", "sdk"])
