@@ -99,7 +99,12 @@ class PacedItems:
         self._admission = asyncio.Lock()
 
     async def look_up(self, container: str, name: str) -> CosmosItem | None:
-        """Read an item like a lookup, in the nearest region; None if it is absent."""
+        """Read an item like a lookup, in the nearest region; None if it is absent.
+
+        That region may lag, so the write region is read if this process has written to the container.
+        """
+        if self._client.has_written(container):
+            return (await self.read(container, name)).item
         read = partial(self._lookups.read_nearest, container, name, DEADLINE_S)
         return (await self._send(container, read, expected_ru=self._charges.read(0))).item
 

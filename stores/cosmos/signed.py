@@ -241,6 +241,10 @@ class SignedClient:
             self._account.write, request, deadline_s, expected=READ, parse=partial(_versioned, name)
         )
 
+    def has_written(self, container: str) -> bool:
+        """Return whether this process has written to a container, so that `read_fresh` asks for its writes."""
+        return container in self._sessions
+
     async def create(self, container: str, item: CosmosItem) -> WriteResult:
         """Create an item, unless there is one with its id."""
         request = ItemRequest(b"POST", container, item["id"], JSON, orjson.dumps(item))

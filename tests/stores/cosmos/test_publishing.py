@@ -13,11 +13,12 @@ from hotplate.stores.catalogue import LEASE_S, ReleaseId
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import container_of, name_of
 from hotplate.stores.cosmos.paced_items import CONTAINER_VISIBLE_S
-from hotplate.stores.cosmos.store import SCALING_POLL_S, THROTTLED_S, UNAVAILABLE_S, CosmosStore
+from hotplate.stores.cosmos.store import SCALING_POLL_S, THROTTLED_S, UNAVAILABLE_S, CosmosStore, open_url
 from hotplate.stores.errors import ReleaseCorrupt, StoreFull
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import verify
+from tests.support.cosmos_account import emulated_account
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated, with_simulation
 from tests.support.memory_store import MemoryStore
 from tests.support.soak import scaled
@@ -283,3 +284,14 @@ async def test_lost_rows_are_found_by_verify_and_restored_by_repair(
     await repair(damaged, other, live)
     await verify(damaged, await ref_of(damaged, live))
     assert await published_rows(damaged, live) == ALL
+
+
+async def test_release_is_checked_where_it_was_written_not_in_a_region_that_lags() -> None:
+    with emulated_account(None, "--second-region", "0") as account:
+        store = open_url(account.url("d", ru="30000", region="Emulated East"))
+        account.inject_faults({"kind": "missing", "region": 1, "operation": "read item"})
+        try:
+            release = await publish(store)
+            assert (await store.catalogue()).live == release
+        finally:
+            await store.close()
