@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.stores.connect import connect
     from hotplate.stores.encoding import META, Item
     from hotplate.stores.errors import (
+        AccessDenied,
         CanaryRunning,
         CatalogueUnreadable,
         PartUnavailable,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
 __all__ = [
     "META",
     "ALSParams",
+    "AccessDenied",
     "Answer",
     "AsyncClient",
     "CanaryRunning",
@@ -152,6 +154,7 @@ __all__ = [
 _OFFLINE = ("hotplate.offline.", "hotplate.cli.run_work")
 # The module and the name there of each public name.
 _HOMES = {
+    "AccessDenied": "hotplate.stores.errors:AccessDenied",
     "activate": "hotplate.releases:activate",
     "ALSParams": "hotplate.offline.train.als:ALSParams",
     "Answer": "hotplate.client:Answer",

@@ -26,6 +26,7 @@ from hotplate.offline.threads import DaemonThreads
 from hotplate.offline.train.spark import cause_of
 from hotplate.stores.connect import opened, share_of
 from hotplate.stores.errors import (
+    AccessDenied,
     ReleaseConflict,
     ReleaseNotFound,
     StoreError,
@@ -44,7 +45,7 @@ from hotplate.stores.verification import OnProgress
 _SAMPLED = 4_096
 _POLL_S = 0.2
 # Executor errors are raised as the first matching type; each can be pickled, as its text is its only argument.
-_RAISED_KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
+_RAISED_KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, AccessDenied, StoreUnavailable, StoreError)
 
 
 def check_store(url: str) -> None:

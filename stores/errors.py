@@ -2,6 +2,7 @@
 
 StoreError
 ├── StoreUnavailable
+│   ├── AccessDenied
 │   ├── StoreThrottled
 │   ├── PartUnavailable
 │   └── NotSent
@@ -34,6 +35,12 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached; if `permanent`, a retry cannot help."""
 
     permanent = False
+
+
+class AccessDenied(StoreUnavailable):
+    """The store does not accept this user or its password, or the user lacks a right."""
+
+    permanent = True
 
 
 class StoreThrottled(StoreUnavailable):
@@ -117,11 +124,11 @@ class SwapProgress:
 
 @contextmanager
 def tracked_swap() -> Iterator[SwapProgress]:
-    """Turn StoreUnavailable into NotSent until the block sets `is_sent`."""
+    """Turn StoreUnavailable into NotSent until the block sets `is_sent`, except for AccessDenied."""
     progress = SwapProgress()
     try:
         yield progress
-    except NotSent:
+    except (NotSent, AccessDenied):
         raise
     except StoreUnavailable as error:
         if progress.is_sent:

@@ -23,6 +23,7 @@ from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import META, Checksum
 from hotplate.stores.erasure_log import erased_from, lost_sentence
 from hotplate.stores.errors import (
+    AccessDenied,
     HeldBack,
     ReleaseConflict,
     ReleaseCorrupt,
@@ -318,7 +319,8 @@ async def write_draft(
         advice = "give the same command again"
         if kind is WriterKind.PERSON:
             advice = f"continue with --resume {draft.id}"
-        raise StoreUnavailable(f"{error}; to finish this release, {advice}") from error
+        failure = AccessDenied if isinstance(error, AccessDenied) else StoreUnavailable
+        raise failure(f"{error}; to finish this release, {advice}") from error
     except BaseException as error:
         is_resumed = isinstance(error, asyncio.CancelledError) and kind is WriterKind.RUN
         if not is_resumed:

@@ -28,6 +28,7 @@ from hotplate.stores.cosmos.errors import (
     StoreClosed,
     count,
     error_for,
+    failed,
     first_line,
 )
 from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
@@ -174,7 +175,7 @@ class CosmosAccount:
             raise self._counted(self._translated(error)) from error
         except exceptions.AzureError as error:
             sentence = f"{shown} gave no answer: {first_line(str(error.message))}"
-            raise self._counted(CosmosUnavailable(sentence, _kind_of(error))) from error
+            raise self._counted(failed(sentence, _kind_of(error))) from error
         except (KeyError, OSError, ValueError) as error:  # raised by the SDK, and by our readers of its responses
             if self._is_closed:
                 raise StoreClosed(shown) from error
@@ -242,6 +243,8 @@ def _charge_in(headers: Mapping[str, Any] | None) -> float:
 
 
 def _kind_of(error: exceptions.AzureError) -> ErrorKind:
+    if isinstance(error, exceptions.ClientAuthenticationError):  # of azure-identity
+        return "unauthorized"
     if isinstance(error, exceptions.ServiceRequestTimeoutError | exceptions.ServiceResponseTimeoutError):
         return "timeout"
     if isinstance(error, exceptions.DecodeError):

@@ -21,6 +21,7 @@ from hotplate.stores.cosmos.errors import (
     CosmosUnavailable,
     ErrorKind,
     StoreClosed,
+    failed,
     first_line,
 )
 from hotplate.stores.cosmos.items import DEFINITION
@@ -212,7 +213,7 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
     """Return the StoreError for an error of the SDK of Azure Resource Manager; its text says what to do.
 
     A missing container is ContainerMissing, a missing account StoreMisused, a 429 CosmosThrottled, and all others are
-    CosmosUnavailable with the kind of failure, by which errors are counted.
+    CosmosUnavailable, or CosmosDenied, with the kind of failure, by which errors are counted.
     """
     where = f"{address.shown}: Azure Resource Manager"
     message = first_line(str(error.message))
@@ -240,4 +241,4 @@ def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccou
     else:
         kind = "unavailable" if status in TEMPORARY_STATUSES else "refused"
         sentence = f"refused ({status} {code})"
-    return CosmosUnavailable(f"{where} {sentence}: {message}", kind)
+    return failed(f"{where} {sentence}: {message}", kind)

@@ -9,6 +9,7 @@ StoreError
 │   └── CosmosThrottled
 └── PartUnavailable
     └── CosmosUnavailable
+        └── CosmosDenied, AccessDenied
 """
 
 import re
@@ -17,7 +18,14 @@ from typing import Any, Literal
 
 import orjson
 
-from hotplate.stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled, StoreUnavailable
+from hotplate.stores.errors import (
+    AccessDenied,
+    PartUnavailable,
+    StoreError,
+    StoreFull,
+    StoreThrottled,
+    StoreUnavailable,
+)
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer
 
@@ -25,8 +33,10 @@ from hotplate.stores.store import Observer
 ErrorKind = Literal[
     "throttled", "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused"
 ]
+# The service does not accept our credentials, or their rights.
+DENIED = ("unauthorized", "forbidden")
 # Only an operator can remedy these.
-PERMANENT = ("unauthorized", "forbidden", "refused")
+PERMANENT = (*DENIED, "refused")
 # A second attempt may avoid these, immediately or in another region.
 TRANSIENT: frozenset[ErrorKind] = frozenset({"connect", "reset", "malformed", "unavailable"})
 
@@ -115,6 +125,10 @@ class CosmosUnavailable(PartUnavailable):
         self.unprocessed = unprocessed
 
 
+class CosmosDenied(AccessDenied, CosmosUnavailable):
+    """One attempt failed, for a reason in DENIED."""
+
+
 class CosmosThrottled(StoreThrottled, PartUnavailable):
     """429: the request units of this second are spent."""
 
@@ -138,7 +152,7 @@ def error_for(refusal: Refusal, where: str) -> StoreError:
     """Return the StoreError for a response that is not a success; *where* names the account's database.
 
     A 429 is CosmosThrottled, a missing container or database ContainerMissing, a full one StoreFull. All others are
-    CosmosUnavailable, of the kind that KINDS has for the status and the substatus.
+    CosmosUnavailable, of the kind that KINDS has for the status and the substatus; CosmosDenied for those in DENIED.
     """
     status = refusal.status
     substatus = refusal.substatus
@@ -156,7 +170,13 @@ def error_for(refusal: Refusal, where: str) -> StoreError:
     unprocessed = (status, substatus) in UNPROCESSED or (status, None) in UNPROCESSED
     reason = CORRECT_CLOCK if status == 403 and WRONG_TIME in message else SENTENCES[kind]
     sentence = f"{where} {reason} ({status}/{substatus}): {message}"
-    return CosmosUnavailable(sentence, kind, unprocessed=unprocessed)
+    return failed(sentence, kind, unprocessed=unprocessed)
+
+
+def failed(sentence: str, kind: ErrorKind, *, unprocessed: bool = False) -> CosmosUnavailable:
+    """Return the error for an attempt that failed for a reason of the given kind."""
+    error = CosmosDenied if kind in DENIED else CosmosUnavailable
+    return error(sentence, kind, unprocessed=unprocessed)
 
 
 def first_line(message: str) -> str:

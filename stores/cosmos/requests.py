@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hotplate.stores.cosmos.errors import CosmosUnavailable, StoreClosed, first_line
+from hotplate.stores.cosmos.errors import CosmosDenied, CosmosUnavailable, StoreClosed, first_line
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import TOKEN, Observer
@@ -103,7 +103,7 @@ class TokenSigner:
             except TimeoutError:
                 raise CosmosUnavailable(f"{self._shown}: Entra ID gave no token in time", "timeout") from None
         if self._error and self._clock() >= self._expires_at:
-            raise CosmosUnavailable(self._error, "unauthorized")
+            raise CosmosDenied(self._error, "unauthorized")
 
     def authorization(self, text: bytes) -> bytes:
         """Return the header `authorization` of any request."""

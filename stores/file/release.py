@@ -23,7 +23,15 @@ from pathlib import Path
 
 import lmdb
 
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from hotplate.stores.errors import (
+    HEAL,
+    AccessDenied,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from hotplate.stores.file.checksums import (
     BLOCK_BYTES,
     STRIDE_BYTES,
@@ -312,4 +320,7 @@ def translating_errors(path: Path) -> Iterator[None]:
         code = getattr(error, "errno", None)
         if isinstance(error, lmdb.DiskError | lmdb.MapFullError) or code in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left to write {path}; free some and try again") from error
+        if isinstance(error, PermissionError | lmdb.ReadonlyError):  # LMDB's name for EACCES
+            sentence = f"{path} cannot be used by user {os.geteuid()}: {error}; change its owner or its mode"
+            raise AccessDenied(sentence) from error
         raise StoreUnavailable(f"{path} cannot be used: {error}") from error

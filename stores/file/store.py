@@ -99,14 +99,13 @@ class CatalogueFile:
     def record(self, name: str | None = None) -> bytes | None:
         """Return the stored bytes, unchecked, of the catalogue or of the record *name*; None if never written."""
         path = self.path if name is None else self._records / f"{name}.json"
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except NotADirectoryError as error:
-            raise StoreMisused(_NOT_A_FOLDER.format(path.parent)) from error
-        except OSError as error:
-            raise StoreUnavailable(f"{path} cannot be read: {error}") from error
+        with translating_errors(path):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                return None
+            except NotADirectoryError as error:
+                raise StoreMisused(_NOT_A_FOLDER.format(path.parent)) from error
 
     def read(self, now: float) -> Catalogue:
         """Return the catalogue, with *now* as its time; an empty one before the first swap."""

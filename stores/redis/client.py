@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 
-from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.redis.url import RedisAddress
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,10 @@ Command = Sequence[str | bytes | int]
 # How a server refuses SELECT.
 NO_SUCH_DATABASE = "DB index is out of range"
 
+# How Redis 7.0, and later versions, refuse a command of a script; this error has no code of its own.
+REFUSED_IN_SCRIPT = ("The user executing the script ", "ACL failure in script: ")
+LACKING = "the Redis user of {where} lacks a permission: {error}; docs/redis.md has the rights of users"
+
 # For each error of redis-py, most specific first, the error of stores and its sentence.
 MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
     TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
@@ -54,10 +58,10 @@ MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
     ),
     exceptions.ReadOnlyError: (StoreUnavailable, "{where} is a read-only replica; give the URL of the primary"),
     exceptions.AuthenticationError: (
-        StoreUnavailable,
+        AccessDenied,
         "{where} does not accept this user and password; check the URL or the secret",
     ),
-    exceptions.NoPermissionError: (StoreMisused, "the Redis user of {where} lacks a permission: {error}"),
+    exceptions.NoPermissionError: (AccessDenied, LACKING),
     exceptions.BusyLoadingError: (
         StoreUnavailable,
         "{where} is still loading its data; it answers once that is done",
@@ -71,6 +75,9 @@ def translated(error: Exception, where: str) -> StoreError:
     text, _, _ = str(error).partition(", with args beginning with")  # perhaps a password
     if text == NO_SUCH_DATABASE:
         text = f"{text}; end the URL with the number of a database that it has, as /0"
+    if text.startswith(REFUSED_IN_SCRIPT):
+        text = f"{text.partition(' script: ')[0]} (`hotplate store doctor` says which)"
+        error = exceptions.NoPermissionError(text)
     for known, (kind, sentence) in MEANINGS.items():
         if isinstance(error, known):
             return kind(sentence.format(where=where, error=text))

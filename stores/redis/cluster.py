@@ -12,7 +12,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, RedisClusterException, RedisError, ResponseError
 
-from hotplate.stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, PartUnavailable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import NO_RETRIES, PROTOCOL, finish_closing, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import (
@@ -241,6 +241,10 @@ class Cluster(DiscoveredDeployment):
         return translated(cause if isinstance(cause, RedisError) else error, where)
 
 
+class PartDenied(AccessDenied, PartUnavailable):
+    """A node does not accept this user or its password, or the user lacks a right there."""
+
+
 def late(deployment: Deployment) -> StoreUnavailable:
     """Return the error of a value that did not arrive in time."""
     return StoreUnavailable(f"a node of {deployment.shown} did not answer in time")
@@ -254,7 +258,8 @@ def part_of(deployment: Deployment, value: ReadResult) -> ReadResult:
     if not isinstance(value, StoreUnavailable):
         return value
     deployment.schedule_refresh()
-    return PartUnavailable(str(value))
+    failure = PartDenied if isinstance(value, AccessDenied) else PartUnavailable
+    return failure(str(value))
 
 
 def _node_of(node: ClusterNode) -> RedisNode:

@@ -12,7 +12,7 @@ from typing import Any
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
-from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.redis.client import Command, Server, Session
 from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.keys import Keys
@@ -101,7 +101,7 @@ async def logs_changes(server: Server) -> bool:
     """Return whether a server has an append-only file, or does not say; raises StoreUnavailable."""
     try:
         fields = await server.execute("INFO", "persistence")
-    except StoreMisused:
+    except AccessDenied:
         return True
     return str(fields.get("aof_enabled", "1")) == "1"
 
@@ -165,7 +165,7 @@ async def _server(session: Session, *, is_replicated: bool) -> list[Finding]:
     """Return the findings about one server; if it *is_replicated*, it should have replicas."""
     try:
         fields = await session.execute("INFO")
-    except StoreMisused as error:
+    except AccessDenied as error:
         return [_warning("server", f"this user may not send INFO: {error}")]
     memory = Memory.of(fields)
     persistence = _persistence(fields, await _setting(session, "save"))
@@ -179,7 +179,7 @@ async def _slots(session: Session) -> Finding:
     """Return whether all slots of the cluster have a working node, as this node sees it."""
     try:
         fields = await session.execute("CLUSTER INFO")
-    except StoreMisused as error:
+    except AccessDenied as error:
         return _warning("cluster", f"this user may not send CLUSTER INFO: {error}")
     unserved = SLOTS - int(fields.get("cluster_slots_ok", 0))
     if unserved or fields.get("cluster_state") != "ok":
@@ -206,8 +206,8 @@ async def _reading(session: Session, keys: Keys) -> Finding:
     try:
         await session.execute("MGET", keys.catalogue, keys.doctors)
         await session.execute("TIME")
-    except StoreMisused as error:
-        return _error("may read", f"no: {error}; docs/redis.md has the rights of a user that serves")
+    except AccessDenied as error:
+        return _error("may read", f"no: {error}")
     return _ok("may read", "yes")
 
 
@@ -218,13 +218,14 @@ async def _writing(session: Session, keys: Keys) -> Finding:
     """
     row = keys.doctors  # a key that is never written
     commands: tuple[Command, ...] = (
-        ("SET", keys.catalogue, b""), ("DEL", row), ("UNLINK", row), ("RPUSH", row, b""), ("HSET", row, "0", b""),
-        ("EVAL", "return 1", 1, row), ("MSET", row, b""), ("DISCARD",),
+        ("SET", keys.catalogue, b""), ("DEL", row), ("UNLINK", row), ("RPUSH", row, b""), ("LREM", row, 1, b""),
+        ("HSET", row, "0", b""), ("SADD", row, b""), ("SREM", row, b""), ("EVAL", "return 1", 1, row),
+        ("MSET", row, b""), ("DISCARD",),
     )  # fmt: skip
     try:
         await session.execute("WATCH", row)
         await session.execute("MULTI")
-    except StoreMisused as error:  # without MULTI, commands would be executed
+    except AccessDenied as error:  # without MULTI, commands would be executed
         return _warning(MAY_PUBLISH, f"no, as is right for a service: {error}")
 
     try:
@@ -240,7 +241,7 @@ async def _setting(session: Session, name: str) -> str | None:
     """Return a setting of the server; None if the user may not read it."""
     try:
         settings: dict[str, str] = await session.execute("CONFIG GET", name)
-    except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG
+    except StoreUnavailable:  # managed services rename CONFIG
         return None
     return settings.get(name)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merge_packed_keys, unpack
-from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused
+from hotplate.stores.errors import AccessDenied, ReleaseConflict, StoreError
 from hotplate.stores.redis.client import Command
 from hotplate.stores.redis.keys import SEALED, Keys
 from hotplate.stores.redis.routing import CommandRouter, evaluation
@@ -118,7 +118,7 @@ class Inventory:
         servers = await self._deployment.primary_servers()
         try:
             replies = await all_done(*(server.execute("INFO", "replication") for server in servers))
-        except StoreMisused:
+        except AccessDenied:
             return None
         ids = [info.get("master_replid") for info in replies]
         if not all(ids):

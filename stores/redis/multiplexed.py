@@ -110,7 +110,7 @@ class Multiplexer(asyncio.Protocol):
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, RedisError | TimeoutError):
-                raise StoreUnavailable(str(translated(error, self.where))) from error
+                raise translated(error, self.where) from error
             raise
 
         writer = cast("asyncio.StreamWriter", connection._writer)  # noqa: SLF001 -- there is no other way to it
@@ -285,7 +285,9 @@ class Reconnector:
         self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{where} was closed"))
         self._backoff = Backoff(*RECONNECT_PAUSES_S)
         self._retry_at = 0.0
-        self._error = ""
+        self._failure = StoreUnavailable("")
+        """The error of the last attempt that failed."""
+
         self._is_closed = False
 
     @property
@@ -328,13 +330,13 @@ class Reconnector:
             return current
         await self._close_ended()
         if asyncio.get_running_loop().time() < self._retry_at:
-            raise StoreUnavailable(self._error)
+            raise self._failure.with_traceback(None)
 
         connection = self._new_connection()
         try:
             await connection.open()
         except StoreUnavailable as error:
-            self._record_failure(str(error))
+            self._record_failure(error)
             raise
         await self._replace(connection)
         return connection
@@ -355,13 +357,13 @@ class Reconnector:
         if ended.was_useful:
             self._backoff.reset()
         else:
-            self._record_failure(ended.error or "")
+            self._record_failure(StoreUnavailable(ended.error or ""))
         await ended.close()
 
-    def _record_failure(self, error: str) -> None:
+    def _record_failure(self, error: StoreUnavailable) -> None:
         """Fail callers with *error* until the next attempt is allowed."""
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
-        self._error = error
+        self._failure = error
 
 
 class ReadConnections:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hotplate.stores.change_warnings import warn
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.errors import AccessDenied
 from hotplate.stores.redis.client import Server, Session
 
 SEAL_WAIT_S = 3.0  # for replicas
@@ -51,7 +51,7 @@ async def wait_for_replicas(
             return Replication(replicas)
         count = min(wanted or linked, linked)
         return Replication(replicas, int(await session.execute("WAIT", count, int(timeout_s * 1000))))
-    except StoreMisused:
+    except AccessDenied:
         return None
 
 
@@ -73,7 +73,7 @@ async def wait_for_offsets(server: Server, *, expected: int) -> Replication | No
     while True:
         try:
             info = await server.execute("INFO", "replication")
-        except StoreMisused:
+        except AccessDenied:
             return None
 
         if written is None:

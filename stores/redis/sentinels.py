@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
-from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, StoreError, StoreUnavailable
 from hotplate.stores.redis.client import (
     CLIENT_NAME,
     CONNECT_TIMEOUT_S,
@@ -118,7 +118,10 @@ class Sentinels(DiscoveredDeployment):
         where = session.where
         while True:
             replication = await wait_for_replicas(session, timeout_s=wait_s)
-            await self.confirm_primary()
+            try:
+                await self.confirm_primary()
+            except AccessDenied as error:  # permanent, which would say that nothing was written
+                raise StoreUnavailable(str(error)) from error
             if self.address(self.primaries[0]).shown != where:  # the writes of *session* may be lost
                 raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")
 
@@ -146,9 +149,12 @@ class Sentinels(DiscoveredDeployment):
         asked = [self._ask_one(where, client) for where, client in self._clients.items()]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         states = [answer for answer in answers if isinstance(answer, SentinelState)]
-        errors = [str(answer) for answer in answers if isinstance(answer, BaseException)]
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        errors = [str(failure) for failure in failures]
         if not states:
-            raise StoreUnavailable(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
+            is_denied = all(isinstance(failure, AccessDenied) for failure in failures)
+            error = AccessDenied if is_denied else StoreUnavailable
+            raise error(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
         self._follow(max(states))
         return SentinelAnswers(states, errors)
 

@@ -14,7 +14,7 @@ from hotplate.stores.cosmos.errors import (
 )
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
-from hotplate.stores.errors import StoreFull
+from hotplate.stores.errors import AccessDenied, StoreFull
 from hotplate.stores.store import ChargeCounter
 from tests.support.cosmos_account import PATIENCE_S, kind_of
 from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal
@@ -164,3 +164,4 @@ def test_each_status_maps_to_its_error() -> None:
     assert unprocessed == [(403, 3), (403, 1008), (449, 5352)]
     lasting = {status: error_for(Refusal(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
     assert [status for status, error in lasting.items() if getattr(error, "permanent", False)] == [400, 401, 403, 413]
+    assert [status for status, error in lasting.items() if isinstance(error, AccessDenied)] == [401, 403]

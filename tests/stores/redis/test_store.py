@@ -9,7 +9,7 @@ import pytest
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import NotSent, ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, NotSent, ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
@@ -101,10 +101,10 @@ async def test_documented_redis_users_have_exactly_their_rights(
         server.swap(catalogue, catalogue),
         server.erase(live.ref, allow_erasure),
     ):
-        with pytest.raises(StoreMisused, match="lacks a permission"):
+        with pytest.raises(AccessDenied, match="lacks a permission"):
             await call
     other = open_url(there.url(prefix="other", user=f"{prefix}-publish:open@"))
-    with pytest.raises(StoreMisused, match="lacks a permission"):
+    with pytest.raises(AccessDenied, match="lacks a permission"):
         await other.catalogue()
     await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
     for store in (publisher, server, other):

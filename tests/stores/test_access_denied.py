@@ -1,0 +1,84 @@
+"""A wrong password or a missing right is the same error in each store."""
+
+import base64
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hotplate.stores.connect import connect, opened
+from hotplate.stores.errors import AccessDenied, StoreError
+from tests.support.command import failed, hotplate
+from tests.support.cosmos_account import Account
+from tests.support.redis_server import RedisServer, running
+from tests.support.stores import FIRST, publish, release_ref
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user may enter."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Run the block without the rights of root."""
+    former = os.geteuid()
+    os.seteuid(NOBODY if former == 0 else former)
+    try:
+        yield
+    finally:
+        os.seteuid(former)
+
+
+async def check_denied(url: str, part: str) -> None:
+    """Check that reads raise AccessDenied, also soon after the first one, and the command's exit code."""
+    async with opened(url) as store:
+        for _ in range(2):
+            with pytest.raises(AccessDenied, match=part):
+                await store.catalogue()
+            with pytest.raises(StoreError) as caught:
+                await store.get_many(release_ref(FIRST), ["user:1"])
+            assert isinstance(caught.value, AccessDenied)
+    failed(hotplate("releases", "list", "--store", url), part, code=1)
+
+
+async def test_wrong_password_of_redis_is_denied(tmp_path: Path) -> None:
+    with running(tmp_path, password="right") as server:
+        for user in ("", ":wrong@", "nobody:wrong@"):
+            await check_denied(server.url(user=user), "does not accept this user and password")
+
+
+async def test_missing_right_in_redis_is_denied(redis_server: RedisServer) -> None:
+    user = secrets.token_hex(4)
+    redis_server.execute_command("ACL", "SETUSER", user, "on", ">open", "~*", "&*", "+@connection")
+    await check_denied(redis_server.url(user=f"{user}:open@"), "lacks a permission")
+
+
+async def test_wrong_key_of_cosmos_db_is_denied(cosmos_http: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTPLATE_COSMOS_KEY", base64.b64encode(secrets.token_bytes(64)).decode())
+    await check_denied(cosmos_http.url(f"d{secrets.token_hex(4)}"), "does not accept our credentials")
+
+
+async def test_file_without_the_rights_is_denied(open_folder: Path) -> None:
+    store = connect(f"file://{open_folder / 'store'}")
+    await publish(store)
+    for path in (open_folder / "store").rglob("*"):
+        path.chmod(0)
+    with as_nobody():
+        with pytest.raises(AccessDenied, match=f"cannot be used by user {os.geteuid()}"):
+            await store.catalogue()
+        with pytest.raises(AccessDenied):
+            await publish(store)
+        failed(hotplate("releases", "list", "--store", f"file://{open_folder / 'store'}"), "cannot be used", code=1)
+    await store.close()
