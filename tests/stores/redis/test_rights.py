@@ -1,0 +1,74 @@
+"""Users that lack a right on a command in the middle of a change: nothing is half-done."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+
+import pytest
+
+from hotplate.stores.errors import AccessDenied, StoreError
+from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.store import Row
+from hotplate.stores.users import erase_users
+from hotplate.stores.verification import verify
+from tests.support.redis_server import RedisServer
+from tests.support.stores import publish
+
+ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) for number in range(9))]
+
+# All commands that change data, and some that read.
+COMMANDS = (
+    "set", "del", "unlink", "mset", "sadd", "srem", "rpush", "lrem", "hset", "eval", "multi", "watch", "get", "exists",
+    "sismember",
+)  # fmt: skip
+
+Verb = Callable[[RedisStore], Awaitable[object]]
+
+
+@pytest.fixture
+async def limited(redis_server: RedisServer, prefix: str) -> AsyncIterator[RedisStore]:
+    """A store of a user, named like the prefix, with all rights."""
+    redis_server.execute_command("ACL", "SETUSER", prefix, "on", ">secret", "~*", "&*", "+@all")
+    store = open_url(redis_server.url(prefix=prefix, user=f"{prefix}:secret@"))
+    yield store
+    await store.close()
+    redis_server.execute_command("ACL", "DELUSER", prefix)
+
+
+async def activate_last(store: RedisStore) -> None:
+    await activate(store, (await store.catalogue()).releases[-1].id)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param(partial(publish, rows=ROWS), id="publish"),
+        pytest.param(activate_last, id="activate"),
+        pytest.param(rollback, id="rollback"),
+        pytest.param(partial(prune, keep=0, grace_s=0), id="prune"),
+        pytest.param(partial(erase_users, users=["3", "5"]), id="erase users"),
+    ],
+)
+async def test_releases_are_whole_after_a_refused_command(
+    redis: RedisStore, limited: RedisStore, redis_server: RedisServer, prefix: str, verb: Verb
+) -> None:
+    for live in (True, True, False):  # a superseded, a live and a ready release
+        await publish(redis, ROWS, live=live)
+    before = await redis.catalogue()
+    published = redis_server.copied(prefix)
+
+    for command in COMMANDS:
+        redis_server.put_back(prefix, published)
+        redis_server.execute_command("ACL", "SETUSER", prefix, f"-{command}")
+        error = None
+        try:
+            await verb(limited)
+        except StoreError as raised:
+            error = raised
+        redis_server.execute_command("ACL", "SETUSER", prefix, f"+{command}")
+        assert error is None or isinstance(error, AccessDenied), command
+
+        after = await redis.catalogue()
+        assert after.generation >= before.generation, command
+        for entry in after.committed:
+            await verify(redis, entry.ref)
