@@ -70,7 +70,7 @@ POLL_S = 1.0
 # Times that the states of a draft are claimed again, because a writer that was replaced claimed some late.
 MAX_CLAIMS = 10
 
-# REPLACE: KEYS unwritten, states; ARGV new value of all states, `if` or `unless`, values of the first (empty: absent) that
+# REPLACE: KEYS unwritten, states; ARGV new value, `if` or `unless`, values of the first state (empty: absent) that
 # allow or forbid it. Returns the previous value, also if it replaces nothing.
 REPLACE = """
 local state = redis.call('GET', KEYS[2])
@@ -296,7 +296,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
         await self._inventory.add(draft.incarnation)  # again: an erasure at the same time may have removed it
         if former_state is None:
-            self._writer.forget_points(draft)  # the draft is new and has no rows, also if this writer wrote some before
+            self._writer.forget(draft)  # the draft is new and has no rows, also if this writer wrote some before
 
     async def _claim_first_state(self, draft: DraftRef, session: Session) -> bytes | None:
         """Write the writer's token into the first group of states, which decides the writer, unless it is sealed.
@@ -347,12 +347,13 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         keys = self._keys.release(draft)
         point, state = await self._router.execute_all(keys.state, ("HGET", keys.points, part), ("GET", keys.state))
         check_owned(draft, state)
-        self._writer.forget_points(draft)  # the publish goes on after the stored point, even if that was set back
+        self._writer.forget(draft)  # the publish goes on after the stored point, even if that was set back
         return None if point is None else point.decode()
 
     async def seal(self, draft: DraftRef) -> None:
         """See `Store.seal`; logs what a failover could lose. StoreUnavailable if one replaced the primary."""
         await self._retrier.call(self._seal, draft)
+        self._writer.forget(draft)
 
     async def _seal(self, draft: DraftRef) -> None:
         """Make a draft an immutable release: write `sealed` into its states, which are in a group for each slot.

@@ -8,8 +8,10 @@ has them, their keys are listed and the resume point advances. The names of keys
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -98,6 +100,17 @@ class Batch(NamedTuple):
             raise StoreMisused("a key is not valid Unicode text") from error
 
 
+@dataclass(slots=True)
+class Acknowledged:
+    """The batches of a draft that the server has acknowledged."""
+
+    last_keys: dict[int | str, str] = field(default_factory=dict)
+    """By part."""
+
+    checked: object = None
+    """The identity of the session over which `Writer.check_kept` last compared them."""
+
+
 class Writer:
     """Puts batches one at a time, paced to spare readers."""
 
@@ -110,11 +123,7 @@ class Writer:
         self._lagging = set[tuple[str, int]]()
         """Nodes whose replicas do not keep up; not waited for before the seal."""
 
-        self._points = dict[DraftRef, dict[int | str, str]]()
-        """Last acknowledged key by draft and part."""
-
-        self._checked: object = None
-        """The identity of the session over which `check_kept` last compared them."""
+        self._acknowledged = defaultdict[DraftRef, Acknowledged](Acknowledged)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a *part* of a draft in batches, each acknowledged before the next; raises as `Store.put`.
@@ -136,7 +145,7 @@ class Writer:
         write = self._write_by_bucket if self._keys.clustered else self._write_in_transaction
         async with self._lock:
             pause_s = await self._retrier.call(write, draft, batch)
-            self._points.setdefault(draft, {})[batch.part] = batch.last_key
+            self._acknowledged[draft].last_keys[batch.part] = batch.last_key
             await asyncio.sleep(pause_s)
 
     def _batches(self, rows: Sequence[Row], list_name: str, part: int | str) -> Iterator[Batch]:
@@ -154,9 +163,9 @@ class Writer:
         for start in range(0, len(rows), size):
             yield Batch.of(rows[start : start + size], list_name, part)
 
-    def forget_points(self, draft: DraftRef) -> None:
-        """Forget the resume points of a draft, with which `check_kept` compares those of the server."""
-        self._points.pop(draft, None)
+    def forget(self, draft: DraftRef) -> None:
+        """Forget the acknowledged batches of a draft, with which `check_kept` compares those of the server."""
+        self._acknowledged.pop(draft, None)
 
     async def check_kept(
         self, draft: DraftRef, session: Session, *, sending: str | None = None, watched: bool = False
@@ -175,8 +184,9 @@ class Writer:
         `draft:WRITER` or `sealed`, or None if it is absent; whether it is this writer's is left to the caller.
         """
         keys = self._keys.release(draft)
-        last_key_by_part = self._points.get(draft, {})
-        was_checked = session.identity is self._checked
+        acknowledged = self._acknowledged[draft]
+        last_key_by_part = acknowledged.last_keys
+        was_checked = session.identity is acknowledged.checked
         if sending is not None and was_checked:
             last_key_by_part = {}  # read the state only
 
@@ -195,7 +205,7 @@ class Writer:
                 rows_kept = False
         if state == state_of(draft) and not rows_kept:
             raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
-        self._checked = session.identity
+        acknowledged.checked = session.identity
         return state
 
     async def _write_in_transaction(self, draft: DraftRef, batch: Batch) -> float:

@@ -20,12 +20,13 @@ from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreUnavail
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.store import Row
+from hotplate.stores.redis.writer import RowsLost
+from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
 from tests.support.redis_server import RedisServer, running
-from tests.support.stores import publish
+from tests.support.stores import FIRST, SECOND, draft_of, publish
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) for number in range(9))]
 CATALOGUE = Keys("test").catalogue
@@ -157,6 +158,28 @@ async def test_named_releases_are_whole_after_a_restart_between_calls(
             await interruptions.interrupted(verb(store), save_at=save_at, restart_at=restart_at)
             context = f"data of {save_at} {calls[save_at]}, restart before {restart_at} {calls[restart_at]}"
             await check_whole(store, context)
+
+
+async def test_lost_rows_are_found_by_a_process_that_writes_two_releases(
+    store: RedisStore, server: RedisServer
+) -> None:
+    """The other release is written first after the restart, over the new connection."""
+    snapshots = Snapshots(server)
+    lossy = draft_of(FIRST)
+    other = draft_of(SECOND)
+    for draft in (lossy, other):
+        await store.create(draft, Plan(len(ROWS), 1000))
+        await store.put(draft, ROWS[:3])
+    snapshots.save()
+    await store.put(lossy, ROWS[3:6])
+    snapshots.restart()
+    await asyncio.sleep(NOTICED_S)
+    await store.put(other, ROWS[3:])
+    with pytest.raises(RowsLost, match="has lost rows of release"):
+        await store.put(lossy, ROWS[6:])
+    with pytest.raises(RowsLost, match="has lost rows of release"):
+        await store.seal(lossy)
+    await store.seal(other)
 
 
 @pytest.mark.parametrize("lost", ["absent", "unreadable"])
