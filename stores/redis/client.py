@@ -343,6 +343,11 @@ class Server:
         await former.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]  # redis-py types the rest
         await finish_closing(former.disconnect(inuse_connections=False), self.address.shown)
 
+    async def retire(self) -> None:
+        """Close all connections, those in use after their sessions; none is opened afterwards."""
+        self._is_closed = True
+        await finish_closing(self.client.connection_pool.disconnect(inuse_connections=False), self.address.shown)
+
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""
         self._is_closed = True

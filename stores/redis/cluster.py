@@ -40,8 +40,6 @@ class Cluster(DiscoveredDeployment):
         self._client = self._new_client()
         self._calls = Counter[RedisCluster]()
         """Number of calls in progress of each client."""
-        self._closing = set[asyncio.Task[None]]()
-        """Tasks that close replaced clients."""
 
     def primary_of(self, slot: int) -> RedisNode | None:
         nodes = self._client.nodes_manager.slots_cache.get(slot)
@@ -147,7 +145,7 @@ class Cluster(DiscoveredDeployment):
         clients = {self._client, *self._calls}
         self._calls.clear()  # calls in progress close nothing again
         for client in clients:
-            self._start_closing(client)
+            self.close_later(_close_client(client, self.shown))
         await all_done(*self._closing)
 
     async def _renew_client(self) -> None:
@@ -176,13 +174,7 @@ class Cluster(DiscoveredDeployment):
         """Close a client that was replaced, unless a call still uses it, which may also open connections."""
         if not self._calls[former]:
             del self._calls[former]
-            self._start_closing(former)
-
-    def _start_closing(self, client: RedisCluster) -> None:
-        """Close a client in a task, because that waits for nodes: the call that ends has its values already."""
-        task = asyncio.create_task(_close_client(client, self.shown))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+            self.close_later(_close_client(former, self.shown))
 
     async def _new_loaded_client(self) -> RedisCluster | None:
         """Return a new client that knows the slots; None if no node answers."""

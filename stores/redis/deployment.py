@@ -12,9 +12,9 @@ import asyncio
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Coroutine, MutableMapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, RedisError
@@ -28,6 +28,8 @@ from hotplate.stores.store import Finding, ReadResult
 from hotplate.stores.timing import Backoff, OneLoop, SharedCall, all_done
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
@@ -70,6 +72,8 @@ class Deployment(ABC):
         """Whether `replica_of` knows a replica now."""
 
         self._servers = dict[RedisNode, Server]()
+        self._closing = set[asyncio.Task[None]]()
+        """Tasks that close connections that are no longer needed."""
 
     @abstractmethod
     async def load(self) -> None:
@@ -121,9 +125,25 @@ class Deployment(ABC):
         self.loop.check()
         server = self._servers.get(node)
         if server is None:
+            for removed in self.take_removed(self._servers):
+                self.close_later(removed.retire())
             server = Server(self.address(node), self.settings(node, None))
             self._servers[node] = server
         return server
+
+    def take_removed(self, by_node: MutableMapping[RedisNode, T]) -> list[T]:
+        """Remove the servers from *by_node* that do not belong to the deployment any more; return their values.
+
+        Called before another server is added: without it, each change of addresses would leave connections behind.
+        """
+        removed = [node for node in by_node if not self.knows(node)]
+        return [by_node.pop(node) for node in removed]
+
+    def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Close connections in a task, because that waits for their last replies and for servers."""
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def primary_servers(self) -> list[Server]:
         """Return the pools of all primaries; raises StoreError."""
@@ -182,6 +202,7 @@ class Deployment(ABC):
     async def close(self) -> None:
         """Close all connections."""
         await all_done(*(server.close() for server in self._servers.values()))
+        await all_done(*self._closing)
 
 
 class Standalone(Deployment):

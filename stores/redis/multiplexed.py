@@ -318,6 +318,13 @@ class Reconnector:
         await connection.open()
         await self._replace(connection)
 
+    async def retire(self) -> None:
+        """Close the connection once pending reads have their replies; none is opened afterwards."""
+        self._is_closed = True
+        await self._opening.close()
+        if self._connection is not None:
+            await self._connection.retire()
+
     async def close(self) -> None:
         """Close the connection, or stop opening it; none is opened afterwards."""
         self._is_closed = True
@@ -381,6 +388,7 @@ class ReadConnections:
         self.deployment.loop.check()
         reconnector = self._by_node.get(node)
         if reconnector is None:
+            self._retire_removed()
             where = self.deployment.address(node).shown
             reconnector = Reconnector(where, partial(self._new_connection, node, where))
             self._by_node[node] = reconnector
@@ -391,8 +399,7 @@ class ReadConnections:
 
         Those to servers that were removed are closed: a server may vanish without closing its connections.
         """
-        removed = [node for node in self._by_node if not self.deployment.knows(node)]
-        await all_done(*(self._by_node.pop(node).close() for node in removed))
+        self._retire_removed()
         try:
             await all_done(*(reconnector.renew() for reconnector in self._by_node.values()))
         except StoreUnavailable:
@@ -402,6 +409,10 @@ class ReadConnections:
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""
         await all_done(*(reconnector.close() for reconnector in self._by_node.values()))
+
+    def _retire_removed(self) -> None:
+        for reconnector in self.deployment.take_removed(self._by_node):
+            self.deployment.close_later(reconnector.retire())
 
     def _new_connection(self, node: RedisNode, where: str) -> Multiplexer:
         connection = self.deployment.new_connection(node, self._timeout_s, replica=self._replicas)

@@ -27,6 +27,11 @@ class Proxy:
         self._transports = list[asyncio.WriteTransport]()
         self._tasks = set[asyncio.Task[None]]()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection is open."""
+        return bool(self._writers)
+
     def reset(self) -> None:
         """Cut every connection, without a goodbye."""
         for writer in self._writers:

@@ -23,7 +23,7 @@ from hotplate.stores.transitions import commit
 from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
-from tests.support.redis_server import SOON_S, array, commands_in
+from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
 from tests.support.stores import (
     FIRST,
@@ -32,10 +32,12 @@ from tests.support.stores import (
     begin_draft,
     draft_of,
     publish,
+    ref_of,
     release_ref,
     write_release,
 )
 from tests.support.streams import listening
+from tests.support.tcp_proxy import through
 
 ONE, TWO = Row("user:1", b"one"), Row("user:2", b"two")
 BOTH = [ONE.key, TWO.key, "user:3"]
@@ -113,6 +115,25 @@ async def test_replica_answers_while_the_primary_does_not(
     with primary.stopped():
         slots = await store.get_many_elsewhere(release_ref(FIRST), BOTH, timeout_s=5.0)
     assert slots == [b"one", b"two", None]
+
+
+async def test_connections_to_former_primaries_are_closed(redis_server: RedisServer, stores: AsyncExitStack) -> None:
+    """Each primary has another address, like a pod that replaces one."""
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(through(redis_server.port)) for _ in range(3)]
+        sentinel = ScriptedSentinel(0, proxies[0].port)
+        url = await stack.enter_async_context(speaking(sentinel))
+        store = opened(stores, f"{url}?prefix={secrets.token_hex(4)}")
+        for proxy in proxies:
+            sentinel.primary = proxy.port
+            sentinel.epoch += 1
+            await store.check_durability()  # asks the sentinels
+            release = await publish(store)
+            assert None not in await store.get_many(await ref_of(store, release), ["user:1"])
+            assert proxy.is_connected
+        async with asyncio.timeout(SOON_S):
+            while any(proxy.is_connected for proxy in proxies[:-1]):
+                await asyncio.sleep(0.01)
 
 
 async def test_late_read_asks_one_replica_of_a_primary() -> None:
