@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from hotplate.stores.errors import StoreMisused
@@ -134,11 +135,28 @@ def secret(name: str, environment: Mapping[str, str]) -> str | None:
     """
     if value := environment.get(name):
         return value
-    if path := environment.get(f"{name}_FILE"):
+    file = secret_file(name, environment)
+    return None if file is None else file.read()
+
+
+class SecretFile(NamedTuple):
+    """The file of a secret, and the variable that names it."""
+
+    variable: str
+    path: str
+
+    def read(self) -> str:
+        """Return the secret; StoreMisused if the file cannot be read as UTF-8."""
         try:
-            return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+            return Path(self.path).read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
-            raise StoreMisused(f"{name}_FILE names {path}, which cannot be read: {error.strerror}") from error
+            raise StoreMisused(f"{self.variable} names {self.path}, which cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:  # its message and traceback could show the secret
-            raise StoreMisused(f"{name}_FILE names {path}, which is not text in UTF-8") from None
-    return None
+            raise StoreMisused(f"{self.variable} names {self.path}, which is not text in UTF-8") from None
+
+
+def secret_file(name: str, environment: Mapping[str, str]) -> SecretFile | None:
+    """Return the file in *name*_FILE; None without one, or if the variable *name* has the secret itself."""
+    variable = f"{name}_FILE"
+    path = environment.get(variable)
+    return SecretFile(variable, path) if path and not environment.get(name) else None

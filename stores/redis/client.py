@@ -25,6 +25,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 
 from hotplate.stores.errors import AccessDenied, StoreError, StoreFull, StoreUnavailable
+from hotplate.stores.redis.credentials import PasswordFile
 from hotplate.stores.redis.url import RedisAddress
 
 log = logging.getLogger(__name__)
@@ -170,12 +171,22 @@ def settings_of(
 
     if credentials is not None:
         settings["credential_provider"] = credentials
-    elif address.user is not None or address.password is not None:
-        settings |= {"username": address.user or "default", "password": address.password or ""}
+    else:
+        settings |= login_of(address)
 
     if address.tls:
         settings |= {"connection_class": TLSConnection, "ca": address.ca, "certified_as": address.certified_as}
     return settings
+
+
+def login_of(address: RedisAddress) -> dict[str, Any]:
+    """Return the arguments of redis-py's connections for the user and password of an address."""
+    user = address.user or "default"
+    if address.password_from is not None:
+        return {"credential_provider": PasswordFile(user, address.password_from)}
+    if address.user is not None or address.password is not None:
+        return {"username": user, "password": address.password or ""}
+    return {}
 
 
 class Session:

@@ -1,4 +1,6 @@
-"""Credentials that change while connections are open, such as the tokens of Entra ID.
+"""Credentials that change while connections are open: passwords in files, and tokens of Entra ID.
+
+A password is read from its file for each new connection. Redis does not end the others if it changes.
 
 A provider of redis-py, such as `redis-entraid`, gets tokens and renews them. A renewed token replaces all connections
 of a store by new ones, and the former end after their commands. redis-py authenticates those of its pools again, but
@@ -15,9 +17,10 @@ from typing import cast
 from redis.credentials import CredentialProvider, StreamingCredentialProvider
 from redis.exceptions import ConnectionError  # noqa: A004 -- redis-py's name
 
-from hotplate.stores.errors import StoreUnavailable, extra_installed
+from hotplate.stores.errors import StoreMisused, StoreUnavailable, extra_installed
 from hotplate.stores.store import TOKEN, Observer
 from hotplate.stores.timing import SharedCall
+from hotplate.stores.urls import SecretFile
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,25 @@ RETRY_S = 5.0  # after a failed renewal
 
 CreateProvider = Callable[[], StreamingCredentialProvider]
 Renew = Callable[[], Awaitable[object]]
+
+
+class PasswordFile(CredentialProvider):
+    """A user, and the password that its file has when a connection is opened."""
+
+    def __init__(self, user: str, file: SecretFile) -> None:
+        self._user = user
+        self._file = file
+
+    def get_credentials(self) -> tuple[str, str]:
+        """Return user and password; raises redis-py's ConnectionError."""
+        try:
+            return self._user, self._file.read()
+        except StoreMisused as error:
+            raise ConnectionError(str(error)) from error
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        """Return user and password; raises redis-py's ConnectionError."""
+        return await asyncio.to_thread(self.get_credentials)
 
 
 class Credentials(CredentialProvider):

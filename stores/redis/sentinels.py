@@ -24,6 +24,7 @@ from hotplate.stores.redis.client import (
     PROTOCOL,
     Session,
     finish_closing,
+    login_of,
     translated,
 )
 from hotplate.stores.redis.credentials import Credentials
@@ -70,8 +71,7 @@ class Sentinels(DiscoveredDeployment):
         deployment = Sentinel(  # type: ignore[no-untyped-call]  # redis-py types the rest
             [(sentinel.host, sentinel.port) for sentinel in address.sentinels],
             sentinel_kwargs={
-                "username": login.user,
-                "password": login.password,
+                **login_of(login),
                 "ssl": login.tls,
                 "ssl_ca_certs": login.ca,
                 "socket_timeout": DISCOVERY_TIMEOUT_S,

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import TracedCall
-from hotplate.stores.urls import certificate, parameters, redacted, secret, split
+from hotplate.stores.urls import SecretFile, certificate, parameters, redacted, secret, secret_file, split
 
 PORT = 6379
 SENTINEL_PORT = 26379
@@ -40,7 +40,8 @@ class RedisAddress:
 
     `shown` is the URL without secrets, `certified_as` the name that the server's certificate must hold, if it is not
     the host. With `is_primary`, connecting to a replica raises StoreUnavailable. With `by_entra`, tokens of Entra ID
-    replace user and password; with `by_redis_py`, redis-py alone reads lists.
+    replace user and password; with `by_redis_py`, redis-py alone reads lists. `password_from` is the file of the
+    password, which may change: each new connection reads it again.
     """
 
     shown: str
@@ -52,6 +53,7 @@ class RedisAddress:
     ca: str | None = None
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_from: SecretFile | None = None
     certified_as: str | None = None
     is_primary: bool = False
     by_entra: bool = False
@@ -124,8 +126,12 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
     if not name:
         raise StoreMisused(f"{server.shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST/NAME")
 
-    password = secret(SENTINEL_PASSWORD_VARIABLE, environment)
-    login = replace(server, user=parsed.options.get("sentinel_user"), password=password)
+    login = replace(
+        server,
+        user=parsed.options.get("sentinel_user"),
+        password=secret(SENTINEL_PASSWORD_VARIABLE, environment),
+        password_from=secret_file(SENTINEL_PASSWORD_VARIABLE, environment),
+    )
     sentinels = tuple(
         replace(login, shown=f"the sentinel {show(host, port)}", host=host, port=port)
         for host, port in _hosts(parts, SENTINEL_PORT, server.shown)
@@ -180,15 +186,17 @@ def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
         tls=parts.scheme.startswith("rediss"),
         ca=certificate(options, shown),
         user=unquote(parts.username) if parts.username else None,
-        password=_password(parts, environment) if not by_entra else None,
+        password=unquote(parts.password) if parts.password else None,
         by_entra=by_entra,
         by_redis_py=options.get("client") == REDIS_PY,
     )
+    if not by_entra and not parts.password:
+        server = replace(
+            server,
+            password=secret(PASSWORD_VARIABLE, environment),
+            password_from=secret_file(PASSWORD_VARIABLE, environment),
+        )
     return _ParsedUrl(parts, options, server)
-
-
-def _password(parts: SplitResult, environment: Mapping[str, str]) -> str | None:
-    return unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment)
 
 
 def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:

@@ -100,10 +100,10 @@ async def try_read(
     return outcome
 
 
-async def recovered(store: RedisStore) -> None:
+async def recovered(store: RedisStore, row: Row = USERS[7]) -> None:
     """Read until a list comes."""
     started = time.monotonic()
-    while not isinstance(await try_read(store), list):
+    while not isinstance(await try_read(store, row), list):
         assert time.monotonic() - started < RECOVERS_WITHIN_S
         await asyncio.sleep(0.02)
 
@@ -212,6 +212,24 @@ async def test_password_file_may_end_with_a_line_feed(
             url = stack.enter_context(running(tmp_path, password="right")).url()
         store = open_url(url)
         assert (await store.catalogue()).generation == 0
+        await store.close()
+
+
+async def test_changed_password_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "password"
+    file.write_text("former")
+    monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
+    with running(tmp_path, password="former") as server:
+        store = open_url(server.url())
+        await write_release(store, FIRST, TEN)
+        await recovered(store, TEN[7])
+
+        server.execute_command("CONFIG", "SET", "requirepass", "later")
+        server.password = "later"
+        server.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        file.write_text("later")
+        await recovered(store, TEN[7])
+        await again(store.catalogue)
         await store.close()
 
 
