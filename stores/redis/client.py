@@ -7,6 +7,7 @@ WAIT and ASKING hold for a connection.
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -45,6 +46,9 @@ Command = Sequence[str | bytes | int]
 # How a server refuses SELECT.
 NO_SUCH_DATABASE = "DB index is out of range"
 
+# The end of errors of scripts: the digest of the script, and the line of the command.
+IN_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:\d+\.?")
+
 # How Redis 7.0, and later versions, refuse a command of a script; this error has no code of its own.
 REFUSED_IN_SCRIPT = ("The user executing the script ", "ACL failure in script: ")
 LACKING = "the Redis user of {where} lacks a permission: {error}; docs/redis.md has the rights of users"
@@ -74,10 +78,11 @@ MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
 def translated(error: Exception, where: str) -> StoreError:
     """Return the error of stores for an error of redis-py; *where* names the server."""
     text, _, _ = str(error).partition(", with args beginning with")  # perhaps a password
+    text = IN_SCRIPT.sub("", text)
     if text == NO_SUCH_DATABASE:
         text = f"{text}; end the URL with the number of a database that it has, as /0"
     if text.startswith(REFUSED_IN_SCRIPT):
-        text = f"{text.partition(' script: ')[0]} (`hotplate store doctor` says which)"
+        text = f"{text} (`hotplate store doctor` says which)"
         error = exceptions.NoPermissionError(text)
     for known, (kind, sentence) in MEANINGS.items():
         if isinstance(error, known):

@@ -30,7 +30,7 @@ from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.connect import open_stream
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import read_erased
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, StoreUnavailable
 from hotplate.stores.event_log import LogSegment, line_of
 from hotplate.stores.users import erase_users
 from tests.support import patience
@@ -513,7 +513,7 @@ async def test_a_user_without_eval_erases_nothing(redis_server: RedisServer) -> 
     erased = await stream.older()
     redis_server.execute_command("ACL", "SETUSER", "denied-serve", "-eval")
 
-    with pytest.raises(StoreMisused, match="eval"):
+    with pytest.raises(AccessDenied, match="eval"):
         await stream.erase(erased)
 
     stream.rewind()

@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 import pytest
+from redis.exceptions import ResponseError
 
 from hotplate.stores.errors import AccessDenied, StoreError
 from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.redis.client import translated
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
@@ -21,6 +23,12 @@ COMMANDS = (
     "set", "del", "unlink", "mset", "sadd", "srem", "rpush", "lrem", "hset", "eval", "multi", "watch", "get", "exists",
     "sismember",
 )  # fmt: skip
+
+# Of Redis 7.0, and of later versions.
+REFUSALS = (
+    "The user executing the script can't run this command or subcommand",
+    "ACL failure in script: User reader has no permissions to run the 'set' command",
+)
 
 Verb = Callable[[RedisStore], Awaitable[object]]
 
@@ -72,3 +80,10 @@ async def test_releases_are_whole_after_a_refused_command(
         assert after.generation >= before.generation, command
         for entry in after.committed:
             await verify(redis, entry.ref)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_right_that_a_script_lacks_is_denied_without_the_place_in_the_script(refusal: str) -> None:
+    error = translated(ResponseError(f"{refusal} script: {'8a' * 20}, on @user_script:5."), "redis://a/0")
+    assert isinstance(error, AccessDenied)
+    assert str(error).startswith(f"the Redis user of redis://a/0 lacks a permission: {refusal} (")
