@@ -78,7 +78,7 @@ MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
 def translated(error: Exception, where: str) -> StoreError:
     """Return the error of stores for an error of redis-py; *where* names the server."""
     text, _, _ = str(error).partition(", with args beginning with")  # perhaps a password
-    text = IN_SCRIPT.sub("", text)
+    text = IN_SCRIPT.sub("", text).removesuffix(".")
     if text == NO_SUCH_DATABASE:
         text = f"{text}; end the URL with the number of a database that it has, as /0"
     if text.startswith(REFUSED_IN_SCRIPT):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
-from hotplate.stores.errors import StoreError, StoreUnavailable, tracked_swap
+from hotplate.stores.errors import NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
@@ -478,13 +478,17 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
     ) -> None:
         """Replace the catalogue's stored *record* (None: absent), and write *records*, by one script.
 
-        Raises ReleaseConflict if another record is stored.
+        Raises ReleaseConflict if another record is stored, NotSent if the server refuses the script, which then has
+        changed nothing.
         """
         expected = record or b""
         record_names = [self._keys.record(change.name) for change in records]
         names = (self._keys.unwritten, self._keys.catalogue, *record_names)
         values = (catalogue_record.dump(new), *(change.after for change in records))
-        stored = await session.execute(*evaluation(SWAP, names, expected, *values))
+        (stored,) = await session.replies(evaluation(SWAP, names, expected, *values))
+        if isinstance(stored, StoreUnavailable) and not stored.permanent:
+            raise NotSent(str(stored)) from stored
+        raise_first_error([stored])
         if (stored or b"") != expected:
             raise catalogue_changed()
 

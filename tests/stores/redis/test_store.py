@@ -3,6 +3,7 @@
 import asyncio
 import random
 import secrets
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
-from tests.support.redis_server import SOON_S, RedisServer, users_of_the_guide
+from tests.support.redis_server import SOON_S, RedisServer, running, users_of_the_guide
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST, SECOND, allow_erasure, draft_of, publish, release_ref, scan_rows, write_release
 from tests.support.tcp_proxy import through
@@ -199,6 +200,15 @@ async def test_swap_is_not_sent_to_a_server_without_its_release(redis: RedisStor
         await redis.swap(old, changes.succeed(old, changes.activate(old, ready), "t", "s"))
     assert isinstance(raised.value, NotSent)
     assert await redis.catalogue() == old
+
+
+async def test_swap_that_the_server_refuses_has_changed_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, "--min-replicas-to-write", "1") as server:
+        store = open_url(server.url())
+        with pytest.raises(NotSent, match=r"refused: NOREPLICAS Not enough good replicas to write$"):
+            await store.swap(Catalogue(), changes.succeed(Catalogue(), Catalogue(), "t", "s"))
+        assert not (await store.catalogue()).generation
+        await store.close()
 
 
 async def test_swap_without_a_connection_was_not_sent() -> None:
