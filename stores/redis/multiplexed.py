@@ -316,7 +316,10 @@ class Reconnector:
             return
         connection = self._new_connection()
         await connection.open()
-        await self._replace(connection)
+        if self._is_closed:  # retired meanwhile
+            await connection.close()
+        else:
+            await self._replace(connection)
 
     async def retire(self) -> None:
         """Close the connection once pending reads have their replies; none is opened afterwards."""

@@ -15,6 +15,7 @@ from hotplate.stores.connect import connect, opened
 from hotplate.stores.errors import AccessDenied, StoreError
 from tests.support.command import failed, hotplate
 from tests.support.cosmos_account import Account
+from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer, running
 from tests.support.stores import FIRST, publish, release_ref
 
@@ -57,6 +58,10 @@ async def test_wrong_password_of_redis_is_denied(tmp_path: Path) -> None:
     with running(tmp_path, password="right") as server:
         for user in ("", ":wrong@", "nobody:wrong@"):
             await check_denied(server.url(user=user), "does not accept this user and password")
+
+
+async def test_wrong_password_of_a_cluster_is_denied(redis_cluster: RedisCluster) -> None:
+    await check_denied(redis_cluster.url(user="nobody:wrong@"), "does not accept this user and password")
 
 
 async def test_missing_right_in_redis_is_denied(redis_server: RedisServer) -> None:

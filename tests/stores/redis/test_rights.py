@@ -80,6 +80,8 @@ async def test_releases_are_whole_after_a_refused_command(
         assert after.generation >= before.generation, command
         for entry in after.committed:
             await verify(redis, entry.ref)
+        await prune(limited, keep=0, grace_s=0)
+        assert set(await redis.incarnations()) <= (await redis.catalogue()).incarnations, command
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)

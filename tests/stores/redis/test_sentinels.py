@@ -10,7 +10,7 @@ import pytest
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.doctor import examine
 from hotplate.stores.erasure_log import read_erased
-from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import update_catalogue
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.lookups import get_from_replicas
@@ -103,6 +103,15 @@ class TestSentinelStore(StoreContract):
             monkeypatch.setenv("HOTPLATE_REDIS_SENTINEL_PASSWORD", deployment.password)
         url = deployment.url(secrets.token_hex(4))
         return lambda: open_url(url)
+
+
+async def test_sentinels_with_another_password_deny_access(
+    guarded: SentinelDeployment, stores: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTPLATE_REDIS_SENTINEL_PASSWORD", "wrong")
+    store = opened(stores, guarded.url(secrets.token_hex(4)))
+    with pytest.raises(AccessDenied, match=r"no sentinel of .* does not accept this user and password"):
+        await store.catalogue()
 
 
 async def test_replica_answers_while_the_primary_does_not(
