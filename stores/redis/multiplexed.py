@@ -316,10 +316,7 @@ class Reconnector:
             return
         connection = self._new_connection()
         await connection.open()
-        if self._is_closed:  # retired meanwhile
-            await connection.close()
-        else:
-            await self._replace(connection)
+        await self._replace(connection)
 
     async def retire(self) -> None:
         """Close the connection once pending reads have their replies; none is opened afterwards."""
@@ -353,6 +350,9 @@ class Reconnector:
 
     async def _replace(self, connection: Multiplexer) -> None:
         """Use another connection from now on, and close the former after its replies."""
+        if self._is_closed:  # its server was removed while the connection was opened
+            await connection.close()
+            return
         former = self._connection
         self._connection = connection
         if former is not None:
