@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
-from hotplate.stores.errors import NotSent, StoreError, StoreUnavailable, tracked_swap
+from hotplate.stores.errors import AccessDenied, NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
@@ -286,7 +286,8 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         """
         keys = self._keys.release(draft)
         if not await self._router.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
-            await self.check_room(draft, plan)
+            with suppress(AccessDenied):  # of INFO; the server itself refuses rows that do not fit
+                await self.check_room(draft, plan)
         await self._inventory.add(draft.incarnation)  # before the states, so that a prune finds them after a crash
 
         former_state = await self._router.run(keys.state, partial(self._claim_first_state, draft))

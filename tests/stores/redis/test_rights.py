@@ -84,6 +84,17 @@ async def test_releases_are_whole_after_a_refused_command(
         assert set(await redis.incarnations()) <= (await redis.catalogue()).incarnations, command
 
 
+async def test_user_without_info_may_publish_and_prune(
+    limited: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    """INFO is in the category `dangerous` of rights."""
+    redis_server.execute_command("ACL", "SETUSER", prefix, "-@dangerous")
+    former = await publish(limited, ROWS)
+    live = await publish(limited, ROWS)
+    assert await prune(limited, keep=0, grace_s=0) == [former]
+    await verify(limited, (await limited.catalogue()).find(live).ref)
+
+
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_right_that_a_script_lacks_is_denied_without_the_place_in_the_script(refusal: str) -> None:
     error = translated(ResponseError(f"{refusal} script: {'8a' * 20}, on @user_script:5."), "redis://a/0")
