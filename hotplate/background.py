@@ -1,10 +1,10 @@
 """Blocking wrappers of asynchronous objects; their event loops run in daemon threads.
 
-All loops of a process share one lock, which works like the GIL: a loop holds it while it runs callbacks, and releases
-it only in `select`, where it waits for I/O. So a caller that holds the lock knows that every loop is between two
-callbacks, and may call synchronous methods of an object as if it were on its loop. A list in memory, which needs no
-I/O, then takes 16 µs of CPU instead of the 62 µs of `run_coroutine_threadsafe`, which wakes two threads
-(`bench/test_lookups.py`: test_list_of_library and test_list_by_way_of_a_loop).
+Each wrapper has a lock, which works like the GIL: the wrapper's loop holds it while it runs callbacks, and releases it
+only in `select`, where it waits for I/O. So a caller that holds the lock knows that the loop is between two callbacks,
+and may call synchronous methods of the object as if it were on the loop. A list in memory, which needs no I/O, then
+takes 16 µs of CPU instead of the 62 µs of `run_coroutine_threadsafe`, which wakes two threads (`bench/test_lookups.py`:
+test_list_of_library and test_list_by_way_of_a_loop).
 
 For example: a thread that calls `SyncLists.personal` gets the lock at once if the loop waits for I/O. While the thread
 reads the list, a loop whose socket gets readable waits in `_Selector.select` for the lock. A loop that runs a callback
@@ -12,10 +12,10 @@ holds the lock, so the thread waits for the end of the callback, as it would in 
 
 What follows from it:
 
-- A caller waits for the lock as long as a loop's callbacks take, and holds up all loops as long as its own call takes:
-  `_halted` is for what returns at once; what waits is a coroutine, for `_run`.
+- A caller waits for the lock as long as the loop's callbacks take, and holds up the loop as long as its own call takes:
+  `_halted` is for what returns at once; what waits is a coroutine, for `_run`. Other wrappers are not held up.
 - A callback must not wait for another thread that may need the lock. Threads of executors do not take it.
-- A fork takes the lock first, so that a child begins with no loop inside a callback.
+- A fork takes all locks first, so that a child begins with no loop inside a callback.
 """
 
 import asyncio
@@ -33,33 +33,66 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
-# By process id: a forked child may inherit a lock that is held.
-_locks = dict[int, threading.RLock]()
+
+class _Process:
+    """The locks of the wrappers in one process."""
+
+    def __init__(self) -> None:
+        self._locks = weakref.WeakSet[threading.RLock]()
+        self._adding = threading.RLock()  # also held during a fork
+        self._halted = list[threading.RLock]()
+
+    def new_lock(self) -> threading.RLock:
+        lock = threading.RLock()
+        with self._adding:
+            self._locks.add(lock)
+        return lock
+
+    def halt_loops(self) -> None:
+        """Wait until each loop waits for I/O, and halt it until `resume_loops`."""
+        self._adding.acquire()
+        for lock in list(self._locks):
+            lock.acquire()
+            self._halted.append(lock)
+
+    def resume_loops(self) -> None:
+        while self._halted:
+            self._halted.pop().release()
+        self._adding.release()
 
 
-def _lock() -> threading.RLock:
-    """Return the lock of this process; that of a forked child is a new one."""
+# By process id: a forked child may inherit locks that are held, and takes none of them.
+_processes = dict[int, _Process]()
+
+
+def _this_process() -> _Process:
     process = os.getpid()
-    lock = _locks.get(process)
-    if lock is None:
-        lock = _locks.setdefault(process, threading.RLock())  # atomic
-    return lock
+    if process not in _processes:
+        _processes.setdefault(process, _Process())  # atomic
+    return _processes[process]
 
 
 # A fork waits until the loops are idle; otherwise the child could inherit a held import lock. It takes the locks of
 # executors and logging, whose modules are loaded first, after ours, as the loops do.
-os.register_at_fork(before=lambda: _lock().acquire(), after_in_parent=lambda: _lock().release())
+os.register_at_fork(
+    before=lambda: _this_process().halt_loops(),
+    after_in_parent=lambda: _this_process().resume_loops(),
+)
 
 
 class _Selector(DefaultSelector):
-    """Releases the lock while its loop waits; asyncio calls `select` once between two runs of callbacks."""
+    """Releases *lock* while its loop waits; asyncio calls `select` once between two runs of callbacks."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        super().__init__()
+        self._lock = lock
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
-        _lock().release()
+        self._lock.release()
         try:
             return super().select(timeout)
         finally:
-            _lock().acquire()
+            self._lock.acquire()
 
 
 class _Running(Generic[T]):
@@ -70,20 +103,20 @@ class _Running(Generic[T]):
     stopped   set on the loop to leave *manager* and end the thread
     """
 
-    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
-        self.loop = asyncio.SelectorEventLoop(_Selector())
+    def __init__(self, manager: AbstractAsyncContextManager[T], lock: threading.RLock) -> None:
+        self.loop = asyncio.SelectorEventLoop(_Selector(lock))
         self.entered: T | None = None
         self.entering = asyncio.run_coroutine_threadsafe(self._enter(manager), self.loop)
         self.stopped = asyncio.Event()
-        self.thread = threading.Thread(target=self._run, args=(manager,), name="hotplate", daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(manager, lock), name="hotplate", daemon=True)
         self.thread.start()
 
     async def _enter(self, manager: AbstractAsyncContextManager[T]) -> None:
         self.entered = await manager.__aenter__()
 
-    def _run(self, manager: AbstractAsyncContextManager[T]) -> None:
+    def _run(self, manager: AbstractAsyncContextManager[T], lock: threading.RLock) -> None:
         """Run the loop until it is stopped. The thread holds the lock, except in `_Selector.select`."""
-        with _lock(), asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+        with lock, asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             runner.run(self.stopped.wait())
             runner.run(manager.__aexit__(None, None, None))
 
@@ -99,6 +132,8 @@ class Background(Generic[T]):
         self._make = make
         self._closed = closed
         self._is_closed = False
+        # By process id.
+        self._locks = dict[int, threading.RLock]()
         self._running = dict[int, _Running[T]]()
         weakref.finalize(self, _stop, self._running).atexit = False
 
@@ -111,11 +146,19 @@ class Background(Generic[T]):
 
     def close(self) -> None:
         """Cancel the calls of other threads, and end the thread; later uses fail."""
-        with _lock():
+        with self._lock():
             self._is_closed = True
         running = _stop(self._running)
         if running is not None and running.thread is not threading.current_thread():  # of a finalizer
             running.thread.join(timeout=10.0)
+
+    def _lock(self) -> threading.RLock:
+        """Return the lock in this process; that of a forked child is a new one."""
+        process = os.getpid()
+        lock = self._locks.get(process)
+        if lock is None:
+            lock = self._locks.setdefault(process, _this_process().new_lock())  # atomic
+        return lock
 
     def _of_this_process(self) -> _Running[T]:
         """Return the object's loop in this process, begun if necessary; the caller holds the lock."""
@@ -123,7 +166,7 @@ class Background(Generic[T]):
             raise self._closed()
         running = self._running.get(os.getpid())
         if running is None:
-            running = self._running[os.getpid()] = _Running(self._make())
+            running = self._running[os.getpid()] = _Running(self._make(), self._lock())
         return running
 
     def _halted(self, use: Callable[Concatenate[T, P], R], *arguments: P.args, **options: P.kwargs) -> R:
@@ -132,7 +175,7 @@ class Background(Generic[T]):
         The object is an async context manager that this wrapper enters. Waits until it is entered, and raises what
         entering raised.
         """
-        with _lock():
+        with self._lock():
             running = self._of_this_process()
             if running.entered is not None:
                 return use(running.entered, *arguments, **options)

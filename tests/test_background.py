@@ -31,10 +31,11 @@ async def use_executor(_):
 class Held(Background):
     use_executor = blocking(use_executor)
 
-held = Held(made, RuntimeError)
-caller = threading.Thread(target=held.use_executor)
-caller.start()
-while caller.is_alive():
+held, other = Held(made, RuntimeError), Held(made, RuntimeError)
+callers = [threading.Thread(target=wrapper.use_executor) for wrapper in (held, other)]
+for caller in callers:
+    caller.start()
+while any(caller.is_alive() for caller in callers):
     if not (child := os.fork()):
         os._exit(0)
     os.waitpid(child, 0)
@@ -50,12 +51,18 @@ async def wait(value: str, seconds: float) -> str:
     return await asyncio.sleep(seconds, value)
 
 
+async def block(_value: str, begun: threading.Event, released: threading.Event) -> bool:
+    begun.set()
+    return released.wait(UNTIL_S)
+
+
 async def close_here(_value: str, held: "Held") -> None:
     held.close()
 
 
 class Held(Background[str]):
     wait = blocking(wait)
+    block = blocking(block)
     close_here = blocking(close_here)
 
 
@@ -94,6 +101,21 @@ def test_dropped_object_ends_its_thread() -> None:
     del held
     gc.collect()
     until(lambda: not threads() - before)
+
+
+def test_busy_loop_does_not_hold_up_other_objects() -> None:
+    begun = threading.Event()
+    released = threading.Event()
+    busy = Held(made, closed)
+    other = Held(made, closed)
+    with ThreadPoolExecutor() as callers:
+        call = callers.submit(busy.block, begun, released)
+        assert begun.wait(UNTIL_S)
+        assert other.wait(0) == "object"
+        released.set()
+        assert call.result(), "the other object waited for the end of this callback"
+    busy.close()
+    other.close()
 
 
 def test_process_forked_during_executor_use_exits() -> None:
