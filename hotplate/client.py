@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
 from urllib.parse import SplitResult, quote, urlsplit
 
 import httpcore2
@@ -42,6 +43,10 @@ FIRST_PAGE = "0"
 TRANSIENT = {408, 429}
 # 4xx that a remembered list replaces: no valid key, no right, no release yet, and a proxy's refusal.
 DENIED = {401, 403, 404, 407}
+# Fields of an answer that only a user's list has, or one of similar items.
+SUBJECTS = {"user", "item"}
+# What identifies the popular list, which would be shown to everybody.
+POPULAR_FIELDS = {"source": "popular"}
 Basket = Iterable[str] | Mapping[str, float]
 
 
@@ -159,10 +164,17 @@ class _Call:
 
 @dataclass(slots=True)
 class _LoopState:
-    """What a client has on one event loop: its connections, and the task that renews remembered popular lists."""
+    """What a client has on one event loop: its connections, and the task that renews remembered popular lists.
+
+    blocks   number of `async with` blocks that the loop is inside
+    sending  number of requests in flight; the last one closes the connections if the client was closed meanwhile
+    """
 
     pool: httpcore2.AsyncConnectionPool
     renewal: asyncio.Task[None] | None = None
+    blocks: int = 0
+    sending: int = 0
+    is_closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +200,23 @@ def _check_key(key: str | None) -> None:
         raise ValueError("the key has characters that a header cannot have")
 
 
+def _check_timeout(timeout_s: float) -> None:
+    if not (isinstance(timeout_s, int | float) and 0 < timeout_s < inf):
+        raise ValueError(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
+
+
+def _closed() -> ServiceUnavailable:
+    return ServiceUnavailable("the client was closed")
+
+
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     """Client for asyncio programs, which may use it on several event loops.
 
     A call ends within *timeout_s*, its own or the client's, including name look-up, connecting, and one repeat after a
     connection error. Without an answer in time it returns a remembered popular list, with the source `memory`. Raises
     ServiceUnavailable if there is none, and RequestRefused if the service refuses the request.
+
+    After the block, or `aclose`, calls on that event loop raise ServiceUnavailable, until a block is entered again.
     """
 
     def __init__(
@@ -207,6 +230,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     ) -> None:
         address = _service_address(url)
         _check_key(key)
+        _check_timeout(timeout_s)
+        if max_connections < 1:
+            raise ValueError(f"max_connections must be at least 1, not {max_connections}")
         # The arguments, for pickling.
         self._service = url
         self._options = ClientOptions(
@@ -234,30 +260,46 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         """Pickle the arguments, with the key, and not the connections; an `ssl_context` cannot be pickled."""
         return partial(type(self), self._service, **self._options), ()
 
+    async def __aenter__(self) -> Self:
+        """Use the client on this event loop; if it was closed there, open it again."""
+        state = self._loop_state()
+        if state.is_closed:
+            state = self._new_loop_state()
+        state.blocks += 1
+        return self
+
     async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        """Close the client on this event loop, unless another block on it has not ended."""
+        state = self._loop_state()
+        state.blocks -= 1
+        if state.blocks <= 0:
+            await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop, and stop renewing popular lists on it."""
-        state = self._loops.pop(asyncio.get_running_loop(), None)
-        if state is None:
-            return
-        if state.renewal is not None:
-            state.renewal.cancel()
-            await asyncio.wait([state.renewal])
-            self._note_unfinished_renewal(state.renewal)
-        await state.pool.aclose()
+        """Close the connections of this event loop, stop renewing popular lists on it, and refuse later calls on it.
+
+        Calls that have begun keep their connections until they end.
+        """
+        state = self._loop_state()
+        state.is_closed = True
+        try:
+            if state.renewal is not None:
+                state.renewal.cancel()
+                await asyncio.wait([state.renewal])
+                self._note_unfinished_renewal(state.renewal)
+        finally:
+            if not state.sending:
+                await state.pool.aclose()
 
     def _loop_state(self) -> _LoopState:
-        """Return the state of the running event loop, which its first call creates.
+        """Return the state of the running event loop, which its first call creates."""
+        return self._loops.get(asyncio.get_running_loop()) or self._new_loop_state()
 
-        `_loops` has one for each loop, since a connection works on one loop only. Those of closed loops are removed.
+    def _new_loop_state(self) -> _LoopState:
+        """Create the state of the running event loop, since a connection works on one loop only.
+
+        `_loops` has one for each loop. Those of closed loops are removed.
         """
-        loop = asyncio.get_running_loop()
-        state = self._loops.get(loop)
-        if state is not None:
-            return state
-
         closed_loops = [other for other in list(self._loops) if other.is_closed()]
         for closed in closed_loops:
             ended = self._loops.pop(closed, None)  # another thread may have removed it
@@ -271,7 +313,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             max_connections=self._max_connections,
             keepalive_expiry=IDLE_S,
         )
-        state = self._loops[loop] = _LoopState(pool)
+        state = self._loops[asyncio.get_running_loop()] = _LoopState(pool)
         return state
 
     def _note_unfinished_renewal(self, renewal: asyncio.Task[None]) -> None:
@@ -310,7 +352,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
     async def popular(self, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return the popular list, and remember it. Call it at the start, with a longer `timeout_s`."""
-        return (await self._call("popular", n, options))[0]
+        return (await self._call("popular", n, options, expected=[POPULAR_FIELDS]))[0]
 
     async def fold_in(
         self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[RequestOptions]
@@ -351,6 +393,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         """
         call_options = {"timeout_s": self._timeout_s, **options}
         timeout_s = call_options.pop("timeout_s")
+        _check_timeout(timeout_s)
+        if self._loop_state().is_closed:
+            raise _closed()
         deadline = time.monotonic() + timeout_s
         call = _Call(path, n, deadline, expected=expected, body=body, **call_options)
         if call.list:
@@ -373,6 +418,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         """Send a request, once more after a connection error; return its answers, or the failure at the deadline."""
         failure = ""
         for _ in range(2):
+            if self._loop_state().is_closed:  # since the call began
+                return _closed()
             try:
                 async with asyncio.timeout(call.deadline - time.monotonic()):
                     return await self._send(call)
@@ -384,19 +431,26 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
     async def _send(self, call: _Call) -> list[Answer] | ClientError:
         """Send a request once; return the answers of its response, or why it has none. Raises errors of httpcore2."""
+        state = self._loop_state()
         request = call.request(f"{self._url}/v1/")
         body = bytearray()
-        async with self._loop_state().pool.stream(
-            request.method,
-            request.url,
-            headers=[*request.headers, *self._headers],
-            content=request.content,
-            extensions={"trace": _closing_failed_handshakes()},
-        ) as response:
-            async for chunk in response.aiter_stream():
-                body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    return ServiceUnavailable(f"{self._url}: the answer has more than {MAX_ANSWER_BYTES} bytes")
+        state.sending += 1
+        try:
+            async with state.pool.stream(
+                request.method,
+                request.url,
+                headers=[*request.headers, *self._headers],
+                content=request.content,
+                extensions={"trace": _closing_failed_handshakes()},
+            ) as response:
+                async for chunk in response.aiter_stream():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        return ServiceUnavailable(f"{self._url}: the answer has more than {MAX_ANSWER_BYTES} bytes")
+        finally:
+            state.sending -= 1
+            if state.is_closed and not state.sending:
+                await state.pool.aclose()
         return self._parse_response(call, response.status, body)
 
     def _parse_response(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
@@ -411,8 +465,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             if status == 200:
                 lists = content.get("results", [content])  # a batch has several
                 pairs = zip(lists, call.expected, strict=True)
-                has_expected_fields = all(expected.items() <= fields.items() for fields, expected in pairs)
-                if has_expected_fields:
+                if all(_is_expected(fields, expected) for fields, expected in pairs):
                     return [_parse_answer(fields) for fields in lists]
                 failure = "an answer for another user or item than was requested"
             else:
@@ -430,7 +483,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         """Start a task that renews the old popular lists of *call* within *timeout_s*, unless this loop has one."""
         state = self._loop_state()
         is_running = state.renewal is not None and not state.renewal.done()
-        if not is_running and self._old_lists(call):
+        if not (is_running or state.is_closed) and self._old_lists(call):
             renewing = replace(call, deadline=time.monotonic() + timeout_s)
             state.renewal = asyncio.create_task(self._renew_popular_lists(renewing))
 
@@ -445,7 +498,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 return
             self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
             deadline = (now + call.deadline) / 2
-            popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=deadline, **key._asdict())
+            popular = _Call(
+                path="popular", n=REMEMBERED_ITEMS, deadline=deadline, expected=[POPULAR_FIELDS], **key._asdict()
+            )
             answers = await self._send_until_deadline(popular)
             if isinstance(answers, list) and answers[0].items:
                 self._popular[key] = answers[0]
@@ -508,7 +563,7 @@ class Client(Background[AsyncClient]):
         self._service = url
         self._options = options.copy()
         options["ssl_context"] = AsyncClient(url, **options).ssl_context  # checks the arguments
-        super().__init__(partial(AsyncClient, url, **options), lambda: ServiceUnavailable("the client was closed"))
+        super().__init__(partial(AsyncClient, url, **options), _closed)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """As of `AsyncClient`."""
@@ -552,6 +607,11 @@ def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[An
             await opened[-1].aclose()
 
     return trace
+
+
+def _is_expected(fields: Mapping[str, Any], expected: Mapping[str, str]) -> bool:
+    """Whether an answer has the *expected* fields, as {"user": "7"}, and is not of a user or item besides."""
+    return expected.items() <= fields.items() and SUBJECTS & fields.keys() <= expected.keys()
 
 
 def _parse_answer(fields: dict[str, Any]) -> Answer:

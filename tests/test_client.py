@@ -299,6 +299,66 @@ def test_a_closed_client_raises_service_unavailable(service: Service) -> None:
         client.popular()
 
 
+@pytest.mark.parametrize("timeout_s", [0, 0.0, -1.0, float("nan"), float("inf"), None, "5"])
+def test_a_time_limit_that_is_no_time_is_refused(service: Service, connect: Open, timeout_s: Any) -> None:  # noqa: ANN401 -- of any type
+    message = f"timeout_s must be a number of seconds above 0, not {timeout_s!r}"
+    with pytest.raises(ValueError, match=message):
+        connect(service.url, timeout_s=timeout_s)
+    client = connect(service.url)
+    with pytest.raises(ValueError, match=message):
+        client.popular(timeout_s=timeout_s)
+    with pytest.raises(ValueError, match="max_connections must be at least 1, not 0"):
+        connect(service.url, max_connections=0)
+
+
+async def test_an_async_client_refuses_calls_after_its_block_until_the_next_one(proxy: FaultyProxy) -> None:
+    client = hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S)
+    async with client:
+        await client.popular()
+        async with client:
+            await client.popular()
+        assert (await client.recommendations("42")).source == "personal", "an inner block has closed the client"
+    connections = proxy.connections
+    with pytest.raises(hotplate.ServiceUnavailable, match="the client was closed"):
+        await client.popular()
+    assert proxy.connections == connections
+    async with client:
+        assert (await client.popular()).source == "popular"
+        await client.aclose()
+        with pytest.raises(hotplate.ServiceUnavailable, match="the client was closed"):
+            await client.popular()
+
+
+async def test_calls_amid_the_closing_of_their_client_leave_no_connection() -> None:
+    connected = asyncio.Event()
+    closing = asyncio.Event()
+    connections = 0
+    ended = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections, ended
+        connections += 1
+        with suppress(asyncio.IncompleteReadError):  # the client has closed the connection
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                connected.set()
+                await closing.wait()
+                writer.write(answer(200, b'{"user":"42","items":[],"source":"personal","release":"r","tier":"t"}'))
+        writer.close()
+        ended += 1
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, asyncio.timeout(NEVER_S):
+        port = server.sockets[0].getsockname()[1]
+        client = hotplate.AsyncClient(f"http://127.0.0.1:{port}", timeout_s=AMPLE_S, max_connections=1)
+        calls = [asyncio.create_task(client.recommendations("42")) for _ in range(2)]
+        await connected.wait()  # the other call waits for its turn
+        await client.aclose()
+        closing.set()
+        assert [call.source for call in await asyncio.gather(*calls)] == ["personal", "personal"]
+        while ended < connections:
+            await asyncio.sleep(0.01)
+
+
 async def test_late_call_is_sent_once(proxy: FaultyProxy) -> None:
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:
         await client.popular()
@@ -403,6 +463,18 @@ def test_list_of_another_user_is_never_returned(proxy: FaultyProxy, connect: Ope
     (single,) = answers if isinstance(answers, list) else [answers]
     assert (ids(single), single.source) == (["p1", "p2", "p3", "p4"], "memory")
     assert "an answer for another" in single.failure
+
+
+@pytest.mark.parametrize("field", ['"user":"43"', '"item":"b"', '"source":"personal"'])
+def test_list_of_a_user_is_not_remembered_as_popular(proxy: FaultyProxy, connect: Open, field: str) -> None:
+    client = connect(proxy.url)
+    list_of_a_user = f'{{"items":[{{"id":"x"}}],"source":"popular","release":"r","tier":"t",{field}}}'
+    proxy.fault = answer(200, list_of_a_user.encode())
+    with pytest.raises(hotplate.ServiceUnavailable, match="an answer for another"):
+        client.popular(timeout_s=AMPLE_S)
+    if '"source"' not in field:
+        with pytest.raises(hotplate.ServiceUnavailable, match="an answer for another"):
+            client.fold_in(["a"], timeout_s=AMPLE_S)
 
 
 def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> None:
