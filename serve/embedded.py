@@ -88,6 +88,8 @@ class Lists:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise StoreMisused("leave the block of these lists on the event loop that entered it")
         await self._entered.__aexit__(kind, error, trace)
 
     async def personal(
@@ -314,8 +316,8 @@ def open_lists(
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
-    if not 0 <= budget_s < inf:
-        raise StoreMisused(f"budget_s is a number of seconds, not {budget_s}")
+    if not 0 < budget_s < inf:
+        raise StoreMisused(f"budget_s is a number of seconds above 0, not {budget_s}")
     if not timeout_s >= 0:  # also for nan
         raise StoreMisused(f"timeout_s is a number of seconds, not {timeout_s}")
 

@@ -78,12 +78,15 @@ def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> No
         async with lists:
             pass
 
+    async def leave() -> None:
+        await lists.__aexit__(None, None, None)
+
     async def call() -> None:
         await lists.personal("1")
 
     async def use() -> None:
         async with lists:
-            for other in (enter, call):
+            for other in (enter, leave, call):
                 with pytest.raises(hotplate.StoreMisused):
                     await asyncio.to_thread(lambda: asyncio.run(other()))  # noqa: B023 -- awaited here
                 with pytest.raises(hotplate.StoreMisused):

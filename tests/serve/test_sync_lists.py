@@ -160,8 +160,8 @@ def test_open_sync_raises_the_errors_of_open(tmp_path: Path) -> None:
         hotplate.open_sync("ftp://nowhere")
     with pytest.raises(hotplate.StoreMisused, match="no store is named"):
         hotplate.open_sync()
-    for budget_s in (float("nan"), float("inf")):
-        with pytest.raises(hotplate.StoreMisused, match="budget_s is a number of seconds"):
+    for budget_s in (float("nan"), float("inf"), 0, -1):
+        with pytest.raises(hotplate.StoreMisused, match="budget_s is a number of seconds above 0"):
             hotplate.open_sync(url, budget_s=budget_s)
     with pytest.raises(hotplate.StoreMisused, match=r"none\.txt"):
         hotplate.open_sync(url, deny_list=tmp_path / "none.txt")
