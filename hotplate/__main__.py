@@ -4,7 +4,7 @@ import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enu
 import os
 import sys
 
-from hotplate.exit_codes import INTERRUPTED
+from hotplate.exit_codes import INTERRUPTED, MISUSED
 
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def main() -> None:
 
         verb = sys.argv[1] if sys.argv[1:] else ""
         extra = EXTRAS.get(verb, "server")
-        sys.exit(f"{error.name} is not installed; install it with: {install_command(extra)}")
+        sys.stderr.write(f"{error.name} is not installed; install it with: {install_command(extra)}\n")
+        sys.exit(MISUSED)
 
     cleans_up = sys.argv[1:2] in (["run"], ["import"], ["publish"])  # when a scheduler stops it
     former = signal.getsignal(signal.SIGTERM)

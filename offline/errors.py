@@ -1,8 +1,8 @@
 """Errors of the offline room.
 
 DataError                the input cannot be used
-├── MemoryShortage       the process has too little free memory
-└── SettingError         an option is invalid
+└── MemoryShortage       the process has too little free memory
+SettingError             an option is invalid
 GateFailed               a gate keeps the written lists from going live
 """
 
@@ -23,7 +23,7 @@ class MemoryShortage(DataError):
     """The process has too little free memory, which may change; the message says how much is needed."""
 
 
-class SettingError(DataError):
+class SettingError(Exception):
     """An option is invalid; the message names it and the value."""
 
 

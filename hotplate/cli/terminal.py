@@ -339,7 +339,7 @@ def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
             extra = "bench"
         if extra is not None:
             command = install_command(extra)
-            return f"the extra {extra!r} ({missing}) is not installed; install it with: {command}", FAILED
+            return f"the extra {extra!r} ({missing}) is not installed; install it with: {command}", MISUSED
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, FAILED
