@@ -12,7 +12,7 @@ BUDGET_S = 0.05
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
 # The grammar of SECONDS for `--help` of verbs with a time.
 TIMES_IN_WORDS = "A TIME is 50ms, 30s, 10m, 12h or 7d; a number without a unit is in seconds."
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(\S*)\s*")
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(\S*)\s*", re.ASCII)
 
 
 class Flag(NamedTuple):

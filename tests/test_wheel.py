@@ -148,7 +148,7 @@ asyncio.run(main())
 
 def test_missing_service_or_store_extra_names_the_install_command(site: Path) -> None:
     serve = subprocess.run([site, "-I", "-m", "hotplate", "serve"], capture_output=True, text=True, check=False)
-    assert serve.returncode == 1
+    assert serve.returncode == 2
     assert re.fullmatch(r"\w+ is not installed; install it with: pip install 'hotplate\[server\]'\n", serve.stderr)
     extras = {"hotplate.open('file:///x')": "server", "hotplate.train": "offline", "hotplate.run": "offline"}
     for program, extra in extras.items():

@@ -4,6 +4,7 @@ Typer parses the command line and prints the help; msgspec converts values of al
 """
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -197,9 +198,12 @@ class Setting:
             value_type = Annotated[value_type, bounds]
 
         try:
-            return msgspec.convert(readable, value_type, strict=False, dec_hook=lambda path, text: path(text))
+            result = msgspec.convert(readable, value_type, strict=False, dec_hook=lambda path, text: path(text))
         except msgspec.ValidationError as error:
             raise ValueError(f"{value!r} {self._describe_mismatch(str(error))}") from error
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ValueError(f"{value!r} {self._describe_mismatch('not finite')}")
+        return result
 
     def _describe_mismatch(self, reason: str) -> str:
         """Return how a value fails the type and bounds of the setting, as "is not a number of at least 1".

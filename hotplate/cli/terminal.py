@@ -70,7 +70,7 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap
 def print_json(value: object) -> None:
     """Print one JSON value."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
-    sys.stdout.write(orjson.dumps(value, option=options, default=str).decode() + "\n")
+    typer.echo(orjson.dumps(value, option=options, default=str).decode())  # also without a standard output
 
 
 def print_result(fields: object, *texts: object, as_json: bool) -> None:

@@ -73,6 +73,14 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     for arguments in (["lookup", "42", "-n", "0"], ["serve", "--budget", "inf"], ["nosuchverb"], ["train"]):
         done = hotplate(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    for *verb, option, value in (
+        ["releases", "scrub", "--rate", "inf"],
+        ["releases", "canary", "x", "--percent", "nan"],
+        ["events", "report", "events", "--min-effect", "1" + 400 * "0"],
+        ["train", "clicks.csv", "--out", "model", "--tune", "٣"],
+        ["train", "clicks.csv", "--out", "model", "--tune", "1" + 400 * "0"],
+    ):
+        failed(hotplate(*verb, option, value), f"'{option}': '{value}' is not a", code=2)
     done = hotplate("releases", "verify", "--json", "--store", f"file://{tmp_path}/nothing")
     assert done.returncode == 1
     assert json.loads(done.stderr)["kind"] == "ReleaseNotFound"
@@ -143,6 +151,12 @@ def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_pat
     )
     done = hotplate_process("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
     failed(done, install_command("offline"), code=2)
+
+
+def test_json_without_a_standard_output_is_left_out() -> None:
+    command = f"{shlex.quote(sys.executable)} -m hotplate --version --json >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
