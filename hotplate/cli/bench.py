@@ -1,7 +1,6 @@
 """`hotplate bench` and `hotplate cosmos-emulator`: measure a service, compare stores, compare two measurements."""
 
 import logging
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -229,8 +228,7 @@ def _print_ready(emulator: "RunningEmulator", *, key_shown: str, as_json: bool) 
     """Print where the emulator listens; *key_shown* is its key, or the file that holds it."""
     endpoint = emulator.endpoint
     if as_json:
-        sys.stdout.write(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode() + "\n")
-        sys.stdout.flush()
+        typer.echo(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode())
         return
     out.print(f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)")
     out.print(f"store: cosmos+{endpoint}DATABASE, key: {key_shown}")

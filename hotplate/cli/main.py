@@ -17,6 +17,8 @@ from hotplate.stores.change_warnings import collected_warnings
 
 # polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
+# Values of a variable that typer reads as False.
+FALSE = {"", "0", "false", "f", "no", "n", "off"}
 # Module and attribute of verbs and groups, in the order of the help.
 _VERBS = {
     "demo": ("serve", "demo"),
@@ -117,5 +119,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 -- `print_error` raises unexpected ones again
-        code = print_error(error, as_json="--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON")))
+        variable = os.environ.get("HOTPLATE_JSON", "").lower()
+        code = print_error(error, as_json="--json" in sys.argv or variable not in FALSE)
     sys.exit(code if isinstance(code, int) else 0)

@@ -3,7 +3,6 @@
 A pipeline is a TOML file of options; a job (`hotplate.offline.job`) is what they describe; an attempt runs a job once.
 """
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,7 +130,7 @@ def _run_and_print(planned: PlannedRun) -> Summary:
         try:
             _run_attempt(attempt, planned)
         finally:
-            sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
+            typer.echo(orjson.dumps(attempt.summary.to_json()).decode())
     return attempt.summary
 
 

@@ -84,6 +84,9 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     done = hotplate("releases", "verify", "--json", "--store", f"file://{tmp_path}/nothing")
     assert done.returncode == 1
     assert json.loads(done.stderr)["kind"] == "ReleaseNotFound"
+    for value, is_json in (("0", False), ("off", False), ("1", True)):
+        done = hotplate("releases", "verify", "--store", "x", HOTPLATE_JSON=value)
+        assert done.stderr.startswith("{") == is_json, value
     done = hotplate("releases", "verify", "--json", "--concurrency", "x")
     assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
     done = hotplate("import", tmp_path, "--max-bad-rows", "5")
