@@ -1,9 +1,9 @@
 """The Dockerfile, its build context, and the health check of an image."""
 
-import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -88,7 +88,8 @@ def test_the_default_target_serves() -> None:
 
 
 def test_the_label_has_the_version_of_the_repository() -> None:
-    assert f"ARG VERSION={importlib.metadata.version('hotplate')}" in LINES
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"ARG VERSION={version}" in LINES
 
 
 def test_everything_copied_is_in_the_context() -> None:
