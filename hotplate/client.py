@@ -200,6 +200,11 @@ def _check_key(key: str | None) -> None:
         raise ValueError("the key has characters that a header cannot have")
 
 
+def _check_ids(name: str, ids: object) -> None:
+    if isinstance(ids, str):
+        raise TypeError(f"{name} takes a collection of ids, not the string {ids!r}")
+
+
 def _check_timeout(timeout_s: float) -> None:
     if not (isinstance(timeout_s, int | float) and 0 < timeout_s < inf):
         raise ValueError(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
@@ -340,6 +345,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         With a mapping, return a page of each list: it maps users to where the page begins, "0" for the first page, and
         the `next` of a page's answer for the page that follows.
         """
+        _check_ids("users", users)
         expected = [{"user": user} for user in users]  # fields by which an answer for another user is detected
         requested: list[Any] = list(users)
         if isinstance(users, Mapping):
@@ -362,6 +368,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         With *recency*, above 0 and at most 1, the weight of an item is multiplied by it for each newer item; without,
         the order does not matter.
         """
+        _check_ids("items", items)
         basket: list[Any] = list(items)
         if isinstance(items, Mapping):
             basket = [{"id": item, "weight": weight} for item, weight in items.items()]
@@ -394,6 +401,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         call_options = {"timeout_s": self._timeout_s, **options}
         timeout_s = call_options.pop("timeout_s")
         _check_timeout(timeout_s)
+        _check_ids("exclude", call_options.get("exclude"))
         if self._loop_state().is_closed:
             raise _closed()
         deadline = time.monotonic() + timeout_s
@@ -578,7 +586,7 @@ class Client(Background[AsyncClient]):
         self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[RequestOptions]
     ) -> Answer:
         """See `AsyncClient.fold_in`."""
-        basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
+        basket = items if isinstance(items, Mapping | str) else list(items)  # a lazy one is read in the caller's thread
         return self._run(lambda client: client.fold_in(basket, n, recency=recency, **options))
 
 

@@ -13,7 +13,7 @@ from math import inf
 from hotplate.stores import lifecycle, transfer, verification
 from hotplate.stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
 from hotplate.stores.connect import run_between, run_on
-from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.errors import ReleaseNotFound, StoreMisused
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import WrittenRelease
 from hotplate.stores.store import Store
@@ -58,8 +58,11 @@ def prune(
     Kept are the live release, the canary, arm B's previous release, the *keep* releases that were live before, releases
     that left service less than *grace_s* ago, and ready ones, with *keep_ready_s* only those begun within that time.
     Drafts are erased once they had no writer for six hours, or at once if *grace_s* is 0. *on_progress* is called with
-    (erased, to erase).
+    (erased, to erase). Raises StoreMisused for a number below 0.
     """
+    for name, value in (("keep", keep), ("grace_s", grace_s), ("keep_ready_s", keep_ready_s)):
+        if value is not None and not value >= 0:  # also for nan
+            raise StoreMisused(f"{name} must be at least 0, not {value}")
     erase_unneeded = partial(
         lifecycle.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress
     )
@@ -93,8 +96,11 @@ def verify(
 ) -> Manifest:
     """Read every row of a *release*, by default the live one, at most *rows_per_s*, and return its manifest.
 
-    *on_progress* is called with (rows read, rows in all). Raises ReleaseNotFound, and ReleaseCorrupt with damaged keys.
+    *on_progress* is called with (rows read, rows in all). Raises ReleaseNotFound, ReleaseCorrupt with damaged keys, and
+    StoreMisused for a rate that is not above 0.
     """
+    if not rows_per_s > 0:
+        raise StoreMisused(f"rows_per_s must be above 0, not {rows_per_s}")
 
     async def find_and_verify(opened: Store) -> Manifest:
         chosen = await find_release(opened, release)

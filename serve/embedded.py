@@ -109,6 +109,7 @@ class Lists:
 
         From a mapping of users to cursors, the `after` of `personal`, returns a page of each user's list.
         """
+        _check_ids("users", users)
         selection = _selection(n, options)
         segment = str(options.get("segment", OVERALL))
         name = options.get("list", "")
@@ -152,6 +153,7 @@ class Lists:
         if not 0 < recency <= 1:
             raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
 
+        _check_ids("items", items)
         # Pairs of an item's id and its weight; None is the default weight.
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
@@ -242,8 +244,9 @@ def _selection(n: int, options: ListOptions | FilterOptions) -> Selection:
     if unknown := options.keys() - ListOptions.__optional_keys__:
         raise TypeError(f"a list takes exclude, where, segment and list, not {unknown.pop()}")
 
-    excluded = [check_id(item) for item in options.get("exclude", ())]
-    return Selection(n, filter_of(excluded, options.get("where", "")))
+    excluded = options.get("exclude", ())
+    _check_ids("exclude", excluded)
+    return Selection(n, filter_of([*map(check_id, excluded)], options.get("where", "")))
 
 
 class SyncLists(Background[Lists]):
@@ -275,7 +278,7 @@ class SyncLists(Background[Lists]):
         **options: Unpack[ListOptions],
     ) -> Recommendations:
         """See `Lists.fold_in`."""
-        basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
+        basket = items if isinstance(items, Mapping | str) else list(items)  # a lazy one is read in the caller's thread
         return self._run(lambda lists: lists.fold_in(basket, n, recency=recency, **options))
 
     def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
@@ -336,6 +339,12 @@ def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
     open_them = partial(open_lists, *urls, **options)
     open_them()  # only checks the arguments
     return SyncLists(open_them, lambda: StoreMisused("these lists are closed; open others by hotplate.open_sync(…)"))
+
+
+def _check_ids(name: str, ids: object) -> None:
+    """Raise StoreMisused for a string, which is a collection of characters."""
+    if isinstance(ids, str):
+        raise StoreMisused(f"{name} takes a collection of ids, not the string {ids!r}")
 
 
 def _check_weight(weight: float) -> float:

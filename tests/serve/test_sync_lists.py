@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,17 @@ def test_resources_are_opened_on_first_use_and_released_after_the_last(url: str,
     for use in (*uses(lists), lists.__enter__):
         with pytest.raises(hotplate.StoreMisused, match="are closed; open others"):
             use()
+
+
+def test_a_string_is_refused_as_a_collection_of_ids(url: str) -> None:
+    with hotplate.open_sync(url, timeout_s=UNTIL_S) as lists:
+        for call in (
+            partial(lists.personal_many, "42"),
+            partial(lists.fold_in, "42"),
+            partial(lists.personal, "1", exclude="42"),
+        ):
+            with pytest.raises(hotplate.StoreMisused, match="takes a collection of ids, not the string '42'"):
+                call()
 
 
 def test_open_sync_raises_the_errors_of_open(tmp_path: Path) -> None:
