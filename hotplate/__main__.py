@@ -9,6 +9,7 @@ from hotplate.exit_codes import INTERRUPTED, MISUSED
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:
     from types import FrameType
+    from typing import NoReturn
 
 # What a verb needs beside the client, if not the extra `server`.
 EXTRAS = {
@@ -55,9 +56,16 @@ def main() -> None:
     except KeyboardInterrupt:
         pass
 
-    # Interrupted: a thread that returns from C code during an ordinary exit would abort the process.
-    sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    _exit_interrupted()
+
+
+def _exit_interrupted() -> "NoReturn":
+    """Exit at once: a thread that returns from C code during an ordinary exit would abort the process."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    finally:  # also if the reader of the output has ended
+        os._exit(INTERRUPTED)
 
 
 def _terminate(_number: int, frame: "FrameType | None") -> None:

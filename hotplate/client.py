@@ -32,6 +32,8 @@ REMEMBERED_ITEMS = 100
 # When a remembered list is read again: after a success, and after a failure.
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
+# Stores take lists of at most 4 MiB. Parsing takes time, and many times the memory.
+MAX_LIST_BYTES = 4 << 20
 MAX_ANSWER_BYTES = 32 << 20
 # The service accepts no longer time limit.
 MAX_TIMEOUT_MS = 60_000.0
@@ -442,6 +444,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         state = self._loop_state()
         request = call.request(f"{self._url}/v1/")
         body = bytearray()
+        limit = min(MAX_ANSWER_BYTES, MAX_LIST_BYTES * max(1, len(call.expected)))
         state.sending += 1
         try:
             async with state.pool.stream(
@@ -453,8 +456,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             ) as response:
                 async for chunk in response.aiter_stream():
                     body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        return ServiceUnavailable(f"{self._url}: the answer has more than {MAX_ANSWER_BYTES} bytes")
+                    if len(body) > limit:
+                        return ServiceUnavailable(f"{self._url}: the answer has more than {limit} bytes")
         finally:
             state.sending -= 1
             if state.is_closed and not state.sending:

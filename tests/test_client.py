@@ -442,15 +442,18 @@ def test_an_empty_list_is_not_remembered(proxy: FaultyProxy, connect: Open, monk
     assert (replaced.source, bool(replaced.items)) == ("memory", True)
 
 
+@pytest.mark.parametrize(("limit", "bytes_for_two"), [("MAX_ANSWER_BYTES", 10), ("MAX_LIST_BYTES", 20)])
 def test_an_answer_without_an_end_is_cut_off(
-    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, connect: Open, monkeypatch: pytest.MonkeyPatch, limit: str, bytes_for_two: int
 ) -> None:
     client = learnt(connect, proxy.url)
-    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 10)
+    monkeypatch.setattr(module, limit, 10)
     proxy.fault = TRICKLED_BODY
     answer = in_time(partial(client.recommendations, "42", timeout_s=AMPLE_S))
     assert (answer.source, bool(answer.items)) == ("memory", True)
     assert "more than 10 bytes" in answer.failure
+    batch = in_time(partial(client.batch, ["42", "43"], timeout_s=AMPLE_S))
+    assert {f"more than {bytes_for_two} bytes" in answer.failure for answer in batch} == {True}
 
 
 def test_remembered_list_is_unaffected_by_caller_changes(proxy: FaultyProxy, connect: Open) -> None:

@@ -154,6 +154,31 @@ def test_sigterm_after_the_verb_ends_the_process_without_a_traceback() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 
 
+PRINTS = """
+from hotplate import __main__
+from hotplate.cli import main
+
+def lookup():
+    print("half of the text")
+    raise KeyboardInterrupt
+
+main.main = lookup
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("has_output", [True, False], ids=["a pipe without a reader", "no output"])
+def test_ctrl_c_without_a_reader_of_the_output_exits_with_130(*, has_output: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = 'exec "$0" -c "$1"' + ("" if has_output else " >&-")
+    command = ["sh", "-c", script, sys.executable, PRINTS]
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def listed(store: Path) -> set[str]:
     """Return what lies in a store, but for what any writer leaves to the next."""
     files = {str(path.relative_to(store)) for path in store.rglob("*")}
