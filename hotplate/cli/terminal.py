@@ -183,7 +183,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
         sentence = sentence.rstrip(".") + "."
 
     if as_json:
-        sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
+        typer.echo(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode(), err=True)
     else:
         err.print("hotplate: ", sentence, sep="")
     return code

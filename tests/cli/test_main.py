@@ -156,10 +156,11 @@ def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_pat
     failed(done, install_command("offline"), code=2)
 
 
-def test_json_without_a_standard_output_is_left_out() -> None:
-    command = f"{shlex.quote(sys.executable)} -m hotplate --version --json >&-"
+@pytest.mark.parametrize(("verb", "code"), [("--version --json >&-", 0), ("nosuchverb --json 2>&-", 2)])
+def test_json_without_a_standard_stream_is_left_out(verb: str, code: int) -> None:
+    command = f"{shlex.quote(sys.executable)} -m hotplate {verb}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
