@@ -208,7 +208,11 @@ def _check_ids(name: str, ids: object) -> None:
 
 
 def _check_timeout(timeout_s: float) -> None:
-    if not (isinstance(timeout_s, int | float) and 0 < timeout_s < inf):
+    try:
+        is_valid = 0 < timeout_s < inf
+    except TypeError:  # not a number; those of numpy are
+        is_valid = False
+    if not is_valid:
         raise ValueError(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
 
 
