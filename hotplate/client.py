@@ -213,7 +213,7 @@ def _check_timeout(timeout_s: float) -> None:
     except TypeError:  # not a number; those of numpy are
         is_valid = False
     if not is_valid:
-        raise ValueError(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
+        raise ValueError(f"timeout_s must be a finite number of seconds above 0, not {timeout_s!r}")
 
 
 def _closed() -> ServiceUnavailable:

@@ -309,7 +309,7 @@ def test_a_closed_client_raises_service_unavailable(service: Service) -> None:
 
 @pytest.mark.parametrize("timeout_s", [0, 0.0, -1.0, float("nan"), float("inf"), None, "5"])
 def test_a_time_limit_that_is_no_time_is_refused(service: Service, connect: Open, timeout_s: Any) -> None:  # noqa: ANN401 -- of any type
-    message = f"timeout_s must be a number of seconds above 0, not {timeout_s!r}"
+    message = f"timeout_s must be a finite number of seconds above 0, not {timeout_s!r}"
     with pytest.raises(ValueError, match=message):
         connect(service.url, timeout_s=timeout_s)
     client = connect(service.url)
