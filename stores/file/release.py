@@ -7,6 +7,9 @@ Page faults block the event loop, so a release is read into memory and checked b
 memory and time suffice. Damaged blocks that were found then fail only their keys. The other blocks are read by LMDB
 without a check. After a failed read, LMDB refuses further ones in the same transaction, so a new one begins, and other
 threads read again.
+
+A read gives up the GIL, so the file may be closed during it. `close` replaces `read`, so none begins later, and closing
+the environment waits for running ones since py-lmdb 2.1.1; ending their transaction would not.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -88,7 +92,7 @@ class ReleaseFile:
         self._thread = ThreadPoolExecutor(1, "release")
         self._damaged = False
         self.read: Callable[[bytes], bytes | None] = self._txn.get
-        """LMDB's lookup of one key; `read_or_error` handles its errors."""
+        """LMDB's lookup of one key; `read_or_error` handles its errors. ReleaseNotFound once the file is closed."""
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":
@@ -97,10 +101,7 @@ class ReleaseFile:
         Files are known by device and inode. One that is being closed is waited for. Raises ReleaseNotFound,
         ReleaseCorrupt.
         """
-        with translating_errors(path):
-            status = path.stat()
-        identity = (status.st_dev, status.st_ino)
-
+        identity = _identity(path)
         if cls._process != os.getpid():
             cls.begin_in_child()  # uWSGI forks without Python's hooks
 
@@ -113,10 +114,27 @@ class ReleaseFile:
             file._users += 1
         return file
 
+    @classmethod
+    async def unmapped(cls, path: Path) -> None:
+        """Wait until *path* is not being unmapped, which `open` would wait for on the event loop."""
+        if closing := cls._closing.get(_identity(path)):
+            await asyncio.shield(asyncio.wrap_future(closing))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the file mapped during the block, whatever handle closes it meanwhile."""
+        with self._lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            self.close()
+
     def read_or_error(self, key: str) -> ReadResult:
         """Return the stored value of a key, None if it is absent, or the error, which is not raised.
 
-        The error is ReleaseCorrupt for a damaged row, StoreError for a key that LMDB does not accept.
+        The error is ReleaseCorrupt for a damaged row, StoreError for a key that LMDB does not accept. Raises
+        ReleaseNotFound if the file is closed.
 
         All threads read in one transaction, `self._txn`, which a failed read makes unusable. So a failed read opens a
         new one for later reads; not in a file known as damaged (`self._damaged`), which is read without LMDB. If the
@@ -198,6 +216,7 @@ class ReleaseFile:
                 return  # used further, or mapped by the parent process: its thread is not here
 
             del self._open[self._identity]
+            self.read = partial(_refuse_closed, self.path)
             closed = [identity for identity, closing in self._closing.items() if closing.done()]
             for identity in closed:
                 del self._closing[identity]
@@ -213,7 +232,6 @@ class ReleaseFile:
     def _unmap(self) -> None:
         # In pieces, because other threads cannot map memory during a call.
         release_map(self.path, self._identity[1], self._meta.size, MAP_CHUNK)
-        self._txn.abort()
         if self._identity not in self._inherited:
             self._env.close()
         os.close(self._file)
@@ -247,6 +265,17 @@ class ReleaseFile:
 
 
 os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return the device and the inode of a file."""
+    with translating_errors(path):
+        status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _refuse_closed(path: Path, key: bytes) -> None:
+    raise ReleaseNotFound(f"{path} is closed, so {key[:64]!r} cannot be read; was the release pruned?")
 
 
 def _map(path: Path) -> lmdb.Environment:

@@ -69,6 +69,12 @@ NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "gluster
 
 LOCK_TIMEOUT_S = 5.0
 
+# Rows of a scan between two turns of the event loop: about 0.2 ms.
+SCANNED_AT_ONCE = 256
+
+# Open files of releases that the catalogue does not serve, such as those that a publish reads back.
+MAX_OTHER_FILES = 8
+
 # Allocated size of the next record, as a multiple of this one, in whole blocks of the file system.
 ROOM = 2
 BLOCK_BYTES = 4096
@@ -234,6 +240,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         self._catalogue = CatalogueFile(folder)
         self._releases = folder / "releases"
         self._files = dict[str, ReleaseFile]()
+        self._served = set[str]()
         self._drafts = dict[str, DraftFile]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -255,7 +262,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
     ) -> list[ReadResult]:
         """Read keys from the map, without waiting; see `Reader`."""
         del timeout_s  # a read of a map cannot be cancelled
-        file = self._files.get(release.incarnation) or self._open(release)
+        file = await self._opened(release)
         read = file.read
         try:
             return [read(key.encode()) for key in keys]
@@ -365,16 +372,19 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             return path.exists()
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        file = self._files.get(release.incarnation) or self._open(release)
-        await file.check(CHECK_HOLDS_S)
-        for row in file.rows():
-            yield row
+        file = await self._opened(release)
+        with file.held():
+            await file.check(CHECK_HOLDS_S)
+            for number, row in enumerate(file.rows(), start=1):
+                yield row
+                if number % SCANNED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
     async def check_size(self, release: ReleaseRef) -> None:
         await asyncio.to_thread(check_size, self._sealed_path(release))
 
     async def check_integrity(self, release: ReleaseRef) -> None:
-        await (self._files.get(release.incarnation) or self._open(release)).check()
+        await (await self._opened(release)).check()
 
     async def prepare(self, release: ReleaseRef) -> None:
         if not self._sealed_path(release).exists():  # `warm` reads it into memory
@@ -382,8 +392,9 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
 
     async def warm(self, release: ReleaseRef) -> None:
         """Read a release into memory, paced while another one is served; see `LocalReader`."""
-        file = self._files.get(release.incarnation) or self._open(release)
-        await file.warm(WARM_PAUSE_S if len(self._files) > 1 else 0.0)
+        file = await self._opened(release)
+        with file.held():
+            await file.warm(WARM_PAUSE_S if len(self._files) > 1 else 0.0)
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace the catalogue under its lock, in a thread; see `Store`."""
@@ -421,6 +432,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         """Decode a record, and unmap releases that are gone: their maps would keep the disk space."""
         catalogue = self._catalogue.parse(record, self.clock())
         if catalogue.generation:  # an empty catalogue takes no release away from readers
+            self._served = {release.incarnation for release in catalogue.served}
             for incarnation in self._files.keys() - catalogue.incarnations:
                 self._files.pop(incarnation).close()
         return catalogue
@@ -470,8 +482,19 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         if release.incarnation.startswith(RESTORED):
             remove_abandoned(self._releases / release.incarnation)
 
+    async def _opened(self, release: ReleaseRef) -> ReleaseFile:
+        """Return the file of a release; opens it if necessary, without waiting for its unmapping on the event loop."""
+        if release.incarnation not in self._files:
+            await ReleaseFile.unmapped(self._sealed_path(release))
+        return self.rows_of(release)
+
     def _open(self, release: ReleaseRef) -> ReleaseFile:
-        file = self._files[release.incarnation] = ReleaseFile.open(self._sealed_path(release))
+        """Open the file of a release, and close the one that was opened first if many that are not served are open."""
+        file = ReleaseFile.open(self._sealed_path(release))
+        others = [name for name in self._files if name not in self._served]
+        if len(others) >= MAX_OTHER_FILES:
+            self._files.pop(others[0]).close()
+        self._files[release.incarnation] = file
         return file
 
     def _sealed_path(self, release: ReleaseRef | DraftRef) -> Path:

@@ -3,6 +3,8 @@
 import asyncio
 import fcntl
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import NotSent, ReleaseNotFound, StoreMisused
 from hotplate.stores.file import draft as file_draft
+from hotplate.stores.file import release as file_release
 from hotplate.stores.file import store as file_store
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import prune
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import LocalRows, Plan, Row
 from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
 from tests.support.stores import allow_erasure, publish, published_rows, ref_of
@@ -51,6 +54,107 @@ async def test_mapping_of_a_pruned_release_is_released(store: LmdbStore, clock: 
         while Path("/proc/self/maps").read_text().count(f"{store.folder}/releases/") != 2:
             await asyncio.sleep(0.01)
     await reader.close()
+
+
+def open_files(folder: Path) -> int:
+    """Return how many files of releases this process has open, or has mapped."""
+    opened = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    mapped = Path("/proc/self/maps").read_text().splitlines()
+    return sum(f"{folder}/releases/" in name for name in (*opened, *mapped))
+
+
+async def test_publishes_without_a_prune_keep_few_files_open(store: LmdbStore) -> None:
+    reader = LmdbStore(store.folder)
+    for _ in range(30):
+        live = await ref_of(reader, await publish(store, ROWS[:5]))
+        assert is_first(reader.get(live, "user:000001"))
+    assert len(await store.incarnations()) == 30
+    async with asyncio.timeout(60):
+        while open_files(store.folder) > 40:
+            await asyncio.sleep(0.01)
+    await reader.close()
+
+
+async def test_read_during_the_closing_of_its_file_ends_or_is_refused(store: LmdbStore) -> None:
+    release = await ref_of(store, await publish(store, [ROWS[0], Row("user:000001", b"x" * 3_000_000)]))
+    for _ in range(20):
+        reader = LmdbStore(store.folder)
+        await store.close()  # so that the reader is the last user
+        rows = reader.rows_of(release)
+        closed = threading.Event()
+
+        def read_until_refused(read: LocalRows = rows, closed: threading.Event = closed) -> type:
+            while True:
+                is_last = closed.is_set()
+                try:
+                    value = read.read(b"user:000001")
+                except Exception as error:  # noqa: BLE001 -- its type is asserted
+                    return type(error)
+                assert value is not None
+                assert value.endswith(b"x" * 3_000_000)
+                assert not is_last
+
+        with ThreadPoolExecutor(2) as threads:
+            reading = [threads.submit(read_until_refused) for _ in range(2)]
+            await reader.close()
+            closed.set()
+            assert [future.result() for future in reading] == [ReleaseNotFound] * 2
+
+
+async def test_scan_goes_on_after_its_handle_has_closed_the_file(store: LmdbStore) -> None:
+    release = await published(store)
+    scan = store.scan(release)
+    rows = [await anext(scan)]
+    await store.close()
+    rows += [row async for row in scan]
+    assert len(rows) == 51
+
+
+async def test_scan_lets_other_tasks_run(store: LmdbStore) -> None:
+    release = await ref_of(store, await publish(store, ROWS[:2000]))
+    await store.check_integrity(release)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    before = [turns async for _ in store.scan(release)]
+    counting.cancel()
+    assert before[-1] - before[0] >= 3
+
+
+@pytest.mark.parametrize("read", ["get_many", "scan", "check_integrity", "warm"])
+async def test_file_that_is_being_unmapped_is_awaited_without_blocking_the_loop(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    release = await published(store)
+    await store.close()
+    reader = LmdbStore(store.folder)
+    await reader.check_integrity(release)
+    may_end = threading.Event()
+    ended_in_time = list[bool]()
+    monkeypatch.setattr(file_release, "release_map", lambda *_: ended_in_time.append(may_end.wait(10)))
+    closing = asyncio.create_task(reader.close())
+    await asyncio.sleep(0)
+
+    async def reopen() -> None:
+        other = LmdbStore(store.folder)
+        if read == "scan":
+            assert len([row async for row in other.scan(release)]) == 51
+        else:
+            await getattr(other, read)(release, *([["user:000001"]] if read == "get_many" else []))
+        monkeypatch.undo()
+        await other.close()
+
+    reopening = asyncio.create_task(reopen())
+    await asyncio.sleep(0)
+    may_end.set()
+    await asyncio.gather(closing, reopening)
+    assert ended_in_time == [True]
 
 
 async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(store: LmdbStore) -> None:
