@@ -42,7 +42,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
     Its lock shows to others that its process is alive. Abandoned folders, of the same prefix and with a free lock, are
     removed first. Raises OSError.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     for folder in marked(parent, prefix):
         remove_abandoned(folder)
 
@@ -125,6 +125,14 @@ def check_held(lock: int, path: Path) -> None:
     """
     if not is_at(lock, path):
         raise OSError(errno.ESTALE, "its lock file was removed while it was held, so nothing was changed", str(path))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and missing ones above it, which a power failure leaves there; nothing if it exists."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush(folder.parent)
 
 
 def flush(path: Path) -> None:

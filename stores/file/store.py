@@ -34,6 +34,7 @@ from hotplate.stores.folders import (
     check_held,
     flush,
     is_abandoned,
+    make_folder,
     marked,
     remove_abandoned,
     replace_durably,
@@ -147,7 +148,7 @@ class CatalogueFile:
         The catalogue is written into the spare file, whose blocks were allocated by the call before, so that this
         succeeds on a full disk. The spare is renamed over the catalogue, and another one allocated.
         """
-        self._write_records(records, lock)
+        self.write_records(records, lock)
 
         record = dump(new)
         freed_bytes = 0
@@ -189,8 +190,8 @@ class CatalogueFile:
             os.posix_fallocate(spare.fileno(), 0, min(freed_bytes or needed_bytes, needed_bytes))
             os.posix_fallocate(spare.fileno(), 0, needed_bytes)
 
-    def _write_records(self, records: Sequence[RecordChange], lock: int | None) -> None:
-        """Replace records beside the catalogue, in order, each durable before the next."""
+    def write_records(self, records: Sequence[RecordChange], lock: int | None) -> None:
+        """Replace records beside the catalogue, in order, each durable before the next; *lock* is as of `replace`."""
         if not records:
             return
 
@@ -199,9 +200,7 @@ class CatalogueFile:
                 self.check_locked(lock)
 
         with translating_errors(self._records):
-            if not self._records.is_dir():
-                self._records.mkdir(parents=True)
-                flush(self.folder)
+            make_folder(self._records)
             for change in records:
                 replace_durably(self._records / f"{change.name}.json", change.after, before_rename=check)
 
@@ -210,7 +209,7 @@ class CatalogueFile:
         """Hold the lock of the catalogue, and yield its descriptor."""
         with translating_errors(self.folder):
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
             except FileNotFoundError as error:  # below /proc, where folders cannot be made
                 raise ReleaseNotFound(f"the folder {self.folder} cannot be made; name another") from error
         with translating_errors(self._lock):
@@ -345,7 +344,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
 
         path = self._draft_path(draft)
         with translating_errors(self._releases):
-            self._releases.mkdir(parents=True, exist_ok=True)
+            make_folder(self._releases)
         needed = file_bytes(plan.rows, plan.payload_bytes)
         self._drafts[draft.incarnation] = open_draft(path, self._sealed_path(draft), draft, needed=needed)
 
@@ -358,7 +357,9 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
     async def seal(self, draft: DraftRef) -> None:
         """Seal a draft in a thread; see `Store`. Sealed by an earlier attempt, it stays as it is."""
         path = self._sealed_path(draft)
-        if path.exists():  # sealed but not committed
+        if path.exists():  # sealed but not committed; the attempt may have failed before its rename was durable
+            with translating_errors(path):
+                await asyncio.to_thread(flush, path.parent)
             return
         await asyncio.to_thread(self._claimed(draft).seal, path)
         self._drafts.pop(draft.incarnation, None)
