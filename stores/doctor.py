@@ -304,7 +304,7 @@ async def survey(
     one.
     """
     record, now = await _unreadable_record(store)
-    result = await _find_releases(store, record, now)
+    result = await find_releases(store, record, now)
     if wanted is not None:
         result.find(wanted)  # before the rows are read, which takes long
 
@@ -317,7 +317,7 @@ async def survey(
     return replace(result, releases=tuple(examined))
 
 
-async def _find_releases(store: Store, record: bytes | None, now: float) -> Survey:
+async def find_releases(store: Store, record: bytes | None, now: float) -> Survey:
     """Return the survey of a store, before the rows of its releases are read; *record* and *now* become its fields.
 
     An incarnation is the unique name of one write of a release, by which its data are stored. Earlier versions also

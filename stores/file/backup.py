@@ -7,13 +7,15 @@ appear by a rename, complete or not at all.
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, State
+from hotplate.stores.doctor import find_releases
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import NAMES, find_erased, read_erased, read_log
 from hotplate.stores.errors import (
@@ -87,8 +89,7 @@ async def restore(
     Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull.
     """
     catalogue_file = CatalogueFile(store.folder)
-    if _read_or_empty(catalogue_file, store.clock()).generation and not over:
-        raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
+    await _read_replaceable(store, catalogue_file, over=over)
 
     saved_store = LmdbStore(source, store.clock)
     async with _held_open(saved_store) as (saved, files):
@@ -106,17 +107,15 @@ async def restore(
         with translating_errors(releases), scratch_folder(releases, RESTORED) as scratch:
             copied = await _copy_all(renamed_files, scratch, on_progress)
 
-            with catalogue_file.locked() as lock:  # no erasure or prune in between
-                present = _read_or_empty(catalogue_file, saved.now)
+            entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
+            restored = replace(saved, releases=entries)
+            while True:
+                record, present = await _read_replaceable(store, catalogue_file, over=over)
                 erased, record_changes = await _join_erasures(store, present, erased_in_backup)
-                entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
-                restored = replace(saved, releases=entries, erased=erased)
-
-                # The files first: until the catalogue names them, nothing reads them.
-                for path in (scratch / "releases").iterdir():
-                    path.rename(releases / path.name)
-                flush(releases)
-                catalogue_file.replace(_merge_catalogues(present, restored), record_changes, lock)
+                merged = replace(_merge_catalogues(present, restored), erased=erased)
+                swap = partial(_swap_in, catalogue_file, record, merged, record_changes, files=scratch / "releases")
+                if await _in_thread(swap):
+                    break  # else it was changed meanwhile, as by the renewal of a draft's lease
     return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied_bytes=copied)
 
 
@@ -174,14 +173,59 @@ def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
     )
 
 
-def _read_or_empty(catalogue: CatalogueFile, now: float) -> Catalogue:
-    """Read the catalogue; a damaged one counts as empty, but not one of a newer format."""
+async def _read_replaceable(
+    store: LmdbStore, catalogue_file: CatalogueFile, *, over: bool
+) -> tuple[bytes | None, Catalogue]:
+    """Return the stored bytes of the catalogue and the catalogue; a damaged one counts as empty, one of generation 0.
+
+    Raises CatalogueUnreadable for one of a newer format, and ReleaseConflict unless *over* is true or the store holds
+    nothing: no catalogue that can be read, and no release.
+    """
+    record = catalogue_file.record()
+    present = Catalogue(now=store.clock())
     try:
-        return catalogue.read(now)
+        present = catalogue_file.parse(record, present.now)
     except CatalogueUnreadable as error:
         if error.record is None:
             raise
-        return Catalogue()
+    if over:
+        return record, present
+    if present.generation:
+        raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
+    try:
+        found = await find_releases(store, record, present.now)
+    except ReleaseNotFound:
+        return record, present
+    raise ReleaseConflict(
+        f"{store.folder} holds {', '.join(found.candidates)}, but its catalogue is {'damaged' if record else 'gone'}: "
+        f"`hotplate store rebuild` writes a new one from these releases; after a restore with --over, "
+        f"`hotplate releases prune` erases them"
+    )
+
+
+def _swap_in(
+    catalogue_file: CatalogueFile,
+    expected: bytes | None,
+    new: Catalogue,
+    records: Sequence[RecordChange],
+    *,
+    files: Path,
+) -> bool:
+    """Replace the catalogue by *new*, after its records and the *files* of its releases; return False if it changed.
+
+    *expected* are the bytes of the old one, *files* the folder that the releases are moved from. The records of erased
+    users come first, because a rebuild shows files without a catalogue.
+    """
+    releases = catalogue_file.folder / "releases"
+    with catalogue_file.locked() as lock:  # no erasure or prune in between
+        if catalogue_file.record() != expected:
+            return False
+        catalogue_file.write_records(records, lock)
+        for path in files.iterdir():
+            path.rename(releases / path.name)
+        flush(releases)
+        catalogue_file.replace(new, (), lock)
+        return True
 
 
 @asynccontextmanager

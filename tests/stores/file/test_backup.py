@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -13,16 +15,19 @@ from typing import TypeVar
 import pytest
 
 from hotplate.stores.catalogue import DRAFT_GRACE_S, LEASE_S, ReleaseId, State, follows
-from hotplate.stores.doctor import examine
+from hotplate.stores.doctor import examine, rebuild, survey
+from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from hotplate.stores.file.backup import backup, restore
-from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.lifecycle import abort, activate, prune, rollback, start_canary
 from hotplate.stores.publication import begin
 from hotplate.stores.store import Row
+from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.stores import publish, published_rows, ref_of
+from tests.support.system_calls import patch_calls, run, schedules
 
 T = TypeVar("T")
 
@@ -125,7 +130,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from hotplate.stores.file.backup import backup
-from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.file.store import CatalogueFile, LmdbStore
 
 def on_progress(done, total):
     print(done, flush=True)
@@ -301,3 +306,45 @@ async def test_releases_on_a_separate_disk_are_restored_there(store: LmdbStore, 
         await restored.close()
     finally:
         shutil.rmtree(disk)
+
+
+async def test_restore_does_not_drop_releases_of_a_lost_catalogue(store: LmdbStore, target: Path) -> None:
+    await published(store, "first")
+    await backup(store, target)
+    second = await published(store, "second")
+    catalogue = store.folder / "catalogue.json"
+    for damage in (lambda: catalogue.write_text("{"), catalogue.unlink):
+        damage()
+        with pytest.raises(ReleaseConflict, match=rf"holds .*{second}.*, but its catalogue is .*store rebuild"):
+            await restore(target, store)
+    rebuilt = await rebuild(store, await survey(store), second)
+    assert await prune(store, grace_s=0) == []
+    assert await published_rows(store, second) == rows("second")
+    assert len(rebuilt.releases) == 2
+
+
+async def test_restore_killed_at_any_step_shows_no_erased_user_after_a_rebuild(
+    store: LmdbStore, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = await published(store, "first")
+    await erase_users(store, ["001"])
+    await backup(store, target)
+    patch_calls(monkeypatch)
+    folder = tmp_path / "elsewhere"
+    rebuilt = 0
+    for schedule in schedules():
+        restored = LmdbStore(folder)
+        restoring = [lambda at=restored: asyncio.run(restore(target, at))]
+        (process,) = await asyncio.get_running_loop().run_in_executor(None, partial(run, schedule, restoring, kills=1))
+        catalogue = CatalogueFile(folder).read(0.0)
+        if catalogue.generation == 0 and await restored.incarnations():
+            with suppress(ReleaseNotFound):  # no file was moved yet
+                await rebuild(restored, await survey(restored), release)
+                rebuilt += 1
+        if (await restored.catalogue()).generation:
+            assert (await erased_from(restored)).covers_user("001"), process.calls
+        else:
+            assert process.killed
+        await restored.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert rebuilt > 2
