@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import lmdb
 
@@ -41,6 +41,9 @@ MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER_BYTES) // 2 - 4
 # Of an estimate: pages of an empty file, and the share of pages that lead to those with rows.
 FIRST_PAGES = 16
 BRANCH_FACTOR = 1.03
+
+# Of LMDB 0.9, which `pages` reads. From py-lmdb 3 on, LMDB_DEFAULT_LIB_VERSION may choose another one.
+_FORMAT: Final[dict[str, Any]] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
 
 # With more rows, writing takes twice the time: their pages leave the processor's cache.
 TRANSACTION_ROWS = 1000
@@ -275,7 +278,7 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
 
 
 def _open(path: Path, map_size: int) -> lmdb.Environment:
-    return lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=map_size, max_dbs=0)
+    return lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=map_size, max_dbs=0, **_FORMAT)
 
 
 def check_unsealed(sealed_path: Path, draft: DraftRef) -> None:

@@ -23,9 +23,10 @@ from hotplate.stores.file.checksums import Checksums, damaged_blocks
 
 LEAST_PAGE_BYTES = 4096
 
-# Meta page: magic, page size, root, last page in use, transaction.
-_META = struct.Struct("=16xI20xI84xQQQ")
+# Meta page: magic, format, page size, root, last page in use, transaction.
+_META = struct.Struct("=16xII16xI84xQQQ")
 _META_MAGIC = 0xBEEFC0DE
+_META_FORMAT = 1
 
 # Page head: kind, end of its list of nodes.
 _HEADER = struct.Struct("=10xHH2x")
@@ -64,7 +65,10 @@ class Node(NamedTuple):
 
 
 def read_meta(file: int) -> Meta | None:
-    """Read the meta pages of an open file, and return that of the last transaction; None if one is invalid."""
+    """Read the meta pages of an open file, and return that of the last transaction.
+
+    None if one is invalid, or of another format, such as that of LMDB 1.0.
+    """
     meta = None
     newest = -1
     page_start = 0
@@ -73,8 +77,8 @@ def read_meta(file: int) -> Meta | None:
         if len(page) < _META.size:
             return None
 
-        magic, page_bytes, root, last_page, transaction = _META.unpack(page)
-        if magic != _META_MAGIC or page_bytes < LEAST_PAGE_BYTES:
+        magic, written_format, page_bytes, root, last_page, transaction = _META.unpack(page)
+        if (magic, written_format) != (_META_MAGIC, _META_FORMAT) or page_bytes < LEAST_PAGE_BYTES:
             return None
 
         if transaction > newest:

@@ -2,7 +2,10 @@
 
 import asyncio
 import fcntl
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +25,7 @@ from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import LocalRows, Plan, Row
 from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
-from tests.support.stores import allow_erasure, publish, published_rows, ref_of
+from tests.support.stores import FIRST, allow_erasure, draft_of, publish, published_rows, ref_of, release_ref
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
 
@@ -194,6 +197,30 @@ async def test_a_draft_is_written_under_a_limit_of_address_space(
 ) -> None:
     monkeypatch.setattr(file_draft, "MAP_BYTES", 1 << 50)  # no process has as much
     assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
+
+
+SEALER = """
+import asyncio, sys
+from pathlib import Path
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.store import Plan, Row
+
+async def main():
+    store, draft = LmdbStore(Path(sys.argv[1])), DraftRef(*sys.argv[2:])
+    await store.create(draft, Plan(10, 1000))
+    await store.put(draft, [Row("user:000001", b"list")])
+    await store.seal(draft)
+
+asyncio.run(main())
+"""
+
+
+async def test_release_has_the_format_that_is_read_whatever_lmdb_prefers(store: LmdbStore) -> None:
+    command = [sys.executable, "-c", SEALER, str(store.folder), *draft_of(FIRST)]
+    environment = {**os.environ, "LMDB_DEFAULT_LIB_VERSION": "1"}
+    await asyncio.to_thread(subprocess.run, command, env=environment, check=True)
+    assert await store.get_many(release_ref(FIRST), ["user:000001"]) == [b"list"]
 
 
 async def test_a_stuck_lock_is_an_error_and_not_a_hang(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
