@@ -167,7 +167,9 @@ class DraftFile:
         if the draft was erased, and then closes it, and other StoreErrors for failures of the call.
         """
         with self._busy:
-            if self.closed or not self._is_there():
+            with translating_errors(self.path):
+                is_gone = self.closed or not self._is_there()
+            if is_gone:
                 self._close_and_unlock()
                 raise not_found(self._draft)
             try:
@@ -283,7 +285,9 @@ def _open(path: Path, map_size: int) -> lmdb.Environment:
 
 def check_unsealed(sealed_path: Path, draft: DraftRef) -> None:
     """Raise ReleaseConflict if a draft was sealed."""
-    if sealed_path.exists():
+    with translating_errors(sealed_path):
+        is_sealed = sealed_path.exists()
+    if is_sealed:
         raise sealed(draft)
 
 

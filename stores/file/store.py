@@ -357,7 +357,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
     async def seal(self, draft: DraftRef) -> None:
         """Seal a draft in a thread; see `Store`. Sealed by an earlier attempt, it stays as it is."""
         path = self._sealed_path(draft)
-        if path.exists():  # sealed but not committed; the attempt may have failed before its rename was durable
+        if _exists(path):  # sealed but not committed; the attempt may have failed before its rename was durable
             with translating_errors(path):
                 await asyncio.to_thread(flush, path.parent)
             return
@@ -369,8 +369,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             path = self._sealed_path(release)
         except ReleaseNotFound:
             return False
-        with translating_errors(path):
-            return path.exists()
+        return _exists(path)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         file = await self._opened(release)
@@ -388,7 +387,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         await (await self._opened(release)).check()
 
     async def prepare(self, release: ReleaseRef) -> None:
-        if not self._sealed_path(release).exists():  # `warm` reads it into memory
+        if not _exists(self._sealed_path(release)):  # `warm` reads it into memory
             raise not_found(release)
 
     async def warm(self, release: ReleaseRef) -> None:
@@ -445,9 +444,8 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         """
         for release in catalogue.served:
             path = self._sealed_path(release)
-            with translating_errors(path):
-                if release.incarnation not in self._files or path.exists():
-                    continue
+            if release.incarnation not in self._files or _exists(path):
+                continue
             if release == catalogue.live_ref:
                 return ReleaseNotFound(
                     f"{path} was removed while release {release.id} is served from it; restore it, or publish again"
@@ -464,7 +462,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         if draft_file is not None and not draft_file.closed and draft_file.writer == draft.writer:
             return draft_file
         check_unsealed(self._sealed_path(draft), draft)
-        if not self._draft_path(draft).exists():
+        if not _exists(self._draft_path(draft)):
             raise not_found(draft)
         raise taken_over(draft)  # or never created by this handle
 
@@ -509,6 +507,11 @@ def _checked(incarnation: str) -> str:
     if not _INCARNATION.fullmatch(incarnation):
         raise ReleaseNotFound(f"{incarnation!r} is not a release id; they look like 20261120T064200Z-7f3a")
     return incarnation
+
+
+def _exists(path: Path) -> bool:
+    with translating_errors(path):
+        return path.exists()
 
 
 def open_url(url: str) -> LmdbStore:

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,3 +134,31 @@ async def test_disk_error_while_flushing_ends_the_draft(tmp_path: Path, monkeypa
     assert not list((tmp_path / "releases").iterdir())
     assert (await store.catalogue()).releases == ()
     await publish(store, SMALL)
+
+
+async def test_disk_error_at_any_look_at_a_file_is_an_error_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LmdbStore(tmp_path)
+    stat = os.stat
+    looks = 0
+    failing = 0
+
+    def stat_or_fail(path: Any, **named: Any) -> os.stat_result:  # noqa: ANN401 -- as `os.stat` has it
+        nonlocal looks
+        if str(path).endswith((".draft", ".mdb")):
+            looks += 1
+            if looks == failing:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, **named)
+
+    monkeypatch.setattr(os, "stat", stat_or_fail)
+    await publish(store, SMALL[:5])
+    assert looks > 10
+    for failing in range(1, looks + 1):
+        looks = 0
+        with suppress(StoreError):
+            await publish(store, SMALL[:5])
+        looks = failing
+        assert await publish(store, SMALL[:5])
+    await store.close()
