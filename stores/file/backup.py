@@ -73,7 +73,9 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
 
 
 def _check_new(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    with translating_errors(target):
+        is_taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if is_taken:
         raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
 
 
@@ -86,13 +88,13 @@ async def restore(
     are copied and checked in a scratch folder, then moved under the catalogue's lock. *on_progress* gets bytes copied
     and in all.
 
-    Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull.
+    Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull. A failed restore can be repeated.
     """
     catalogue_file = CatalogueFile(store.folder)
-    await _read_replaceable(store, catalogue_file, over=over)
-
     saved_store = LmdbStore(source, store.clock)
     async with _held_open(saved_store) as (saved, files):
+        if not over:
+            await _check_replaceable(store, saved)
         erased_in_backup = await read_erased(saved_store, saved)
         await saved_store.close()
 
@@ -110,7 +112,10 @@ async def restore(
             entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
             restored = replace(saved, releases=entries)
             while True:
-                record, present = await _read_replaceable(store, catalogue_file, over=over)
+                record = catalogue_file.record()
+                if not over:
+                    await _check_replaceable(store, saved)
+                present = _parse_or_empty(catalogue_file, record, saved.now)
                 erased, record_changes = await _join_erasures(store, present, erased_in_backup)
                 merged = replace(_merge_catalogues(present, restored), erased=erased)
                 swap = partial(_swap_in, catalogue_file, record, merged, record_changes, files=scratch / "releases")
@@ -173,34 +178,35 @@ def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
     )
 
 
-async def _read_replaceable(
-    store: LmdbStore, catalogue_file: CatalogueFile, *, over: bool
-) -> tuple[bytes | None, Catalogue]:
-    """Return the stored bytes of the catalogue and the catalogue; a damaged one counts as empty, one of generation 0.
-
-    Raises CatalogueUnreadable for one of a newer format, and ReleaseConflict unless *over* is true or the store holds
-    nothing: no catalogue that can be read, and no release.
-    """
+async def _check_replaceable(store: LmdbStore, saved: Catalogue) -> None:
+    """Raise ReleaseConflict if *store* has a catalogue, or without one releases that *saved* lacks."""
+    catalogue_file = CatalogueFile(store.folder)
     record = catalogue_file.record()
-    present = Catalogue(now=store.clock())
+    if _parse_or_empty(catalogue_file, record, saved.now).generation:
+        raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
+
     try:
-        present = catalogue_file.parse(record, present.now)
+        found = await find_releases(store, record, saved.now)
+    except ReleaseNotFound:
+        return
+    saved_ids = {entry.id for entry in saved.releases}
+    lost = [release for release in found.candidates if release not in saved_ids]
+    if lost:
+        raise ReleaseConflict(
+            f"{store.folder} holds {', '.join(lost)}, which the backup lacks, but its catalogue is gone or damaged: "
+            f"`hotplate store rebuild` writes a new one. After a restore with --over, `hotplate releases prune` erases "
+            f"them"
+        )
+
+
+def _parse_or_empty(catalogue_file: CatalogueFile, record: bytes | None, now: float) -> Catalogue:
+    """Parse the catalogue; a damaged one counts as empty, but not one of a newer format."""
+    try:
+        return catalogue_file.parse(record, now)
     except CatalogueUnreadable as error:
         if error.record is None:
             raise
-    if over:
-        return record, present
-    if present.generation:
-        raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
-    try:
-        found = await find_releases(store, record, present.now)
-    except ReleaseNotFound:
-        return record, present
-    raise ReleaseConflict(
-        f"{store.folder} holds {', '.join(found.candidates)}, but its catalogue is {'damaged' if record else 'gone'}: "
-        f"`hotplate store rebuild` writes a new one from these releases; after a restore with --over, "
-        f"`hotplate releases prune` erases them"
-    )
+        return Catalogue()
 
 
 def _swap_in(
