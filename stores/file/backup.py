@@ -50,12 +50,15 @@ class BackupResult:
 async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unreported) -> BackupResult:
     """Copy all committed releases and the catalogue into a new folder.
 
-    Raises StoreMisused if *target* is not empty, ReleaseCorrupt, StoreFull. *on_progress* gets bytes copied and in all.
+    Raises StoreMisused if *target* is not empty or a mount point, ReleaseCorrupt, StoreFull. *on_progress* gets bytes
+    copied and in all.
     """
-    _check_new(target)
+    target = _resolve_new(target)
     async with _held_open(store) as (catalogue, files):
         parent = target.parent
         with translating_errors(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
+            if target.exists():
+                _check_replaceable_folder(target, scratch)
             copied = await _copy_all(files, scratch, on_progress)
 
             # Without the drafts, this is another catalogue than the store's, so it gets another token.
@@ -72,11 +75,26 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     return BackupResult(catalogue.live, tuple(entry.id for entry in catalogue.releases), copied_bytes=copied)
 
 
-def _check_new(target: Path) -> None:
+def _resolve_new(target: Path) -> Path:
+    """Return *target* without symbolic links; StoreMisused unless it is new or empty."""
     with translating_errors(target):
+        target = target.resolve()
         is_taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if is_taken:
         raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
+    return target
+
+
+def _check_replaceable_folder(target: Path, scratch: Path) -> None:
+    """Raise StoreMisused if an empty folder cannot be replaced by a rename, before all is copied for that."""
+    empty = scratch / "empty"
+    empty.mkdir()
+    try:
+        empty.rename(target)
+    except OSError as error:
+        raise StoreMisused(
+            f"{target} cannot be replaced by the backup ({error.strerror}): if it is a mount point, name a folder in it"
+        ) from error
 
 
 async def restore(
@@ -297,7 +315,7 @@ async def _copy_file(source: BinaryIO, path: Path, report: Callable[[int], None]
     """
     position = 0
     with translating_errors(path), path.open("xb", buffering=0) as target:
-        while copied := await _in_thread(_copy_piece, source.fileno(), target.fileno(), position):
+        while copied := await _in_thread(_copy_piece, source, target, position):
             position += copied
             report(position)
         await _in_thread(os.fsync, target.fileno())
@@ -319,9 +337,10 @@ async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN
         raise
 
 
-def _copy_piece(source: int, target: int, place: int) -> int:
-    piece = os.pread(source, READ_CHUNK, place)
-    write_all(target, piece, place)
+def _copy_piece(source: BinaryIO, target: BinaryIO, place: int) -> int:
+    with translating_errors(Path(source.name)):
+        piece = os.pread(source.fileno(), READ_CHUNK, place)
+    write_all(target.fileno(), piece, place)
     return len(piece)
 
 

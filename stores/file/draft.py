@@ -176,8 +176,8 @@ class DraftFile:
                 check_held(self._lock, lock_path(self.path))
                 yield
             except (OSError, lmdb.Error) as error:
-                self._check_full(error, more)
                 with translating_errors(self.path):
+                    self._check_full(error, more)
                     raise  # as a StoreError
             finally:
                 if last:

@@ -1,6 +1,8 @@
 """Backups are consistent under changes, complete or absent; restored data are followed at once."""
 
 import asyncio
+import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -17,8 +19,15 @@ import pytest
 from hotplate.stores.catalogue import DRAFT_GRACE_S, LEASE_S, ReleaseId, State, follows
 from hotplate.stores.doctor import examine, rebuild, survey
 from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
-from hotplate.stores.file.backup import backup, restore
+from hotplate.stores.errors import (
+    ReleaseConflict,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreFull,
+    StoreMisused,
+    StoreUnavailable,
+)
+from hotplate.stores.file.backup import READ_CHUNK, backup, restore
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.lifecycle import abort, activate, prune, rollback, start_canary
 from hotplate.stores.publication import begin
@@ -26,6 +35,7 @@ from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
+from tests.support.small_disk import small_disk
 from tests.support.stores import publish, published_rows, ref_of
 from tests.support.system_calls import patch_calls, run, schedules
 
@@ -124,6 +134,39 @@ async def test_full_backup_disk_is_refused_with_the_sizes(
     with pytest.raises(StoreFull, match=r"needs about 0 MB in .*0 MB are free"):
         await backup(store, target)
     assert list(target.parent.iterdir()) == []
+
+
+async def test_backup_into_a_mount_point_is_refused_before_the_copy(
+    store: LmdbStore, target: Path, tmp_path: Path
+) -> None:
+    await published(store, "first")
+    progress = list[tuple[int, int]]()
+    with small_disk(tmp_path / "disk", 4_000_000) as disk:
+        with pytest.raises(StoreMisused, match="if it is a mount point, name a folder in it"):
+            await backup(store, disk, lambda *done: progress.append(done))
+        assert progress == []
+        await backup(store, disk / "monday")
+    target.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(target)
+    await backup(store, tmp_path / "link")
+    await (await verified(target)).close()
+
+
+async def test_read_error_of_a_backup_names_the_file_that_was_read(
+    store: LmdbStore, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = await ref_of(store, await published(store, "first"))
+    path = store.folder / "releases" / f"{release.incarnation}.mdb"
+    read = os.pread
+
+    def pread(file: int, size: int, place: int) -> bytes:
+        if size == READ_CHUNK:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(file, size, place)
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(StoreUnavailable, match=rf"^{path} cannot be used: .*Input/output error"):
+        await backup(store, target)
 
 
 KILLED = """
