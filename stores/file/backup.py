@@ -78,7 +78,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
 def _resolve_new(target: Path) -> Path:
     """Return *target* without symbolic links; StoreMisused unless it is new or empty."""
     with translating_errors(target):
-        target = target.resolve()
+        target = Path(os.path.realpath(target))
         is_taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if is_taken:
         raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")

@@ -267,9 +267,12 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
                 path.unlink(missing_ok=True)
             has_rows = path.exists()
 
-            # Sign the lock file with the process and the boot, for messages and for the check above.
+            # Sign the lock file with the process and the boot, for messages and for the check above: durably, before
+            # there is a draft, of which a power failure may lose pages.
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
+            os.fsync(lock)
+            flush(path.parent)
             return DraftFile(path, draft, lock, needed=needed)
         except BaseException:
             if not has_rows:  # otherwise another attempt can continue the draft

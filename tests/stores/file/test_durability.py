@@ -13,7 +13,7 @@ from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan
 from hotplate.stores.users import erase_users
-from tests.support.stores import FIRST, LISTS, as_bodies, draft_of, publish
+from tests.support.stores import FIRST, LISTS, as_bodies, begin_draft, draft_of, publish
 
 
 class Disk:
@@ -70,6 +70,25 @@ async def test_release_in_a_new_folder_survives_a_power_failure(tmp_path: Path, 
     await erase_users(store, ["1"])
     assert disk.lost() == set()
     assert [path.name for lost in disk.lost_by_swap for path in lost if path.suffix] == []
+    await store.close()
+
+
+async def test_lock_of_a_draft_is_durable_before_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = list[str]()
+    flush = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        assert not list(tmp_path.rglob("*.draft"))
+        flushed.append(path.suffix or path.name)
+        flush(descriptor)
+
+    store = LmdbStore(tmp_path)
+    await begin_draft(store, FIRST)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", note)
+        await store.create(draft_of(FIRST), Plan(10, 1000))
+    assert flushed[-2:] == [".lock", "releases"]
     await store.close()
 
 
