@@ -309,6 +309,16 @@ async def test_an_unreadable_catalogue_is_replaced(store: LmdbStore, target: Pat
     assert await published_rows(store, first) == rows("first")
 
 
+async def test_restore_over_a_damaged_catalogue_is_followed_at_once(store: LmdbStore, target: Path) -> None:
+    await published(store, "first")
+    await backup(store, target)
+    await published(store, "second")
+    seen = await store.catalogue()
+    (store.folder / "catalogue.json").write_text("{")
+    await restore(target, store, over=True)
+    assert follows(await store.catalogue(), seen)
+
+
 async def test_restore_interrupted_before_its_last_step_changes_no_readable_data(
     store: LmdbStore, target: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
