@@ -10,7 +10,7 @@ from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.lifecycle import Revision, revise_catalogue
+from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
 from hotplate.stores.verification import load_manifest, read_results
@@ -193,6 +193,7 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
 
     async def with_revised_record(catalogue: Catalogue) -> Revision:
         if not catalogue.generation:
+            await check_nothing_to_rebuild(store)
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
 
         log = await _read_complete_log(store, catalogue)

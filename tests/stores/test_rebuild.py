@@ -176,6 +176,19 @@ async def test_missing_catalogue_is_written_and_a_newer_format_is_left_unchanged
     await store.close()
 
 
+async def test_erasure_without_the_catalogue_asks_for_a_rebuild(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "store")
+    with pytest.raises(ReleaseNotFound, match="nothing was ever published"):
+        await erase_users(store, ["1"])
+    live = await publish(store, "live")
+    (tmp_path / "store" / "catalogue.json").unlink()
+    with pytest.raises(CatalogueUnreadable, match="hotplate store rebuild"):
+        await erase_users(store, ["1"])
+    await rebuild(store, await survey(store), live)
+    assert (await erase_users(store, ["1"])).erased == ("1",)
+    await store.close()
+
+
 @on_every_rebuildable_store
 async def test_unservable_release_goes_live_only_if_forced(open_store: OpenStore) -> None:
     store = open_store()
