@@ -543,11 +543,16 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
         try:
             folder_mode = os.X_OK if path.is_dir() else 0
             is_refused = path.exists() and not os.access(path, mode | folder_mode, effective_ids=True)
+            is_read_only = is_refused and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
         except OSError:  # a folder above it cannot be entered
             is_refused = True
+            is_read_only = False
 
         if is_refused:
-            sentence = f"no: user {os.geteuid()} may not use {path}{aside}; to {purpose}, change its owner or its mode"
+            remedy = "change its owner or its mode"
+            if mode == os.W_OK and is_read_only:
+                remedy = "mount its file system for writing"
+            sentence = f"no: user {os.geteuid()} may not use {path}{aside}; to {purpose}, {remedy}"
             return Finding(level, subject, sentence)
     return Finding(Level.OK, subject, "yes")
 

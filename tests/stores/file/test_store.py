@@ -25,6 +25,7 @@ from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import LocalRows, Plan, Row
 from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
+from tests.support.small_disk import small_disk
 from tests.support.stores import FIRST, allow_erasure, draft_of, publish, published_rows, ref_of, release_ref
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
@@ -197,6 +198,18 @@ async def test_a_draft_is_written_under_a_limit_of_address_space(
 ) -> None:
     monkeypatch.setattr(file_draft, "MAP_BYTES", 1 << 50)  # no process has as much
     assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
+
+
+async def test_read_only_mount_is_named_by_the_doctor(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4_000_000) as disk:
+        store = LmdbStore(disk)
+        release = await published(store)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)  # noqa: ASYNC221 -- it may block here
+        sentences = {finding.subject: finding.sentence for finding in await store.examine()}
+        assert sentences["may read"] == "yes"
+        assert "to publish, mount its file system for writing" in sentences["may publish"]
+        assert is_first(store.get(release, "user:000001"))
+        await store.close()
 
 
 SEALER = """
