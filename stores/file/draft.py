@@ -296,8 +296,8 @@ def check_unsealed(sealed_path: Path, draft: DraftRef) -> None:
 
 def check_room(folder: Path, needed: int, written: int = 0) -> None:
     """Raise StoreFull if a release of *needed* bytes, of which *written* exist, does not fit."""
-    existing = next(place for place in (folder, *folder.parents) if place.is_dir())
-    with translating_errors(existing):
+    with translating_errors(folder):
+        existing = next(place for place in (folder, *folder.parents) if place.is_dir())
         free = shutil.disk_usage(existing).free
     if needed - written > free:
         raise _no_room(folder, needed, written, free)

@@ -313,6 +313,10 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
 
     async def examine(self) -> list[Finding]:
         """Check this user's rights in the folder, and the file system under it."""
+        with translating_errors(self.folder):
+            return self._findings()
+
+    def _findings(self) -> list[Finding]:
         folder = self.folder
         releases = self._releases
         if folder.is_dir():

@@ -1,6 +1,7 @@
 """What only the embedded store can suffer: cut files, full disks, stuck locks, many handles in one process."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import shutil
@@ -16,13 +17,14 @@ import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
+from hotplate.stores.doctor import examine
 from hotplate.stores.errors import NotSent, ReleaseNotFound, StoreMisused
 from hotplate.stores.file import draft as file_draft
 from hotplate.stores.file import release as file_release
 from hotplate.stores.file import store as file_store
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import prune
-from hotplate.stores.store import LocalRows, Plan, Row
+from hotplate.stores.store import Level, LocalRows, Plan, Row
 from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
 from tests.support.small_disk import small_disk
@@ -210,6 +212,22 @@ async def test_read_only_mount_is_named_by_the_doctor(tmp_path: Path) -> None:
         assert "to publish, mount its file system for writing" in sentences["may publish"]
         assert is_first(store.get(release, "user:000001"))
         await store.close()
+
+
+async def test_folder_with_disk_errors_is_a_finding_of_the_doctor(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await published(store)
+    list_folder = os.scandir
+
+    def fail(path: Any) -> Any:  # noqa: ANN401 -- as `os.scandir` has it
+        if Path(path) == store.folder / "releases":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    findings = await examine(store)
+    assert any("Input/output error" in finding.sentence for finding in findings if finding.level is Level.ERROR)
 
 
 SEALER = """
