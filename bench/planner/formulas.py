@@ -1,47 +1,121 @@
-"""Arithmetic that records formulas, and values with unit, source and operands."""
+"""Arithmetic that records formulas and operands, and values with unit, source and operands."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Union
 
 from hotplate.report import format_value
 
-NAME = re.compile(r"[a-z][a-z0-9_]*")
-Value = float | str
 Number = Union["Expression", float]
 SUM = 1
 PRODUCT = 2
 ATOM = 3
+NOT_POSSIBLE = "not possible: "
+
+
+class NotPossible(Exception):
+    """A *limit*, such as "memory", rules out a way to serve a load; *detail* has the numbers."""
+
+    def __init__(self, limit: str, detail: str) -> None:
+        super().__init__(f"{limit}: {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFigure:
+    """A named value of a plan: calculated by a *formula* from *operands*, or given by a *source*.
+
+    Its value is a text if it is a choice, or says why something is not possible (`is_obstacle`).
+    """
+
+    name: str
+    value: float | str
+    unit: str
+    formula: str = ""
+    source: str = ""
+    operands: tuple["PlanFigure", ...] = field(default=(), repr=False)
+    is_obstacle: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the value is a number, and not a text."""
+        return isinstance(self.value, int | float)
+
+    @property
+    def number(self) -> float:
+        """The value. Raises TypeError for a text."""
+        if isinstance(self.value, str):
+            raise TypeError(f"{self.name} is {self.value!r}, and not a number")
+        return self.value
+
+    @property
+    def obstacle(self) -> str:
+        """The limit that makes it impossible, with its numbers; empty if it is possible."""
+        return str(self.value).removeprefix(NOT_POSSIBLE) if self.is_obstacle else ""
+
+    def __str__(self) -> str:
+        return format_value(self.value, self.unit) if isinstance(self.value, int | float) else self.value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        plain = {name: getattr(self, name) for name in ("name", "value", "unit", "formula", "source")}
+        return plain | {"of": [operand.name for operand in self.operands]}
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A number, and the formula that gives it, as text: `users * growth`; + - * / with numbers give expressions."""
+    """A value, the formula that gives it, as text, and the figures that were read for it.
 
-    value: float
+    + - * / and > with numbers give expressions. What is calculated from an expression with an *obstacle* has the same.
+    """
+
+    value: Any
+    """A number, a condition, or the value of a choice."""
+
     formula: str
     rank: int = ATOM
     """SUM, PRODUCT or ATOM, by the operator of the formula that binds least."""
 
+    operands: Mapping[str, PlanFigure] = field(default_factory=dict)
+    obstacle: str = ""
+
+    @property
+    def number(self) -> float:
+        """The value. Raises TypeError if it is not a number."""
+        if self.obstacle or not isinstance(self.value, int | float):
+            raise TypeError(f"{self.formula} is {self.obstacle or self.value!r}, and not a number")
+        return self.value
+
+    def decided_by(self, *others: "Expression") -> "Expression":
+        """Return the same with the operands of *others*, which decided that this expression is used, or is possible."""
+        obstacle = next((term.obstacle for term in (*others, self) if term.obstacle), "")
+        return replace(self, operands=_operands(*others, self), obstacle=obstacle)
+
+    def within(self, rank: int) -> str:
+        """Return the formula, in parentheses if *rank* needs them."""
+        return self.formula if self.rank >= rank else f"({self.formula})"
+
     def __add__(self, other: Number) -> "Expression":
         term = as_expression(other)
-        return Expression(self.value + term.value, f"{self.formula} + {term.formula}", SUM)
+        return _calculated(lambda a, b: a + b, f"{self.formula} + {term.formula}", self, term, rank=SUM)
 
     def __sub__(self, other: Number) -> "Expression":
         term = as_expression(other)
-        return Expression(self.value - term.value, f"{self.formula} - {term.within(PRODUCT)}", SUM)
+        return _calculated(lambda a, b: a - b, f"{self.formula} - {term.within(PRODUCT)}", self, term, rank=SUM)
 
     def __mul__(self, other: Number) -> "Expression":
         factor = as_expression(other)
         formula = f"{self.within(PRODUCT)} * {factor.within(PRODUCT)}"
-        return Expression(self.value * factor.value, formula, PRODUCT)
+        return _calculated(lambda a, b: a * b, formula, self, factor, rank=PRODUCT)
 
     def __truediv__(self, other: Number) -> "Expression":
         divisor = as_expression(other)
         formula = f"{self.within(PRODUCT)} / {divisor.within(ATOM)}"
-        return Expression(self.value / divisor.value, formula, PRODUCT)
+        return _calculated(lambda a, b: a / b, formula, self, divisor, rank=PRODUCT)
+
+    def __gt__(self, other: Number) -> "Expression":
+        bound = as_expression(other)
+        return _calculated(lambda a, b: a > b, f"{self.formula} > {bound.formula}", self, bound, rank=SUM)
 
     def __radd__(self, other: float) -> "Expression":
         return as_expression(other) + self
@@ -55,14 +129,55 @@ class Expression:
     def __rtruediv__(self, other: float) -> "Expression":
         return as_expression(other) / self
 
-    def within(self, rank: int) -> str:
-        """Return the formula, in parentheses if *rank* needs them."""
-        return self.formula if self.rank >= rank else f"({self.formula})"
-
 
 def as_expression(number: Number) -> Expression:
     """Return a number as an expression, whose formula is the number itself."""
     return number if isinstance(number, Expression) else Expression(number, f"{number:.10g}")
+
+
+def _operands(*terms: Expression) -> dict[str, PlanFigure]:
+    return {name: figure for term in terms for name, figure in term.operands.items()}
+
+
+def _calculated(function: Callable[..., Any], formula: str, *terms: Expression, rank: int = ATOM) -> Expression:
+    """Return the result of *function* for the numbers of *terms*; an obstacle, if one of them has one."""
+    operands = _operands(*terms)
+    obstacle = next((term.obstacle for term in terms if term.obstacle), "")
+    if obstacle:
+        return Expression(None, formula, rank, operands, obstacle)
+    return Expression(function(*(term.number for term in terms)), formula, rank, operands)
+
+
+def apply(function: Callable[..., Any], *arguments: Expression, formula: str) -> Expression:
+    """Return the result of *function* for the values of *arguments*, explained by *formula*, often in words.
+
+    It has an obstacle if an argument has one, or if the function raises NotPossible.
+    """
+    operands = _operands(*arguments)
+    obstacle = next((argument.obstacle for argument in arguments if argument.obstacle), "")
+    if not obstacle:
+        try:
+            return Expression(function(*(argument.value for argument in arguments)), formula, operands=operands)
+        except NotPossible as error:
+            obstacle = str(error)
+    return Expression(None, formula, operands=operands, obstacle=obstacle)
+
+
+def choose(condition: Expression, when_true: Callable[[], Number], otherwise: Callable[[], Number]) -> Expression:
+    """Return one of two expressions; the figures of the condition are among its operands."""
+    branch = when_true if condition.value else otherwise
+    return as_expression(branch()).decided_by(condition)
+
+
+def least_possible(terms: Mapping[str, Expression]) -> Expression:
+    """Return the least of the *terms*, by name, that are possible; the obstacles of all, if none is."""
+    operands = _operands(*terms.values())
+    possible = [term for term in terms.values() if not term.obstacle]
+    formula = f"min({', '.join(term.formula for term in possible)})"
+    if possible:
+        return Expression(min(term.number for term in possible), formula, operands=operands)
+    obstacles = "; ".join(f"{name}: {term.obstacle}" for name, term in terms.items())
+    return Expression(None, formula, operands=operands, obstacle=obstacles)
 
 
 def ceiling(number: Number, multiple_of: int = 1) -> Expression:
@@ -71,7 +186,7 @@ def ceiling(number: Number, multiple_of: int = 1) -> Expression:
     formula = f"round_up({exact.formula}, {multiple_of})"
     if multiple_of == 1:
         formula = f"ceil({exact.formula})"
-    return Expression(round_up(exact.value, multiple_of), formula)
+    return _calculated(lambda value: round_up(value, multiple_of), formula, exact)
 
 
 def largest(*numbers: Number) -> Expression:
@@ -87,8 +202,8 @@ def smallest(*numbers: Number) -> Expression:
 def _extreme(function: Callable[[Iterable[float]], float], numbers: Iterable[Number]) -> Expression:
     """Return the result of `min` or `max` with its formula, as max(a, b)."""
     terms = list(map(as_expression, numbers))
-    operands = ", ".join(number.formula for number in terms)
-    return Expression(function(number.value for number in terms), f"{function.__name__}({operands})")
+    formula = f"{function.__name__}({', '.join(term.formula for term in terms)})"
+    return _calculated(lambda *values: function(values), formula, *terms)
 
 
 def round_up(value: float, step: float) -> int:
@@ -96,66 +211,64 @@ def round_up(value: float, step: float) -> int:
     return ceil(round(value / step, 9)) * round(step)
 
 
-@dataclass(frozen=True, slots=True)
-class PlanFigure:
-    """A named value of a plan: calculated by a *formula* from *operands*, or given by a *source*.
+class FigureTable(Mapping[str, PlanFigure]):
+    """The figures of one plan by name, in the order in which they are added, each once."""
 
-    Its value is a text if it is a choice, or says why something is not possible.
-    """
+    def __init__(self) -> None:
+        self._figures = dict[str, PlanFigure]()
+        self._choices = dict[str, Any]()
 
-    name: str
-    value: Value
-    unit: str
-    formula: str = ""
-    source: str = ""
-    operands: tuple["PlanFigure", ...] = field(default=(), repr=False)
+    def __getitem__(self, name: str) -> PlanFigure:
+        return self._figures[name]
 
-    @property
-    def is_number(self) -> bool:
-        """Whether the value is a number, and not a text."""
-        return isinstance(self.value, int | float)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._figures)
 
-    @property
-    def number(self) -> float:
-        """The value, or 0 if it is not a number."""
-        return self.value if isinstance(self.value, int | float) else 0.0
+    def __len__(self) -> int:
+        return len(self._figures)
 
-    def __str__(self) -> str:
-        return format_value(self.number, self.unit) if self.is_number else str(self.value)
+    def add_value(self, name: str, value: float | str, unit: str, source: str, choice: object = None) -> None:
+        """Add a figure that is not calculated: an input or a price; *choice* is what `choice` returns instead of it."""
+        self._add(PlanFigure(name, value, unit, source=source), value if choice is None else choice)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        plain = {name: getattr(self, name) for name in ("name", "value", "unit", "formula", "source")}
-        return plain | {"of": [operand.name for operand in self.operands]}
-
-
-class FigureTable(dict[str, PlanFigure]):
-    """The figures of one plan by name, in the order in which they are added."""
-
-    def add_value(self, name: str, value: Value, unit: str, source: str) -> Expression:
-        """Add a figure that is not calculated: an input, a price, or a text; return it as `expression` does."""
-        self[name] = PlanFigure(name, value, unit, source=source)
-        return self.expression(name)
-
-    def add_calculated(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Expression:
+    def add_calculated(self, name: str, unit: str, result: Number, source: str = "") -> Expression:
         """Add a figure with the value of *result*, and return it as an expression, for formulas of other figures.
 
-        result   an expression such as `users * growth`, or a plain number, which needs a *formula* to explain it
-        formula  text that is shown instead of the expression's own
-        source   where the figure comes from, or what it means
-
-        The figure's operands are those figures of this table that the formula names.
+        Its operands are the figures that were read for *result*. *source* says where it comes from, or what it means.
         """
-        expression = as_expression(result)
-        shown_formula = formula or expression.formula
-        names = dict.fromkeys(NAME.findall(shown_formula))
-        operands = tuple(self[operand] for operand in names if operand in self)
-        self[name] = PlanFigure(name, expression.value, unit, shown_formula, source, operands)
-        return self.expression(name)
+        term = as_expression(result)
+        operands = tuple(term.operands.values())
+        figure = PlanFigure(name, term.value, unit, term.formula, source, operands)
+        if term.obstacle:
+            figure = replace(figure, value=NOT_POSSIBLE + term.obstacle, unit="", is_obstacle=True)
+        self._add(figure, term.value)
+        return Expression(term.value, name, operands={name: figure}, obstacle=term.obstacle)
+
+    def _add(self, figure: PlanFigure, choice: object) -> None:
+        if figure.name in self._figures:
+            raise ValueError(f"{figure.name} is a figure of this plan already")
+        self._figures[figure.name] = figure
+        self._choices[figure.name] = choice
 
     def expression(self, name: str) -> Expression:
-        """Return a figure for use in formulas: its number, 0 for a text, with its name as the formula."""
-        return Expression(self[name].number, name)
+        """Return a figure for use in formulas, with its name as the formula. Raises TypeError for a choice."""
+        figure = self[name]
+        if figure.is_obstacle:
+            return Expression(None, name, operands={name: figure}, obstacle=figure.obstacle)
+        return Expression(figure.number, name, operands={name: figure})
+
+    def choice(self, name: str) -> Expression:
+        """Return a figure that may be a text, such as an encoding, for `apply` and `decided_by`."""
+        figure = self[name]
+        return Expression(self._choices[name], name, operands={name: figure}, obstacle=figure.obstacle)
+
+    def is_choice(self, name: str, *values: str) -> Expression:
+        """Return whether a choice is one of *values*, as the condition of `choose`."""
+        return apply(lambda value: value in values, self.choice(name), formula=name)
+
+    def is_given(self, name: str) -> Expression:
+        """Return whether an optional input was given, as the condition of `choose`."""
+        return Expression(name in self, name, operands={name: self[name]} if name in self else {})
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:

@@ -8,12 +8,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.options import MAX_POPULAR
+from hotplate.bench.process import is_emulated
 from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
 CACHED = ("session", "eventual")  # https://learn.microsoft.com/azure/cosmos-db/integrated-cache
 CAPACITIES = ("manual", "autoscale", "serverless")
+POD_STORES = ("cosmos", "redis", "files")
 LOAD = "The load"
 LISTS = "The lists"
 COSMOS = "Cosmos DB and pods"
@@ -43,6 +46,7 @@ MOST = 1e12  # sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
+EMULATOR = "emulator"  # subject of `bench ru` without an account
 OTHER_READERS = ("azure-cosmos", "by SDK", "by redis-py")  # subjects that other clients read
 # The load of a plan with --have-ru only.
 PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
@@ -112,13 +116,17 @@ class Inputs:
     have_ru: int | None = _cosmos(
         "RU/s", "provisioned by hand today, in each region", None, low=MANUAL_MIN, high=MAX_RU, step=MANUAL_STEP
     )
-    request_ms: float = _input("ms", "of a request in a pod", 10.0, "our p99 of Cosmos DB, a guess", low=1e-3)
-    pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
+    request_ms: float | None = _input("ms", "of a request in a pod, for Azure ML's replicas formula", None, low=1e-3)
+    pod_concurrency: int = _input("requests", "that a pod holds at once, for that formula", 1, "Azure ML's", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
-    request_cpu_us: float = _input("µs", "of CPU of a request", 30.0, "27.6 from files, 29.1 from Redis", low=0.1)
+    cosmos_cpu_us: float = _input("µs", "of CPU of a request from Cosmos DB", 125.0, "the most we measured", low=0.1)
+    redis_cpu_us: float = _input("µs", "of CPU of a request from Redis", 30.0, "29.1 measured", low=0.1)
+    files_cpu_us: float = _input("µs", "of CPU of a request from files", 30.0, "27.6 measured", low=0.1)
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     cpu_memory_gb: float = _input("GB", "of memory of a vCPU", 4.0, "as of Standard_D4s_v5", low=0.1)
-    pod_rps: float | None = _input("requests/s", "of a pod inside the objective, measured", None, low=1e-3)
+    cosmos_pod_rps: float | None = _input("requests/s", "of a pod with Cosmos DB, measured", None, low=1e-3)
+    redis_pod_rps: float | None = _input("requests/s", "of a pod with Redis, measured", None, low=1e-3)
+    files_pod_rps: float | None = _input("requests/s", "of a pod with files, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
     zones: int = _cosmos("zones", "of a region's pods, of which any may be lost", 1, "none is lost", low=1, high=10)
     redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
@@ -204,7 +212,7 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
 
     profile = values.get("profile")
     if "peak_rps" not in values and isinstance(profile, tuple):  # 24 rates, rather than a shape's name
-        values["peak_rps"] = max(profile)
+        values["peak_rps"] = _checked_value(INPUT_FIELDS["peak_rps"], max(profile), "the busiest hour of profile")
         sources["peak_rps"] = f"the busiest hour of the profile, {sources['profile']}"
 
     missing = [name for name in ("users", "peak_rps") if name not in values]
@@ -252,7 +260,7 @@ def hourly_shares(profile: str | Sequence[float], label: str = "profile") -> tup
         if profile in DAY_SHAPES:
             return DAY_SHAPES[profile]
         raise PlanMisused(f"{label} {profile!r} is none of {', '.join(DAY_SHAPES)}; it may also be 24 numbers")
-    if len(profile) != HOURS or min(profile) < 0 or max(profile) <= 0:
+    if len(profile) != HOURS or not all(map(isfinite, profile)) or min(profile) < 0 or max(profile) <= 0:
         raise PlanMisused(f"{label} takes 24 numbers from 0, not all 0")
     return tuple(rate / max(profile) for rate in profile)
 
@@ -286,14 +294,14 @@ def read_report(path: Path) -> Report:
 def from_report(report: Report, path: Path, p99_ms: float | None = None) -> InputSource:
     """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
-    A report of `bench http` has the requests/s of a pod, and the ms of a request; if *p99_ms* is given, only rates with
-    a p99 within it count. One of `bench stores` has the CPU of a request. One of `bench ru` has no input, but plans
-    plot it. *path* is the report's file. Raises PlanMisused for a report with nothing to use.
+    A report of `bench http --find-max` has the requests/s of a pod with its store; if *p99_ms* is given, only rates
+    with a p99 within it count. One of `bench stores` has the CPU of a request from each. One of `bench ru` has no
+    input, but plans plot it. *path* is the report's file. Raises PlanMisused for a report with nothing to use.
     """
     values = dict[str, object]()
     is_plotted = False
     if report.kind == "http":
-        values = _measured_rate_and_time(report, p99_ms)
+        values = _measured_rate(report, p99_ms)
     elif report.kind == "stores":
         values = _measured_cpu(report)
     elif report.kind == "ru":
@@ -310,49 +318,76 @@ def from_report(report: Report, path: Path, p99_ms: float | None = None) -> Inpu
 
 
 def _unsound(report: Report) -> str:
-    """Return why a report cannot be used: popular lists, which are cheap, or its first complaint; empty if sound."""
+    """Return why a report cannot be used; empty if it is sound.
+
+    It has too many popular lists, which are cheap, or a complaint; or it may have latencies of an emulator, which are
+    assumed, without saying so.
+    """
     popular = [row for row in report.rows if "popular" in row.figure and (row.value or 0) > MAX_POPULAR]
     if popular:
         worst = max(popular, key=lambda row: (row.value or 0, row.subject))
         return f"{worst.value:.1%} of the lists of {worst.subject or 'the service'} were popular ones"
-    return next(iter(report.complaints), "")
+    if report.complaints:
+        return report.complaints[0]
+    if report.kind == "http":
+        return _unsound_store(str(report.configuration.get("store", "")))
+    if report.kind == "ru":
+        return _unsound_latencies(report)
+    return ""
 
 
-def _measured_rate_and_time(report: Report, p99_ms: float | None) -> dict[str, object]:
-    """Return the requests/s of a pod (`pod_rps`) and the median ms of a request (`request_ms`) from `bench http`.
+def _unsound_store(url: str) -> str:
+    """Return why requests/s of a service cannot be used, by the URL of the store behind it; empty if they can."""
+    if not url:
+        return "it does not say which store the service read, which may be an emulator; give --store URL"
+    if is_emulated(url):
+        return f"{url} is an emulator, so its latencies are assumed"
+    return "" if _pod_store(url) else f"{url} is not Cosmos DB, Redis or files"
 
-    They are those of the subject with the highest rate; if *p99_ms* is given, of those with a p99 within it. Only a
-    search for the highest rate measures what a pod can answer; the rate of another report is part of the requested one,
-    so it gives `request_ms` alone. Empty if no rate is within *p99_ms*.
+
+def _unsound_latencies(report: Report) -> str:
+    """Return why the p99 of a report of `bench ru` cannot be used; empty if it can."""
+    account = str(report.extra.get("subject", ""))
+    if not account:
+        return "it does not say whether an account or an emulator was measured"
+    latencies = [row for row in report.rows if row.figure == "p99" and row.value is not None]
+    if (account == EMULATOR or is_emulated(account)) and not all(row.mark for row in latencies):
+        return "an emulator was measured, and its latencies are not marked as assumed"
+    return ""
+
+
+def _pod_store(name: str) -> str:
+    """Return which of POD_STORES a URL, or a subject of `bench stores`, names; empty if none."""
+    return next((store for store in POD_STORES if name.lower().startswith(store.removesuffix("s"))), "")
+
+
+def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
+    """Return the highest requests/s of a pod with the store of a report of `bench http`, as `redis_pod_rps`.
+
+    If *p99_ms* is given, it is that of the subjects with a p99 within it. Only a search for the highest rate measures
+    what a pod can answer; the rate of another report is part of the requested one. Empty if there is no such rate.
     """
-    for figure in ("highest rate", "rate"):
-        rows = [row for row in report.rows if row.figure == figure and row.value]
-        rows = [row for row in rows if _is_p99_within(report, row.subject, p99_ms)]
-        if not rows:
-            continue
-
-        fastest = max(rows, key=lambda row: row.value or 0)
-        values = dict[str, object]()
-        if figure == "highest rate":
-            values["pod_rps"] = fastest.value
-        median_us = report.row(fastest.subject, "p50")
-        if median_us is not None and median_us.value:
-            values["request_ms"] = round(median_us.value / 1000, 4)
-        return values
-    return {}
+    rates = [
+        row.value
+        for row in report.rows
+        if row.figure == "highest rate" and row.value and _is_p99_within(report, row.subject, p99_ms)
+    ]
+    store = _pod_store(str(report.configuration["store"]))
+    return {f"{store}_pod_rps": max(rates)} if rates else {}
 
 
 def _measured_cpu(report: Report) -> dict[str, object]:
-    """Return the µs of CPU of a request (`request_cpu_us`) from `bench stores`, with the store that takes most.
+    """Return the µs of CPU of a request from each store of `bench stores`, as `redis_cpu_us`.
 
-    Stores that were read by another client are left out. Empty if none is left.
+    Of several stores of a kind, it is that with the most. Stores that were read by another client are left out.
     """
-    cpus_us = [
-        row.value
-        for row in report.rows
-        if row.figure == "CPU a request" and row.value and not any(name in row.subject for name in OTHER_READERS)
-    ]
-    return {"request_cpu_us": round(max(cpus_us), 2)} if cpus_us else {}
+    cpus_us = dict[str, object]()
+    rows = [row for row in report.rows if row.figure == "CPU a request" and row.value]
+    for row in sorted(rows, key=lambda row: row.value or 0):
+        store = _pod_store(row.subject)
+        if store and not any(name in row.subject for name in OTHER_READERS):
+            cpus_us[f"{store}_cpu_us"] = round(row.value or 0, 2)
+    return cpus_us
 
 
 def _is_p99_within(report: Report, subject: str, p99_ms: float | None) -> bool:

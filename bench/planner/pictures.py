@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hotplate.bench.planner.inputs import HOURS, PROVISIONED, READS, hourly_shares
-from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
+from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.serving_options import hourly_billed_ru
 from hotplate.report import Curve, Plot, Report, Row, rounded
 
@@ -20,21 +20,20 @@ def pictures(plan: CapacityPlan, sweep: Report | None = None) -> tuple[Plot, ...
 
 
 def _plot_cost(plan: CapacityPlan) -> Plot:
-    """Plot the monthly cost of Cosmos DB and of Redis over requests/s, around the rate of *plan*.
+    """Plot the monthly totals of Cosmos DB and of Redis over requests/s, around the rate of *plan*.
 
-    The curve of Redis has gaps where no size of Redis will do. Marks are the plan's rate, and the rate from which on
-    Redis costs less (break-even).
+    Curves have gaps where a store is not possible. Marks are the plan's rate, and rates from which on Redis costs less
+    (break-even).
     """
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
-    cosmos = tuple(planned.number("cheapest_cost") for planned in plans)
-    redis_costs = [planned.figures["redis_cost"] for planned in plans]
-    redis = tuple(cost.number if cost.is_number else None for cost in redis_costs)
+    cosmos = tuple(_total(planned, "cheapest_total") for planned in plans)
+    redis = tuple(_total(planned, "redis_total") for planned in plans)
 
     marks = {plan.inputs.peak_rps: THIS_PLAN}
-    break_even = break_even_rps(plan)
-    if break_even is not None and rates[0] < break_even < rates[-1]:
-        marks[break_even] = f"break-even: {rounded(break_even)}/s"
+    for cheaper in break_even(plan):
+        if rates[0] < cheaper.low < rates[-1]:
+            marks[cheaper.low] = f"break-even: {rounded(cheaper.low)}/s"
 
     return Plot(
         title="What the store costs, by rate",
@@ -44,8 +43,12 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
         log_x=True,
         log_y=True,
         marks=marks,
-        caption="Without pods and training, which cost the same with each store.",
+        caption="With pods and training. A gap: the store is not possible.",
     )
+
+
+def _total(plan: CapacityPlan, name: str) -> float | None:
+    return plan.number(name) if plan.is_possible(name) else None
 
 
 def _plot_day(plan: CapacityPlan) -> Plot:
@@ -55,11 +58,16 @@ def _plot_day(plan: CapacityPlan) -> Plot:
     hour's RU/s in each hour.
     """
     hours = tuple(float(hour) for hour in range(HOURS))
-    needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
-    billed = tuple(hourly_billed_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
-    curves = [Curve("needed for reads", hours, needed), Curve("autoscale, as reached by a region", hours, billed)]
+    curves = list[Curve]()
+    if plan.is_possible("reads_ru"):
+        needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
+        curves.append(Curve("needed for reads", hours, needed))
+    if plan.is_possible("autoscale_top_ru"):
+        maximum = plan.number("autoscale_top_ru")
+        billed = tuple(hourly_billed_ru(plan.inputs.profile, maximum, plan.number("region_reads_ru")))
+        curves.append(Curve("autoscale, as reached by a region", hours, billed))
     for label, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
-        if name in plan.figures:
+        if name in plan.figures and plan.is_possible(name):
             curves.append(Curve(label, hours, (plan.number(name),) * HOURS))
     return Plot(title="A day's load, and the RU/s for it", x="hour of the day", y="RU/s", curves=tuple(curves))
 
@@ -71,7 +79,7 @@ def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
     """
     throughput = tuple(_curves_by_size(sweep, READS))
     p99 = tuple(_curves_by_size(sweep, "p99"))
-    marks = {plan.number("serve_ru"): THIS_PLAN}
+    marks = {plan.number("serve_ru"): THIS_PLAN} if plan.is_possible("serve_ru") else {}
     if "have_ru" in plan.figures:
         marks[plan.number("have_ru")] = "today"
 

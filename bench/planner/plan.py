@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
 from hotplate.bench.planner.formulas import FigureTable, PlanFigure
-from hotplate.bench.planner.inputs import INPUT_FIELDS, Inputs, SourcedInputs, hourly_shares
+from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import Prices
-from hotplate.bench.planner.serving_options import STORES, add_costs, possible_costs
+from hotplate.bench.planner.serving_options import STORES, add_costs
 from hotplate.bench.planner.sizing import add_requirements
 from hotplate.stores.cosmos.charges import Charges
 
-BREAK_EVEN_STEPS = (-4, 13)  # half powers of ten: from 0.01 to 1,000,000 requests/s
+# Rates at which stores are compared: from 0.01 to 10,000,000 requests/s.
+RATES_A_DECADE = 4
+RATE_STEPS = (-2 * RATES_A_DECADE, 7 * RATES_A_DECADE + 1)
 BREAK_EVEN_PRECISION = 1.01
 
 
@@ -31,20 +34,30 @@ class CapacityPlan:
         return self.sourced.inputs
 
     def number(self, name: str) -> float:
-        """Return a figure's value, 0 if it is not a number."""
+        """Return a figure's value. Raises TypeError if it is not a number."""
         return self.figures[name].number
+
+    def is_possible(self, *names: str) -> bool:
+        """Whether figures are numbers, and nothing rules them out."""
+        return all(self.figures[name].is_number for name in names)
 
     @property
     def obstacles(self) -> dict[str, str]:
-        """Why options are not possible, by their names in STORES."""
-        costs = {name: self.figures[f"{name}_cost"] for name in STORES}
-        return {name: str(cost.value) for name, cost in costs.items() if not cost.is_number}
+        """The limits that make options impossible, by their names in STORES."""
+        totals = {name: self.figures[f"{name}_total"] for name in STORES}
+        return {name: total.obstacle for name, total in totals.items() if total.is_obstacle}
 
     @property
-    def cheapest(self) -> str:
-        """The cheapest capacity mode."""
-        costs = possible_costs(self.figures)
-        return min(costs, key=lambda name: costs[name])
+    def cheapest(self) -> str | None:
+        """The cheapest capacity mode of Cosmos DB; None if none is possible."""
+        possible = [mode for mode in CAPACITIES if self.is_possible(f"{mode}_total")]
+        return min(possible, key=lambda mode: self.number(f"{mode}_total"), default=None)
+
+    @property
+    def mode(self) -> str | None:
+        """The capacity mode that was asked for; if that is not possible, the cheapest one."""
+        capacity = self.inputs.capacity
+        return capacity if self.is_possible(f"{capacity}_total") else self.cheapest
 
     def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name
         """Recalculate with changed inputs."""
@@ -60,8 +73,8 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
     """Calculate a plan."""
     table = FigureTable()
     _add_inputs(table, sourced, prices)
-    add_requirements(table, sourced.inputs, charges)
-    add_costs(table, sourced.inputs, prices)
+    add_requirements(table, charges)
+    add_costs(table, prices)
     return CapacityPlan(sourced, prices, charges, table)
 
 
@@ -69,10 +82,10 @@ def _add_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> N
     """Add each input and price to *table* with its unit and source; inputs of None are calculated from others later."""
     for name, declared in INPUT_FIELDS.items():
         value = getattr(sourced.inputs, name)
-        if name == "profile":
-            value = _format_profile(value)
-        if value is not None:
-            table.add_value(name, value, declared.metadata["unit"], sourced.source(name))
+        if value is None:
+            continue
+        shown = _format_profile(value) if name == "profile" else value
+        table.add_value(name, shown, declared.metadata["unit"], sourced.source(name), choice=value)
 
     for name, price in prices.by_name().items():
         unit = f"{prices.currency} a {price.per}"
@@ -91,36 +104,64 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
 
 
 def usable_gb(plan: CapacityPlan) -> float:
-    """Return the GB of releases that the chosen size of Redis holds; KeyError if no size is large enough."""
+    """Return the GB of releases that the chosen size of Redis holds; TypeError if no size is enough."""
     return plan.number("redis_size_gb") * (1 - plan.inputs.redis_reserved) / plan.number("redis_fullest")
 
 
-def break_even_rps(plan: CapacityPlan) -> float | None:
-    """Return the requests/s of the busiest hour from which on Redis costs less than Cosmos DB with its cheapest mode.
+@dataclass(frozen=True, slots=True)
+class RateRange:
+    """Requests/s of the busiest hour: from *low*, 0 for any rate, to *high*, None without an end.
 
-    The result is 0 if Redis always costs less, None if it never does, and is exact to 1 %. Costs are calculated again
-    for other rates, with the other inputs of *plan*.
+    *limit* rules out a store above *high*; it is empty if Redis is possible there, and costs more.
     """
-    rates = [10 ** (step / 2) for step in range(*BREAK_EVEN_STEPS)]
-    high = next((rate for rate in rates if _redis_is_cheaper(plan, rate)), None)
-    if high is None:
-        return None
-    if high == rates[0]:
-        return 0.0
 
-    # Bisect between the last rate at which Redis is not cheaper, and the first at which it is.
-    low = rates[rates.index(high) - 1]
-    while high / low > BREAK_EVEN_PRECISION:
-        middle = sqrt(low * high)
-        if _redis_is_cheaper(plan, middle):
-            high = middle
+    low: float
+    high: float | None = None
+    limit: str = ""
+
+
+def break_even(plan: CapacityPlan) -> list[RateRange]:
+    """Return at which requests/s Redis costs less in all than Cosmos DB with its cheapest mode, both being possible.
+
+    Costs are calculated again for other rates, with the other inputs of *plan*. Ends of a range are exact to 1 %.
+    """
+    plans = [plan.with_inputs(peak_rps=10 ** (step / RATES_A_DECADE)) for step in range(*RATE_STEPS)]
+    ranges = list[RateRange]()
+    low = 0.0 if _redis_is_cheaper(plans[0]) else None
+    for before, after in pairwise(plans):
+        if _redis_is_cheaper(before) == _redis_is_cheaper(after):
+            continue
+        below, above = _bisect(before, after)
+        if low is None:
+            low = above.inputs.peak_rps
         else:
-            low = middle
-    return high
+            ranges.append(RateRange(low, below.inputs.peak_rps, _limit_of(above)))
+            low = None
+    return ranges if low is None else [*ranges, RateRange(low)]
 
 
-def _redis_is_cheaper(plan: CapacityPlan, rate: float) -> bool:
-    """Return whether Redis is possible at *rate*, and costs less than Cosmos DB."""
-    figures = plan.with_inputs(peak_rps=rate).figures
-    redis = figures["redis_cost"]
-    return redis.is_number and redis.number < figures["cheapest_cost"].number
+def _bisect(before: CapacityPlan, after: CapacityPlan) -> tuple[CapacityPlan, CapacityPlan]:
+    """Return two plans of close rates, between which the cheaper store changes as between *before* and *after*."""
+    is_cheaper = _redis_is_cheaper(before)
+    while after.inputs.peak_rps / before.inputs.peak_rps > BREAK_EVEN_PRECISION:
+        middle = before.with_inputs(peak_rps=sqrt(before.inputs.peak_rps * after.inputs.peak_rps))
+        if _redis_is_cheaper(middle) == is_cheaper:
+            before = middle
+        else:
+            after = middle
+    return before, after
+
+
+def _limit_of(plan: CapacityPlan) -> str:
+    """Return the limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
+    for store, total in (("Redis", "redis_total"), ("Cosmos DB", "manual_total")):
+        if plan.figures[total].is_obstacle and (store == "Redis" or plan.cheapest is None):
+            return f"{store} is not possible ({plan.figures[total].obstacle.partition(':')[0]})"
+    return ""
+
+
+def _redis_is_cheaper(plan: CapacityPlan) -> bool:
+    """Return whether both are possible, and Redis costs less than Cosmos DB, with pods and training."""
+    if not plan.is_possible("redis_total", "cheapest_total"):
+        return False
+    return plan.number("redis_total") < plan.number("cheapest_total")

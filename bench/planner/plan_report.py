@@ -5,12 +5,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from hotplate.bench.planner.formulas import explain
-from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS
-from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
+from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
+from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.sizing import CONTROL_RU
+from hotplate.bench.planner.serving_options import pod_store
 from hotplate.report import Column, Report, Row, TextTable, format_count, format_value, rounded
-from hotplate.stores.cosmos.url import MAX_RU
+from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MANUAL_MIN, MAX_RU
 
 # Outside of all figures.
 NOT_PRICED = (
@@ -45,8 +45,9 @@ OUTLINE = {
         "together, while a release is published": "together_ru", "a publish takes": "publish_hours",
     },
     "Cosmos DB: containers": {
-        "containers while publishing": "containers", "partitions of a new release": "new_partitions",
-        "partitions of the live one": "partitions", "RU/s of a partition": "partition_ru",
+        "containers while publishing": "containers", "partitions if created with these RU/s": "new_partitions",
+        "partitions that are enough": "partitions", "autoscale: partitions": "autoscale_partitions",
+        "RU/s of a partition": "partition_ru",
         "busiest user's share of a partition": "hot_key_load", "load of the fullest partition": "hot_partition_load",
         "lowest RU/s of a kept release": "least_ru", "autoscale maximum": "autoscale_top_ru",
         "average autoscale RU/s": "autoscale_mean_ru", "storage, all releases": "stored_gb",
@@ -55,25 +56,28 @@ OUTLINE = {
         "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
         "largest shard / average": "redis_fullest", "nodes of an instance": "redis_nodes",
     },
-    "Pods": {
-        "by Little's law": "pods_by_little", "by requests/s of a pod": "pods_by_capacity", "at least": "min_pods",
-        "in a region, the largest of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
+    "Pods, in all": {
+        "by Azure ML's formula, in a region": "pods_by_little", "at least, in a region": "min_pods",
+        "Cosmos DB": "cosmos_pods", "Redis": "redis_pods", "files": "files_pods",
     },
     "Autoscaler of a region": {
-        "target: CPU of a pod": "hpa_utilisation", "target: requests of a pod": "hpa_pod_rps",
-        "pods at most": "hpa_most_pods",
+        "target: CPU of a pod": "hpa_utilisation", "target of a pod, Cosmos DB": "cosmos_hpa_pod_rps",
+        "target of a pod, Redis": "redis_hpa_pod_rps", "target of a pod, files": "files_hpa_pod_rps",
+        "pods at most, Cosmos DB": "cosmos_hpa_most_pods", "pods at most, Redis": "redis_hpa_most_pods",
+        "pods at most, files": "files_hpa_most_pods",
     },
     "Cost a month": {
         "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
         "Cosmos DB, autoscale, always at its maximum": "autoscale_most_cost",
-        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "files": "files_cost", "pods": "pods_cost",
+        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "files": "files_cost",
+        "pods, Cosmos DB": "cosmos_pods_cost", "pods, Redis": "redis_pods_cost", "pods, files": "files_pods_cost",
         "training": "training_cost", "dedicated gateway": "gateway_month",
         "Kubernetes": "cluster_month", "Cosmos DB, pods and training": "cosmos_total",
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
 # Headings of the options; Cosmos DB's modes in words; the costs of the main table, with their figures: `{option}` is
-# the name of an option.
+# the name of an option, `{pods}` that of the store that its pods read.
 OPTION_HEADINGS = {
     "manual": "manual",
     "autoscale": "autoscale",
@@ -87,10 +91,12 @@ COST_COLUMNS = tuple(
 )
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
 COSTS = {
-    "store": "{option}_cost", "gateway": "gateway_month", "pods": "pods_cost", "Kubernetes": "cluster_month",
+    "store": "{option}_cost", "gateway": "gateway_month", "pods": "{pods}_pods_cost", "Kubernetes": "cluster_month",
     "training": "training_cost",
 }  # fmt: skip
 NOTABLE_SKEW = 1.05
+COSTLY_SKEW = 1.5
+ABOUT_THE_SAME = 1.25
 
 
 def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
@@ -173,12 +179,13 @@ def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
         if figure in FEES and not plan.number(figure):
             continue
         for option in OPTION_HEADINGS:
-            value: float | None = plan.number(figure.format(option=option))
+            if option in obstacles:
+                yield Row(cost, option, currency, note=obstacles[option])
+                continue
+            value = plan.number(figure.format(option=option, pods=pod_store(option)))
             if figure == "gateway_month" and option not in CAPACITIES:
                 value = 0.0
-            if option in obstacles:
-                value = None
-            yield Row(cost, option, currency, value, note=obstacles.get(option, ""))
+            yield Row(cost, option, currency, value)
 
 
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
@@ -190,25 +197,30 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     if plan.inputs.have_ru is not None:
         yield "today", _usage_today(plan)
 
-    reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
-    if number("skew") > NOTABLE_SKEW:
-        reads += f" x {number('skew'):.2f} for the busiest user"
-    in_use = f"{plan.inputs.ru_utilisation:g} in use"
-    yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads} / {in_use}  (--why serve_ru)"
+    if plan.is_possible("serve_ru"):
+        reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
+        if number("skew") > NOTABLE_SKEW:
+            reads += f" x {number('skew'):.2f} for the busiest user"
+        in_use = f"{plan.inputs.ru_utilisation:g} in use"
+        yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads} / {in_use}  (--why serve_ru)"
 
     spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number('publish_hours'))}"
     yield "publish", f"{number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
-    yield "429s", _first_refused_rate(plan)  # too many requests: Cosmos DB refuses a read
+    if plan.is_possible("serve_ru"):
+        yield "429s", _first_refused_rate(plan)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
     releases = f"{number('copies'):,.0f} releases"
-    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: {releases} of {lists}"
-    yield "pods", f"{number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
+    nodes = ""
+    if plan.is_possible("redis_cost"):
+        nodes = f", {plan.inputs.redis_nodes} x {plan.figures['redis_size']}"
+    yield "memory", f"Redis {rounded(number('redis_gb'))} GB{nodes}: {releases} of {lists}"
+    yield "pods", _describe_pods(plan)
     yield "Redis", _compare_redis(plan)
 
     obstacles = [f"{OPTION_HEADINGS[option]}: {obstacle}" for option, obstacle in plan.obstacles.items()]
     if obstacles:
-        yield "no", "; ".join(obstacles).replace("not possible: ", "")
+        yield "no", "; ".join(obstacles)
 
     assumed = sum(figure.source.startswith("assumed") for figure in plan.figures.values())
     dates = sorted(price.date for price in plan.prices.by_name().values())
@@ -230,7 +242,8 @@ def _usage_today(plan: CapacityPlan) -> str:
     used = f"{plan.number('today_use'):.1%} used by reads in the busiest hour"
     if plan.number("today_use") > 1:
         used = f"of {plan.number('reads_plain_ru'):,.0f} that reads need in the busiest hour"
-    if over := plan.number("over_ru"):
+    over = plan.number("over_ru") if plan.is_possible("over_ru") else 0.0
+    if over:
         used += f"; {over:,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
     return f"{today}, {used}"
 
@@ -244,29 +257,47 @@ def _first_refused_rate(plan: CapacityPlan) -> str:
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
 
 
-def _redis_nodes(plan: CapacityPlan) -> str:
-    size = plan.figures.get("redis_size")
-    return "more than the largest size" if size is None else f"{plan.inputs.redis_nodes} x {size}"
+def _describe_pods(plan: CapacityPlan) -> str:
+    """Return the pods by store, and the size of each."""
+    pods = {store: f"{plan.number(f'{store}_pods'):,.0f}" for store in POD_STORES}
+    counts = pods["cosmos"]
+    if len({*pods.values()}) > 1:
+        counts = f"Cosmos DB {pods['cosmos']}, Redis {pods['redis']}, files {pods['files']}"
+    return f"{counts} of {plan.inputs.pod_cpus:g} vCPU  (--why cosmos_pods)"
 
 
 def _compare_redis(plan: CapacityPlan) -> str:
-    """Return at which rates Redis costs more or less than Cosmos DB."""
-    from_rps = break_even_rps(plan)
-    if from_rps is None:
-        return "costs more than Cosmos DB at any rate"
-    if not from_rps:
-        return "costs less than Cosmos DB at any rate"
-    return f"costs less than Cosmos DB from {rounded(from_rps)} requests/s on, in the busiest hour"
+    """Return at which rates Redis costs less than Cosmos DB, of those at which both are possible."""
+    ranges = break_even(plan)
+    if ranges:
+        return f"costs less than Cosmos DB {', and '.join(map(_describe_range, ranges))}"
+
+    smallest = plan.with_inputs(peak_rps=INPUT_FIELDS["peak_rps"].metadata["low"])
+    for store, total in (("", "redis_total"), ("Cosmos DB ", "cheapest_total")):
+        if not smallest.is_possible(total):
+            return f"{store}is not possible at any rate"
+    return "costs more than Cosmos DB at any rate at which both are possible"
+
+
+def _describe_range(rates: RateRange) -> str:
+    """Return a range of rates in words."""
+    if rates.high is None:
+        return f"from {rounded(rates.low)} requests/s on, in the busiest hour" if rates.low else "at any rate"
+    low = f"from {rounded(rates.low)} to " if rates.low else "up to "
+    limit = f"; above, {rates.limit}" if rates.limit else ""
+    return f"{low}{rounded(rates.high, 3)} requests/s in the busiest hour{limit}"
 
 
 def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence if `have_ru` is too little for the load."""
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
-    short = plan.number("short_ru")
+    short = plan.number("short_ru") if plan.is_possible("short_ru") else 0.0
     refused = round(plan.number("refused_reads"), 6)
     lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
-    if short and refused:
+    if not plan.is_possible("short_ru"):
+        yield f"RU/s are not possible for this load ({plan.figures['short_ru'].obstacle}): {lost} reads get 429"
+    elif short and refused:
         yield f"short by {short:,.0f} RU/s: {lost} reads get 429"
     elif short:
         yield f"short by {short:,.0f} RU/s: the busiest hour fits as a mean, its peaks get 429"
@@ -277,29 +308,40 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
 
 
 def _recommendation(plan: CapacityPlan) -> str:
-    """Return the sentence that says how many RU/s and pods to provision, and which store costs less.
+    """Return the sentence that says what to provision and how many pods, and which store costs less.
 
-    It names the mode of Cosmos DB that the input `capacity` asks for, or manual if that is not possible, and the
-    cheapest mode if it is another one.
+    That is Cosmos DB with the mode that the input `capacity` asks for, or the cheapest one if that is not possible, and
+    the cheapest mode if it is another one. If no mode is possible, it is Redis, else files.
     """
-    capacity = plan.inputs.capacity
-    mode = capacity if plan.figures[f"{capacity}_cost"].is_number else "manual"
-    throughput_by_mode = {
-        "manual": f"{plan.number('serve_ru'):,.0f} RU/s",
-        "autoscale": f"autoscale up to {plan.number('autoscale_top_ru'):,.0f} RU/s",
-        "serverless": "serverless",
-    }
-    modes = dict.fromkeys((mode, plan.cheapest))
-    throughput = " or ".join(throughput_by_mode[name] for name in modes)
+    pods = {store: format_count(round(plan.number(f"{store}_pods")), "pod") for store in POD_STORES}
+    answer = "Nothing can serve this load"
+    if plan.mode is not None:
+        answer = f"Provision {_throughput(plan, plan.mode)}, and {pods['cosmos']}"
+    elif plan.is_possible("redis_total"):
+        nodes = f"{plan.inputs.redis_nodes} x {plan.figures['redis_size']} of Azure Managed Redis"
+        where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
+        answer = f"Provision {nodes}{where}, and {pods['redis']}"
+    elif plan.is_possible("files_total"):
+        answer = f"Provision {pods['files']} with files"
+    return f"{answer}. {_compare_costs(plan)}."
+
+
+def _throughput(plan: CapacityPlan, mode: str) -> str:
+    """Return the RU/s to provision with a mode of Cosmos DB, and with the cheapest one."""
+    modes = list(dict.fromkeys((mode, plan.cheapest or mode)))
+    ru_by_mode = {"manual": "serve_ru", "autoscale": "autoscale_top_ru"}
+    provisioned = {name: plan.number(figure) for name, figure in ru_by_mode.items() if name in modes}
+    words = {"manual": "{:,.0f} RU/s", "autoscale": "autoscale up to {:,.0f} RU/s", "serverless": "serverless"}
+    throughput = " or ".join(words[name].format(provisioned.get(name)) for name in modes)
     if plan.inputs.regions > 1:
         throughput += f" in each of {plan.inputs.regions} regions"
-    if plan.inputs.have_ru is not None and plan.number("over_ru"):
+    if plan.inputs.have_ru is not None and plan.is_possible("over_ru") and plan.number("over_ru"):
         throughput += f" (today {plan.inputs.have_ru:,})"
 
     publish_ru = plan.number("publish_ru_s")
-    if publish_ru > plan.number("serve_ru") and list(modes) != ["serverless"]:
+    if any(publish_ru > ru for ru in provisioned.values()):
         throughput += f", {publish_ru:,.0f} RU/s while publishing"
-    return f"Provision {throughput}, and {format_count(round(plan.number('pods')), 'pod')}. {_compare_costs(plan)}."
+    return throughput
 
 
 def _carried_load(plan: CapacityPlan) -> str:
@@ -317,30 +359,61 @@ def _carried_load(plan: CapacityPlan) -> str:
 
 
 def _compare_costs(plan: CapacityPlan) -> str:
-    """Return a sentence that compares the costs of Redis and of Cosmos DB with its cheapest mode, and those of files.
+    """Return a sentence that compares the totals of Redis and of Cosmos DB with its cheapest mode, and those of files.
 
-    Prices are known within bounds. One store is only said to cost less if its highest cost is below the lowest one of
-    the other.
+    Prices are known within bounds. One store is only said to cost less if it does at any prices within them, else
+    probably, or about the same if they differ little.
     """
-    currency = plan.prices.currency
-    cosmos = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
-    cosmos_total = f"{_rounded(plan, f'{plan.cheapest}_total')} {currency}"
-    month = "a month with its pods"
-    files = ""
-    if plan.figures["files_total"].is_number:
-        files = f"; files in the pods cost {_rounded(plan, 'files_total')} {currency}"
-    if not plan.figures["redis_cost"].is_number:
-        return f"{cosmos} costs {cosmos_total} {month}; Redis is {plan.figures['redis_cost'].value}"
+    files = f"files in the pods {_describe_cost(plan, 'files')}"
+    if plan.cheapest is None or not plan.is_possible("redis_total"):
+        cosmos_name = "Cosmos DB"
+        if plan.cheapest is not None:
+            cosmos_name = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
+        cosmos_cost = _describe_cost(plan, plan.cheapest or "manual", one=True)
+        return f"{cosmos_name} {cosmos_cost}; Redis {_describe_cost(plan, 'redis', one=True)}; {files}"
 
+    cosmos = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
+    currency = plan.prices.currency
+    cosmos_total = f"{_rounded(plan, f'{plan.cheapest}_total')} {currency}"
     redis_total = f"{_rounded(plan, 'redis_total')} {currency}"
+    month = "a month in all"
+    if _is_surely_cheaper(plan, "redis", plan.cheapest):
+        return f"Redis costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}); {files}"
+    if _is_surely_cheaper(plan, plan.cheapest, "redis"):
+        return f"{cosmos} costs less ({cosmos_total} {month}) than Redis ({redis_total}); {files}"
+    difference = plan.number("redis_total") / plan.number("cheapest_total")
+    if difference > ABOUT_THE_SAME:
+        return f"{cosmos} probably costs less ({cosmos_total} {month}) than Redis ({redis_total}); {files}"
+    if difference < 1 / ABOUT_THE_SAME:
+        return f"Redis probably costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}); {files}"
+    return f"{cosmos} ({cosmos_total} {month}) and Redis ({redis_total}) cost about the same; {files}"
+
+
+def _describe_cost(plan: CapacityPlan, option: str, *, one: bool = False) -> str:
+    """Return the total of an option, or the limit that makes it impossible; *one* is the number of the verb."""
+    total = plan.figures[f"{option}_total"]
+    if total.is_obstacle:
+        return f"{'is' if one else 'are'} not possible ({total.obstacle})"
+    month = " a month in all" if one else ""
+    return f"{'costs' if one else 'cost'} {rounded(total.number, 3)} {plan.prices.currency}{month}"
+
+
+def _is_surely_cheaper(plan: CapacityPlan, option: str, other: str) -> bool:
+    """Return whether an option costs less than another one at any prices within their bounds.
+
+    The price of a vCPU is the same for both, whatever it is.
+    """
     at_low_prices = plan.with_prices(-1)
     at_high_prices = plan.with_prices(1)
-    cosmos_cost = f"{plan.cheapest}_cost"
-    if at_high_prices.number("redis_cost") < at_low_prices.number(cosmos_cost):
-        return f"Redis costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}){files}"
-    if at_high_prices.number(cosmos_cost) < at_low_prices.number("redis_cost"):
-        return f"{cosmos} costs less ({cosmos_total} {month}) than Redis ({redis_total}){files}"
-    return f"{cosmos} ({cosmos_total} {month}) and Redis ({redis_total}) cost about the same{files}"
+
+    def beyond_store(at: CapacityPlan, name: str) -> float:
+        return at.number(f"{name}_total") - at.number(f"{name}_cost")
+
+    most = at_high_prices.number(f"{option}_cost")
+    least = at_low_prices.number(f"{other}_cost")
+    return all(
+        most + beyond_store(at, option) < least + beyond_store(at, other) for at in (at_low_prices, at_high_prices)
+    )
 
 
 def _rounded(plan: CapacityPlan, name: str) -> str:
@@ -376,7 +449,7 @@ def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
 
 def _figure_groups(plan: CapacityPlan) -> dict[str, dict[str, str]]:
     """Return the names of the figures to show, by their words, for each group; without users, only what RU/s carry."""
-    carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
+    carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED} if plan.is_possible("carried_ru") else {}
     if plan.sourced.carries_only:
         return {**carried, "Cosmos DB: request units": UNITS}
     return {"Today": TODAY, **carried, **OUTLINE}
@@ -414,45 +487,61 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Yield a sentence for each risk of a plan: hot users, Azure's limits, slow publishes, missing prices.
-
-    The skew is what the fullest partition needs, as a multiple of an even share.
-    """
+    """Yield a sentence for each risk of a plan: hot users, Azure's limits, slow publishes, missing prices."""
     inputs = plan.inputs
-    hot = plan.number("hot_key_ru")
-    skew = plan.number("skew")
-    if hot > plan.number("new_partition_ru") * inputs.ru_utilisation or skew >= 2:
-        yield (
-            f"the hottest user alone takes {hot:,.0f} RU/s; as each of {plan.number('partitions'):,.0f} partitions "
-            f"gets as many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
-        )
+    if plan.is_possible("serve_ru"):
+        yield from _partition_warnings(plan)
 
-    if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
+    if plan.number("publish_ru_s") >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
-    polls = plan.number("polls_ru")
-    if polls > CONTROL_RU:
-        yield f"the pods poll the catalogue with {polls:,.0f} RU/s, and its container has {CONTROL_RU}: give it more"
+    control = plan.number("control_ru")
+    if control > MANUAL_MIN:
+        yield (
+            f"the pods poll the catalogue with {plan.number('polls_ru'):,.0f} RU/s in all; its container is created "
+            f"with {MANUAL_MIN}: scale it to {control:,.0f}"
+        )
 
     hours = plan.number("publish_hours")
     if hours > inputs.window_hours + 1e-9:
         yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
-    if hours > inputs.refresh_hours:
-        yield f"a publish takes {hours:,.1f} hours, and the next begins after {inputs.refresh_hours:g}"
-    yield from _partition_warnings(plan)
     if inputs.gateway_hit_rate and not inputs.gateway_month:
         yield "the hours of the dedicated gateway are not priced; give --gateway-month"
-    if inputs.p99_ms is not None and inputs.pod_rps is None:
+    measured = (inputs.cosmos_pod_rps, inputs.redis_pod_rps, inputs.files_pod_rps)
+    if inputs.p99_ms is not None and not any(measured):
         yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give --from-report of bench http --find-max"
+    if plan.mode not in (None, inputs.capacity):
+        obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
+        yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[str(plan.mode)]}"
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Warn of partitions that only the RU/s of publishing need: they stay, and divide the RU/s for reads."""
-    created = plan.number("new_partitions")
+    """Warn of a hot user, and of partitions that only the RU/s at creation need: they stay, and divide the RU/s.
+
+    The skew is what the fullest partition needs, as a multiple of an even share.
+    """
+    hot = plan.number("hot_key_ru")
+    skew = plan.number("skew")
     serve = plan.number("serve_ru")
-    needed = max(plan.number("partitions_by_gb"), -(-serve // plan.number("new_partition_ru")))
-    if created > needed:
+    partitions = plan.number("partitions")
+    if hot > INITIAL_PARTITION_RU * plan.inputs.ru_utilisation or skew >= COSTLY_SKEW:
+        yield (
+            f"the hottest user alone takes {hot:,.0f} RU/s; as each of {partitions:,.0f} partitions "
+            f"gets as many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
+        )
+
+    created = plan.number("new_partitions")
+    needed = plan.number("reads_even_ru") * (1 + plan.number("hot_user") * (created - 1))
+    if created > partitions and needed > NOTABLE_SKEW * serve:
+        yield (
+            f"create the container of a release with at most {INITIAL_PARTITION_RU * partitions:,.0f} RU/s, and scale "
+            f"it to {serve:,.0f} when it goes live: created with {plan.number('creation_ru'):,.0f}, it has "
+            f"{created:,.0f} partitions, and needs {needed:,.0f} RU/s for the busiest user"
+        )
+
+    for_serving = max(plan.number("partitions_by_gb"), -(-serve // INITIAL_PARTITION_RU))
+    if created > for_serving:
         yield (
             f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "
-            f"and {needed:,.0f} would do: a hot user has {plan.number('partition_ru'):,.0f} of {serve:,.0f} RU/s; "
+            f"and {for_serving:,.0f} would do: a hot user has {plan.number('partition_ru'):,.0f} of {serve:,.0f} RU/s; "
             f"publish more slowly"
         )

@@ -223,9 +223,7 @@ def _read_redis_size(table: Mapping[str, Any], price_per_gb: Price | None, defau
     Raises KeyError, TypeError or ValueError for an invalid table.
     """
     name = str(table["name"])
-    gb = float(table["gb"])
-    if gb <= 0:
-        raise ValueError(f"redis {name} must have more than 0 GB")
+    gb = _positive(table, "gb", name)
 
     per = f"node of {name} for an hour"
     if "amount" in table:
@@ -239,11 +237,19 @@ def _read_redis_size(table: Mapping[str, Any], price_per_gb: Price | None, defau
     return RedisSize(
         name=name,
         gb=gb,
-        vcpus=int(table["vcpus"]),
-        shards=int(table["shards"]),
-        gets_per_s=float(table["gets_s"]),
+        vcpus=int(_positive(table, "vcpus", name)),
+        shards=int(_positive(table, "shards", name)),
+        gets_per_s=_positive(table, "gets_s", name),
         node_hour=node_hour,
     )
+
+
+def _positive(table: Mapping[str, Any], key: str, name: str) -> float:
+    """Return a number of a size of Redis. Raises KeyError, TypeError or ValueError for a missing or invalid one."""
+    number = float(table[key])
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{key} of redis {name} is {number:g}, and must be more than 0")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

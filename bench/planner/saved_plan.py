@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 from hotplate.bench.planner.inputs import InputSource, PlanMisused, read_toml
 from hotplate.bench.planner.plan import CapacityPlan
 
 BASELINE_FIGURES = (
-    "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
-    "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
+    "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb",
+    "cosmos_pods", "redis_pods", "files_pods", "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost",
+    "redis_cost", "cosmos_total", "redis_total",
 )  # fmt: skip
 BOUND_PERCENT = 10.0
 CHECK_TABLE = "check"  # table of a saved plan: figures and their bound
@@ -43,7 +45,7 @@ def read_baseline(path: Path) -> Baseline:
         raise PlanMisused(f"{unknown} in {path} is not one of {', '.join(BASELINE_FIGURES)}")
     for name, value in {**figures, "bound_percent": bound}.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not value >= 0:  # nor NaN
+        if not is_number or not 0 <= value < inf:  # nor NaN
             raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number, 0 or more")
     return Baseline(InputSource(path.name, saved_inputs, f"{{name!r}} in {path}"), figures, bound)
 
@@ -57,7 +59,7 @@ def describe_growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
     for name, before in baseline.figures.items():
         now = plan.figures.get(name)
         if now is None or not now.is_number:
-            yield f"{name} was {before:,.6g} and is {now or 'not possible'}"
+            yield f"{name} was {before:,.6g} and is {now or 'no figure of this plan'}"
         elif now.number > before * (1 + baseline.bound_percent / 100) + 1e-9:
             by = f" (+{now.number / before - 1:.0%})" if before else ""
             yield f"{name} grew from {replace(now, value=before)} to {now}{by}"

@@ -2,37 +2,23 @@
 
 Each step adds figures to *table*, which has the inputs, the prices, and what the load needs (`sizing`). `term` returns
 a figure of the table as an expression: a number with its formula, here its name. *cost_unit* is the unit of a monthly
-cost, as USD/month.
+cost, as USD/month. Costs of a way that is not possible are obstacles, which name the limit.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from math import log, sqrt
 from statistics import fmean
+from typing import NamedTuple
 
-from hotplate.bench.planner.formulas import (
-    Expression,
-    FigureTable,
-    PlanFigure,
-    as_expression,
-    ceiling,
-    largest,
-    round_up,
-)
-from hotplate.bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
+from hotplate.bench.planner.formulas import Expression, FigureTable, NotPossible, apply, ceiling, choose, largest
+from hotplate.bench.planner.formulas import least_possible as least
+from hotplate.bench.planner.inputs import CAPACITIES, POD_STORES, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, RedisSize
-from hotplate.bench.planner.sizing import (
-    CONTROL_RU,
-    DOUBLY_CHARGED,
-    GB,
-    PARTITION_GB,
-    PARTITIONS,
-    SKEW,
-    partition_skew,
-)
+from hotplate.bench.planner.sizing import GB, PARTITIONS, SKEW, partition_skew
+from hotplate.report import rounded
 from hotplate.stores.cosmos import url as cosmos
 
 REDIS_BUCKETS = 256  # of each release, each in one shard
-POLL_INTERVAL_S = 2.0  # between polls of the catalogue, 1 RU each
 AUTOSCALE_FLOOR = 10  # autoscale bills at least a tenth of its maximum
 OVERLAP_HOURS = 1  # of a publish, with both releases scaled
 SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/serverless-performance, read 2026-11-22; no promise"
@@ -42,47 +28,45 @@ FILE_ROW_BYTES = 40
 STORES = (*CAPACITIES, "redis", "files")
 
 
-def add_costs(table: FigureTable, inputs: Inputs, prices: Prices) -> None:
+def add_costs(table: FigureTable, prices: Prices) -> None:
     """Add to *table* the monthly costs of each way to serve the load: of the store alone (`_cost`), in all (`_total`).
 
     A way is Cosmos DB with one of its modes (manual, autoscale, serverless), Redis, or files in the pods. The costs of
-    one that is not possible are texts that say why. The order is that of the formulas: a step calculates with figures
-    of those before it, and raises KeyError without them.
+    one that is not possible are texts that name the limit. The order is that of the formulas: a step calculates with
+    figures of those before it, and raises KeyError without them.
     """
     cost_unit = f"{prices.currency}/month"
-    _add_carried_load(table, inputs, cost_unit)
+    _add_carried_load(table, cost_unit)
     _add_storage_cost(table, cost_unit)
-    _add_polls(table, inputs)
     _add_manual_cost(table, cost_unit)
-    _add_autoscale_ru(table, inputs)
+    _add_autoscale_ru(table)
     _add_autoscale_cost(table, cost_unit)
-    _add_serverless(table, inputs, prices, cost_unit)
-    _add_redis(table, inputs, prices)
-    _add_files(table, prices, cost_unit)
-    _add_totals(table, inputs, cost_unit)
-    if inputs.have_ru is not None:
+    _add_serverless(table, cost_unit)
+    _add_redis(table, prices)
+    _add_files(table, cost_unit)
+    _add_totals(table, cost_unit)
+    if "have_ru" in table:
         _add_today(table, cost_unit)
 
 
-def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
-    """Return the monthly cost of each possible capacity mode."""
-    costs = {name: figures[f"{name}_cost"] for name in CAPACITIES}
-    return {name: cost.number for name, cost in costs.items() if cost.is_number}
+def _price(table: FigureTable, name: str) -> Expression:
+    """Return a price; an obstacle if the prices file has none."""
+    if f"price_{name}" in table:
+        return table.expression(f"price_{name}")
+    return Expression(None, f"price_{name}", obstacle=f"price: the prices file has no {name}")
 
 
-def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
+def _add_carried_load(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the load that some RU/s carry, either reads/s or lists published/s, and their monthly cost.
 
     The RU/s are `have_ru`, those of today, or without them `serve_ru`, as planned. The fullest partition limits the
     reads: it gets `skew` times an even share.
     """
     term = table.expression
-    ru = term("serve_ru")
-    skew = term("skew")
-    if inputs.have_ru is not None:
-        ru = term("have_ru")
-        skew = _add_todays_skew(table)
+    has_today = table.is_given("have_ru")
+    ru = choose(has_today, lambda: term("have_ru"), lambda: term("serve_ru"))
     ru = table.add_calculated("carried_ru", "RU/s", ru)
+    skew = choose(has_today, lambda: _add_todays_skew(table), lambda: term("skew"))
 
     source = "the highest rate without a 429, if nothing else is read or written"
     region_reads = ru / term("mean_read_ru") / skew
@@ -124,14 +108,6 @@ def _add_storage_cost(table: FigureTable, cost_unit: str) -> None:
     table.add_calculated("storage_cost", cost_unit, storage_cost)
 
 
-def _add_polls(table: FigureTable, inputs: Inputs) -> None:
-    """Add to *table* the RU/s for the catalogue, which each process of each pod polls."""
-    term = table.expression
-    poll_ru = 2 if inputs.consistency in DOUBLY_CHARGED else 1
-    polls = term("pods") * ceiling(term("pod_cpus")) / POLL_INTERVAL_S * poll_ru
-    table.add_calculated("polls_ru", "RU/s", polls, source="each process polls the catalogue")
-
-
 def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of Cosmos DB with manual RU/s.
 
@@ -140,7 +116,7 @@ def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     is that of 100 RU/s for an hour.
     """
     term = table.expression
-    all_month = term("serve_ru") + term("kept") * term("least_ru") + CONTROL_RU
+    all_month = term("serve_ru") + term("kept") * term("least_ru") + term("control_ru")
     a_publish = term("creation_ru") * term("publish_billed_hours") + term("serve_ru") * OVERLAP_HOURS
     ru_hours = all_month * HOURS_A_MONTH + term("publishes") * a_publish
     source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
@@ -149,51 +125,33 @@ def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     table.add_calculated("manual_cost", cost_unit, cost + term("storage_cost"))
 
 
-def autoscale_maximum(wanted_ru: float, *, highest_ru: float, release_gb: float) -> int:
-    """Return the RU/s up to which a container of *release_gb* must scale to reach *wanted_ru*.
-
-    Azure has steps, and a least maximum, which depends on the size and on *highest_ru*, the highest maximum so far.
-    """
-    lowest = cosmos.minimum_ru(int(highest_ru), int(release_gb * GB), autoscale=True)
-    return max(round_up(wanted_ru, cosmos.AUTOSCALE_STEP), cosmos.AUTOSCALE_MIN, lowest)
-
-
-def hourly_billed_ru(inputs: Inputs, maximum_ru: float, busiest_ru: float) -> list[float]:
+def hourly_billed_ru(profile: str | Sequence[float], maximum_ru: float, busiest_ru: float) -> list[float]:
     """Return the RU/s that autoscale bills in each hour of a day, in which the busiest hour needs *busiest_ru*."""
-    return [max(maximum_ru / AUTOSCALE_FLOOR, busiest_ru * share) for share in hourly_shares(inputs.profile)]
+    return [max(maximum_ru / AUTOSCALE_FLOOR, busiest_ru * share) for share in hourly_shares(profile)]
 
 
-def _add_autoscale_ru(table: FigureTable, inputs: Inputs) -> None:
-    """Add to *table* the RU/s of autoscale: its maximum ("top"), and the mean that it bills.
+def _add_autoscale_ru(table: FigureTable) -> None:
+    """Add to *table* the mean RU/s that autoscale bills.
 
-    An hour bills the highest RU/s that it reached, at least a tenth of the maximum. A container is created with a
-    maximum for publishing, and cannot be set below a tenth of that later. Kept releases are idle: they bill a tenth of
-    the lowest maximum that may be set. Reads spread evenly over regions.
+    An hour bills the highest RU/s that it reached, at least a tenth of the maximum. Kept releases are idle: they bill a
+    tenth of the lowest maximum that may be set. Reads spread evenly over regions.
     """
     term = table.expression
-    reads_ru = term("reads_ru").value
-    release_gb = term("release_gb").value
-    creation_ru = max(reads_ru, term("publish_ru_s").value)
-    created_maximum = autoscale_maximum(creation_ru, highest_ru=0, release_gb=0)
-    maximum = autoscale_maximum(reads_ru, highest_ru=created_maximum, release_gb=release_gb)
-    formula = (
-        f"the least that holds reads_ru, in steps of {cosmos.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
-    )
-    source = "in each region; at least a tenth of the highest top ever"
-    table.add_calculated("autoscale_top_ru", "RU/s", maximum, formula, source)
-
     region_reads = term("peak_then") / term("regions") * (1 - term("hit_rate"))
     busiest_ru = region_reads * term("mean_read_ru") / term("ru_utilisation")
     source = "the peak of the busiest hour"
     busiest_ru = table.add_calculated("region_reads_ru", "RU/s", busiest_ru, source=source)
 
-    billed = fmean(hourly_billed_ru(inputs, maximum, busiest_ru.value))
-    formula = "the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then"
-    table.add_calculated("autoscale_mean_ru", "RU/s", billed, formula, DYNAMIC)
-
-    lowest_maximum = autoscale_maximum(0, highest_ru=created_maximum, release_gb=release_gb)
-    formula = "a tenth of the lowest top that may be set after publish_ru_s"
-    table.add_calculated("autoscale_idle_ru", "RU/s", lowest_maximum / AUTOSCALE_FLOOR, formula)
+    billed = apply(
+        lambda profile, maximum, busiest: fmean(hourly_billed_ru(profile, maximum, busiest)),
+        table.choice("profile"),
+        term("autoscale_top_ru"),
+        busiest_ru,
+        formula="the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then",
+    )
+    table.add_calculated("autoscale_mean_ru", "RU/s", billed, DYNAMIC)
+    idle = term("autoscale_least_ru") / AUTOSCALE_FLOOR
+    table.add_calculated("autoscale_idle_ru", "RU/s", idle, "a tenth of the lowest top that may be set")
 
 
 def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
@@ -203,193 +161,213 @@ def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
     publishes, kept releases, the container of the catalogue (control), which is not scaled, and storage.
     """
     term = table.expression
+    source = "publishes, kept releases and hours with two of them, as a mean over the month"
+    control_and_storage = _monthly_cost_of(table, term("control_ru")) + term("storage_cost")
+    monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
     a_publish = term("publish_ru_s") * term("publish_billed_hours") + term("autoscale_mean_ru") * OVERLAP_HOURS
     other_ru = term("publishes") * a_publish / HOURS_A_MONTH + term("kept") * term("autoscale_idle_ru")
-    source = "publishes, kept releases and hours with two of them, as a mean over the month"
     other_ru = table.add_calculated("autoscale_other_ru", "RU/s", other_ru, source=source)
-
-    control_and_storage = _monthly_cost_of(table, as_expression(CONTROL_RU)) + term("storage_cost")
-    monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
     for name, live_ru in (("autoscale_cost", "autoscale_mean_ru"), ("autoscale_most_cost", "autoscale_top_ru")):
         cost = (term(live_ru) + other_ru) / 100 * monthly_price + control_and_storage
         table.add_calculated(name, cost_unit, cost)
 
 
-def _add_serverless(table: FigureTable, inputs: Inputs, prices: Prices, cost_unit: str) -> None:
+def _add_serverless(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the highest RU/s of a serverless container, the request units (RU) of a month, and their cost.
 
     The RU/s have a ceiling, `SERVERLESS_RU` for each physical partition; a partition holds `PARTITION_GB`. The RU of a
-    month are those of reads, polls and publishes. If it cannot serve the load, the cost is a text that says why.
+    month are those of reads, polls and publishes.
     """
     term = table.expression
-    partitions = largest(1, ceiling(term("release_gb") / PARTITION_GB))
+    partitions = term("partitions_by_gb")
     most_ru = cosmos.SERVERLESS_RU * partitions
     most_ru = table.add_calculated("serverless_ceiling_ru", "RU/s", most_ru, source=SERVERLESS)
+    skew = partition_skew(term("hot_user"), partitions)
+    reads_ru = term("reads_plain_ru") * skew / term("ru_utilisation")
+    reads_ru = table.add_calculated("serverless_reads_ru", "RU/s", reads_ru, source=SKEW)
 
     mean_ru = term("reads_plain_ru") * term("mean_of_peak") + term("polls_ru")
     used_ru = mean_ru * HOURS_A_MONTH * 3600 + term("publishes") * term("publish_total_ru")
     used_ru = table.add_calculated("serverless_used_ru", "RU/month", used_ru)
 
-    obstacle = "; ".join(_serverless_obstacles(table, inputs, prices, most_ru.value))
-    if obstacle:
-        table.add_value("serverless_cost", f"not possible: {obstacle}", "", SERVERLESS)
-        return
-    cost = used_ru / 1_000_000 * term("price_serverless_million_ru") + term("storage_cost")
-    table.add_calculated("serverless_cost", cost_unit, cost)
+    needs = (term("regions"), reads_ru, most_ru, term("release_gb"), term("publish_total_ru"), term("refresh_hours"))
+    inside = apply(lambda *numbers: _require_serverless(ServerlessNeeds(*numbers)), *needs, formula="")
+    cost = used_ru.decided_by(inside) / 1_000_000 * _price(table, "serverless_million_ru") + term("storage_cost")
+    table.add_calculated("serverless_cost", cost_unit, cost, source=SERVERLESS)
 
 
-def _serverless_obstacles(table: FigureTable, inputs: Inputs, prices: Prices, most_ru: float) -> Iterator[str]:
-    """Yield each reason for which a serverless container, with at most *most_ru* RU/s, cannot serve the load."""
-    reads_ru = table["reads_ru"].number
-    release_gb = table["release_gb"].number
+class ServerlessNeeds(NamedTuple):
+    """What a serverless container must do, and *most_ru*, the RU/s that it can have."""
+
+    regions: float
+    reads_ru: float
+    most_ru: float
+    release_gb: float
+    publish_ru: float
+    refresh_hours: float
+
+
+def _require_serverless(needs: ServerlessNeeds) -> None:
+    """Raise NotPossible if a serverless container cannot serve a load."""
+    publish_hours = needs.publish_ru / needs.most_ru / 3600
     container_gb = cosmos.SERVERLESS_BYTES / GB
-    publish_hours = table["publish_total_ru"].number / most_ru / 3600
+    if needs.regions > 1:
+        raise NotPossible("regions", f"{needs.regions:.0f}, and serverless has one")
+    if needs.release_gb > container_gb:
+        detail = f"{needs.release_gb:,.0f} GB a release, and a serverless container holds {container_gb:,.0f}"
+        raise NotPossible("storage", detail)
+    if needs.reads_ru > needs.most_ru:
+        detail = f"{needs.reads_ru:,.0f} for reads, above {needs.most_ru:,.0f} of a serverless container"
+        raise NotPossible("RU/s", detail)
+    if publish_hours > needs.refresh_hours:
+        detail = f"{publish_hours:,.1f} hours at {needs.most_ru:,.0f} RU/s"
+        raise NotPossible("time of a publish", f"{detail}, and the next begins after {needs.refresh_hours:g}")
 
-    if inputs.regions > 1:
-        yield f"{inputs.regions} regions, and serverless has one"
-    if reads_ru > most_ru:
-        yield f"{reads_ru:,.0f} RU/s for reads, above {most_ru:,}"
-    if release_gb > container_gb:
-        yield f"a release of {release_gb:,.0f} GB, and a container holds {container_gb:,.0f}"
-    if publish_hours > inputs.refresh_hours:
-        yield f"a publish takes {publish_hours:.1f} hours at {most_ru:,} RU/s"
-    if prices.serverless_million_ru is None:
-        yield "the prices file has no serverless_million_ru"
 
-
-def _add_redis(table: FigureTable, inputs: Inputs, prices: Prices) -> None:
+def _add_redis(table: FigureTable, prices: Prices) -> None:
     """Add to *table* the memory of all releases in Redis, the cheapest instance for it, and its monthly cost.
 
-    The sizes of instances, with GB, shards and the price of a node, are in the prices file. If no size is enough, the
-    cost is a text that says why.
+    The sizes of instances, with GB, shards and the price of a node, are in the prices file. Data is uneven over shards,
+    so the fullest one must fit (`redis_fullest`, a multiple of an even share).
     """
     term = table.expression
     gb = term("rows") * term("redis_row_bytes") * term("copies") / GB
     gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
+    needs = (gb, term("reads_s"), term("copies"), term("redis_reserved"), term("redis_utilisation"))
+    size = apply(
+        lambda *numbers: cheapest_redis_size(prices.redis, RedisNeeds(*numbers)),
+        *needs,
+        formula="the cheapest of the prices file for redis_gb, uneven over its shards, and for reads_s",
+    )
+    source = "one endpoint is used"
+    node_hour = None
+    if not size.obstacle:
+        node_hour = size.value.node_hour
+        source = f"the cheapest that is enough: {size.value.gb:g} GB; {node_hour.provenance}"
+    name = apply(lambda size: size.name, size, formula=size.formula)
+    table.add_calculated("redis_size", "", name, source=source)
 
-    size = cheapest_redis_size(prices, gb.value, term("reads_s").value, inputs)
-    if size is not None:
-        _add_redis_size(table, size, prices.currency)
-        return
-
-    obstacle = "the prices file has no sizes of Redis"
-    if prices.redis:
-        largest_size = f"{prices.redis[-1].name}, the largest, holds"
-        obstacle = f"{gb.value:,.0f} GB, uneven over its shards, or its reads/s are more than {largest_size}"
-    table.add_value("redis_cost", f"not possible: {obstacle}", "", "one endpoint is used")
-
-
-def _add_redis_size(table: FigureTable, size: RedisSize, currency: str) -> None:
-    """Add to *table* a size of Redis and its monthly cost.
-
-    Data is uneven over shards, so the fullest one must fit (`redis_fullest`, a multiple of an even share).
-    """
-    term = table.expression
-    source = f"the cheapest that is enough: {size.gb:g} GB; {size.node_hour.provenance}"
-    table.add_value("redis_size", size.name, "", source)
-    table.add_value("redis_size_gb", size.gb, "GB", "prices file")
+    source = "prices file"
+    size_gb = apply(lambda size: size.gb, size, formula="GB of redis_size").decided_by(table.choice("redis_size"))
+    table.add_calculated("redis_size_gb", "GB", size_gb, source=source)
+    shards = apply(lambda size: size.shards, size, formula="shards of redis_size")
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
-    table.add_value("redis_shards", size.shards, "shards", source)
-
-    fullest = fullest_shard_factor(size.shards, term("copies").value)
-    formula = f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({REDIS_BUCKETS} * copies))"
+    shards = table.add_calculated("redis_shards", "shards", shards, source=source)
+    fullest = apply(
+        fullest_shard_factor,
+        shards,
+        term("copies"),
+        formula=f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({REDIS_BUCKETS} * copies))",
+    )
     source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
-    table.add_calculated("redis_fullest", "", fullest, formula, source)
+    table.add_calculated("redis_fullest", "", fullest, source=source)
 
-    node_hour = size.node_hour
-    price = table.add_value("price_redis_node_hour", node_hour.amount, currency, node_hour.provenance)
+    price = apply(lambda size: size.node_hour.amount, size, formula="price of a node of redis_size")
+    source = "prices file" if node_hour is None else node_hour.provenance
+    price = table.add_calculated("price_redis_node_hour", prices.currency, price, source=source)
     cost = term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
-    table.add_calculated("redis_cost", f"{currency}/month", cost)
+    table.add_calculated("redis_cost", f"{prices.currency}/month", cost)
 
 
-def cheapest_redis_size(prices: Prices, gb: float, gets_per_s: float, inputs: Inputs) -> RedisSize | None:
-    """Return the cheapest size of Redis for *gb* of data and *gets_per_s* reads/s; None if all are too small.
+class RedisNeeds(NamedTuple):
+    """GB of data of some *releases*, and reads/s; a share of memory is *reserved*, that of reads/s is *utilisation*."""
 
-    Data is uneven over shards, so the size must hold a multiple of it. Of its memory, a share is reserved, and of its
-    rate, a share may be used.
+    gb: float
+    reads_per_s: float
+    releases: float
+    reserved: float
+    utilisation: float
+
+
+def cheapest_redis_size(sizes: Sequence[RedisSize], needs: RedisNeeds) -> RedisSize:
+    """Return the cheapest size of Redis for what a load needs.
+
+    Data is uneven over shards, so the size must hold a multiple of it. Raises NotPossible, with the limit, if all are
+    too small.
     """
-    fitting = list[RedisSize]()
-    for size in prices.redis:
-        needed_gb = gb * fullest_shard_factor(size.shards, inputs.kept + 2)
-        has_memory = needed_gb <= size.gb * (1 - inputs.redis_reserved)
-        if has_memory and gets_per_s <= size.gets_per_s * inputs.redis_utilisation:
-            fitting.append(size)
-    return min(fitting, key=lambda size: size.node_hour.amount, default=None)
+    if not sizes:
+        raise NotPossible("price", "the prices file has no sizes of Redis")
+    held_gb = dict[str, float]()
+    for size in sizes:
+        held_gb[size.name] = size.gb * (1 - needs.reserved) / fullest_shard_factor(size.shards, needs.releases)
+    roomy = [size for size in sizes if needs.gb <= held_gb[size.name]]
+    fitting = [size for size in roomy if needs.reads_per_s <= size.gets_per_s * needs.utilisation]
+    if fitting:
+        return min(fitting, key=lambda size: size.node_hour.amount)
+
+    if not roomy:
+        name = max(held_gb, key=lambda name: held_gb[name])
+        raise NotPossible("memory", f"{rounded(needs.gb, 3)} GB, above {rounded(held_gb[name], 3)} of {name}, the most")
+    most_rate = max(size.gets_per_s for size in roomy) * needs.utilisation
+    detail = f"{needs.reads_per_s:,.0f}, above {most_rate:,.0f} of an instance at {needs.utilisation:.0%}"
+    raise NotPossible("reads/s", detail)
 
 
-def fullest_shard_factor(shards: int, releases: float) -> float:
+def fullest_shard_factor(shards: float, releases: float) -> float:
     """Return the data of the fullest shard as a multiple of an even share; a release has `REDIS_BUCKETS` buckets."""
     return 1 + sqrt(2 * log(shards) * shards / (REDIS_BUCKETS * releases))
 
 
-def _add_totals(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
+def _add_totals(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the total with each way to store the lists, by the costs of each store alone.
 
-    `cheapest_cost` is that of Cosmos DB with its cheapest capacity mode, `cosmos_total` the total with the chosen mode.
-    Only Cosmos DB has a gateway. The total of a store that is not possible is a text that says why.
+    `cheapest_total` is that of Cosmos DB with its cheapest capacity mode, `cosmos_total` that with the chosen mode.
+    Only Cosmos DB has a gateway. The total of a store that is not possible is an obstacle.
     """
     term = table.expression
-    _add_training_cost(table, inputs, cost_unit)
+    _add_training_cost(table, cost_unit)
+    for store in POD_STORES:
+        pods_cost = term(f"{store}_pods") * term("pod_cpus") * term("price_cpu_hour") * HOURS_A_MONTH
+        table.add_calculated(f"{store}_pods_cost", cost_unit, pods_cost)
 
-    cost_by_mode = possible_costs(table)
-    cheapest = min(cost_by_mode, key=lambda mode: cost_by_mode[mode])
-    formula = f"the least of {' and '.join(f'{mode}_cost' for mode in cost_by_mode)}: {cheapest}"
-    table.add_calculated("cheapest_cost", cost_unit, cost_by_mode[cheapest], formula)
+    for option in STORES:
+        total = term(f"{option}_cost") + term(f"{pod_store(option)}_pods_cost")
+        total = total + term("cluster_month") + term("training_cost")
+        if option in CAPACITIES:  # modes of Cosmos DB
+            total = total + term("gateway_month")
+        table.add_calculated(f"{option}_total", cost_unit, total)
 
-    pods_cost = term("pods") * term("pod_cpus") * term("price_cpu_hour") * HOURS_A_MONTH
-    pods_cost = table.add_calculated("pods_cost", cost_unit, pods_cost)
-    shared = pods_cost + term("cluster_month") + term("training_cost")
-    for name in STORES:
-        store = table[f"{name}_cost"]
-        other_costs = shared
-        if name in CAPACITIES:  # modes of Cosmos DB
-            other_costs = shared + term("gateway_month")
-        _add_if_possible(table, f"{name}_total", term(store.name) + other_costs, store, cost_unit)
-
-    chosen = table[f"{inputs.capacity}_total"]
-    _add_if_possible(table, "cosmos_total", term(chosen.name), chosen, cost_unit)
+    totals = {option: term(f"{option}_total") for option in CAPACITIES}
+    table.add_calculated("cheapest_total", cost_unit, least(totals), source="Cosmos DB with its cheapest mode")
+    capacity = table.choice("capacity")
+    table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.value}_total").decided_by(capacity))
 
 
-def _add_training_cost(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
+def pod_store(option: str) -> str:
+    """Return the store, of POD_STORES, that pods read with an option of STORES."""
+    return "cosmos" if option in CAPACITIES else option
+
+
+def _add_training_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of training before each publish."""
     term = table.expression
-    node_price = term("train_cpus") * term("price_cpu_hour")
-    if inputs.train_node_hour is not None:
-        node_price = term("train_node_hour")
+    node_price = choose(
+        table.is_given("train_node_hour"),
+        lambda: term("train_node_hour"),
+        lambda: term("train_cpus") * term("price_cpu_hour"),
+    )
     node_price = table.add_calculated("train_price", "a node and hour", node_price)
     training = term("train_nodes") * term("train_hours") * node_price * term("publishes")
     table.add_calculated("training_cost", cost_unit, training)
 
 
-def _add_if_possible(table: FigureTable, name: str, cost: Expression, basis: PlanFigure, cost_unit: str) -> None:
-    """Add *cost* to *table* as the figure *name*; or, if its *basis* is not a number, the text that says why."""
-    if basis.is_number:
-        table.add_calculated(name, cost_unit, cost)
-    else:
-        table.add_value(name, basis.value, "", basis.name)
-
-
-def _add_files(table: FigureTable, prices: Prices, cost_unit: str) -> None:
+def _add_files(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of files in each pod: a disk for all releases, and memory for the live one.
 
-    The price of a vCPU includes `cpu_memory_gb`; more memory is paid by the price of the vCPUs that bring it. If the
-    prices file has no price of disks, the cost is a text that says so. The releases are equally large, `copies` of
-    them: the live one, kept ones and the next one.
+    The price of a vCPU includes `cpu_memory_gb`; more memory is paid by the price of the vCPUs that bring it. The
+    releases are equally large, `copies` of them: the live one, kept ones and the next one.
     """
     term = table.expression
     row_bytes = term("stored_bytes") + term("user_id_chars") + FILE_ROW_BYTES
     files_gb = term("rows") * row_bytes * term("copies") / GB
     source = "key, value and LMDB's pages; live, kept and the next one"
     files_gb = table.add_calculated("files_gb", "GB", files_gb, source=source)
-    if prices.disk_gb_month is None:
-        table.add_value("files_cost", "not possible: the prices file has no disk_gb_month", "", "prices file")
-        return
 
     memory_gb = largest(0, files_gb / term("copies") - term("pod_cpus") * term("cpu_memory_gb"))
     source = "the live release stays in memory; what a pod's vCPUs bring is paid for"
     memory_gb = table.add_calculated("files_memory_gb", "GB a pod", memory_gb, source=source)
     memory_cost = memory_gb / term("cpu_memory_gb") * term("price_cpu_hour") * HOURS_A_MONTH
-    cost = term("pods") * (files_gb * term("price_disk_gb_month") + memory_cost)
+    cost = term("files_pods") * (files_gb * _price(table, "disk_gb_month") + memory_cost)
     source = "a disk for each pod, and memory beyond that of its vCPUs"
     table.add_calculated("files_cost", cost_unit, cost, source=source)
 
@@ -404,15 +382,16 @@ def _add_today(table: FigureTable, cost_unit: str) -> None:
     have_ru = term("have_ru")
     reads_ru = term("reads_plain_ru")
     table.add_calculated("short_ru", "RU/s", largest(0, term("serve_ru") - have_ru))
-    refused = refused_share(
-        have_ru.value,
-        reads_ru.value,
-        skew=term("have_skew").value,
-        partitions=int(term("have_partitions").value),
+    refused = apply(
+        refused_share,
+        have_ru,
+        reads_ru,
+        term("have_skew"),
+        term("have_partitions"),
+        formula="reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew",
     )
-    formula = "reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew"
     source = "reads alone, without headroom; retries make it worse"
-    table.add_calculated("refused_reads", "share", refused, formula, source)
+    table.add_calculated("refused_reads", "share", refused, source)
 
     table.add_calculated("today_use", "share", reads_ru / have_ru, source="reads in the busiest hour")
     unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, have_ru - term("serve_ru")))
@@ -420,7 +399,7 @@ def _add_today(table: FigureTable, cost_unit: str) -> None:
     table.add_calculated("over_cost", cost_unit, _monthly_cost_of(table, unneeded_ru))
 
 
-def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: int) -> float:
+def refused_share(have_ru: float, reads_ru: float, skew: float, partitions: float) -> float:
     """Return the share of 429s if *reads_ru* RU/s are needed and *have_ru* provisioned.
 
     The fullest partition gets *skew* times an even share.

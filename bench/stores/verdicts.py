@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hotplate.bench.planner.plan import CapacityPlan, break_even_rps, usable_gb
+from hotplate.bench.planner.plan import CapacityPlan, break_even, usable_gb
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.statistics import Figure, compared
 from hotplate.bench.stores.summary import Summary, plan_of
@@ -219,12 +219,13 @@ class Comparison:
         planned = self._redis_plan()
         if planned is None:
             return ""
-        from_rps = break_even_rps(planned)
-        if from_rps is None:
+        ranges = break_even(planned)
+        if not ranges:
             return "Cosmos DB, cheaper than Redis at any rate"
-        if not from_rps:
+        cheaper = ranges[-1]
+        if not cheaper.low:
             return "Redis, cheaper than Cosmos DB at any rate"
-        return f"Redis, cheaper than Cosmos DB from {rounded(from_rps)} reads/s on"
+        return f"Redis, cheaper than Cosmos DB from {rounded(cheaper.low)} reads/s on"
 
 
 def _rank_latency(name: str, stores: Sequence[Summary]) -> Ranking | None:

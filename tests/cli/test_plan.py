@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.planner.inputs import from_report, read_report
+from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, PlanMisused, from_report, merge, read_report
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
 from hotplate.report import Report, Row, to_json
 from tests.support.command import hotplate
@@ -73,12 +73,33 @@ def test_invalid_input_is_refused_in_one_sentence(arguments: list[str], sentence
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400"])
+def test_infinite_numbers_are_refused_as_any_input(number: str) -> None:
+    for name, declared in INPUT_FIELDS.items():
+        if declared.metadata["choices"]:
+            continue
+        value = ",".join([number] + ["1"] * 23) if name == "profile" else number
+        with pytest.raises(PlanMisused, match=f"{name} "):
+            merge([InputSource("flag", {"users": 1, "peak_rps": 1, name: value})])
+    with pytest.raises(PlanMisused, match="the busiest hour of profile is 1e"):
+        merge([InputSource("flag", {"users": 1, "profile": [1e300] * 24})])
+
+
+@pytest.mark.parametrize("line", ["bound_percent = inf", "bound_percent = nan", "[check.agreed]\nserve_ru = inf"])
+def test_saved_plan_with_infinite_numbers_is_refused(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(f"users = 1\npeak_rps = 1\n[check]\n{line}\n")
+    done = plan("--check", file)
+    assert done.returncode == 2
+    assert "must be a number, 0 or more" in done.stderr
+
+
 def test_saved_plan_check_fails_after_growth(tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     assert plan(*LEAST, "--save", file).returncode == 0
     same = plan("--check", file)
     assert same.returncode == 0
-    assert same.stdout.startswith("15 of 15 figures are inside 10 % of plan.toml\n")
+    assert same.stdout.startswith("17 of 17 figures are inside 10 % of plan.toml\n")
     more = plan("--check", file, "--peak-rps", "700")
     assert more.returncode == 3
     assert "serve_ru grew from 800 RU/s to 1,000 RU/s (+25%)" in more.stdout
@@ -123,7 +144,8 @@ def measured(path: Path, *rows: Row, kind: str = "http", **more: Any) -> Path:  
     facts = {"highest rate": ("/s", 200.0), "p50": ("us", 2e3), "p99": ("us", 4e3), "popular lists": ("share", 0.005)}
     report_rows = rows or tuple(Row("files", name, unit, value) for name, (unit, value) in facts.items())
     machine = {"cpu": "EPYC", "date": "2026-11-25"}
-    path.write_text(json.dumps(to_json(Report(kind=kind, sentence="", rows=report_rows, machine=machine, **more))))
+    origin = {"configuration": {"store": "redis://cache/0"}, "extra": {"subject": "emulator"}, **more}
+    path.write_text(json.dumps(to_json(Report(kind=kind, sentence="", rows=report_rows, machine=machine, **origin))))
     return path
 
 
@@ -131,11 +153,14 @@ def test_report_replaces_assumptions_about_a_pod(tmp_path: Path) -> None:
     path = measured(tmp_path / "bench.json")
     facts = planned(*LEAST, "--from-report", path)
     figures = values(facts)
-    assert (figures["pod_rps"], figures["request_ms"]) == (200, 2)
-    assert figures["pods_by_capacity"] == 5  # 500 / 200 / 0.6 = 4.2
-    assert sources(facts)["pod_rps"] == "measured: bench.json, EPYC, 2026-11-25"
-    assert values(planned(*LEAST, "--from-report", path, "--set", "pod_rps=1000"))["pods_by_capacity"] == 1
-    assert values(planned(*LEAST, "--from-report", path, "--p99-ms", "5"))["pod_rps"] == 200
+    assert figures["redis_pod_rps"] == 200
+    assert "request_ms" not in figures
+    assert figures["redis_pods_by_capacity"] == 5  # 500 / 200 / 0.6 = 4.2
+    assert (figures["cosmos_pods"], figures["files_pods"]) == (2, 2)  # by their own CPU
+    assert sources(facts)["redis_pod_rps"] == "measured: bench.json, EPYC, 2026-11-25"
+    overridden = values(planned(*LEAST, "--from-report", path, "--set", "redis_pod_rps=1000"))
+    assert overridden["redis_pods_by_capacity"] == 1
+    assert values(planned(*LEAST, "--from-report", path, "--p99-ms", "5"))["redis_pod_rps"] == 200
     refused = plan(*LEAST, "--from-report", path, "--p99-ms", "1")
     assert refused.returncode == 2
     assert "with a p99 of at most 1 ms" in refused.stderr
@@ -148,11 +173,12 @@ def test_highest_rate_inside_the_objective_is_used_of_a_search(tmp_path: Path) -
         Row("redis", "p99", "us", 2_000.0),
     ]  # fmt: skip
     path = measured(tmp_path / "bench.json", *rows)
-    assert from_report(read_report(path), path).values["pod_rps"] == 1_500
+    assert from_report(read_report(path), path).values == {"redis_pod_rps": 1_500}
     assert from_report(read_report(path), path).source.startswith("measured: at least ")
-    assert from_report(read_report(path), path, p99_ms=3).values["pod_rps"] == 900
+    assert from_report(read_report(path), path, p99_ms=3).values == {"redis_pod_rps": 900}
     offered = measured(tmp_path / "offered.json", rows[0], Row("files", "p50", "us", 2_000.0))
-    assert from_report(read_report(offered), offered).values == {"request_ms": 2}
+    with pytest.raises(PlanMisused, match="has nothing that a plan can use"):
+        from_report(read_report(offered), offered)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +187,17 @@ def test_highest_rate_inside_the_objective_is_used_of_a_search(tmp_path: Path) -
         ({"broken": ("84.7 % popular lists",)}, "84.7 % popular"),
         ({"failures": ("redis did not answer",)}, "redis did not answer"),
         ({"interrupted": True}, "was stopped"),
-        ({"kind": "ru"}, "has nothing that a plan can use"),
+        ({"kind": "stores"}, "has nothing that a plan can use"),
+        (
+            {"configuration": {}},
+            "measure again: it does not say which store the service read, which may be an emulator",
+        ),
+        (
+            {"configuration": {"store": "cosmos+http://localhost:8081/x"}},
+            "measure again: cosmos+http://localhost:8081/x ",
+        ),
+        ({"kind": "ru", "extra": {}}, "measure again: it does not say whether an account or an emulator was measured"),
+        ({"kind": "ru"}, "measure again: an emulator was measured, and its latencies are not marked as assumed"),
     ],
 )
 def test_invalid_report_is_refused(more: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -175,7 +211,11 @@ def test_a_comparison_of_stores_gives_the_cpu_of_a_request(tmp_path: Path) -> No
     cpus |= {"Cosmos DB by SDK": 900.0, "Redis by redis-py": 90.0}
     rows = [Row(name, figure, "us", us) for name, us in cpus.items() for figure in ("CPU a request", "p50")]
     path = measured(tmp_path / "stores.json", *rows, kind="stores")
-    assert from_report(read_report(path), path).values == {"request_cpu_us": 70.0}
+    assert from_report(read_report(path), path).values == {
+        "files_cpu_us": 30.0,
+        "redis_cpu_us": 42.0,
+        "cosmos_cpu_us": 70.0,
+    }
 
 
 def test_reports_of_several_kinds_are_read_and_a_sweep_is_plotted(tmp_path: Path) -> None:
@@ -189,7 +229,7 @@ def test_reports_of_several_kinds_are_read_and_a_sweep_is_plotted(tmp_path: Path
     ]  # fmt: skip
     reports = "--from-report", measured(tmp_path / "pod.json"), "--from-report"
     facts = planned(*LEAST, *reports, measured(tmp_path / "ru.json", *sweep, kind="ru"))
-    assert values(facts)["pod_rps"] == 200
+    assert values(facts)["redis_pod_rps"] == 200
     plot = facts["plots"][-1]
     assert (plot["x"], plot["y"], plot["below"]["y"]) == ("RU/s provisioned", "reads/s", "p99, assumed")
     assert plot["curves"][0]["x"] == plot["curves"][0]["y"] == [400, 1_000]
@@ -221,6 +261,10 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
     [
         ("amount = 0.008", 'amount = "much"', "could not convert"),
         ("amount = 0.008", "usd = 0.008", "ru_hour has no amount"),
+        ("amount = 0.008", "amount = nan", "amount of ru_hour is nan, and must be 0 or more"),
+        ("gb = 960", "gb = inf", "gb of redis B1000 is inf, and must be more than 0"),
+        ("gb = 960", "gb = nan", "gb of redis B1000 is nan, and must be more than 0"),
+        ("shards = 6", "shards = 0", "shards of redis B20 is 0, and must be more than 0"),
         ('currency = "USD"', 'currency = "$"', "three letters"),
         ("date = 2022-03-31", 'date = "2022-03-31"', "must be a TOML date"),
     ],

@@ -336,14 +336,14 @@ def test_autoscaler_has_the_numbers_of_the_guides_plan() -> None:
     facts = json.loads(done.stdout)
     planned = {row["name"]: row["value"] for row in facts["inputs"] + facts["figures"]}
     (cpu,) = (metric["resource"]["target"] for metric in SHIPPED["metrics"])
-    assert (SHIPPED["minReplicas"], SHIPPED["maxReplicas"]) == (planned["min_pods"], planned["hpa_most_pods"])
+    assert (SHIPPED["minReplicas"], SHIPPED["maxReplicas"]) == (planned["min_pods"], planned["redis_hpa_most_pods"])
     assert cpu["averageUtilization"] == 100 * planned["hpa_utilisation"]
     (with_requests,) = [
         resource["spec"] for resource in whole("redis") if resource["kind"] == "HorizontalPodAutoscaler"
     ]
     of_cpu, of_requests = with_requests["metrics"]
     assert [of_cpu] == SHIPPED["metrics"]
-    assert float(of_requests["pods"]["target"]["averageValue"]) == planned["hpa_pod_rps"]
+    assert float(of_requests["pods"]["target"]["averageValue"]) == planned["redis_hpa_pod_rps"]
 
 
 def test_every_overlay_scales_the_service_by_them() -> None:
