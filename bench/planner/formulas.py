@@ -173,11 +173,12 @@ def least_possible(terms: Mapping[str, Expression]) -> Expression:
     """Return the least of the *terms*, by name, that are possible; the obstacles of all, if none is."""
     operands = _operands(*terms.values())
     possible = [term for term in terms.values() if not term.obstacle]
-    formula = f"min({', '.join(term.formula for term in possible)})"
+    if len(possible) == 1:
+        return replace(possible[0], operands=operands)
     if possible:
-        return Expression(min(term.number for term in possible), formula, operands=operands)
+        return replace(smallest(*possible), operands=operands)
     obstacles = "; ".join(f"{name}: {term.obstacle}" for name, term in terms.items())
-    return Expression(None, formula, operands=operands, obstacle=obstacles)
+    return Expression(None, f"min({', '.join(terms)})", operands=operands, obstacle=obstacles)
 
 
 def ceiling(number: Number, multiple_of: int = 1) -> Expression:

@@ -246,6 +246,12 @@ def _require_agreement(inputs: Inputs) -> None:
             f"consistency is {inputs.consistency}, and the integrated cache (gateway_hit_rate) answers "
             f"{' and '.join(CACHED)} reads only"
         )
+    growth = (1 + inputs.growth_percent / 100) ** inputs.months
+    if max(inputs.users + inputs.items, inputs.peak_rps) * growth > 2 * MOST:
+        raise PlanMisused(
+            f"{inputs.months} months of {inputs.growth_percent:g} % make {growth:,.3g} times the load, more than "
+            f"{2 * MOST:,.10g} users, items or requests/s"
+        )
     answered = inputs.regions * inputs.region_share
     if round(answered, 3) < 1:
         raise PlanMisused(

@@ -172,6 +172,8 @@ def parse(text: str) -> Prices:
     price_per_gb = prices["redis_gb_hour"]
     defaults = tables.get("redis_quoted", {})
     sizes = [_read_redis_size(table, price_per_gb, defaults) for table in tables.get("redis", ())]
+    if len({size.name for size in sizes}) < len(sizes):
+        raise ValueError("two sizes of Redis have the same name")
     return Prices(currency, **prices, redis=tuple(sorted(sizes, key=lambda size: size.gb)))
 
 

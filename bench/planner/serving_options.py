@@ -234,23 +234,24 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     gb = term("rows") * term("redis_row_bytes") * term("copies") / GB
     gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
     needs = (gb, term("reads_s"), term("copies"), term("redis_reserved"), term("redis_utilisation"))
-    size = apply(
-        lambda *numbers: cheapest_redis_size(prices.redis, RedisNeeds(*numbers)),
+    name = apply(
+        lambda *numbers: cheapest_redis_size(prices.redis, RedisNeeds(*numbers)).name,
         *needs,
         formula="the cheapest of the prices file for redis_gb, uneven over its shards, and for reads_s",
     )
+    sizes = {size.name: size for size in prices.redis}
     source = "one endpoint is used"
-    node_hour = None
-    if not size.obstacle:
-        node_hour = size.value.node_hour
-        source = f"the cheapest that is enough: {size.value.gb:g} GB; {node_hour.provenance}"
-    name = apply(lambda size: size.name, size, formula=size.formula)
+    price_source = "prices file"
+    if not name.obstacle:
+        size = sizes[name.value]
+        price_source = size.node_hour.provenance
+        source = f"the cheapest that is enough: {size.gb:g} GB; {price_source}"
     table.add_calculated("redis_size", "", name, source=source)
 
-    source = "prices file"
-    size_gb = apply(lambda size: size.gb, size, formula="GB of redis_size").decided_by(table.choice("redis_size"))
-    table.add_calculated("redis_size_gb", "GB", size_gb, source=source)
-    shards = apply(lambda size: size.shards, size, formula="shards of redis_size")
+    chosen = table.choice("redis_size")
+    size_gb = apply(lambda name: sizes[name].gb, chosen, formula="GB of redis_size")
+    table.add_calculated("redis_size_gb", "GB", size_gb, source="prices file")
+    shards = apply(lambda name: sizes[name].shards, chosen, formula="shards of redis_size")
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
     shards = table.add_calculated("redis_shards", "shards", shards, source=source)
     fullest = apply(
@@ -262,9 +263,8 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
     table.add_calculated("redis_fullest", "", fullest, source=source)
 
-    price = apply(lambda size: size.node_hour.amount, size, formula="price of a node of redis_size")
-    source = "prices file" if node_hour is None else node_hour.provenance
-    price = table.add_calculated("price_redis_node_hour", prices.currency, price, source=source)
+    price = apply(lambda name: sizes[name].node_hour.amount, chosen, formula="price of a node of redis_size")
+    price = table.add_calculated("price_redis_node_hour", prices.currency, price, source=price_source)
     cost = term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
     table.add_calculated("redis_cost", f"{prices.currency}/month", cost)
 
@@ -297,7 +297,8 @@ def cheapest_redis_size(sizes: Sequence[RedisSize], needs: RedisNeeds) -> RedisS
 
     if not roomy:
         name = max(held_gb, key=lambda name: held_gb[name])
-        raise NotPossible("memory", f"{rounded(needs.gb, 3)} GB, above {rounded(held_gb[name], 3)} of {name}, the most")
+        detail = f"{rounded(needs.gb, 3)} GB, above the {rounded(held_gb[name], 3)} that {name}, the largest, holds"
+        raise NotPossible("memory", detail)
     most_rate = max(size.gets_per_s for size in roomy) * needs.utilisation
     detail = f"{needs.reads_per_s:,.0f}, above {most_rate:,.0f} of an instance at {needs.utilisation:.0%}"
     raise NotPossible("reads/s", detail)

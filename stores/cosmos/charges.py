@@ -6,7 +6,7 @@ Coefficients and their sources are in `charges.toml`.
 import tomllib
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import msgspec
@@ -58,6 +58,10 @@ class Charges(msgspec.Struct, frozen=True):
     query_scan_share: float = 0.0
 
     def __post_init__(self) -> None:
+        numbers = [number for pair in (*self.read_points, *self.write_points) for number in pair]
+        numbers += [value for value in msgspec.structs.astuple(self) if isinstance(value, float)]
+        if not all(0 <= number < inf for number in numbers):  # nor NaN
+            raise ValueError("charges must be finite numbers, 0 or more")
         for points in (self.read_points, self.write_points):
             if not points or list(points) != sorted(points):
                 raise ValueError("points must be pairs of KB and RU in ascending order of KB")

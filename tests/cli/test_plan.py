@@ -59,6 +59,7 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
         ([*LEAST, "--why", "serve_r"], "there is no figure 'serve_r'; did you mean serve_ru?"),
         ([*LEAST, "--regions", "1,000"], "'1,000', and must be a whole number, as 1500, 1.5k or 2M"),
         ([*LEAST, "--regions", "3", "--set", "region_share=0.3"], "3 regions answer 90% of the requests"),
+        ([*LEAST, "--growth-percent", "100", "--months", "120"], "make 1.33e+36 times the load, more than"),
         ([*LEAST, "--prices", "/none.toml"], "/none.toml: No such file"),
         ([*LEAST, "--from-release", "ftp://x"], "is not the URL of a store"),
         ([*LEAST, "--out", "/nowhere/at/all"], "no folder /nowhere/at"),
@@ -264,6 +265,7 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
         ("amount = 0.008", "amount = nan", "amount of ru_hour is nan, and must be 0 or more"),
         ("gb = 960", "gb = inf", "gb of redis B1000 is inf, and must be more than 0"),
         ("gb = 960", "gb = nan", "gb of redis B1000 is nan, and must be more than 0"),
+        ('name = "B3"', 'name = "B1"', "two sizes of Redis have the same name"),
         ("shards = 6", "shards = 0", "shards of redis B20 is 0, and must be more than 0"),
         ('currency = "USD"', 'currency = "$"', "three letters"),
         ("date = 2022-03-31", 'date = "2022-03-31"', "must be a TOML date"),
@@ -274,6 +276,15 @@ def test_malformed_price_file_is_refused(old: str, new: str, sentence: str, tmp_
     path.write_text(OURS.read_text().replace(old, new))
     with pytest.raises(PricesUnreadable, match=sentence):
         load(path)
+
+
+@pytest.mark.parametrize(("old", "new"), [("missing = 1.0", "missing = nan"), ("[1, 5.00]", "[1, inf]")])
+def test_infinite_charges_are_refused(old: str, new: str, tmp_path: Path) -> None:
+    path = tmp_path / "charges.toml"
+    path.write_text((ROOT / "stores" / "cosmos" / "charges.toml").read_text().replace(old, new))
+    done = plan(*LEAST, "--charges", path)
+    assert done.returncode == 2
+    assert "charges must be finite numbers, 0 or more" in done.stderr
 
 
 def test_missing_prices_leave_out_dependent_figures(tmp_path: Path) -> None:
