@@ -87,15 +87,17 @@ def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
         # Odd, as BATCH_SAMPLE is, so that users in turn are not always sampled at the same positions.
         sample_every = BATCH_SAMPLE if options.batch else max(1, int(rate * duration_s / COMPARED)) | 1
 
+    requests = Gets(options.path, keys)
     return Load(
         url=options.url,
-        requests=Gets(options.path, keys),
+        requests=requests,
         rate=rate,
         seed=1 if options.poisson else None,
         duration_s=duration_s,
         connections=options.connections,
         headers=_parse_headers(options.headers),
         timeout_s=parse_seconds(options.timeout),
+        check=requests.failure,
         observe=("source",),
         sample_every=sample_every,
     )
@@ -300,11 +302,11 @@ class _HttpMeasurement:
         plan = self._plan
         parallel = min(PARALLEL, plan.load.connections)
         for posts in plan.batches:
-            load = replace(plan.load, requests=posts, rate=None, connections=parallel)
+            load = replace(plan.load, requests=posts, check=posts.failure, rate=None, connections=parallel)
             result = self._run_batches(posts.batch, load)
             parallel = result.connections
 
-            broken = (*plan.objective.errors_beyond(result.error_share), *plan.popular_complaint([result]))
+            broken = (*plan.objective.errors_beyond([result]), *plan.popular_complaint([result]))
             doubts = tuple(result.invalid_reasons)
             self._trials.append(Trial(offered=posts.batch, result=result, broken=broken, doubts=doubts))
             if result.interrupted:

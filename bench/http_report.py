@@ -1,5 +1,6 @@
 """Plan, objective and report of a measurement over HTTP."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ class Objective:
     def judge(self, result: Result) -> Judgement:
         """Judge errors, latencies and validity of one run."""
         latency = self.judge_latency([result])
-        broken = (*self.errors_beyond(result.error_share), *latency.broken)
+        broken = (*self.errors_beyond([result]), *latency.broken)
         return Judgement(broken, (*result.invalid_reasons, *latency.doubts))
 
     def judge_latency(self, results: Sequence[Result]) -> Judgement:
@@ -96,10 +97,16 @@ class Objective:
                 broken.append(beyond)
         return Judgement(tuple(broken), tuple(doubts))
 
-    def errors_beyond(self, share: float) -> list[str]:
-        """Return a sentence if too large a *share* of requests failed."""
-        bound = f"bound {self.errors:.2%}"
-        return [f"{share:.2%} of the requests got no good answer, {bound}"] if share > self.errors else []
+    def errors_beyond(self, results: Sequence[Result]) -> list[str]:
+        """Return a sentence if too large a share of all requests failed, with the kinds of errors."""
+        share = error_share(results).value or 0.0
+        if share <= self.errors:
+            return []
+        kinds = Counter[str]()
+        for result in results:
+            kinds.update({**result.errors, "dropped": result.dropped})
+        named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
+        return [f"{share:.2%} of the requests got no good answer ({named}), bound {self.errors:.2%}"]
 
     def __str__(self) -> str:
         bounds = [f"{name} ≤ {_bound(bound_us)}" for name, bound_us in self.latency_us.items()]
@@ -318,7 +325,7 @@ def judge(runs: HttpRuns) -> Verdict:
     unknown = {} if runs.trials else _unknown_percentiles(objective, runs.rounds)
     known = {name: bound_us for name, bound_us in objective.latency_us.items() if name not in unknown}
     latency = replace(objective, latency_us=known).judge_latency(runs.rounds)
-    broken = [*objective.errors_beyond(error_share(runs.rounds).value or 0.0), *latency.broken]
+    broken = [*objective.errors_beyond(runs.rounds), *latency.broken]
 
     best = highest(runs.trials)
     is_search_stopped = runs.interrupted and not runs.rounds

@@ -6,13 +6,14 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.loadgen.result import ResponseSample
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
@@ -20,10 +21,21 @@ KEY = "{key}"
 BATCH_PATH = "/v1/recommendations"
 SCORE_PATH = "/score"
 BLOCK = 256  # few enough not to delay a request
+OK = 200
+JSON = b"application/json"
+END_OF_HEAD = b"\r\n\r\n"
+END_OF_TARGET = b" HTTP/1.1\r\n"
+USER = b'{"user":'
+ITEMS = b'"items":['
+# Kinds of errors.
+REDIRECT = "redirect"
+STATUS = "status"
+CONTENT_TYPE = "content type"
+MISSING_LIST = "missing list"
 ROUNDING = 1e-9
 
 Positions = NDArray[np.int64]
-ResponseCheck = Callable[[int, bytes], str | None]  # returns the kind of error, None for a good response
+ResponseCheck = Callable[[ResponseSample], str | None]  # returns the kind of error, None for a good response
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,24 @@ class Gets:
         for key in self.keys or itertools.repeat(""):
             yield head + quote(key, safe="").encode() + tail
 
+    def failure(self, response: ResponseSample) -> str | None:
+        """Return the kind of error of a response without the list of the requested key, as a `ResponseCheck`.
+
+        Without keys, all responses of status 200 are good.
+        """
+        kind = failure_by_status(response)
+        if kind is not None or self.keys is None:
+            return kind
+        if not _is_json(response):
+            return CONTENT_TYPE
+        return None if _is_list_of(self._requested_key(response.request), response.body) else MISSING_LIST
+
+    def _requested_key(self, request: bytes) -> str:
+        before, _, after = self.path.partition(KEY)
+        start = len("GET ") + len(before)
+        end = request.index(END_OF_TARGET) - len(after)
+        return unquote(request[start:end].decode())
+
 
 @dataclass(frozen=True, slots=True)
 class Posts:
@@ -154,6 +184,18 @@ class Posts:
             body = orjson.dumps(content)
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
             yield f"POST {path}".encode() + _request_tail(host, fields) + body
+
+    def failure(self, response: ResponseSample) -> str | None:
+        """Return the kind of error of a response without all lists of the batch, as a `ResponseCheck`."""
+        kind = failure_by_status(response)
+        if kind is not None:
+            return kind
+        if not _is_json(response):
+            return CONTENT_TYPE
+        _, _, body = response.request.partition(END_OF_HEAD)
+        content = orjson.loads(body)
+        users = [row["user"] for row in content["data"]] if self.score else content["users"]
+        return None if _are_lists_of(users, response.body) else MISSING_LIST
 
 
 def _check_url(url: str) -> None:
@@ -183,10 +225,61 @@ def _request_tail(host: str, headers: Mapping[str, str]) -> bytes:
     return (" HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def failure_by_status(status: int, body: bytes) -> str | None:
-    """Return "status" for statuses from 400 on, else None."""
-    del body
-    return "status" if status >= 400 else None
+def failure_by_status(response: ResponseSample) -> str | None:
+    """Return the kind of error of a response with another status than 200, as a `ResponseCheck`."""
+    if response.status == OK:
+        return None
+    return REDIRECT if 300 <= response.status < 400 else STATUS
+
+
+def _is_json(response: ResponseSample) -> bool:
+    media_type = Response(response.status, response.head, response.body).header(b"content-type") or b""
+    return media_type.partition(b";")[0].strip().lower() == JSON
+
+
+def _is_list_of(key: str, body: bytes) -> bool:
+    """Return whether a response is the list of a user or item.
+
+    It is only parsed unless it begins as hotplate's do: parsing takes longer than all else of a request.
+    """
+    encoded_key = orjson.dumps(key)
+    beginnings = (b'{"user":%b,' % encoded_key, b'{"item":%b,' % encoded_key)
+    if body.startswith(beginnings) and ITEMS in body and body.endswith(b"]}"):
+        return True
+    answer = _parsed(body)
+    return isinstance(answer, dict) and key in {answer.get("user"), answer.get("item")} and _has_items(answer)
+
+
+def _are_lists_of(users: Sequence[str], body: bytes) -> bool:
+    """Return whether a response to a batch has the lists of its users in their order, all of them.
+
+    It is only parsed unless it is written as hotplate's are.
+    """
+    _, *lists = body.split(USER)
+    if len(lists) == len(users) and body.count(ITEMS) == len(users) and body.endswith((b"]}", b"}]")):
+        encoded_users = map(orjson.dumps, users)
+        if all(map(bytes.startswith, lists, encoded_users)):
+            return True
+
+    answer = _parsed(body)
+    results = answer.get("results") if isinstance(answer, dict) else answer
+    if not isinstance(results, list) or len(results) != len(users):
+        return False
+    return all(
+        isinstance(result, dict) and result.get("user") == user and _has_items(result)
+        for user, result in zip(users, results, strict=True)
+    )
+
+
+def _parsed(body: bytes) -> Any:  # noqa: ANN401 -- any JSON
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _has_items(answer: Mapping[str, Any]) -> bool:
+    return isinstance(answer.get("items"), list)
 
 
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:

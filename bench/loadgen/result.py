@@ -126,11 +126,12 @@ class Second:
 
 
 class ResponseSample(NamedTuple):
-    """A request and its response, for a check."""
+    """A request and its response, for a check; `head` has the status line and headers."""
 
     request: bytes
     status: int
     body: bytes
+    head: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
-from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
+from hotplate.bench.loadgen.load import failure_by_status
+from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
 from hotplate.bench.outcome import NOTHING_MEASURED
 from hotplate.bench.planner.inputs import PROVISIONED, READS
@@ -65,11 +66,12 @@ COLUMNS = (
 )
 
 
-def from_store(status: int, body: bytes) -> str | None:
+def from_store(response: ResponseSample) -> str | None:
     """Accept only lists read from the store, as a `ResponseCheck`."""
-    if status >= 400:
-        return "status"
-    return None if b'"source":"personal"' in body else "popular"
+    kind = failure_by_status(response)
+    if kind is not None:
+        return kind
+    return None if b'"source":"personal"' in response.body else "popular"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -474,13 +474,15 @@ class Rounds:
         sample_every = max(1, int(rate * settings.duration_s / COMPARED))
         if sample_every % 2 == 0:
             sample_every += 1
+        requests = Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number))
         return Load(
             url=candidate.service.url,
-            requests=Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
+            requests=requests,
             rate=rate,
             seed=number if settings.poisson else None,
             duration_s=settings.duration_s,
             connections=settings.connections,
+            check=requests.failure,
             observe=("source",),
             sample_every=sample_every,
         )

@@ -167,12 +167,14 @@ class FewBatches(BaseHTTPRequestHandler):
         if self.at_once.acquire(blocking=False):
             time.sleep(0.005)
             self.at_once.release()
-            self.respond(200, b",".join([b'{"source":"personal"}'] * len(users)))
+            lists = [{"user": user, "source": "personal", "items": []} for user in users]
+            self.respond(200, json.dumps({"results": lists}, separators=(",", ":")).encode())
         else:
             self.respond(503, b"")
 
     def respond(self, status: int, body: bytes) -> None:
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hotplate.bench.loadgen.generator import LoadGenerator
-from hotplate.bench.loadgen.load import Gets, Load
+from hotplate.bench.loadgen.load import Gets, InTurn, Load, Posts, RequestKeys
 from hotplate.bench.loadgen.result import Result
 from tests.support.streams import stop_listening
 from tests.support.virtual import simulate
@@ -62,6 +62,26 @@ async def serving(act: Act) -> AsyncIterator[str]:
 
 async def drive(load: Load) -> Result:
     return await LoadGenerator(load).run()
+
+
+def http(status: int, body: bytes, media_type: str = "application/json") -> bytes:
+    head = f"HTTP/1.1 {status} -\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def list_of(user: str, *items: bytes) -> bytes:
+    head = b'"release":"r","source":"personal","tier":"file"'
+    return b'{"user":"%b",%b,"items":[%b]}' % (user.encode(), head, b",".join(items))
+
+
+def batch_of(*lists: bytes) -> bytes:
+    return b'{"release":"r","results":[%b]}' % b",\n".join(lists)
+
+
+ONE = RequestKeys(("1",), InTurn())
+GET = Gets("/v1/recommendations/{key}?n=3", ONE)
+BATCH = Posts(RequestKeys(("1", "2"), InTurn(), seed=3), 2)
+SCORE = replace(BATCH, score=True)
 
 
 def adds_up(result: Result) -> bool:
@@ -125,7 +145,7 @@ def say(*answers: bytes) -> Act:
         ),
         pytest.param(
             answer,
-            {"check": lambda _, body: None if b"r2" in body else "old"},
+            {"check": lambda response: None if b"r2" in response.body else "old"},
             {"errors": {"old": 10}},
             id="a check names errors",
         ),
@@ -137,6 +157,49 @@ async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any],
         result = await drive(Load(**({"url": url} | usual | load)))
     assert {name: getattr(result, name) for name in expected} == expected
     assert adds_up(result)
+
+
+@pytest.mark.parametrize(
+    ("requests", "response", "errors"),
+    [
+        (GET, http(200, list_of("1")), {}),
+        (GET, http(200, b'{"items": [], "user": "1"}', "application/json; charset=utf-8"), {}),
+        (Gets("/v1/similar/{key}", ONE), http(200, b'{"item":"1","items":[]}'), {}),
+        (Gets("/livez"), http(200, b"alive", "text/plain"), {}),
+        (GET, http(302, b""), {"redirect": 10}),
+        (Gets("/livez"), http(308, b""), {"redirect": 10}),
+        (GET, http(204, b""), {"status": 10}),
+        (GET, http(200, b"<html>please log in</html>", "text/html"), {"content type": 10}),
+        (GET, http(200, list_of("2")), {"missing list": 10}),
+        (GET, http(200, b"[]"), {"missing list": 10}),
+        (GET, http(200, b'{"user":"1","items":'), {"missing list": 10}),
+        (BATCH, http(200, batch_of(list_of("2"), list_of("1"))), {}),
+        (SCORE, http(200, b"[%b,\n%b]" % (list_of("2"), list_of("1"))), {}),
+        (SCORE, http(200, b'[{"items":[],"user":"2"}, {"items":[],"user":"1"}]'), {}),
+        (BATCH, http(200, batch_of(list_of("2"))), {"missing list": 10}),
+        (BATCH, http(200, batch_of(list_of("1"), list_of("2"))), {"missing list": 10}),
+        (BATCH, http(200, batch_of(list_of("2"), b'{"user":"1"}')), {"missing list": 10}),
+        (SCORE, http(200, b"[]"), {"missing list": 10}),
+        (BATCH, http(200, b"<html>please log in</html>", "text/html"), {"content type": 10}),
+    ],
+)
+def test_only_a_response_with_all_requested_lists_is_good(
+    requests: Gets | Posts, response: bytes, errors: dict[str, int]
+) -> None:
+    """A login page, a redirect, and a batch without lists were good answers, and the fastest of all."""
+    load = Load(url="http://simulated", requests=requests, check=requests.failure, rate=100, duration_s=0.1)
+    result = simulate(load, lambda at: at + 0.001, respond=lambda *_: response)
+    assert result.errors == errors
+    assert result.ok == (0 if errors else 10)
+
+
+def test_sources_of_items_in_a_batch_are_not_those_of_lists() -> None:
+    """A list that was filled up with popular items, as with a deny-list, counted as a popular list for each of them."""
+    item = b'{"id":"p","score":0.1,"source":"popular"}'
+    response = http(200, batch_of(list_of("2", item, item), list_of("1")))
+    load = Load(url="http://simulated", requests=BATCH, observe=("source",), rate=100, duration_s=0.1)
+    result = simulate(load, lambda at: at + 0.001, respond=lambda *_: response)
+    assert result.seen == {"source": {"personal": 20}}
 
 
 @pytest.mark.parametrize(
