@@ -77,8 +77,8 @@ class Objective:
     def judge_latency(self, results: Sequence[Result]) -> Judgement:
         """Compare the percentiles of all results together with their bounds.
 
-        A percentile beyond its bound is broken. It is only a doubt if more than half of it is the delay of the load
-        generator, which sent requests after they were due.
+        A percentile beyond its bound is broken. It is only a doubt if the same percentile of the load generator's
+        delays, with which it sent requests after they were due, is all of the excess, or more than half of the value.
         """
         broken = list[str]()
         doubts = list[str]()
@@ -91,7 +91,7 @@ class Objective:
                 continue
 
             beyond = f"{name} {_ms(value_us)}, bound {_bound(bound_us)}"
-            if late_us > value_us / 2:
+            if late_us >= min(value_us / 2, value_us - bound_us):
                 doubts.append(f"{beyond}, but the generator itself was {_ms(late_us)} late")
             else:
                 broken.append(beyond)
@@ -322,7 +322,7 @@ class Verdict:
 def judge(runs: HttpRuns) -> Verdict:
     """Judge rounds at one rate by the objective, and the search for that rate."""
     objective = runs.plan.objective
-    unknown = {} if runs.trials else _unknown_percentiles(objective, runs.rounds)
+    unknown = _unknown_percentiles(objective, runs.rounds) if runs.rounds else {}
     known = {name: bound_us for name, bound_us in objective.latency_us.items() if name not in unknown}
     latency = replace(objective, latency_us=known).judge_latency(runs.rounds)
     broken = [*objective.errors_beyond(runs.rounds), *latency.broken]

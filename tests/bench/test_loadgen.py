@@ -70,6 +70,30 @@ def test_generator_lateness_is_in_latencies_and_reported() -> None:
     assert robbed.latency.percentile_us(99) > 2 * SERVICE_S * 1e6  # by the plan: the server's and the generator's
 
 
+@pytest.mark.parametrize(("service_s", "is_broken"), [(0.0045, False), (0.0055, True)])
+def test_an_objective_that_only_the_generators_delay_breaks_is_a_doubt(service_s: float, *, is_broken: bool) -> None:
+    """The service was blamed unless more than half of the latency was the generator's delay."""
+
+    def thief(loop: VirtualLoop) -> None:
+        loop.advance(0.003)
+        loop.call_later(0.05, thief, loop)
+
+    load = Load(url=URL, requests=Gets("/"), rate=500, duration_s=5)
+    late = simulate(load, lambda arrival_s: arrival_s + service_s, at_start=thief)
+    judgement = Objective({"p99": 5_000.0}).judge(late)
+    assert late.latency.percentile_us(99) > 5_000
+    assert bool(judgement.broken) is is_broken
+    assert any("the generator itself was" in doubt for doubt in judgement.doubts) is not is_broken
+
+
+def test_a_rate_with_too_few_answers_for_its_objective_is_no_highest_rate() -> None:
+    """It was reported with a p99 that is "not known", and exit code 0."""
+    few = serve_at(500, 1000)
+    found = find_max_report(Trial(offered=500, result=few), rounds=(few,))
+    assert found.exit_code == 1
+    assert found.sentence == "There is no verdict: p99 is not known (fewer than 10 answers beyond it)."
+
+
 def test_generator_without_cpu_reports_an_invalid_run() -> None:
     hopeless = starved(0.002)
     assert hopeless.invalid_reasons
@@ -164,7 +188,7 @@ def test_a_repeated_trial_that_is_broken_ends_a_search_by_the_service() -> None:
         Trial(offered=1500, result=outside, broken=("p99",)),
     )
     assert first_outside(tried) is tried[2]
-    found = find_max_report(*tried, rounds=(inside,))
+    found = find_max_report(*tried, rounds=(inside, inside))
     assert found.extra["search"]["at_least"] == ""
     assert "is 500 requests/s" in found.sentence
     assert not found.notes
