@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.http_report import LATENESS
 from hotplate.bench.options import parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, compared
@@ -93,13 +94,15 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
         raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
 
     shown = {decides, RATE, "p50", "p99"}
-    verdict = _more_errors(first, second) or _verdict(decides, changes[decides].ratio)
+    lateness_us = max(_value(first, LATENESS), _value(second, LATENESS))
+    verdict = _more_errors(first, second) or _verdict(changes[decides], lateness_us)
     return Report(
         kind="compare",
         sentence=f"{verdict.sentence[:1].upper()}{verdict.sentence[1:]}.",
         rows=tuple(row for change in changes.values() for row in change.rows(main=change.name in shown)),
         columns=COLUMNS,
         origins={"measured": f"all rounds of each; {decides} decides, and the others are for information"},
+        notes=tuple(_notes(first, second)),
         broken=(verdict.regression,) if verdict.regression else (),
         configuration={"A": first.configuration, "B": second.configuration},
         machine=describe(),
@@ -175,23 +178,35 @@ class Verdict(NamedTuple):
 
 def _more_errors(first: Report, second: Report) -> Verdict | None:
     """Return a regression if the share of errors grew by more than MORE_ERRORS."""
-    before = _errors(first)
-    after = _errors(second)
+    before = _value(first, ERRORS)
+    after = _value(second, ERRORS)
     if after - before <= MORE_ERRORS:
         return None
     errors = f"errors went from {format_value(before, 'share')} to {format_value(after, 'share')}"
     return Verdict(f"a regression: {errors}", errors)
 
 
-def _errors(report: Report) -> float:
-    return next((row.value or 0.0 for row in report.rows if row.figure == ERRORS), 0.0)
+def _value(report: Report, figure: str) -> float:
+    return next((row.value or 0.0 for row in report.rows if row.figure == figure), 0.0)
 
 
-def _verdict(name: str, ratio: Figure) -> Verdict:
-    """Judge the change of the figure *name* by the 95 % interval of its *ratio*, second report / first.
+def _notes(first: Report, second: Report) -> Iterator[str]:
+    """Yield a note if the reports are of different machines, by their CPU and cores."""
+    before, after = (
+        f"{report.machine.get('cores')} cores of {report.machine.get('cpu')}" for report in (first, second)
+    )
+    if before != after:
+        yield f"Measured on different machines, which may be the difference: A on {before}, B on {after}."
 
-    A rate is better if it grows, a latency if it falls. Raises BenchMisused if the interval is unknown.
+
+def _verdict(change: Change, lateness_us: float) -> Verdict:
+    """Judge a change by the 95 % interval of its ratio, second report / first.
+
+    A rate is better if it grows, a latency if it falls. A latency that changed by no more than *lateness_us*, the p99
+    of the load generator's delays, is not judged. Raises BenchMisused if the interval is unknown.
     """
+    name = change.name
+    ratio = change.ratio
     if ratio.value is None or ratio.low is None or ratio.high is None:
         raise BenchMisused(f"{name} cannot be compared: {ratio.note}; repeat both 5 times or more, or for longer")
 
@@ -201,6 +216,10 @@ def _verdict(name: str, ratio: Figure) -> Verdict:
     if ratio.low <= 1 <= ratio.high:
         return Verdict(f"no difference is proven: {changed}. More or longer rounds narrow the interval")
 
+    difference_us = abs((change.second.value or 0.0) - (change.first.value or 0.0))
+    if name != RATE and difference_us <= lateness_us:
+        late = format_value(lateness_us, "us")
+        return Verdict(f"no difference is proven: {changed}, and the generator itself was up to {late} late")
     if (ratio.value > 1) == (name == RATE):
         return Verdict(f"an improvement: {changed}")
     return Verdict(f"a regression: {changed}", f"a regression: {changed}")

@@ -20,6 +20,7 @@ from hotplate.stores.urls import redacted
 PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
 PERCENTILES = ("p50", "p99", "p99.9")
 ERRORS = "errors"
+LATENESS = "delay of the generator, p99"
 USUAL_ERRORS = 0.001
 NEAR = 0.9  # of the most users/s, for the recommended batch
 HINT = "; give --store URL, so that its users are requested"
@@ -448,12 +449,17 @@ def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     yield mean([result.ok_rate for result in rounds]).row(subject, "rate", "/s")
     yield error_share(rounds).row(subject, "errors and drops", "share")
     yield from _popular_rows(subject, rounds)
+    yield Row(subject, LATENESS, "us", _lateness_us(rounds), main=False)
+
+
+def _lateness_us(rounds: Sequence[Result]) -> float:
+    return Histogram.merged(result.lag for result in rounds).percentile_us(99)
 
 
 def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
     if verdict.limit:
         yield f"The search ended because of the generator, and not of the service: {verdict.limit}."
-    late_us = Histogram.merged(result.lag for result in runs.rounds).percentile_us(99)
+    late_us = _lateness_us(runs.rounds)
     if late_us > LAG_BOUND_US:
         late = f"The generator itself was {format_value(late_us, 'us')} late at p99 of all rounds"
         yield f"{late}; that is part of the latencies."

@@ -9,6 +9,7 @@ import pytest
 
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.http_report import LATENESS
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
 from hotplate.report import Report, Row, to_json
@@ -51,6 +52,26 @@ def test_real_difference_is_a_regression_only_if_worse() -> None:
     assert compare(base, wild).exit_code == 0
     assert "No difference is proven" in compare(base, wild).sentence
     assert "No difference that matters" in compare(base, base).sentence
+
+
+def test_a_change_that_may_be_the_generators_delay_is_not_proven() -> None:
+    """A load generator that was 6 ms late made a regression of 5 ms."""
+    base = a_report(BASE)
+    worse = a_report([1.5 * latency_ms for latency_ms in BASE])
+    for late_ms, code in ((6.0, 0), (4.0, 3)):
+        late = replace(worse, rows=(*worse.rows, Row("http://h", LATENESS, "us", 1000 * late_ms)))
+        comparison = compare(base, late)
+        assert comparison.exit_code == code
+        assert ("the generator itself was up to 6 ms late" in comparison.sentence) is (code == 0)
+
+
+def test_reports_of_different_machines_are_compared_with_a_note() -> None:
+    first = replace(a_report(BASE), machine={"cpu": "Xeon", "cores": 2})
+    second = replace(first, machine={"cpu": "EPYC", "cores": 8})
+    assert not compare(first, first).notes
+    assert compare(first, second).notes == (
+        "Measured on different machines, which may be the difference: A on 2 cores of Xeon, B on 8 cores of EPYC.",
+    )
 
 
 def test_a_stall_in_few_rounds_is_never_called_no_difference() -> None:
