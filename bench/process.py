@@ -16,8 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
+from itertools import cycle, islice
 from operator import sub
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,6 +42,9 @@ ANSWER_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
+# Reads that measure a charge, and attempts to have them without polls.
+CHARGED_READS = 20
+CHARGE_TRIES = 100
 # Fields of /proc/PID/stat after the name; the last two are CPU times of ended children, in clock ticks.
 GROUP = 2
 CHILDREN_CPU = slice(13, 15)
@@ -298,6 +303,37 @@ def store_counts(service: Server) -> StoreCounts:
     names = "request_units", "charged_responses", "throttled"
     ru, charged, throttled = (sums.get(f"hotplate_store_{name}_total", 0.0) for name in names)
     return StoreCounts(ru, int(charged), int(throttled), int(timeouts))
+
+
+def too_far(deadline_s: float) -> str:
+    """Return the words for a deadline of a service that most reads of an account miss."""
+    return (
+        f"the service's deadline of {1000 * deadline_s:g} ms: the account is too far away. Measure from a machine in "
+        "its region"
+    )
+
+
+def read_charge(service: Server, paths: Sequence[str], *, deadline_s: float) -> float:
+    """Read lists through a service, one after the other, and return the mean of their request units, by its metrics.
+
+    The service also polls Cosmos DB for new releases: reads with a poll beside them, shown by more charged responses
+    than one, do not count. *paths* are those of lists, *deadline_s* is that of the service's reads. Raises BenchFailed
+    if the charge of too few reads is seen, if most reads time out, or if the service does not answer.
+    """
+    charges_ru = list[float]()
+    timeouts = 0
+    for path in islice(cycle(paths), CHARGE_TRIES):
+        counts_before = store_counts(service)
+        fetch(service.url + path)
+        counts = store_counts(service).since(counts_before)
+        timeouts += counts.timeouts
+        if counts == StoreCounts(ru=counts.ru, charged=1, throttled=0):
+            charges_ru.append(counts.ru)
+        if len(charges_ru) == CHARGED_READS:
+            return fmean(charges_ru)
+        if timeouts == CHARGED_READS:
+            raise BenchFailed(f"hardly a read met {too_far(deadline_s)}")
+    raise BenchFailed("the service's metrics do not show the charge of a read; does the store answer?")
 
 
 def is_emulated(url: str) -> bool:

@@ -15,7 +15,7 @@ from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
 from hotplate.bench.outcome import NOTHING_MEASURED
 from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.process import describe, is_emulated
+from hotplate.bench.process import describe, is_emulated, too_far
 from hotplate.bench.statistics import percentile
 from hotplate.bench.trials import TRIES, Trial
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
@@ -30,10 +30,7 @@ OVERLOAD = 1.1
 CALM = 0.9
 # Shares of capacity for further points of the plot.
 CURVE = (0.3, 0.6)
-TOO_FAR = (
-    f"the service's deadline of {1000 * BUDGET_S:g} ms: the account is too far away. Measure from a machine in "
-    "its region"
-)
+TOO_FAR = too_far(BUDGET_S)
 # Below this share of its reads, timeouts and not throughput limit a level.
 FEW = 0.1
 # Accepted deviation from RU/s ÷ charge.

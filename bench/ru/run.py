@@ -1,6 +1,5 @@
 """`hotplate bench ru`: reads/s at each level of throughput, without a cache."""
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -42,15 +41,13 @@ from hotplate.stores.cosmos.url import (
     minimum_ru,
 )
 from hotplate.stores.errors import StoreError
+from hotplate.stores.options import BUDGET_S
 
 MANUAL_LEVELS = "400,1k,4k,10k,11k"
 AUTOSCALE_LEVELS = "2k,4k,10k,11k"
 LISTS = 1_000
 MAX_ITEM_KB = 1024
 CONNECTIONS = 128
-# Sequential reads that measure a charge, and attempts to avoid polls.
-CHARGED_READS = 20
-CHARGE_TRIES = 20
 # All trials take under three minutes on a busy machine.
 WITHIN_S = 140.0
 BETWEEN_S = 1.5
@@ -148,30 +145,6 @@ def database_cost(
     ]
 
 
-def read_charge(service: process.Server, users: Sequence[str]) -> float:
-    """Read some lists through the service, and return the request units that one costs, by its metrics.
-
-    The service also polls Cosmos DB for new releases. Reads with a poll among them, shown by more charged responses
-    than reads, are repeated. Raises BenchFailed if most reads time out, if no attempt was without a poll, or if the
-    service does not answer.
-    """
-    next_users = itertools.cycle(users)
-    timeouts = 0
-    for _ in range(CHARGE_TRIES):
-        counts_before = process.store_counts(service)
-        for user in itertools.islice(next_users, CHARGED_READS):
-            process.fetch(service.url + PATH.format(key=user))
-        counts = process.store_counts(service).since(counts_before)
-        if counts.charged == CHARGED_READS:
-            return counts.ru / CHARGED_READS
-        timeouts += counts.timeouts
-        time.sleep(0.1)
-
-    if timeouts >= CHARGED_READS:
-        raise BenchFailed(f"hardly a read met {levels.TOO_FAR}")
-    raise BenchFailed("the service's metrics do not show the charge of a read; does the store answer?")
-
-
 def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     """Run a sweep. Ctrl-C, or an account that fails after the first level, gives a partial report.
 
@@ -258,7 +231,8 @@ class _SweepMeasurement:
             process.service_serving(database.url, PATH.format(key=users[0]), variables=database.environment) as service,
             process.before_others(service, *servers),
         ):
-            charge_ru = read_charge(service, users)
+            paths = [PATH.format(key=user) for user in users]
+            charge_ru = process.read_charge(service, paths, deadline_s=BUDGET_S)
             self._measure_levels(
                 [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels],
                 scale=partial(database.scale, published.release),

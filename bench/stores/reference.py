@@ -14,7 +14,7 @@ from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.report import LATENCY_COLUMNS
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
-from hotplate.bench.stores.summary import ASSUMED_MARK, CPU, Needs, Summary, needs, read_ru, summarise
+from hotplate.bench.stores.summary import ASSUMED_MARK, CPU, Needs, Summary, needs, summarise
 from hotplate.report import Column, Report, Row, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
@@ -102,7 +102,7 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     (store,) = measured.stores
     prices = load_prices()
     summary = summarise(store, RATE, prices)
-    charge_ru = read_ru(store)
+    charge_ru = store.candidate.charge_ru
     needed = None
     if charge_ru is not None and store.sound:
         needed = needs(charge_ru, RATE, prices)

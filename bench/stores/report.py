@@ -30,7 +30,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.stores.summary import ASSUMED_MARK, COST, CPU, PERCENTILES, Summary, read_ru, summarise
+from hotplate.bench.stores.summary import ASSUMED_MARK, COST, CPU, PERCENTILES, Summary, summarise
 from hotplate.bench.stores.verdicts import DECISIVE, Comparison
 from hotplate.report import Column, Curve, Plot, Report, format_value
 from hotplate.stores.connect import COSMOS
@@ -249,7 +249,7 @@ def _origins(
         rounds += "; one machine: no network, TLS or replica"
     origins = {"measured": rounds}
 
-    charges_ru = {read_ru(store.store) for store in stores}
+    charges_ru = {store.store.candidate.charge_ru for store in stores}
     texts = sorted({f"{charge_ru:.2f}" for charge_ru in charges_ru if charge_ru is not None}, key=float)
     if texts:
         origins["exact"] = f"request units: {' and '.join(texts)} a read"

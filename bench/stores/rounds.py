@@ -15,7 +15,7 @@ from hotplate.bench import process
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import CheckResult, Shape, check_answers, live_in, popular_complaint, publish_rows
 from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import Gets, KeyDraw, Load, RequestKeys
+from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
@@ -55,12 +55,13 @@ def by_redis_py(url: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A compared store and its service."""
+    """A compared store and its service; `charge_ru` is that of a read of Cosmos DB."""
 
     name: str
     url: str
     manifest: Manifest
     service: process.Server
+    charge_ru: float | None = None
 
     @property
     def emulated(self) -> bool:
@@ -70,7 +71,7 @@ class Candidate:
     @property
     def metered(self) -> bool:
         """Whether reads cost request units."""
-        return scheme_of(self.url) in COSMOS
+        return _is_metered(self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +128,33 @@ def prepared_stores(
     lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display, may_generate=may_generate))
 
     # A service is ready when it answers for the first user.
-    path = f"/v1/recommendations/{quote(lists.users[0], safe='')}"
+    path = _path_of(lists.users[0])
     options = ("--budget", f"{PATIENCE_S:g}")
     with ExitStack() as stack:
         display.start(f"starting {format_value(len(urls), 'services')}")
         services = [stack.enter_context(process.service_serving(url, path, options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
-        candidates = map(Candidate, names, urls, lists.manifests, services)
+        charges_ru = [
+            _read_charge(service, lists.users) if _is_metered(url) else None
+            for url, service in zip(urls, services, strict=True)
+        ]
+        candidates = map(Candidate, names, urls, lists.manifests, services, charges_ru)
         yield Setup(tuple(candidates), lists.users, lists.notes)
+
+
+def _path_of(user: str) -> str:
+    return PATH.replace(KEY, quote(user, safe=""))
+
+
+def _is_metered(url: str) -> bool:
+    return scheme_of(url) in COSMOS
+
+
+def _read_charge(service: process.Server, users: Sequence[str]) -> float:
+    """Return the mean charge of a list in request units, of users that are evenly spread among all."""
+    every = max(1, len(users) // process.CHARGED_READS)
+    paths = [_path_of(user) for user in users[::every]]
+    return process.read_charge(service, paths, deadline_s=PATIENCE_S)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -266,7 +286,6 @@ class ServiceRun:
 
     result: Result
     cpu_s: float
-    charged: process.StoreCounts | None = None
     full: "ServiceRun | None" = None
 
     @property
@@ -488,16 +507,16 @@ class Rounds:
         )
 
     def _run_load(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:
-        """Run *load* against the service of a store (a candidate), and return the result, its CPU, and its counts.
+        """Run *load* against the service of a store (a candidate), and return the result and the CPU time in seconds.
 
-        CPU is in seconds. Only of Cosmos DB (`metered`), request units and 429s are counted, by the service's metrics.
         Raises KeyboardInterrupt if Ctrl-C ended the run, BenchFailed if the service ended.
         """
         service = candidate.service
-        before = process.store_counts(service) if candidate.metered else None
         cpu_s = service.cpu_s()
         result = worker.run(load)
         used_s = service.cpu_s() - cpu_s
         if result.interrupted:
             raise KeyboardInterrupt
-        return ServiceRun(result, used_s, before and process.store_counts(service).since(before))
+        if result.failed:
+            process.fetch(f"{service.url}/livez")
+        return ServiceRun(result, used_s)

@@ -44,10 +44,10 @@ class Needs(NamedTuple):
     month: float
 
 
-def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
-    """Calculate the RU/s for *rate* reads a second of *read_ru*."""
-    needed = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
-    return Needs(rate * read_ru, needed, prices.ru_month(needed))
+def needs(charge_ru: float, rate: float, prices: Prices) -> Needs:
+    """Calculate the RU/s for *rate* reads a second of *charge_ru*."""
+    needed = max(MANUAL_MIN, round_up(rate * charge_ru / UTILISATION, MANUAL_STEP))
+    return Needs(rate * charge_ru, needed, prices.ru_month(needed))
 
 
 def plan_of(manifest: Manifest, name: str, rate: float, prices: Prices) -> CapacityPlan:
@@ -57,19 +57,16 @@ def plan_of(manifest: Manifest, name: str, rate: float, prices: Prices) -> Capac
     )
 
 
-def cost_of(candidate: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
+def cost_of(candidate: Candidate, rate: float, cpu_us: float, prices: Prices) -> Cost:
     """Return the cost of a billion reads at *rate* requests/s: the service's CPU, and the monthly price of the store.
 
-    read_ru  charge of a read of Cosmos DB; None for other stores
-    cpu_us   the service's CPU a read, in µs
-
-    The price of Cosmos DB is that of the RU/s for *rate*, of Redis that of the cheapest size that holds the lists; the
-    amount is None if there is no such size. Files cost nothing but CPU.
+    *cpu_us* is the service's CPU a read, in µs. The price of Cosmos DB is that of the RU/s for *rate*, of Redis that of
+    the cheapest size that holds the lists; the amount is None if there is no such size. Files cost nothing but CPU.
     """
     month = 0.0
     note = "CPU only"
-    if candidate.metered and read_ru is not None:
-        throughput = needs(read_ru, rate, prices)
+    if candidate.charge_ru is not None:
+        throughput = needs(candidate.charge_ru, rate, prices)
         month = throughput.month
         note = f"{throughput.needed_ru:,} RU/s"
     elif scheme_of(candidate.url) in REDIS:
@@ -145,7 +142,7 @@ class Summary:
         cpu_us = self.cpu.value
         reads_per_s_and_core = 1e6 / cpu_us if cpu_us else None
         results = self.store.results
-        charge_ru = read_ru(self.store)
+        charge_ru = self.store.candidate.charge_ru
 
         yield from self.latency_rows()
         yield Row(self.name, RATE, "/s", reads_per_s_and_core, note=self.cpu.note, main=False)
@@ -155,13 +152,6 @@ class Summary:
         yield error_share(results).row(self.name, "errors", "share", main=False)
         if charge_ru is not None:
             yield Row(self.name, "RU a read", "RU", charge_ru, main=False)
-
-
-def read_ru(store: StoreRuns) -> float | None:
-    """Return RU a read, including polls of the catalogue; None without Cosmos DB."""
-    counts = [run.charged for run in store.runs if run.charged is not None]
-    reads = sum(count.charged for count in counts)
-    return sum(count.ru for count in counts) / reads if reads else None
 
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
@@ -175,7 +165,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
 
     latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}
     cpu = _cpu_of(store)
-    cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
+    cost = cost_of(store.candidate, rate, cpu.value or 0.0, prices)
     return Summary(store, latencies, cpu, cost, prices.currency)
 
 

@@ -11,7 +11,7 @@ from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import ReferenceOptions
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import Server, StoreCounts
+from hotplate.bench.process import Server
 from hotplate.bench.stores.reference import PUBLISHED, RATE, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, StoreRuns
 from hotplate.bench.stores.summary import needs
@@ -29,8 +29,8 @@ def measured(late_s: float = 0.0) -> Measured:
     result = delayed(simulate(load, lambda arrival_s: arrival_s + 0.005), late_s)
     result = replace(result, seen={"source": {"personal": result.ok}}, samples=())
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 10}, 5_000, "", (), (), {})
-    candidate = Candidate(NAME, "cosmos+http://127.0.0.1:1/d?ru=11000", manifest, Server("http://h", 0))
-    run = ServiceRun(result, 1e-4 * result.ok, StoreCounts(1.0 * result.ok, result.ok, 0))
+    candidate = Candidate(NAME, "cosmos+http://127.0.0.1:1/d?ru=11000", manifest, Server("http://h", 0), 1.0)
+    run = ServiceRun(result, 1e-4 * result.ok)
     return Measured((StoreRuns(candidate, (run,), CheckResult(5, 0, 0, ())),), interrupted=False)
 
 

@@ -23,7 +23,7 @@ from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
-from hotplate.bench.process import Server, StoreCounts
+from hotplate.bench.process import Server
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores import rounds
 from hotplate.bench.stores.report import parse_settings, report
@@ -82,11 +82,9 @@ SMALL_RELEASE = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1},
 
 
 def store_runs(name: str, url: str, runs: list[Result], cpu_us: float = 50.0, wrong: int = 0) -> StoreRuns:
-    units = StoreCounts(200.0, 200, 0) if url.startswith("cosmos") else None
-    service_runs = [
-        ServiceRun(result, cpu_us * 1e-6 * result.ok * (1 + n / 100), units) for n, result in enumerate(runs)
-    ]
-    candidate = Candidate(name, url, SMALL_RELEASE, Server("http://simulated", 0))
+    charge_ru = 1.0 if url.startswith("cosmos") else None
+    service_runs = [ServiceRun(result, cpu_us * 1e-6 * result.ok * (1 + n / 100)) for n, result in enumerate(runs)]
+    candidate = Candidate(name, url, SMALL_RELEASE, Server("http://simulated", 0), charge_ru)
     return StoreRuns(candidate, tuple(service_runs), CheckResult(5, wrong, 0, ()))
 
 
