@@ -116,8 +116,10 @@ class HttpOptions(Options):
 ASSUMED_LATENCY = "p50=4ms,p99=10ms"
 
 
-def describe_latency(latency: str) -> str:
-    """Return the emulator's latency in words: `the emulator waits p50 4 ms, p99 10 ms`."""
+def describe_latency(latency: str, *, is_known: bool) -> str:
+    """Return an emulator's latency in words, `the emulator waits p50 4 ms, p99 10 ms`, if it is known."""
+    if not is_known:
+        return "Cosmos DB is emulated, not Azure's"
     if latency.endswith(".json"):
         return f"the emulator waits as recorded in {Path(latency).name}"
     spaced = re.sub(r"(\d)([a-z]+)", r"\1 \2", latency.replace("=", " ").replace(",", ", "))

@@ -5,6 +5,8 @@ from hotplate.report import Report
 
 NOTHING_MEASURED = "Nothing was measured."
 SEE_BELOW = "see below"
+# Before figures that are exact if Azure's documented charges are.
+EMULATED_CHARGES = "by an emulator of Azure's charges: "
 
 
 def no_verdict(reason: str = SEE_BELOW) -> str:

@@ -32,7 +32,7 @@ GAP = 2
 # From here on, cells have no decimals.
 WHOLE = 100
 # Fields of a report that are tuples of texts, and lists in JSON.
-TUPLES = ("notes", "method", "broken", "failures")
+TUPLES = ("emulated", "notes", "method", "broken", "failures")
 # Factors between the unit of rows and that of a column.
 SCALES = {("us", "ms"): 1e-3, ("us", "µs"): 1.0, ("share", "%"): 100.0}
 MARKDOWN_END = "<!-- up to here -->\n"
@@ -130,6 +130,7 @@ class Report:
     """The result of one experiment.
 
     sentence    the answer
+    emulated    subjects of which the figures are those of an emulator
     columns     of the table; without, all main rows are shown
     marks       explanations of the rows' marks
     verdicts    comparisons of figures, by name
@@ -144,6 +145,7 @@ class Report:
 
     kind: str
     sentence: str
+    emulated: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
     columns: tuple[Column, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
@@ -189,6 +191,11 @@ class Report:
         """The subjects of the table's lines."""
         figures = {column.figure for column in self.columns}
         return list(dict.fromkeys(row.subject for row in self.rows if row.main and row.figure in figures))
+
+    @property
+    def subject_heading(self) -> str:
+        """The heading of the subjects: empty unless all figures are those of an emulator."""
+        return "emulated" if self.subjects and set(self.subjects) <= set(self.emulated) else ""
 
     @property
     def used_marks(self) -> dict[str, str]:
@@ -350,7 +357,7 @@ def _blocks_of_columns(report: Report, width: int) -> Iterator[list[_TextColumn]
 
     That is one table if all columns fit next to the subjects, which may be folded.
     """
-    subjects = _TextColumn("", report.subjects)
+    subjects = _TextColumn(report.subject_heading, report.subjects)
     figures = list[_TextColumn]()
     for column in report.columns:
         figures.append(_texts_of_column(column, [report.row(subject, column.figure) for subject in subjects.cells]))

@@ -183,7 +183,7 @@ def _columns_html(report: Report) -> str:
         lines.append(f"<tr>{line}</tr>")
     return (
         '<div class="scroll" tabindex="0"><table class="matrix">'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"<thead><tr><td>{report.subject_heading}</td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 

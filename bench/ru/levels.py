@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
-from hotplate.bench.outcome import NOTHING_MEASURED
+from hotplate.bench.outcome import EMULATED_CHARGES, NOTHING_MEASURED
 from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, is_emulated, too_far
@@ -371,13 +371,15 @@ def report(sweep: Sweep, prices: Prices) -> Report:
     """
     levels = sweep.levels
     account = sweep.options.account
+    assumption = describe_latency(sweep.options.latency, is_known=account is None)
     return Report(
         kind="ru",
+        emulated=tuple(map(sweep.subject, levels)) if sweep.emulated else (),
         sentence=_answer(sweep, prices),
         rows=tuple(row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))),
         columns=COLUMNS,
         marks={
-            ASSUMED_MARK: f"assumed: {describe_latency(sweep.options.latency)}; this machine adds the rest",
+            ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest",
             AT_LEAST_MARK: "at least: this machine drives no more",
             COMPUTED_MARK: "computed: RU/s divided by the measured charge",
         },
@@ -416,7 +418,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
             f"{read_ru:.2f} RU a read of {size_kb} KB, {sweep.publish_ru[size_kb]:.2f} a list written and read back"
             for size_kb, read_ru in charges_ru.items()
         )
-        lines["exact"] = f"by an emulator of Azure's charges: {charges}" if sweep.emulated else charges
+        lines["exact"] = f"{EMULATED_CHARGES}{charges}" if sweep.emulated else charges
 
     price = prices.ru_hour
     lines["priced"] = (
@@ -522,9 +524,11 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
         if sweep.emulated:
             p99 += f" {ASSUMED}"
 
+    emulated = "On an emulator, " if sweep.emulated else ""
     return (
-        f"100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for {rounded(hundred_usd, 3)} USD a "
-        f"month; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for {top_usd:,.0f} USD{p99}."
+        f"{emulated}100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for "
+        f"{rounded(hundred_usd, 3)} USD a month; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for "
+        f"{top_usd:,.0f} USD{p99}."
     )
 
 
@@ -548,7 +552,7 @@ def _plot(sweep: Sweep) -> Plot:
     curves = [_level_curves(sweep, level) for level in sweep.levels]
     p99_curves = tuple(level_curves.p99_us for level_curves in curves)
     return Plot(
-        title="Throughput and p99 over the offered load",
+        title=f"Throughput and p99 over the offered load{', emulated' if sweep.emulated else ''}",
         x=offered_label,
         y=READS,
         curves=tuple(level_curves.reads_per_s for level_curves in curves),

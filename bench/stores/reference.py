@@ -7,7 +7,7 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, describe_latency, parse_seconds, require_positive
-from hotplate.bench.outcome import interrupted_report, no_verdict
+from hotplate.bench.outcome import EMULATED_CHARGES, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
@@ -107,12 +107,14 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     if charge_ru is not None and store.sound:
         needed = needs(charge_ru, RATE, prices)
 
+    assumption = describe_latency(options.latency, is_known=options.account is None)
     return Report(
         kind="reference",
+        emulated=(summary.name,) if store.candidate.emulated else (),
         sentence=_answer(summary, needed, prices) if store.sound else no_verdict(),
         rows=(*_published(prices), *_measured(summary, needed)),
         columns=COLUMNS,
-        marks={ASSUMED_MARK: f"assumed: {describe_latency(options.latency)}; this machine adds the rest"},
+        marks={ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest"},
         origins=_origins(summary, needed, _round_s(options), is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
         broken=tuple(store.complaints),
@@ -160,9 +162,10 @@ def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
     if needed is None:
         return f"{latency}."
     before = prices.ru_month(RU)
+    by_emulator = "" if summary.has_own_latency else " by an emulator's charges"
     return (
-        f"{RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a month), not the "
-        f"reference's {RU:,} ({before:,.0f}). {latency}."
+        f"{RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a month)"
+        f"{by_emulator}, not the reference's {RU:,} ({before:,.0f}). {latency}."
     )
 
 
@@ -171,7 +174,8 @@ def _origins(summary: Summary, needed: Needs | None, round_s: float, *, is_emula
     rounds = f"{format_value(count, 'rounds')} of {round_s:g} s"
     lines = {"measured": f"{rounds}, at random times, by {USERS} connections"}
     if needed is not None:
-        lines["exact"] = f"{needed.used_ru / RATE:.2f} RU a read; RU/s at 70 % use, in steps of 100"
+        by_emulator = EMULATED_CHARGES if is_emulated else ""
+        lines["exact"] = f"{by_emulator}{needed.used_ru / RATE:.2f} RU a read; RU/s at 70 % use, in steps of 100"
     published = "published figures are of another service in Azure: no gain"
     lines["assumed"] = f"latencies; {published}" if is_emulated else published
     return lines

@@ -11,7 +11,7 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
-from hotplate.bench.outcome import SEE_BELOW, interrupted_report, no_verdict
+from hotplate.bench.outcome import EMULATED_CHARGES, SEE_BELOW, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
@@ -164,13 +164,15 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         comparison = Comparison(stores, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts
+    assumption = describe_latency(options.latency, is_known=not options.urls)
     return Report(
         kind="stores",
         sentence=answer,
+        emulated=tuple(store.name for store in stores if store.store.candidate.emulated),
         rows=tuple(chain.from_iterable(store.rows() for store in stores)),
         columns=COLUMNS,
         verdicts=verdicts,
-        marks={ASSUMED_MARK: f"assumed: {_assumption(options)}; this machine adds the rest"},
+        marks={ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest"},
         origins=_origins(options, stores, measured, prices),
         plots=tuple(plots(stores)),
         notes=(*notes, *_too_few_answers(stores)),
@@ -227,12 +229,6 @@ def _doubt(stores: Sequence[Summary]) -> str:
     return f"{complained} did not serve the users' own lists" if complained else SEE_BELOW
 
 
-def _assumption(options: StoresOptions) -> str:
-    if options.urls:
-        return "Cosmos DB is emulated, not Azure's"
-    return describe_latency(options.latency)
-
-
 def _origins(
     options: StoresOptions, stores: Sequence[Summary], measured: Measured, prices: Prices
 ) -> Mapping[str, str]:
@@ -252,7 +248,8 @@ def _origins(
     charges_ru = {store.store.candidate.charge_ru for store in stores}
     texts = sorted({f"{charge_ru:.2f}" for charge_ru in charges_ru if charge_ru is not None}, key=float)
     if texts:
-        origins["exact"] = f"request units: {' and '.join(texts)} a read"
+        is_emulated = any(store.store.candidate.emulated for store in stores)
+        origins["exact"] = f"{EMULATED_CHARGES if is_emulated else ''}{' and '.join(texts)} RU a read"
 
     dates = f"RU/s {prices.ru_hour.date}"
     if prices.redis:

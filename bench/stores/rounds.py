@@ -170,7 +170,8 @@ def _kind_of_store(url: str) -> str:
     """Return what a report calls a store of this URL: its kind, and the client unless it is ours."""
     scheme = scheme_of(url)
     if scheme in COSMOS:
-        return "Cosmos DB by SDK" if through_sdk(url) else "Cosmos DB"
+        kind = "Cosmos emulator" if process.is_emulated(url) else "Cosmos DB"
+        return f"{kind} by SDK" if through_sdk(url) else kind
     if scheme in REDIS:
         return "Redis by redis-py" if by_redis_py(url) else "Redis"
     return "files" if scheme == "file" else f"{scheme}://"

@@ -21,7 +21,7 @@ from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists
 from tests.support.virtual import delayed, simulate
 
-NAME = "Cosmos DB"
+NAME = "Cosmos emulator"
 
 
 def measured(late_s: float = 0.0) -> Measured:
@@ -46,10 +46,12 @@ def test_published_row_is_beside_the_measured_one() -> None:
     assert rate is not None
     assert rate.value == pytest.approx(RATE, rel=0.1)
     assert reference_report.sentence == (
-        "180 requests/s need 400 RU/s (23 USD a month), not the reference's 11,000 (642). "
+        "180 requests/s need 400 RU/s (23 USD a month) by an emulator's charges, not the reference's 11,000 (642). "
         "Faster than the published median of 60 ms? Unknown: our p50 of 5 ms is assumed."
     )
     assert reference_report.exit_code == 0
+    assert reference_report.emulated == (NAME,)
+    assert "by an emulator of Azure's charges" in reference_report.origins["exact"]
     assert reference_report.origins["measured"].startswith("1 round of 5 s")
     short_report = report(ReferenceOptions(duration="2s"), measured())
     assert short_report.origins["measured"].startswith("1 round of 2 s")

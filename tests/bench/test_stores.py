@@ -396,7 +396,8 @@ def test_without_urls_everything_is_started_and_cleaned_up(
     assert list(scratch.iterdir()) == []
     facts = json.loads((tmp_path / "found.json").read_text())
     named = {row["subject"] for row in facts["rows"] if row["main"]}
-    cosmos = {"Cosmos DB", "Cosmos DB by SDK"}
+    cosmos = {"Cosmos emulator", "Cosmos emulator by SDK"}
+    assert set(facts["emulated"]) == cosmos
     assert named == {"files", *cosmos, *(["Redis", "Redis by redis-py"] if redis else [])}
     assert redis or any("apt-get install redis-server" in note for note in facts["notes"])
     assert "emulator" in facts["marks"]["*"]

@@ -28,7 +28,7 @@ from hotplate.bench.ru.levels import (
 )
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
-from hotplate.report import Report, Row, print_report
+from hotplate.report import Report, Row, print_report, to_json
 from hotplate.stores.cosmos.url import Throughput
 from tests.support.virtual import delayed, simulate
 
@@ -225,10 +225,16 @@ def test_answer_is_about_the_highest_requested_level() -> None:
         small, replace(small, ru=11_000, trials=(), throughput=Finding(Standing.COMPUTED, "this machine is slow"))
     )
     assert reported_run.sentence == (
-        "100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; 11,000 RU/s carry (computed) 11,000 for 642 USD."
+        "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
+        "11,000 RU/s carry (computed) 11,000 for 642 USD."
     )
     out = io.StringIO()
     print_report(reported_run, Console(file=out, width=80))
+    assert any(line.startswith("emulated ") for line in out.getvalue().splitlines())
+    assert list(to_json(reported_run)["emulated"]) == ["400 RU/s", "11,000 RU/s"]
+    real = reported(small, account="cosmos://account/db")
+    assert real.sentence.startswith("100 RU/s carry")
+    assert not to_json(real)["emulated"]
     (line,) = [line for line in out.getvalue().splitlines() if line.startswith("11,000 RU/s  ")]
     assert line.split()[2:4] == ["11,000", "="]
     assert line.endswith(" 22")
