@@ -30,7 +30,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.stores.summary import ASSUMED_MARK, COST, CPU, PERCENTILES, Summary, summarise
+from hotplate.bench.stores.summary import ASSUMED_MARK, AT_RATE_MARK, COST, CPU, PERCENTILES, Summary, summarise
 from hotplate.bench.stores.verdicts import DECISIVE, Comparison
 from hotplate.report import Column, Curve, Plot, Report, format_value
 from hotplate.stores.connect import COSMOS
@@ -165,14 +165,18 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         answer = comparison.answer
         verdicts = comparison.verdicts
     assumption = describe_latency(options.latency, is_known=not options.urls)
+    cpu_mark = AT_RATE_MARK if any(store.is_cpu_at_full_load for store in stores) else ""
     return Report(
         kind="stores",
         sentence=answer,
         emulated=tuple(store.name for store in stores if store.store.candidate.emulated),
-        rows=tuple(chain.from_iterable(store.rows() for store in stores)),
+        rows=tuple(chain.from_iterable(store.rows(cpu_mark) for store in stores)),
         columns=COLUMNS,
         verdicts=verdicts,
-        marks={ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest"},
+        marks={
+            ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest",
+            AT_RATE_MARK: "at the rate of the rounds, which takes more CPU a read than full load",
+        },
         origins=_origins(options, stores, measured, prices),
         plots=tuple(plots(stores)),
         notes=(*notes, *_too_few_answers(stores)),

@@ -27,6 +27,7 @@ UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
 BILLION = 1e9
 ASSUMED = "assumed"
 ASSUMED_MARK = "*"
+AT_RATE_MARK = "~"
 
 
 class Cost(NamedTuple):
@@ -122,6 +123,11 @@ class Summary:
         return not self.store.candidate.emulated
 
     @property
+    def is_cpu_at_full_load(self) -> bool:
+        """Whether its CPU a request, if known, is not that at the rate of the rounds, which is higher."""
+        return self.cpu.value is None or not self.cpu.note
+
+    @property
     def amount(self) -> float:
         """The cost of a billion reads; 0 if unknown."""
         return self.cost.amount or 0.0
@@ -134,10 +140,11 @@ class Summary:
                 row = replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK)
             yield row
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, cpu_mark: str) -> Iterator[Row]:
         """Yield a store's figures: latencies, CPU, cost, shares of popular lists and errors, and request units.
 
-        Popular lists are the fallback, answered instead of a user's own list. Only Cosmos DB has request units.
+        Popular lists are the fallback, answered instead of a user's own list. Only Cosmos DB has request units. CPU
+        that was not measured at full load gets *cpu_mark*.
         """
         cpu_us = self.cpu.value
         reads_per_s_and_core = 1e6 / cpu_us if cpu_us else None
@@ -146,7 +153,7 @@ class Summary:
 
         yield from self.latency_rows()
         yield Row(self.name, RATE, "/s", reads_per_s_and_core, note=self.cpu.note, main=False)
-        yield self.cpu.row(self.name, CPU, "us")
+        yield replace(self.cpu.row(self.name, CPU, "us"), mark="" if self.is_cpu_at_full_load else cpu_mark)
         yield Row(self.name, COST, self.currency, self.cost.amount, note=self.cost.note)
         yield popular_share(results).row(self.name, "popular lists", "share", main=False)
         yield error_share(results).row(self.name, "errors", "share", main=False)

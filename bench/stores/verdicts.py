@@ -124,13 +124,13 @@ class Comparison:
         """Sentences that rank the stores by p50, p99, CPU, cost and stalls, seconds with an answer after 100 ms.
 
         One is left out if fewer than two stores have the figure or, of stalls, if there were none. Emulated stores'
-        latencies are assumed, and not compared.
+        latencies are assumed, and not compared, nor is CPU at the rate of the rounds with that at full load.
         """
         lines = dict[str, str]()
         for name in ("p50", DECISIVE):
             if ranking := _rank_latency(name, self._timed):
                 lines[name] = ranking.describe("fastest")
-        if ranking := rank({store.name: store.cpu for store in self.stores}):
+        if ranking := rank({store.name: store.cpu for store in self._alike_loaded}):
             lines["CPU"] = ranking.describe("least")
         if len(self._by_cost) > 1:
             lines["cost"] = self._cost_verdict()
@@ -162,6 +162,11 @@ class Comparison:
     def _timed(self) -> list[Summary]:
         """The stores with a latency of their own, and not an emulator's."""
         return [store for store in self.stores if store.has_own_latency]
+
+    @property
+    def _alike_loaded(self) -> list[Summary]:
+        """The stores with the CPU of a request at full load; without any, all stores."""
+        return [store for store in self.stores if store.is_cpu_at_full_load] or list(self.stores)
 
     @property
     def _by_cost(self) -> list[Summary]:

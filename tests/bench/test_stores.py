@@ -258,6 +258,20 @@ def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
     assert row.note == note
 
 
+def test_cpu_at_full_load_is_not_compared_with_that_of_a_mostly_idle_service() -> None:
+    """A real account, of which full load would cost money, lost by the CPU of its idle service."""
+
+    def busy(name: str, url: str, cpu_us: float) -> StoreRuns:
+        store = store_runs(name, url, steady(0.002), cpu_us)
+        return replace(store, runs=tuple(replace(run, full=run) for run in store.runs))
+
+    account = store_runs("Cosmos DB", "cosmos://a/d", steady(0.004), 150.0)
+    comparison = summary(busy("files", "file:///a", 20.0), busy("Redis", "redis://a", 30.0), account)
+    assert comparison.verdicts["CPU"] == "files least; Redis 1.5 times (1.5 to 1.5)"
+    assert [row.mark for row in comparison.rows if row.figure == "CPU a request"] == ["", "", "~"]
+    assert "takes more CPU a read than full load" in comparison.used_marks["~"]
+
+
 def test_emulator_latency_is_assumed_and_decides_nothing() -> None:
     comparison = summary(
         store_runs("files", "file:///a", steady(0.004)), store_runs("Cosmos DB", EMULATED, steady(0.001), 20.0)
