@@ -312,6 +312,8 @@ class LoadGenerator:
             now_s = self._clock()
             if due_s > now_s:
                 return min(due_s, now_s + WAKE_S)
+            if due_s >= self._second_ends_s:
+                self._end_second(now_s)
             self._next_s = next(self._dues, None)
             self._offer(due_s)
             # Sent at once, or only queued: the wait for a connection is the service's.
@@ -412,6 +414,8 @@ class LoadGenerator:
         """
         now_s = self._clock()
         self._last_read_s = now_s
+        if now_s >= self._second_ends_s:
+            self._end_second(now_s)
         response = ResponseSample(tag.request, connection.status, connection.body, connection.head)
         self._recorder.record_response(response)
 
