@@ -41,6 +41,7 @@ BURST = 1.03
 REACHED = 0.93
 # Share of due requests that the load generator must send to have kept up.
 SENT_BOUND = 0.99
+INTERRUPTED = "it was interrupted"
 ASSUMED = "assumed"
 ASSUMED_MARK = "*"
 COMPUTED_MARK = "="
@@ -295,7 +296,7 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     # A failure ends the trials of a level, so only the last one can be a failure.
     last = trials[-1]
     if last.is_stopped:
-        return Finding(Standing.COMPUTED, "it was interrupted")
+        return Finding(Standing.COMPUTED, INTERRUPTED)
     if last.accepted_per_s > BURST * capacity_per_s:
         spent = last.accepted_per_s * level.charge_ru
         return Finding(
@@ -340,6 +341,7 @@ class Sweep:
     publish_ru  request units of publishing a list, by its size in KB
     regions     number of the account's regions
     region      the region that was read, if there are several
+    missing     planned levels that were not measured, as RU/s and KB
     """
 
     options: SweepOptions
@@ -348,19 +350,28 @@ class Sweep:
     regions: int
     interrupted: bool
     region: str = ""
+    missing: tuple[tuple[int, int], ...] = ()
 
     @property
     def emulated(self) -> bool:
         """Whether an emulator was measured, by default or at the account's address."""
         return self.options.account is None or is_emulated(self.options.account)
 
+    @property
+    def missing_subjects(self) -> list[str]:
+        """The names of levels that were not measured."""
+        return [self._name(ru, size_kb) for ru, size_kb in self.missing]
+
     def subject(self, level: Level) -> str:
         """Return a level's name, with the size of lists if there are several."""
-        name = f"{level.ru:,} RU/s"
+        return self._name(level.ru, level.size_kb)
+
+    def _name(self, ru: int, size_kb: int) -> str:
+        name = f"{ru:,} RU/s"
         if self.options.autoscale:
             name += ", autoscale"
-        if len(self.publish_ru) > 1:
-            name += f", {level.size_kb} KB"
+        if len({level.size_kb for level in self.levels} | {size_kb for _, size_kb in self.missing}) > 1:
+            name += f", {size_kb} KB"
         return name
 
 
@@ -480,7 +491,10 @@ def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
     if level.is_broken or all(trial.offered != CALM for trial in level.trials):
         return Row(subject, name, "us", None, note="not measured")
 
-    figure = percentile([level.at(CALM).result], percent)
+    trial = level.at(CALM)
+    figure = percentile([trial.result], percent)
+    if trial.is_stopped and figure.value is None:
+        figure = replace(figure, note=INTERRUPTED)
     if sweep.emulated and figure.value is not None:
         return Row(subject, name, "us", figure.value, note=ASSUMED, mark=ASSUMED_MARK)
     return Row(subject, name, "us", figure.value, note=figure.note)
@@ -533,13 +547,20 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
 
 def _notes(sweep: Sweep) -> Iterator[str]:
-    """Yield why levels were not driven, with the levels of one reason together."""
+    """Yield why levels were not driven or have no latency, those of one reason together; then those not measured."""
     subjects = dict[str, list[str]]()
     for level in sweep.levels:
+        subject = sweep.subject(level)
         if level.limit:
-            subjects.setdefault(level.limit, []).append(sweep.subject(level))
-    for limit, names in subjects.items():
-        yield f"{', '.join(names)}: {limit}."
+            subjects.setdefault(level.limit, []).append(subject)
+        elif not (level.is_computed or level.is_broken):
+            for row in (_latency(sweep, level, percent) for percent in (50, 99)):
+                if row.value is None:
+                    subjects.setdefault(f"{row.figure} is not known, {row.note}", []).append(subject)
+    for reason, names in subjects.items():
+        yield f"{', '.join(names)}: {reason}."
+    if sweep.missing:
+        yield f"{', '.join(sweep.missing_subjects)}: not measured."
 
 
 def _plot(sweep: Sweep) -> Plot:

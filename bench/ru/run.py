@@ -179,6 +179,8 @@ class _SweepMeasurement:
     def report(self, *, is_interrupted: bool) -> Report:
         # An error on dropping the database may have replaced Ctrl-C.
         is_stopped = any(level.is_stopped for level in self.levels)
+        measured = {(level.ru, level.size_kb) for level in self.levels}
+        planned = [(ru, size_kb) for size_kb in self._planned.sizes_kb for ru in self._planned.levels]
         result = Sweep(
             self._planned.options,
             tuple(self.levels),
@@ -186,6 +188,7 @@ class _SweepMeasurement:
             len(self._regions),
             interrupted=is_interrupted or is_stopped,
             region=self._regions[0],
+            missing=tuple(level for level in planned if level not in measured),
         )
         return levels.report(result, load_prices())
 
@@ -291,7 +294,7 @@ class _SweepMeasurement:
         """Request the lists of *users* in turn, at a share of a level's capacity in reads/s, and return the trial.
 
         It begins with a second of the clock, as the budget of RU/s does. The service's metrics, before and after,
-        count the 429s and the timeouts of its reads.
+        count the 429s and the timeouts of its reads. Raises BenchFailed if the service or the store ended.
         """
         rate = share * level.capacity_per_s
         load = Load(
@@ -307,6 +310,8 @@ class _SweepMeasurement:
         counts_before = process.store_counts(service)
         result = generator.run(load, on_the_second=True)
         counts = process.store_counts(service).since(counts_before)
+        if not (result.ok or counts.throttled or result.interrupted):
+            raise BenchFailed(f"none of {result.due:,} lists came from the store, which may have ended")
         return levels.trial(share, rate, result, counts.throttled, counts.timeouts)
 
     def _throughput(self, ru: int) -> Throughput:

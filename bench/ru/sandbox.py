@@ -20,6 +20,7 @@ from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceNotFo
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import publish_rows
+from hotplate.bench.process import is_emulated
 from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import run_on
@@ -32,6 +33,7 @@ from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Checksum, Item, encode
+from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ChargeCounter, Observer, Plan, Row
 
 log = logging.getLogger(f"{__name__}.requests")
@@ -164,7 +166,8 @@ class Sandbox:
             with self._client() as client, suppress(CosmosResourceNotFoundError):
                 client.delete_database(self.address.database)
         except BenchFailed as error:
-            raise BenchFailed(f"{error}; the database costs money until you drop it") from error
+            costs = "" if is_emulated(self.url) else "; the database costs money until you drop it"
+            raise BenchFailed(f"the database was not dropped: {error}{costs}") from error
 
     @contextmanager
     def _client(self) -> Iterator[CosmosClient]:
@@ -222,11 +225,23 @@ def sandbox(
     environment  variables with the account's key; the process's own if None
     """
     database = Sandbox(own_url(url, Throughput(ru, autoscale)), os.environ if environment is None else environment)
+    failure = ""
     try:
         yield database
+    except (BenchFailed, StoreError) as error:
+        failure = f"{error}; "
+        raise
     finally:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            database.drop()  # takes seconds; a database costs money
+            _drop(database, failure)  # takes seconds; a database costs money
+
+
+def _drop(database: Sandbox, failure: str) -> None:
+    """Drop a database; an error begins with the *failure* that it would replace."""
+    try:
+        database.drop()
+    except BenchFailed as error:
+        raise BenchFailed(f"{failure}{error}") from error
 
 
 def _store_at(address: Address, observer: Observer | None = None) -> CosmosStore:

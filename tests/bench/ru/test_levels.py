@@ -196,7 +196,10 @@ def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
 
     measured_level = measure_level(level, attempt, emulated=True, time_left=lambda: True)
     assert measured_level.at(CALM).result.seconds == ()
-    reported_run = reported(measured_level)
+    sweep = Sweep(SweepOptions(), (measured_level,), {1: 6.25}, 1, interrupted=True, missing=((1_000, 1), (4_000, 1)))
+    reported_run = report(sweep, load_prices())
+    assert "400 RU/s: p99 is not known, it was interrupted." in reported_run.notes
+    assert "1,000 RU/s, 4,000 RU/s: not measured." in reported_run.notes
     assert row(reported_run, "p99").value is None
     assert row(reported_run, "reads/s").value == pytest.approx(400, rel=0.02)
 

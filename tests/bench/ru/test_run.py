@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,23 @@ def test_created_resources_are_dropped_after_an_error(account: Emulator) -> None
     with pytest.raises(OddError):
         fail()
     assert databases(account) == before
+
+
+def test_an_error_is_named_with_that_on_dropping_the_database() -> None:
+    """Only that a database costs money was reported of an emulator that died, and not what failed."""
+    with ExitStack() as stack:
+        account = stack.enter_context(emulator())
+
+        def fail() -> None:
+            with sandbox(url_of(account), 400, {}) as opened, opened.container("items", 400):
+                stack.close()
+                raise BenchFailed("no list came")
+
+        with pytest.raises(
+            BenchFailed, match=r"^no list came; the database was not dropped: .* cannot be reached"
+        ) as raised:
+            fail()
+    assert "money" not in str(raised.value)
 
 
 def test_an_account_of_two_regions_is_read_in_one() -> None:
