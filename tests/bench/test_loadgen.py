@@ -96,8 +96,12 @@ def test_a_rate_with_too_few_answers_for_its_objective_is_no_highest_rate() -> N
 
 def test_seconds_of_a_run_end_in_time() -> None:
     """They ended up to 20 ms late, and 2 seconds of a container of 400 RU/s had 409 reads each."""
+
+    def pause_once(loop: VirtualLoop) -> None:
+        loop.call_later(0.51, loop.advance, 0.013)
+
     load = Load(url=URL, requests=Gets("/"), rate=1000, duration_s=4, connections=200)
-    result = simulate(load, lambda at: at + SERVICE_S, at_start=lambda loop: loop.call_later(0.51, loop.advance, 0.013))
+    result = simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=pause_once)
     assert [second.due for second in result.seconds] == [1000] * 4
     assert [len(second.latencies_s) for second in result.seconds] == pytest.approx([1000] * 4, abs=2)
 
