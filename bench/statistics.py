@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
 from hotplate.report import Row
@@ -78,7 +78,21 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
 
     without = _leave_one_out_percentiles(parts, percent)
     low_us, high_us = _jackknife_interval(value_us, without)
-    return Figure(value_us, values_us, low_us, high_us, without=without)
+    least_us, most_us = _binomial_interval(all_rounds, percent)
+    return Figure(value_us, values_us, min(low_us, least_us), max(high_us, most_us), without=without)
+
+
+def _binomial_interval(histogram: Histogram, percent: float) -> tuple[float, float]:
+    """Return the 95 % interval of a percentile (0 to 100) of independent latencies, in µs.
+
+    The share of latencies below a percentile varies as a binomial share, here by its normal approximation. With few
+    answers beyond the percentile, such as ten, this is wider than the differences between rounds show.
+    """
+    below = percent / 100
+    deviation = ndtri(1 - TAIL) * math.sqrt(below * (1 - below) / histogram.count)
+    low = histogram.percentile_us(100 * (below - deviation))
+    high = histogram.percentile_us(min(100.0, 100 * (below + deviation)))
+    return low, high
 
 
 def _leave_one_out_percentiles(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
