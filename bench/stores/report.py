@@ -258,7 +258,9 @@ def _origins(
     dates = f"RU/s {prices.ru_hour.date}"
     if prices.redis:
         dates += f", Redis {prices.redis[0].node_hour.date}"
-    origins["priced"] = f"{dates}; {prices.currency}, list prices"
+    basis = "given" if options.cpu_hour else prices.cpu_hour.basis
+    vcpu = f"an hour of a vCPU {prices.cpu_hour.amount:g} {prices.currency}, {basis}"
+    origins["priced"] = f"{dates}, list prices; {vcpu}"
     origins["besides"] = ELSE_DECIDES
     return origins
 

@@ -23,6 +23,7 @@ from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
+from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores import rounds
@@ -270,6 +271,34 @@ def test_cpu_at_full_load_is_not_compared_with_that_of_a_mostly_idle_service() -
     assert comparison.verdicts["CPU"] == "files least; Redis 1.5 times (1.5 to 1.5)"
     assert [row.mark for row in comparison.rows if row.figure == "CPU a request"] == ["", "", "~"]
     assert "takes more CPU a read than full load" in comparison.used_marks["~"]
+
+
+def test_the_price_of_cpu_is_named_with_its_basis() -> None:
+    """The cost of files is that of CPU alone, at an assumed price, and was said to be by list prices."""
+    files = store_runs("files", "file:///a", steady(0.002))
+    amount = load_prices().cpu_hour.amount
+    assert summary(files).origins["priced"].endswith(f"an hour of a vCPU {amount:g} USD, assumed")
+    given = summary(files, options=StoresOptions(cpu_hour=0.1))
+    assert given.origins["priced"].endswith("an hour of a vCPU 0.1 USD, given")
+
+
+def test_cost_of_a_billion_reads_is_cpu_and_the_price_of_the_store() -> None:
+    """Computed apart from the product: 50 µs of CPU are 13.9 hours, a month has 730 hours, and Redis two nodes."""
+    rate = 2_000
+    prices = load_prices()
+    reads_a_month = rate * 730 * 3600
+    comparison = summary(
+        store_runs("files", "file:///a", steady(0.002), 50.0),
+        store_runs("Redis", "redis://a", steady(0.002), 50.0),
+        store_runs("Cosmos emulator", EMULATED, steady(0.002), 50.0),
+        options=StoresOptions(rate=str(rate)),
+    )
+    cpu_us = 50.0 * 1.025  # the mean of six rounds, each 1 % above the one before
+    cpu_usd = cpu_us * 1e9 / 1e6 / 3600 * prices.cpu_hour.amount
+    redis_usd = 2 * prices.redis[0].node_hour.amount * 730 / reads_a_month * 1e9
+    cosmos_usd = 29 * prices.ru_hour.amount * 730 / reads_a_month * 1e9  # 2,000 RU/s at 70 % use, in hundreds
+    costs = [row.value for row in comparison.rows if row.figure == "cost of a billion reads"]
+    assert costs == pytest.approx([cpu_usd, cpu_usd + redis_usd, cpu_usd + cosmos_usd], rel=1e-4)
 
 
 def test_emulator_latency_is_assumed_and_decides_nothing() -> None:
