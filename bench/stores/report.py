@@ -10,6 +10,7 @@ from pathlib import Path
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform, Zipf
+from hotplate.bench.loadgen.result import Histogram
 from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
 from hotplate.bench.outcome import EMULATED_CHARGES, SEE_BELOW, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
@@ -179,7 +180,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         },
         origins=_origins(options, stores, measured, prices),
         plots=tuple(plots(stores)),
-        notes=(*notes, *_too_few_answers(stores)),
+        notes=(*notes, *_too_few_answers(stores), *_late(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate)),
         broken=tuple(chain.from_iterable(store.complaints for store in measured.stores)),
         failures=tuple(_failures(options, measured)),
@@ -272,6 +273,16 @@ def _too_few_answers(stores: Sequence[Summary]) -> Iterator[str]:
     few = [name for name in PERCENTILES if name in names]
     if few:
         yield f"{' and '.join(few)}: too few answers; a longer --budget or more rounds (--repeat) give more."
+
+
+def _late(stores: Sequence[Summary]) -> Iterator[str]:
+    """Yield a note on stores of which most of the p99 is the load generator's delay."""
+    for store in stores:
+        p99_us = store.latencies["p99"].value
+        late_us = Histogram.merged(result.lag for result in store.store.results).percentile_us(99)
+        if store.has_own_latency and p99_us is not None and late_us > p99_us / 2:
+            late = format_value(late_us, "us")
+            yield f"{store.name}: the generator itself was {late} late at p99; that is part of the latencies."
 
 
 def plots(stores: Sequence[Summary]) -> list[Plot]:

@@ -273,6 +273,14 @@ def test_cpu_at_full_load_is_not_compared_with_that_of_a_mostly_idle_service() -
     assert "takes more CPU a read than full load" in comparison.used_marks["~"]
 
 
+def test_a_latency_that_is_mostly_the_generators_delay_is_named() -> None:
+    late = [delayed(result, 0.005) for result in steady(0.001)]
+    comparison = summary(store_runs("files", "file:///a", late), store_runs("Redis", "redis://a", steady(0.002)))
+    assert [note for note in comparison.notes if "late at p99" in note] == [
+        "files: the generator itself was 5 ms late at p99; that is part of the latencies."
+    ]
+
+
 def test_the_price_of_cpu_is_named_with_its_basis() -> None:
     """The cost of files is that of CPU alone, at an assumed price, and was said to be by list prices."""
     files = store_runs("files", "file:///a", steady(0.002))
