@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import polars as pl
@@ -25,7 +26,7 @@ _ISO_FORMATS = (
     "%Y%m%d",
 )
 # Other times are numbers in another format.
-EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1971, 2100))  # noqa: DTZ001 -- naive UTC
+START_OF_1970, EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1970, 1971, 2100))  # noqa: DTZ001 -- naive UTC
 # In order of preference, without case, spaces and punctuation.
 _COMMON_NAMES = {
     "user": "user uid username customer visitor member client account reviewer listener reader",
@@ -118,22 +119,44 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
     return None
 
 
-def time_format(sample: pl.Series) -> str:
-    """Return the format that reads most values of *sample* as times of 1971 to 2100.
+def usual_time(name: str, dtype: pl.DataType, sample: pl.Series) -> pl.Expr:
+    """Return an expression that reads the column *name* as `read_time`, each value as ISO 8601 or a time since 1970.
 
-    It is EPOCH (numbers of seconds since 1970) or a format of strptime for ISO 8601.
+    The format that reads most values of *sample* is tried first.
     """
-    if sample.is_empty():
-        return EPOCH
+    if _is_date(dtype):
+        return read_time(name, dtype, EPOCH)
 
     counts = dict[str, int]()
     for layout in (EPOCH, *_ISO_FORMATS):
-        time = read_time(sample.name, sample.dtype, layout)
-        is_plausible = time.is_between(EARLIEST, _LATEST)
-        counts[layout] = int(sample.to_frame().select(is_plausible.sum()).item())
+        counts[layout] = int(_is_plausible(_times_of(sample, layout)).sum())
         if counts[layout] == len(sample):
-            return layout
-    return max(counts, key=lambda layout: counts[layout])
+            break
+    first = max(counts, key=lambda layout: counts[layout])
+    return pl.col(name).map_batches(
+        partial(_usual_times, first=first), return_dtype=pl.Datetime("us"), is_elementwise=True
+    )
+
+
+def _usual_times(values: pl.Series, first: str) -> pl.Series:
+    """Read *values* in the format *first*, and the others in the format that makes them a time of 1971 to 2100."""
+    times = _times_of(values, first)
+    for layout in (*_ISO_FORMATS, EPOCH):
+        unread = (values.is_not_null() & times.is_null()).arg_true()
+        if unread.is_empty():
+            break
+        others = _times_of(values.gather(unread), layout)
+        times = times.scatter(unread, others.set(~_is_plausible(others), None))
+    return times
+
+
+def _times_of(values: pl.Series, layout: str) -> pl.Series:
+    return values.to_frame().select(read_time(values.name, values.dtype, layout)).to_series()
+
+
+def _is_plausible(times: pl.Series) -> pl.Series:
+    """Return which times are not those of numbers in another format; the start of 1970 stands for a missing time."""
+    return times.is_between(EARLIEST, _LATEST) | (times == START_OF_1970)
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
@@ -143,7 +166,7 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
     EPOCH (numbers of seconds since 1970) or a format of strptime. Values in another format become null.
     """
     column = pl.col(name)
-    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
+    if _is_date(dtype):
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
             column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return column.cast(pl.Datetime("us"))
@@ -158,6 +181,10 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
 
     # With a zone in the format, polars converts to UTC and marks the type with it.
     return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
+
+
+def _is_date(dtype: pl.DataType) -> bool:
+    return dtype == pl.Date or isinstance(dtype, pl.Datetime)
 
 
 def number_in(text: str) -> float | None:

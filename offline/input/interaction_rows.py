@@ -9,7 +9,7 @@ from typing import NamedTuple
 import polars as pl
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.input.columns import EARLIEST, NO_TIMES, choose_columns, usual_column
+from hotplate.offline.input.columns import EARLIEST, NO_TIMES, START_OF_1970, choose_columns, usual_column
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.filters import Filter
 from hotplate.offline.input.notes import UNKNOWN_EVENT
@@ -26,7 +26,6 @@ _BAD_WEIGHT = "weight that is not a number"
 _BAD_QUANTITY = "quantity that is not a number"
 _FUTURE_TIME = "in the future"
 _USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
-_START_OF_1970 = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive UTC
 
 
 class InputOptions(NamedTuple):
@@ -221,7 +220,7 @@ def _add_time(schema: RowSchema, column: str) -> None:
     """
     time = schema.table.time(column)
     schema.values["time"] = pl.when(time >= EARLIEST).then(time)
-    schema.values["timeless"] = schema.table.is_absent(column) | (time == _START_OF_1970).fill_null(value=False)
+    schema.values["timeless"] = schema.table.is_absent(column) | (time == START_OF_1970).fill_null(value=False)
 
     # In conditions, `pl.col` names a value of the schema: here the two from above.
     layout = schema.table.form.time_format or _USUAL_TIMES

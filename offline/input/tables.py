@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import NULL_VALUES, NUMBERED, read_time, time_format
+from hotplate.offline.input.columns import NULL_VALUES, NUMBERED, read_time, usual_time
 from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.options import Format
@@ -100,16 +100,16 @@ class Table:
         return pl.when(~self.is_absent(name)).then(number)
 
     def time(self, name: str) -> pl.Expr:
-        """Return the column *name* as a time in UTC, without a zone; null if it is not in the expected format.
+        """Return the column *name* as a time in UTC, without a zone; null if it cannot be read.
 
-        The format is the one given in `form`, or else the one that reads most of the first values.
+        The format is the one given in `form`, or else ISO 8601 or a time since 1970, by value.
         """
-        layout = self.form.time_format
-        if layout is None:
-            with data_errors(self.file, [self.file]):
-                present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
-                layout = time_format(present.get_column(name))
-        return read_time(name, self.schema[name], layout)
+        dtype = self.schema[name]
+        if self.form.time_format is not None:
+            return read_time(name, dtype, self.form.time_format)
+        with data_errors(self.file, [self.file]):
+            present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
+        return usual_time(name, dtype, present.get_column(name))
 
     def describe_rows(self, rows: Sequence[int], column: str) -> list[DescribedRow]:
         """Describe each of *rows* by file, row number, column and value, as `log.csv, row 7, column 'price': 'abc'`.

@@ -256,6 +256,23 @@ def test_times_without_seconds_are_read(text: str, tmp_path: Path) -> None:
     )
 
 
+def test_a_column_may_mix_layouts_of_times(tmp_path: Path) -> None:
+    texts = ["2023-11-14T22:13:00Z"] * 1500  # more than the sample that the first layout is chosen by
+    texts += ["2023-11-14T22:13", "2023-11-14 23:13:00.5+01:00", "2023-11-14", "20231114T2213Z", "1700000000000", "0"]
+    rows = "".join(f"u{number},i,{text}\n" for number, text in enumerate(texts))
+    read = read_interactions(write(tmp_path / "a.csv", f"user,item,time\n{rows}"), form=Format(max_bad_rows=0))
+    minute = datetime(2023, 11, 14, 22, 13)  # noqa: DTZ001 -- naive UTC
+    last = read.log.filter(pl.col("user").cast(pl.String).is_in([f"u{number}" for number in range(1500, 1506)]))
+    assert last.sort(pl.col("user").cast(pl.String)).get_column("time").to_list() == [
+        minute,
+        minute + timedelta(milliseconds=500),
+        datetime(2023, 11, 14),  # noqa: DTZ001 -- naive UTC
+        minute,
+        minute + timedelta(seconds=20),
+        None,
+    ]
+
+
 @pytest.mark.parametrize("dtype", [pl.Int64, pl.Float64, pl.String])
 def test_days_as_eight_digits_are_read(dtype: pl.DataType, tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": ["u", "v"], "item": ["i", "j"], "date": pl.Series([20260102, 20260103]).cast(dtype)})
