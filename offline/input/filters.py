@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import polars as pl
@@ -15,6 +16,11 @@ _COMPARISONS = {
     "=": pl.Expr.eq_missing, "==": pl.Expr.eq_missing, "!=": pl.Expr.ne_missing,
     ">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le,
 }  # fmt: skip
+_MONTH_PATTERN = re.compile(r"\d{4}-\d\d")
+_QUOTED_PATTERN = re.compile(r"([\"']).*\1", re.DOTALL)
+_BOOLEANS = {"true": "1", "false": "0"}
+# Larger numbers are compared as floats.
+_MAX_WHOLE = 2**126
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +36,83 @@ class Filter:
         """Return the filter (`column`, `operator` and `value`) as a condition over the columns of *table*.
 
         `~`, `!~`    search the text with the value as a regular expression
-        `<`, `>=` …  compare numbers if the value is one, else texts that begin with a digit (dates)
-        `=`, `!=`    compare numbers in columns of floats, else texts, where a missing value is an empty text
+        `<`, `>=` …  compare numbers if the value is one, else times
+        `=`, `!=`    compare texts in columns of texts, where a missing value is an empty text, else numbers or times
 
-        The condition is never null, also for a missing value. Raises DataError for a missing column.
+        The condition is never null, also for a missing value. Raises DataError for a missing column, SettingError for a
+        value that cannot be compared with the column.
         """
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
-        text = table.text(name)
-
-        if "~" in self.operator:
-            matches = text.str.contains(self.value).fill_null(value=False)
-            return matches if self.operator == "~" else ~matches
-
-        compare = _COMPARISONS[self.operator]
-        number = number_in(self.value)
         dtype = table.schema[name]
 
-        if self.operator[0] in "<>":
-            if number is not None:
-                is_met = compare(table.number(name), pl.lit(number))
-            else:
-                dates = pl.when(text.str.contains(r"^\d")).then(text)
-                is_met = compare(dates, pl.lit(self.value))
-            return is_met.fill_null(value=False)
+        if "~" in self.operator:
+            matches = table.text(name).str.contains(self.value).fill_null(value=False)
+            return matches if self.operator == "~" else ~matches
 
-        if number is None or not dtype.is_numeric():
-            return compare(text.fill_null(""), pl.lit(self.value))
-        if dtype.is_integer():
-            # As texts: floats beyond 2**53 do not hold every id.
-            return compare(text.fill_null(""), pl.lit(f"{Decimal(self.value).normalize():f}"))
-        return compare(table.number(name), pl.lit(number))  # 2.5 equals 2.50
+        is_order = self.operator[0] in "<>"
+        is_date = dtype == pl.Date or isinstance(dtype, pl.Datetime)
+        is_number = dtype.is_numeric() or dtype == pl.Boolean
+        if not (is_order or ((is_date or is_number) and self.value)):
+            return _COMPARISONS[self.operator](table.text(name).fill_null(""), pl.lit(self.value))
+
+        value = self.value
+        if dtype == pl.Boolean:
+            value = _BOOLEANS.get(value.lower(), value)
+        time = _time_in(value)
+        if number_in(value) is not None and not is_date:
+            is_met = self._compare_numbers(table, name, value)
+        elif time is not None:
+            is_met = self._compare(table.time(name), pl.lit(time, pl.Datetime("us")))
+        else:
+            raise SettingError(
+                f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} is of "
+                f"type {dtype}; write a date as 2026-01-31, a number as 1000 or 2.5, true or false, or nothing for a "
+                "missing value."
+            )
+        return is_met.fill_null(value=False)
+
+    def _compare_numbers(self, table: Table, name: str, value: str) -> pl.Expr:
+        """Compare the column *name* with a number; null for values that are not numbers, if the operator is an order.
+
+        Whole numbers are compared exactly, as floats beyond 2**53 do not hold every id.
+        """
+        dtype = table.schema[name]
+        column = pl.col(name)
+        if dtype.is_float():
+            # The nearest value of the column's type: a float32 is never equal to 0.1.
+            return self._compare(column.fill_nan(None), pl.lit(float(value), dtype))
+
+        floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(value)))
+        number = Decimal(value)
+        if abs(number) > _MAX_WHOLE or number % 1 or (isinstance(dtype, pl.Decimal) and dtype.scale):
+            return floats
+
+        whole_number = pl.lit(int(number), pl.Int128)
+        if dtype.is_numeric() or dtype == pl.Boolean:
+            return self._compare(column.cast(pl.Int128), whole_number)
+        whole_numbers = column.cast(pl.String).str.strip_chars().cast(pl.Int128, strict=False)
+        return pl.coalesce(self._compare(whole_numbers, whole_number), floats)
+
+    def _compare(self, column: pl.Expr, value: pl.Expr) -> pl.Expr:
+        return _COMPARISONS[self.operator](column, value)
+
+
+def _time_in(text: str) -> datetime | None:
+    """Return a date, time or month in ISO 8601 as a naive time in UTC, or None."""
+    if _MONTH_PATTERN.fullmatch(text):
+        text += "-01"
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
 
 
 def parse_filter(text: str) -> Filter:
     """Parse a filter such as `quantity>0`: a column, one of `= != > >= < <= ~ !~`, and a value.
 
-    Raises SettingError if there is no operator, if `<`, `>` and the like compare with neither a number nor a date (a
-    text that begins with a digit), and if `~` has an invalid regular expression.
+    Raises SettingError if there is no operator, if `<`, `>` and the like compare with neither a number nor a date, if
+    the value is in quotes, and if `~` has an invalid regular expression.
     """
     parts = _FILTER_PATTERN.fullmatch(text)
     if parts is None:
@@ -76,8 +122,16 @@ def parse_filter(text: str) -> Filter:
     operator = parts[2]
     value = parts[3].strip()
 
-    if operator[0] in "<>" and number_in(value) is None and not value[:1].isdigit():
-        raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
+    if operator[0] in "<>" and number_in(value) is None and _time_in(value) is None:
+        raise SettingError(
+            f"The filter {text!r} compares with {value!r}, which is neither a number nor a date; write 1000, 2.5 or "
+            "2026-01-31."
+        )
+    if "~" not in operator and _QUOTED_PATTERN.fullmatch(value):
+        raise SettingError(
+            f"The filter {text!r} compares with a value in quotes; write {value[1:-1]!r} without them, or a regular "
+            "expression (~) if they belong to it."
+        )
     if "~" in operator:
         # polars compiles the expression.
         try:
