@@ -23,8 +23,10 @@ from hotplate.stores.encoding import MAX_ID_BYTES
 
 _MALFORMED_ROW = "malformed row"
 _MOST_ROWS_SHOWN = 5
-# Floats from 2**53 on, and what spreadsheets make of long numbers.
+# Texts of floats from 2**53 on, and what spreadsheets make of long numbers.
 _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
+# In a column of floats, `Table.text` keeps the point of whole numbers that the type rounds.
+_ROUNDED_FLOAT_PATTERN = r"\.0$|e\+"
 _ROUNDED_FAULT = "is a rounded number"
 _ROUNDED_ADVICE = ", so different ids may have become one; write ids as whole numbers or texts"
 
@@ -101,7 +103,9 @@ class RowSchema:
 
         for role, identifier in ids.items():
             fault = Fault(columns[role], _ROUNDED_FAULT, _ROUNDED_ADVICE)
-            self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
+            dtype = self.table.schema.get(columns[role])
+            pattern = _ROUNDED_FLOAT_PATTERN if dtype is not None and dtype.is_float() else _ROUNDED_PATTERN
+            self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(pattern), fault)
 
 
 def _reasons_in_order(schemas: Sequence[RowSchema]) -> list[str]:
@@ -310,9 +314,10 @@ def texts_by_role(
 
 
 def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare how to read *columns* as texts, by role; rows without an item are left out."""
-    texts = {role: table.text(column) for role, column in columns.items()}
-    return RowSchema(table, texts, left_out={"no item": pl.col("item").is_null()})
+    """Declare how to read *columns* as texts, by role; rows without an item are left out, and rounded ids are bad."""
+    schema = RowSchema(table, {role: table.text(column) for role, column in columns.items()})
+    schema.leave_out_bad_ids({"item": columns["item"]})
+    return schema
 
 
 def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:

@@ -24,6 +24,8 @@ _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
 # How a message shows a null.
 _MISSING = f"a missing value (empty or, in CSV, {', '.join(NULL_VALUES)})"
+# From these numbers on, the types do not hold every integer.
+_WHOLE_FLOATS: Mapping[pl.DataType, int] = {pl.Float16(): 2**11, pl.Float32(): 2**24, pl.Float64(): 2**53}
 _UUID_BYTES = 16
 _UUID_PATTERN = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
@@ -68,7 +70,7 @@ class Table:
             raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a text; name another.")
 
         if dtype.is_float():
-            return _text_of_float(column)
+            return _text_of_float(column, _WHOLE_FLOATS[dtype])
         text = column.cast(pl.String)
         if isinstance(dtype, pl.Decimal) and dtype.scale:
             return text.str.replace(r"\.0+$", "")
@@ -126,12 +128,12 @@ class Table:
         return described
 
 
-def _text_of_float(column: pl.Expr) -> pl.Expr:
+def _text_of_float(column: pl.Expr, limit: int) -> pl.Expr:
     """Return a column of floats as texts: `7.0` as `7`, `7.5` as `7.5`, NaN as null.
 
-    Numbers from 2**53 on keep their point, as a float does not hold every integer there.
+    Numbers from *limit* on keep their point, as the column's type does not hold every integer there.
     """
-    is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
+    is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < limit)
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     text = pl.when(is_whole).then(whole).otherwise(column.cast(pl.String))
     return pl.when(column.is_not_nan()).then(text)
@@ -352,10 +354,10 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
 
 
 def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
-    """Scan JSON lines, with numbers as texts; all lines tell the schema, as keys may appear late."""
+    """Scan JSON lines, with whole numbers as texts; all lines tell the schema, as keys may appear late."""
     schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
-    texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
-    return pl.scan_ndjson(source, schema=texts, row_index_name=ROW)
+    types = {name: dtype if dtype.is_nested() or dtype.is_float() else pl.String() for name, dtype in schema.items()}
+    return pl.scan_ndjson(source, schema=types, row_index_name=ROW)
 
 
 def _checked_json_line(line: str) -> bytes:

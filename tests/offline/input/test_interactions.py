@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.input.rows import read_text
 from hotplate.offline.options import Columns, Format
 from tests.support.interactions import pairs_of, write
 from tests.support.property import explored
@@ -436,6 +437,31 @@ def test_rounded_ids_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "c.csv", "user,item\n1.2346E+11,a\n1.2347E+11,b\n")
     with pytest.raises(DataError, match=r"'1\.2346E\+11' is a rounded number, so different ids may have become one"):
         read_interactions(file)
+
+
+@pytest.mark.parametrize("dtype", [pl.Float16, pl.Float32, pl.Float64])
+def test_float_ids_are_read_as_far_as_their_type_holds_every_integer(dtype: pl.DataType, tmp_path: Path) -> None:
+    limit = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}[dtype]
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"user": ["u", "v"], "item": pl.Series([limit - 1, 1 - limit], dtype=dtype)}).write_parquet(path)
+    assert {item for _, item, _ in pairs_of(read_interactions(path))} == {str(limit - 1), str(1 - limit)}
+    pl.DataFrame({"user": ["u", "v"], "item": pl.Series([limit, limit + 1], dtype=dtype)}).write_parquet(path)
+    with pytest.raises(DataError, match=rf"row 1, column 'item': {limit}\.0 is a rounded number"):
+        read_interactions(path)
+    with pytest.raises(DataError, match=rf"row 1, column 'item': {limit}\.0 is a rounded number"):
+        read_text(path, ["item"])
+
+
+def test_float_ids_in_json_are_refused_where_they_are_rounded(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"user": 1.0, "item": "a"}\n{"user": 9007199254740993.0, "item": "b"}\n')
+    with pytest.raises(DataError, match=r"row 2, column 'user': 9007199254740992\.0 is a rounded number"):
+        read_interactions(file)
+
+
+@pytest.mark.parametrize("user", ["9007199254740993", "18446744073709551615", "123456789012345678901234567890"])
+def test_whole_ids_in_json_are_kept(user: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", f'{{"user": {user}, "item": 1.0}}\n{{"user": 7, "item": 2.0}}\n')
+    assert pairs_of(read_interactions(file)) == [*sorted([(user, "1", 1.0), ("7", "2", 1.0)])]
 
 
 def test_ids_resembling_rounded_numbers_are_kept(tmp_path: Path) -> None:
