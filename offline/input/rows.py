@@ -26,7 +26,7 @@ _MOST_ROWS_SHOWN = 5
 # Texts of floats from 2**53 on, and what spreadsheets make of long numbers.
 _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 # In a column of floats, `Table.text` keeps the point of whole numbers that the type rounds.
-_ROUNDED_FLOAT_PATTERN = r"\.0$|e\+"
+_ROUNDED_FLOAT_PATTERN = r"\.0$|e\+|inf"
 _ROUNDED_FAULT = "is a rounded number"
 _ROUNDED_ADVICE = ", so different ids may have become one; write ids as whole numbers or texts"
 

@@ -450,6 +450,9 @@ def test_float_ids_are_read_as_far_as_their_type_holds_every_integer(dtype: pl.D
         read_interactions(path)
     with pytest.raises(DataError, match=rf"row 1, column 'item': {limit}\.0 is a rounded number"):
         read_text(path, ["item"])
+    pl.DataFrame({"user": ["u", "v"], "item": pl.Series([math.inf, 1], dtype=dtype)}).write_parquet(path)
+    with pytest.raises(DataError, match="row 1, column 'item': inf is a rounded number"):
+        read_interactions(path)
 
 
 def test_float_ids_in_json_are_refused_where_they_are_rounded(tmp_path: Path) -> None:
