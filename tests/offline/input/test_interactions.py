@@ -439,9 +439,10 @@ def test_rounded_ids_are_refused(tmp_path: Path) -> None:
         read_interactions(file)
 
 
-@pytest.mark.parametrize("dtype", [pl.Float16, pl.Float32, pl.Float64])
-def test_float_ids_are_read_as_far_as_their_type_holds_every_integer(dtype: pl.DataType, tmp_path: Path) -> None:
-    limit = {pl.Float16: 2**11, pl.Float32: 2**24, pl.Float64: 2**53}[dtype]
+@pytest.mark.parametrize(("dtype", "limit"), [(pl.Float16, 2**11), (pl.Float32, 2**24), (pl.Float64, 2**53)])
+def test_float_ids_are_read_as_far_as_their_type_holds_every_integer(
+    dtype: pl.DataType, limit: int, tmp_path: Path
+) -> None:
     path = tmp_path / "a.parquet"
     pl.DataFrame({"user": ["u", "v"], "item": pl.Series([limit - 1, 1 - limit], dtype=dtype)}).write_parquet(path)
     assert {item for _, item, _ in pairs_of(read_interactions(path))} == {str(limit - 1), str(1 - limit)}
