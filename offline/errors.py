@@ -1,7 +1,8 @@
 """Errors of the offline room.
 
 DataError                the input cannot be used
-└── MemoryShortage       the process has too little free memory
+├── MemoryShortage       the process has too little free memory
+└── ModelUnusable        a model has to be trained or copied again
 SettingError             an option is invalid
 GateFailed               a gate keeps the written lists from going live
 """
@@ -21,6 +22,10 @@ class DataError(Exception):
 
 class MemoryShortage(DataError):
     """The process has too little free memory, which may change; the message says how much is needed."""
+
+
+class ModelUnusable(DataError):
+    """A model folder is missing, incomplete, damaged or of another format: reading it again would not help."""
 
 
 class SettingError(Exception):

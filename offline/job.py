@@ -17,7 +17,7 @@ import msgspec
 import xxhash
 from msgspec import UNSET
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, ModelUnusable
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import describe, load
@@ -281,9 +281,10 @@ class Attempt:
     def _train_model(self, folder: RunFolder) -> None:
         """Train the model of the run, unless an earlier attempt or run did.
 
-        A model that is damaged, or has the format of another version, is trained again.
+        A model that is damaged, or has the format of another version, is trained again; one that cannot be read at
+        present is kept, and fails the attempt.
         """
-        with suppress(DataError):
+        with suppress(ModelUnusable):
             describe(folder.model)
             return
         with folder.step("train") as within:
@@ -348,13 +349,13 @@ class Attempt:
     def _load_lists(self, folder: RunFolder) -> dict[str, ModelLists]:
         """Load the models of all lists of the release, and return the lists by name, "" for the default one.
 
-        The run's model is in *folder*; if it cannot be loaded, the next attempt begins a new run, which trains. Another
-        list may have another model, which exists already.
+        The run's model is in *folder*; if it is damaged, the next attempt begins a new run, which trains. Another list
+        may have another model, which exists already.
         """
         job = self._job
         try:
             model = load(folder.model)
-        except DataError:
+        except ModelUnusable:
             folder.record(replace(folder.run, is_abandoned=True, training=""))
             raise
 

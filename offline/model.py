@@ -10,26 +10,31 @@ popular.parquet             popular lists [segment, item, score]; the overall on
 """
 
 import errno
+import hashlib
 import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple, TypeAlias, TypeVar
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from msgspec import UNSET, UnsetType
 from scipy.sparse import csr_matrix
-from xxhash import xxh3_64_hexdigest
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
-from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.errors import DataError, MemoryShortage, ModelUnusable, SettingError
 from hotplate.offline.evaluate.records import EvaluationRecord, SearchRecord, json_values, read_evaluation
 from hotplate.offline.input.history import History, Weighing, Weighting
 from hotplate.offline.input.matrix import LeftOut, Matrix
@@ -215,7 +220,8 @@ def check_target(path: Path) -> None:
 def load(path: Path | str) -> Model:
     """Read a model folder, again if it is replaced meanwhile.
 
-    Raises DataError if it is missing, damaged, or of another format, SettingError for a URL.
+    Raises ModelUnusable if it is missing, damaged, or of another format, DataError if it cannot be read at present, and
+    SettingError for a URL.
     """
     return _read_unreplaced(_checked_path(path), _load)
 
@@ -269,13 +275,14 @@ def _replaced_by_writers(path: Path) -> Iterator[Path]:
 def _load(path: Path) -> Model:
     """Read a model from its folder *path*.
 
-    Raises DataError if files cannot be read, or contradict each other or the description.
+    Raises DataError if files cannot be read, ModelUnusable if they contradict each other or the description.
     """
     description = _describe(path)
     with _load_errors(path):
+        _check_digests(path, description)
         params = params_from(description.engine, description.params)
-        items = pl.read_parquet(path / "items.parquet", glob=False)
-        users = pl.read_parquet(path / "users.parquet", glob=False)
+        items = _read_table(path / "items.parquet")
+        users = _read_table(path / "users.parquet")
 
         interactions = _read_arrays(path / "user_items.npz")
         user_items = _csr_matrix(interactions, (users.height, items.height))
@@ -288,7 +295,7 @@ def _load(path: Path) -> Model:
         )
 
         titled = items.drop_nulls("title")
-        popular = _read_popular(path / "popular.parquet")
+        popular = _read_popular(path / "popular.parquet", items.height)
         return Model(
             ranker=_read_ranker(path, params, user_items.shape),
             matrix=matrix,
@@ -348,6 +355,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     metrics   `evaluation` as JSON
     versions  of hotplate and of libraries, by name
     files     sizes in bytes, by name
+    digests   of the files, by name
+    digest    of the other fields; earlier versions wrote neither
     """
 
     format: int
@@ -366,6 +375,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     python: str
     files: dict[str, int]
+    digests: dict[str, str] | UnsetType = UNSET
+    digest: str | UnsetType = UNSET
 
     @property
     def evaluation(self) -> EvaluationRecord | None:
@@ -381,47 +392,77 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 def describe(path: Path) -> Description:
     """Return the description of a model folder, its file model.json, after a check of the sizes of all files.
 
-    It is read again if the folder is replaced meanwhile. Raises DataError for a folder that is missing, is no model, is
-    damaged, or has another format.
+    It is read again if the folder is replaced meanwhile. Raises ModelUnusable for a folder that is missing, is no
+    model, is damaged, or has another format, and DataError if it cannot be read at present.
     """
     return _read_unreplaced(path, _describe)
 
 
 def _describe(path: Path) -> Description:
-    if not path.is_dir():
-        former = next(_replaced_by_writers(path), None)
-        if former is not None:
-            raise DataError(
-                f"There is no model folder {path}, as a writer was killed while it replaced the model. The former one "
-                f"is {former}; rename it to {path.name}, or train again."
-            )
-        if path.is_file():
-            raise DataError(f"{path} is a file, not a model folder; hotplate train {path} --out FOLDER makes one.")
-        raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
-    if not (path / _DESCRIPTION).is_file():
-        raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
-
-    with _load_errors(path):
+    with _load_errors(path / _DESCRIPTION):
+        _check_folder(path)
         fields = msgspec.json.decode((path / _DESCRIPTION).read_bytes())
         _check_format(path, fields.get("format") if isinstance(fields, dict) else None)
+        if fields.get("digest", UNSET) not in (UNSET, _digest_of_fields(fields)):
+            raise _damaged(path / _DESCRIPTION, "it has other fields than were written")
         description = msgspec.convert(fields, Description)
         params_from(description.engine, description.params)  # raises an error for unknown ones
 
         for name, size in description.files.items():
             if (path / name).stat().st_size != size:
-                raise DataError(
+                raise ModelUnusable(
                     f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
                 )
     return description
 
 
+def _check_folder(path: Path) -> None:
+    """Raise ModelUnusable unless *path* is a folder with a description."""
+    if not path.is_dir():
+        former = next(_replaced_by_writers(path), None)
+        if former is not None:
+            raise ModelUnusable(
+                f"There is no model folder {path}, as a writer was killed while it replaced the model. The former one "
+                f"is {former}; rename it to {path.name}, or train again."
+            )
+        if path.is_file():
+            raise ModelUnusable(f"{path} is a file, not a model folder; hotplate train {path} --out FOLDER makes one.")
+        raise ModelUnusable(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
+    if not (path / _DESCRIPTION).is_file():
+        raise ModelUnusable(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
+
+
 def _check_format(path: Path, number: object) -> None:
-    """Raise DataError for the model of another format."""
+    """Raise ModelUnusable for the model of another format."""
     if number != FORMAT:
         advice = "upgrade hotplate" if isinstance(number, int) and number > FORMAT else "train it again"
-        raise DataError(
+        raise ModelUnusable(
             f"The model {path} has the format {number or 'unknown'}; this hotplate reads {FORMAT}: {advice}."
         )
+
+
+def _check_digests(path: Path, description: Description) -> None:
+    """Raise ModelUnusable for a file that has changed since it was written; earlier versions wrote no digests."""
+    digests = {} if description.digests is UNSET else description.digests
+    for name, written in digests.items():
+        if _digest_of_file(path / name) != written:
+            raise _damaged(path / name, "it has other bytes than were written")
+
+
+def _digest_of_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, xxh3_64).hexdigest()
+
+
+def _digest_of_fields(fields: Mapping[str, Any]) -> str:
+    """Return a digest of the JSON values of a description without its own digest."""
+    digested = {name: value for name, value in fields.items() if name != "digest"}
+    return xxh3_64_hexdigest(json.dumps(digested, sort_keys=True).encode())
+
+
+def _damaged(path: Path, reason: str) -> ModelUnusable:
+    """Return the error for a model folder, or a file of one."""
+    return ModelUnusable(f"The model {path} is incomplete or damaged ({reason}); train or copy it again.")
 
 
 def _timestamp(time: datetime) -> str:
@@ -432,7 +473,9 @@ def _write_files(model: Model, folder: Path) -> None:
     """Write the files of *model* into an empty folder, the description last, and flush them to the disk."""
     _write_tables(model, folder)
     _write_ranker(model.ranker, model.params, folder)
-    text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    fields = _description(model, folder).to_json()
+    fields["digest"] = _digest_of_fields(fields)
+    text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / _DESCRIPTION).write_bytes(f"{text}\n".encode())
     for file in folder.iterdir():
         flush(file)
@@ -456,8 +499,9 @@ def _write_tables(model: Model, folder: Path) -> None:
 
 
 def _description(model: Model, folder: Path) -> Description:
-    """Return the description of a model, with the sizes of its files, which are in *folder* already."""
+    """Return the description of a model, with sizes and digests of its files, which are in *folder* already."""
     matrix = model.matrix
+    files = [file for file in sorted(folder.iterdir()) if file.name != LOCK]
     return Description(
         format=FORMAT,
         engine=engine_of(model.params),
@@ -469,10 +513,13 @@ def _description(model: Model, folder: Path) -> Description:
         data=model.data,
         repeats=model.repeats,
         matrix=matrix.left_out,
-        **matrix.counts,
+        users=len(matrix.user_ids),
+        items=len(matrix.item_ids),
+        pairs=int(matrix.user_items.nnz),
         versions={name: version(name) for name in _VERSIONED},
         python=platform.python_version(),
-        files={file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
+        files={file.name: file.stat().st_size for file in files},
+        digests={file.name: _digest_of_file(file) for file in files},
     )
 
 
@@ -497,7 +544,7 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     """Read the arrays that an engine (the algorithm of *params*) has learned from a model's folder.
 
     A sparse matrix is a file NAME.npz, any other array NAME.npy. *shape* is the number of users and of items. Raises
-    DataError for an array of another shape.
+    ModelUnusable for an array of another shape.
     """
     users, items = shape
     recent = None if recency_of(params) is None else _read_array(path, "recent", items)
@@ -515,10 +562,10 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
 
 
 def _read_array(path: Path, name: str, length: int) -> Array:
-    """Read an array of the model folder *path*; DataError if it has another length."""
+    """Read an array of the model folder *path*; ModelUnusable if it has another length."""
     array: Array = np.load(path / f"{name}.npy", allow_pickle=False)
-    if len(array) != length:
-        raise DataError(f"The parts of the model {path} do not belong together; train it again.")
+    if array.shape[:1] != (length,):
+        raise ModelUnusable(f"The parts of the model {path} do not belong together ({name}.npy); train it again.")
     return array
 
 
@@ -537,8 +584,9 @@ def _arrays_of(pairs: UserItems) -> Arrays:
 
 
 def _csr_matrix(arrays: Arrays, shape: tuple[int, int]) -> UserItems:
-    """Return the csr_matrix of such arrays, which are canonical."""
+    """Return the csr_matrix of such arrays, which are canonical; ValueError for places outside of *shape*."""
     pairs = csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
+    pairs.check_format(full_check=True)
     pairs.has_canonical_format = True
     return pairs
 
@@ -594,22 +642,40 @@ def _popular_frame(model: Model) -> pl.DataFrame:
     )
 
 
-def _read_popular(path: Path) -> dict[str | None, Popular]:
-    """Return the lists by segment; the overall one has None."""
+def _read_popular(path: Path, items: int) -> dict[str | None, Popular]:
+    """Return the lists by segment; the overall one has None. Raises ValueError for numbers beyond those of *items*."""
+    lists = _read_table(path)
+    if not lists.get_column("item").is_between(0, items - 1).all():
+        raise ValueError(f"{path.name} has unknown items")
+
     popular = dict[str | None, Popular]()
-    for (segment,), rows in pl.read_parquet(path, glob=False).group_by("segment", maintain_order=True):
+    for (segment,), rows in lists.group_by("segment", maintain_order=True):
         popular[segment] = Popular(rows["item"].to_numpy(), rows["score"].to_numpy())
     return popular
 
 
+def _read_table(path: Path) -> pl.DataFrame:
+    """Read a Parquet file as a whole, as a failing disk would kill a process that has mapped it."""
+    return pl.read_parquet(BytesIO(path.read_bytes()))
+
+
 @contextmanager
 def _load_errors(path: Path) -> Iterator[None]:
+    """Raise errors of reading a model as ModelUnusable, and those that may pass as another DataError."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise _damaged(path, reason_of(error)) from error
+    except OSError as error:
+        if error.errno is None:  # of numpy, for a cut file
+            raise _damaged(path, reason_of(error)) from error
+        raise DataError(f"The model {path} cannot be read at present: {error}; try again.") from error
+    except MemoryError as error:
+        raise MemoryShortage(f"The model {path} does not fit into the free memory; give the process more.") from error
+    except DataError as error:
+        raise ModelUnusable(str(error)) from error
     except (
-        *(OSError, EOFError, KeyError, TypeError, ValueError),
-        *(msgspec.MsgspecError, pl.exceptions.PolarsError),
+        *(BadZipFile, EOFError, KeyError, TokenError, TypeError, ValueError),
+        *(msgspec.MsgspecError, pl.exceptions.PanicException, pl.exceptions.PolarsError),
     ) as error:
-        raise DataError(
-            f"The model {path} is incomplete or damaged ({reason_of(error)}); train or copy it again."
-        ) from error
+        raise _damaged(path, reason_of(error)) from error

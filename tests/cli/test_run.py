@@ -20,8 +20,9 @@ import pytest
 
 from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import Description, describe
+from hotplate.offline.model import Description, describe, load, save
 from hotplate.offline.run_folder import locked_folder
+from hotplate.offline.train.als import Factors
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.connect import run_on
@@ -111,10 +112,12 @@ def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, t
     assert (gated["gates"][0]["passed"], "gates" in gated["seconds"]) == (True, True)
 
 
-def spoil(model: Path) -> None:
+def spoil(path: Path) -> None:
     """Give the items of a model one another's factors."""
-    path = model / "item_factors.npy"
-    np.save(path, np.random.default_rng(1).permutation(np.load(path)))
+    model = load(path)
+    assert isinstance(model.ranker, Factors)
+    factors = np.random.default_rng(1).permutation(model.ranker.item_factors)
+    save(replace(model, ranker=replace(model.ranker, item_factors=factors)), path)
 
 
 def test_bad_model_is_stopped_by_a_gate_and_live_release_stays(folder_url: str, tmp_path: Path) -> None:

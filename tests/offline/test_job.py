@@ -1,11 +1,14 @@
 """The jobs as functions: what a notebook or a task of a scheduler calls."""
 
 import asyncio
+import errno
+import os
 import subprocess
 import sys
 from ast import literal_eval
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 import pytest
@@ -84,6 +87,39 @@ def test_a_pipeline_is_run_once_for_each_state_of_its_data(tmp_path: Path) -> No
     pipeline.write_text("[trian]")
     with pytest.raises(hotplate.SettingError, match="may have the tables"):
         hotplate.run(pipeline)
+
+
+@pytest.mark.parametrize("name", ["model.json", "items.parquet", "similar.npz"])
+def test_a_run_keeps_a_model_that_cannot_be_read_for_a_moment(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample(users=40, items=20).write_csv(tmp_path / "clicks.csv")
+    pipeline = tmp_path / "nightly.toml"
+    train = '[train]\ndata = "clicks.csv"\nengine = "als"\nno_tune = true'
+    publish = f'[publish]\nstore = "file://{tmp_path / "store"}"\navailable = "available.csv"'
+    pipeline.write_text(f'{train}\n{publish}\n[run]\nwork = "work"\n')
+    (tmp_path / "available.csv").write_text("stock\n")
+    with pytest.raises(DataError, match="looks like the item"):  # after the training
+        hotplate.run(pipeline)
+    trained = [path.read_bytes() for path in (tmp_path / "work").glob("model-*/model.json")]
+    clicks = pl.read_csv(tmp_path / "clicks.csv")
+    clicks.select("item").unique().write_csv(tmp_path / "available.csv")
+
+    open_file = Path.open
+
+    def failing(file: Path, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- as of Path.open
+        if file.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return open_file(file, *arguments, **options)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "open", failing)
+        with pytest.raises(DataError, match=rf"cannot be read at present: .*{name}.*; try again"):
+            hotplate.run(pipeline)
+
+    done = hotplate.run(pipeline)
+    assert (done["outcome"], "train" in done["seconds"]) == ("published", False)
+    assert [path.read_bytes() for path in (tmp_path / "work").glob("model-*/model.json")] == trained
 
 
 class RegistryStandIn:

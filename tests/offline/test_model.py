@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, ModelUnusable
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import Model, load, save
@@ -152,6 +153,36 @@ def test_a_model_with_a_part_cut_or_missing_is_refused(
     assert name in str(raised.value)
 
 
+def test_a_changed_byte_of_any_part_is_refused_by_the_name_of_the_part(model: Model, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    for part in sorted((tmp_path / "model").iterdir()):
+        content = part.read_bytes()
+        for place in range(0, len(content), len(content) // 12):
+            part.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            if part.name == "model.json" and content[place : place + 1].isspace():
+                continue
+            with pytest.raises(ModelUnusable, match=re.escape(part.name)):
+                load(tmp_path / "model")
+        part.write_bytes(content)
+    assert load(tmp_path / "model").params == PARAMS
+
+
+def test_places_outside_of_a_matrix_are_refused_in_a_model_without_digests(model: Model, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    description = json.loads(file.read_text())
+    del description["digests"], description["digest"]  # as in a model of an earlier version
+    file.write_text(json.dumps(description))
+    assert load(tmp_path / "model").params == PARAMS
+
+    similar = tmp_path / "model" / "similar.npz"
+    arrays = dict(np.load(similar))
+    arrays["indices"][0] = 20
+    np.savez(similar, allow_pickle=False, **arrays)
+    with pytest.raises(ModelUnusable, match="incomplete or damaged"):
+        load(tmp_path / "model")
+
+
 @pytest.mark.parametrize("part", ["items.parquet", "gone.parquet"])
 def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
@@ -239,6 +270,7 @@ def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
     file = tmp_path / "model" / "model.json"
     np.save(tmp_path / "model" / "user_factors.npy", np.zeros((49, 4), dtype=np.float32))
     description = json.loads(file.read_text())
+    del description["digests"], description["digest"]  # as in a model of an earlier version
     description["files"]["user_factors.npy"] = (tmp_path / "model" / "user_factors.npy").stat().st_size
     file.write_text(json.dumps(description))
     with pytest.raises(DataError, match="do not belong together"):
