@@ -265,7 +265,7 @@ def evaluate_engine(
     served = measure_users(evaluated.as_served, parts.test)
 
     tested_lists = evaluated.lists[personal.users]
-    metrics = ListMetrics(**asdict(personal.metrics), coverage=coverage(tested_lists, parts.train.shape[1]))
+    metrics = ListMetrics(**asdict(personal.metrics), coverage=coverage(tested_lists, parts.train))
     if similar is not None:
         metrics = replace(
             metrics,

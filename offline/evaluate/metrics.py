@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.input.pairs import Indices, Mask, UserItems, has_items, items_per_user
+from hotplate.offline.input.pairs import Indices, Mask, UserItems, has_items, items_per_user, users_per_item
 
 # Low and high end of a 95 % interval; a plain tuple, as orjson writes no other.
 MetricInterval = tuple[float, float]
@@ -50,7 +50,7 @@ class RankingMetrics:
 class ListMetrics(RankingMetrics):
     """Metrics of lists and how they vary; None for what was not measured.
 
-    coverage         share of the items in any list
+    coverage         share of the items of train in any list
     list_similarity  mean similarity of two items of a list, as of `ItemSimilarity`
     new_items        share of places with items of the last days
     """
@@ -206,9 +206,15 @@ def fill_empty_lists(lists: Indices, popular: Indices) -> Indices:
     return served
 
 
-def coverage(lists: Indices, items: int) -> float:
-    """Return the share of *items* in any of the *lists*, -1 after the end of one."""
-    return len(np.unique(lists[lists >= 0])) / items
+def coverage(lists: Indices, train: UserItems) -> float:
+    """Return the share of the items of *train* that are in any of the *lists*, -1 after the end of one.
+
+    It is the catalogue coverage of Shani and Gunawardana (2010). Items without a user in *train* [users, items] cannot
+    be recommended, and do not count.
+    """
+    is_trained = users_per_item(train) > 0
+    listed_items = np.unique(lists[lists >= 0])
+    return float(np.count_nonzero(is_trained[listed_items]) / np.count_nonzero(is_trained))
 
 
 def measure_ratings(predicted: Values, actual: Values) -> RatingMetrics:

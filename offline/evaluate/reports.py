@@ -251,7 +251,7 @@ class Figures:
     popularity  of the popular items of the history, if it is known, else of the candidate's popular list, if known
     lead        of `as_served` over `popularity`
     pairs       of the truth; *seen_pairs* are also in the history, ratings of *predicted* have a score
-    coverage    of the items of the history
+    coverage    of the items of the history, None if it is not known
     """
 
     ranking: RankingMetrics
@@ -392,7 +392,7 @@ class Evaluator:
             pairs=int(self._test.nnz),
             seen_pairs=seen_pairs,
             predicted=0 if scored is None else scored.height,
-            coverage=None if self._history is None else coverage(lists, self._history.shape[1]),
+            coverage=None if self._history is None else coverage(lists, self._history),
         )
 
     def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics:

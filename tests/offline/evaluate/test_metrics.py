@@ -71,10 +71,12 @@ def test_ranking_metrics_match_trec_eval(case: Case) -> None:
 
 @settings(max_examples=40)
 @given(cases())
-def test_coverage_is_the_share_of_items_in_any_list(case: Case) -> None:
-    lists, _, k, items = case
+def test_coverage_is_the_share_of_the_items_of_train_in_any_list(case: Case) -> None:
+    lists, liked, k, items = case
+    trained = set[int]().union(*liked)
     listed = {item for items in lists for item in items if item >= 0}
-    assert coverage(np.array(lists, dtype=np.int32).reshape(len(lists), k), items) == len(listed) / items
+    share = coverage(np.array(lists, dtype=np.int32).reshape(len(lists), k), matrix_of(liked, items))
+    assert share == len(listed & trained) / len(trained)
 
 
 def test_interval_matches_the_textbook() -> None:
