@@ -129,7 +129,7 @@ def _attribute_schema(
     as its name may be in use. *kinds* are `number` or `text` by attribute. Rows with a missing or invalid id are left
     out.
     """
-    schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(table_number, pl.UInt16)})
+    schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(table_number, pl.UInt32)})
     for number, name in enumerate(names):
         is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
         schema.values[f"{number}"] = table.number(name) if is_number else table.text(name)

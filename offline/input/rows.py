@@ -220,17 +220,22 @@ class Rows:
         return sentences
 
     def _describe_bad_rows(self, reason: str) -> list[str]:
-        """Return a sentence on each of the first rows left out for *reason*: file, row number, value and fault.
+        """Return a sentence on some rows left out for *reason*: file, row number, value and fault.
 
-        Each table has its own fault: its columns may have other names, and malformed rows have too many fields in CSV,
-        or are not JSON objects.
+        The first row of each table comes before further ones, as each table may have its own cause. Each table has its
+        own fault: its columns may have other names, and malformed rows have too many fields in CSV, or are not JSON
+        objects.
         """
         sentences = list[str]()
         is_advised = False
-        first_rows = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
+        first_rows = (
+            self._rows_left_out(reason).select("file", ROW).group_by("file").head(_MOST_ROWS_SHOWN).sort("file", ROW)
+        )
+        place_in_file = pl.int_range(pl.len()).over("file")
+        shown_rows = first_rows.sort(place_in_file, "file").head(_MOST_ROWS_SHOWN).collect()
 
         # `file` is the number of the table in `_schemas`, and ROW the index of the row in it.
-        for (file,), rows in first_rows.group_by("file", maintain_order=True):
+        for (file,), rows in shown_rows.group_by("file", maintain_order=True):
             schema = self._schemas[file]
             fault = schema.bad.get(reason) or Fault(EXTRA, schema.table.malformed_fault)
             for row in schema.table.describe_rows(rows.get_column(ROW).to_list(), fault.column):
@@ -265,7 +270,7 @@ class Rows:
             reasons.append(pl.when(condition).then(pl.lit(reason, self._reasons)))
 
         # The conditions are in the order in which they apply, so the first reason that is not null counts.
-        marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=pl.coalesce(reasons))
+        marked = rows.with_columns(file=pl.lit(file, pl.UInt32), reason=pl.coalesce(reasons))
 
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
         return marked.drop(*is_left_out).with_columns(categories)

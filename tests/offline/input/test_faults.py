@@ -101,6 +101,16 @@ def test_advice_on_a_number_is_given_once_for_several_files_with_its_row(tmp_pat
     assert error.count("write a decimal point") == 1
 
 
+def test_bad_rows_of_each_file_are_shown(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path / f"{name}.csv", "user,item,weight\n" + f"u,i,{name}\n" * 9)
+    error = error_of(tmp_path)
+    for name, rows in (("a", (2, 3)), ("b", (2, 3)), ("c", (2,))):
+        for row in rows:
+            assert f"{name}.csv, row {row}, column 'weight': '{name}' is not a finite number" in error
+    assert error.count("is not a finite number") == 5
+
+
 @pytest.mark.parametrize(("name", "content", "sentence"), FILES, ids=[f"{name}-{said}" for name, _, said in FILES])
 def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence: str, tmp_path: Path) -> None:
     assert sentence in error_of(write(tmp_path / name, content))
