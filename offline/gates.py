@@ -21,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from hotplate.offline.errors import SettingError, read_toml, require_between
+from hotplate.offline.input.columns import number_in
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.errors import did_you_mean
 from hotplate.stores.origin import GateVerdict
@@ -139,13 +140,12 @@ def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]
     """
     gates = [] if path is None else list(parse_gates(read_toml(path), str(path)))
     for text in texts:
-        name, _, bound = text.partition("=")
-        if "<" in name or ">" in name:
-            bound = ""  # refused below, as the name says whether the bound is a minimum
-        try:
-            gates += parse_gates({name.strip(): float(bound)}, "--gate")
-        except ValueError as error:
-            raise SettingError(f"--gate: {text!r} is not NAME=BOUND, such as coverage=0.3.") from error
+        name, _, written_bound = text.partition("=")
+        bound = number_in(written_bound)
+        # The name says whether the bound is a minimum.
+        if bound is None or "<" in name or ">" in name:
+            raise SettingError(f"--gate: {text!r} is not NAME=BOUND, such as coverage=0.3.")
+        gates += parse_gates({name.strip(): bound}, "--gate")
     return tuple({gate.full_name: gate for gate in gates}.values())
 
 

@@ -174,7 +174,9 @@ class RunFolder:
             self.succeeded_at = state.succeeded_at
         except FileNotFoundError:
             pass
-        except (OSError, ValueError) as error:  # of msgspec, too
+        except OSError as error:
+            raise DataError(f"The state of the run cannot be read at present: {error}; try again.") from error
+        except ValueError as error:  # of msgspec, too
             raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 
     @property

@@ -138,7 +138,7 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
         read_gates(path)
     with pytest.raises(SettingError, match=r"absent\.toml cannot be read: No such file"):
         read_gates(tmp_path / "absent.toml")
-    for text in ("ndcg", "ndcg >= 0.99", "ndcg > 0.99", "ndcg == 0.99"):
+    for text in ("ndcg", "ndcg=0_2", "ndcg >= 0.99", "ndcg > 0.99", "ndcg == 0.99"):
         with pytest.raises(SettingError, match=f"'{text}' is not NAME=BOUND, such as coverage=0.3"):
             read_gates(None, [text])
 

@@ -89,7 +89,7 @@ def test_a_pipeline_is_run_once_for_each_state_of_its_data(tmp_path: Path) -> No
         hotplate.run(pipeline)
 
 
-@pytest.mark.parametrize("name", ["model.json", "items.parquet", "similar.npz"])
+@pytest.mark.parametrize("name", ["state.json", "model.json", "items.parquet", "similar.npz"])
 def test_a_run_keeps_a_model_that_cannot_be_read_for_a_moment(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
