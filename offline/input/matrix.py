@@ -113,6 +113,8 @@ def to_matrix(
     history = history_of_log(log, pair_of_row, shape, weighing or Weighing())
     all_pairs = history.matrix()
     user_items = history.k_core(all_pairs, min_per_user, min_per_item)
+    if not all_pairs.nnz:
+        raise DataError("Nothing is left of the rows kept: all that was bought was cancelled.")
     if not user_items.nnz:
         raise DataError(
             f"Nothing is left of {all_pairs.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) with a minimum "

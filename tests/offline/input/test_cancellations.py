@@ -56,6 +56,13 @@ def test_cancellation_reverts_the_latest_earlier_purchase_and_is_reported(tmp_pa
     assert ("u", "a", 1.0) in pairs_of(kept)
 
 
+def test_a_log_of_cancelled_purchases_alone_is_an_error_that_says_so(tmp_path: Path) -> None:
+    rows = "".join(f"{user},i,{quantity},2026-01-0{1 + (quantity < 0)}\n" for user in "uv" for quantity in (1, -1))
+    read = read_interactions(written(tmp_path, f"user,item,quantity,time\n{rows}"))
+    with pytest.raises(DataError, match="all that was bought was cancelled"):
+        to_matrix(read.log, weighing=read.weighing)
+
+
 def test_cancellations_reduce_weights_and_counts(tmp_path: Path) -> None:
     expected = {Columns(weight="quantity"): [3.0, 1.0, 1.0], Columns(count="invoice"): [0.75, 1.0, 2.0, 1.0]}
     for columns, weights in expected.items():
