@@ -129,7 +129,7 @@ def usual_time(name: str, dtype: pl.DataType, sample: pl.Series) -> pl.Expr:
 
     counts = dict[str, int]()
     for layout in (EPOCH, *_ISO_FORMATS):
-        counts[layout] = int(_is_plausible(_times_of(sample, layout)).sum())
+        counts[layout] = int(_are_meant(_times_of(sample, layout), layout).sum())
         if counts[layout] == len(sample):
             break
     first = max(counts, key=lambda layout: counts[layout])
@@ -139,14 +139,14 @@ def usual_time(name: str, dtype: pl.DataType, sample: pl.Series) -> pl.Expr:
 
 
 def _usual_times(values: pl.Series, first: str) -> pl.Series:
-    """Read *values* in the format *first*, and the others in the format that makes them a time of 1971 to 2100."""
+    """Read *values* in the format *first*, and the others in the first format that they are meant in."""
     times = _times_of(values, first)
     for layout in (*_ISO_FORMATS, EPOCH):
         unread = (values.is_not_null() & times.is_null()).arg_true()
         if unread.is_empty():
             break
         others = _times_of(values.gather(unread), layout)
-        times = times.scatter(unread, others.set(~_is_plausible(others), None))
+        times = times.scatter(unread, others.set(~_are_meant(others, layout), None))
     return times
 
 
@@ -154,9 +154,15 @@ def _times_of(values: pl.Series, layout: str) -> pl.Series:
     return values.to_frame().select(read_time(values.name, values.dtype, layout)).to_series()
 
 
-def _is_plausible(times: pl.Series) -> pl.Series:
-    """Return which times are not those of numbers in another format; the start of 1970 stands for a missing time."""
-    return times.is_between(EARLIEST, _LATEST) | (times == START_OF_1970)
+def _are_meant(times: pl.Series, layout: str) -> pl.Series:
+    """Return which *times* were written in the format *layout*, by which they were read.
+
+    A number may be meant in another format unless its time is one of 1971 to 2100, or the start of 1970, which stands
+    for a missing time.
+    """
+    if "-" in layout or "T" in layout:
+        return times.is_not_null()
+    return (times.is_between(EARLIEST, _LATEST) | (times == START_OF_1970)).fill_null(value=False)
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:

@@ -1,7 +1,7 @@
 """Filters on rows, such as `quantity>0`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -10,6 +10,7 @@ import polars as pl
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.columns import find_column, number_in
 from hotplate.offline.input.tables import Table
+from hotplate.offline.options import Format
 
 _FILTER_PATTERN = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
 _COMPARISONS = {
@@ -62,7 +63,9 @@ class Filter:
         if number_in(value) is not None and not is_date:
             is_met = self._compare_numbers(table, name, value)
         elif time is not None:
-            is_met = self._compare(table.time(name), pl.lit(time, pl.Datetime("us")))
+            # The format of times may be that of another column.
+            column = pl.coalesce(table.time(name), replace(table, form=Format()).time(name))
+            is_met = self._compare(column, pl.lit(time, pl.Datetime("us")))
         else:
             raise SettingError(
                 f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} is of "

@@ -11,6 +11,7 @@ from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.tables import Table
+from hotplate.offline.options import Format
 
 FRAME = pl.DataFrame(
     {
@@ -23,8 +24,8 @@ FRAME = pl.DataFrame(
 )
 
 
-def kept(*texts: str, frame: pl.DataFrame = FRAME) -> list[int]:
-    table = Table(DataFile(Path("a.csv"), "text"), frame.lazy(), dict(frame.schema))
+def kept(*texts: str, frame: pl.DataFrame = FRAME, form: Format | None = None) -> list[int]:
+    table = Table(DataFile(Path("a.csv"), "text"), frame.lazy(), dict(frame.schema), form or Format())
     conditions = [row_filter.condition(table) for row_filter in map(parse_filter, texts)]
     return frame.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
@@ -92,6 +93,13 @@ LITERALS = pl.DataFrame(
 )
 def test_a_filter_compares_numbers_and_times_by_value(text: str, rows: list[int]) -> None:
     assert kept(text, frame=LITERALS) == rows
+
+
+@pytest.mark.parametrize("layout", [None, "%d/%m/%Y"])
+def test_a_filter_reads_dates_of_any_age_whatever_the_format_of_times(layout: str | None) -> None:
+    frame = pl.DataFrame({"day": ["02/01/2026", "31/12/2025"], "born": ["1950-05-05", "1960-02-03"]})
+    assert kept("born<1955-01-01", frame=frame, form=Format(time_format=layout)) == [0]
+    assert kept("day>=2026-01-01", frame=frame, form=Format(time_format="%d/%m/%Y")) == [0]
 
 
 @pytest.mark.parametrize("text", ["float32!=NaN", "decimal=abc", "flag=yes", "moment>5", "moment=soon"])
