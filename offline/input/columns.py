@@ -101,6 +101,10 @@ def choose_columns(
                 f"No column of {source} looks like the {role}; name it {role!r}{option}. Its columns are: "
                 f"{_column_names(available)}. If these are data, give --no-header; if they are one column, --delimiter."
             )
+
+    for role, column in chosen.items():
+        if f"{column}_duplicated_0" in available:  # the name that polars gives to the second one
+            raise DataError(f"{source} has the column {column!r} of the {role} twice; rename one of them.")
     return chosen
 
 

@@ -45,16 +45,17 @@ class Filter:
         """
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         dtype = table.schema[name]
+        text = table.text(name)  # raises DataError for a column of lists or bytes
 
         if "~" in self.operator:
-            matches = table.text(name).str.contains(self.value).fill_null(value=False)
+            matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
 
         is_order = self.operator[0] in "<>"
         is_date = dtype == pl.Date or isinstance(dtype, pl.Datetime)
         is_number = dtype.is_numeric() or dtype == pl.Boolean
         if not (is_order or ((is_date or is_number) and self.value)):
-            return _COMPARISONS[self.operator](table.text(name).fill_null(""), pl.lit(self.value))
+            return self._compare(text.fill_null(""), pl.lit(self.value))
 
         value = self.value
         if dtype == pl.Boolean:
@@ -87,7 +88,8 @@ class Filter:
 
         floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(value)))
         number = Decimal(value)
-        if abs(number) > _MAX_WHOLE or number % 1 or (isinstance(dtype, pl.Decimal) and dtype.scale):
+        is_whole = abs(number) <= _MAX_WHOLE and number == number.to_integral_value()
+        if not is_whole or (isinstance(dtype, pl.Decimal) and dtype.scale):
             return floats
 
         whole_number = pl.lit(int(number), pl.Int128)

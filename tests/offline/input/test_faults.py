@@ -68,6 +68,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
     ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
     ("a.csv", "user\na\n", "looks like the item"),
+    ("a.csv", "user,item,user\na,b,c\n", "a.csv has the column 'user' of the user twice; rename one of them."),
     ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
     ("a.jsonl", '{"user": 1, "item": 2}\n[1, 2]\n', "a.jsonl, row 2: '[1, 2]' is not a JSON object"),
     ("a.jsonl", "{'user': 1, 'item': 2}\n", "a.jsonl has no columns, and no JSON object such as"),

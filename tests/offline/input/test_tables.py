@@ -77,6 +77,7 @@ LITERALS = pl.DataFrame(
         ("text>+1000", [3]),
         ("text<=.1e4", [0, 1]),
         ("id>9007199254740992", [1]),
+        ("id<12345678901234567890123456789012345678", [0, 1, 2]),
         ("id>=1000", [0, 1, 2]),
         ("float32=0.1", [0]),
         ("float32>=0.7", [1]),
@@ -124,6 +125,11 @@ def test_invalid_filter_is_refused_by_name(text: str) -> None:
 def test_filter_on_a_missing_column_names_the_columns() -> None:
     with pytest.raises(DataError, match=r"a\.csv has no column 'nmber' for the filter .* Its columns are: text, num"):
         kept("nmber>1")
+
+
+def test_a_filter_on_a_column_of_lists_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"The column 'tags' of .* is not a text"):
+        kept("tags>1", frame=pl.DataFrame({"tags": [["a"], ["b"]]}))
 
 
 def test_event_weights_are_parsed_and_invalid_ones_refused() -> None:
