@@ -64,9 +64,10 @@ class Filter:
         if number_in(value) is not None and not is_date:
             is_met = self._compare_numbers(table, name, value)
         elif time is not None:
-            # The format of times may be that of another column.
-            column = pl.coalesce(table.time(name), replace(table, form=Format()).time(name))
-            is_met = self._compare(column, pl.lit(time, pl.Datetime("us")))
+            times = table.time(name)
+            if table.form.time_format is not None:  # perhaps the format of another column
+                times = pl.coalesce(times, replace(table, form=Format()).time(name))
+            is_met = self._compare(times, pl.lit(time, pl.Datetime("us")))
         else:
             raise SettingError(
                 f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} is of "
