@@ -64,6 +64,15 @@ def test_dash_among_numbers_is_missing_and_shown_with_its_row(tmp_path: Path) ->
     assert math.isnan(last)
 
 
+def test_cells_of_several_json_files_tell_the_kind_together(tmp_path: Path) -> None:
+    folder = tmp_path / "items"
+    folder.mkdir()
+    rows = [f'{{"item": "p{number}", "price": {number}.5}}\n' for number in range(40)]
+    (folder / "a.jsonl").write_text("".join(rows))
+    (folder / "b.jsonl").write_text('{"item": "p40", "price": "n/a"}\n')
+    assert values_of(folder) == [*(number + 0.5 for number in range(40)), None]
+
+
 def test_mixed_column_is_text_with_the_reason(tmp_path: Path) -> None:
     entry = entry_of(write_column(tmp_path / "items.csv", ["38", "39", "S", "M"]))
     assert entry["columns"] == {"price": "text"}
