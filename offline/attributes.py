@@ -131,8 +131,7 @@ def _attribute_schema(
     """
     schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(table_number, pl.UInt32)})
     for number, name in enumerate(names):
-        # All cells of other files together tell whether they are numbers.
-        is_number = table.file.kind == "parquet" and table.schema[name].is_numeric() and kinds.get(name) != "text"
+        is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
         schema.values[f"{number}"] = table.number(name) if is_number else table.text(name)
 
     schema.leave_out_bad_ids({_ITEM: item})

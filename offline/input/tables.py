@@ -354,10 +354,14 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
 
 
 def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
-    """Scan JSON lines, with whole numbers as texts; all lines tell the schema, as keys may appear late."""
+    """Scan JSON lines, with numbers as texts; all lines tell the schema, as keys may appear late."""
     schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
-    types = {name: dtype if dtype.is_nested() or dtype.is_float() else pl.String() for name, dtype in schema.items()}
-    return pl.scan_ndjson(source, schema=types, row_index_name=ROW)
+    floats = [name for name, dtype in schema.items() if dtype.is_float()]
+    texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
+
+    # Read as a text, a float beyond 2**53 would lose the point that shows that it was rounded.
+    frame = pl.scan_ndjson(source, schema=texts | dict.fromkeys(floats, pl.Float64()), row_index_name=ROW)
+    return frame.with_columns(_text_of_float(pl.col(name), _WHOLE_FLOATS[pl.Float64()]) for name in floats)
 
 
 def _checked_json_line(line: str) -> bytes:
