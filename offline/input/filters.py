@@ -18,6 +18,8 @@ _COMPARISONS = {
     ">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le,
 }  # fmt: skip
 _MONTH_PATTERN = re.compile(r"\d{4}-\d\d")
+# Numbers that Python does not read, or not as finite ones.
+_NUMERIC_PATTERN = re.compile(r"[+-]?([\d_,.' ]+|0x[\da-f]+|nan|inf(inity)?|[\d.]+e[+-]?\d+)", re.IGNORECASE)
 _QUOTED_PATTERN = re.compile(r"([\"']).*\1", re.DOTALL)
 _BOOLEANS = {"true": "1", "false": "0"}
 # Larger numbers are compared as floats.
@@ -51,16 +53,17 @@ class Filter:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
 
-        is_order = self.operator[0] in "<>"
+        # A column of texts may be of numbers in a file where all its values are missing.
         is_date = dtype == pl.Date or isinstance(dtype, pl.Datetime)
-        is_number = dtype.is_numeric() or dtype == pl.Boolean
-        if not (is_order or ((is_date or is_number) and self.value)):
-            return self._compare(text.fill_null(""), pl.lit(self.value))
-
         value = self.value
         if dtype == pl.Boolean:
             value = _BOOLEANS.get(value.lower(), value)
         time = _time_in(value)
+        is_numeric = number_in(value) is not None or time is not None or _NUMERIC_PATTERN.fullmatch(value) is not None
+        has_type = is_date or dtype == pl.Boolean or (dtype.is_numeric() and is_numeric)
+        if self.operator[0] not in "<>" and not (value and has_type):
+            return self._compare(text.fill_null(""), pl.lit(value))
+
         if number_in(value) is not None and not is_date:
             is_met = self._compare_numbers(table, name, value)
         elif time is not None:
