@@ -17,7 +17,7 @@ import zstandard
 from aiohttp import ClientTimeout
 from fsspec.implementations.http import HTTPFileSystem
 
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.model import save
@@ -188,16 +188,18 @@ def test_no_message_about_a_small_file_has_the_password_of_its_url(web: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("url", "message"),
+    ("url", "error", "message"),
     [
-        ("memory://shop/nothing.csv", "memory://shop/nothing.csv cannot be read"),
-        ("memory:///", "The folder memory:// holds no files"),
-        ("nonsense://a/b.csv", "nonsense://a/b.csv cannot be read"),
-        ("abfs://user:secret@account/b.csv", "abfs://"),
+        ("memory://shop/nothing.csv", DataError, "memory://shop/nothing.csv cannot be read"),
+        ("memory:///", DataError, "The folder memory:// holds no files"),
+        ("nonsense://a/b.csv", SettingError, "nonsense://a/b.csv cannot be read"),
+        ("abfs://user:secret@account/b.csv", SettingError, "abfs://"),
     ],
 )
-def test_urls_that_cannot_be_read_are_a_sentence_without_secrets(url: str, message: str) -> None:
-    with pytest.raises(DataError, match=message) as raised:
+def test_urls_that_cannot_be_read_are_a_sentence_without_secrets(
+    url: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
         read_interactions(url)
     assert "secret" not in str(raised.value)
 
