@@ -280,6 +280,7 @@ class Connection(BaseProtocol):
         self._handshake.add_done_callback(partial(self._end_handshake, accepted))
 
     def _end_handshake(self, accepted: socket.socket, handshake: "asyncio.Task[object]") -> None:
+        self._handshake = None  # its result has this connection: a cycle
         if handshake.cancelled():
             accepted.close()  # it gave way to a newer connection
             return

@@ -358,6 +358,27 @@ async def test_connections_and_bodies_are_freed_without_the_garbage_collector(pa
         gc.enable()
 
 
+async def test_accepted_connections_are_freed_without_the_garbage_collector(pair: Pair) -> None:
+    gc.collect()
+    held = count_objects(Connection)
+    gc.disable()
+    try:
+        for server in (pair.lane, pair.plain):
+            client, accepted = socket.socketpair()
+            accepted.setblocking(False)
+            server.registry.accept(None, accepted)
+            reader, writer = await asyncio.open_connection(sock=client)
+            writer.write(LIST + POST + BODY[:-1])
+            async with asyncio.timeout(30):
+                await reader.readuntil(b" 200 OK")
+            writer.close()
+        async with asyncio.timeout(30):
+            while count_objects(Connection) != held:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+
+
 async def test_backlog_connections_are_accepted_on_close() -> None:
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
