@@ -91,15 +91,17 @@ class Probation:
         except (TimeoutError, StoreError):
             return False
 
-        for finding in findings:
-            if finding.subject == MAY_PUBLISH and finding.level is not Level.OK:
+        rights = [finding for finding in findings if finding.subject == MAY_PUBLISH]
+        for finding in rights:
+            if finding.level is not Level.OK:
                 log.warning(
                     "%s: a release that is worse stays live despite --probation, as this service may not write to the "
                     "store: name a URL that may with --admin-store, or set --probation 0 (%s)",
                     tier,
                     finding.sentence,
                 )
-        return True
+        # An error without a finding on rights: a server of the store may not have answered.
+        return bool(rights) or all(finding.level is not Level.ERROR for finding in findings)
 
     async def look(self) -> None:
         """Judge once."""

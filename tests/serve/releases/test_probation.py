@@ -421,21 +421,31 @@ class ExaminedStore(RemoteStore):
     """Answers an examination with the right to write, or without it."""
 
     may_write = False
+    raises = True
 
     async def examine(self) -> list[Finding]:
-        if self.failure:
+        if self.failure and self.raises:
             raise self.failure
+        if self.failure:  # as a store in Redis does
+            return [Finding(Level.ERROR, "server", str(self.failure))]
         level = Level.OK if self.may_write else Level.WARNING
         return [Finding(Level.OK, "may read", "yes"), Finding(level, MAY_PUBLISH, "no: user 65532 may not write")]
 
 
 @pytest.mark.parametrize("may_write", [False, True])
+@pytest.mark.parametrize("raises", [True, False])
 async def test_missing_right_to_withdraw_is_logged_once_when_the_store_can_be_read(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, may_write: bool
+    memory: MemoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    may_write: bool,
+    raises: bool,
 ) -> None:
     monkeypatch.setattr(probation_module, "RETRY_S", 0.0)
     store = ExaminedStore(memory)
     store.may_write = may_write
+    store.raises = raises
     store.failure = StoreUnavailable("not reached")
     checking = asyncio.create_task(Rehearsal(store).probation.check_rights())
     for _ in range(20):
