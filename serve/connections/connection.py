@@ -202,8 +202,6 @@ def _may_keep_connection(message: RawRequestMessage) -> bool:
     headers = message.headers
     if message.should_close or message.version < HttpVersion11 or message.method == hdrs.METH_CONNECT:
         return False
-    if any(expected.lower() != CONTINUE for expected in headers.getall(hdrs.EXPECT, ())):
-        return False
     return not message.chunked or headers.getall(hdrs.TRANSFER_ENCODING) == [CHUNKED]
 
 
@@ -219,6 +217,10 @@ def _unknown_version(version: HttpVersion) -> Problem:
     status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
     detail = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
     return Problem(status, name, detail)
+
+
+def _has_known_expectation(message: RawRequestMessage) -> bool:
+    return all(expected.lower() == CONTINUE for expected in message.headers.getall(hdrs.EXPECT, ()))
 
 
 class _TlsWriter(StreamWriter):
@@ -483,10 +485,12 @@ class Connection(BaseProtocol):
             return
 
         message, payload = messages[0]
-        if message.version in (HttpVersion11, HttpVersion10):
-            self._start_request(message, payload)
-        else:
+        if message.version not in (HttpVersion11, HttpVersion10):
             self._refuse(_unknown_version(message.version))
+        elif not _has_known_expectation(message):
+            self._refuse(Problem(417, "unknown-expectation", f"the header Expect may only be {CONTINUE}"))
+        else:
+            self._start_request(message, payload)
 
     def _start_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """Start the task that answers a request, and give it the part of the body that has arrived.

@@ -112,12 +112,11 @@ async def test_trailers_are_not_headers_of_the_next_request(pair: Pair) -> None:
     "sent",
     [
         post(b"1.0", b"Connection: keep-alive"),
-        post(b"1.1", b"Expect: a-miracle"),
         post(b"1.1", b"Connection: upgrade, close", b"Upgrade: h2c"),
         chunked(b"Connection: close"),
         chunked().replace(b": chunked", b": gzip, chunked"),
     ],
-    ids=["1.0", "expect", "upgrade", "chunked", "coded"],
+    ids=["1.0", "upgrade", "chunked", "coded"],
 )
 async def test_other_unusual_requests_close_the_connection(pair: Pair, sent: bytes) -> None:
     for server in (pair.lane, pair.plain):
@@ -127,6 +126,25 @@ async def test_other_unusual_requests_close_the_connection(pair: Pair, sent: byt
         assert b" 200 OK" in written
         assert b"Connection: close" in written or b"HTTP/1.0" in written
         assert b"keep-alive" not in written
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        get(b"Expect: a-miracle"),
+        post(b"1.1", b"Expect: a-miracle").removesuffix(USERS),
+        post(b"1.1", b"Expect: 100-continue, a-miracle").removesuffix(USERS),
+        post(b"1.1", b"Expect: 100-continue", b"Expect: a-miracle").removesuffix(USERS),
+    ],
+    ids=["list", "batch", "joined", "repeated"],
+)
+async def test_unknown_expectation_is_refused_without_waiting_for_a_body(pair: Pair, header: bytes) -> None:
+    for server in (pair.lane, pair.plain):
+        _, transport = connected(server)
+        transport.feed(header)
+        written = await answered(transport)
+        assert written.startswith(b"HTTP/1.1 417 ")
+        assert b"Connection: close" in written
 
 
 async def test_refused_request_with_expect_closes_the_connection(pair: Pair) -> None:
