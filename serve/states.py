@@ -256,9 +256,9 @@ def _tier_state(tier: Tier) -> TierState:
 
 
 def _without_details(state: ProcessState, sentence: str) -> ProcessState:
-    """Return *state* without what stores and releases can make long, and with a finding of this *sentence*."""
+    """Return *state* without what stores and releases can make long, and with another finding, a *sentence*."""
     finding = ServiceFinding("state", sentence)
-    return msgspec.structs.replace(state, tiers=[], lookups={}, by_list={}, findings=[finding])
+    return msgspec.structs.replace(state, tiers=[], lookups={}, by_list={}, findings=[finding, *state.findings])
 
 
 def short_rules(names: Sequence[str]) -> tuple[str, ...]:

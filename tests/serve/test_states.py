@@ -88,6 +88,7 @@ def test_too_long_state_is_reported_without_details_and_spares_its_neighbour() -
         assert (reported.pid, reported.status, reported.connections) == (long.pid, Status.READY, long.connections)
         assert reported.reported_at == long.reported_at
         assert "are not reported" in reported.findings[0].sentence
+        assert reported.findings[1:] == long.findings  # files with a problem are counted by them
     assert service_status([reported]) is Status.READY
 
 
