@@ -214,7 +214,7 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("start_s", [1, 20])
-def test_failing_starts_hide_a_stuck_worker_but_spare_slow_ones(clock: FakeClock, start_s: int) -> None:
+def test_silence_does_not_grow_while_another_worker_starts(clock: FakeClock, start_s: int) -> None:
     states = shared_states(3)
     health = Health(states, clock)
     failing, stuck, slow = range(3)
