@@ -220,7 +220,7 @@ def _unknown_version(version: HttpVersion) -> Problem:
 
 
 def _has_known_expectation(message: RawRequestMessage) -> bool:
-    return all(expected.lower() == CONTINUE for expected in message.headers.getall(hdrs.EXPECT, ()))
+    return all(expected.lower() in ("", CONTINUE) for expected in message.headers.getall(hdrs.EXPECT, ()))
 
 
 class _TlsWriter(StreamWriter):

@@ -60,6 +60,7 @@ def get(*headers: bytes) -> bytes:
         get(*JAVA),
         get(*WEBSOCKET),
         get(b"Expect: 100-continue"),
+        get(b"Expect:"),
         post(b"1.1", *JAVA),
         post(b"1.1", *WEBSOCKET),
         post(b"1.1", b"Expect: 100-continue"),
