@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
+from hotplate.serve.log_once import LogOnce
 from hotplate.serve.releases.canary import MORE_FALLBACKS, MORE_SLOW, NO_READS, ReleaseCounts, find_regression, slow_s
 from hotplate.serve.releases.live_counts import CountedRelease, SharedCounts
 from hotplate.serve.releases.probation_state import ProbationEvent, Sample, TierProbation
@@ -20,9 +21,9 @@ from hotplate.serve.tasks import background, repeat
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
 from hotplate.stores.connect import opened
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import rollback
-from hotplate.stores.store import MAY_PUBLISH, Diagnosed, Level, Reader, Store
+from hotplate.stores.store import MAY_PUBLISH, Diagnosed, Finding, Level, Reader, Store
 from hotplate.stores.verification import read_servable
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Probation:
         known = {probation.tier: probation for probation in shared.probations()}
         self._probations = [known.get(tier, TierProbation(tier)) for tier in stores]
         self._retry_at = dict.fromkeys(stores, 0.0)
+        self._rights_unknown = {tier: LogOnce() for tier in stores}
 
     async def run(self) -> None:
         """Judge until cancelled; first log which stores this service may not write to."""
@@ -84,14 +86,16 @@ class Probation:
                 await asyncio.sleep(RETRY_S)
 
     async def _check_rights_in(self, tier: str) -> bool:
-        """Log if this service may not write to the store of a tier; return False if that is not known yet."""
+        """Log if this service may not write to the store of a tier; return False, and log why, if that is not known."""
         try:
             async with asyncio.timeout(CATALOGUE_S), self._writable(tier) as store:
-                findings = await store.examine() if isinstance(store, Diagnosed) else []
-        except (TimeoutError, StoreError):
+                rights = await _rights_in(store)
+        except (TimeoutError, StoreError) as error:
+            if self._rights_unknown[tier].met():
+                obstacle = str(error) or f"the store did not answer in {CATALOGUE_S:.0f} s"
+                log.warning("%s: whether this service may withdraw a release is not known yet: %s", tier, obstacle)
             return False
 
-        rights = [finding for finding in findings if finding.subject == MAY_PUBLISH]
         for finding in rights:
             if finding.level is not Level.OK:
                 log.warning(
@@ -100,8 +104,7 @@ class Probation:
                     tier,
                     finding.sentence,
                 )
-        # An error without a finding on rights: a server of the store may not have answered.
-        return bool(rights) or all(finding.level is not Level.ERROR for finding in findings)
+        return True
 
     async def look(self) -> None:
         """Judge once."""
@@ -265,6 +268,16 @@ class Probation:
             async with opened(self._admin_store) as admin:
                 is_same = (await admin.catalogue()).store_id == (await store.catalogue()).store_id
                 yield admin if is_same else store
+
+
+async def _rights_in(store: Store) -> list[Finding]:
+    """Return the findings on the right to write to a store; raises StoreError if its servers could not be examined."""
+    findings = await store.examine() if isinstance(store, Diagnosed) else []
+    rights = [finding for finding in findings if finding.subject == MAY_PUBLISH]
+    errors = [finding.sentence for finding in findings if finding.level is Level.ERROR]
+    if errors and not rights:
+        raise StoreUnavailable(errors[0])
+    return rights
 
 
 def _remember_withdrawn(probation: TierProbation, catalogue: Catalogue) -> None:
