@@ -88,13 +88,18 @@ class PacedItems:
         lookups: LookupClient,
         clock: Callable[[], float],
         rate_ru: Callable[[str], float],
+        loading_ru: float = 0.0,
     ) -> None:
-        """*rate_ru* returns the rate of a container in RU/s, infinite for no limit."""
+        """*rate_ru* returns the rate of a container in RU/s, infinite for no limit.
+
+        `look_up` reads at *loading_ru* if that is higher: services wait for it before they serve a release.
+        """
         self._client = client
         self._lookups = lookups
         self._charges = charges
         self._new_containers = new_containers
         self._rate_ru = rate_ru
+        self._loading_ru = loading_ru
         self._limiter = RateLimiter(clock)
         self._admission = asyncio.Lock()
 
@@ -104,14 +109,15 @@ class PacedItems:
         That region may lag, so the write region is read if this process has written to the container.
         """
         if self._client.has_written(container):
-            return (await self.read(container, name)).item
+            return (await self.read(container, name, min_rate_ru=self._loading_ru)).item
         read = partial(self._lookups.read_nearest, container, name, DEADLINE_S)
-        return (await self._send(container, read, expected_ru=self._charges.read(0))).item
+        expected_ru = self._charges.read(0)
+        return (await self._send(container, read, expected_ru=expected_ru, min_rate_ru=self._loading_ru)).item
 
-    async def read(self, container: str, name: str) -> VersionedItem:
+    async def read(self, container: str, name: str, *, min_rate_ru: float = 0.0) -> VersionedItem:
         """Read an item, or its absence, as the replica has it that answers."""
         read = partial(self._client.read_fresh, container, name)
-        return await self._send(container, read, expected_ru=self._charges.read(0))
+        return await self._send(container, read, expected_ru=self._charges.read(0), min_rate_ru=min_rate_ru)
 
     async def read_surely(self, container: str, name: str) -> CosmosItem | None:
         """Read an item; None if it is absent in three reads, because replicas may lag."""
@@ -141,13 +147,15 @@ class PacedItems:
         delete = partial(self._client.delete, container, name)
         return (await self._send(container, delete, expected_ru=self._charges.delete(0, 0))).applied
 
-    async def _send(self, container: str, request: Callable[[], Awaitable[R]], *, expected_ru: float) -> R:
+    async def _send(
+        self, container: str, request: Callable[[], Awaitable[R]], *, expected_ru: float, min_rate_ru: float = 0.0
+    ) -> R:
         """Send a request about an item once it fits into the rate; return its result.
 
         *expected_ru* is charged in advance, and corrected by the charge of the response. A ContainerMissing becomes
         ContainerPending, which is repeated, if the container is so new that a replica may not know it yet.
         """
-        rate_ru = self._rate_ru(container)
+        rate_ru = max(self._rate_ru(container), min_rate_ru)
         await self._admit(expected_ru, rate_ru)
         try:
             result = await request()

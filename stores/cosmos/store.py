@@ -137,6 +137,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             lookups=self._lookups,
             clock=self._clock,
             rate_ru=rate_ru,
+            loading_ru=self._address.loading_ru,
         )
 
     @property

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -122,7 +122,7 @@ class Address:
     """Throughput of a live release; None if serverless."""
 
     max_ru: int | None = None
-    """RU/s for publishing and other work besides lookups; None for all of the container's."""
+    """RU/s for writes and scans; None for all of the container's."""
 
     consistency: str = "Eventual"
     """Consistency level of lookups."""
@@ -156,10 +156,15 @@ class Address:
         return self.max_ru or (None if writing is None else writing.ru)
 
     @property
+    def loading_ru(self) -> float:
+        """RU/s for reads without a time limit, such as those by which services load a release."""
+        available = SERVERLESS_RU if self.throughput is None else self.throughput.ru
+        return available * SHARED_SHARE
+
+    @property
     def shared_ru(self) -> float:
         """RU/s for other work on a live release, which lookups need the rest of."""
-        available = SERVERLESS_RU if self.throughput is None else self.throughput.ru
-        return min(available, self.max_ru or available) * SHARED_SHARE
+        return min(self.loading_ru, (self.max_ru or inf) * SHARED_SHARE)
 
     @property
     def partition_warning(self) -> str:

@@ -14,11 +14,11 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.catalogue import DraftRef, ReleaseId, State
-from hotplate.stores.doctor import examine
+from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.doctor import READS, examine
 from hotplate.stores.errors import HEAL, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.store import Finding, Level, Plan, Row, Store, StoreUse
+from hotplate.stores.store import Finding, Level, Plan, ReadResult, Row, Store, StoreUse
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -127,6 +127,22 @@ async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> No
     store.failure = StoreUnavailable("the cable is cut")
     findings = await examine(cast("Store", store))
     assert [finding.sentence for finding in findings if finding.level == Level.ERROR] == ["the cable is cut"]
+
+
+async def test_timed_reads_have_a_time_limit_as_lookups_have() -> None:
+    limits_s = list[float | None]()
+
+    class RecordingStore(MemoryStore):
+        async def get_many(
+            self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+        ) -> list[ReadResult]:
+            limits_s.append(timeout_s)
+            return await super().get_many(release, keys, timeout_s=timeout_s)
+
+    store = RecordingStore()
+    await publish(store)
+    await examine(store)
+    assert len([limit_s for limit_s in limits_s if limit_s is not None]) == READS
 
 
 async def test_lost_rows_of_live_release_and_canary_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
