@@ -168,19 +168,13 @@ class CosmosAccount:
                 if client is None:
                     client = await self._opening.result()
                 yield client
-        except TimeoutError:
-            unavailable = CosmosUnavailable(f"{shown} did not answer in time", "timeout")
-            raise self._counted(unavailable) from None
-        except CosmosHttpResponseError as error:
-            raise self._counted(self._translated(error)) from error
-        except exceptions.AzureError as error:
-            sentence = f"{shown} gave no answer: {first_line(str(error.message))}"
-            raise self._counted(failed(sentence, _kind_of(error))) from error
-        except (KeyError, OSError, ValueError) as error:  # raised by the SDK, and by our readers of its responses
-            if self._is_closed:
+        except Exception as error:
+            if self._is_closed:  # the SDK and aiohttp raise any type then
                 raise StoreClosed(shown) from error
-            unavailable = CosmosUnavailable(f"{shown} sent a malformed response", "malformed")
-            raise self._counted(unavailable) from error
+            translated = self._translated(error)
+            if translated is None:
+                raise
+            raise self._counted(translated) from error
 
     async def _open(self) -> CosmosClient:
         """Open and return the SDK's client, which reads the account; it never repeats a call.
@@ -215,7 +209,20 @@ class CosmosAccount:
         self._client = client
         return client
 
-    def _translated(self, error: CosmosHttpResponseError) -> StoreError:
+    def _translated(self, error: Exception) -> StoreError | None:
+        """Return the StoreError for an error of the SDK, or of our readers of its responses; None for any other."""
+        shown = self._address.shown
+        if isinstance(error, TimeoutError):
+            return CosmosUnavailable(f"{shown} did not answer in time", "timeout")
+        if isinstance(error, CosmosHttpResponseError):
+            return self._refused(error)
+        if isinstance(error, exceptions.AzureError):
+            return failed(f"{shown} gave no answer: {first_line(str(error.message))}", _kind_of(error))
+        if isinstance(error, KeyError | OSError | ValueError):
+            return CosmosUnavailable(f"{shown} sent a malformed response", "malformed")
+        return None
+
+    def _refused(self, error: CosmosHttpResponseError) -> StoreError:
         """Return the StoreError for a response that the SDK raised as an error."""
         headers = error.headers or {}
         wait_ms = str(headers.get(HttpHeaders.RetryAfterInMilliseconds, ""))

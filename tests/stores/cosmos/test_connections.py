@@ -128,13 +128,17 @@ async def test_closed_store_says_at_once_that_it_was_closed(account: Account, cl
     await store.close()
 
 
-async def test_call_in_flight_ends_when_the_store_is_closed(account: Account) -> None:
-    store = open_url(account.url(f"d{secrets.token_hex(4)}"))
-    await store.catalogue()
+@pytest.mark.parametrize("client", ["signed", "sdk"])
+@pytest.mark.parametrize("turns", [1, 10, 30, 100])
+async def test_call_in_flight_ends_when_the_store_is_closed(account: Account, client: str, turns: int) -> None:
+    store = open_url(account.url(f"d{secrets.token_hex(4)}", client=client))
+    await write_release(store, FIRST, ROWS)
+    await store.get_many(release_ref(FIRST), ["user:1"])
     account.inject_faults({"kind": "slow", "delay_ms": 60_000, "operation": "read item"})
     try:
-        reading = asyncio.create_task(store.catalogue())
-        await asyncio.sleep(0)  # sends the request
+        reading = asyncio.create_task(store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S))
+        for _ in range(turns):
+            await asyncio.sleep(0)  # the request is prepared, and sent
         await store.close()
         with pytest.raises(StoreClosed):
             await reading
