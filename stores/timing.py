@@ -287,7 +287,7 @@ class Retrier:
                 if self._clock() - max(began_at, self._succeeded_at) > self._throttled_for_s:
                     raise
                 failing_since = None  # it is available
-                wait_s = error.retry_after_s
+                wait_s = error.retry_after_s or backoff.next_s()
             except self._unavailable as error:
                 failing_since = self._clock() if failing_since is None else failing_since
                 if error.permanent or self._clock() - failing_since >= self._for_s:

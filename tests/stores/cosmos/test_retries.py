@@ -137,3 +137,12 @@ async def test_long_pause_that_a_429_asks_for_is_cut(account: SimulatedAccount) 
     began = account.now()
     await store.put(draft_of(R), ROWS)
     assert account.now() - began < 2 * MAX_RETRY_AFTER_S
+
+
+@simulated
+async def test_429_with_a_pause_of_zero_backs_off(account: SimulatedAccount) -> None:
+    store = account.store(ru="serverless")
+    await store.create(draft_of(R), Plan(1, 1))
+    account.inject_faults({"kind": "throttle", "for_s": 3.0, "retry_after_ms": 0, "operation": "create item"})
+    await store.put(draft_of(R), ROWS[:1])
+    assert account.answers(429, "create item") < 10
