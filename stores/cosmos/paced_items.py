@@ -173,6 +173,7 @@ class PacedItems:
     async def _admit(self, expected_ru: float, rate_ru: float) -> None:
         """Wait until a request fits into the rate, after the requests that came before, and charge it."""
         async with self._admission:
+            self._client.check_open()
             wait_s = self._limiter.wait_s()
             while wait_s > 0:
                 await asyncio.sleep(wait_s)

@@ -7,14 +7,15 @@ from contextlib import suppress
 import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.cosmos.errors import StoreClosed
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import StoreError
 from hotplate.stores.lifecycle import activate
-from hotplate.stores.store import Row
+from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import read_servable, verify
 from tests.support.cosmos_simulation import SimulatedAccount, simulated
-from tests.support.stores import publish, ref_of
+from tests.support.stores import FIRST, draft_of, publish, ref_of
 
 USERS = [f"{number:05}" for number in range(300)]
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{user}", b"list") for user in USERS)]
@@ -84,3 +85,17 @@ async def test_max_ru_does_not_slow_the_start_of_a_service(account: SimulatedAcc
     await read_servable(store, await ref_of(store, live))
     await activate(store, first)
     assert (await store.catalogue()).live == first
+
+
+@simulated
+async def test_requests_that_wait_for_the_rate_end_soon_after_a_close(account: SimulatedAccount) -> None:
+    store = account.store(max_ru=2)
+    draft = draft_of(FIRST)
+    await store.create(draft, Plan(1, 1))
+    writing = asyncio.create_task(store.put(draft, ROWS))
+    await asyncio.sleep(10)
+    await store.close()
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(StoreClosed):
+        await writing
+    assert asyncio.get_running_loop().time() - began < 10
