@@ -210,7 +210,7 @@ class RateLimiter:
         return max(0.0, self._paid_at - self._clock())
 
     def take(self, cost: float, rate: float) -> None:
-        """Charge a request that is sent now, at *rate* a second; an infinite rate is no limit."""
+        """Charge a request that is sent now, at *rate* a second, infinite for no limit."""
         self._paid_at = max(self._paid_at, self._clock() - BURST_S) + cost / rate
 
     def correct(self, more: float, rate: float) -> None:

@@ -242,7 +242,7 @@ class SignedClient:
         )
 
     def has_written(self, container: str) -> bool:
-        """Return whether this process has written to a container, so that `read_fresh` asks for its writes."""
+        """Return whether this process has written to a container; `read_fresh` then reads its writes."""
         return container in self._sessions
 
     async def create(self, container: str, item: CosmosItem) -> WriteResult:
