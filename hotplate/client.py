@@ -32,8 +32,8 @@ REMEMBERED_ITEMS = 100
 # When a remembered list is read again: after a success, and after a failure.
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
-# Stores take lists of at most 4 MiB. Parsing takes time, and many times the memory.
-MAX_LIST_BYTES = 4 << 20
+# Stores take lists of at most 4 MiB; popular items may follow. Parsing takes time, and many times the memory.
+MAX_LIST_BYTES = 9 << 20
 MAX_ANSWER_BYTES = 32 << 20
 # The service accepts no longer time limit.
 MAX_TIMEOUT_MS = 60_000.0

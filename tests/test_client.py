@@ -16,10 +16,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 import hotplate
 from hotplate import client as module
+from hotplate.stores.compression import MAX_LIST_BYTES
+from hotplate.stores.encoding import SEPARATOR
 from tests.support.faulty_proxy import (
     DROPPED,
     HELD,
@@ -454,6 +457,22 @@ def test_an_answer_without_an_end_is_cut_off(
     assert "more than 10 bytes" in answer.failure
     batch = in_time(partial(client.batch, ["42", "43"], timeout_s=AMPLE_S))
     assert {f"more than {bytes_for_two} bytes" in answer.failure for answer in batch} == {True}
+
+
+def test_the_longest_list_of_a_store_is_returned(tmp_path: Path, connect: Open) -> None:
+    rows = [{"id": f"i{number}", "score": 1.0, "title": "x" * 4150} for number in range(1000)]
+    missing_bytes = MAX_LIST_BYTES - len(SEPARATOR.join(map(orjson.dumps, rows)))
+    rows[0]["title"] = "x" * (4150 + missing_bytes)
+    items = SEPARATOR.join(map(orjson.dumps, rows))
+    asyncio.run(publish_lists(tmp_path / "store", {"user:42": items, "popular:": items.replace(b':"i', b':"p')}))
+    with running(tmp_path / "store") as service:
+        client = connect(service.url)
+        answers = [
+            client.recommendations("42", 1000),
+            client.recommendations("42", 1000, exclude=["i1"]),  # filled up
+            *client.batch(["42"], 1000),
+        ]
+    assert [(answer.source, len(answer.items)) for answer in answers] == [("personal", 1000)] * 3
 
 
 def test_remembered_list_is_unaffected_by_caller_changes(proxy: FaultyProxy, connect: Open) -> None:
