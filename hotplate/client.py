@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -207,12 +208,8 @@ def _check_ids(name: str, ids: object) -> None:
         raise TypeError(f"{name} takes a collection of ids, not the string {ids!r}")
 
 
-def _check_timeout(timeout_s: float) -> None:
-    try:
-        is_valid = 0 < timeout_s < inf
-    except TypeError:  # not a number; those of numpy are
-        is_valid = False
-    if not is_valid:
+def _check_timeout(timeout_s: object) -> None:
+    if not (isinstance(timeout_s, Real) and 0 < float(timeout_s) < inf):  # numpy's numbers are Real, arrays are not
         raise ValueError(f"timeout_s must be a finite number of seconds above 0, not {timeout_s!r}")
 
 

@@ -11,11 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -310,9 +312,11 @@ def test_a_closed_client_raises_service_unavailable(service: Service) -> None:
         client.popular()
 
 
-@pytest.mark.parametrize("timeout_s", [0, 0.0, -1.0, float("nan"), float("inf"), None, "5"])
-def test_a_time_limit_that_is_no_time_is_refused(service: Service, connect: Open, timeout_s: Any) -> None:  # noqa: ANN401 -- of any type
-    message = f"timeout_s must be a finite number of seconds above 0, not {timeout_s!r}"
+@pytest.mark.parametrize(
+    "timeout_s", [0, 0.0, -1.0, float("nan"), float("inf"), None, "5", Decimal(5), np.array([5.0])], ids=repr
+)
+def test_an_invalid_time_limit_is_refused(service: Service, connect: Open, timeout_s: Any) -> None:  # noqa: ANN401 -- of any type
+    message = re.escape(f"timeout_s must be a finite number of seconds above 0, not {timeout_s!r}")
     with pytest.raises(ValueError, match=message):
         connect(service.url, timeout_s=timeout_s)
     client = connect(service.url)
@@ -320,6 +324,12 @@ def test_a_time_limit_that_is_no_time_is_refused(service: Service, connect: Open
         client.popular(timeout_s=timeout_s)
     with pytest.raises(ValueError, match="max_connections must be at least 1, not 0"):
         connect(service.url, max_connections=0)
+
+
+def test_a_time_limit_may_be_a_number_of_numpy(service: Service, connect: Open) -> None:
+    client = connect(service.url, timeout_s=np.float32(AMPLE_S))
+    assert client.popular().source == "popular"
+    assert client.batch(["42"], timeout_s=np.int64(AMPLE_S))[0].source == "personal"
 
 
 async def test_an_async_client_refuses_calls_after_its_block_until_the_next_one(proxy: FaultyProxy) -> None:
@@ -340,7 +350,7 @@ async def test_an_async_client_refuses_calls_after_its_block_until_the_next_one(
             await client.popular()
 
 
-async def test_calls_amid_the_closing_of_their_client_leave_no_connection() -> None:
+async def test_calls_during_close_leave_no_connection() -> None:
     connected = asyncio.Event()
     closing = asyncio.Event()
     connections = 0
