@@ -28,11 +28,7 @@ def main() -> None:
     try:
         from hotplate.cli.main import main as run_verb  # noqa: PLC0415 -- slow to load
     except ModuleNotFoundError as error:  # only the client is installed
-        from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as above
-
-        verb = sys.argv[1] if sys.argv[1:] else ""
-        extra = EXTRAS.get(verb, "server")
-        sys.stderr.write(f"{error.name} is not installed; install it with: {install_command(extra)}\n")
+        _print_missing(error)
         sys.exit(MISUSED)
 
     cleans_up = sys.argv[1:2] in (["run"], ["import"], ["publish"])  # when a scheduler stops it
@@ -57,6 +53,22 @@ def main() -> None:
         pass
 
     _exit_interrupted()
+
+
+def _print_missing(error: ModuleNotFoundError) -> None:
+    """Print which extra of hotplate installs a module, as text or JSON."""
+    import json  # noqa: PLC0415 -- slow to load
+
+    from hotplate.cli import wants_json  # noqa: PLC0415 -- as above
+    from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as above
+
+    verb = sys.argv[1] if sys.argv[1:] else ""
+    extra = EXTRAS.get(verb, "server")
+    sentence = f"{error.name} is not installed; install it with: {install_command(extra)}"
+    if wants_json():
+        sentence = json.dumps({"error": sentence, "kind": type(error).__name__})
+    if sys.stderr is not None:
+        sys.stderr.write(sentence + "\n")
 
 
 def _exit_interrupted() -> "NoReturn":

@@ -5,3 +5,14 @@ If the work of a verb needs heavy libraries, such as numpy, it is in a module su
 imports when it is called. `flags` turns annotated fields into options, `options` declares those of several verbs,
 `terminal` prints.
 """
+
+import os
+import sys
+
+# Values of a variable that typer reads as False.
+FALSE = {"", "0", "false", "f", "no", "n", "off"}
+
+
+def wants_json() -> bool:
+    """Return whether errors are to be printed as JSON, by the command line or HOTPLATE_JSON."""
+    return "--json" in sys.argv or os.environ.get("HOTPLATE_JSON", "").lower() not in FALSE

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from hotplate.cli import wants_json
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import out, print_error, print_json
 from hotplate.exit_codes import INTERRUPTED, MISUSED
@@ -17,8 +18,6 @@ from hotplate.stores.change_warnings import collected_warnings
 
 # polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
-# Values of a variable that typer reads as False.
-FALSE = {"", "0", "false", "f", "no", "n", "off"}
 # Module and attribute of verbs and groups, in the order of the help.
 _VERBS = {
     "demo": ("serve", "demo"),
@@ -119,6 +118,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 -- `print_error` raises unexpected ones again
-        variable = os.environ.get("HOTPLATE_JSON", "").lower()
-        code = print_error(error, as_json="--json" in sys.argv or variable not in FALSE)
+        code = print_error(error, as_json=wants_json())
     sys.exit(code if isinstance(code, int) else 0)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -216,20 +217,41 @@ def test_invalid_variable_is_named_instead_of_its_option(tmp_path: Path) -> None
     failed(hotplate("run", pipeline, HOTPLATE_RUN_WAIT="long"), "HOTPLATE_RUN_WAIT: 'long'", code=2)
 
 
+@pytest.fixture
+def bare_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Only the client is installed."""
+    monkeypatch.setitem(sys.modules, "hotplate.cli.main", None)
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)  # the command ends its process with another one
+
+
+@pytest.mark.usefixtures("bare_installation")
 @pytest.mark.parametrize(("verb", "extra"), [("train", "offline"), ("bench", "bench"), ("serve", "server")])
 def test_a_bare_installation_names_the_extra_of_the_verb(
     verb: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["hotplate", verb])
-    monkeypatch.setitem(sys.modules, "hotplate.cli.main", None)
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as exiting:
-            entry.main()
-        assert exiting.value.code == 2
-        assert install_command(extra) in capsys.readouterr().err
-    finally:
-        signal.signal(signal.SIGINT, handler)  # the command ends its process with another one
+    with pytest.raises(SystemExit) as exiting:
+        entry.main()
+    assert exiting.value.code == 2
+    assert install_command(extra) in capsys.readouterr().err
+
+    monkeypatch.setattr(sys, "argv", ["hotplate", verb, "--json"])
+    with pytest.raises(SystemExit) as exiting:
+        entry.main()
+    error = json.loads(capsys.readouterr().err)
+    assert exiting.value.code == 2
+    assert (install_command(extra) in error["error"], error["kind"]) == (True, "ModuleNotFoundError")
+
+
+@pytest.mark.usefixtures("bare_installation")
+def test_a_bare_installation_without_a_standard_error_exits_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["hotplate", "serve"])
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as exiting:
+        entry.main()
+    assert exiting.value.code == 2
 
 
 def test_written_texts_are_utf_8_in_any_locale(tmp_path: Path) -> None:
