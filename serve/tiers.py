@@ -27,7 +27,7 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.store import LocalRows, Reader, ReadResult
-from hotplate.stores.urls import scheme_of
+from hotplate.stores.urls import require_url, scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def tier_names(urls: Sequence[str]) -> list[str]:
     uses = Counter[str]()
     names = list[str]()
     for url in urls:
+        require_url(url)
         scheme = scheme_of(url)
         uses[scheme] += 1
         names.append(scheme if uses[scheme] == 1 else f"{scheme}-{uses[scheme]}")

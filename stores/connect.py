@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused, extra_installed
 from hotplate.stores.file import store as file_store
 from hotplate.stores.store import Observer, Store
-from hotplate.stores.urls import redacted, scheme_of, split
+from hotplate.stores.urls import redacted, require_url, scheme_of, split
 
 if TYPE_CHECKING:
     from hotplate.stores.redis.stream import RedisStream
@@ -49,6 +49,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     *observer* counts attempts of stores that bill or throttle, and failures to renew tokens. Other schemes are those of
     installed packages: an entry point with the name of the scheme is a function from URL to Store.
     """
+    require_url(url)
     scheme = scheme_of(url)
     check_single(url)
 
@@ -109,6 +110,8 @@ async def opened(
 
     With *must_exist*, raises ReleaseNotFound for an empty store.
     """
+    if not hasattr(store, "records"):  # not a Store
+        require_url(store)
     connection = connect(store, observer) if isinstance(store, str) else store
     try:
         if must_exist:

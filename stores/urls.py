@@ -35,6 +35,13 @@ def default_url() -> str:
     return f"file://{Path(data).absolute() / 'hotplate'}"
 
 
+def require_url(url: object) -> None:
+    """Raise StoreMisused for a path, None, and what else is not a text; not shown, as it may hold a password."""
+    if not isinstance(url, str):
+        kind = type(url).__name__
+        raise StoreMisused(f"the URL of a store is a string, such as file:///var/lib/hotplate, not of the type {kind}")
+
+
 def scheme_of(url: str) -> str:
     """Return the scheme in lower case, or an empty string."""
     match = SCHEME.match(url)

@@ -1,5 +1,7 @@
-"""The functions for releases of a store: numbers that they refuse."""
+"""The functions that take a store: arguments that they refuse."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,23 @@ async def test_verify_refuses_a_rate_that_is_not_above_zero(tmp_path: Path, rate
     await publish_lists(tmp_path / "store", {"user:1": a_list("a")})
     with pytest.raises(hotplate.StoreMisused, match="rows_per_s must be above 0"):
         hotplate.verify(f"file://{tmp_path / 'store'}", rows_per_s=rate)
+
+
+@pytest.mark.parametrize("store", [None, Path("/var/lib/hotplate"), b"redis://:secret@localhost"], ids=repr)
+@pytest.mark.parametrize(
+    "call",
+    [
+        hotplate.connect,
+        hotplate.open_sync,
+        partial(hotplate.activate, release="r"),
+        hotplate.rollback,
+        hotplate.prune,
+        hotplate.verify,
+        partial(hotplate.copy, "file:///nowhere"),
+        partial(hotplate.copy, target="file:///nowhere"),
+    ],
+)
+def test_a_store_must_be_a_url(call: Callable[[object], object], store: object) -> None:
+    kind = type(store).__name__
+    with pytest.raises(hotplate.StoreMisused, match=f"the URL of a store is a string, .* not of the type {kind}$"):
+        call(store)
