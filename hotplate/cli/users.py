@@ -88,8 +88,8 @@ def find(users: Users, places: Places) -> None:
 def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
     """Return which of *users* are in backups, model folders and folders of events, and the places not searched.
 
-    Nothing is deleted there. Raises StoreMisused for a missing folder; the caller searches before it erases users from
-    the store.
+    Nothing is deleted there. Raises StoreMisused for a missing folder, or a file; the caller searches before it erases
+    users from the store.
     """
     for path in (*places.backups, *places.models):
         _require_folder(path)
@@ -105,6 +105,8 @@ def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
 
 
 def _require_folder(path: Path) -> None:
+    if path.is_file():
+        raise StoreMisused(f"{path} is a file; name its folder")
     if not path.is_dir():
         raise StoreMisused(f"the folder {path} does not exist")
 

@@ -31,6 +31,9 @@ class SegmentFolder:
         with self._errors("its listing"):
             if self._files.isdir(self._root):
                 return sorted(path.rpartition("/")[2] for path in self._files.find(self._root, maxdepth=1))
+            is_file = self._files.isfile(self._root)
+        if is_file:
+            raise ServiceMisused(f"{self.shown} is a file; name the folder of its segments of events")
         raise ServiceMisused(f"the folder {self.shown} does not exist; name one with segments of events")
 
     def holds(self, name: str) -> bool:

@@ -106,5 +106,16 @@ def test_shipped_events_are_searched_by_their_url(tmp_path: Path) -> None:
     assert json_of("users", "find", "u7", *store)["erased"] == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("events", "report"), *(("users", "find", "u7", option) for option in ("--backup", "--model", "--events"))],
+    ids=lambda arguments: arguments[-1],
+)
+def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    file = tmp_path / "segment.jsonl"
+    file.write_text("{}")
+    failed(hotplate(*arguments, file), f"{file} is a file; name ", code=2)
+
+
 def test_an_unknown_scheme_is_named(tmp_path: Path) -> None:
     failed(hotplate("train", "foo://shop/clicks.csv", "--out", tmp_path / "m"), "fsspec knows no foo://", code=2)
