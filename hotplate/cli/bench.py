@@ -228,7 +228,7 @@ def _print_ready(emulator: "RunningEmulator", *, key_shown: str, as_json: bool) 
     """Print where the emulator listens; *key_shown* is its key, or the file that holds it."""
     endpoint = emulator.endpoint
     if as_json:
-        typer.echo(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode())
+        out.print_line(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode())
         return
     out.print(f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)")
     out.print(f"store: cosmos+{endpoint}DATABASE, key: {key_shown}")

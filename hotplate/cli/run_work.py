@@ -126,11 +126,11 @@ def _run_and_print(planned: PlannedRun) -> Summary:
         write=partial(_write_lists, store_url=planned.job.store, meter=meter),
         observer=meter,
     )
-    with text_on_stderr():
-        try:
+    try:
+        with text_on_stderr():
             _run_attempt(attempt, planned)
-        finally:
-            typer.echo(orjson.dumps(attempt.summary.to_json()).decode())
+    finally:
+        out.print_line(orjson.dumps(attempt.summary.to_json()).decode())
     return attempt.summary
 
 

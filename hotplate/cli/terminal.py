@@ -63,14 +63,36 @@ StoreUrl = Annotated[
 ]
 Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", RARE, metavar="URL")]
 
-out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+class _Console(Console):
+    """A standard stream. If its reader ends, such as `head`, later text is dropped, and the verb goes on."""
+
+    def on_broken_pipe(self) -> None:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self.file.fileno())
+        os.close(devnull)
+
+    def print_line(self, text: str) -> None:
+        """Print a line as it is, such as JSON; faster than `print`."""
+        try:
+            typer.echo(text, err=self.stderr)  # also without a standard stream
+        except BrokenPipeError:
+            self.on_broken_pipe()
+
+
+out = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:
     """Print one JSON value."""
+    out.print_line(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """Return what `print_json` prints."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
-    typer.echo(orjson.dumps(value, option=options, default=str).decode())  # also without a standard output
+    return orjson.dumps(value, option=options, default=str).decode()
 
 
 def print_result(fields: object, *texts: object, as_json: bool) -> None:
@@ -183,7 +205,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
         sentence = sentence.rstrip(".") + "."
 
     if as_json:
-        typer.echo(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode(), err=True)
+        err.print_line(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode())
     else:
         err.print("hotplate: ", sentence, sep="")
     return code

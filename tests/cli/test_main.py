@@ -164,6 +164,25 @@ def test_json_without_a_standard_stream_is_left_out(verb: str, code: int) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe whose reader has ended, as that of `| true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("as_json", [["--json"], []], ids=["json", "text"])
+def test_a_verb_keeps_its_exit_code_without_a_reader(tmp_path: Path, unread: int, as_json: list[str]) -> None:
+    (tmp_path / "lists.csv").write_text("user,item,score\n1,a,1\n2,b,1\n")
+    store = ["--store", f"file://{tmp_path / 'store'}"]
+    for arguments, code in ((["import", tmp_path / "lists.csv", *store], 0), (["nosuchverb"], 2)):
+        command = [sys.executable, "-m", "hotplate", *arguments, *as_json]
+        assert subprocess.run(command, stdout=unread, stderr=unread, check=False).returncode == code
+    assert json_of("releases", "list", *store)["live"]
+
+
 def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
     printed = tmp_path / "printed"
     with printed.open("wb") as stream:
