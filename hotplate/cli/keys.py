@@ -1,12 +1,17 @@
 """`hotplate keys`: create, list and revoke keys of clients."""
 
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import typer
+
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, out, print_json, print_result, table
+from hotplate.cli.terminal import Json, err, json_text, out, print_result, table
 from hotplate.serve.access import keys as key_file
+from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
@@ -38,12 +43,24 @@ def create(
 
     Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
     """
-    created = key_file.create(file, name, scope or [], rate)
+    created = key_file.create(file, name, scope or [], rate, show=partial(_print_key, as_json=as_json))
     if as_json:
-        print_json(created)
         return
-    out.print(created.key)
     err.print(f"This is the {created.kind} key of {created.client}. Keep it now: it cannot be shown again.")
+
+
+def _print_key(created: key_file.CreatedKey, *, as_json: bool) -> None:
+    """Print a key; ServiceMisused if that fails, as it cannot be shown again."""
+    reason = "there is no standard output"
+    if sys.stdout is not None:
+        try:
+            typer.echo(json_text(created) if as_json else created.key)
+        except OSError as error:
+            out.on_broken_pipe()  # drop it
+            reason = error.strerror or str(error)
+        else:
+            return
+    raise ServiceMisused(f"the key cannot be printed, and is not stored: {reason}")
 
 
 @app.command("list")

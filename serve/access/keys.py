@@ -153,8 +153,15 @@ class CreatedKey:
     """`primary` or `secondary`."""
 
 
-def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
-    """Create a key for the client *name*, and store its digest in the file at *path*.
+def create(
+    path: Path,
+    name: str,
+    scopes: Sequence[str],
+    rate: float | None = None,
+    *,
+    show: Callable[[CreatedKey], None] = lambda _: None,
+) -> CreatedKey:
+    """Create a key for the client *name*, call *show* with it, and store its digest in the file at *path*.
 
     A new client gets the key as its primary one, with *scopes*, which must not be empty, and *rate*, its limit in
     requests per second (None is unlimited). A known client gets it as secondary key; its scopes and rate stay.
@@ -169,17 +176,16 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
     key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
     stored_key = StoredKey(digest_of(key).hex(), int(time.time()))
 
-    def add_key(clients: ClientsByName) -> str:
+    def add_key(clients: ClientsByName) -> CreatedKey:
         client = clients.get(name)
         if client is None:
             clients[name] = _new_client(name, scopes, rate, stored_key)
-            return "primary"
+            return CreatedKey(key, name, "primary")
         _check_second_key(path, client, scopes, rate)
         clients[name] = msgspec.structs.replace(client, secondary=stored_key)
-        return "secondary"
+        return CreatedKey(key, name, "secondary")
 
-    kind = _change_clients(path, add_key)
-    return CreatedKey(key, name, kind)
+    return _change_clients(path, add_key, show)
 
 
 def _new_client(name: str, scopes: Sequence[str], rate: float | None, primary: StoredKey) -> KeyHolder:
@@ -239,8 +245,12 @@ def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
     return _change_clients(path, remove_key)
 
 
-def _change_clients(path: Path, change: Callable[[ClientsByName], T]) -> T:
+def _change_clients(
+    path: Path, change: Callable[[ClientsByName], T], before_storing: Callable[[T], None] = lambda _: None
+) -> T:
     """Change the file of keys at *path*, one process at a time, and return the result of *change*.
+
+    *before_storing* is called with that result; the file is not changed if it raises an exception.
 
     *change* gets the clients that the file holds, by name, and edits them in place. It is called twice: the first time
     without the lock, so that a change that it refuses, by an exception, creates neither a folder nor a lock file.
@@ -253,6 +263,7 @@ def _change_clients(path: Path, change: Callable[[ClientsByName], T]) -> T:
     lock = take_lock(lock_file, 0o600, LOCK_TIMEOUT_S)
     try:
         result, text = _content_after(path, change)
+        before_storing(result)
         replace_durably(path, text, mode=0o600, before_rename=partial(check_held, lock, lock_file))
         return result
     finally:

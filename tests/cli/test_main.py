@@ -183,6 +183,15 @@ def test_a_verb_keeps_its_exit_code_without_a_reader(tmp_path: Path, unread: int
     assert json_of("releases", "list", *store)["live"]
 
 
+@pytest.mark.parametrize("more", ["--json", ">/dev/full", ">&-"])
+def test_a_key_that_cannot_be_printed_is_not_stored(tmp_path: Path, unread: int, more: str) -> None:
+    keys = tmp_path / "keys.json"
+    create = f"{shlex.quote(sys.executable)} -m hotplate keys create web --scope read --keys {keys} {more}"
+    done = subprocess.run(["sh", "-c", create], stdout=unread, stderr=subprocess.PIPE, text=True, check=False)
+    failed(done, "The key cannot be printed, and is not stored: ", code=2)
+    assert not keys.exists()
+
+
 def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
     printed = tmp_path / "printed"
     with printed.open("wb") as stream:
