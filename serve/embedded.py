@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from math import inf
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
@@ -319,10 +320,10 @@ def open_lists(
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")
-    if not 0 < budget_s < inf:
-        raise StoreMisused(f"budget_s is a number of seconds above 0, not {budget_s}")
-    if not timeout_s >= 0:  # also for nan
-        raise StoreMisused(f"timeout_s is a number of seconds, not {timeout_s}")
+    if not (_is_number(budget_s) and 0 < budget_s < inf):
+        raise StoreMisused(f"budget_s is a number of seconds above 0, not {budget_s!r}")
+    if not (_is_number(timeout_s) and timeout_s >= 0):  # also for nan
+        raise StoreMisused(f"timeout_s is a number of seconds, not {timeout_s!r}")
 
     def open_reader() -> TieredReader:
         try:
@@ -339,6 +340,10 @@ def open_sync(*urls: str, **options: Unpack[Options]) -> SyncLists:
     open_them = partial(open_lists, *urls, **options)
     open_them()  # only checks the arguments
     return SyncLists(open_them, lambda: StoreMisused("these lists are closed; open others by hotplate.open_sync(…)"))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)  # as the numbers of numpy, but not Decimal, which cannot be added to a float
 
 
 def _check_ids(name: str, ids: object) -> None:

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,9 +174,13 @@ def test_open_sync_raises_the_errors_of_open(tmp_path: Path) -> None:
         hotplate.open_sync("ftp://nowhere")
     with pytest.raises(hotplate.StoreMisused, match="no store is named"):
         hotplate.open_sync()
-    for budget_s in (float("nan"), float("inf"), 0, -1):
+    no_numbers: list[Any] = [None, "1", Decimal(1)]
+    for budget_s in (float("nan"), float("inf"), 0, -1, *no_numbers):
         with pytest.raises(hotplate.StoreMisused, match="budget_s is a number of seconds above 0"):
             hotplate.open_sync(url, budget_s=budget_s)
+    for timeout_s in (float("nan"), -1, *no_numbers):
+        with pytest.raises(hotplate.StoreMisused, match="timeout_s is a number of seconds"):
+            hotplate.open_sync(url, timeout_s=timeout_s)
     with pytest.raises(hotplate.StoreMisused, match=r"none\.txt"):
         hotplate.open_sync(url, deny_list=tmp_path / "none.txt")
     lists = hotplate.open_sync("redis://127.0.0.1:1/0", timeout_s=0.05)
