@@ -137,6 +137,12 @@ class LocalReader(Reader, ABC):
     async def warm(self, release: ReleaseRef) -> None:
         """Load a release into memory, paced: `get` must not wait for a disk."""
 
+    def keep_open(self, releases: Sequence[ReleaseRef]) -> None:
+        """Keep the releases that a service serves readable, even if they are pruned before it serves the next ones.
+
+        Replaces those of the call before.
+        """
+
 
 class PollingReader:
     """A store whose `changes` reads the catalogue at intervals."""

@@ -30,7 +30,7 @@ from hotplate.stores.encoding import MANIFEST, RowKey
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import PollingReader, Reader, read_one
+from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
 from hotplate.stores.timing import Outage, SharedCall
 from hotplate.stores.verification import counted
 
@@ -241,6 +241,7 @@ class Follower:
         if self.canary_follower.is_missing and self._followed is not None:
             async with self._switching:
                 self.canary_follower.followed = await self.canary_follower.load(self._followed)
+                self._keep_open(self.releases)
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
         """Return the release *ref*, which was live before: `previous`, or loaded again after a restart of the worker.
@@ -408,6 +409,7 @@ class Follower:
         # Without an await in between, so no user sees an older release.
         self.live = release
         self.canary_follower.followed = canary
+        self._keep_open(self.releases)
 
         if release is not None and is_new:
             self.ready.set()
@@ -491,13 +493,20 @@ class Follower:
     async def _is_gone(self) -> bool:
         """Return whether the store certainly lacks the live release."""
         if self.live is not None:
+            self._keep_open(())  # an open file could be read although it was removed
             try:
                 await read_one(self._reader, self.live.ref, MANIFEST)
             except ReleaseNotFound:
                 return True
             except Exception:
                 log.debug("whether release %s is there cannot be known", self.live.id, exc_info=True)
+            finally:
+                self._keep_open(self.releases)
         return False
+
+    def _keep_open(self, releases: Sequence[ServedRelease]) -> None:
+        if isinstance(self._reader, LocalReader):
+            self._reader.keep_open([release.ref for release in releases])
 
     def _report(self, error: Exception) -> None:
         """Note that the store could not be read; errors other than StoreError are defects."""

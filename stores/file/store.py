@@ -73,7 +73,7 @@ LOCK_TIMEOUT_S = 5.0
 # Rows of a scan between two turns of the event loop: about 0.2 ms.
 SCANNED_AT_ONCE = 256
 
-# Open files of releases that the catalogue does not serve, such as those that a publish reads back.
+# Open files of releases that are not served, such as those that a publish reads back.
 MAX_OTHER_FILES = 8
 
 # Allocated size of the next record, as a multiple of this one, in whole blocks of the file system.
@@ -239,7 +239,8 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         self._catalogue = CatalogueFile(folder)
         self._releases = folder / "releases"
         self._files = dict[str, ReleaseFile]()
-        self._served = set[str]()
+        self._kept_open = set[str]()
+        self._present = set[str]()  # in the last catalogue
         self._drafts = dict[str, DraftFile]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -400,6 +401,10 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         with file.held():
             await file.warm(WARM_PAUSE_S if len(self._files) > 1 else 0.0)
 
+    def keep_open(self, releases: Sequence[ReleaseRef]) -> None:
+        self._kept_open = {release.incarnation for release in releases}
+        self._close_gone()
+
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace the catalogue under its lock, in a thread; see `Store`."""
         parse_record = self._catalogue.parse
@@ -433,13 +438,16 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         return sorted(name for name in names if _INCARNATION.fullmatch(name))
 
     def _current(self, record: bytes | None) -> Catalogue:
-        """Decode a record, and unmap releases that are gone: their maps would keep the disk space."""
+        """Decode a record, and unmap releases that are gone and not served: their maps would keep the disk space."""
         catalogue = self._catalogue.parse(record, self.clock())
         if catalogue.generation:  # an empty catalogue takes no release away from readers
-            self._served = {release.incarnation for release in catalogue.served}
-            for incarnation in self._files.keys() - catalogue.incarnations:
-                self._files.pop(incarnation).close()
+            self._present = catalogue.incarnations
+            self._close_gone()
         return catalogue
+
+    def _close_gone(self) -> None:
+        for incarnation in self._files.keys() - self._present - self._kept_open:
+            self._files.pop(incarnation).close()
 
     def _removed_live(self, catalogue: Catalogue) -> ReleaseNotFound | None:
         """Return an error if the file of the live release was removed while it is mapped, else None.
@@ -494,7 +502,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
     def _open(self, release: ReleaseRef) -> ReleaseFile:
         """Open the file of a release, and close the one that was opened first if many that are not served are open."""
         file = ReleaseFile.open(self._sealed_path(release))
-        others = [name for name in self._files if name not in self._served]
+        others = [name for name in self._files if name not in self._kept_open]
         if len(others) >= MAX_OTHER_FILES:
             self._files.pop(others[0]).close()
         self._files[release.incarnation] = file

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import math
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,16 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases import follower
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores import transitions as changes
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.store import LmdbStore
 from tests.support.balancer import balanced
 from tests.support.command import hotplate
-from tests.support.readers import lists
+from tests.support.readers import WAIT_S, lists, reading
+from tests.support.readers import until as wait_until
 from tests.support.service import Service, publish_lists, publish_to, running, serving, until
 from tests.support.soak import scaled
 from tests.support.virtual import VirtualLoop, in_virtual_time
@@ -130,6 +134,80 @@ def test_warming_beside_a_served_release_pauses(tmp_path: Path) -> None:
     began, alone, beside = in_virtual_time(warm)
     assert alone == began
     assert beside > alone
+
+
+async def prune_served(folder: Path, store: LmdbStore) -> str:
+    """Publish twice, and prune what the reader of the first release still serves; return the live one."""
+    await publish_lists(folder, lists("r1"))
+    live = await publish_lists(folder, lists("r2"))
+    assert len(await life.prune(store, keep=1, grace_s=0)) == 1
+    return live
+
+
+async def rewrite(folder: Path, store: LmdbStore) -> str:
+    """Replace the store by another one; return its live release."""
+    del store
+    shutil.rmtree(folder)
+    return await publish_lists(folder, lists("r1"))
+
+
+@pytest.mark.parametrize("change", [prune_served, rewrite])
+async def test_removed_release_is_served_until_the_next_one_is_warm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, LmdbStore], Awaitable[str]]
+) -> None:
+    folder = tmp_path / "store"
+    first = await publish_lists(folder, lists("r0"))
+    store = LmdbStore(folder)
+    warming = list[str]()
+    may_end = asyncio.Event()
+    warm = LmdbStore.warm
+
+    async def warm_for_long(self: LmdbStore, release: ReleaseRef) -> None:
+        await warm(self, release)
+        warming.append(release.id)
+        await may_end.wait()
+
+    async with TieredReader.from_urls([f"file://{folder}"], warm=True) as reader:
+
+        async def answer() -> tuple[str, str]:
+            answer = await reader.personal("1")
+            assert answer.release is not None
+            return answer.source, answer.release.id
+
+        await reader.wait_until_ready(WAIT_S)
+        monkeypatch.setattr(LmdbStore, "warm", warm_for_long)
+        live = await change(folder, store)
+        await wait_until(lambda: asyncio.sleep(0, live in warming), "it is not warmed")
+        await reader.tiers[0].reader.catalogue()  # without the first release
+        assert await answer() == ("personal", first)
+        may_end.set()
+
+        async def is_followed() -> bool:
+            maps = Path("/proc/self/maps").read_text()
+            return await answer() == ("personal", live) and f"{folder}/releases" in maps and "(deleted)" not in maps
+
+        await wait_until(is_followed, "the next release is not served, or the removed one is still mapped")
+    await store.close()
+
+
+async def test_folder_copied_back_without_the_served_release_is_followed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    first = await publish_lists(folder, lists("r0"))
+    shutil.copytree(folder, tmp_path / "copy")
+    second = await publish_lists(folder, lists("r1"))
+    monkeypatch.setattr(follower, "RESTORED_S", math.inf)
+    async with reading(f"file://{folder}") as reader:
+
+        async def is_served(release: str) -> bool:
+            answer = await reader.personal("1")
+            return answer.release is not None and answer.release.id == release
+
+        await wait_until(lambda: is_served(second), "the second release is not served")
+        shutil.rmtree(folder)
+        (tmp_path / "copy").rename(folder)
+        await wait_until(lambda: is_served(first), "the copy is not followed")
 
 
 async def flip(folder: Path, store: LmdbStore, number: int) -> str:
