@@ -136,8 +136,8 @@ async def restore(
                 present = _parse_or_empty(catalogue_file, record, saved.now)
                 erased, record_changes = await _join_erasures(store, present, erased_in_backup)
                 merged = replace(_merge_catalogues(present, restored), erased=erased)
-                if over and not present.generation:
-                    # Its generation is unknown, and may be higher: readers follow another store at once.
+                if not present.generation and await store.incarnations():
+                    # Lost with its generation, which may have been higher: readers follow another store at once.
                     merged = replace(merged, store_id=secrets.token_hex(8))
                 swap = partial(_swap_in, catalogue_file, record, merged, record_changes, files=scratch / "releases")
                 if await _in_thread(swap):

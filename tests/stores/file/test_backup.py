@@ -319,6 +319,17 @@ async def test_restore_over_a_damaged_catalogue_is_followed_at_once(store: LmdbS
     assert follows(await store.catalogue(), seen)
 
 
+async def test_restore_of_a_lost_catalogue_is_followed_at_once(store: LmdbStore, target: Path) -> None:
+    await published(store, "first")
+    await backup(store, target)
+    await erase_users(store, ["1"])
+    await erase_users(store, ["2"])
+    seen = await store.catalogue()
+    (store.folder / "catalogue.json").unlink()
+    await restore(target, store)
+    assert follows(await store.catalogue(), seen)
+
+
 async def test_restore_interrupted_before_its_last_step_changes_no_readable_data(
     store: LmdbStore, target: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
