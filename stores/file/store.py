@@ -262,7 +262,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
     ) -> list[ReadResult]:
         """Read keys from the map, without waiting; see `Reader`."""
         del timeout_s  # a read of a map cannot be cancelled
-        file = await self._opened(release)
+        file = self._files.get(release.incarnation) or await self._opened(release)
         read = file.read
         try:
             return [read(key.encode()) for key in keys]
