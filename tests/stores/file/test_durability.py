@@ -105,7 +105,7 @@ async def test_backup_and_restore_survive_a_power_failure(tmp_path: Path, disk: 
     await store.close()
 
 
-async def test_release_whose_sealing_failed_at_the_last_flush_is_flushed_by_the_next(
+async def test_repeated_seal_flushes_a_rename_that_could_not_be_flushed(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = LmdbStore(tmp_path)

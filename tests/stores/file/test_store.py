@@ -85,7 +85,7 @@ async def test_read_during_the_closing_of_its_file_ends_or_is_refused(store: Lmd
     release = await ref_of(store, await publish(store, [ROWS[0], Row("user:000001", b"x" * 3_000_000)]))
     for _ in range(20):
         reader = LmdbStore(store.folder)
-        await store.close()  # so that the reader is the last user
+        await store.close()  # leaves the reader as the last user
         rows = reader.rows_of(release)
         closed = threading.Event()
 
