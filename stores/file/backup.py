@@ -7,6 +7,7 @@ appear by a rename, complete or not at all.
 import asyncio
 import os
 import secrets
+import stat
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -86,9 +87,15 @@ def _resolve_new(target: Path) -> Path:
 
 
 def _check_replaceable_folder(target: Path, scratch: Path) -> None:
-    """Raise StoreMisused if an empty folder cannot be replaced by a rename, before all is copied for that."""
+    """Raise StoreMisused if an empty folder cannot be replaced by a rename, before all is copied for that.
+
+    The folders that replace it, now and after the copy, get its mode.
+    """
     empty = scratch / "empty"
     empty.mkdir()
+    mode = stat.S_IMODE(target.stat().st_mode) | stat.S_IRWXU
+    for folder in (scratch, empty):
+        folder.chmod(mode)
     try:
         empty.rename(target)
     except OSError as error:

@@ -136,6 +136,20 @@ async def test_full_backup_disk_is_refused_with_the_sizes(
     assert list(target.parent.iterdir()) == []
 
 
+async def test_backup_into_an_empty_folder_keeps_its_mode(store: LmdbStore, target: Path) -> None:
+    await published(store, "first")
+    target.mkdir(mode=0o700, parents=True)
+
+    def fail(*_: int) -> None:
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        await backup(store, target, fail)
+    assert target.stat().st_mode & 0o777 == 0o700
+    await backup(store, target)
+    assert target.stat().st_mode & 0o777 == 0o700
+
+
 async def test_backup_into_a_mount_point_is_refused_before_the_copy(
     store: LmdbStore, target: Path, tmp_path: Path
 ) -> None:
