@@ -204,7 +204,7 @@ async def _coverage(session: Session) -> list[Finding]:
 async def _reading(session: Session, keys: Keys) -> Finding:
     """Return whether the user may send the commands of lookups."""
     try:
-        await session.execute("MGET", keys.catalogue, keys.unwritten)
+        await session.execute("MGET", keys.catalogue, keys.doctors)
         await session.execute("TIME")
     except AccessDenied as error:
         return _error("may read", f"no: {error}")
@@ -216,11 +216,11 @@ async def _writing(session: Session, keys: Keys) -> Finding:
 
     The server checks a user's rights when a command is queued, and a discarded command changes nothing.
     """
-    row = keys.unwritten
+    row = keys.doctors
     commands: tuple[Command, ...] = (
-        ("SET", keys.catalogue, b""), ("DEL", row), ("UNLINK", row), ("RPUSH", row, b""), ("LREM", row, 1, b""),
-        ("HSET", row, "0", b""), ("SADD", row, b""), ("SREM", row, b""), ("EVAL", "return 1", 1, row),
-        ("MSET", row, b""), ("DISCARD",),
+        ("SET", keys.catalogue, b""), ("DEL", row), ("UNLINK", row), ("PERSIST", row), ("RPUSH", row, b""),
+        ("LREM", row, 1, b""), ("HSET", row, "0", b""), ("SADD", row, b""), ("SREM", row, b""),
+        ("EVAL", "return 1", 1, row), ("MSET", row, b""), ("DISCARD",),
     )  # fmt: skip
     try:
         await session.execute("WATCH", row)

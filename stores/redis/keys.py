@@ -39,24 +39,18 @@ class LocatedRows(NamedTuple):
 
 
 class StateGroup(NamedTuple):
-    """Names of states that one command changes together, of their mark of erasures, and of a key that never exists.
+    """Names of states that one command changes together, and of their mark of erasures.
 
     One server has a single group with the states of all buckets, a cluster a group for each bucket.
     """
 
     states: tuple[str, ...]
     mark: str
-    unwritten: str
 
     @property
     def first(self) -> str:
         """The name of the state that is read for all of them."""
         return self.states[0]
-
-    @property
-    def replaced(self) -> tuple[str, ...]:
-        """The names for a script that replaces all states."""
-        return (self.unwritten, *self.states)
 
 
 class ReleaseKeys:
@@ -73,10 +67,10 @@ class ReleaseKeys:
         self.slots = tuple(map(key_slot, self.raw_heads))
         states = tuple(head + "@state" for head in self.heads)
         first = self.heads[0]
-        self.groups: tuple[StateGroup, ...] = (StateGroup(states, first + "@dropping", first + "@unwritten"),)
+        self.groups: tuple[StateGroup, ...] = (StateGroup(states, first + "@dropping"),)
         if clustered:
             pairs = zip(self.heads, states, strict=True)
-            self.groups = tuple(StateGroup((state,), head + "@dropping", head + "@unwritten") for head, state in pairs)
+            self.groups = tuple(StateGroup((state,), head + "@dropping") for head, state in pairs)
         self.state = first + "@state"
         self.points = first + "@points"
         self.row_list = first + "@keys"
@@ -123,7 +117,7 @@ class ReleaseKeys:
 class Keys:
     """Key names under one prefix; if *clustered*, only keys in one slot change atomically.
 
-    `unwritten` never exists: checks of rights and scripts name it. `any_pattern` matches all keys of any release.
+    `doctors` is never written, but checks rights; `any_pattern` matches all keys of any release.
     """
 
     def __init__(self, prefix: str, *, clustered: bool = False) -> None:
@@ -131,7 +125,7 @@ class Keys:
         self.clustered = clustered
         self.catalogue = f"{{{prefix}}}:catalogue"
         self.incarnations = f"{{{prefix}}}:incarnations"
-        self.unwritten = f"{prefix}:{{{prefix}}}:unwritten"
+        self.doctors = f"{prefix}:{{{prefix}}}:doctor"
         self.any_pattern = f"{prefix}:{{*.*}}:*"
         self._release = lru_cache(KEPT)(partial(ReleaseKeys, prefix, clustered=clustered))
 

@@ -10,8 +10,9 @@ seal      The first state is sealed, which ends claims, then the others, each af
           lost its state, too.
 
 A full server must still be able to abandon a draft, and `maxmemory` does not stop a script after its first write. So
-scripts that replace a value first delete a key that never exists. They do not delete the value itself: a user who may
-delete and not set would lose it.
+scripts that replace a value first send PERSIST, a write that changes nothing. They do not delete the value: a user who
+may delete and not set would lose it. Nor do they name another key, because a node that moves a slot to another node
+refuses scripts unless it has all of their keys.
 """
 
 import asyncio
@@ -70,28 +71,27 @@ POLL_S = 1.0
 # Times that the states of a draft are claimed again, because a writer that was replaced claimed some late.
 MAX_CLAIMS = 10
 
-# REPLACE: KEYS unwritten, states; ARGV new value, `if` or `unless`, values of the first state (empty: absent) that
-# allow or forbid it. Returns the previous value, also if it replaces nothing.
+# REPLACE: KEYS in one slot; ARGV new value of all, `if` or `unless`, values of the first key (empty: absent) that allow
+# or forbid it. Returns the previous value, also if it replaces nothing.
 REPLACE = """
-local state = redis.call('GET', KEYS[2])
+local state = redis.call('GET', KEYS[1])
 local is_listed = false
 for place = 3, #ARGV do is_listed = is_listed or (state or '') == ARGV[place] end
 if is_listed ~= (ARGV[2] == 'if') then return state end
-if state then redis.call('DEL', KEYS[1]) end
-for place = 2, #KEYS do redis.call('SET', KEYS[place], ARGV[1]) end
+if state then redis.call('PERSIST', KEYS[1]) end
+for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return state
 """
 
 # A missing state, in the arguments of REPLACE.
 ABSENT = b""
 
-# SWAP: KEYS unwritten, catalogue, records; ARGV expected catalogue (empty: absent), new values of the catalogue and the
-# records. Returns the previous catalogue.
+# SWAP: KEYS catalogue, records; ARGV expected catalogue (empty: absent), new values of all. Returns the previous one.
 SWAP = """
-local stored = redis.call('GET', KEYS[2])
+local stored = redis.call('GET', KEYS[1])
 if (stored or '') ~= ARGV[1] then return stored end
-if stored then redis.call('DEL', KEYS[1]) end
-for place = 2, #KEYS do redis.call('SET', KEYS[place], ARGV[place]) end
+if stored then redis.call('PERSIST', KEYS[1]) end
+for place, key in ipairs(KEYS) do redis.call('SET', key, ARGV[place + 1]) end
 return stored
 """
 
@@ -306,7 +306,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         `sealed`, or None if the draft is new.
         """
         first = self._keys.release(draft).groups[0]
-        claim = evaluation(REPLACE, first.replaced, state_of(draft), "unless", SEALED)
+        claim = evaluation(REPLACE, first.states, state_of(draft), "unless", SEALED)
         former_state: bytes | None = await session.execute(*claim)
         if former_state != SEALED:
             await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
@@ -334,7 +334,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             claims = list[Command]()
             for group, state in zip(other_groups, states, strict=True):
                 if state not in (claimed, SEALED):
-                    claims.append(evaluation(REPLACE, group.replaced, claimed, "if", state or ABSENT))
+                    claims.append(evaluation(REPLACE, group.states, claimed, "if", state or ABSENT))
             if not claims:
                 return
             await self._router.execute_each(claims)
@@ -372,7 +372,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
         async def seal_first(session: Session) -> None:
             await self._writer.check_kept(draft, session)
-            seal = evaluation(REPLACE, first.replaced, SEALED, "if", state_of(draft))
+            seal = evaluation(REPLACE, first.states, SEALED, "if", state_of(draft))
             former_state = await session.execute(*seal)
             if former_state != SEALED:
                 check_owned(draft, former_state)
@@ -381,7 +381,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         await self._router.run(keys.state, seal_first)
 
         # Also those that name another writer, which may have started to seal; but an absent one means lost rows.
-        seals = [evaluation(REPLACE, group.replaced, SEALED, "unless", SEALED, ABSENT) for group in others]
+        seals = [evaluation(REPLACE, group.states, SEALED, "unless", SEALED, ABSENT) for group in others]
         former_states = await self._router.execute_each(seals, after=wait_for_replication)
         if None in former_states:
             raise not_found(draft)
@@ -483,8 +483,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         changed nothing.
         """
         expected = record or b""
-        record_names = [self._keys.record(change.name) for change in records]
-        names = (self._keys.unwritten, self._keys.catalogue, *record_names)
+        names = (self._keys.catalogue, *(self._keys.record(change.name) for change in records))
         values = (catalogue_record.dump(new), *(change.after for change in records))
         (stored,) = await session.replies(evaluation(SWAP, names, expected, *values))
         if isinstance(stored, StoreUnavailable) and not stored.permanent:

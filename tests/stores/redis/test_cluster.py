@@ -23,6 +23,7 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
+from hotplate.stores.lifecycle import activate
 from hotplate.stores.redis import multiplexed
 from hotplate.stores.redis.client import MAX_SESSIONS, Session
 from hotplate.stores.redis.cluster import Cluster
@@ -278,6 +279,30 @@ async def test_moved_and_migrating_slots_are_followed(
     assert all(slots == [*read.values(), None] for slots in half_way)
     assert await store.get_many(release_ref(FIRST), list(read)) == list(read.values())
     assert await scan_rows(store, FIRST) == USERS
+
+
+async def test_catalogue_changes_while_its_slot_is_moved(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    first = await publish(store, [Row("popular:", b"{}")])
+    second = await publish(store, [Row("popular:", b"{}")])
+    catalogue = Keys(prefix).catalogue
+    slot = str(key_slot(catalogue.encode()))
+    source = redis_cluster.owner(catalogue)
+    target = next(node for node in redis_cluster.primaries if node is not source)
+    loop = asyncio.get_running_loop()
+
+    def between() -> None:  # its keys are at the target, which is not the slot's owner yet
+        asyncio.run_coroutine_threadsafe(activate(store, second), loop).result(SOON_S)
+
+    target.server.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+    source.server.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+    try:
+        await activate(store, first)
+        assert (await store.catalogue()).live == first
+    finally:
+        await asyncio.to_thread(redis_cluster.migrate, catalogue, target, between=between)
+    assert (await store.catalogue()).live == second
 
 
 @pytest.mark.parametrize("is_moved", [True, False], ids=["moved", "migrating"])

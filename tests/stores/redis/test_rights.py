@@ -20,8 +20,8 @@ ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) 
 
 # All commands that change data, and some that read.
 COMMANDS = (
-    "set", "del", "unlink", "mset", "sadd", "srem", "rpush", "lrem", "hset", "eval", "multi", "watch", "get", "exists",
-    "sismember",
+    "set", "persist", "del", "unlink", "mset", "sadd", "srem", "rpush", "lrem", "hset", "eval", "multi", "watch", "get",
+    "exists", "sismember",
 )  # fmt: skip
 
 # Of Redis 7.0, and of later versions.
