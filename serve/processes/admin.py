@@ -42,6 +42,7 @@ from hotplate.serve.tier_metrics import TierMetrics
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import catch_up, follow
 from hotplate.stores.errors import (
+    AccessDenied,
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
@@ -296,7 +297,10 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(404, "no-such-release", str(error))
         case KeysUnreadable():
             return Problem(503, "keys-unreadable", str(error))
-        case ReleaseConflict() | ReleaseCorrupt() | WrittenByNewer() | StoreMisused() | ServiceMisused():
+        # Later attempts fail, too, until somebody changes something.
+        case (
+            ReleaseConflict() | ReleaseCorrupt() | WrittenByNewer() | AccessDenied() | StoreMisused() | ServiceMisused()
+        ):
             return Problem(409, "conflict", str(error))
         case StoreError():
             return Problem(503, "store-failed", str(error), {"Retry-After": "5"})

@@ -17,6 +17,7 @@ from tests.support.command import failed, hotplate
 from tests.support.cosmos_account import Account
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer, running
+from tests.support.service import a_list, publish_to, serving, until
 from tests.support.stores import FIRST, publish, release_ref
 
 NOBODY = 65534
@@ -68,6 +69,18 @@ async def test_missing_right_in_redis_is_denied(redis_server: RedisServer) -> No
     user = secrets.token_hex(4)
     redis_server.execute_command("ACL", "SETUSER", user, "on", ">open", "~*", "&*", "+@connection")
     await check_denied(redis_server.url(user=f"{user}:open@"), "lacks a permission")
+
+
+async def test_lookup_without_the_right_gets_the_popular_list(redis_server: RedisServer, tmp_path: Path) -> None:
+    user = secrets.token_hex(4)
+    redis_server.execute_command("ACL", "SETUSER", user, "on", ">open", "~*", "&*", "+@all")
+    url = redis_server.url(prefix=user, user=f"{user}:open@")
+    await publish_to(url, {"user:42": a_list("a")})
+    with serving(tmp_path, "--store", url) as service:
+        until(lambda: service.get("/v1/recommendations/42").json["source"] == "personal")
+        redis_server.execute_command("ACL", "SETUSER", user, "-mget")
+        answer = service.get("/v1/recommendations/42")
+        assert (answer.status, answer.json["source"]) == (200, "popular")
 
 
 async def test_wrong_key_of_cosmos_db_is_denied(cosmos_http: Account, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The admin listener: what operators read and change, and refusals."""
 
 import asyncio
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +15,18 @@ from hotplate.serve.metrics import METHODS
 from tests.support import throttled_store
 from tests.support.forked import Forked
 from tests.support.limited_service import samples
-from tests.support.service import DEFAULTS, Service, a_list, publish_lists, refused_by, running, until
+from tests.support.redis_server import RedisServer
+from tests.support.service import (
+    DEFAULTS,
+    Service,
+    a_list,
+    publish_lists,
+    publish_to,
+    refused_by,
+    running,
+    serving,
+    until,
+)
 
 # Changes over HTTP get a short limit, in the processes that the command forks, too.
 SHORT_CHANGES = "import hotplate.serve.processes.release_admin as release_admin; release_admin.CHANGE_S = 0.3"
@@ -179,6 +191,21 @@ def test_release_refused_by_gates_is_shown_and_goes_live_only_if_forced(tmp_path
             assert service.admin(f"/v1/releases/{path}true", "POST").status == 200
         (tier,) = service.admin("/v1/releases").json["tiers"]
         assert tier["live"] == bad
+
+
+def test_change_that_the_store_denies_is_not_to_be_repeated(tmp_path: Path, redis_server: RedisServer) -> None:
+    user = secrets.token_hex(4)
+    redis_server.execute_command("ACL", "SETUSER", user, "on", ">open", "~*", "&*", "+@all")
+    url = redis_server.url(prefix=user, user=f"{user}:open@")
+    first, _ = [asyncio.run(publish_to(url, {"user:42": a_list(mark)})) for mark in "ab"]
+    with serving(tmp_path, "--store", url, "--admin-store", url) as service:
+        redis_server.execute_command("ACL", "SETUSER", user, "-eval")
+        refused = service.admin("/v1/releases/rollback", "POST")
+        assert (refused.status, refused.json["type"]) == (409, "urn:hotplate:problem:conflict")
+        assert "lacks a permission" in refused.json["detail"]
+        assert "retry-after" not in refused.headers
+        redis_server.execute_command("ACL", "SETUSER", user, "+eval")
+        assert service.admin("/v1/releases/rollback", "POST").json == {"release": first}
 
 
 def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) -> None:
