@@ -51,6 +51,10 @@ IN_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:\d+\.?")
 
 # How Redis 7.0, and later versions, refuse a command of a script; this error has no code of its own.
 REFUSED_IN_SCRIPT = ("The user executing the script ", "ACL failure in script: ")
+
+# How a server in protected mode refuses clients on other machines; redis-py has no exception for it.
+PROTECTED = "DENIED "
+
 LACKING = "the Redis user of {where} lacks a permission: {error}; docs/redis.md has the rights of users"
 
 # For each error of redis-py, most specific first, the error of stores and its sentence.
@@ -84,6 +88,8 @@ def translated(error: Exception, where: str) -> StoreError:
     if text.startswith(REFUSED_IN_SCRIPT):
         text = f"{text} (`hotplate store doctor` says which)"
         error = exceptions.NoPermissionError(text)
+    if text.startswith(PROTECTED):
+        return AccessDenied(f"{where} is in protected mode and accepts only local clients; set a password there")
     for known, (kind, sentence) in MEANINGS.items():
         if isinstance(error, known):
             return kind(sentence.format(where=where, error=text))

@@ -10,6 +10,7 @@ from hotplate.stores.errors import AccessDenied, StoreError
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.client import translated
 from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.rehearsal import stand_in_for
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
@@ -84,7 +85,7 @@ async def test_releases_are_whole_after_a_refused_command(
         assert set(await redis.incarnations()) <= (await redis.catalogue()).incarnations, command
 
 
-async def test_user_without_info_may_publish_and_prune(
+async def test_user_without_info_may_publish_rehearse_and_prune(
     limited: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
     """INFO is in the category `dangerous` of rights."""
@@ -93,6 +94,8 @@ async def test_user_without_info_may_publish_and_prune(
     live = await publish(limited, ROWS)
     assert await prune(limited, keep=0, grace_s=0) == [former]
     await verify(limited, (await limited.catalogue()).find(live).ref)
+    async with stand_in_for(limited) as stand_in:
+        assert await publish(stand_in, ROWS)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -100,3 +103,10 @@ def test_right_that_a_script_lacks_is_denied_without_the_place_in_the_script(ref
     error = translated(ResponseError(f"{refusal} script: {'8a' * 20}, on @user_script:5."), "redis://a/0")
     assert isinstance(error, AccessDenied)
     assert str(error).startswith(f"the Redis user of redis://a/0 lacks a permission: {refusal} (")
+
+
+def test_protected_mode_denies_access() -> None:
+    refusal = "DENIED Redis is running in protected mode because protected mode is enabled and no password is set."
+    error = translated(ResponseError(refusal), "redis://a/0")
+    assert isinstance(error, AccessDenied)
+    assert str(error) == "redis://a/0 is in protected mode and accepts only local clients; set a password there"
