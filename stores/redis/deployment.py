@@ -125,8 +125,9 @@ class Deployment(ABC):
         self.loop.check()
         server = self._servers.get(node)
         if server is None:
-            for removed in self.take_removed(self._servers):
-                self.close_later(removed.retire())
+            if self.knows(node):  # nodes that import their first slots are unknown, but in use
+                for removed in self.take_removed(self._servers):
+                    self.close_later(removed.retire())
             server = Server(self.address(node), self.settings(node, None))
             self._servers[node] = server
         return server

@@ -27,6 +27,7 @@ from hotplate.stores.lifecycle import activate
 from hotplate.stores.redis import multiplexed
 from hotplate.stores.redis.client import MAX_SESSIONS, Session
 from hotplate.stores.redis.cluster import Cluster
+from hotplate.stores.redis.deployment import RedisNode
 from hotplate.stores.redis.keys import BUCKETS, Keys
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.store import RedisStore, open_url
@@ -279,6 +280,16 @@ async def test_moved_and_migrating_slots_are_followed(
     assert all(slots == [*read.values(), None] for slots in half_way)
     assert await store.get_many(release_ref(FIRST), list(read)) == list(read.values())
     assert await scan_rows(store, FIRST) == USERS
+
+
+async def test_nodes_that_import_their_first_slots_keep_their_connections(redis_cluster: RedisCluster) -> None:
+    """No node names them as owners of slots, but commands are redirected to them."""
+    deployment = Cluster(parse_cluster(redis_cluster.url()))
+    await deployment.load()
+    importing = [RedisNode("127.0.0.1", port) for port in (1, 2)]
+    servers = [deployment.server(node) for node in importing]
+    assert [deployment.server(node) for node in importing] == servers
+    await deployment.close()
 
 
 async def test_catalogue_changes_while_its_slot_is_moved(
