@@ -307,6 +307,7 @@ class Server:
 
         self.client = self._new_client()
         self._sessions = asyncio.Semaphore(MAX_SESSIONS)
+        self._is_retired = False
         self._is_closed = False
 
     @asynccontextmanager
@@ -325,7 +326,7 @@ class Server:
                 yield Session(self, connection, self._identities[connection], asking=asking)
             finally:
                 was_replaced = pool is not self.client.connection_pool
-                if self._is_closed or was_replaced:
+                if self._is_closed or self._is_retired or was_replaced:
                     await connection.disconnect(nowait=True)  # the pool did not, if it was being opened at that time
                 await pool.release(connection)
 
@@ -366,9 +367,9 @@ class Server:
         await finish_closing(former.disconnect(inuse_connections=False), self.address.shown)
 
     async def retire(self) -> None:
-        """Close all connections, those in use after their sessions; none is opened afterwards."""
-        self._is_closed = True
-        await finish_closing(self.client.connection_pool.disconnect(inuse_connections=False), self.address.shown)
+        """Close all connections, those in use after their sessions; callers that wait get a session before."""
+        self._is_retired = True
+        await self.renew()
 
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""

@@ -1,13 +1,15 @@
-"""When the servers of a deployment are discovered."""
+"""When the servers of a deployment are discovered, and how connections to a former one end."""
 
 import asyncio
 
 import pytest
 
 from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.redis.client import MAX_SESSIONS, Server, settings_of
 from hotplate.stores.redis.deployment import DiscoveredDeployment, RedisNode
 from hotplate.stores.redis.url import RedisAddress, parse
-from tests.support.redis_server import SOON_S
+from tests.support.redis_server import SOON_S, RedisServer
+from tests.support.tcp_proxy import through
 
 
 class Unreachable(DiscoveredDeployment):
@@ -45,6 +47,20 @@ async def test_callers_fail_at_once_after_a_discovery_in_the_background_failed()
     asked = deployment.asked
     await asyncio.sleep(0)
     assert deployment.asked == asked
+
+
+async def test_calls_that_wait_for_a_retired_server_are_answered(redis_server: RedisServer) -> None:
+    async with through(redis_server.port) as proxy:
+        address = parse(f"redis://127.0.0.1:{proxy.port}/0")
+        server = Server(address, settings_of(address, None))
+        calls = [asyncio.create_task(server.execute("TIME")) for _ in range(3 * MAX_SESSIONS)]
+        await calls[0]
+        assert not calls[-1].done()
+        await server.retire()
+        assert all(await asyncio.gather(*calls))
+        async with asyncio.timeout(SOON_S):
+            while proxy.is_connected:
+                await asyncio.sleep(0.001)
 
 
 async def test_no_discovery_is_scheduled_after_close() -> None:
