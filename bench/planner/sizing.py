@@ -204,7 +204,8 @@ def _add_request_charges(table: FigureTable, charges: Charges) -> None:
 def _add_publishing(table: FigureTable, charges: Charges) -> None:
     """Add to *table* the request units (RU) of a publish, its RU/s and hours, and the publishes of a month.
 
-    Its RU/s are `publish_ru`, else as many as end it within `window_hours`, in Azure's steps and between its limits.
+    Its RU/s are `publish_ru`, else as many as end it within `window_hours` and before the next one, in Azure's steps
+    and between its limits.
     """
     term = table.expression
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
@@ -221,7 +222,7 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
     rate = choose(
         table.is_given("publish_ru"),
         lambda: term("publish_ru"),
-        lambda: total_ru / (term("window_hours") * 3600),
+        lambda: total_ru / (smallest(term("window_hours"), term("refresh_hours")) * 3600),
     )
     whole_steps = largest(cosmos.MANUAL_MIN, ceiling(rate, multiple_of=cosmos.MANUAL_STEP))
     provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, whole_steps))

@@ -443,3 +443,11 @@ def test_a_publish_is_billed_by_the_hours_of_the_clock() -> None:
     starts = [database_cost(400, 1, plan.prices, now, took_s)[1] for now in range(0, 3600, 10)]
     hours = fmean(int(start.rpartition(" ")[2]) for start in starts)
     assert plan.number("publish_billed_hours") == pytest.approx(hours, rel=0.01)
+
+
+def test_publish_ends_before_the_next_one_begins() -> None:
+    plan = a_plan(users=1_000_000, refresh_hours=0.5, window_hours=1)
+    assert plan.number("publish_ru_s") == pytest.approx(1_000_000 * ROW_RU / 1_800, rel=0.02)
+    assert plan.is_possible("manual_total", "autoscale_total")
+    slow = a_plan(users=1_000_000, refresh_hours=0.5, publish_ru=400)
+    assert slow.figures["manual_total"].obstacle.startswith("time of a publish: 4.2 hours")
