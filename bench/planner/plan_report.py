@@ -73,7 +73,7 @@ OUTLINE = {
         "pods, Cosmos DB": "cosmos_pods_cost", "pods, Redis": "redis_pods_cost", "pods, files": "files_pods_cost",
         "training": "training_cost", "dedicated gateway": "gateway_month",
         "Kubernetes": "cluster_month", "Cosmos DB, pods and training": "cosmos_total",
-        "Redis, pods and training": "redis_total",
+        "Redis, pods and training": "redis_total", "files, pods and training": "files_total",
     },
 }  # fmt: skip
 # Headings of the options; Cosmos DB's modes in words; the costs of the main table, with their figures: `{option}` is
@@ -162,7 +162,9 @@ def _common_report(plan: CapacityPlan) -> Report:
 
 def in_full(planned: Report) -> Report:
     """Return the report with all figures and assumptions instead of the summary."""
-    rows = tuple(replace(row, main=True) for row in planned.rows if row.figure not in OPTION_HEADINGS)
+    rows = planned.rows
+    if planned.columns:  # without those of the main table
+        rows = tuple(replace(row, main=True) for row in rows if not row.main)
     return replace(planned, rows=rows, columns=(), verdicts={}, notes=(*planned.notes, *planned.method), method=())
 
 

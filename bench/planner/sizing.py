@@ -404,19 +404,19 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
     rate = table.add_calculated(f"{store}_pod_capacity", "requests/s", pod_rate)
     by_rate = ceiling(term("peak_region") / rate / term("pod_utilisation"))
     by_rate = table.add_calculated(f"{store}_pods_by_capacity", "pods", by_rate)
-    pods = choose(
+    pods_region = choose(
         table.is_given("request_ms"),
         lambda: largest(term("pods_by_little"), by_rate, term("min_pods")),
         lambda: largest(by_rate, term("min_pods")),
     )
-    pods_region = table.add_calculated(f"{store}_pods_region", "pods", pods)
+    pods_region = table.add_calculated(f"{store}_pods_region", "pods", pods_region)
     source = "with zones, the others carry what one may lose"
     zoned = choose(
         term("zones") > 1,
         lambda: ceiling(pods_region / (term("zones") - 1)) * term("zones"),
         lambda: pods_region,
     )
-    table.add_calculated(f"{store}_pods", "pods", zoned * term("regions"), source=source)
+    pods = table.add_calculated(f"{store}_pods", "pods", zoned * term("regions"), source=source)
 
     highest_rate = choose(
         table.is_given("request_ms"),
@@ -425,7 +425,7 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
     )
     target_rate = term("hpa_utilisation") * highest_rate
     target_rate = table.add_calculated(f"{store}_hpa_pod_rps", "requests/s", target_rate, "pods are added above it")
-    most_pods = largest(term("min_pods"), ceiling(term("peak_region") * 2 / target_rate) + 1)
+    most_pods = largest(pods / term("regions"), ceiling(term("peak_region") * 2 / target_rate) + 1)
     source = "room for twice the busiest hour, and for one lost pod"
     table.add_calculated(f"{store}_hpa_most_pods", "pods", most_pods, source)
 

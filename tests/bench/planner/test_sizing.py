@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hotplate.bench.planner.inputs import PlanMisused
 from hotplate.bench.planner.plan import break_even
-from hotplate.bench.planner.plan_report import report, warnings
+from hotplate.bench.planner.plan_report import OUTLINE, in_full, report, warnings
 from hotplate.bench.planner.serving_options import REDIS_BUCKETS, refused_share
 from hotplate.bench.planner.sizing import REDIS_ALLOCATED, REDIS_ROW_BYTES
 from hotplate.bench.ru.run import database_cost
@@ -451,3 +451,17 @@ def test_publish_ends_before_the_next_one_begins() -> None:
     assert plan.is_possible("manual_total", "autoscale_total")
     slow = a_plan(users=1_000_000, refresh_hours=0.5, publish_ru=400)
     assert slow.figures["manual_total"].obstacle.startswith("time of a publish: 4.2 hours")
+
+
+def test_all_figures_of_each_store_are_printed_in_full() -> None:
+    shown = in_full(report(a_plan(), "prices.toml"))
+    names = {row.note.rpartition(", ")[2] for row in shown.rows if row.main}
+    declared = {name for group in OUTLINE.values() for name in group.values()}
+    unused = {"pods_by_little", "gateway_month", "cluster_month"}  # fees of 0, and Azure ML's formula
+    assert names & declared == declared - unused
+
+
+def test_autoscaler_may_start_all_planned_pods() -> None:
+    plan = a_plan(peak_rps=4_000, zones=3)  # 2 pods have the CPU, and a third replaces a lost zone
+    assert plan.number("redis_pods") == 3
+    assert plan.number("redis_hpa_most_pods") >= 3
