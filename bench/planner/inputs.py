@@ -119,7 +119,7 @@ class Inputs:
     request_ms: float | None = _input("ms", "of a request in a pod, for Azure ML's replicas formula", None, low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once, for that formula", 1, "Azure ML's", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
-    cosmos_cpu_us: float = _input("µs", "of CPU of a request from Cosmos DB", 125.0, "the most we measured", low=0.1)
+    cosmos_cpu_us: float = _input("µs", "of CPU of a request from Cosmos DB", 125.0, "the most we measured, on an emulator", low=0.1)
     redis_cpu_us: float = _input("µs", "of CPU of a request from Redis", 30.0, "29.1 measured", low=0.1)
     files_cpu_us: float = _input("µs", "of CPU of a request from files", 30.0, "27.6 measured", low=0.1)
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
@@ -314,7 +314,10 @@ def from_report(report: Report, path: Path, p99_ms: float | None = None) -> Inpu
         is_plotted = any(row.figure == PROVISIONED for row in report.rows)
     if not values and not is_plotted:
         objective = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
-        raise PlanMisused(f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{objective}")
+        emulated = f"; {', '.join(report.emulated)} was emulated" if report.emulated else ""
+        raise PlanMisused(
+            f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{objective}{emulated}"
+        )
 
     is_lower_bound = any("at least" in row.note for row in report.rows)
     file = f"measured: {'at least ' if is_lower_bound else ''}{path.name}"
@@ -385,13 +388,15 @@ def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
 def _measured_cpu(report: Report) -> dict[str, object]:
     """Return the µs of CPU of a request from each store of `bench stores`, as `redis_cpu_us`.
 
-    Of several stores of a kind, it is that with the most. Stores that were read by another client are left out.
+    Of several stores of a kind, it is that with the most. Emulated stores, and those that were read by another client,
+    are left out.
     """
     cpus_us = dict[str, object]()
     rows = [row for row in report.rows if row.figure == "CPU a request" and row.value]
     for row in sorted(rows, key=lambda row: row.value or 0):
         store = _pod_store(row.subject)
-        if store and not any(name in row.subject for name in OTHER_READERS):
+        is_by_another = any(name in row.subject for name in OTHER_READERS)
+        if store and not is_by_another and row.subject not in report.emulated:
             cpus_us[f"{store}_cpu_us"] = round(row.value or 0, 2)
     return cpus_us
 

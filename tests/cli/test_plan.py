@@ -219,6 +219,18 @@ def test_a_comparison_of_stores_gives_the_cpu_of_a_request(tmp_path: Path) -> No
     }
 
 
+def test_cpu_of_an_emulated_store_is_no_input(tmp_path: Path) -> None:
+    rows = [Row(name, "CPU a request", "us", 70.0) for name in ("Cosmos emulator", "Redis")]
+    path = measured(tmp_path / "stores.json", *rows, kind="stores", emulated=("Cosmos emulator",))
+    figures = planned(*LEAST, "--from-report", path)
+    assert values(figures)["redis_cpu_us"] == 70
+    assert sources(figures)["cosmos_cpu_us"] == "assumed: the most we measured, on an emulator"
+    only = measured(tmp_path / "only.json", rows[0], kind="stores", emulated=("Cosmos emulator",))
+    refused = plan(*LEAST, "--from-report", only)
+    assert refused.returncode == 2
+    assert "has nothing that a plan can use; Cosmos emulator was emulated" in refused.stderr
+
+
 def test_reports_of_several_kinds_are_read_and_a_sweep_is_plotted(tmp_path: Path) -> None:
     sweep = [
         row
