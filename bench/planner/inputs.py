@@ -119,7 +119,9 @@ class Inputs:
     request_ms: float | None = _input("ms", "of a request in a pod, for Azure ML's replicas formula", None, low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once, for that formula", 1, "Azure ML's", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
-    cosmos_cpu_us: float = _input("µs", "of CPU of a request from Cosmos DB", 125.0, "the most we measured, on an emulator", low=0.1)
+    cosmos_cpu_us: float = _input(
+        "µs", "of CPU of a request from Cosmos DB", 125.0, "the most we measured, on an emulator", low=0.1
+    )
     redis_cpu_us: float = _input("µs", "of CPU of a request from Redis", 30.0, "29.1 measured", low=0.1)
     files_cpu_us: float = _input("µs", "of CPU of a request from files", 30.0, "27.6 measured", low=0.1)
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)

@@ -233,11 +233,12 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     term = table.expression
     gb = term("rows") * term("redis_row_bytes") * term("copies") / GB
     gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
-    needs = (gb, term("reads_s"), term("copies"), term("redis_reserved"), term("redis_utilisation"))
+    reads = (term("reads_s"), term("hot_user"))
+    needs = (gb, *reads, term("copies"), term("redis_reserved"), term("redis_utilisation"))
     name = apply(
         lambda *numbers: cheapest_redis_size(prices.redis, RedisNeeds(*numbers)).name,
         *needs,
-        formula="the cheapest of the prices file for redis_gb, uneven over its shards, and for reads_s",
+        formula="the cheapest of the prices file for redis_gb and reads_s, uneven over its shards (hot_user)",
     )
     sizes = {size.name: size for size in prices.redis}
     source = "one endpoint is used"
@@ -270,10 +271,14 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
 
 
 class RedisNeeds(NamedTuple):
-    """GB of data of some *releases*, and reads/s; a share of memory is *reserved*, that of reads/s is *utilisation*."""
+    """GB of data of some *releases*, and reads/s, a share of them of the busiest user (*hot_user*).
+
+    A share of memory is *reserved*, that of reads/s is *utilisation*.
+    """
 
     gb: float
     reads_per_s: float
+    hot_user: float
     releases: float
     reserved: float
     utilisation: float
@@ -282,8 +287,8 @@ class RedisNeeds(NamedTuple):
 def cheapest_redis_size(sizes: Sequence[RedisSize], needs: RedisNeeds) -> RedisSize:
     """Return the cheapest size of Redis for what a load needs.
 
-    Data is uneven over shards, so the size must hold a multiple of it. Raises NotPossible, with the limit, if all are
-    too small.
+    Data and reads are uneven over shards, so the fullest ones must have room. Raises NotPossible, with the limit, if
+    all are too small.
     """
     if not sizes:
         raise NotPossible("price", "the prices file has no sizes of Redis")
@@ -291,17 +296,31 @@ def cheapest_redis_size(sizes: Sequence[RedisSize], needs: RedisNeeds) -> RedisS
     for size in sizes:
         held_gb[size.name] = size.gb * (1 - needs.reserved) / fullest_shard_factor(size.shards, needs.releases)
     roomy = [size for size in sizes if needs.gb <= held_gb[size.name]]
-    fitting = [size for size in roomy if needs.reads_per_s <= size.gets_per_s * needs.utilisation]
-    if fitting:
-        return min(fitting, key=lambda size: size.node_hour.amount)
-
     if not roomy:
         name = max(held_gb, key=lambda name: held_gb[name])
         detail = f"{rounded(needs.gb, 3)} GB, above the {rounded(held_gb[name], 3)} that {name}, the largest, holds"
         raise NotPossible("memory", detail)
-    most_rate = max(size.gets_per_s for size in roomy) * needs.utilisation
-    detail = f"{needs.reads_per_s:,.0f}, above {most_rate:,.0f} of an instance at {needs.utilisation:.0%}"
-    raise NotPossible("reads/s", detail)
+
+    rates = {size.name: needs.utilisation * _highest_rate(size, sizes, needs.hot_user) for size in roomy}
+    fitting = [size for size in roomy if needs.reads_per_s <= rates[size.name]]
+    if not fitting:
+        most_rate = max(rates.values())
+        detail = f"{needs.reads_per_s:,.0f}, above {most_rate:,.0f} of an instance at {needs.utilisation:.0%}"
+        if most_rate < max(size.gets_per_s for size in roomy) * needs.utilisation:
+            detail += ", as one shard has the busiest user"
+        raise NotPossible("reads/s", detail)
+    return min(fitting, key=lambda size: size.node_hour.amount)
+
+
+def _highest_rate(size: RedisSize, sizes: Sequence[RedisSize], hot_user: float) -> float:
+    """Return the GETs/s that an instance can answer, limited by the shard that has the busiest user.
+
+    It also has an even share of the others' reads. The GETs/s of large *sizes* are lower bounds, so a shard's are the
+    most of any size with no more CPU for each shard.
+    """
+    cpus = size.vcpus / size.shards
+    shard_rate = max(other.gets_per_s / other.shards for other in sizes if other.vcpus / other.shards <= cpus)
+    return min(size.gets_per_s, shard_rate / (hot_user + (1 - hot_user) / size.shards))
 
 
 def fullest_shard_factor(shards: float, releases: float) -> float:

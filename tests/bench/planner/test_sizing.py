@@ -366,6 +366,20 @@ def test_hot_user_beyond_a_partition_rules_out_cosmos() -> None:
     assert none.exit_code == 3
 
 
+def test_hot_user_is_read_from_one_shard_of_redis() -> None:
+    def size(**inputs: object) -> str:
+        return str(a_plan(**inputs).figures["redis_size"])
+
+    assert size(peak_rps=60_000, hot_share=0.9) == "B0"  # its only shard has all reads anyway
+    # 224,000 GETs/s by 2 shards, at 60 %: one has 65,000 of 67,200, or 70,000
+    assert size(peak_rps=100_000, hot_share=0.3) == "B10"
+    assert size(peak_rps=100_000, hot_share=0.4) != "B10"
+    limit = "reads/s: 100,000, above 84,000 of an instance at 60%, as one shard has the busiest user"
+    assert size(peak_rps=100_000, hot_share=0.6) == f"not possible: {limit}"  # 67,200 / (0.6 + 0.4 / 2)
+    # Large sizes have no fewer GETs/s for a shard than B20, though the prices file has 495,000 for all.
+    assert size(peak_rps=250_000, hot_share=0.05, users=100_000_000) == "B1000"
+
+
 def test_hot_user_is_served_by_a_container_created_with_fewer_ru() -> None:
     """Created with all RU/s, 4 partitions would have at most 6,000 each, and the user needs 0.27 * 15,000 / 0.7."""
     plan = a_plan(peak_rps=15_000, hot_share=0.27)
