@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
@@ -97,6 +98,31 @@ COSTS = {
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
 ABOUT_THE_SAME = 1.25
+
+
+class ContainerFigures(NamedTuple):
+    """Figures of the live release's container, and of a publish into a new one."""
+
+    ru: str
+    skew: str
+    partitions: str
+    publish_ru: str
+    publish_hours: str
+
+
+CONTAINERS = {
+    "manual": ContainerFigures("serve_ru", "skew", "partitions", "publish_ru_s", "publish_hours"),
+    "autoscale": ContainerFigures(
+        "autoscale_top_ru", "autoscale_skew", "autoscale_partitions", "publish_ru_s", "publish_hours"
+    ),
+    "serverless": ContainerFigures(
+        "serverless_ceiling_ru",
+        "serverless_skew",
+        "partitions_by_gb",
+        "serverless_ceiling_ru",
+        "serverless_publish_hours",
+    ),
+}
 
 
 def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
@@ -199,17 +225,18 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     if plan.inputs.have_ru is not None:
         yield "today", _usage_today(plan)
 
-    if plan.is_possible("serve_ru"):
+    container = CONTAINERS[plan.mode or "manual"]
+    if plan.mode is not None:
         reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
-        if number("skew") > NOTABLE_SKEW:
-            reads += f" x {number('skew'):.2f} for the busiest user"
+        if number(container.skew) > NOTABLE_SKEW:
+            reads += f" x {number(container.skew):.2f} for the busiest user"
         in_use = f"{plan.inputs.ru_utilisation:g} in use"
-        yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads} / {in_use}  (--why serve_ru)"
+        yield "reads", f"{number(container.ru):,.0f} RU/s: {reads} / {in_use}  (--why {container.ru})"
 
-    spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number('publish_hours'))}"
-    yield "publish", f"{number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
-    if plan.is_possible("serve_ru"):
-        yield "429s", _first_refused_rate(plan)  # too many requests: Cosmos DB refuses a read
+    spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number(container.publish_hours))}"
+    yield "publish", f"{number(container.publish_ru):,.0f} RU/s: {spent}  (--why {container.publish_ru})"
+    if plan.mode is not None:
+        yield "429s", _first_refused_rate(plan, container)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
     releases = f"{number('copies'):,.0f} releases"
@@ -250,12 +277,13 @@ def _usage_today(plan: CapacityPlan) -> str:
     return f"{today}, {used}"
 
 
-def _first_refused_rate(plan: CapacityPlan) -> str:
+def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
     """Say from which rate on reads get 429s."""
-    first = format_value(plan.number("serve_ru") / plan.number("mean_read_ru") / plan.number("skew"))
+    ru = plan.number(container.ru)
+    first = format_value(ru / plan.number("mean_read_ru") / plan.number(container.skew))
     if plan.inputs.zipf is None and plan.inputs.hot_share is None:
         return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
-    hottest = plan.number("hot_key_load")
+    hottest = plan.number("hot_key_ru") / ru * plan.number(container.partitions)
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
 
 
@@ -331,8 +359,7 @@ def _recommendation(plan: CapacityPlan) -> str:
 def _throughput(plan: CapacityPlan, mode: str) -> str:
     """Return the RU/s to provision with a mode of Cosmos DB, and with the cheapest one."""
     modes = list(dict.fromkeys((mode, plan.cheapest or mode)))
-    ru_by_mode = {"manual": "serve_ru", "autoscale": "autoscale_top_ru"}
-    provisioned = {name: plan.number(figure) for name, figure in ru_by_mode.items() if name in modes}
+    provisioned = {name: plan.number(CONTAINERS[name].ru) for name in modes if name != "serverless"}
     words = {"manual": "{:,.0f} RU/s", "autoscale": "autoscale up to {:,.0f} RU/s", "serverless": "serverless"}
     throughput = " or ".join(words[name].format(provisioned.get(name)) for name in modes)
     if plan.inputs.regions > 1:
@@ -503,9 +530,12 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
             f"with {MANUAL_MIN}: scale it to {control:,.0f}"
         )
 
-    hours = plan.number("publish_hours")
-    if hours > inputs.window_hours + 1e-9:
-        yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
+    modes = (plan.mode or "manual", plan.cheapest or "manual")
+    for name in dict.fromkeys(CONTAINERS[mode].publish_hours for mode in modes):
+        hours = plan.number(name)
+        if hours > inputs.window_hours + 1e-9:
+            how = " as serverless" if name == "serverless_publish_hours" else ""
+            yield f"a publish takes {hours:,.1f} hours{how}, more than the {inputs.window_hours:g} it may"
     if inputs.gateway_hit_rate and not inputs.gateway_month:
         yield "the hours of the dedicated gateway are not priced; give --gateway-month"
     measured = (inputs.cosmos_pod_rps, inputs.redis_pod_rps, inputs.files_pod_rps)

@@ -183,14 +183,17 @@ def _add_serverless(table: FigureTable, cost_unit: str) -> None:
     most_ru = cosmos.SERVERLESS_RU * partitions
     most_ru = table.add_calculated("serverless_ceiling_ru", "RU/s", most_ru, source=SERVERLESS)
     skew = partition_skew(term("hot_user"), partitions)
+    skew = table.add_calculated("serverless_skew", "", skew, source=SKEW)
     reads_ru = term("reads_plain_ru") * skew / term("ru_utilisation")
-    reads_ru = table.add_calculated("serverless_reads_ru", "RU/s", reads_ru, source=SKEW)
+    reads_ru = table.add_calculated("serverless_reads_ru", "RU/s", reads_ru)
+    publish_hours = term("publish_total_ru") / most_ru / 3600
+    publish_hours = table.add_calculated("serverless_publish_hours", "hours", publish_hours)
 
     mean_ru = term("reads_plain_ru") * term("mean_of_peak") + term("polls_ru")
     used_ru = mean_ru * HOURS_A_MONTH * 3600 + term("publishes") * term("publish_total_ru")
     used_ru = table.add_calculated("serverless_used_ru", "RU/month", used_ru)
 
-    needs = (term("regions"), reads_ru, most_ru, term("release_gb"), term("publish_total_ru"), term("refresh_hours"))
+    needs = (term("regions"), reads_ru, most_ru, term("release_gb"), publish_hours, term("refresh_hours"))
     inside = apply(lambda *numbers: _require_serverless(ServerlessNeeds(*numbers)), *needs, formula="")
     cost = used_ru.decided_by(inside) / 1_000_000 * _price(table, "serverless_million_ru") + term("storage_cost")
     table.add_calculated("serverless_cost", cost_unit, cost, source=SERVERLESS)
@@ -203,13 +206,12 @@ class ServerlessNeeds(NamedTuple):
     reads_ru: float
     most_ru: float
     release_gb: float
-    publish_ru: float
+    publish_hours: float
     refresh_hours: float
 
 
 def _require_serverless(needs: ServerlessNeeds) -> None:
     """Raise NotPossible if a serverless container cannot serve a load."""
-    publish_hours = needs.publish_ru / needs.most_ru / 3600
     container_gb = cosmos.SERVERLESS_BYTES / GB
     if needs.regions > 1:
         raise NotPossible("regions", f"{needs.regions:.0f}, and serverless has one")
@@ -219,8 +221,8 @@ def _require_serverless(needs: ServerlessNeeds) -> None:
     if needs.reads_ru > needs.most_ru:
         detail = f"{needs.reads_ru:,.0f} for reads, above {needs.most_ru:,.0f} of a serverless container"
         raise NotPossible("RU/s", detail)
-    if publish_hours > needs.refresh_hours:
-        detail = f"{publish_hours:,.1f} hours at {needs.most_ru:,.0f} RU/s"
+    if needs.publish_hours > needs.refresh_hours:
+        detail = f"{needs.publish_hours:,.1f} hours at {needs.most_ru:,.0f} RU/s"
         raise NotPossible("time of a publish", f"{detail}, and the next begins after {needs.refresh_hours:g}")
 
 

@@ -226,6 +226,20 @@ def test_serverless_is_recommended_as_asked_for(inputs: dict[str, object], throu
     assert report(plan, "prices.toml").sentence.startswith(f"Provision {throughput}, and 2 pods. ")
 
 
+def test_reasons_are_those_of_the_planned_capacity() -> None:
+    inputs = {"peak_rps": 1_015, "hot_share": 0.02, "users": 3_000_000}
+    serverless = report(a_plan(capacity="serverless", **inputs), "prices.toml")
+    assert serverless.verdicts["reads"].startswith("5,000 RU/s: 1,015/s x 1 RU / ")
+    assert serverless.verdicts["429s"] == "from 5,000 reads/s on; the busiest user takes 0.4% of a partition"
+    assert serverless.verdicts["publish"].startswith("5,000 RU/s: 18,000,000 RU in 1.0 h  ")
+    assert "look out: a publish takes 1.0 hours as serverless, more than the 0.5 it may" in (
+        report(a_plan(capacity="serverless", window_hours=0.5, **inputs), "prices.toml").notes
+    )
+    autoscale = report(a_plan(capacity="autoscale", publish_ru=400, **inputs), "prices.toml")
+    assert autoscale.verdicts["reads"].endswith("(--why autoscale_top_ru)")
+    assert autoscale.verdicts["429s"] == "from 2,000 reads/s on; the busiest user takes 1.0% of a partition"
+
+
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
 
 
