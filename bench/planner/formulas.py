@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
+from operator import add, gt, mul, sub, truediv
 from typing import Any, Union
 
 from hotplate.report import format_value
@@ -25,7 +26,7 @@ class NotPossible(Exception):
 class PlanFigure:
     """A named value of a plan: calculated by a *formula* from *operands*, or given by a *source*.
 
-    Its value is a text if it is a choice, or says why something is not possible (`is_obstacle`).
+    Its value is a text if it is a choice, or names the *obstacle*, the limit that makes something impossible.
     """
 
     name: str
@@ -34,7 +35,7 @@ class PlanFigure:
     formula: str = ""
     source: str = ""
     operands: tuple["PlanFigure", ...] = field(default=(), repr=False)
-    is_obstacle: bool = False
+    obstacle: str = ""
 
     @property
     def is_number(self) -> bool:
@@ -47,11 +48,6 @@ class PlanFigure:
         if isinstance(self.value, str):
             raise TypeError(f"{self.name} is {self.value!r}, and not a number")
         return self.value
-
-    @property
-    def obstacle(self) -> str:
-        """The limit that makes it impossible, with its numbers; empty if it is possible."""
-        return str(self.value).removeprefix(NOT_POSSIBLE) if self.is_obstacle else ""
 
     def __str__(self) -> str:
         return format_value(self.value, self.unit) if isinstance(self.value, int | float) else self.value
@@ -79,17 +75,9 @@ class Expression:
     operands: Mapping[str, PlanFigure] = field(default_factory=dict)
     obstacle: str = ""
 
-    @property
-    def number(self) -> float:
-        """The value. Raises TypeError if it is not a number."""
-        if self.obstacle or not isinstance(self.value, int | float):
-            raise TypeError(f"{self.formula} is {self.obstacle or self.value!r}, and not a number")
-        return self.value
-
     def decided_by(self, *others: "Expression") -> "Expression":
         """Return the same with the operands of *others*, which decided that this expression is used, or is possible."""
-        obstacle = next((term.obstacle for term in (*others, self) if term.obstacle), "")
-        return replace(self, operands=_operands(*others, self), obstacle=obstacle)
+        return apply(lambda *values: values[-1], *others, self, formula=self.formula, rank=self.rank)
 
     def within(self, rank: int) -> str:
         """Return the formula, in parentheses if *rank* needs them."""
@@ -97,25 +85,25 @@ class Expression:
 
     def __add__(self, other: Number) -> "Expression":
         term = as_expression(other)
-        return _calculated(lambda a, b: a + b, f"{self.formula} + {term.formula}", self, term, rank=SUM)
+        return apply(add, self, term, formula=f"{self.formula} + {term.formula}", rank=SUM)
 
     def __sub__(self, other: Number) -> "Expression":
         term = as_expression(other)
-        return _calculated(lambda a, b: a - b, f"{self.formula} - {term.within(PRODUCT)}", self, term, rank=SUM)
+        return apply(sub, self, term, formula=f"{self.formula} - {term.within(PRODUCT)}", rank=SUM)
 
     def __mul__(self, other: Number) -> "Expression":
         factor = as_expression(other)
         formula = f"{self.within(PRODUCT)} * {factor.within(PRODUCT)}"
-        return _calculated(lambda a, b: a * b, formula, self, factor, rank=PRODUCT)
+        return apply(mul, self, factor, formula=formula, rank=PRODUCT)
 
     def __truediv__(self, other: Number) -> "Expression":
         divisor = as_expression(other)
         formula = f"{self.within(PRODUCT)} / {divisor.within(ATOM)}"
-        return _calculated(lambda a, b: a / b, formula, self, divisor, rank=PRODUCT)
+        return apply(truediv, self, divisor, formula=formula, rank=PRODUCT)
 
     def __gt__(self, other: Number) -> "Expression":
         bound = as_expression(other)
-        return _calculated(lambda a, b: a > b, f"{self.formula} > {bound.formula}", self, bound, rank=SUM)
+        return apply(gt, self, bound, formula=f"{self.formula} > {bound.formula}", rank=SUM)
 
     def __radd__(self, other: float) -> "Expression":
         return as_expression(other) + self
@@ -139,28 +127,19 @@ def _operands(*terms: Expression) -> dict[str, PlanFigure]:
     return {name: figure for term in terms for name, figure in term.operands.items()}
 
 
-def _calculated(function: Callable[..., Any], formula: str, *terms: Expression, rank: int = ATOM) -> Expression:
-    """Return the result of *function* for the numbers of *terms*; an obstacle, if one of them has one."""
-    operands = _operands(*terms)
-    obstacle = next((term.obstacle for term in terms if term.obstacle), "")
-    if obstacle:
-        return Expression(None, formula, rank, operands, obstacle)
-    return Expression(function(*(term.number for term in terms)), formula, rank, operands)
-
-
-def apply(function: Callable[..., Any], *arguments: Expression, formula: str) -> Expression:
+def apply(function: Callable[..., Any], *arguments: Expression, formula: str, rank: int = ATOM) -> Expression:
     """Return the result of *function* for the values of *arguments*, explained by *formula*, often in words.
 
     It has an obstacle if an argument has one, or if the function raises NotPossible.
     """
-    operands = _operands(*arguments)
+    value = None
     obstacle = next((argument.obstacle for argument in arguments if argument.obstacle), "")
     if not obstacle:
         try:
-            return Expression(function(*(argument.value for argument in arguments)), formula, operands=operands)
+            value = function(*(argument.value for argument in arguments))
         except NotPossible as error:
             obstacle = str(error)
-    return Expression(None, formula, operands=operands, obstacle=obstacle)
+    return Expression(value, formula, rank, _operands(*arguments), obstacle)
 
 
 def choose(condition: Expression, when_true: Callable[[], Number], otherwise: Callable[[], Number]) -> Expression:
@@ -187,7 +166,7 @@ def ceiling(number: Number, multiple_of: int = 1) -> Expression:
     formula = f"round_up({exact.formula}, {multiple_of})"
     if multiple_of == 1:
         formula = f"ceil({exact.formula})"
-    return _calculated(lambda value: round_up(value, multiple_of), formula, exact)
+    return apply(lambda value: round_up(value, multiple_of), exact, formula=formula)
 
 
 def largest(*numbers: Number) -> Expression:
@@ -204,7 +183,7 @@ def _extreme(function: Callable[[Iterable[float]], float], numbers: Iterable[Num
     """Return the result of `min` or `max` with its formula, as max(a, b)."""
     terms = list(map(as_expression, numbers))
     formula = f"{function.__name__}({', '.join(term.formula for term in terms)})"
-    return _calculated(lambda *values: function(values), formula, *terms)
+    return apply(lambda *values: function(values), *terms, formula=formula)
 
 
 def round_up(value: float, step: float) -> int:
@@ -217,7 +196,7 @@ class FigureTable(Mapping[str, PlanFigure]):
 
     def __init__(self) -> None:
         self._figures = dict[str, PlanFigure]()
-        self._choices = dict[str, Any]()
+        self._terms = dict[str, Expression]()
 
     def __getitem__(self, name: str) -> PlanFigure:
         return self._figures[name]
@@ -238,30 +217,29 @@ class FigureTable(Mapping[str, PlanFigure]):
         Its operands are the figures that were read for *result*. *source* says where it comes from, or what it means.
         """
         term = as_expression(result)
-        operands = tuple(term.operands.values())
-        figure = PlanFigure(name, term.value, unit, term.formula, source, operands)
+        figure = PlanFigure(name, term.value, unit, term.formula, source, tuple(term.operands.values()), term.obstacle)
         if term.obstacle:
-            figure = replace(figure, value=NOT_POSSIBLE + term.obstacle, unit="", is_obstacle=True)
-        self._add(figure, term.value)
-        return Expression(term.value, name, operands={name: figure}, obstacle=term.obstacle)
+            figure = replace(figure, value=NOT_POSSIBLE + term.obstacle, unit="")
+        return self._add(figure, term.value)
 
-    def _add(self, figure: PlanFigure, choice: object) -> None:
+    def _add(self, figure: PlanFigure, value: object) -> Expression:
         if figure.name in self._figures:
             raise ValueError(f"{figure.name} is a figure of this plan already")
         self._figures[figure.name] = figure
-        self._choices[figure.name] = choice
+        term = Expression(value, figure.name, operands={figure.name: figure}, obstacle=figure.obstacle)
+        self._terms[figure.name] = term
+        return term
 
     def expression(self, name: str) -> Expression:
         """Return a figure for use in formulas, with its name as the formula. Raises TypeError for a choice."""
         figure = self[name]
-        if figure.is_obstacle:
-            return Expression(None, name, operands={name: figure}, obstacle=figure.obstacle)
-        return Expression(figure.number, name, operands={name: figure})
+        if not (figure.is_number or figure.obstacle):
+            raise TypeError(f"{name} is {figure.value!r}, and not a number")
+        return self._terms[name]
 
     def choice(self, name: str) -> Expression:
         """Return a figure that may be a text, such as an encoding, for `apply` and `decided_by`."""
-        figure = self[name]
-        return Expression(self._choices[name], name, operands={name: figure}, obstacle=figure.obstacle)
+        return self._terms[name]
 
     def is_choice(self, name: str, *values: str) -> Expression:
         """Return whether a choice is one of *values*, as the condition of `choose`."""

@@ -45,7 +45,7 @@ class CapacityPlan:
     def obstacles(self) -> dict[str, str]:
         """The limits that make options impossible, by their names in STORES."""
         totals = {name: self.figures[f"{name}_total"] for name in STORES}
-        return {name: total.obstacle for name, total in totals.items() if total.is_obstacle}
+        return {name: total.obstacle for name, total in totals.items() if total.obstacle}
 
     @property
     def cheapest(self) -> str | None:
@@ -155,7 +155,7 @@ def _bisect(before: CapacityPlan, after: CapacityPlan) -> tuple[CapacityPlan, Ca
 def _limit_of(plan: CapacityPlan) -> str:
     """Return the limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
     for store, total in (("Redis", "redis_total"), ("Cosmos DB", "manual_total")):
-        if plan.figures[total].is_obstacle and (store == "Redis" or plan.cheapest is None):
+        if plan.figures[total].obstacle and (store == "Redis" or plan.cheapest is None):
             return f"{store} is not possible ({plan.figures[total].obstacle.partition(':')[0]})"
     return ""
 

@@ -421,7 +421,7 @@ def _compare_costs(plan: CapacityPlan) -> str:
 def _describe_cost(plan: CapacityPlan, option: str, *, one: bool = False) -> str:
     """Return the total of an option, or the limit that makes it impossible; *one* is the number of the verb."""
     total = plan.figures[f"{option}_total"]
-    if total.is_obstacle:
+    if total.obstacle:
         return f"{'is' if one else 'are'} not possible ({total.obstacle})"
     month = " a month in all" if one else ""
     return f"{'costs' if one else 'cost'} {rounded(total.number, 3)} {plan.prices.currency}{month}"

@@ -75,7 +75,7 @@ LOAD_FIGURES = (
 def possible(plan: CapacityPlan, name: str) -> float:
     """Return a figure's number, infinite if it is not possible."""
     figure = plan.figures[name]
-    return math.inf if figure.is_obstacle else figure.number
+    return math.inf if figure.obstacle else figure.number
 
 
 @depths(60, 200)
@@ -173,7 +173,7 @@ def test_impossible_stores_are_never_recommended_or_priced(examples: int) -> Non
             assert "Redis costs" not in planned.sentence
         for rates in break_even(plan):
             inside = plan.with_inputs(peak_rps=math.sqrt(max(rates.low, 0.01) * (rates.high or 1e7)))
-            assert not inside.figures["redis_total"].is_obstacle
+            assert not inside.figures["redis_total"].obstacle
             assert inside.cheapest is not None
 
     explore(check, examples, inputs=varied, more=st.sampled_from([1, 30, 1_000]))
