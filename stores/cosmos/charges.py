@@ -62,6 +62,8 @@ class Charges(msgspec.Struct, frozen=True):
         numbers += [value for value in msgspec.structs.astuple(self) if isinstance(value, float)]
         if not all(0 <= number < inf for number in numbers):  # nor NaN
             raise ValueError("charges must be finite numbers, 0 or more")
+        if not all((self.read_missing, self.read_strong_factor, *(ru for _, ru in self.read_points))):
+            raise ValueError("charges of reads must be more than 0")
         for points in (self.read_points, self.write_points):
             if not points or list(points) != sorted(points):
                 raise ValueError("points must be pairs of KB and RU in ascending order of KB")

@@ -299,6 +299,14 @@ def test_infinite_charges_are_refused(old: str, new: str, tmp_path: Path) -> Non
     assert "charges must be finite numbers, 0 or more" in done.stderr
 
 
+def test_reads_without_a_charge_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "charges.toml"
+    path.write_text((ROOT / "stores" / "cosmos" / "charges.toml").read_text().replace("missing = 1.0", "missing = 0.0"))
+    done = plan(*LEAST, "--set", "unknown_share=1", "--charges", path)
+    assert done.returncode == 2
+    assert "charges of reads must be more than 0" in done.stderr
+
+
 def test_missing_prices_leave_out_dependent_figures(tmp_path: Path) -> None:
     yours = tmp_path / "yours.toml"
     text = OURS.read_text().partition("[redis_gb_hour]")[0]
