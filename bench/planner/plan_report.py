@@ -238,8 +238,8 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     if plan.mode is not None:
         yield "429s", _first_refused_rate(plan, container)  # too many requests: Cosmos DB refuses a read
 
-    lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
-    releases = f"{number('copies'):,.0f} releases"
+    lists = f"{format_count(round(number('rows')), 'list')} of {number('stored_bytes'):,.0f} bytes"
+    releases = format_count(round(number("copies")), "release")
     nodes = ""
     if plan.is_possible("redis_cost"):
         nodes = f", {plan.inputs.redis_nodes} x {plan.figures['redis_size']}"

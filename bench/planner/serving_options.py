@@ -6,6 +6,7 @@ cost, as USD/month. Costs of a way that is not possible are obstacles, which nam
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log, sqrt
 from statistics import fmean
 from typing import NamedTuple
@@ -233,28 +234,10 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     so the fullest one must fit (`redis_fullest`, a multiple of an even share).
     """
     term = table.expression
-    gb = term("rows") * term("redis_row_bytes") * term("copies") / GB
-    gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
-    reads = (term("reads_s"), term("hot_user"))
-    needs = (gb, *reads, term("copies"), term("redis_reserved"), term("redis_utilisation"))
-    name = apply(
-        lambda *numbers: cheapest_redis_size(prices.redis, RedisNeeds(*numbers)).name,
-        *needs,
-        formula="the cheapest of the prices file for redis_gb and reads_s, uneven over its shards (hot_user)",
-    )
-    sizes = {size.name: size for size in prices.redis}
-    source = "one endpoint is used"
-    price_source = "prices file"
-    if not name.obstacle:
-        size = sizes[name.value]
-        price_source = size.node_hour.provenance
-        source = f"the cheapest that is enough: {size.gb:g} GB; {price_source}"
-    table.add_calculated("redis_size", "", name, source=source)
-
-    chosen = table.choice("redis_size")
-    size_gb = apply(lambda name: sizes[name].gb, chosen, formula="GB of redis_size")
+    size = _add_redis_size(table, prices.redis)
+    size_gb = apply(lambda size: size.gb, size, formula="GB of redis_size")
     table.add_calculated("redis_size_gb", "GB", size_gb, source="prices file")
-    shards = apply(lambda name: sizes[name].shards, chosen, formula="shards of redis_size")
+    shards = apply(lambda size: size.shards, size, formula="shards of redis_size")
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
     shards = table.add_calculated("redis_shards", "shards", shards, source=source)
     fullest = apply(
@@ -266,10 +249,31 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
     table.add_calculated("redis_fullest", "", fullest, source=source)
 
-    price = apply(lambda name: sizes[name].node_hour.amount, chosen, formula="price of a node of redis_size")
-    price = table.add_calculated("price_redis_node_hour", prices.currency, price, source=price_source)
+    price = apply(lambda size: size.node_hour.amount, size, formula="price of a node of redis_size")
+    source = "prices file" if size.obstacle else size.value.node_hour.provenance
+    price = table.add_calculated("price_redis_node_hour", prices.currency, price, source=source)
     cost = term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
     table.add_calculated("redis_cost", f"{prices.currency}/month", cost)
+
+
+def _add_redis_size(table: FigureTable, sizes: Sequence[RedisSize]) -> Expression:
+    """Add to *table* the GB of all releases in Redis, and the cheapest of *sizes* for them; return that size."""
+    term = table.expression
+    gb = term("rows") * term("redis_row_bytes") * term("copies") / GB
+    gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
+    reads = (term("reads_s"), term("hot_user"))
+    needs = (gb, *reads, term("copies"), term("redis_reserved"), term("redis_utilisation"))
+    size = apply(
+        lambda *numbers: cheapest_redis_size(sizes, RedisNeeds(*numbers)),
+        *needs,
+        formula="the cheapest of the prices file for redis_gb and reads_s, uneven over its shards (hot_user)",
+    )
+    source = "one endpoint is used"
+    if not size.obstacle:
+        source = f"the cheapest that is enough: {size.value.gb:g} GB; {size.value.node_hour.provenance}"
+    name = apply(lambda size: size.name, size, formula=size.formula)
+    name = table.add_calculated("redis_size", "", name, source=source)
+    return replace(name, value=size.value)
 
 
 class RedisNeeds(NamedTuple):

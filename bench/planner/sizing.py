@@ -56,8 +56,10 @@ def add_requirements(table: FigureTable, charges: Charges) -> None:
     step calculates with figures of those before it, and raises KeyError without them.
     """
     _add_list_sizes(table)
+    _add_row_sizes(table)
     _add_workload(table)
-    _add_request_charges(table, charges)
+    _add_read_charges(table, charges)
+    _add_list_charges(table, charges)
     _add_publishing(table, charges)
     _add_stored_gb(table)
     _add_manual_container(table)
@@ -68,7 +70,7 @@ def add_requirements(table: FigureTable, charges: Charges) -> None:
 
 
 def _add_list_sizes(table: FigureTable) -> None:
-    """Add to *table* the bytes of a list: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis.
+    """Add to *table* the bytes of a list, as JSON and as stored.
 
     Stored bytes are those of JSON, compressed if the encoding is zstd; a measured `list_bytes` replaces both.
     """
@@ -81,12 +83,17 @@ def _add_list_sizes(table: FigureTable) -> None:
     is_compressed = table.is_choice("encoding", "zstd")
     encoded = partial(choose, is_compressed, lambda: json_bytes * term("zstd_share"), lambda: json_bytes)
     list_bytes = choose(table.is_given("list_bytes"), lambda: term("list_bytes"), encoded)
-    stored_bytes = table.add_calculated("stored_bytes", "bytes", list_bytes)
+    table.add_calculated("stored_bytes", "bytes", list_bytes)
 
+
+def _add_row_sizes(table: FigureTable) -> None:
+    """Add to *table* the bytes of a list with its key: as an item of Cosmos DB, and as a row of Redis."""
+    term = table.expression
+    stored_bytes = term("stored_bytes")
     # zstd becomes base64; a list of JSON lines gets a backslash for each quote and each end of line.
     quotes = QUOTES + choose(term("title_chars") > 0, lambda: TITLE_QUOTES, lambda: 0)
     text_bytes = choose(
-        is_compressed,
+        table.is_choice("encoding", "zstd"),
         lambda: ceiling(stored_bytes / 3) * 4,
         lambda: stored_bytes + quotes * term("list_length") + term("list_length") - 1,
     )
@@ -168,10 +175,10 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
     return 1.0 / total
 
 
-def _add_request_charges(table: FigureTable, charges: Charges) -> None:
-    """Add to *table* the request units (RU) of a read, a mean over known and unknown users, and of publishing a list.
+def _add_read_charges(table: FigureTable, charges: Charges) -> None:
+    """Add to *table* the request units (RU) of a read, a mean over known and unknown users, and of all reads.
 
-    A published list is written, and read back to check it. *charges* are the measured RU of each operation by size.
+    *charges* are the measured RU of each operation by size.
     """
     term = table.expression
     size = term("item_bytes")
@@ -193,6 +200,10 @@ def _add_request_charges(table: FigureTable, charges: Charges) -> None:
     table.add_calculated("reads_even_ru", "RU/s", reads_ru / term("ru_utilisation"), source=source)
     table.add_calculated("hot_key_ru", "RU/s", term("reads_s") * term("hot_user") * mean_read)
 
+
+def _add_list_charges(table: FigureTable, charges: Charges) -> None:
+    """Add to *table* the request units (RU) of publishing a list: it is written, and read back to check it."""
+    size = table.expression("item_bytes")
     formula = "charge of creating an item of item_bytes without an index"
     list_write_ru = apply(lambda size: charges.create(round(size), 0), size, formula=formula)
     table.add_calculated("list_write_ru", "RU", list_write_ru, CHARGES)
@@ -290,6 +301,30 @@ def partition_skew(hot_user: Expression, partitions: Expression) -> Expression:
     return hot_user * (partitions - 1) + 1
 
 
+def _add_partitions(table: FigureTable, prefix: str, *, created: Expression, step: int) -> Expression:
+    """Add to *table* the partitions of the live release's container, their skew, and the RU/s for reads; return these.
+
+    Names of the figures begin with *prefix*. The container is *created* with some partitions, and its RU/s are in steps
+    of *step*.
+    """
+    term = table.expression
+    least_name = f"{prefix}least_partitions"
+    least = largest(created, term("partitions_by_gb"))
+    least = table.add_calculated(least_name, "partitions", least, source=PARTITIONS)
+    partitions = apply(
+        partial(fewest_partitions, step=step),
+        term("reads_even_ru"),
+        term("hot_user"),
+        least,
+        formula=f"{FEWEST}, by reads_even_ru and hot_user, {least_name} or more",
+    )
+    source = "they stay, whatever RU/s are taken away"
+    partitions = table.add_calculated(f"{prefix}partitions", "partitions", partitions, source)
+    skew = table.add_calculated(f"{prefix}skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
+    reads_ru = term("reads_plain_ru") * skew / term("ru_utilisation")
+    return table.add_calculated(f"{prefix}reads_ru", "RU/s", reads_ru)
+
+
 def _add_manual_container(table: FigureTable) -> None:
     """Add to *table* the live release's container with manual RU/s: partitions, RU/s when it is created and later.
 
@@ -298,20 +333,7 @@ def _add_manual_container(table: FigureTable) -> None:
     """
     term = table.expression
     created = ceiling(term("publish_ru_s") / cosmos.INITIAL_PARTITION_RU)
-    least = largest(created, term("partitions_by_gb"))
-    least = table.add_calculated("least_partitions", "partitions", least, source=PARTITIONS)
-    partitions = apply(
-        partial(fewest_partitions, step=cosmos.MANUAL_STEP),
-        term("reads_even_ru"),
-        term("hot_user"),
-        least,
-        formula=f"{FEWEST}, by reads_even_ru and hot_user, least_partitions or more",
-    )
-    source = "they stay, whatever RU/s are taken away"
-    partitions = table.add_calculated("partitions", "partitions", partitions, source)
-    skew = table.add_calculated("skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
-    reads_ru = table.add_calculated("reads_ru", "RU/s", term("reads_plain_ru") * skew / term("ru_utilisation"))
-
+    reads_ru = _add_partitions(table, "", created=created, step=cosmos.MANUAL_STEP)
     for_reads = ceiling(reads_ru, multiple_of=cosmos.MANUAL_STEP)
     highest_ever = table.add_calculated("highest_ru", "RU/s", largest(term("publish_ru_s"), for_reads))
     allowed = largest(cosmos.MANUAL_MIN, term("release_gb"), highest_ever / 100)
@@ -328,9 +350,10 @@ def _add_manual_container(table: FigureTable) -> None:
     created = largest(ceiling(creation / cosmos.INITIAL_PARTITION_RU), term("partitions_by_gb"))
     table.add_calculated("new_partitions", "partitions", created, source=source)
 
+    partitions = term("partitions")
     partition_ru = table.add_calculated("partition_ru", "RU/s", serving / partitions)
     table.add_calculated("hot_key_load", "share", term("hot_key_ru") / partition_ru)
-    fullest_partition = term("reads_plain_ru") * skew / partitions
+    fullest_partition = term("reads_plain_ru") * term("skew") / partitions
     table.add_calculated("hot_partition_load", "share", fullest_partition / partition_ru)
 
 
@@ -343,19 +366,7 @@ def _add_autoscale_container(table: FigureTable) -> None:
     term = table.expression
     step = cosmos.AUTOSCALE_STEP
     created = ceiling(ceiling(term("publish_ru_s"), multiple_of=step) / cosmos.PARTITION_RU)
-    least = largest(created, term("partitions_by_gb"))
-    least = table.add_calculated("autoscale_least_partitions", "partitions", least, source=PARTITIONS)
-    partitions = apply(
-        partial(fewest_partitions, step=step),
-        term("reads_even_ru"),
-        term("hot_user"),
-        least,
-        formula=f"{FEWEST}, by reads_even_ru and hot_user, autoscale_least_partitions or more",
-    )
-    partitions = table.add_calculated("autoscale_partitions", "partitions", partitions)
-    skew = table.add_calculated("autoscale_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
-    reads_ru = term("reads_plain_ru") * skew / term("ru_utilisation")
-    reads_ru = table.add_calculated("autoscale_reads_ru", "RU/s", reads_ru)
+    reads_ru = _add_partitions(table, "autoscale_", created=created, step=step)
 
     created_top = ceiling(largest(cosmos.AUTOSCALE_MIN, reads_ru, term("publish_ru_s")), multiple_of=step)
     created_top = table.add_calculated("autoscale_created_ru", "RU/s", created_top)
@@ -387,6 +398,7 @@ def _add_pods(table: FigureTable) -> None:
     table.add_calculated("hpa_utilisation", "share", cpu_share, source="with zones: room for the load of a lost one")
     for store in POD_STORES:
         _add_pods_with(table, store)
+        _add_autoscaler(table, store)
 
 
 def _add_pods_with(table: FigureTable, store: str) -> None:
@@ -416,8 +428,13 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
         lambda: ceiling(pods_region / (term("zones") - 1)) * term("zones"),
         lambda: pods_region,
     )
-    pods = table.add_calculated(f"{store}_pods", "pods", zoned * term("regions"), source=source)
+    table.add_calculated(f"{store}_pods", "pods", zoned * term("regions"), source=source)
 
+
+def _add_autoscaler(table: FigureTable, store: str) -> None:
+    """Add to *table* the target and the most pods of a HorizontalPodAutoscaler of pods that read one *store*."""
+    term = table.expression
+    rate = term(f"{store}_pod_capacity")
     highest_rate = choose(
         table.is_given("request_ms"),
         lambda: smallest(rate, term("pod_concurrency") * 1000 / term("request_ms")),
@@ -425,7 +442,7 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
     )
     target_rate = term("hpa_utilisation") * highest_rate
     target_rate = table.add_calculated(f"{store}_hpa_pod_rps", "requests/s", target_rate, "pods are added above it")
-    most_pods = largest(pods / term("regions"), ceiling(term("peak_region") * 2 / target_rate) + 1)
+    most_pods = largest(term(f"{store}_pods") / term("regions"), ceiling(term("peak_region") * 2 / target_rate) + 1)
     source = "room for twice the busiest hour, and for one lost pod"
     table.add_calculated(f"{store}_hpa_most_pods", "pods", most_pods, source)
 
