@@ -518,7 +518,9 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 def warnings(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence for each risk of a plan: hot users, Azure's limits, slow publishes, missing prices."""
     inputs = plan.inputs
-    if plan.is_possible("serve_ru"):
+    if plan.mode is not None:
+        yield from _hot_user_warnings(plan, CONTAINERS[plan.mode])
+    if plan.is_possible("serve_ru") and "manual" in (plan.mode, plan.cheapest):
         yield from _partition_warnings(plan)
 
     if plan.number("publish_ru_s") >= MAX_RU:
@@ -546,21 +548,22 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
         yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[str(plan.mode)]}"
 
 
-def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Warn of a hot user, and of partitions that only the RU/s at creation need: they stay, and divide the RU/s.
-
-    The skew is what the fullest partition needs, as a multiple of an even share.
-    """
+def _hot_user_warnings(plan: CapacityPlan, container: ContainerFigures) -> Iterator[str]:
+    """Warn of a hot user. The skew is what the fullest partition needs, as a multiple of an even share."""
     hot = plan.number("hot_key_ru")
-    skew = plan.number("skew")
-    serve = plan.number("serve_ru")
-    partitions = plan.number("partitions")
+    skew = plan.number(container.skew)
+    partitions = plan.number(container.partitions)
     if hot > INITIAL_PARTITION_RU * plan.inputs.ru_utilisation or skew >= COSTLY_SKEW:
         yield (
             f"the hottest user alone takes {hot:,.0f} RU/s; as each of {partitions:,.0f} partitions "
             f"gets as many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
         )
 
+
+def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
+    """Warn of partitions that only the manual RU/s at creation need: they stay, and divide the RU/s."""
+    serve = plan.number("serve_ru")
+    partitions = plan.number("partitions")
     created = plan.number("new_partitions")
     needed = plan.number("reads_even_ru") * (1 + plan.number("hot_user") * (created - 1))
     if created > partitions and needed > NOTABLE_SKEW * serve:

@@ -240,6 +240,16 @@ def test_reasons_are_those_of_the_planned_capacity() -> None:
     assert autoscale.verdicts["429s"] == "from 2,000 reads/s on; the busiest user takes 1.0% of a partition"
 
 
+def test_partition_warnings_are_those_of_the_planned_capacity() -> None:
+    serverless = a_plan(users=4_000_000, peak_rps=1, refresh_hours=168, capacity="serverless")
+    assert (serverless.cheapest, serverless.number("new_partitions")) == ("serverless", 2)
+    assert not any("for life" in warning for warning in warnings(serverless))
+    autoscale = a_plan(peak_rps=9_000, hot_share=0.05, publish_ru=150_000, profile="evening", capacity="autoscale")
+    assert (autoscale.number("autoscale_partitions"), autoscale.number("partitions")) == (15, 25)
+    (hot,) = (warning for warning in warnings(autoscale) if "partitions" in warning)
+    assert "as each of 15 partitions gets as many as the fullest, that is 1.7 times" in hot
+
+
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
 
 
