@@ -11,8 +11,16 @@ from math import log, sqrt
 from statistics import fmean
 from typing import NamedTuple
 
-from hotplate.bench.planner.formulas import Expression, FigureTable, NotPossible, apply, ceiling, choose, largest
-from hotplate.bench.planner.formulas import least_possible as least
+from hotplate.bench.planner.formulas import (
+    Expression,
+    FigureTable,
+    NotPossible,
+    apply,
+    ceiling,
+    choose,
+    largest,
+    least_possible,
+)
 from hotplate.bench.planner.inputs import CAPACITIES, POD_STORES, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, RedisSize
 from hotplate.bench.planner.sizing import GB, PARTITIONS, SKEW, partition_skew
@@ -354,7 +362,7 @@ def _add_totals(table: FigureTable, cost_unit: str) -> None:
         table.add_calculated(f"{option}_total", cost_unit, total)
 
     totals = {option: term(f"{option}_total") for option in CAPACITIES}
-    table.add_calculated("cheapest_total", cost_unit, least(totals), source="Cosmos DB with its cheapest mode")
+    table.add_calculated("cheapest_total", cost_unit, least_possible(totals), source="Cosmos DB with its cheapest mode")
     capacity = table.choice("capacity")
     table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.value}_total").decided_by(capacity))
 
