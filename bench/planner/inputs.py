@@ -394,11 +394,13 @@ def _measured_cpu(report: Report) -> dict[str, object]:
     are left out.
     """
     cpus_us = dict[str, object]()
+    # Reports of earlier versions do not list emulated subjects, but mark their latencies as assumed.
+    emulated = {*report.emulated, *(row.subject for row in report.rows if row.figure == "p99" and row.mark)}
     rows = [row for row in report.rows if row.figure == "CPU a request" and row.value]
     for row in sorted(rows, key=lambda row: row.value or 0):
         store = _pod_store(row.subject)
         is_by_another = any(name in row.subject for name in OTHER_READERS)
-        if store and not is_by_another and row.subject not in report.emulated:
+        if store and not is_by_another and row.subject not in emulated:
             cpus_us[f"{store}_cpu_us"] = round(row.value or 0, 2)
     return cpus_us
 

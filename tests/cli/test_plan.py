@@ -231,6 +231,11 @@ def test_cpu_of_an_emulated_store_is_no_input(tmp_path: Path) -> None:
     assert "has nothing that a plan can use; Cosmos emulator was emulated" in refused.stderr
 
 
+def test_shipped_comparison_of_stores_gives_no_cpu_of_an_emulator() -> None:
+    path = ROOT / "bench" / "figures" / "stores.json"
+    assert from_report(read_report(path), path).values.keys() == {"files_cpu_us", "redis_cpu_us"}
+
+
 def test_reports_of_several_kinds_are_read_and_a_sweep_is_plotted(tmp_path: Path) -> None:
     sweep = [
         row
