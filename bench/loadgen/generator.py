@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.load import USER, Load, Target
+from hotplate.bench.loadgen.load import USER, Load, Target, as_json
 from hotplate.bench.loadgen.result import ResponseSample, Result, Second
 from hotplate.bench.process import on_core, raised_priority, stop_process
 from hotplate.stores.http1 import ClientConnection, FailureKind
@@ -162,18 +162,17 @@ class Recorder:
         """
         self.statuses[response.status] += 1
 
-        lists = [response.body]
-        if response.request.startswith(b"POST"):
-            lists = response.body.split(USER)[1:] or lists
         for name, pattern in self._fields.items():
-            matches = map(pattern.search, lists)
-            self._seen[name].update([match[1] if match else b"" for match in matches])
+            values = self._seen[name]
+            for text in response.lists or (response.body,):
+                match = pattern.search(text)
+                values[match[1] if match else b""] += 1
 
         if self._sample_every:
             self._until_sample -= 1
             if not self._until_sample:
                 self._until_sample = self._sample_every
-                self.samples.append(response)
+                self.samples.append(response._replace(lists=()))
 
     def end_second(self) -> None:
         """Record the counts at the end of a second."""
@@ -416,7 +415,12 @@ class LoadGenerator:
         self._last_read_s = now_s
         if now_s >= self._second_ends_s:
             self._end_second(now_s)
-        response = ResponseSample(tag.request, connection.status, connection.body, connection.head)
+        body = connection.body
+        lists: Sequence[bytes] = ()
+        if tag.request.startswith(b"POST"):
+            body = as_json(connection.head, body)
+            lists = body.split(USER)[1:]
+        response = ResponseSample(tag.request, connection.status, body, connection.head, lists)
         self._recorder.record_response(response)
 
         error = self._load.check(response)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -23,9 +24,11 @@ SCORE_PATH = "/score"
 BLOCK = 256  # few enough not to delay a request
 OK = 200
 JSON = b"application/json"
+MSGPACK = b"application/msgpack"
 END_OF_HEAD = b"\r\n\r\n"
 END_OF_TARGET = b" HTTP/1.1\r\n"
 USER = b'{"user":'
+ITEM = b'{"item":'
 ITEMS = b'"items":['
 # Kinds of errors.
 REDIRECT = "redirect"
@@ -33,6 +36,8 @@ STATUS = "status"
 CONTENT_TYPE = "content type"
 MISSING_LIST = "missing list"
 ROUNDING = 1e-9
+
+_encode = msgspec.json.Encoder().encode
 
 Positions = NDArray[np.int64]
 ResponseCheck = Callable[[ResponseSample], str | None]  # returns the kind of error, None for a good response
@@ -148,15 +153,18 @@ class Gets:
         kind = failure_by_status(response)
         if kind is not None or self.keys is None:
             return kind
-        if not _is_json(response):
-            return CONTENT_TYPE
-        return None if _is_list_of(self._requested_key(response.request), response.body) else MISSING_LIST
+        encoded_key = self._encoded_key(response.request)
+        if _begins_as_list_of(encoded_key, response.body) and _names_media_type(response.head):
+            return None
 
-    def _requested_key(self, request: bytes) -> str:
+        key = unquote(encoded_key.decode())
+        return _failure_of_content(response, lambda answer: _is_list_of(key, answer))
+
+    def _encoded_key(self, request: bytes) -> bytes:
         before, _, after = self.path.partition(KEY)
         start = len("GET ") + len(before)
         end = request.index(END_OF_TARGET) - len(after)
-        return unquote(request[start:end].decode())
+        return request[start:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +198,12 @@ class Posts:
         kind = failure_by_status(response)
         if kind is not None:
             return kind
-        if not _is_json(response):
-            return CONTENT_TYPE
         _, _, body = response.request.partition(END_OF_HEAD)
         content = orjson.loads(body)
         users = [row["user"] for row in content["data"]] if self.score else content["users"]
-        return None if _are_lists_of(users, response.body) else MISSING_LIST
+        if _begin_as_lists_of(users, response.lists) and _names_media_type(response.head):
+            return None
+        return _failure_of_content(response, lambda answer: _are_lists_of(users, answer))
 
 
 def _check_url(url: str) -> None:
@@ -232,36 +240,71 @@ def failure_by_status(response: ResponseSample) -> str | None:
     return REDIRECT if 300 <= response.status < 400 else STATUS
 
 
-def _is_json(response: ResponseSample) -> bool:
-    media_type = Response(response.status, response.head, response.body).header(b"content-type") or b""
-    return media_type.partition(b";")[0].strip().lower() == JSON
+def as_json(head: bytes, body: bytes) -> bytes:
+    """Return the body of a response to a batch in JSON, if it is valid msgpack, and else as it is."""
+    if body.startswith((b"{", b"[")) or _media_type(head) != MSGPACK:
+        return body
+    try:
+        return orjson.dumps(msgspec.msgpack.decode(body))
+    except (ValueError, TypeError):
+        return body
 
 
-def _is_list_of(key: str, body: bytes) -> bool:
-    """Return whether a response is the list of a user or item.
+def _media_type(head: bytes) -> bytes:
+    media_type = Response(OK, head, b"").header(b"content-type") or b""
+    return media_type.partition(b";")[0].strip().lower()
 
-    It is only parsed unless it begins as hotplate's do: parsing takes longer than all else of a request.
+
+def _names_media_type(head: bytes) -> bool:
+    return head.find(JSON) > 0 or head.find(MSGPACK) > 0
+
+
+def _failure_of_content(response: ResponseSample, is_wanted: Callable[[Any], bool]) -> str | None:
+    """Return the kind of error of a response by its parsed content.
+
+    It is only for responses that are not written as hotplate's are: parsing takes longer than all else of a request.
     """
-    encoded_key = orjson.dumps(key)
-    beginnings = (b'{"user":%b,' % encoded_key, b'{"item":%b,' % encoded_key)
-    if body.startswith(beginnings) and ITEMS in body and body.endswith(b"]}"):
-        return True
-    answer = _parsed(body)
+    if _media_type(response.head) not in {JSON, MSGPACK}:
+        return CONTENT_TYPE
+    try:
+        answer = orjson.loads(response.body)
+    except orjson.JSONDecodeError:
+        return MISSING_LIST
+    return None if is_wanted(answer) else MISSING_LIST
+
+
+def _begins_as_list_of(encoded_key: bytes, body: bytes) -> bool:
+    """Return whether a body has the key, items and the end of a list, as hotplate writes it.
+
+    A key that is not percent-encoded in a path is the same in JSON. Operators that search bytes are slower than `find`.
+    """
+    return (
+        body.startswith((USER + b'"' + encoded_key + b'",', ITEM + b'"' + encoded_key + b'",'))
+        and body.find(ITEMS) > 0
+        and body.endswith(b"]}")
+        and encoded_key.find(b"%") < 0
+    )
+
+
+def _is_list_of(key: str, answer: object) -> bool:
     return isinstance(answer, dict) and key in {answer.get("user"), answer.get("item")} and _has_items(answer)
 
 
-def _are_lists_of(users: Sequence[str], body: bytes) -> bool:
-    """Return whether a response to a batch has the lists of its users in their order, all of them.
+def _begin_as_lists_of(users: Sequence[str], lists: Sequence[bytes]) -> bool:
+    """Return whether the lists of a body, as `lists_of`, are of these users in their order, as hotplate writes them.
 
-    It is only parsed unless it is written as hotplate's are.
+    The lists of a batch have the same fields before their items, unless some are of another source.
     """
-    _, *lists = body.split(USER)
-    if len(lists) == len(users) and body.count(ITEMS) == len(users) and body.endswith((b"]}", b"}]")):
-        encoded_users = map(orjson.dumps, users)
-        if all(map(bytes.startswith, lists, encoded_users)):
-            return True
+    if len(lists) != len(users) or not lists[-1].endswith((b"]}", b"}]")):
+        return False
+    encoded_users = list(map(_encode, users))
+    _, _, fields = lists[0].partition(ITEMS)[0].partition(encoded_users[0])
+    if all(map(bytes.startswith, lists, [user + fields + ITEMS for user in encoded_users])):
+        return True
+    return all(map(bytes.startswith, lists, encoded_users)) and all(text.find(ITEMS) > 0 for text in lists)
 
-    answer = _parsed(body)
+
+def _are_lists_of(users: Sequence[str], answer: object) -> bool:
     results = answer.get("results") if isinstance(answer, dict) else answer
     if not isinstance(results, list) or len(results) != len(users):
         return False
@@ -269,13 +312,6 @@ def _are_lists_of(users: Sequence[str], body: bytes) -> bool:
         isinstance(result, dict) and result.get("user") == user and _has_items(result)
         for user, result in zip(users, results, strict=True)
     )
-
-
-def _parsed(body: bytes) -> Any:  # noqa: ANN401 -- any JSON
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
 
 
 def _has_items(answer: Mapping[str, Any]) -> bool:

@@ -126,12 +126,18 @@ class Second:
 
 
 class ResponseSample(NamedTuple):
-    """A request and its response, for a check; `head` has the status line and headers."""
+    """A request and its response, for a check.
+
+    body   of a batch in JSON, even if it was msgpack
+    head   status line and headers
+    lists  parts of a batch's JSON, each from the user of a list on
+    """
 
     request: bytes
     status: int
     body: bytes
     head: bytes = b""
+    lists: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,15 @@
 """The load generator against misbehaving servers on loopback."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 from hotplate.bench.loadgen.generator import LoadGenerator
@@ -16,6 +19,7 @@ from tests.support.streams import stop_listening
 from tests.support.virtual import simulate
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
+MSGPACK = "application/msgpack"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 Act = Callable[[asyncio.Transport, int], None]
 """What a server does with its n-th request (from 1, over all connections)."""
@@ -78,8 +82,13 @@ def batch_of(*lists: bytes) -> bytes:
     return b'{"release":"r","results":[%b]}' % b",\n".join(lists)
 
 
+def packed(body: bytes) -> bytes:
+    return http(200, msgspec.msgpack.encode(json.loads(body)), MSGPACK)
+
+
 ONE = RequestKeys(("1",), InTurn())
 GET = Gets("/v1/recommendations/{key}?n=3", ONE)
+GET_SPACED = Gets("/v1/recommendations/{key}", RequestKeys(("a b",), InTurn()))
 BATCH = Posts(RequestKeys(("1", "2"), InTurn(), seed=3), 2)
 SCORE = replace(BATCH, score=True)
 
@@ -166,10 +175,13 @@ async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any],
         (GET, http(200, b'{"items": [], "user": "1"}', "application/json; charset=utf-8"), {}),
         (Gets("/v1/similar/{key}", ONE), http(200, b'{"item":"1","items":[]}'), {}),
         (Gets("/livez"), http(200, b"alive", "text/plain"), {}),
+        (GET_SPACED, http(200, list_of("a b")), {}),
+        (GET_SPACED, http(200, list_of("a%20b")), {"missing list": 10}),
         (GET, http(302, b""), {"redirect": 10}),
         (Gets("/livez"), http(308, b""), {"redirect": 10}),
         (GET, http(204, b""), {"status": 10}),
         (GET, http(200, b"<html>please log in</html>", "text/html"), {"content type": 10}),
+        (GET, http(200, list_of("1"), "text/html"), {"content type": 10}),
         (GET, http(200, list_of("2")), {"missing list": 10}),
         (GET, http(200, b"[]"), {"missing list": 10}),
         (GET, http(200, b'{"user":"1","items":'), {"missing list": 10}),
@@ -179,6 +191,11 @@ async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any],
         (BATCH, http(200, batch_of(list_of("2"))), {"missing list": 10}),
         (BATCH, http(200, batch_of(list_of("1"), list_of("2"))), {"missing list": 10}),
         (BATCH, http(200, batch_of(list_of("2"), b'{"user":"1"}')), {"missing list": 10}),
+        (BATCH, packed(batch_of(list_of("2"), list_of("1"))), {}),
+        (BATCH, packed(batch_of(list_of("2"))), {"missing list": 10}),
+        (BATCH, http(200, b"\x82\xa7", MSGPACK), {"missing list": 10}),
+        (BATCH, http(200, batch_of(list_of("2"), b'{"user":"1","items":[]}')), {}),
+        (BATCH, http(200, batch_of(list_of("2"), list_of("2"))), {"missing list": 10}),
         (SCORE, http(200, b"[]"), {"missing list": 10}),
         (BATCH, http(200, b"<html>please log in</html>", "text/html"), {"content type": 10}),
     ],
@@ -193,10 +210,11 @@ def test_only_a_response_with_all_requested_lists_is_good(
     assert result.ok == (0 if errors else 10)
 
 
-def test_sources_of_items_in_a_batch_are_not_those_of_lists() -> None:
+@pytest.mark.parametrize("encoded", [partial(http, 200), packed])
+def test_sources_of_items_in_a_batch_are_not_those_of_lists(encoded: Callable[[bytes], bytes]) -> None:
     """A list that was filled up with popular items, as with a deny-list, counted as a popular list for each of them."""
     item = b'{"id":"p","score":0.1,"source":"popular"}'
-    response = http(200, batch_of(list_of("2", item, item), list_of("1")))
+    response = encoded(batch_of(list_of("2", item, item), list_of("1")))
     load = Load(url="http://simulated", requests=BATCH, observe=("source",), rate=100, duration_s=0.1)
     result = simulate(load, lambda at: at + 0.001, respond=lambda *_: response)
     assert result.seen == {"source": {"personal": 20}}
