@@ -64,7 +64,7 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
 
     slower_answers = all_rounds.count * (100 - percent) / 100
     if percent < 100 and slower_answers < ENOUGH_SAMPLES - 1e-9:  # the product is not exact
-        note = TOO_FEW_ANSWERS if all_rounds.count else "nothing was answered"
+        note = TOO_FEW_ANSWERS if all_rounds.count else "no good answer"
         return Figure(None, values_us, note=note)
     value_us = all_rounds.percentile_us(percent)
 

@@ -29,12 +29,15 @@ END_OF_HEAD = b"\r\n\r\n"
 END_OF_TARGET = b" HTTP/1.1\r\n"
 USER = b'{"user":'
 ITEM = b'{"item":'
-ITEMS = b'"items":['
+ITEMS = b'"items":[{'  # the first item has begun
 # Kinds of errors.
 REDIRECT = "redirect"
 STATUS = "status"
 CONTENT_TYPE = "content type"
 MISSING_LIST = "missing list"
+EMPTY_LIST = "empty list"
+# Parameters of a request that allow an empty list.
+FILTERS = ("where=", "exclude=", "after=")
 ROUNDING = 1e-9
 
 _encode = msgspec.json.Encoder().encode
@@ -158,7 +161,8 @@ class Gets:
             return None
 
         key = unquote(encoded_key.decode())
-        return _failure_of_content(response, lambda answer: _is_list_of(key, answer))
+        may_be_empty = any(name in self.path for name in FILTERS)
+        return _failure_of_content(response, [key], is_batch=False, may_be_empty=may_be_empty)
 
     def _encoded_key(self, request: bytes) -> bytes:
         before, _, after = self.path.partition(KEY)
@@ -203,7 +207,7 @@ class Posts:
         users = [row["user"] for row in content["data"]] if self.score else content["users"]
         if _begin_as_lists_of(users, response.lists) and _names_media_type(response.head):
             return None
-        return _failure_of_content(response, lambda answer: _are_lists_of(users, answer))
+        return _failure_of_content(response, users, is_batch=True)
 
 
 def _check_url(url: str) -> None:
@@ -259,22 +263,33 @@ def _names_media_type(head: bytes) -> bool:
     return head.find(JSON) > 0 or head.find(MSGPACK) > 0
 
 
-def _failure_of_content(response: ResponseSample, is_wanted: Callable[[Any], bool]) -> str | None:
-    """Return the kind of error of a response by its parsed content.
+def _failure_of_content(
+    response: ResponseSample, keys: Sequence[str], *, is_batch: bool, may_be_empty: bool = False
+) -> str | None:
+    """Return the kind of error of a response by its parsed content, the lists of *keys* in their order.
 
     It is only for responses that are not written as hotplate's are: parsing takes longer than all else of a request.
     """
     if _media_type(response.head) not in {JSON, MSGPACK}:
         return CONTENT_TYPE
     try:
-        answer = orjson.loads(response.body)
+        results = orjson.loads(response.body)
     except orjson.JSONDecodeError:
         return MISSING_LIST
-    return None if is_wanted(answer) else MISSING_LIST
+
+    if not is_batch:
+        results = [results]
+    elif isinstance(results, dict):
+        results = results.get("results")
+    if not isinstance(results, list) or len(results) != len(keys):
+        return MISSING_LIST
+    if not all(_is_list_of(key, result) for key, result in zip(keys, results, strict=True)):
+        return MISSING_LIST
+    return None if may_be_empty or all(result["items"] for result in results) else EMPTY_LIST
 
 
 def _begins_as_list_of(encoded_key: bytes, body: bytes) -> bool:
-    """Return whether a body has the key, items and the end of a list, as hotplate writes it.
+    """Return whether a body has the key, an item and the end of a list, as hotplate writes it.
 
     A key that is not percent-encoded in a path is the same in JSON. Operators that search bytes are slower than `find`.
     """
@@ -286,8 +301,10 @@ def _begins_as_list_of(encoded_key: bytes, body: bytes) -> bool:
     )
 
 
-def _is_list_of(key: str, answer: object) -> bool:
-    return isinstance(answer, dict) and key in {answer.get("user"), answer.get("item")} and _has_items(answer)
+def _is_list_of(key: str, result: object) -> bool:
+    if not isinstance(result, dict):
+        return False
+    return key in (result.get("user"), result.get("item")) and isinstance(result.get("items"), list)
 
 
 def _begin_as_lists_of(users: Sequence[str], lists: Sequence[bytes]) -> bool:
@@ -302,20 +319,6 @@ def _begin_as_lists_of(users: Sequence[str], lists: Sequence[bytes]) -> bool:
     if all(map(bytes.startswith, lists, [user + fields + ITEMS for user in encoded_users])):
         return True
     return all(map(bytes.startswith, lists, encoded_users)) and all(text.find(ITEMS) > 0 for text in lists)
-
-
-def _are_lists_of(users: Sequence[str], answer: object) -> bool:
-    results = answer.get("results") if isinstance(answer, dict) else answer
-    if not isinstance(results, list) or len(results) != len(users):
-        return False
-    return all(
-        isinstance(result, dict) and result.get("user") == user and _has_items(result)
-        for user, result in zip(users, results, strict=True)
-    )
-
-
-def _has_items(answer: Mapping[str, Any]) -> bool:
-    return isinstance(answer.get("items"), list)
 
 
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:

@@ -167,7 +167,7 @@ class FewBatches(BaseHTTPRequestHandler):
         if self.at_once.acquire(blocking=False):
             time.sleep(0.005)
             self.at_once.release()
-            lists = [{"user": user, "source": "personal", "items": []} for user in users]
+            lists = [{"user": user, "source": "personal", "items": [{}]} for user in users]
             self.respond(200, json.dumps({"results": lists}, separators=(",", ":")).encode())
         else:
             self.respond(503, b"")

@@ -67,7 +67,7 @@ def test_a_percentile_needs_ten_answers_beyond_it() -> None:
     )
     assert percentile([short, short], 99).value == pytest.approx(FAST_S * 1e6, rel=0.01)
     assert percentile([short], 100).value is not None
-    assert percentile([], 50).note == "nothing was answered"
+    assert percentile([], 50).note == "no good answer"
 
 
 def test_shares_are_counts_over_counts() -> None:

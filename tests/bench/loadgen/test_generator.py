@@ -73,9 +73,12 @@ def http(status: int, body: bytes, media_type: str = "application/json") -> byte
     return head.encode() + body
 
 
+ITEM = b'{"id":"i","score":0.5}'
+
+
 def list_of(user: str, *items: bytes) -> bytes:
     head = b'"release":"r","source":"personal","tier":"file"'
-    return b'{"user":"%b",%b,"items":[%b]}' % (user.encode(), head, b",".join(items))
+    return b'{"user":"%b",%b,"items":[%b]}' % (user.encode(), head, b",".join(items or [ITEM]))
 
 
 def batch_of(*lists: bytes) -> bytes:
@@ -172,8 +175,11 @@ async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any],
     ("requests", "response", "errors"),
     [
         (GET, http(200, list_of("1")), {}),
-        (GET, http(200, b'{"items": [], "user": "1"}', "application/json; charset=utf-8"), {}),
-        (Gets("/v1/similar/{key}", ONE), http(200, b'{"item":"1","items":[]}'), {}),
+        (GET, http(200, b'{"items": [{}], "user": "1"}', "application/json; charset=utf-8"), {}),
+        (Gets("/v1/similar/{key}", ONE), http(200, b'{"item":"1","items":[{}]}'), {}),
+        (Gets("/v1/recommendations/{key}?where=x", ONE), http(200, b'{"user":"1","items":[]}'), {}),
+        (GET, http(200, b'{"user":"1","items":[]}'), {"empty list": 10}),
+        (GET, http(200, b'{"user":[1],"items":[{}]}'), {"missing list": 10}),
         (Gets("/livez"), http(200, b"alive", "text/plain"), {}),
         (GET_SPACED, http(200, list_of("a b")), {}),
         (GET_SPACED, http(200, list_of("a%20b")), {"missing list": 10}),
@@ -187,14 +193,15 @@ async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any],
         (GET, http(200, b'{"user":"1","items":'), {"missing list": 10}),
         (BATCH, http(200, batch_of(list_of("2"), list_of("1"))), {}),
         (SCORE, http(200, b"[%b,\n%b]" % (list_of("2"), list_of("1"))), {}),
-        (SCORE, http(200, b'[{"items":[],"user":"2"}, {"items":[],"user":"1"}]'), {}),
+        (SCORE, http(200, b'[{"items":[{}],"user":"2"}, {"items":[{}],"user":"1"}]'), {}),
         (BATCH, http(200, batch_of(list_of("2"))), {"missing list": 10}),
         (BATCH, http(200, batch_of(list_of("1"), list_of("2"))), {"missing list": 10}),
         (BATCH, http(200, batch_of(list_of("2"), b'{"user":"1"}')), {"missing list": 10}),
         (BATCH, packed(batch_of(list_of("2"), list_of("1"))), {}),
         (BATCH, packed(batch_of(list_of("2"))), {"missing list": 10}),
         (BATCH, http(200, b"\x82\xa7", MSGPACK), {"missing list": 10}),
-        (BATCH, http(200, batch_of(list_of("2"), b'{"user":"1","items":[]}')), {}),
+        (BATCH, http(200, batch_of(list_of("2"), b'{"user":"1","items":[{}]}')), {}),
+        (BATCH, http(200, batch_of(list_of("2"), b'{"user":"1","items":[]}')), {"empty list": 10}),
         (BATCH, http(200, batch_of(list_of("2"), list_of("2"))), {"missing list": 10}),
         (SCORE, http(200, b"[]"), {"missing list": 10}),
         (BATCH, http(200, b"<html>please log in</html>", "text/html"), {"content type": 10}),
