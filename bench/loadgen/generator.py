@@ -18,11 +18,12 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
+import msgspec
 import numpy as np
 import uvloop
 
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.load import USER, Load, Target, as_json
+from hotplate.bench.loadgen.load import Load, Target
 from hotplate.bench.loadgen.result import ResponseSample, Result, Second
 from hotplate.bench.process import on_core, raised_priority, stop_process
 from hotplate.stores.http1 import ClientConnection, FailureKind
@@ -52,7 +53,7 @@ Tick = Callable[[], float | None]  # returns its next time by `time.monotonic`, 
 Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
-class SentRequest(NamedTuple):
+class SentRequest(msgspec.Struct, frozen=True):
     """A request in flight, and when it was due by the generator's clock."""
 
     due_s: float
@@ -161,18 +162,17 @@ class Recorder:
         field, too. An absent field counts as "".
         """
         self.statuses[response.status] += 1
-
         for name, pattern in self._fields.items():
             values = self._seen[name]
-            for text in response.lists or (response.body,):
+            for text in (response.fields,) if response.fields else response.lists:
                 match = pattern.search(text)
-                values[match[1] if match else b""] += 1
+                values[match[1] if match else b""] += len(response.lists) if response.fields else 1
 
         if self._sample_every:
             self._until_sample -= 1
             if not self._until_sample:
                 self._until_sample = self._sample_every
-                self.samples.append(response._replace(lists=()))
+                self.samples.append(msgspec.structs.replace(response, lists=()))
 
     def end_second(self) -> None:
         """Record the counts at the end of a second."""
@@ -415,12 +415,7 @@ class LoadGenerator:
         self._last_read_s = now_s
         if now_s >= self._second_ends_s:
             self._end_second(now_s)
-        body = connection.body
-        lists: Sequence[bytes] = ()
-        if tag.request.startswith(b"POST"):
-            body = as_json(connection.head, body)
-            lists = body.split(USER)[1:]
-        response = ResponseSample(tag.request, connection.status, body, connection.head, lists)
+        response = self._load.requests.received(tag.request, connection.status, connection.head, connection.body)
         self._recorder.record_response(response)
 
         error = self._load.check(response)

@@ -4,7 +4,9 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
@@ -148,27 +150,28 @@ class Gets:
         for key in self.keys or itertools.repeat(""):
             yield head + quote(key, safe="").encode() + tail
 
+    @staticmethod
+    def received(request: bytes, status: int, head: bytes, body: bytes) -> ResponseSample:
+        """Return the response to a request."""
+        return ResponseSample(request, status, body, head, (body,))
+
     def failure(self, response: ResponseSample) -> str | None:
         """Return the kind of error of a response without the list of the requested key, as a `ResponseCheck`.
 
         Without keys, all responses of status 200 are good.
         """
-        kind = failure_by_status(response)
-        if kind is not None or self.keys is None:
-            return kind
-        encoded_key = self._encoded_key(response.request)
-        if _begins_as_list_of(encoded_key, response.body) and _names_media_type(response.head):
+        if response.status != OK or self.keys is None:
+            return failure_by_status(response)
+
+        start, after_key = _around_key(self.path)
+        request = response.request
+        encoded_key = request[start : request.index(END_OF_TARGET) - after_key]
+        if _begins_as_list_of(encoded_key, response.body) and response.head.find(JSON) > 0:
             return None
 
         key = unquote(encoded_key.decode())
         may_be_empty = any(name in self.path for name in FILTERS)
         return _failure_of_content(response, [key], is_batch=False, may_be_empty=may_be_empty)
-
-    def _encoded_key(self, request: bytes) -> bytes:
-        before, _, after = self.path.partition(KEY)
-        start = len("GET ") + len(before)
-        end = request.index(END_OF_TARGET) - len(after)
-        return request[start:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,24 @@ class Posts:
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
             yield f"POST {path}".encode() + _request_tail(host, fields) + body
 
+    def received(self, request: bytes, status: int, head: bytes, body: bytes) -> ResponseSample:
+        """Return the response to a request, split into lists. Valid msgpack is converted to JSON.
+
+        All lists of a batch have the same fields before their items, unless some are of another source: then it is
+        split before each user, and else at these fields, so that each part ends with a user.
+        """
+        if not body.startswith((b"{", b"[")) and _media_type(head) == MSGPACK:
+            with suppress(ValueError, TypeError):
+                body = orjson.dumps(msgspec.msgpack.decode(body))
+
+        first_user = body.find(USER) + len(USER)
+        fields = body[body.find(b'",', first_user) + 1 : body.find(ITEMS) + len(ITEMS)]
+        if fields:
+            parts = body.split(fields)
+            if len(parts) == self.batch + 1:
+                return ResponseSample(request, status, body, head, parts[:-1], fields)
+        return ResponseSample(request, status, body, head, body.split(USER)[1:] or (body,))
+
     def failure(self, response: ResponseSample) -> str | None:
         """Return the kind of error of a response without all lists of the batch, as a `ResponseCheck`."""
         kind = failure_by_status(response)
@@ -205,7 +226,7 @@ class Posts:
         _, _, body = response.request.partition(END_OF_HEAD)
         content = orjson.loads(body)
         users = [row["user"] for row in content["data"]] if self.score else content["users"]
-        if _begin_as_lists_of(users, response.lists) and _names_media_type(response.head):
+        if _are_lists_of(users, response) and _media_type(response.head) in {JSON, MSGPACK}:
             return None
         return _failure_of_content(response, users, is_batch=True)
 
@@ -244,23 +265,16 @@ def failure_by_status(response: ResponseSample) -> str | None:
     return REDIRECT if 300 <= response.status < 400 else STATUS
 
 
-def as_json(head: bytes, body: bytes) -> bytes:
-    """Return the body of a response to a batch in JSON, if it is valid msgpack, and else as it is."""
-    if body.startswith((b"{", b"[")) or _media_type(head) != MSGPACK:
-        return body
-    try:
-        return orjson.dumps(msgspec.msgpack.decode(body))
-    except (ValueError, TypeError):
-        return body
+@cache
+def _around_key(path: str) -> tuple[int, int]:
+    """Return where the key begins in GETs of a path, and the length of the path after it."""
+    before, _, after = path.partition(KEY)
+    return len("GET ") + len(before), len(after)
 
 
 def _media_type(head: bytes) -> bytes:
     media_type = Response(OK, head, b"").header(b"content-type") or b""
     return media_type.partition(b";")[0].strip().lower()
-
-
-def _names_media_type(head: bytes) -> bool:
-    return head.find(JSON) > 0 or head.find(MSGPACK) > 0
 
 
 def _failure_of_content(
@@ -294,7 +308,8 @@ def _begins_as_list_of(encoded_key: bytes, body: bytes) -> bool:
     A key that is not percent-encoded in a path is the same in JSON. Operators that search bytes are slower than `find`.
     """
     return (
-        body.startswith((USER + b'"' + encoded_key + b'",', ITEM + b'"' + encoded_key + b'",'))
+        body.startswith(b'"' + encoded_key + b'",', len(USER))
+        and body.startswith((USER, ITEM))
         and body.find(ITEMS) > 0
         and body.endswith(b"]}")
         and encoded_key.find(b"%") < 0
@@ -307,17 +322,14 @@ def _is_list_of(key: str, result: object) -> bool:
     return key in (result.get("user"), result.get("item")) and isinstance(result.get("items"), list)
 
 
-def _begin_as_lists_of(users: Sequence[str], lists: Sequence[bytes]) -> bool:
-    """Return whether the lists of a body, as `lists_of`, are of these users in their order, as hotplate writes them.
-
-    The lists of a batch have the same fields before their items, unless some are of another source.
-    """
-    if len(lists) != len(users) or not lists[-1].endswith((b"]}", b"}]")):
+def _are_lists_of(users: Sequence[str], response: ResponseSample) -> bool:
+    """Return whether a response has the lists of these users in their order, as hotplate writes them."""
+    lists = response.lists
+    encoded_users = map(_encode, users)
+    if len(lists) != len(users) or not response.body.endswith((b"]}", b"}]")):
         return False
-    encoded_users = list(map(_encode, users))
-    _, _, fields = lists[0].partition(ITEMS)[0].partition(encoded_users[0])
-    if all(map(bytes.startswith, lists, [user + fields + ITEMS for user in encoded_users])):
-        return True
+    if response.fields:
+        return all(map(bytes.endswith, lists, [USER + user for user in encoded_users]))
     return all(map(bytes.startswith, lists, encoded_users)) and all(text.find(ITEMS) > 0 for text in lists)
 
 

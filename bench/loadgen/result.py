@@ -8,8 +8,9 @@ connection, or are dropped because too many wait, are the service's errors, unle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
@@ -125,12 +126,15 @@ class Second:
     latencies_s: NDArray[np.float32]
 
 
-class ResponseSample(NamedTuple):
+class ResponseSample(msgspec.Struct, frozen=True):
     """A request and its response, for a check.
 
     body   of a batch in JSON, even if it was msgpack
     head   status line and headers
-    lists  parts of a batch's JSON, each from the user of a list on
+    lists  parts of a batch, each with a user; of another response, the body
+    fields of all lists of a batch, between user and items; empty if they differ
+
+    A Struct, as a tuple takes 0.2 us more to make.
     """
 
     request: bytes
@@ -138,6 +142,7 @@ class ResponseSample(NamedTuple):
     body: bytes
     head: bytes = b""
     lists: Sequence[bytes] = ()
+    fields: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -227,6 +227,17 @@ def test_sources_of_items_in_a_batch_are_not_those_of_lists(encoded: Callable[[b
     assert result.seen == {"source": {"personal": 20}}
 
 
+def test_lists_of_several_sources_in_a_batch_are_all_good_and_counted() -> None:
+    popular = list_of("1").replace(b"personal", b"popular")
+    response = http(200, batch_of(list_of("2"), popular))
+    load = Load(
+        url="http://simulated", requests=BATCH, check=BATCH.failure, observe=("source",), rate=100, duration_s=0.1
+    )
+    result = simulate(load, lambda at: at + 0.001, respond=lambda *_: response)
+    assert result.seen == {"source": {"personal": 10, "popular": 10}}
+    assert result.ok == 10
+
+
 @pytest.mark.parametrize(
     ("load", "expected"),
     [
