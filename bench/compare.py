@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.http_report import LATENESS
+from hotplate.bench.http_report import LATENESS, PERCENTS
 from hotplate.bench.options import parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, compared
@@ -202,8 +202,9 @@ def _notes(first: Report, second: Report) -> Iterator[str]:
 def _verdict(change: Change, lateness_us: float) -> Verdict:
     """Judge a change by the 95 % interval of its ratio, second report / first.
 
-    A rate is better if it grows, a latency if it falls. A latency that changed by no more than *lateness_us*, the p99
-    of the load generator's delays, is not judged. Raises BenchMisused if the interval is unknown.
+    A rate is better if it grows, a latency if it falls. A p99 or higher percentile that changed by no more than
+    *lateness_us*, the p99 of the load generator's delays, is not judged. Raises BenchMisused if the interval is
+    unknown.
     """
     name = change.name
     ratio = change.ratio
@@ -217,7 +218,7 @@ def _verdict(change: Change, lateness_us: float) -> Verdict:
         return Verdict(f"no difference is proven: {changed}. More or longer rounds narrow the interval")
 
     difference_us = abs((change.second.value or 0.0) - (change.first.value or 0.0))
-    if name != RATE and difference_us <= lateness_us:
+    if PERCENTS.get(name, 0) >= PERCENTS["p99"] and difference_us <= lateness_us:
         late = format_value(lateness_us, "us")
         return Verdict(f"no difference is proven: {changed}, and the generator itself was up to {late} late")
     if (ratio.value > 1) == (name == RATE):

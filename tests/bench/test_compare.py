@@ -65,6 +65,15 @@ def test_a_change_that_may_be_the_generators_delay_is_not_proven() -> None:
         assert ("the generator itself was up to 6 ms late" in comparison.sentence) is (code == 0)
 
 
+def test_a_change_of_the_median_is_judged_whatever_the_p99_of_delays() -> None:
+    base, worse = (
+        replace(report, rows=(*(replace(row, figure="p50") for row in report.rows[:1]), *report.rows))
+        for report in (a_report(BASE), a_report([1.5 * latency_ms for latency_ms in BASE]))
+    )
+    late = replace(worse, rows=(*worse.rows, Row("http://h", LATENESS, "us", 6_000.0)))
+    assert compare(base, late, "p50").exit_code == 3
+
+
 def test_reports_of_different_machines_are_compared_with_a_note() -> None:
     first = replace(a_report(BASE), machine={"cpu": "Xeon", "cores": 2})
     second = replace(first, machine={"cpu": "EPYC", "cores": 8})
