@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import CheckResult, popular_complaint
-from hotplate.bench.loadgen.load import Load, Posts, RequestKeys
+from hotplate.bench.loadgen.load import OK, REDIRECT, STATUS, Load, Posts, RequestKeys
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
 from hotplate.bench.outcome import interrupted_report, no_verdict
@@ -99,14 +99,16 @@ class Objective:
         return Judgement(tuple(broken), tuple(doubts))
 
     def errors_beyond(self, results: Sequence[Result]) -> list[str]:
-        """Return a sentence if too large a share of all requests failed, with the kinds of errors."""
+        """Return a sentence if too large a share of all requests failed, with the kinds of errors and statuses."""
         share = error_share(results).value or 0.0
         if share <= self.errors:
             return []
         kinds = Counter[str]()
         for result in results:
-            kinds.update({**result.errors, "dropped": result.dropped})
-        named = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
+            kinds.update({kind: count for kind, count in result.errors.items() if kind not in {STATUS, REDIRECT}})
+            kinds.update({f"status {status}": count for status, count in result.statuses.items() if status != OK})
+            kinds["dropped"] += result.dropped
+        named = ", ".join(f"{kind}: {count:,}" for kind, count in kinds.most_common() if count)
         return [f"{share:.2%} of the requests got no good answer ({named}), bound {self.errors:.2%}"]
 
     def __str__(self) -> str:

@@ -117,6 +117,16 @@ def fixed_report(
     return render(HttpRuns(plan, (), (result,) * rounds, checked, interrupted=False))
 
 
+def test_statuses_of_errors_are_named() -> None:
+    """They were "15 status"."""
+    load = Load(url="http://simulated:80", requests=Gets("/"), rate=30, duration_s=0.5)
+    refused = b"HTTP/1.1 503 -\r\nContent-Length: 0\r\n\r\n"
+    result = simulate(load, lambda arrival_s: arrival_s + 0.001, respond=lambda *_: refused)
+    plan = make_plan(HttpOptions(url=load.url, users=USERS))
+    (reason,) = render(HttpRuns(plan, (), (result,), None, interrupted=False)).broken
+    assert reason == "100.00% of the requests got no good answer (status 503: 15), bound 0.10%"
+
+
 def test_lateness_of_all_rounds_is_named_as_their_p99() -> None:
     """It was "up to 15 ms", below the 18 ms of a round."""
     load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
