@@ -316,7 +316,7 @@ def too_far(deadline_s: float) -> str:
 def read_charge(service: Server, paths: Sequence[str], *, deadline_s: float) -> float:
     """Read lists through a service, one after the other, and return the mean of their request units, by its metrics.
 
-    The service also polls Cosmos DB for new releases: reads with a poll beside them, shown by more charged responses
+    The service also polls Cosmos DB for new releases: reads during which it polled, shown by more charged responses
     than one, do not count. *paths* are those of lists, *deadline_s* is that of the service's reads. Raises BenchFailed
     if the charge of too few reads is seen, if most reads time out, or if the service does not answer.
     """
