@@ -143,14 +143,17 @@ def usual_time(name: str, dtype: pl.DataType, sample: pl.Series) -> pl.Expr:
 
 
 def _usual_times(values: pl.Series, first: str) -> pl.Series:
-    """Read *values* in the format *first*, and the others in the first format that they are meant in."""
+    """Read *values* in the format *first*, or in another one if they are meant in it and not in *first*."""
     times = _times_of(values, first)
+    is_open = values.is_not_null() & ~_are_meant(times, first)
     for layout in (*_ISO_FORMATS, EPOCH):
-        unread = (values.is_not_null() & times.is_null()).arg_true()
-        if unread.is_empty():
+        places = is_open.arg_true()
+        if places.is_empty():
             break
-        others = _times_of(values.gather(unread), layout)
-        times = times.scatter(unread, others.set(~_are_meant(others, layout), None))
+        others = _times_of(values.gather(places), layout)
+        are_meant = _are_meant(others, layout)
+        times = times.scatter(places.filter(are_meant), others.filter(are_meant))
+        is_open = is_open.scatter(places, ~are_meant)
     return times
 
 

@@ -274,6 +274,16 @@ def test_a_column_may_mix_layouts_of_times(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("first", ["0", "1767225600"])
+def test_days_as_eight_digits_are_read_after_times_since_1970(first: str, tmp_path: Path) -> None:
+    texts = [first] * 1500  # more than the sample that the first layout is chosen by
+    rows = "".join(f"u{number},i,{text}\n" for number, text in enumerate([*texts, "20260102", "20260103101500"]))
+    read = read_interactions(write(tmp_path / "a.csv", f"user,item,time\n{rows}"), form=Format(max_bad_rows=0))
+    assert read.time_range is not None
+    assert read.time_range[1] == datetime(2026, 1, 3, 10, 15)  # noqa: DTZ001 -- naive UTC
+    assert datetime(2026, 1, 2) in read.log.get_column("time")  # noqa: DTZ001 -- naive UTC
+
+
 @pytest.mark.parametrize("dtype", [pl.Int64, pl.Float64, pl.String])
 def test_days_as_eight_digits_are_read(dtype: pl.DataType, tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": ["u", "v"], "item": ["i", "j"], "date": pl.Series([20260102, 20260103]).cast(dtype)})
