@@ -112,9 +112,9 @@ def _time_in(text: str) -> datetime | None:
         text += "-01"
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):  # beyond the years 1 to 9999
         return None
-    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
 
 
 def parse_filter(text: str) -> Filter:
