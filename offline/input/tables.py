@@ -213,6 +213,8 @@ def _scan_file(file: DataFile, form: Format) -> _Scan:
     """
     if file.kind == "parquet":
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
+        # A column without any value has no type.
+        frame = frame.with_columns(pl.col(pl.Null).cast(pl.String))
         return _Scan(_decode_binary_columns(frame))
 
     # The first two lines, empty texts if there are fewer.

@@ -236,6 +236,17 @@ def test_several_files_of_several_kinds_are_read_as_one(tmp_path: Path) -> None:
         read_interactions(first, second, tmp_path / "c.parquet", where=["user=x"])
 
 
+def test_times_may_be_missing_in_a_whole_parquet_file(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u", "v"], "item": ["i", "j"], "time": ["2026-01-01", "2026-01-02"]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    frame.with_columns(user=pl.lit("w"), time=pl.lit(None)).write_parquet(tmp_path / "b.parquet")
+    read = read_interactions(tmp_path)
+    assert (read.rows, read.left_out) == (4, {})
+    assert read.time_range == (datetime(2026, 1, 1), datetime(2026, 1, 2))  # noqa: DTZ001 -- naive UTC
+    dated = read_interactions(tmp_path, where=["time>=2026-01-02"])
+    assert dated.left_out == {"where time>=2026-01-02": 3}
+
+
 def test_non_text_json_ids_are_refused_and_nul_is_distinct(tmp_path: Path) -> None:
     texts = ["a", "a\\u0000", "a\\ud83d\\ude00", "\\\\ud83d"]
     lines = [f'{{"user": "{text}", "item": "x"}}' for text in texts]
