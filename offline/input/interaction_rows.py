@@ -81,7 +81,8 @@ def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, 
         filters = list(options.filters)
         if logs:
             # A filter on a column that only the logs have does not apply to events. Without logs, it is an error.
-            filters = [row_filter for row_filter in filters if row_filter.column in events.table.schema]
+            known = {name.casefold() for name in events.table.schema}
+            filters = [row_filter for row_filter in filters if row_filter.column.casefold() in known]
 
         event_options = options._replace(columns=columns, filters=filters)
         inputs.append(Input(events.table, event_options, events.notes, events.unweighted))

@@ -131,3 +131,10 @@ def test_log_filter_does_not_apply_to_events(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user,item,quantity\nu1,b,2\nu9,c,0\n")
     read = read_interactions(tmp_path / "log.csv", tmp_path / "events", event_weights=WEIGHTS, where=["quantity>0"])
     assert pairs_of(read) == [("u1", "b", 2.0), *PAIRS[1:]]
+
+
+def test_filter_applies_to_events_whatever_the_case_of_its_column(tmp_path: Path) -> None:
+    segment(tmp_path / "events", *EVENTS)
+    (tmp_path / "log.csv").write_text("User,Item\nu1,b\nu9,c\n")
+    read = read_interactions(tmp_path / "log.csv", tmp_path / "events", event_weights=WEIGHTS, where=["User!=u2"])
+    assert pairs_of(read) == [("u1", "b", 2.0), ("u9", "c", 1.0)]
