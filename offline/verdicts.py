@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from msgspec import UNSET
+
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.gates import DEFAULTS, LEAST_KEPT, Gate, Subject, with_defaults
@@ -333,8 +335,8 @@ def _judge_metric_loss(gate: Gate, evaluation: EvaluationRecord | None, live: Ma
     if evaluation is None or live_evaluation is None or now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
 
-    live_protocol = _protocol_of(live_evaluation)
-    for name, setting in _protocol_of(evaluation).items():
+    live_protocol = _protocol_of(live_evaluation, gate.metric)
+    for name, setting in _protocol_of(evaluation, gate.metric).items():
         if setting != live_protocol[name]:
             difference = f"{name} was {live_protocol[name]!r} and is {setting!r}"
             return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
@@ -344,7 +346,10 @@ def _judge_metric_loss(gate: Gate, evaluation: EvaluationRecord | None, live: Ma
     return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
-def _protocol_of(evaluation: EvaluationRecord) -> dict[str, object]:
-    """Return the settings of an evaluation, its split and list length k, that metrics must share to be comparable."""
+def _protocol_of(evaluation: EvaluationRecord, metric: str) -> dict[str, object]:
+    """Return the settings of an evaluation, such as its split and list length k, by which a *metric* is comparable."""
     split = {name: value for name, value in evaluation.split_json.items() if name != "seed"}
-    return {"split": split, "k": evaluation.k}
+    protocol: dict[str, object] = {"split": split, "k": evaluation.k}
+    if metric.removeprefix("model.") == "coverage":
+        protocol["coverage_of"] = "all items" if evaluation.coverage_of is UNSET else evaluation.coverage_of
+    return protocol

@@ -146,6 +146,7 @@ class Evaluation:
             cold_pairs=self.cold_pairs,
             users_drawn_from=self.drawn_from,
             new_days=self.new_days,
+            coverage_of="items of train",
             engine=model.engine,
             params=asdict(model.params),
             model=replace(model.metrics, intervals={}),

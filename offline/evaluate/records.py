@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.metrics import ListMetrics, MetricInterval, RankingMetrics, Values, interval_of_mean
@@ -63,6 +64,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     cold_pairs        test pairs of items not in train
     users_drawn_from  number of testable users, if sampled
     new_days          within which an item's first interaction makes it new; None if variety was not measured
+    coverage_of       the items that coverage is a share of; UNSET for all items of the data, as in earlier versions
     model             metrics of personal lists; their intervals are in *intervals*
     """
 
@@ -73,6 +75,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     cold_pairs: int
     users_drawn_from: int | None = None
     new_days: int | None = None
+    coverage_of: str | UnsetType = UNSET
     engine: str
     params: dict[str, Any]
     model: ListMetrics

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,8 +24,9 @@ from hotplate.offline.model import Model
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import publish_source
 from hotplate.offline.sources import NamedLists
+from hotplate.offline.train.als import ALSParams
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
-from tests.support.interactions import checkerboard_model, evaluated
+from tests.support.interactions import checkerboard_model, evaluate, evaluated
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import lapse
 
@@ -176,6 +178,21 @@ async def test_metric_drop_gate_compares_equal_measurements(now: EvaluationRecor
     later = source(replace(model(), evaluation=now))
     written = await publish_source(later, store, PublishSettings(gates=gates(drop__ndcg=0.05)))
     assert (says in str(written.refused)) if says else (written.refused is None)
+
+
+async def test_coverage_of_an_earlier_version_is_compared_with_no_other() -> None:
+    store = MemoryStore()
+    record = evaluate(model().matrix, ALSParams(factors=4, iterations=2)).record
+    now = source(replace(model(), evaluation=record))
+    earlier = source(replace(model(), evaluation=msgspec.structs.replace(record, coverage_of=msgspec.UNSET)))
+    await publish_source(earlier, store)
+    for metric in ("coverage", "model.coverage"):
+        written = await publish_source(now, store, PublishSettings(gates=parse_gates({f"drop.{metric}": 0.05}, "test")))
+        assert "coverage_of was 'all items' and is 'items of train'" in str(written.refused)
+    by_coverage = PublishSettings(gates=gates(drop__coverage=0.05))
+    assert (await publish_source(earlier, store, by_coverage)).refused is None
+    assert (await publish_source(now, store, PublishSettings(gates=gates(drop__ndcg=0.05)))).refused is None
+    assert (await publish_source(now, store, by_coverage)).refused is None
 
 
 async def test_incomparable_live_release_fails_comparison_gates(monkeypatch: pytest.MonkeyPatch) -> None:
