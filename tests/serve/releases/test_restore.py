@@ -183,8 +183,10 @@ async def test_removed_release_is_served_until_the_next_one_is_warm(
         may_end.set()
 
         async def is_followed() -> bool:
-            maps = Path("/proc/self/maps").read_text()
-            return await answer() == ("personal", live) and f"{folder}/releases" in maps and "(deleted)" not in maps
+            maps = Path("/proc/self/maps").read_text().splitlines()
+            of_store = [line for line in maps if f"{folder}/releases" in line]
+            removed = [line for line in of_store if line.endswith("(deleted)")]
+            return await answer() == ("personal", live) and of_store != [] and removed == []
 
         await wait_until(is_followed, "the next release is not served, or the removed one is still mapped")
     await store.close()
