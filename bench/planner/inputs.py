@@ -103,7 +103,7 @@ class Inputs:
     user_id_chars: float = _input("characters", "of a user's id", 10.0, "a guess", low=1, high=256)
     title_chars: float = _lists("characters", "of an item's title; 0: none", 0.0, "none are stored")
     encoding: str = _lists("", "encoding of lists", "zstd", "hotplate's default", choices=("json", "zstd"))
-    zstd_share: float = _input("share", "that zstd leaves of JSON", 0.25, "161 of 656 B (docs/releases.md)", low=0.01)
+    zstd_share: float = _input("share", "that zstd leaves of JSON", 0.25, "161 of 656 bytes, 20 items", low=0.01)
     refresh_hours: float = _cosmos("hours", "from one publish to the next", 24.0, "daily", low=0.1)
     window_hours: float = _cosmos("hours", "that a publish may take", 1.0, "a guess", low=0.01)
     publish_ru: int | None = _cosmos(
@@ -122,8 +122,8 @@ class Inputs:
     cosmos_cpu_us: float = _input(
         "µs", "of CPU of a request from Cosmos DB", 125.0, "the most we measured, on an emulator", low=0.1
     )
-    redis_cpu_us: float = _input("µs", "of CPU of a request from Redis", 30.0, "29.1 measured", low=0.1)
-    files_cpu_us: float = _input("µs", "of CPU of a request from files", 30.0, "27.6 measured", low=0.1)
+    redis_cpu_us: float = _input("µs", "of CPU of a request from Redis", 30.0, "19 to 29 measured, rounded up", low=0.1)
+    files_cpu_us: float = _input("µs", "of CPU of a request from files", 30.0, "17 to 28 measured, rounded up", low=0.1)
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     cpu_memory_gb: float = _input("GB", "of memory of a vCPU", 4.0, "as of Standard_D4s_v5", low=0.1)
     cosmos_pod_rps: float | None = _input("requests/s", "of a pod with Cosmos DB, measured", None, low=1e-3)
