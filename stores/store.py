@@ -1,6 +1,7 @@
 """The store contract: a backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock."""
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextvars import ContextVar
@@ -144,11 +145,32 @@ class LocalReader(Reader, ABC):
         """
 
 
-class PollingReader:
-    """A store whose `changes` reads the catalogue at intervals."""
+class PollingReader(Reader, ABC):
+    """A store without notifications: `changes` polls the catalogue."""
+
+    poll_s: float
+    """Pause between two polls."""
 
     polled_at: float | None = None
-    """Monotonic time of the last of these reads; None before the first."""
+    """Monotonic time of the last successful poll; None before the first."""
+
+    async def poll(self) -> Catalogue:
+        """Read the catalogue for `changes`, by default as `catalogue` does. Raises StoreError."""
+        return await self.catalogue()
+
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        """Yield the catalogue now and after changes of its version; see `Reader.changes`.
+
+        A failed poll ends the iteration with its error. It is not repeated here: the follower of a service asks again.
+        """
+        seen_version = None
+        while True:
+            catalogue = await self.poll()
+            self.polled_at = time.monotonic()
+            if catalogue.version != seen_version:
+                seen_version = catalogue.version
+                yield catalogue
+            await asyncio.sleep(self.poll_s)
 
 
 class ReplicatedReader(Reader, ABC):

@@ -67,8 +67,6 @@ UNAVAILABLE_S = 20.0
 THROTTLED_S = 120.0
 # Generated incarnations.
 DRAWN = re.compile(r"[0-9a-f]{12}")
-# Polling interval of a reader: 0.5 RU/s.
-POLL_S = 2.0
 # Polling interval and time limit of a change of throughput.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
@@ -90,6 +88,9 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     """Half of a client's connections."""
 
     coalesce = 1
+
+    poll_s = 2.0
+    """Polling takes 0.5 RU/s."""
 
     def __init__(
         self,
@@ -207,20 +208,10 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         reads = (self._control_retrier.call(self._control.record, name) for name in names)
         return await all_done(*reads)
 
-    async def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after changes, read in the nearest region every POLL_S.
-
-        A poll that fails is not repeated here, but by the caller, who asks again for changes.
-        """
+    async def poll(self) -> Catalogue:
+        """Read the catalogue in the nearest region, by one attempt."""
         await self._control.check_single_write_region()
-        seen_version = None
-        while True:
-            catalogue = await self._control.nearest_catalogue(self._lookups)
-            self.polled_at = time.monotonic()
-            if catalogue.version != seen_version:
-                seen_version = catalogue.version
-                yield catalogue
-            await asyncio.sleep(POLL_S)
+        return await self._control.nearest_catalogue(self._lookups)
 
     async def close(self) -> None:
         async with AsyncExitStack() as stack:  # closes the others even if one fails

@@ -59,9 +59,6 @@ from hotplate.stores.store import (
 )
 from hotplate.stores.urls import redacted
 
-# Polling interval of the catalogue.
-POLL_S = 0.1
-
 # Prefix of a restore's folder; if the restore is killed, it is listed as an incarnation, and pruned.
 RESTORED = "restored-"
 
@@ -232,6 +229,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
     """A folder of releases on a local disk; not to be used after a fork."""
 
     batch = coalesce = 64
+    poll_s = 0.1
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder = folder
@@ -271,34 +269,26 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             return [file.read_or_error(key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
-        return self._current(self._catalogue.record())
+        """Read the catalogue, and unmap releases that are gone and not served: their maps would keep the disk space."""
+        catalogue = self._catalogue.read(self.clock())
+        if catalogue.generation:  # an empty catalogue takes no release away from readers
+            self._present = catalogue.incarnations
+            self._close_gone()
+        return catalogue
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         return [self._catalogue.record(name) for name in names]
 
-    async def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after changes, polled each POLL_S; see `Reader`.
-
-        Also raises ReleaseNotFound if the file of the live release was removed while it is mapped.
-        """
-        last_record = None
-        catalogue = Catalogue()
-        while True:
-            record = self._catalogue.record()
-            self.polled_at = time.monotonic()
-
-            is_new = record != last_record or record is None
-            if is_new:
-                last_record = record
-                catalogue = self._current(record)
-
-            live_removed = self._removed_live(catalogue)
-            if live_removed is not None and self._catalogue.record() == record:  # not pruned after a swap
-                raise live_removed
-
-            if is_new:
-                yield catalogue
-            await asyncio.sleep(POLL_S)
+    async def poll(self) -> Catalogue:
+        """Read the catalogue; ReleaseNotFound if the file of the live release was removed while it is mapped."""
+        catalogue = await self.catalogue()
+        live_removed = self._removed_live(catalogue)
+        if live_removed is None:
+            return catalogue
+        latest = await self.catalogue()
+        if latest.version == catalogue.version:
+            raise live_removed
+        return latest  # pruned after a swap
 
     async def close(self) -> None:
         """Free the locks of drafts, and unmap all releases."""
@@ -436,14 +426,6 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             names = {path.stem for path in paths if path.suffix in _SUFFIXES and path.is_file()}
             names |= {path.name for path in marked(self._releases, RESTORED) if is_abandoned(path)}
         return sorted(name for name in names if _INCARNATION.fullmatch(name))
-
-    def _current(self, record: bytes | None) -> Catalogue:
-        """Decode a record, and unmap releases that are gone and not served: their maps would keep the disk space."""
-        catalogue = self._catalogue.parse(record, self.clock())
-        if catalogue.generation:  # an empty catalogue takes no release away from readers
-            self._present = catalogue.incarnations
-            self._close_gone()
-        return catalogue
 
     def _close_gone(self) -> None:
         for incarnation in self._files.keys() - self._present - self._kept_open:

@@ -67,7 +67,6 @@ LOOKUP_TIMEOUT_S = 1.0  # callers pass shorter ones
 # Time limits of retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
-POLL_S = 1.0
 # Times that the states of a draft are claimed again, because a writer that was replaced claimed some late.
 MAX_CLAIMS = 10
 
@@ -108,6 +107,8 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
     batch = coalesce = 256
     """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
+
+    poll_s = 1.0
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -189,18 +190,11 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         commands = [("GET", self._keys.record(name)) for name in names]
         return await self._router.execute_all(self._keys.catalogue, *commands)
 
-    async def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after changes, read every POLL_S."""
-        seen_version = None
-        while True:
-            catalogue = await self.catalogue()
-            self.polled_at = time.monotonic()
-            if catalogue.version != seen_version:
-                seen_version = catalogue.version
-                yield catalogue
-            await asyncio.sleep(POLL_S)
+    async def poll(self) -> Catalogue:
+        if self._deployment.is_loaded:  # else the read asks for the primary
             with suppress(StoreError):  # a primary that was replaced may still answer
                 await self._deployment.confirm_primary()
+        return await self.catalogue()
 
     async def close(self) -> None:
         self._deployment.loop.check()

@@ -71,7 +71,7 @@ async def test_refused_batch_does_not_fail_the_transaction_after_it(
 async def test_documented_redis_users_have_exactly_their_rights(
     request: pytest.FixtureRequest, place: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hotplate.stores.redis.store.POLL_S", 0.02)
+    monkeypatch.setattr(RedisStore, "poll_s", 0.02)
     there = request.getfixturevalue(place)
     urls = users_of_the_guide(prefix, there.execute_everywhere, there.url)
     publisher = open_url(urls["publish"])

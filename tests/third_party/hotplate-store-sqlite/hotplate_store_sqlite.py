@@ -4,7 +4,6 @@ SQLite answers in microseconds, so that its calls are made where they are, witho
 the rows of each incarnation, beside them what is known of it under keys that begin with @, and the catalogue.
 """
 
-import asyncio
 import shutil
 import sqlite3
 import time
@@ -36,7 +35,6 @@ from hotplate import (
 
 TABLE = "CREATE TABLE IF NOT EXISTS rows (owner TEXT, key BLOB, value BLOB, PRIMARY KEY (owner, key)) WITHOUT ROWID"
 CATALOGUE = ("", "@catalogue")
-POLL_S = 0.1
 LOCK_TIMEOUT_S = 5.0
 
 
@@ -44,6 +42,7 @@ class SqliteStore(Diagnosed, PollingReader):
     """One file of releases; one instance per process."""
 
     batch = coalesce = 64
+    poll_s = 0.1
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -63,16 +62,6 @@ class SqliteStore(Diagnosed, PollingReader):
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         return [self._get(CATALOGUE[0], name) for name in names]
-
-    async def changes(self) -> AsyncIterator[Catalogue]:
-        seen: Catalogue | None = None
-        while True:
-            catalogue = await self.catalogue()
-            self.polled_at = time.monotonic()
-            if catalogue != seen:
-                seen = catalogue
-                yield catalogue
-            await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
         if self._opened is not None:
