@@ -5,6 +5,7 @@ StoreError
 │   ├── AccessDenied
 │   ├── StoreThrottled
 │   ├── PartUnavailable
+│   ├── StoreClosed
 │   └── NotSent
 ├── StoreFull
 ├── StoreMisused
@@ -53,6 +54,15 @@ class StoreThrottled(StoreUnavailable):
 
 class PartUnavailable(StoreUnavailable):
     """Other keys may be readable."""
+
+
+class StoreClosed(StoreUnavailable):
+    """The store was closed before the call, or during it."""
+
+    permanent = True
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} was closed by this process; open it again")
 
 
 class NotSent(StoreUnavailable):

@@ -1,4 +1,4 @@
-"""Deadlines, calls that callers share, event loops, pacing, backoff, rate limits, outages and retries.
+"""Deadlines, calls that callers share, lifetimes of connections, pacing, backoff, rate limits, outages and retries.
 
 Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) costs 3 µs.
 """
@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
+from hotplate.stores.errors import StoreClosed, StoreMisused, StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -131,16 +131,19 @@ class SharedCall(Generic[T]):
             task.exception()  # mark as retrieved
 
 
-class OneLoop:
-    """Refuses uses of connections on another event loop than that of the first use."""
+class Lifetime:
+    """The time in which connections may be used: from the first use, on its event loop, until they are closed."""
 
     def __init__(self, shown: str) -> None:
         """*shown* names what is connected to."""
         self._shown = shown
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_over = False
 
     def check(self) -> None:
-        """Raise StoreMisused on another event loop."""
+        """Raise StoreClosed after `end`, StoreMisused on another event loop than that of the first use."""
+        if self.is_over:
+            raise StoreClosed(self._shown)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -149,9 +152,11 @@ class OneLoop:
                 f"the connections to {self._shown} belong to another event loop; connect to it on each loop"
             )
 
-    def release(self) -> None:
-        """Allow another event loop once the connections are closed."""
-        self._loop = None
+    def end(self) -> None:
+        """Refuse later uses. Idempotent; StoreMisused on another event loop."""
+        if not self.is_over:
+            self.check()
+            self.is_over = True
 
 
 class Pacer:

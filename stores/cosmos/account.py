@@ -25,7 +25,6 @@ from hotplate.stores.cosmos.errors import (
     CosmosUnavailable,
     ErrorKind,
     Refusal,
-    StoreClosed,
     count,
     error_for,
     failed,
@@ -35,9 +34,9 @@ from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.signed import NearestItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import StoreClosed, StoreError
 from hotplate.stores.store import Observer
-from hotplate.stores.timing import OneLoop, SharedCall
+from hotplate.stores.timing import Lifetime, SharedCall
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
@@ -58,8 +57,7 @@ class CosmosAccount:
         self._address = address
         self._observer = observer
         self._stack = AsyncExitStack()
-        self._loop = OneLoop(address.shown)
-        self._is_closed = False
+        self._lifetime = Lifetime(address.shown)
         self._opening = SharedCall(self._open, partial(StoreClosed, address.shown))
         self._client: CosmosClient | None = None
         self._known = dict[str, ContainerProxy]()
@@ -140,11 +138,9 @@ class CosmosAccount:
         return NearestItem(item, from_write_region=False, charge_ru=_charge_in(item.get_response_headers()))
 
     async def close(self) -> None:
-        self._loop.check()
-        self._is_closed = True
+        self._lifetime.end()
         await self._opening.close()
         await self._stack.aclose()
-        self._loop.release()
 
     def _database(self, client: CosmosClient) -> DatabaseProxy:
         return client.get_database_client(self._address.database)
@@ -158,10 +154,7 @@ class CosmosAccount:
 
         Errors of the SDK become StoreErrors: ContainerMissing, CosmosThrottled or CosmosUnavailable. All are counted.
         """
-        self._loop.check()
-        shown = self._address.shown
-        if self._is_closed:
-            raise StoreClosed(shown)
+        self._lifetime.check()
         try:
             async with asyncio.timeout(timeout_s):
                 client = self._client
@@ -169,8 +162,8 @@ class CosmosAccount:
                     client = await self._opening.result()
                 yield client
         except Exception as error:
-            if self._is_closed:  # the SDK and aiohttp raise any type then
-                raise StoreClosed(shown) from error
+            if self._lifetime.is_over:  # the SDK and aiohttp raise any type then
+                raise StoreClosed(self._address.shown) from error
             translated = self._translated(error)
             if translated is None:
                 raise

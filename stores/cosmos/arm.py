@@ -20,7 +20,6 @@ from hotplate.stores.cosmos.errors import (
     CosmosThrottled,
     CosmosUnavailable,
     ErrorKind,
-    StoreClosed,
     failed,
     first_line,
 )
@@ -28,7 +27,7 @@ from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError, StoreMisused
-from hotplate.stores.timing import OneLoop
+from hotplate.stores.timing import Lifetime
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -68,8 +67,7 @@ class ArmContainers:
         self._address = address
         self._account = account
         self._credential = credential
-        self._loop = OneLoop(address.shown)
-        self._is_closed = False
+        self._lifetime = Lifetime(address.shown)
         self._opened: CosmosDBManagementClient | None = None
         self._path = (account.resource_group, account.account, address.database)
         """The first arguments of each call."""
@@ -130,13 +128,11 @@ class ArmContainers:
         await self._call(change_throughput, RESPONSE_S + ACCEPT_S)
 
     async def close(self) -> None:
-        self._loop.check()
-        self._is_closed = True
+        self._lifetime.end()
         for opened in (self._opened, self._credential):
             if opened is not None:
                 await opened.close()
         self._opened = self._credential = None
-        self._loop.release()
 
     async def _change(self, begin: Callable[[Sql], Awaitable[AsyncLROPoller[Any]]]) -> None:
         """Begin a change, and wait until it is done; raises StoreError."""
@@ -151,9 +147,7 @@ class ArmContainers:
 
         Errors of the SDK become StoreErrors; a call that takes longer than *timeout_s* is CosmosUnavailable.
         """
-        self._loop.check()
-        if self._is_closed:
-            raise StoreClosed(self._address.shown)
+        self._lifetime.check()
         try:
             async with asyncio.timeout(timeout_s):
                 return await call(self._client().sql_resources)

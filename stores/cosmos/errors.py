@@ -2,7 +2,6 @@
 
 StoreError
 ├── ContainerMissing
-├── StoreClosed
 ├── StoreThrottled
 │   └── ContainerPending
 ├── StoreThrottled, PartUnavailable
@@ -24,7 +23,6 @@ from hotplate.stores.errors import (
     StoreError,
     StoreFull,
     StoreThrottled,
-    StoreUnavailable,
 )
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer
@@ -101,15 +99,6 @@ class ContainerPending(StoreThrottled):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, PENDING_PAUSE_S)
-
-
-class StoreClosed(StoreUnavailable):
-    """The store was closed before the call, or during it."""
-
-    permanent = True
-
-    def __init__(self, where: str) -> None:
-        super().__init__(f"{where} was closed by this process; open it again")
 
 
 class CosmosUnavailable(PartUnavailable):

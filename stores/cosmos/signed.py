@@ -19,7 +19,7 @@ import orjson
 
 from hotplate.proxies import proxy_for
 from hotplate.stores.cosmos import errors
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable, StoreClosed
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import CosmosItem
 from hotplate.stores.cosmos.regions import AccountProperties, AccountRegions, Region, properties_in
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, TokenSigner, default_credential
@@ -27,7 +27,7 @@ from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
 from hotplate.stores.store import Observer, TracedCall, traced_call
-from hotplate.stores.timing import OneLoop
+from hotplate.stores.timing import Lifetime
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -125,8 +125,7 @@ class SignedClient:
         """*credential* defaults to azure-identity's; *clock* dates requests."""
         self._where = address.shown
         self._scheme = urlsplit(address.endpoint).scheme
-        self._loop = OneLoop(address.shown)
-        self._is_closed = False
+        self._lifetime = Lifetime(address.shown)
         self._observer = observer
         self._tokens: TokenSigner | None = None
         if address.key is None:
@@ -287,17 +286,14 @@ class SignedClient:
 
     def check_open(self) -> None:
         """Raise StoreClosed after `close`."""
-        if self._is_closed:
-            raise StoreClosed(self._where)
+        self._lifetime.check()
 
     async def close(self) -> None:
         """Close all connections."""
-        self._loop.check()
-        self._is_closed = True
+        self._lifetime.end()
         await self._account.close()
         if self._tokens is not None:
             await self._tokens.close()
-        self._loop.release()
 
     async def _read_account(self, region: Region) -> AccountProperties:
         """Read the account in a region."""
@@ -322,8 +318,7 @@ class SignedClient:
         Returns the result of *parse*, called with the response and its charge, if the status is *expected*. *parse* may
         raise ValueError for a malformed response. Raises StoreError, which is counted.
         """
-        self._loop.check()
-        self.check_open()
+        self._lifetime.check()
         try:
             response = await self._exchange(region, request, deadline_s)
             charge_ru = errors.charge_in(response)

@@ -98,7 +98,7 @@ class Cluster(DiscoveredDeployment):
         *until_s* is a time of the loop's clock, None for no limit. A key that cannot be read has a StoreError as its
         value, PartUnavailable if its node failed. Raises StoreError if the nodes are unknown and none can be asked.
         """
-        self.loop.check()
+        self.lifetime.check()
         await self.load()
         replies: list[Any]
         with self._client_in_use() as client:

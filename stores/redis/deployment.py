@@ -14,18 +14,19 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, MutableMapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, RedisError
 
-from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused
 from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding, ReadResult
-from hotplate.stores.timing import Backoff, OneLoop, SharedCall, all_done
+from hotplate.stores.timing import Backoff, Lifetime, SharedCall, all_done
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Deployment(ABC):
         self.common = common
         self.credentials = credentials
         self.shown = common.shown
-        self.loop = OneLoop(common.shown)
+        self.lifetime = Lifetime(common.shown)
         self.is_loaded = False
         """Whether `primaries` are known."""
 
@@ -122,7 +123,7 @@ class Deployment(ABC):
 
     def server(self, node: RedisNode) -> Server:
         """Return the pool of connections to a server."""
-        self.loop.check()
+        self.lifetime.check()
         server = self._servers.get(node)
         if server is None:
             if self.knows(node):  # nodes that import their first slots are unknown, but in use
@@ -201,7 +202,10 @@ class Deployment(ABC):
         await all_done(*(server.renew() for server in self._servers.values()))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Stop renewals of credentials, and close all connections."""
+        self.lifetime.end()  # first: calls that fail while connections are closed schedule a discovery
+        if self.credentials is not None:
+            await self.credentials.close()
         await all_done(*(server.close() for server in self._servers.values()))
         await all_done(*self._closing)
 
@@ -253,8 +257,7 @@ class DiscoveredDeployment(Deployment):
 
     def __init__(self, common: RedisAddress, credentials: Credentials | None) -> None:
         super().__init__(common, credentials)
-        self._is_closed = False
-        self._discovery = SharedCall(self._discover, self._closed)
+        self._discovery = SharedCall(self._discover, partial(StoreClosed, common.shown))
         self._refresh: _Refresh | None = None
         self._refresh_asked_at = float("-inf")
         self._backoff = Backoff(*DISCOVERY_PAUSES_S)
@@ -265,8 +268,7 @@ class DiscoveredDeployment(Deployment):
 
     async def load(self) -> None:
         """Discover the servers if they are unknown; after a failure, raises its error until the next discovery."""
-        if self._is_closed:
-            raise self._closed()
+        self.lifetime.check()
         if self.is_loaded:
             return
         if self._refresh is not None and self._refresh.failure is not None:
@@ -282,16 +284,11 @@ class DiscoveredDeployment(Deployment):
         self._schedule(failure=None)
 
     async def close(self) -> None:
-        self._is_closed = True  # first: calls that fail while connections are closed schedule a discovery
         await super().close()
         if self._refresh is not None:
             self._refresh.task.cancel()
             await asyncio.gather(self._refresh.task, return_exceptions=True)
         await self._discovery.close()
-
-    def _closed(self) -> StoreUnavailable:
-        """Return the error for calls during and after `close`."""
-        return StoreUnavailable(f"{self.shown} was closed")
 
     async def _discover(self) -> None:
         try:
@@ -307,7 +304,7 @@ class DiscoveredDeployment(Deployment):
         *failure* is the error of the discovery before it, which `load` raises until this one has ended; None if the
         servers are known.
         """
-        if self._refresh is not None or self._is_closed:
+        if self._refresh is not None or self.lifetime.is_over:
             return
 
         now = asyncio.get_running_loop().time()

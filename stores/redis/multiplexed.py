@@ -388,7 +388,7 @@ class ReadConnections:
 
     def at(self, node: RedisNode) -> Reconnector:
         """Return the connection to a server, open or not."""
-        self.deployment.loop.check()
+        self.deployment.lifetime.check()
         reconnector = self._by_node.get(node)
         if reconnector is None:
             self._retire_removed()

@@ -197,13 +197,9 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         return await self.catalogue()
 
     async def close(self) -> None:
-        self._deployment.loop.check()
-        if self._deployment.credentials is not None:
-            await self._deployment.credentials.close()
+        await self._deployment.close()
         for connections in self._read_connections:
             await connections.close()
-        await self._deployment.close()
-        self._deployment.loop.release()
 
     async def check_durability(self) -> str | None:
         """Return how a failover or a restart may take changes back; see `Diagnosed.check_durability`.

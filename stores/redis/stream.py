@@ -204,8 +204,6 @@ class RedisStream:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._deployment.credentials is not None:
-            await self._deployment.credentials.close()
         await self._deployment.close()
 
     async def _execute_all(self, *commands: Command) -> list[Any]:

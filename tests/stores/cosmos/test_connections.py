@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from hotplate.stores.cosmos.account import CosmosAccount
-from hotplate.stores.cosmos.errors import CosmosUnavailable, StoreClosed
+from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import open_url
 from hotplate.stores.cosmos.url import parse
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.errors import StoreClosed, StoreMisused
 from hotplate.stores.store import ChargeCounter, Row
 from tests.support.cosmos_account import NAME, PATIENCE_S, Account, emulated_account, filled
 from tests.support.stores import FIRST, draft_of, release_ref, write_release

@@ -7,9 +7,8 @@ from contextlib import suppress
 import pytest
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.cosmos.errors import StoreClosed
 from hotplate.stores.cosmos.store import CosmosStore
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import StoreClosed, StoreError
 from hotplate.stores.lifecycle import activate
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users, find_users

@@ -10,7 +10,15 @@ import pytest
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef
 from hotplate.stores.connect import connect
-from hotplate.stores.errors import AccessDenied, NotSent, ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
+from hotplate.stores.errors import (
+    AccessDenied,
+    NotSent,
+    ReleaseConflict,
+    ReleaseNotFound,
+    StoreClosed,
+    StoreFull,
+    StoreUnavailable,
+)
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
@@ -35,6 +43,26 @@ async def test_cancelled_caller_disturbs_no_other(redis: RedisStore) -> None:
         slots = await asyncio.gather(*tasks, return_exceptions=True)
         for place, (row, slot) in enumerate(zip(USERS, slots, strict=False)):
             assert slot == [row.value] or (place % 3 == 0 and isinstance(slot, asyncio.CancelledError))
+
+
+@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
+@pytest.mark.parametrize("was_used", [False, True])
+async def test_closed_store_says_that_it_was_closed(
+    request: pytest.FixtureRequest, place: str, prefix: str, *, was_used: bool
+) -> None:
+    store = open_url(request.getfixturevalue(place).url(prefix=prefix))
+    if was_used:
+        await store.catalogue()
+    await store.close()
+    for call in (
+        store.catalogue(),
+        store.put(draft_of(FIRST), USERS[:1]),
+        store.get_many(release_ref(FIRST), ["user:1"]),
+        anext(aiter(store.changes())),
+    ):
+        with pytest.raises(StoreClosed, match="was closed by this process"):
+            await call
+    await store.close()
 
 
 async def test_abandoned_put_leaves_the_connection_usable(redis: RedisStore) -> None:
