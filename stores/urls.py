@@ -138,7 +138,7 @@ def certificate(options: Mapping[str, str], shown: str) -> str | None:
 def secret(name: str, environment: Mapping[str, str]) -> str | None:
     """Return the variable *name*, or the content of the file in *name*_FILE; None if neither is set.
 
-    Raises StoreMisused for a file that cannot be read as UTF-8.
+    Raises StoreMisused for a file that is empty, or cannot be read as UTF-8.
     """
     if value := environment.get(name):
         return value
@@ -153,13 +153,16 @@ class SecretFile(NamedTuple):
     path: str
 
     def read(self) -> str:
-        """Return the secret; StoreMisused if the file cannot be read as UTF-8."""
+        """Return the secret; StoreMisused if the file is empty, or cannot be read as UTF-8."""
         try:
-            return Path(self.path).read_text(encoding="utf-8").rstrip("\r\n")
+            content = Path(self.path).read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
             raise StoreMisused(f"{self.variable} names {self.path}, which cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:  # its message and traceback could show the secret
             raise StoreMisused(f"{self.variable} names {self.path}, which is not text in UTF-8") from None
+        if not content:
+            raise StoreMisused(f"{self.variable} names {self.path}, which is empty; write the secret into it")
+        return content
 
 
 def secret_file(name: str, environment: Mapping[str, str]) -> SecretFile | None:

@@ -10,6 +10,7 @@ because azure-identity blocks. `redis-entraid` renews no more after a renewal th
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import cast
@@ -26,28 +27,34 @@ log = logging.getLogger(__name__)
 
 SCOPE = "https://redis.azure.com/.default"
 RETRY_S = 5.0  # after a failed renewal
+REWRITE_S = 0.5  # the most that a rotation takes to rewrite the file of a password
+REWRITE_PAUSE_S = 0.02
 
 CreateProvider = Callable[[], StreamingCredentialProvider]
 Renew = Callable[[], Awaitable[object]]
 
 
 class PasswordFile(CredentialProvider):
-    """A user, and the password that its file has when a connection is opened."""
+    """A user, and the password that its file has when a connection is opened.
+
+    A rotation may truncate or remove the file before it writes the new password, so a file without one is read again
+    for REWRITE_S.
+    """
 
     def __init__(self, user: str, file: SecretFile) -> None:
         self._user = user
         self._file = file
 
-    def get_credentials(self) -> tuple[str, str]:
-        """Return user and password; raises redis-py's ConnectionError."""
-        try:
-            return self._user, self._file.read()
-        except StoreMisused as error:
-            raise ConnectionError(str(error)) from error
-
     async def get_credentials_async(self) -> tuple[str, str]:
         """Return user and password; raises redis-py's ConnectionError."""
-        return await asyncio.to_thread(self.get_credentials)
+        give_up_at = time.monotonic() + REWRITE_S
+        while True:
+            try:
+                return self._user, await asyncio.to_thread(self._file.read)
+            except StoreMisused as error:
+                if time.monotonic() >= give_up_at:
+                    raise ConnectionError(str(error)) from error
+            await asyncio.sleep(REWRITE_PAUSE_S)
 
 
 class Credentials(CredentialProvider):

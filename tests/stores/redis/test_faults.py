@@ -233,6 +233,40 @@ async def test_changed_password_file_is_read_again(tmp_path: Path, monkeypatch: 
         await store.close()
 
 
+async def test_connection_waits_while_a_rotation_rewrites_the_password_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("right")
+    monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
+    with running(tmp_path, password="right") as server:
+        store = open_url(server.url())
+        file.write_text("")  # the rotation has truncated it
+        reading = asyncio.create_task(store.catalogue())
+        await asyncio.sleep(0.05)
+        file.write_text("right")
+        assert (await reading).generation == 0
+        await store.close()
+
+
+async def test_password_file_that_stays_empty_is_named_and_may_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("right")
+    monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
+    monkeypatch.setattr("hotplate.stores.redis.credentials.REWRITE_S", 0.0)
+    with running(tmp_path, password="right") as server:
+        store = open_url(server.url())
+        file.write_text("")
+        with pytest.raises(StoreUnavailable, match=rf"{file}, which is empty") as raised:
+            await store.catalogue()
+        assert not raised.value.permanent
+        file.write_text("right")
+        assert (await store.catalogue()).generation == 0
+        await store.close()
+
+
 async def test_replica_as_primary_serves_and_refuses_writes(
     redis: RedisStore, server: RedisServer, tmp_path: Path
 ) -> None:

@@ -35,6 +35,13 @@ def test_password_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     assert "geheim" not in str(raised.value)
 
 
+def test_empty_password_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("\n")
+    with pytest.raises(StoreMisused, match=rf"HOTPLATE_REDIS_PASSWORD_FILE names {file}, which is empty"):
+        parse("redis://a", {"HOTPLATE_REDIS_PASSWORD_FILE": str(file)})
+
+
 def test_absent_certificate_is_reported_before_an_absent_password_file(tmp_path: Path) -> None:
     environment = {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "absent")}
     with pytest.raises(StoreMisused, match="which should certify"):
