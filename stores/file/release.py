@@ -105,14 +105,16 @@ class ReleaseFile:
         if cls._process != os.getpid():
             cls.begin_in_child()  # uWSGI forks without Python's hooks
 
-        with cls._lock:
-            if closing := cls._closing.get(identity):
-                closing.result()
-            file = cls._open.get(identity)
-            if file is None:
-                file = cls._open[identity] = cls(path, identity)
-            file._users += 1
-        return file
+        while True:
+            with cls._lock:
+                closing = cls._closing.get(identity)
+                if closing is None or closing.done():
+                    file = cls._open.get(identity)
+                    if file is None:
+                        file = cls._open[identity] = cls(path, identity)
+                    file._users += 1
+                    return file
+            closing.result()  # without the lock, which other files need
 
     @classmethod
     async def unmapped(cls, path: Path) -> None:

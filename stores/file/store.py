@@ -6,8 +6,8 @@ DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
 DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
 
 A draft is a release being written; it is sealed, and immutable from then on, by a rename. A sealed file is never
-written to, so its map can always be read. Flushing, swapping, erasing and checking run in threads, because leases must
-be renewed meanwhile; `get`, `get_many` and `put` do not.
+written to, so its map can always be read. Sealing, swapping, erasing and checking run in threads, because leases must
+be renewed meanwhile; `get`, `get_many`, `create` and `put`, which take milliseconds, do not.
 """
 
 import asyncio

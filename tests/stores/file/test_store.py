@@ -163,6 +163,36 @@ async def test_file_that_is_being_unmapped_is_awaited_without_blocking_the_loop(
     assert ended_in_time == [True]
 
 
+async def test_file_that_is_being_unmapped_delays_no_other_file(
+    store: LmdbStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = await published(store)
+    publisher = LmdbStore(tmp_path / "other")
+    other_release = await published(publisher)
+    await publisher.close()
+    other = LmdbStore(publisher.folder)
+    assert is_first(store.get(release, "user:000001"))
+    may_end = threading.Event()
+    monkeypatch.setattr(file_release, "release_map", lambda *_: may_end.wait(10))
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+
+    again = LmdbStore(store.folder)
+    with ThreadPoolExecutor(2) as pool:
+        reopening = pool.submit(again.get, release, "user:000001")
+        await asyncio.sleep(0.05)  # it waits for the end of the unmapping
+        reading = pool.submit(other.get, other_release, "user:000001")
+        try:
+            assert is_first(reading.result(5))
+            assert not reopening.done()
+        finally:
+            may_end.set()
+        assert is_first(reopening.result())
+    await closing
+    await again.close()
+    await other.close()
+
+
 async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(store: LmdbStore) -> None:
     release = await published(store)
     reader = LmdbStore(store.folder)
