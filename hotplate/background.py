@@ -15,7 +15,9 @@ What follows from it:
 - A caller waits for the lock as long as the loop's callbacks take, and holds up the loop as long as its own call takes:
   `_halted` is for what returns at once; what waits is a coroutine, for `_run`. Other wrappers are not held up.
 - A callback must not wait for another thread that may need the lock. Threads of executors do not take it.
-- A fork takes all locks first, so that a child begins with no loop inside a callback.
+- A fork takes all locks first, so that a child begins with no loop inside a callback. So a callback must not fork: it
+  would wait for the other loops' callbacks, and if one of those forks at the same time, both wait forever. Threads of
+  executors may fork.
 """
 
 import asyncio
