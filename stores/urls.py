@@ -160,7 +160,7 @@ class SecretFile(NamedTuple):
             raise StoreMisused(f"{self.variable} names {self.path}, which cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:  # its message and traceback could show the secret
             raise StoreMisused(f"{self.variable} names {self.path}, which is not text in UTF-8") from None
-        if not content:
+        if not content.strip():
             raise StoreMisused(f"{self.variable} names {self.path}, which is empty; write the secret into it")
         return content
 

@@ -22,6 +22,7 @@ from hotplate.stores.cosmos.errors import (
     DEADLINE_S,
     DEFAULT_RETRY_AFTER_S,
     ContainerMissing,
+    CosmosDenied,
     CosmosUnavailable,
     ErrorKind,
     Refusal,
@@ -34,7 +35,7 @@ from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.signed import NearestItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
-from hotplate.stores.errors import StoreClosed, StoreError
+from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused
 from hotplate.stores.store import Observer
 from hotplate.stores.timing import Lifetime, SharedCall
 
@@ -60,6 +61,9 @@ class CosmosAccount:
         self._lifetime = Lifetime(address.shown)
         self._opening = SharedCall(self._open, partial(StoreClosed, address.shown))
         self._client: CosmosClient | None = None
+        self._key = address.key
+        """The key that the client was opened with."""
+
         self._known = dict[str, ContainerProxy]()
         """Containers that exist, by name."""
 
@@ -155,6 +159,7 @@ class CosmosAccount:
         Errors of the SDK become StoreErrors: ContainerMissing, CosmosThrottled or CosmosUnavailable. All are counted.
         """
         self._lifetime.check()
+        key = self._key
         try:
             async with asyncio.timeout(timeout_s):
                 client = self._client
@@ -167,6 +172,9 @@ class CosmosAccount:
             translated = self._translated(error)
             if translated is None:
                 raise
+            if isinstance(translated, CosmosDenied) and await self._drop_client(key):
+                sentence = f"{self._address.shown}: its key was rotated; the next request uses the new one"
+                translated = CosmosUnavailable(sentence, "unavailable", unprocessed=True)
             raise self._counted(translated) from error
 
     async def _open(self) -> CosmosClient:
@@ -176,7 +184,8 @@ class CosmosAccount:
         be opened, and by `self._stack` otherwise.
         """
         address = self._address
-        credential = address.key or default_credential()
+        key = await self._read_key()
+        credential = key or default_credential()
         options = dict[str, Any]()
         if address.region is not None:
             options["preferred_locations"] = [address.region]
@@ -198,9 +207,29 @@ class CosmosAccount:
             )
             stack.push_async_callback(client.close)
             await client.__aenter__()  # reads the account
-            self._stack = stack.pop_all()
+            await self._stack.enter_async_context(stack.pop_all())
         self._client = client
+        self._key = key
         return client
+
+    async def _read_key(self) -> str | None:
+        """Return the account's key, as its file has it now; CosmosUnavailable while it has none."""
+        try:
+            return await asyncio.to_thread(self._address.read_key)
+        except StoreMisused as error:  # a rotation may be writing it
+            raise CosmosUnavailable(str(error), "unavailable", unprocessed=True) from error
+
+    async def _drop_client(self, refused_key: str | None) -> bool:
+        """Drop the client with a refused key if the key was rotated; return whether it was. `close` closes the client.
+
+        Without a file of the key, it never is.
+        """
+        if await self._read_key() == refused_key:
+            return False
+        if self._key == refused_key:
+            self._client = None
+            self._known.clear()
+        return True
 
     def _translated(self, error: Exception) -> StoreError | None:
         """Return the StoreError for an error of the SDK, or of our readers of its responses; None for any other."""

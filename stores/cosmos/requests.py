@@ -9,6 +9,7 @@ import hmac
 import logging
 import random
 import re
+from abc import ABC, abstractmethod
 from base64 import b64decode
 from binascii import b2a_base64
 from collections.abc import Callable
@@ -34,24 +35,86 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
 
 # Share of a token's life left at its renewal.
 RENEW_AT_LIFE_LEFT = 0.2
+# Pause before the file of a refused key is read again.
+KEY_PAUSE_S = 0.5
 # Pause after a failed request for a token.
 TOKEN_PAUSE_S = 30.0
 
 
-class KeySigner:
-    """Signs requests with the account's key."""
+class Signer(ABC):
+    """Authorizes requests."""
 
-    def __init__(self, key: str, shown: str) -> None:
+    version = 0
+    """Number of times that the credential was replaced after a refusal."""
+
+    async def prepare(self, deadline_s: float) -> None:  # noqa: B027 -- a key needs nothing
+        """Wait until `authorization` can be called, until *deadline_s* (loop time); raises CosmosUnavailable."""
+
+    @abstractmethod
+    def authorization(self, text: bytes) -> bytes:
+        """Return the header `authorization` of a request; *text* is what the service signs, too, and compares."""
+
+    async def has_replaced(self, version: int) -> bool:
+        """Return whether the credential that was refused, that of a *version*, is replaced by now."""
+        return version != self.version
+
+    async def close(self) -> None:  # noqa: B027 -- as above
+        """End what the signer does in the background."""
+
+
+class KeySigner(Signer):
+    """Signs requests with the account's key. A key from a file is read again when the service refuses it."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._key = address.key
+        self._hmac = self._hmac_of(address.key)
+        self._reading = SharedCall(self._read_again, partial(StoreClosed, address.shown))
+        self._read_again_at = float("-inf")
+        self._error = ""
+        """Why the file was of no use when it was last read; empty after a success."""
+
+    async def has_replaced(self, version: int) -> bool:
+        """Return whether the refused key is replaced by now; reads its file, unless that was done a moment ago."""
+        is_in_use = version == self.version
+        may_be_read = self._reading.is_running or asyncio.get_running_loop().time() >= self._read_again_at
+        if is_in_use and may_be_read and self._address.key_from is not None:
+            await self._reading.result()
+        return version != self.version
+
+    async def close(self) -> None:
+        await self._reading.close()
+
+    async def _read_again(self) -> None:
+        """Use the key that its file has now; only the first of consecutive failures is logged."""
+        self._read_again_at = asyncio.get_running_loop().time() + KEY_PAUSE_S
         try:
-            secret = b64decode(key, validate=True)
+            key = await asyncio.to_thread(self._address.read_key)
+            signer = self._hmac_of(key)
+        except StoreMisused as error:
+            if str(error) != self._error:
+                log.warning("%s refuses the key, and it cannot be read again: %s", self._address.shown, error)
+            self._error = str(error)
+            return
+
+        self._error = ""
+        if key != self._key:
+            self._key = key
+            self._hmac = signer
+            self.version += 1
+            log.info("the key of %s was replaced by the one that its file has now", self._address.shown)
+
+    def _hmac_of(self, key: str | None) -> hmac.HMAC:
+        try:
+            secret = b64decode(key or "", validate=True)
         except ValueError:  # binascii.Error is one
             secret = b""
         if not secret:
+            shown = self._address.shown
             raise StoreMisused(f"the key of {shown} is not base64; give {KEY} as the account's page shows it")
-        self._hmac = hmac.new(secret, digestmod="sha256")
+        return hmac.new(secret, digestmod="sha256")
 
     def authorization(self, text: bytes) -> bytes:
-        """Return the header `authorization` of a request; *text* is what the service signs, too, and compares."""
         signer = self._hmac.copy()  # takes 1.4 µs, `hmac.digest` 2
         signer.update(text)
         signature = b2a_base64(signer.digest(), newline=False)
@@ -59,7 +122,7 @@ class KeySigner:
         return b"type%3Dmaster%26ver%3D1.0%26sig%3D" + escaped
 
 
-class TokenSigner:
+class TokenSigner(Signer):
     """Authorizes requests by a token of Entra ID, renewed in the background; closes the credential."""
 
     def __init__(
@@ -84,7 +147,7 @@ class TokenSigner:
         self._error = ""
         """Why the last renewal failed; empty after a success."""
 
-    async def ensure_token(self, deadline_s: float) -> None:
+    async def prepare(self, deadline_s: float) -> None:
         """Wait for a token until *deadline_s* (loop time); one that expires soon is renewed in the background.
 
         Raises CosmosUnavailable without a token in time. After a failure of Entra ID, no token is asked for during
@@ -106,7 +169,6 @@ class TokenSigner:
             raise CosmosDenied(self._error, "unauthorized")
 
     def authorization(self, text: bytes) -> bytes:
-        """Return the header `authorization` of any request."""
         del text  # a token signs any request
         return self._value
 
@@ -151,7 +213,7 @@ def default_credential() -> "AsyncTokenCredential":
 class RequestBuilder:
     """Builds requests to one server; what depends on the date is cached for a second."""
 
-    def __init__(self, host: str, database: str, signer: KeySigner | TokenSigner, clock: Callable[[], float]) -> None:
+    def __init__(self, host: str, database: str, signer: Signer, clock: Callable[[], float]) -> None:
         self._host = host.encode()
         self._database = database
         self._signer = signer

@@ -22,7 +22,7 @@ from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import CosmosItem
 from hotplate.stores.cosmos.regions import AccountProperties, AccountRegions, Region, properties_in
-from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, TokenSigner, default_credential
+from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, Signer, TokenSigner, default_credential
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
@@ -127,10 +127,11 @@ class SignedClient:
         self._scheme = urlsplit(address.endpoint).scheme
         self._lifetime = Lifetime(address.shown)
         self._observer = observer
-        self._tokens: TokenSigner | None = None
+        self._signer: Signer
         if address.key is None:
-            self._tokens = TokenSigner(address, credential or default_credential(), clock, observer)
-        self._signer = self._tokens or KeySigner(address.key or "", address.shown)
+            self._signer = TokenSigner(address, credential or default_credential(), clock, observer)
+        else:
+            self._signer = KeySigner(address)
         connect = make_transport or _connects(address)
 
         def open_region(url: str) -> Region:
@@ -292,8 +293,7 @@ class SignedClient:
         """Close all connections."""
         self._lifetime.end()
         await self._account.close()
-        if self._tokens is not None:
-            await self._tokens.close()
+        await self._signer.close()
 
     async def _read_account(self, region: Region) -> AccountProperties:
         """Read the account in a region."""
@@ -333,11 +333,19 @@ class SignedClient:
             raise
 
     async def _exchange(self, region: Region, request: ItemRequest, deadline_s: float) -> Response:
-        """Send a request, and return the response, whatever its status. Raises CosmosUnavailable without one."""
-        if self._tokens is not None:
-            await self._tokens.ensure_token(deadline_s)
+        """Send a request, and return the response, whatever its status. Raises CosmosUnavailable without one.
 
-        message = _message(request, region)
+        A request that was refused for its key was not processed. It is sent again if the key was rotated.
+        """
+        await self._signer.prepare(deadline_s)
+        version = self._signer.version
+        response = await self._response(region, _message(request, region), deadline_s)
+        if response.status == 401 and await self._signer.has_replaced(version):
+            response = await self._response(region, _message(request, region), deadline_s)
+        return response
+
+    async def _response(self, region: Region, message: bytes, deadline_s: float) -> Response:
+        """Send a message, and return the response. Raises CosmosUnavailable without one."""
         timeout_s = deadline_s - asyncio.get_running_loop().time()
         try:
             return await region.transport.request(message, timeout_s)

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import TracedCall
-from hotplate.stores.urls import LOOPBACK, certificate, parameters, redacted, secret, split
+from hotplate.stores.urls import LOOPBACK, SecretFile, certificate, parameters, redacted, secret, secret_file, split
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000
@@ -137,11 +137,18 @@ class Address:
     key: str | None = field(default=None, repr=False)
     """The account's key, base64; None for Entra ID."""
 
+    key_from: SecretFile | None = None
+    """The file of the key, which a rotation may replace."""
+
     through_sdk: bool = False
     """Whether lookups use azure-cosmos."""
 
     arm: ArmAccount | None = None
     """Set if containers are managed through ARM."""
+
+    def read_key(self) -> str | None:
+        """Return the account's key, as its file has it now; None for Entra ID. Raises StoreMisused; blocks."""
+        return self.key if self.key_from is None else self.key_from.read().strip()
 
     @property
     def writing(self) -> Throughput | None:
@@ -229,6 +236,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         single_region="failover" in options,
         ca=certificate(options, shown),
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
+        key_from=secret_file(KEY, environment),
         through_sdk=options.get("client") == SDK,
         arm=_arm_account(options, endpoint, shown),
     )

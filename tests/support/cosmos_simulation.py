@@ -23,7 +23,7 @@ from hotplate.stores.cosmos.items import CONTROL, DEFINITION, container_of
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
-from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse
+from hotplate.stores.cosmos.url import EMULATOR_KEY, Address, Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row
 from tests.support.stores import release_ref
@@ -227,7 +227,8 @@ class SimulatedContainers:
 
     def __init__(self, account: SimulatedAccount) -> None:
         self._account = account
-        self._requests = RequestBuilder("here:1", "d", KeySigner(EMULATOR_KEY, "here"), account.now)
+        address = Address("here", "https://here:1", "d", key=EMULATOR_KEY)
+        self._requests = RequestBuilder("here:1", "d", KeySigner(address), account.now)
 
     async def create_database(self) -> None:
         await self._send("POST", "dbs", "", "dbs", {"id": "d"})

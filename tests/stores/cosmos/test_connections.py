@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.bench.cosmos_emulator.server import EmulatorSettings
+from hotplate.bench.cosmos_emulator.service import Authenticator
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import open_url
 from hotplate.stores.cosmos.url import parse
-from hotplate.stores.errors import StoreClosed, StoreMisused
+from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
 from hotplate.stores.store import ChargeCounter, Row
 from tests.support.cosmos_account import NAME, PATIENCE_S, Account, emulated_account, filled
-from tests.support.stores import FIRST, draft_of, release_ref, write_release
+from tests.support.cosmos_server import emulator_thread
+from tests.support.stores import FIRST, SECOND, draft_of, release_ref, write_release
 from tests.support.tcp_proxy import through
 
 ROWS = [Row("user:1", b"list")]
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
+ROTATED_KEY = "YW5vdGhlciBrZXkgb2YgdGhlIHNhbWUgYWNjb3VudCwgYXMgYWZ0ZXIgYSByb3RhdGlvbg=="
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,36 @@ async def test_key_from_a_file_is_used_and_never_shown(tmp_path: Path, observer:
         assert KEY not in f"{address!r} {client!r}"
         await containers.close()
         await client.close()
+
+
+@pytest.mark.parametrize("client", ["signed", "sdk"])
+async def test_rotated_key_file_is_read_again_once_the_former_key_is_refused(
+    tmp_path: Path, client: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "key"
+    path.write_text(KEY)
+    monkeypatch.setenv("HOTPLATE_COSMOS_KEY_FILE", str(path))
+    monkeypatch.setattr("hotplate.stores.cosmos.requests.KEY_PAUSE_S", 0.0)
+    with emulator_thread(EmulatorSettings(port=0, key=KEY)) as (emulator, service):
+        store = open_url(Account(emulator).url("d", client=client))
+        await write_release(store, FIRST, ROWS)
+        await store.get_many(release_ref(FIRST), ["user:1"])
+
+        service.authenticator = Authenticator(ROTATED_KEY)
+        for content in (KEY, ""):  # the file as it was, then as a rotation has truncated it
+            path.write_text(content)
+            with pytest.raises(StoreUnavailable) as refused:
+                await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S)
+            assert KEY not in str(refused.value)
+
+        path.write_text(f"{ROTATED_KEY}\n")
+        reads = [store.get_many(release_ref(FIRST), ["user:1"]) for _ in range(4)]
+        assert await asyncio.gather(*reads) == [[b"list"]] * 4
+        await write_release(store, SECOND, ROWS)
+        assert len(await store.incarnations()) == 2
+        await store.close()
+    assert KEY not in caplog.text
+    assert ROTATED_KEY not in caplog.text
 
 
 async def test_stale_idle_connection_does_not_fail_a_read(account: Account, observer: ChargeCounter) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
-from hotplate.stores.cosmos.url import EMULATOR_KEY
+from hotplate.stores.cosmos.url import EMULATOR_KEY, Address
 from hotplate.stores.errors import StoreMisused
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import signed
@@ -16,8 +16,12 @@ IDS = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,40}", fullmatch=True)
 KEYS = st.binary(min_size=1, max_size=200).map(lambda raw: base64.b64encode(raw).decode())
 
 
+def address(key: str) -> Address:
+    return Address("cosmos://a/d", "https://a:443", "d", key=key)
+
+
 def requests(clock: FakeClock, key: str = EMULATOR_KEY) -> RequestBuilder:
-    return RequestBuilder("host:1", "d", KeySigner(key, "cosmos://a/d"), clock)
+    return RequestBuilder("host:1", "d", KeySigner(address(key)), clock)
 
 
 def understood(request: bytes) -> tuple[str, dict[str, str], bytes]:
@@ -51,5 +55,5 @@ def test_name_that_needs_escaping_is_refused(clock: FakeClock, name: str) -> Non
 @pytest.mark.parametrize("key", ["", "not base64!", "====", "abc"])
 def test_invalid_key_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(StoreMisused, match="HOTPLATE_COSMOS_KEY") as error:
-        KeySigner(key, "cosmos://a/d")
+        KeySigner(address(key))
     assert not key or f" {key}" not in str(error.value)
