@@ -136,20 +136,31 @@ async def restore(
 
             entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
             restored = replace(saved, releases=entries)
-            while True:
+            is_restored = False
+            while not is_restored:  # repeated if the catalogue was changed meanwhile, as by the renewal of a lease
                 record = catalogue_file.record()
                 if not over:
                     await _check_replaceable(store, saved)
                 present = _parse_or_empty(catalogue_file, record, saved.now)
-                erased, record_changes = await _join_erasures(store, present, erased_in_backup)
-                merged = replace(_merge_catalogues(present, restored), erased=erased)
-                if not present.generation and await store.incarnations():
-                    # Lost with its generation, which may have been higher: readers follow another store at once.
-                    merged = replace(merged, store_id=secrets.token_hex(8))
+                merged, record_changes = await _merge(store, present, restored, erased_in_backup)
                 swap = partial(_swap_in, catalogue_file, record, merged, record_changes, files=scratch / "releases")
-                if await _in_thread(swap):
-                    break  # else it was changed meanwhile, as by the renewal of a draft's lease
+                is_restored = await _in_thread(swap)
     return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied_bytes=copied)
+
+
+async def _merge(
+    store: LmdbStore, present: Catalogue, restored: Catalogue, erased_in_backup: ErasedUsers
+) -> tuple[Catalogue, list[RecordChange]]:
+    """Return the catalogue after a restore, and the changes of the records beside it; writes nothing.
+
+    *present* is the store's catalogue, of generation 0 if it has none.
+    """
+    erased, record_changes = await _join_erasures(store, present, erased_in_backup)
+    merged = replace(_merge_catalogues(present, restored), erased=erased)
+    if not present.generation and await store.incarnations():
+        # Lost with its generation, which may have been higher: readers follow another store at once.
+        merged = replace(merged, store_id=secrets.token_hex(8))
+    return merged, record_changes
 
 
 async def _join_erasures(
