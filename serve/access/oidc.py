@@ -19,8 +19,8 @@ from hotplate.serve.access.keys import NAME, SCOPES
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.problems import Problem
+from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.timing import SharedCall
 
 if TYPE_CHECKING:
     from jwt import PyJWK

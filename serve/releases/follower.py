@@ -25,13 +25,14 @@ from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.serve.tasks import repeat
 from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseRef, follows
+from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import MANIFEST, RowKey
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
-from hotplate.stores.timing import Outage, SharedCall
+from hotplate.stores.timing import Outage
 from hotplate.stores.verification import counted
 
 if TYPE_CHECKING:

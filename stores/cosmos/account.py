@@ -18,6 +18,7 @@ from azure.cosmos.aio import ContainerProxy, CosmosClient, DatabaseProxy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
 from azure.cosmos.http_constants import HttpHeaders, ResourceType
 
+from hotplate.stores.concurrency import Lifetime, SharedCall
 from hotplate.stores.cosmos.errors import (
     DEADLINE_S,
     DEFAULT_RETRY_AFTER_S,
@@ -37,7 +38,6 @@ from hotplate.stores.cosmos.signed import NearestItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused
 from hotplate.stores.store import Observer
-from hotplate.stores.timing import Lifetime, SharedCall
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO

@@ -15,6 +15,7 @@ from azure.mgmt.cosmosdb import models
 from azure.mgmt.cosmosdb.aio import CosmosDBManagementClient
 from azure.mgmt.cosmosdb.aio.operations import SqlResourcesOperations
 
+from hotplate.stores.concurrency import Lifetime
 from hotplate.stores.cosmos.errors import (
     ContainerMissing,
     CosmosThrottled,
@@ -27,7 +28,6 @@ from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError, StoreMisused
-from hotplate.stores.timing import Lifetime
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential

@@ -18,11 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.cosmos.errors import CosmosDenied, CosmosUnavailable, first_line
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.errors import StoreClosed, StoreMisused
 from hotplate.stores.store import TOKEN, Observer
-from hotplate.stores.timing import SharedCall
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from hotplate.proxies import proxy_for
+from hotplate.stores.concurrency import Lifetime
 from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import CosmosItem
@@ -27,7 +28,6 @@ from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
 from hotplate.stores.store import Observer, TracedCall, traced_call
-from hotplate.stores.timing import Lifetime
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential

@@ -18,6 +18,7 @@ from functools import partial
 from math import inf
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.cosmos import charges, examination
 from hotplate.stores.cosmos.containers import (
     Containers,
@@ -60,7 +61,7 @@ from hotplate.stores.store import (
     taken_over,
     traced_call,
 )
-from hotplate.stores.timing import Retrier, all_done
+from hotplate.stores.timing import Retrier
 
 # Time limits of a step that is repeated while the service is unavailable, or answers 429.
 UNAVAILABLE_S = 20.0

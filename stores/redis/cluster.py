@@ -12,6 +12,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, RedisClusterException, RedisError, ResponseError
 
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, PartUnavailable, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import NO_RETRIES, PROTOCOL, finish_closing, translated
 from hotplate.stores.redis.credentials import Credentials
@@ -24,7 +25,6 @@ from hotplate.stores.redis.deployment import (
 )
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress
 from hotplate.stores.store import ReadResult
-from hotplate.stores.timing import all_done
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from typing import cast
 from redis.credentials import CredentialProvider, StreamingCredentialProvider
 from redis.exceptions import ConnectionError  # noqa: A004 -- redis-py's name
 
+from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.errors import StoreMisused, StoreUnavailable, extra_installed
 from hotplate.stores.store import TOKEN, Observer
-from hotplate.stores.timing import SharedCall
 from hotplate.stores.urls import SecretFile
 
 log = logging.getLogger(__name__)

@@ -20,13 +20,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, RedisError
 
+from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
 from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused
 from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding, ReadResult
-from hotplate.stores.timing import Backoff, Lifetime, SharedCall, all_done
+from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 

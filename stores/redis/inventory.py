@@ -21,13 +21,14 @@ from functools import partial
 from typing import Any
 
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merge_packed_keys, unpack
 from hotplate.stores.errors import AccessDenied, ReleaseConflict, StoreError
 from hotplate.stores.redis.client import Command
 from hotplate.stores.redis.keys import SEALED, Keys
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.writer import BUSY_SHARE
-from hotplate.stores.timing import Pacer, Retrier, all_done
+from hotplate.stores.timing import Pacer, Retrier
 
 MAX_KEYS = 1000  # per command: about half a millisecond of the server
 HISTORY = "@"  # prefix of replication histories in the set of incarnations

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis.cluster import late, part_of
 from hotplate.stores.redis.deployment import RedisNode
@@ -21,7 +22,7 @@ from hotplate.stores.redis.keys import BUCKETS, SEALED, Keys, ReleaseKeys, unsea
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, ReadConnections, ReadElsewhere, Replies
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.store import ReadResult, not_found
-from hotplate.stores.timing import Deadlines, all_done
+from hotplate.stores.timing import Deadlines
 
 
 def rows_received(release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:

@@ -19,11 +19,12 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
 
+from hotplate.stores.concurrency import SharedCall, all_done
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing, translated
 from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.store import ReadResult
-from hotplate.stores.timing import Backoff, SharedCall, all_done
+from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 

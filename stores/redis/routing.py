@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import PartUnavailable, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, raise_first_error
 from hotplate.stores.redis.deployment import Deployment, RedisNode
-from hotplate.stores.timing import all_done
 
 T = TypeVar("T")
 

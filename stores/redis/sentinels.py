@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, StoreError, StoreUnavailable
 from hotplate.stores.redis.client import (
     CLIENT_NAME,
@@ -36,7 +37,6 @@ from hotplate.stores.redis.replication import (
 )
 from hotplate.stores.redis.url import RedisAddress, SentinelAddress
 from hotplate.stores.store import Finding, Level, StoreUse
-from hotplate.stores.timing import all_done
 
 log = logging.getLogger(__name__)
 

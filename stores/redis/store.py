@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
@@ -59,7 +60,7 @@ from hotplate.stores.store import (
     sealed,
     traced_call,
 )
-from hotplate.stores.timing import Retrier, all_done
+from hotplate.stores.timing import Retrier
 from hotplate.stores.urls import scheme_of
 
 LOOKUP_TIMEOUT_S = 1.0  # callers pass shorter ones

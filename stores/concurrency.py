@@ -1,0 +1,93 @@
+"""Concurrent calls, calls that callers share, and the lifetime of connections on an event loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
+
+T = TypeVar("T")
+
+
+async def all_done(*calls: Awaitable[T]) -> list[T]:
+    """Await all calls to their end, and return their results in order, or raise the first error.
+
+    `asyncio.gather` raises at the first error, while other calls go on.
+    """
+    results = list[T]()
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
+
+
+class SharedCall(Generic[T]):
+    """Runs *call* in a task, once at a time; its callers share the result.
+
+    A cancelled caller does not cancel it. Callers at its `close` get the error that *closed* returns.
+    """
+
+    def __init__(self, call: Callable[[], Coroutine[Any, Any, T]], closed: Callable[[], StoreUnavailable]) -> None:
+        self._call = call
+        self._closed = closed
+        self._task: asyncio.Task[T] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the call is in progress."""
+        return self._task is not None
+
+    def start(self) -> asyncio.Task[T]:
+        """Start the call unless it is running."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._call())
+            self._task.add_done_callback(self._done)
+        return self._task
+
+    async def result(self) -> T:
+        """Return the result of the running call, or of a new one."""
+        task = self.start()
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise self._closed()
+        return task.result()
+
+    async def close(self) -> None:
+        """Cancel the call and wait for its end."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[T]) -> None:
+        self._task = None
+        if not task.cancelled():
+            task.exception()  # mark as retrieved
+
+
+class Lifetime:
+    """The time in which connections may be used: from the first use, on its event loop, until they are closed."""
+
+    def __init__(self, shown: str) -> None:
+        """*shown* names what is connected to."""
+        self._shown = shown
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_over = False
+
+    def check(self) -> None:
+        """Raise StoreClosed after `end`, StoreMisused on another event loop than that of the first use."""
+        if self.is_over:
+            raise StoreClosed(self._shown)
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif loop is not self._loop:
+            raise StoreMisused(
+                f"the connections to {self._shown} belong to another event loop; connect to it on each loop"
+            )
+
+    def end(self) -> None:
+        """Refuse later uses. Idempotent; StoreMisused on another event loop."""
+        if not self.is_over:
+            self.check()
+            self.is_over = True
