@@ -174,6 +174,20 @@ def test_alerts_link_to_the_runbook_that_a_setting_names(tmp_path: Path) -> None
     assert len(links) > 20
 
 
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_probation_is_on_where_the_service_may_write_to_its_store(name: str) -> None:
+    cluster = Cluster(overlay(name))
+    (service,) = [pod for pod in cluster.pods if pod.labels["app.kubernetes.io/component"] == "serve"]
+    (container,) = service.containers
+    settings = cluster.environment(container)
+    publisher = cluster.named("ConfigMap", "hotplate-publisher")
+    assert publisher
+    is_publisher = settings["HOTPLATE_STORE"] == publisher["data"]["HOTPLATE_STORE"]
+    folders = [mount for mount in container["volumeMounts"] if settings["HOTPLATE_STORE"].endswith(mount["mountPath"])]
+    may_write = is_publisher and not any(folder.get("readOnly") for folder in folders)
+    assert ("HOTPLATE_PROBATION" in settings) == may_write
+
+
 def policy_of(objects: list[Object], name: str) -> Object:
     """Return the network policy of that name."""
     (policy,) = [
