@@ -18,6 +18,7 @@ from hotplate.cli.flags import settings_of
 from hotplate.serve.settings import ServiceSettings
 from hotplate.stores.errors import install_command
 from tests.support.command import failed, hotplate, hotplate_process, json_of
+from tests.support.paths import ROOT
 from tests.support.service import until
 
 
@@ -210,6 +211,10 @@ def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
             answer = json.loads(subprocess.run([*shlex.split(command), "-s"], capture_output=True, check=True).stdout)
             assert (answer["source"], len(answer["items"])) == (source, 5)
             assert all(item["title"] for item in answer["items"])
+            if source == "personal":
+                readme = (ROOT / "README.md").read_text()
+                shown = json.loads(readme.partition("```json\n")[2].partition("```")[0])["items"]
+                assert [item["title"] for item in answer["items"][:3]] == [item["title"] for item in shown]
         store = commands[-1].rpartition(" ")[2]
         assert "personal" in hotplate("lookup", "u0001", "--store", store).stdout
     finally:
