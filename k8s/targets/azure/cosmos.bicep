@@ -10,7 +10,7 @@ param logs string
 param reader string
 param publisher string
 
-@description('What a publish may take at most while it lasts is said by --max-ru; this caps what the account may ever have.')
+@description('The most RU/s that the account may ever have. --max-ru limits a publish.')
 param limit int = 20000
 
 @description('Whether it can be reached by private endpoints alone.')

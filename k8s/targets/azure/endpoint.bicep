@@ -5,7 +5,7 @@ param location string
 @description('Resource id of the subnet.')
 param subnet string
 
-@description('Resource id of the store, which of its services is meant, and the zone in which that has its name.')
+@description('Resource id of the store, the group id of its service, and the DNS zone of private endpoints for it.')
 param store string
 param service string
 param zone string

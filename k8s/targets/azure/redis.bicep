@@ -1,6 +1,5 @@
-// Azure Managed Redis without clustering: releases change by scripts over several keys. It has one user with all rights; its
-// key is what
-// `az redisenterprise database list-keys` prints; keep it in a secret, for HOTPLATE_REDIS_PASSWORD_FILE.
+// Azure Managed Redis without clustering: releases change by scripts over several keys. It has one user with all rights;
+// `az redisenterprise database list-keys` prints the key: keep it in a secret, for HOTPLATE_REDIS_PASSWORD_FILE.
 param name string
 param location string
 
