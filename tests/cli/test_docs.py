@@ -14,11 +14,15 @@ from typer.exceptions import TyperException
 
 from hotplate.cli.main import command, with_default_verb
 from tests.support.paths import ROOT
+from tests.support.variables import option_variables
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of several verbs it makes a group
 # Options of other tools that the docs name.
 FOREIGN = {"--capabilities", "--enable-threads", "--scope"}
+# Variables without an option: secrets of stores, each also as `…_FILE`, and those of building and testing.
+SECRETS = {"HOTPLATE_REDIS_PASSWORD", "HOTPLATE_REDIS_SENTINEL_PASSWORD", "HOTPLATE_COSMOS_KEY"}
+OF_TESTS = {"HOTPLATE_EXTENSION", "HOTPLATE_REDIS_SERVER", "HOTPLATE_REQUIRE"}
 # What may stand before a command: variables of its environment, and the core that it runs on.
 BEFORE = re.compile(r"^(?:\w+=\S+ |taskset -c \d+ )*")
 # What may stand behind one: the file that it prints to, and that it is not waited for.
@@ -93,6 +97,13 @@ def test_every_option_that_the_docs_name_exists(page: Path) -> None:
     known = options(VERBS) | FOREIGN | {"--help", "--only", "--short", "--stall"}
     named = {re.split(r"[ =/]", word)[0] for span in spans(page) if span.startswith("--") for word in span.split(" --")}
     assert {name if name.startswith("--") else f"--{name}" for name in named} <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_variable_that_the_docs_name_exists(page: Path) -> None:
+    named = {name.removesuffix("_FILE") for name in re.findall(r"HOTPLATE_[A-Z_]*[A-Z]", page.read_text())}
+    known = {name.removesuffix("_FILE") for name in option_variables()}
+    assert named <= known | SECRETS | OF_TESTS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -12,13 +12,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from hotplate.cli.flags import settings_of
 from hotplate.cli.main import command
-from hotplate.cli.options import RunSettings
 from hotplate.serve.processes.supervisor import STUCK_S
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused
 from tests.support.kubernetes import Object
+from tests.support.variables import option_variables
 
 VERBS = cast("TyperGroup", typer.main.get_command(command()))
 # Variables without an option: secrets of stores, each read from a file.
@@ -283,8 +282,7 @@ def bounded_jobs(cluster: Cluster) -> Checks:
 
 def accepted_settings(cluster: Cluster) -> Checks:
     """The parser accepts every container's command and environment; files of settings are in mounted folders."""
-    runs = {setting.variable for setting in settings_of(RunSettings) if setting.variable}
-    known = {*_variables(VERBS), *runs, *SECRET_FILES}
+    known = option_variables() | SECRET_FILES
     for name, _, container in cluster.containers:
         environment = cluster.environment(container)
         mounts = container.get("volumeMounts", [])
@@ -330,16 +328,8 @@ def _refusals(name: str, words: list[str], environment: dict[str, str]) -> Check
             yield True, f"{name} would not start: {error}"
 
 
-def _variables(command: TyperCommand | TyperGroup) -> Iterator[str]:
-    for parameter in command.params:
-        named = parameter.envvar or ()
-        yield from [named] if isinstance(named, str) else named
-    for below in command.commands.values() if isinstance(command, TyperGroup) else ():
-        yield from _variables(below)  # type: ignore[arg-type]  # typer creates only these classes
-
-
 def _parse(command: TyperCommand | TyperGroup, words: list[str]) -> None:
     while isinstance(command, TyperGroup):
-        command = command.commands[words[0]]  # type: ignore[assignment]  # as above
+        command = command.commands[words[0]]  # type: ignore[assignment]  # typer creates only these classes
         words = words[1:]
     command.make_context("hotplate", list(words))
