@@ -210,8 +210,8 @@ async def find_erased(store: Store) -> ErasedUsers:
 def lost_sentence(lost: int) -> str:
     """Return what to do about *lost* ids."""
     return (
-        f"{_SUBJECT} has lost {lost:,} of them, and shows them again: erase these ids again, as by "
-        f"`hotplate users erase`; `hotplate store repair` accepts the loss"
+        f"{_SUBJECT} has lost {lost:,} of them, and shows them again: erase these ids again with "
+        f"`hotplate users erase`; if they are unknown, `hotplate users accept-loss` accepts the loss"
     )
 
 

@@ -9,7 +9,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
@@ -165,20 +165,31 @@ def _without_users(counts: Mapping[str, int]) -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if RowKey.parse(kind).kind != USER}
 
 
-async def accept_loss(store: Store) -> int:
-    """Accept that the record of erased users has lost some; return how many.
+async def accept_loss(store: Store, expected: int) -> None:
+    """Accept that the record of erased users has lost *expected* of them, whose lists are shown and published again.
 
     The catalogue then counts only the users that the record has; before, its higher count keeps the loss visible.
+    Raises StoreMisused, and changes nothing, if another number is lost when the catalogue is replaced.
     """
-    lost = 0
 
-    async def count_lost(catalogue: Catalogue, erased: ErasedUsers) -> ErasedUsers:
-        nonlocal lost
+    async def check_lost(catalogue: Catalogue, erased: ErasedUsers) -> ErasedUsers:
         lost = max(0, _counted(catalogue) - erased.count)
+        if lost != expected:
+            raise StoreMisused(_not_accepted(lost, expected))
         return erased
 
-    await _change_record(store, count_lost, accepts_loss=True)
-    return lost
+    await _change_record(store, check_lost, accepts_loss=True)
+
+
+def _not_accepted(lost: int, expected: int) -> str:
+    """Return why the loss of *expected* users is not accepted, although *lost* are."""
+    if not lost:
+        return f"this store has lost no erased user, instead of {expected:,}; nothing was changed"
+    users = "1 erased user, whose lists are" if lost == 1 else f"{lost:,} erased users, whose lists are"
+    return (
+        f"this store has lost the record of {users} shown and published again: erase them again with "
+        f"`hotplate users erase`; if their ids are unknown, give --lost {lost} to accept the loss, which is final"
+    )
 
 
 async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = False) -> Catalogue:

@@ -1,4 +1,4 @@
-"""`hotplate store`: doctor, backup, restore, rebuild and repair.
+"""`hotplate store`: doctor, backup, restore and rebuild.
 
 A survey (`hotplate.stores.doctor`) finds the complete releases in a store by their data, without the catalogue.
 """
@@ -190,22 +190,6 @@ async def _survey_and_rebuild(
     except StoreError as error:  # the survey is printed in any case
         return _RebuildResult(surveyed, None, error)
     return _RebuildResult(surveyed, catalogue, None)
-
-
-@app.command()
-def repair(store: StoreUrl = None, as_json: Json = False) -> None:
-    """Accept that a store has lost ids of erased users, whom it shows again; those that are left stay erased.
-
-    First erase the lost ids again, if you know them: `hotplate store doctor` says how many there are.
-
-    Example: hotplate store repair --store redis://localhost:6379/0
-    """
-    from hotplate.stores.users import accept_loss
-
-    lost = run_on_store(store, accept_loss)
-    facts = {"store": shown_store_url(store, as_json=True), "lost": lost}
-    users = f"{format_count(lost, 'erased user')} less" if lost else "all of its erased users"
-    print_result(with_warnings(facts), f"{shown_store_url(store)} counts {users}", as_json=as_json)
 
 
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`hotplate users`: erase users, and find data that still contain them."""
+"""`hotplate users`: erase users, find data that still contain them, and accept the loss of their records."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ import orjson
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
-from hotplate.cli.terminal import print_result, run_on_store, shown_store_url
+from hotplate.cli.terminal import Json, StoreUrl, print_result, run_on_store, shown_store_url
 from hotplate.report import format_count
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.options import Argument
+from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import url_of
 
 if TYPE_CHECKING:
@@ -83,6 +83,31 @@ def find(users: Users, places: Places) -> None:
     others = _search_other_places(users, places)
     erasure = run_on_store(places.store, lambda opened: find_users(opened, users))
     _print_erasure(erasure, others, places, f"of {len(set(users))} marked as erased in")
+
+
+@app.command("accept-loss")
+def accept_loss(
+    store: StoreUrl = None,
+    lost: Annotated[int, Flag("The number of lost users that you accept.", env=False, at_least=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Accept that a store has lost records of erased users: their lists are shown and published again.
+
+    Erase the lost ids again instead, if you know them. Without --lost, or with another number than the store has lost,
+    nothing is changed: the number is printed, and the exit code is 2.
+
+    Running services go on hiding the users they know, and report the loss until they are restarted.
+
+    Example: hotplate users accept-loss --lost 3 --store redis://localhost:6379/0
+    """
+    from hotplate.stores.users import accept_loss as accept
+
+    run_on_store(store, lambda opened: accept(opened, lost))
+    facts = {"store": shown_store_url(store, as_json=True), "lost": lost}
+    answer = f"{shown_store_url(store)} has lost no erased user; nothing was changed"
+    if lost:
+        answer = f"accepted that {shown_store_url(store)} has lost {format_count(lost, 'erased user')}"
+    print_result(with_warnings(facts), answer, as_json=as_json)
 
 
 def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:

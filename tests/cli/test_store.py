@@ -241,8 +241,11 @@ def test_users_are_erased_and_their_releases_are_named(tmp_path: Path) -> None:
     failed(hotplate("users", "erase", "u7", "--store", f"file://{tmp_path}/none"), "Nothing was ever published")
     shutil.rmtree(folder / "records")
     assert "has lost 1 of them" in succeeded("users", "find", "u7", *store)
-    assert "1 erased user less" in succeeded("store", "repair", *store)
-    assert "all of its erased users" in succeeded("store", "repair", *store)
+    for wrong in ([], ["--lost", "2"]):
+        failed(hotplate("users", "accept-loss", *wrong, *store), "has lost the record of 1", "give --lost 1", code=2)
+    assert "has lost 1 erased user" in succeeded("users", "accept-loss", "--lost", "1", *store)
+    assert "has lost no erased user" in succeeded("users", "accept-loss", *store)
+    failed(hotplate("users", "accept-loss", "--lost", "1", *store), "has lost no erased user, instead of 1", code=2)
 
 
 @pytest.mark.parametrize("verb", ["erase", "find"])

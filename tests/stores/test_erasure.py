@@ -25,7 +25,7 @@ from hotplate.stores.erasure_log import (
     parse_first_format,
     read_log,
 )
-from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 from hotplate.stores.lifecycle import prune, update_catalogue
 from hotplate.stores.store import Plan, RecordChange, Row, Store
 from hotplate.stores.transfer import copy
@@ -211,8 +211,14 @@ async def test_an_accepted_loss_is_not_reported_again(open_store: OpenStore) -> 
     await erase_users(store, ["1", "2"])
     await without_records(store)
     await erase_users(store, ["3"])
-    assert await accept_loss(store) == 1
-    assert await accept_loss(store) == 0
+    for unexpected in (0, 2):
+        with pytest.raises(StoreMisused, match=r"has lost the record of 1 erased user, .* give --lost 1"):
+            await accept_loss(store, unexpected)
+    assert (await erased_from(store)).lost == 1
+    await accept_loss(store, 1)
+    await accept_loss(store, 0)
+    with pytest.raises(StoreMisused, match="has lost no erased user, instead of 1"):
+        await accept_loss(store, 1)
     erased = await erased_from(store)
     assert (erased.lost, erased.count, erased.covers("user:3")) == (0, 1, True)
 
