@@ -80,36 +80,43 @@ class HttpOptions(Options):
     """Options of `bench http`."""
 
     url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
-    rate: Annotated[str, Flag("Requests/s, as 500 or 2k.", WHEN)] = "1k"
-    poisson: Annotated[bool, Flag("Let requests arrive at random.", WHEN)] = False
+    rate: Annotated[str, Flag("Requests/s, as 500 or 2k.", WHEN, metavar="RATE")] = "1k"
+    poisson: Annotated[bool, Flag("Send requests at random times, instead of at equal intervals.", WHEN)] = False
     duration: Annotated[str, Flag("The duration of one round.", WHEN, is_time=True)] = "10s"
     users: Annotated[int | None, Flag("Request the lists of users 0 … N-1.", WHAT)] = None
     keys_file: Annotated[Path | None, Flag("Request the users in this file, one a line.", WHAT)] = None
     store: Annotated[
         str | None,
-        Flag("The store behind the service: its users are requested, and responses compared.", WHAT),
+        Flag("The store behind the service: its users are requested, and responses compared.", WHAT, metavar="URL"),
     ] = None
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
-    unknown: Annotated[str, Flag("Share of requests for unknown users, as 5%.", WHAT)] = "0%"
-    path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT)] = "/v1/recommendations/{key}"
-    headers: Annotated[tuple[str, ...], Flag("Send this header, as NAME:VALUE; repeatable.", WHAT, "header")] = ()
+    unknown: Annotated[str, Flag("The share of requests for unknown users, as 5%.", WHAT, metavar="SHARE")] = "0%"
+    path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT, metavar="PATH")] = (
+        "/v1/recommendations/{key}"
+    )
+    headers: Annotated[
+        tuple[str, ...], Flag("Send this header; repeatable.", WHAT, "header", metavar="NAME:VALUE")
+    ] = ()
     batch: Annotated[
-        str | None, Flag("POST batches of these sizes, as 50,200,1000,2000, up to 20 at a time.", WHAT)
+        str | None,
+        Flag("POST batches of these sizes, as 50,200,1000,2000, up to 20 at a time.", WHAT, metavar="SIZE,…"),
     ] = None
     score: Annotated[bool, Flag("With --batch: POST to /score, as Stream Analytics jobs do.", WHAT)] = False
     allow_popular: Annotated[
         str | None,
-        Flag("Accepted share of popular lists, besides --unknown; 1%.", WHAT),
+        Flag("The accepted share of popular lists, besides that of --unknown; by default 1%.", WHAT, metavar="SHARE"),
     ] = None
-    find_max: Annotated[bool, Flag("Search for the highest rate inside --slo, from --rate on.", HOW)] = False
+    find_max: Annotated[bool, Flag("Search for the highest rate that meets --slo, beginning with --rate.", HOW)] = False
     slo: Annotated[
         str | None,
-        Flag("The objective, as p99=5ms,errors=0.1%, which is that of --find-max; else 0.1% errors.", HOW),
+        Flag("The objective, as p99=5ms,errors=0.1%; by default errors=0.1%.", HOW, metavar="FIGURE=BOUND,…"),
     ] = None
-    repeat: Annotated[int, Flag("Number of rounds; comparisons need 5.", HOW)] = 1
+    repeat: Annotated[int, Flag("The number of rounds; comparisons need 5.", HOW)] = 1
     warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW, is_time=True)] = "2s"
     connections: Annotated[int, Flag("The maximum of requests in flight.", HOW)] = 64
-    timeout: Annotated[str, Flag("Time from a request's due time to its failure.", HOW, is_time=True)] = "5s"
+    timeout: Annotated[str, Flag("The time after its due time at which a request has failed.", HOW, is_time=True)] = (
+        "5s"
+    )
 
 
 # Ours: Azure promises a p99 below 10 ms for direct connectivity only, and nothing for the gateway that we use.
@@ -134,23 +141,25 @@ class StoresOptions(Options):
         tuple[str, ...],
         Argument("Stores to compare; else files, a redis-server and an emulated Cosmos DB.", "URL"),
     ] = ()
-    rate: Annotated[str, Flag("Requests/s through each service, as 2k; all must serve it.", WHEN)] = "800"
-    duration: Annotated[str, Flag("Duration of a store's reads in a round.", WHEN, is_time=True)] = "1s"
-    users: Annotated[int, Flag("Number of users: the first of the release, or generated.", WHAT)] = 5_000
+    rate: Annotated[
+        str, Flag("Requests/s through each service, as 2k, which all must serve.", WHEN, metavar="RATE")
+    ] = "800"
+    duration: Annotated[str, Flag("The duration of a store's reads in a round.", WHEN, is_time=True)] = "1s"
+    users: Annotated[int, Flag("The number of users: the first of the release, or generated ones.", WHAT)] = 5_000
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
-    latency: Annotated[str, Flag("Without URLs: the assumed latency of Cosmos DB, or a recorded file.", WHAT)] = (
-        ASSUMED_LATENCY
-    )
+    latency: Annotated[
+        str, Flag("Without URLs: the assumed latency of Cosmos DB, or a recorded file.", WHAT, metavar="LATENCY|FILE")
+    ] = ASSUMED_LATENCY
     record: Annotated[
         Path | None, Flag("Also record the latencies of the Cosmos DB, for --latency FILE.", HOW, metavar="FILE.json")
     ] = None
     repeat: Annotated[
-        int | None, Flag("Number of rounds; else as many as fit into --budget. Verdicts need 5.", HOW)
+        int | None, Flag("The number of rounds; by default as many as fit into --budget. Verdicts need 5.", HOW)
     ] = None
     budget: Annotated[
         str | None,
         Flag(
-            "The time for all rounds, besides the start of stores and services; 130s without --repeat.",
+            "The time for all rounds, without the start of services; by default 130s, unless --repeat is given.",
             HOW,
             is_time=True,
         ),
@@ -158,7 +167,7 @@ class StoresOptions(Options):
     warmup: Annotated[str, Flag("Uncounted load before the first round.", HOW, is_time=True)] = "2s"
     cpu_hour: Annotated[
         float | None,
-        Flag("USD for an hour of CPU; else that of our price list.", HOW),
+        Flag("The price of an hour of CPU in USD; by default that of our price list.", HOW, metavar="USD"),
     ] = None
 
 
@@ -168,9 +177,15 @@ class ReferenceOptions(Options):
 
     account: Annotated[
         str | None,
-        Flag("A Cosmos DB with a live release, as cosmos://ACCOUNT/DATABASE; else an emulated one.", WHAT),
+        Flag(
+            "A Cosmos DB with a live release, as cosmos://ACCOUNT/DATABASE; by default an emulated one.",
+            WHAT,
+            metavar="URL",
+        ),
     ] = None
-    latency: Annotated[str, Flag("Without --account: the assumed latency of Cosmos DB.", WHAT)] = ASSUMED_LATENCY
+    latency: Annotated[str, Flag("Without --account: the assumed latency of Cosmos DB.", WHAT, metavar="LATENCY")] = (
+        ASSUMED_LATENCY
+    )
     duration: Annotated[str, Flag("The duration of the load.", HOW, is_time=True)] = "60s"
 
 
@@ -181,16 +196,19 @@ class SweepOptions(Options):
     account: Annotated[
         str | None,
         Flag(
-            "Measure this account, as cosmos://ACCOUNT/DATABASE, in a temporary database; else an emulator.",
+            "Measure this account, as cosmos://ACCOUNT/DATABASE, in a temporary database; by default an emulator.",
             WHAT,
+            metavar="URL",
             env=False,  # no account is measured by accident
         ),
     ] = None
-    levels: Annotated[str, Flag("The levels of RU/s; else 400,1k,4k,10k,11k, or from 2k for autoscale.", WHAT)] = ""
-    autoscale: Annotated[bool, Flag("Levels are maxima of autoscale, in steps of 1,000 RU/s.", WHAT)] = False
-    item_kb: Annotated[str, Flag("Stored sizes of lists in KB, as 1,4,16.", WHAT)] = "1"
-    latency: Annotated[str, Flag("The emulator's latency, an assumption.", HOW)] = ASSUMED_LATENCY
+    levels: Annotated[
+        str, Flag("The levels of RU/s; by default 400,1k,4k,10k,11k, or from 2k for autoscale.", WHAT, metavar="RU/S,…")
+    ] = ""
+    autoscale: Annotated[bool, Flag("Take the levels as maxima of autoscale, in steps of 1,000 RU/s.", WHAT)] = False
+    item_kb: Annotated[str, Flag("The stored sizes of lists in KB, as 1,4,16.", WHAT, metavar="KB,…")] = "1"
+    latency: Annotated[str, Flag("The assumed latency of the emulator.", HOW, metavar="LATENCY")] = ASSUMED_LATENCY
     duration: Annotated[
-        str, Flag("Counted time of a trial at 90 and 110 % load; others are shorter.", HOW, is_time=True)
+        str, Flag("The counted time of a trial at 90 and 110 % load; others are shorter.", HOW, is_time=True)
     ] = "6s"
     yes: Annotated[bool, Flag("Spend the money without asking first.", HOW, env=False)] = False

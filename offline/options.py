@@ -19,9 +19,9 @@ COLUMNS = "Columns of the data"
 GATES = "Conditions for going live"
 RULES = "Business rules"
 
-Delimiter = Annotated[str | None, Flag("The CSV delimiter; else it is detected.")]
-Keep = Annotated[int, Flag("Releases to keep before the live one.", at_least=0)]
-EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=False)]
+Delimiter = Annotated[str | None, Flag("The delimiter of CSV; by default it is detected.", metavar="CHAR")]
+Keep = Annotated[int, Flag("The number of earlier releases to keep, besides the live one.", at_least=0)]
+EndCanary = Annotated[bool, Flag("Go live even while a canary runs, and end it.", env=False)]
 ChosenArm = Annotated[Arm, Flag("The arm of a running experiment.", env=False)]
 
 
@@ -67,17 +67,24 @@ def _check_bounds(name: str, value: Any, flag: Flag) -> None:  # noqa: ANN401 --
 class Columns:
     """Column names by role, None to look for a usual name; the time `none` skips times."""
 
-    user: Annotated[str | None, Flag("The column of the user.", COLUMNS, "user-column")] = None
-    item: Annotated[str | None, Flag("The column of the item.", COLUMNS, "item-column")] = None
-    weight: Annotated[str | None, Flag("The column of the weight.", COLUMNS, "weight-column")] = None
-    time: Annotated[str | None, Flag("The column of the time; none reads no times.", COLUMNS, "time-column")] = None
-    title: Annotated[str | None, Flag("The column of the title.", COLUMNS, "title-column")] = None
-    segment: Annotated[
-        str | None, Flag("Each value in this column gets a popular list.", COLUMNS, "segment-column")
+    user: Annotated[str | None, Flag("The column of the user.", COLUMNS, "user-column", metavar="COLUMN")] = None
+    item: Annotated[str | None, Flag("The column of the item.", COLUMNS, "item-column", metavar="COLUMN")] = None
+    weight: Annotated[str | None, Flag("The column of the weight.", COLUMNS, "weight-column", metavar="COLUMN")] = None
+    time: Annotated[
+        str | None, Flag("The column of the time; `none` reads no times.", COLUMNS, "time-column", metavar="COLUMN")
     ] = None
-    event: Annotated[str | None, Flag("The column of the event, for --event-weights.", COLUMNS, "event-column")] = None
+    title: Annotated[str | None, Flag("The column of the title.", COLUMNS, "title-column", metavar="COLUMN")] = None
+    segment: Annotated[
+        str | None, Flag("Each value in this column gets a popular list.", COLUMNS, "segment-column", metavar="COLUMN")
+    ] = None
+    event: Annotated[
+        str | None, Flag("The column of the event, for --event-weights.", COLUMNS, "event-column", metavar="COLUMN")
+    ] = None
     count: Annotated[
-        str | None, Flag("A pair weighs its number of values in this column.", COLUMNS, "count-column")
+        str | None,
+        Flag(
+            "Weigh a user and item by the number of values in this column.", COLUMNS, "count-column", metavar="COLUMN"
+        ),
     ] = None
     quantity: str | None = None
 
@@ -93,10 +100,15 @@ class Format:
     """
 
     delimiter: Delimiter = None
-    header: Annotated[bool, Flag("CSV: the first row names the columns; else they are 1, 2, ….")] = True
-    time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or epoch.")] = None
+    header: Annotated[
+        bool, Flag("Whether the first row of CSV names the columns; without names, they are 1, 2, ….")
+    ] = True
+    time_format: Annotated[
+        str | None,
+        Flag("The format of times, as %d/%m/%Y %H:%M; by default ISO 8601, or time since the epoch.", metavar="FORMAT"),
+    ] = None
     max_bad_rows: Annotated[
-        float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0, at_most=1)
+        float, Flag("The share of bad rows that may be left out.", metavar="SHARE", at_least=0, at_most=1)
     ] = 0.001
 
     def __post_init__(self) -> None:
@@ -114,7 +126,9 @@ class RuleFiles:
         Path | None, Flag("Never recommend the items in this file.", RULES, metavar="FILE", urls=True)
     ] = None
     categories: Annotated[Path | None, Flag("A file of item and category.", RULES, metavar="FILE", urls=True)] = None
-    max_per_category: Annotated[int | None, Flag("Items of a category in a list, at most.", RULES, at_least=1)] = None
+    max_per_category: Annotated[
+        int | None, Flag("The maximum number of items of a category in a list.", RULES, at_least=1)
+    ] = None
     min_history: Annotated[int, Flag("Users with fewer items get the popular list.", RULES, at_least=1)] = 1
     boost: Annotated[
         Path | None, Flag("A file of item and factor of its scores.", RULES, metavar="FILE", urls=True)
@@ -127,11 +141,16 @@ class RuleFiles:
     ] = 0.0
     rotate: Annotated[
         Path | None,
-        Flag("Items that these events show without a click sink in a user's list.", RULES, metavar="EVENTS", urls=True),
+        Flag(
+            "Lower the items in a user's list that these events show without a click.",
+            RULES,
+            metavar="FOLDER",
+            urls=True,
+        ),
     ] = None
-    explore: Annotated[str | None, Flag("New items in one of ten places, as new=1,days=7.", RULES, metavar="new=N")] = (
-        None
-    )
+    explore: Annotated[
+        str | None, Flag("Give N of ten places to new items, as new=1,days=7.", RULES, metavar="new=N")
+    ] = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -151,12 +170,18 @@ class PublishSettings:
     probation_wait  time for services to withdraw the release (`serve --probation`)
     """
 
-    encoding: Annotated[Encoding | None, Flag("Of lists; by default json in files, zstd elsewhere.", RARE)] = None
+    encoding: Annotated[
+        Encoding | None, Flag("The encoding of lists; by default json in files, zstd elsewhere.", RARE)
+    ] = None
     activate: Annotated[bool, Flag("Make the release live once it is written.")] = True
     keep: Keep = 1
     resume: Annotated[
         str | DraftRef | None,
-        Flag("Continue this draft, with the same input and options.", env=False, metavar="RELEASE"),
+        Flag(
+            "Continue this draft of an interrupted command, with the same input and options.",
+            env=False,
+            metavar="RELEASE",
+        ),
     ] = None
     gates: "Sequence[Gate] | Mapping[str, float]" = ()
     force: Annotated[bool, Flag("Go live even if a gate fails; the release records that.", GATES, env=False)] = False
@@ -164,8 +189,8 @@ class PublishSettings:
     arm: ChosenArm = "A"
     probation_wait: Annotated[
         str,
-        Flag("Time for services (`serve --probation`) to withdraw the release.", env=False, is_time=True),
-    ] = "0"
+        Flag("Wait this long for services with `serve --probation` to withdraw the release.", env=False, is_time=True),
+    ] = "0s"
 
     def __post_init__(self) -> None:
         check_settings(self)

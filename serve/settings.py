@@ -105,7 +105,7 @@ class ServiceSettings:
         Flag("A store; repeat it for fallbacks, in order.", STORES, "store", metavar="URL"),
     ] = ()
 
-    host: Annotated[str, Flag("The address to listen on.", LISTENING)] = "127.0.0.1"
+    host: Annotated[str, Flag("The address to listen on.", LISTENING, metavar="ADDRESS")] = "127.0.0.1"
     port: Annotated[int, Flag("The port; 0 takes any free one.", LISTENING, at_least=0, at_most=65535)] = 8080
     workers: Annotated[
         int, Flag("Processes that share the port; one per core is best.", LISTENING, at_least=1, at_most=256)
@@ -121,7 +121,7 @@ class ServiceSettings:
     probation_s: Annotated[
         float,
         Flag(
-            "For this time, withdraw a release that is worse than the one before; 0 is off.",
+            "Withdraw a new release within this time if it serves worse than the one before; 0 is off.",
             STORES,
             "probation",
             at_least=0,
@@ -138,9 +138,15 @@ class ServiceSettings:
     drain_s: Annotated[
         float, Flag("The time for requests in flight at a stop.", RARE, "drain", at_least=0, is_time=True)
     ] = 10.0
-    admin_host: Annotated[str, Flag("The address of metrics and the console.", OPERATORS)] = "127.0.0.1"
-    admin_port: Annotated[int, Flag("Their port; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)] = 8090
-    health_host: Annotated[str, Flag("The address of /livez and /readyz, for probes.", RARE)] = "127.0.0.1"
+    admin_host: Annotated[str, Flag("The address of metrics and the console.", OPERATORS, metavar="ADDRESS")] = (
+        "127.0.0.1"
+    )
+    admin_port: Annotated[
+        int, Flag("The port of metrics and the console; 0 takes any free one.", OPERATORS, at_least=0, at_most=65535)
+    ] = 8090
+    health_host: Annotated[str, Flag("The address of /livez and /readyz, for probes.", RARE, metavar="ADDRESS")] = (
+        "127.0.0.1"
+    )
     health_port: Annotated[
         int, Flag("The port of /livez and /readyz; 0 takes any free one.", RARE, at_least=0, at_most=65535)
     ] = 8091
@@ -151,7 +157,9 @@ class ServiceSettings:
         float,
         Flag("Log this share of the requests.", LOGS, "access-log", metavar="SHARE", at_least=0, at_most=1),
     ] = 0.0
-    access_log_users: Annotated[Literal["hashed", "none", "plain"], Flag("How a line names a user.", LOGS)] = "hashed"
+    access_log_users: Annotated[
+        Literal["hashed", "none", "plain"], Flag("How a line of the log names a user.", LOGS)
+    ] = "hashed"
     telemetry: TelemetrySettings | None = None
     keys: Annotated[
         Path | None,
@@ -178,7 +186,9 @@ class ServiceSettings:
         Path | None,
         Flag("Live values of item attributes, and denied items: CSV or JSON lines.", ANSWERS, metavar="FILE"),
     ] = None
-    fold_in: Annotated[bool, Flag("Fold visitors in by item factors (`publish --fold-in`).", ANSWERS)] = False
+    fold_in: Annotated[
+        bool, Flag("Answer visitors by a basket of items, with the item factors of `publish --fold-in`.", ANSWERS)
+    ] = False
     events: Annotated[Path | None, Flag("Accept POST /v1/events and write events here.", ANSWERS, metavar="FOLDER")] = (
         None
     )

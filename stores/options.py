@@ -47,6 +47,15 @@ def parse_seconds(text: str) -> float:
     return parse_quantity(text, SECONDS, "a time such as 50ms, 30s or 10m")
 
 
+def format_seconds(seconds: float) -> str:
+    """Return a time in the largest unit in which it is a whole number: `50ms`, `90s`, `10m`; zero is `0s`."""
+    for unit in ("d", "h", "m", "s", "ms"):
+        count = seconds / SECONDS[unit]
+        if seconds and count == round(count):
+            return f"{count:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
 def parse_quantity(text: str, units: Mapping[str, float], what: str) -> float:
     """Parse a number with one of *units*; a ValueError says that the text is not *what*."""
     match = _QUANTITY.fullmatch(text)

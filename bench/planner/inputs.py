@@ -190,12 +190,19 @@ def flag_help(known: Field[Any]) -> str:
     declared = known.metadata
     sentence = f"{declared['unit']} {declared['description']}".strip()
     sentence = sentence[:1].upper() + sentence[1:] + "."
-    if declared["choices"]:
-        sentence += f" One of {', '.join(declared['choices'])}."
     if known.default in (MISSING, None):
         return sentence
     default = f"{known.default:g}" if isinstance(known.default, float) else known.default
-    return f"{sentence} Default: {default}."
+    return f"{sentence} [default: {default}]"
+
+
+def flag_metavar(known: Field[Any]) -> str:
+    """Return what a flag's help calls its value: the choices, or a number."""
+    if known.metadata["choices"]:
+        return "|".join(known.metadata["choices"])
+    if known.name == "profile":
+        return "SHAPE"
+    return "N" if known.type in (int, int | None) else "NUMBER"
 
 
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 app = Verbs(
     no_args_is_help=True,
     prefix="BENCH_",
-    help="Measure a service; the figures survive a review.\n\n"
+    help="Measure services and stores, and compare measurements.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
 EXIT_CODES = """
-    Exit codes: 0 measured, and good; 1 not measured, or only in part (no answers, a store is down, or interrupted);
-    2 invalid options; 3 measured, and not good (more errors than --slo allows, popular lists instead of the users'
-    own, a wrong list, or latencies outside --slo).
+    Exit codes: 0 measured, within the objective; 1 not measured, or only in part (no answers, a store is down, or
+    interrupted); 2 invalid options; 3 measured, outside the objective (more errors or higher latencies than --slo
+    allows, popular lists instead of the users' own, or a wrong list).
 """
-Written = Annotated[Path, Flag("Write the report to this name with .json and .html.", HOW, name="out")]
+Written = Annotated[Path, Flag("Write the report to NAME.json and NAME.html.", HOW, name="out", metavar="NAME")]
 _flag = partial(Flag, prefix="COSMOS_EMULATOR_")
 _port = partial(_flag, at_least=0, at_most=65535)
 
@@ -122,7 +122,9 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
 @app.command()
 def charges(
     store: Annotated[str, Flag("The account, as cosmos://ACCOUNT/DATABASE.", metavar="URL", env=False)],
-    sizes: Annotated[str, Flag("Sizes of items to measure, in KB; by default those of our table.")] = "",
+    sizes: Annotated[
+        str, Flag("The sizes of items to measure, in KB, as 1,4,16; by default those of our table.", metavar="KB,…")
+    ] = "",
     written: Annotated[Path, Flag("Write the charges to this file.", name="out")] = Path("charges.toml"),
     dry_run: Annotated[bool, Flag("Create nothing; print what would be created, and its cost.")] = False,
     yes: Annotated[bool, Flag("Do not ask for confirmation.", env=False)] = False,
@@ -155,8 +157,12 @@ def charges(
 def compare(
     before: Annotated[Path, Argument("The report to compare with.", "A.json")],
     after: Annotated[Path, Argument("The report that may be worse.", "B.json")],
-    metric: Annotated[str, Flag("Decide by p50, p99, p99.9, or rate (good answers/s).")] = "p99",
-    written: Annotated[Path | None, Flag("Also write it to this name with .json and .html.", name="out")] = None,
+    metric: Annotated[
+        str, Flag("The figure that decides: p50, p99, p99.9, or rate (good answers/s).", metavar="FIGURE")
+    ] = "p99",
+    written: Annotated[
+        Path | None, Flag("Also write it to NAME.json and NAME.html.", name="out", metavar="NAME")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Test whether two measurements of `bench http` differ significantly.
@@ -180,17 +186,24 @@ def compare(
 
 
 def cosmos_emulator(
-    host: Annotated[str, _flag("Listen on this address.")] = "127.0.0.1",
+    host: Annotated[str, _flag("Listen on this address.", metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, _port("Listen on this port; 0 takes any free one.")] = 8081,
     second_region: Annotated[int | None, _port("Add a read region on this port; 0 takes any free one.")] = None,
-    key_file: Annotated[Path | None, _flag("The account's key in base64; else the published key.")] = None,
+    key_file: Annotated[
+        Path | None, _flag("A file of the account's key in base64; by default the published key.")
+    ] = None,
     consistency: Annotated[
-        str, _flag("The account's default: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual.")
+        str,
+        _flag(
+            "The account's default: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual.", metavar="LEVEL"
+        ),
     ] = "Session",
     tls: Annotated[bool, _flag("Serve HTTPS with a new self-signed certificate.")] = False,
     certificate: Annotated[Path | None, _flag("Write the certificate of --tls to this file.")] = None,
     charges: Annotated[Path | None, _flag("Use the coefficients of this file, as charges.toml.")] = None,
-    latency: Annotated[str | None, _flag("Delay of responses, as p50=4ms,p99=10ms, or a recorded file.")] = None,
+    latency: Annotated[
+        str | None, _flag("The delay of responses, as p50=4ms,p99=10ms, or a recorded file.", metavar="LATENCY|FILE")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Emulate Azure Cosmos DB for NoSQL in memory, with request units and 429s. It is not the service.

@@ -6,7 +6,7 @@ from typing import Annotated
 from hotplate.cli.terminal import out, store_url_or_default
 from hotplate.stores.options import Flag
 
-MaxRu = Annotated[int | None, Flag("RU/s to spend in Cosmos DB; else ru= of the URL.", at_least=1)]
+MaxRu = Annotated[int | None, Flag("The RU/s to spend in Cosmos DB; by default ru= of the URL.", at_least=1)]
 
 
 def limit_ru(url: str | None, max_ru: int | None) -> str | None:

@@ -26,7 +26,9 @@ def lists(
     train: Annotated[
         Path | None, Flag("Earlier interactions, to measure popularity and coverage by.", urls=True)
     ] = None,
-    rating_column: Annotated[str | None, Flag("Also measure scores as predictions of this column.")] = None,
+    rating_column: Annotated[
+        str | None, Flag("Also measure the scores as predictions of this column.", metavar="COLUMN")
+    ] = None,
 ) -> None:
     """Measure any lists against the choices of users; `lists` itself may be left out.
 

@@ -67,9 +67,16 @@ def ship(
 def report(
     source: Annotated[str, Argument("A folder of closed segments, or its URL.", "FOLDER|URL")],
     goal: Annotated[
-        str | None, Flag("Compare an experiment's arms by a type of event, or its value: buy:value.", env=False)
+        str | None,
+        Flag(
+            "Compare an experiment's arms by a type of event, or its value, as buy:value.",
+            env=False,
+            metavar="TYPE[:value]",
+        ),
     ] = None,
-    min_effect: Annotated[float, Flag("The smallest change worth finding, in percent.", at_least=0.1)] = 5.0,
+    min_effect: Annotated[
+        float, Flag("The smallest change worth finding, in percent.", at_least=0.1, metavar="PERCENT")
+    ] = 5.0,
     store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:

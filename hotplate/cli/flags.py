@@ -6,7 +6,6 @@ Typer parses the command line and prints the help; msgspec converts values of al
 import inspect
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
@@ -17,17 +16,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 import typer
 
+from hotplate.cli.help_pages import VerbCommand, VerbGroup
 from hotplate.offline.errors import SettingError
 from hotplate.stores.errors import did_you_mean
-from hotplate.stores.options import RARE, TIMES_IN_WORDS, Argument, Flag, parse_seconds
+from hotplate.stores.options import RARE, TIMES_IN_WORDS, Argument, Flag, format_seconds, parse_seconds
 from hotplate.stores.urls import local_path, url_of
 
 PREFIX = "HOTPLATE_"
 # Similarity from which a variable counts as misspelt.
 ALIKE = 0.9
-METAVARS = {bool: " ", int: "N", float: "X", str: "TEXT", Path: "PATH"}
-# Typer keeps line breaks within a paragraph.
-LINE_BREAK = re.compile(r"(?<!\n)\n *(?!\n)")
+METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
 
 T = TypeVar("T")
 
@@ -148,8 +146,23 @@ class Setting:
             help=self.declaration.help,
             parser=self._parse_option if choices or self.is_time or self.value_type in (int, float, Path) else None,
             rich_help_panel=self.declaration.panel,
-            show_default=self.default not in (MISSING, None, ()),
+            show_default=self._shown_default or False,
         )
+
+    @property
+    def _shown_default(self) -> str:
+        """The default as the help shows it, with the unit of a time; empty without one."""
+        default = self.default
+        if default is MISSING or default is None or (default is False and "/" not in str(self.flag)):
+            return ""
+        if isinstance(default, bool):
+            turns_on, _, turns_off = str(self.flag).partition("/")
+            return turns_on if default else turns_off
+        if self.is_time and not isinstance(default, str):
+            return format_seconds(default)
+        if isinstance(default, tuple):
+            return ", ".join(map(str, default))
+        return f"{default:,g}" if isinstance(default, float) else str(default)
 
     def from_typer(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Return the field's value; BadParameter for a second URL of one store."""
@@ -275,7 +288,7 @@ class Verbs(typer.Typer):
     """A typer app whose verbs take dataclasses of settings; variables begin with HOTPLATE_ and *prefix*."""
 
     def __init__(self, *, prefix: str = "", **more: Any) -> None:  # noqa: ANN401 -- typer's own
-        super().__init__(**more)
+        super().__init__(cls=VerbGroup, **more)
         self._prefix = prefix
 
     def command(  # type: ignore[override]
@@ -294,8 +307,8 @@ class Verbs(typer.Typer):
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
             verb, epilog = verb_with_flags(function, self._prefix)
-            help_text = LINE_BREAK.sub(" ", inspect.cleandoc((function.__doc__ or "") + also))
-            super(Verbs, self).command(name, help=help_text, epilog=epilog, **more)(verb)
+            help_text = inspect.cleandoc((function.__doc__ or "") + also)
+            super(Verbs, self).command(name, cls=VerbCommand, help=help_text, epilog=epilog, **more)(verb)
             return function
 
         return register

@@ -32,7 +32,7 @@ def create(
         Flag("Allow a new client to read, events or admin; repeatable.", metavar="SCOPE", prefix="KEYS_"),
     ] = None,
     rate: Annotated[
-        float | None, Flag("Limit a new client to N requests/s.", metavar="N", at_least=0.001, prefix="KEYS_")
+        float | None, Flag("Limit a new client to this rate.", metavar="REQUESTS/S", at_least=0.001, prefix="KEYS_")
     ] = None,
     as_json: Json = False,
 ) -> None:

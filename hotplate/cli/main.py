@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -86,7 +87,7 @@ def hotplate(
         out.print(version("hotplate"))
         raise typer.Exit
     if context.invoked_subcommand is None:
-        out.print(context.get_help())
+        context.get_help()  # prints it
         raise typer.Exit(MISUSED)
 
 
@@ -103,6 +104,10 @@ def main() -> None:
 
     An expected error prints one sentence and sets the exit code; a defect prints its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a locale without the characters of titles or paths
+
     os.environ.setdefault("_RJEM_MALLOC_CONF", _POLARS_MEMORY)  # read when polars is loaded
 
     # Print warnings of stores; `serve` and `demo` replace this handler when they configure logging.

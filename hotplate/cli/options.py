@@ -34,43 +34,59 @@ class TrainFlags:
     ]
     columns: Columns = field(default_factory=Columns)
     titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.", urls=True)] = None
-    event_weights: Annotated[str | None, Flag("The weights of events, as view=1,cart=3,buy=5.")] = None
+    event_weights: Annotated[
+        str | None, Flag("The weight of each type of event, as view=1,cart=3,buy=5.", metavar="TYPE=WEIGHT,…")
+    ] = None
     weighting: Annotated[
         Literal["sum", "binary", "log"],
-        Flag("Of a pair: the sum of its rows, 1, or 1 + ln of it.", metavar="sum|binary|log"),
+        Flag("The weight of a user and item: the sum over their rows, 1, or 1 + ln of the sum."),
     ] = "sum"
-    half_life: Annotated[str | None, Flag("A row loses half of its weight in 30d, 12h or 8w.", metavar="AGE")] = None
+    half_life: Annotated[
+        str | None, Flag("The age at which a row has half of its weight, as 12h, 30d or 8w.", metavar="AGE")
+    ] = None
     where: Annotated[
-        tuple[str, ...], Flag("Only rows like quantity>0 or code~^\\d{5}; repeatable.", metavar="FILTER")
+        tuple[str, ...], Flag("Read only rows that match, as quantity>0 or code~^\\d{5}; repeatable.", metavar="FILTER")
     ] = ()
     text: Format = field(default_factory=Format)
-    min_per_user: Annotated[int, Flag("Leave out users with fewer items.", at_least=1)] = 1
-    min_per_item: Annotated[int, Flag("Leave out items with fewer users.", at_least=1)] = 1
+    min_per_user: Annotated[int, Flag("Leave out users with fewer items than this.", at_least=1)] = 1
+    min_per_item: Annotated[int, Flag("Leave out items with fewer users than this.", at_least=1)] = 1
     split: Annotated[
         Literal["by-time", "by-item", "by-user", "random", "held-out-users", "none"] | None,
         Flag(
-            "by-time, by-item, by-user, random, held-out-users or none; else by time if there are times, or by item.",
+            "How the data held back are chosen: by-time, by-item, by-user, random, held-out-users, or none. "
+            "By default by-time if the data have times, else by-item.",
             TEST,
             metavar="KIND",
         ),
     ] = None
-    test_share: Annotated[float, Flag("The share of the data, or of users, to hold back.", TEST)] = 0.25
-    k: Annotated[int, Flag("The length of the lists that metrics are of.", TEST, "-k", at_least=1, at_most=1000)] = 10
+    test_share: Annotated[float, Flag("The share of the data, or of users, to hold back.", TEST, metavar="SHARE")] = (
+        0.25
+    )
+    k: Annotated[int, Flag("The length of the lists that are measured.", TEST, "-k", at_least=1, at_most=1000)] = 10
     engine: Annotated[
         Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
-        Flag("als, ease, neighbours, popularity or spark; else the best.", MODEL, metavar="ENGINE"),
+        Flag("als, ease, neighbours, popularity or spark; by default the search chooses one.", MODEL, metavar="ENGINE"),
     ] = None
     params: Annotated[
-        str | None, Flag("Its parameters, as factors=64,alpha=2,recency=7d; no search.", MODEL, metavar="NAME=VALUE,…")
+        str | None,
+        Flag(
+            "The engine's parameters, without a search, as factors=64,alpha=2,recency=7d.",
+            MODEL,
+            metavar="NAME=VALUE,…",
+        ),
     ] = None
     tune: Annotated[
-        float | None, Flag("The time of a core that a search may take; 36s.", SEARCH, at_least=1, is_time=True)
+        float | None,
+        Flag("The time that the search may take on one core; by default 36s.", SEARCH, at_least=1, is_time=True),
     ] = None
-    no_tune: Annotated[bool, Flag("Take the default parameters.", SEARCH)] = False
+    no_tune: Annotated[bool, Flag("Take the engine's default parameters, without a search.", SEARCH)] = False
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
     track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False
     register: Annotated[
-        str | None, Flag("Track, and register as a version with an alias.", TRACKING, metavar="NAME[@ALIAS]")
+        str | None,
+        Flag(
+            "Track, and register the model as a version of this name, with an alias.", TRACKING, metavar="NAME[@ALIAS]"
+        ),
     ] = None
 
 
@@ -81,28 +97,37 @@ class ReleaseFlags:
     named: Annotated[
         tuple[str, ...],
         Flag(
-            "A named list: a SOURCE as of the default list, or a .toml file of its options; repeatable.",
+            "Publish a list of this name, too, from the same kind of source as the default list, or from a .toml file "
+            "of its options; repeatable.",
             name="list",
             env=False,
             metavar="NAME=SOURCE",
         ),
     ] = ()
     store: StoreUrl = None
-    list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
+    list_length: Annotated[int, Flag("The maximum number of items in a list.", at_least=1, at_most=1000)] = 20
     item_attributes: Annotated[
         Path | None,
-        Flag("A file of items and columns that `where` of a request may filter by.", metavar="FILE", urls=True),
+        Flag(
+            "A file of items and their attributes, which requests may filter by (`where`).", metavar="FILE", urls=True
+        ),
     ] = None
     attribute: Annotated[
         tuple[str, ...],
-        Flag("Read a column as number or text, as price=number; else it is guessed.", metavar="NAME=KIND"),
+        Flag(
+            "The type of an attribute, number or text, as price=number; by default it is guessed.", metavar="NAME=KIND"
+        ),
     ] = ()
-    gate_file: Annotated[
-        Path | None, Flag("The bounds in this TOML file must hold.", GATES, "gates", metavar="FILE")
-    ] = None
+    gate_file: Annotated[Path | None, Flag("A TOML file of bounds that must hold.", GATES, "gates", metavar="FILE")] = (
+        None
+    )
     gate: Annotated[
         tuple[str, ...],
-        Flag("As ndcg=0.2, drop.ndcg=0.05, overlap=0.2, users_kept=0.1; repeatable.", GATES, metavar="NAME=BOUND"),
+        Flag(
+            "A bound that must hold, as ndcg=0.2, drop.ndcg=0.05, overlap=0.2 or users_kept=0.1; repeatable.",
+            GATES,
+            metavar="NAME=BOUND",
+        ),
     ] = ()
     settings: PublishSettings = field(default_factory=PublishSettings)
     max_ru: MaxRu = None
@@ -118,7 +143,7 @@ class PublishFlags(ReleaseFlags):
         Path | None,
         Argument(
             "A folder that `hotplate train` wrote, or a model of MLflow, as models:/shop@champion.",
-            "[MODEL]",
+            "MODEL",
             urls=True,
         ),
     ] = None
@@ -127,7 +152,7 @@ class PublishFlags(ReleaseFlags):
     )
     master: Master = None
     keep_seen: Annotated[
-        bool, Flag("Lists may contain items that the user has.", RULES, "keep-seen/--no-keep-seen")
+        bool, Flag("Keep items in a user's list that the user already has.", RULES, "keep-seen/--no-keep-seen")
     ] = False
     rules: RuleFiles = field(default_factory=RuleFiles)
 
@@ -136,9 +161,9 @@ class PublishFlags(ReleaseFlags):
 class ListColumns:
     """The columns of computed lists by role; None looks for a usual name."""
 
-    user: Annotated[str | None, Flag("The column of the user.", INPUT, "user-column")] = None
-    item: Annotated[str | None, Flag("The column of the item.", INPUT, "item-column")] = None
-    score: Annotated[str | None, Flag("The column of the score.", INPUT, "score-column")] = None
+    user: Annotated[str | None, Flag("The column of the user.", INPUT, "user-column", metavar="COLUMN")] = None
+    item: Annotated[str | None, Flag("The column of the item.", INPUT, "item-column", metavar="COLUMN")] = None
+    score: Annotated[str | None, Flag("The column of the score.", INPUT, "score-column", metavar="COLUMN")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +174,12 @@ class ImportFlags(ReleaseFlags):
         tuple[Path, ...],
         Argument(
             "Files of user, item, score: CSV, TSV, JSON lines (.gz, .zst), Parquet, folders, or URLs.",
-            "[LISTS]",
+            "LISTS",
             urls=True,
         ),
     ] = ()
     columns: ListColumns = field(default_factory=ListColumns)
-    title_column: Annotated[str | None, Flag("The column of the title.", INPUT)] = None
+    title_column: Annotated[str | None, Flag("The column of the title.", INPUT, metavar="COLUMN")] = None
     titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT, urls=True)] = (
         None
     )
@@ -196,6 +221,7 @@ class Places:
         tuple[Path, ...], Flag("A model folder to search; repeatable.", name="model", metavar="FOLDER")
     ] = ()
     events: Annotated[
-        tuple[str, ...], Flag("A folder of events to search, or its URL; repeatable.", name="events", metavar="DIR|URL")
+        tuple[str, ...],
+        Flag("A folder of events to search, or its URL; repeatable.", name="events", metavar="FOLDER|URL"),
     ] = ()
     as_json: Json = False

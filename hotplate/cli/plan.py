@@ -55,7 +55,9 @@ class PlanFlags:
         tuple[Path, ...],
         _measured("Take the measurements of a report of `hotplate bench http` or `stores`, or plot one of `ru`."),
     ] = ()
-    from_release: Annotated[str | None, _measured("Take the sizes of the live release of this store.")] = None
+    from_release: Annotated[
+        str | None, _measured("Take the sizes of the live release of this store.", metavar="URL")
+    ] = None
     prices: Annotated[Path | None, _measured("Use these prices, in the form of bench/planner/prices.toml.")] = None
     prices_from_azure: Annotated[
         tuple[str, str] | None,
@@ -67,16 +69,19 @@ class PlanFlags:
     ] = None
     charges: Annotated[Path | None, _measured("Use these charges, in the form of stores/cosmos/charges.toml.")] = None
     in_full: Annotated[bool, _output("Print all figures and assumptions.", name="all")] = False
-    why: Annotated[str | None, _output("Explain one figure, by its name.")] = None
+    why: Annotated[str | None, _output("Explain this figure by its formula and sources.", metavar="FIGURE")] = None
     check: Annotated[Path | None, _output("Exit with 3 if a figure exceeds this saved plan by more than 10 %.")] = None
     save: Annotated[Path | None, _output("Write inputs and figures to a file for --check.")] = None
-    report: Annotated[Path | None, _output("Write the report to this name with .json and .html.", name="out")] = None
+    report: Annotated[
+        Path | None, _output("Write the report to NAME.json and NAME.html.", name="out", metavar="NAME")
+    ] = None
     open_page: Annotated[
-        bool, _output("Open the planner as a page, on loopback, until Ctrl-C; QUERY opens a page again.", name="open")
+        bool, _output("Open the planner as a page, on loopback, until Ctrl-C, with the inputs of QUERY.", name="open")
     ] = False
     as_json: Json = False
     query: Annotated[
-        str | None, Argument("Inputs as the page shows them, as 'users=1M&peak_rps=500'.", metavar="[QUERY]")
+        str | None,
+        Argument("Inputs as the address of the planner's page has them, as 'users=1M&peak_rps=500'.", metavar="QUERY"),
     ] = None
 
     def __post_init__(self) -> None:
@@ -89,9 +94,10 @@ class PlanFlags:
 def plan(flags: PlanFlags, **values: str | None) -> None:
     """Turn a forecast into RU/s, partitions, pods, memory and money, with the formulas.
 
-    Every assumption is named and can be replaced. --have-ru alone computes the load that these RU/s carry. Exit codes:
-    0 planned; 1 a file or a store could not be read; 2 invalid inputs; 3 --have-ru is too little, or --check found a
-    figure that has grown.
+    Every assumption is named and can be replaced. --have-ru alone computes the load that these RU/s carry.
+
+    Exit codes: 0 planned; 1 a file or a store could not be read; 2 invalid inputs; 3 --have-ru is too little, or
+    --check found a figure that has grown.
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
@@ -197,7 +203,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     for name, known in inputs.INPUT_FIELDS.items():
         if panel := known.metadata["panel"]:
             # Texts: all inputs are converted in one place.
-            kind = Annotated[str | None, _flag(inputs.flag_help(known), panel)]
+            kind = Annotated[str | None, _flag(inputs.flag_help(known), panel, metavar=inputs.flag_metavar(known))]
             yield parameter(name, default=None, annotation=kind)
     yield parameter("flags", annotation=PlanFlags)
 

@@ -165,9 +165,12 @@ def rollback(store: StoreUrl = None, force: Force = False, as_json: Json = False
 def canary(
     release: ReleaseArgument,
     store: StoreUrl = None,
-    percent: Annotated[float, Flag("The share of the users who see it; may be changed later.")] = 5.0,
+    percent: Annotated[
+        float, Flag("The percentage of the users who see it; the same command changes it.", metavar="PERCENT")
+    ] = 5.0,
     days: Annotated[
-        float | None, Flag("Of an experiment.", at_least=0.01, at_most=366, env=False, metavar="DAYS")
+        float | None,
+        Flag("Run an experiment of this many days.", at_least=0.01, at_most=366, env=False, metavar="DAYS"),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -340,7 +343,7 @@ def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json 
 def scrub(
     release: ReleaseOrLive = None,
     store: StoreUrl = None,
-    rate: Annotated[float, Flag("Rows to read in a second.", at_least=1)] = 1000,
+    rate: Annotated[float, Flag("The rows to read in a second.", at_least=1, metavar="ROWS/S")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Read every row of a release as `verify` does, at a limited rate, beside a service.

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def serve(
     settings: ServiceSettings,
     telemetry: Annotated[
-        Literal["otlp", "azure-monitor"] | None, Flag("Traces and metrics, as OTEL_… variables say.", LOGS)
+        Literal["otlp", "azure-monitor"] | None,
+        Flag("Send traces and metrics there, as the variables OTEL_… say.", LOGS),
     ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
@@ -64,8 +65,8 @@ def lookup(
     user: Annotated[str, Argument("The user's id, exactly as in the interactions.", "USER")],
     store: StoreUrl = None,
     n: Annotated[int, Flag("Show this many items.", name="-n", at_least=1, at_most=1000)] = 10,
-    segment: Annotated[str, Flag("Fall back to the popular list of this segment.")] = "",
-    name: Annotated[str, Flag("The name of a list; by default the default list.", name="list")] = "",
+    segment: Annotated[str, Flag("Fall back to the popular list of this segment.", metavar="SEGMENT")] = "",
+    name: Annotated[str, Flag("The name of a list; by default the default list.", name="list", metavar="NAME")] = "",
     as_json: Json = False,
 ) -> None:
     """Show the list that the service would answer for one user.
@@ -117,7 +118,7 @@ def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
 
 def demo(
     data: Annotated[Path | None, Flag("Train on this file or folder instead of sample data.", urls=True)] = None,
-    host: Annotated[str, Flag("The address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, Flag("The address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, Flag("The port; 0 takes any free one.", at_least=0, at_most=65535)] = 8080,
 ) -> None:
     """Train on sample data, publish, serve, and print examples; stop it with Ctrl-C.

@@ -59,9 +59,16 @@ EXTRAS = {
 
 Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json", prefix="")]
 StoreUrl = Annotated[
-    str | None, Flag("file:///…, redis://…, cosmos://…; else in your data folder.", name="store", metavar="URL")
+    str | None,
+    Flag(
+        "The store: file:///…, redis://… or cosmos://…; by default files in your data folder.",
+        name="store",
+        metavar="URL",
+    ),
 ]
-Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", RARE, metavar="URL")]
+Master = Annotated[
+    str | None, Flag("The master of Spark: local[2], spark://HOST:7077, yarn, or submitted.", RARE, metavar="URL")
+]
 
 
 class _Console(Console):

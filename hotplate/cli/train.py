@@ -16,11 +16,11 @@ def train(
         Path,
         typer.Option(
             "--out",
-            metavar="DIR",
+            metavar="FOLDER",
             parser=local_path_option,
             envvar="HOTPLATE_MODEL",
             show_envvar=False,
-            help="Write the model to this folder; HOTPLATE_MODEL sets it, too.",
+            help="Write the model to this folder; the variable HOTPLATE_MODEL sets it, too.",
         ),
     ],
     master: Master = None,

@@ -27,7 +27,7 @@ app = Verbs(
     "Example: hotplate users erase u7 --store file:///var/lib/hotplate",
 )
 
-Users = Annotated[tuple[str, ...], Argument("Ids of users, as in events and lists.", "ID…")]
+Users = Annotated[tuple[str, ...], Argument("Ids of users, as in events and lists.", "ID")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Every command that README and docs show: its verb, its options and their values exist as they are written there."""
+"""Every command that README, docs and help show: its verb, its options and their values exist as written there."""
 
 import importlib.util
 import re
@@ -9,10 +9,11 @@ from typing import cast
 
 import pytest
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
 from hotplate.cli.main import command, with_default_verb
+from tests.support.command import hotplate
 from tests.support.paths import ROOT
 from tests.support.variables import option_variables
 
@@ -97,6 +98,34 @@ def test_every_option_that_the_docs_name_exists(page: Path) -> None:
     known = options(VERBS) | FOREIGN | {"--help", "--only", "--short", "--stall"}
     named = {re.split(r"[ =/]", word)[0] for span in spans(page) if span.startswith("--") for word in span.split(" --")}
     assert {name if name.startswith("--") else f"--{name}" for name in named} <= known
+
+
+def verbs(command: TyperCommand | TyperGroup, *words: str) -> Iterator[tuple[TyperCommand | TyperGroup, list[str]]]:
+    """Yield a command and those below it, each with the words that it is called by."""
+    yield command, list(words)
+    if isinstance(command, TyperGroup):
+        for name, subcommand in command.commands.items():
+            yield from verbs(subcommand, *words, name)  # type: ignore[arg-type]  # typer creates only these classes
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [pytest.param(*verb, id=" ".join(verb[1]) or "hotplate") for verb in verbs(VERBS)]
+)
+def test_help_names_values_by_nouns_and_its_examples_parse(
+    command: TyperCommand | TyperGroup, words: list[str]
+) -> None:
+    shown = hotplate(*words, "--help", COLUMNS="80").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"<[a-zA-Z\[\]]+>|\bTEXT\b", shown)  # types of Python
+
+    examples = re.findall(r"(?:(?<!Usage): |^ {4})(hotplate .+)", shown.replace("\\\n", " "), re.MULTILINE)
+    assert examples
+    for example in examples:
+        check(shlex.split(example), complete=True)
+
+    options = [parameter for parameter in command.params if isinstance(parameter, TyperOption)]
+    defaults = [option.show_default for option in options if option.metavar == "TIME" and option.show_default]
+    assert all(re.fullmatch(r"[\d.]+(ms|s|m|h|d)", str(default)) for default in defaults)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -84,7 +84,7 @@ def _environment(words: list[str], environment: dict[str, str]) -> Iterator[None
         patch.setattr(sys, "argv", words)
         patch.setattr("tempfile.tempdir", None)  # it remembers the TMPDIR of its first use
         for console in (terminal.out, terminal.err):
-            patch.setattr(console, "width", int(_WIDTH))
+            patch.setattr(console, "width", int(environment.get("COLUMNS", _WIDTH)))
         for name, value in ({"COLUMNS": _WIDTH, "TERM": "dumb"} | environment).items():
             patch.setenv(name, value)
         yield
