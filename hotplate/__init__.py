@@ -6,7 +6,16 @@ Public names are loaded on first use.
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.cli.run_work import run_pipeline as run
-    from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
+    from hotplate.client import (
+        Answer,
+        AsyncClient,
+        BatchTooLarge,
+        Client,
+        ClientClosed,
+        ClientError,
+        RequestRefused,
+        ServiceUnavailable,
+    )
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.lists import ListSettings
@@ -75,11 +84,13 @@ __all__ = [
     "AccessDenied",
     "Answer",
     "AsyncClient",
+    "BatchTooLarge",
     "CanaryRunning",
     "Catalogue",
     "CatalogueUnreadable",
     "CheckCatalogue",
     "Client",
+    "ClientClosed",
     "ClientError",
     "Columns",
     "DataError",
@@ -163,11 +174,13 @@ _HOMES = {
     "ALSParams": "hotplate.offline.train.als:ALSParams",
     "Answer": "hotplate.client:Answer",
     "AsyncClient": "hotplate.client:AsyncClient",
+    "BatchTooLarge": "hotplate.client:BatchTooLarge",
     "CanaryRunning": "hotplate.stores.errors:CanaryRunning",
     "Catalogue": "hotplate.stores.catalogue:Catalogue",
     "CatalogueUnreadable": "hotplate.stores.errors:CatalogueUnreadable",
     "CheckCatalogue": "hotplate.stores.store:CheckCatalogue",
     "Client": "hotplate.client:Client",
+    "ClientClosed": "hotplate.client:ClientClosed",
     "ClientError": "hotplate.client:ClientError",
     "Columns": "hotplate.offline.options:Columns",
     "connect": "hotplate.stores.connect:connect",

@@ -57,8 +57,16 @@ class ClientError(Exception):
     """Base class of the errors of a client."""
 
 
+class ClientClosed(ClientError, RuntimeError):
+    """The client was used after it was closed."""
+
+
 class ServiceUnavailable(ClientError):
-    """No answer in time and no remembered list, or the client was closed."""
+    """No answer in time and no remembered list."""
+
+
+class BatchTooLarge(ClientError):
+    """The lists of a batch have more bytes than one answer may have; ask for fewer users at once, or fewer items."""
 
 
 class RequestRefused(ClientError):
@@ -213,8 +221,8 @@ def _check_timeout(timeout_s: object) -> None:
         raise ValueError(f"timeout_s must be a finite number of seconds above 0, not {timeout_s!r}")
 
 
-def _closed() -> ServiceUnavailable:
-    return ServiceUnavailable("the client was closed")
+def _closed() -> ClientClosed:
+    return ClientClosed("the client has been closed")
 
 
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
@@ -222,9 +230,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
     A call ends within *timeout_s*, its own or the client's, including name look-up, connecting, and one repeat after a
     connection error. Without an answer in time it returns a remembered popular list, with the source `memory`. Raises
-    ServiceUnavailable if there is none, and RequestRefused if the service refuses the request.
+    ServiceUnavailable if there is none, RequestRefused if the service refuses the request, and BatchTooLarge.
 
-    After the block, or `aclose`, calls on that event loop raise ServiceUnavailable, until a block is entered again.
+    On one event loop, the end of the last `async with` block closes the client, and so does `aclose`, for all blocks.
+    Later calls there raise ClientClosed. A block may be entered again once all others have ended.
     """
 
     def __init__(
@@ -269,8 +278,13 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return partial(type(self), self._service, **self._options), ()
 
     async def __aenter__(self) -> Self:
-        """Use the client on this event loop; if it was closed there, open it again."""
+        """Use the client on this event loop; if it was closed there, open it again.
+
+        Raises ClientClosed if another block has closed it and has not ended.
+        """
         state = self._loop_state()
+        if state.is_closed and state.blocks:
+            raise _closed()
         if state.is_closed:
             state = self._new_loop_state()
         state.blocks += 1
@@ -343,7 +357,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     async def batch(
         self, users: Sequence[str] | Mapping[str, str], n: int = 10, **options: Unpack[RequestOptions]
     ) -> list[Answer]:
-        """Return the lists of up to 2,000 users, in order.
+        """Return the lists of up to 2,000 users, in order; BatchTooLarge if they have more than 32 MiB together.
 
         With a mapping, return a page of each list: it maps users to where the page begins, "0" for the first page, and
         the `next` of a page's answer for the page that follows.
@@ -458,12 +472,22 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 async for chunk in response.aiter_stream():
                     body += chunk
                     if len(body) > limit:
-                        return ServiceUnavailable(f"{self._url}: the answer has more than {limit} bytes")
+                        return self._too_large(call, limit)
         finally:
             state.sending -= 1
             if state.is_closed and not state.sending:
                 await state.pool.aclose()
         return self._parse_response(call, response.status, body)
+
+    def _too_large(self, call: _Call, limit: int) -> ClientError:
+        """Return the failure of a call whose answer has more than *limit* bytes."""
+        lists = len(call.expected)
+        if lists == 1:  # no store has such a list
+            return ServiceUnavailable(f"{self._url}: the answer has more than {limit} bytes")
+        return BatchTooLarge(
+            f"{self._url}: the lists of {lists:,} users have more than {limit} bytes together; ask for fewer users at "
+            f"once, or for fewer items with n"
+        )
 
     def _parse_response(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
         """Return the answers in the JSON of a response's *body*, or the error that the caller may raise.
@@ -544,9 +568,12 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
         The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Raises
         *error* if the service refused the request, but for a missing key, right or release (`DENIED`) only if no list
-        is remembered. Without a remembered list, raises ServiceUnavailable for other errors.
+        is remembered. A batch that is too large is always an error. Without a remembered list, raises
+        ServiceUnavailable for other errors.
         """
         remembered = self._remembered(call)
+        if isinstance(error, BatchTooLarge):
+            raise error
         if isinstance(error, RequestRefused) and (error.status not in DENIED or not remembered):
             raise error
         if not remembered:
@@ -568,7 +595,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 class Client(Background[AsyncClient]):
     """Client for programs without an event loop, with the options of `AsyncClient`; threads may share it.
 
-    A background thread does the I/O, in each process. After `close`, calls raise ServiceUnavailable.
+    A background thread does the I/O, in each process. After `close`, calls raise ClientClosed.
     """
 
     def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
