@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from hotplate.cli.help_pages import VerbCommand, VerbGroup
+from hotplate.cli.help_pages import print_help
 from hotplate.offline.errors import SettingError
 from hotplate.stores.errors import did_you_mean
 from hotplate.stores.options import RARE, TIMES_IN_WORDS, Argument, Flag, format_seconds, parse_seconds
@@ -284,11 +285,38 @@ def local_path_option(text: str | Path) -> Path:
         raise typer.BadParameter(str(error)) from error
 
 
+class _Verb(TyperCommand):
+    """A verb, with our help and errors."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 -- of typer, which prints here, too
+        """Print the help."""
+        print_help(self, ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 -- of typer
+        """Parse the command line and the environment; an error names the variable of a switch, which has no value."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            option = error.param
+            if not (isinstance(option, TyperOption) and option.is_flag and isinstance(option.envvar, str)):
+                raise
+            reason = f"{os.environ.get(option.envvar)!r} is neither true nor false"
+            raise typer.BadParameter(reason, param_hint=f"the variable {option.envvar}") from error
+
+
+class _Group(TyperGroup):
+    """A group of verbs, with our help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 -- as of `_Verb`
+        """Print the help."""
+        print_help(self, ctx)
+
+
 class Verbs(typer.Typer):
     """A typer app whose verbs take dataclasses of settings; variables begin with HOTPLATE_ and *prefix*."""
 
     def __init__(self, *, prefix: str = "", **more: Any) -> None:  # noqa: ANN401 -- typer's own
-        super().__init__(cls=VerbGroup, **more)
+        super().__init__(cls=_Group, **more)
         self._prefix = prefix
 
     def command(  # type: ignore[override]
@@ -308,7 +336,7 @@ class Verbs(typer.Typer):
         def register(function: Callable[..., T]) -> Callable[..., T]:
             verb, epilog = verb_with_flags(function, self._prefix)
             help_text = inspect.cleandoc((function.__doc__ or "") + also)
-            super(Verbs, self).command(name, cls=VerbCommand, help=help_text, epilog=epilog, **more)(verb)
+            super(Verbs, self).command(name, cls=_Verb, help=help_text, epilog=epilog, **more)(verb)
             return function
 
         return register

@@ -25,22 +25,6 @@ HEADING_STYLE = "bold"
 NAME_STYLE = "bold cyan"
 
 
-class VerbCommand(TyperCommand):
-    """A verb, whose help `print_help` prints."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 -- of typer, which prints here, too
-        """Print the help."""
-        print_help(self, ctx)
-
-
-class VerbGroup(TyperGroup):
-    """A group of verbs, whose help `print_help` prints."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 -- of typer, which prints here, too
-        """Print the help."""
-        print_help(self, ctx)
-
-
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """What a panel lists: an argument, an option or a verb, by its name as shown."""
@@ -50,7 +34,7 @@ class _Entry:
     text: str
 
 
-def print_help(command: VerbCommand | VerbGroup, context: Any) -> None:  # noqa: ANN401 -- a context of typer
+def print_help(command: TyperCommand | TyperGroup, context: Any) -> None:  # noqa: ANN401 -- a context of typer
     """Print usage, description with examples, arguments, options by panel, and verbs."""
     width = min(out.width, MAX_WIDTH)
     out.print(_usage(command, context))
@@ -62,9 +46,9 @@ def print_help(command: VerbCommand | VerbGroup, context: Any) -> None:  # noqa:
     _print_paragraphs(command.epilog, width)
 
 
-def _usage(command: VerbCommand | VerbGroup, context: Any) -> Text:  # noqa: ANN401 -- a context of typer
+def _usage(command: TyperCommand | TyperGroup, context: Any) -> Text:  # noqa: ANN401 -- a context of typer
     words = ["[OPTIONS]"]
-    if isinstance(command, VerbGroup):
+    if isinstance(command, TyperGroup):
         words.append("VERB ...")
     for parameter in command.get_params(context):
         if isinstance(parameter, TyperArgument):
@@ -98,7 +82,7 @@ def _shown_example(label: str, command: str, width: int) -> str:
     return first + " \\\n".join(lines)
 
 
-def _panels(command: VerbCommand | VerbGroup, context: Any) -> dict[str, list[_Entry]]:  # noqa: ANN401 -- of typer
+def _panels(command: TyperCommand | TyperGroup, context: Any) -> dict[str, list[_Entry]]:  # noqa: ANN401 -- of typer
     """Return the entries of each panel, in the order of their first entries, after arguments and other options."""
     panels: dict[str, list[_Entry]] = {"Arguments": [], "Options": []}
     for entry in _entries(command, context):
@@ -106,13 +90,13 @@ def _panels(command: VerbCommand | VerbGroup, context: Any) -> dict[str, list[_E
     return {panel: entries for panel, entries in panels.items() if entries}
 
 
-def _entries(command: VerbCommand | VerbGroup, context: Any) -> Iterator[_Entry]:  # noqa: ANN401 -- a context of typer
+def _entries(command: TyperCommand | TyperGroup, context: Any) -> Iterator[_Entry]:  # noqa: ANN401 -- a context of typer
     for parameter in command.get_params(context):
         if isinstance(parameter, TyperArgument):
             yield _Entry("Arguments", _argument_name(parameter), parameter.help or "")
         elif isinstance(parameter, TyperOption):
             yield _Entry(parameter.rich_help_panel or "Options", _option_name(parameter), _option_help(parameter))
-    if isinstance(command, VerbGroup):
+    if isinstance(command, TyperGroup):
         for name, verb in command.commands.items():
             first_paragraph = inspect.cleandoc(verb.help or "").partition("\n\n")[0]
             yield _Entry("Verbs", name, first_paragraph)

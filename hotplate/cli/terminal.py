@@ -212,7 +212,8 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
         sentence = sentence.rstrip(".") + "."
 
     if as_json:
-        err.print_line(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode())
+        encodable = sentence.encode(errors="backslashreplace").decode()  # a path may have bytes that are not UTF-8
+        err.print_line(orjson.dumps({"error": encodable, "kind": type(error).__name__}).decode())
     else:
         err.print("hotplate: ", sentence, sep="")
     return code

@@ -89,6 +89,8 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     for value, is_json in (("0", False), ("off", False), ("1", True)):
         done = hotplate("releases", "verify", "--store", "x", HOTPLATE_JSON=value)
         assert done.stderr.startswith("{") == is_json, value
+    done = hotplate("train", "\udcff.csv", "--out", "model", "--json")  # a name that is not UTF-8
+    assert (done.returncode, "\\udcff.csv does not exist" in json.loads(done.stderr)["error"]) == (1, True)
     done = hotplate("releases", "verify", "--json", "--concurrency", "x")
     assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
     done = hotplate("import", tmp_path, "--max-bad-rows", "5")
@@ -251,6 +253,8 @@ def test_invalid_variable_is_named_instead_of_its_option(tmp_path: Path) -> None
     links = hotplate("serve", *store, HOTPLATE_PORT="tcp://10.0.0.1:80")
     failed(links, "HOTPLATE_PORT", "'tcp://10.0.0.1:80'", "enableServiceLinks: false", code=2)
     assert "--port" not in links.stderr
+    switch = hotplate("serve", *store, HOTPLATE_ANONYMOUS="maybe")
+    failed(switch, "the variable HOTPLATE_ANONYMOUS: 'maybe' is neither true nor false", code=2)
     failed(hotplate("serve", *store, "--port", "many", HOTPLATE_PORT="80"), "--port", "'many'", code=2)
     pipeline = tmp_path / "nightly.toml"
     pipeline.write_text('[train]\ndata = "x.csv"\n')
