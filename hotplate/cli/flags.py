@@ -1,6 +1,6 @@
 """Verbs whose parameters are settings: an annotated dataclass field is a flag, a variable, a TOML key and a help line.
 
-Typer parses the command line and prints the help; msgspec converts values of all three origins.
+Typer parses the command line, `help_pages` prints the help, and msgspec converts values of all three origins.
 """
 
 import inspect
