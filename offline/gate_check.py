@@ -11,19 +11,18 @@ from hotplate.offline.gates import (
     check_names,
     gates_of,
     parse_gates,
-    remedies,
     with_defaults,
 )
 from hotplate.offline.measurement import Measurement
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.sources import NamedLists, Source, sources_by_name, stored_names
-from hotplate.offline.standing import PLACES, activation_command
+from hotplate.offline.standing import refusal_by_gates
 from hotplate.offline.steps import timed
 from hotplate.offline.verdicts import NewList, compare_names, evaluation_of, judge
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import ITEM, POPULAR, prefix_of
 from hotplate.stores.manifest import Manifest, Tally, count_in_list
-from hotplate.stores.origin import GateRecord, GateVerdict, Origin, OriginRecord, failures
+from hotplate.stores.origin import GateRecord, GateVerdict, Origin, OriginRecord
 from hotplate.stores.store import Reader
 
 
@@ -112,16 +111,14 @@ class GateCheck:
     async def refusal(self, manifest: Manifest) -> str:
         """Return a sentence on why the written release may not go live, and on what to do; empty if it may."""
         live, verdicts = await self._judge_once(manifest.counts, manifest.popular_keys)
-        failed = failures(verdicts)
-        if not failed or self._is_forced(manifest):
+        if self._is_forced(manifest):
             return ""
-
-        arm = self._settings.arm
-        stays = "" if live is None else f", and {live.id} still is"
-        return (
-            f"{failed}; release {manifest.release} was written and is not {PLACES[arm]}{stays}; "
-            f"{remedies(verdicts, AS_FLAGS)}only if it may go live as it is, publish again with --force, or activate "
-            f"it: {activation_command(manifest.release, arm, force=True)}"
+        return refusal_by_gates(
+            manifest.release,
+            verdicts,
+            arm=self._settings.arm,
+            live=None if live is None else live.id,
+            options=AS_FLAGS,
         )
 
     def _is_forced(self, manifest: Manifest) -> bool:

@@ -18,6 +18,7 @@ import xxhash
 from msgspec import UNSET
 
 from hotplate.offline.errors import DataError, ModelUnusable
+from hotplate.offline.gates import AS_KEYS
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import describe, load
@@ -450,7 +451,14 @@ class Attempt:
         if standing is not Standing.PUBLISHED:
             refusal = reason or withdrawal(entry, publishing.arm)
             if entry.state is State.READY and manifest.refused_by:
-                refusal = refusal_by_gates(manifest, publishing.arm)
+                served = catalogue.ref_of(publishing.arm)
+                refusal = refusal_by_gates(
+                    release,
+                    manifest.origin.gates.verdicts,
+                    arm=publishing.arm,
+                    live=None if served is None else served.id,
+                    options=AS_KEYS,
+                )
 
         return _Published(manifest, standing, refusal, is_live=catalogue.live == release, erased=[])
 

@@ -1,12 +1,12 @@
 """The standing of a written release in its store, and advice if it was refused or withdrawn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
-from hotplate.offline.gates import AS_KEYS, remedies
+from hotplate.offline.gates import remedies
 from hotplate.offline.options import PublishSettings
 from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
-from hotplate.stores.manifest import Manifest
+from hotplate.stores.origin import GateVerdict, failures
 
 # What a published release becomes, in messages.
 PLACES: Mapping[Arm, str] = {"A": "live", "B": "arm B"}
@@ -59,13 +59,21 @@ def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSet
     return Standing.PUBLISHED if publishing.arm == "B" else Standing.REFUSED
 
 
-def refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
-    """Return a sentence on the gates (bounds for lists) that keep a release from going live, and on what to do."""
-    gates = manifest.origin.gates
-    mend = remedies(gates.verdicts, AS_KEYS)
+def refusal_by_gates(
+    release: ReleaseId, verdicts: Sequence[GateVerdict], *, arm: Arm, live: ReleaseId | None, options: Mapping[str, str]
+) -> str:
+    """Return a sentence on the gates (bounds for lists) that keep *release* from going live, and on what to do.
+
+    Empty if all *verdicts* passed. *live* is the release that *arm* serves. *options* are the names of options in the
+    advice: AS_FLAGS or AS_KEYS of `gates`.
+    """
+    failed = failures(verdicts)
+    if not failed:
+        return ""
+    stays = "" if live is None else f", and {live} still is"
     return (
-        f"{gates.failures}; release {manifest.release} was written and is not {PLACES[arm]}; {mend}only if it may go "
-        f"live as it is: {activation_command(manifest.release, arm, force=True)}"
+        f"{failed}; release {release} was written and is not {PLACES[arm]}{stays}; {remedies(verdicts, options)}"
+        f"only if it may go live as it is: {activation_command(release, arm, force=True)}"
     )
 
 

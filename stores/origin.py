@@ -65,11 +65,6 @@ class GateRecord:
     verdicts: tuple[GateVerdict, ...] = ()
 
     @property
-    def failures(self) -> str:
-        """The failed verdicts in one sentence; empty if the release may go live."""
-        return "" if self.forced else failures(self.verdicts)
-
-    @property
     def refusing(self) -> tuple[str, ...]:
         """Names of the gates that keep the release from going live."""
         return () if self.forced else tuple(verdict.gate for verdict in self.verdicts if not verdict.passed)
