@@ -45,7 +45,8 @@ class TrainFlags:
         str | None, Flag("The age at which a row has half of its weight, as 12h, 30d or 8w.", metavar="AGE")
     ] = None
     where: Annotated[
-        tuple[str, ...], Flag("Read only rows that match, as quantity>0 or code~^\\d{5}; repeatable.", metavar="FILTER")
+        tuple[str, ...],
+        Flag("Read only rows that match, as quantity>0, paid=true or code~^\\d{5}; repeatable.", metavar="FILTER"),
     ] = ()
     text: Format = field(default_factory=Format)
     min_per_user: Annotated[int, Flag("Leave out users with fewer items than this.", at_least=1)] = 1

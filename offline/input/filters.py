@@ -21,9 +21,10 @@ _MONTH_PATTERN = re.compile(r"\d{4}-\d\d")
 # Numbers that Python does not read, or not as finite ones.
 _NUMERIC_PATTERN = re.compile(r"[+-]?([\d_,.' ]+|0x[\da-f]+|nan|inf(inity)?|[\d.]+e[+-]?\d+)", re.IGNORECASE)
 _QUOTED_PATTERN = re.compile(r"([\"']).*\1", re.DOTALL)
-_BOOLEANS = {"true": "1", "false": "0"}
+_TRUE_AND_FALSE = {"true": True, "1": True, "false": False, "0": False}
 # Larger numbers are compared as floats.
 _MAX_WHOLE = 2**126
+_MAX_DECIMAL_DIGITS = 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,9 @@ class Filter:
         """Return the filter (`column`, `operator` and `value`) as a condition over the columns of *table*.
 
         `~`, `!~`    search the text with the value as a regular expression
-        `<`, `>=` …  compare numbers if the value is one, else times
-        `=`, `!=`    compare texts in columns of texts, where a missing value is an empty text, else numbers or times
+        `<`, `>` …  compare numbers if the value is one, else times
+        `=`, `!=`    compare texts in columns of texts, where a missing value is an empty text, else Booleans, numbers
+                     or times; `true` and `false` have any case, also in columns of texts
 
         The condition is never null, also for a missing value. Raises DataError for a missing column, SettingError for a
         value that cannot be compared with the column.
@@ -53,57 +55,83 @@ class Filter:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
 
+        is_order = self.operator[0] in "<>"
+        if not is_order and not self.value:
+            return self._compare(text.fill_null(""), pl.lit(""))
+        if dtype == pl.Boolean:
+            if is_order or self.value.lower() not in _TRUE_AND_FALSE:
+                raise self._type_error(
+                    f"the column {name!r} of {table.file} holds true and false; compare it with one of them by = or !=."
+                )
+            return self._compare(pl.col(name), pl.lit(_TRUE_AND_FALSE[self.value.lower()]))
+
         # A column of texts may be of numbers in a file where all its values are missing.
         is_date = dtype == pl.Date or isinstance(dtype, pl.Datetime)
-        value = self.value
-        if dtype == pl.Boolean:
-            value = _BOOLEANS.get(value.lower(), value)
-        time = _time_in(value)
-        is_numeric = number_in(value) is not None or time is not None or _NUMERIC_PATTERN.fullmatch(value) is not None
-        has_type = is_date or dtype == pl.Boolean or (dtype.is_numeric() and is_numeric)
-        if self.operator[0] not in "<>" and not (value and has_type):
-            return self._compare(text.fill_null(""), pl.lit(value))
+        time = _time_in(self.value)
+        is_number = number_in(self.value) is not None
+        is_numeric = is_number or time is not None or _NUMERIC_PATTERN.fullmatch(self.value) is not None
+        if not is_order and not is_date and not (dtype.is_numeric() and is_numeric):
+            return self._compare_texts(text.fill_null(""))
 
-        if number_in(value) is not None and not is_date:
-            is_met = self._compare_numbers(table, name, value)
+        if is_number and not is_date:
+            is_met = self._compare_numbers(table, name)
         elif time is not None:
             times = table.time(name)
             if table.form.time_format is not None:  # perhaps the format of another column
                 times = pl.coalesce(times, replace(table, form=Format()).time(name))
             is_met = self._compare(times, pl.lit(time, pl.Datetime("us")))
         else:
-            raise SettingError(
-                f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} is of "
-                f"type {dtype}; write a date as 2026-01-31, a number as 1000 or 2.5, true or false, or nothing for a "
-                "missing value."
+            raise self._type_error(
+                f"the column {name!r} of {table.file} is of type {dtype}; write a date as 2026-01-31, a number as 1000 "
+                "or 2.5, or nothing for a missing value."
             )
         return is_met.fill_null(value=False)
 
-    def _compare_numbers(self, table: Table, name: str, value: str) -> pl.Expr:
+    def _type_error(self, reason: str) -> SettingError:
+        return SettingError(f"The filter {self.text!r} compares with {self.value!r}, but {reason}")
+
+    def _compare_texts(self, column: pl.Expr) -> pl.Expr:
+        # Programs write Booleans to text files as true, True or TRUE.
+        lower = self.value.lower()
+        if lower in ("true", "false"):
+            return self._compare(column.str.to_lowercase(), pl.lit(lower))
+        return self._compare(column, pl.lit(self.value))
+
+    def _compare_numbers(self, table: Table, name: str) -> pl.Expr:
         """Compare the column *name* with a number; null for values that are not numbers, if the operator is an order.
 
-        Whole numbers are compared exactly, as floats beyond 2**53 do not hold every id.
+        Whole numbers and decimals are compared exactly, as floats beyond 2**53 do not hold every id, nor every amount.
         """
         dtype = table.schema[name]
         column = pl.col(name)
+        number = Decimal(self.value)
         if dtype.is_float():
             # The nearest value of the column's type: a float32 is never equal to 0.1.
-            return self._compare(column.fill_nan(None), pl.lit(float(value), dtype))
+            return self._compare(column.fill_nan(None), pl.lit(float(number), dtype))
 
-        floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(value)))
-        number = Decimal(value)
+        floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(number)))
         is_whole = abs(number) <= _MAX_WHOLE and number == number.to_integral_value()
-        if not is_whole or (isinstance(dtype, pl.Decimal) and dtype.scale):
+        if isinstance(dtype, pl.Decimal):
+            return self._compare(column, pl.lit(number)) if _fits_decimal(number) else floats
+        if not is_whole:
             return floats
 
         whole_number = pl.lit(int(number), pl.Int128)
-        if dtype.is_numeric() or dtype == pl.Boolean:
+        if dtype.is_numeric():
             return self._compare(column.cast(pl.Int128), whole_number)
         whole_numbers = column.cast(pl.String).str.strip_chars().cast(pl.Int128, strict=False)
         return pl.coalesce(self._compare(whole_numbers, whole_number), floats)
 
     def _compare(self, column: pl.Expr, value: pl.Expr) -> pl.Expr:
         return _COMPARISONS[self.operator](column, value)
+
+
+def _fits_decimal(number: Decimal) -> bool:
+    """Return whether polars holds *number* as a decimal."""
+    exponent = number.as_tuple().exponent
+    before_point = max(1, number.adjusted() + 1)
+    after_point = max(0, -exponent) if isinstance(exponent, int) else 0
+    return before_point + after_point <= _MAX_DECIMAL_DIGITS
 
 
 def _time_in(text: str) -> datetime | None:

@@ -1,5 +1,6 @@
 """Input files as tables, scanned by polars: Parquet, JSON lines and CSV."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +42,7 @@ class DescribedRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One file. All columns of a text file are text, null for a missing value.
+    """One file. All columns of a text file are text, or Booleans in JSON; null for a missing value.
 
     frame            the columns of *schema*, ROW and EXTRA
     first_row        number of the first data row in the file, from 1
@@ -356,13 +357,24 @@ def _scan_json(file: DataFile) -> pl.LazyFrame:
 
 
 def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
-    """Scan JSON lines, with numbers as texts; all lines tell the schema, as keys may appear late."""
+    """Scan JSON lines, with numbers as texts, but Booleans; all lines tell the schema, as keys may appear late."""
     schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
-    floats = [name for name, dtype in schema.items() if dtype.is_float()]
-    texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
 
-    # Read as a text, a float beyond 2**53 would lose the point that shows that it was rounded.
-    frame = pl.scan_ndjson(source, schema=texts | dict.fromkeys(floats, pl.Float64()), row_index_name=ROW)
+    # A column of floats may also have whole numbers that a float does not hold. In such files, json reads each line.
+    floats = [name for name, dtype in schema.items() if dtype.is_float()]
+    if floats:
+        is_large = pl.any_horizontal(pl.col(name).abs() >= _WHOLE_FLOATS[pl.Float64()] for name in floats)
+        columns = pl.scan_ndjson(source, schema=dict.fromkeys(floats, pl.Float64()))
+        large = columns.filter(is_large).head(1).collect(engine="streaming")
+        if not large.is_empty():
+            lines = pl.scan_lines(source).collect().to_series()
+            return _scan_objects(BytesIO(b"\n".join(map(_json_line_without_floats, lines))))
+
+    dtypes = dict[str, pl.DataType]()
+    for name, dtype in schema.items():
+        is_kept = dtype.is_float() or dtype.is_nested() or dtype == pl.Boolean
+        dtypes[name] = dtype if is_kept else pl.String()
+    frame = pl.scan_ndjson(source, schema=dtypes, row_index_name=ROW)
     return frame.with_columns(_text_of_float(pl.col(name), _WHOLE_FLOATS[pl.Float64()]) for name in floats)
 
 
@@ -374,3 +386,18 @@ def _checked_json_line(line: str) -> bytes:
     except orjson.JSONDecodeError:
         is_object = False
     return line.encode() if is_object else orjson.dumps({EXTRA: line})
+
+
+def _json_line_without_floats(line: str) -> bytes:
+    """Return a valid *line* of JSON with its numbers as texts, as exact as they are written."""
+    line = line.removeprefix("\ufeff").strip()
+    if not line:
+        return b""
+    row = json.loads(line, parse_int=str, parse_float=_text_of_json_float, strict=False)
+    return json.dumps(row).encode()
+
+
+def _text_of_json_float(text: str) -> str:
+    number = float(text)
+    is_whole = number.is_integer() and abs(number) < _WHOLE_FLOATS[pl.Float64()]
+    return str(int(number)) if is_whole else str(number)

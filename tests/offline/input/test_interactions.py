@@ -478,6 +478,30 @@ def test_whole_ids_in_json_are_kept(user: str, tmp_path: Path) -> None:
     assert pairs_of(read_interactions(file)) == sorted([(user, "1", 1.0), ("7", "2", 1.0)])
 
 
+def test_whole_ids_in_json_are_kept_beside_floats(tmp_path: Path) -> None:
+    rows = '{"user": 9007199254740993, "item": "😀"}\n\n{"user": 1.5, "item": 2}\n{"user": 7.0, "item": 3}\n'
+    file = write(tmp_path / "a[1].jsonl", rows)
+    assert pairs_of(read_interactions(file)) == [("1.5", "2", 1.0), ("7", "3", 1.0), ("9007199254740993", "😀", 1.0)]
+    write(file, f'{rows}{{"user": 9007199254740993.0, "item": 4}}\n{{"user": 1e17, "item": 5}}\n')
+    with pytest.raises(DataError, match=r"'9007199254740992\.0' is a rounded number.* '1e\+17' is a rounded number"):
+        read_interactions(file)
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+def test_a_filter_on_booleans_keeps_the_same_rows_of_every_format(fmt: str, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": list("uvwx"), "item": list("aabb"), "paid": [True, None, False, True]})
+    path = tmp_path / f"a.{fmt}"
+    if fmt == "csv":
+        frame.write_csv(path)
+    elif fmt == "jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame.write_parquet(path)
+    assert pairs_of(read_interactions(path, where=["paid=True"])) == [("u", "a", 1.0), ("x", "b", 1.0)]
+    assert pairs_of(read_interactions(path, where=["paid!=TRUE"])) == [("v", "a", 1.0), ("w", "b", 1.0)]
+    assert read_interactions(path, where=["paid!="]).left_out == {"where paid!=": 1}
+
+
 def test_ids_resembling_rounded_numbers_are_kept(tmp_path: Path) -> None:
     ids = ["12E4", "1e5", "9007199254740993", "123456789012345678", "7.5e", "1.5"]
     file = write(tmp_path / "a.csv", "user,item\n" + "".join(f"{user},i{at}\n" for at, user in enumerate(ids)))

@@ -62,7 +62,9 @@ LITERALS = pl.DataFrame(
         "id": ["9007199254740992", "9007199254740993", "1e3", None],
         "float32": pl.Series([0.1, 0.7, float("nan"), None], dtype=pl.Float32),
         "decimal": pl.Series(["9007199254740993", "1", "2", None]).cast(pl.Decimal(38, 0)),
+        "amount": pl.Series(["90071992547409.93", "90071992547409.92", "0.10", None]).cast(pl.Decimal(38, 2)),
         "flag": [True, False, None, True],
+        "written": ["True", "FALSE", None, "true"],
         "time": ["2026-01-01T10:00:00+02:00", "2026-01-01 09:30", "1767225600", "2026-01-01T10:00:00"],
         "moment": pl.Series(["2026-01-01 00:00", "2026-01-01 10:00", None, "2026-01-02 00:00"]).str.to_datetime(),
         "seconds": [1767225600, 1767225601, None, 0],
@@ -84,8 +86,17 @@ LITERALS = pl.DataFrame(
         ("decimal=9007199254740993", [0]),
         ("decimal<9007199254740993", [1, 2]),
         ("decimal=85123A", []),
+        ("amount=90071992547409.93", [0]),
+        ("amount<90071992547409.93", [1, 2]),
+        ("amount<=0.1", [2]),
+        ("amount>0.105", [0, 1]),
+        (f"amount>0.1{'0' * 40}1", [0, 1]),
         ("flag=1", [0, 3]),
+        ("flag=TRUE", [0, 3]),
         ("flag!=True", [1, 2]),
+        ("flag!=", [0, 1, 3]),
+        ("written=True", [0, 3]),
+        ("written!=false", [0, 2, 3]),
         ("time>=2026-01-01T09:30", [1, 3]),
         ("time<2026-01-01 10:00+02:00", [2]),
         ("time>2025-12", [0, 1, 2, 3]),
@@ -104,11 +115,15 @@ def test_a_filter_reads_dates_of_any_age_whatever_the_format_of_times(layout: st
     assert kept("day>=2026-01-01", frame=frame, form=Format(time_format="%d/%m/%Y")) == [0]
 
 
-@pytest.mark.parametrize(
-    "text", ["float32!=NaN", "decimal=1_000", "float32=-inf", "flag=yes", "moment>5", "moment=soon"]
-)
+@pytest.mark.parametrize("text", ["float32!=NaN", "decimal=1_000", "float32=-inf", "moment>5", "moment=soon"])
 def test_a_filter_with_a_value_of_another_type_names_the_column(text: str) -> None:
     with pytest.raises(SettingError, match=r"The filter .* but the column '\w+' of a\.csv is of type "):
+        kept(text, frame=LITERALS)
+
+
+@pytest.mark.parametrize("text", ["flag=yes", "flag!=2", "flag>0", "flag=2026-01-01"])
+def test_booleans_are_compared_with_nothing_but_booleans(text: str) -> None:
+    with pytest.raises(SettingError, match=r"The filter .* but the column 'flag' of a\.csv holds true and false; "):
         kept(text, frame=LITERALS)
 
 
