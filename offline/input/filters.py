@@ -9,6 +9,7 @@ import polars as pl
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.columns import find_column, number_in
+from hotplate.offline.input.rows import RowFilter
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
 
@@ -36,20 +37,24 @@ class Filter:
     operator: str
     value: str
 
-    def condition(self, table: Table) -> pl.Expr:
-        """Return the filter (`column`, `operator` and `value`) as a condition over the columns of *table*.
+    def on(self, table: Table) -> RowFilter:
+        """Return the filter for the rows of *table*; raises DataError and SettingError as `_condition`."""
+        name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
+        return RowFilter(self._condition(table, name), name)
+
+    def _condition(self, table: Table, name: str) -> pl.Expr:
+        """Return the filter as a condition over the column *name* of *table*.
 
         `~`, `!~`    search the text with the value as a regular expression
         `<`, `>` …  compare numbers if the value is one, else times
         `=`, `!=`    compare texts in columns of texts, where a missing value is an empty text, else Booleans, numbers
                      or times; `true` and `false` have any case, also in columns of texts
 
-        The condition is never null, also for a missing value. Raises DataError for a missing column, SettingError for a
-        value that cannot be compared with the column.
+        The condition is never null, also for a missing value. Raises DataError for a column of lists or bytes,
+        SettingError for a value that cannot be compared with the column.
         """
-        name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         dtype = table.schema[name]
-        text = table.text(name)  # raises DataError for a column of lists or bytes
+        text = table.text(name)
 
         if "~" in self.operator:
             matches = text.str.contains(self.value).fill_null(value=False)

@@ -142,7 +142,7 @@ def interaction_schema(table_input: Input) -> RowSchema:
     schema = RowSchema(table)
 
     for row_filter in options.filters:
-        schema.filters[f"where {row_filter.text}"] = row_filter.condition(table)
+        schema.filters[f"not {row_filter.text}"] = row_filter.on(table)
 
     # A row counts for the first reason to leave it out, in the order in which they are added here.
     _add_texts(schema, options.columns)

@@ -76,7 +76,7 @@ def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:
         yield f"{facts.timeless:,} of {facts.rows:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
 
     if UNKNOWN_EVENT in rows.left_out:
-        frequent = rows.values(UNKNOWN_EVENT, "event")[:5]
+        frequent = rows.values(UNKNOWN_EVENT)[:5]
         events = ", ".join("none" if event is None else f"{event!r:.80}" for event in frequent)
         yield f"the most frequent events without a weight are {events}; weigh those that count with --event-weights"
 
@@ -127,7 +127,7 @@ def notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> It
     events_of_rows = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
     unweighted_events = list[str]()
     if UNKNOWN_EVENT in rows.left_out:
-        unweighted_events = [event for event in rows.values(UNKNOWN_EVENT, "event") if event is not None]
+        unweighted_events = [event for event in rows.values(UNKNOWN_EVENT) if event is not None]
 
     for event in event_weights.keys() - events_of_rows:
         suggestion = did_you_mean(event, unweighted_events)

@@ -48,21 +48,28 @@ def number_fault(column: str) -> Fault:
     return Fault(column, "is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
 
 
+class RowFilter(NamedTuple):
+    """A *condition* that a row must meet, and the *column* that it is about."""
+
+    condition: pl.Expr
+    column: str
+
+
 @dataclass(slots=True)
 class RowSchema:
     """How to read the rows of a *table*: a value for each name, and reasons to leave a row out, the first one first.
 
     values     expressions over the table's columns, by name: what is read
-    filters    conditions over the table's columns that a row must meet, by the reason to leave others out
+    filters    over the table's columns, by the reason to leave out rows that do not meet them
     left_out   conditions over the values, by the reason to leave a row out that meets one, such as `no user`
     bad        faults by reason, for rows that cannot be read; too many of them are an error
-    examples   by reason, the name of the value that explains it: the error if nothing is left names frequent ones
+    examples   by reason, the name of the value that explains it
     counted    rows that the table leaves out already: their number by reason, and by the value that explains it
     """
 
     table: Table
     values: dict[str, pl.Expr] = field(default_factory=dict)
-    filters: dict[str, pl.Expr] = field(default_factory=dict)
+    filters: dict[str, RowFilter] = field(default_factory=dict)
     left_out: dict[str, pl.Expr] = field(default_factory=dict)
     bad: dict[str, Fault] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
@@ -163,36 +170,42 @@ class Rows:
         """The values and ROW of the rows kept."""
         return self._all.filter(pl.col("reason").is_null()).drop("file", "reason")
 
-    def values(self, reason: str, name: str) -> list[str | None]:
-        """Return the values of *name* in rows left out for *reason*, most frequent first."""
-        counts = self._rows_left_out(reason).group_by(value=pl.col(name).cast(pl.String)).len()
-        rows_by_value = Counter[str | None](dict(counts.collect(engine="streaming").iter_rows()))
-        for schema in self._schemas:
-            rows_by_value.update(schema.counted.get(reason, {}))
-        return sorted(rows_by_value, key=lambda value: (-rows_by_value[value], value is not None, value or ""))
+    def values(self, reason: str) -> list[str | None]:
+        """Return the values that explain why rows were left out for *reason*, most frequent first.
+
+        These are the values that schemas name for the reason (`examples`), such as the event of an unknown event. For a
+        filter, they are those of its column, and the tables are read again.
+        """
+        counts = Counter[str | None]()
+        left_out = self._rows_left_out(reason)
+        for file, schema in enumerate(self._schemas):
+            counts.update(schema.counted.get(reason, {}))
+            rows = left_out.filter(pl.col("file") == file)
+            if reason in schema.filters:
+                value = schema.table.text(schema.filters[reason].column)
+                rows = schema.table.frame.join(rows.select(ROW), on=ROW, how="semi")
+            elif reason in schema.examples:
+                value = pl.col(schema.examples[reason]).cast(pl.String)
+            else:
+                continue
+            counts.update(dict(rows.group_by(value=value).len().collect(engine="streaming").iter_rows()))
+        return sorted(counts, key=lambda value: (-counts[value], value is not None, value or ""))
 
     def _nothing_left_error(self, source: str) -> DataError:
         """Return the error for an input (*source*) that has no rows, or only rows that were left out.
 
-        The message gives the number of rows for each reason (`left_out`), such as `10 no user, 5 unknown event`. For
-        some reasons, the schemas name the value that explains it (`examples`), such as the event for `unknown event`:
-        then the message also lists its most frequent values.
+        The message gives the number of rows for each reason, and values that explain it, such as `10 no user, 5 unknown
+        event (most often 'buy', 'view')`.
         """
         if not self.total:
             return DataError(f"{source} has no rows, or a header alone.")
 
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
-        value_names = dict[str, str]()
-        for schema in self._schemas:
-            value_names |= schema.examples
-
-        examples = ""
-        for reason, value_name in value_names.items():
-            if reason in self.left_out:
-                frequent_values = self.values(reason, value_name)[:_MOST_ROWS_SHOWN]
-                values = ", ".join(f"{value!r:.80}" for value in frequent_values)
-                examples += f"; the most frequent {reason}s are {values}"
-        return DataError(f"Nothing is left of the {format_count(self.total, 'row')} of {source}: {counts}{examples}.")
+        counts = list[str]()
+        for reason, count in self.left_out.items():
+            values = self.values(reason)[:_MOST_ROWS_SHOWN]
+            examples = ", ".join("no value" if value is None else f"{value!r:.80}" for value in values)
+            counts.append(f"{count:,} {reason} (most often {examples})" if examples else f"{count:,} {reason}")
+        return DataError(f"Nothing is left of the {format_count(self.total, 'row')} of {source}: {', '.join(counts)}.")
 
     def _check_bad_rows(self, source: str) -> list[str]:
         """Return sentences on the first bad rows of each reason; DataError if bad rows are too large a share of all.
@@ -259,8 +272,8 @@ class Rows:
         # Conditions over the table's columns are computed together with the values, as temporary columns, because the
         # table's columns are gone afterwards.
         is_left_out = {_MALFORMED_ROW: pl.col(EXTRA).is_not_null()}
-        for reason, is_met in schema.filters.items():
-            is_left_out[reason] = ~is_met
+        for reason, row_filter in schema.filters.items():
+            is_left_out[reason] = ~row_filter.condition
         rows = schema.table.frame.select(ROW, **is_left_out, **schema.values)
 
         # Conditions over the values are a separate step, as polars would compute the values again for each of them.

@@ -67,7 +67,9 @@ def test_events_without_a_weight_are_counted_but_not_kept(tmp_path: Path) -> Non
     assert events.unweighted == {"impression": 3 * 5}
     assert sorted(events.table.frame.collect().get_column("event")) == ["buy", "buy", "click", "click"]
     assert read_interactions(tmp_path, event_weights=WEIGHTS).left_out == {"unknown event": 3 * 5}
-    with pytest.raises(DataError, match=r"of the 27 rows of .*: 27 unknown event; .* are 'impression', 'buy', 'click'"):
+    with pytest.raises(
+        DataError, match=r"of the 27 rows of .*: 27 unknown event \(most often 'impression', 'buy', 'click'\)"
+    ):
         read_interactions(tmp_path, event_weights={"like": 1.0})
 
 
@@ -122,7 +124,7 @@ def test_unknown_events_are_named_also_with_a_log_if_nothing_is_left(tmp_path: P
     segment(folder, *EVENTS)
     log = tmp_path / "log.csv"
     log.write_text("user,item\n,b\n")
-    with pytest.raises(DataError, match="1 no user, 7 unknown event; the most frequent unknown events are"):
+    with pytest.raises(DataError, match=r"1 no user, 7 unknown event \(most often "):
         read_interactions(log, folder, event_weights={"cart": 1.0})
 
 

@@ -219,7 +219,7 @@ def test_folders_named_by_key_and_value_are_columns(tmp_path: Path) -> None:
     assert read.time_range == (datetime(2026, 1, 1), datetime(2026, 1, 2))  # noqa: DTZ001 -- naive UTC
     assert read.segments is not None
     assert set(read.segments.get_column("segment")) == {"Côte", "FR"}
-    assert read_interactions(tmp_path / "log", where=["date=2026-01-02"]).left_out == {"where date=2026-01-02": 8}
+    assert read_interactions(tmp_path / "log", where=["date=2026-01-02"]).left_out == {"not date=2026-01-02": 8}
 
 
 def test_several_files_of_several_kinds_are_read_as_one(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_times_may_be_missing_in_a_whole_parquet_file(tmp_path: Path) -> None:
     assert (read.rows, read.left_out) == (4, {})
     assert read.time_range == (datetime(2026, 1, 1), datetime(2026, 1, 2))  # noqa: DTZ001 -- naive UTC
     dated = read_interactions(tmp_path, where=["time>=2026-01-02"])
-    assert dated.left_out == {"where time>=2026-01-02": 3}
+    assert dated.left_out == {"not time>=2026-01-02": 3}
 
 
 def test_non_text_json_ids_are_refused_and_nul_is_distinct(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ FRAME = pl.DataFrame(
 
 def kept(*texts: str, frame: pl.DataFrame = FRAME, form: Format | None = None) -> list[int]:
     table = Table(DataFile(Path("a.csv"), "text"), frame.lazy(), dict(frame.schema), form or Format())
-    conditions = [row_filter.condition(table) for row_filter in map(parse_filter, texts)]
+    conditions = [row_filter.on(table).condition for row_filter in map(parse_filter, texts)]
     return frame.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
 
