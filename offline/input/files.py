@@ -181,6 +181,8 @@ def find_files(path: Path) -> list[DataFile]:
     """Return *path*, or the files in this folder and its `key=value` folders, sorted and not hidden; or DataError."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a pipe or a device, which can be read only once; write the data to a file first.")
     found = _files_in_folder(path, {}) if path.is_dir() else [_Found(path, {})]
     files = [DataFile(file.path, _kind_by_name(file.path), file.keys) for file in found]
     if not files:

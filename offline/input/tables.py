@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import orjson
 import polars as pl
+import polars.selectors as cs
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES, NUMBERED, read_time, usual_time
@@ -27,6 +28,9 @@ _DELIMITERS = ",;\t"
 _MISSING = f"a missing value (empty or, in CSV, {', '.join(NULL_VALUES)})"
 # From these numbers on, the types do not hold every integer.
 _WHOLE_FLOATS: Mapping[pl.DataType, int] = {pl.Float16(): 2**11, pl.Float32(): 2**24, pl.Float64(): 2**53}
+# Types of which no text, and no time, can be made.
+_NOT_TEXTS: Sequence[type[pl.DataType]] = (pl.Binary, pl.Object, pl.Duration)
+_NOT_TIMES: Sequence[type[pl.DataType]] = (*_NOT_TEXTS, pl.Boolean, pl.Time)
 _UUID_BYTES = 16
 _UUID_PATTERN = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
@@ -60,16 +64,13 @@ class Table:
         """Return an expression for the column *name* as text, null for a missing or blank value; null without a name.
 
         Whole numbers lose their point (`7.0` becomes `7`), as pandas writes integers as floats if values are missing.
-        Raises DataError for nested and binary columns.
+        Raises DataError for a column of lists, structs, bytes or durations.
         """
         if name is None:
             return pl.lit(None, dtype=pl.String)
 
-        dtype = self.schema[name]
+        dtype = self._dtype_of(name, "text")
         column = pl.col(name)
-        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
-            raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a text; name another.")
-
         if dtype.is_float():
             return _text_of_float(column, _WHOLE_FLOATS[dtype])
         text = column.cast(pl.String)
@@ -83,8 +84,8 @@ class Table:
         return pl.when(is_after_blanks | (stripped != "")).then(text)
 
     def number(self, name: str) -> pl.Expr:
-        """Return the column as a float, null for a missing number and for any other text."""
-        dtype = self.schema[name]
+        """Return the column as a float, null for a missing number and any other text; raises DataError as `text`."""
+        dtype = self._dtype_of(name, "number")
         column = pl.col(name)
         if dtype.is_numeric() or dtype == pl.Boolean:
             return column.cast(pl.Float64).fill_nan(None)
@@ -93,7 +94,7 @@ class Table:
     def is_absent(self, name: str) -> pl.Expr:
         """Return whether the value is null, NaN or blank; never null."""
         dtype = self.schema[name]
-        if dtype.is_float() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
+        if dtype.is_float() or dtype == pl.String:
             return self.text(name).is_null()
         return pl.col(name).is_null()
 
@@ -105,14 +106,22 @@ class Table:
     def time(self, name: str) -> pl.Expr:
         """Return the column *name* as a time in UTC, without a zone; null if it cannot be read.
 
-        The format is the one given in `form`, or else ISO 8601 or a time since 1970, by value.
+        The format is the one given in `form`, or else ISO 8601 or a time since 1970, by value. Raises DataError for a
+        column of Booleans or times of day, and as `text`.
         """
-        dtype = self.schema[name]
+        dtype = self._dtype_of(name, "point in time", unusable=_NOT_TIMES)
         if self.form.time_format is not None:
             return read_time(name, dtype, self.form.time_format)
         with data_errors(self.file, [self.file]):
             present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
         return usual_time(name, dtype, present.get_column(name))
+
+    def _dtype_of(self, name: str, kind: str, unusable: Sequence[type[pl.DataType]] = _NOT_TEXTS) -> pl.DataType:
+        """Return the type of the column *name*; raises DataError if it is nested or *unusable* as a *kind* of value."""
+        dtype = self.schema[name]
+        if dtype.is_nested() or dtype in unusable:
+            raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a {kind}; name another.")
+        return dtype
 
     def describe_rows(self, rows: Sequence[int], column: str) -> list[DescribedRow]:
         """Describe each of *rows* by file, row number, column and value, as `log.csv, row 7, column 'price': 'abc'`.
@@ -214,8 +223,8 @@ def _scan_file(file: DataFile, form: Format) -> _Scan:
     """
     if file.kind == "parquet":
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
-        # A column without any value has no type.
-        frame = frame.with_columns(pl.col(pl.Null).cast(pl.String))
+        # A column without any value has no type. Categories, as of pandas, are texts.
+        frame = frame.with_columns((cs.by_dtype(pl.Null) | cs.categorical() | cs.enum()).cast(pl.String))
         return _Scan(_decode_binary_columns(frame))
 
     # The first two lines, empty texts if there are fewer.

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -257,3 +258,37 @@ def test_non_text_json_ids_are_refused_and_nul_is_distinct(tmp_path: Path) -> No
         path.write_text("\n".join([*lines, f'{{"user": "a{half}", "item": "x"}}']))
         with pytest.raises(DataError, match=r"clicks\.jsonl, row 5: .* is not a JSON object"):
             read_interactions(path)
+
+
+@pytest.mark.parametrize(
+    ("role", "values", "kind"),
+    [
+        ("time", pl.Series([True, False]), "point in time"),
+        ("time", pl.Series([1, 2]).cast(pl.Duration("ms")), "point in time"),
+        ("time", pl.Series([1, 2]).cast(pl.Time), "point in time"),
+        ("weight", pl.Series([[1], [2]]), "number"),
+        ("weight", pl.Series([1, 2]).cast(pl.Duration("ms")), "number"),
+        ("item", pl.Series([1, 2]).cast(pl.Duration("ms")), "text"),
+    ],
+)
+def test_columns_of_a_type_without_a_meaning_are_refused_by_name(role: str, values: pl.Series, kind: str) -> None:
+    frame = pl.DataFrame({"user": ["u", "v"], "item": ["a", "b"], role: values})
+    with pytest.raises(
+        DataError, match=rf"The column '{role}' of the data frame holds .*, which is not a {kind}; name"
+    ):
+        read_interactions(frame)
+
+
+@pytest.mark.parametrize("dtype", [pl.Categorical(), pl.Enum(["2026-01-01", "2026-01-02"])])
+def test_times_in_columns_of_categories_are_read(dtype: pl.DataType) -> None:
+    times = pl.Series(["2026-01-01", "2026-01-02", "2026-01-02"], dtype=dtype)
+    frame = pl.DataFrame({"user": ["u", "v", "v"], "item": ["a", "a", "b"], "time": times})
+    read = read_interactions(frame, where=["time>=2026-01-02"], columns=Columns(user="item", item="user", time="time"))
+    assert read.time_range == (datetime(2026, 1, 2), datetime(2026, 1, 2))  # noqa: DTZ001 -- naive UTC
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"clicks\.csv is a pipe or a device"):
+        read_interactions(path)
