@@ -165,9 +165,10 @@ def save(model: Model, path: Path) -> None:
             _write_files(model, draft)
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)  # of the scratch folder
-    except OSError as error:
-        # numpy's errors have no strerror
-        reason = error.strerror or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
+    except (OSError, pl.exceptions.ComputeError) as error:
+        # Errors of numpy and polars have no strerror.
+        cause = error.strerror if isinstance(error, OSError) else None
+        reason = cause or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
 
     # Remove old models, also those that crashed writers left.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -132,6 +133,18 @@ def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
         save(replace(model, evaluation=None), tmp_path / "model")
     assert load(tmp_path / "model").evaluation == model.evaluation
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_table_that_does_not_fit_the_disk_leaves_no_draft(model: Model, tmp_path: Path) -> None:
+    small = replace(model, ranker=fit(model.matrix.user_items, PopularityParams()))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot be written to .*model: the disk is full.* File too large"):
+            save(small, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def cut(path: Path) -> None:
