@@ -19,7 +19,6 @@ COLUMNS = "Columns of the data"
 GATES = "Conditions for going live"
 RULES = "Business rules"
 
-Delimiter = Annotated[str | None, Flag("The delimiter of CSV; by default it is detected.", metavar="CHAR")]
 Keep = Annotated[int, Flag("The number of earlier releases to keep, besides the live one.", at_least=0)]
 EndCanary = Annotated[bool, Flag("Go live even while a canary runs, and end it.", env=False)]
 ChosenArm = Annotated[Arm, Flag("The arm of a running experiment.", env=False)]
@@ -99,7 +98,7 @@ class Format:
     max_bad_rows  allowed share of malformed rows, and of rows with an invalid required number or time
     """
 
-    delimiter: Delimiter = None
+    delimiter: Annotated[str | None, Flag("The delimiter of CSV; by default it is detected.", metavar="CHAR")] = None
     header: Annotated[
         bool, Flag("Whether the first row of CSV names the columns; without names, they are 1, 2, ….")
     ] = True

@@ -20,7 +20,6 @@ from hotplate.offline.evaluate.reports import (
 )
 from hotplate.offline.input.files import named_paths
 from hotplate.offline.model import is_model, load
-from hotplate.offline.options import Format
 from hotplate.releases import find_release
 from hotplate.stores.connect import is_store_url
 from hotplate.stores.store import Store
@@ -61,11 +60,11 @@ def _read_lists(
     has any, as a model folder does.
     """
     columns = {"user": flags.columns.user, "item": flags.columns.item}
-    choices = read_truth(truth, columns | {"rating": rating}, flags.delimiter)
+    choices = read_truth(truth, columns | {"rating": rating}, flags.text)
     candidates = [_read_candidate(origin, choices.pairs, flags) for origin in origins]
     history = next((candidate.history for candidate in candidates if candidate.history is not None), None)
     if train is not None:
-        history = read_history(train, columns, flags.delimiter)
+        history = read_history(train, columns, flags.text)
     return Evaluator(choices, candidates, flags.k, history), candidates
 
 
@@ -84,4 +83,4 @@ def _read_candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candi
         return run_on_store(url, read)
     if is_model(Path(origin)):
         return candidate_from_model(load(origin), origin, pairs, flags.k)
-    return candidate_from_files(origin, pairs, flags.k, asdict(flags.columns), Format(flags.delimiter))
+    return candidate_from_files(origin, pairs, flags.k, asdict(flags.columns), flags.text)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from hotplate.cli.costs import MaxRu
 from hotplate.cli.terminal import Json, Master, StoreUrl
-from hotplate.offline.options import GATES, RULES, Columns, Delimiter, Format, PublishSettings, RuleFiles
+from hotplate.offline.options import GATES, RULES, Columns, Format, PublishSettings, RuleFiles
 from hotplate.stores.options import Argument, Flag
 
 # Panels of `--help`.
@@ -208,7 +208,7 @@ class ListFlags:
 
     k: Annotated[int, Flag("The first items of each list to measure.", name="-k", at_least=1, at_most=1000)] = 10
     columns: ListColumns = field(default_factory=ListColumns)
-    delimiter: Delimiter = None
+    text: Format = field(default_factory=Format)
     as_json: Json = False
 
 

@@ -38,7 +38,7 @@ from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
-from hotplate.offline.input.rows import Rows, RowSchema, number_fault
+from hotplate.offline.input.rows import Rows, RowSchema
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
@@ -72,7 +72,7 @@ class Truth:
     left_out: dict[str, int]
 
 
-def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
+def read_truth(path: DataSource, named: Mapping[str, str | None], form: Format | None = None) -> Truth:
     """Read the choices of users that lists are measured against: pairs of user and item, perhaps with a rating.
 
     *path* is a file, a folder of files of one kind, or a URL of one. *named* are the names of columns by their role:
@@ -81,7 +81,7 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
     """
     source = named_paths([path])
     with input_files([path]) as files, data_errors(source, files):
-        tables = open_tables(files, Format(delimiter))
+        tables = open_tables(files, form or Format())
         columns = choose_columns(
             named, list(tables[0].schema), source, guessed=_REQUIRED_ROLES, required=_REQUIRED_ROLES
         )
@@ -93,9 +93,9 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
     return Truth(pairs, rows.total, rows.left_out)
 
 
-def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: str | None = None) -> Matrix:
+def read_history(path: DataSource, named: Mapping[str, str | None], form: Format | None = None) -> Matrix:
     """Read histories as `read_truth`; DataError for fewer than two users or items, too."""
-    return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
+    return to_matrix(read_truth(path, named, form).pairs.with_columns(weight=pl.lit(1.0)))
 
 
 def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
@@ -107,12 +107,7 @@ def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
     schema = RowSchema(table, {role: table.text(columns[role]) for role in _REQUIRED_ROLES})
     schema.leave_out_bad_ids({role: columns[role] for role in _REQUIRED_ROLES})
     if "rating" in columns:
-        column = columns["rating"]
-        # A text that is not a number becomes infinite, which makes a bad row. NaN in any spelling is a missing rating.
-        number = table.number(column).fill_null(inf).fill_nan(None)
-        schema.values["rating"] = pl.when(~table.is_absent(column)).then(number)
-        schema.left_out["no rating"] = pl.col("rating").is_null()
-        schema.leave_out_bad(_BAD_RATING, pl.col("rating").is_infinite(), number_fault(column))
+        schema.add_number("rating", columns["rating"], missing="no rating", invalid=_BAD_RATING)
     return schema
 
 

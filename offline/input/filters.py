@@ -60,18 +60,14 @@ class Filter:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
 
-        is_order = self.operator[0] in "<>"
-        if not is_order and not self.value:
+        if not self.value:
             return self._compare(text.fill_null(""), pl.lit(""))
         if dtype == pl.Boolean:
-            if is_order or self.value.lower() not in _TRUE_AND_FALSE:
-                raise self._type_error(
-                    f"the column {name!r} of {table.file} holds true and false; compare it with one of them by = or !=."
-                )
-            return self._compare(pl.col(name), pl.lit(_TRUE_AND_FALSE[self.value.lower()]))
+            return self._compare_booleans(table, name)
 
         # A column of texts may be of numbers in a file where all its values are missing.
         is_date = dtype == pl.Date or isinstance(dtype, pl.Datetime)
+        is_order = self.operator[0] in "<>"
         time = _time_in(self.value)
         is_number = number_in(self.value) is not None
         is_numeric = is_number or time is not None or _NUMERIC_PATTERN.fullmatch(self.value) is not None
@@ -79,21 +75,24 @@ class Filter:
             return self._compare_texts(text.fill_null(""))
 
         if is_number and not is_date:
-            is_met = self._compare_numbers(table, name)
-        elif time is not None:
-            times = table.time(name)
-            if table.form.time_format is not None:  # perhaps the format of another column
-                times = pl.coalesce(times, replace(table, form=Format()).time(name))
-            is_met = self._compare(times, pl.lit(time, pl.Datetime("us")))
-        else:
-            raise self._type_error(
-                f"the column {name!r} of {table.file} is of type {dtype}; write a date as 2026-01-31, a number as 1000 "
-                "or 2.5, or nothing for a missing value."
-            )
-        return is_met.fill_null(value=False)
+            return self._compare_numbers(table, name).fill_null(value=False)
+        if time is not None:
+            return self._compare_times(table, name, time).fill_null(value=False)
+        raise self._type_error(
+            f"the column {name!r} of {table.file} is of type {dtype}; write a date as 2026-01-31, a number as 1000 or "
+            "2.5, or nothing for a missing value."
+        )
 
     def _type_error(self, reason: str) -> SettingError:
         return SettingError(f"The filter {self.text!r} compares with {self.value!r}, but {reason}")
+
+    def _compare_booleans(self, table: Table, name: str) -> pl.Expr:
+        truth = _TRUE_AND_FALSE.get(self.value.lower())
+        if truth is None or self.operator[0] in "<>":
+            raise self._type_error(
+                f"the column {name!r} of {table.file} holds true and false; compare it with one of them by = or !=."
+            )
+        return self._compare(pl.col(name), pl.lit(truth))
 
     def _compare_texts(self, column: pl.Expr) -> pl.Expr:
         # Programs write Booleans to text files as true, True or TRUE.
@@ -101,6 +100,13 @@ class Filter:
         if lower in ("true", "false"):
             return self._compare(column.str.to_lowercase(), pl.lit(lower))
         return self._compare(column, pl.lit(self.value))
+
+    def _compare_times(self, table: Table, name: str, time: datetime) -> pl.Expr:
+        """Compare the column *name* with *time*; null for values that are not times, if the operator is an order."""
+        times = table.time(name)
+        if table.form.time_format is not None:  # perhaps the format of another column
+            times = pl.coalesce(times, replace(table, form=Format()).time(name))
+        return self._compare(times, pl.lit(time, pl.Datetime("us")))
 
     def _compare_numbers(self, table: Table, name: str) -> pl.Expr:
         """Compare the column *name* with a number; null for values that are not numbers, if the operator is an order.
