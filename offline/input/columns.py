@@ -74,12 +74,10 @@ def choose_columns(
     guessed    roles that get a column with a usual name, in this order, unless named; "UserID" is a usual name of user
     required   roles that need a column; in a file without a header, those not named get the free columns in order
 
-    No column has two roles. Raises DataError if a column that is named, or one of a required role, is missing.
+    A guessed column has no other role. Raises DataError if a column that is named, or one of a required role, is
+    missing, and SettingError if one column is named for two roles of ids, such as user and item.
     """
-    chosen = dict[str, str]()
-    for role, name in named.items():
-        if name is not None:
-            chosen[role] = find_column(name, available, role, source)
+    chosen = _named_columns(named, available, source)
 
     # Without a header, the columns are called column_1, column_2 and so on.
     has_no_header = bool(available) and available[0].startswith(NUMBERED)
@@ -106,6 +104,20 @@ def choose_columns(
         if f"{column}_duplicated_0" in available:  # the name that polars gives to the second one
             raise DataError(f"{source} has the column {column!r} of the {role} twice; rename one of them.")
     return chosen
+
+
+def _named_columns(named: Mapping[str, str | None], available: Sequence[str], source: str) -> dict[str, str]:
+    """Return the columns that the caller names, by role; raises DataError and SettingError as `choose_columns`."""
+    columns = dict[str, str]()
+    role_by_id_column = dict[str, str]()
+    for role, name in named.items():
+        if name is None:
+            continue
+        column = find_column(name, available, role, source)
+        columns[role] = column
+        if role in _ID_ROLES and role_by_id_column.setdefault(column, role) != role:
+            raise SettingError(f"The column {column!r} is named for the {role_by_id_column[column]} and the {role}.")
+    return columns
 
 
 def usual_column(role: str, available: Sequence[str]) -> str | None:

@@ -129,6 +129,7 @@ def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence
         (MISNAMED, {"columns": Columns(user="custmer"), "where": ["x>1"]}, "has no column 'x' for the filter 'x>1'"),
         ("user,item\na,b\n", {"form": Format(";")}, "Its columns are: user,item"),
         ("user,item\na,b\n", {"form": Format("é")}, "The delimiter 'é' cannot be used"),
+        (GOOD, {"columns": Columns(user="ITEM", item="item")}, "'item' is named for the user and the item."),
         (FEW, {"where": ["weight<5"]}, "Nothing is left of the 3 rows of"),
         (FEW, {"where": ["weight<5"]}, ": 1 not weight<5 (most often '5'), 1 no user, 1 weight zero or less."),
         ("user,item,when\na,b,soon\nc,d,x\n", {"columns": Columns(time="when")}, "row 2, column 'when': 'soon' is not"),
