@@ -1,7 +1,12 @@
-"""Arithmetic that records formulas and operands, and values with unit, source and operands."""
+"""Arithmetic that records formulas, and values with unit, source and operands.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+An expression keeps the expressions that it was calculated from, so a plan is a graph, which can be explained
+(`explain`), or calculated again for another value of an input (`FigureTable.function_of`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from operator import add, gt, mul, sub, truediv
 from typing import Any, Union
@@ -20,6 +25,7 @@ class NotPossible(Exception):
 
     def __init__(self, limit: str, detail: str) -> None:
         super().__init__(f"{limit}: {detail}")
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +64,44 @@ class PlanFigure:
         return plain | {"of": [operand.name for operand in self.operands]}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Expression:
-    """A value, the formula that gives it, as text, and the figures that were read for it.
+    """A value, the formula that gives it, as text, and the expressions that it was calculated from.
 
-    + - * / and > with numbers give expressions. What is calculated from an expression with an *obstacle* has the same.
+    + - * / and > with numbers give expressions. What is calculated from an impossible expression is impossible, too.
     """
 
     value: Any
-    """A number, a condition, or the value of a choice."""
+    """A number, a condition, or the value of a choice; NotPossible if a limit rules it out."""
 
     formula: str
     rank: int = ATOM
     """SUM, PRODUCT or ATOM, by the operator of the formula that binds least."""
 
-    operands: Mapping[str, PlanFigure] = field(default_factory=dict)
-    obstacle: str = ""
+    calculate: Callable[..., Any] | None = None
+    """Returns the value for the values of *arguments*; None for an input."""
+
+    arguments: tuple["Expression", ...] = ()
+    figure: PlanFigure | None = None
+    """The figure that the formula names."""
+
+    @property
+    def obstacle(self) -> str:
+        """The limit that makes it impossible, and the numbers; empty if it is possible."""
+        return str(self.value) if isinstance(self.value, NotPossible) else ""
+
+    @property
+    def operands(self) -> tuple[PlanFigure, ...]:
+        """The figures that the formula reads, in order."""
+        figures = dict[str, PlanFigure]()
+        pending = list(reversed(self.arguments))
+        while pending:
+            argument = pending.pop()
+            if argument.figure is None:
+                pending += reversed(argument.arguments)
+            else:
+                figures[argument.figure.name] = argument.figure
+        return tuple(figures.values())
 
     def decided_by(self, *others: "Expression") -> "Expression":
         """Return the same with the operands of *others*, which decided that this expression is used, or is possible."""
@@ -123,23 +151,30 @@ def as_expression(number: Number) -> Expression:
     return number if isinstance(number, Expression) else Expression(number, f"{number:.10g}")
 
 
-def _operands(*terms: Expression) -> dict[str, PlanFigure]:
-    return {name: figure for term in terms for name, figure in term.operands.items()}
-
-
 def apply(function: Callable[..., Any], *arguments: Expression, formula: str, rank: int = ATOM) -> Expression:
     """Return the result of *function* for the values of *arguments*, explained by *formula*, often in words.
 
-    It has an obstacle if an argument has one, or if the function raises NotPossible.
+    It is impossible if an argument is, or if the function raises NotPossible.
     """
-    value = None
-    obstacle = next((argument.obstacle for argument in arguments if argument.obstacle), "")
-    if not obstacle:
-        try:
-            value = function(*(argument.value for argument in arguments))
-        except NotPossible as error:
-            obstacle = str(error)
-    return Expression(value, formula, rank, _operands(*arguments), obstacle)
+    return _applied(partial(_unless_impossible, function), arguments, formula, rank)
+
+
+def _applied(
+    calculate: Callable[..., Any], arguments: tuple[Expression, ...], formula: str, rank: int = ATOM
+) -> Expression:
+    value = calculate(*[argument.value for argument in arguments])
+    return Expression(value, formula, rank, calculate, arguments)
+
+
+def _unless_impossible(function: Callable[..., Any], *values: Any) -> Any:  # noqa: ANN401 -- of any formula
+    """Return the result of *function*; NotPossible if it raises that, or if it is among the *values*."""
+    for value in values:
+        if isinstance(value, NotPossible):
+            return value
+    try:
+        return function(*values)
+    except NotPossible as error:
+        return error.with_traceback(None)
 
 
 def choose(condition: Expression, when_true: Callable[[], Number], otherwise: Callable[[], Number]) -> Expression:
@@ -150,14 +185,19 @@ def choose(condition: Expression, when_true: Callable[[], Number], otherwise: Ca
 
 def least_possible(terms: Mapping[str, Expression]) -> Expression:
     """Return the least of the *terms*, by name, that are possible; the obstacles of all, if none is."""
-    operands = _operands(*terms.values())
-    possible = [term for term in terms.values() if not term.obstacle]
+    possible = [term.formula for term in terms.values() if not term.obstacle]
+    formula = f"min({', '.join(possible or terms)})"
     if len(possible) == 1:
-        return replace(possible[0], operands=operands)
+        formula = possible[0]
+    return _applied(partial(_least_possible, tuple(terms)), tuple(terms.values()), formula)
+
+
+def _least_possible(names: Sequence[str], *values: Any) -> Any:  # noqa: ANN401 -- a number or NotPossible
+    possible = [value for value in values if not isinstance(value, NotPossible)]
     if possible:
-        return replace(smallest(*possible), operands=operands)
-    obstacles = "; ".join(f"{name}: {term.obstacle}" for name, term in terms.items())
-    return Expression(None, f"min({', '.join(terms)})", operands=operands, obstacle=obstacles)
+        return min(possible)
+    obstacles = "; ".join(f"{name}: {value}" for name, value in zip(names[1:], values[1:], strict=True))
+    return NotPossible(names[0], f"{values[0]}; {obstacles}")
 
 
 def ceiling(number: Number, multiple_of: int = 1) -> Expression:
@@ -209,26 +249,37 @@ class FigureTable(Mapping[str, PlanFigure]):
 
     def add_value(self, name: str, value: float | str, unit: str, source: str, choice: object = None) -> None:
         """Add a figure that is not calculated: an input or a price; *choice* is what `choice` returns instead of it."""
-        self._add(PlanFigure(name, value, unit, source=source), value if choice is None else choice)
+        figure = PlanFigure(name, value, unit, source=source)
+        self._add(figure, Expression(value if choice is None else choice, name))
 
-    def add_calculated(self, name: str, unit: str, result: Number, source: str = "") -> Expression:
+    def add_calculated(
+        self,
+        name: str,
+        unit: str,
+        result: Number,
+        source: str = "",
+        shown: Callable[[Any], float | str] = lambda value: value,
+    ) -> Expression:
         """Add a figure with the value of *result*, and return it as an expression, for formulas of other figures.
 
         Its operands are the figures that were read for *result*. *source* says where it comes from, or what it means.
+        *shown* returns the figure's value for that of *result*, if that is neither a number nor a text.
         """
         term = as_expression(result)
-        figure = PlanFigure(name, term.value, unit, term.formula, source, tuple(term.operands.values()), term.obstacle)
         if term.obstacle:
-            figure = replace(figure, value=NOT_POSSIBLE + term.obstacle, unit="")
-        return self._add(figure, term.value)
+            value: float | str = NOT_POSSIBLE + term.obstacle
+            unit = ""
+        else:
+            value = shown(term.value)
+        return self._add(PlanFigure(name, value, unit, term.formula, source, term.operands, term.obstacle), term)
 
-    def _add(self, figure: PlanFigure, value: object) -> Expression:
+    def _add(self, figure: PlanFigure, term: Expression) -> Expression:
         if figure.name in self._figures:
             raise ValueError(f"{figure.name} is a figure of this plan already")
         self._figures[figure.name] = figure
-        term = Expression(value, figure.name, operands={figure.name: figure}, obstacle=figure.obstacle)
-        self._terms[figure.name] = term
-        return term
+        named = Expression(term.value, figure.name, ATOM, term.calculate, term.arguments, figure)
+        self._terms[figure.name] = named
+        return named
 
     def expression(self, name: str) -> Expression:
         """Return a figure for use in formulas, with its name as the formula. Raises TypeError for a choice."""
@@ -247,7 +298,44 @@ class FigureTable(Mapping[str, PlanFigure]):
 
     def is_given(self, name: str) -> Expression:
         """Return whether an optional input was given, as the condition of `choose`."""
-        return Expression(name in self, name, operands={name: self[name]} if name in self else {})
+        arguments = (self._terms[name],) if name in self else ()
+        return Expression(name in self, name, calculate=lambda *_: name in self, arguments=arguments)
+
+    def function_of(self, input_name: str, *names: str) -> Callable[[float], dict[str, Any]]:
+        """Return a function that calculates figures again, by *names*, for other values of an input.
+
+        The function returns numbers, or NotPossible, and no texts: it is ten times as fast as another plan. Conditions
+        of `choose` must not depend on the input, because only the branches that were chosen are calculated.
+        """
+        changed = self._terms[input_name]
+        order = _dependants(changed, [self._terms[name] for name in names])
+
+        def calculate(value: float) -> dict[str, Any]:
+            values: dict[Expression, Any] = {changed: value}
+            for term in order:
+                arguments = [values.get(argument, argument.value) for argument in term.arguments]
+                values[term] = term.calculate(*arguments)  # type: ignore[misc]  # only inputs have none
+            return {name: values.get(self._terms[name], self._terms[name].value) for name in names}
+
+        return calculate
+
+
+def _dependants(changed: Expression, results: Iterable[Expression]) -> list[Expression]:
+    """Return the expressions that *results* are calculated from, and that depend on *changed*: operands first."""
+    order = list[Expression]()
+    depends: dict[Expression, bool] = {changed: True}
+
+    def visit(term: Expression) -> bool:
+        if term not in depends:
+            visited = [visit(argument) for argument in term.arguments]  # all of them
+            depends[term] = any(visited)
+            if depends[term]:
+                order.append(term)
+        return depends[term]
+
+    for result in results:
+        visit(result)
+    return order
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from hotplate.bench.planner.formulas import NotPossible
 from hotplate.bench.planner.inputs import HOURS, PROVISIONED, READS, hourly_shares
-from hotplate.bench.planner.plan import CapacityPlan, break_even
+from hotplate.bench.planner.plan import CapacityPlan, break_even, totals_by_rate
 from hotplate.bench.planner.serving_options import hourly_billed_ru
 from hotplate.report import Curve, Plot, Report, Row, rounded
 
@@ -26,9 +27,9 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
     (break-even).
     """
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
-    plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
-    cosmos = tuple(_total(planned, "cheapest_total") for planned in plans)
-    redis = tuple(_total(planned, "redis_total") for planned in plans)
+    totals = [*map(totals_by_rate(plan), rates)]
+    cosmos = tuple(None if isinstance(at.cosmos, NotPossible) else at.cosmos for at in totals)
+    redis = tuple(None if isinstance(at.redis, NotPossible) else at.redis for at in totals)
 
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     for cheaper in break_even(plan):
@@ -45,10 +46,6 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
         marks=marks,
         caption="With pods and training. A gap: the store is not possible.",
     )
-
-
-def _total(plan: CapacityPlan, name: str) -> float | None:
-    return plan.number(name) if plan.is_possible(name) else None
 
 
 def _plot_day(plan: CapacityPlan) -> Plot:

@@ -1,12 +1,12 @@
 """The plan for one set of inputs: inputs, then what they need, then what each option costs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import sqrt
 from typing import Any
 
-from hotplate.bench.planner.formulas import FigureTable, PlanFigure
+from hotplate.bench.planner.formulas import FigureTable, NotPossible
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.serving_options import STORES, add_costs
@@ -26,7 +26,7 @@ class CapacityPlan:
     sourced: SourcedInputs
     prices: Prices = field(repr=False)
     charges: Charges = field(repr=False)
-    figures: Mapping[str, PlanFigure] = field(repr=False)
+    figures: FigureTable = field(repr=False)
 
     @property
     def inputs(self) -> Inputs:
@@ -120,48 +120,74 @@ class RateRange:
     limit: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RateTotals:
+    """Monthly totals at requests/s of the busiest hour; NotPossible for a store that a limit rules out."""
+
+    peak_rps: float
+    redis: float | NotPossible
+    cosmos: float | NotPossible
+    """With the cheapest capacity mode."""
+
+    cosmos_manual: float | NotPossible
+
+    @property
+    def is_redis_cheaper(self) -> bool:
+        """Whether both are possible, and Redis costs less than Cosmos DB, with pods and training."""
+        if isinstance(self.redis, NotPossible) or isinstance(self.cosmos, NotPossible):
+            return False
+        return self.redis < self.cosmos
+
+    @property
+    def limit(self) -> str:
+        """The limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
+        if isinstance(self.redis, NotPossible):
+            return f"Redis is not possible ({self.redis.limit})"
+        if isinstance(self.cosmos, NotPossible) and isinstance(self.cosmos_manual, NotPossible):
+            return f"Cosmos DB is not possible ({self.cosmos_manual.limit})"
+        return ""
+
+
+def totals_by_rate(plan: CapacityPlan) -> Callable[[float], RateTotals]:
+    """Return a function that calculates the totals for other requests/s, with the other inputs of *plan*."""
+    totals = plan.figures.function_of("peak_rps", "redis_total", "cheapest_total", "manual_total")
+
+    def totals_at(peak_rps: float) -> RateTotals:
+        at_rate = totals(peak_rps)
+        return RateTotals(peak_rps, at_rate["redis_total"], at_rate["cheapest_total"], at_rate["manual_total"])
+
+    return totals_at
+
+
 def break_even(plan: CapacityPlan) -> list[RateRange]:
     """Return at which requests/s Redis costs less in all than Cosmos DB with its cheapest mode, both being possible.
 
-    Costs are calculated again for other rates, with the other inputs of *plan*. Ends of a range are exact to 1 %.
+    Costs are calculated for rates from 0.01 to 10,000,000 requests/s. Ends of a range are exact to 1 %.
     """
-    plans = [plan.with_inputs(peak_rps=10 ** (step / RATES_A_DECADE)) for step in range(*RATE_STEPS)]
+    totals_at = totals_by_rate(plan)
+    rates = [totals_at(10 ** (step / RATES_A_DECADE)) for step in range(*RATE_STEPS)]
     ranges = list[RateRange]()
-    low = 0.0 if _redis_is_cheaper(plans[0]) else None
-    for before, after in pairwise(plans):
-        if _redis_is_cheaper(before) == _redis_is_cheaper(after):
+    low = 0.0 if rates[0].is_redis_cheaper else None
+    for before, after in pairwise(rates):
+        if before.is_redis_cheaper == after.is_redis_cheaper:
             continue
-        below, above = _bisect(before, after)
+        below, above = _bisect(totals_at, before, after)
         if low is None:
-            low = above.inputs.peak_rps
+            low = above.peak_rps
         else:
-            ranges.append(RateRange(low, below.inputs.peak_rps, _limit_of(above)))
+            ranges.append(RateRange(low, below.peak_rps, above.limit))
             low = None
     return ranges if low is None else [*ranges, RateRange(low)]
 
 
-def _bisect(before: CapacityPlan, after: CapacityPlan) -> tuple[CapacityPlan, CapacityPlan]:
-    """Return two plans of close rates, between which the cheaper store changes as between *before* and *after*."""
-    is_cheaper = _redis_is_cheaper(before)
-    while after.inputs.peak_rps / before.inputs.peak_rps > BREAK_EVEN_PRECISION:
-        middle = before.with_inputs(peak_rps=sqrt(before.inputs.peak_rps * after.inputs.peak_rps))
-        if _redis_is_cheaper(middle) == is_cheaper:
+def _bisect(
+    totals_at: Callable[[float], RateTotals], before: RateTotals, after: RateTotals
+) -> tuple[RateTotals, RateTotals]:
+    """Return the totals of two close rates, between which the cheaper store changes as between *before* and *after*."""
+    while after.peak_rps / before.peak_rps > BREAK_EVEN_PRECISION:
+        middle = totals_at(sqrt(before.peak_rps * after.peak_rps))
+        if middle.is_redis_cheaper == before.is_redis_cheaper:
             before = middle
         else:
             after = middle
     return before, after
-
-
-def _limit_of(plan: CapacityPlan) -> str:
-    """Return the limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
-    for store, total in (("Redis", "redis_total"), ("Cosmos DB", "manual_total")):
-        if plan.figures[total].obstacle and (store == "Redis" or plan.cheapest is None):
-            return f"{store} is not possible ({plan.figures[total].obstacle.partition(':')[0]})"
-    return ""
-
-
-def _redis_is_cheaper(plan: CapacityPlan) -> bool:
-    """Return whether both are possible, and Redis costs less than Cosmos DB, with pods and training."""
-    if not plan.is_possible("redis_total", "cheapest_total"):
-        return False
-    return plan.number("redis_total") < plan.number("cheapest_total")

@@ -6,8 +6,8 @@ cost, as USD/month. Costs of a way that is not possible are obstacles, which nam
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import log, sqrt
+from operator import attrgetter
 from statistics import fmean
 from typing import NamedTuple
 
@@ -62,7 +62,7 @@ def _price(table: FigureTable, name: str) -> Expression:
     """Return a price; an obstacle if the prices file has none."""
     if f"price_{name}" in table:
         return table.expression(f"price_{name}")
-    return Expression(None, f"price_{name}", obstacle=f"price: the prices file has no {name}")
+    return Expression(NotPossible("price", f"the prices file has no {name}"), f"price_{name}")
 
 
 def _add_carried_load(table: FigureTable, cost_unit: str) -> None:
@@ -279,9 +279,7 @@ def _add_redis_size(table: FigureTable, sizes: Sequence[RedisSize]) -> Expressio
     source = "one endpoint is used"
     if not size.obstacle:
         source = f"the cheapest that is enough: {size.value.gb:g} GB; {size.value.node_hour.provenance}"
-    name = apply(lambda size: size.name, size, formula=size.formula)
-    name = table.add_calculated("redis_size", "", name, source=source)
-    return replace(name, value=size.value)
+    return table.add_calculated("redis_size", "", size, source=source, shown=attrgetter("name"))
 
 
 class RedisNeeds(NamedTuple):
