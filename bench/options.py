@@ -1,4 +1,4 @@
-"""The options of each experiment, and parsers of times, rates and shares."""
+"""The options of each experiment, and parsers of times, rates, shares and URLs."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,12 +10,13 @@ from typing import Annotated, Any
 from hotplate.bench.errors import BenchMisused
 from hotplate.stores import options
 from hotplate.stores.options import Argument, Flag, parse_quantity
-from hotplate.stores.urls import redacted
+from hotplate.stores.urls import redacted, scheme_of
 
 WHEN = "When requests fall due"
 WHAT = "What is requested"
 HOW = "How it is measured"
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
+EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 # Redacting functions of options that may hold secrets.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
@@ -52,6 +53,11 @@ def parse_share(text: str) -> float:
     if share > 1:
         raise BenchMisused(f"{text!r} is more than the whole")
     return share
+
+
+def is_emulated(url: str) -> bool:
+    """Return whether a store's URL names an emulator."""
+    return scheme_of(url) in EMULATED_SCHEMES
 
 
 @contextmanager

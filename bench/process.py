@@ -26,7 +26,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.bench.errors import BenchFailed
 from hotplate.stores.errors import reason_of
-from hotplate.stores.urls import scheme_of
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -40,7 +39,6 @@ READY_WITHIN_S = 60.0
 SERVER_PORTS = (15_000, 32_000)  # below Linux's outgoing ports
 ANSWER_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
-EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 STOP_WITHIN_S = 10.0
 # Reads that measure a charge, and attempts to have them without polls.
 CHARGED_READS = 20
@@ -334,11 +332,6 @@ def read_charge(service: Server, paths: Sequence[str], *, deadline_s: float) -> 
         if timeouts == CHARGED_READS:
             raise BenchFailed(f"hardly a read met {too_far(deadline_s)}")
     raise BenchFailed("the service's metrics do not show the charge of a read; does the store answer?")
-
-
-def is_emulated(url: str) -> bool:
-    """Return whether a store's URL names an emulator."""
-    return scheme_of(url) in EMULATED_SCHEMES
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:

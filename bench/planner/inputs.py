@@ -14,8 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.options import MAX_POPULAR
-from hotplate.bench.process import is_emulated
+from hotplate.bench.options import MAX_POPULAR, is_emulated
 from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU

@@ -125,6 +125,13 @@ CONTAINERS = {
 }
 
 
+class PriceBounds(NamedTuple):
+    """A plan with the lower and with the upper bounds of all prices."""
+
+    low: CapacityPlan
+    high: CapacityPlan
+
+
 def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None) -> Report:
     """Return the report of a plan, or with *baseline*, an earlier plan, of the figures that have grown since.
 
@@ -135,12 +142,13 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
     if baseline is not None:
         return _check_report(common, plan, baseline)
 
-    figures = replace(common, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
+    bounds = PriceBounds(plan.with_prices(-1), plan.with_prices(1))
+    figures = replace(common, rows=tuple(_figure_rows(plan, bounds)), method=tuple(_assumptions(plan, prices_file)))
     if plan.sourced.carries_only:
         return replace(figures, sentence=_sentence(common.broken, _carried_load(plan)))
     return replace(
         figures,
-        sentence=_sentence(common.broken, _recommendation(plan)),
+        sentence=_sentence(common.broken, _recommendation(plan, bounds)),
         rows=(*_cost_rows(plan), *figures.rows),
         columns=COST_COLUMNS,
         verdicts=dict(_reasons(plan)),
@@ -337,7 +345,7 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
         yield f"{have:,.0f} RU/s are split over {partitions:,.0f} partitions: {lost} reads get 429"
 
 
-def _recommendation(plan: CapacityPlan) -> str:
+def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
     """Return the sentence that says what to provision and how many pods, and which store costs less.
 
     That is Cosmos DB with the mode that the input `capacity` asks for, or the cheapest one if that is not possible, and
@@ -353,7 +361,7 @@ def _recommendation(plan: CapacityPlan) -> str:
         answer = f"Provision {nodes}{where}, and {pods['redis']}"
     elif plan.is_possible("files_total"):
         answer = f"Provision {pods['files']} with files"
-    return f"{answer}. {_compare_costs(plan)}."
+    return f"{answer}. {_compare_costs(plan, bounds)}."
 
 
 def _throughput(plan: CapacityPlan, mode: str) -> str:
@@ -387,7 +395,7 @@ def _carried_load(plan: CapacityPlan) -> str:
     )
 
 
-def _compare_costs(plan: CapacityPlan) -> str:
+def _compare_costs(plan: CapacityPlan, bounds: PriceBounds) -> str:
     """Return a sentence that compares the totals of Redis and of Cosmos DB with its cheapest mode, and those of files.
 
     Prices are known within bounds. One store is only said to cost less if it does at any prices within them, else
@@ -406,9 +414,9 @@ def _compare_costs(plan: CapacityPlan) -> str:
     cosmos_total = f"{_rounded(plan, f'{plan.cheapest}_total')} {currency}"
     redis_total = f"{_rounded(plan, 'redis_total')} {currency}"
     month = "a month in all"
-    if _is_surely_cheaper(plan, "redis", plan.cheapest):
+    if _is_surely_cheaper(bounds, "redis", plan.cheapest):
         return f"Redis costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}); {files}"
-    if _is_surely_cheaper(plan, plan.cheapest, "redis"):
+    if _is_surely_cheaper(bounds, plan.cheapest, "redis"):
         return f"{cosmos} costs less ({cosmos_total} {month}) than Redis ({redis_total}); {files}"
     difference = plan.number("redis_total") / plan.number("cheapest_total")
     if difference > ABOUT_THE_SAME:
@@ -427,37 +435,31 @@ def _describe_cost(plan: CapacityPlan, option: str, *, one: bool = False) -> str
     return f"{'costs' if one else 'cost'} {rounded(total.number, 3)} {plan.prices.currency}{month}"
 
 
-def _is_surely_cheaper(plan: CapacityPlan, option: str, other: str) -> bool:
+def _is_surely_cheaper(bounds: PriceBounds, option: str, other: str) -> bool:
     """Return whether an option costs less than another one at any prices within their bounds.
 
     The price of a vCPU is the same for both, whatever it is.
     """
-    at_low_prices = plan.with_prices(-1)
-    at_high_prices = plan.with_prices(1)
 
     def beyond_store(at: CapacityPlan, name: str) -> float:
         return at.number(f"{name}_total") - at.number(f"{name}_cost")
 
-    most = at_high_prices.number(f"{option}_cost")
-    least = at_low_prices.number(f"{other}_cost")
-    return all(
-        most + beyond_store(at, option) < least + beyond_store(at, other) for at in (at_low_prices, at_high_prices)
-    )
+    most = bounds.high.number(f"{option}_cost")
+    least = bounds.low.number(f"{other}_cost")
+    return all(most + beyond_store(at, option) < least + beyond_store(at, other) for at in bounds)
 
 
 def _rounded(plan: CapacityPlan, name: str) -> str:
     return rounded(plan.number(name), 3)
 
 
-def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
+def _figure_rows(plan: CapacityPlan, bounds: PriceBounds) -> Iterator[Row]:
     """Yield a row for each figure of a plan, by groups such as "Today".
 
     A row has the group, the figure in words, unit and value; its note is the figure's name, for `--why`. Costs have an
-    interval from the lower and upper bounds of all prices. Fees and figures of today are left out if they are 0.
+    interval by the *bounds* of all prices. Fees and figures of today are left out if they are 0.
     """
     cost_unit = f"{plan.prices.currency}/month"
-    at_low_prices = plan.with_prices(-1)
-    at_high_prices = plan.with_prices(1)
     is_main_table = plan.sourced.carries_only  # otherwise that of the costs is
     for group, names in _figure_groups(plan).items():
         for words, name in names.items():
@@ -470,8 +472,8 @@ def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
 
             row = Row(group, words, figure.unit, figure.number, note=name, main=is_main_table)
             if figure.unit == cost_unit or name in FEES:
-                low = at_low_prices.number(name)
-                high = at_high_prices.number(name)
+                low = bounds.low.number(name)
+                high = bounds.high.number(name)
                 row = replace(row, unit=plan.prices.currency, low=low, high=high)
             yield row
 

@@ -15,8 +15,8 @@ from azure.cosmos.exceptions import CosmosResourceNotFoundError
 from azure.cosmos.http_constants import HttpHeaders
 
 from hotplate.bench.errors import BenchFailed
+from hotplate.bench.options import is_emulated
 from hotplate.bench.planner.prices import Prices
-from hotplate.bench.process import is_emulated
 from hotplate.bench.ru.run import database_cost, parse_sizes
 from hotplate.bench.ru.sandbox import keyed_address, sandbox
 from hotplate.stores.cosmos.charges import KB, SYSTEM_BYTES, Charges

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
-from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
+from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency, is_emulated
 from hotplate.bench.outcome import EMULATED_CHARGES, NOTHING_MEASURED
 from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.process import describe, is_emulated, too_far
+from hotplate.bench.process import describe, too_far
 from hotplate.bench.statistics import percentile
 from hotplate.bench.trials import TRIES, Trial
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded

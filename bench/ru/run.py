@@ -12,7 +12,7 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
-from hotplate.bench.options import SweepOptions, parse_rate, parse_seconds
+from hotplate.bench.options import SweepOptions, is_emulated, parse_rate, parse_seconds
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
@@ -258,7 +258,7 @@ class _SweepMeasurement:
         attempt  runs a trial of a level at a share of its capacity
         """
         account = self._planned.options.account
-        emulated = account is None or process.is_emulated(account)
+        emulated = account is None or is_emulated(account)
         # Each level needs two trials; others are optional, and must leave enough time for the higher levels.
         level_s = self._planned.takes_s(OVERLOAD, CALM)
         optional_trial_s = self._planned.takes_s(OVERLOAD)

@@ -20,7 +20,7 @@ from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceNotFo
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import publish_rows
-from hotplate.bench.process import is_emulated
+from hotplate.bench.options import is_emulated
 from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import run_on

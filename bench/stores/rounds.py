@@ -17,6 +17,7 @@ from hotplate.bench.lists import CheckResult, Shape, check_answers, live_in, pop
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
+from hotplate.bench.options import is_emulated
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
 from hotplate.report import format_value
@@ -66,7 +67,7 @@ class Candidate:
     @property
     def emulated(self) -> bool:
         """Whether its latencies are an emulator's."""
-        return process.is_emulated(self.url)
+        return is_emulated(self.url)
 
     @property
     def metered(self) -> bool:
@@ -170,7 +171,7 @@ def _kind_of_store(url: str) -> str:
     """Return what a report calls a store of this URL: its kind, and the client unless it is ours."""
     scheme = scheme_of(url)
     if scheme in COSMOS:
-        kind = "Cosmos emulator" if process.is_emulated(url) else "Cosmos DB"
+        kind = "Cosmos emulator" if is_emulated(url) else "Cosmos DB"
         return f"{kind} by SDK" if through_sdk(url) else kind
     if scheme in REDIS:
         return "Redis by redis-py" if by_redis_py(url) else "Redis"
