@@ -11,6 +11,7 @@ from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, Inputs, Sour
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.serving_options import STORES, add_costs
 from hotplate.bench.planner.sizing import add_requirements
+from hotplate.report import rounded
 from hotplate.stores.cosmos.charges import Charges
 
 # Rates at which stores are compared: from 0.01 to 10,000,000 requests/s.
@@ -118,6 +119,13 @@ class RateRange:
     low: float
     high: float | None = None
     limit: str = ""
+
+    def describe(self, unit: str) -> str:
+        """Return the range in words, as "from 34 to 297,000 reads/s"; *unit* is that of the rates."""
+        if self.high is None:
+            return f"from {rounded(self.low)} {unit} on" if self.low else "at any rate"
+        start = f"from {rounded(self.low)} to" if self.low else "up to"
+        return f"{start} {rounded(self.high, 3)} {unit}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,12 +318,12 @@ def _compare_redis(plan: CapacityPlan) -> str:
 
 
 def _describe_range(rates: RateRange) -> str:
-    """Return a range of rates in words."""
+    """Return a range of rates in words, with the limit that ends it."""
+    described = rates.describe("requests/s")
     if rates.high is None:
-        return f"from {rounded(rates.low)} requests/s on, in the busiest hour" if rates.low else "at any rate"
-    low = f"from {rounded(rates.low)} to " if rates.low else "up to "
+        return f"{described}, in the busiest hour" if rates.low else described
     limit = f"; above, {rates.limit}" if rates.limit else ""
-    return f"{low}{rounded(rates.high, 3)} requests/s in the busiest hour{limit}"
+    return f"{described} in the busiest hour{limit}"
 
 
 def describe_shortage(plan: CapacityPlan) -> Iterator[str]:

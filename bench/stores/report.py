@@ -54,8 +54,8 @@ METHOD = (
 COST_NOTE = (
     "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; for Cosmos DB also manual "
     "RU/s in one region at 70 % use; for Redis also two nodes of the cheapest Azure Managed Redis for the rate and "
-    "three releases, which could serve far more. List prices, without memory, storage and idle pods. The rate from "
-    "which on Redis costs less is the planner's, for daily publishing: hotplate plan."
+    "three releases, which could serve far more. List prices, without memory, storage and idle pods. The rates at "
+    "which Redis costs less are the planner's, for daily publishing: hotplate plan."
 )
 PATIENT = (
     f"The services wait {PATIENCE_S:g} s for a read, not 50 ms, so that slow reads count as slow. At an assumed "

@@ -8,7 +8,7 @@ from hotplate.bench.planner.plan import CapacityPlan, break_even, usable_gb
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.statistics import Figure, compared
 from hotplate.bench.stores.summary import Summary, plan_of
-from hotplate.report import rounded
+from hotplate.report import format_count, rounded
 from hotplate.stores.connect import REDIS
 
 # The percentile that is decisive for speed, unless no difference is proven.
@@ -140,7 +140,7 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """The fastest and the cheapest store, and the rate from which on Redis costs less than Cosmos DB."""
+        """The fastest and the cheapest store, and the rates at which Redis costs less than Cosmos DB."""
         speed = self._compare_speed()
         cheapest = self._by_cost[0].name if len(self._by_cost) > 1 else ""
         sentences = list[str]()
@@ -220,17 +220,19 @@ class Comparison:
         return plan_of(redis.store.candidate.manifest, redis.name, self.rate, self.prices)
 
     def _cheaper_shared_store(self) -> str:
-        """Return the cheaper of Redis and Cosmos DB, for servers that share a store; empty if both are not there."""
+        """Return which of Redis and Cosmos DB costs less, and at which rates; empty unless both were measured.
+
+        The rates depend on the size of Redis, and so on the users of the release.
+        """
         planned = self._redis_plan()
         if planned is None:
             return ""
+        users = f"for {format_count(planned.inputs.users, 'user')}"
         ranges = break_even(planned)
         if not ranges:
-            return "Cosmos DB, cheaper than Redis at any rate"
-        cheaper = ranges[-1]
-        if not cheaper.low:
-            return "Redis, cheaper than Cosmos DB at any rate"
-        return f"Redis, cheaper than Cosmos DB from {rounded(cheaper.low)} reads/s on"
+            return f"Cosmos DB, {users} cheaper than Redis at any rate"
+        rates = " and ".join(cheaper.describe("reads/s") for cheaper in ranges)
+        return f"Redis, {users} cheaper than Cosmos DB {rates}"
 
 
 def _rank_latency(name: str, stores: Sequence[Summary]) -> Ranking | None:
