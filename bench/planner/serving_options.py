@@ -26,8 +26,8 @@ from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, RedisSize
 from hotplate.bench.planner.sizing import GB, PARTITIONS, SKEW, partition_skew
 from hotplate.report import rounded
 from hotplate.stores.cosmos import url as cosmos
+from hotplate.stores.redis.footprint import BUCKETS
 
-REDIS_BUCKETS = 256  # of each release, each in one shard
 AUTOSCALE_FLOOR = 10  # autoscale bills at least a tenth of its maximum
 OVERLAP_HOURS = 1  # of a publish, with both releases scaled
 SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/serverless-performance, read 2026-11-22; no promise"
@@ -252,7 +252,7 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
         fullest_shard_factor,
         shards,
         term("copies"),
-        formula=f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({REDIS_BUCKETS} * copies))",
+        formula=f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({BUCKETS} * copies))",
     )
     source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
     table.add_calculated("redis_fullest", "", fullest, source=source)
@@ -336,8 +336,8 @@ def _highest_rate(size: RedisSize, sizes: Sequence[RedisSize], hot_user: float) 
 
 
 def fullest_shard_factor(shards: float, releases: float) -> float:
-    """Return the data of the fullest shard as a multiple of an even share; a release has `REDIS_BUCKETS` buckets."""
-    return 1 + sqrt(2 * log(shards) * shards / (REDIS_BUCKETS * releases))
+    """Return the data of the fullest shard as a multiple of an even share; a release has `BUCKETS` buckets."""
+    return 1 + sqrt(2 * log(shards) * shards / (BUCKETS * releases))
 
 
 def _add_totals(table: FigureTable, cost_unit: str) -> None:

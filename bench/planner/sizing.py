@@ -24,6 +24,7 @@ from hotplate.bench.planner.inputs import KEY_BYTES, POD_STORES, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
 from hotplate.stores.cosmos import url as cosmos
 from hotplate.stores.cosmos.charges import Charges, overhead_ru
+from hotplate.stores.redis import footprint
 
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
@@ -33,10 +34,6 @@ QUOTES = 6
 TITLE_QUOTES = 4
 # A Cosmos DB item without its id and list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# Copied from `hotplate.stores.redis.examination`, which needs an extra; a test compares them.
-REDIS_ROW_BYTES = 80
-REDIS_ALLOCATED = 1.08
-REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
 GB = 1000**3
 PARTITION_GB = 50
 POLL_INTERVAL_S = 2.0  # between polls of the catalogue, 1 RU each
@@ -105,9 +102,9 @@ def _add_row_sizes(table: FigureTable) -> None:
     source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
     table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
 
-    redis_bytes = stored_bytes + KEY_BYTES + term("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
+    redis_bytes = stored_bytes + KEY_BYTES + term("user_id_chars") + footprint.HEAD_BYTES + footprint.ROW_BYTES
     source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
-    table.add_calculated("redis_row_bytes", "bytes", redis_bytes * REDIS_ALLOCATED, source=source)
+    table.add_calculated("redis_row_bytes", "bytes", redis_bytes * footprint.ALLOCATED, source=source)
 
 
 def _add_workload(table: FigureTable) -> None:

@@ -15,6 +15,7 @@ from redis.crc import key_slot
 from hotplate.stores.errors import AccessDenied, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.redis.client import Command, Server, Session
 from hotplate.stores.redis.deployment import Deployment, RedisNode
+from hotplate.stores.redis.footprint import ALLOCATED, HEAD_BYTES, ROW_BYTES
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.replication import replicas_in
 from hotplate.stores.redis.url import RedisAddress
@@ -28,11 +29,6 @@ _error = partial(Finding, Level.ERROR)
 _risk = partial(Finding, Level.ERROR, prevents=())
 
 MUCH_USED = 0.9  # share of `maxmemory`
-
-# Overhead of a row, its name before the key, and the allocator: within -10 and +13 % of `used_memory` (Redis 7).
-ROW_BYTES = 80
-HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
-ALLOCATED = 1.08
 
 # Settings of a cluster's nodes, their wrong values, and the consequences.
 COVERAGE = (

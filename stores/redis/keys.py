@@ -25,8 +25,8 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.redis.footprint import BUCKETS
 
-BUCKETS = 256
 SEALED = b"sealed"
 KEPT = 8  # cached releases, 20 kB each
 

@@ -10,8 +10,7 @@ from rich.console import Console
 from hotplate.bench.planner.inputs import PlanMisused
 from hotplate.bench.planner.plan import break_even
 from hotplate.bench.planner.plan_report import OUTLINE, in_full, report, warnings
-from hotplate.bench.planner.serving_options import REDIS_BUCKETS, refused_share
-from hotplate.bench.planner.sizing import REDIS_ALLOCATED, REDIS_ROW_BYTES
+from hotplate.bench.planner.serving_options import refused_share
 from hotplate.bench.ru.run import database_cost
 from hotplate.report import print_report
 from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
@@ -286,12 +285,6 @@ def test_planned_item_size_matches_the_store(encoding: str, titles: int) -> None
 def test_memory_is_explained_by_the_releases_that_are_kept(kept: int) -> None:
     memory = report(a_plan(kept=kept), "prices.toml").verdicts["memory"]
     assert f": {kept + 2} releases of 1,000 lists of " in memory
-
-
-def test_redis_overhead_of_a_row_matches_the_store() -> None:
-    redis = pytest.importorskip("hotplate.stores.redis.examination")
-    assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis.ROW_BYTES, redis.ALLOCATED)
-    assert pytest.importorskip("hotplate.stores.redis.keys").BUCKETS == REDIS_BUCKETS
 
 
 def test_shortage_follows_from_reads() -> None:

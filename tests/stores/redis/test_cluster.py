@@ -28,7 +28,8 @@ from hotplate.stores.redis import multiplexed
 from hotplate.stores.redis.client import MAX_SESSIONS, Session
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.deployment import RedisNode
-from hotplate.stores.redis.keys import BUCKETS, Keys
+from hotplate.stores.redis.footprint import BUCKETS
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster

@@ -5,7 +5,8 @@ from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.redis.keys import BUCKETS, Keys
+from hotplate.stores.redis.footprint import BUCKETS
+from hotplate.stores.redis.keys import Keys
 from tests.support.stores import FIRST
 
 INCARNATION = "0123456789ab"
