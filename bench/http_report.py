@@ -234,8 +234,9 @@ class HttpRuns:
 def report(runs: HttpRuns) -> Report:
     """Report a measurement over HTTP: its rounds at one rate, or a sweep of batches.
 
-    With failures, such as a late load generator, the answer is a doubt. *runs* may also have a comparison of sampled
-    responses with the store.
+    With failures, such as a late load generator, there is no verdict; if requests failed, too, that is named first,
+    because a service that ended is the graver reason. *runs* may also have a comparison of sampled responses with the
+    store.
     """
     if not runs.rounds and not runs.trials:
         return interrupted_report("http")
@@ -244,15 +245,17 @@ def report(runs: HttpRuns) -> Report:
     if plan.batches:
         measured = _batches_report(runs)
         results = [trial.result for trial in runs.trials]
+        errors = []  # larger batches may be refused
     else:
         measured = _rounds_report(runs)
         results = list(runs.rounds)
+        errors = plan.objective.errors_beyond(results)
 
     popular = plan.popular_complaint(results)
     if popular:
         measured = _without_latencies(measured, popular)
     elif measured.failures:
-        measured = replace(measured, sentence=no_verdict(measured.failures[0]))
+        measured = replace(measured, sentence=no_verdict("; ".join([*errors, measured.failures[0]])))
     return _with_check(measured, runs.checked) if runs.checked else measured
 
 

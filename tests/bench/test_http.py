@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -125,6 +126,18 @@ def test_statuses_of_errors_are_named() -> None:
     plan = make_plan(HttpOptions(url=load.url, users=USERS))
     (reason,) = render(HttpRuns(plan, (), (result,), None, interrupted=False)).broken
     assert reason == "100.00% of the requests got no good answer (status 503: 15), bound 0.10%"
+
+
+def test_a_failing_service_is_named_before_a_late_generator() -> None:
+    """The first line of a killed service's report blamed the generator only."""
+    load = Load(url="http://simulated:80", requests=Gets("/"), rate=30, duration_s=0.5)
+    result = delayed(simulate(load, lambda arrival_s: arrival_s + 0.001), 0.1)
+    killed = replace(result, seconds=(*result.seconds, replace(result.seconds[-1], latencies_s=result.latencies_s[:0])))
+    plan = make_plan(HttpOptions(url=load.url, users=USERS))
+    report = render(HttpRuns(plan, (), (killed,), None, interrupted=False))
+    assert report.sentence.startswith("There is no verdict: 50.00% of the requests got no good answer ")
+    assert "; round 1: the generator itself was 100 ms late at p99" in report.sentence
+    assert report.exit_code == 1
 
 
 def test_lateness_of_all_rounds_is_named_as_their_p99() -> None:
