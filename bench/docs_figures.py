@@ -102,6 +102,11 @@ def keep(files: Iterable[Path], folder: Path) -> None:
         old.unlink()
 
 
+def kept_runs(folder: Path) -> list[Mapping[str, Any]]:
+    """Return the results of pytest-benchmark in *folder*, the latest last."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
+
+
 def of_one_cpu(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the runs on the CPU of the last one: figures of different CPUs have no common median."""
     return [run for run in runs if run["machine"].get("brand_raw") == runs[-1]["machine"].get("brand_raw")]
@@ -153,8 +158,7 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
     *readme* gets the comparisons with peers (other servers and libraries) and the printed reports, *page* the table of
     all other benchmarks. Only results from the same CPU as the last one are used.
     """
-    runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
-    lines = lines_of(of_one_cpu(runs))
+    lines = lines_of(of_one_cpu(kept_runs(folder)))
     peers = [[line.label, line.measured] for line in lines if line.group == PEERS]
     own = [[line.label, line.measured] for line in lines if line.group != PEERS]
 

@@ -2,15 +2,29 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
-from hotplate.bench.docs_figures import RUNS, keep, lines_of, of_one_cpu, printed, stripped, write_tables
-from hotplate.report import Column, Report, Row, from_json, to_json
+from hotplate.bench.docs_figures import (
+    FOLDER,
+    RUNS,
+    keep,
+    kept_runs,
+    lines_of,
+    of_one_cpu,
+    printed,
+    stripped,
+    write_tables,
+)
+from hotplate.bench.planner.formulas import round_up
+from hotplate.bench.planner.inputs import INPUT_FIELDS
+from hotplate.report import Column, Report, Row, format_value, from_json, rounded, to_json
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
 
@@ -113,13 +127,89 @@ def block_after(command: str) -> str:
     return after.partition("```\n")[2].partition("```")[0]
 
 
+def kept_report(name: str) -> Report:
+    return from_json(json.loads((FOLDER / f"{name}.json").read_text()))
+
+
 @pytest.mark.parametrize("name", ["stores", "ru"])
 def test_the_readme_shows_what_was_measured(name: str) -> None:
-    facts = json.loads((ROOT / "bench" / "figures" / f"{name}.json").read_text())
-    assert f"```\n{block_after(f'bench {name}')}```\n" == printed(from_json(facts))
+    assert f"```\n{block_after(f'bench {name}')}```\n" == printed(kept_report(name))
 
 
 def test_the_readme_shows_what_a_plan_prints() -> None:
     shown = block_after(f"plan {PLAN}")
     assert len(shown.splitlines()) <= 25
     assert shown.split() == hotplate("plan", *PLAN.split()).stdout.split()
+
+
+def cpu_by_stores(subject: str) -> float:
+    """Return the µs of CPU of a request that `bench stores` measured."""
+    row = kept_report("stores").row(subject, "CPU a request")
+    assert row is not None
+    assert row.value is not None
+    return row.value
+
+
+def benchmarked() -> dict[tuple[str, str], float]:
+    """Return the published medians by subject and figure, as ("a read from Redis, 16 in flight", "CPU")."""
+    figures = dict[tuple[str, str], float]()
+    subject = ""
+    for line in lines_of(of_one_cpu(kept_runs(FOLDER))):
+        start, _, figure = line.label.rpartition(": ")
+        subject = subject if start == "the same" else start
+        figures[subject, figure] = median(line.values)
+    return figures
+
+
+# Sentences with measured figures, as {}, and the benchmarks that measured them.
+CITATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "docs/cosmos.md": (
+        "lookups through azure-cosmos instead of our signed requests, at {} µs of CPU a read instead of {}",
+        ("the same through azure-cosmos", "a point read from Cosmos DB (emulated), 16 in flight"),
+    ),
+    "docs/stores.md": ("| a read | {} µs, no network |", ("a read from a file of 100,000 users",)),
+    "stores/redis/multiplexed.py": (
+        "`MGET` takes {}, {} and {} µs of CPU a key at 1, 8 and 32 keys instead of {}, {} and {}",
+        tuple(
+            f"a key from Redis through {client}, {keys} at once"
+            for client in ("redis-py", "our connection")
+            for keys in (1, 8, 32)
+        ),
+    ),
+    "stores/cosmos/signed.py": (
+        "A point read takes {} µs of CPU, by azure-cosmos {}",
+        ("a point read from Cosmos DB (emulated), 16 in flight", "the same through azure-cosmos"),
+    ),
+    "hotplate/background.py": ("takes {} µs of CPU", ("a list from `hotplate.open_sync`, decoded",)),
+    "serve/telemetry/spans.py": ("(a GET from Redis takes {} µs", ("a GET among 100,000 users in Redis",)),
+}
+
+
+@pytest.mark.parametrize("path", CITATIONS)
+def test_figures_in_prose_are_those_of_the_benchmarks(path: str) -> None:
+    sentence, subjects = CITATIONS[path]
+    figures = benchmarked()
+    cited = sentence.format(*(format_value(figures[subject, "CPU"]) for subject in subjects))
+    assert cited in " ".join((ROOT / path).read_text().split())
+
+
+def test_a_service_by_redis_py_has_the_figures_of_the_comparison() -> None:
+    ours = rounded(cpu_by_stores("Redis"), 3)
+    theirs = rounded(cpu_by_stores("Redis by redis-py"), 3)
+    text = " ".join((ROOT / "stores" / "redis" / "multiplexed.py").read_text().split())
+    assert f"a GET of the service {theirs} µs instead of {ours} at 32 connections" in text
+
+
+def test_every_docstring_that_names_a_benchmark_is_checked() -> None:
+    rooms = ("stores", "serve", "offline", "hotplate")
+    files = [file for room in rooms for file in (ROOT / room).rglob("*.py") if "bench" not in file.parts]
+    naming = {str(file.relative_to(ROOT)) for file in files if "`bench/test_" in file.read_text()}
+    assert naming <= CITATIONS.keys()
+
+
+@pytest.mark.parametrize(("name", "subject"), [("cosmos", "Cosmos emulator"), ("redis", "Redis"), ("files", "files")])
+def test_the_planner_assumes_a_multiple_of_the_measured_cpu(name: str, subject: str) -> None:
+    assumed = INPUT_FIELDS[f"{name}_cpu_us"]
+    factor, measured = re.findall(r"([0-9.]+) times ([0-9.]+) measured", assumed.metadata["reason"])[0]
+    assert measured == rounded(cpu_by_stores(subject), 3)
+    assert assumed.default == round_up(float(factor) * float(measured), 5)

@@ -224,7 +224,7 @@ def test_cpu_of_an_emulated_store_is_no_input(tmp_path: Path) -> None:
     path = measured(tmp_path / "stores.json", *rows, kind="stores", emulated=("Cosmos emulator",))
     figures = planned(*LEAST, "--from-report", path)
     assert values(figures)["redis_cpu_us"] == 70
-    assert sources(figures)["cosmos_cpu_us"] == "assumed: the most we measured, on an emulator"
+    assert sources(figures)["cosmos_cpu_us"] == "assumed: 1.25 times 96.9 measured, on an emulator"
     only = measured(tmp_path / "only.json", rows[0], kind="stores", emulated=("Cosmos emulator",))
     refused = plan(*LEAST, "--from-report", only)
     assert refused.returncode == 2

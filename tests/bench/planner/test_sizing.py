@@ -379,7 +379,7 @@ def test_hot_user_beyond_a_partition_rules_out_cosmos() -> None:
     assert planned.verdicts["no"].startswith(f"manual: {limit}; autoscale: {limit}; serverless: RU/s: ")
     none = report(a_plan(peak_rps=600_000, hot_share=0.3, have_ru=10_000), "prices.toml")
     assert none.sentence.startswith("RU/s are not possible for this load (RU/s of a partition: 257,143 ")
-    assert ". Provision 30 pods with files. " in none.sentence
+    assert ". Provision 25 pods with files. " in none.sentence
     assert none.exit_code == 3
 
 
