@@ -19,7 +19,7 @@ NOT_PRICED = (
     "unused share of nodes", "traffic between regions and to the internet", "backups", "private links", "free tiers",
 )  # fmt: skip
 # Not priced by default.
-FEES = {"gateway_month": "a dedicated gateway", "ru_factor": "zone redundancy", "cluster_month": "the fee of AKS"}
+FEES = {"gateway_month": "gateway", "ru_factor": "zone redundancy", "cluster_month": "AKS's fee"}
 # Labels and figures, in order.
 TODAY = {
     "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
@@ -194,6 +194,14 @@ def _common_report(plan: CapacityPlan) -> Report:
     )
 
 
+def in_brief(planned: Report) -> Report:
+    """Return the report with the first of its warnings, and the number of the others."""
+    if len(planned.notes) < 2:
+        return planned
+    first, *others = planned.notes
+    return replace(planned, notes=(f"{first}; {len(others)} more: --all",))
+
+
 def in_full(planned: Report) -> Report:
     """Return the report with all figures and assumptions instead of the summary."""
     rows = planned.rows
@@ -262,7 +270,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     assumed = sum(figure.source.startswith("assumed") for figure in plan.figures.values())
     dates = sorted(price.date for price in plan.prices.by_name().values())
     yield "assumed", f"{assumed} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
-    yield "besides", f"not priced: {', '.join(_unpriced_fees(plan))}, traffic  (--all)"
+    yield "besides", f"not priced: {', '.join((*_unpriced_fees(plan), 'traffic'))}  (--all)"
 
 
 def _unpriced_fees(plan: CapacityPlan) -> list[str]:
@@ -276,13 +284,13 @@ def _format_hours(hours: float) -> str:
 def _usage_today(plan: CapacityPlan) -> str:
     """Say what is provisioned today, what it costs, and how much of it is used."""
     today = f"{plan.number('have_ru'):,.0f} RU/s for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
-    used = f"{plan.number('today_use'):.1%} used by reads in the busiest hour"
     if plan.number("today_use") > 1:
-        used = f"of {plan.number('reads_plain_ru'):,.0f} that reads need in the busiest hour"
+        return f"{today}; reads need {plan.number('reads_plain_ru'):,.0f}"
+    used = f"{today}, {plan.number('today_use'):.1%} used by reads in the busiest hour"
     over = plan.number("over_ru") if plan.is_possible("over_ru") else 0.0
     if over:
         used += f"; {over:,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
-    return f"{today}, {used}"
+    return used
 
 
 def _first_refused_rate(plan: CapacityPlan, container: ContainerFigures) -> str:
@@ -557,8 +565,8 @@ def _hot_user_warnings(plan: CapacityPlan, container: ContainerFigures) -> Itera
     partitions = plan.number(container.partitions)
     if hot > INITIAL_PARTITION_RU * plan.inputs.ru_utilisation or skew >= COSTLY_SKEW:
         yield (
-            f"the hottest user alone takes {hot:,.0f} RU/s; as each of {partitions:,.0f} partitions "
-            f"gets as many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
+            f"the busiest user takes {hot:,.0f} RU/s, and each of {partitions:,.0f} partitions gets as many as the "
+            f"fullest, {skew:,.1f} times an even load: use a cache"
         )
 
 
@@ -570,9 +578,9 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
     needed = plan.number("reads_even_ru") * (1 + plan.number("hot_user") * (created - 1))
     if created > partitions and needed > NOTABLE_SKEW * serve:
         yield (
-            f"create the container of a release with at most {INITIAL_PARTITION_RU * partitions:,.0f} RU/s, and scale "
-            f"it to {serve:,.0f} when it goes live: created with {plan.number('creation_ru'):,.0f}, it has "
-            f"{created:,.0f} partitions, and needs {needed:,.0f} RU/s for the busiest user"
+            f"create a container with at most {INITIAL_PARTITION_RU * partitions:,.0f} RU/s, and scale it to "
+            f"{serve:,.0f} when it goes live: with {plan.number('creation_ru'):,.0f}, its {created:,.0f} partitions "
+            f"need {needed:,.0f}"
         )
 
     for_serving = max(plan.number("partitions_by_gb"), -(-serve // INITIAL_PARTITION_RU))

@@ -228,7 +228,7 @@ def _require_serverless(needs: ServerlessNeeds) -> None:
         detail = f"{needs.release_gb:,.0f} GB a release, and a serverless container holds {container_gb:,.0f}"
         raise NotPossible("storage", detail)
     if needs.reads_ru > needs.most_ru:
-        detail = f"{needs.reads_ru:,.0f} for reads, above {needs.most_ru:,.0f} of a serverless container"
+        detail = f"{needs.reads_ru:,.0f} for reads, above {needs.most_ru:,.0f} of its container"
         raise NotPossible("RU/s", detail)
     if needs.publish_hours > needs.refresh_hours:
         detail = f"{needs.publish_hours:,.1f} hours at {needs.most_ru:,.0f} RU/s"

@@ -17,7 +17,7 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import InputSource
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
-from hotplate.bench.planner.plan_report import in_full, report
+from hotplate.bench.planner.plan_report import in_brief, in_full, report
 from hotplate.bench.planner.saved_plan import BOUND_PERCENT, Baseline, read_baseline, to_toml
 from hotplate.cli.flags import with_signature
 from hotplate.cli.terminal import (
@@ -188,7 +188,12 @@ def _write_and_print(
     if flags.why is not None and not flags.as_json:
         _print_formulas(capacity_plan, flags.why)
     else:
-        show_report(in_full(planned) if flags.in_full else planned, as_json=flags.as_json)
+        shown = planned
+        if flags.in_full:
+            shown = in_full(planned)
+        elif not flags.as_json:
+            shown = in_brief(planned)
+        show_report(shown, as_json=flags.as_json)
     if planned.exit_code:
         raise typer.Exit(planned.exit_code)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hotplate.bench.planner.inputs import PlanMisused
 from hotplate.bench.planner.plan import break_even
-from hotplate.bench.planner.plan_report import OUTLINE, in_full, report, warnings
+from hotplate.bench.planner.plan_report import OUTLINE, in_brief, in_full, report, warnings
 from hotplate.bench.planner.serving_options import refused_share
 from hotplate.bench.ru.run import database_cost
 from hotplate.report import print_report
@@ -246,7 +246,7 @@ def test_partition_warnings_are_those_of_the_planned_capacity() -> None:
     autoscale = a_plan(peak_rps=9_000, hot_share=0.05, publish_ru=150_000, profile="evening", capacity="autoscale")
     assert (autoscale.number("autoscale_partitions"), autoscale.number("partitions")) == (15, 25)
     (hot,) = (warning for warning in warnings(autoscale) if "partitions" in warning)
-    assert "as each of 15 partitions gets as many as the fullest, that is 1.7 times" in hot
+    assert "each of 15 partitions gets as many as the fullest, 1.7 times" in hot
 
 
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
@@ -443,11 +443,22 @@ def test_pods_follow_from_the_cpu_of_a_request_of_each_store() -> None:
 
 
 def test_summary_is_short_and_complete_at_80_columns() -> None:
-    for inputs in ({}, {"users": 2_663_308, "regions": 2, "have_ru": 11_000, "capacity": "autoscale", "zipf": 0.9}):
+    million = {"users": 1_000_000, "peak_rps": 5_000, "have_ru": 4_000, "zipf": 1.2}
+    two_regions = {"users": 20_000_000, "items": 1_000_000, "peak_rps": 15_000, "zipf": 1.3, "regions": 2}
+    for inputs in (
+        {"users": 1_000_000},
+        {"users": 2_663_308, "regions": 2, "have_ru": 11_000, "capacity": "autoscale", "zipf": 0.9},
+        million,
+        {**million, "regions": 3},
+        {**million, "peak_rps": 9_000, "have_ru": 50_000, "p99_ms": 5, "gateway_hit_rate": 0.3},
+        {**two_regions, "have_ru": 11_000, "capacity": "autoscale"},
+        {**two_regions, "have_ru": 11_000, "capacity": "serverless"},
+        {**million, "hot_share": 0.3, "peak_rps": 60_000},
+    ):
         out = io.StringIO()
-        print_report(report(a_plan(**{"users": 1_000_000, **inputs}), "prices.toml"), Console(file=out, width=80))
+        print_report(in_brief(report(a_plan(**inputs), "prices.toml")), Console(file=out, width=80))
         lines = out.getvalue().splitlines()
-        assert lines[0].startswith("Provision ")
+        assert "Provision " in " ".join(lines[:4])
         assert len(lines) <= 25
         assert max(map(len, lines)) <= 80
         assert "…" not in out.getvalue()
@@ -464,7 +475,7 @@ def test_ru_that_azure_does_not_provision_are_refused(have_ru: str) -> None:
 @pytest.mark.parametrize("hot_share", [0.3, 0.27])  # 4,500 RU/s of 15,000 are in no plan; 4,050 multiply it
 def test_hottest_user_beyond_a_partition_is_a_warning(hot_share: float) -> None:
     (first, *_) = warnings(a_plan(peak_rps=15_000, hot_share=hot_share))
-    assert first.startswith(f"the hottest user alone takes {15_000 * hot_share:,.0f} RU/s; as each of ")
+    assert first.startswith(f"the busiest user takes {15_000 * hot_share:,.0f} RU/s, and each of ")
     assert not any("hottest" in warning for warning in warnings(a_plan(peak_rps=15_000, hot_share=0.1)))
 
 
