@@ -185,6 +185,9 @@ def test_impossible_plan_has_no_price() -> None:
     assert "holds 1,000" in reason("serverless_cost", users=1_100_000_000, refresh_hours=200)
     assert "memory: 2,670 GB, above the 293 that B1000, the largest, holds" in reason("redis_cost", users=1_000_000_000)
     assert "reads/s: 300,000, above 297,000 " in reason("redis_cost", peak_rps=300_000)
+    too_large = "size of an item: 3,000,246 bytes, above 2,097,152"
+    for mode in ("manual", "autoscale", "serverless"):
+        assert too_large in reason(f"{mode}_total", list_bytes=3_000_000, peak_rps=0.1)
     plan = a_plan(users=1_000_000_000)
     assert plan.figures["redis_total"].value == plan.figures["redis_cost"].value
     plan_report = report(plan, "prices.toml")
