@@ -84,7 +84,7 @@ def read(path: Path) -> Report:
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
     """Compare two reports of `bench http`, and report whether the second is better, worse or no different.
 
-    The figure *decides* gives the verdict, unless the share of errors grew, which is a regression by itself. With a
+    The figure *decides* gives the verdict, unless the share of errors grew, which is a regression, too. With a
     regression the result is `broken`. Raises BenchMisused if the reports are of different loads, or the figure is
     missing in one of them or has no interval.
     """

@@ -165,7 +165,7 @@ def cosmos(values: list[bytes]) -> Iterator[FilledStore]:
 def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
     """Serve the store at the URL *store* without a cache, on the first core.
 
-    The service waits long for a read, so that a slow one counts as slow, and is not answered by the popular list.
+    The service waits long for a read: a slow one counts as slow, and is not answered by the popular list.
     """
     return service_serving(store, ROUTE + COPIED[0], ("--budget", f"{PATIENCE_S:g}", *options))
 

@@ -152,7 +152,7 @@ async def _users_in(url: str, store: Store) -> list[str]:
     """Return the users of the release that is live in the store at *url*."""
     live = (await store.catalogue()).live_ref
     if live is None:
-        raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users whose lists could be requested")
+        raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users to request lists for")
     return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
 
 

@@ -288,7 +288,7 @@ class _Comparison:
 async def _read_lists(
     store: Reader, ref: ReleaseRef, decompress: Decode, keys: Sequence[str]
 ) -> list[list[Item] | ReleaseCorrupt | None]:
-    """Return the list of each key: None if there is none, an error if it is damaged. Raises other StoreErrors."""
+    """Return the list of each key: None if it is missing, an error if it is damaged. Raises other StoreErrors."""
     lists = list[list[Item] | ReleaseCorrupt | None]()
     async for key, value in read_results(store, ref, keys):
         if isinstance(value, bytes):

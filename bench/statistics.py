@@ -181,7 +181,7 @@ def mean(values: Sequence[float]) -> Figure:
 def compared(first: Figure, second: Figure) -> Figure:
     """Return *second* / *first*, with a 95 % interval if both have as many rounds, at least five.
 
-    Rounds of the same number are compared, so that what disturbs both does not count. `without`, in both figures and
+    Rounds of the same number are compared: a disturbance of both cancels out. `without`, in both figures and
     in the result, has the value without each of the rounds in turn. The result's value is None if one of the values
     is None or zero; its note says why it has no value or no interval.
     """

@@ -98,7 +98,7 @@ def test_list_by_way_of_a_loop(benchmark: Benchmark, files: FilledStore) -> None
 
 
 async def read_one_by_one(store: Reader, release: ReleaseRef, keys: Sequence[str]) -> None:
-    """Read each key by a read of its own."""
+    """Read each key separately."""
     for key in keys:
         [value] = await store.get_many(release, [key], timeout_s=TIMEOUT_S)
         assert isinstance(value, bytes), f"{key}: {value!r}"

@@ -39,7 +39,7 @@ def parse_query(request: Request) -> Conditions:
     """Parse the SQL of a query's body, such as `SELECT * FROM c WHERE c.id IN (@a, @b) AND c.kind = "x"`.
 
     Returns the accepted values by property, all of which must be met; empty without WHERE. Raises 400 for any other
-    SQL, and for a body that is no query.
+    SQL, and for a body without a query.
     """
     fields = request.object()
     text = str(fields.get("query"))
@@ -251,7 +251,7 @@ def _candidate_documents(
     """
     request = context.request
     last_serial = _number_in_header(request, "x-ms-continuation", 0)
-    # A range of effective partition keys, which are hashes; an empty end is no range.
+    # A range of effective partition keys, which are hashes. Without an end, all documents match.
     first_hash = request.header(b"x-ms-start-epk").upper()
     end_hash = request.header(b"x-ms-end-epk").upper()
 

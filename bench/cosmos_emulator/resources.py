@@ -277,7 +277,7 @@ def _post_container(account: EmulatedAccount, request: Request, database: str) -
     """Create a container with the throughput that headers name: manual RU/s, settings of autoscale, or neither."""
     owner = account.database(database, is_owner=True)
     manual = request.header(OFFER_HEADER)
-    manual_ru: int | str | None = manual or None  # a text that is no number is refused with the others
+    manual_ru: int | str | None = manual or None  # a text other than a number is refused with the others
     if manual.isdecimal() and len(manual) < 10:
         manual_ru = int(manual)
     autoscale = parse_json(request.headers.get(AUTOSCALE_HEADER, b"null"), AUTOSCALE_HEADER.decode())
@@ -285,7 +285,7 @@ def _post_container(account: EmulatedAccount, request: Request, database: str) -
 
 
 def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> EmulatedOffer:
-    """Replace the throughput of the container whose offer has the resource id *rid*; raises HttpError 400."""
+    """Replace the throughput of the container of the offer with the resource id *rid*; raises HttpError 400."""
     offer = account.offer(rid)
     content = request.object().get("content")
     if not isinstance(content, dict):

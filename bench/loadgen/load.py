@@ -100,7 +100,7 @@ KeyDraw: TypeAlias = InTurn | Uniform | Zipf
 class RequestKeys:
     """The users to request, infinitely often, as an iterable of their ids.
 
-    draw     the order: in turn, uniformly or Zipf-distributed at random
+    draw     the order: sequential, uniform or Zipf-distributed
     unknown  share of requests for made-up ids, which have no lists
     """
 
@@ -362,11 +362,11 @@ class Load:
 
     rate          requests due a second; None for a closed loop, each connection sending after its last response
     seed          of random due times, see `dues`; None for even ones
-    timeout_s     a request fails so long after it was due
+    timeout_s     a request fails this many seconds after it was due
     backlog       due requests that may wait for a connection; further ones are dropped
     check         says why a response is not good
     observe       names of string fields of a compact JSON body, of which each value is counted
-    sample_every  one of so many responses is kept; 0 for none
+    sample_every  each n-th response is kept; 0 for none
     """
 
     url: str

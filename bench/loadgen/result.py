@@ -33,7 +33,7 @@ Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 class Histogram:
     """The distribution of latencies up to 60 s, as counts by ranges of three digits.
 
-    It is a HdrHistogram whose counters are used as an array, because its own Python loops take milliseconds.
+    It uses the counters of a HdrHistogram as an array, because its own Python loops take milliseconds.
     """
 
     __slots__ = ("_counts", "_hdr")

@@ -68,7 +68,7 @@ class PlanFigure:
 class Expression:
     """A value, the formula that gives it, as text, and the expressions that it was calculated from.
 
-    + - * / and > with numbers give expressions. What is calculated from an impossible expression is impossible, too.
+    + - * / and > with numbers give expressions. A result is impossible if an operand is.
     """
 
     value: Any
@@ -147,7 +147,7 @@ class Expression:
 
 
 def as_expression(number: Number) -> Expression:
-    """Return a number as an expression, whose formula is the number itself."""
+    """Return a number as an expression; the number is its formula."""
     return number if isinstance(number, Expression) else Expression(number, f"{number:.10g}")
 
 

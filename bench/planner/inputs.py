@@ -384,7 +384,7 @@ def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
     """Return the highest requests/s of a pod with the store of a report of `bench http`, as `redis_pod_rps`.
 
     If *p99_ms* is given, it is that of the subjects with a p99 within it. Only a search for the highest rate measures
-    what a pod can answer; the rate of another report is part of the requested one. Empty if there is no such rate.
+    what a pod can answer; the rate of another report is part of the requested one. Empty without such a rate.
     """
     rates = [
         row.value

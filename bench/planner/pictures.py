@@ -1,4 +1,4 @@
-"""The pictures of a plan: cost over the rate, a day's load, and what was measured over RU/s."""
+"""The pictures of a plan: cost over the rate, a day's load, and measured throughput over RU/s."""
 
 from collections.abc import Iterator
 

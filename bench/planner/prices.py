@@ -178,7 +178,7 @@ def parse(text: str) -> Prices:
 
 
 def _read_price(table: Mapping[str, Any], name: str) -> Price:
-    """Return the price in a table of the prices file, such as [ru_hour], whose *name* is for messages.
+    """Return the price in a table of the prices file, such as [ru_hour]; *name* is for messages.
 
     Keys are the fields of Price; `within`, the relative error bound, has a default by `basis`. Raises TypeError or
     ValueError for missing or invalid ones.
@@ -332,7 +332,7 @@ def _select_redis_prices(entries: Sequence[ListedPrice]) -> dict[str, float | No
 
 
 def _agreed_price(entries: Iterable[ListedPrice]) -> float | None:
-    """Return the price in which all entries agree, besides free ones and discounts; None if there is no such price."""
+    """Return the price in which all entries agree, besides free ones and discounts; None without such a price."""
     prices = {entry.price for entry in entries if entry.price > 0 and not entry.least_units}
     return prices.pop() if len(prices) == 1 else None
 

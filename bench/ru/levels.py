@@ -481,7 +481,7 @@ def _price_rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
 def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
     """Return the row of a latency percentile (0 to 100) in µs, from the trial at 90 % of the level's capacity (CALM).
 
-    Its value is None if there is no such trial, if the level was only computed, or if its trials failed. An emulator's
+    Its value is None without such a trial, if the level was only computed, or if its trials failed. An emulator's
     latencies are assumed, which a mark shows.
     """
     subject = sweep.subject(level)

@@ -207,7 +207,7 @@ def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tupl
 
 
 def own_url(url: str, throughput: Throughput) -> str:
-    """Return the URL of a new database in the account, of which one region is read: others have RU/s of their own."""
+    """Return the URL of a new database in the account, of which one region is read: others have separate RU/s."""
     parts = urlsplit(url)
     kept = {name: value for name, value in parse_qsl(parts.query) if name in {"ca", "region", "consistency"}}
     kind = "autoscale-" if throughput.autoscale else ""

@@ -91,7 +91,7 @@ def _round_s(options: ReferenceOptions) -> float:
 
 
 def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Report the one measured store beside the published figures; *notes* are on the set-up.
+    """Report the measured store and the published figures; *notes* are on the set-up.
 
     The RU/s needed for the published rate, and their price, are only given if the charge of a read is known and the
     store answered as it should.

@@ -229,7 +229,7 @@ def _failures(options: StoresOptions, measured: Measured) -> list[str]:
 
 
 def _doubt(stores: Sequence[Summary]) -> str:
-    """Return why there is no verdict, if there is none."""
+    """Return the reason for a missing verdict."""
     complained = " and ".join(store.name for store in stores if store.store.complaints)
     return f"{complained} did not serve the users' own lists" if complained else SEE_BELOW
 

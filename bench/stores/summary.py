@@ -62,7 +62,7 @@ def cost_of(candidate: Candidate, rate: float, cpu_us: float, prices: Prices) ->
     """Return the cost of a billion reads at *rate* requests/s: the service's CPU, and the monthly price of the store.
 
     *cpu_us* is the service's CPU a read, in µs. The price of Cosmos DB is that of the RU/s for *rate*, of Redis that of
-    the cheapest size that holds the lists; the amount is None if there is no such size. Files cost nothing but CPU.
+    the cheapest size that holds the lists; the amount is None if all sizes are too small. Files cost nothing but CPU.
     """
     month = 0.0
     note = "CPU only"
@@ -162,7 +162,7 @@ class Summary:
 
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
-    """Return the figures of one store; all unknown if it was not measured, or did not serve what it should.
+    """Return the figures of one store; all unknown if it was not measured, or failed its checks.
 
     The cost is that of *rate* reads a second.
     """

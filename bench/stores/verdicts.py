@@ -56,7 +56,7 @@ class Ranking:
 
     @property
     def proven(self) -> tuple[Difference, ...]:
-        """Stores whose figure is larger."""
+        """Stores with a proven larger figure."""
         return tuple(difference for difference in self.differences if difference.is_proven)
 
     @property
@@ -160,7 +160,7 @@ class Comparison:
 
     @property
     def _timed(self) -> list[Summary]:
-        """The stores with a latency of their own, and not an emulator's."""
+        """Stores with a measured latency: all but emulated ones."""
         return [store for store in self.stores if store.has_own_latency]
 
     @property
@@ -170,7 +170,7 @@ class Comparison:
 
     @property
     def _by_cost(self) -> list[Summary]:
-        """The stores whose cost is known, in ascending order."""
+        """Stores with a known cost, ascending."""
         return sorted((store for store in self.stores if store.cost.amount is not None), key=lambda store: store.amount)
 
     def _cost_verdict(self) -> str:
@@ -212,7 +212,7 @@ class Comparison:
         return SpeedVerdict("", f"No difference in speed is proven ({known[0]}: {figures})")
 
     def _redis_plan(self) -> CapacityPlan | None:
-        """Return the plan of the Redis, if there is one that is large enough, beside a Cosmos DB."""
+        """Return the plan of the Redis if a Cosmos DB was measured, too, and a size of Redis is enough; else None."""
         redis = next((store for store in self.stores if store.scheme in REDIS), None)
         has_cosmos = any(store.store.candidate.metered for store in self.stores)
         if redis is None or redis.cost.amount is None or not has_cosmos:
