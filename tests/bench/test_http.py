@@ -159,7 +159,6 @@ def test_a_report_compared_with_itself_shows_no_difference(report_page: ModuleTy
     assert "No difference that matters" in compared.stdout
 
 
-@pytest.mark.alone  # it compares results of windows of 0.2 s
 @pytest.mark.usefixtures("warm_worker")
 def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Path) -> None:
     common = ("--users", str(USERS), "--duration", "0.2s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
