@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtri, stdtr, stdtrit
 
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
@@ -232,6 +231,8 @@ class _StudentMixture(NamedTuple):
 
         It is between the least and the greatest quantile of the distributions.
         """
+        from scipy.optimize import brentq  # noqa: PLC0415 -- takes 0.3 s to load
+
         # Slightly beyond them, for rounding.
         low = float((self.centres + self.errors * stdtrit(self.degrees_of_freedom, 0.999 * probability)).min())
         high = float((self.centres + self.errors * stdtrit(self.degrees_of_freedom, 1.001 * probability)).max())
