@@ -29,11 +29,15 @@ test: lint ## every check and the fast tests
 	@.ci/debian-packages
 	@$(MAKE) --no-print-directory --jobs 2 types fast
 
-# Types are checked while tests wait. Tests are collected once before the workers start: otherwise, in a fresh clone, each
-# worker would compile them all, and an import error would be reported only after all other tests.
-fast: .venv/dev .venv/lane
-	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
+# Types are checked while tests wait.
+fast: .venv/collected
 	$(FAST) -n 5 --durations 15
+
+# After a change, tests are collected once before the workers start: otherwise, in a fresh clone, each worker would compile
+# them all, and an import error would be reported only after all other tests.
+.venv/collected: .venv/dev .venv/lane $(shell find bench hotplate offline serve stores tests -name '*.py')
+	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
+	@touch $@
 
 soak: .venv/dev .venv/lane ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
