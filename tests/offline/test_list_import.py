@@ -56,7 +56,7 @@ def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[
     return {"popular:": [(item, float(count)) for item, count in popular], **lists}
 
 
-@explored(15, 100, rows=scored_rows, length=st.integers(1, 5), partition_rows=st.integers(1, 20))
+@explored(8, 100, rows=scored_rows, length=st.integers(1, 5), partition_rows=st.integers(1, 20))
 def test_rows_in_any_order_become_the_expected_lists(
     rows: list[tuple[str, str, float]], length: int, partition_rows: int
 ) -> None:

@@ -78,7 +78,7 @@ def possible(plan: CapacityPlan, name: str) -> float:
     return math.inf if figure.obstacle else figure.number
 
 
-@depths(60, 200)
+@depths(25, 200)
 def test_every_figure_has_a_formula_that_gives_its_value_or_a_source(examples: int) -> None:
     def check(inputs: Inputs) -> None:
         plan = a_plan(**inputs)
@@ -103,7 +103,7 @@ def test_every_figure_has_a_formula_that_gives_its_value_or_a_source(examples: i
     explore(check, examples, inputs=varied)
 
 
-@depths(60, 200)
+@depths(25, 200)
 def test_cost_never_falls_with_load_size_or_regions_nor_rises_with_a_cache(examples: int) -> None:
     def check(inputs: Inputs, more: float, times: int) -> None:
         plan = a_plan(**inputs)
@@ -158,7 +158,7 @@ def test_every_figure_is_explained_by_each_input_that_changes_it(examples: int) 
     explore(check, examples, inputs=varied)
 
 
-@depths(12, 100)
+@depths(5, 100)
 def test_impossible_stores_are_never_recommended_or_priced(examples: int) -> None:
     def check(inputs: Inputs, more: float) -> None:
         plan = a_plan(**inputs).with_inputs(peak_rps=inputs["peak_rps"] * more)  # type: ignore[operator]  # a float
@@ -213,7 +213,7 @@ def test_figures_are_written_once_and_texts_are_no_numbers() -> None:
         a_plan(users=1_000_000_000).number("redis_cost")
 
 
-@depths(60, 200)
+@depths(25, 200)
 def test_saved_plan_round_trips_without_growth(tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
     def check(inputs: Inputs) -> None:
         plan = a_plan(**inputs)

@@ -132,6 +132,6 @@ class Canaries(RuleBasedStateMachine):
         self.loop.close()
 
 
-@depths(25, 150)
+@depths(10, 150)
 def test_a_user_has_one_release_in_each_answer_and_the_same_in_every_process(examples: int) -> None:
     run_state_machine_as_test(seed(SEED)(Canaries), settings=depth(examples, 45))
