@@ -151,7 +151,7 @@ class RedisCluster:
             assert time.monotonic() < deadline, [
                 (n.port, n.server.execute_command("CLUSTER", "NODES")) for n in self.alive
             ]
-            time.sleep(0.2)
+            time.sleep(0.05)
 
     def is_whole(self) -> bool:
         """Whether every node that is alive sees all slots served, and every replica has its primary's data."""
