@@ -45,9 +45,11 @@ def clock() -> FakeClock:
 
 @pytest.fixture(scope="session", autouse=True)
 def slow_machine() -> Iterator[None]:
-    """Let a connect take as long as it may on a busy machine, and late stages of a command begin without a line.
+    """Give each HTTP connect a minute, and let no command print a line for a late stage.
 
-    Requests keep their own time limits.
+    This holds for all tests, because the other workers may delay any of them by seconds: a connect to an emulator would
+    fail, and a command would print more than the one line that `failed` expects. Tests of these two limits set their
+    own. Requests keep their time limits.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hotplate.stores.http1.CONNECT_S", 60.0)

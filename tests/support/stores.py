@@ -1,4 +1,4 @@
-"""Which backends the tests run over; the fixture `open_store` opens them."""
+"""The backends that tests run over, which the fixture `open_store` opens; rows, drafts and releases for them."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
