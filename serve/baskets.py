@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplate.serve.fold_in import FoldIn, from_similar, summed_weights
-from hotplate.serve.tier_reads import BatchLookups
+from hotplate.serve.lookups import Lookups
 from hotplate.serve.tiers import Origin, Tier
-from hotplate.stores.encoding import ITEM, Item, RowKey, is_empty
+from hotplate.stores.encoding import ITEM, Item, RowKey, encode, is_empty
 from hotplate.stores.errors import StoreError
+from hotplate.stores.store import ReadResult
 
 if TYPE_CHECKING:
     from hotplate.serve.item_factors import ItemFactors
@@ -54,10 +55,13 @@ class ComputedList:
     failure: StoreError | None = None
     """Of a list of similar items."""
 
+    @property
+    def result(self) -> ReadResult:
+        """As if it were a row: the items encoded or, without any, the failure or None."""
+        return encode(self.items) if self.items else self.failure
 
-async def compute_list(
-    basket: Basket, tiers: Sequence[Tier], batches: BatchLookups, fold_in: FoldIn | None
-) -> ComputedList:
+
+async def compute_list(basket: Basket, tiers: Sequence[Tier], lookups: Lookups, fold_in: FoldIn | None) -> ComputedList:
     """Compute a list for a visitor with the items of *basket*.
 
     It is computed from the item factors of the first tier (store) that has them, but only for the default list. For a
@@ -69,18 +73,18 @@ async def compute_list(
             release = tier.follower.live
             if release is not None and release.factors is not None:
                 return await _compute_by_factors(basket, Origin(tier, release), release.factors, fold_in=fold_in)
-    return await _compute_by_similar(basket, batches)
+    return await _compute_by_similar(basket, lookups)
 
 
-async def _compute_by_similar(basket: Basket, batches: BatchLookups) -> ComputedList:
+async def _compute_by_similar(basket: Basket, lookups: Lookups) -> ComputedList:
     """Compute a list for a visitor from the lists of similar items of the basket's items.
 
     All are read in one release. Items of the basket that have such a list count as known, the others as unknown.
     An error of a list is kept in the result, which is computed from the other lists.
     """
     weights = summed_weights(basket.items, 1.0, basket.recency)  # by the id of the item
-    batch = await batches.read([RowKey(ITEM, item, basket.list) for item in weights])
-    if not batch.parts:  # no store could be read
+    batch = await lookups.read_batch([RowKey(ITEM, item, basket.list) for item in weights])
+    if batch.unread:  # no store could be read; a few cached lists would not make a list
         return ComputedList(origin=None, items=[], known=0, unknown=len(weights))
 
     (part,) = batch.parts  # one tier and, as canaries are of users, one release

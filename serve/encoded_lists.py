@@ -1,21 +1,24 @@
-"""Encoded lists: one that was read from a tier, or a popular list in its place."""
+"""Encoded lists: from the result of a read to the list that was read, or to a popular list in its place."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from hotplate.serve.errors import NotReady, UnknownList
+from hotplate.serve.lookups import BatchWalk, RowsRead
 from hotplate.serve.metrics import ERROR, HIT, MISS
 from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tiers import Origin, Tier
-from hotplate.stores.encoding import EVERYBODY, NO_OFFSET, POPULAR, RowKey, is_empty
+from hotplate.stores.encoding import EVERYBODY, ITEM, NO_OFFSET, POPULAR, USER, RowKey, is_empty
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ReadResult
 
 # Read, absent, or unreadable.
 Status = Literal["ok", "unknown", "error"]
 OUTCOMES: dict[Status, int] = {"ok": HIT, "unknown": MISS, "error": ERROR}
+# Sources of lists by the kind of their rows.
+SOURCES = {USER: "personal", ITEM: "similar"}
 
 
 class EncodedList(msgspec.Struct, frozen=True):
@@ -136,6 +139,68 @@ class Fallbacks:
         for tier in self._tiers:
             for release in tier.follower.releases:
                 yield TierRelease(tier.name, release)
+
+
+class EncodedLists:
+    """Makes the encoded list of each row from the result of its read, and counts it.
+
+    A result is the opened list, None if the row is absent, or an error. Rows without a list get popular lists.
+    """
+
+    def __init__(self, fallbacks: Fallbacks) -> None:
+        self._fallbacks = fallbacks
+
+    def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey, source: str = "") -> EncodedList:
+        """Return a list that was read at *origin*; *source* is by default that of the kind of its row."""
+        source = source or SOURCES[row.kind]
+        origin.tier.count_lookup(origin.release, source, HIT, row.kind)
+        return EncodedList(tier=origin.tier.name, release=origin.release, source=source, body=body, fallback=fallback)
+
+    def of_row(
+        self, origin: Origin | None, row: RowKey, result: ReadResult, fallback: RowKey, source: str = ""
+    ) -> EncodedList:
+        """Return the list of one row, or the popular list *fallback*. Raises NotReady.
+
+        *origin* is where the row was read, None if no tier could be read.
+        """
+        if origin is None:
+            return self._fallbacks.unread(row, fallback)
+        if isinstance(result, bytes) and not is_empty(result):
+            return self.hit(origin, row, result, fallback, source)
+        return self._fallbacks.missed(origin, row, result, fallback)
+
+    def of_batch(self, batch: BatchWalk, fallbacks: Mapping[str, RowKey]) -> dict[str, EncodedList]:
+        """Return the lists of a batch, all of users or all of items, by their id. Raises NotReady.
+
+        *fallbacks* are the keys of the popular lists, by the name of the list.
+        """
+        lists = dict[str, EncodedList]()
+        for part in batch.parts:
+            if part.rows:
+                self._add_part(lists, part, fallbacks)
+        for row in batch.unread:
+            lists[row.id] = self._fallbacks.unread(row, fallbacks[row.list])
+        return lists
+
+    def _add_part(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:
+        """Add the lists of the rows of one release, like `of_row`, but count all hits at once."""
+        tier = part.origin.tier
+        release = part.origin.release
+        kind = part.rows[0].kind
+        source = SOURCES[kind]
+
+        hits = 0
+        for row, result in zip(part.rows, part.results, strict=True):
+            fallback = fallbacks[row.list]
+            if isinstance(result, bytes) and not is_empty(result):
+                lists[row.id] = EncodedList(
+                    tier=tier.name, release=release, source=source, body=result, fallback=fallback
+                )
+                hits += 1
+            else:
+                lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)  # counted there
+
+        tier.count_lookup(release, source, HIT, kind, hits)
 
 
 def _popular_list(tier: str, release: ServedRelease, key: RowKey, status: Status) -> EncodedList:

@@ -12,7 +12,7 @@ StoreError
 ├── NotReady                no tier serves a release yet
 ├── StoreMisused
 │   └── UnknownList         no served release has a list of this name
-├── ReleaseMoved            a tier's release is gone, and another one is followed; handled in `tier_reads`
+├── ReleaseMoved            a tier's release is gone, and another one is followed; handled in `lookups`
 └── StoreUnavailable
     └── StoreDefect         a store raised something other than StoreError
 """

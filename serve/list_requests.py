@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.encoded_lists import SOURCES, EncodedList
 from hotplate.serve.paging import FIRST, MAX_ITEMS, Cursor, page_of
-from hotplate.serve.reader import SOURCES, TieredReader
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Selection, Shaper
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, RowKey
 

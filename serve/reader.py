@@ -1,7 +1,8 @@
 """Reading: from a user or an item to an encoded list, from tiers of stores within a deadline.
 
-`tier_reads` reads rows in the tiers, and names all time limits of a remote read; `encoded_lists` answers with popular
-lists where there is no row; `shaping` makes the items of an answer of a list.
+All lists take one way: the rows that may be read (`hidden_users`) are looked up in the tiers (`lookups`, which names
+all time limits of a remote read), and the results become lists, or popular lists in their place (`encoded_lists`).
+`shaping` makes the items of an answer of a list.
 """
 
 import asyncio
@@ -11,40 +12,33 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypedDict, Unpack
 
-from hotplate.serve.baskets import Basket, BasketItem, ComputedList, compute_list
+from hotplate.serve.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList, Fallbacks, unknown_list
+from hotplate.serve.encoded_lists import EncodedList, EncodedLists, Fallbacks, unknown_list
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
+from hotplate.serve.hidden_users import HiddenUsers
 from hotplate.serve.local_tier import LocalTier
-from hotplate.serve.metrics import CACHE, CACHE_SHARED, HIT, Metrics
+from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline, get_nowait
+from hotplate.serve.metrics import CACHE, CACHE_SHARED, Metrics
 from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.remote_tier import RemoteTier
 from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_metrics import StoreObserver
-from hotplate.serve.tier_reads import (
-    BatchLookups,
-    BatchRead,
-    RowsRead,
-    caller_deadline,
-    get_nowait,
-)
 from hotplate.serve.tiers import Origin, Tier, loop_time, tier_names
 from hotplate.serve.turn_lookups import TurnLookups, Waiter
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
+from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import LocalReader, Reader
 
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
-# Sources of lists by the kind of their rows.
-SOURCES = {USER: "personal", ITEM: "similar"}
 
 
 class FoldedIn(NamedTuple):
@@ -57,12 +51,12 @@ class FoldedIn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _FutureWaiter:
-    reader: "TieredReader"
+    lists: EncodedLists
     fallback: RowKey
     future: asyncio.Future[EncodedList]
 
     def take_row(self, origin: Origin, row: RowKey, body: bytes) -> None:
-        self.take(self.reader.hit(origin, row, body, self.fallback))
+        self.take(self.lists.hit(origin, row, body, self.fallback))
 
     def take(self, encoded: EncodedList) -> None:
         if not self.future.done():
@@ -86,7 +80,7 @@ class ReaderOptions(TypedDict, total=False):
 
 
 class TieredReader:
-    """Reads lists from tiers, as `tier_reads` describes, within a time budget. One per worker, on one loop.
+    """Reads lists from tiers, as `lookups` describes, within a time budget. One per worker, on one loop.
 
     As a context manager it follows the live releases, and closes the stores at the end.
     """
@@ -118,12 +112,13 @@ class TieredReader:
         """Tasks that follow the live releases, while this is entered."""
         self.kept = kept
         self.warm = warm
-        self._budget_s = budget_s
         self.turns = TurnLookups(self.tiers, budget_s, self._complete)
         """Reads single rows that `get_nowait` cannot."""
 
-        self._batches = BatchLookups(self.tiers, budget_s)
+        self._lookups = Lookups(self.tiers, budget_s)
         self._fallbacks = Fallbacks(self.tiers, kept)
+        self.lists = EncodedLists(self._fallbacks)
+        self.hidden_users = HiddenUsers(self.tiers, self.deny_list, self._fallbacks, self.metrics)
 
     @classmethod
     def from_urls(
@@ -244,18 +239,16 @@ class TieredReader:
         first = origins[0]
         stored_name = first.release.manifest.stored_name(name) or ""
         fallback = RowKey(POPULAR, segment, stored_name)
-        all_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
-        hidden = self._hidden_among(all_rows)
-        shown = [row for row in all_rows if row not in hidden]
+        stored_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
+        shown, hidden = self.hidden_users.split(stored_rows)
 
-        read = await self._batches.read_release(release, shown, [origin.tier for origin in origins])
+        results = await self._lookups.read_release(release, shown, [origin.tier for origin in origins])
         lists = dict[str, EncodedList]()  # by the id of the user or the item
-        for part in read.parts:
-            self._add_lists(lists, part, {stored_name: fallback})
-
+        for row, read in results.items():
+            if read.origin is not None:
+                lists[row.id] = self.lists.of_row(read.origin, row, read.body, fallback)
         for row in hidden:
-            self.metrics.count_lookup("popular", "miss")
-            lists[row.id] = self._fallbacks.of_release(first.tier.name, first.release, fallback, "unknown")
+            lists[row.id] = self.hidden_users.answer(row, fallback, first)
 
         if name:
             lists = {identifier: self.named(name, encoded) for identifier, encoded in lists.items()}
@@ -302,18 +295,11 @@ class TieredReader:
         in which the row is known to be absent. With *late*, stores that need I/O are skipped. Counts the list. Raises
         NotReady.
         """
-        if self._is_hidden(row):
-            self.metrics.count_lookup("popular", "miss")
-            return self._fallbacks.first(fallback, row, "unknown")
+        if self.hidden_users.includes(row):
+            return self.hidden_users.answer(row, fallback)
 
         read = get_nowait(self.tiers, row, missed, late=late)
-        return None if read is None else self._encoded(read.origin, row, read.body, fallback)
-
-    def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey) -> EncodedList:
-        """Return a list that was read, and count it."""
-        source = SOURCES[row.kind]
-        origin.tier.count_lookup(origin.release, source, HIT, row.kind)
-        return EncodedList(tier=origin.tier.name, release=origin.release, source=source, body=body, fallback=fallback)
+        return None if read is None else self.lists.of_row(read.origin, row, read.body, fallback)
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
         """Return the list with the key *row*, from memory or read from the stores.
@@ -328,7 +314,7 @@ class TieredReader:
 
         # `turns` reads the row, and completes the future by `_complete`.
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
-        waiter = _FutureWaiter(self, fallback, future)
+        waiter = _FutureWaiter(self.lists, fallback, future)
         self.turns.add(row, waiter)
 
         deadline = caller_deadline()
@@ -359,37 +345,9 @@ class TieredReader:
                 if origin is not None and body is not None:
                     waiter.take_row(origin, row, body)
                 else:
-                    waiter.take(self._encoded(origin, row, body, waiter.fallback))
+                    waiter.take(self.lists.of_row(origin, row, body, waiter.fallback))
             except Exception as error:  # noqa: BLE001 -- answered by the waiter; others still wait
                 waiter.fail(error)
-
-    def _encoded(self, origin: Origin | None, row: RowKey, body: bytes | None, fallback: RowKey) -> EncodedList:
-        """Return the list that was read, or the popular one, and count it."""
-        if origin is None:
-            return self._fallbacks.unread(row, fallback)
-        if body is None:
-            return self._fallbacks.missed(origin, row, None, fallback)
-        return self.hit(origin, row, body, fallback)
-
-    def _is_hidden(self, row: RowKey) -> bool:
-        """Whether a user is denied or erased."""
-        if row.kind != USER:
-            return False
-        return row.id in self.deny_list.current.users or self.is_erased(row.id)
-
-    def _hidden_among(self, rows: Sequence[RowKey]) -> set[RowKey]:
-        """Return the rows of users who are denied or erased."""
-        if not self.deny_list.current.users and not any(tier.follower.erased for tier in self.tiers):
-            return set()
-        return {row for row in rows if self._is_hidden(row)}
-
-    def is_erased(self, user: str) -> bool:
-        """Return whether a user is erased from any tier, as others may be older."""
-        for tier in self.tiers:
-            erased = tier.follower.erased
-            if erased and erased.covers_user(user):
-                return True
-        return False
 
     # Lists of many users
 
@@ -407,13 +365,14 @@ class TieredReader:
         # Keys of the popular lists, by the name of the list in keys: the canary may store it under another name.
         stored_names = {row.list for row in rows}
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
-        hidden = self._hidden_among(rows)
-        shown = [row for row in rows if row not in hidden] if hidden else rows
+        shown, hidden = self.hidden_users.split(rows)
 
-        batch = await self._batches.read(shown, users=len(users))
-        lists = self._batch_lists(batch, shown, fallbacks, must_read=must_read)
+        batch = await self._lookups.read_batch(shown, users=len(users))
+        if must_read:
+            self._check_read(batch)
+        lists = self.lists.of_batch(batch, fallbacks)
         for row in hidden:
-            lists[row.id] = self._hidden_in_batch(row, fallbacks[row.list], batch)
+            lists[row.id] = self.hidden_users.answer(row, fallbacks[row.list], batch.origin_for(row))
 
         if name:
             lists = {user: self.named(name, encoded) for user, encoded in lists.items()}
@@ -427,66 +386,13 @@ class TieredReader:
             live = self.row_of(POPULAR, OVERALL, name)
             return RowKey(USER, user, live.list)
 
-    def _batch_lists(
-        self, batch: BatchRead, rows: Sequence[RowKey], fallbacks: Mapping[str, RowKey], *, must_read: bool
-    ) -> dict[str, EncodedList]:
-        """Return the lists of *rows*, keys of users' lists, by user, from what *batch* has read in the stores.
-
-        Rows that could not be read are taken from the cache, or else are the popular lists in *fallbacks*: keys, by the
-        name of the list. With *must_read*, they raise StoreUnavailable instead. Raises NotReady while no release is
-        served.
-        """
-        lists = dict[str, EncodedList]()
-        for part in batch.parts:
-            self._add_lists(lists, part, fallbacks)
-        if len(lists) == len(rows):
-            return lists
-
-        self.live_id()  # raises NotReady
-        if must_read and (batch.failure is not None or self.first_live is None):
-            raise StoreUnavailable("no store can be read for now") from batch.failure
-
-        for part in self._batches.cached([row for row in rows if row.id not in lists]):
-            self._add_lists(lists, part, fallbacks)
-        for row in rows:
-            if row.id not in lists:
-                lists[row.id] = self._fallbacks.unread(row, fallbacks[row.list])
-        return lists
-
-    def _add_lists(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:
-        """Add to *lists* what one store returned for the rows of *part*, by the id of the user or item; count it.
-
-        A result is the bytes of a list, None if the row is absent, or an error. The last two become popular lists:
-        *fallbacks* has their keys, by the name of the list. All rows are of users, or all of items.
-        """
-        if not part.rows:
+    def _check_read(self, batch: BatchWalk) -> None:
+        """Raise StoreUnavailable if lists of a batch are missing because no store can be read, or NotReady."""
+        if not batch.unread:
             return
-        tier = part.origin.tier
-        release = part.origin.release
-        kind = part.rows[0].kind
-        source = SOURCES[kind]
-
-        hits = 0
-        for row, result in zip(part.rows, part.results, strict=True):
-            fallback = fallbacks[row.list]
-            if isinstance(result, bytes) and not is_empty(result):
-                lists[row.id] = EncodedList(
-                    tier=tier.name, release=release, source=source, body=result, fallback=fallback
-                )
-                hits += 1
-            else:
-                lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)  # counted there
-
-        tier.count_lookup(release, source, HIT, kind, hits)
-
-    def _hidden_in_batch(self, row: RowKey, fallback: RowKey, batch: BatchRead) -> EncodedList:
-        """Return the popular list for a hidden user, of the release that was read for the other users."""
-        self.metrics.count_lookup("popular", "miss")
-        encoded = self._fallbacks.first(fallback, row, "unknown")
-        for part in batch.parts:
-            if part.origin.release.is_canary == encoded.release.is_canary:
-                return self._fallbacks.of_release(part.origin.tier.name, part.origin.release, fallback, "unknown")
-        return encoded
+        self.live_id()  # raises NotReady
+        if batch.failure is not None or self.first_live is None:
+            raise StoreUnavailable("no store can be read for now") from batch.failure
 
     # Lists for baskets
 
@@ -521,26 +427,9 @@ class TieredReader:
             denied=self.deny_list.current.items,
             excluded=only.exclude,
         )
-        computed = await compute_list(basket, self.tiers, self._batches, self._fold_in)
-        encoded = self._encoded_basket(computed, row, fallback)
+        computed = await compute_list(basket, self.tiers, self._lookups, self._fold_in)
+        encoded = self.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
-
-    def _encoded_basket(self, computed: ComputedList, row: RowKey, fallback: RowKey) -> EncodedList:
-        """Return a list that was computed for a visitor's basket, with its items encoded, and count it.
-
-        *fallback* is the key of the popular list that replaces one without items. *row* is counted and stands for the
-        missing list.
-        """
-        origin = computed.origin
-        if origin is None:  # no store could be read
-            return self._fallbacks.unread(row, fallback)
-        if not computed.items:
-            return self._fallbacks.missed(origin, row, computed.failure, fallback)
-        origin.tier.count_lookup(origin.release, "fold-in", HIT, ITEM)
-        body = encode(computed.items)
-        return EncodedList(
-            tier=origin.tier.name, release=origin.release, source="fold-in", body=body, fallback=fallback
-        )
 
 
 def _tiers_of(

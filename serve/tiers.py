@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
+from typing import TypeVar
 
 import msgspec
 
@@ -30,6 +31,8 @@ from hotplate.stores.store import LocalRows, Reader, ReadResult
 from hotplate.stores.urls import require_url, scheme_of
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def loop_time() -> float:
@@ -274,7 +277,7 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
     release: ServedRelease
 
 
-def batches_of(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def batches_of(keys: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield *keys* in parts of a size."""
     return (keys[start : start + size] for start in range(0, len(keys), size))
 

@@ -6,21 +6,21 @@ because its reply runs no coroutines. After an error, a task reads the turn agai
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.generation import POLICIES
+from hotplate.serve.lookups import RowsRead, RowWalk
 from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.remote_tier import RemoteTier, SentRead
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
-from hotplate.serve.tier_reads import RowsRead, TierWalk, read_nowait
-from hotplate.serve.tiers import Origin, Tier, loop_time
-from hotplate.stores.encoding import RowKey, is_empty
-from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.serve.tiers import Origin, Tier, batches_of, loop_time
+from hotplate.stores.encoding import RowKey
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ReadResult
 
 log = logging.getLogger(__name__)
@@ -50,70 +50,53 @@ Complete = Callable[[RowKey, Sequence[Waiter], Origin | None, bytes | None], Non
 
 
 @dataclass(kw_only=True)
-class _Turn(TierWalk):
-    """Single rows that are read together, each of which falls through the tiers by itself."""
+class _Turn(RowWalk):
+    """Single rows that are read together. Each is completed as soon as it is settled."""
 
     complete: Complete
+    waiters: Mapping[RowKey, list[Waiter]]
+    """Of its rows."""
+
     waiting: dict[RowKey, list[Waiter]]
-    """Waiters of incomplete rows, also of other turns."""
+    """The same of all incomplete rows, also of other turns."""
 
     spans: dict[RowKey, list[RequestSpan]]
     """Of sampled requests, by the row that they wait for."""
 
-    missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
-    """Releases that lack a row, which is not read in them again."""
+    def deliver(self, row: RowKey, origin: Origin | None, body: bytes | None) -> None:
+        """Answer all requests that wait for a row."""
+        self.complete(row, self.waiting.pop(row, ()), origin, body)
 
-    def settle(self, read: RowsRead) -> Sequence[RowKey]:
-        """Complete the rows of *read* that have a list, and return the others, to be read in the next tier.
+    def complete_unread(self) -> None:
+        """Complete the rows that are incomplete."""
+        # A row that was completed may be in `waiting` again, for a later turn.
+        self.end([row for row, waiters in self.waiters.items() if self.waiting.get(row) is waiters])
 
-        *read* has what a tier, a store, returned. Completing a row answers all requests that wait for it, its waiters
-        in `self.waiting`. A row that is absent in the release, not one that could not be read, is added to
-        `self.missed`.
+    def calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
+        """Return the calls that read *rows* in a tier, and the rows that are not read in it.
+
+        A call takes at most `tier.keys_a_call` rows, and calls run at once. While the circuit breaker is open, because
+        the store fails, rows in the cache are completed, one row probes the store, and the others are read in the next
+        store.
         """
-        complete = self.complete
-        waiting = self.waiting
-        origin = read.origin
+        calls, skipped = super().calls(tier, rows)
+        if tier.breaker.is_open:
+            uncached, absent = self.settle_nowait(tier, calls)
+            points = [RowsOfRelease(call.release, [row]) for call in uncached for row in call.rows]
+            others = [point.rows[0] for point in points[1:]]
+            return points[:1], [*skipped, *absent, *others]
 
-        remaining: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
-        for row, result in zip(read.rows, read.results, strict=True):
-            if isinstance(result, bytes) and not is_empty(result):
-                complete(row, waiting.pop(row, ()), origin, result)
-            else:
-                remaining.append(row)
-                if not isinstance(result, StoreError):
-                    self.missed.setdefault(row, []).append(origin)
-        return remaining
+        size = tier.keys_a_call
+        if len(rows) <= size:
+            return calls, skipped
+        return [RowsOfRelease(call.release, part) for call in calls for part in batches_of(call.rows, size)], skipped
 
-    def complete_unread(self, rows: Sequence[RowKey]) -> None:
-        """Complete rows that no tier has, with the first release that lacks them, if any was read."""
-        for row in rows:
-            origins = self.missed.get(row)
-            self.complete(row, self.waiting.pop(row, ()), origins[0] if origins else None, None)
-
-    async def read_once(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
-        """Read rows of one release in the tier at *tier_index*; return those to be read in the tiers after it.
-
-        Tiers are stores in reading order. A row that is absent in the same release of an earlier tier is not read
-        again. The read is traced for the sampled requests among those that wait for the rows. Raises ReleaseMoved if
-        the release is gone.
-        """
-        absent = list[RowKey]()
-        unread = group.rows
-        if self.missed:
-            absent = [row for row in group.rows if self._is_absent(row, group.release)]
-            unread = [row for row in group.rows if not self._is_absent(row, group.release)]
-        if not unread:
-            return absent
-
+    async def results_of(self, tier_index: int, release: ServedRelease, rows: Sequence[RowKey]) -> list[ReadResult]:
+        """Read rows, traced for the sampled requests among those that wait for them."""
         if self.spans:
-            spans = [span for row in unread for span in self.spans.get(row, ())]
+            spans = [span for row in rows for span in self.spans.get(row, ())]
             sampled_requests.set(tuple(spans))  # a context variable: for the read by this task
-        remaining = await super().read_once(tier_index, RowsOfRelease(group.release, unread))
-        return [*absent, *remaining]
-
-    def _is_absent(self, row: RowKey, release: ServedRelease) -> bool:
-        """Return whether a tier has been read that lacks a row in this release."""
-        return any(origin.release.id == release.id for origin in self.missed.get(row, ()))
+        return await super().results_of(tier_index, release, rows)
 
 
 class TurnLookups:
@@ -131,8 +114,8 @@ class TurnLookups:
 
         self._budget_s = budget_s
         self._complete = complete
-        self._turn = list[RowKey]()
-        """Rows to read in this loop iteration."""
+        self._turn = dict[RowKey, list[Waiter]]()
+        """Rows to read in this loop iteration, with their waiters."""
 
         self._turn_spans = dict[RowKey, list[RequestSpan]]()
         self._waiting = dict[RowKey, list[Waiter]]()
@@ -155,8 +138,7 @@ class TurnLookups:
 
         waiters = self._waiting.get(row)
         if waiters is None:
-            self._waiting[row] = [waiter]
-            self._turn.append(row)
+            self._waiting[row] = self._turn[row] = [waiter]
             if is_first_of_turn:
                 asyncio.get_running_loop().call_soon(self._read_turn)
         else:
@@ -190,11 +172,12 @@ class TurnLookups:
             tiers=self._tiers,
             deadline=loop_time() + self._budget_s,
             complete=self._complete,
+            waiters=self._turn,
             waiting=self._waiting,
             spans=self._turn_spans,
         )
-        rows = self._turn
-        self._turn = []
+        rows = list(self._turn)
+        self._turn = {}
         self._turn_spans = {}
 
         try:
@@ -256,44 +239,9 @@ class TurnLookups:
         task.add_done_callback(self._reads.discard)
 
     async def _read_rows(self, turn: _Turn, rows: Sequence[RowKey], first: int = 0) -> None:
-        """Read rows from tier *first* on, and complete all, even after an error."""
+        """Read rows from the tier at the index *first* on, and complete all, even after an error."""
         try:
-            for tier_index in range(first, len(self._tiers)):
-                rows = self._first_call(turn, rows, tier_index)
-                if not rows:
-                    break
-                rows = await turn.read_tier(tier_index, rows)
+            await turn.read(rows, first)
         except Exception:
             log.exception("a lookup failed")
-        finally:
-            turn.complete_unread(rows)
-
-    def _first_call(self, turn: _Turn, rows: Sequence[RowKey], tier_index: int) -> Sequence[RowKey]:
-        """Return the rows that this task reads by one call of the store at *tier_index*; start tasks for the others.
-
-        A call takes at most `tier.keys_a_call` rows, and calls run at once. While the circuit breaker is open, because
-        the store fails, rows in the cache are completed, one row probes the store, and the others are read in the next
-        store.
-        """
-        tier = self._tiers[tier_index]
-        if tier.breaker.is_open:
-            uncached = _settle_cached(turn, rows, tier)
-            if len(uncached) > 1:
-                self._spawn(self._read_rows(turn, uncached[1:], tier_index + 1))
-            return uncached[:1]
-
-        size = tier.keys_a_call
-        for start in range(size, len(rows), size):
-            self._spawn(self._read_rows(turn, rows[start : start + size], tier_index))
-        return rows[:size]
-
-
-def _settle_cached(turn: _Turn, rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
-    """Complete rows that a tier has in its cache, and return the others."""
-    groups = turn.groups(tier, rows)
-    if not groups:  # it serves no release
-        return rows
-    remaining = list[RowKey]()
-    for group in groups:
-        remaining += turn.settle(read_nowait(tier, group))
-    return remaining
+            turn.complete_unread()

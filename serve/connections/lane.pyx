@@ -750,6 +750,7 @@ cdef class Lane:
     cdef object _readiness
     cdef object _guard
     cdef object _reader
+    cdef object _lists
     cdef object _turns
     cdef object _shaper
     cdef object _deny_list
@@ -789,6 +790,7 @@ cdef class Lane:
         self._readiness = readiness
         self._guard = guard
         self._reader = reader
+        self._lists = reader.lists
         self._turns = reader.turns
         self._shaper = shaper
         self._deny_list = reader.deny_list
@@ -841,11 +843,10 @@ cdef class Lane:
         tiers = self._reader.tiers
         generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
 
-        denied = self._deny_list.current
-        hides_users = bool(denied.users) or any(tier.follower.erased for tier in tiers)
+        hides_users = self._reader.hidden_users.exist
         self._is_draining = self._readiness.draining
         self._has_canary = any(tier.follower.canary is not None for tier in tiers)
-        self._denies_items = bool(denied.items)
+        self._denies_items = bool(self._deny_list.current.items)
         self._by_key = {}
         self._by_authorization = {}
         self._anonymous = _KnownCaller(self._guard.anonymous)
@@ -1076,7 +1077,7 @@ cdef class Lane:
         if POLICIES.number is not self._generation:
             self._renew()
         if self._has_canary or request.list_name:
-            return self._answer_with(request, self._reader.hit(origin, row, body, delivery.fallback))
+            return self._answer_with(request, self._lists.hit(origin, row, body, delivery.fallback))
 
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:

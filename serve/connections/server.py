@@ -21,9 +21,9 @@ from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import CONTINUE, Connection, ConnectionRegistry
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
+from hotplate.serve.lookups import read_within
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.settings import Limits
-from hotplate.serve.tier_reads import read_within
 
 if TYPE_CHECKING:
     from hotplate.serve.connections.lane import Lane

@@ -301,7 +301,11 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
     if url is None or memory.consumed is None or memory.sharing is None:
         return None
     return ConsumedSender(
-        url, consumed=memory.consumed, state=memory.sharing, metrics=memory.metrics, is_erased=reader.is_erased
+        url,
+        consumed=memory.consumed,
+        state=memory.sharing,
+        metrics=memory.metrics,
+        is_erased=reader.hidden_users.is_erased,
     )
 
 

@@ -64,9 +64,9 @@ def reads(store: RemoteStore) -> int:
     return sum(map(len, store.reads))
 
 
-async def over(**stores: Reader) -> TieredReader:
+async def over(*, deny_list: DenyListFile | None = None, **stores: Reader) -> TieredReader:
     """Return a reader with a cache of stores, which it has read only to follow the live release."""
-    reader = TieredReader(stores, cache_bytes=len(stores) * MAX_BYTES)
+    reader = TieredReader(stores, cache_bytes=len(stores) * MAX_BYTES, deny_list=deny_list)
     await follow(reader, *stores.values())
     return reader
 
@@ -124,6 +124,7 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     assert [(answer.source, answer.status) for answer in many] == [("personal", "ok"), ("popular", "error")]
     with pytest.raises(StoreUnavailable):
         await alone.personal_many(["1", "2"], must_read=True)
+    assert (await alone.fold_in([("a", None)], 1)).encoded.status == "error"
     answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
     assert [(answer.tier, text(answer)) for answer in answers] == [("remote", "first for 1"), ("local", "second for 2")]
 
@@ -171,11 +172,14 @@ async def test_a_batch_reads_only_what_the_cache_lacks_and_is_of_one_release(sto
 @virtual
 async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(store: RemoteStore, tmp_path: Path) -> None:
     await publish(store.inner, "first")
-    reader = await over(remote=store)
-    assert (await reader.personal("1")).source == "personal"
     denied = tmp_path / "denied.txt"
+    denied.write_text("")
+    deny_list = DenyListFile(denied)
+    reader = await over(deny_list=deny_list, remote=store)
+    assert (await reader.personal("1")).source == "personal"
     denied.write_text("user:1\n")
-    reader.deny_list = DenyListFile(denied)
+    for _ in range(2):  # content counts when it was the same twice
+        deny_list.watched[0].poll()
     assert (await reader.personal("1")).source == "popular"
     assert [answer.status for answer in await reader.personal_many(["1", "2", "1"])] == ["unknown", "ok", "unknown"]
 

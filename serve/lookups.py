@@ -1,0 +1,376 @@
+"""Lookups: the walk of rows over tiers, in reading order, within a deadline (`TierWalk`), or without I/O.
+
+There are two policies. They differ in what a tier's answer settles:
+
+    rows          A list settles its row. After an error, the row is read in the next tier; after an absence, in the
+                  next tier with another release (`RowWalk`). So are single rows, which `TurnLookups` reads together,
+                  and rows of pages, in one release by its id (`ReleaseWalk`). `get_nowait` is the same for one row,
+                  without I/O.
+    batch         The rows of one request. The first tier that can be read settles all (`BatchWalk`).
+
+The time limits of a read from a remote store, in the order in which they are set:
+
+    caller        0.9 of what is left of X-Request-Timeout-Ms, if sent (`read_within`). A GET stops waiting for
+                  its row, and is answered without it; the read goes on for other requests. The read of a batch ends.
+    budget        --budget, 50 ms, from the turn or the batch on; 0.5 ms more for each user of a batch.
+    share         An equal part of the rest of the budget for this tier and each after it. At its end, `Tier` cancels
+                  the read, the circuit breaker counts a failure, and the next tier is read.
+    store share   0.9 of the share, passed to the store as `timeout_s`. Those that read key by key (Cosmos DB, Redis
+                  Cluster) return the keys that they have by then; a single Redis server ignores it.
+    hedge delay   1 to 100 ms, the running 95th percentile: then a replica is read, too (`hedging.Hedge`).
+    connection    1 s without a reply: the multiplexed connection to Redis is closed (`multiplexed.Multiplexer`). Its
+                  callers have given up by then, unless the budget is larger.
+
+Other limits belong to the store, and reads fail at once in their pauses:
+
+    connect       1 s to open a connection to Redis (CONNECT_TIMEOUT_S), then pauses of 0.05 to 2 s (`Reconnector`).
+    discovery     1 s for each node or sentinel that is asked for the servers, then pauses of 0.1 to 1 s
+                  (DISCOVERY_TIMEOUT_S, DISCOVERY_PAUSES_S).
+    breaker       After 5 failed reads in a row, or 50 of parts of a store, the circuit opens; one read probes the
+                  store after pauses of 0.1 to 1 s (`breaker.Breaker`).
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+import msgspec
+
+from hotplate.serve.errors import ReleaseMoved
+from hotplate.serve.releases.follower import RowsOfRelease
+from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.tiers import Origin, Tier, loop_time
+from hotplate.stores.encoding import RowKey, is_empty
+from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
+from hotplate.stores.store import ReadResult
+
+# Of a batch, per user: its callers prefer waiting to popular lists.
+BUDGET_S_PER_USER = 0.0005
+
+_read_by = ContextVar[float | None]("_read_by", default=None)
+
+
+@contextmanager
+def read_within(timeout_s: float) -> Iterator[None]:
+    """Wait *timeout_s* at most for reads in this block; those of a turn go on for other callers, others end.
+
+    An infinite *timeout_s* sets no deadline.
+    """
+    deadline = None if timeout_s == inf else loop_time() + timeout_s
+    token = _read_by.set(deadline)
+    try:
+        yield
+    finally:
+        _read_by.reset(token)
+
+
+def caller_deadline() -> float | None:
+    """Return when the caller of this request stops waiting, by `loop_time`; None if it waits."""
+    return _read_by.get()
+
+
+class RowRead(msgspec.Struct, frozen=True):
+    """Result of a walk for one row."""
+
+    origin: Origin | None
+    """Where the list was read, or else the first tier that lacks it; None if no tier could be read."""
+
+    body: bytes | None
+    """The opened list; None if no tier has it."""
+
+
+class RowsRead(msgspec.Struct, frozen=True):
+    """Rows that one tier returned, with the result of each."""
+
+    origin: Origin
+    rows: Sequence[RowKey]
+    results: Sequence[ReadResult]
+
+
+def _is_missed(missed: Iterable[Origin], release: ServedRelease) -> bool:
+    """Return whether a row is absent in a release, which any tier may have: then it is not read in it again."""
+    return any(origin.release.id == release.id for origin in missed)
+
+
+def get_nowait(
+    tiers: Sequence[Tier], row: RowKey, known: Origin | None = None, *, late: bool = False
+) -> RowRead | None:
+    """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
+
+    With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
+    """
+    missed = [] if known is None else [known]
+    for tier in tiers:
+        release = tier.follower.release_for(row)
+        if release is None or (missed and _is_missed(missed, release)):
+            continue
+
+        result = tier.get(release, row.text)
+        if isinstance(result, StoreError):  # also for a store that needs I/O
+            if late:
+                continue
+            return None
+
+        origin = Origin(tier, release)
+        if result is not None and not is_empty(result):
+            return RowRead(origin, result)
+        missed.append(origin)
+
+    return RowRead(missed[0] if missed else None, None)
+
+
+@dataclass(kw_only=True)
+class TierWalk(ABC):
+    """One walk of rows over tiers, within a deadline.
+
+    Each tier gets an equal share of the time left for it and those after it. Rows that are read by different calls go
+    on to the next tier by themselves.
+    """
+
+    tiers: Sequence[Tier]
+    """In reading order."""
+
+    deadline: float
+    """By `loop_time`."""
+
+    caller_deadline: float | None = None
+    """When the caller stops waiting. The tiers share that time, too; a read that it ends is no failure of a tier."""
+
+    release: str | None = None
+    """Id of the only release to read; by default, the live one of each tier, or its canary for the canary's users."""
+
+    failure: StoreError | None = None
+    """The last error of a tier, other than damage."""
+
+    @abstractmethod
+    def settle(self, read: RowsRead) -> Sequence[RowKey]:
+        """Record the rows for which a tier's answer is final; return the others, to be read in the tiers after it."""
+
+    @abstractmethod
+    def end(self, rows: Sequence[RowKey]) -> None:
+        """Record the rows that no tier has settled."""
+
+    def groups(self, tier: Tier, rows: Sequence[RowKey]) -> Sequence[RowsOfRelease]:
+        """Return the releases of a tier to read *rows* in; none if it serves none, or lacks `release`."""
+        if self.release is None:
+            return tier.follower.grouped(rows)
+        release = tier.follower.find(self.release)
+        return [] if release is None else [RowsOfRelease(release, rows)]
+
+    def calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
+        """Return the calls that read *rows* in a tier, and the rows that are not read in it."""
+        groups = self.groups(tier, rows)
+        return groups, () if groups else rows
+
+    def divided(self, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
+        """Divide the rows of a call into those to be read, and those that are known to be absent in its release."""
+        return call.rows, ()
+
+    async def read(self, rows: Sequence[RowKey], first: int = 0) -> None:
+        """Read *rows* in tier after tier, from the one at the index *first* on, until all are settled."""
+        if not rows:
+            return
+        if first == len(self.tiers):
+            self.end(rows)
+            return
+
+        calls, skipped = self.calls(self.tiers[first], rows)
+        reads = [self._read_call(first, call) for call in calls]
+        if skipped:
+            reads.append(self.read(skipped, first + 1))
+        if len(reads) == 1:
+            await reads[0]
+            return
+
+        # Each ends before an exception of one is raised.
+        outcomes = await asyncio.gather(*reads, return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    async def _read_call(self, tier_index: int, call: RowsOfRelease) -> None:
+        """Read rows of one release in the tier at *tier_index*, and those that it does not settle in the next tiers.
+
+        If the release is gone, all are read in its successor.
+        """
+        tier = self.tiers[tier_index]
+        remaining = call.rows
+        next_tier = tier_index + 1
+        unread, absent = self.divided(call)
+        try:
+            if unread:
+                results = await self.results_of(tier_index, call.release, unread)
+                remaining = [*absent, *self.settle(RowsRead(Origin(tier, call.release), unread, results))]
+        except ReleaseMoved:
+            if self.release is None:
+                next_tier = tier_index
+        except StoreError as error:
+            if not isinstance(error, ReleaseCorrupt):  # damaged rows do not mean that the store cannot be read
+                self.failure = error
+
+        if remaining:
+            await self.read(remaining, next_tier)
+
+    async def results_of(self, tier_index: int, release: ServedRelease, rows: Sequence[RowKey]) -> list[ReadResult]:
+        """Return the results of a call, within the tier's share of the time; raises as `Tier.read`."""
+        keys = [row.text for row in rows]
+
+        # The tier counts it as a failure if its share of the time is over, but not if the caller's is.
+        reading = self.tiers[tier_index].read(release, keys, self.share_s(self.deadline, tier_index))
+        if self.caller_deadline is None:
+            return await reading
+        return await _within(self.share_s(self.caller_deadline, tier_index), reading)
+
+    def settle_nowait(self, tier: Tier, calls: Sequence[RowsOfRelease]) -> tuple[list[RowsOfRelease], list[RowKey]]:
+        """Settle the rows of *calls* that a tier has in memory.
+
+        Returns the calls for those that need I/O, and the rows to be read in the tiers after it.
+        """
+        uncached = list[RowsOfRelease]()
+        remaining = list[RowKey]()
+        for call in calls:
+            unread, absent = self.divided(call)
+            remaining += absent
+            results = {row: tier.get(call.release, row.text) for row in unread}
+            needs_io = [row for row, result in results.items() if isinstance(result, StoreError)]
+            if needs_io:
+                uncached.append(RowsOfRelease(call.release, needs_io))
+                for row in needs_io:
+                    del results[row]
+            if results:
+                remaining += self.settle(RowsRead(Origin(tier, call.release), [*results], [*results.values()]))
+        return uncached, remaining
+
+    def share_s(self, until: float, tier_index: int) -> float:
+        """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""
+        return max(0.0, until - loop_time()) / (len(self.tiers) - tier_index)
+
+
+@dataclass(kw_only=True)
+class RowWalk(TierWalk):
+    """Rows that fall through the tiers each by itself, until one has its list."""
+
+    missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
+    """Where a row is absent."""
+
+    @abstractmethod
+    def deliver(self, row: RowKey, origin: Origin | None, body: bytes | None) -> None:
+        """Take the result of a row, as in RowRead."""
+
+    def divided(self, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
+        """Divide the rows of a call into those to be read, and those that are known to be absent in its release."""
+        if not self.missed:
+            return call.rows, ()
+        unread = list[RowKey]()
+        absent = list[RowKey]()
+        for row in call.rows:
+            (absent if _is_missed(self.missed.get(row, ()), call.release) else unread).append(row)
+        return unread, absent
+
+    def settle(self, read: RowsRead) -> Sequence[RowKey]:
+        """Deliver the rows of *read* that have a list; return the others, and note which of them are absent."""
+        deliver = self.deliver
+        origin = read.origin
+
+        remaining: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
+        for row, result in zip(read.rows, read.results, strict=True):
+            if isinstance(result, bytes) and not is_empty(result):
+                deliver(row, origin, result)
+            else:
+                remaining.append(row)
+                if not isinstance(result, StoreError):
+                    self.missed.setdefault(row, []).append(origin)
+        return remaining
+
+    def end(self, rows: Sequence[RowKey]) -> None:
+        """Deliver rows that no tier has, with the first tier that lacks them, if any was read."""
+        for row in rows:
+            missed = self.missed.get(row)
+            self.deliver(row, missed[0] if missed else None, None)
+
+
+@dataclass(kw_only=True)
+class ReleaseWalk(RowWalk):
+    """Rows of pages, in one release."""
+
+    results: dict[RowKey, RowRead] = field(default_factory=dict)
+    """Of all rows, at the end."""
+
+    def deliver(self, row: RowKey, origin: Origin | None, body: bytes | None) -> None:
+        """Record the result of a row."""
+        self.results[row] = RowRead(origin, body)
+
+
+@dataclass(kw_only=True)
+class BatchWalk(TierWalk):
+    """The rows of one request. The first tier that can be read settles all."""
+
+    parts: list[RowsRead] = field(default_factory=list)
+    """A part for each release that was read."""
+
+    unread: list[RowKey] = field(default_factory=list)
+    """Rows that no tier could read, and that the first one with a release does not have in memory."""
+
+    def settle(self, read: RowsRead) -> Sequence[RowKey]:
+        """Record all rows: none is read in another tier."""
+        self.parts.append(read)
+        return ()
+
+    def end(self, rows: Sequence[RowKey]) -> None:
+        """Record what the first tier with a release has in memory."""
+        for tier in self.tiers:
+            calls, _ = self.calls(tier, rows)
+            if calls:
+                uncached, _ = self.settle_nowait(tier, calls)
+                self.unread += [row for call in uncached for row in call.rows]
+                return
+        self.unread += rows
+
+    def origin_for(self, row: RowKey) -> Origin | None:
+        """Return where a row of this batch that was not read would have been, if anything was read there."""
+        for part in self.parts:
+            if part.origin.tier.follower.release_for(row) is part.origin.release:
+                return part.origin
+        return None
+
+
+class Lookups:
+    """Reads the rows of one request, from the tiers of a service."""
+
+    def __init__(self, tiers: Sequence[Tier], budget_s: float) -> None:
+        """*budget_s* limits the reads of a batch of one user; see BUDGET_S_PER_USER."""
+        self._tiers = tiers
+        self._budget_s = budget_s
+
+    async def read_batch(self, rows: Sequence[RowKey], *, users: int = 0) -> BatchWalk:
+        """Read *rows* from the first tier that can be read; the budget is for *users*, at least as many as rows."""
+        deadline = self._deadline(max(users, len(rows)))
+        batch = BatchWalk(tiers=self._tiers, deadline=deadline, caller_deadline=caller_deadline())
+        await batch.read(rows)
+        return batch
+
+    async def read_release(
+        self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier]
+    ) -> Mapping[RowKey, RowRead]:
+        """Read *rows* in a release, by its id, from *tiers*, which have it."""
+        deadline = self._deadline(len(rows))
+        walk = ReleaseWalk(tiers=tiers, deadline=deadline, caller_deadline=caller_deadline(), release=release)
+        await walk.read(rows)
+        return walk.results
+
+    def _deadline(self, users: int) -> float:
+        return loop_time() + self._budget_s + BUDGET_S_PER_USER * users
+
+
+async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[ReadResult]]) -> list[ReadResult]:
+    """Cancel a read whose caller stops waiting, which says nothing about the store."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await reading
+    except TimeoutError:
+        raise StoreUnavailable("the caller could not wait") from None
