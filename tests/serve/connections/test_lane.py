@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from inspect import getsource
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.generation import Policy
+from hotplate.serve.hidden_users import HiddenUsers
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
@@ -283,6 +285,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     """What `Lane._renew` keeps must begin another generation when it changes, or never change."""
     source = (ROOT / "serve/connections/lane.pyx").read_text()
     body = source.partition("cdef int _renew(self)")[2].partition("    cdef object _answer(")[0]
+    body += getsource(vars(HiddenUsers)["exist"].fget)
     attributes = set(re.findall(r"\.([a-z]\w*)", body))
     policies = {
         "draining": vars(WorkerReadiness)["draining"],
