@@ -296,7 +296,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     }
     constants = {
         "tiers", "follower", "local_rows", "needs_io", "manifest", "encoding", "users", "items", "anonymous", "number",
-        "template",
+        "template", "hidden_users", "exist",
     }  # fmt: skip
     assert attributes == policies.keys() | constants
     for name, policy in policies.items():
