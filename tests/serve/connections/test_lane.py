@@ -19,6 +19,7 @@ from hotplate.serve.access.keys import create, revoke
 from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.encoded_lists import EncodedLists
 from hotplate.serve.generation import Policy
 from hotplate.serve.hidden_users import HiddenUsers
 from hotplate.serve.metrics import REQUEST_TIMES
@@ -458,7 +459,7 @@ async def test_error_while_delivering_a_list_is_answered(
         raise ValueError("the offset of a list is not a number")
 
     async with Pair(await reader_of(MemoryStore(), awaited=True)) as pair:
-        monkeypatch.setattr(TieredReader, "hit", fail)
+        monkeypatch.setattr(EncodedLists, "hit", fail)
         for server in (pair.lane, pair.plain):
             caplog.clear()
             answer = await exchange(server, [GET.replace(b"1 HTTP", b"2?list=basket HTTP", 1)])
