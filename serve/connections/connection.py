@@ -1,7 +1,7 @@
 """Connections: a state machine per connection, their registry, and its limits.
 
-aiohttp's parser reads headers and bodies. The fast lane or aiohttp's request and response classes answer one request
-after the other.
+`RequestReader` reads headers and bodies by aiohttp's parser. The fast lane or aiohttp's request and response classes
+answer one request after the other.
 
 Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CONNECT, transfer codings other than
 `chunked`, expectations other than `100-continue`, and bodies that were not read close the connection.
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -19,15 +19,16 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from aiohttp import HttpVersion, HttpVersion11, hdrs, web
+from aiohttp import hdrs, web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage, StreamWriter
+from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import unreadable
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.listeners import room_for_connections
+from hotplate.serve.connections.request_reader import HEADER_END, RequestReader
 from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.settings import Limits
 from hotplate.stores.folders import return_free_memory
@@ -41,25 +42,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEADER_END = b"\r\n\r\n"
-# How a client that assumes HTTP/2 begins.
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
-# Of an empty line that is divided between two parts, at most.
-DIVIDED_BYTES = len(HEADER_END) - 1
-MAX_LINE_BYTES = 8190
 MAX_BUFFERED_BYTES = 65_536
 # Pipelined requests answered before other connections.
 MAX_PIPELINED = 16
 # How long requests that a client sent behind a refused batch wait, at most: most of them would be refused, too.
 REFUSED_PAUSE_S = 0.1
-# The registry bounds bodies.
-NEVER_PAUSED = 1 << 30
 # A slow reader must take WRITE_STEP_BYTES in `Limits.write_s`, or in CROWDED_WRITE_S if answers fill half of their
 # room.
 WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
-CONTINUE = "100-continue"
-CHUNKED = "chunked"
 # A record of TLS.
 TLS_WRITE_BYTES = 16_384
 # Each tick of the sweep checks one of SLICES slices, so each connection about once a second: its slice changes when an
@@ -197,32 +188,6 @@ class ConnectionRegistry:
             return_free_memory()
 
 
-def _may_keep_connection(message: RawRequestMessage) -> bool:
-    """Return whether another request may follow: the client allows it, and every server finds the same end."""
-    headers = message.headers
-    if message.should_close or message.version < HttpVersion11 or message.method == hdrs.METH_CONNECT:
-        return False
-    return not message.chunked or headers.getall(hdrs.TRANSFER_ENCODING) == [CHUNKED]
-
-
-def _ends_of_empty_lines(data: bytes) -> Iterator[int]:
-    """Yield the ends of all empty lines, also of those that overlap."""
-    start = data.find(HEADER_END)
-    while start >= 0:
-        yield start + len(HEADER_END)
-        start = data.find(HEADER_END, start + 1)
-
-
-def _unknown_version(version: HttpVersion) -> Problem:
-    status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
-    detail = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
-    return Problem(status, name, detail)
-
-
-def _has_known_expectation(message: RawRequestMessage) -> bool:
-    return all(expected.lower() in ("", CONTINUE) for expected in message.headers.getall(hdrs.EXPECT, ()))
-
-
 class _TlsWriter(StreamWriter):
     """Writes bodies in pieces: over TLS, uvloop takes a whole write, and does not count what is not sent of it."""
 
@@ -238,9 +203,8 @@ class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects when needed."""
 
     __slots__ = (
-        "_answer_task", "_body_bytes_left", "_buffer", "_chunked_tail", "_handshake", "_in_flight", "_is_half_closed",
-        "_lane", "_must_close", "_parser", "_payload", "_registry", "_stalled_since", "_unread_bytes", "since",
-        "ssl_context", "state",
+        "_answer_task", "_buffer", "_handshake", "_in_flight", "_is_half_closed", "_lane", "_reader", "_registry",
+        "_stalled_since", "_unread_bytes", "since", "ssl_context", "state",
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
 
@@ -254,11 +218,7 @@ class Connection(BaseProtocol):
         self._registry = registry
         self._lane = registry.lane
         self._buffer = bytearray()
-        self._parser: HttpRequestParser | None = None
-        self._payload = EMPTY_PAYLOAD
-        self._body_bytes_left = 0.0  # body bytes to come; inf if chunked
-        self._chunked_tail = b""  # the last bytes received of a chunked body
-        self._must_close = False  # after the current request
+        self._reader = RequestReader()
         self._is_half_closed = False  # the client half-closed
         self._answer_task: asyncio.Task[None] | None = None
         self._in_flight = 0  # bytes of requests and answers that count as in flight
@@ -322,17 +282,13 @@ class Connection(BaseProtocol):
         self._registry.open.pop(self, None)
         self._change_state(CLOSED)
         super().connection_lost(exc)
-        if not self._payload.is_eof():
-            self._payload.set_exception(ConnectionResetError("the client has gone"))
-        # Both refer to this connection: in a cycle, a body would stay in memory until the garbage collector runs.
-        self._payload = EMPTY_PAYLOAD
-        self._parser = None
+        self._reader.close()
 
     def eof_received(self) -> bool:
         """Answer a GET of a client that half-closed, and what follows a refusal; another POST is given up."""
         self._is_half_closed = True
-        is_refused = self.state is REFUSED and not self._body_bytes_left
-        is_answering = self.state in (STORE, ANSWER) and self._payload is EMPTY_PAYLOAD
+        is_refused = self.state is REFUSED and not self._reader.must_discard
+        is_answering = self.state in (STORE, ANSWER) and self._reader.payload is EMPTY_PAYLOAD
         return (is_answering or is_refused) and self._open_transport.can_write_eof()  # TLS cannot half-close
 
     def data_received(self, data: bytes) -> None:
@@ -347,20 +303,15 @@ class Connection(BaseProtocol):
                 return
 
         if self.state is BODY:
-            if not self._is_body_failed:
+            if not self._reader.has_failed:
                 self.add_in_flight(len(data))
                 if self._registry.is_full:
-                    self._fail_body(self._registry.writer.no_room())
+                    self._reader.fail(self._registry.writer.no_room())
             self._feed_body(data)
-        elif self.state is REFUSED and self._body_bytes_left:
+        elif self.state is REFUSED and self._reader.must_discard:
             self._discard_body(data)
         elif self.state is not CLOSING and data:  # aiohttp resumes reading with no data
             self._receive_header(data)
-
-    @property
-    def _is_body_failed(self) -> bool:
-        """Whether the request was given a problem instead of its body, which is discarded."""
-        return self._payload.exception() is not None
 
     def _receive_header(self, data: bytes) -> None:
         """Buffer bytes until a header is complete and the request before it is answered; limit the buffer.
@@ -431,7 +382,7 @@ class Connection(BaseProtocol):
                 if is_answered:
                     self._wait_for_request()
             else:
-                self._parse_header(header)
+                self._read_header(header)
 
     def _take_header(self) -> bytes | None:
         """Remove the first header from the buffer and return it, with the empty line at its end.
@@ -457,65 +408,34 @@ class Connection(BaseProtocol):
         del self._buffer[:size]
         return header
 
-    def _parse_header(self, header: bytes) -> None:
-        """Parse a complete header by aiohttp's parser, and start its request; answer a malformed one with 400."""
-        if header == HTTP2_PREFACE:  # the parser would take it without an error
-            self._refuse(_unknown_version(HttpVersion(2, 0)))
-            return
-
-        if self._parser is None:
-            self._parser = HttpRequestParser(
-                self,
-                asyncio.get_running_loop(),
-                NEVER_PAUSED,
-                max_line_size=MAX_LINE_BYTES,
-                max_field_size=MAX_LINE_BYTES,
-                payload_exception=web.RequestPayloadError,
-                auto_decompress=False,  # small bodies may be large uncompressed
-            )
-
+    def _read_header(self, header: bytes) -> None:
+        """Start the request with this header; answer a malformed one with a problem."""
         try:
-            messages, _, _ = self._parser.feed_data(header)
-        except HttpProcessingError as error:
-            self._refuse(unreadable(400, error.message))
+            message = self._reader.read_header(header, self)
+        except Problem as problem:
+            self._refuse(problem)
             return
 
-        if not messages:  # empty lines before a request
+        if message is None:  # empty lines before a request
             self.add_in_flight(-len(header))
-            return
-
-        message, payload = messages[0]
-        if message.version not in (HttpVersion11, HttpVersion10):
-            self._refuse(_unknown_version(message.version))
-        elif not _has_known_expectation(message):
-            self._refuse(Problem(417, "unknown-expectation", f"the header Expect may only be {CONTINUE}"))
         else:
-            self._start_request(message, payload)
+            self._start_request(message)
 
-    def _start_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
+    def _start_request(self, message: RawRequestMessage) -> None:
         """Start the task that answers a request, and give it the part of the body that has arrived.
 
-        *message* is the parsed header. *payload* is the stream of the body, to which the parser will add what arrives;
-        it is at its end already if the request has no body. Batches, POSTs for many lists, are refused while too many
-        of them wait.
+        *message* is the parsed header. Batches, POSTs for many lists, are refused while too many of them wait.
         """
-        self._payload = payload
-        self._must_close = not _may_keep_connection(message)
-        self._body_bytes_left = inf if message.chunked else int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
-        self._chunked_tail = b""
-        if message.upgrade and payload.is_eof():
-            self._parser = None  # after an offer to upgrade, it expects another protocol
-
         # A refused request's body is discarded without the parser, so that the connection can take the next request.
         refusal = self._refusal_when_overloaded(message)
         if refusal is not None:
             self._open_transport.write(refusal)
-            self._payload = EMPTY_PAYLOAD
-            self._parser = None  # it expects the body
+            self._reader.refuse()
             self._change_state(REFUSED)
             self._discard_body(self._take_buffer())
             return
 
+        payload = self._reader.payload
         self._change_state(ANSWER if payload.is_eof() else BODY)
         self._answer_task = asyncio.get_running_loop().create_task(self._respond(message, payload))
         if self.state is BODY and self._buffer:
@@ -529,74 +449,24 @@ class Connection(BaseProtocol):
 
     def _refusal_when_overloaded(self, message: RawRequestMessage) -> bytes | None:
         """Return the refusal of a request whose body can be discarded without a parser."""
-        is_counted = 0 < self._body_bytes_left < inf and hdrs.EXPECT not in message.headers
-        if self._must_close or self._unread_bytes or not is_counted:
+        can_discard = self._reader.must_discard and hdrs.EXPECT not in message.headers
+        if self._reader.must_close or self._unread_bytes or not can_discard:
             return None
         return self._registry.shed(message, self.since)
 
     def _discard_body(self, data: bytes) -> None:
         """Discard a part of a refused request's body; at its end, read the next request after a random pause."""
-        size = int(min(len(data), self._body_bytes_left))
-        self._body_bytes_left -= size
-        self._buffer += data[size:]
-        if not self._body_bytes_left:
+        self._buffer += self._reader.discard(data)
+        if not self._reader.must_discard:
             # At random, so that clients do not come back together.
             pause_s = random.uniform(0, REFUSED_PAUSE_S) if self._buffer else 0.0  # noqa: S311 -- not cryptographic
             asyncio.get_running_loop().call_later(pause_s, self._continue_after_answer)
 
     def _feed_body(self, data: bytes) -> None:
-        """Give a part of a body, as it arrived, to the request that is being answered.
-
-        The parser adds it to `self._payload`, which the handler reads. Bytes after the body belong to the next request,
-        and stay in the buffer. A malformed body fails with 400. `self._body_bytes_left` is inf for a chunked body.
-        """
-        if self._is_body_failed or self._parser is None:
-            return
-
-        try:
-            is_chunked = self._body_bytes_left == inf
-            if is_chunked:
-                next_bytes = self._feed_chunked(self._parser, data)
-            else:
-                size = int(min(len(data), self._body_bytes_left))
-                self._body_bytes_left -= size
-                self._parser.feed_data(data[:size])
-                next_bytes = data[size:]
-        except HttpProcessingError as error:
-            self._fail_body(unreadable(400, error.message))
-            return
-
-        if self._payload.is_eof():
-            self._parser = None  # it may keep trailers, or expect another protocol
+        """Give a part of a body to the request that is being answered; what follows the body stays in the buffer."""
+        self._buffer += self._reader.feed(data)
+        if self._reader.is_complete:
             self._change_state(ANSWER)
-            self._buffer += next_bytes
-
-    def _feed_chunked(self, parser: HttpRequestParser, data: bytes) -> bytes:
-        """Feed a part of a chunked body to aiohttp's parser; return the bytes after the body, if it ends in *data*.
-
-        The parser does not tell at which byte a body ends. It can end only with an empty line, so *data* is fed in
-        pieces that end with one, and after each piece the parser is asked whether the body is complete.
-        """
-        # An empty line may be divided between two parts, so each part is searched with the end of the one before.
-        joined = self._chunked_tail + data
-        fed_size = len(self._chunked_tail)
-        self._chunked_tail = joined[-DIVIDED_BYTES:]
-
-        for line_end in _ends_of_empty_lines(joined):
-            parser.feed_data(joined[fed_size:line_end])
-            fed_size = line_end
-            if self._payload.is_eof():
-                return joined[line_end:]
-
-        parser.feed_data(joined[fed_size:])
-        # If the parser accepts another end, bytes of the next request may be lost in it.
-        self._must_close |= self._payload.is_eof()
-        return b""
-
-    def _fail_body(self, problem: Problem) -> None:
-        """Let the request be answered with a problem, and discard the rest of its body."""
-        if not self._is_body_failed:
-            self._payload.set_exception(problem)
 
     async def _respond(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """Answer a request with aiohttp's classes, then wait for the next one, or close the connection.
@@ -614,7 +484,7 @@ class Connection(BaseProtocol):
             response = await self._registry.answer(request, self.since)
 
             is_body_unread = request.can_read_body
-            if self._must_close or is_body_unread:
+            if self._reader.must_close or is_body_unread:
                 response.force_close()
             await response.prepare(request)
             await response.write_eof()
@@ -667,7 +537,7 @@ class Connection(BaseProtocol):
         """After an answer: wait for the next request, or begin with those that have arrived."""
         if not self.is_open:
             return
-        self._payload = EMPTY_PAYLOAD
+        self._reader.end_request()
         self._wait_for_request()
         if self._buffer:
             self._read_buffered()
@@ -734,9 +604,9 @@ class Connection(BaseProtocol):
             self._check_closing(age_s)
         elif self.state is HEADER and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
-        elif self.state is BODY and age_s > limits.body_s and not self._is_body_failed:
+        elif self.state is BODY and age_s > limits.body_s and not self._reader.has_failed:
             self._registry.metrics.count_shed("slow_body")
-            self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
+            self._reader.fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is REFUSED and age_s > limits.body_s:
             self._registry.metrics.count_shed("slow_body")
             self.cut()
