@@ -213,3 +213,20 @@ def test_the_planner_assumes_a_multiple_of_the_measured_cpu(name: str, subject: 
     factor, measured = re.findall(r"([0-9.]+) times ([0-9.]+) measured", assumed.metadata["reason"])[0]
     assert measured == rounded(cpu_by_stores(subject), 3)
     assert assumed.default == round_up(float(factor) * float(measured), 5)
+
+
+def test_readme_quotes_the_mean_quality_at_the_confirmed_cuts() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    [header] = [line for line in page.splitlines() if line.startswith("| data | first pairs | users |")]
+    columns = [cell.strip() for cell in header.split("|")]
+    cuts = [line.split("|") for line in page.splitlines() if re.match(r"\| Online Retail \| \d+%, confirmed ", line)]
+    assert len(cuts) == 3
+
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for column, quoted in (
+        ("as typed", r"of ([\d.]+) over the three confirmed cuts"),
+        ("recent popularity", r"has ([\d.]+)"),
+    ):
+        mean = sum(float(cut[columns.index(column)].split()[0]) for cut in cuts) / len(cuts)
+        [figure] = re.findall(rf"nDCG@10.*?{quoted}", readme)
+        assert figure.rstrip(".") == f"{mean:.3f}"
