@@ -208,7 +208,7 @@ async def test_each_target_starts_and_answers_its_probes(target: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("target", ALL)
-def test_probation_is_on_where_the_service_may_write_to_its_store(target: Any) -> None:  # noqa: ANN401 -- a function
+def test_only_systemd_and_compose_turn_probation_on(target: Any) -> None:  # noqa: ANN401 -- a function
     described: Target = target()
     assert ("HOTPLATE_PROBATION" in described.environment) == (target in (systemd, compose))
 

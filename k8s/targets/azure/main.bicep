@@ -1,6 +1,6 @@
 // The Azure resources for hotplate: a cluster whose pods have identities, a store, and logs. It uses Entra ID instead of
 // keys wherever that is possible.
-//   az deployment group create --resource-group shop --template-file main.bicep --parameters withRedis=true
+//   az deployment group create --resource-group shop --template-file main.bicep --parameters administrators=GROUP_ID
 targetScope = 'resourceGroup'
 
 @description('Begins the name of everything; small letters, digits and hyphens.')
