@@ -76,6 +76,10 @@ class RequestRefused(ClientError):
         super().__init__(message)
         self.status = status
 
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        """Pickle both arguments, as a pool of processes does."""
+        return type(self), (str(self), self.status)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer(Recommendations):
@@ -300,7 +304,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     async def aclose(self) -> None:
         """Close the connections of this event loop, stop renewing popular lists on it, and refuse later calls on it.
 
-        Calls that have begun keep their connections until they end.
+        Calls that have begun keep their connections until they end; one that fails raises ClientClosed, not repeated.
         """
         state = self._loop_state()
         state.is_closed = True
@@ -568,11 +572,11 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
         The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Raises
         *error* if the service refused the request, but for a missing key, right or release (`DENIED`) only if no list
-        is remembered. A batch that is too large is always an error. Without a remembered list, raises
-        ServiceUnavailable for other errors.
+        is remembered. A batch that is too large and a closed client are always errors. Without a remembered list,
+        raises ServiceUnavailable for other errors.
         """
         remembered = self._remembered(call)
-        if isinstance(error, BatchTooLarge):
+        if isinstance(error, BatchTooLarge | ClientClosed):
             raise error
         if isinstance(error, RequestRefused) and (error.status not in DENIED or not remembered):
             raise error

@@ -384,6 +384,25 @@ async def test_calls_during_close_leave_no_connection() -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_call_that_fails_after_close_raises_client_closed() -> None:
+    connected = asyncio.Event()
+    closing = asyncio.Event()
+
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await closing.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server, asyncio.timeout(NEVER_S):
+        client = hotplate.AsyncClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout_s=AMPLE_S)
+        call = asyncio.create_task(client.recommendations("42"))
+        await connected.wait()
+        await client.aclose()
+        closing.set()
+        with pytest.raises(hotplate.ClientClosed):
+            await call
+
+
 async def test_late_call_is_sent_once(proxy: FaultyProxy) -> None:
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:
         await client.popular()
