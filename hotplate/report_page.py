@@ -33,6 +33,8 @@ from hotplate.report import (
 
 TEMPLATE = Path(__file__).with_name("report.html")
 STYLE_SHEET = Path(__file__).with_name("report.css")
+# Control characters, and bytes of a path that are not UTF-8.
+NO_HTML = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 DETAILS = "All figures, configuration and machine"
 INK, FAINT = "#010101", "#020202"
 LINES = tuple(f"#0a000{number}" for number in range(1, 7))
@@ -43,8 +45,8 @@ STYLE: Any = {
     "axes.spines.top": False, "figure.facecolor": "none", "axes.facecolor": "none", "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "grid.color": FAINT, "grid.linewidth": 0.4,
     "legend.frameon": False, "legend.labelcolor": INK, "lines.linewidth": 1.6, "svg.fonttype": "none",
-    "svg.hashsalt": "hotplate", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
-    "ytick.color": FAINT, "ytick.labelcolor": INK,
+    "svg.hashsalt": "hotplate", "text.color": INK, "text.parse_math": False, "xtick.color": FAINT,
+    "xtick.labelcolor": INK, "ytick.color": FAINT, "ytick.labelcolor": INK,
 }  # fmt: skip
 # Inches of a plot, and of one on a phone.
 WIDTH = 9.0
@@ -368,4 +370,4 @@ def _prose(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
+    return html.escape(NO_HTML.sub("\ufffd", text))

@@ -40,6 +40,7 @@ REPORTS = st.builds(
     listed=st.booleans(), configuration=st.dictionaries(TEXT, NUMBER, max_size=2),
     extra=st.just({}) | st.just({"runs": [1, 2]}),
 )  # fmt: skip
+CURVES = (Curve(r"a $\x$ b", (1.0, 2.0), (1.0, 2.0)), Curve("c", (1.0, 2.0), (2.0, 1.0)))
 RU = Report(
     kind="ru",
     sentence="4,000 reads/s <within> p99 10 ms",
@@ -64,7 +65,7 @@ def test_counts_have_singular_and_plural_nouns(count: int, text: str) -> None:
     [
         (0.4, "us", "0.4 µs"), (412.0, "us", "412 µs"), (2_320.0, "us", "2.32 ms"), (999_900.0, "us", "1 s"),
         (0.0063, "share", "0.63 %"), (0.0, "share", "0 %"), (12_345.6, "/s", "12,346/s"), (0.67, "USD", "0.67 USD"),
-        (1.0, "", "1"), (300.0, "USD/month", "300 USD/month"),
+        (1.0, "", "1"), (1.0, "ms", "1 ms"), (1.0, "hours", "1 hour"), (300.0, "USD/month", "300 USD/month"),
     ],
 )  # fmt: skip
 def test_values_have_three_digits_and_a_suitable_unit(value: float, unit: str, text: str) -> None:
@@ -198,6 +199,13 @@ def test_the_page_escapes_texts_and_loads_nothing(report_page: ModuleType) -> No
     assert "&lt;within&gt;" in text
     assert text.count("<svg") == 2  # for wide and narrow screens
     assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_the_page_keeps_the_letters_of_any_script(report_page: ModuleType) -> None:
+    title = "東京\u3000店 Déjà\u00a0vu क्\u200dष"
+    text = report_page.page(Report(kind="x", sentence=f"{title}\x07\udcff", plots=(Plot("", "", "", CURVES),)))
+    assert f"<h1>{title}\ufffd\ufffd</h1>" in text
+    assert text.count(CURVES[0].name) == 2, "a label is not a formula"
 
 
 def test_exit_code_is_3_for_a_bad_report_and_1_for_an_unmeasured_one() -> None:
