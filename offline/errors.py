@@ -39,6 +39,10 @@ class GateFailed(Exception):
         super().__init__(message)
         self.result = result
 
+    def __reduce__(self) -> tuple[type, tuple[str, "WrittenRelease"]]:
+        """Pickle both arguments, as a pool of processes does."""
+        return type(self), (str(self), self.result)
+
 
 def require_at_least(name: str, value: float, least: float = 1) -> None:
     """Raise SettingError unless *value* is a finite number of *least* or more."""

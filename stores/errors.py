@@ -51,6 +51,10 @@ class StoreThrottled(StoreUnavailable):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[type, tuple[str, float]]:
+        """Pickle both arguments, as a pool of processes does."""
+        return type(self), (str(self), self.retry_after_s)
+
 
 class PartUnavailable(StoreUnavailable):
     """Other keys may be readable."""

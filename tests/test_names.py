@@ -1,6 +1,7 @@
 """Names in docstrings and comments, and paths in CONTRIBUTING.md and pyproject.toml, exist."""
 
 import ast
+import pickle
 import re
 import tokenize
 import tomllib
@@ -97,6 +98,20 @@ def test_public_names_match_their_typed_imports() -> None:
     del typed["install_command"]  # of the error for a missing extra
     assert typed == hotplate._HOMES
     assert sorted([*typed, "__version__"]) == sorted(hotplate.__all__)
+
+
+def test_public_errors_are_pickled_with_their_details() -> None:
+    """A pool of processes that cannot load an error of a worker breaks, or waits forever."""
+    for error, detail in (
+        (hotplate.RequestRefused("no such list", 422), "status"),
+        (hotplate.StoreThrottled("too many requests", 1.5), "retry_after_s"),
+        (hotplate.GateFailed("ndcg is 0.1", None), "result"),  # type: ignore[arg-type]  # any value
+        (hotplate.NotSent("refused", permanent=True), "permanent"),
+        (hotplate.CatalogueUnreadable("damaged", b"x", 1.0), "record"),
+    ):
+        loaded = pickle.loads(pickle.dumps(error))
+        assert (type(loaded), str(loaded)) == (type(error), str(error))
+        assert getattr(loaded, detail) == getattr(error, detail)
 
 
 def test_page_of_tests_support_names_each_module() -> None:
