@@ -15,6 +15,8 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from hotplate.cli.terminal import out
 
+# A narrower terminal breaks the lines itself.
+MIN_WIDTH = 48
 MAX_WIDTH = 100
 INDENT = "  "
 # A longer name stands on a line of its own.
@@ -36,7 +38,7 @@ class _Entry:
 
 def print_help(command: TyperCommand | TyperGroup, context: Any) -> None:  # noqa: ANN401 -- a context of typer
     """Print usage, description with examples, arguments, options by panel, and verbs."""
-    width = min(out.width, MAX_WIDTH)
+    width = max(MIN_WIDTH, min(out.width, MAX_WIDTH))
     out.print(_usage(command, context))
     _print_paragraphs(command.help, width)
     for panel, entries in _panels(command, context).items():

@@ -52,7 +52,7 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
         pretty_exceptions_enable=False,
         help="Keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast."
         "\n\nExample: hotplate demo",
-        epilog="The environment sets options, too.",
+        epilog="The environment sets options, too: HOTPLATE_STORE is --store, wherever a verb has it.",
     )
     app.callback(invoke_without_command=True)(hotplate)
 
@@ -99,6 +99,13 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
+def _require_utf_8(arguments: Sequence[str]) -> None:
+    """Raise typer.BadParameter for an argument that is not UTF-8: neither polars, LMDB nor JSON takes such a path."""
+    for argument in arguments:
+        if argument.encode(errors="replace").decode() != argument:
+            raise typer.BadParameter(f"{argument!r} has bytes that are not UTF-8")
+
+
 def main() -> None:
     """Run the command on the process's arguments, and exit.
 
@@ -118,6 +125,7 @@ def main() -> None:
 
     arguments = with_default_verb(sys.argv[1:])
     try:
+        _require_utf_8(arguments)
         with collected_warnings():
             code = command(arguments)(args=arguments, prog_name="hotplate", standalone_mode=False)
     except KeyboardInterrupt:

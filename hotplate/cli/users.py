@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = Verbs(
     no_args_is_help=True,
-    help="Erase users, and find data that still contain them.\n\n"
+    help="Erase users, find data that still contain them, and accept that records of erased users are lost.\n\n"
     "Example: hotplate users erase u7 --store file:///var/lib/hotplate",
 )
 

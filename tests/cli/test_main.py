@@ -89,8 +89,9 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     for value, is_json in (("0", False), ("off", False), ("1", True)):
         done = hotplate("releases", "verify", "--store", "x", HOTPLATE_JSON=value)
         assert done.stderr.startswith("{") == is_json, value
-    done = hotplate("train", "\udcff.csv", "--out", "model", "--json")  # a name that is not UTF-8
-    assert (done.returncode, "\\udcff.csv does not exist" in json.loads(done.stderr)["error"]) == (1, True)
+    for verb in (["train", "\udcff.csv", "--out", "model"], ["store", "doctor", "--store", "file:///tmp/\udcff"]):
+        done = hotplate(*verb, "--json")
+        assert (done.returncode, "has bytes that are not UTF-8" in json.loads(done.stderr)["error"]) == (2, True)
     done = hotplate("releases", "verify", "--json", "--concurrency", "x")
     assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
     done = hotplate("import", tmp_path, "--max-bad-rows", "5")
@@ -145,6 +146,12 @@ def test_help_of_each_verb_fits_two_screens_with_an_example_and_a_variable() -> 
         assert shown.count("\n") <= 92, verb
         assert "env var" not in shown, verb
         assert (verb[0] in groups and len(verb) == 1) or "HOTPLATE_" in shown, verb
+
+
+def test_help_on_a_very_narrow_terminal_keeps_its_words_whole() -> None:
+    for columns in ("1", "30"):
+        shown = hotplate("users", "accept-loss", "--help", COLUMNS=columns).stdout
+        assert "default files in" in shown, "not a letter on each line"
 
 
 def test_help_of_run_names_the_table_of_a_variable() -> None:
