@@ -29,7 +29,18 @@ from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, Release
 from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
 from hotplate.stores.publication import publish_release
-from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, RecordChange, Row, SendingReader, Store
+from hotplate.stores.store import (
+    Diagnosed,
+    Level,
+    LocalReader,
+    Plan,
+    ProvisionedStore,
+    RecordChange,
+    Row,
+    RowEraser,
+    SendingReader,
+    Store,
+)
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import verify
 
@@ -390,6 +401,44 @@ class StoreContract:
             expected = sorted([*ROWS, later], key=lambda row: row.key.encode())
         assert await scan_rows(open_handle(), FIRST) == expected
         assert await store.get_many(release_ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
+
+    async def test_rows_are_erased_if_the_catalogue_read_last_allows_it(self, open_handle: OpenStore) -> None:
+        """A RowEraser deletes rows of a sealed release; if the function that it calls raises, all rows stay."""
+        store = open_handle()
+        if not isinstance(store, RowEraser):
+            pytest.skip("not a RowEraser")
+        await begin_draft(store, FIRST)
+        await write_release(store, FIRST, ROWS)
+        await swap_catalogue(open_handle(), catalogue_changes.commit(await store.catalogue(), draft_of(FIRST)))
+        seen = list[Catalogue]()
+
+        def refuse(catalogue: Catalogue) -> None:
+            seen.append(catalogue)
+            raise ReleaseConflict("not recorded")
+
+        with pytest.raises(ReleaseConflict, match="not recorded"):
+            await store.erase_rows(release_ref(FIRST), ["user:1"], refuse)
+        assert seen[-1] == await store.catalogue()
+        assert await scan_rows(store, FIRST) == ROWS
+
+        for deleted in (2, 0):
+            assert await store.erase_rows(release_ref(FIRST), ["user:1", "user:é", "user:no"], allow_erasure) == deleted
+        reader = open_handle()
+        assert await reader.get_many(release_ref(FIRST), ["user:1", "user:2", "user:é"]) == [None, b"", None]
+        assert await scan_rows(reader, FIRST) == [row for row in ROWS if row.key not in {"user:1", "user:é"}]
+        with pytest.raises(ReleaseNotFound):
+            await store.erase_rows(release_ref(SECOND), ["user:1"], allow_erasure)
+
+    async def test_a_release_that_is_scaled_down_can_be_read_and_prepared_again(self, store: Store) -> None:
+        """A ProvisionedStore reduces the cost of a release that is not live."""
+        if not isinstance(store, ProvisionedStore):
+            pytest.skip("not a ProvisionedStore")
+        await write_release(store, FIRST, ROWS)
+        for _ in range(2):
+            await store.scale_down(release_ref(FIRST))
+        assert await store.get_many(release_ref(FIRST), ["user:1"]) == [b"one"]
+        await store.prepare(release_ref(FIRST))
+        assert await scan_rows(store, FIRST) == ROWS
 
     async def test_the_canary_is_stored_changed_and_ended(self, open_handle: OpenStore) -> None:
         """A canary is a release that a percentage of the users gets, for some days if it is an experiment."""
