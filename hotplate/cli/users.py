@@ -103,7 +103,7 @@ def accept_loss(
     from hotplate.stores.users import accept_loss as accept
 
     run_on_store(store, lambda opened: accept(opened, lost))
-    facts = {"store": shown_store_url(store, as_json=True), "lost": lost}
+    facts = {"store": shown_store_url(store, as_json=True), "accepted": lost}
     answer = f"{shown_store_url(store)} has lost no erased user; nothing was changed"
     if lost:
         answer = f"accepted that {shown_store_url(store)} has lost {format_count(lost, 'erased user')}"
