@@ -3,14 +3,19 @@
 The first line is the answer. Then comes one table, a line for each subject: `Column` declares it. Without room for all
 columns, several tables follow one another.
 A subject is what was measured, such as a store; a figure is a number of it, such as p99; a round is one measurement.
-Units are `us` (microseconds), `share` (0 to 1), or any text, printed unchanged. Also: generated tables in Markdown.
+Units are `us` (microseconds), `share` (0 to 1), or any text, printed unchanged. Also: generated tables in Markdown, and
+how results are written to files.
 """
 
 import math
+import os
+import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -486,6 +491,29 @@ def from_json(facts: Mapping[str, Any]) -> Report:
 def _row_from_json(fields: Mapping[str, Any]) -> Row:
     """Return a row, in which lists of JSON are tuples again."""
     return Row(**{**fields, "values": tuple(fields["values"]), "without": tuple(fields.get("without", ()))})
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write *text* to a file in UTF-8, or to a device or pipe. Raises OSError.
+
+    A file is replaced atomically, its mode and a link to it stay, and several processes may write it: each has a draft
+    of its own, which `replace_durably` has not.
+    """
+    if file.exists() and not file.is_file():
+        file.write_text(text, encoding="utf-8")
+        return
+
+    target = file.resolve()
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, draft)
+        draft.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error  # instead of the draft, or no file
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

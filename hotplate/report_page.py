@@ -4,7 +4,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from hotplate.report import (
     format_row,
     format_value,
     to_json,
+    write_file,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -67,8 +67,8 @@ LOG_MARGIN = 1.3
 
 def save(report: Report, name: Path) -> None:
     """Write *name*.json and *name*.html, each atomically."""
-    _write(_json_path(name), json.dumps(to_json(report), indent=1))
-    save_page(report, name.with_name(f"{name.name}.html"))
+    write_file(_json_path(name), json.dumps(to_json(report), indent=1))
+    write_file(name.with_name(f"{name.name}.html"), page(report))
 
 
 def is_saved(name: Path) -> bool:
@@ -78,18 +78,6 @@ def is_saved(name: Path) -> bool:
 
 def _json_path(name: Path) -> Path:
     return name.with_name(f"{name.name}.json")
-
-
-def save_page(report: Report, path: Path) -> None:
-    """Write the page atomically."""
-    _write(path, page(report))
-
-
-def _write(path: Path, text: str) -> None:
-    # The name is this process's own: several processes may write one report, which `replace_durably` does not allow.
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def page(report: Report) -> str:

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -22,6 +24,7 @@ from hotplate.report import (
     print_report,
     rounded,
     to_json,
+    write_file,
 )
 
 TEXT = st.text(max_size=20)
@@ -221,22 +224,37 @@ def test_files_are_written_beside_each_other(report_page: ModuleType, tmp_path: 
     assert from_json(json.loads((tmp_path / "ru.2026.json").read_text())).row("400 RU/s", "p99") == RU.rows[1]
 
 
-def _save_often(report_page: ModuleType, path: Path, start: Barrier) -> None:
+def test_a_pipe_is_written_to_and_a_link_and_a_mode_stay(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as threads:
+        read = threads.submit(pipe.read_text)
+        write_file(pipe, "page")
+        assert (read.result(), pipe.is_fifo()) == ("page", True)
+
+    page = tmp_path / "page.html"
+    link = tmp_path / "link.html"
+    page.touch(0o640)
+    link.symlink_to(page)
+    write_file(link, "page")
+    assert (link.is_symlink(), page.read_text(), page.stat().st_mode & 0o777) == (True, "page", 0o640)
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/none/page'"):
+        write_file(tmp_path / "none" / "page", "page")
+
+
+def _save_often(text: str, path: Path, start: Barrier) -> None:
     start.wait()
     for _ in range(200):
-        report_page.save_page(RU, path)
+        write_file(path, text)
 
 
-def test_processes_that_write_one_report_leave_it_whole(
-    report_page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_write_one_report_leave_it_whole(report_page: ModuleType, tmp_path: Path) -> None:
     """Drafts of one name were removed under the other process, whose rename then failed."""
     text = report_page.page(RU)
-    monkeypatch.setattr(report_page, "page", lambda _: text)  # rendering takes longer than writing
     context = get_context("fork")
     path = tmp_path / "ru.html"
     start = context.Barrier(2)
-    writers = [context.Process(target=_save_often, args=(report_page, path, start)) for _ in range(2)]
+    writers = [context.Process(target=_save_often, args=(text, path, start)) for _ in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:

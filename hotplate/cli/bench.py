@@ -12,8 +12,8 @@ import typer
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, out, print_json, require_file_path, require_folder, show_report, write_file
-from hotplate.report import Report
+from hotplate.cli.terminal import Json, err, out, print_json, require_file_path, require_folder, show_report
+from hotplate.report import Report, write_file
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import typer
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import ListFlags
 from hotplate.cli.terminal import out, require_file_path, run_interruptibly, show_report
+from hotplate.report import write_file
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
@@ -54,11 +55,11 @@ def report(
     if as_json:
         show_report(run_interruptibly(lambda: model_report(model)), as_json=True)
         return
-    from hotplate.report_page import save_page  # an extra
+    from hotplate.report_page import page as html_page  # an extra
 
     require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))
-    save_page(quality, page)
+    write_file(page, html_page(quality))
     show_report(quality, as_json=False)
     out.print(f"report written to {page}")
 

@@ -28,9 +28,8 @@ from hotplate.cli.terminal import (
     require_folder,
     run_on_store,
     show_report,
-    write_file,
 )
-from hotplate.report import Report
+from hotplate.report import Report, write_file
 from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.errors import did_you_mean

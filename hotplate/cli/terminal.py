@@ -27,7 +27,6 @@ from hotplate.offline.threads import DaemonThreads
 from hotplate.report import GAP, Report, blocks, format_count, print_report, to_json
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
-from hotplate.stores.folders import replace_durably
 from hotplate.stores.options import RARE, Flag
 from hotplate.stores.urls import default_url, redacted
 
@@ -288,14 +287,6 @@ def require_file_path(file: Path | None) -> None:
     require_folder(file)
     if file is not None and file.is_dir():
         raise BenchMisused(f"{file} is a folder; name a file in it to write to")
-
-
-def write_file(file: Path, text: str) -> None:
-    """Write *text* to a file in UTF-8, atomically, or to a device or pipe; raises OSError."""
-    if file.exists() and not file.is_file():
-        file.write_text(text, encoding="utf-8")
-    else:
-        replace_durably(file.resolve(), text.encode())
 
 
 def store_url_or_default(url: str | None) -> str:

@@ -243,7 +243,7 @@ def test_users_are_erased_and_their_releases_are_named(tmp_path: Path) -> None:
     assert "has lost 1 of them" in succeeded("users", "find", "u7", *store)
     for wrong in ([], ["--lost", "2"]):
         failed(hotplate("users", "accept-loss", *wrong, *store), "has lost the record of 1", "give --lost 1", code=2)
-    accepted = json_of("users", "accept-loss", "--lost", "1", "--json", *store)
+    accepted = json_of("users", "accept-loss", "--lost", "1", *store)
     assert accepted == {"store": f"file://{folder}", "accepted": 1}
     assert "has lost no erased user" in succeeded("users", "accept-loss", *store)
     failed(hotplate("users", "accept-loss", "--lost", "1", *store), "has lost no erased user, instead of 1", code=2)
