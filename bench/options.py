@@ -120,9 +120,9 @@ class HttpOptions(Options):
     repeat: Annotated[int, Flag("The number of rounds; comparisons need 5.", HOW)] = 1
     warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW, is_time=True)] = "2s"
     connections: Annotated[int, Flag("The maximum of requests in flight.", HOW)] = 64
-    timeout: Annotated[str, Flag("The time after its due time at which a request has failed.", HOW, is_time=True)] = (
-        "5s"
-    )
+    timeout: Annotated[
+        str, Flag("A request without an answer fails this long after it was due.", HOW, is_time=True)
+    ] = "5s"
 
 
 # Ours: Azure promises a p99 below 10 ms for direct connectivity only, and nothing for the gateway that we use.

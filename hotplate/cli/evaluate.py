@@ -66,7 +66,7 @@ def report(
 
 @app.command()
 def compare(
-    first: Annotated[str, Argument(f"The lists that may be worse: {ORIGIN}", "A")],
+    first: Annotated[str, Argument(f"The lists to compare with. {ORIGIN}", "A")],
     second: Annotated[str, Argument("The lists that may be better, given in the same way.", "B")],
     truth: Annotated[Path, Flag("Compare both with this file of user and item.", urls=True)],
     flags: ListFlags,

@@ -29,7 +29,11 @@ def create(
     file: KeysFile,
     scope: Annotated[
         list[str] | None,
-        Flag("Allow a new client to read, events or admin; repeatable.", metavar="SCOPE", prefix="KEYS_"),
+        Flag(
+            "What a new client may do: read lists (read), send events (events), operate (admin); repeatable.",
+            metavar="SCOPE",
+            prefix="KEYS_",
+        ),
     ] = None,
     rate: Annotated[
         float | None, Flag("Limit a new client to this rate.", metavar="REQUESTS/S", at_least=0.001, prefix="KEYS_")
