@@ -107,8 +107,8 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
     """Measure reads/s, p50, p99, 429s and cost at each level of provisioned RU/s.
 
     Starts an emulator of Cosmos DB and a service without cache, or measures --account: it prints the cost, asks,
-    creates a database, and drops it at the end, also after Ctrl-C. Levels beyond this machine's load are marked
-    COMPUTED.
+    creates a database, and drops it at the end, also after Ctrl-C. Levels beyond this machine's load are
+    calculated from the RU/s and the measured charge, and marked with =.
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
