@@ -147,12 +147,24 @@ def is_primary(greeting: object) -> bool:
     return (b"role", b"master") in zip(fields[::2], fields[1::2], strict=False)
 
 
+async def connect_to_any(connection: AbstractConnection) -> None:
+    """Set a new connection up; redis-py calls it as `redis_connect_func`.
+
+    A connection whose setup is cancelled is closed: redis-py would keep it, as if it was logged in.
+    """
+    try:
+        await connection.on_connect()
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+
+
 async def connect_to_primary(connection: AbstractConnection) -> None:
     """Set a new connection up, and check the server's role; redis-py calls it as `redis_connect_func`.
 
     Raises redis-py's ConnectionError for a replica.
     """
-    await connection.on_connect()
+    await connect_to_any(connection)
     await connection.send_command("HELLO")
     if not is_primary(await connection.read_response()):
         raise exceptions.ConnectionError("it is not a primary, or no longer")
@@ -177,7 +189,7 @@ def settings_of(
         "socket_timeout": timeout_s,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "connection_class": Connection,
-        "redis_connect_func": connect_to_primary if address.is_primary else None,
+        "redis_connect_func": connect_to_primary if address.is_primary else connect_to_any,
     }
 
     if credentials is not None:
@@ -382,9 +394,4 @@ class Server:
 
     async def _connect(self, connection: AbstractConnection) -> None:
         self._identities[connection] = object()
-        connect = self._settings["redis_connect_func"] or AbstractConnection.on_connect
-        try:
-            await connect(connection)
-        except BaseException:  # redis-py's pool would keep a connection whose setup was cancelled, as if it was done
-            await connection.disconnect(nowait=True)
-            raise
+        await self._settings["redis_connect_func"](connection)

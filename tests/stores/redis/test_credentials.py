@@ -170,6 +170,32 @@ async def test_call_cancelled_before_its_connection_logged_in_fails_no_later_cal
             await store.close()
 
 
+async def test_read_cancelled_before_its_connections_logged_in_leaves_none_of_them(
+    redis_cluster: RedisCluster, prefix: str
+) -> None:
+    servers = [node.server for node in redis_cluster.nodes]
+    provider = SlowProvider(servers)
+    url = f"{redis_cluster.url(prefix=prefix, seeds=1)}&client=redis-py"
+    store = open_url(url, provider=provider.create)
+    try:
+        await write_release(store, FIRST, ROWS)
+        names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in ROWS])
+        near = ROWS[redis_cluster.owners(names).index(redis_cluster.nodes[0])]
+        assert await store.get_many(release_ref(FIRST), [near.key]) == [near.value]  # connects to one node or two
+        asked = provider.asked
+        provider.may_return.clear()
+        reading = asyncio.create_task(store.get_many(release_ref(FIRST), [row.key for row in ROWS]))
+        await eventually(lambda: provider.asked > asked)
+        reading.cancel()
+        await asyncio.wait([reading])
+        provider.may_return.set()
+        assert await store.get_many(release_ref(FIRST), [row.key for row in ROWS]) == [row.value for row in ROWS]
+        clients = [client for server in servers for client in server.execute_command("CLIENT LIST")]
+        assert {client["user"] for client in clients if client["cmd"] == "get"} == {provider.user}
+    finally:
+        await store.close()
+
+
 @pytest.mark.usefixtures("real_limits")
 async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_closed(
     tmp_path: Path, prefix: str
