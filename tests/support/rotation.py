@@ -63,14 +63,14 @@ class RotatingProvider(StreamingCredentialProvider):
     async def wait_until_used(self) -> None:
         """Wait until a connection is the current user's."""
         deadline_s = time.monotonic() + SOON_S
-        while not any(_clients_of(server, self.user) for server in self.servers):
+        while not await asyncio.to_thread(_clients_of, self.servers, self.user):
             assert time.monotonic() < deadline_s, f"no connection of {self.user}"
             await asyncio.sleep(0.01)
 
     async def wait_until_unused(self, user: str) -> None:
         """Wait until no connection is a user's."""
         deadline_s = time.monotonic() + SOON_S
-        while connections := [client for server in self.servers for client in _clients_of(server, user)]:
+        while connections := await asyncio.to_thread(_clients_of, self.servers, user):
             assert time.monotonic() < deadline_s, f"connections of the former user: {connections}"
             await asyncio.sleep(0.05)
 
@@ -81,12 +81,13 @@ class RotatingProvider(StreamingCredentialProvider):
             server.execute_command("ACL", "SETUSER", self.user, "on", f">{self.password}", "~*", "&*", "+@all")
 
 
-def _clients_of(server: RedisServer, user: str) -> list[dict[str, str]]:
-    """Return the connections of *user*, as CLIENT LIST shows them."""
-    if server.process is None:
-        return []
-    clients: list[dict[str, str]] = server.execute_command("CLIENT LIST")
-    return [client for client in clients if client["user"] == user]
+def _clients_of(servers: Sequence[RedisServer], user: str) -> list[dict[str, str]]:
+    """Return the connections of *user*, as CLIENT LIST shows them.
+
+    It blocks, so it is called in a thread: on a busy machine, the event loop would have no time left to renew them.
+    """
+    alive = [server for server in servers if server.process is not None]
+    return [client for server in alive for client in server.execute_command("CLIENT LIST") if client["user"] == user]
 
 
 class SlowProvider(RotatingProvider):
