@@ -25,6 +25,14 @@ def limits(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def brief_waits(limits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores wait briefly for replicas, in a test in which one acknowledges nothing."""
+    del limits
+    for name in ("store.SEAL_WAIT_S", "store.CONTROL_WAIT_S", "writer.CONTROL_WAIT_S"):
+        monkeypatch.setattr(f"hotplate.stores.redis.{name}", 0.1)
+
+
+@pytest.fixture
 def prefix() -> str:
     return secrets.token_hex(4)
 

@@ -133,6 +133,7 @@ async def test_batch_that_fails_at_one_node_ends_at_all_before_it_may_be_repeate
 
 
 @pytest.mark.usefixtures("real_limits")
+@pytest.mark.usefixtures("brief_waits")
 async def test_erasure_that_a_replica_lacks_is_reported(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
@@ -146,6 +147,7 @@ async def test_erasure_that_a_replica_lacks_is_reported(
     redis_cluster.wait_until(redis_cluster.is_whole)
 
 
+@pytest.mark.usefixtures("brief_waits")
 async def test_erasure_while_a_replica_cannot_follow_its_primary_is_reported(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:

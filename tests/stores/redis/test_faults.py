@@ -330,6 +330,7 @@ async def test_proxy_closes_a_connection_that_it_has_just_accepted() -> None:
         assert open_sockets() <= before
 
 
+@pytest.mark.usefixtures("brief_waits")
 async def test_what_no_replica_has_is_reported(
     redis: RedisStore,
     server: RedisServer,

@@ -1,7 +1,7 @@
 """Nodes of a cluster that restart with older data: whatever they bring back, or leave behind elsewhere, is found."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,10 +51,12 @@ def save(node: ClusterNode) -> Path:
     return saved
 
 
-def restart_with(cluster: RedisCluster, node: ClusterNode, saved: Path) -> None:
-    node.server.kill()
-    shutil.copy(saved, node.server.folder / "dump.rdb")
-    node.server.start()
+def restart_with(cluster: RedisCluster, saved: Mapping[ClusterNode, Path]) -> None:
+    """Restart nodes with their dumps, at once: a primary serves nothing for 2 s after it has started."""
+    for node, dump in saved.items():
+        node.server.kill()
+        shutil.copy(dump, node.server.folder / "dump.rdb")
+        node.server.start()
     cluster.wait_until(cluster.every_primary_has_a_replica)
 
 
@@ -70,7 +72,7 @@ async def test_release_unknown_to_a_reverted_catalogue_is_erased(
     older = save(home)
     await publish(store, ROWS)
     first, second = (entry.ref for entry in (await store.catalogue()).releases)
-    restart_with(redis_cluster, home, older)
+    restart_with(redis_cluster, {home: older})
     assert keys_of(redis_cluster, prefix, second)
     assert second.incarnation in (await look(redis_cluster.url(prefix=prefix)))["left over"].sentence
     await prune(store, keep=0, grace_s=0)
@@ -91,7 +93,7 @@ async def test_pruned_release_brought_back_by_an_older_node_is_erased(
     await prune(store, keep=0, grace_s=0)
     assert keys_of(redis_cluster, prefix, first) == []
     kept = keys_of(redis_cluster, prefix, second)
-    restart_with(redis_cluster, other, older)
+    restart_with(redis_cluster, {other: older})
     assert keys_of(redis_cluster, prefix, first)
     assert first.incarnation in (await look(redis_cluster.url(prefix=prefix)))["left over"].sentence
     await prune(store, keep=0, grace_s=0)
@@ -121,14 +123,12 @@ async def test_erased_users_revert_together_with_the_catalogue(
     home = redis_cluster.owner(Keys(prefix).catalogue)
     saved = {node: save(node) for node in redis_cluster.primaries}
     await erase_users(store, ["000007"])
-    for node in redis_cluster.primaries:
-        if node is not home:
-            restart_with(redis_cluster, node, saved[node])
-            assert (await erased_from(store)).covers("user:000007")
-            await verify(store, release)  # whether the row came back or not
+    restart_with(redis_cluster, {node: dump for node, dump in saved.items() if node is not home})
+    assert (await erased_from(store)).covers("user:000007")
+    await verify(store, release)  # whether the row came back or not
     assert (await erase_users(store, ["000007"])).holding == {}
     await verify(store, release)
-    restart_with(redis_cluster, home, saved[home])
+    restart_with(redis_cluster, {home: saved[home]})
     with suppress(StoreError):  # of the former connection
         await store.catalogue()
     erased = await erased_from(store)
@@ -188,7 +188,7 @@ async def test_rows_missing_from_a_reverted_key_list_are_erased(
     older = save(first_bucket)
     await store.put(draft, ROWS[200:])
     await store.seal(draft)
-    restart_with(redis_cluster, first_bucket, older)
+    restart_with(redis_cluster, {first_bucket: older})
     other = open_url(redis_cluster.url(prefix=prefix))
     await other.erase(release_ref(FIRST), allow_erasure)
     await other.close()
@@ -214,7 +214,7 @@ async def test_catalogue_reverted_to_a_pruned_release_is_repaired(
     async with hotplate.open(url, budget_s=5.0) as service:
         second = await publish(store, LISTED)
         assert await prune(store, keep=0, grace_s=0) == [first]
-        restart_with(redis_cluster, home, older)
+        restart_with(redis_cluster, {home: older})
         other = open_url(url)
         catalogue = await other.catalogue()
         assert catalogue.live == first

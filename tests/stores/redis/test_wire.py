@@ -153,6 +153,7 @@ async def test_sentinel_with_the_latest_failover_is_believed(tmp_path: Path, pre
         assert former.execute_command("KEYS", f"*{prefix}*") == []
 
 
+@pytest.mark.usefixtures("brief_waits")
 async def test_replicas_are_awaited_on_the_writing_connection(
     tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
