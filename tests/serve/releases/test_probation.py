@@ -680,7 +680,7 @@ def drill_killed_store(logs: Path, url: str, server: RedisServer) -> None:
         until(lambda: metric(service, "hotplate_probation{") == 1)
         server.kill()
         until(lambda: metric(service, "hotplate_breaker_open") == 1)
-        time.sleep(3)
+        time.sleep(1)
         server.start()
         until(lambda: metric(service, "hotplate_breaker_open") == 0)
         before = answered(service, good)
