@@ -25,9 +25,8 @@ def limits(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def brief_waits(limits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores wait briefly for replicas, in a test in which one acknowledges nothing."""
-    del limits
     for name in ("store.SEAL_WAIT_S", "store.CONTROL_WAIT_S", "writer.CONTROL_WAIT_S"):
         monkeypatch.setattr(f"hotplate.stores.redis.{name}", 0.1)
 
