@@ -33,10 +33,10 @@ from hotplate.stores.cosmos.errors import (
     first_line,
 )
 from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
-from hotplate.stores.cosmos.requests import default_credential
+from hotplate.stores.cosmos.requests import KeySigner, default_credential
 from hotplate.stores.cosmos.signed import NearestItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
-from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused
+from hotplate.stores.errors import StoreClosed, StoreError
 from hotplate.stores.store import Observer
 
 log = logging.getLogger(f"{__name__}.requests")
@@ -61,11 +61,14 @@ class CosmosAccount:
         self._lifetime = Lifetime(address.shown)
         self._opening = SharedCall(self._open, partial(StoreClosed, address.shown))
         self._client: CosmosClient | None = None
-        self._key = address.key
-        """The key that the client was opened with."""
+        self._signer = None if address.key is None else KeySigner(address)
+        """Has the key in use; the SDK signs requests by itself."""
 
-        self._known = dict[str, ContainerProxy]()
-        """Containers that exist, by name."""
+        self._client_version = 0
+        """The signer's version of the key that the client was opened with."""
+
+        self._known = set[str]()
+        """Names of containers that exist."""
 
     async def create_database(self) -> None:
         async with self._attempt() as client:
@@ -127,11 +130,10 @@ class CosmosAccount:
         takes a read of the container the first time, and other StoreErrors, also after *timeout_s*.
         """
         async with self._attempt(timeout_s) as client:
-            proxy = self._known.get(container)
-            if proxy is None:
-                proxy = self._container(client, container)
+            proxy = self._container(client, container)
+            if container not in self._known:
                 await proxy.read()  # tells a missing container from a missing item
-                self._known[container] = proxy
+                self._known.add(container)
 
             try:
                 item = await proxy.read_item(name, name)
@@ -144,6 +146,8 @@ class CosmosAccount:
     async def close(self) -> None:
         self._lifetime.end()
         await self._opening.close()
+        if self._signer is not None:
+            await self._signer.close()
         await self._stack.aclose()
 
     def _database(self, client: CosmosClient) -> DatabaseProxy:
@@ -157,14 +161,16 @@ class CosmosAccount:
         """Yield the open client for calls of the SDK, which end within *timeout_s* seconds.
 
         Errors of the SDK become StoreErrors: ContainerMissing, CosmosThrottled or CosmosUnavailable. All are counted.
+        A call that was refused for its key may be made again if the key was rotated.
         """
         self._lifetime.check()
-        key = self._key
+        version = self._key_version
         try:
             async with asyncio.timeout(timeout_s):
                 client = self._client
-                if client is None:
+                if client is None or self._client_version != version:
                     client = await self._opening.result()
+                    version = self._client_version
                 yield client
         except Exception as error:
             if self._lifetime.is_over:  # the SDK and aiohttp raise any type then
@@ -172,7 +178,7 @@ class CosmosAccount:
             translated = self._translated(error)
             if translated is None:
                 raise
-            if isinstance(translated, CosmosDenied) and await self._drop_client(key):
+            if isinstance(translated, CosmosDenied) and await self._has_replaced_key(version):
                 sentence = f"{self._address.shown}: its key was rotated; the next request uses the new one"
                 translated = CosmosUnavailable(sentence, "unavailable", unprocessed=True)
             raise self._counted(translated) from error
@@ -181,10 +187,11 @@ class CosmosAccount:
         """Open and return the SDK's client, which reads the account; it never repeats a call.
 
         The credential is the account's key, or that of this machine for Entra ID. Both are closed if the client cannot
-        be opened, and by `self._stack` otherwise.
+        be opened, and by `self._stack` otherwise: calls may still use the client of a key that was replaced.
         """
         address = self._address
-        key = await self._read_key()
+        version = self._key_version
+        key = None if self._signer is None else self._signer.key
         credential = key or default_credential()
         options = dict[str, Any]()
         if address.region is not None:
@@ -209,27 +216,17 @@ class CosmosAccount:
             await client.__aenter__()  # reads the account
             await self._stack.enter_async_context(stack.pop_all())
         self._client = client
-        self._key = key
+        self._client_version = version
+        self._known.clear()  # for the SDK's client, which reads a container before its items
         return client
 
-    async def _read_key(self) -> str | None:
-        """Return the account's key, as its file has it now; CosmosUnavailable while it has none."""
-        try:
-            return await asyncio.to_thread(self._address.read_key)
-        except StoreMisused as error:  # a rotation may be writing it
-            raise CosmosUnavailable(str(error), "unavailable", unprocessed=True) from error
+    @property
+    def _key_version(self) -> int:
+        return 0 if self._signer is None else self._signer.version
 
-    async def _drop_client(self, refused_key: str | None) -> bool:
-        """Drop the client with a refused key if the key was rotated; return whether it was. `close` closes the client.
-
-        Without a file of the key, it never is.
-        """
-        if await self._read_key() == refused_key:
-            return False
-        if self._key == refused_key:
-            self._client = None
-            self._known.clear()
-        return True
+    async def _has_replaced_key(self, version: int) -> bool:
+        """Return whether the key of a *version*, which was refused, is replaced by now; never for Entra ID."""
+        return self._signer is not None and await self._signer.has_replaced(version)
 
     def _translated(self, error: Exception) -> StoreError | None:
         """Return the StoreError for an error of the SDK, or of our readers of its responses; None for any other."""

@@ -67,7 +67,9 @@ class KeySigner(Signer):
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._key = address.key
+        self.key = address.key
+        """The key in use."""
+
         self._hmac = self._hmac_of(address.key)
         self._reading = SharedCall(self._read_again, partial(StoreClosed, address.shown))
         self._read_again_at = float("-inf")
@@ -98,8 +100,8 @@ class KeySigner(Signer):
             return
 
         self._error = ""
-        if key != self._key:
-            self._key = key
+        if key != self.key:
+            self.key = key
             self._hmac = signer
             self.version += 1
             log.info("the key of %s was replaced by the one that its file has now", self._address.shown)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -18,6 +19,7 @@ from hotplate.stores.cosmos.store import open_url
 from hotplate.stores.cosmos.url import parse
 from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
 from hotplate.stores.store import ChargeCounter, Row
+from hotplate.stores.urls import SecretFile
 from tests.support.cosmos_account import NAME, PATIENCE_S, Account, emulated_account, filled
 from tests.support.cosmos_server import emulator_thread
 from tests.support.stores import FIRST, SECOND, draft_of, release_ref, write_release
@@ -58,7 +60,7 @@ async def test_rotated_key_file_is_read_again_once_the_former_key_is_refused(
     with emulator_thread(EmulatorSettings(port=0, key=KEY)) as (emulator, service):
         store = open_url(Account(emulator).url("d", client=client))
         await write_release(store, FIRST, ROWS)
-        await store.get_many(release_ref(FIRST), ["user:1"])
+        await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S)  # opens the SDK's client
 
         service.authenticator = Authenticator(ROTATED_KEY)
         for content in (KEY, ""):  # the file as it was, then as a rotation has truncated it
@@ -68,8 +70,19 @@ async def test_rotated_key_file_is_read_again_once_the_former_key_is_refused(
             assert KEY not in str(refused.value)
 
         path.write_text(f"{ROTATED_KEY}\n")
-        reads = [store.get_many(release_ref(FIRST), ["user:1"]) for _ in range(4)]
-        assert await asyncio.gather(*reads) == [[b"list"]] * 4
+        monkeypatch.setattr("hotplate.stores.cosmos.requests.KEY_PAUSE_S", 60.0)
+        with patch.object(SecretFile, "read", autospec=True, side_effect=SecretFile.read) as reading_file:
+            first_reads, later_reads = [
+                await asyncio.gather(
+                    *(store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S) for _ in range(16)),
+                    return_exceptions=True,
+                )
+                for _ in range(2)
+            ]
+        assert client == "sdk" or first_reads == later_reads  # the SDK's attempt fails, and its client is opened again
+        assert all(read == [b"list"] or isinstance(read, CosmosUnavailable) for read in first_reads)
+        assert later_reads == [[b"list"]] * 16
+        assert reading_file.call_count == 1
         await write_release(store, SECOND, ROWS)
         assert len(await store.incarnations()) == 2
         await store.close()
