@@ -148,7 +148,7 @@ class LocalReader(Reader, ABC):
 class PollingReader(Reader, ABC):
     """A store without notifications: `changes` polls the catalogue."""
 
-    poll_s: float
+    poll_s = 1.0
     """Pause between two polls."""
 
     polled_at: float | None = None

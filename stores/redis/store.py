@@ -109,8 +109,6 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
     batch = coalesce = 256
     """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
 
-    poll_s = 1.0
-
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         self._is_clustered = deployment.is_clustered
