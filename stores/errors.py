@@ -61,7 +61,10 @@ class PartUnavailable(StoreUnavailable):
 
 
 class StoreClosed(StoreUnavailable):
-    """The store was closed before the call, or during it."""
+    """The store was closed before the call, or during it; then, any other StoreUnavailable may be raised, too.
+
+    A swap of the catalogue that was sent never raises it, as its outcome is not known.
+    """
 
     permanent = True
 

@@ -80,7 +80,10 @@ class Reader(Protocol):
         """Yield the catalogue now and after changes, maybe only the newest; can be called again after a StoreError."""
 
     async def close(self) -> None:
-        """Close files and connections. Idempotent."""
+        """Close files and connections. Idempotent.
+
+        Later calls raise StoreClosed, or else a store of local files opens them again.
+        """
 
 
 def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:

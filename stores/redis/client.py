@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 
-from hotplate.stores.errors import AccessDenied, StoreError, StoreFull, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.redis.credentials import PasswordFile
 from hotplate.stores.redis.url import RedisAddress
 
@@ -330,7 +330,7 @@ class Server:
         """
         async with self._turn():
             if self._is_closed:
-                raise StoreUnavailable(f"{self.address.shown} was closed")
+                raise StoreClosed(self.address.shown)
 
             pool = self.client.connection_pool  # `renew` replaces it
             connection = await self._take_from(pool)

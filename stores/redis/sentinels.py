@@ -17,7 +17,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
 from hotplate.stores.concurrency import all_done
-from hotplate.stores.errors import AccessDenied, StoreError, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreUnavailable
 from hotplate.stores.redis.client import (
     CLIENT_NAME,
     CONNECT_TIMEOUT_S,
@@ -102,6 +102,7 @@ class Sentinels(DiscoveredDeployment):
 
     async def confirm_primary(self) -> None:
         """Ask the sentinels, and follow them; raises StoreUnavailable unless most of them answer."""
+        self.lifetime.check()  # redis-py's clients would connect again after `close`
         answers = await self.ask()
         if len(answers.errors) >= len(answers.states):
             sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
@@ -120,7 +121,7 @@ class Sentinels(DiscoveredDeployment):
             replication = await wait_for_replicas(session, timeout_s=wait_s)
             try:
                 await self.confirm_primary()
-            except AccessDenied as error:  # permanent, which would say that nothing was written
+            except (AccessDenied, StoreClosed) as error:  # permanent, which would say that nothing was written
                 raise StoreUnavailable(str(error)) from error
             if self.address(self.primaries[0]).shown != where:  # the writes of *session* may be lost
                 raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")

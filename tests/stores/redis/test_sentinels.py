@@ -4,13 +4,14 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.doctor import examine
 from hotplate.stores.erasure_log import read_erased
-from hotplate.stores.errors import AccessDenied, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.errors import AccessDenied, ReleaseNotFound, StoreClosed, StoreUnavailable
 from hotplate.stores.lifecycle import update_catalogue
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.lookups import get_from_replicas
@@ -143,6 +144,17 @@ async def test_connections_to_former_primaries_are_closed(redis_server: RedisSer
         async with asyncio.timeout(SOON_S):
             while any(proxy.is_connected for proxy in proxies[:-1]):
                 await asyncio.sleep(0.01)
+
+
+async def test_closed_store_asks_no_sentinel(redis_server: RedisServer, stores: AsyncExitStack) -> None:
+    async with speaking(ScriptedSentinel(0, redis_server.port)) as url, through(urlsplit(url).port or 0) as proxy:
+        store = opened(stores, f"redis+sentinel://127.0.0.1:{proxy.port}/{NAME}?prefix={secrets.token_hex(4)}")
+        await store.catalogue()
+        await store.close()
+        before = proxy.accepted
+        with pytest.raises(StoreClosed):
+            await anext(aiter(store.changes()))
+        assert proxy.accepted == before
 
 
 async def test_late_read_asks_one_replica_of_a_primary() -> None:

@@ -65,6 +65,23 @@ async def test_closed_store_says_that_it_was_closed(
     await store.close()
 
 
+@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
+@pytest.mark.parametrize("turns", [0, 1, 4, 8, 16])
+async def test_calls_end_when_the_store_is_closed_during_them(
+    request: pytest.FixtureRequest, place: str, prefix: str, turns: int
+) -> None:
+    store = open_url(request.getfixturevalue(place).url(prefix=prefix))
+    calls = [store.catalogue(), store.incarnations(), store.records(["erased"]), anext(aiter(store.changes()))]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await store.close()
+    async with asyncio.timeout(SOON_S):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    assert all(isinstance(error, StoreUnavailable) for error in errors), errors
+
+
 async def test_abandoned_put_leaves_the_connection_usable(redis: RedisStore) -> None:
     await redis.create(draft_of(FIRST), Plan(1, 1))
     for hops in range(12):
