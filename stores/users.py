@@ -184,7 +184,7 @@ async def accept_loss(store: Store, expected: int) -> None:
 def _not_accepted(lost: int, expected: int) -> str:
     """Return why the loss of *expected* users is not accepted, although *lost* are."""
     if not lost:
-        return f"this store has lost no erased user, instead of {expected:,}; nothing was changed"
+        return f"this store has lost no erased user, instead of {expected:,}"
     users = "1 erased user, whose lists are" if lost == 1 else f"{lost:,} erased users, whose lists are"
     return (
         f"this store has lost the record of {users} shown and published again: erase them again with "
