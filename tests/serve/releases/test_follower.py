@@ -14,10 +14,10 @@ from hotplate.serve.releases.preparation import SPREAD_S, WARM_S
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailable
-from hotplate.stores.store import Reader, ReadResult
+from hotplate.stores.store import PollingReader, Reader, ReadResult
 from hotplate.stores.timing import TOLERATED_S
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
@@ -411,19 +411,11 @@ async def test_follower_survives_and_reports_any_reader_error(
         assert follower.last_error is None
 
 
-class PolledStore(RemoteStore):
-    """A store over a network whose changes are polled; the first failed poll ends them."""
+class PolledStore(RemoteStore, PollingReader):
+    """A store over a network whose changes are polled."""
 
     poll_s = 0.5
-
-    async def changes(self) -> AsyncIterator[Catalogue]:
-        seen = None
-        while True:
-            catalogue = await self.catalogue()
-            if catalogue.version != seen:
-                seen = catalogue.version
-                yield catalogue
-            await asyncio.sleep(self.poll_s)
+    changes = PollingReader.changes
 
 
 @virtual
