@@ -74,9 +74,13 @@ def connect(url: str, observer: Observer | None = None) -> Store:
             raise StoreMisused(f"the package of the store {scheme}:// cannot be loaded: {error}; mend it") from error
         try:
             store = open_url(url)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             # Its message may hold a part of the URL, such as a password.
             reason = f": {error}" if redacted(url) == url else ""
+            if isinstance(error, TypeError):  # as for a class that lacks a method of `Reader`
+                raise StoreMisused(
+                    f"the store {scheme}:// does not fit this hotplate{reason}; upgrade its package"
+                ) from error
             raise StoreMisused(f"the store {scheme}:// does not accept {redacted(url)!r}{reason}") from error
         if not hasattr(store, "records"):
             raise StoreMisused(

@@ -60,6 +60,7 @@ class Reader(Protocol):
     coalesce: int
     """Keys of different requests that one call should carry; 1 if the store reads key by key."""
 
+    @abstractmethod
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
     ) -> list[ReadResult]:
@@ -70,15 +71,19 @@ class Reader(Protocol):
         else another StoreError.
         """
 
+    @abstractmethod
     async def catalogue(self) -> Catalogue:
         """Read the catalogue; generation 0 if nothing was ever published."""
 
+    @abstractmethod
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         """Read records that swaps wrote beside the catalogue, by name."""
 
+    @abstractmethod
     def changes(self) -> AsyncIterator[Catalogue]:
         """Yield the catalogue now and after changes, maybe only the newest; can be called again after a StoreError."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Close files and connections. Idempotent.
 

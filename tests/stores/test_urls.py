@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hotplate.stores.connect import connect, with_max_ru
 from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.store import PollingReader
 from hotplate.stores.urls import redacted, split
 
 SCHEMES = ("redis", "rediss", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")
@@ -79,11 +80,13 @@ def test_harmless_url_parts_are_shown(url: str, shown: str) -> None:
     assert redacted(url) == shown
 
 
-def test_a_store_for_an_earlier_hotplate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bases", [(), (PollingReader,)])
+def test_a_store_for_an_earlier_hotplate_is_refused(bases: tuple[type, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = type("Earlier", bases, dict.fromkeys(("get_many", "catalogue", "changes", "close")))
     entry = EntryPoint("earlier", "builtins:object", "hotplate.stores")
-    monkeypatch.setattr(EntryPoint, "load", lambda _: lambda _url: object())
+    monkeypatch.setattr(EntryPoint, "load", lambda _: lambda _url: earlier())
     monkeypatch.setattr("hotplate.stores.connect.entry_points", lambda **_: EntryPoints([entry]))
-    with pytest.raises(StoreMisused, match="earlier:// is for an earlier hotplate"):
+    with pytest.raises(StoreMisused, match=r"earlier:// .* hotplate: .*records`?; upgrade its package"):
         connect("earlier:///lists")
 
 
