@@ -1,4 +1,4 @@
-"""The polling of catalogues that stores inherit."""
+"""The base classes that stores inherit: the polling of catalogues."""
 
 import asyncio
 from dataclasses import replace
