@@ -1,7 +1,8 @@
 """Concurrent calls, calls that callers share, and the lifetime of connections on an event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
@@ -85,6 +86,20 @@ class Lifetime:
             raise StoreMisused(
                 f"the connections to {self._shown} belong to another event loop; connect to it on each loop"
             )
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Check, then turn any error of the block into StoreClosed if `end` was called meanwhile.
+
+        For SDKs, which raise any type then; not for a swap, which may have taken place.
+        """
+        self.check()
+        try:
+            yield
+        except Exception as error:
+            if self.is_over:
+                raise StoreClosed(self._shown) from error
+            raise
 
     def end(self) -> None:
         """Refuse later uses. Idempotent; StoreMisused on another event loop."""

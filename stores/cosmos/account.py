@@ -163,25 +163,23 @@ class CosmosAccount:
         Errors of the SDK become StoreErrors: ContainerMissing, CosmosThrottled or CosmosUnavailable. All are counted.
         A call that was refused for its key may be made again if the key was rotated.
         """
-        self._lifetime.check()
-        version = self._key_version
-        try:
-            async with asyncio.timeout(timeout_s):
-                client = self._client
-                if client is None or self._client_version != version:
-                    client = await self._opening.result()
-                    version = self._client_version
-                yield client
-        except Exception as error:
-            if self._lifetime.is_over:  # the SDK and aiohttp raise any type then
-                raise StoreClosed(self._address.shown) from error
-            translated = self._translated(error)
-            if translated is None:
-                raise
-            if isinstance(translated, CosmosDenied) and await self._has_replaced_key(version):
-                sentence = f"{self._address.shown}: its key was rotated; the next request uses the new one"
-                translated = CosmosUnavailable(sentence, "unavailable", unprocessed=True)
-            raise self._counted(translated) from error
+        with self._lifetime.in_use():
+            version = self._key_version
+            try:
+                async with asyncio.timeout(timeout_s):
+                    client = self._client
+                    if client is None or self._client_version != version:
+                        client = await self._opening.result()
+                        version = self._client_version
+                    yield client
+            except Exception as error:
+                translated = self._translated(error)
+                if translated is None:
+                    raise
+                if isinstance(translated, CosmosDenied) and await self._has_replaced_key(version):
+                    sentence = f"{self._address.shown}: its key was rotated; the next request uses the new one"
+                    translated = CosmosUnavailable(sentence, "unavailable", unprocessed=True)
+                raise self._counted(translated) from error
 
     async def _open(self) -> CosmosClient:
         """Open and return the SDK's client, which reads the account; it never repeats a call.

@@ -147,15 +147,15 @@ class ArmContainers:
 
         Errors of the SDK become StoreErrors; a call that takes longer than *timeout_s* is CosmosUnavailable.
         """
-        self._lifetime.check()
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await call(self._client().sql_resources)
-        except TimeoutError as late:
-            sentence = f"{self._address.shown}: Azure Resource Manager was not done after {timeout_s:.0f} s"
-            raise CosmosUnavailable(sentence, "timeout") from late
-        except exceptions.AzureError as foreign:
-            raise _error_for(foreign, self._address, self._account) from foreign
+        with self._lifetime.in_use():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await call(self._client().sql_resources)
+            except TimeoutError as late:
+                sentence = f"{self._address.shown}: Azure Resource Manager was not done after {timeout_s:.0f} s"
+                raise CosmosUnavailable(sentence, "timeout") from late
+            except exceptions.AzureError as foreign:
+                raise _error_for(foreign, self._address, self._account) from foreign
 
     def _client(self) -> CosmosDBManagementClient:
         """Return the SDK's client, which is opened by the first call."""
