@@ -1,6 +1,5 @@
 """Containers through Azure Resource Manager: the unmodified azure-mgmt-cosmosdb against the emulation's routes."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.arm import ArmContainers
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, parse
-from hotplate.stores.errors import StoreClosed, StoreMisused
+from hotplate.stores.errors import StoreMisused
 from tests.support.azure import PLACE, AzureAccount, Identity
 from tests.support.cosmos_account import Account, kind_of
 
@@ -52,19 +51,6 @@ async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: 
         await containers.delete_container("r")
         await containers.create_container("a", Throughput(2000, autoscale=True))
         assert await containers.offer("a") == Offer(Throughput(2000, autoscale=True), 1000, pending=False)
-
-
-@pytest.mark.parametrize("turns", [1, 3, 8, 20, 50])
-async def test_call_in_flight_ends_when_it_is_closed(server: AzureAccount, turns: int) -> None:
-    async with managing(address_of(server), Identity(server, "operator")) as containers:
-        await containers.create_database()
-        calls = [asyncio.create_task(containers.create_container(name, Throughput(400))) for name in ("r", "s", "t")]
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        await containers.close()
-        results = await asyncio.gather(*calls, return_exceptions=True)
-    errors = [result for result in results if result is not None]  # a call may have been done before
-    assert all(isinstance(error, StoreClosed) for error in errors), errors
 
 
 async def test_the_error_of_an_identity_without_the_role_names_the_role(server: AzureAccount) -> None:
