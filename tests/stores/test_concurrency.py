@@ -6,13 +6,18 @@ from hotplate.stores.concurrency import Lifetime
 from hotplate.stores.errors import StoreClosed
 
 
-async def test_error_of_a_use_during_which_connections_are_closed_is_store_closed() -> None:
-    lifetime = Lifetime("cosmos://shop/d")
-    with pytest.raises(ValueError, match="malformed"), lifetime.in_use():
+def fail(lifetime: Lifetime, *, is_closed: bool) -> None:
+    """Fail during a use, as an SDK does; with *is_closed*, after its connections were closed."""
+    with lifetime.in_use():
+        if is_closed:
+            lifetime.end()
         raise ValueError("malformed")
-    with pytest.raises(StoreClosed, match="cosmos://shop/d was closed by this process"), lifetime.in_use():
-        lifetime.end()
-        raise ValueError("the transport is closed")
-    with pytest.raises(StoreClosed), lifetime.in_use():
-        pass
-    lifetime.end()
+
+
+async def test_error_of_a_use_that_was_closed_is_store_closed() -> None:
+    lifetime = Lifetime("cosmos://shop/d")
+    with pytest.raises(ValueError, match="malformed"):
+        fail(lifetime, is_closed=False)
+    for _ in range(2):  # during a use, and before it
+        with pytest.raises(StoreClosed, match="cosmos://shop/d was closed by this process"):
+            fail(lifetime, is_closed=True)
