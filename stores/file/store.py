@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
@@ -99,6 +100,8 @@ class CatalogueFile:
         self._spare = folder / "catalogue.spare"
         self._lock = folder / "catalogue.lock"
         self._records = folder / "records"
+        self._last_read = (b"", Catalogue())
+        """The last record that was read, and the catalogue in it: polls find the same record."""
 
     def record(self, name: str | None = None) -> bytes | None:
         """Return the stored bytes, unchecked, of the catalogue or of the record *name*; None if never written."""
@@ -113,7 +116,13 @@ class CatalogueFile:
 
     def read(self, now: float) -> Catalogue:
         """Return the catalogue, with *now* as its time; an empty one before the first swap."""
-        return self.parse(self.record(), now)
+        record = self.record()
+        last_record, last_catalogue = self._last_read
+        if record is None or record != last_record:
+            catalogue = self.parse(record, now)
+            self._last_read = (record or b"", catalogue)
+            return catalogue
+        return replace(last_catalogue, now=now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
         """Decode a record read at *now*; None is that of an empty store."""

@@ -18,7 +18,7 @@ import pytest
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine
-from hotplate.stores.errors import NotSent, ReleaseNotFound, StoreMisused
+from hotplate.stores.errors import CatalogueUnreadable, NotSent, ReleaseNotFound, StoreMisused
 from hotplate.stores.file import draft as file_draft
 from hotplate.stores.file import release as file_release
 from hotplate.stores.file import store as file_store
@@ -43,6 +43,24 @@ async def test_foreign_files_are_not_pruned(store: LmdbStore) -> None:
     (store.folder / "releases" / "folder.mdb").mkdir()
     assert await store.incarnations() == [release.incarnation]
     assert await prune(store) == []
+
+
+async def test_catalogue_has_the_time_of_each_read_and_is_checked_after_each_change(
+    store: LmdbStore, clock: FakeClock
+) -> None:
+    await published(store)
+    first = await store.catalogue()
+    clock.now += 5
+    second = await store.catalogue()
+    assert (second, second.now) == (first, first.now + 5)
+
+    path = store.folder / "catalogue.json"
+    record = path.read_bytes()
+    path.write_bytes(record.replace(b'"generation": ', b'"generation": 1'))
+    with pytest.raises(CatalogueUnreadable, match="checksum"):
+        await store.catalogue()
+    path.write_bytes(record)
+    assert await store.catalogue() == first
 
 
 def is_first(value: bytes | None) -> bool:
