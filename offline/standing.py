@@ -64,15 +64,16 @@ def refusal_by_gates(
 ) -> str:
     """Return a sentence on the gates (bounds for lists) that keep *release* from going live, and on what to do.
 
-    Empty if all *verdicts* passed. *live* is the release that *arm* serves. *options* are the names of options in the
-    advice: AS_FLAGS or AS_KEYS of `gates`.
+    Empty if all *verdicts* passed. *live* is the release that *arm* served then. *options* are the names of options in
+    the advice: AS_FLAGS or AS_KEYS of `gates`.
     """
     failed = failures(verdicts)
     if not failed:
         return ""
-    stays = "" if live is None else f", and {live} still is"
+    # In the past tense, as the summary of a run is printed again later.
+    kept = "" if live is None else f", and {live} stayed {PLACES[arm]}"
     return (
-        f"{failed}; release {release} was written and is not {PLACES[arm]}{stays}; {remedies(verdicts, options)}"
+        f"{failed}; release {release} was written and is not {PLACES[arm]}{kept}; {remedies(verdicts, options)}"
         f"only if it may go live as it is: {activation_command(release, arm, force=True)}"
     )
 

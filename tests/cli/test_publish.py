@@ -148,7 +148,7 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
     assert json_of(*publish, "--dry-run", code=3)["gates"][4]["passed"] is False
 
     done = hotplate(*publish, "--json")
-    failed(done, '"kind":"GateFailed"', f"{live} still is", "hotplate releases activate ", code=3)
+    failed(done, '"kind":"GateFailed"', f"{live} stayed live", "hotplate releases activate ", code=3)
     facts = json.loads(done.stdout)
     assert facts["live"] is False
     verdicts = {gate["gate"]: (gate["bound"], gate["passed"]) for gate in facts["gates"]}
