@@ -7,7 +7,7 @@ by owner on disk, and each partition is sorted in memory. Items are numbered in 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,17 @@ import polars as pl
 
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import choose_columns, usual_column
+from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, fingerprint, input_files, named_paths
-from hotplate.offline.input.rows import Rows, RowSchema, most_frequent_titles, number_fault, texts_by_role
+from hotplate.offline.input.rows import (
+    Rows,
+    RowSchema,
+    most_frequent_titles,
+    number_fault,
+    texts_by_role,
+    with_found_header,
+)
 from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
@@ -330,24 +337,15 @@ def _score_schema(table: Table, columns: Mapping[str, str], owner: str, item: st
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
-    """Return titles by item, from the file of titles or, without one, from the files of lists.
-
-    The file of titles has a header if the lists have one, or if its first line names its columns.
-    """
+    """Return titles by item, from the file of titles or, without one, from the files of lists."""
     if not sources.title_files:
         return {} if sources.lists is None else most_frequent_titles(sources.lists.kept, named_paths(settings.paths))
 
     source = named_paths(_optional(settings.titles))
     named = {role: settings.columns.get(role) for role in ("item", "title")}
 
-    # The file is opened as one with a header, to see whether its first line names the columns.
-    form = settings.form
-    first_line = list(open_tables(sources.title_files, replace(form, header=True))[0].schema)
-    columns = [name or usual_column(role, first_line) for role, name in named.items()]
-    has_header = form.header or all(column in first_line for column in columns)
-
-    titles_form = replace(form, header=has_header)
-    titled = texts_by_role(sources.title_files, source, list(named), named, titles_form)
+    form = with_found_header(settings.form, sources.title_files, named)
+    titled = texts_by_role(sources.title_files, source, list(named), named, form)
     return most_frequent_titles(titled.lazy(), source)
 
 

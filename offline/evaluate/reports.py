@@ -38,7 +38,7 @@ from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
-from hotplate.offline.input.rows import Rows, RowSchema
+from hotplate.offline.input.rows import Rows, RowSchema, with_found_header
 from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
@@ -77,11 +77,12 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], form: Format |
 
     *path* is a file, a folder of files of one kind, or a URL of one. *named* are the names of columns by their role:
     `user`, `item` and `rating`. Those of user and item are found by usual names if None; a rating is read only if
-    named, and averaged per pair. Raises DataError.
+    named, and averaged per pair. *form* is the format of the lists; see `with_found_header`. Raises DataError.
     """
     source = named_paths([path])
+    needed = {role: named.get(role) for role in _REQUIRED_ROLES}
     with input_files([path]) as files, data_errors(source, files):
-        tables = open_tables(files, form or Format())
+        tables = open_tables(files, with_found_header(form or Format(), files, needed))
         columns = choose_columns(
             named, list(tables[0].schema), source, guessed=_REQUIRED_ROLES, required=_REQUIRED_ROLES
         )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns
+from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, usual_column
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.input.tables import EXTRA, ROW, Table, open_tables
@@ -295,6 +295,19 @@ def read_text(
     """Return columns of a small file or folder of items as `texts_by_role`."""
     with input_files([path]) as files:
         return texts_by_role(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
+
+
+def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[str, str | None]) -> Format:
+    """Return the format of *files* that are read beside lists of the format *form*.
+
+    They have a header if the lists have one, or if the first line of the first file names the columns of all roles in
+    *named*: by the name there, or a usual one for None. A column that is named by its number is in no header.
+    """
+    if form.header or any(name is not None and name.isdecimal() for name in named.values()):
+        return form
+    first_line = list(open_tables(files[:1], replace(form, header=True))[0].schema)
+    columns = [name or usual_column(role, first_line) for role, name in named.items()]
+    return replace(form, header=all(column in first_line for column in columns))
 
 
 def texts_by_role(

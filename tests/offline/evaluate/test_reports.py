@@ -8,6 +8,7 @@ import pytest
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.reports import Candidate, Evaluator, candidate_from_files, read_history, read_truth
+from hotplate.offline.options import Format
 from hotplate.report import to_json
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
@@ -90,6 +91,17 @@ def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
     imported = candidate_from_files(lists, read.pairs, 2, {})
     with pytest.raises(DataError, match="Of 1 pair in the truth, none has a score"):
         Evaluator(read, [imported], 2, None).evaluate(imported)
+
+
+@pytest.mark.parametrize(
+    ("first_line", "columns"),
+    [("", {}), ("user,item\n", {}), ("buyer,sku\n", {"user": "buyer"}), ("", {"user": "1", "item": "2"})],
+)
+def test_truth_beside_lists_without_a_header_may_have_one(
+    first_line: str, columns: dict[str, str], tmp_path: Path
+) -> None:
+    (path,) = written(tmp_path, truth=f"{first_line}1,2\n1,3\n")
+    assert read_truth(path, columns, Format(header=False)).pairs.rows() == [("1", "2"), ("1", "3")]
 
 
 def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:
