@@ -44,6 +44,12 @@ class GateFailed(Exception):
         return type(self), (str(self), self.result)
 
 
+def why_not_written(error: Exception) -> str:
+    """Return why a file could not be written; errors of numpy and polars do not say that the disk is full."""
+    cause = error.strerror if isinstance(error, OSError) else None
+    return cause or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
+
+
 def require_at_least(name: str, value: float, least: float = 1) -> None:
     """Raise SettingError unless *value* is a finite number of *least* or more."""
     if not least <= value < math.inf:

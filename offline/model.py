@@ -34,7 +34,7 @@ from msgspec import UNSET, UnsetType
 from scipy.sparse import csr_matrix
 from xxhash import xxh3_64, xxh3_64_hexdigest
 
-from hotplate.offline.errors import DataError, MemoryShortage, ModelUnusable, SettingError
+from hotplate.offline.errors import DataError, MemoryShortage, ModelUnusable, SettingError, why_not_written
 from hotplate.offline.evaluate.records import EvaluationRecord, SearchRecord, json_values, read_evaluation
 from hotplate.offline.input.history import History, Weighing, Weighting
 from hotplate.offline.input.matrix import LeftOut, Matrix
@@ -166,10 +166,7 @@ def save(model: Model, path: Path) -> None:
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)  # of the scratch folder
     except (OSError, pl.exceptions.ComputeError) as error:
-        # Errors of numpy and polars have no strerror.
-        cause = error.strerror if isinstance(error, OSError) else None
-        reason = cause or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
-        raise DataError(f"The model cannot be written to {path}: {reason}.") from error
+        raise DataError(f"The model cannot be written to {path}: {why_not_written(error)}.") from error
 
     # Remove old models, also those that crashed writers left.
     for replaced in _replaced_by_writers(path):

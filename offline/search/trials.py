@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hotplate.offline.errors import DataError, MemoryShortage
+from hotplate.offline.errors import DataError, MemoryShortage, why_not_written
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.records import TrialRecord
@@ -248,7 +248,7 @@ def _store_trial(path: Path, trial: Trial) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
     except OSError as error:
-        raise DataError(f"The trials cannot be written to {path.parent}: {error.strerror or error}.") from error
+        raise DataError(f"The trials cannot be written to {path.parent}: {why_not_written(error)}.") from error
 
 
 def sort_by_ndcg(trials: Sequence[Trial]) -> list[Trial]:

@@ -245,9 +245,22 @@ def test_trials_of_other_data_or_splits_are_repeated(matrix: Matrix, tmp_path: P
     heavier = replace(matrix, user_items=2 * matrix.user_items)
     search(heavier, tuning=tuning, trials_folder=kept)
     assert len(list(kept.iterdir())) == 5
+
+
+def test_trials_that_cannot_be_written_are_an_error(
+    matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = TuneOptions((PopularityParams(),))
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="trials cannot be written"):
+    with pytest.raises(DataError, match=r"trials cannot be written to .*file: File exists"):
         search(matrix, tuning=tuning, trials_folder=tmp_path / "file")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("733 requested and 496 written")  # as numpy says it
+
+    monkeypatch.setattr("numpy.save", fail)
+    with pytest.raises(DataError, match=r"trials cannot be written to .*trials: the disk is full"):
+        search(matrix, tuning=tuning, trials_folder=tmp_path / "trials")
 
 
 def test_popularity_is_chosen_only_for_a_significant_lead() -> None:
