@@ -115,6 +115,13 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
+class ListFormat(Format):
+    """How to read text files of lists, which have no times: the flags of `Format` without that of the time."""
+
+    time_format: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RuleFiles:
     """Business rules, as `rule_files.read_rules` reads them from files."""
 

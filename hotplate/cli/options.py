@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from hotplate.cli.costs import MaxRu
 from hotplate.cli.terminal import Json, Master, StoreUrl
-from hotplate.offline.options import GATES, RULES, Columns, Format, PublishSettings, RuleFiles
+from hotplate.offline.options import GATES, RULES, Columns, Format, ListFormat, PublishSettings, RuleFiles
 from hotplate.stores.options import Argument, Flag
 
 # Panels of `--help`.
@@ -188,7 +188,7 @@ class ImportFlags(ReleaseFlags):
         Path | None, Flag("A file of popular items: item, score, optional segment.", INPUT, urls=True)
     ] = None
     similar: Annotated[Path | None, Flag("A file of similar items: item, other item, score.", INPUT, urls=True)] = None
-    text: Format = field(default_factory=Format)
+    text: ListFormat = field(default_factory=ListFormat)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,7 @@ class ListFlags:
 
     k: Annotated[int, Flag("The first items of each list to measure.", name="-k", at_least=1, at_most=1000)] = 10
     columns: ListColumns = field(default_factory=ListColumns)
-    text: Format = field(default_factory=Format)
+    text: ListFormat = field(default_factory=ListFormat)
     as_json: Json = False
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from hotplate import __main__ as entry
 from hotplate.cli.flags import settings_of
+from hotplate.cli.options import ImportFlags, ListFlags, TrainFlags
 from hotplate.serve.settings import ServiceSettings
 from hotplate.stores.errors import install_command
 from tests.support.command import failed, hotplate, hotplate_process, json_of
@@ -98,6 +99,13 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     assert (done.returncode, "is not a number from 0 to 1" in done.stderr) == (2, True)
     done = hotplate("publish", tmp_path, "--json", "--list-length", "x")
     assert (done.returncode, "is not a whole number" in json.loads(done.stderr)["error"]) == (2, True)
+
+
+@pytest.mark.parametrize(("flags", "has_times"), [(TrainFlags, True), (ImportFlags, False), (ListFlags, False)])
+def test_only_files_with_times_have_an_option_of_their_format(flags: type, *, has_times: bool) -> None:
+    names = {setting.name for setting in settings_of(flags)}
+    assert ("time_format" in names) == has_times
+    assert {"delimiter", "header", "max_bad_rows"} <= names
 
 
 def test_all_times_have_units_and_a_bare_number_is_in_seconds() -> None:
