@@ -242,6 +242,9 @@ class Attempt:
             self._repeat_note(folder, is_live=catalogue.live == run.release)
 
         if run.outcome is Outcome.REFUSED and standing is not Standing.PUBLISHED:
+            if standing is Standing.MISSING:  # so it cannot be activated, as the summary advises
+                erased = f"release {run.release} was refused, and erased since; other data or options begin a new run"
+                self._update_summary(error=erased)
             return
 
         if standing in (Standing.READY, Standing.REFUSED):

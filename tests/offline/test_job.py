@@ -205,3 +205,18 @@ def test_a_run_repeats_a_note_of_a_refused_release(registry: RegistryStandIn, pi
     assert registry.calls == ["log_training", "record_release"]
     hotplate.run(pipeline)
     assert registry.calls == ["log_training", "record_release"]
+
+
+def test_a_refused_release_that_was_erased_is_not_to_be_activated(
+    registry: RegistryStandIn,  # noqa: ARG001 -- stands in for MLflow
+    pipeline: Path,
+) -> None:
+    hotplate.run(pipeline)
+    gated = "list_length = 2\n[gates]\ncoverage = 1.0\n[run]"
+    pipeline.write_text(pipeline.read_text().replace("[run]", gated))
+    refused = hotplate.run(pipeline)
+    assert f"releases activate --force {refused['release']}" in refused["error"]
+    hotplate.prune(f"file://{pipeline.parent / 'store'}", grace_s=0, keep_ready_s=0)
+    again = hotplate.run(pipeline)
+    assert again["outcome"] == "refused"
+    assert f"release {refused['release']} was refused, and erased since" in again["error"]
