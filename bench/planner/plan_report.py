@@ -1,6 +1,6 @@
 """The report of a plan."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -241,17 +241,15 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     if plan.inputs.have_ru is not None:
         yield "today", _usage_today(plan)
 
-    container = CONTAINERS[plan.mode or "manual"]
     if plan.mode is not None:
+        container = CONTAINERS[plan.mode]
         reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
         if number(container.skew) > NOTABLE_SKEW:
             reads += f" x {number(container.skew):.2f} for the busiest user"
         in_use = f"{plan.inputs.ru_utilisation:g} in use"
         yield "reads", f"{number(container.ru):,.0f} RU/s: {reads} / {in_use}  (--why {container.ru})"
-
-    spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number(container.publish_hours))}"
-    yield "publish", f"{number(container.publish_ru):,.0f} RU/s: {spent}  (--why {container.publish_ru})"
-    if plan.mode is not None:
+        spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number(container.publish_hours))}"
+        yield "publish", f"{number(container.publish_ru):,.0f} RU/s: {spent}  (--why {container.publish_ru})"
         yield "429s", _first_refused_rate(plan, container)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{format_count(round(number('rows')), 'list')} of {number('stored_bytes'):,.0f} bytes"
@@ -263,14 +261,22 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     yield "pods", _describe_pods(plan)
     yield "Redis", _compare_redis(plan)
 
-    obstacles = [f"{OPTION_HEADINGS[option]}: {obstacle}" for option, obstacle in plan.obstacles.items()]
-    if obstacles:
-        yield "no", "; ".join(obstacles)
+    if plan.obstacles:
+        yield "no", "; ".join(_describe_obstacles(plan.obstacles))
 
     assumed = sum(figure.source.startswith("assumed") for figure in plan.figures.values())
     dates = sorted(price.date for price in plan.prices.by_name().values())
     yield "assumed", f"{assumed} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
     yield "besides", f"not priced: {', '.join((*_unpriced_fees(plan), 'traffic'))}  (--all)"
+
+
+def _describe_obstacles(obstacles: Mapping[str, str]) -> Iterator[str]:
+    """Yield each limit once, with the options that it makes impossible: `manual, autoscale: RU/s of a partition`."""
+    headings = dict[str, list[str]]()
+    for option, obstacle in obstacles.items():
+        headings.setdefault(obstacle, []).append(OPTION_HEADINGS[option])
+    for obstacle, ruled_out in headings.items():
+        yield f"{', '.join(ruled_out)}: {obstacle}"
 
 
 def _unpriced_fees(plan: CapacityPlan) -> list[str]:
@@ -284,6 +290,8 @@ def _format_hours(hours: float) -> str:
 def _usage_today(plan: CapacityPlan) -> str:
     """Say what is provisioned today, what it costs, and how much of it is used."""
     today = f"{plan.number('have_ru'):,.0f} RU/s for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
+    if not plan.is_possible("today_use"):
+        return today
     if plan.number("today_use") > 1:
         return f"{today}; reads need {plan.number('reads_plain_ru'):,.0f}"
     used = f"{today}, {plan.number('today_use'):.1%} used by reads in the busiest hour"
@@ -338,11 +346,15 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence if `have_ru` is too little for the load."""
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
-    short = plan.number("short_ru") if plan.is_possible("short_ru") else 0.0
+    obstacle = plan.figures["short_ru"].obstacle
+    if not plan.is_possible("refused_reads"):
+        yield f"RU/s are not possible for this load ({obstacle})"
+        return
+    short = plan.number("short_ru") if not obstacle else 0.0
     refused = round(plan.number("refused_reads"), 6)
     lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
-    if not plan.is_possible("short_ru"):
-        yield f"RU/s are not possible for this load ({plan.figures['short_ru'].obstacle}): {lost} reads get 429"
+    if obstacle:
+        yield f"RU/s are not possible for this load ({obstacle}): {lost} reads get 429"
     elif short and refused:
         yield f"short by {short:,.0f} RU/s: {lost} reads get 429"
     elif short:
@@ -391,6 +403,8 @@ def _throughput(plan: CapacityPlan, mode: str) -> str:
 
 def _carried_load(plan: CapacityPlan) -> str:
     """Return the sentence that says which load `have_ru`, the RU/s of today, carries."""
+    if obstacle := plan.figures["carried_reads"].obstacle:
+        return f"{plan.number('carried_ru'):,.0f} RU/s carry nothing: reads are not possible ({obstacle})"
     reads = format_value(plan.number("carried_reads"))
     mean = format_value(plan.number("carried_mean"))
     lists = format_value(plan.number("carried_lists"))
@@ -529,8 +543,21 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence for each risk of a plan: hot users, Azure's limits, slow publishes, missing prices."""
     inputs = plan.inputs
     if plan.mode is not None:
-        yield from _hot_user_warnings(plan, CONTAINERS[plan.mode])
-    if plan.is_possible("serve_ru") and "manual" in (plan.mode, plan.cheapest):
+        yield from _cosmos_warnings(plan, plan.mode)
+    measured = (inputs.cosmos_pod_rps, inputs.redis_pod_rps, inputs.files_pod_rps)
+    if inputs.p99_ms is not None and not any(measured):
+        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give --from-report of bench http --find-max"
+    if plan.mode not in (None, inputs.capacity):
+        obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
+        yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[str(plan.mode)]}"
+
+
+def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
+    """Warn of what Cosmos DB with a capacity mode, which is possible, needs or risks."""
+    inputs = plan.inputs
+    cheapest = plan.cheapest or mode
+    yield from _hot_user_warnings(plan, CONTAINERS[mode])
+    if plan.is_possible("serve_ru") and "manual" in (mode, cheapest):
         yield from _partition_warnings(plan)
 
     if plan.number("publish_ru_s") >= MAX_RU:
@@ -542,20 +569,13 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
             f"with {MANUAL_MIN}: scale it to {control:,.0f}"
         )
 
-    modes = (plan.mode or "manual", plan.cheapest or "manual")
-    for name in dict.fromkeys(CONTAINERS[mode].publish_hours for mode in modes):
+    for name in dict.fromkeys(CONTAINERS[name].publish_hours for name in (mode, cheapest)):
         hours = plan.number(name)
         if hours > inputs.window_hours + 1e-9:
             how = " as serverless" if name == "serverless_publish_hours" else ""
             yield f"a publish takes {hours:,.1f} hours{how}, more than the {inputs.window_hours:g} it may"
     if inputs.gateway_hit_rate and not inputs.gateway_month:
         yield "the hours of the dedicated gateway are not priced; give --gateway-month"
-    measured = (inputs.cosmos_pod_rps, inputs.redis_pod_rps, inputs.files_pod_rps)
-    if inputs.p99_ms is not None and not any(measured):
-        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give --from-report of bench http --find-max"
-    if plan.mode not in (None, inputs.capacity):
-        obstacle = plan.figures[f"{inputs.capacity}_total"].obstacle
-        yield f"--capacity {inputs.capacity} is not possible ({obstacle}); the plan is {COSMOS_MODES[str(plan.mode)]}"
 
 
 def _hot_user_warnings(plan: CapacityPlan, container: ContainerFigures) -> Iterator[str]:

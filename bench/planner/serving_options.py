@@ -26,7 +26,6 @@ from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, RedisSize
 from hotplate.bench.planner.sizing import GB, PARTITIONS, SKEW, partition_skew
 from hotplate.report import rounded
 from hotplate.stores.cosmos import url as cosmos
-from hotplate.stores.cosmos.items import MAX_ITEM_BYTES
 from hotplate.stores.redis.footprint import BUCKETS
 
 AUTOSCALE_FLOOR = 10  # autoscale bills at least a tenth of its maximum
@@ -112,17 +111,10 @@ def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:
 
 
 def _add_storage_cost(table: FigureTable, cost_unit: str) -> None:
-    """Add to *table* the monthly cost of storage in Cosmos DB, which all its modes have, and which limits an item."""
+    """Add to *table* the monthly cost of storage in Cosmos DB, which all its modes have."""
     term = table.expression
-    fits = apply(_require_item_size, term("item_bytes"), formula="")
     storage_cost = term("stored_gb") * term("price_storage_gb_month") * term("regions")
-    table.add_calculated("storage_cost", cost_unit, storage_cost.decided_by(fits))
-
-
-def _require_item_size(item_bytes: float) -> None:
-    """Raise NotPossible if Cosmos DB does not store an item of this size."""
-    if item_bytes > MAX_ITEM_BYTES:
-        raise NotPossible("size of an item", f"{item_bytes:,.0f} bytes, above {MAX_ITEM_BYTES:,}")
+    table.add_calculated("storage_cost", cost_unit, storage_cost)
 
 
 def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:

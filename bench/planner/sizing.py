@@ -24,6 +24,7 @@ from hotplate.bench.planner.inputs import KEY_BYTES, POD_STORES, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
 from hotplate.stores.cosmos import url as cosmos
 from hotplate.stores.cosmos.charges import Charges, overhead_ru
+from hotplate.stores.cosmos.items import MAX_ITEM_BYTES
 from hotplate.stores.redis import footprint
 
 ITEM_BYTES = len('{"id":"","score":0.1234}')
@@ -172,13 +173,24 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
     return 1.0 / total
 
 
+def _stored_item_bytes(table: FigureTable) -> Expression:
+    """Return the bytes of an item; an obstacle if Cosmos DB stores none of this size."""
+    return apply(_require_item_size, table.expression("item_bytes"), formula="item_bytes")
+
+
+def _require_item_size(item_bytes: float) -> float:
+    if item_bytes > MAX_ITEM_BYTES:
+        raise NotPossible("size of an item", f"{item_bytes:,.0f} bytes, above {MAX_ITEM_BYTES:,}")
+    return item_bytes
+
+
 def _add_read_charges(table: FigureTable, charges: Charges) -> None:
     """Add to *table* the request units (RU) of a read, a mean over known and unknown users, and of all reads.
 
     *charges* are the measured RU of each operation by size.
     """
     term = table.expression
-    size = term("item_bytes")
+    size = _stored_item_bytes(table)
     is_doubled = table.is_choice("consistency", *DOUBLY_CHARGED)
 
     formula = "charge of a point read of item_bytes, by consistency"
@@ -200,7 +212,7 @@ def _add_read_charges(table: FigureTable, charges: Charges) -> None:
 
 def _add_list_charges(table: FigureTable, charges: Charges) -> None:
     """Add to *table* the request units (RU) of publishing a list: it is written, and read back to check it."""
-    size = table.expression("item_bytes")
+    size = _stored_item_bytes(table)
     formula = "charge of creating an item of item_bytes without an index"
     list_write_ru = apply(lambda size: charges.create(round(size), 0), size, formula=formula)
     table.add_calculated("list_write_ru", "RU", list_write_ru, CHARGES)
@@ -220,7 +232,7 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
     rest_ru = apply(
         lambda rows, size: overhead_ru(charges, round(rows), round(size)),
         term("rows"),
-        term("item_bytes"),
+        _stored_item_bytes(table),
         formula=formula,
     )
     rest = table.add_calculated("publish_rest_ru", "RU", rest_ru, CHARGES)

@@ -188,6 +188,14 @@ def test_impossible_plan_has_no_price() -> None:
     too_large = "size of an item: 3,000,246 bytes, above 2,097,152"
     for mode in ("manual", "autoscale", "serverless"):
         assert too_large in reason(f"{mode}_total", list_bytes=3_000_000, peak_rps=0.1)
+    assert a_plan(list_bytes=3_000_000, have_ru=400).obstacles.keys() == {"manual", "autoscale", "serverless"}
+    too_little = report(a_plan(list_bytes=3_000_000, have_ru=400, peak_rps=0.1), "prices.toml")
+    assert too_little.sentence.startswith(f"RU/s are not possible for this load ({too_large}). Provision ")
+    assert too_little.verdicts["today"] == "400 RU/s for 23.4 USD a month"
+    assert too_little.verdicts.keys().isdisjoint({"reads", "publish", "429s"})
+    assert too_little.verdicts["no"].startswith(f"manual, autoscale, serverless: {too_large}")
+    carries = report(a_plan(users=None, peak_rps=None, list_bytes=3_000_000, have_ru=400), "prices.toml")
+    assert carries.sentence == f"400 RU/s carry nothing: reads are not possible ({too_large})"
     plan = a_plan(users=1_000_000_000)
     assert plan.figures["redis_total"].value == plan.figures["redis_cost"].value
     plan_report = report(plan, "prices.toml")
@@ -379,7 +387,7 @@ def test_hot_user_beyond_a_partition_rules_out_cosmos() -> None:
     assert planned.sentence.startswith(
         f"Provision 2 x B0 of Azure Managed Redis, and 3 pods. Cosmos DB is not possible ({limit})"
     )
-    assert planned.verdicts["no"].startswith(f"manual: {limit}; autoscale: {limit}; serverless: RU/s: ")
+    assert planned.verdicts["no"].startswith(f"manual, autoscale: {limit}; serverless: RU/s: ")
     none = report(a_plan(peak_rps=600_000, hot_share=0.3, have_ru=10_000), "prices.toml")
     assert none.sentence.startswith("RU/s are not possible for this load (RU/s of a partition: 257,143 ")
     assert ". Provision 25 pods with files. " in none.sentence
@@ -457,6 +465,7 @@ def test_summary_is_short_and_complete_at_80_columns() -> None:
         {**two_regions, "have_ru": 11_000, "capacity": "autoscale"},
         {**two_regions, "have_ru": 11_000, "capacity": "serverless"},
         {**million, "hot_share": 0.3, "peak_rps": 60_000},
+        {**million, "users": 100_000_000, "peak_rps": 500_000, "regions": 5, "have_ru": 1_000, "gateway_month": 400},
     ):
         out = io.StringIO()
         print_report(in_brief(report(a_plan(**inputs), "prices.toml")), Console(file=out, width=80))
