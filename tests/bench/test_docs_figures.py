@@ -22,9 +22,12 @@ from hotplate.bench.docs_figures import (
     stripped,
     write_tables,
 )
+from hotplate.bench.planner import prices as price_list
 from hotplate.bench.planner.formulas import round_up
-from hotplate.bench.planner.inputs import INPUT_FIELDS
+from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, merge
+from hotplate.bench.planner.plan import break_even, calculate
 from hotplate.report import Column, Report, Row, format_value, from_json, rounded, to_json
+from hotplate.stores.cosmos import charges as cosmos_charges
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
 
@@ -134,6 +137,15 @@ def kept_report(name: str) -> Report:
 @pytest.mark.parametrize("name", ["stores", "ru"])
 def test_the_readme_shows_what_was_measured(name: str) -> None:
     assert f"```\n{block_after(f'bench {name}')}```\n" == printed(kept_report(name))
+
+
+def test_the_first_line_of_bench_stores_has_the_rates_of_the_planner() -> None:
+    shown = kept_report("stores").sentence
+    users = re.findall(r"for ([0-9,]+) users cheaper than Cosmos DB", shown)[0].replace(",", "")
+    load = InputSource("bench stores", {"users": users, "peak_rps": 800})
+    plan = calculate(merge([load]), price_list.load(price_list.OURS), cosmos_charges.load())
+    (rates,) = break_even(plan)
+    assert shown.endswith(f" users cheaper than Cosmos DB {rates.describe('reads/s')}.")
 
 
 def test_the_readme_shows_what_a_plan_prints() -> None:
