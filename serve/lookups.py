@@ -332,9 +332,13 @@ class BatchWalk(TierWalk):
         self.unread += rows
 
     def origin_for(self, row: RowKey) -> Origin | None:
-        """Return where a row of this batch that was not read would have been, if anything was read there."""
+        """Return where a row of this batch that was not read would have been, if anything was read there.
+
+        Releases are compared by their role, because another one may have gone live while the batch was read.
+        """
         for part in self.parts:
-            if part.origin.tier.follower.release_for(row) is part.origin.release:
+            release = part.origin.tier.follower.release_for(row)
+            if release is not None and release.is_canary == part.origin.release.is_canary:
                 return part.origin
         return None
 

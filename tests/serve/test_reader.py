@@ -321,6 +321,21 @@ async def test_an_answer_for_many_is_of_one_release(remote: RemoteStore, fallbac
 
 
 @virtual
+async def test_an_answer_for_many_is_of_one_release_for_hidden_users_too(remote: RemoteStore) -> None:
+    first = await publish(remote.inner, "first")
+    await erase_users(remote.inner, ["2"])
+    reader = await over(remote)
+    remote.delay_s = BUDGET_S / 4
+    answering = asyncio.create_task(reader.personal_many(["1", "2"]))
+    await asyncio.sleep(BUDGET_S / 8)
+    remote.delay_s = 0.0
+    second = await publish(remote.inner, "second")
+    await reader.refresh()
+    assert reader.live_id() == second  # while the users are read in the first
+    assert [answer.release.id for answer in await answering] == [first, first]
+
+
+@virtual
 async def test_failing_store_gets_no_requests_until_it_recovers(remote: RemoteStore, fallback: RemoteStore) -> None:
     reader = await over_two_releases(remote, fallback)
     remote.delay_s = 30
