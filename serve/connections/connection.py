@@ -1,7 +1,7 @@
-"""Connections: a state machine per connection, their registry, and its limits.
+"""A connection: a state machine, with time limits for its states.
 
 `RequestReader` reads headers and bodies by aiohttp's parser. The fast lane or aiohttp's request and response classes
-answer one request after the other.
+answer one request after the other. `ConnectionRegistry` has what connections share.
 
 Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CONNECT, transfer codings other than
 `chunked`, expectations other than `100-continue`, and bodies that were not read close the connection.
@@ -11,7 +11,6 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Awaitable, Callable
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -26,19 +25,15 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import unreadable
-from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.connections.request_reader import HEADER_END, RequestReader
 from hotplate.serve.problems import CLOSE, Problem, internal_error
-from hotplate.serve.settings import Limits
-from hotplate.stores.folders import return_free_memory
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from aiohttp.web_protocol import RequestHandler
 
-    from hotplate.serve.connections.lane import Lane
+    from hotplate.serve.connections.registry import ConnectionRegistry
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +48,6 @@ WRITE_STEP_BYTES = 65_536
 CROWDED_WRITE_S = 1.0
 # A record of TLS.
 TLS_WRITE_BYTES = 16_384
-# Each tick of the sweep checks one of SLICES slices, so each connection about once a second: its slice changes when an
-# older one closes.
-SLICES = 10
-TICK_S = 0.1
-# Memory of more freed bodies and answers is returned to the system.
-RETURNED_BYTES = 32 << 20
 # Time to read the last answer: closing with unread bytes would reset the connection.
 LINGER_S = 1.0
 
@@ -96,98 +85,6 @@ TRANSITIONS = {
 WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
 
 
-class ConnectionRegistry:
-    """The connections of a server, and their shared state."""
-
-    def __init__(
-        self,
-        limits: Limits,
-        writer: AnswerWriter,
-        lane: "Lane | None",
-        *,
-        answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
-        shed: Callable[[RawRequestMessage, float], bytes | None],
-    ) -> None:
-        """*answer* is called with a request, and when it began by `time.monotonic`.
-
-        *shed* is called with the header of a request with a body, and when it began; it may return a refusal.
-        """
-        self.limits = limits
-        self.metrics = writer.metrics
-        self.writer = writer
-        self.lane = lane
-        self.answer = answer
-        self.shed = shed
-        self.bytes_in_flight = 0
-        """Of unanswered requests and unread answers."""
-        self._room = min(limits.connections, room_for_connections())
-        self.open: dict[Connection, None] = {}
-        """All connections, the oldest first."""
-        self._peak_bytes = 0
-        """Of `bytes_in_flight`, since memory was returned."""
-        self._ticks = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self.open)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether bytes in flight exceed their limit."""
-        return self.bytes_in_flight > self.limits.bytes_in_flight
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether a request is being answered or refused, or a last answer has not been read yet."""
-        return any(connection.idle_since == inf for connection in self.open)
-
-    def start(self) -> None:
-        """Start the sweep."""
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-
-    def stop(self) -> None:
-        """Stop the sweep."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def accept(self, certificate: Certificate | None, accepted: socket.socket) -> None:
-        """Open a connection on an accepted socket, over TLS with a *certificate*; close it if there are too many.
-
-        If the limits allow it, the longest idle connection closes instead.
-        """
-        if len(self) < self._room or (self.limits.idle_gives_way and self._close_longest_idle()):
-            connection = Connection(self)
-            self.open[connection] = None
-            connection.start(accepted, certificate)
-        else:
-            self.metrics.count_shed("connections")
-            accepted.close()
-
-    def _close_longest_idle(self) -> bool:
-        """Close the connection that is idle for longest; False if none is idle."""
-        longest_idle = min(self.open, key=lambda connection: connection.idle_since, default=None)
-        if longest_idle is None or longest_idle.idle_since == inf:
-            return False
-        del self.open[longest_idle]
-        longest_idle.cut()
-        return True
-
-    def _tick(self) -> None:
-        self.start()
-        self._ticks += 1
-        now = monotonic()
-        for connection in list(self.open)[self._ticks % SLICES :: SLICES]:
-            if connection.is_open:
-                connection.check(now)
-        self._return_memory()
-
-    def _return_memory(self) -> None:
-        self._peak_bytes = max(self._peak_bytes, self.bytes_in_flight)
-        if self._ticks % SLICES == 0 and self._peak_bytes - self.bytes_in_flight > RETURNED_BYTES:
-            self._peak_bytes = self.bytes_in_flight
-            return_free_memory()
-
-
 class _TlsWriter(StreamWriter):
     """Writes bodies in pieces: over TLS, uvloop takes a whole write, and does not count what is not sent of it."""
 
@@ -200,7 +97,22 @@ class _TlsWriter(StreamWriter):
 
 
 class Connection(BaseProtocol):
-    """An asyncio protocol that makes aiohttp's objects when needed."""
+    """An asyncio protocol that makes aiohttp's objects when needed.
+
+    Its state (`State`) changes by calls from four sides:
+
+    the transport       `connection_made`; `data_received`, which reads headers and bodies, answers by the lane, or
+                        starts the task of a request; `pause_writing` and `resume_writing` while the client reads an
+                        answer slowly; `eof_received`, `connection_lost`
+    the lane            `_deliver`, once a store has returned the list that a request of the lane waits for
+    the task            `_respond`, which answers one request by aiohttp's classes; meanwhile `HttpServer.admit` counts
+                        the answer of a batch by `add_in_flight`
+    the registry        `start` a new connection, `check` the limits of its state, and `cut` it to make room; at a stop,
+                        `HttpServer` calls `close_if_idle`, then `give_up`
+
+    An answer ends in `_continue_after_answer`, which begins with the next request in the buffer, or in
+    `_start_closing`.
+    """
 
     __slots__ = (
         "_answer_task", "_buffer", "_handshake", "_in_flight", "_is_half_closed", "_lane", "_reader", "_registry",
@@ -208,7 +120,7 @@ class Connection(BaseProtocol):
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
 
-    def __init__(self, registry: ConnectionRegistry) -> None:
+    def __init__(self, registry: "ConnectionRegistry") -> None:
         super().__init__(asyncio.get_running_loop())
         self.state = OPENING
         self.ssl_context: SSLContext | None = None

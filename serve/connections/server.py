@@ -18,15 +18,16 @@ from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.api.router import Gate
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import Connection, ConnectionRegistry
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
+from hotplate.serve.connections.registry import ConnectionRegistry
 from hotplate.serve.connections.request_reader import CONTINUE
 from hotplate.serve.lookups import read_within
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
+    from hotplate.serve.connections.connection import Connection
     from hotplate.serve.connections.lane import Lane
 
 # Share of a caller's time-out for reading lists.

@@ -15,8 +15,8 @@ import msgspec
 
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
-from hotplate.serve.connections.connection import ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
+from hotplate.serve.connections.registry import ConnectionRegistry
 from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender, stream_url
 from hotplate.serve.errors import NotReady
