@@ -332,15 +332,19 @@ class BatchWalk(TierWalk):
         self.unread += rows
 
     def origin_for(self, row: RowKey) -> Origin | None:
-        """Return where a row of this batch that was not read would have been, if anything was read there.
+        """Return where a row of this batch that was not read would have been, if anything was read.
 
         Releases are compared by their role, because another one may have gone live while the batch was read.
         """
-        for part in self.parts:
-            release = part.origin.tier.follower.release_for(row)
-            if release is not None and release.is_canary == part.origin.release.is_canary:
-                return part.origin
-        return None
+        if not self.parts:
+            return None
+        tier = self.parts[0].origin.tier
+        release = tier.follower.release_for(row)
+        if release is None:
+            return None
+
+        of_its_role = (part.origin for part in self.parts if part.origin.release.is_canary == release.is_canary)
+        return next(of_its_role, Origin(tier, release))
 
 
 class Lookups:

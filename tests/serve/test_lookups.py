@@ -142,12 +142,8 @@ class Model:
         briefs = list[Brief]()
         for user in users:
             if user in self.hidden:
-                would_read = readable and any(
-                    other not in self.hidden
-                    and self.release_of(readable[0], other) == self.release_of(readable[0], user)
-                    for other in users
-                )
-                tier = readable[0] if would_read else 0
+                is_read = readable and not self.hidden.issuperset(users)
+                tier = readable[0] if is_read else 0
                 briefs.append(self._brief(tier, self.release_of(tier, user), "unknown"))
             elif readable:
                 release = self.release_of(readable[0], user)

@@ -16,6 +16,7 @@ from hotplate.serve.lookups import caller_deadline, read_within
 from hotplate.serve.metrics import FAILED, HISTOGRAM_CELLS, LOOKUPS
 from hotplate.serve.reader import FIRST_READ_S, TieredReader
 from hotplate.serve.tiers import loop_time
+from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
@@ -333,6 +334,24 @@ async def test_an_answer_for_many_is_of_one_release_for_hidden_users_too(remote:
     await reader.refresh()
     assert reader.live_id() == second  # while the users are read in the first
     assert [answer.release.id for answer in await answering] == [first, first]
+
+
+@virtual
+async def test_hidden_users_of_a_batch_are_answered_by_the_store_that_was_read(
+    remote: RemoteStore, fallback: RemoteStore
+) -> None:
+    reader = await over_two_releases(remote, fallback)
+    await life.start_canary(fallback.inner, await publish(fallback.inner, "canary", live=False), 50.0)
+    await reader.refresh()
+    canary = reader.tiers[1].follower.canary
+    assert canary is not None
+    user_by_role = {canary.includes(RowKey(USER, str(number))): str(number) for number in range(64)}
+    await erase_users(fallback.inner, [user_by_role[True]])  # no list is read in the canary
+    await reader.refresh()
+    remote.failure = StoreUnavailable("gone")
+    answers = await reader.personal_many([user_by_role[False], user_by_role[True]])
+    assert [answer.tier for answer in answers] == ["tier1", "tier1"]
+    assert answers[1].release.is_canary
 
 
 @virtual
