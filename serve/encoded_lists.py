@@ -174,12 +174,17 @@ class EncodedLists:
 
         *fallbacks* are the keys of the popular lists, by the name of the list.
         """
-        lists = dict[str, EncodedList]()
-        for part in batch.parts:
-            if part.rows:
-                self._add_part(lists, part, fallbacks)
+        lists = self.of_parts(batch.parts, fallbacks)
         for row in batch.unread:
             lists[row.id] = self._fallbacks.unread(row, fallbacks[row.list])
+        return lists
+
+    def of_parts(self, parts: Sequence[RowsRead], fallbacks: Mapping[str, RowKey]) -> dict[str, EncodedList]:
+        """Return the lists of rows that were read, like `of_batch`."""
+        lists = dict[str, EncodedList]()
+        for part in parts:
+            if part.rows:
+                self._add_part(lists, part, fallbacks)
         return lists
 
     def _add_part(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:

@@ -32,7 +32,7 @@ Other limits belong to the store, and reads fail at once in their pauses:
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ def caller_deadline() -> float | None:
 
 
 class RowRead(msgspec.Struct, frozen=True):
-    """Result of a walk for one row."""
+    """Result of `get_nowait`."""
 
     origin: Origin | None
     """Where the list was read, or else the first tier that lacks it; None if no tier could be read."""
@@ -298,12 +298,21 @@ class RowWalk(TierWalk):
 class ReleaseWalk(RowWalk):
     """Rows of pages, in one release."""
 
-    results: dict[RowKey, RowRead] = field(default_factory=dict)
-    """Of all rows, at the end."""
+    bodies: dict[Origin | None, dict[RowKey, bytes | None]] = field(default_factory=dict)
+    """Of all rows, at the end, by where they were read or are absent; None if no tier could be read."""
 
     def deliver(self, row: RowKey, origin: Origin | None, body: bytes | None) -> None:
         """Record the result of a row."""
-        self.results[row] = RowRead(origin, body)
+        self.bodies.setdefault(origin, {})[row] = body
+
+    @property
+    def parts(self) -> list[RowsRead]:
+        """All rows that a tier could read."""
+        return [
+            RowsRead(origin, [*bodies], [*bodies.values()])
+            for origin, bodies in self.bodies.items()
+            if origin is not None
+        ]
 
 
 @dataclass(kw_only=True)
@@ -362,14 +371,12 @@ class Lookups:
         await batch.read(rows)
         return batch
 
-    async def read_release(
-        self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier]
-    ) -> Mapping[RowKey, RowRead]:
-        """Read *rows* in a release, by its id, from *tiers*, which have it."""
+    async def read_release(self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier]) -> Sequence[RowsRead]:
+        """Return those of *rows* that *tiers* could read in a release, by its id, which they have."""
         deadline = self._deadline(len(rows))
         walk = ReleaseWalk(tiers=tiers, deadline=deadline, caller_deadline=caller_deadline(), release=release)
         await walk.read(rows)
-        return walk.results
+        return walk.parts
 
     def _deadline(self, users: int) -> float:
         return loop_time() + self._budget_s + BUDGET_S_PER_USER * users

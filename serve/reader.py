@@ -242,11 +242,8 @@ class TieredReader:
         stored_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
         shown, hidden = self.hidden_users.split(stored_rows)
 
-        results = await self._lookups.read_release(release, shown, [origin.tier for origin in origins])
-        lists = dict[str, EncodedList]()  # by the id of the user or the item
-        for row, read in results.items():
-            if read.origin is not None:
-                lists[row.id] = self.lists.of_row(read.origin, row, read.body, fallback)
+        parts = await self._lookups.read_release(release, shown, [origin.tier for origin in origins])
+        lists = self.lists.of_parts(parts, {stored_name: fallback})  # by the id of the user or the item
         for row in hidden:
             lists[row.id] = self.hidden_users.answer(row, fallback, first)
 
