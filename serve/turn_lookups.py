@@ -244,4 +244,5 @@ class TurnLookups:
             await turn.read(rows, first)
         except Exception:
             log.exception("a lookup failed")
+        finally:
             turn.complete_unread()
