@@ -1,4 +1,4 @@
-"""Fixtures that more than one file uses; `open_store` is the one place that knows all backends."""
+"""Fixtures that more than one file uses."""
 
 import gc
 import importlib

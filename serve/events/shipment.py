@@ -50,7 +50,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
                 on_progress(number, len(paths))
             remove_segments(batch, folder)  # keeps what may still hide items
     except OSError as error:
-        raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
+        raise EventsFailed(f"{folder} cannot be read: {error.strerror or error}; see who may write to it") from error
     return Shipped(len(paths), copied_bytes, recovered)
 
 

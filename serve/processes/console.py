@@ -145,7 +145,7 @@ class Console:
         try:
             return await asyncio.to_thread(act, path)
         except OSError as error:
-            raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
+            raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror or error}") from None
 
     async def user(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /console/user?id=&list=`: a user's list as the service would answer it, and its origin."""

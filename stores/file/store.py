@@ -301,7 +301,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
 
     async def close(self) -> None:
         """Free the locks of drafts, and unmap all releases."""
-        for draft in self._drafts.values():
+        for draft in [*self._drafts.values()]:
             await asyncio.to_thread(draft.close)
         files = list(self._files.values())
         self._drafts.clear()

@@ -24,7 +24,7 @@ from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
-from tests.support.soak import scaled
+from tests.support.soak import SEED, scaled
 from tests.support.stores import LISTS, allow_erasure, batches, lapse, publish, published_rows, ref_of
 
 pytestmark = pytest.mark.usefixtures("patience")
@@ -114,17 +114,18 @@ async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills
     users = [Row(f"user:{number}", b'{"id":"a"}') for number in range(200)]
     releases = [await ref_of(store, await publish(store, [*LISTS[:1], *users])) for _ in range(2)]
     erased = set[str]()
+    draw = random.Random(SEED)
     for _ in range(kills):
         with started(ERASER, url) as eraser:
             assert eraser.stdin is not None
             assert eraser.stdout is not None
-            steps = random.randint(1, 8)
+            steps = draw.randint(1, 8)
             eraser.stdin.write("\n" * steps)  # no more, however late it is killed
             eraser.stdin.flush()
             reached = 0
             for _ in range(steps):
                 reached = int(await asyncio.to_thread(eraser.stdout.readline))
-            await asyncio.sleep(random.uniform(0, 0.05))
+            await asyncio.sleep(draw.uniform(0, 0.05))
             eraser.send_signal(signal.SIGKILL)
         erased |= {str(number) for number in range(reached)}
         known = await erased_from(store)
