@@ -1,7 +1,7 @@
 """A connection: a state machine, with time limits for its states.
 
 `RequestReader` reads headers and bodies by aiohttp's parser. The fast lane or aiohttp's request and response classes
-answer one request after the other. `ConnectionRegistry` has what connections share.
+answer one request after the other. `OpenConnections` has what connections share.
 
 Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CONNECT, transfer codings other than
 `chunked`, expectations other than `100-continue`, and bodies that were not read close the connection.
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import socket
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -25,15 +26,17 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import unreadable
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.request_reader import HEADER_END, RequestReader
 from hotplate.serve.problems import CLOSE, Problem, internal_error
+from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from aiohttp.web_protocol import RequestHandler
 
-    from hotplate.serve.connections.registry import ConnectionRegistry
+    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,47 @@ class _TlsWriter(StreamWriter):
         await super().write_eof()
 
 
+class OpenConnections:
+    """The open connections of a server, and what they share."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        writer: AnswerWriter,
+        lane: "Lane | None",
+        *,
+        answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
+        shed: Callable[[RawRequestMessage, float], bytes | None],
+    ) -> None:
+        """*answer* is called with a request, and when it began by `time.monotonic`.
+
+        *shed* is called with the header of a request with a body, and when it began; it may return a refusal.
+        """
+        self.limits = limits
+        self.metrics = writer.metrics
+        self.writer = writer
+        self.lane = lane
+        self.answer = answer
+        self.shed = shed
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    def __len__(self) -> int:
+        return len(self.open)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered or refused, or a last answer has not been read yet."""
+        return any(connection.idle_since == inf for connection in self.open)
+
+
 class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects when needed.
 
@@ -120,7 +164,7 @@ class Connection(BaseProtocol):
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
 
-    def __init__(self, registry: "ConnectionRegistry") -> None:
+    def __init__(self, registry: "OpenConnections") -> None:
         super().__init__(asyncio.get_running_loop())
         self.state = OPENING
         self.ssl_context: SSLContext | None = None

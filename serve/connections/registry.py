@@ -1,4 +1,4 @@
-"""The registry of connections: what they share, the limits of all together, and the sweep that checks each."""
+"""The registry of connections: it accepts them within the limits of all together, and a sweep checks each."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ from aiohttp.http import RawRequestMessage
 
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import Connection
+from hotplate.serve.connections.connection import Connection, OpenConnections
 from hotplate.serve.connections.listeners import room_for_connections
 from hotplate.serve.settings import Limits
 from hotplate.stores.folders import return_free_memory
@@ -28,8 +28,8 @@ TICK_S = 0.1
 RETURNED_BYTES = 32 << 20
 
 
-class ConnectionRegistry:
-    """The connections of a server, and their shared state."""
+class ConnectionRegistry(OpenConnections):
+    """Accepts and checks the connections of a server."""
 
     def __init__(
         self,
@@ -40,38 +40,12 @@ class ConnectionRegistry:
         answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
         shed: Callable[[RawRequestMessage, float], bytes | None],
     ) -> None:
-        """*answer* is called with a request, and when it began by `time.monotonic`.
-
-        *shed* is called with the header of a request with a body, and when it began; it may return a refusal.
-        """
-        self.limits = limits
-        self.metrics = writer.metrics
-        self.writer = writer
-        self.lane = lane
-        self.answer = answer
-        self.shed = shed
-        self.bytes_in_flight = 0
-        """Of unanswered requests and unread answers."""
+        super().__init__(limits, writer, lane, answer=answer, shed=shed)
         self._room = min(limits.connections, room_for_connections())
-        self.open: dict[Connection, None] = {}
-        """All connections, the oldest first."""
         self._peak_bytes = 0
         """Of `bytes_in_flight`, since memory was returned."""
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self.open)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether bytes in flight exceed their limit."""
-        return self.bytes_in_flight > self.limits.bytes_in_flight
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether a request is being answered or refused, or a last answer has not been read yet."""
-        return any(connection.idle_since == inf for connection in self.open)
 
     def start(self) -> None:
         """Start the sweep."""
