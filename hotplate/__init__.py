@@ -16,20 +16,23 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
         RequestRefused,
         ServiceUnavailable,
     )
-    from hotplate.offline.errors import DataError, GateFailed, SettingError
+    from hotplate.offline.errors import DataError, GateFailed, ModelUnusable, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
+    from hotplate.offline.exploration import Explore
+    from hotplate.offline.gates import Gate
+    from hotplate.offline.input.showings import Showings
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.model import Model
     from hotplate.offline.model import load as load_model
-    from hotplate.offline.options import Columns, PublishSettings
+    from hotplate.offline.options import Columns, Format, PublishSettings
     from hotplate.offline.publish import Written
     from hotplate.offline.publish import publish_model as publish
     from hotplate.offline.rules import Rules
     from hotplate.offline.search.tuning import TuneOptions
-    from hotplate.offline.train.als import ALSParams
+    from hotplate.offline.train.als import ALSParams, SparkParams
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
-    from hotplate.offline.training import TrainReport, TrainSettings, train
+    from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
     from hotplate.recommendations import Recommendations
     from hotplate.releases import activate, copy, prune, rollback, verify
     from hotplate.serve.embedded import Lists, SyncLists, open_sync
@@ -44,12 +47,15 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
         AccessDenied,
         CanaryRunning,
         CatalogueUnreadable,
+        HeldBack,
         NotSent,
         PartUnavailable,
         RefusedByGates,
         ReleaseConflict,
         ReleaseCorrupt,
         ReleaseNotFound,
+        ReleaseWithdrawn,
+        StoreClosed,
         StoreError,
         StoreFull,
         StoreMisused,
@@ -86,6 +92,7 @@ __all__ = [
     "AccessDenied",
     "Answer",
     "AsyncClient",
+    "AutoSplit",
     "BatchTooLarge",
     "CanaryRunning",
     "Catalogue",
@@ -99,14 +106,19 @@ __all__ = [
     "Diagnosed",
     "DraftRef",
     "EASEParams",
+    "Explore",
     "Finding",
+    "Format",
+    "Gate",
     "GateFailed",
+    "HeldBack",
     "Item",
     "Level",
     "ListSettings",
     "Lists",
     "LocalReader",
     "Model",
+    "ModelUnusable",
     "NeighbourParams",
     "NotReady",
     "NotSent",
@@ -128,6 +140,7 @@ __all__ = [
     "ReleaseId",
     "ReleaseNotFound",
     "ReleaseRef",
+    "ReleaseWithdrawn",
     "ReplicatedReader",
     "RequestRefused",
     "Row",
@@ -136,8 +149,11 @@ __all__ = [
     "SendingReader",
     "ServiceUnavailable",
     "SettingError",
+    "Showings",
+    "SparkParams",
     "SplitOptions",
     "Store",
+    "StoreClosed",
     "StoreError",
     "StoreFull",
     "StoreMisused",
@@ -178,6 +194,7 @@ _HOMES = {
     "ALSParams": "hotplate.offline.train.als:ALSParams",
     "Answer": "hotplate.client:Answer",
     "AsyncClient": "hotplate.client:AsyncClient",
+    "AutoSplit": "hotplate.offline.training:AutoSplit",
     "BatchTooLarge": "hotplate.client:BatchTooLarge",
     "CanaryRunning": "hotplate.stores.errors:CanaryRunning",
     "Catalogue": "hotplate.stores.catalogue:Catalogue",
@@ -194,8 +211,12 @@ _HOMES = {
     "DraftRef": "hotplate.stores.catalogue:DraftRef",
     "dump_catalogue": "hotplate.stores.catalogue_record:dump",
     "EASEParams": "hotplate.offline.train.item_based:EASEParams",
+    "Explore": "hotplate.offline.exploration:Explore",
     "Finding": "hotplate.stores.store:Finding",
+    "Format": "hotplate.offline.options:Format",
+    "Gate": "hotplate.offline.gates:Gate",
     "GateFailed": "hotplate.offline.errors:GateFailed",
+    "HeldBack": "hotplate.stores.errors:HeldBack",
     "Item": "hotplate.stores.encoding:Item",
     "Level": "hotplate.stores.store:Level",
     "Lists": "hotplate.serve.embedded:Lists",
@@ -204,6 +225,7 @@ _HOMES = {
     "LocalReader": "hotplate.stores.store:LocalReader",
     "META": "hotplate.stores.encoding:META",
     "Model": "hotplate.offline.model:Model",
+    "ModelUnusable": "hotplate.offline.errors:ModelUnusable",
     "NeighbourParams": "hotplate.offline.train.item_based:NeighbourParams",
     "NotReady": "hotplate.serve.errors:NotReady",
     "NotSent": "hotplate.stores.errors:NotSent",
@@ -229,6 +251,7 @@ _HOMES = {
     "ReleaseId": "hotplate.stores.catalogue:ReleaseId",
     "ReleaseNotFound": "hotplate.stores.errors:ReleaseNotFound",
     "ReleaseRef": "hotplate.stores.catalogue:ReleaseRef",
+    "ReleaseWithdrawn": "hotplate.stores.errors:ReleaseWithdrawn",
     "ReplicatedReader": "hotplate.stores.store:ReplicatedReader",
     "RequestRefused": "hotplate.client:RequestRefused",
     "rollback": "hotplate.releases:rollback",
@@ -240,8 +263,11 @@ _HOMES = {
     "ServiceUnavailable": "hotplate.client:ServiceUnavailable",
     "SettingError": "hotplate.offline.errors:SettingError",
     "ReadResult": "hotplate.stores.store:ReadResult",
+    "Showings": "hotplate.offline.input.showings:Showings",
+    "SparkParams": "hotplate.offline.train.als:SparkParams",
     "SplitOptions": "hotplate.offline.evaluate.splits:SplitOptions",
     "Store": "hotplate.stores.store:Store",
+    "StoreClosed": "hotplate.stores.errors:StoreClosed",
     "StoreError": "hotplate.stores.errors:StoreError",
     "StoreFull": "hotplate.stores.errors:StoreFull",
     "StoreMisused": "hotplate.stores.errors:StoreMisused",

@@ -1,14 +1,21 @@
 """Names in docstrings and comments, and paths in CONTRIBUTING.md and pyproject.toml, exist."""
 
 import ast
+import collections.abc
+import inspect
 import pickle
 import re
 import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import hotplate
+import hotplate.client
+import hotplate.offline.errors
+import hotplate.serve.errors
+import hotplate.stores.errors
 from tests.support.paths import ROOT
 
 ROOMS = ("bench", "hotplate", "offline", "serve", "stores")
@@ -98,6 +105,56 @@ def test_public_names_match_their_typed_imports() -> None:
     del typed["install_command"]  # of the error for a missing extra
     assert typed == hotplate._HOMES
     assert sorted([*typed, "__version__"]) == sorted(hotplate.__all__)
+
+
+def public_callables() -> Iterator[tuple[str, Any]]:
+    """Yield the public functions and classes, and the public methods of these, with their names."""
+    for name in hotplate.__all__:
+        public = getattr(hotplate, name)
+        yield name, public
+        if inspect.isclass(public):
+            for method, function in inspect.getmembers(public, inspect.isroutine):
+                if not method.startswith("_"):
+                    yield f"{name}.{method}", function
+
+
+def test_errors_that_public_docstrings_name_are_public() -> None:
+    errors = {
+        name
+        for module in (hotplate.client, hotplate.offline.errors, hotplate.serve.errors, hotplate.stores.errors)
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, Exception)
+    }
+    named = {
+        (name, word)
+        for name, public in public_callables()
+        for word in errors.intersection(re.findall(r"\w+", public.__doc__ or ""))
+    }
+    assert ("publish", "HeldBack") in named
+    assert {(name, word) for name, word in named if word not in hotplate.__all__} == set()
+
+
+def classes_in(annotation: Any) -> Iterator[type]:  # noqa: ANN401 -- any annotation
+    """Yield the classes of the package in an annotation, such as A and B of dict[str, A | B], without protocols."""
+    arguments = get_args(annotation)
+    for argument in arguments:
+        yield from classes_in(argument)
+    is_ours = inspect.isclass(annotation) and annotation.__module__.startswith("hotplate.")
+    if is_ours and not arguments and not getattr(annotation, "_is_protocol", False):
+        yield annotation
+
+
+def test_types_of_public_settings_are_public() -> None:
+    public = {name: getattr(hotplate, name) for name in hotplate.__all__}
+    found = {public[name] for name in public if name.endswith(("Settings", "Options", "Params")) or name == "Rules"}
+    reached = set[type]()
+    while found:
+        settings = found.pop()
+        reached.add(settings)
+        hints = get_type_hints(settings, localns=vars(collections.abc) | public)
+        found |= {each for hint in hints.values() for each in classes_in(hint)} - reached
+    assert hotplate.Columns in reached
+    assert {reached_class.__name__ for reached_class in reached} - public.keys() == set()
 
 
 def test_public_errors_are_pickled_with_their_details() -> None:
