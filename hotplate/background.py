@@ -102,31 +102,40 @@ class _Running(Generic[T]):
 
     entered   the object, None until the thread has entered *manager*
     entering  done then, or with the exception of entering
+    failed    whether entering raised; the thread then ends
     stopped   set on the loop to leave *manager* and end the thread
     """
 
     def __init__(self, manager: AbstractAsyncContextManager[T], lock: threading.RLock) -> None:
         self.loop = asyncio.SelectorEventLoop(_Selector(lock))
         self.entered: T | None = None
+        self.failed = False
         self.entering = asyncio.run_coroutine_threadsafe(self._enter(manager), self.loop)
         self.stopped = asyncio.Event()
         self.thread = threading.Thread(target=self._run, args=(manager, lock), name="hotplate", daemon=True)
         self.thread.start()
 
     async def _enter(self, manager: AbstractAsyncContextManager[T]) -> None:
-        self.entered = await manager.__aenter__()
+        try:
+            self.entered = await manager.__aenter__()
+        except Exception:
+            self.failed = True
+            self.stopped.set()
+            raise
 
     def _run(self, manager: AbstractAsyncContextManager[T], lock: threading.RLock) -> None:
         """Run the loop until it is stopped. The thread holds the lock, except in `_Selector.select`."""
         with lock, asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             runner.run(self.stopped.wait())
-            runner.run(manager.__aexit__(None, None, None))
+            if self.entered is not None:
+                runner.run(manager.__aexit__(None, None, None))
 
 
 class Background(Generic[T]):
     """Base of a blocking wrapper of a `T`, usable from any thread until it is closed or dropped.
 
-    *make* returns an asynchronous context manager, entered by the first use in each process, also in a forked child.
+    *make* returns an asynchronous context manager, entered by the first use in each process, also in a forked child,
+    and again by the use after an entry that raised.
     After `close`, uses raise the exception that *closed* returns.
     """
 
@@ -163,11 +172,11 @@ class Background(Generic[T]):
         return lock
 
     def _of_this_process(self) -> _Running[T]:
-        """Return the object's loop in this process, begun if necessary; the caller holds the lock."""
+        """Return the object's loop in this process, begun if none is or its entry failed; the caller holds the lock."""
         if self._is_closed:
             raise self._closed()
         running = self._running.get(os.getpid())
-        if running is None:
+        if running is None or running.failed:
             running = self._running[os.getpid()] = _Running(self._make(), self._lock())
         return running
 

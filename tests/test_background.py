@@ -1,4 +1,4 @@
-"""Objects on a background loop: calls amid `close`, objects that are dropped without it, and forks."""
+"""Objects on a background loop: entries that fail, calls amid `close`, objects dropped without it, and forks."""
 
 import asyncio
 import gc
@@ -84,6 +84,27 @@ def test_closing_ends_calls_of_other_threads() -> None:
             waiting.result()
     with pytest.raises(ValueError, match="closed"):
         held.wait(0)
+
+
+def test_an_entry_that_failed_is_tried_again_by_the_next_call() -> None:
+    entries = list[str]()
+
+    @asynccontextmanager
+    async def made_at_second_try() -> AsyncIterator[str]:
+        entries.append("begun")
+        if len(entries) == 1:
+            raise OSError("not yet")
+        yield "object"
+        entries.append("left")
+
+    before = threads()
+    held = Held(made_at_second_try, closed)
+    with pytest.raises(OSError, match="not yet"):
+        held.wait(0)
+    until(lambda: not threads() - before)  # the thread of the failed entry ends
+    assert held.wait(0) == "object"
+    held.close()
+    assert entries == ["begun", "begun", "left"]
 
 
 def test_background_thread_may_close_itself() -> None:
