@@ -419,6 +419,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         is for the popular list, if it failed and none is remembered, or if event loops have ended before such tasks.
         Raises ServiceUnavailable if no list can replace the answer, RequestRefused if the service refuses the request.
         """
+        for name in options:
+            if name not in RequestOptions.__optional_keys__:
+                allowed = ", ".join(sorted(RequestOptions.__optional_keys__))
+                raise TypeError(f"a client's call got an unexpected keyword argument {name!r}; it takes {allowed}")
         call_options = {"timeout_s": self._timeout_s, **options}
         timeout_s = call_options.pop("timeout_s")
         _check_timeout(timeout_s)

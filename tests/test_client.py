@@ -198,8 +198,9 @@ def test_invalid_request_is_refused_despite_a_remembered_list(service: Service, 
     for n in (0, 1001):
         with pytest.raises(hotplate.RequestRefused, match="400 bad-parameter: n "):
             client.popular(n, timeout_s=AMPLE_S)
-    with pytest.raises(TypeError, match="exclud"):
-        client.popular(exclud=["a"])
+    for name in ("exclud", "path"):  # an option of none, and a name inside the client
+        with pytest.raises(TypeError, match=f"^a client's call got an unexpected .* '{name}'; it takes after,"):
+            client.popular(**{name: ["a"]})
     for call in (
         partial(client.batch, "42"),
         partial(client.fold_in, "42"),
