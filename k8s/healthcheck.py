@@ -1,4 +1,7 @@
-"""Ends with 0 if the service of this container answers /livez, for engines that have no probe of their own."""
+"""Ends with 0 if the service of this container answers /livez, for engines that have no probe of their own.
+
+The variable HOTPLATE_HEALTH_PORT sets the port, of the service and of this check, which cannot see `--health-port`.
+"""
 
 import http.client
 import os
