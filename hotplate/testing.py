@@ -25,7 +25,7 @@ from hotplate.stores import transitions as catalogue_changes
 from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import body_of
 from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
 from hotplate.stores.publication import publish_release
@@ -34,6 +34,7 @@ from hotplate.stores.store import (
     Level,
     LocalReader,
     Plan,
+    PollingReader,
     ProvisionedStore,
     RecordChange,
     Row,
@@ -149,6 +150,19 @@ class StoreContract:
             ROWS[-1].value,
         ]
         assert await reader.get_many(release_ref(FIRST), []) == []
+
+    async def test_a_read_ends_after_its_time_limit_and_harms_no_later_one(self, store: Store) -> None:
+        """With too little time, the read raises StoreUnavailable, or returns it for the keys without an answer."""
+        await write_release(store, FIRST, ROWS)
+        keys = [row.key for row in ROWS]
+        values = [row.value for row in ROWS]
+        try:
+            results = await asyncio.wait_for(store.get_many(release_ref(FIRST), keys, timeout_s=1e-6), 60)
+        except StoreUnavailable as error:
+            results = [error] * len(keys)
+        for result, value in zip(results, values, strict=True):
+            assert isinstance(result, StoreUnavailable) or result == value
+        assert await store.get_many(release_ref(FIRST), keys) == values
 
     async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
         """A LocalReader, as of files, also reads one key without awaiting."""
@@ -557,10 +571,15 @@ class StoreContract:
         await write_release(writer, FIRST, ROWS)
         watched = reader.changes()
         assert await anext(watched) == first
+        polled_at = reader.polled_at if isinstance(reader, PollingReader) else None
         upcoming = asyncio.ensure_future(anext(watched))
         await asyncio.sleep(0.01)
         second = await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(FIRST)))
         assert await asyncio.wait_for(upcoming, 60) == second
+        if isinstance(reader, PollingReader):
+            assert polled_at is not None, "`polled_at` is set by each poll"
+            assert reader.polled_at is not None
+            assert reader.polled_at > polled_at
         await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
 
     async def test_odd_release_ids_are_refused(self, store: Store) -> None:
