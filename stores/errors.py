@@ -45,7 +45,7 @@ class AccessDenied(StoreUnavailable):
 
 
 class StoreThrottled(StoreUnavailable):
-    """The store refuses requests; retry after `retry_after_s` seconds."""
+    """The store refuses requests without processing them; retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -141,11 +141,14 @@ class SwapProgress:
 
 @contextmanager
 def tracked_swap() -> Iterator[SwapProgress]:
-    """Turn StoreUnavailable into NotSent until the block sets `is_sent`, except for AccessDenied."""
+    """Turn StoreUnavailable into NotSent until the block sets `is_sent`.
+
+    AccessDenied and StoreThrottled remain: they, too, say that the catalogue was not changed.
+    """
     progress = SwapProgress()
     try:
         yield progress
-    except (NotSent, AccessDenied):
+    except (NotSent, AccessDenied, StoreThrottled):
         raise
     except StoreUnavailable as error:
         if progress.is_sent:

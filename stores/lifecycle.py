@@ -28,6 +28,7 @@ from hotplate.stores.errors import (
     ReleaseWithdrawn,
     StoreError,
     StoreMisused,
+    StoreThrottled,
     StoreUnavailable,
 )
 from hotplate.stores.store import ProvisionedStore, RecordChange, Store
@@ -359,7 +360,7 @@ class _Swaps:
         if not self.failures:
             self.give_up_at = asyncio.get_running_loop().time() + FAILING_S
         self.failures.append(error)
-        if error.permanent or isinstance(error, NotSent):
+        if error.permanent or isinstance(error, NotSent | StoreThrottled):
             return
         if self.unclear is None:
             self.token_before_unclear = replaced.token
@@ -404,11 +405,12 @@ async def revise_catalogue(
     *revise* is called again after a lost race, up to SWAP_ATTEMPTS times with pauses; then ReleaseConflict is raised.
     Nothing is written if it changes nothing.
 
-    A swap that fails with StoreUnavailable is unclear, unless it is NotSent or permanent: it may have taken place, or
-    still take place. If the catalogue then has its token, it has; if the catalogue is unchanged, another swap can be
-    sent, as only one of them can succeed. If others have changed it, the result is unknown: a *repeatable* change,
-    which may be applied twice, is applied again. For any other change, and after FAILED_SWAPS in at least FAILING_S,
-    StoreUnavailable is raised, unless *revise* would change nothing any more. NotSent is raised if no swap was sent.
+    A swap that fails with StoreUnavailable is unclear, unless it is NotSent, StoreThrottled or permanent: it may have
+    taken place, or still take place. If the catalogue then has its token, it has; if the catalogue is unchanged,
+    another swap can be sent, as only one of them can succeed. If others have changed it, the result is unknown: a
+    *repeatable* change, which may be applied twice, is applied again. For any other change, and after FAILED_SWAPS in
+    at least FAILING_S, StoreUnavailable is raised, unless *revise* would change nothing any more. If no swap was
+    unclear, the last NotSent or StoreThrottled is raised.
 
     Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """

@@ -272,7 +272,8 @@ class Store(Reader, Protocol):
         then does a store compare what they were before: ReleaseConflict for another value, but not for the new one.
 
         The catalogue itself is replaced by one attempt. StoreUnavailable means that its outcome is not known, unless it
-        is permanent, as AccessDenied is; NotSent, that it was not sent (see `errors.tracked_swap`).
+        is permanent, as AccessDenied is. NotSent and StoreThrottled mean that the catalogue was not changed (see
+        `errors.tracked_swap`).
         """
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:

@@ -347,7 +347,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         self._rates.follow(new)
 
     async def _write_catalogue(self, new: Catalogue, etag: str | None) -> None:
-        """Write the catalogue by one attempt; NotSent if the service has not processed the request."""
+        """Write the catalogue by one attempt; NotSent or StoreThrottled if the service has not processed it."""
         try:
             await self._control.write(new, etag)
         except CosmosUnavailable as error:

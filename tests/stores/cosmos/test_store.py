@@ -21,7 +21,14 @@ from hotplate.stores.cosmos.items import CONTROL, container_of
 from hotplate.stores.cosmos.store import UNAVAILABLE_S
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import NotSent, ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import (
+    NotSent,
+    ReleaseConflict,
+    ReleaseNotFound,
+    StoreMisused,
+    StoreThrottled,
+    StoreUnavailable,
+)
 from hotplate.stores.store import Plan, RecordChange, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
@@ -134,6 +141,19 @@ async def test_swap_that_is_always_refused_unprocessed_was_not_sent(account: Sim
     with pytest.raises(NotSent, match="449/0"):
         await store.swap(old, changes.succeed(old, old, "t", "s"))
     assert UNAVAILABLE_S <= account.now() - began < UNAVAILABLE_S + 5
+    account.inject_faults()
+    assert await store.catalogue() == old
+
+
+@simulated
+async def test_change_whose_swaps_are_all_throttled_was_not_made(account: SimulatedAccount) -> None:
+    store = account.store()
+    ready = await publish(store, live=False)
+    old = await store.catalogue()
+    account.inject_faults({"kind": "throttle", "operation": "replace item", "retry_after_ms": 900})
+    with pytest.raises(StoreThrottled, match=r"no request units left for now; raise its throughput$") as raised:
+        await life.activate(store, ready)
+    assert raised.value.retry_after_s == 0.9
     account.inject_faults()
     assert await store.catalogue() == old
 
