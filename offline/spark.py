@@ -25,15 +25,7 @@ from hotplate.offline.sources import PartedSource
 from hotplate.offline.threads import DaemonThreads
 from hotplate.offline.train.spark import cause_of
 from hotplate.stores.connect import opened, share_of
-from hotplate.stores.errors import (
-    AccessDenied,
-    ReleaseConflict,
-    ReleaseNotFound,
-    StoreError,
-    StoreFull,
-    StoreMisused,
-    StoreUnavailable,
-)
+from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.manifest import Tally
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.publication import PartContext, WrittenPart, write_part
@@ -44,8 +36,6 @@ from hotplate.stores.verification import OnProgress
 # Lists for a compression dictionary.
 _SAMPLED = 4_096
 _POLL_S = 0.2
-# Executor errors are raised as the first matching type; each can be pickled, as its text is its only argument.
-_RAISED_KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, AccessDenied, StoreUnavailable, StoreError)
 
 
 def check_store(url: str) -> None:
@@ -205,9 +195,7 @@ def _write_blocks(job: _PublishJob, progress: Any, blocks: Iterable[Block]) -> I
         try:
             part = asyncio.run(_write_block(job, block))
         except StoreError as error:
-            # The error may hold what cannot be pickled; the driver gets one of its kind with the same message.
-            kind = next(kind for kind in _RAISED_KINDS if isinstance(error, kind))
-            progress.add(_Progress(0, kind(str(error))))
+            progress.add(_Progress(0, error))
             return
 
         progress.add(_Progress(part.written.tally.rows, None))

@@ -24,12 +24,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
 
 
 class StoreError(Exception):
     """Base class; the message is one sentence without secrets."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the text and the attributes, which are loaded without a call of `__init__`."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class StoreUnavailable(StoreError):
@@ -50,10 +55,6 @@ class StoreThrottled(StoreUnavailable):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-    def __reduce__(self) -> tuple[type, tuple[str, float]]:
-        """Pickle both arguments, as a pool of processes does."""
-        return type(self), (str(self), self.retry_after_s)
 
 
 class PartUnavailable(StoreUnavailable):

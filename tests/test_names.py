@@ -8,6 +8,8 @@ import re
 import tokenize
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -161,14 +163,26 @@ def test_public_errors_are_pickled_with_their_details() -> None:
     """A pool of processes that cannot load an error of a worker breaks, or waits forever."""
     for error, detail in (
         (hotplate.RequestRefused("no such list", 422), "status"),
-        (hotplate.StoreThrottled("too many requests", 1.5), "retry_after_s"),
         (hotplate.GateFailed("ndcg is 0.1", None), "result"),  # type: ignore[arg-type]  # any value
-        (hotplate.NotSent("refused", permanent=True), "permanent"),
-        (hotplate.CatalogueUnreadable("damaged", b"x", 1.0), "record"),
     ):
         loaded = pickle.loads(pickle.dumps(error))
         assert (type(loaded), str(loaded)) == (type(error), str(error))
         assert getattr(loaded, detail) == getattr(error, detail)
+
+
+def test_every_error_of_stores_is_pickled_with_its_text_and_attributes() -> None:
+    for path in (*ROOT.glob("stores/**/[!_]*.py"), ROOT / "serve/errors.py"):
+        import_module(".".join(("hotplate", *path.relative_to(ROOT).with_suffix("").parts)))
+    values: dict[str, Any] = {"message": "it failed", "where": "the store", "retry_after_s": 1.5, "kind": "forbidden"}
+    values |= {"permanent": True, "unprocessed": True, "record": b"x", "now": 1.0}
+    kinds = list[type[hotplate.StoreError]]([hotplate.StoreError])
+    for kind in kinds:  # grows
+        kinds += [each for each in kind.__subclasses__() if each.__module__.startswith("hotplate.")]
+        names = signature(kind.__init__).parameters.keys() - {"self", "args", "kwargs"}
+        error = kind(**{name: values[name] for name in names}) if names else kind("it failed")
+        loaded = pickle.loads(pickle.dumps(error))
+        assert (type(loaded), str(loaded), vars(loaded)) == (kind, str(error), vars(error))
+    assert {"CosmosDenied", "PartDenied", "RowsLost", "UnknownList"} <= {kind.__name__ for kind in kinds}
 
 
 def test_page_of_tests_support_names_each_module() -> None:
