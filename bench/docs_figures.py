@@ -30,14 +30,16 @@ REPORT_MACHINE = ("cpu", "cores", "python", "date")
 STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 REPORTS = ("stores", "ru")
 CPU_TIMER = "process_time"
+SAME = "the same"  # begins the label of another figure of the last subject
 WIDTH = 80  # of a terminal, in the README
 # The README has reports and peers, docs/measuring.md the others.
 PEERS = "peers"
 
 
 class Line(NamedTuple):
-    """A figure with a value for each run, or each round of one."""
+    """A figure of a subject, such as "a GET", with a value for each run, or each round of one."""
 
+    subject: str
     label: str
     unit: str
     values: list[float]
@@ -124,10 +126,11 @@ def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
         subject = ""
         for benchmark in run["benchmarks"]:
             for label, unit, values in _benchmark_figures(benchmark):
-                # "the same: CPU" is a figure of the last subject, such as "a GET" of "a GET: requests/s".
-                if not label.startswith("the same"):
-                    subject = label.partition(":")[0]
-                line = lines.setdefault((subject, label), Line(label, unit, [], benchmark["group"]))
+                # "the same: CPU" is a figure of the last subject; "the same GET" and "the same by …" are subjects.
+                named = label.partition(":")[0]
+                subject = subject if named == SAME else named
+                new = Line(subject, label, unit=unit, values=[], group=benchmark["group"])
+                line = lines.setdefault((subject, label), new)
 
                 if run_counts[benchmark["name"]] > 1:
                     line.values.append(median(values))

@@ -83,6 +83,26 @@ def test_only_a_measured_cpu_time_is_called_cpu() -> None:
     assert lines_of([run(1, timer="perf_counter")])[0].label == "a read: wall time"
 
 
+def test_a_subject_that_begins_with_the_same_has_figures_of_its_own() -> None:
+    """The CPU of a GET compared with nginx and Lua was once pooled into that compared with webdis."""
+    results = run(1)
+    figures = [["a GET: rate", "/s", [10.0]], ["the same: CPU", "µs", [12.0]],
+               ["the same GET: rate", "/s", [20.0]], ["the same: CPU", "µs", [14.0]]]  # fmt: skip
+    results["benchmarks"][1]["extra_info"]["figures"] = figures
+    lines = lines_of([stripped(results)])[1:]
+    assert [[line.label, line.unit, line.values] for line in lines] == figures
+    assert [line.subject for line in lines] == ["a GET", "a GET", "the same GET", "the same GET"]
+
+
+def test_the_tables_of_the_docs_are_of_the_kept_runs(tmp_path: Path) -> None:
+    pages = {ROOT / "README.md": tmp_path / "README.md", ROOT / "docs" / "measuring.md": tmp_path / "measuring.md"}
+    for page, copy in pages.items():
+        copy.write_text(page.read_text())
+    write_tables(FOLDER, *pages.values())
+    for page, copy in pages.items():
+        assert copy.read_text() == page.read_text()
+
+
 def test_figures_of_different_cpus_are_not_merged() -> None:
     """A table had "0.636 to 3.46 µs", of two kinds of CPU."""
     runs = [stripped(run(day, median_s=0.001 * day)) for day in (1, 2, 3)]
@@ -164,13 +184,8 @@ def cpu_by_stores(subject: str) -> float:
 
 def benchmarked() -> dict[tuple[str, str], float]:
     """Return the published medians by subject and figure, as ("a read from Redis, 16 in flight", "CPU")."""
-    figures = dict[tuple[str, str], float]()
-    subject = ""
-    for line in lines_of(of_one_cpu(kept_runs(FOLDER))):
-        start, _, figure = line.label.rpartition(": ")
-        subject = subject if start == "the same" else start
-        figures[subject, figure] = median(line.values)
-    return figures
+    lines = lines_of(of_one_cpu(kept_runs(FOLDER)))
+    return {(line.subject, line.label.rpartition(": ")[2]): median(line.values) for line in lines}
 
 
 # Sentences with measured figures, as {}, and the benchmarks that measured them.
