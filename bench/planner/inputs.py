@@ -175,6 +175,12 @@ class SourcedInputs:
     carries_only: bool = False
     """Only `have_ru` was given, without users and rate."""
 
+    @property
+    def assumed(self) -> frozenset[str]:
+        """The names of inputs with a value by default, rather than from a source."""
+        valued = {name for name in INPUT_FIELDS if getattr(self.inputs, name) is not None}
+        return frozenset(valued - self.sources.keys())
+
     def source(self, name: str) -> str:
         """Describe an input's source; defaults are assumptions."""
         if name in self.sources:

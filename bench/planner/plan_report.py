@@ -1,6 +1,6 @@
 """The report of a plan."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -264,9 +264,8 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     if plan.obstacles:
         yield "no", "; ".join(_describe_obstacles(plan.obstacles))
 
-    assumed = sum(figure.source.startswith("assumed") for figure in plan.figures.values())
     dates = sorted(price.date for price in plan.prices.by_name().values())
-    yield "assumed", f"{assumed} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
+    yield "assumed", f"{len(plan.sourced.assumed)} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
     yield "besides", f"not priced: {', '.join((*_unpriced_fees(plan), 'traffic'))}  (--all)"
 
 
@@ -519,15 +518,11 @@ def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     yield f"prices in {plan.prices.currency} from {prices_file}, {age}{unchecked}"
     yield f"not priced: {', '.join((*_unpriced_fees(plan), *NOT_PRICED))}"
 
-    used_names: Container[str] = plan.figures
+    used_names: Iterable[str] = plan.figures
     if plan.sourced.carries_only:  # without users, other figures are of a placeholder load
         used_names = {figure.name for _, figure in explain(plan.figures, "carried_lists")}
-    assumed = [
-        f"{name} {figure}"
-        for name, figure in plan.figures.items()
-        if name in used_names and figure.source.startswith("assumed")
-    ]
-    yield f"assumed: {', '.join(assumed)}"
+    assumed = plan.sourced.assumed.intersection(used_names)
+    yield f"assumed: {', '.join(f'{name} {figure}' for name, figure in plan.figures.items() if name in assumed)}"
 
 
 def _formulas(plan: CapacityPlan) -> TextTable:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from hotplate.bench.planner.formulas import FigureTable, NotPossible, PlanFigure, explain, round_up
 from hotplate.bench.planner.inputs import CAPACITIES, DAY_SHAPES, INPUT_FIELDS, InputSource, merge
-from hotplate.bench.planner.plan import CapacityPlan, break_even, totals_by_rate
+from hotplate.bench.planner.plan import CapacityPlan, break_even, calculate, totals_by_rate
 from hotplate.bench.planner.plan_report import report
 from hotplate.bench.planner.saved_plan import describe_growth, read_baseline, to_toml
 from hotplate.bench.planner.serving_options import STORES
-from tests.support.planning import a_plan
+from tests.support.planning import a_plan, our_charges, our_prices
 from tests.support.property import depths, explore
 
 FUNCTIONS = {
@@ -101,6 +101,17 @@ def test_every_figure_has_a_formula_that_gives_its_value_or_a_source(examples: i
                 assert plan.figures[name].source.startswith("assumed")
 
     explore(check, examples, inputs=varied)
+
+
+def test_inputs_from_a_file_named_assumed_are_not_assumed() -> None:
+    values: dict[str, object] = {"users": 1_000_000, "peak_rps": 500, "zipf": 0.9, "kept": 3}
+    texts = []
+    for file in ("load.toml", "assumed.toml"):
+        plan = calculate(merge([InputSource(file, values)]), our_prices(), our_charges())
+        shown = report(plan, "prices.toml")
+        texts.append((shown.verdicts["assumed"], shown.method))
+        assert not plan.sourced.assumed & values.keys()
+    assert texts[0] == texts[1]
 
 
 @depths(25, 200)
