@@ -20,7 +20,15 @@ from hotplate.bench.lists import check_answers, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.options import MAX_POPULAR, HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
+from hotplate.bench.options import (
+    FIND_MAX_OBJECTIVE,
+    MAX_POPULAR,
+    HttpOptions,
+    parse_rate,
+    parse_seconds,
+    parse_share,
+    require_positive,
+)
 from hotplate.bench.outcome import interrupted_report
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.trials import TRIES, Trial
@@ -39,7 +47,6 @@ REFUSED = (429, 503)
 KEY_REFUSED = (401, 403)
 PRECISION = 0.05  # relative gap between good and bad rates
 FLOOR = 0.01  # lowest rate, relative to the first
-FIND_MAX_OBJECTIVE = "p99=5ms,errors=0.1%"
 # A sample of users, asked before anything is measured: half a second, and more than half of the lists are popular ones.
 SAMPLE_RATE = 100.0
 SAMPLE_S = 0.5

@@ -18,6 +18,7 @@ HOW = "How it is measured"
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
+FIND_MAX_OBJECTIVE = "p99=5ms,errors=0.1%"
 # Redacting functions of options that may hold secrets.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
     "headers": lambda headers: [header.partition(":")[0] for header in headers],
@@ -115,7 +116,11 @@ class HttpOptions(Options):
     find_max: Annotated[bool, Flag("Search for the highest rate that meets --slo, beginning with --rate.", HOW)] = False
     slo: Annotated[
         str | None,
-        Flag("The objective, as p99=5ms,errors=0.1%; by default errors=0.1%.", HOW, metavar="FIGURE=BOUND,…"),
+        Flag(
+            f"The objective, as p99=5ms,errors=0.1%; by default errors=0.1%, with --find-max {FIND_MAX_OBJECTIVE}.",
+            HOW,
+            metavar="FIGURE=BOUND,…",
+        ),
     ] = None
     repeat: Annotated[int, Flag("The number of rounds; comparisons need 5.", HOW)] = 1
     warmup: Annotated[str, Flag("Load before the first round, not counted.", HOW, is_time=True)] = "2s"

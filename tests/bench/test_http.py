@@ -21,7 +21,7 @@ import pytest
 from hotplate.bench import http
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http import make_plan
-from hotplate.bench.http_report import HttpRuns
+from hotplate.bench.http_report import HttpRuns, parse_objective
 from hotplate.bench.http_report import report as render
 from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
@@ -116,6 +116,15 @@ def fixed_report(
     result = simulate(load, lambda arrival_s: arrival_s + 0.001)
     plan = make_plan(HttpOptions(url=url, users=USERS, slo=slo))
     return render(HttpRuns(plan, (), (result,) * rounds, checked, interrupted=False))
+
+
+def test_help_names_the_objective_of_a_search() -> None:
+    usual = make_plan(HttpOptions(url="http://simulated:80", users=USERS)).objective
+    searched = make_plan(HttpOptions(url="http://simulated:80", users=USERS, find_max=True)).objective
+    assert usual == parse_objective("errors=0.1%")
+    assert searched == parse_objective("p99=5ms,errors=0.1%")
+    shown = " ".join(hotplate("bench", "http", "--help", COLUMNS="100").stdout.split())
+    assert "by default errors=0.1%, with --find-max p99=5ms,errors=0.1%." in shown
 
 
 def test_statuses_of_errors_are_named() -> None:
