@@ -16,13 +16,14 @@ from hotplate.bench.http_report import (
     report,
     report_popular,
 )
-from hotplate.bench.lists import check_answers, popular_complaint
+from hotplate.bench.lists import check_answers, first_users, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.options import (
     FIND_MAX_OBJECTIVE,
     MAX_POPULAR,
+    MAX_USERS,
     HttpOptions,
     parse_rate,
     parse_seconds,
@@ -34,7 +35,6 @@ from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.trials import TRIES, Trial
 from hotplate.report import Report
 from hotplate.stores.connect import run_on
-from hotplate.stores.encoding import USER
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
@@ -156,11 +156,11 @@ def _read_ids(path: Path) -> list[str]:
 
 
 async def _users_in(url: str, store: Store) -> list[str]:
-    """Return the users of the release that is live in the store at *url*."""
+    """Return the first MAX_USERS users of the release that is live in the store at *url*."""
     live = (await store.catalogue()).live_ref
     if live is None:
         raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users to request lists for")
-    return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
+    return await first_users(store, live, MAX_USERS)
 
 
 def _parse_headers(texts: Sequence[str]) -> Mapping[str, str]:

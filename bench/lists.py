@@ -1,6 +1,7 @@
 """Generated lists, and the comparison of responses with a store's lists."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import orjson
 
-from hotplate.bench.errors import BenchFailed
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
@@ -94,6 +95,21 @@ async def live_in(store: Store) -> ReleaseRef:
     if (live := (await store.catalogue()).live_ref) is None:
         raise BenchFailed("another process removed the live release of a store")
     return live
+
+
+async def first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
+    """Return the ids of the first users, at most *most*, with a list in a release; BenchMisused if there are none."""
+    ids = list[str]()
+    async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
+        async for row in scanned:
+            if row.key.startswith(USER):
+                ids.append(row.key.removeprefix(USER))
+            if len(ids) == most:
+                break
+
+    if not ids:
+        raise BenchMisused(f"the release {release.id} holds no user's list")
+    return ids
 
 
 DEFAULT_N = 10

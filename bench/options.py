@@ -19,6 +19,7 @@ THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 FIND_MAX_OBJECTIVE = "p99=5ms,errors=0.1%"
+MAX_USERS = 1_000_000  # of a store, to request
 # Redacting functions of options that may hold secrets.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
     "headers": lambda headers: [header.partition(":")[0] for header in headers],
@@ -94,7 +95,11 @@ class HttpOptions(Options):
     keys_file: Annotated[Path | None, Flag("Request the users in this file, one a line.", WHAT)] = None
     store: Annotated[
         str | None,
-        Flag("The store behind the service: its users are requested, and responses compared.", WHAT, metavar="URL"),
+        Flag(
+            f"The store behind the service: its users, the first {MAX_USERS:,}, are requested, and responses compared.",
+            WHAT,
+            metavar="URL",
+        ),
     ] = None
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
     unknown: Annotated[str, Flag("The share of requests for unknown users, as 5%.", WHAT, metavar="SHARE")] = "0%"

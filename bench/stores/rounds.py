@@ -6,14 +6,22 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote
 
 from hotplate.bench import process
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.lists import CheckResult, Shape, check_answers, live_in, popular_complaint, publish_rows
+from hotplate.bench.lists import (
+    CheckResult,
+    Shape,
+    check_answers,
+    first_users,
+    live_in,
+    popular_complaint,
+    publish_rows,
+)
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
@@ -23,7 +31,6 @@ from hotplate.bench.statistics import MIN_ROUNDS
 from hotplate.report import format_value
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
-from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Store
 from hotplate.stores.transfer import copy
@@ -219,8 +226,8 @@ async def _share_lists(
                 await copy(source, store, release.id, on_progress=display.step)
 
         manifests = [await load_manifest(store, await live_in(store)) for store in stores]
-        first_users = await _read_first_users(source, release, users)
-    return SharedLists(tuple(manifests), tuple(first_users), tuple(notes))
+        requested = await first_users(source, release, users)
+    return SharedLists(tuple(manifests), tuple(requested), tuple(notes))
 
 
 async def _generate_lists(store: Store, users: int, display: ProgressDisplay) -> None:
@@ -249,21 +256,6 @@ async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live
                 "are not of one model; publish one model to both, or bring one release into both: hotplate releases "
                 "copy ID --from URL --to URL"
             )
-
-
-async def _read_first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
-    """Return the ids of the first users, at most *most*, with a list in a release; BenchMisused if there are none."""
-    ids = list[str]()
-    async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
-        async for row in scanned:
-            if row.key.startswith(USER):
-                ids.append(row.key.removeprefix(USER))
-            if len(ids) == most:
-                break
-
-    if not ids:
-        raise BenchMisused(f"the release {release.id} holds no user's list")
-    return ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from hotplate.bench import http
-from hotplate.bench.errors import BenchFailed
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.http import make_plan
 from hotplate.bench.http_report import HttpRuns, parse_objective
 from hotplate.bench.http_report import report as render
@@ -116,6 +116,19 @@ def fixed_report(
     result = simulate(load, lambda arrival_s: arrival_s + 0.001)
     plan = make_plan(HttpOptions(url=url, users=USERS, slo=slo))
     return render(HttpRuns(plan, (), (result,) * rounds, checked, interrupted=False))
+
+
+def test_the_first_users_of_a_store_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = {f"user:{user}": a_list("i1") for user in range(USERS)}
+    asyncio.run(publish_lists(tmp_path / "full", lists))
+    monkeypatch.setattr(http, "MAX_USERS", 3)
+    keys = make_plan(HttpOptions(url="http://simulated:80", store=f"file://{tmp_path / 'full'}")).keys
+    assert keys is not None
+    assert keys.ids == ("0", "1", "10")
+
+    release = asyncio.run(publish_lists(tmp_path / "popular", {}))
+    with pytest.raises(BenchMisused, match=f"the release {release} holds no user's list"):
+        make_plan(HttpOptions(url="http://simulated:80", store=f"file://{tmp_path / 'popular'}"))
 
 
 def test_help_names_the_objective_of_a_search() -> None:
