@@ -5,6 +5,7 @@ StoreError
 │   ├── AccessDenied
 │   ├── StoreThrottled
 │   ├── PartUnavailable
+│   │   └── PartLost
 │   ├── StoreClosed
 │   └── NotSent
 ├── StoreFull
@@ -12,6 +13,7 @@ StoreError
 ├── CatalogueUnreadable
 ├── WrittenByNewer
 ├── ReleaseNotFound
+│   └── PartLost
 ├── ReleaseConflict
 │   └── HeldBack
 │       ├── CanaryRunning
@@ -107,6 +109,12 @@ class WrittenByNewer(StoreError):
 
 class ReleaseNotFound(StoreError):
     """The store does not hold the release."""
+
+
+class PartLost(ReleaseNotFound, PartUnavailable):
+    """The store has lost a part of the release, or all of it; other parts may be whole, so no circuit opens."""
+
+    permanent = True
 
 
 class ReleaseConflict(StoreError):

@@ -68,7 +68,7 @@ class Reader(Protocol):
 
         A store that reads key by key returns StoreUnavailable for keys without an answer after *timeout_s*, by default
         that of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be readable,
-        else another StoreError.
+        PartLost if only the parts with *keys* may be gone, else another StoreError.
         """
 
     @abstractmethod

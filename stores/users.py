@@ -9,7 +9,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.errors import PartLost, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
@@ -255,12 +255,27 @@ async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
 
 
 async def _present_rows(store: Store, release: ReleaseRef, users: Sequence[str]) -> list[Row]:
-    """Return the rows that a release has of *users*, in all lists; a row that cannot be read has no value."""
+    """Return the rows that a release has of *users*, in all lists; a row that cannot be read has no value.
+
+    Rows of parts that the store has lost are absent. Raises ReleaseNotFound if the release is gone.
+    """
     try:
         names = (await load_manifest(store, release)).named
-    except ReleaseCorrupt:
+    except (ReleaseCorrupt, PartLost):
         names = {}
     keys = [RowKey(USER, user, name).text for name in ("", *names) for user in users]
+    try:
+        return await _read_rows(store, release, keys)
+    except PartLost:
+        rows = list[Row]()
+        for key in keys:  # one by one, to find those in other parts
+            with suppress(PartLost):
+                rows += await _read_rows(store, release, [key])
+        return rows
+
+
+async def _read_rows(store: Store, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
+    """Return the rows that exist; a damaged one has no value."""
     return [
         Row(key, b"" if isinstance(result, ReleaseCorrupt) else result)
         async for key, result in read_results(store, release, keys)

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.concurrency import all_done
-from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis.cluster import late, part_of
 from hotplate.stores.redis.deployment import RedisNode
 from hotplate.stores.redis.footprint import BUCKETS
@@ -120,12 +120,6 @@ class _NodeRead(NamedTuple):
     """None if it is still to be opened."""
 
     replies: Replies
-
-
-class BucketLost(ReleaseNotFound, PartUnavailable):
-    """A bucket is missing or not sealed; others may be whole, so no circuit opens."""
-
-    permanent = True
 
 
 class ClusterLookups(Lookups):
@@ -322,7 +316,7 @@ def _absence_or_error(release: ReleaseRef, state: ReadResult) -> StoreError | No
     if isinstance(state, StoreError):
         return state
     lost = not_found(release) if state is None else unsealed(release, 1, BUCKETS)
-    return BucketLost(str(lost))
+    return PartLost(str(lost))
 
 
 async def get_from_replicas(

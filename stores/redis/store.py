@@ -487,7 +487,8 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         On one server, the catalogue is read over the connection that deletes. In a cluster, it is read just before.
         Waits for replicas, and logs what a failover could bring back. StoreUnavailable if the primary was replaced.
         """
-        await self.prepare(release)
+        if SEALED not in await self._states(release):  # a cluster may have lost other parts
+            raise not_found(release)
         await self._deployment.confirm_primary()
         row_names = self._keys.release(release).located(keys).names
         deletions: list[Command] = [("DEL", row_name) for row_name in row_names]

@@ -16,6 +16,7 @@ from hotplate.serve.breaker import FAILURES
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine
+from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.errors import (
     PartUnavailable,
     ReleaseConflict,
@@ -34,13 +35,13 @@ from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
-from hotplate.stores.users import erase_users
+from hotplate.stores.users import erase_users, find_users
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import SOON_S, commands_in, users_of_the_guide
 from tests.support.service import publish_to
-from tests.support.stores import FIRST, allow_erasure, publish, release_ref, scan_rows, write_release
+from tests.support.stores import FIRST, allow_erasure, publish, ref_of, release_ref, scan_rows, write_release
 from tests.support.streams import listening
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
@@ -214,6 +215,23 @@ async def test_node_with_lost_tail_is_detected_and_fails_only_its_own_users(
     for call in (store.prepare(release_ref(FIRST)), scan_rows(store, FIRST)):
         with pytest.raises(ReleaseNotFound, match="1 of its 256 parts are not sealed"):
             await call
+
+
+@pytest.mark.parametrize("lost", [USERS[1].key, MANIFEST])
+async def test_lost_part_of_a_release_hides_no_user_of_others_from_an_erasure(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str, lost: str
+) -> None:
+    users = ["000000", "000001"]
+    release = await ref_of(store, await publish(store, [Row("popular:", b"{}"), *USERS[:5]]))
+    name = Keys(prefix).release(release).rows([lost])[0]
+    redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
+    held = {release.id: tuple(user for user in users if f"user:{user}" != lost)}
+    assert (await find_users(store, users)).holding == held
+    assert (await find_users(store, users[:1])).holding == {release.id: (users[0],)}
+
+    erasure = await erase_users(store, users)
+    assert (erasure.erased, erasure.deleted, erasure.holding) == (tuple(users), len(held[release.id]), {})
+    assert await store.get_many(release, [USERS[0].key]) == [None]
 
 
 async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
