@@ -462,11 +462,11 @@ def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
 def _price_rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
     """Yield the price a month of a level, a setting of RU/s, and the price of a billion reads at its full use.
 
-    The price a month is that of manual throughput, then that of autoscale. Prices are in USD, for all regions.
+    The price a month is that of manual throughput, then that of autoscale; a billion reads are priced as the level was
+    provisioned. Prices are in USD, for all regions.
     """
     subject = sweep.subject(level)
-    month_usd = prices.ru_month(level.ru, regions=sweep.regions)
-    yield Row(subject, MANUAL, "", month_usd)
+    yield Row(subject, MANUAL, "", prices.ru_month(level.ru, regions=sweep.regions))
 
     # The lowest maximum of autoscale that Azure offers for this level, always in full use.
     maximum = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
@@ -474,8 +474,13 @@ def _price_rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
 
     billion_usd = None
     if level.reads_per_s:
-        billion_usd = month_usd / (level.reads_per_s * SECONDS_A_MONTH) * 1e9
+        billion_usd = _month_usd(sweep, level, prices) / (level.reads_per_s * SECONDS_A_MONTH) * 1e9
     yield Row(subject, BILLION, "", billion_usd)
+
+
+def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
+    """Return the price a month of a level as it was provisioned, manual or autoscale in full use, for all regions."""
+    return prices.ru_month(level.ru, autoscale=sweep.options.autoscale, regions=sweep.regions)
 
 
 def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
@@ -526,10 +531,10 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
     first = sweep.levels[0]
     hundred_reads = 100 / first.charge_ru
-    hundred_usd = prices.ru_month(first.ru, regions=sweep.regions) / first.ru * 100
+    hundred_usd = _month_usd(sweep, first, prices) / first.ru * 100
 
     top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
-    top_usd = prices.ru_month(top.ru, regions=sweep.regions)
+    top_usd = _month_usd(sweep, top, prices)
     standing = {Standing.AT_LEAST: "at least ", Standing.COMPUTED: "(computed) "}.get(top.standing, "")
     p99_us = _latency(sweep, top, 99).value
     p99 = ""
@@ -539,9 +544,10 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
             p99 += f" {ASSUMED}"
 
     emulated = "On an emulator, " if sweep.emulated else ""
+    kind = " by autoscale" if sweep.options.autoscale else ""
     return (
         f"{emulated}100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for "
-        f"{rounded(hundred_usd, 3)} USD a month; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for "
+        f"{rounded(hundred_usd, 3)} USD a month{kind}; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for "
         f"{top_usd:,.0f} USD{p99}."
     )
 

@@ -243,6 +243,21 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     assert line.endswith(" 22")
 
 
+def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
+    """The answer said 234 USD beside an autoscale price of 350 in the table."""
+    level = Level(ru=4_000, size_kb=1, charge_ru=1.0, throughput=Finding(Standing.COMPUTED, "this machine is slow"))
+    sweep = Sweep(SweepOptions(autoscale=True), (level,), {1: 6.25}, 1, interrupted=False)
+    reported_run = report(sweep, load_prices())
+    assert reported_run.sentence == (
+        "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 8.76 USD a month by autoscale; "
+        "4,000 RU/s carry (computed) 4,000 for 350 USD."
+    )
+    subject = "4,000 RU/s, autoscale"
+    assert row(reported_run, "USD/month autoscale", subject).value == pytest.approx(350.4)
+    reads_a_month = 4_000 * 730 * 3_600
+    assert row(reported_run, "USD per billion reads", subject).value == pytest.approx(350.4 / reads_a_month * 1e9)
+
+
 def test_level_with_a_late_generator_has_no_latency() -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     attempt = Account(400, 1.0).attempt(level, 3)
