@@ -232,15 +232,15 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
         sources["peak_rps"] = f"the busiest hour of the profile, {sources['profile']}"
 
     missing = [name for name in ("users", "peak_rps") if name not in values]
-    if len(missing) == 2 and "have_ru" in values:
-        inputs = Inputs(**{**PLACEHOLDER_LOAD, "hot_share": 0.0, **values})
-        return SourcedInputs(inputs, sources, carries_only=True)
-    if missing:
+    carries_only = len(missing) == 2 and "have_ru" in values
+    if carries_only:
+        values = {**PLACEHOLDER_LOAD, "hot_share": 0.0, **values}
+    elif missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {LOAD_ADVICE}")
 
     inputs = Inputs(**values)
     _require_agreement(inputs)
-    return SourcedInputs(inputs, sources)
+    return SourcedInputs(inputs, sources, carries_only)
 
 
 def _checked_values(layer: InputSource) -> dict[str, Any]:

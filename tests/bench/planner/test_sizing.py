@@ -355,6 +355,8 @@ def test_reads_that_the_integrated_cache_answers_cost_no_request_units() -> None
     assert any("--gateway-month" in warning for warning in warnings(a_plan(gateway_hit_rate=0.5)))
     with pytest.raises(PlanMisused, match="answers session and eventual reads only"):
         a_plan(gateway_hit_rate=0.5, consistency="strong")
+    with pytest.raises(PlanMisused, match="answers session and eventual reads only"):  # nor of RU/s without a load
+        a_plan(users=None, peak_rps=None, have_ru=4_000, gateway_hit_rate=0.5, consistency="strong")
 
 
 def test_redis_is_cheaper_between_the_stated_rates() -> None:
