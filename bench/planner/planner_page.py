@@ -168,7 +168,8 @@ class PlannerPage:
 def application(page: PlannerPage, token: str) -> web.Application:
     """Return a web application with the page's files, and with JSON of its form's fields, the plan, and plots.
 
-    All paths begin with the secret *token*, so that no other page or user of the machine can request them.
+    All paths begin with the secret *token*, so that no other page can request them. Another user of the machine can,
+    who reads the token in the list of processes: a browser that is opened has the URL in its command line.
     """
     drawing = asyncio.Lock()  # matplotlib's settings are global
     pictures_of = lru_cache(page.pictures)  # drawing takes most of a second, and reloading the page need not repeat it
