@@ -177,7 +177,8 @@ def users_per_s(trial: Trial) -> float:
 def _trial_json(trial: Trial) -> dict[str, Any]:
     """Return a point of the search or of the sweep, as in the JSON report."""
     result = trial.result
-    latencies = {f"{name}_us": result.latency.percentile_us(PERCENTS[name]) for name in PERCENTILES}
+    latency = result.latency
+    latencies = {f"{name}_us": latency.percentile_us(PERCENTS[name]) for name in PERCENTILES}
     return {
         "at": trial.offered,
         "inside": trial.is_inside,
