@@ -13,7 +13,7 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.http_report import LATENESS, PERCENTS
 from hotplate.bench.options import parse_share
 from hotplate.bench.process import describe
-from hotplate.bench.statistics import Figure, compared
+from hotplate.bench.statistics import Figure, Portions, compared, is_significant_growth
 from hotplate.report import Column, Report, Row, format_value, from_json, rounded
 from hotplate.stores.errors import reason_of
 
@@ -24,9 +24,8 @@ COLUMNS = (
     Column("B / A", "B / A", digits=3),
     Column("interval", "interval of 95 %", noted=True),
 )
-ERRORS = "errors and drops"
 MATTERS = 0.10  # smallest change
-MORE_ERRORS = 0.001  # largest increase of the error share
+MORE_ERRORS = 0.001  # largest increase of the error share that does not matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +83,9 @@ def read(path: Path) -> Report:
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
     """Compare two reports of `bench http`, and report whether the second is better, worse or no different.
 
-    The figure *decides* gives the verdict, unless the share of errors grew, which is a regression, too. With a
-    regression the result is `broken`. Raises BenchMisused if the reports are of different loads, or the figure is
-    missing in one of them or has no interval.
+    The figure *decides* gives the verdict, unless the share of errors grew significantly, which is a regression, too.
+    With a regression the result is `broken`. Raises BenchMisused if the reports are of different loads, or the figure
+    is missing in one of them or has no interval.
     """
     _require_same_load(first, second)
     changes = {change.name: change for change in _changes(first, second)}
@@ -144,9 +143,19 @@ def _load_options(report: Report) -> dict[str, object]:
     }
 
 
+def _failures(report: Report) -> Portions:
+    """Return the requests without a good answer, of those due. Raises a LookupError or TypeError without rounds."""
+    rounds = report.extra["rounds"]
+    return Portions(
+        parts=[measured["due"] - measured["ok"] for measured in rounds],
+        wholes=[measured["due"] for measured in rounds],
+    )
+
+
 def _has_rounds(report: Report) -> bool:
     try:
         _load_options(report)
+        _failures(report)
     except (LookupError, TypeError, AttributeError, ValueError):
         return False
     return True
@@ -177,13 +186,20 @@ class Verdict(NamedTuple):
 
 
 def _more_errors(first: Report, second: Report) -> Verdict | None:
-    """Return a regression if the share of errors grew by more than MORE_ERRORS."""
-    before = _value(first, ERRORS)
-    after = _value(second, ERRORS)
-    if after - before <= MORE_ERRORS:
+    """Return a regression if the share of errors grew by more than MORE_ERRORS, and significantly."""
+    errors = _growth_of_errors(first, second)
+    if not errors or not is_significant_growth(_failures(first), _failures(second)):
         return None
-    errors = f"errors went from {format_value(before, 'share')} to {format_value(after, 'share')}"
     return Verdict(f"a regression: {errors}", errors)
+
+
+def _growth_of_errors(first: Report, second: Report) -> str:
+    """Return a sentence, without its full stop, if the share of errors grew by more than MORE_ERRORS; else nothing."""
+    before = _failures(first).share
+    after = _failures(second).share
+    if after - before <= MORE_ERRORS:
+        return ""
+    return f"errors went from {format_value(before, 'share')} to {format_value(after, 'share')}"
 
 
 def _value(report: Report, figure: str) -> float:
@@ -191,7 +207,10 @@ def _value(report: Report, figure: str) -> float:
 
 
 def _notes(first: Report, second: Report) -> Iterator[str]:
-    """Yield a note if the reports are of different machines, by their CPU and cores."""
+    """Yield a note if errors grew but not significantly, and one if the machines differ, by their CPU and cores."""
+    errors = _growth_of_errors(first, second)
+    if errors and not is_significant_growth(_failures(first), _failures(second)):
+        yield f"{errors[:1].upper()}{errors[1:]}, which may be chance."
     before, after = (
         f"{report.machine.get('cores')} cores of {report.machine.get('cpu')}" for report in (first, second)
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import bdtrc, ndtri, stdtr, stdtrit
 
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
 from hotplate.report import Row
@@ -143,10 +143,49 @@ def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
     if len(wholes) < MIN_ROUNDS:
         return Figure(value, values)
 
-    # The delta method: a ratio of two means varies as the mean of these deviations.
-    deviations = [(part - value * total) * len(wholes) / whole for part, total in zip(parts, wholes, strict=True)]
-    low, high = interval(deviations)
+    low, high = interval(_share_deviations(parts, wholes))
     return Figure(value, values, max(0.0, value + low), min(1.0, value + high))
+
+
+def _share_deviations(parts: Sequence[int], wholes: Sequence[int]) -> Floats:
+    """Return a deviation for each round, whose mean varies as the share of all rounds does: the delta method."""
+    whole = sum(wholes)
+    value = sum(parts) / whole
+    return (np.asarray(parts) - value * np.asarray(wholes)) * len(wholes) / whole
+
+
+class Portions(NamedTuple):
+    """Parts of wholes, both by round, such as failed requests of due ones."""
+
+    parts: Sequence[int]
+    wholes: Sequence[int]
+
+    @property
+    def share(self) -> float:
+        """The sum of the parts divided by that of the wholes, or 0 without any."""
+        return sum(self.parts) / sum(self.wholes) if any(self.wholes) else 0.0
+
+
+def is_significant_growth(first: Portions, second: Portions) -> bool:
+    """Return whether the share of *second* is significantly above that of *first*, as by an interval of 95 %.
+
+    It must exceed what independent events explain. With as many rounds in both, at least five, it must also exceed the
+    differences between rounds of the same number, so that a burst of events in one of them proves nothing.
+    """
+    if second.share <= first.share or not any(first.wholes):
+        return False
+
+    # If the shares were equal, each event would be in the second ones by the share of these in all wholes.
+    events_after = sum(second.parts)
+    events = sum(first.parts) + events_after
+    chance = sum(second.wholes) / (sum(first.wholes) + sum(second.wholes))
+    if bdtrc(events_after - 1, events, chance) > TAIL:
+        return False
+
+    if len(first.wholes) != len(second.wholes) or len(first.wholes) < MIN_ROUNDS:
+        return True
+    low, _ = interval(_share_deviations(*second) - _share_deviations(*first))
+    return second.share - first.share + low > 0
 
 
 def error_share(results: Sequence[Result]) -> Figure:
@@ -200,7 +239,7 @@ def compared(first: Figure, second: Figure) -> Figure:
     return Figure(value, (), low, high, without=without)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def interval(values: Sequence[float] | Floats) -> tuple[float, float]:
     """Return the 95 % interval of the mean of at least two values in the order of their measurement.
 
     Successive values may be correlated, by an unknown autocorrelation. For each that is possible, the mean has a

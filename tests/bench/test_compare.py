@@ -18,15 +18,22 @@ BASE = [10.0, 12.0, 9.0, 11.0, 10.5, 10.0, 11.0, 10.8, 9.7, 10.2]
 
 
 def a_report(
-    p99_ms: list[float], *, errors: float = 0.0, rate: float = 100.0, connections: int = 64, path: str = "/livez"
+    p99_ms: list[float],
+    *,
+    failed: list[int] | None = None,
+    rate: float = 100.0,
+    connections: int = 64,
+    path: str = "/livez",
 ) -> Report:
-    """Make a report of rounds with these percentiles, of which the pooled one is the mean."""
+    """Make a report of rounds of 1,000 requests with these percentiles, of which the pooled one is the mean."""
     rows = (
         mean([1000 * latency_ms for latency_ms in p99_ms]).row("http://h", "p99", "us"),
         mean([100.0] * len(p99_ms)).row("http://h", "rate", "/s"),
-        Row("http://h", "errors and drops", "share", errors),
     )
-    rounds = [{"requested_rate": rate, "connections": connections}] * len(p99_ms)
+    rounds = [
+        {"requested_rate": rate, "connections": connections, "due": 1_000, "ok": 1_000 - count}
+        for count in failed or [0] * len(p99_ms)
+    ]
     return Report(kind="http", sentence="p99 is …", rows=rows, configuration={"path": path}, extra={"rounds": rounds})
 
 
@@ -74,6 +81,30 @@ def test_a_change_of_the_median_is_judged_whatever_the_p99_of_delays() -> None:
     assert compare(base, late, "p50").exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ([0] * 5, [6, 0, 2, 1, 1], 0),  # 0.2 %, most in one round
+        ([0] * 10, [60, *[0] * 9], 0),
+        ([5, 0, 3, 8, 1], [9, 1, 2, 9, 6], 0),
+        ([0] * 5, [4, 6, 5, 7, 5], 3),
+        ([5, 0, 3, 8, 1], [25, 21, 22, 29, 20], 3),
+    ],
+)
+def test_more_errors_are_a_regression_only_if_significant(before: list[int], after: list[int], code: int) -> None:
+    comparison = compare(a_report(BASE[: len(before)], failed=before), a_report(BASE[: len(after)], failed=after))
+    assert comparison.exit_code == code
+    assert comparison.sentence.startswith("A regression: errors went from ") is (code == 3)
+    assert any("which may be chance" in note for note in comparison.notes) is (code == 0)
+
+
+def test_errors_of_few_rounds_are_a_regression_only_beyond_chance() -> None:
+    base = a_report(BASE[:1])
+    with pytest.raises(BenchMisused, match="fewer than 5 rounds"):
+        compare(base, a_report(BASE[:1], failed=[2]))
+    assert compare(base, a_report(BASE[:1], failed=[6])).exit_code == 3
+
+
 def test_reports_of_different_machines_are_compared_with_a_note() -> None:
     first = replace(a_report(BASE), machine={"cpu": "Xeon", "cores": 2})
     second = replace(first, machine={"cpu": "EPYC", "cores": 8})
@@ -97,7 +128,7 @@ def test_few_or_unequal_rounds_cannot_be_compared() -> None:
         compare(a_report([1, 2]), a_report([1, 2]))
     with pytest.raises(BenchMisused, match="no pairs"):
         compare(a_report(BASE), a_report(BASE[1:]))
-    assert compare(a_report([1, 2]), a_report([1, 2], errors=0.01)).exit_code == 3
+    assert compare(a_report([1, 2]), a_report([1, 2], failed=[10, 10])).exit_code == 3
     with pytest.raises(BenchMisused, match="p42 is not in both"):
         compare(a_report(BASE), a_report(BASE), "p42")
 
