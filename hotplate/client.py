@@ -417,6 +417,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
         Old popular lists are renewed by a background task. The call itself renews them, in the time that is left, if it
         is for the popular list, if it failed and none is remembered, or if event loops have ended before such tasks.
+        No list is renewed after an error that none can replace.
         Raises ServiceUnavailable if no list can replace the answer, RequestRefused if the service refuses the request.
         """
         for name in options:
@@ -436,6 +437,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
         answers = await self._send_until_deadline(call)
         has_failed = isinstance(answers, ClientError)
+        if isinstance(answers, ClientError) and not _is_replaceable(answers):
+            raise answers
+
         needs_popular_list = has_failed and not self._remembered(call)
         waits_for_renewal = path == "popular" or self._loops_end_early
         if needs_popular_list or (waits_for_renewal and not has_failed):
@@ -574,17 +578,13 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
         """Return a remembered popular list for each list of a call that failed with *error*.
 
-        The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Raises
-        *error* if the service refused the request, but for a missing key, right or release (`DENIED`) only if no list
-        is remembered. A batch that is too large and a closed client are always errors. Without a remembered list,
-        raises ServiceUnavailable for other errors.
+        The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Without a
+        remembered list, raises *error* if the service refused the request, ServiceUnavailable for other errors.
         """
         remembered = self._remembered(call)
-        if isinstance(error, BatchTooLarge | ClientClosed):
-            raise error
-        if isinstance(error, RequestRefused) and (error.status not in DENIED or not remembered):
-            raise error
         if not remembered:
+            if isinstance(error, RequestRefused):
+                raise error
             raise ServiceUnavailable(f"{error}; no popular list is remembered")
 
         not_excluded = (answer for answer in remembered if _select_items(answer.items, call))
@@ -641,6 +641,16 @@ def _service_address(url: str) -> SplitResult:
     if not address.netloc.isascii():
         raise ValueError("the host of a service's URL has characters beyond ASCII; write its IDNA form, xn--…")
     return address
+
+
+def _is_replaceable(error: ClientError) -> bool:
+    """Return whether a popular list may replace the answer of a call that failed with *error*.
+
+    It replaces no answer to an invalid request or to a batch that is too large, and none of a closed client.
+    """
+    if isinstance(error, RequestRefused):
+        return error.status in DENIED
+    return not isinstance(error, BatchTooLarge | ClientClosed)
 
 
 def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[Any, Any, None]]:

@@ -542,6 +542,14 @@ def test_list_of_a_user_is_not_remembered_as_popular(proxy: FaultyProxy, connect
             client.fold_in(["a"], timeout_s=AMPLE_S)
 
 
+def test_invalid_request_is_refused_without_a_read_of_the_popular_list(proxy: FaultyProxy, connect: Open) -> None:
+    proxy.faults.extend([RELAY, SILENT])
+    client = connect(proxy.url)
+    with pytest.raises(hotplate.RequestRefused, match="400 bad-parameter"):
+        client.recommendations("42", 0)
+    assert len(proxy.requests) == 1
+
+
 def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> None:
     echo = b'{"type":"urn:hotplate:problem:unknown-key","detail":"the key s3cret-key is not known"}'
     client = connect(proxy.url, key="s3cret-key")
