@@ -100,7 +100,7 @@ async def live_in(store: Store) -> ReleaseRef:
 async def first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
     """Return the ids of the first users, at most *most*, with a list in a release; BenchMisused if there are none."""
     ids = list[str]()
-    async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
+    async with aclosing(store.scan(release)) as scanned:
         async for row in scanned:
             if row.key.startswith(USER):
                 ids.append(row.key.removeprefix(USER))

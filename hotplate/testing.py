@@ -580,7 +580,7 @@ class StoreContract:
             assert polled_at is not None, "`polled_at` is set by each poll"
             assert reader.polled_at is not None
             assert reader.polled_at > polled_at
-        await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
+        await watched.aclose()
 
     async def test_odd_release_ids_are_refused(self, store: Store) -> None:
         for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -80,7 +80,7 @@ class Reader(Protocol):
         """Read records that swaps wrote beside the catalogue, by name."""
 
     @abstractmethod
-    def changes(self) -> AsyncIterator[Catalogue]:
+    def changes(self) -> AsyncGenerator[Catalogue]:
         """Yield the catalogue now and after changes, maybe only the newest; can be called again after a StoreError."""
 
     @abstractmethod
@@ -166,7 +166,7 @@ class PollingReader(Reader, ABC):
         """Read the catalogue for `changes`, by default as `catalogue` does. Raises StoreError."""
         return await self.catalogue()
 
-    async def changes(self) -> AsyncIterator[Catalogue]:
+    async def changes(self) -> AsyncGenerator[Catalogue]:
         """Yield the catalogue now and after changes of its version; see `Reader.changes`.
 
         A failed poll ends the iteration with its error. It is not repeated here: the follower of a service asks again.
@@ -256,7 +256,7 @@ class Store(Reader, Protocol):
     async def is_sealed(self, release: ReleaseRef) -> bool:
         """Return whether a release was sealed, even if rows are damaged; False if it is absent. Reads no rows."""
 
-    def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         """Yield every row of a sealed release once, in ascending order of key bytes, even without a catalogue.
 
         Raises ReleaseNotFound for a draft.

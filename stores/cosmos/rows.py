@@ -9,7 +9,7 @@ Public methods repeat their steps. A step is a few requests of one attempt each:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -181,7 +181,7 @@ class ReleaseRows:
         await for_each(keys, erase)
         return deleted
 
-    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         """Yield the rows of a sealed release in the order of their keys; raises ReleaseNotFound. See `Store.scan`.
 
         The keys are in batch items, those that acknowledged rows, and in order within each. Since batches of several

@@ -12,7 +12,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from math import inf
@@ -271,7 +271,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             return True
         return state.is_sealed
 
-    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         with suppress(CatalogueUnreadable):
             await self.catalogue()  # for the rate
         with container_expected(release):

@@ -14,7 +14,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -375,7 +375,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             return False
         return _exists(path)
 
-    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         file = await self._opened(release)
         with file.held():
             await file.check(CHECK_HOLDS_S)

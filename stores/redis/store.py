@@ -17,7 +17,7 @@ refuses scripts unless it has all of their keys.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -379,7 +379,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         states = await self._retrier.call(self._states, release)
         return all(state == SEALED for state in states)
 
-    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         """Yield the rows of a sealed release in the order of their keys; see `Store.scan`."""
         await self._retrier.call(self.prepare, release)  # raises ReleaseNotFound unless it is sealed
         async for keys in self._inventory.chunks(release):

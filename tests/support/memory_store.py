@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
@@ -71,7 +71,7 @@ class MemoryStore(LocalReader, RowEraser):
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         return [self.beside.get(name) for name in names]
 
-    async def changes(self) -> AsyncIterator[Catalogue]:
+    async def changes(self) -> AsyncGenerator[Catalogue]:
         changed = asyncio.Event()
         self.watchers.add(changed)
         try:
@@ -110,7 +110,7 @@ class MemoryStore(LocalReader, RowEraser):
     async def is_sealed(self, release: ReleaseRef) -> bool:
         return release.incarnation in self.releases and self.find(release).sealed
 
-    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         stored = self.find(release)
         if not stored.sealed:
             raise not_found(release)

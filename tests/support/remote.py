@@ -1,7 +1,7 @@
 """The memory store as if it were over a network, with faults on demand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 
 from hotplate.stores import publication
@@ -52,7 +52,7 @@ class RemoteStore(Diagnosed):
             raise self.failure
         return await self.inner.records(names)
 
-    async def changes(self) -> AsyncIterator[Catalogue]:
+    async def changes(self) -> AsyncGenerator[Catalogue]:
         if self.failure:
             raise self.failure
         async for change in self.inner.changes():

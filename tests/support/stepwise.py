@@ -8,7 +8,7 @@ begin, or its reply arrive, or lets either get lost, or ends it for ever. Time s
 
 import asyncio
 import selectors
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -228,7 +228,7 @@ class Stepped:
 
         return await self._do(read)
 
-    async def changes(self) -> AsyncIterator[Catalogue]:
+    async def changes(self) -> AsyncGenerator[Catalogue]:
         while True:
             self.changed.clear()
             yield await self.catalogue()
@@ -254,7 +254,7 @@ class Stepped:
     async def is_sealed(self, release: ReleaseRef) -> bool:
         return await self._do(lambda: self._store.is_sealed(release))
 
-    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         rows = self._store.scan(release)
         while (row := await self._do(lambda: anext(rows, None))) is not None:
             yield row

@@ -152,7 +152,7 @@ async def test_documented_redis_users_have_exactly_their_rights(
     other = open_url(there.url(prefix="other", user=f"{prefix}-publish:open@"))
     with pytest.raises(AccessDenied, match="lacks a permission"):
         await other.catalogue()
-    await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
+    await watched.aclose()
     for store in (publisher, server, other):
         await store.close()
 

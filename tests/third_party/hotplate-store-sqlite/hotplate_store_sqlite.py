@@ -7,7 +7,7 @@ the rows of each incarnation, beside them what is known of it under keys that be
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -96,7 +96,7 @@ class SqliteStore(Diagnosed, PollingReader):
     async def is_sealed(self, release: ReleaseRef) -> bool:
         return self._get(release.incarnation, "@sealed") is not None
 
-    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         await self.prepare(release)
         select = "SELECT key, value FROM rows WHERE owner = ? AND substr(key, 1, 1) != ? ORDER BY key"
         with self._connection() as connection:
