@@ -224,7 +224,7 @@ def format_value(value: float, unit: str = "") -> str:
         case "/s":
             return f"{_digits(value)}/s"
         case _:
-            is_plural = value != 1 or not unit.isalpha() or unit in {"s", "ms"}
+            is_plural = value != 1 or not unit.isalpha() or unit in {"s", "ms", "µs"}
             return f"{_digits(value)} {unit if is_plural else unit.removesuffix('s')}".rstrip()
 
 

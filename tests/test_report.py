@@ -69,6 +69,8 @@ def test_counts_have_singular_and_plural_nouns(count: int, text: str) -> None:
         (0.4, "us", "0.4 µs"), (412.0, "us", "412 µs"), (2_320.0, "us", "2.32 ms"), (999_900.0, "us", "1 s"),
         (0.0063, "share", "0.63 %"), (0.0, "share", "0 %"), (12_345.6, "/s", "12,346/s"), (0.67, "USD", "0.67 USD"),
         (1.0, "", "1"), (1.0, "ms", "1 ms"), (1.0, "hours", "1 hour"), (300.0, "USD/month", "300 USD/month"),
+        (1.0, "us", "1 µs"), (1.0, "µs", "1 µs"), (1.0, "s", "1 s"), (1.0, "RU", "1 RU"), (1.0, "rounds", "1 round"),
+        (1.0, "services", "1 service"), (1.0, "stores", "1 store"), (1.0, "/s", "1/s"), (1.0, "users/s", "1 users/s"),
     ],
 )  # fmt: skip
 def test_values_have_three_digits_and_a_suitable_unit(value: float, unit: str, text: str) -> None:

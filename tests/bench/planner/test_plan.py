@@ -14,6 +14,7 @@ from hotplate.bench.planner.plan import CapacityPlan, break_even, calculate, tot
 from hotplate.bench.planner.plan_report import report
 from hotplate.bench.planner.saved_plan import describe_growth, read_baseline, to_toml
 from hotplate.bench.planner.serving_options import STORES
+from hotplate.report import format_value
 from tests.support.planning import a_plan, our_charges, our_prices
 from tests.support.property import depths, explore
 
@@ -222,6 +223,15 @@ def test_figures_are_written_once_and_texts_are_no_numbers() -> None:
         table.expression("encoding")
     with pytest.raises(TypeError, match="redis_cost is 'not possible: memory: "):
         a_plan(users=1_000_000_000).number("redis_cost")
+
+
+def test_unit_of_one_is_a_singular_word_or_a_symbol() -> None:
+    inputs = {declared.metadata["unit"] for declared in INPUT_FIELDS.values()}
+    figures = {figure.unit for figure in a_plan(have_ru=400, request_ms=5).figures.values()}
+    units = {unit for unit in inputs | figures if unit.isalpha()} - {"share"}
+    symbols = {"GB", "RU", "USD", "ms", "vCPU", "µs"}
+    singular = {unit: unit if unit in symbols else unit.removesuffix("s") for unit in units}
+    assert {unit: format_value(1, unit) for unit in units} == {unit: f"1 {name}" for unit, name in singular.items()}
 
 
 @depths(25, 200)
