@@ -10,7 +10,7 @@ import logging
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -150,11 +150,15 @@ def is_primary(greeting: object) -> bool:
 async def connect_to_any(connection: AbstractConnection) -> None:
     """Set a new connection up; redis-py calls it as `redis_connect_func`.
 
-    A connection whose setup is cancelled is closed: redis-py would keep it, as if it was logged in.
+    A connection whose setup fails or is cancelled is closed: redis-py would keep it, as if it was logged in.
     """
     try:
         await connection.on_connect()
-    except BaseException:
+    except Exception:
+        with suppress(RedisError):  # over TLS, the server did not answer; the connection is closed nevertheless
+            await connection.disconnect()
+        raise
+    except BaseException:  # cancelled: the caller does not wait
         await connection.disconnect(nowait=True)
         raise
 
