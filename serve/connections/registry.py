@@ -2,23 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from functools import cached_property
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
-
-from aiohttp import web
-from aiohttp.http import RawRequestMessage
 
 from hotplate.serve.access.tls import Certificate
-from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import Connection, OpenConnections
 from hotplate.serve.connections.listeners import room_for_connections
-from hotplate.serve.settings import Limits
 from hotplate.stores.folders import return_free_memory
-
-if TYPE_CHECKING:
-    from hotplate.serve.connections.lane import Lane
 
 # Each tick of the sweep checks one of SLICES slices, so each connection about once a second: its slice changes when an
 # older one closes.
@@ -31,21 +22,15 @@ RETURNED_BYTES = 32 << 20
 class ConnectionRegistry(OpenConnections):
     """Accepts and checks the connections of a server."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        writer: AnswerWriter,
-        lane: "Lane | None",
-        *,
-        answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
-        shed: Callable[[RawRequestMessage, float], bytes | None],
-    ) -> None:
-        super().__init__(limits, writer, lane, answer=answer, shed=shed)
-        self._room = min(limits.connections, room_for_connections())
-        self._peak_bytes = 0
-        """Of `bytes_in_flight`, since memory was returned."""
-        self._ticks = 0
-        self._timer: asyncio.TimerHandle | None = None
+    _peak_bytes = 0
+    """Of `bytes_in_flight`, since memory was returned."""
+    _ticks = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    @cached_property
+    def _room(self) -> int:
+        """How many connections may be open."""
+        return min(self.limits.connections, room_for_connections())
 
     def start(self) -> None:
         """Start the sweep."""
