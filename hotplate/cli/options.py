@@ -46,7 +46,11 @@ class TrainFlags:
     ] = None
     where: Annotated[
         tuple[str, ...],
-        Flag("Read only rows that match, as quantity>0, paid=true or code~^\\d{5}; repeatable.", metavar="FILTER"),
+        Flag(
+            "Read only rows that match, as quantity>0, price=5 (also 5.00, not 05), paid=true or code~^\\d{5}; "
+            "repeatable.",
+            metavar="FILTER",
+        ),
     ] = ()
     text: Format = field(default_factory=Format)
     min_per_user: Annotated[int, Flag("Leave out users with fewer items than this.", at_least=1)] = 1

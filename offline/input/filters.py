@@ -14,15 +14,16 @@ from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
 
 _FILTER_PATTERN = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
-_COMPARISONS = {
-    "=": pl.Expr.eq_missing, "==": pl.Expr.eq_missing, "!=": pl.Expr.ne_missing,
-    ">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le,
-}  # fmt: skip
+_ORDERS = {">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le}
 _MONTH_PATTERN = re.compile(r"\d{4}-\d\d")
 # Numbers that Python does not read, or not as finite ones.
 _NUMERIC_PATTERN = re.compile(r"[+-]?([\d_,.' ]+|0x[\da-f]+|nan|inf(inity)?|[\d.]+e[+-]?\d+)", re.IGNORECASE)
 _QUOTED_PATTERN = re.compile(r"([\"']).*\1", re.DOTALL)
 _TRUE_AND_FALSE = {"true": True, "1": True, "false": False, "0": False}
+# Ids such as 007, and hashes such as 0e46.
+_LEADING_ZERO_PATTERN = re.compile(r"[+-]?0[^.]")
+# Of numbers such as 1e-400, which are compared by `=` as they are written.
+_MOST_SHIFTED_DIGITS = 400
 # Larger numbers are compared as floats.
 _MAX_WHOLE = 2**126
 _MAX_DECIMAL_DIGITS = 38
@@ -47,69 +48,91 @@ class Filter:
 
         `~`, `!~`    search the text with the value as a regular expression
         `<`, `>` …  compare numbers if the value is one, else times
-        `=`, `!=`    compare texts in columns of texts, where a missing value is an empty text, else Booleans, numbers
-                     or times; `true` and `false` have any case, also in columns of texts
+        `=`, `!=`    compare texts, where a missing value is an empty text, and numbers and times also by value
 
         The condition is never null, also for a missing value. Raises DataError for a column of lists or bytes,
         SettingError for a value that cannot be compared with the column.
         """
-        dtype = table.schema[name]
-        text = table.text(name)
-
         if "~" in self.operator:
-            matches = text.str.contains(self.value).fill_null(value=False)
+            matches = table.text(name).str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
 
-        if not self.value:
-            return self._compare(text.fill_null(""), pl.lit(""))
+        if self.operator in _ORDERS:
+            return self._is_in_order(table, name).fill_null(value=False)
+        is_equal = self._is_equal(table, name)
+        return ~is_equal if self.operator == "!=" else is_equal
+
+    def _is_equal(self, table: Table, name: str) -> pl.Expr:
+        """Return whether the column *name* equals the value, in all kinds of files alike; never null.
+
+        Texts are equal if they write the same number, whatever its size, or the same time: 5 and 5.00, but not 05,
+        which is an id. `true` and `false` have any case.
+        """
+        dtype = table.schema[name]
+        text = table.text(name).fill_null("")
+        if dtype == pl.Boolean and self.value:
+            return self._is_boolean(table, name)
+
+        value = self.value
+        if value.lower() in ("true", "false"):
+            value = value.lower()
+            text = text.str.to_lowercase()
+        is_equal = text == value
+
+        number = _decimal_in(value)
+        time = _time_in(value)
+        if number is not None and not _is_date(dtype):
+            return is_equal | text.str.contains(_spellings(number))
+        if time is not None and not isinstance(dtype, pl.Time):
+            return is_equal | self._times(table, name).eq_missing(pl.lit(time, pl.Datetime("us")))
+
+        is_misspelt = number_in(value) is None and _NUMERIC_PATTERN.fullmatch(value) is not None
+        if value and (_is_date(dtype) or (dtype.is_numeric() and is_misspelt)):
+            raise self._column_error(table, name)
+        return is_equal
+
+    def _is_in_order(self, table: Table, name: str) -> pl.Expr:
+        """Return whether the column *name* is less or more than the value; null for what cannot be compared with it."""
+        dtype = table.schema[name]
         if dtype == pl.Boolean:
-            return self._compare_booleans(table, name)
+            raise self._boolean_error(table, name)
+        if number_in(self.value) is not None and not _is_date(dtype):
+            return self._compare_numbers(table, name)
 
-        # A column of texts may be of numbers in a file where all its values are missing.
-        is_date = dtype == pl.Date or isinstance(dtype, pl.Datetime)
-        is_order = self.operator[0] in "<>"
         time = _time_in(self.value)
-        is_number = number_in(self.value) is not None
-        is_numeric = is_number or time is not None or _NUMERIC_PATTERN.fullmatch(self.value) is not None
-        if not is_order and not is_date and not (dtype.is_numeric() and is_numeric):
-            return self._compare_texts(text.fill_null(""))
+        if time is None:
+            raise self._column_error(table, name)
+        return self._compare(self._times(table, name), pl.lit(time, pl.Datetime("us")))
 
-        if is_number and not is_date:
-            return self._compare_numbers(table, name).fill_null(value=False)
-        if time is not None:
-            return self._compare_times(table, name, time).fill_null(value=False)
-        raise self._type_error(
-            f"the column {name!r} of {table.file} is of type {dtype}; write a date as 2026-01-31, a number as 1000 or "
-            "2.5, or nothing for a missing value."
+    def _column_error(self, table: Table, name: str) -> SettingError:
+        return self._type_error(
+            f"the column {name!r} of {table.file} is of type {table.schema[name]}; write a date as 2026-01-31, a "
+            "number as 1000 or 2.5, or nothing for a missing value."
+        )
+
+    def _boolean_error(self, table: Table, name: str) -> SettingError:
+        return self._type_error(
+            f"the column {name!r} of {table.file} holds true and false; compare it with one of them by = or !=."
         )
 
     def _type_error(self, reason: str) -> SettingError:
         return SettingError(f"The filter {self.text!r} compares with {self.value!r}, but {reason}")
 
-    def _compare_booleans(self, table: Table, name: str) -> pl.Expr:
+    def _is_boolean(self, table: Table, name: str) -> pl.Expr:
         truth = _TRUE_AND_FALSE.get(self.value.lower())
-        if truth is None or self.operator[0] in "<>":
-            raise self._type_error(
-                f"the column {name!r} of {table.file} holds true and false; compare it with one of them by = or !=."
-            )
-        return self._compare(pl.col(name), pl.lit(truth))
+        if truth is None:
+            raise self._boolean_error(table, name)
+        return pl.col(name).eq_missing(truth)
 
-    def _compare_texts(self, column: pl.Expr) -> pl.Expr:
-        # Programs write Booleans to text files as true, True or TRUE.
-        lower = self.value.lower()
-        if lower in ("true", "false"):
-            return self._compare(column.str.to_lowercase(), pl.lit(lower))
-        return self._compare(column, pl.lit(self.value))
-
-    def _compare_times(self, table: Table, name: str, time: datetime) -> pl.Expr:
-        """Compare the column *name* with *time*; null for values that are not times, if the operator is an order."""
+    def _times(self, table: Table, name: str) -> pl.Expr:
+        """Return the column *name* as times, null for values that are not times."""
         times = table.time(name)
         if table.form.time_format is not None:  # perhaps the format of another column
             times = pl.coalesce(times, replace(table, form=Format()).time(name))
-        return self._compare(times, pl.lit(time, pl.Datetime("us")))
+        return times
 
     def _compare_numbers(self, table: Table, name: str) -> pl.Expr:
-        """Compare the column *name* with a number; null for values that are not numbers, if the operator is an order.
+        """Return whether the column *name* is less or more than a number; null for values that are not numbers.
 
         Whole numbers and decimals are compared exactly, as floats beyond 2**53 do not hold every id, nor every amount.
         """
@@ -117,7 +140,7 @@ class Filter:
         column = pl.col(name)
         number = Decimal(self.value)
         if dtype.is_float():
-            # The nearest value of the column's type: a float32 is never equal to 0.1.
+            # The nearest value of the column's type: no float32 equals 0.1.
             return self._compare(column.fill_nan(None), pl.lit(float(number), dtype))
 
         floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(number)))
@@ -134,7 +157,47 @@ class Filter:
         return pl.coalesce(self._compare(whole_numbers, whole_number), floats)
 
     def _compare(self, column: pl.Expr, value: pl.Expr) -> pl.Expr:
-        return _COMPARISONS[self.operator](column, value)
+        return _ORDERS[self.operator](column, value)
+
+
+def _is_date(dtype: pl.DataType) -> bool:
+    return dtype == pl.Date or isinstance(dtype, pl.Datetime)
+
+
+def _decimal_in(text: str) -> Decimal | None:
+    """Return *text* as an exact number, or None; a text with a leading zero, such as 007, is an id."""
+    if number_in(text) is None or _LEADING_ZERO_PATTERN.match(text):
+        return None
+    number = Decimal(text)
+    return number if abs(number.adjusted()) <= _MOST_SHIFTED_DIGITS else None
+
+
+def _spellings(number: Decimal) -> str:
+    """Return a regular expression of the texts that write *number*: 5, +5.00 or 5.0e+00, but not 05.
+
+    An exponent without a sign is part of an id, such as 5E0.
+    """
+    whole, _, fraction = f"{number.copy_abs():f}".partition(".")
+    whole = whole.lstrip("0")
+    fraction = fraction.rstrip("0")
+    zero = "0?" if fraction else "0"
+    plain = _padded(whole or zero, fraction)
+
+    # As programs write it: one digit before the point, and zeros before a short exponent.
+    digits = (whole + fraction).strip("0") or "0"
+    exponent = number.adjusted() if number else 0
+    exponent_sign = "-" if exponent < 0 else r"\+"
+    scientific = f"{_padded(digits[0], digits[1:])}[eE]{exponent_sign}0*{abs(exponent)}"
+
+    sign = r"\+?" if number else "[+-]?"
+    if number < 0:
+        sign = "-"
+    return rf"^\s*{sign}({plain}|{scientific})\s*$"
+
+
+def _padded(whole: str, fraction: str) -> str:
+    """Return a regular expression of a decimal number with any number of zeros at its end."""
+    return rf"{whole}\.{fraction}0*" if fraction else rf"{whole}(\.0*)?"
 
 
 def _fits_decimal(number: Decimal) -> bool:

@@ -1,10 +1,13 @@
 """Filters and event weights: a filter keeps exactly the rows that meet it, and nonsense is refused by name."""
 
+import re
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
@@ -12,6 +15,7 @@ from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
+from tests.support.property import explored
 
 FRAME = pl.DataFrame(
     {
@@ -108,6 +112,57 @@ def test_a_filter_compares_numbers_and_times_by_value(text: str, rows: list[int]
     assert kept(text, frame=LITERALS) == rows
 
 
+SPELLINGS = pl.DataFrame(
+    {
+        "price": ["5.00", "05", "+5", " 5 ", "5e+00", "5E0", "5.000000000000000001", ".50", None],
+        "id": ["007", "7", "7.0", "9007199254740992.0", "9007199254740993", f"{10**40}", f"{10**40 + 1}", "0e46", "0"],
+        "day": ["2026-01-01", "2026-01-01T00:00Z", "2026-01-01 01:00+01:00", "1767225600", "", "x", "-", "5", None],
+        "small": pl.Series([1e-05, 0.1, 0.0, -0.0, float("nan"), float("inf"), None, 1e16, 2.5]),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("price=5", [0, 2, 3, 4]),
+        ("price=5.000", [0, 2, 3, 4]),
+        ("price=5e0", [0, 2, 3, 4]),
+        ("price=05", [1]),
+        ("price=5E0", [0, 2, 3, 4, 5]),
+        ("price=0.5", [7]),
+        ("id=7", [1, 2]),
+        ("id=007", [0]),
+        ("id=9007199254740992", [3]),
+        ("id=9007199254740993.0", [4]),
+        (f"id={10**40}", [5]),
+        ("id=0", [8]),
+        ("id=0e46", [7]),
+        ("id=1e-999999999", []),
+        ("day=2026-01-01", [0, 1, 2, 3]),
+        ("day=5.0", [7]),
+        ("small=0.00001", [0]),
+        ("small=1e-5", [0]),
+        ("small=-0", [2, 3]),
+        ("small=1e16", [7]),
+    ],
+)
+def test_equal_numbers_and_times_are_kept_as_any_text(text: str, rows: list[int]) -> None:
+    assert kept(text, frame=SPELLINGS) == rows
+    assert kept(text.replace("=", "!=", 1), frame=SPELLINGS) == [row for row in range(9) if row not in rows]
+
+
+DIGITS = st.text("0159", min_size=1, max_size=3)
+NUMBERS = st.builds("{}{}{}".format, st.sampled_from(["", "-", "+"]), DIGITS, st.just("") | DIGITS.map(".{}".format))
+
+
+@explored(200, 5000, cell=NUMBERS, value=NUMBERS)
+def test_texts_are_equal_if_their_numbers_are_and_none_has_a_leading_zero(cell: str, value: str) -> None:
+    are_numbers = not any(re.match(r"[+-]?0\d", text) for text in (cell, value))
+    is_equal = cell == value or (are_numbers and Decimal(cell) == Decimal(value))
+    assert kept(f"x={value}", frame=pl.DataFrame({"x": [cell]})) == [0] * is_equal
+
+
 @pytest.mark.parametrize("layout", [None, "%d/%m/%Y"])
 def test_a_filter_reads_dates_of_any_age_whatever_the_format_of_times(layout: str | None) -> None:
     frame = pl.DataFrame({"day": ["02/01/2026", "31/12/2025"], "born": ["1950-05-05", "1960-02-03"]})
@@ -147,8 +202,9 @@ def test_filter_on_a_missing_column_names_the_columns() -> None:
 
 
 def test_a_filter_on_a_column_of_lists_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"The column 'tags' of .* is not a text"):
-        kept("tags>1", frame=pl.DataFrame({"tags": [["a"], ["b"]]}))
+    for text, kind in (("tags>1", "number"), ("tags=1", "text")):
+        with pytest.raises(DataError, match=f"The column 'tags' of .* is not a {kind}"):
+            kept(text, frame=pl.DataFrame({"tags": [["a"], ["b"]]}))
 
 
 def test_event_weights_are_parsed_and_invalid_ones_refused() -> None:
