@@ -20,10 +20,10 @@ from msgspec import UNSET
 from hotplate.offline.errors import DataError, ModelUnusable
 from hotplate.offline.gates import AS_KEYS
 from hotplate.offline.input.files import digest_of_paths
-from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.lists import AnyModel, ListSettings, ModelLists, load_lists
 from hotplate.offline.model import describe, load
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import Written, not_pruned, publish_source
+from hotplate.offline.publish import Written, not_pruned, not_recorded, publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.run_folder import Outcome, Run, RunFolder, Summary, locked_folder
 from hotplate.offline.sources import NamedLists
@@ -326,7 +326,7 @@ class Attempt:
                 mlflow_models.set_alias(logged)
         except DataError as error:
             is_unnoted = True
-            warn(_not_noted(release, error))
+            warn(not_recorded(release, error))
         folder.record(replace(folder.run, is_unnoted=is_unnoted))
 
     def _repeat_note(self, folder: RunFolder, *, is_live: bool) -> None:
@@ -334,7 +334,7 @@ class Attempt:
         try:
             logged = self._log_model(folder)
         except DataError as error:
-            warn(_not_noted(folder.run.release, error))
+            warn(not_recorded(folder.run.release, error))
             return
         if logged is not None:
             self._note_release(folder, logged, is_live=is_live)
@@ -363,11 +363,12 @@ class Attempt:
             folder.record(replace(folder.run, is_abandoned=True, training=""))
             raise
 
-        lists = {"": ModelLists.of(model, replace(job.lists, rules=job.rules()))}
+        models: dict[str, AnyModel] = {"": model}
+        settings = {"": replace(job.lists, rules=job.rules())}
         for name, named in job.named.items():
-            list_model = model if named.model is None else load(named.model)
-            lists[name] = ModelLists.of(list_model, named.settings(), name)
-        return lists
+            models[name] = model if named.model is None else named.model
+            settings[name] = named.settings()
+        return load_lists(models, settings)
 
     async def _find_standing(self, release: ReleaseId, store: Store) -> Standing:
         """Return what a release has become."""
@@ -479,8 +480,3 @@ class Attempt:
             erased=published.erased,
             seconds=seconds,
         )
-
-
-def _not_noted(release: ReleaseId, error: DataError) -> str:
-    """Return a warning that MLflow failed after the release was written."""
-    return f"release {release} is written, but not recorded in MLflow: {error}"

@@ -5,7 +5,9 @@ Blocks of users or items can be computed in several processes.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +20,10 @@ from hotplate.offline.input.files import DataSource, check_source
 from hotplate.offline.input.pairs import Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
-from hotplate.offline.model import Model, Users
+from hotplate.offline.model import Model, Users, load
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
+from hotplate.offline.sources import stored_names
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popular, Popularity
@@ -36,6 +39,8 @@ _FRAME_BYTES = 32
 _ROW_BYTES = 32
 # A smaller share may be an incomplete file.
 LEAST_AVAILABLE = 0.5
+# A trained model, or its folder.
+AnyModel = Model | Path | str
 # Users or items in a block, unless there were too many blocks.
 _LEAST_IN_BLOCK = 1_000
 _MOST_BLOCKS = 2_000
@@ -304,6 +309,25 @@ class ModelLists:
         )
         prefix = prefix_of(kind, self.name)
         return (self.encoder.rows(prefix, part) for part in lists.batches(_BATCH))
+
+
+def load_lists(models: Mapping[str, AnyModel], settings: Mapping[str, ListSettings]) -> dict[str, ModelLists]:
+    """Return the lists of *models* by name, the first as the default list; a folder of several lists is loaded once.
+
+    Only the default list has the item factors and attributes of its settings. Raises as `load` and `ModelLists.of`.
+    """
+    load_once = cache(load)
+    lists = dict[str, ModelLists]()
+    for name, stored_name in stored_names(models).items():
+        model = models[name]
+        if not isinstance(model, Model):
+            model = load_once(Path(model))
+
+        list_settings = settings[name]
+        if stored_name:
+            list_settings = list_settings.for_named_list()
+        lists[name] = ModelLists.of(model, list_settings, stored_name)
+    return lists
 
 
 def _batches(start: int, stop: int) -> Iterator[Indices]:

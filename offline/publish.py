@@ -4,13 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 
-from hotplate.offline.errors import GateFailed, SettingError
+from hotplate.offline.errors import DataError, GateFailed, SettingError
 from hotplate.offline.gate_check import GateCheck
-from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.model import Model, load
+from hotplate.offline.lists import AnyModel, ListSettings, load_lists
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.sources import (
     ListSource,
@@ -18,7 +16,6 @@ from hotplate.offline.sources import (
     PartedSource,
     merged_by_key,
     sources_by_name,
-    stored_names,
 )
 from hotplate.offline.steps import timed
 from hotplate.offline.threads import DaemonThreads
@@ -33,9 +30,6 @@ from hotplate.stores.options import parse_seconds
 from hotplate.stores.publication import ParallelWriters, WrittenRelease
 from hotplate.stores.store import Observer, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
-
-# A trained model, or its folder.
-AnyModel = Model | Path | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +67,11 @@ def publish_model(
     back or withdrawn, DataError, SettingError and StoreError.
     """
     models = model if isinstance(model, Mapping) else {"": model}
-    default_settings = lists or ListSettings()
+    list_settings = lists or ListSettings()
     if settings is not None and settings.force:
-        default_settings = replace(default_settings, force=True)
-    named_settings = default_settings.for_named_list()
+        list_settings = replace(list_settings, force=True)
 
-    lists_by_name = dict[str, ModelLists]()
-    for name, stored_name in stored_names(models).items():
-        named_model = models[name]
-        trained = named_model if isinstance(named_model, Model) else load(Path(named_model))
-        list_settings = named_settings if stored_name else default_settings
-        lists_by_name[name] = ModelLists.of(trained, list_settings, stored_name)
-
+    lists_by_name = load_lists(models, dict.fromkeys(models, list_settings))
     source = NamedLists({name: model_lists.measure() for name, model_lists in lists_by_name.items()})
     written = run_on(store, lambda opened: publish_source(source, opened, settings, on_progress=on_progress))
     if written.refused is not None:
@@ -148,6 +135,11 @@ async def publish_source(
 def not_pruned(release: ReleaseId) -> str:
     """Return the beginning of a warning that pruning failed after *release* was written."""
     return f"release {release} is written, but pruning failed"
+
+
+def not_recorded(release: ReleaseId, error: DataError) -> str:
+    """Return a warning that MLflow failed after *release* was written."""
+    return f"release {release} is written, but not recorded in MLflow: {error}"
 
 
 def _probation_s(settings: PublishSettings) -> float:

@@ -31,10 +31,9 @@ from hotplate.offline.errors import DataError, GateFailed, SettingError, read_to
 from hotplate.offline.gates import read_gates
 from hotplate.offline.input.files import named_paths
 from hotplate.offline.list_import import ImportedLists, ImportSettings
-from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.model import load
+from hotplate.offline.lists import ListSettings, ModelLists, load_lists
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import Written, publish_source
+from hotplate.offline.publish import Written, not_recorded, publish_source
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.sources import NamedLists, PartedSource, stored_names
 from hotplate.offline.standing import PLACES
@@ -71,9 +70,9 @@ def with_gates_and_ru_limit(flags: R) -> R:
     return replace(flags, settings=settings, store=limit_ru(flags.store, flags.max_ru))
 
 
-def list_settings(flags: PublishFlags, *, is_default: bool = True) -> ListSettings:
-    """Return the settings of a list; only the default one has factors and attributes. Raises as `read_rules`."""
-    settings = ListSettings(
+def list_settings(flags: PublishFlags) -> ListSettings:
+    """Return the settings of a list; raises as `read_rules`."""
+    return ListSettings(
         length=flags.list_length,
         keep_seen=flags.keep_seen,
         rules=read_rules(flags.rules),
@@ -82,7 +81,6 @@ def list_settings(flags: PublishFlags, *, is_default: bool = True) -> ListSettin
         attributes=flags.item_attributes,
         attribute_kinds=parse_kinds(flags.attribute),
     )
-    return settings if is_default else settings.for_named_list()
 
 
 def read_flags_by_list(flags: F) -> dict[str, F]:
@@ -142,11 +140,7 @@ def publish_models(flags: PublishFlags) -> None:
     if flags.master is not None and flags.named:
         raise SettingError("Named lists are computed in this process; leave out --master.")
 
-    # The first list is the default one, which is stored without a name.
-    settings_by_list = dict[str, ListSettings]()
-    for name, stored_name in stored_names(flags_by_list).items():
-        settings_by_list[name] = list_settings(flags_by_list[name], is_default=not stored_name)
-
+    settings_by_list = {name: list_settings(list_flags) for name, list_flags in flags_by_list.items()}
     models = {name: str(list_flags.model) for name, list_flags in flags_by_list.items()}
     # `on_spark` returns lists that Spark computes, or without --master the same lists.
     with _local_folders(models) as (folders, mlflow_uris), _on_spark_if_wanted(flags) as on_spark:
@@ -158,15 +152,9 @@ def publish_models(flags: PublishFlags) -> None:
 
 
 def _load_model_lists(folders: Mapping[str, Path], settings: Mapping[str, ListSettings], report: OnStage) -> NamedLists:
-    """Load the models in *folders*, by the name of a list, and return a source of their lists, which a publish reads.
-
-    A folder that several lists name is loaded once. The lists are measured while they are published; *report* is called
-    with the progress. `stored_names` gives each list the name by which rows are stored, "" for the default list.
-    """
-    models = {folder: load(folder) for folder in dict.fromkeys(folders.values())}
+    """Load the models in *folders*, by the name of a list, and measure their lists; *report* gets the progress."""
     sources = dict[str, ModelLists]()
-    for name, stored_name in stored_names(folders).items():
-        lists = ModelLists.of(models[folders[name]], settings[name], stored_name)
+    for name, lists in load_lists(folders, settings).items():
         sources[name] = lists.measure(partial(report, "measure"))
     return NamedLists(sources)
 
@@ -201,7 +189,7 @@ def _record_in_mlflow(uris: Sequence[str], store: str, release: ReleaseId) -> No
         try:
             mlflow_models.record_release(uri, store, release)
         except DataError as error:
-            warn(f"release {release} is written, but not recorded in MLflow: {error}")
+            warn(not_recorded(release, error))
 
 
 def import_lists(flags: ImportFlags) -> None:

@@ -207,7 +207,7 @@ def _digest(options: object) -> str:
 
 
 def _named_list(flags: PublishFlags) -> NamedList:
-    return NamedList(flags.model, partial(publish_work.list_settings, flags, is_default=False))
+    return NamedList(flags.model, partial(publish_work.list_settings, flags))
 
 
 def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, PublishFlags]:
