@@ -102,7 +102,7 @@ class Factors:
         """Return a model of other users, the rows of *user_items* [users, items], with the same item factors.
 
         This needs no new training: a user's factors are the exact solution for the item factors. Raises SettingError
-        for a model that Spark has fitted.
+        for a model that Spark has fitted, and DataError if there is no single solution, as without regularization.
         """
         if isinstance(self.params, SparkParams):
             raise SettingError("The engine spark folds no users in; choose another split than held-out-users.")
@@ -117,7 +117,10 @@ class Factors:
             for start in range(0, user_items.shape[0], _SOLVED_AT_ONCE):
                 batch = slice(start, start + _SOLVED_AT_ONCE)
                 rows = user_items[batch]
-                factors[batch] = model.recalculate_user(np.arange(rows.shape[0]), rows)
+                try:
+                    factors[batch] = model.recalculate_user(np.arange(rows.shape[0]), rows)
+                except ValueError as error:  # of a singular matrix
+                    raise _diverged_error(self.params) from error
 
         return replace(self, user_factors=factors)
 

@@ -39,6 +39,13 @@ def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
             fit(board, ALSParams(factors=3, alpha=alpha))
 
 
+def test_folding_in_without_a_single_solution_is_an_error_with_advice() -> None:
+    board = checkerboard(SIZE)
+    factors = np.zeros((SIZE, 3), dtype=np.float32)
+    with pytest.raises(DataError, match=r"not finite with regularization 0\.0 .* raise the regularization"):
+        Factors(factors, factors, ALSParams(factors=3, regularization=0.0)).fold_in(board)
+
+
 def test_confidence_matches_implicit_and_is_above_no_interaction() -> None:
     weights = np.array([0.001, 0.25, 1, 3], dtype=np.float32)
     assert confidences(weights, 4.0)[2:].tolist() == [4, 12]
