@@ -1,5 +1,6 @@
 """Why a file cannot be read: the cause, its line and a way out, in place of the messages of parsers."""
 
+import codecs
 import csv
 import gzip
 import re
@@ -60,9 +61,12 @@ def check_text(file: _File) -> None:
             head = stream.read(HEAD_BYTES)
     except _CUT:
         return  # reported by its reader
+    is_compressed = _is_compressed(file.path)
+    if is_compressed and not head:  # zstandard reads nothing from a file that ends in its first block
+        raise DataError(f"{file} is empty or cut; copy it again.")
     fault = next(_faults_of_head(file.path.name, head), None)
     if fault is not None:
-        first = "; decompress it first" if _is_compressed(file.path) and ":" in fault else ""
+        first = "; decompress it first" if is_compressed and ":" in fault else ""
         raise DataError(f"{file} {fault}{first}.")
 
 
@@ -113,7 +117,7 @@ def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
     Each is the end of a sentence that begins with the file, such as `is empty`. *name* is the file's name in the
     commands that a reason suggests.
     """
-    if not head:
+    if not head.removeprefix(codecs.BOM_UTF8).strip():
         yield "is empty"
 
     for magic, kind in _KINDS_BY_MAGIC.items():
@@ -127,7 +131,7 @@ def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
 
     if _JSON_ARRAY_PATTERN.match(head):
         yield f"is a JSON array; write one object a line: jq -c '.[]' {name} > lines.jsonl"
-    first_line = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0]
+    first_line = head.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0]
     if _OPEN_BRACE_PATTERN.match(first_line):
         yield f"is JSON with objects over several lines; write one a line: jq -c . {name} > lines.jsonl"
 

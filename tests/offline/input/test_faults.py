@@ -39,6 +39,9 @@ def parquet(frame: pl.DataFrame) -> bytes:
 
 FILES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", b"", "a.csv is empty."),
+    ("a.csv", "\ufeff", "a.csv is empty."),
+    ("a.jsonl", "\n\n", "a.jsonl is empty."),
+    ("a.csv.zst", zstandard.compress(GOOD.encode())[:-9], "a.csv.zst is empty or cut; copy it again."),
     ("a.csv", "user,item\n", "a.csv has no rows, or a header alone."),
     ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet is cut, as it has no end; copy it again"),
     ("c.parquet", "user,item\na,b\n", "c.parquet is not Parquet, but begins with b'user'"),
