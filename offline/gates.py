@@ -171,7 +171,8 @@ def check(gates: Sequence[Gate], metrics: Collection[str], *, knows_catalogue: b
             raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
 
         # Any name that is not that of another gate was taken for a metric, so it may be a misspelt gate.
-        if gate.metric and gate.metric not in metrics and f"model.{gate.metric}" not in metrics:
+        needs_metric = gate.subject in (Subject.METRIC, Subject.DROP)
+        if needs_metric and gate.metric not in metrics and f"model.{gate.metric}" not in metrics:
             names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in metrics)]
             hint = f"known are {', '.join(names)}, and {Subject.DROP}. before a metric"
             lacking = "" if metrics else "; these lists have no evaluation, and other gates need its metrics"

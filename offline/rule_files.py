@@ -74,7 +74,7 @@ def _read_available(path: Path) -> list[str]:
 
     # Words such as `true` become amounts; others are numbers, or null if they cannot be read.
     text = pl.col("stock").str.strip_chars().str.to_lowercase()
-    number = text.cast(pl.Float64, strict=False)
+    number = text.cast(pl.Float64, strict=False).fill_nan(None)
     amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0).otherwise(number)
     rows = read_text(path, ["item"], {"stock": stock}).with_columns(amount=amount)
 

@@ -128,6 +128,8 @@ def test_gate_without_its_evaluation_or_catalogue_is_reported_by_name() -> None:
         check(gates(ndcg=0.1), (), knows_catalogue=True)
     with pytest.raises(SettingError, match="coverage: the number of items is unknown"):
         check(gates(coverage=0.1), evaluated().metrics, knows_catalogue=False)
+    with pytest.raises(SettingError, match=r"no gate  \(0\.1\); known are coverage, "):
+        check(read_gates(None, ["=0.1"]), evaluated().metrics, knows_catalogue=True)
 
 
 def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_available_items_are_those_with_stock(tmp_path: Path, rows: str, left: f
     assert read_rules(RuleFiles(available=path)).available == left
 
 
-@pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("", "None")])
+@pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("NAN", "'NAN'"), ("", "None")])
 def test_non_numeric_stock_is_refused_with_its_item(tmp_path: Path, stock: str, shown: str) -> None:
     path = tmp_path / "stock.csv"
     path.write_text(f"item,stock\na,3\nb,{stock}\n")
