@@ -3,7 +3,8 @@
 An operator must correct:
 
 ServiceMisused              options or files that cannot be used
-└── KeysUnreadable          a file of keys that cannot be read or parsed
+├── KeysUnreadable          a file of keys that cannot be read or parsed
+└── InvalidClient           a client with this name or these scopes cannot have a key
 EventsFailed                events could not be shipped or read; nothing is lost
 
 Lookups raise, as errors of stores so that callers of the library handle one base class:
@@ -14,12 +15,14 @@ StoreError
 │   └── UnknownList         no served release has a list of this name
 ├── ReleaseMoved            a tier's release is gone, and another one is followed; handled in `lookups`
 └── StoreUnavailable
-    └── StoreDefect         a store raised something other than StoreError
+    ├── StoreDefect         a store raised something other than StoreError
+    └── StoreThrottled
+        └── FoldInFull      too many visitors wait for a list from item factors
 """
 
 from typing import Literal, NamedTuple
 
-from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreMisused, StoreThrottled, StoreUnavailable
 
 FindingSource = Literal[
     "store", "circuit", "damage", "restored", "canary", "erased users", "rows", "file", "events", "state"
@@ -46,6 +49,10 @@ class KeysUnreadable(ServiceMisused):
     """The file of keys is missing, or this version cannot parse it."""
 
 
+class InvalidClient(ServiceMisused):
+    """The name of a client is invalid, or it has no scope, or an unknown one."""
+
+
 class EventsFailed(Exception):
     """Segments could not be copied or read, at either end."""
 
@@ -64,3 +71,7 @@ class ReleaseMoved(StoreError):
 
 class StoreDefect(StoreUnavailable):
     """A store raised something other than StoreError, its cause, or returned another number of results than keys."""
+
+
+class FoldInFull(StoreThrottled):
+    """Too many visitors wait for a list from item factors."""

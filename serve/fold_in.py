@@ -15,9 +15,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from hotplate.serve.errors import FoldInFull
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, SCORE_DECIMALS, Checksum, Item, cut, decode, encode_id
-from hotplate.stores.errors import ReleaseCorrupt, StoreThrottled, extra_installed
+from hotplate.stores.errors import ReleaseCorrupt, extra_installed
 from hotplate.stores.factors import Description, ItemEntry, piece_key, read_description, read_piece
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader, read_one
@@ -171,10 +172,10 @@ class FoldIn:
         """Compute a list of *n* items for a visitor from item *factors*, in the thread that this object has for it.
 
         *basket* has the weights of the visitor's known items by their row in the factors. *denied* and *excluded* are
-        ids of items, as by `encode_id`, that the list must not have. Raises StoreThrottled if too many visitors wait.
+        ids of items, as by `encode_id`, that the list must not have. Raises FoldInFull if too many visitors wait.
         """
         if self._waiting >= MAX_WAITING:
-            raise StoreThrottled("too many visitors wait to be folded in", 1.0)
+            raise FoldInFull("too many visitors wait to be folded in", 1.0)
 
         self._waiting += 1
         try:

@@ -409,7 +409,7 @@ class TieredReader:
         repeated item are added up. The list lacks the items of the basket, and denied and excluded ones. It is computed
         from item factors, or without them, as for a named list, from the lists of similar items. With a `where` in
         *only*, which the caller applies, it has at least FILTERED items. If nothing is left, or no store could be read,
-        it is the popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
+        it is the popular list of *segment*. Raises NotReady, and FoldInFull if too many visitors wait.
         """
         if not items:
             return FoldedIn(self.popular(segment, name), 0, 0)

@@ -23,7 +23,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta
 
-from hotplate.serve.errors import KeysUnreadable, ServiceMisused
+from hotplate.serve.errors import InvalidClient, KeysUnreadable, ServiceMisused
 from hotplate.stores.encoding import RecordFormat
 from hotplate.stores.folders import check_held, replace_durably, take_lock
 
@@ -165,13 +165,14 @@ def create(
 
     A new client gets the key as its primary one, with *scopes*, which must not be empty, and *rate*, its limit in
     requests per second (None is unlimited). A known client gets it as secondary key; its scopes and rate stay.
-    Raises ServiceMisused for an invalid name or scope, other scopes or another rate than before, and a third key.
+    Raises InvalidClient for an invalid name or scope, and ServiceMisused for other scopes or another rate than before,
+    and for a third key.
     """
     if not NAME.fullmatch(name):
-        raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
+        raise InvalidClient("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
     unknown_scopes = set(scopes) - set(SCOPES)
     if unknown_scopes:
-        raise ServiceMisused(f"{min(unknown_scopes)!r} is not a scope; there are {', '.join(SCOPES)}")
+        raise InvalidClient(f"{min(unknown_scopes)!r} is not a scope; there are {', '.join(SCOPES)}")
 
     key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
     stored_key = StoredKey(digest_of(key).hex(), int(time.time()))
@@ -190,7 +191,7 @@ def create(
 
 def _new_client(name: str, scopes: Sequence[str], rate: float | None, primary: StoredKey) -> KeyHolder:
     if not scopes:
-        raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
+        raise InvalidClient(f"the client {name} is new; say what it may do, as --scope read")
     ordered_scopes = tuple(scope for scope in SCOPES if scope in scopes)
     return KeyHolder(name, ordered_scopes, rate, primary)
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from hotplate.stores.errors import StoreMisused
+from hotplate.serve.errors import ServiceMisused
 
 # Headers that a page may send and read.
 REQUEST_HEADERS = (
@@ -23,10 +23,12 @@ class Cors:
     """The allowed origins."""
 
     def __init__(self, origins: Sequence[str]) -> None:
-        """Take origins such as `https://shop.example`; raises StoreMisused for anything else."""
+        """Take origins such as `https://shop.example`; raises ServiceMisused for anything else."""
         for origin in origins:
             if not _is_origin(origin):
-                raise StoreMisused(f"{origin!r} is not an origin; give scheme, host and port, as https://shop.example")
+                raise ServiceMisused(
+                    f"{origin!r} is not an origin; give scheme, host and port, as https://shop.example"
+                )
         self._origins = frozenset(origins)
 
     def preflight(self, request: web.BaseRequest, methods: Iterable[str]) -> web.Response | None:

@@ -27,6 +27,7 @@ from hotplate.serve.api.parameters import (
     read_body,
 )
 from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.errors import FoldInFull
 from hotplate.serve.filters import filter_of
 from hotplate.serve.list_requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
 from hotplate.serve.paging import parse_cursor
@@ -36,7 +37,6 @@ from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.shaping import FILTERED, Selection, Shaper
 from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
-from hotplate.stores.errors import StoreThrottled
 
 PRIVATE = "private, no-cache"
 # For lists that everybody shares; a CDN sees a new release a minute late.
@@ -133,7 +133,7 @@ class Handlers:
             result = await self._reader.fold_in(
                 basket, body.n, item_filter, segment=body.segment, recency=body.recency, name=body.list
             )
-        except StoreThrottled as error:
+        except FoldInFull as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
 

@@ -19,7 +19,7 @@ from hotplate.serve.api.openapi import page_response
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.connections.fast_lane import lane_state
-from hotplate.serve.errors import KeysUnreadable, NotReady, UnknownList
+from hotplate.serve.errors import InvalidClient, KeysUnreadable, NotReady, UnknownList
 from hotplate.serve.list_requests import ListRequest, answer_list
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.processes.context import ProcessContext
@@ -144,6 +144,8 @@ class Console:
             raise Problem(403, "no-keys", "this service was started without a file of keys; see --keys")
         try:
             return await asyncio.to_thread(act, path)
+        except InvalidClient as error:
+            raise bad_parameter(str(error)) from None
         except OSError as error:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror or error}") from None
 

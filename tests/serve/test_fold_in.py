@@ -28,13 +28,13 @@ from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confiden
 from hotplate.offline.train.popularity import most_popular
 from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.errors import FoldInFull
 from hotplate.serve.filters import ItemFilter
 from hotplate.serve.fold_in import MAX_ITEMS, RECENCY, from_similar, summed_weights
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, TieredReader
 from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, Item, decode, encode, encode_id
-from hotplate.stores.errors import StoreThrottled
 from hotplate.stores.factors import read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Reader
@@ -323,7 +323,7 @@ async def test_fold_in_beyond_the_thread_capacity_is_refused(
     await publish_model(memory, model())
     reader = await opened(memory)
     outcomes = await asyncio.gather(*(reader.fold_in([("i003", None)], 5) for _ in range(8)), return_exceptions=True)
-    assert Counter(map(type, outcomes)) == {FoldedIn: 3, StoreThrottled: 5}
+    assert Counter(map(type, outcomes)) == {FoldedIn: 3, FoldInFull: 5}
     assert isinstance(await reader.fold_in([("i003", None)], 5), FoldedIn)
 
 

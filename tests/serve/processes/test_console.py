@@ -195,7 +195,9 @@ def test_console_creates_no_admin_key(service: Service, folder: Path) -> None:
     create(folder.parent / "keys.json", "operator", ["admin"])
     assert service.admin("/console/keys?name=me&scope=admin", "POST").status == 400
     assert service.admin("/console/keys?name=operator", "POST").status == 409
-    assert service.admin("/console/keys?name=not/plain", "POST").status == 409
+    invalid = service.admin("/console/keys?name=not/plain", "POST")
+    assert (invalid.status, invalid.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
+    assert "a client's name is" in invalid.json["detail"]
     origin = {"Origin": "http://evil.example"}
     assert service.admin("/console/keys?name=me", "POST", **origin).status == 403
 
