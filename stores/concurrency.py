@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreClosed, StoreMisused
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class SharedCall(Generic[T]):
     A cancelled caller does not cancel it. Callers at its `close` get the error that *closed* returns.
     """
 
-    def __init__(self, call: Callable[[], Coroutine[Any, Any, T]], closed: Callable[[], StoreUnavailable]) -> None:
+    def __init__(self, call: Callable[[], Coroutine[Any, Any, T]], closed: Callable[[], Exception]) -> None:
         self._call = call
         self._closed = closed
         self._task: asyncio.Task[T] | None = None

@@ -20,7 +20,6 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.problems import Problem
 from hotplate.stores.concurrency import SharedCall
-from hotplate.stores.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -66,7 +65,7 @@ class TokenVerifier:
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._unreadable = LogOnce()
-        self._fetching = SharedCall(self._refresh_keys, lambda: StoreUnavailable("the keys are no longer fetched"))
+        self._fetching = SharedCall(self._refresh_keys, _issuer_unavailable)
         self._verified = dict[bytes, _VerifiedToken]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
@@ -75,6 +74,7 @@ class TokenVerifier:
         *digest* is the SHA-256 of the token: the results for up to MAX_VERIFIED tokens are cached by it until they
         expire, the oldest ones are evicted.
         """
+        self._renew_stale_keys()  # also for cached tokens, whose keys may be withdrawn
         verified = self._verified.get(digest)
         if verified is not None and time.time() < verified.until:
             return verified.caller
@@ -118,18 +118,20 @@ class TokenVerifier:
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _invalid_token("the token is not a valid one for this service") from None
 
+    def _renew_stale_keys(self) -> None:
+        """Start to fetch the keys again if they are too old; they are used meanwhile."""
+        is_stale = time.monotonic() >= self._fetched_at + FRESH_S
+        if self._keys and is_stale and self._may_fetch:
+            self._fetching.start()
+
     async def _signing_key(self, identifier: str) -> "PyJWK":
         """Return the issuer's public key with this identifier (`kid`), after fetching the keys if needed.
 
-        Stale keys are used while new ones are fetched. For an unknown key, this waits for a fetch, but does not begin
-        one too soon after the last: anyone may send tokens with invented identifiers. Concurrent requests share a
-        fetch. Raises a Problem: 401 if the issuer does not publish the key, 503 if no keys could be fetched yet.
+        For an unknown key, this waits for a fetch, but does not begin one too soon after the last: anyone may send
+        tokens with invented identifiers. Concurrent requests share a fetch. Raises a Problem: 401 if the issuer does
+        not publish the key, 503 if no keys could be fetched yet.
         """
-        if identifier in self._keys:
-            is_stale = time.monotonic() >= self._fetched_at + FRESH_S
-            if is_stale and self._may_fetch:
-                self._fetching.start()
-        elif self._fetching.is_running or self._may_fetch:
+        if identifier not in self._keys and (self._fetching.is_running or self._may_fetch):
             await self._fetching.result()  # of the fetch in progress, or of a new one
 
         key = self._keys.get(identifier)
@@ -137,8 +139,7 @@ class TokenVerifier:
             return key
 
         if not self._keys:
-            detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
-            raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
+            raise _issuer_unavailable()
         raise _invalid_token("the token is signed by a key that its issuer does not publish")
 
     @property
@@ -231,6 +232,11 @@ async def _fetch_json_object(session: ClientSession, url: str) -> dict[str, Any]
     if not isinstance(document, dict):
         raise IssuerUnreadable("a document is not a JSON object")
     return document
+
+
+def _issuer_unavailable() -> Problem:
+    detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
+    return Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
 
 
 def _invalid_token(detail: str) -> Problem:

@@ -212,6 +212,20 @@ async def test_replacing_a_key_under_its_id_invalidates_cached_tokens(
     assert await status_of(guard, old) == 401
 
 
+async def test_withdrawn_key_is_dropped_although_only_cached_tokens_come(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = issuer.token()
+    assert await status_of(guard, token) == 200
+    issuer.keys = {"second": rsa_key()}
+    monkeypatch.setattr(hotplate.serve.access.oidc, "FRESH_S", 0.0)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
+    async with asyncio.timeout(UNTIL_S):
+        while await status_of(guard, token) == 200:
+            await asyncio.sleep(0.01)
+    assert "does not publish" in (await refusal(guard, token)).detail
+
+
 @pytest.mark.parametrize("about", [{"use": "enc"}, {"alg": "RS512"}])
 async def test_key_for_another_use_verifies_no_token(issuer: Issuer, guard: Guard, about: dict[str, str]) -> None:
     ((kid, key),) = issuer.keys.items()
@@ -286,6 +300,18 @@ async def test_fetch_survives_cancellation_of_the_request_that_started_it(issuer
     await asyncio.sleep(0)
     asyncio.get_running_loop().call_later(0.05, first.cancel)
     assert await asyncio.gather(*(status_of(guard, issuer.token(sub=str(n))) for n in range(3))) == [200] * 3
+
+
+async def test_token_is_refused_with_503_if_the_fetch_of_keys_is_cancelled(issuer: Issuer, guard: Guard) -> None:
+    issuer.may_answer.clear()
+    tasks = asyncio.all_tasks()
+    request = asyncio.create_task(refusal(guard, issuer.token()))
+    await asyncio.sleep(0)
+    (fetch,) = asyncio.all_tasks() - tasks - {request}
+    fetch.cancel()
+    problem = await request
+    issuer.may_answer.set()
+    assert (problem.status, problem.name) == (503, "issuer-unavailable")
 
 
 async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
