@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import islice
 from math import inf
 
 from aiohttp import HttpVersion, HttpVersion11, hdrs, web
@@ -17,6 +18,8 @@ HEADER_END = b"\r\n\r\n"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 # Of an empty line that is divided between two parts, at most.
 DIVIDED_BYTES = len(HEADER_END) - 1
+# After so many empty lines in a part of a chunked body, its end is not searched for: each costs a call of the parser.
+MAX_EMPTY_LINES = 16
 MAX_LINE_BYTES = 8190
 # The registry bounds bodies.
 NEVER_PAUSED = 1 << 30
@@ -162,7 +165,7 @@ class RequestReader:
         fed_size = len(self._chunked_tail)
         self._chunked_tail = joined[-DIVIDED_BYTES:]
 
-        for line_end in _ends_of_empty_lines(joined):
+        for line_end in islice(_ends_of_empty_lines(joined), MAX_EMPTY_LINES):
             parser.feed_data(joined[fed_size:line_end])
             fed_size = line_end
             if self.payload.is_eof():
