@@ -21,12 +21,12 @@ class HiddenUsers:
     @property
     def exist(self) -> bool:
         """Whether any user is hidden."""
-        return bool(self._deny_list.current.users) or any(tier.follower.erased for tier in self._tiers)
+        return bool(self._deny_list.current.users) or any(tier.follower.erasures.erased for tier in self._tiers)
 
     def is_erased(self, user: str) -> bool:
         """Return whether a user is erased from any tier, as others may be older."""
         for tier in self._tiers:
-            erased = tier.follower.erased
+            erased = tier.follower.erasures.erased
             if erased and erased.covers_user(user):
                 return True
         return False

@@ -21,16 +21,15 @@ from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.canary_judge import CanaryJudge, Verdict
+from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.serve.tasks import repeat
-from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseRef, follows
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.connect import never_published
-from hotplate.stores.encoding import MANIFEST, RowKey
-from hotplate.stores.erasure import NOBODY, ErasedUsers
-from hotplate.stores.erasure_log import lost_sentence, read_erased
-from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
+from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
 from hotplate.stores.timing import Outage
 from hotplate.stores.verification import counted
@@ -67,7 +66,6 @@ class Follower:
     """
 
     live = Policy[ServedRelease | None]()
-    erased = Policy[ErasedUsers]()
 
     def __init__(
         self,
@@ -86,7 +84,7 @@ class Follower:
         self.canary_follower = CanaryFollower(reader, canary_counts, verdict=verdict, fold_in=fold_in)
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
-        self.erased = NOBODY
+        self.erasures = KnownErasures()
         self.last_error: str | None = None
         """Why the store cannot be read or followed."""
         self.attempted = asyncio.Event()
@@ -103,12 +101,6 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
-        self._erased_record: Erased | None = None
-        """The entry of the erased users that were read last."""
-        self._most_erased = 0
-        """The most erased users that the store has counted."""
-        self._lost_erased = 0
-        """How many of them the store has lost."""
         self._failing = LogOnce(again_s=LOG_EVERY_S, clock=lambda: asyncio.get_running_loop().time())
 
     @property
@@ -125,8 +117,8 @@ class Follower:
             findings.append(ServiceFinding("restored", self._restored))
         if self.canary_follower.followed.problem is not None:
             findings.append(ServiceFinding("canary", self.canary_follower.followed.problem))
-        if self._lost_erased:
-            findings.append(ServiceFinding("erased users", lost_sentence(self._lost_erased)))
+        if self.erasures.finding is not None:
+            findings.append(self.erasures.finding)
         if self.live is not None and self.live.damaged:
             findings.append(ServiceFinding("rows", counted(self.live.damaged)))
         return findings
@@ -302,7 +294,7 @@ class Follower:
                 change = asyncio.ensure_future(anext(changes, None))
                 async with self._switching:
                     if follows(catalogue, self._followed) and not self._may_lag_behind_restore(catalogue):
-                        await self._hide_erased(catalogue)
+                        await self.erasures.update(self._reader, catalogue)
 
                 new_releases = self._new_releases(catalogue)
                 if preparing is None or new_releases != releases:
@@ -395,7 +387,7 @@ class Follower:
         users are hidden in any case.
         """
         # First of all: an erasure must take effect even if a release cannot be loaded.
-        await self._hide_erased(catalogue)
+        await self.erasures.update(self._reader, catalogue)
 
         before = self.live
         release = before
@@ -421,24 +413,6 @@ class Follower:
         self._followed = catalogue
         self._restored = None
         self._agreement.record_read(ReadOutcome.CONFIRMED)
-
-    async def _hide_erased(self, catalogue: Catalogue) -> None:
-        """Add the erased users of a store to `self.erased`, whose lists are not shown; log if the store lost some.
-
-        Users stay in it if the store was restored from a copy without their erasure, or has lost its record. Called
-        while `self._switching` is held, as an older record that is read late would seem to have lost users.
-        """
-        if catalogue.erased == self._erased_record:
-            return
-        stored = await read_erased(self._reader, catalogue)
-        self._erased_record = catalogue.erased
-        self.erased = self.erased.union(stored)
-
-        self._most_erased = max(self._most_erased, stored.count + stored.lost)
-        lost = self._most_erased - stored.count
-        if lost and lost != self._lost_erased:
-            log.warning("%s", lost_sentence(lost))
-        self._lost_erased = lost
 
     async def _load_live(self, live: Release) -> ServedRelease:
         """Return a release that goes live; the canary is not loaded again."""
@@ -493,16 +467,22 @@ class Follower:
 
     async def _is_gone(self) -> bool:
         """Return whether the store certainly lacks the live release."""
-        if self.live is not None:
-            self._keep_open(())  # an open file could be read although it was removed
+        live = self.live
+        if live is None:
+            return False
+
+        self._keep_open(())  # an open file could be read although it was removed
+        try:
             try:
-                await read_one(self._reader, self.live.ref, MANIFEST)
-            except ReleaseNotFound:
-                return True
-            except Exception:
-                log.debug("whether release %s is there cannot be known", self.live.id, exc_info=True)
-            finally:
-                self._keep_open(self.releases)
+                await read_one(self._reader, live.ref, MANIFEST)
+            except PartLost:  # raised again if the parts with the rows of the sample are lost, too
+                await self._reader.get_many(live.ref, [EVERYBODY.text, *live.manifest.sample])
+        except ReleaseNotFound:
+            return True
+        except Exception:
+            log.debug("whether release %s is there cannot be known", live.id, exc_info=True)
+        finally:
+            self._keep_open(self.releases)
         return False
 
     def _keep_open(self, releases: Sequence[ServedRelease]) -> None:

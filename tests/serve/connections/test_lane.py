@@ -26,6 +26,7 @@ from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.releases.canary_follower import CanaryFollower
+from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
 from hotplate.serve.states import Reporter
@@ -293,11 +294,11 @@ def test_lane_keeps_only_policies_and_constants() -> None:
         "current": vars(DenyListFile)["current"],
         "live": vars(Follower)["live"],
         "canary": vars(CanaryFollower)["followed"],  # which the property Follower.canary reads
-        "erased": vars(Follower)["erased"],
+        "erased": vars(KnownErasures)["erased"],
     }
     constants = {
         "tiers", "follower", "local_rows", "needs_io", "manifest", "encoding", "users", "items", "anonymous", "number",
-        "template", "hidden_users", "exist",
+        "template", "hidden_users", "exist", "erasures",
     }  # fmt: skip
     assert attributes == policies.keys() | constants
     for name, policy in policies.items():

@@ -15,14 +15,19 @@ from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
+from hotplate.stores.connect import connect
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.store import PollingReader, Reader, ReadResult
 from hotplate.stores.timing import TOLERATED_S
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
+from tests.support.readers import USERS, lists
+from tests.support.redis_cluster import RedisCluster
 from tests.support.remote import RemoteStore, publish
+from tests.support.service import publish_to
 from tests.support.stores import lapse, ref_of
 from tests.support.virtual import virtual
 
@@ -224,7 +229,7 @@ async def test_users_erased_before_a_restore_stay_hidden_and_are_counted(
         copy = await backup_before_erasures(memory, follower)
         restore(memory, copy)
         await asyncio.sleep(2 * RESTORED_S)
-        assert [follower.erased.covers(f"user:{user}") for user in "1234"] == [True, True, True, False]
+        assert [follower.erasures.erased.covers(f"user:{user}") for user in "1234"] == [True, True, True, False]
         sentences = {finding.source: finding.sentence for finding in follower.findings}
         assert "has lost 2 of them" in sentences["erased users"]
         await erase_users(memory, ["2", "3"])
@@ -271,7 +276,7 @@ async def test_no_user_seems_lost_if_an_older_record_is_read_late(memory: Memory
         await erase_users(memory, ["2"])
         await follower.refresh()
         await asyncio.sleep(10)
-        assert [follower.erased.covers_user(user) for user in "123"] == [True, True, False]
+        assert [follower.erasures.erased.covers_user(user) for user in "123"] == [True, True, False]
         assert follower.findings == []
 
 
@@ -391,6 +396,28 @@ async def test_data_missing_from_a_store_is_an_error_and_serving_continues(
         restore(memory, copy)
         await asyncio.sleep(2 * STALE_POLL_S)
         assert (served(follower).id, follower.last_error) == (first, None)
+
+
+async def test_release_of_which_a_cluster_has_lost_one_part_is_not_gone(redis_cluster: RedisCluster) -> None:
+    url = redis_cluster.url(prefix="lost-part")
+    await publish_to(url, lists("first"))
+    store = connect(url)
+    async with following(store) as follower:
+        names = Keys("lost-part", clustered=True).release(served(follower).ref)
+        manifest = names.located([MANIFEST])
+        (bucket,) = manifest.buckets
+        for key in (names.groups[bucket].first, manifest.names[0].decode()):
+            redis_cluster.owner(key).server.execute_command("DEL", key)
+        await follower.refresh()
+        assert follower.last_error is None
+
+        for group in names.groups:
+            redis_cluster.owner(group.first).server.execute_command("DEL", group.first)
+        for key in names.rows(["popular:", *(f"user:{number}" for number in range(USERS))]):
+            redis_cluster.owner(key).server.execute_command("DEL", key)
+        await follower.refresh()
+        assert "is live, and is not in this store" in str(follower.last_error)
+    await store.close()
 
 
 @virtual
@@ -518,7 +545,7 @@ async def test_erasure_takes_effect_while_a_release_is_warmed_and_does_not_resta
         await asyncio.sleep(store.warm_s - 1)
         await erase_users(store, ["3"])
         await asyncio.sleep(0.1)
-        assert (served(follower).id, follower.erased.covers_user("3")) == (first, True)
+        assert (served(follower).id, follower.erasures.erased.covers_user("3")) == (first, True)
         await asyncio.sleep(1)
         assert served(follower).id == second
 
