@@ -140,6 +140,30 @@ class OpenConnections:
         return any(connection.idle_since == inf for connection in self.open)
 
 
+class HeldBytes:
+    """Bytes in memory for one connection, which count as in flight for all connections together."""
+
+    __slots__ = ("_registry", "in_flight", "unread")
+
+    def __init__(self, registry: OpenConnections) -> None:
+        self._registry = registry
+        self.in_flight = 0
+        """Of unanswered requests, and of the answers of batches while they are made."""
+
+        self.unread = 0
+        """Of answers that the client has not read."""
+
+    def set_in_flight(self, count: int) -> None:
+        """Set `in_flight`."""
+        self._registry.bytes_in_flight += count - self.in_flight
+        self.in_flight = count
+
+    def set_unread(self, count: int) -> None:
+        """Set `unread`."""
+        self._registry.bytes_in_flight += count - self.unread
+        self.unread = count
+
+
 class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects when needed.
 
@@ -159,8 +183,8 @@ class Connection(BaseProtocol):
     """
 
     __slots__ = (
-        "_answer_task", "_buffer", "_handshake", "_in_flight", "_is_half_closed", "_lane", "_reader", "_registry",
-        "_stalled_since", "_unread_bytes", "since", "ssl_context", "state",
+        "_answer_task", "_buffer", "_handshake", "_held", "_is_half_closed", "_lane", "_reader", "_registry",
+        "_stalled_since", "since", "ssl_context", "state",
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
 
@@ -177,8 +201,7 @@ class Connection(BaseProtocol):
         self._reader = RequestReader()
         self._is_half_closed = False  # the client half-closed
         self._answer_task: asyncio.Task[None] | None = None
-        self._in_flight = 0  # bytes of requests and answers that count as in flight
-        self._unread_bytes = 0  # bytes of an answer that the client has not read
+        self._held = HeldBytes(registry)
         self._stalled_since = 0.0  # since when the client has not read WRITE_STEP_BYTES more
 
     def start(self, accepted: socket.socket, certificate: Certificate | None) -> None:
@@ -220,7 +243,7 @@ class Connection(BaseProtocol):
     @property
     def idle_since(self) -> float:
         """Since when it waits for a whole request; inf while it answers, refuses or closes."""
-        return self.since if self.state in WAITS_FOR_REQUEST and not self._unread_bytes else inf
+        return self.since if self.state in WAITS_FOR_REQUEST and not self._held.unread else inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
@@ -232,9 +255,8 @@ class Connection(BaseProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See asyncio."""
-        self._registry.bytes_in_flight -= self._unread_bytes
-        self.add_in_flight(-self._in_flight)
-        self._unread_bytes = 0
+        self._held.set_in_flight(0)
+        self._held.set_unread(0)
         self._registry.open.pop(self, None)
         self._change_state(CLOSED)
         super().connection_lost(exc)
@@ -276,7 +298,7 @@ class Connection(BaseProtocol):
         """
         self._buffer += data
         self.add_in_flight(len(data))
-        if self._registry.is_full and (self.state not in (IDLE, HEADER) or self._unread_bytes):
+        if self._registry.is_full and (self.state not in (IDLE, HEADER) or self._held.unread):
             self._cut_slow_reader()
         if self.state in (IDLE, HEADER):
             self._read_headers()
@@ -285,7 +307,7 @@ class Connection(BaseProtocol):
 
     def _answer_in_lane(self, request: bytes) -> bool:
         """Answer a request by the fast lane, now or later; False if that leaves it to aiohttp."""
-        if self._lane is None or self._unread_bytes or self.transport is None:
+        if self._lane is None or self._held.unread or self.transport is None:
             return False
         answer = self._lane.answer(request, self.since, self._deliver)
         if answer is None:
@@ -300,14 +322,12 @@ class Connection(BaseProtocol):
     def pause_writing(self) -> None:
         """See asyncio."""
         super().pause_writing()
-        self._unread_bytes = self._open_transport.get_write_buffer_size()
+        self._held.set_unread(self._open_transport.get_write_buffer_size())
         self._stalled_since = monotonic()
-        self._registry.bytes_in_flight += self._unread_bytes
 
     def resume_writing(self) -> None:
         """See asyncio."""
-        self._registry.bytes_in_flight -= self._unread_bytes
-        self._unread_bytes = 0
+        self._held.set_unread(0)
         super().resume_writing()
 
     @property
@@ -406,7 +426,7 @@ class Connection(BaseProtocol):
     def _refusal_when_overloaded(self, message: RawRequestMessage) -> bytes | None:
         """Return the refusal of a request whose body can be discarded without a parser."""
         can_discard = self._reader.must_discard and hdrs.EXPECT not in message.headers
-        if self._reader.must_close or self._unread_bytes or not can_discard:
+        if self._reader.must_close or self._held.unread or not can_discard:
             return None
         return self._registry.shed(message, self.since)
 
@@ -518,8 +538,8 @@ class Connection(BaseProtocol):
         """Wait for the next request; its first bytes may be in the buffer."""
         self._change_state(IDLE)
         self.since = monotonic()
-        if self._buffer or self._in_flight:
-            self.add_in_flight(len(self._buffer) - self._in_flight)
+        if self._buffer or self._held.in_flight:
+            self._held.set_in_flight(len(self._buffer))
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
         """Answer with a problem, and close the connection; *reason* is one of SHED, or empty."""
@@ -531,7 +551,7 @@ class Connection(BaseProtocol):
         self._change_state(CLOSING)
         self.since = monotonic()
         self._buffer.clear()
-        self.add_in_flight(-self._in_flight)
+        self._held.set_in_flight(0)
         if self._open_transport.can_write_eof() and not self._open_transport.is_closing():
             self._open_transport.write_eof()
             self._open_transport.resume_reading()  # pipelined requests may have paused it
@@ -541,9 +561,7 @@ class Connection(BaseProtocol):
     def add_in_flight(self, count: int) -> None:
         """Add *count*, perhaps negative, to the bytes held for this connection, down to zero."""
         if self.is_open:
-            count = max(count, -self._in_flight)
-            self._in_flight += count
-            self._registry.bytes_in_flight += count
+            self._held.set_in_flight(max(0, self._held.in_flight + count))
 
     def check(self, now: float) -> None:
         """Close the connection if its state has lasted longer than the limit for this state.
@@ -554,7 +572,7 @@ class Connection(BaseProtocol):
         age_s = now - self.since
         limits = self._registry.limits
 
-        if self._unread_bytes:  # the client reads an answer slowly, in any state
+        if self._held.unread:  # the client reads an answer slowly, in any state
             self._check_reader(now)
         elif self.state is CLOSING:
             self._check_closing(age_s)
@@ -596,9 +614,8 @@ class Connection(BaseProtocol):
             step_s = min(step_s, CROWDED_WRITE_S)
 
         unread_now = self._open_transport.get_write_buffer_size()
-        if unread_now <= self._unread_bytes - WRITE_STEP_BYTES:
-            registry.bytes_in_flight += unread_now - self._unread_bytes
-            self._unread_bytes = unread_now
+        if unread_now <= self._held.unread - WRITE_STEP_BYTES:
+            self._held.set_unread(unread_now)
             self._stalled_since = now
         elif now - self._stalled_since > step_s:
             self._cut_slow_reader()
