@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplate.serve.fold_in import FoldIn, from_similar, summed_weights
-from hotplate.serve.lookups import Lookups
+from hotplate.serve.lookups import Lookups, is_list
 from hotplate.serve.tiers import Origin, Tier
-from hotplate.stores.encoding import ITEM, Item, RowKey, encode, is_empty
+from hotplate.stores.encoding import ITEM, Item, RowKey, encode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ReadResult
 
@@ -65,8 +65,8 @@ async def compute_list(basket: Basket, tiers: Sequence[Tier], lookups: Lookups, 
     """Compute a list for a visitor with the items of *basket*.
 
     It is computed from the item factors of the first tier (store) that has them, but only for the default list. For a
-    named list, without factors or without *fold_in*, it is computed from lists of similar items. Raises StoreThrottled
-    if too many visitors wait.
+    named list, without factors or without *fold_in*, it is computed from lists of similar items. Raises FoldInFull if
+    too many visitors wait.
     """
     if fold_in is not None and not basket.list:
         for tier in tiers:
@@ -93,7 +93,7 @@ async def _compute_by_similar(basket: Basket, lookups: Lookups) -> ComputedList:
     for row, result in zip(part.rows, part.results, strict=True):
         if isinstance(result, StoreError):
             failure = failure or result
-        elif result is not None and not is_empty(result):
+        elif is_list(result):
             lists[row.id] = result
 
     items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from hotplate.serve.errors import NotReady, UnknownList
-from hotplate.serve.lookups import BatchWalk, RowsRead
+from hotplate.serve.lookups import BatchWalk, RowsRead, is_list
 from hotplate.serve.metrics import ERROR, HIT, MISS
 from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tiers import Origin, Tier
@@ -165,7 +165,7 @@ class EncodedLists:
         """
         if origin is None:
             return self._fallbacks.unread(row, fallback)
-        if isinstance(result, bytes) and not is_empty(result):
+        if is_list(result):
             return self.hit(origin, row, result, fallback, source)
         return self._fallbacks.missed(origin, row, result, fallback)
 
@@ -197,7 +197,7 @@ class EncodedLists:
         hits = 0
         for row, result in zip(part.rows, part.results, strict=True):
             fallback = fallbacks[row.list]
-            if isinstance(result, bytes) and not is_empty(result):
+            if is_list(result):
                 lists[row.id] = EncodedList(
                     tier=tier.name, release=release, source=source, body=result, fallback=fallback
                 )
