@@ -14,14 +14,14 @@ from msgspec import Meta, Struct
 from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.api.router import Route, by_template
-from hotplate.serve.problems import Problem
+from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.processes.operator_view import CatalogueView, StoresView, json_of, operator_of
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import collected_warnings, with_warnings
 from hotplate.stores.connect import opened
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.lifecycle import Override, abort, activate, promote, rollback, start_canary
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
@@ -64,7 +64,10 @@ async def _activate(store: Store, release: ReleaseId, query: _Activate) -> Relea
 
 
 async def _start_canary(store: Store, release: ReleaseId, query: _StartCanary) -> ReleaseId:
-    await start_canary(store, release, float(query.percent), override=query.override)
+    try:
+        await start_canary(store, release, float(query.percent), override=query.override)
+    except StoreMisused as error:  # the share is 0, which no pattern of the parameter excludes
+        raise bad_parameter(str(error)) from None
     return release
 
 

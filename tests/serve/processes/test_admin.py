@@ -156,7 +156,7 @@ def test_change_with_an_unconfirmed_throughput_is_answered_with_a_warning(tmp_pa
 def test_impossible_canaries_are_refused(service: Service, releases: list[str]) -> None:
     first, second = releases
     service.admin(f"/v1/releases/{second}/activate", "POST")
-    for percent in ("?percent=100", "?percent=nan", "?percent=-1", "?percent=x", "?share=5"):
+    for percent in ("", "?percent=0", "?percent=100", "?percent=nan", "?percent=-1", "?percent=x", "?share=5"):
         refused = service.admin(f"/v1/releases/{first}/canary{percent}", "POST")
         assert (refused.status, refused.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
     assert service.admin(f"/v1/releases/{second}/canary?percent=5", "POST").status == 409  # it is live
