@@ -93,8 +93,8 @@ def _places(encoded: EncodedList) -> dict[bytes, int]:
     These are the popular list of the request's segment, and the one for everybody. An item has its first place.
     """
     popular = encoded.release.popular
-    bodies = [encoded.body]
-    bodies += [popular.get(key.text, NO_OFFSET) for key in (encoded.fallback, encoded.fallback.popular())]
+    fallbacks = dict.fromkeys((encoded.fallback, encoded.fallback.popular()))  # which may be the same
+    bodies = [encoded.body, *(popular.get(key.text, NO_OFFSET) for key in fallbacks)]
 
     places = dict[bytes, int]()
     for body in bodies:
