@@ -182,7 +182,7 @@ def _may_keep_connection(message: RawRequestMessage) -> bool:
     headers = message.headers
     if message.should_close or message.version < HttpVersion11 or message.method == hdrs.METH_CONNECT:
         return False
-    return not message.chunked or headers.getall(hdrs.TRANSFER_ENCODING) == [CHUNKED]
+    return headers.getall(hdrs.TRANSFER_ENCODING, [CHUNKED]) == [CHUNKED]
 
 
 def _ends_of_empty_lines(data: bytes) -> Iterator[int]:

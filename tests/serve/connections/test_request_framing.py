@@ -117,8 +117,9 @@ async def test_trailers_are_not_headers_of_the_next_request(pair: Pair) -> None:
         chunked(b"Connection: close"),
         chunked().replace(b": chunked", b": gzip, chunked"),
         chunked(body=b'{"users":["1"]}' + b"\r\n" * 60),
+        post(b"1.1").replace(b"Content-Length", b"Transfer-Encoding:\r\nContent-Length"),
     ],
-    ids=["1.0", "upgrade", "chunked", "coded", "empty lines"],
+    ids=["1.0", "upgrade", "chunked", "coded", "empty lines", "no coding"],
 )
 async def test_other_unusual_requests_close_the_connection(pair: Pair, sent: bytes) -> None:
     for server in (pair.lane, pair.plain):
