@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class KnownErasures:
-    """The erased users of one store; they only become more."""
+    """The erased users of one store, to which others are only added."""
 
     erased = Policy[ErasedUsers]()
 
