@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused, extra_installed
 from hotplate.stores.file import store as file_store
-from hotplate.stores.store import Observer, Store
+from hotplate.stores.store import Observer, Reader, Store
 from hotplate.stores.urls import redacted, require_url, scheme_of, split
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
 REDIS = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 BUILT_IN = (*COSMOS, *REDIS, "file")
 
+# What a store must have; it need not be a subclass of Store.
+_MEMBERS = (*Reader.__annotations__, *sorted(Store.__abstractmethods__))
 
 # A list of URLs, which the path of a folder would swallow.
 _SECOND_URL = re.compile(r"[,;\s]+[A-Za-z][A-Za-z0-9+.-]*://")
@@ -77,14 +79,15 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         except (TypeError, ValueError) as error:
             # Its message may hold a part of the URL, such as a password.
             reason = f": {error}" if redacted(url) == url else ""
-            if isinstance(error, TypeError):  # as for a class that lacks a method of `Reader`
+            if isinstance(error, TypeError):  # as for a subclass of Store that lacks a method
                 raise StoreMisused(
                     f"the store {scheme}:// does not fit this hotplate{reason}; upgrade its package"
                 ) from error
             raise StoreMisused(f"the store {scheme}:// does not accept {redacted(url)!r}{reason}") from error
-        if not hasattr(store, "records"):
+        lacking = [name for name in _MEMBERS if not hasattr(store, name)]
+        if lacking:
             raise StoreMisused(
-                f"the store {scheme}:// is for an earlier hotplate: it has no `records`; upgrade its package"
+                f"the store {scheme}:// does not fit this hotplate: it has no {', '.join(lacking)}; upgrade its package"
             )
         return cast("Store", store)
 

@@ -212,7 +212,7 @@ class SendingReader(Reader, ABC):
 
 
 class Store(Reader, Protocol):
-    """The whole contract, for publishing and operating.
+    """The whole contract, for publishing and operating; a subclass that lacks a method cannot be constructed.
 
     Further abilities are declared by base classes, found by `isinstance`: LocalReader, PollingReader, ReplicatedReader,
     SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store must inherit the
@@ -229,6 +229,7 @@ class Store(Reader, Protocol):
         erasure of users             by `users.erase_users`, if a failover or a publish brought rows back
     """
 
+    @abstractmethod
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft and claim it for its writer, as the first call of a handle. Idempotent.
 
@@ -236,6 +237,7 @@ class Store(Reader, Protocol):
         ReleaseConflict if the release is sealed, or the earlier writer is known to be alive.
         """
 
+    @abstractmethod
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; acknowledged rows survive the writer's death. Idempotent.
 
@@ -244,27 +246,33 @@ class Store(Reader, Protocol):
         or claimed by another writer; so do `resume_point` and `seal`.
         """
 
+    @abstractmethod
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         """Return the last key of *part*, `meta` aside, known to be written."""
 
+    @abstractmethod
     async def seal(self, draft: DraftRef) -> None:
         """Make all rows durable and the release immutable. Idempotent, for any writer.
 
         Must not block the event loop, which renews the lease.
         """
 
+    @abstractmethod
     async def is_sealed(self, release: ReleaseRef) -> bool:
         """Return whether a release was sealed, even if rows are damaged; False if it is absent. Reads no rows."""
 
+    @abstractmethod
     def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         """Yield every row of a sealed release once, in ascending order of key bytes, even without a catalogue.
 
         Raises ReleaseNotFound for a draft.
         """
 
+    @abstractmethod
     async def prepare(self, release: ReleaseRef) -> None:
         """Make a sealed release ready to be live (warm, scaled). Idempotent."""
 
+    @abstractmethod
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap.
 
@@ -276,6 +284,7 @@ class Store(Reader, Protocol):
         `errors.tracked_swap`).
         """
 
+    @abstractmethod
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Remove all rows of an incarnation, sealed or not, paced. Idempotent.
 
@@ -285,9 +294,11 @@ class Store(Reader, Protocol):
         the release stays readable.
         """
 
+    @abstractmethod
     async def incarnations(self) -> list[str]:
         """Return the incarnations with data, even without a readable catalogue."""
 
+    @abstractmethod
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace a CatalogueUnreadable's *record* by *new*, as `swap`; ReleaseConflict if the stored bytes differ."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hotplate.stores.connect import connect, with_max_ru
 from hotplate.stores.errors import StoreError, StoreMisused
-from hotplate.stores.store import PollingReader
+from hotplate.stores.store import PollingReader, Store
 from hotplate.stores.urls import redacted, split
 
 SCHEMES = ("redis", "rediss", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")
@@ -80,14 +80,31 @@ def test_harmless_url_parts_are_shown(url: str, shown: str) -> None:
     assert redacted(url) == shown
 
 
-@pytest.mark.parametrize("bases", [(), (PollingReader,)])
-def test_a_store_for_an_earlier_hotplate_is_refused(bases: tuple[type, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier = type("Earlier", bases, dict.fromkeys(("get_many", "catalogue", "changes", "close")))
-    entry = EntryPoint("earlier", "builtins:object", "hotplate.stores")
-    monkeypatch.setattr(EntryPoint, "load", lambda _: lambda _url: earlier())
+def connect_to(store_type: type, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Open a store of an installed package."""
+    entry = EntryPoint("third", "builtins:object", "hotplate.stores")
+    monkeypatch.setattr(EntryPoint, "load", lambda _: lambda _url: store_type())
     monkeypatch.setattr("hotplate.stores.connect.entry_points", lambda **_: EntryPoints([entry]))
-    with pytest.raises(StoreMisused, match=r"earlier:// .* hotplate: .*records`?; upgrade its package"):
-        connect("earlier:///lists")
+    return connect("third:///lists")
+
+
+@pytest.mark.parametrize("bases", [(), (PollingReader,), (Store,)])
+@pytest.mark.parametrize("lacking", ["records", "seal"])
+def test_store_without_a_method_is_refused_when_it_is_opened(
+    bases: tuple[type, ...], lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = dict.fromkeys(("batch", "coalesce", *Store.__abstractmethods__))
+    complete = type("Complete", bases, members)
+    assert isinstance(connect_to(complete, monkeypatch), complete)
+    del members[lacking]
+    with pytest.raises(StoreMisused, match=rf"third:// does not fit this hotplate: .*{lacking}\b.*; upgrade its"):
+        connect_to(type("Incomplete", bases, members), monkeypatch)
+
+
+def test_subclass_of_store_names_its_missing_methods_at_construction() -> None:
+    incomplete = type("Incomplete", (Store,), {})
+    with pytest.raises(TypeError, match=r"Incomplete .*seal.*swap"):
+        incomplete()
 
 
 @pytest.mark.parametrize("opener", ["no_such_module:open_url", "hotplate.stores.urls:no_such_function"])

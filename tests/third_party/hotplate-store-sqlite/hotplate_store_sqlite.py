@@ -26,6 +26,7 @@ from hotplate import (
     ReleaseNotFound,
     ReleaseRef,
     Row,
+    Store,
     StoreFull,
     StoreMisused,
     StoreUnavailable,
@@ -38,7 +39,7 @@ CATALOGUE = ("", "@catalogue")
 LOCK_TIMEOUT_S = 5.0
 
 
-class SqliteStore(Diagnosed, PollingReader):
+class SqliteStore(Store, Diagnosed, PollingReader):
     """One file of releases; one instance per process."""
 
     batch = coalesce = 64
