@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, NewType
 
 from msgspec import Meta
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from hotplate.stores.errors import HeldBack, ReleaseConflict, ReleaseNotFound
 
@@ -168,7 +168,7 @@ class Erased:
     """The number of erased users, and what names their record.
 
     Until format 4 the record was a row of an *incarnation*, empty since. *last* is the number of its last part, *token*
-    drawn for each change.
+    drawn for each change, but for accepted losses.
     """
 
     incarnation: str
@@ -180,6 +180,14 @@ class Erased:
     def stored(self) -> tuple[str | int, ...]:
         """The fields that the catalogue's format has."""
         return (self.incarnation, self.count) if self.incarnation else (self.count, self.last, self.token)
+
+    @property
+    def token_of_acceptance(self) -> str:
+        """The token of the next entry if that accepts the loss of users.
+
+        By it, readers of both entries tell a lower count that was accepted from that of older data.
+        """
+        return xxh3_64_hexdigest(repr(self.stored).encode())
 
 
 @dataclass(frozen=True, slots=True)

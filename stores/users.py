@@ -216,6 +216,8 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
             return Revision(catalogue)
 
         entry, record_changes = log.changes_for(new_users, min_count=min_count)
+        if is_count_lowered and catalogue.erased is not None:
+            entry = replace(entry, token=catalogue.erased.token_of_acceptance)
         return Revision(replace(catalogue, erased=entry), record_changes)
 
     return await revise_catalogue(store, with_revised_record)

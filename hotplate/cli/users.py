@@ -96,7 +96,7 @@ def accept_loss(
     Erase the lost ids again instead, if you know them. Without --lost, or with another number than the store has lost,
     nothing is changed: the number is printed, and the exit code is 2.
 
-    Running services go on hiding the users they know, and report the loss until they are restarted.
+    Running services go on hiding the users they know.
 
     Example: hotplate users accept-loss --lost 3 --store redis://localhost:6379/0
     """

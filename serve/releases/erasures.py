@@ -22,7 +22,7 @@ class KnownErasures:
         self._entry: Erased | None = None
         """The catalogue's entry of the record that was read last."""
         self._most = 0
-        """The most erased users that the store has counted."""
+        """The most erased users that the store has counted, without accepted losses."""
         self._lost = 0
         """How many of them the record lacks."""
 
@@ -36,12 +36,16 @@ class KnownErasures:
 
         Concurrent calls could read an older record last, in which users would seem to be lost. Raises StoreError.
         """
-        if catalogue.erased == self._entry:
+        entry = catalogue.erased
+        known = self._entry
+        if entry == known:
             return
         stored = await read_erased(reader, catalogue)
-        self._entry = catalogue.erased
+        self._entry = entry
         self.erased = self.erased.union(stored)
 
+        if entry is not None and known is not None and entry.token == known.token_of_acceptance:
+            self._most -= known.count - entry.count
         self._most = max(self._most, stored.count + stored.lost)
         lost = self._most - stored.count
         if lost and lost != self._lost:

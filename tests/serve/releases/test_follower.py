@@ -21,7 +21,7 @@ from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailab
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.store import PollingReader, Reader, ReadResult
 from hotplate.stores.timing import TOLERATED_S
-from hotplate.stores.users import erase_users
+from hotplate.stores.users import accept_loss, erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.readers import USERS, lists
@@ -289,6 +289,42 @@ async def test_service_without_the_record_of_erased_users_serves(memory: MemoryS
         assert follower.live is not None
         sentences = {finding.source: finding.sentence for finding in follower.findings}
         assert "has lost 1 of them" in sentences["erased users"]
+
+
+@pytest.mark.parametrize("is_reported", [True, False])
+@virtual
+async def test_accepted_loss_of_erased_users_is_not_reported_and_they_stay_hidden(
+    memory: MemoryStore, remote: RemoteStore, *, is_reported: bool
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        await erase_users(memory, ["1", "2", "3"])
+        await until(follower, await publish(memory, "second"))
+        memory.beside.clear()
+        if is_reported:
+            await erase_users(memory, ["1"])
+            await until(follower, await publish(memory, "third"))
+            assert [finding.source for finding in follower.findings] == ["erased users"]
+        await accept_loss(memory, 2 if is_reported else 3)
+        await until(follower, await publish(memory, "fourth"))
+        assert follower.findings == []
+        assert [follower.erased.covers_user(user) for user in "1234"] == [True, True, True, False]
+
+
+@virtual
+async def test_erasures_after_a_restore_are_not_taken_for_an_accepted_loss(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        copy = await backup_before_erasures(memory, follower)
+        restore(memory, copy)
+        await erase_users(memory, ["4"])
+        await until(follower, await publish(memory, "third"))
+        assert [finding.source for finding in follower.findings] == ["erased users"]
+        memory.beside.clear()
+        await accept_loss(memory, 2)
+        await until(follower, await publish(memory, "fourth"))
+        assert [finding.source for finding in follower.findings] == ["erased users"], "those of the restore"
 
 
 @virtual
