@@ -246,6 +246,26 @@ def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Cat
     return _make_live(catalogue, previous[-1], replaced_state=State.WITHDRAWN)
 
 
+def restore(catalogue: Catalogue, saved: Catalogue) -> Catalogue:
+    """Add the releases of *saved*, the catalogue of a backup; its live release becomes live.
+
+    Canaries of both end, as that of the backup may have been aborted since. Releases that were live or superseded are
+    withdrawn: they never become live again, and are pruned after their grace period. So are ready releases with an id
+    that *saved* has, too. Other ready releases, and drafts, stay as they are.
+    """
+    saved = _without_canary(replace(saved, now=catalogue.now))
+    saved_ids = {entry.id for entry in saved.releases}
+
+    others = list[Release]()
+    for entry in _without_canary(catalogue).releases:
+        is_replaced = entry.state is State.READY and entry.id in saved_ids
+        if is_replaced or entry.state in (State.LIVE, State.SUPERSEDED):
+            others.append(replace(_moved(entry, State.WITHDRAWN), superseded_at=catalogue.now))
+        else:
+            others.append(entry)
+    return replace(saved, releases=(*others, *saved.releases))
+
+
 def prune(
     catalogue: Catalogue,
     keep: int = 1,

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, State
+from hotplate.stores import transitions
+from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId
 from hotplate.stores.doctor import find_releases
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import NAMES, find_erased, read_erased, read_log
@@ -31,7 +32,6 @@ from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, CatalogueFile, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
 from hotplate.stores.store import RecordChange
-from hotplate.stores.transitions import abort
 from hotplate.stores.verification import OnProgress, unreported
 
 T = TypeVar("T")
@@ -109,9 +109,9 @@ async def restore(
 ) -> BackupResult:
     """Restore the backup in the folder *source* into an empty store or, with *over*, into one that may be in use.
 
-    Afterwards users are erased that were erased from either, and releases have the states of `_merge_catalogues`. Files
-    are copied and checked in a scratch folder, then moved under the catalogue's lock. *on_progress* gets bytes copied
-    and in all.
+    Afterwards users are erased that were erased from either, and releases have the states of `transitions.restore`.
+    Files are copied and checked in a scratch folder, then moved under the catalogue's lock. *on_progress* gets bytes
+    copied and in all.
 
     Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull. A failed restore can be repeated.
     """
@@ -141,7 +141,7 @@ async def restore(
                 record = catalogue_file.record()
                 if not over:
                     await _check_replaceable(store, saved)
-                present = _parse_or_empty(catalogue_file, record, saved.now)
+                present = _parse_or_empty(catalogue_file, record, store.clock())
                 merged, record_changes = await _merge(store, present, restored, erased_in_backup)
                 swap = partial(_swap_in, catalogue_file, record, merged, record_changes, files=scratch / "releases")
                 is_restored = await _in_thread(swap)
@@ -156,7 +156,13 @@ async def _merge(
     *present* is the store's catalogue, of generation 0 if it has none.
     """
     erased, record_changes = await _join_erasures(store, present, erased_in_backup)
-    merged = replace(_merge_catalogues(present, restored), erased=erased)
+    merged = replace(
+        transitions.restore(present, restored),
+        # A higher generation and a new token make readers follow, and swaps of other processes fail.
+        generation=max(present.generation, restored.generation) + 1,
+        token=secrets.token_hex(8),
+        erased=erased,
+    )
     if not present.generation and await store.incarnations():
         # Lost with its generation, which may have been higher: readers follow another store at once.
         merged = replace(merged, store_id=secrets.token_hex(8))
@@ -187,36 +193,6 @@ async def _join_erasures(
     return log.changes_for(all_erased, min_count=max(count_in_store, count_in_backup))
 
 
-def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
-    """Return a catalogue with the entries of a store's *present* catalogue and of a *restored* one.
-
-    The live release of *restored* becomes live. Its canary ends, as it may have been aborted since the backup.
-
-    Releases of *present* that are live or superseded are withdrawn: they never become live again, and are pruned after
-    their grace period. So are ready releases with an id that *restored* has, too. Other ready releases, and drafts,
-    stay as they are.
-    """
-    if restored.canary is not None:
-        restored = abort(restored, restored.canary.release)
-
-    restored_ids = {entry.id for entry in restored.releases}
-    others = list[Release]()
-    for entry in present.releases:
-        is_replaced = entry.state is State.READY and entry.id in restored_ids
-        if is_replaced or entry.state in (State.LIVE, State.SUPERSEDED):
-            others.append(replace(entry, state=State.WITHDRAWN, superseded_at=restored.now))
-        else:
-            others.append(entry)
-
-    # A higher generation and a new token make readers follow, and swaps of other processes fail.
-    return replace(
-        restored,
-        generation=max(present.generation, restored.generation) + 1,
-        token=secrets.token_hex(8),
-        releases=(*others, *restored.releases),
-    )
-
-
 async def _check_replaceable(store: LmdbStore, saved: Catalogue) -> None:
     """Raise ReleaseConflict if *store* has a catalogue, or without one releases that *saved* lacks."""
     catalogue_file = CatalogueFile(store.folder)
@@ -245,7 +221,7 @@ def _parse_or_empty(catalogue_file: CatalogueFile, record: bytes | None, now: fl
     except CatalogueUnreadable as error:
         if error.record is None:
             raise
-        return Catalogue()
+        return Catalogue(now=now)
 
 
 def _swap_in(

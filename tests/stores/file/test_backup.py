@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import pytest
 
-from hotplate.stores.catalogue import DRAFT_GRACE_S, LEASE_S, ReleaseId, State, follows
+from hotplate.stores.catalogue import DRAFT_GRACE_S, GRACE_S, LEASE_S, ReleaseId, State, follows
 from hotplate.stores.doctor import examine, rebuild, survey
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import (
@@ -313,6 +313,25 @@ async def test_canary_aborted_since_the_backup_is_not_restored(store: LmdbStore,
     assert (catalogue.live, catalogue.canary) == (first, None)
     assert catalogue.find(second).state is State.READY
     assert [entry.state for entry in catalogue.releases] == [State.WITHDRAWN, State.WITHDRAWN, State.LIVE, State.READY]
+
+
+async def test_releases_that_leave_service_by_a_long_restore_keep_their_grace(
+    store: LmdbStore, target: Path, clock: FakeClock
+) -> None:
+    first = await published(store, "first")
+    second = await published(store, "second")
+    await backup(store, target)
+    await rollback(store)
+    clock.now += 2 * GRACE_S
+    await start_canary(store, second, 50)
+
+    def copy_for_long(_done: int, _total: int) -> None:
+        clock.now += GRACE_S
+
+    await restore(target, store, copy_for_long, over=True)
+    assert await prune(store) == []
+    clock.now += GRACE_S
+    assert await prune(store) == [second, first]
 
 
 async def test_an_unreadable_catalogue_is_replaced(store: LmdbStore, target: Path) -> None:
