@@ -100,7 +100,7 @@ class CatalogueFile:
         self._spare = folder / "catalogue.spare"
         self._lock = folder / "catalogue.lock"
         self._records = folder / "records"
-        self._last_read = (b"", Catalogue())
+        self._last_read: tuple[bytes | None, Catalogue] = (None, Catalogue())
         """The last record that was read, and the catalogue in it: polls find the same record."""
 
     def record(self, name: str | None = None) -> bytes | None:
@@ -117,12 +117,11 @@ class CatalogueFile:
     def read(self, now: float) -> Catalogue:
         """Return the catalogue, with *now* as its time; an empty one before the first swap."""
         record = self.record()
-        last_record, last_catalogue = self._last_read
-        if record is None or record != last_record:
+        last_record, catalogue = self._last_read
+        if record != last_record:
             catalogue = self.parse(record, now)
-            self._last_read = (record or b"", catalogue)
-            return catalogue
-        return replace(last_catalogue, now=now)
+            self._last_read = (record, catalogue)
+        return replace(catalogue, now=now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
         """Decode a record read at *now*; None is that of an empty store."""

@@ -209,3 +209,16 @@ async def test_rows_of_erased_users_are_not_damage(open_store: OpenStore) -> Non
     surveyed = await survey(store)
     assert [release.damage for release in surveyed.releases] == [None]
     assert (await rebuild(store, surveyed, live)).live == live
+
+
+async def test_empty_file_of_a_catalogue_is_damage_and_can_be_rebuilt(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    live = await publish(store, "first")
+    await store.close()
+    (tmp_path / "catalogue.json").write_bytes(b"")
+    reopened = LmdbStore(tmp_path)
+    with pytest.raises(CatalogueUnreadable, match="store rebuild"):
+        await reopened.catalogue()
+    await rebuild(reopened, await survey(reopened), live)
+    assert (await reopened.catalogue()).live == live
+    await reopened.close()
