@@ -174,7 +174,7 @@ async def _advice(store: Store, catalogue: Catalogue) -> str:
             continue
         try:
             await read_servable(store, entry.ref)
-        except (ReleaseCorrupt, ReleaseNotFound):
+        except StoreError:
             continue
         return f"`hotplate releases activate {entry.id}` serves one that can be read, or publish again"
     return HEAL

@@ -16,7 +16,7 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef, State
 from hotplate.stores.doctor import READS, examine
-from hotplate.stores.errors import HEAL, StoreUnavailable
+from hotplate.stores.errors import HEAL, AccessDenied, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Finding, Level, Plan, ReadResult, Row, Store, StoreUse
 from hotplate.stores.users import erase_users
@@ -24,7 +24,7 @@ from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list
-from tests.support.stores import LISTS, OpenStore, publish
+from tests.support.stores import LISTS, OpenStore, publish, ref_of
 
 
 async def finding_of(store: object, subject: str, clock: Callable[[], float] = time.time) -> tuple[Level, str]:
@@ -127,6 +127,25 @@ async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> No
     store.failure = StoreUnavailable("the cable is cut")
     findings = await examine(cast("Store", store))
     assert [finding.sentence for finding in findings if finding.level == Level.ERROR] == ["the cable is cut"]
+
+
+async def test_other_release_that_may_not_be_read_is_not_advised() -> None:
+    class DeniedStore(MemoryStore):
+        denied = ReleaseId("")
+
+        async def get_many(
+            self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+        ) -> list[ReadResult]:
+            if release.id == self.denied:
+                raise AccessDenied("its file belongs to another user")
+            return await super().get_many(release, keys, timeout_s=timeout_s)
+
+    store = DeniedStore()
+    store.denied = await publish(store)
+    live = await ref_of(store, await publish(store))
+    del store.releases[live.incarnation]
+    level, sentence = await finding_of(store, "live")
+    assert (level, HEAL in sentence) == (Level.ERROR, True)
 
 
 async def test_timed_reads_have_a_time_limit_as_lookups_have() -> None:
