@@ -410,11 +410,13 @@ async def _verify(store: Store, draft: DraftRef, result: WrittenRelease) -> None
     try:
         await verify(store, draft.release)
     except ReleaseCorrupt as error:
-        if not result.skipped or Writer.of(draft.writer).kind is WriterKind.COPY:
+        if not result.skipped:
             raise
+        is_copy = Writer.of(draft.writer).kind is WriterKind.COPY
+        advice = "give the same command again" if is_copy else "publish them as a new release"
         raise ReleaseConflict(
             f"release {draft.id} was begun with other lists than these, or before a user was erased, or the store has "
-            f"lost rows of it; it was dropped: publish them as a new release"
+            f"lost rows of it; it was dropped: {advice}"
         ) from error
 
 

@@ -203,6 +203,21 @@ async def test_interrupted_copy_cannot_resume_with_other_lists(clock: FakeClock)
     assert (await copy(source, target, live)).rows == TOTAL
 
 
+async def test_copy_continued_after_an_erasure_asks_to_begin_again(clock: FakeClock) -> None:
+    source = MemoryStore(clock)
+    target = Watched(clock)
+    live = await publish(source)
+    target.calls_left = 1
+    with pytest.raises(StoreUnavailable, match="give the same command again"):
+        await copy(source, target, live)
+    target.calls_left = 1_000_000
+    await erase_users(source, ["00000"])
+    with pytest.raises(ReleaseConflict, match=r"before a user was erased.*give the same command again"):
+        await copy(source, target, live)
+    assert (await copy(source, target, live)).rows == TOTAL - 1
+    await verify(target, await ref_of(target, live))
+
+
 @on_every_store
 async def test_one_of_concurrent_copies_into_an_empty_store_writes_and_others_wait(
     open_store: OpenStore, clock: FakeClock
