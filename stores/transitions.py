@@ -37,9 +37,6 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
 # `prune` may mark a release in one of these states once its grace is over.
 PRUNABLE = (State.READY, State.SUPERSEDED, State.WITHDRAWN)
 
-# A new draft of the same id repairs a release in one of these states.
-REPAIRABLE = (State.READY, State.LIVE, State.SUPERSEDED)
-
 
 def _moved(entry: Release, state: State) -> Release:
     """Return a release's entry with its next state; RuntimeError if TRANSITIONS does not allow it."""
@@ -123,11 +120,13 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
 
     ready = replace(_moved(_owned_draft(catalogue, draft), State.READY), lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
-    damaged = next((other for other in others if other.id == draft.id and other.state in REPAIRABLE), None)
-    if damaged is None:
+    damaged = replace(catalogue, releases=tuple(others)).get(draft.id)
+    if damaged is None or damaged.state is State.DRAFT:
         return replace(catalogue, releases=(*others, ready))
 
-    withdrawn = replace(_moved(damaged, State.WITHDRAWN), superseded_at=catalogue.now)
+    withdrawn = damaged
+    if damaged.state is not State.WITHDRAWN:
+        withdrawn = replace(_moved(damaged, State.WITHDRAWN), superseded_at=catalogue.now)
     repaired = replace(
         damaged,
         incarnation=ready.incarnation,

@@ -10,7 +10,7 @@ from hotplate.stores import publication, verification
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import LEASE_S, ReleaseId, State
 from hotplate.stores.encoding import Checksum, body_of
-from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.errors import RefusedByGates, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.store import Row, Store
 from hotplate.stores.transfer import copy, repair
 from hotplate.stores.verification import verify
@@ -86,6 +86,25 @@ async def test_a_copy_onto_a_release_that_lost_rows_repairs_it(lost: list[str], 
     assert catalogue.find(release).ref != before
     again = await copy(source, target, release, live=live)
     assert (again.rows, again.repaired) == (0, False)
+
+
+async def test_copy_onto_a_withdrawn_release_that_lost_rows_leaves_it_refused() -> None:
+    source = MemoryStore()
+    target = MemoryStore()
+    for rows in (ROWS[:100], ROWS):
+        withdrawn = await publish(source, rows)
+        await copy(source, target, withdrawn)
+    live = await life.rollback(target, reason="more errors")
+    before = await ref_of(target, withdrawn)
+    del target.find(before).rows["user:007"]
+    done = await copy(source, target, withdrawn)
+    assert (done.repaired, isinstance(done.held_back, RefusedByGates)) == (True, True)
+    catalogue = await target.catalogue()
+    assert (catalogue.live, catalogue.find(withdrawn).state) == (live, State.WITHDRAWN)
+    assert catalogue.find(withdrawn).ref != before
+    assert await published_rows(target, withdrawn) == ROWS
+    await life.activate(target, withdrawn, override=life.Override.REFUSAL)
+    assert await life.rollback(target) == live
 
 
 @on_every_store
