@@ -259,7 +259,8 @@ async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
 async def _present_rows(store: Store, release: ReleaseRef, users: Sequence[str]) -> list[Row]:
     """Return the rows that a release has of *users*, in all lists; a row that cannot be read has no value.
 
-    Rows of parts that the store has lost are absent. Raises ReleaseNotFound if the release is gone.
+    If the release cannot be read at all, as a file that was cut, it may have the rows of all users. Rows of parts that
+    the store has lost are absent. Raises ReleaseNotFound if the release is gone.
     """
     try:
         names = (await load_manifest(store, release)).named
@@ -268,6 +269,8 @@ async def _present_rows(store: Store, release: ReleaseRef, users: Sequence[str])
     keys = [RowKey(USER, user, name).text for name in ("", *names) for user in users]
     try:
         return await _read_rows(store, release, keys)
+    except ReleaseCorrupt:
+        return [Row(key, b"") for key in keys]
     except PartLost:
         rows = list[Row]()
         for key in keys:  # one by one, to find those in other parts

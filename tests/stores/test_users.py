@@ -1,6 +1,7 @@
 """Erased users stay erased, whatever goes live, is copied, put back or rebuilt."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -221,6 +222,18 @@ async def test_find_names_releases_and_drafts(folder: LmdbStore) -> None:
     assert (locations.erased, locations.holding) == (("7",), {release: ("7",)})  # until its file is pruned
     assert Catalogue().erased is None
     assert (await folder.catalogue()).find(release).state is State.LIVE
+
+
+async def test_user_is_erased_although_the_file_of_a_release_was_cut(folder: LmdbStore) -> None:
+    damaged = await published(folder)
+    path = folder.folder / "releases" / f"{(await ref_of(folder, damaged)).incarnation}.mdb"
+    await folder.close()  # a mapped file that is cut ends its reader
+    os.truncate(path, path.stat().st_size // 2)
+    intact = await published(folder)
+    erasure = await erase_users(folder, ["7", "nobody"])
+    assert erasure.erased == ("7", "nobody")
+    assert erasure.holding == {damaged: ("7", "nobody"), intact: ("7",)}
+    await verify(folder, await ref_of(folder, intact))
 
 
 async def test_row_written_during_an_erasure_is_deleted_by_the_next() -> None:
