@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.http_report import LATENESS, PERCENTS
+from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
+from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, Portions, compared, is_significant_growth
 from hotplate.report import Column, Report, Row, format_value, from_json, rounded
 from hotplate.stores.errors import reason_of
 
-RATE = "rate"
 COLUMNS = (
     Column("A", "A", "ms", digits=3),
     Column("B", "B", "ms", digits=3),
@@ -80,7 +80,7 @@ def read(path: Path) -> Report:
     return report
 
 
-def compare(first: Report, second: Report, decides: str = "p99") -> Report:
+def compare(first: Report, second: Report, decides: str = P99) -> Report:
     """Compare two reports of `bench http`, and report whether the second is better, worse or no different.
 
     The figure *decides* gives the verdict, unless the share of errors grew significantly, which is a regression, too.
@@ -92,7 +92,7 @@ def compare(first: Report, second: Report, decides: str = "p99") -> Report:
     if decides not in changes:
         raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
 
-    shown = {decides, RATE, "p50", "p99"}
+    shown = {decides, RATE, P50, P99}
     lateness_us = max(_value(first, LATENESS), _value(second, LATENESS))
     verdict = _more_errors(first, second) or _verdict(changes[decides], lateness_us)
     return Report(
@@ -237,7 +237,7 @@ def _verdict(change: Change, lateness_us: float) -> Verdict:
         return Verdict(f"no difference is proven: {changed}. More or longer rounds narrow the interval")
 
     difference_us = abs((change.second.value or 0.0) - (change.first.value or 0.0))
-    if PERCENTS.get(name, 0) >= PERCENTS["p99"] and difference_us <= lateness_us:
+    if PERCENTS.get(name, 0) >= PERCENTS[P99] and difference_us <= lateness_us:
         late = format_value(lateness_us, "us")
         return Verdict(f"no difference is proven: {changed}, and the generator itself was up to {late} late")
     if (ratio.value > 1) == (name == RATE):

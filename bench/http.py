@@ -1,218 +1,30 @@
 """The measurement of a service: rounds, a search for the highest rate, or a sweep of batches."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
-from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.http_report import (
-    HttpPlan,
-    HttpRuns,
-    Objective,
-    highest,
-    parse_objective,
-    report,
-    report_popular,
-)
-from hotplate.bench.lists import check_answers, first_users, popular_complaint
+from hotplate.bench.errors import BenchFailed
+from hotplate.bench.http_plan import HttpPlan
+from hotplate.bench.http_report import report, report_popular
+from hotplate.bench.http_verdict import HttpRuns
+from hotplate.bench.lists import check_answers, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
+from hotplate.bench.loadgen.load import Load, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.options import (
-    FIND_MAX_OBJECTIVE,
-    MAX_POPULAR,
-    MAX_USERS,
-    HttpOptions,
-    parse_rate,
-    parse_seconds,
-    parse_share,
-    require_positive,
-)
 from hotplate.bench.outcome import interrupted_report
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.trials import TRIES, Trial
+from hotplate.bench.search import highest, search
+from hotplate.bench.trials import Trial
 from hotplate.report import Report
-from hotplate.stores.connect import run_on
-from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
-COMPARED = 500  # responses of a round to compare with the store
-BATCH_SAMPLE = 41  # one of 41 batches is compared; a prime, to avoid cycles
-SPARE = 1.25  # unknown users may exceed their share
 PARALLEL = 20  # as from Stream Analytics
 FEWER = 4  # after refused batches
 REFUSED = (429, 503)
 KEY_REFUSED = (401, 403)
-PRECISION = 0.05  # relative gap between good and bad rates
-FLOOR = 0.01  # lowest rate, relative to the first
 # A sample of users, asked before anything is measured: half a second, and more than half of the lists are popular ones.
 SAMPLE_RATE = 100.0
 SAMPLE_S = 0.5
 SAMPLE_POPULAR = 0.5
-
-
-def make_plan(options: HttpOptions) -> HttpPlan:
-    """Parse the options of a measurement over HTTP.
-
-    The share of popular lists (the fallback for users without own ones) that is allowed grows with that of unknown
-    users. Raises BenchMisused for invalid options, StoreError if the users cannot be read from a store.
-    """
-    _require_at_most_one({"--keys-file": options.keys_file, "--users": options.users})
-    _require_at_most_one({"--find-max": options.find_max or None, "--batch": options.batch})
-    if options.score and not options.batch:
-        raise BenchMisused("--score needs the sizes of batches, as --batch 50,200,1000,2000")
-    require_positive({"--repeat": options.repeat})
-
-    keys = parse_keys(options) if options.batch or KEY in options.path else None
-    allowed_popular = MAX_POPULAR if options.allow_popular is None else parse_share(options.allow_popular)
-    if keys is not None:
-        allowed_popular += SPARE * keys.unknown
-
-    return HttpPlan(
-        options=options,
-        load=_load(options, keys),
-        warmup_s=parse_seconds(options.warmup),
-        objective=_objective(options),
-        batches=_batches(options, keys),
-        keys=keys,
-        allowed_popular=min(1.0, allowed_popular),
-    )
-
-
-def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
-    """Return the requests of a round, and their rate in requests/s.
-
-    *keys* has the users to request; None for a path without users. With a store, one of `sample_every` responses is
-    kept, to be compared with its lists.
-    """
-    rate = parse_rate(options.rate)
-    duration_s = parse_seconds(options.duration)
-    sample_every = 0
-    if options.store and keys is not None:
-        # Odd, as BATCH_SAMPLE is, so that users in turn are not always sampled at the same positions.
-        sample_every = BATCH_SAMPLE if options.batch else max(1, int(rate * duration_s / COMPARED)) | 1
-
-    requests = Gets(options.path, keys)
-    return Load(
-        url=options.url,
-        requests=requests,
-        rate=rate,
-        seed=1 if options.poisson else None,
-        duration_s=duration_s,
-        connections=options.connections,
-        headers=_parse_headers(options.headers),
-        timeout_s=parse_seconds(options.timeout),
-        check=requests.failure,
-        observe=("source",),
-        sample_every=sample_every,
-    )
-
-
-def _objective(options: HttpOptions) -> Objective:
-    if options.slo is not None:
-        return parse_objective(options.slo)
-    return parse_objective(FIND_MAX_OBJECTIVE) if options.find_max else Objective({})
-
-
-def _batches(options: HttpOptions, keys: RequestKeys | None) -> list[Posts]:
-    """Return the POSTs of a sweep, one for each size of batches; none without `--batch`."""
-    if not options.batch or keys is None:
-        return []
-    return [Posts(keys, size, score=options.score) for size in _parse_batch_sizes(options.batch)]
-
-
-def parse_keys(options: HttpOptions) -> RequestKeys:
-    """Return the ids of the users to request, and how they are drawn.
-
-    The ids are the lines of a file, drawn in turn, or the numbers from 0 on, or the users of a store's live release,
-    both drawn at random. `--zipf` draws some more often than others. Raises BenchMisused if no option names users, or
-    the file cannot be read, StoreError if the store cannot be read.
-    """
-    default_draw: KeyDraw = Uniform()
-    if options.keys_file is not None:
-        ids: Sequence[str] = _read_ids(options.keys_file)
-        default_draw = InTurn()
-    elif options.users is not None:
-        ids = [str(number) for number in range(options.users)]
-    elif options.store is not None:
-        ids = run_on(options.store, partial(_users_in, options.store))
-    else:
-        raise BenchMisused("give the users to request: --users N, --keys-file FILE or --store URL")
-
-    draw = default_draw if options.zipf is None else Zipf(options.zipf)
-    return RequestKeys(tuple(ids), draw, parse_share(options.unknown))
-
-
-def _read_ids(path: Path) -> list[str]:
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise BenchMisused(f"--keys-file: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BenchMisused(f"--keys-file: {path} is not UTF-8: {error}") from error
-    return [line for line in text.splitlines() if line]
-
-
-async def _users_in(url: str, store: Store) -> list[str]:
-    """Return the first MAX_USERS users of the release that is live in the store at *url*."""
-    live = (await store.catalogue()).live_ref
-    if live is None:
-        raise BenchMisused(f"nothing is live in {redacted(url)}, so it has no users to request lists for")
-    return await first_users(store, live, MAX_USERS)
-
-
-def _parse_headers(texts: Sequence[str]) -> Mapping[str, str]:
-    """Return HTTP headers by name, each from a text as NAME:VALUE; raises BenchMisused."""
-    pairs = [header.partition(":") for header in texts]
-    if any(not colon for _, colon, _ in pairs):
-        raise BenchMisused("a header is written NAME:VALUE")
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _parse_batch_sizes(text: str) -> list[int]:
-    """Return numbers of users in a batch, from a text such as 1,50,200; raises BenchMisused."""
-    try:
-        sizes = [int(size) for size in text.split(",")]
-    except ValueError:
-        raise BenchMisused(f"sizes of batch are whole numbers, as 1,50,200, not {text!r}") from None
-    if min(sizes) < 1:
-        raise BenchMisused("a batch has one user or more")
-    return sizes
-
-
-def _require_at_most_one(flags: Mapping[str, object]) -> None:
-    names = [name for name, value in flags.items() if value is not None]
-    if len(names) > 1:
-        raise BenchMisused(f"{' and '.join(names)} exclude each other")
-
-
-def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
-    """Search for the highest rate (requests/s) inside the objective; yield all trials.
-
-    The rate doubles from *start* until a trial is outside, then the interval between inside and outside is halved
-    until its ends differ by less than *precision*, as a share. *attempt* makes a trial at a rate. If it is unclear,
-    as the load generator was late, it is repeated twice at most, then counts as outside. Ctrl-C ends the search.
-    """
-    low = 0.0  # the highest rate inside
-    high = math.inf  # the lowest rate outside
-    rate = start
-    # Without any rate inside, it ends far below the start.
-    while high / max(low, start * FLOOR) > 1 + precision:
-        for _ in range(TRIES):
-            trial = attempt(rate)
-            yield trial
-            if trial.is_stopped:
-                return
-            if not trial.is_unclear:
-                break
-
-        if trial.is_inside:
-            low = rate
-        else:
-            high = rate
-        rate = low * 2 if math.isinf(high) else (low + high) / 2
 
 
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:

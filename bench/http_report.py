@@ -1,44 +1,43 @@
-"""Plan, objective and report of a measurement over HTTP."""
+"""The report of a measurement over HTTP: rounds at one rate, with the search for it, or a sweep of batches."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
-from hotplate.bench.errors import BenchMisused
-from hotplate.bench.lists import CheckResult, popular_complaint
-from hotplate.bench.loadgen.load import OK, REDIRECT, STATUS, Load, Posts, RequestKeys
+from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, P99_9, POPULAR_LISTS, RATE
+from hotplate.bench.http_plan import HttpPlan
+from hotplate.bench.http_verdict import HttpRuns, Verdict, judge
+from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
-from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
+from hotplate.bench.objective import PERCENTS, format_bound, format_ms
 from hotplate.bench.outcome import interrupted_report, no_verdict
 from hotplate.bench.process import describe
+from hotplate.bench.search import knee, users_per_s
 from hotplate.bench.statistics import error_share, mean, percentile, popular_share
 from hotplate.bench.trials import Trial
-from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
+from hotplate.report import Column, Curve, Plot, Report, Row, format_value
 from hotplate.stores.urls import redacted
 
-PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
-PERCENTILES = ("p50", "p99", "p99.9")
+PERCENTILES = (P50, P99, P99_9)
+ERRORS_AND_DROPS = "errors and drops"
 ERRORS = "errors"
-LATENESS = "delay of the generator, p99"
-USUAL_ERRORS = 0.001
-NEAR = 0.9  # of the most users/s, for the recommended batch
-HINT = "; give --store URL, so that its users are requested"
+USERS = "users"
+AT_A_TIME = "batches at a time"
 RATE_COLUMNS = (
-    Column("p50", "p50\nms", "ms"),
-    Column("p99", "p99\nms", "ms"),
-    Column("p99.9", "p99.9\nms", "ms"),
-    Column("rate", "answers\n/s", digits=4),
-    Column("errors and drops", "errors\n%", "%"),
-    Column("popular lists", "popular\n%", "%"),
+    Column(P50, "p50\nms", "ms"),
+    Column(P99, "p99\nms", "ms"),
+    Column(P99_9, "p99.9\nms", "ms"),
+    Column(RATE, "answers\n/s", digits=4),
+    Column(ERRORS_AND_DROPS, "errors\n%", "%"),
+    Column(POPULAR_LISTS, "popular\n%", "%"),
 )
 BATCH_COLUMNS = (
-    Column("users", "users\n/s", digits=4),
-    Column("p50", "p50\nms", "ms"),
-    Column("p99", "p99\nms", "ms"),
-    Column("batches at a time", "batches\nat a time"),
-    Column("errors", "errors\n%", "%"),
-    Column("popular lists", "popular\n%", "%"),
+    Column(USERS, "users\n/s", digits=4),
+    Column(P50, "p50\nms", "ms"),
+    Column(P99, "p99\nms", "ms"),
+    Column(AT_A_TIME, "batches\nat a time"),
+    Column(ERRORS, "errors\n%", "%"),
+    Column(POPULAR_LISTS, "popular\n%", "%"),
 )
 SHOWN_REASONS = 2
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
@@ -48,130 +47,6 @@ CLOSED_LOOP = (
 # Percentiles at x = 1 / (1 - percentile), the usual axis of HDR plots.
 SPECTRUM_TICKS = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
 FEW_SECONDS = 30  # below it, a plot by second shows points
-
-
-class Judgement(NamedTuple):
-    """Broken bounds of an objective, and reasons not to blame the service."""
-
-    broken: tuple[str, ...]
-    doubts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """Bounds on percentiles, in microseconds, and on the share of errors."""
-
-    latency_us: Mapping[str, float]
-    errors: float = USUAL_ERRORS
-
-    @property
-    def percentile(self) -> str:
-        """The first bounded percentile, or p99."""
-        return next(iter(self.latency_us), "p99")
-
-    def judge(self, result: Result) -> Judgement:
-        """Judge errors, latencies and validity of one run."""
-        latency = self.judge_latency([result])
-        broken = (*self.errors_beyond([result]), *latency.broken)
-        return Judgement(broken, (*result.invalid_reasons, *latency.doubts))
-
-    def judge_latency(self, results: Sequence[Result]) -> Judgement:
-        """Compare the percentiles of all results together with their bounds.
-
-        A percentile beyond its bound is broken. It is only a doubt if the same percentile of the load generator's
-        delays, with which it sent requests after they were due, is all of the excess, or more than half of the value.
-        """
-        broken = list[str]()
-        doubts = list[str]()
-        latency = Histogram.merged(result.latency for result in results)
-        lag = Histogram.merged(result.lag for result in results)
-        for name, bound_us in self.latency_us.items():
-            value_us = latency.percentile_us(PERCENTS[name])
-            late_us = lag.percentile_us(PERCENTS[name])
-            if value_us <= bound_us:
-                continue
-
-            beyond = f"{name} {_ms(value_us)}, bound {_bound(bound_us)}"
-            if late_us >= min(value_us / 2, value_us - bound_us):
-                doubts.append(f"{beyond}, but the generator itself was {_ms(late_us)} late")
-            else:
-                broken.append(beyond)
-        return Judgement(tuple(broken), tuple(doubts))
-
-    def errors_beyond(self, results: Sequence[Result]) -> list[str]:
-        """Return a sentence if too large a share of all requests failed, with the kinds of errors and statuses."""
-        share = error_share(results).value or 0.0
-        if share <= self.errors:
-            return []
-        kinds = Counter[str]()
-        for result in results:
-            kinds.update({kind: count for kind, count in result.errors.items() if kind not in {STATUS, REDIRECT}})
-            kinds.update({f"status {status}": count for status, count in result.statuses.items() if status != OK})
-            kinds["dropped"] += result.dropped
-        named = ", ".join(f"{kind}: {count:,}" for kind, count in kinds.most_common() if count)
-        return [f"{share:.2%} of the requests got no good answer ({named}), bound {self.errors:.2%}"]
-
-    def __str__(self) -> str:
-        bounds = [f"{name} ≤ {_bound(bound_us)}" for name, bound_us in self.latency_us.items()]
-        return ", ".join([*bounds, f"errors ≤ {100 * self.errors:.3g} %"])
-
-
-def _ms(us: float) -> str:
-    """Format a latency as in the table."""
-    return f"{rounded(us / 1000)} ms"
-
-
-def _bound(us: float) -> str:
-    return f"{us / 1000:g} ms"
-
-
-def parse_objective(text: str) -> Objective:
-    """Parse an objective, bounds for percentiles of the latency and for the share of errors, as `p99=5ms,errors=0.1%`.
-
-    The bound on errors is 0.1 % by default. Raises BenchMisused.
-    """
-    latency_us = dict[str, float]()
-    errors = USUAL_ERRORS
-    for part in text.split(","):
-        name, equals, bound = part.strip().partition("=")
-        if not equals or name not in {*PERCENTS, ERRORS}:
-            raise BenchMisused(
-                f"{part.strip()!r} is not a part of an objective; write for example p99=5ms,errors=0.1%, with bounds "
-                f"for any of {', '.join(PERCENTS)} and {ERRORS}"
-            )
-
-        if name == ERRORS:
-            errors = parse_share(bound)
-        else:
-            latency_us[name] = parse_seconds(bound) * 1e6
-    return Objective(latency_us, errors)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpPlan:
-    """Parsed options.
-
-    With `find_max`, rounds run at the highest rate inside the objective. `batches` are POSTs of each size, of
-    which the objective only bounds the errors. `keys` is None if the path names no user.
-    """
-
-    options: HttpOptions
-    load: Load
-    warmup_s: float
-    objective: Objective
-    batches: Sequence[Posts]
-    keys: RequestKeys | None
-    allowed_popular: float
-
-    def popular_complaint(self, results: Sequence[Result]) -> list[str]:
-        """Return a sentence if too many lists were popular ones."""
-        complaint = popular_complaint(results, self.allowed_popular)
-        return [complaint + ("" if self.options.store else HINT)] if complaint else []
-
-
-def users_per_s(trial: Trial) -> float:
-    """Return the users/s of a trial of batches."""
-    return trial.offered * trial.result.ok_rate
 
 
 def _trial_json(trial: Trial) -> dict[str, Any]:
@@ -189,47 +64,6 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
         "error_share": result.error_share,
         "parallel": result.connections,
     }
-
-
-def highest(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial at the highest rate inside the objective, if any."""
-    inside = (trial for trial in _last_trials(trials) if trial.is_inside)
-    return max(inside, key=lambda trial: trial.offered, default=None)
-
-
-def first_outside(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial at the lowest outside rate above `highest`; None if the search was stopped before it."""
-    best = highest(trials)
-    above = (
-        trial
-        for trial in _last_trials(trials)
-        if not trial.is_inside and (best is None or trial.offered > best.offered)
-    )
-    return min(above, key=lambda trial: trial.offered, default=None)
-
-
-def _last_trials(trials: Sequence[Trial]) -> Iterable[Trial]:
-    """Return the last complete trial at each rate; only unclear trials are repeated."""
-    return {trial.offered: trial for trial in trials if not trial.is_stopped}.values()
-
-
-def knee(trials: Sequence[Trial]) -> Trial | None:
-    """Return the smallest good batch with 90 % of the most users/s; None if no batch is good."""
-    good = [trial for trial in trials if trial.is_inside]
-    most = max(map(users_per_s, good), default=0.0)
-    enough = (trial for trial in good if users_per_s(trial) >= NEAR * most)
-    return min(enough, key=lambda trial: trial.offered, default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRuns:
-    """All runs, and the check of kept responses; without a store, nothing is checked."""
-
-    plan: HttpPlan
-    trials: tuple[Trial, ...]
-    rounds: tuple[Result, ...]
-    checked: CheckResult | None
-    interrupted: bool
 
 
 def report(runs: HttpRuns) -> Report:
@@ -254,23 +88,26 @@ def report(runs: HttpRuns) -> Report:
 
     popular = plan.popular_complaint(results)
     if popular:
-        measured = _without_latencies(measured, popular)
+        complaints = [complaint for trial in runs.trials for complaint in plan.popular_complaint([trial.result])]
+        measured = _without_latencies(measured, popular, complaints)
     elif measured.failures:
         measured = replace(measured, sentence=no_verdict("; ".join([*errors, measured.failures[0]])))
     return _with_check(measured, runs.checked) if runs.checked else measured
 
 
-def _without_latencies(measured: Report, popular: Sequence[str]) -> Report:
+def _without_latencies(measured: Report, popular: Sequence[str], of_trials: Sequence[str]) -> Report:
     """Return a report with shares as its only figures, and with the complaints *popular* before its others.
 
-    If too many answers were the popular list instead of the users' own, their latencies and rates say nothing.
+    If too many answers were the popular list instead of the users' own, their latencies and rates say nothing. The
+    same complaints of single trials, *of_trials*, are left out.
     """
+    others = [reason for reason in measured.broken if not any(complaint in reason for complaint in of_trials)]
     return replace(
         measured,
         sentence=NOT_LISTS,
         rows=tuple(row for row in measured.rows if row.unit == "share"),
         plots=(),
-        broken=(*popular, *(reason for reason in measured.broken if "popular list" not in reason)),
+        broken=(*popular, *others),
         failures=(),
     )
 
@@ -299,62 +136,13 @@ def report_popular(plan: HttpPlan, sample: Result) -> Report:
 
 def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> list[Row]:
     """Return the rows of percentiles, of which the table shows all but p99.9."""
-    return [percentile(results, PERCENTS[name]).row(subject, name, "us", main=name != "p99.9") for name in names]
+    return [percentile(results, PERCENTS[name]).row(subject, name, "us", main=name != P99_9) for name in names]
 
 
 def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
     """Return the row of popular lists; none if no lists were seen."""
     popular = popular_share(results)
-    return [] if popular.value is None else [popular.row(subject, "popular lists", "share")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What rounds at one rate show, and the search for that rate, if there was one.
-
-    best     the trial at the highest rate inside the objective; None without a search, or if its rounds were outside
-    limit    why the rate may be higher, as the load generator ended the search; empty if the service did
-    broken   bounds that the service did not keep in the rounds, or at any rate
-    late     bounds that were broken by the lateness of the load generator
-    unknown  bounded percentiles with too few answers, and why
-    """
-
-    best: Trial | None
-    limit: str
-    broken: Sequence[str]
-    late: Sequence[str]
-    unknown: Mapping[str, str]
-
-
-def judge(runs: HttpRuns) -> Verdict:
-    """Judge rounds at one rate by the objective, and the search for that rate."""
-    objective = runs.plan.objective
-    unknown = _unknown_percentiles(objective, runs.rounds) if runs.rounds else {}
-    known = {name: bound_us for name, bound_us in objective.latency_us.items() if name not in unknown}
-    latency = replace(objective, latency_us=known).judge_latency(runs.rounds)
-    broken = [*objective.errors_beyond(runs.rounds), *latency.broken]
-
-    best = highest(runs.trials)
-    is_search_stopped = runs.interrupted and not runs.rounds
-    outside = None if is_search_stopped else first_outside(runs.trials)
-    if best:
-        broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in broken]
-    elif outside:
-        reasons = " and ".join(outside.broken or outside.doubts)
-        broken.append(f"no rate was inside the objective {objective}: at {outside.offered:,.4g} requests/s {reasons}")
-
-    return Verdict(
-        best=None if broken else best,
-        limit=outside.doubts[0] if outside and outside.is_unclear else "",
-        broken=broken,
-        late=latency.doubts,
-        unknown=unknown,
-    )
-
-
-def _unknown_percentiles(objective: Objective, rounds: Sequence[Result]) -> dict[str, str]:
-    figures = {name: percentile(rounds, PERCENTS[name]) for name in objective.latency_us}
-    return {name: figure.note for name, figure in figures.items() if figure.value is None}
+    return [] if popular.value is None else [popular.row(subject, POPULAR_LISTS, "share")]
 
 
 def _rounds_report(runs: HttpRuns) -> Report:
@@ -411,13 +199,15 @@ def _answer(runs: HttpRuns, verdict: Verdict) -> str:
     rate = format_value(mean([result.ok_rate for result in runs.rounds]).value or 0)
     errors = error_share(runs.rounds).value
     failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
-    p99 = _latency(runs.rounds, "p99")
+    p99 = _latency(runs.rounds, P99)
     if not runs.plan.options.slo and not runs.trials:
         return f"p99 is {p99} at {rate} answers/s, {failed}."
 
     if errors:
         failed += f" of {format_value(objective.errors, 'share')}"
-    bounds = [f"{name} {_latency(runs.rounds, name)} of {_bound(us)}" for name, us in objective.latency_us.items()]
+    bounds = [
+        f"{name} {_latency(runs.rounds, name)} of {format_bound(us)}" for name, us in objective.latency_us.items()
+    ]
     latencies = ", ".join(bounds) or f"p99 {p99}"
     return f"{'Outside' if verdict.broken else 'Within'} the objective: {latencies} at {rate} answers/s, {failed}."
 
@@ -433,7 +223,7 @@ def _answer_without_rounds(runs: HttpRuns, verdict: Verdict) -> str:
 
 def _latency(rounds: Sequence[Result], name: str) -> str:
     figure = percentile(rounds, PERCENTS[name])
-    return f"not known ({figure.note})" if figure.value is None else _ms(figure.value)
+    return f"not known ({figure.note})" if figure.value is None else format_ms(figure.value)
 
 
 def _method(runs: HttpRuns) -> str:
@@ -448,12 +238,12 @@ def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     subject = redacted(runs.plan.load.url)
     rounds = runs.rounds
     if verdict.best:
-        yield Row(subject, "highest rate", "/s", verdict.best.offered, note="at least" if verdict.limit else "")
+        yield Row(subject, HIGHEST_RATE, "/s", verdict.best.offered, note=AT_LEAST if verdict.limit else "")
 
     shown = {*PERCENTILES, runs.plan.objective.percentile}
     yield from _latency_rows(subject, rounds, [name for name in PERCENTS if name in shown])
-    yield mean([result.ok_rate for result in rounds]).row(subject, "rate", "/s")
-    yield error_share(rounds).row(subject, "errors and drops", "share")
+    yield mean([result.ok_rate for result in rounds]).row(subject, RATE, "/s")
+    yield error_share(rounds).row(subject, ERRORS_AND_DROPS, "share")
     yield from _popular_rows(subject, rounds)
     yield Row(subject, LATENESS, "us", _lateness_us(rounds), main=False)
 
@@ -526,7 +316,7 @@ def _batches_report(runs: HttpRuns) -> Report:
     best = knee(trials)
     answer = "No batch was served without errors, even one at a time; see below."
     if best is not None:
-        p50 = _ms(best.result.latency.percentile_us(50))
+        p50 = format_ms(best.result.latency.percentile_us(50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
 
@@ -550,10 +340,10 @@ def _batches_report(runs: HttpRuns) -> Report:
 def _batch_rows(trial: Trial) -> Iterator[Row]:
     subject = f"batch of {trial.offered:,.0f}"
     results = [trial.result]
-    yield Row(subject, "users", "/s", users_per_s(trial))
+    yield Row(subject, USERS, "/s", users_per_s(trial))
     yield from _latency_rows(subject, results, PERCENTILES)
-    yield Row(subject, "batches at a time", "", float(trial.result.connections))
-    yield error_share(results).row(subject, "errors", "share")
+    yield Row(subject, AT_A_TIME, "", float(trial.result.connections))
+    yield error_share(results).row(subject, ERRORS, "share")
     yield from _popular_rows(subject, results)
 
 
@@ -568,7 +358,7 @@ def _batch_plots(trials: Sequence[Trial]) -> list[Plot]:
 
     latencies = tuple(
         Curve(name, sizes, tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials))
-        for name in ("p50", "p99")
+        for name in (P50, P99)
     )
     rates = Curve("users/s", sizes, tuple(map(users_per_s, trials)))
 

@@ -356,6 +356,14 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
             return
 
 
+def sample_interval(requests: float, samples: int) -> int:
+    """Return the n of "each n-th response" for about *samples* responses to *requests*.
+
+    It is odd: an even one might sample the same connections, or the same users in turn, again and again.
+    """
+    return max(1, int(requests / samples)) | 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """The parameters of a run.

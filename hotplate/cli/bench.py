@@ -66,7 +66,8 @@ def http(options: HttpOptions, written: Written = Path("hotplate-bench"), as_jso
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store
     file:///var/lib/hotplate
     """
-    from hotplate.bench.http import make_plan, measure
+    from hotplate.bench.http import measure
+    from hotplate.bench.http_plan import make_plan
 
     _measure_and_report(lambda display: measure(make_plan(options), display), written, as_json=as_json)
 

@@ -9,7 +9,7 @@ import pytest
 
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.http_report import LATENESS
+from hotplate.bench.figure_names import LATENESS
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
 from hotplate.report import Report, Row, to_json

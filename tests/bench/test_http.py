@@ -18,15 +18,16 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench import http
+from hotplate.bench import http, http_plan
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.http import make_plan
-from hotplate.bench.http_report import HttpRuns, parse_objective
+from hotplate.bench.http_plan import make_plan
 from hotplate.bench.http_report import report as render
+from hotplate.bench.http_verdict import HttpRuns
 from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample
+from hotplate.bench.objective import parse_objective
 from hotplate.bench.options import HttpOptions
 from hotplate.report import Report, from_json, rounded
 from hotplate.serve.access.keys import create
@@ -121,7 +122,7 @@ def fixed_report(
 def test_the_first_users_of_a_store_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {f"user:{user}": a_list("i1") for user in range(USERS)}
     asyncio.run(publish_lists(tmp_path / "full", lists))
-    monkeypatch.setattr(http, "MAX_USERS", 3)
+    monkeypatch.setattr(http_plan, "MAX_USERS", 3)
     keys = make_plan(HttpOptions(url="http://simulated:80", store=f"file://{tmp_path / 'full'}")).keys
     assert keys is not None
     assert keys.ids == ("0", "1", "10")

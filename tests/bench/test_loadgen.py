@@ -1,9 +1,11 @@
 """The generator as it is, in virtual time, and what a search makes of servers that are formulas."""
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +13,18 @@ from hdrh.histogram import HdrHistogram
 from rich.console import Console
 
 from hotplate.bench import http
-from hotplate.bench.http import make_plan, search
-from hotplate.bench.http_report import HttpRuns, Objective, first_outside, highest, knee, report
+from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import report
+from hotplate.bench.http_verdict import HttpRuns
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import HIGHEST_US, Histogram, Result
+from hotplate.bench.objective import Objective
 from hotplate.bench.options import HttpOptions
+from hotplate.bench.planner.inputs import from_report, read_report
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.search import first_outside, highest, knee, search
 from hotplate.bench.trials import Trial
-from hotplate.report import Report
+from hotplate.report import Report, to_json
 from hotplate.stores.http1 import Response
 from tests.support.virtual import EndingWorker, VirtualLoop, delayed, simulate
 
@@ -204,6 +210,19 @@ def test_a_repeated_trial_that_is_broken_ends_a_search_by_the_service() -> None:
     assert found.extra["search"]["at_least"] == ""
     assert "is 500 requests/s" in found.sentence
     assert not found.notes
+
+
+def test_a_plan_reads_the_rate_that_a_search_found(tmp_path: Path) -> None:
+    inside = serve_at(500, 1000)
+    outside = Trial(offered=1500, result=serve_at(1500, 1000), doubts=("the generator was late",))
+    options = HttpOptions(url=URL, users=9, find_max=True, slo="p99=20ms", store="redis://cache/0")
+    trials_of_search = (Trial(offered=500, result=inside), outside)
+    found = report(HttpRuns(make_plan(options), trials_of_search, (inside,) * 3, None, interrupted=False))
+    path = tmp_path / "pod.json"
+    path.write_text(json.dumps(to_json(found)))
+    measured = from_report(read_report(path), path, p99_ms=20)
+    assert measured.values == {"redis_pod_rps": 500}
+    assert measured.source.startswith("measured: at least pod.json, ")
 
 
 def test_an_interrupted_search_does_not_say_that_no_rate_is_inside() -> None:

@@ -1,0 +1,36 @@
+"""Names of figures and subjects in reports, by which other commands find them in files.
+
+They are part of the file format: headings and sentences may be reworded, names stay, or old reports cannot be read.
+"""
+
+# Of all experiments.
+P50 = "p50"
+P99 = "p99"
+P99_9 = "p99.9"
+POPULAR_LISTS = "popular lists"
+AT_LEAST = "at least"  # note of a lower bound
+
+# Of `bench http`.
+HIGHEST_RATE = "highest rate"
+RATE = "rate"
+LATENESS = "delay of the generator, p99"
+
+# Of `bench stores`, whose subjects begin with the kind of store, and end with the client unless it is ours.
+CPU = "CPU a request"
+FILES = "files"
+REDIS = "Redis"
+COSMOS_DB = "Cosmos DB"
+COSMOS_EMULATOR = "Cosmos emulator"
+BY_REDIS_PY = " by redis-py"
+BY_SDK = " by SDK"
+BY_AZURE_COSMOS = "azure-cosmos"  # BY_SDK in earlier reports
+
+# Of `bench ru`.
+PROVISIONED = "RU/s provisioned"
+READS = "reads/s"
+EMULATOR = "emulator"  # what was measured without an account
+
+
+def level_name(ru: float) -> str:
+    """Return the beginning of a subject of `bench ru`, as "4,000 RU/s"."""
+    return f"{ru:,.0f} RU/s"

@@ -1,0 +1,116 @@
+"""The objective of a run over HTTP: bounds on percentiles of the latency and on the share of errors."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.figure_names import P50, P99, P99_9
+from hotplate.bench.loadgen.load import OK, REDIRECT, STATUS
+from hotplate.bench.loadgen.result import Histogram, Result
+from hotplate.bench.options import parse_seconds, parse_share
+from hotplate.bench.statistics import error_share
+from hotplate.report import rounded
+
+PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
+ERRORS = "errors"
+USUAL_ERRORS = 0.001
+
+
+class Judgement(NamedTuple):
+    """Broken bounds of an objective, and reasons not to blame the service."""
+
+    broken: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Bounds on percentiles, in microseconds, and on the share of errors."""
+
+    latency_us: Mapping[str, float]
+    errors: float = USUAL_ERRORS
+
+    @property
+    def percentile(self) -> str:
+        """The first bounded percentile, or p99."""
+        return next(iter(self.latency_us), P99)
+
+    def judge(self, result: Result) -> Judgement:
+        """Judge errors, latencies and validity of one run."""
+        latency = self.judge_latency([result])
+        broken = (*self.errors_beyond([result]), *latency.broken)
+        return Judgement(broken, (*result.invalid_reasons, *latency.doubts))
+
+    def judge_latency(self, results: Sequence[Result]) -> Judgement:
+        """Compare the percentiles of all results together with their bounds.
+
+        A percentile beyond its bound is broken. It is only a doubt if the same percentile of the load generator's
+        delays, with which it sent requests after they were due, is all of the excess, or more than half of the value.
+        """
+        broken = list[str]()
+        doubts = list[str]()
+        latency = Histogram.merged(result.latency for result in results)
+        lag = Histogram.merged(result.lag for result in results)
+        for name, bound_us in self.latency_us.items():
+            value_us = latency.percentile_us(PERCENTS[name])
+            late_us = lag.percentile_us(PERCENTS[name])
+            if value_us <= bound_us:
+                continue
+
+            beyond = f"{name} {format_ms(value_us)}, bound {format_bound(bound_us)}"
+            if late_us >= min(value_us / 2, value_us - bound_us):
+                doubts.append(f"{beyond}, but the generator itself was {format_ms(late_us)} late")
+            else:
+                broken.append(beyond)
+        return Judgement(tuple(broken), tuple(doubts))
+
+    def errors_beyond(self, results: Sequence[Result]) -> list[str]:
+        """Return a sentence if too large a share of all requests failed, with the kinds of errors and statuses."""
+        share = error_share(results).value or 0.0
+        if share <= self.errors:
+            return []
+        kinds = Counter[str]()
+        for result in results:
+            kinds.update({kind: count for kind, count in result.errors.items() if kind not in {STATUS, REDIRECT}})
+            kinds.update({f"status {status}": count for status, count in result.statuses.items() if status != OK})
+            kinds["dropped"] += result.dropped
+        named = ", ".join(f"{kind}: {count:,}" for kind, count in kinds.most_common() if count)
+        return [f"{share:.2%} of the requests got no good answer ({named}), bound {self.errors:.2%}"]
+
+    def __str__(self) -> str:
+        bounds = [f"{name} ≤ {format_bound(bound_us)}" for name, bound_us in self.latency_us.items()]
+        return ", ".join([*bounds, f"errors ≤ {100 * self.errors:.3g} %"])
+
+
+def format_ms(us: float) -> str:
+    """Format a latency in µs as in the table."""
+    return f"{rounded(us / 1000)} ms"
+
+
+def format_bound(us: float) -> str:
+    """Format a bound in µs as it was given."""
+    return f"{us / 1000:g} ms"
+
+
+def parse_objective(text: str) -> Objective:
+    """Parse an objective, bounds for percentiles of the latency and for the share of errors, as `p99=5ms,errors=0.1%`.
+
+    The bound on errors is 0.1 % by default. Raises BenchMisused.
+    """
+    latency_us = dict[str, float]()
+    errors = USUAL_ERRORS
+    for part in text.split(","):
+        name, equals, bound = part.strip().partition("=")
+        if not equals or name not in {*PERCENTS, ERRORS}:
+            raise BenchMisused(
+                f"{part.strip()!r} is not a part of an objective; write for example p99=5ms,errors=0.1%, with bounds "
+                f"for any of {', '.join(PERCENTS)} and {ERRORS}"
+            )
+
+        if name == ERRORS:
+            errors = parse_share(bound)
+        else:
+            latency_us[name] = parse_seconds(bound) * 1e6
+    return Objective(latency_us, errors)
