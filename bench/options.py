@@ -1,9 +1,9 @@
 """The options of each experiment, and parsers of times, rates, shares and URLs."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +12,11 @@ from hotplate.stores import options
 from hotplate.stores.options import Argument, Flag, parse_quantity
 from hotplate.stores.urls import redacted, scheme_of
 
+USER_PATH = "/v1/recommendations/{key}"
 WHEN = "When requests fall due"
 WHAT = "What is requested"
 HOW = "How it is measured"
-THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
+THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 FIND_MAX_OBJECTIVE = "p99=5ms,errors=0.1%"
@@ -42,10 +43,21 @@ def parse_seconds(text: str) -> float:
         return options.parse_seconds(text)
 
 
+def parse_number(text: str) -> float:
+    """Parse a number: `1500`, `1_000`, `1.5k`, `2M`. Raises ValueError."""
+    factor = THOUSANDS.get(text[-1:], 1.0)
+    return float((text[:-1] if factor > 1 else text).replace("_", "")) * factor
+
+
 def parse_rate(text: str) -> float:
     """Parse a rate in requests/s: `2000`, `2k`."""
-    with _misused():
-        return parse_quantity(text, THOUSANDS, "a rate such as 500 or 2k")
+    try:
+        rate = parse_number(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate < inf:  # nor NaN
+        raise BenchMisused(f"{text!r} is not a rate such as 500 or 2k")
+    return rate
 
 
 def parse_share(text: str) -> float:
@@ -103,9 +115,7 @@ class HttpOptions(Options):
     ] = None
     zipf: Annotated[float | None, Flag("Draw users by a Zipf law of this exponent, as 0.99.", WHAT)] = None
     unknown: Annotated[str, Flag("The share of requests for unknown users, as 5%.", WHAT, metavar="SHARE")] = "0%"
-    path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT, metavar="PATH")] = (
-        "/v1/recommendations/{key}"
-    )
+    path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT, metavar="PATH")] = USER_PATH
     headers: Annotated[
         tuple[str, ...], Flag("Send this header; repeatable.", WHAT, "header", metavar="NAME:VALUE")
     ] = ()
@@ -137,16 +147,6 @@ class HttpOptions(Options):
 
 # Ours: Azure promises a p99 below 10 ms for direct connectivity only, and nothing for the gateway that we use.
 ASSUMED_LATENCY = "p50=4ms,p99=10ms"
-
-
-def describe_latency(latency: str, *, is_known: bool) -> str:
-    """Return an emulator's latency in words, `the emulator waits p50 4 ms, p99 10 ms`, if it is known."""
-    if not is_known:
-        return "Cosmos DB is emulated, not Azure's"
-    if latency.endswith(".json"):
-        return f"the emulator waits as recorded in {Path(latency).name}"
-    spaced = re.sub(r"(\d)([a-z]+)", r"\1 \2", latency.replace("=", " ").replace(",", ", "))
-    return f"the emulator waits {spaced}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,23 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.options import MAX_POPULAR, is_emulated
+from hotplate.bench.figure_names import (
+    AT_LEAST,
+    BY_AZURE_COSMOS,
+    BY_REDIS_PY,
+    BY_SDK,
+    COSMOS_DB,
+    COSMOS_EMULATOR,
+    CPU,
+    EMULATOR,
+    FILES,
+    HIGHEST_RATE,
+    P99,
+    POPULAR_LISTS,
+    PROVISIONED,
+    REDIS,
+)
+from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
 from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
@@ -42,11 +58,10 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
     ),
 }  # fmt: skip
 MOST = 1e12  # sums beyond it lose whole units
-THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
-PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
-EMULATOR = "emulator"  # subject of `bench ru` without an account
-OTHER_READERS = ("azure-cosmos", "by SDK", "by redis-py")  # subjects that other clients read
+# Kinds of store with which subjects of `bench stores` begin, and the clients besides ours.
+STORE_KINDS = {COSMOS_DB: "cosmos", COSMOS_EMULATOR: "cosmos", REDIS: "redis", FILES: "files"}
+OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY, BY_AZURE_COSMOS)
 # The load of a plan with --have-ru only.
 PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
@@ -335,8 +350,8 @@ def from_report(report: Report, path: Path, p99_ms: float | None = None) -> Inpu
             f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{objective}{emulated}"
         )
 
-    is_lower_bound = any("at least" in row.note for row in report.rows)
-    file = f"measured: {'at least ' if is_lower_bound else ''}{path.name}"
+    is_lower_bound = any(row.note == AT_LEAST for row in report.rows)
+    file = f"measured: {f'{AT_LEAST} ' if is_lower_bound else ''}{path.name}"
     machine = [str(report.machine.get(name, ""))[:40] for name in ("cpu", "date")]
     source = ", ".join(filter(None, (file, *machine)))
     return InputSource(source, values, f"{{name!r}} in {path}")
@@ -348,7 +363,7 @@ def _unsound(report: Report) -> str:
     It has too many popular lists, which are cheap, or a complaint; or it may have latencies of an emulator, which are
     assumed, without saying so.
     """
-    popular = [row for row in report.rows if "popular" in row.figure and (row.value or 0) > MAX_POPULAR]
+    popular = [row for row in report.rows if row.figure == POPULAR_LISTS and (row.value or 0) > MAX_POPULAR]
     if popular:
         worst = max(popular, key=lambda row: (row.value or 0, row.subject))
         return f"{worst.value:.1%} of the lists of {worst.subject or 'the service'} were popular ones"
@@ -367,7 +382,7 @@ def _unsound_store(url: str) -> str:
         return "it does not say which store the service read, which may be an emulator; give --store URL"
     if is_emulated(url):
         return f"{url} is an emulator, so its latencies are assumed"
-    return "" if _pod_store(url) else f"{url} is not Cosmos DB, Redis or files"
+    return "" if _store_of_url(url) else f"{url} is not Cosmos DB, Redis or files"
 
 
 def _unsound_latencies(report: Report) -> str:
@@ -375,15 +390,26 @@ def _unsound_latencies(report: Report) -> str:
     account = str(report.extra.get("subject", ""))
     if not account:
         return "it does not say whether an account or an emulator was measured"
-    latencies = [row for row in report.rows if row.figure == "p99" and row.value is not None]
+    latencies = [row for row in report.rows if row.figure == P99 and row.value is not None]
     if (account == EMULATOR or is_emulated(account)) and not all(row.mark for row in latencies):
         return "an emulator was measured, and its latencies are not marked as assumed"
     return ""
 
 
-def _pod_store(name: str) -> str:
-    """Return which of POD_STORES a URL, or a subject of `bench stores`, names; empty if none."""
-    return next((store for store in POD_STORES if name.lower().startswith(store.removesuffix("s"))), "")
+def _store_of_url(url: str) -> str:
+    """Return which of POD_STORES a URL names; empty if none."""
+    return next((store for store in POD_STORES if url.lower().startswith(store.removesuffix("s"))), "")
+
+
+def _store_of_subject(subject: str) -> str:
+    """Return which of POD_STORES a subject of `bench stores` is; empty if none, or if another client read it.
+
+    A subject of earlier reports is a URL.
+    """
+    if any(client in subject for client in OTHER_CLIENTS):
+        return ""
+    kinds = (store for kind, store in STORE_KINDS.items() if subject.startswith(kind))
+    return next(kinds, _store_of_url(subject))
 
 
 def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
@@ -395,9 +421,9 @@ def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
     rates = [
         row.value
         for row in report.rows
-        if row.figure == "highest rate" and row.value and _is_p99_within(report, row.subject, p99_ms)
+        if row.figure == HIGHEST_RATE and row.value and _is_p99_within(report, row.subject, p99_ms)
     ]
-    store = _pod_store(str(report.configuration["store"]))
+    store = _store_of_url(str(report.configuration["store"]))
     return {f"{store}_pod_rps": max(rates)} if rates else {}
 
 
@@ -409,19 +435,18 @@ def _measured_cpu(report: Report) -> dict[str, object]:
     """
     cpus_us = dict[str, object]()
     # Reports of earlier versions do not list emulated subjects, but mark their latencies as assumed.
-    emulated = {*report.emulated, *(row.subject for row in report.rows if row.figure == "p99" and row.mark)}
-    rows = [row for row in report.rows if row.figure == "CPU a request" and row.value]
+    emulated = {*report.emulated, *(row.subject for row in report.rows if row.figure == P99 and row.mark)}
+    rows = [row for row in report.rows if row.figure == CPU and row.value]
     for row in sorted(rows, key=lambda row: row.value or 0):
-        store = _pod_store(row.subject)
-        is_by_another = any(name in row.subject for name in OTHER_READERS)
-        if store and not is_by_another and row.subject not in emulated:
+        store = _store_of_subject(row.subject)
+        if store and row.subject not in emulated:
             cpus_us[f"{store}_cpu_us"] = round(row.value or 0, 2)
     return cpus_us
 
 
 def _is_p99_within(report: Report, subject: str, p99_ms: float | None) -> bool:
     """Return whether a subject's p99 is known and at most *p99_ms*; true if that is None."""
-    p99_us = report.row(subject, "p99")
+    p99_us = report.row(subject, P99)
     return p99_ms is None or (p99_us is not None and p99_us.value is not None and p99_us.value <= p99_ms * 1000)
 
 
@@ -505,8 +530,7 @@ def _format_bounds(declared: Field[Any]) -> str:
 def _parse_number(value: object) -> float:
     """Convert a number, or a text such as `1_000` or `2M`. Raises TypeError and ValueError."""
     if isinstance(value, str):
-        factor = THOUSANDS.get(value[-1:], 1.0)
-        return float((value[:-1] if factor > 1 else value).replace("_", "")) * factor
+        return parse_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
     return float(value)

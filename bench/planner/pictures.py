@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from hotplate.bench.figure_names import P99, PROVISIONED, READS, level_name
 from hotplate.bench.planner.formulas import NotPossible
-from hotplate.bench.planner.inputs import HOURS, PROVISIONED, READS, hourly_shares
+from hotplate.bench.planner.inputs import HOURS, hourly_shares
 from hotplate.bench.planner.plan import CapacityPlan, break_even, totals_by_rate
 from hotplate.bench.planner.serving_options import hourly_billed_ru
 from hotplate.report import Curve, Plot, Report, Row, rounded
@@ -75,19 +76,18 @@ def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
     Marks are the RU/s of this plan, and those of today if they are an input.
     """
     throughput = tuple(_curves_by_size(sweep, READS))
-    p99 = tuple(_curves_by_size(sweep, "p99"))
+    p99 = tuple(_curves_by_size(sweep, P99))
     marks = {plan.number("serve_ru"): THIS_PLAN} if plan.is_possible("serve_ru") else {}
     if "have_ru" in plan.figures:
         marks[plan.number("have_ru")] = "today"
 
     # An emulator's latencies are assumed, which a mark shows.
-    assumed = any(row.figure == "p99" and row.mark for row in sweep.rows)
-    p99_label = "p99, assumed" if assumed else "p99"
-    x = "RU/s provisioned"
+    assumed = any(row.figure == P99 and row.mark for row in sweep.rows)
+    p99_label = f"{P99}, assumed" if assumed else P99
     date = str(sweep.machine.get("date", ""))[:10]
     return Plot(
         title="Throughput and p99, by RU/s",
-        x=x,
+        x=PROVISIONED,
         y=READS,
         curves=throughput,
         log_x=True,
@@ -95,7 +95,7 @@ def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
         points=True,
         marks=marks,
         caption=f"hotplate bench ru, {date}: {sweep.sentence}",
-        below=Plot(p99_label, x, p99_label, p99, y_unit="us", log_x=True, points=True, marks=marks),
+        below=Plot(p99_label, PROVISIONED, p99_label, p99, y_unit="us", log_x=True, points=True, marks=marks),
     )
 
 
@@ -111,7 +111,8 @@ def _curves_by_size(sweep: Report, figure: str) -> Iterator[Curve]:
     }
     for row in sweep.rows:
         if row.figure == figure and row.subject in ru_by_subject:
-            size = row.subject.partition(" RU/s")[2].lstrip(", ") or "measured"
+            level = level_name(ru_by_subject[row.subject])
+            size = row.subject.removeprefix(level).lstrip(", ") or "measured"
             rows_by_size.setdefault(size, []).append(row)
 
     for size, rows in rows_by_size.items():

@@ -9,11 +9,14 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
+from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
+from hotplate.bench.figure_names import AT_LEAST as AT_LEAST_NOTE
+from hotplate.bench.figure_names import EMULATOR, P50, P99, PROVISIONED, READS, level_name
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
-from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency, is_emulated
+from hotplate.bench.objective import PERCENTS
+from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.outcome import EMULATED_CHARGES, NOTHING_MEASURED
-from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, too_far
 from hotplate.bench.statistics import percentile
@@ -42,8 +45,6 @@ REACHED = 0.93
 # Share of due requests that the load generator must send to have kept up.
 SENT_BOUND = 0.99
 INTERRUPTED = "it was interrupted"
-ASSUMED = "assumed"
-ASSUMED_MARK = "*"
 COMPUTED_MARK = "="
 AT_LEAST_MARK = "+"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
@@ -55,8 +56,8 @@ BILLION = "USD per billion reads"
 COLUMNS = (
     Column(READS, "reads\n/s", digits=5),
     Column(PUBLISHED, "writes\n/s", digits=3),
-    Column("p50", "p50\nms", "ms"),
-    Column("p99", "p99\nms", "ms"),
+    Column(P50, "p50\nms", "ms"),
+    Column(P99, "p99\nms", "ms"),
     Column(REFUSED, "429s\n%", "%"),
     Column(MANUAL, "USD/month\nmanual", digits=3),
     Column(AUTOSCALE, "auto-\nscale", digits=3),
@@ -132,7 +133,7 @@ class Standing(Enum):
     """What the trials of a level say of a figure; the value is a note in the report."""
 
     MEASURED = ""
-    AT_LEAST = "at least"
+    AT_LEAST = AT_LEAST_NOTE
     """This machine drove a little less than the level carries."""
 
     COMPUTED = "computed"
@@ -367,7 +368,7 @@ class Sweep:
         return self._name(level.ru, level.size_kb)
 
     def _name(self, ru: int, size_kb: int) -> str:
-        name = f"{ru:,} RU/s"
+        name = level_name(ru)
         if self.options.autoscale:
             name += ", autoscale"
         if len({level.size_kb for level in self.levels} | {size_kb for _, size_kb in self.missing}) > 1:
@@ -382,7 +383,6 @@ def report(sweep: Sweep, prices: Prices) -> Report:
     """
     levels = sweep.levels
     account = sweep.options.account
-    assumption = describe_latency(sweep.options.latency, is_known=account is None)
     return Report(
         kind="ru",
         emulated=tuple(map(sweep.subject, levels)) if sweep.emulated else (),
@@ -390,7 +390,7 @@ def report(sweep: Sweep, prices: Prices) -> Report:
         rows=tuple(row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))),
         columns=COLUMNS,
         marks={
-            ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest",
+            **explain_mark(sweep.options.latency, is_known=account is None),
             AT_LEAST_MARK: "at least: this machine drives no more",
             COMPUTED_MARK: "computed: RU/s divided by the measured charge",
         },
@@ -407,7 +407,7 @@ def report(sweep: Sweep, prices: Prices) -> Report:
         interrupted=sweep.interrupted,
         configuration=sweep.options.to_json(),
         machine=describe(),
-        extra={"subject": "emulator" if account is None else redacted(account)},
+        extra={"subject": EMULATOR if account is None else redacted(account)},
     )
 
 
@@ -450,7 +450,7 @@ def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
     yield Row(subject, "reads/s per 100 RU/s", "", reads_per_s / level.ru * 100, main=False)
     yield Row(subject, PUBLISHED, "", level.ru / sweep.publish_ru[level.size_kb])
 
-    yield from (_latency(sweep, level, percent) for percent in (50, 99))
+    yield from (_latency(sweep, level, figure) for figure in (P50, P99))
     if level.standing is Standing.MEASURED:
         yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
     else:  # what exceeds the capacity, of 110 % of it
@@ -483,26 +483,24 @@ def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
     return prices.ru_month(level.ru, autoscale=sweep.options.autoscale, regions=sweep.regions)
 
 
-def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
-    """Return the row of a latency percentile (0 to 100) in µs, from the trial at 90 % of the level's capacity (CALM).
+def _latency(sweep: Sweep, level: Level, name: str) -> Row:
+    """Return the row of a percentile of latency in µs, as "p99", from the trial at 90 % of a level's capacity (CALM).
 
     Its value is None without such a trial, if the level was only computed, or if its trials failed. An emulator's
     latencies are assumed, which a mark shows.
     """
     subject = sweep.subject(level)
-    name = f"p{percent:g}"
     if level.is_computed:
         return Row(subject, name, "us", None, note=Standing.COMPUTED.value)
     if level.is_broken or all(trial.offered != CALM for trial in level.trials):
         return Row(subject, name, "us", None, note="not measured")
 
     trial = level.at(CALM)
-    figure = percentile([trial.result], percent)
+    figure = percentile([trial.result], PERCENTS[name])
     if trial.is_stopped and figure.value is None:
         figure = replace(figure, note=INTERRUPTED)
-    if sweep.emulated and figure.value is not None:
-        return Row(subject, name, "us", figure.value, note=ASSUMED, mark=ASSUMED_MARK)
-    return Row(subject, name, "us", figure.value, note=figure.note)
+    row = Row(subject, name, "us", figure.value, note=figure.note)
+    return as_assumed(row) if sweep.emulated and figure.value is not None else row
 
 
 def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
@@ -536,7 +534,7 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
     top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
     top_usd = _month_usd(sweep, top, prices)
     standing = {Standing.AT_LEAST: "at least ", Standing.COMPUTED: "(computed) "}.get(top.standing, "")
-    p99_us = _latency(sweep, top, 99).value
+    p99_us = _latency(sweep, top, P99).value
     p99 = ""
     if p99_us is not None:
         p99 = f", p99 {format_value(p99_us, 'us')}"
@@ -560,7 +558,7 @@ def _notes(sweep: Sweep) -> Iterator[str]:
         if level.limit:
             subjects.setdefault(level.limit, []).append(subject)
         elif not (level.is_computed or level.is_broken):
-            for row in (_latency(sweep, level, percent) for percent in (50, 99)):
+            for row in (_latency(sweep, level, figure) for figure in (P50, P99)):
                 if row.value is None:
                     subjects.setdefault(f"{row.figure} is not known, {row.note}", []).append(subject)
     for reason, names in subjects.items():
@@ -575,7 +573,7 @@ def _plot(sweep: Sweep) -> Plot:
     A level is one setting of RU/s.
     """
     offered_label = "offered reads/s"
-    p99_label = f"p99, {ASSUMED}" if sweep.emulated else "p99"
+    p99_label = f"{P99}, {ASSUMED}" if sweep.emulated else P99
     curves = [_level_curves(sweep, level) for level in sweep.levels]
     p99_curves = tuple(level_curves.p99_us for level_curves in curves)
     return Plot(

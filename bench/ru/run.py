@@ -12,7 +12,7 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
-from hotplate.bench.options import SweepOptions, is_emulated, parse_rate, parse_seconds
+from hotplate.bench.options import USER_PATH, SweepOptions, is_emulated, parse_rate, parse_seconds
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
@@ -53,7 +53,6 @@ WITHIN_S = 140.0
 BETWEEN_S = 1.5
 SETUP_S = 20.0
 HOUR_S = 3600
-PATH = "/v1/recommendations/{key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +230,12 @@ class _SweepMeasurement:
         self._display.start("starting a service")
         # Service and emulator get a higher priority, or other processes make the service miss its deadline of 50 ms.
         with (
-            process.service_serving(database.url, PATH.format(key=users[0]), variables=database.environment) as service,
+            process.service_serving(
+                database.url, USER_PATH.format(key=users[0]), variables=database.environment
+            ) as service,
             process.before_others(service, *servers),
         ):
-            paths = [PATH.format(key=user) for user in users]
+            paths = [USER_PATH.format(key=user) for user in users]
             charge_ru = process.read_charge(service, paths, deadline_s=BUDGET_S)
             self._measure_levels(
                 [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels],
@@ -299,7 +300,7 @@ class _SweepMeasurement:
         rate = share * level.capacity_per_s
         load = Load(
             url=service.url,
-            requests=Gets(PATH, RequestKeys(users, InTurn())),
+            requests=Gets(USER_PATH, RequestKeys(users, InTurn())),
             rate=rate,
             duration_s=float(self._planned.seconds(share) + LEAD_S + TAIL_S),
             connections=CONNECTIONS,

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
+from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.figure_names import CPU, P50
 from hotplate.bench.loadgen.load import Uniform
-from hotplate.bench.options import ReferenceOptions, describe_latency, parse_seconds, require_positive
+from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.outcome import EMULATED_CHARGES, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
@@ -14,7 +16,7 @@ from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.report import LATENCY_COLUMNS
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
-from hotplate.bench.stores.summary import ASSUMED_MARK, CPU, Needs, Summary, needs, summarise
+from hotplate.bench.stores.summary import Needs, Summary, needs, summarise
 from hotplate.report import Column, Report, Row, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
@@ -107,14 +109,13 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     if charge_ru is not None and store.sound:
         needed = needs(charge_ru, RATE, prices)
 
-    assumption = describe_latency(options.latency, is_known=options.account is None)
     return Report(
         kind="reference",
         emulated=(summary.name,) if store.candidate.emulated else (),
         sentence=_answer(summary, needed, prices) if store.sound else no_verdict(),
         rows=(*_published(prices), *_measured(summary, needed)),
         columns=COLUMNS,
-        marks={ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest"},
+        marks=explain_mark(options.latency, is_known=options.account is None),
         origins=_origins(summary, needed, _round_s(options), is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
         broken=tuple(store.complaints),
@@ -126,7 +127,7 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
 
 
 def _published(prices: Prices) -> Iterator[Row]:
-    yield Row(PUBLISHED, "p50", "us", MEDIAN_US)
+    yield Row(PUBLISHED, P50, "us", MEDIAN_US)
     yield Row(PUBLISHED, "requests/s", "", RATE)
     yield Row(PUBLISHED, NEEDED, "", float(RU))
     yield Row(PUBLISHED, MONTH, "", prices.ru_month(RU))
@@ -151,7 +152,7 @@ def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
 
 def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
     """Return the RU/s that the rate needs, if they are known, and the median beside the published one."""
-    p50 = summary.latencies["p50"].value
+    p50 = summary.latencies[P50].value
     published = f"the published median of {MEDIAN_US / 1000:g} ms"
     if p50 is None:
         latency = f"Too few answers for a median, to set beside {published}"

@@ -7,11 +7,13 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.figure_names import CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import Histogram
-from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
+from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.outcome import EMULATED_CHARGES, SEE_BELOW, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
@@ -31,7 +33,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.stores.summary import ASSUMED_MARK, AT_RATE_MARK, COST, CPU, PERCENTILES, Summary, summarise
+from hotplate.bench.stores.summary import AT_RATE_MARK, COST, PERCENTILES, Summary, summarise
 from hotplate.bench.stores.verdicts import DECISIVE, Comparison
 from hotplate.report import Column, Curve, Plot, Report, format_value
 from hotplate.stores.connect import COSMOS
@@ -165,7 +167,6 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         comparison = Comparison(stores, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts
-    assumption = describe_latency(options.latency, is_known=not options.urls)
     cpu_mark = AT_RATE_MARK if any(store.is_cpu_at_full_load for store in stores) else ""
     return Report(
         kind="stores",
@@ -175,7 +176,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         columns=COLUMNS,
         verdicts=verdicts,
         marks={
-            ASSUMED_MARK: f"assumed: {assumption}; this machine adds the rest",
+            **explain_mark(options.latency, is_known=not options.urls),
             AT_RATE_MARK: "at the rate of the rounds, which takes more CPU a read than full load",
         },
         origins=_origins(options, stores, measured, prices),
@@ -278,7 +279,7 @@ def _too_few_answers(stores: Sequence[Summary]) -> Iterator[str]:
 def _late(stores: Sequence[Summary]) -> Iterator[str]:
     """Yield a note on stores of which most of the p99 is the load generator's delay."""
     for store in stores:
-        p99_us = store.latencies["p99"].value
+        p99_us = store.latencies[DECISIVE].value
         late_us = Histogram.merged(result.lag for result in store.store.results).percentile_us(99)
         if store.has_own_latency and p99_us is not None and late_us > p99_us / 2:
             late = format_value(late_us, "us")

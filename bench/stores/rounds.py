@@ -13,6 +13,8 @@ from urllib.parse import parse_qs, quote
 
 from hotplate.bench import process
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.figure_names import BY_REDIS_PY, BY_SDK, COSMOS_DB, COSMOS_EMULATOR, FILES
+from hotplate.bench.figure_names import REDIS as REDIS_NAME
 from hotplate.bench.lists import (
     CheckResult,
     Shape,
@@ -23,9 +25,10 @@ from hotplate.bench.lists import (
     publish_rows,
 )
 from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
+from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys, sample_interval
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
-from hotplate.bench.options import is_emulated
+from hotplate.bench.objective import Objective
+from hotplate.bench.options import USER_PATH, is_emulated
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
 from hotplate.report import format_value
@@ -37,14 +40,13 @@ from hotplate.stores.transfer import copy
 from hotplate.stores.urls import redacted, scheme_of, split
 from hotplate.stores.verification import load_manifest
 
-PATH = "/v1/recommendations/{key}"
 COMPARED = 20  # responses of a round to compare with the store
 SDK_RATE = 100.0  # azure-cosmos takes 1 ms of CPU a read
 # A mostly idle service takes several times as much CPU for each request. These connections stay
 # within EMULATOR_RU.
 FULL_S = 0.5
 FULL_CONNECTIONS = 32
-MAX_ERRORS = 0.001
+OBJECTIVE = Objective({})  # of errors only
 LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
 PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read would become a fast popular list
@@ -151,7 +153,7 @@ def prepared_stores(
 
 
 def _path_of(user: str) -> str:
-    return PATH.replace(KEY, quote(user, safe=""))
+    return USER_PATH.replace(KEY, quote(user, safe=""))
 
 
 def _is_metered(url: str) -> bool:
@@ -178,11 +180,11 @@ def _kind_of_store(url: str) -> str:
     """Return what a report calls a store of this URL: its kind, and the client unless it is ours."""
     scheme = scheme_of(url)
     if scheme in COSMOS:
-        kind = "Cosmos emulator" if is_emulated(url) else "Cosmos DB"
-        return f"{kind} by SDK" if through_sdk(url) else kind
+        kind = COSMOS_EMULATOR if is_emulated(url) else COSMOS_DB
+        return kind + BY_SDK if through_sdk(url) else kind
     if scheme in REDIS:
-        return "Redis by redis-py" if by_redis_py(url) else "Redis"
-    return "files" if scheme == "file" else f"{scheme}://"
+        return REDIS_NAME + BY_REDIS_PY if by_redis_py(url) else REDIS_NAME
+    return FILES if scheme == "file" else f"{scheme}://"
 
 
 class SharedLists(NamedTuple):
@@ -306,11 +308,8 @@ class StoreRuns:
         """What makes its figures unusable: popular lists, errors, or wrong lists."""
         popular = popular_complaint(self.results)
         reasons = [popular] if popular else []
-        due = sum(result.due for result in self.results)
-        failed = sum(result.failed for result in self.results)
-        if failed > MAX_ERRORS * due:
-            reasons.append(f"{failed:,} of {due:,} requests got no good answer")
-        return [f"{self.candidate.name}: {reason}" for reason in (*reasons, *self.checked.complaints)]
+        reasons += [*OBJECTIVE.errors_beyond(self.results), *self.checked.complaints]
+        return [f"{self.candidate.name}: {reason}" for reason in reasons]
 
     @property
     def failures(self) -> list[str]:
@@ -483,11 +482,7 @@ class Rounds:
         if through_sdk(candidate.url):
             rate = min(rate, SDK_RATE)
 
-        # An even number might always sample the same connections.
-        sample_every = max(1, int(rate * settings.duration_s / COMPARED))
-        if sample_every % 2 == 0:
-            sample_every += 1
-        requests = Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number))
+        requests = Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number))
         return Load(
             url=candidate.service.url,
             requests=requests,
@@ -497,7 +492,7 @@ class Rounds:
             connections=settings.connections,
             check=requests.failure,
             observe=("source",),
-            sample_every=sample_every,
+            sample_every=sample_interval(rate * settings.duration_s, COMPARED),
         )
 
     def _run_load(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from hotplate.bench.assumed_latency import as_assumed
+from hotplate.bench.figure_names import CPU, P50, P99, P99_9, POPULAR_LISTS
 from hotplate.bench.lists import popular_complaint
+from hotplate.bench.objective import PERCENTS
 from hotplate.bench.outcome import SEE_BELOW
 from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
@@ -19,14 +22,11 @@ from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.urls import scheme_of
 
-PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
+PERCENTILES = {name: PERCENTS[name] for name in (P50, P99, P99_9)}
 RATE = "requests/s and core"
-CPU = "CPU a request"
 COST = "cost of a billion reads"
 UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
 BILLION = 1e9
-ASSUMED = "assumed"
-ASSUMED_MARK = "*"
 AT_RATE_MARK = "~"
 
 
@@ -137,7 +137,7 @@ class Summary:
         for name, figure in self.latencies.items():
             row = figure.row(self.name, name, "us")
             if not self.has_own_latency and figure.value is not None:
-                row = replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK)
+                row = as_assumed(row)
             yield row
 
     def rows(self, cpu_mark: str) -> Iterator[Row]:
@@ -155,7 +155,7 @@ class Summary:
         yield Row(self.name, RATE, "/s", reads_per_s_and_core, note=self.cpu.note, main=False)
         yield replace(self.cpu.row(self.name, CPU, "us"), mark="" if self.is_cpu_at_full_load else cpu_mark)
         yield Row(self.name, COST, self.currency, self.cost.amount, note=self.cost.note)
-        yield popular_share(results).row(self.name, "popular lists", "share", main=False)
+        yield popular_share(results).row(self.name, POPULAR_LISTS, "share", main=False)
         yield error_share(results).row(self.name, "errors", "share", main=False)
         if charge_ru is not None:
             yield Row(self.name, "RU a read", "RU", charge_ru, main=False)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hotplate.bench.figure_names import P50, P99
 from hotplate.bench.planner.plan import CapacityPlan, break_even, usable_gb
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.statistics import Figure, compared
@@ -12,7 +13,7 @@ from hotplate.report import format_count, rounded
 from hotplate.stores.connect import REDIS
 
 # The percentile that is decisive for speed, unless no difference is proven.
-DECISIVE = "p99"
+DECISIVE = P99
 STALL_S = 0.1
 # Wider intervals say nothing.
 WIDEST = 100.0
@@ -127,7 +128,7 @@ class Comparison:
         latencies are assumed, and not compared, nor is CPU at the rate of the rounds with that at full load.
         """
         lines = dict[str, str]()
-        for name in ("p50", DECISIVE):
+        for name in (P50, DECISIVE):
             if ranking := _rank_latency(name, self._timed):
                 lines[name] = ranking.describe("fastest")
         if ranking := rank({store.name: store.cpu for store in self._alike_loaded}):
@@ -198,7 +199,7 @@ class Comparison:
         if len(timed) == 1:
             return SpeedVerdict("", f"{timed[0].name}: {_latencies(timed[0])}")
 
-        known = [name for name in (DECISIVE, "p50") if all(store.latencies[name].value is not None for store in timed)]
+        known = [name for name in (DECISIVE, P50) if all(store.latencies[name].value is not None for store in timed)]
         for name in known:
             ranking = _rank_latency(name, timed)
             if ranking and not ranking.alike:

@@ -23,6 +23,7 @@ from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
+from hotplate.bench.planner.inputs import from_report, read_report
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
 from hotplate.bench.progress import ProgressDisplay
@@ -32,7 +33,7 @@ from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup,
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
-from hotplate.report import Report, print_report
+from hotplate.report import Report, print_report, to_json
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import run_on
 from hotplate.stores.manifest import Manifest
@@ -179,6 +180,24 @@ def test_store_without_a_p99_is_not_the_fastest() -> None:
     assert comparison.sentence.startswith(
         "Fastest: copy on each server (p50 2.0 ms, files 3.0, Redis 4.0; at p99 no difference is proven). "
     )
+
+
+def test_a_plan_reads_the_cpu_of_real_stores_and_of_our_clients(tmp_path: Path) -> None:
+    urls = [
+        "file:///a", "redis://a", "redis://a?client=redis-py", "cosmos://a/d", "cosmos://a/d?client=sdk", EMULATED,
+        f"{EMULATED}?client=sdk", "redis://b?client=redis-py",
+    ]  # fmt: skip
+    stores = [
+        store_runs(name, url, steady(0.002), 20.0 * number)
+        for number, (name, url) in enumerate(zip(rounds.store_names(urls), urls, strict=True), 1)
+    ]
+    path = tmp_path / "stores.json"
+    path.write_text(json.dumps(to_json(summary(*stores))))
+    assert from_report(read_report(path), path).values == {
+        "files_cpu_us": pytest.approx(20.5),  # the mean of six rounds, each 1 % above the one before
+        "redis_cpu_us": pytest.approx(41.0),
+        "cosmos_cpu_us": pytest.approx(82.0),
+    }
 
 
 def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:

@@ -11,6 +11,7 @@ from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import SweepOptions
+from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru.levels import (
     BURST,
@@ -30,6 +31,7 @@ from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
 from hotplate.report import Report, Row, print_report, to_json
 from hotplate.stores.cosmos.url import Throughput
+from tests.support.planning import a_plan
 from tests.support.virtual import delayed, simulate
 
 URL = "cosmos+http://127.0.0.1:8081/bench"
@@ -256,6 +258,21 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     assert row(reported_run, "USD/month autoscale", subject).value == pytest.approx(350.4)
     reads_a_month = 4_000 * 730 * 3_600
     assert row(reported_run, "USD per billion reads", subject).value == pytest.approx(350.4 / reads_a_month * 1e9)
+
+
+def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
+    finding = Finding(Standing.COMPUTED, "this machine is slow")
+    levels = tuple(
+        Level(ru=ru, size_kb=size_kb, charge_ru=float(size_kb), throughput=finding)
+        for size_kb in (1, 4)
+        for ru in (2_000, 4_000)
+    )
+    sweep = Sweep(SweepOptions(autoscale=True), levels, {1: 6.25, 4: 9.0}, 1, interrupted=False)
+    *_, throughput = pictures(a_plan(), report(sweep, load_prices()))
+    assert [(curve.name, curve.x, curve.y) for curve in throughput.curves] == [
+        ("autoscale, 1 KB", (2_000, 4_000), (2_000, 4_000)),
+        ("autoscale, 4 KB", (2_000, 4_000), (500, 1_000)),
+    ]
 
 
 def test_level_with_a_late_generator_has_no_latency() -> None:
