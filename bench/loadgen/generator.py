@@ -305,12 +305,19 @@ class LoadGenerator:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _offer_due(self) -> float | None:
-        """Offer all requests that are due, and record their delay; return when to call it again, None at the end."""
+        """Offer the requests that are due, and record their delay; return when to call it again, None at the end.
+
+        That is at once after WAKE_S, if requests are due faster than they can be offered: responses are read, and
+        `stop` is noticed.
+        """
+        began_s = self._clock()
         while self._next_s is not None:
             due_s = self._start_s + self._next_s
             now_s = self._clock()
             if due_s > now_s:
                 return min(due_s, now_s + WAKE_S)
+            if now_s > began_s + WAKE_S:
+                return now_s
             if due_s >= self._second_ends_s:
                 self._end_second(now_s)
             self._next_s = next(self._dues, None)

@@ -336,6 +336,18 @@ async def test_run_that_is_stopped_before_its_start_has_no_duration() -> None:
     assert result.cpu_share == 0
 
 
+async def test_run_beyond_the_speed_of_the_generator_can_be_stopped() -> None:
+    """Offering all requests that were due took minutes, in which Ctrl-C was not noticed and no response was read."""
+    async with serving(answer) as url:
+        generator = LoadGenerator(Load(url=url, requests=Gets("/"), rate=1e9, connections=2, duration_s=60.0))
+        asyncio.get_running_loop().call_later(0.5, generator.stop)
+        async with asyncio.timeout(30):
+            result = await generator.run()
+    assert result.interrupted
+    assert result.ok
+    assert adds_up(result)
+
+
 async def test_run_that_is_stopped_does_not_wait_for_the_next_due_request() -> None:
     """Ctrl-C at one request in 20 s took up to 20 s."""
 
