@@ -219,15 +219,17 @@ def mean(values: Sequence[float]) -> Figure:
 def compared(first: Figure, second: Figure) -> Figure:
     """Return *second* / *first*, with a 95 % interval if both have as many rounds, at least five.
 
-    Rounds of the same number are compared: a disturbance of both cancels out. `without`, in both figures and
-    in the result, has the value without each of the rounds in turn. The result's value is None if one of the values
-    is None or zero; its note says why it has no value or no interval.
+    Rounds of the same number are compared: a disturbance of both cancels out. Seconds of fewer rounds, which may give a
+    percentile its interval, do not show how rounds differ. `without`, in both figures and in the result, has the value
+    without each of the rounds in turn. The result's value is None if one of the values is None or zero; its note says
+    why it has no value or no interval.
     """
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
 
     value = second.value / first.value
-    if not first.without or not second.without:
+    has_rounds = min(len(first.values), len(second.values)) >= MIN_ROUNDS
+    if not (has_rounds and first.without and second.without):
         return Figure(value, note=TOO_FEW_ROUNDS)
     if len(first.without) != len(second.without):
         return Figure(value, note=f"{len(first.without)} rounds and {len(second.without)} are no pairs")

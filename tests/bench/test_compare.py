@@ -1,6 +1,7 @@
 """Two reports side by side: differences that are real as often as said."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ import pytest
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS
+from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import report
+from hotplate.bench.http_verdict import HttpRuns
+from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
 from hotplate.report import Report, Row, to_json
+from tests.support.virtual import simulate
 
 BASE = [10.0, 12.0, 9.0, 11.0, 10.5, 10.0, 11.0, 10.8, 9.7, 10.2]
 
@@ -131,6 +137,23 @@ def test_few_or_unequal_rounds_cannot_be_compared() -> None:
     assert compare(a_report([1, 2]), a_report([1, 2], failed=[10, 10])).exit_code == 3
     with pytest.raises(BenchMisused, match="p42 is not in both"):
         compare(a_report(BASE), a_report(BASE), "p42")
+
+
+def test_seconds_of_a_single_round_are_no_rounds() -> None:
+    """Two runs of one service were called different by their seconds, which do not show how runs differ."""
+    plan = make_plan(HttpOptions(url="http://h", users=9))
+    load = Load(url="http://h", requests=Gets("/"), rate=200, duration_s=10)
+    before, after = (
+        report(HttpRuns(plan, (), (simulate(load, answer_after(answer_s)),), None, interrupted=False))
+        for answer_s in (0.001, 0.0012)
+    )
+    assert before.row("http://h", "p99").low is not None  # type: ignore[union-attr]  # it has one
+    with pytest.raises(BenchMisused, match="fewer than 5 rounds"):
+        compare(before, after)
+
+
+def answer_after(answer_s: float) -> Callable[[float], float]:
+    return lambda arrival_s: arrival_s + answer_s
 
 
 def test_reports_of_different_loads_are_not_compared() -> None:
