@@ -36,7 +36,7 @@ _port = partial(_flag, at_least=0, at_most=65535)
 
 
 def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool) -> NoReturn:
-    """Measure, write and print the report, and exit with its code.
+    """Measure, print and write the report, and exit with its code.
 
     If it was interrupted before anything was measured, the files of an earlier report are kept.
     """
@@ -45,17 +45,22 @@ def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: P
 
     with progress_display(err) as display:
         report = measure(display)
-    if report.interrupted and report.is_empty and report_page.is_saved(written):
-        print_and_exit(report, None, as_json=as_json)
-    report_page.save(report, written)
-    print_and_exit(report, written, as_json=as_json)
+    is_kept = report.interrupted and report.is_empty and report_page.is_saved(written)
+    _print_and_exit(report, None if is_kept else written, as_json=as_json)
 
 
-def print_and_exit(report: Report, name: Path | None, *, as_json: bool) -> NoReturn:
-    """Print a report from the file *name*, and exit with its code."""
+def _print_and_exit(report: Report, written: Path | None, *, as_json: bool) -> NoReturn:
+    """Print a report, write it to files with the name *written*, if it is not None, and exit with the report's code.
+
+    It is printed first: what was measured is not lost if it cannot be written.
+    """
     show_report(report, as_json=as_json)
-    if name is not None and not as_json:
-        out.print(f"The rest is in {name}.json and {name}.html.")
+    if written is not None:
+        from hotplate import report_page  # an extra
+
+        report_page.save(report, written)
+        if not as_json:
+            out.print(f"The rest is in {written}.json and {written}.html.")
     raise typer.Exit(report.exit_code)
 
 
@@ -146,11 +151,12 @@ def charges(
         return
 
     measured = bench_work.measure_charges(plan)
-    write_file(written, measured.to_toml())
     if as_json:
         print_json(measured.to_json())
     else:
         bench_work.print_charges(measured)
+    write_file(written, measured.to_toml())
+    if not as_json:
         out.print(f"measured on {measured.subject}; written to {written}")
 
 
@@ -179,11 +185,7 @@ def compare(
     from hotplate.bench.compare import read as read_report
 
     report = compare_reports(read_report(before), read_report(after), metric)
-    if written is not None:
-        from hotplate.report_page import save
-
-        save(report, written)
-    print_and_exit(report, written, as_json=as_json)
+    _print_and_exit(report, written, as_json=as_json)
 
 
 def cosmos_emulator(
