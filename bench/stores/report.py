@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.errors import BenchMisused
+from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.figure_names import CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import Histogram
@@ -37,6 +37,7 @@ from hotplate.bench.stores.summary import AT_RATE_MARK, COST, PERCENTILES, Summa
 from hotplate.bench.stores.verdicts import DECISIVE, Comparison
 from hotplate.report import Column, Curve, Plot, Report, format_value
 from hotplate.stores.connect import COSMOS
+from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
@@ -104,7 +105,12 @@ def _measure(
     with prepared_stores(urls, options.users, display) as setup:
         measured = Rounds(setup, settings, display).run()
         if options.record is not None and not (measured.interrupted or measured.failure):
-            notes = (*notes, _record(setup, options.record, display))
+            try:
+                notes = (*notes, _record(setup, options.record, display))
+            except KeyboardInterrupt:
+                measured = measured._replace(interrupted=True)
+            except (BenchFailed, StoreError, OSError) as error:
+                measured = measured._replace(failure=f"the latencies were not recorded: {reason_of(error)}")
         return report(options, setup, measured, notes)
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from hotplate.bench.planner.inputs import from_report, read_report
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.stores import report as stores_report
 from hotplate.bench.stores import rounds
 from hotplate.bench.stores.report import parse_settings, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns, undisturbed
@@ -170,6 +172,20 @@ def test_unknown_p99_is_not_shown_as_zero() -> None:
     assert compared.sentence.startswith("No difference in speed is proven (p50: files 2.0 ms, Redis 3.0 ms).")
 
 
+def test_seconds_of_two_rounds_prove_no_difference() -> None:
+    """A verdict needs five rounds; the seconds of fewer do not show how rounds differ."""
+    long_rounds = {
+        answer_s: replace(result, seconds=result.seconds * 5)
+        for answer_s, result in ((answer_s, a_run(answer_s)) for answer_s in (0.002, 0.003))
+    }
+    comparison = summary(
+        store_runs("files", "file:///a", [long_rounds[0.002]] * 2),
+        store_runs("Redis", "redis://a", [long_rounds[0.003]] * 2),
+        options=StoresOptions(repeat=2),
+    )
+    assert comparison.sentence.startswith("No difference in speed is proven (p99: files 2.0 ms, Redis 3.0 ms).")
+
+
 def test_store_without_a_p99_is_not_the_fastest() -> None:
     """Its p99 was shown as 0 ms, as the fastest."""
     comparison = summary(
@@ -229,6 +245,29 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(1, a_quick_run, BenchFailed("it died")))
     with pytest.raises(BenchFailed, match="it died"):
         rounds.Rounds(setup, settings, display).run()
+
+
+@pytest.mark.parametrize("error", [BenchFailed("it answered no read"), KeyboardInterrupt()])
+def test_a_recording_that_fails_keeps_the_comparison(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost, and after Ctrl-C the report said that nothing was measured."""
+    store = store_runs("Cosmos DB", EMULATED, steady(0.002))
+    setup = Setup((store.candidate,), ("1",))
+    monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(setup))
+    monkeypatch.setattr(stores_report.Rounds, "run", lambda _: Measured((store,), interrupted=False))
+
+    async def record(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stores_report, "record", record)
+    name = tmp_path / "found"
+    done = run_stores(EMULATED, "--repeat", "6", "--record", tmp_path / "trace.json", "--out", name)
+    assert done.returncode == 1
+    assert done.stdout.startswith("Latencies are assumed.")
+    is_stopped = isinstance(error, KeyboardInterrupt)
+    assert ("it was stopped before its end" in done.stdout) is is_stopped
+    assert ("the latencies were not recorded: it answered no read" in done.stdout) is not is_stopped
 
 
 @pytest.mark.parametrize("last", [1, 4], ids=["warm-up", "round"])
