@@ -121,12 +121,21 @@ def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of Cosmos DB with manual RU/s.
 
     Each release is a container: the live one has `serve_ru`, those kept for a rollback have the minimum, `least_ru`. A
-    publish adds one with `creation_ru`. The catalogue, which pods poll, has a small container (control). Azure's price
-    is that of 100 RU/s for an hour.
+    publish adds one with `creation_ru`, and spends all of these unless `publish_ru` is given. The catalogue, which pods
+    poll, has a small container (control). Azure's price is that of 100 RU/s for an hour.
     """
     term = table.expression
+    hours = choose(
+        table.is_given("publish_ru"),
+        lambda: term("publish_billed_hours"),
+        lambda: term("publish_total_ru") / term("creation_ru") / 3600 + 1,
+    )
+    hours = hours.decided_by(term("publish_billed_hours"))
+    source = "hours of the clock that a publish touches if it spends creation_ru, or publish_ru if that is given"
+    hours = table.add_calculated("manual_billed_hours", "hours", hours, source=source)
+
     all_month = term("serve_ru") + term("kept") * term("least_ru") + term("control_ru")
-    a_publish = term("creation_ru") * term("publish_billed_hours") + term("serve_ru") * OVERLAP_HOURS
+    a_publish = term("creation_ru") * hours + term("serve_ru") * OVERLAP_HOURS
     ru_hours = all_month * HOURS_A_MONTH + term("publishes") * a_publish
     source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
     ru_hours = table.add_calculated("manual_ru_hours", "RU/s-hours", ru_hours, source=source)
