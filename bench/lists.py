@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, NamedTuple, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 import orjson
@@ -13,10 +13,11 @@ import orjson
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
+from hotplate.report import format_count
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import run_on
-from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, Item, decode, encode
+from hotplate.stores.encoding import ITEM, OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, Item, RowKey, decode, encode
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, Row, Store
@@ -113,6 +114,7 @@ async def first_users(store: Store, release: ReleaseRef, most: int) -> list[str]
 
 
 DEFAULT_N = 10
+SIMILAR = "/similar"
 EXAMPLES = 5
 
 
@@ -121,7 +123,7 @@ class CheckResult:
     """Counts of compared and wrong lists, with examples.
 
     `fallback` counts popular lists for users with personal ones, `filtered` lists without items that no answer shows.
-    `failure` says why nothing could be compared.
+    `failure` says why lists could not be compared.
     """
 
     compared: int
@@ -133,13 +135,13 @@ class CheckResult:
 
     @property
     def failures(self) -> list[str]:
-        """A sentence if nothing could be compared."""
-        return [f"the answers were not compared with the store: {self.failure}"] if self.failure else []
+        """A sentence if lists could not be compared."""
+        return [f"answers were not compared with the store: {self.failure}"] if self.failure else []
 
     @property
     def notes(self) -> list[str]:
         """The result in sentences."""
-        if self.failure:
+        if self.failure and not self.compared:
             return []
         fallback = f"{self.fallback} were the popular list instead"
         notes = [f"{self.compared:,} lists compared with the store's: {self.wrong} wrong, {fallback}."]
@@ -155,11 +157,31 @@ class CheckResult:
 
 
 class ReceivedList(NamedTuple):
-    """A user's list in a response."""
+    """A list in a response, and what its request asked for: the key of a row, at most *n* items, and their fields.
 
-    user: str
+    Without *fields*, items have all.
+    """
+
+    key: RowKey
     n: int
     result: dict[str, Any]
+    fields: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        """The key in words, as "user 7" or, of a named list, "user@basket 7"."""
+        return self.key.text.replace(":", " ", 1)
+
+    @property
+    def popular_key(self) -> str:
+        """The key of the popular list that the response has, or would have, instead."""
+        return self.key.popular(self.result.get("segment", OVERALL)).text
+
+    def with_fields(self, items: list[Item]) -> list[Item]:
+        """Return *items* with the fields that the request asked for."""
+        if not self.fields:
+            return items
+        return [cast("Item", {name: item[name] for name in self.fields if name in item}) for item in items]
 
 
 def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
@@ -175,11 +197,16 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
 
 
 def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare sampled responses with the lists of the store at *url*, as `check_samples`; StoreError is a failure."""
+    """Compare sampled responses with the lists of the store at *url*, as `check_samples`.
+
+    A StoreError, or Ctrl-C, is a failure: what was measured before is reported.
+    """
     try:
         return run_on(url, partial(check_samples, samples=samples))
     except StoreError as error:
         return CheckResult(0, 0, 0, (), failure=str(error))
+    except KeyboardInterrupt:
+        return CheckResult(0, 0, 0, (), failure="the comparison was stopped")
 
 
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
@@ -205,7 +232,7 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> Che
 
 
 def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
-    """Yield the lists in a sampled response, with the user and the length *n* that its request asked for.
+    """Yield the lists in a sampled response, each with what its request asked for.
 
     The response is to a GET of one list (`/v1/recommendations/USER?n=10`), to a POST of a batch, or to the same in
     Azure ML's scoring format, which has rows in "data". Raises ValueError, KeyError or TypeError for a body that is no
@@ -217,88 +244,106 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
 
     response = orjson.loads(sample.body)
     if method == "GET":
-        yield _list_of_user(target, response)
+        yield _received_list(target, response)
         return
 
     batch = orjson.loads(body)
     if "data" in batch:
         for row, result in zip(batch["data"], response, strict=True):
-            yield ReceivedList(row["user"], row["n"], result)
+            yield ReceivedList(RowKey(USER, row["user"]), row["n"], result)
     else:
         for user, result in zip(batch["users"], response["results"], strict=True):
-            yield ReceivedList(user, batch["n"], result)
+            yield ReceivedList(RowKey(USER, user), batch["n"], result)
 
 
-def _list_of_user(target: str, response: dict[str, Any]) -> ReceivedList:
-    """Return the list in the response to a GET of *target*, as `/v1/recommendations/USER?n=10`."""
+def _received_list(target: str, response: dict[str, Any]) -> ReceivedList:
+    """Return the list in the response to a GET of *target*, as `/v1/recommendations/USER?n=10&list=basket`."""
     parts = urlsplit(target)
-    user = unquote(parts.path.rpartition("/")[2])
-    n = parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0]
-    return ReceivedList(user, int(n), response)
+    route, _, subject = parts.path.rpartition("/")
+    query = dict(parse_qsl(parts.query))
+    return ReceivedList(
+        key=RowKey(ITEM if route.endswith(SIMILAR) else USER, unquote(subject), query.get("list", "")),
+        n=int(query.get("n", DEFAULT_N)),
+        result=response,
+        fields=query["fields"].split(",") if "fields" in query else (),
+    )
 
 
 class _Comparison:
-    """Received lists compared with those of a store; `wrong` has a sentence for each wrong list."""
+    """Received lists compared with those of a store; `wrong` has a sentence for each wrong list.
+
+    `unknown` says which lists could not be compared.
+    """
 
     def __init__(self, store: Reader) -> None:
         self._store = store
-        # Ids of items that any answer shows, and users with the ids that their lists lack.
+        # Ids of items that any answer shows, and lists with the ids that they lack.
         self._shown = set[str]()
         self._lacking = list[tuple[str, set[str]]]()
         self.wrong = list[str]()
+        self.unknown = list[str]()
         self.compared = self._fallback = 0
 
     @property
     def result(self) -> CheckResult:
         """The result; a list without an item is wrong if another answer shows that item."""
-        wrong = [*self.wrong, *(_not_stored(user) for user, ids in self._lacking if ids & self._shown)]
+        wrong = [*self.wrong, *(_not_stored(label) for label, ids in self._lacking if ids & self._shown)]
         filtered = len(self._lacking) - (len(wrong) - len(self.wrong))
-        return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
+        return CheckResult(
+            compared=self.compared,
+            wrong=len(wrong),
+            fallback=self._fallback,
+            examples=tuple(wrong[:EXAMPLES]),
+            filtered=filtered,
+            failure="; ".join(self.unknown),
+        )
 
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
         """Read the lists of a release from the store, and compare the received *lists* with them.
 
-        Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists.
-        Raises StoreUnavailable.
+        Each wrong list adds a sentence to `self.wrong`. A release that cannot be read, such as one that was dropped, or
+        that of another store, adds one to `self.unknown` for all its lists. Raises StoreUnavailable.
         """
-        self.compared += len(lists)
         try:
             ref = (await self._store.catalogue()).find(release).ref  # its incarnation is unique to one write
             decompress = await load_decode(self._store, ref, await load_manifest(self._store, ref))
-            (popular,) = await _read_lists(self._store, ref, decompress, [POPULAR + OVERALL])
         except StoreUnavailable:
             raise  # the lists may be right
         except StoreError as error:
-            self.wrong.append(f"release {release} cannot be read to compare with: {error}")
+            self.unknown.append(
+                f"{format_count(len(lists), 'list')} of release {release}, which cannot be read ({error})"
+            )
             return
 
-        popular_items = popular if isinstance(popular, list) else []  # empty if it is missing or damaged
-        keys = [USER + received.user for received in lists]
-        own_lists = await _read_lists(self._store, ref, decompress, keys)
-        for received, own_list in zip(lists, own_lists, strict=True):
+        self.compared += len(lists)
+        keys = list(dict.fromkeys(key for received in lists for key in (received.key.text, received.popular_key)))
+        stored = dict(zip(keys, await _read_lists(self._store, ref, decompress, keys), strict=True))
+        for received in lists:
+            own_list = stored[received.key.text]
+            popular = stored[received.popular_key]
             if isinstance(own_list, ReleaseCorrupt):
-                self.wrong.append(f"user {received.user}: {own_list}")
-            else:
-                self._compare_list(received, own_list, popular_items)
+                self.wrong.append(f"{received.label}: {own_list}")
+            else:  # a popular list that is missing or damaged is empty
+                self._compare_list(received, own_list, popular if isinstance(popular, list) else [])
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
-        """Compare a received list with the stored one: the user's *own*, or *popular* if the response has this source.
+        """Compare a received list with the stored one: *own*, or *popular* if the response has this source.
 
-        *own* is None if the user has no list. A received list may omit stored items, but not have others or another
-        order. Omitted items are kept with the user, in `_lacking`, to be judged after all comparisons.
+        *own* is None if the user, or the item, has no list. A received list may omit stored items, but not have others
+        or another order. Omitted items are kept with the list, in `_lacking`, to be judged after all comparisons.
         """
         items = received.result["items"]
         is_popular = received.result["source"] == POPULAR_SOURCE
         stored = popular if is_popular else own
-        omitted_ids = None if stored is None else _left_out(items, stored, received.n)
+        omitted_ids = None if stored is None else _left_out(items, received.with_fields(stored), received.n)
         if omitted_ids is None:
-            self.wrong.append(_not_stored(received.user))
+            self.wrong.append(_not_stored(received.label))
             return
 
         self._fallback += is_popular and own is not None
         self._shown.update(item["id"] for item in items)
         if omitted_ids:
-            self._lacking.append((received.user, omitted_ids))
+            self._lacking.append((received.label, omitted_ids))
 
 
 async def _read_lists(
@@ -314,8 +359,8 @@ async def _read_lists(
     return lists
 
 
-def _not_stored(user: str) -> str:
-    return f"user {user}: the answer is not the list that the store holds"
+def _not_stored(label: str) -> str:
+    return f"{label}: the answer is not the list that the store holds"
 
 
 def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:

@@ -4,11 +4,12 @@ import asyncio
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,13 +27,13 @@ from hotplate.bench.http_verdict import HttpRuns
 from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.result import ResponseSample
+from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.objective import parse_objective
 from hotplate.bench.options import HttpOptions
 from hotplate.report import Report, from_json, rounded
 from hotplate.serve.access.keys import create
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.connect import opened
+from hotplate.stores.connect import opened, run_on
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ReadResult
 from tests.support.command import failed, hotplate
@@ -296,6 +297,47 @@ def test_users_without_lists_end_a_measurement_before_it_begins(service: Service
     assert "were not measured" in name.with_suffix(".html").read_text()
 
 
+def quick_worker(before: Callable[[], object] = lambda: None) -> EndingWorker:
+    """Return a generator that measures a service which answers in 1 ms, and calls *before* at each run."""
+
+    def run(load: Load) -> Result:
+        before()
+        simulated = Load(url=load.url, requests=Gets("/"), rate=load.rate, duration_s=load.duration_s)
+        return simulate(simulated, lambda arrival_s: arrival_s + 0.001)
+
+    return EndingWorker(99, run)
+
+
+def test_report_that_cannot_be_written_is_printed(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A measurement was lost if its folder could not be written."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    worker = quick_worker(before=lambda: shutil.rmtree(folder, ignore_errors=True))
+    monkeypatch.setattr(http, "LoadWorker", lambda: worker)
+    done = bench("http", service.url, "--users", str(USERS), "--out", folder / "report")
+    assert done.stdout.startswith("p99 is 1.0 ms at 1,000 answers/s")
+    assert done.returncode == 1
+    assert "hotplate: No such file or directory: " in done.stderr
+
+
+def test_ctrl_c_while_answers_are_compared_keeps_the_measurement(
+    service: Service, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that had been measured was lost."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    worker = quick_worker(before=lambda: monkeypatch.setattr("hotplate.bench.lists.run_on", stop))
+    monkeypatch.setattr(http, "LoadWorker", lambda: worker)
+    done = bench("http", service.url, "--store", f"file://{store}", "--out", tmp_path / "report")
+    assert done.returncode == 1
+    assert done.stdout.startswith("p99 is 1.0 ms at 1,000 answers/s")
+    assert "answers were not compared with the store: the comparison was stopped" in done.stdout
+
+
 def test_an_interrupted_start_keeps_the_earlier_report(
     service: Service, report_page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,9 +453,6 @@ async def test_wrong_lists_and_fallbacks_are_counted_separately(store: Path) -> 
         checked = await check_samples(read, samples)
         assert (checked.compared, checked.wrong, checked.fallback, checked.filtered) == (6, 3, 1, 0)
         assert len(checked.examples) == 3
-    lost = await check_samples(MemoryStore(), samples[:1])
-    assert lost.wrong == 1
-    assert "cannot be read" in lost.examples[0]
 
 
 def test_a_store_out_of_reach_at_the_end_is_no_wrong_list() -> None:
@@ -424,6 +463,53 @@ def test_a_store_out_of_reach_at_the_end_is_no_wrong_list() -> None:
     assert not fixed.broken
     assert "were not compared with the store: redis://127.0.0.1:9/0 cannot be reached" in fixed.failures[0]
     assert fixed.row("http://simulated:80", "p50") is not None
+
+
+def test_lists_of_a_release_that_the_store_lacks_are_neither_right_nor_wrong(store: Path) -> None:
+    """Of 300 lists of another store, one was called wrong."""
+    release = run_on(f"file://{store}", lambda read: read.catalogue()).live
+    right = answered("1", items(0, 1), "personal", release)
+    other = answered("1", items(0, 1), "personal", "20260101T000000Z-0000")
+    checked = check_answers(f"file://{store}", [right, other, other])
+    assert (checked.compared, checked.wrong) == (1, 0)
+    fixed = fixed_report(checked=checked)
+    assert (fixed.exit_code, fixed.broken) == (1, ())
+    assert "not compared with the store: 2 lists of release 20260101T000000Z-0000, which cannot" in fixed.failures[0]
+    assert any(note.startswith("1 lists compared") for note in fixed.notes)
+
+
+async def test_named_lists_similar_items_and_fields_are_compared_with_their_rows(tmp_path: Path) -> None:
+    """Right answers to such requests were called wrong."""
+    rows = {"item:i1": a_list("a", "b"), "user:1": a_list("c", "d"), "user@basket:1": a_list("e", "f")}
+    release = await publish_lists(tmp_path / "store", {**rows, "popular@basket:": a_list("p")})
+
+    def sample(path: str, *items: dict[str, Any], source: str = "personal") -> ResponseSample:
+        body = json.dumps({"release": release, "source": source, "items": items})
+        return ResponseSample(f"GET {path} HTTP/1.1\r\n\r\n".encode(), 200, body.encode())
+
+    def score(name: str, place: int) -> dict[str, Any]:
+        return {"id": name, "score": 1 / (place + 1)}
+
+    def titled(name: str, place: int) -> dict[str, Any]:
+        return {**score(name, place), "title": f"Title {name}"}
+
+    right = [
+        sample("/v1/similar/i1", titled("a", 0), titled("b", 1)),
+        sample("/v1/recommendations/1?list=basket", titled("e", 0), titled("f", 1)),
+        sample("/v1/recommendations/1?fields=id", {"id": "c"}, {"id": "d"}),
+        sample("/v1/recommendations/1?list=basket&fields=id%2Cscore", score("e", 0), score("f", 1)),
+        sample("/v1/recommendations/2?list=basket", titled("p", 0), source="popular"),
+    ]
+    wrong = [
+        sample("/v1/recommendations/1?list=basket", titled("c", 0), titled("d", 1)),
+        sample("/v1/recommendations/1", {"id": "c"}, {"id": "d"}),
+        sample("/v1/similar/i1?fields=id", {"id": "c"}, {"id": "d"}),
+    ]
+    async with opened(f"file://{tmp_path / 'store'}") as read:
+        checked = await check_samples(read, [*right, *wrong])
+    assert (checked.compared, checked.wrong) == (8, 3)
+    assert checked.examples[0].startswith("user@basket 1: the answer is not the list ")
+    assert checked.examples[2].startswith("item i1: ")
 
 
 class SilentStore(MemoryStore):
