@@ -181,7 +181,10 @@ class ReceivedList(NamedTuple):
         """Return *items* with the fields that the request asked for."""
         if not self.fields:
             return items
-        return [cast("Item", {name: item[name] for name in self.fields if name in item}) for item in items]
+        return [
+            cast("Item", {name: value for name, value in item.items() if name in self.fields})  # by variable names
+            for item in items
+        ]
 
 
 def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:

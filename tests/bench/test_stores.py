@@ -255,7 +255,7 @@ def test_a_recording_that_fails_keeps_the_comparison(
     store = store_runs("Cosmos DB", EMULATED, steady(0.002))
     setup = Setup((store.candidate,), ("1",))
     monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(setup))
-    monkeypatch.setattr(stores_report.Rounds, "run", lambda _: Measured((store,), interrupted=False))
+    monkeypatch.setattr(rounds.Rounds, "run", lambda _: Measured((store,), interrupted=False))
 
     async def record(*_: object) -> None:
         raise error
