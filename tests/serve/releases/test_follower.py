@@ -308,7 +308,7 @@ async def test_accepted_loss_of_erased_users_is_not_reported_and_they_stay_hidde
         await accept_loss(memory, 2 if is_reported else 3)
         await until(follower, await publish(memory, "fourth"))
         assert follower.findings == []
-        assert [follower.erased.covers_user(user) for user in "1234"] == [True, True, True, False]
+        assert [follower.erasures.erased.covers_user(user) for user in "1234"] == [True, True, True, False]
 
 
 @virtual
