@@ -1,8 +1,8 @@
 """Concurrent calls, calls that callers share, and the lifetime of connections on an event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 from hotplate.stores.errors import StoreClosed, StoreMisused
@@ -74,6 +74,9 @@ class Lifetime:
         self._shown = shown
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_over = False
+        self._uses = set[asyncio.Timeout]()
+        self._unused = asyncio.Event()
+        self._unused.set()
 
     def check(self) -> None:
         """Raise StoreClosed after `end`, StoreMisused on another event loop than that of the first use."""
@@ -87,22 +90,37 @@ class Lifetime:
                 f"the connections to {self._shown} belong to another event loop; connect to it on each loop"
             )
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Check, then turn any error of the block into StoreClosed if `end` was called meanwhile.
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Check, then run the block; `end` ends it, and turns any error of it into StoreClosed.
 
         For SDKs, which raise any type then; not for a swap, which may have taken place.
         """
         self.check()
         try:
-            yield
+            async with asyncio.timeout(None) as until_end:
+                self._uses.add(until_end)
+                self._unused.clear()
+                try:
+                    yield
+                finally:
+                    self._uses.discard(until_end)
+                    if not self._uses:
+                        self._unused.set()
         except Exception as error:
             if self.is_over:
                 raise StoreClosed(self._shown) from error
             raise
 
     def end(self) -> None:
-        """Refuse later uses. Idempotent; StoreMisused on another event loop."""
-        if not self.is_over:
-            self.check()
-            self.is_over = True
+        """Refuse later uses, and end those of `in_use`. Idempotent; StoreMisused on another event loop."""
+        if self.is_over:
+            return
+        self.check()
+        self.is_over = True
+        for until_end in self._uses:
+            until_end.reschedule(0.0)
+
+    async def wait_unused(self) -> None:
+        """Wait until the blocks of `in_use` have ended."""
+        await self._unused.wait()

@@ -145,6 +145,7 @@ class CosmosAccount:
 
     async def close(self) -> None:
         self._lifetime.end()
+        await self._lifetime.wait_unused()
         await self._opening.close()
         if self._signer is not None:
             await self._signer.close()
@@ -163,7 +164,7 @@ class CosmosAccount:
         Errors of the SDK become StoreErrors: ContainerMissing, CosmosThrottled or CosmosUnavailable. All are counted.
         A call that was refused for its key may be made again if the key was rotated.
         """
-        with self._lifetime.in_use():
+        async with self._lifetime.in_use():
             version = self._key_version
             try:
                 async with asyncio.timeout(timeout_s):

@@ -129,6 +129,7 @@ class ArmContainers:
 
     async def close(self) -> None:
         self._lifetime.end()
+        await self._lifetime.wait_unused()
         for opened in (self._opened, self._credential):
             if opened is not None:
                 await opened.close()
@@ -147,7 +148,7 @@ class ArmContainers:
 
         Errors of the SDK become StoreErrors; a call that takes longer than *timeout_s* is CosmosUnavailable.
         """
-        with self._lifetime.in_use():
+        async with self._lifetime.in_use():
             try:
                 async with asyncio.timeout(timeout_s):
                     return await call(self._client().sql_resources)

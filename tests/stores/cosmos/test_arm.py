@@ -1,5 +1,6 @@
 """Containers through Azure Resource Manager: the unmodified azure-mgmt-cosmosdb against the emulation's routes."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +12,10 @@ from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.arm import ArmContainers
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, parse
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.errors import StoreClosed, StoreMisused
 from tests.support.azure import PLACE, AzureAccount, Identity
-from tests.support.cosmos_account import Account, kind_of
+from tests.support.cosmos_account import PATIENCE_S, Account, kind_of
+from tests.support.streams import listening, until_sockets_are_closed
 
 
 def address_of(server: AzureAccount, **options: object) -> Address:
@@ -94,6 +96,25 @@ async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server:
     away = replace(server, endpoint=f"https://127.0.0.1:{free_port()}/")
     async with managing(address_of(away), Identity(server)) as containers:
         assert await kind_of(containers.create_database()) == "connect"
+
+
+@pytest.mark.parametrize("turns", [1, 3, 10, 30, 100])
+async def test_call_in_flight_ends_when_the_client_is_closed(server: AzureAccount, turns: int) -> None:
+    """The account's server accepts connections, and never answers the handshake of TLS."""
+
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            pass
+
+    async with listening(hang) as port, until_sockets_are_closed(PATIENCE_S):
+        away = replace(server, endpoint=f"https://127.0.0.1:{port}/")
+        async with managing(address_of(away), Identity(server)) as containers:
+            listing = asyncio.create_task(containers.list_containers())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert listing.done()
+        with pytest.raises(StoreClosed):
+            await listing
 
 
 def test_url_has_subscription_and_resource_group(server: AzureAccount) -> None:
