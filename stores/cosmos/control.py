@@ -31,9 +31,6 @@ class ControlContainer:
         self._ahead_s = time.time() - clock()
         """The service's clock minus *clock*."""
 
-        self._has_single_write_region = False
-        """Whether the account was found to have one write region."""
-
     async def catalogue(self) -> Catalogue:
         """Read the catalogue in the write region. Raises CatalogueUnreadable."""
         stored = await self._read_catalogue()
@@ -103,16 +100,15 @@ class ControlContainer:
             raise catalogue_changed()
 
     async def check_single_write_region(self) -> None:
-        """Raise StoreMisused for an account with several write regions; asks until it has found one."""
-        if self._has_single_write_region:
-            return
-        account = await self._client.account()
+        """Raise StoreMisused for an account with several write regions."""
+        account = await self._client.known_account()
+        if account.multiple_write_regions:
+            account = await self._client.account()  # it may have one by now
         if account.multiple_write_regions:
             raise StoreMisused(
                 f"the account of {self._shown} takes writes in several regions, where two publishers could both change "
                 f"the live release; turn multi-region writes off, or use another account"
             )
-        self._has_single_write_region = True
 
     async def _read_catalogue(self) -> VersionedItem:
         """Read the item of the catalogue in the write region, and the service's clock."""

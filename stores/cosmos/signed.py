@@ -285,6 +285,11 @@ class SignedClient:
         """Read the account; callers share one request."""
         return await self._account.read()
 
+    async def known_account(self) -> AccountRegions:
+        """Return the account as it was read in the last minutes."""
+        await self._account.ensure_known(asyncio.get_running_loop().time() + DEADLINE_S)
+        return self._account
+
     def check_open(self) -> None:
         """Raise StoreClosed after `close`."""
         self._lifetime.check()

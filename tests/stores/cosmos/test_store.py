@@ -18,6 +18,7 @@ from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.items import CONTROL, container_of
+from hotplate.stores.cosmos.regions import REFRESH_INTERVAL_S
 from hotplate.stores.cosmos.store import UNAVAILABLE_S
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.erasure_log import erased_from
@@ -66,6 +67,22 @@ async def test_multi_write_account_is_neither_written_nor_followed(account: Simu
         with pytest.raises(StoreMisused, match="several regions, where two publishers could both change"):
             await refused
     assert not account.service.account.databases
+
+
+@simulated
+async def test_account_that_becomes_multi_write_is_no_longer_written(account: SimulatedAccount) -> None:
+    store = account.store()
+    await publish(store)
+    ready = await publish(store, live=False)
+    account.many_writers = True
+    await asyncio.sleep(2 * REFRESH_INTERVAL_S)
+    await store.catalogue()
+    await asyncio.sleep(1.0)  # the account is read in the background
+    with pytest.raises(StoreMisused, match="several regions, where two publishers could both change"):
+        await life.activate(store, ready)
+    account.many_writers = False
+    await life.activate(store, ready)
+    assert (await store.catalogue()).live == ready
 
 
 @simulated
