@@ -12,10 +12,9 @@ from functools import partial
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-import orjson
 from azure.core.exceptions import AzureError, ServiceRequestError, ServiceResponseError
 from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey
-from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceNotFoundError
+from azure.cosmos.exceptions import CosmosResourceNotFoundError
 
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
@@ -24,10 +23,11 @@ from hotplate.bench.options import is_emulated
 from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import run_on
+from hotplate.stores.cosmos.azure_errors import error_of
 from hotplate.stores.cosmos.charges import KB, overhead_ru
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.containers import open_containers
-from hotplate.stores.cosmos.errors import SENTENCES, Refusal, error_for, first_line
+from hotplate.stores.cosmos.errors import SENTENCES
 from hotplate.stores.cosmos.items import DEFINITION, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
@@ -181,18 +181,10 @@ class Sandbox:
 
 
 def explain(error: AzureError, where: str) -> str:
-    """Return the message of an SDK error, as hotplate's store would write it.
-
-    *where* is the account or the database. A response of Cosmos DB has its message in a JSON body, if it can be read.
-    """
-    if isinstance(error, CosmosHttpResponseError) and error.status_code:
-        text = str(error.http_error_message or error.message)
-        with suppress(ValueError, KeyError, TypeError):
-            text = orjson.loads(text)["message"]
-        return str(error_for(Refusal(error.status_code, error.sub_status or 0, text), where))
+    """Return the message of an SDK error, as hotplate's store would write it; *where* is the account or database."""
     if isinstance(error, ServiceRequestError | ServiceResponseError):
         return f"{where} {SENTENCES['connect']}; check its name, its firewall, and whether its write region is up"
-    return f"{where}: {first_line(str(error.message))}"
+    return str(error_of(error, where))
 
 
 def keyed_address(url: str, environment: Mapping[str, str] = os.environ) -> tuple[Address, str]:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
-from azure.core import exceptions
+from azure.core.exceptions import AzureError
 from azure.core.pipeline import PipelineResponse
 from azure.core.pipeline.transport import AsyncHttpResponse
 from azure.cosmos import PartitionKey, ThroughputProperties
@@ -19,19 +19,8 @@ from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExist
 from azure.cosmos.http_constants import HttpHeaders, ResourceType
 
 from hotplate.stores.concurrency import Lifetime, SharedCall
-from hotplate.stores.cosmos.errors import (
-    DEADLINE_S,
-    DEFAULT_RETRY_AFTER_S,
-    ContainerMissing,
-    CosmosDenied,
-    CosmosUnavailable,
-    ErrorKind,
-    Refusal,
-    count,
-    error_for,
-    failed,
-    first_line,
-)
+from hotplate.stores.cosmos.azure_errors import error_of, refusal_of
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosDenied, CosmosUnavailable, count
 from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
 from hotplate.stores.cosmos.requests import KeySigner, default_credential
 from hotplate.stores.cosmos.signed import NearestItem
@@ -138,7 +127,7 @@ class CosmosAccount:
             try:
                 item = await proxy.read_item(name, name)
             except CosmosHttpResponseError as error:
-                if error.status_code != 404 or error.sub_status:  # a substatus means more than an absent item
+                if not refusal_of(error).is_absent_item:
                     raise
                 return NearestItem(None, from_write_region=False, charge_ru=_charge_in(error.headers))
         return NearestItem(item, from_write_region=False, charge_ru=_charge_in(item.get_response_headers()))
@@ -232,22 +221,11 @@ class CosmosAccount:
         shown = self._address.shown
         if isinstance(error, TimeoutError):
             return CosmosUnavailable(f"{shown} did not answer in time", "timeout")
-        if isinstance(error, CosmosHttpResponseError):
-            return self._refused(error)
-        if isinstance(error, exceptions.AzureError):
-            return failed(f"{shown} gave no answer: {first_line(str(error.message))}", _kind_of(error))
+        if isinstance(error, AzureError):
+            return error_of(error, shown)
         if isinstance(error, KeyError | OSError | ValueError):
             return CosmosUnavailable(f"{shown} sent a malformed response", "malformed")
         return None
-
-    def _refused(self, error: CosmosHttpResponseError) -> StoreError:
-        """Return the StoreError for a response that the SDK raised as an error."""
-        headers = error.headers or {}
-        wait_ms = str(headers.get(HttpHeaders.RetryAfterInMilliseconds, ""))
-        after_s = float(wait_ms) / 1000 if wait_ms.isdigit() else DEFAULT_RETRY_AFTER_S
-        message = error.message or "no reason given"
-        refusal = Refusal(error.status_code or 0, int(error.sub_status or 0), message, after_s)
-        return error_for(refusal, self._address.shown)
 
     def _count_charge(self, response: PipelineResponse[object, AsyncHttpResponse]) -> None:
         """Count the charge of a response; the SDK calls this for each one, of any status, page or attempt."""
@@ -265,16 +243,6 @@ def _charge_in(headers: Mapping[str, Any] | None) -> float:
     """Return the charge in the headers of a response, by default 0."""
     charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))
     return float(charge) if charge.replace(".", "", 1).isdigit() else 0.0
-
-
-def _kind_of(error: exceptions.AzureError) -> ErrorKind:
-    if isinstance(error, exceptions.ClientAuthenticationError):  # of azure-identity
-        return "unauthorized"
-    if isinstance(error, exceptions.ServiceRequestTimeoutError | exceptions.ServiceResponseTimeoutError):
-        return "timeout"
-    if isinstance(error, exceptions.DecodeError):
-        return "malformed"
-    return "reset"
 
 
 def _properties(throughput: Throughput) -> ThroughputProperties:

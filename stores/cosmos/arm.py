@@ -16,14 +16,9 @@ from azure.mgmt.cosmosdb.aio import CosmosDBManagementClient
 from azure.mgmt.cosmosdb.aio.operations import SqlResourcesOperations
 
 from hotplate.stores.concurrency import Lifetime
-from hotplate.stores.cosmos.errors import (
-    ContainerMissing,
-    CosmosThrottled,
-    CosmosUnavailable,
-    ErrorKind,
-    failed,
-    first_line,
-)
+from hotplate.stores.cosmos import errors
+from hotplate.stores.cosmos.azure_errors import code_of, error_of
+from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
@@ -41,8 +36,6 @@ CHANGE_S = 300.0
 ACCEPT_S = 60.0
 # Polling interval of a change, unless ARM sends another.
 POLL_S = 1.0
-# After a 429.
-RETRY_AFTER_S = 5.0
 # By suffix of the account's host; default: the public cloud.
 CLOUDS = {
     ".documents.azure.cn": AzureClouds.AZURE_CHINA_CLOUD,
@@ -55,8 +48,12 @@ SERVERLESS = "serverless"
 # Code of a missing database or container; other codes of a 404 are about the account or its group.
 MISSING = "NotFound"
 NO_SUBSCRIPTION = "InvalidSubscriptionId"
-# 409 and 412: another change is in progress.
-TEMPORARY_STATUSES = (408, 409, 412, 500, 502, 503, 504)
+# Where the service has another reason, or remedy, than an account.
+SENTENCES = errors.SENTENCES | {
+    "throttled": "takes no more requests for now",
+    "unauthorized": "gets no token that it takes; sign in",
+    "forbidden": f"refuses this identity; give it the role {ROLE}",
+}
 
 
 class ArmContainers:
@@ -103,7 +100,7 @@ class ArmContainers:
             try:
                 throughput = await sql.get_sql_container_throughput(*self._path, container)
             except exceptions.HttpResponseError as error:
-                if SERVERLESS in str(error.message) and _code_of(error) != MISSING:
+                if SERVERLESS in str(error.message) and code_of(error) != MISSING:
                     return None
                 raise
             if throughput.properties is None or throughput.properties.resource is None:
@@ -200,40 +197,21 @@ def _settings(throughput: Throughput) -> dict[str, object]:
     return {"throughput": throughput.ru}
 
 
-def _code_of(error: exceptions.HttpResponseError) -> str:
-    return str(getattr(error.error, "code", None) or "")
-
-
 def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:
     """Return the StoreError for an error of the SDK of Azure Resource Manager; its text says what to do.
 
-    A missing container is ContainerMissing, a missing account StoreMisused, a 429 CosmosThrottled, and all others are
-    CosmosUnavailable, or CosmosDenied, with the kind of failure, by which errors are counted.
+    A missing account is StoreMisused; see `error_of` for others.
     """
     where = f"{address.shown}: Azure Resource Manager"
-    message = first_line(str(error.message))
-    if not isinstance(error, exceptions.HttpResponseError):
-        kind: ErrorKind = "connect" if isinstance(error, exceptions.ServiceRequestError) else "reset"
-        return CosmosUnavailable(f"{where} did not answer ({message})", kind)
-
-    status = error.status_code
-    code = _code_of(error)
-    if code == MISSING:
-        return ContainerMissing(f"{where} has no such database or container: {message}")
-    if status == 404 or code == NO_SUBSCRIPTION:
+    if isinstance(error, exceptions.HttpResponseError) and _is_without_account(error):
         return StoreMisused(
             f"{where} finds no account {account.account} in the resource group {account.resource_group} of the "
             f"subscription {account.subscription}; set subscription= and resource_group= right, and give the identity "
             f"the role {ROLE}"
         )
-    if status == 429 or code == "TooManyRequests":
-        return CosmosThrottled(f"{where} takes no more requests for now", RETRY_AFTER_S)
+    return error_of(error, where, SENTENCES)
 
-    if isinstance(error, exceptions.ClientAuthenticationError) or status == 401:
-        kind, sentence = "unauthorized", "gets no token that it takes; sign in"
-    elif status == 403:
-        kind, sentence = "forbidden", f"refuses this identity; give it the role {ROLE}"
-    else:
-        kind = "unavailable" if status in TEMPORARY_STATUSES else "refused"
-        sentence = f"refused ({status} {code})"
-    return failed(f"{where} {sentence}: {message}", kind)
+
+def _is_without_account(error: exceptions.HttpResponseError) -> bool:
+    code = code_of(error)
+    return code == NO_SUBSCRIPTION or (error.status_code == 404 and code != MISSING)

@@ -12,6 +12,8 @@ StoreError
 """
 
 import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,11 +69,15 @@ KINDS: dict[tuple[int, int | None], ErrorKind] = {
     (403, 1008): "unavailable",
     (404, SESSION_NOT_AVAILABLE): "unavailable",
     (404, CONTAINER_BEING_CREATED): "unavailable",
-    **{(status, None): "unavailable" for status in (408, 410, 449, 500, 502, 503, 504)},
+    # 409 and 412 of a change to a container: another change is in progress.
+    **{(status, None): "unavailable" for status in (408, 409, 410, 412, 449, 500, 502, 503, 504)},
 }
 # Responses to requests that were not processed: another region takes writes, or 449 (Retry With).
 UNPROCESSED = {(403, 3), (403, 1008), (449, None)}
+# Statuses that decide what a caller does next: an item is absent, exists or has changed.
+DECISIVE_STATUSES = (404, 409, 412)
 SENTENCES: dict[ErrorKind, str] = {
+    "throttled": "has no request units left for now; raise its throughput",
     "connect": "cannot be reached",
     "reset": "closed the connection without a response",
     "malformed": "sent a malformed response",
@@ -126,38 +132,56 @@ class CosmosThrottled(StoreThrottled, PartUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A response that is not a success.
-
-    The substatus, 0 if there is none, tells reasons of a status apart. The message may hold secrets.
-    """
+    """A response that is not a success."""
 
     status: int
     substatus: int
-    message: str
-    retry_after_s: float = DEFAULT_RETRY_AFTER_S
+    """Tells reasons of a status apart; 0 if there is none."""
+
+    message: str | None
+    """May hold secrets; None if the body is not that of an error of the service, as a proxy may have sent it."""
+
+    retry_after_s: float = 0.0
+    """Of a 429."""
+
+    @classmethod
+    def of(cls, status: int, message: str | None, header: Callable[[str], str | None]) -> "Refusal":
+        """Return the refusal by a response; *header* returns one of its headers by a lower-case name."""
+        substatus = _number(header("x-ms-substatus")) or 0
+        if status == 404 and not substatus and "Owner resource does not exist" in (message or ""):
+            substatus = OWNER_NOT_FOUND  # the container is missing, not the item
+        return cls(status, substatus, message, _retry_after_s(header) if status == 429 else 0.0)
+
+    @property
+    def is_absent_item(self) -> bool:
+        """Whether the service says that an item is absent, and not its container or something else."""
+        return self.status == 404 and not self.substatus and self.message is not None
 
 
-def error_for(refusal: Refusal, where: str) -> StoreError:
-    """Return the StoreError for a response that is not a success; *where* names the account's database.
+def error_for(refusal: Refusal, where: str, sentences: Mapping[ErrorKind, str] = SENTENCES) -> StoreError:
+    """Return the StoreError for a response that is not a success.
 
     A 429 is CosmosThrottled, a missing container or database ContainerMissing, a full one StoreFull. All others are
     CosmosUnavailable, of the kind that KINDS has for the status and the substatus; CosmosDenied for those in DENIED.
+
+    where      the service in messages: the account's database, or Azure Resource Manager
+    sentences  what messages say about it, by kind
     """
     status = refusal.status
     substatus = refusal.substatus
-    message = first_line(refusal.message)
-
+    if status in DECISIVE_STATUSES and refusal.message is None:
+        return failed(f"{where} {sentences['malformed']}: status {status} without a reason", "malformed")
     if status == 429:
-        sentence = f"{where} has no request units left for now; raise its throughput"
-        return CosmosThrottled(sentence, min(refusal.retry_after_s, MAX_RETRY_AFTER_S))
+        return CosmosThrottled(f"{where} {sentences['throttled']}", min(refusal.retry_after_s, MAX_RETRY_AFTER_S))
 
+    message = first_line(refusal.message or "no reason given")
     kind = KINDS.get((status, substatus)) or KINDS.get((status, None)) or "refused"
     if status == 404 and kind == "refused":
         return ContainerMissing(f"{where} has no such database or container: {message}")
     if status == 403 and substatus == STORAGE_FULL:
         return StoreFull(f"{where} has no room left: {message}")
     unprocessed = (status, substatus) in UNPROCESSED or (status, None) in UNPROCESSED
-    reason = CORRECT_CLOCK if status == 403 and WRONG_TIME in message else SENTENCES[kind]
+    reason = CORRECT_CLOCK if status == 403 and WRONG_TIME in message else sentences[kind]
     sentence = f"{where} {reason} ({status}/{substatus}): {message}"
     return failed(sentence, kind, unprocessed=unprocessed)
 
@@ -177,9 +201,11 @@ def first_line(message: str) -> str:
 def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
     """Return the error for an attempt without a response."""
     cause = failure.__cause__
-    reason = f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""
-    sentence = f"{where} {SENTENCES[failure.kind]}{reason}"
-    return CosmosUnavailable(sentence, failure.kind, unprocessed=failure.kind == "connect")
+    reason = ""
+    if isinstance(cause, OSError):
+        reason = cause.strerror or str(cause)
+    sentence = f"{where} {SENTENCES[failure.kind]}"
+    return failed(f"{sentence}: {reason}" if reason else sentence, failure.kind, unprocessed=failure.kind == "connect")
 
 
 def count(error: StoreError, observer: Observer | None) -> StoreError:
@@ -206,33 +232,32 @@ def item_in(response: Response, name: str) -> dict[str, Any]:
 
 
 def refusal_in(response: Response) -> Refusal:
-    """Parse a response that is not a success.
+    """Parse a response that is not a success; Cosmos DB sends a JSON body with a code and a message."""
 
-    Statuses 404, 409 and 412 mean that an item is absent, exists or has changed, so that they decide what a caller does
-    next. Cosmos DB sends a JSON body with them. Raises ValueError without one, because a proxy may have sent the
-    response.
-    """
-    try:
+    def header(name: str) -> str | None:
+        value = response.header(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    message = None
+    with suppress(ValueError, KeyError):
         body = object_in(response)
-        message = str(body["message"]) if body["code"] else ""
-    except (ValueError, KeyError):
-        if response.status in (404, 409, 412):
-            raise ValueError(f"status {response.status} without a reason") from None
-        message = "no reason given"
-
-    # The substatus tells reasons of a status apart; 0 if there is none.
-    substatus = int(_digits(response, b"x-ms-substatus") or 0)
-    if response.status == 404 and substatus == 0 and "Owner resource does not exist" in message:
-        substatus = OWNER_NOT_FOUND  # the container is missing, not the item
-
-    wait_ms = _digits(response, b"x-ms-retry-after-ms")
-    return Refusal(response.status, substatus, message, int(wait_ms) / 1000 if wait_ms else DEFAULT_RETRY_AFTER_S)
+        if body["code"]:
+            message = str(body["message"])
+    return Refusal.of(response.status, message, header)
 
 
-def _digits(response: Response, name: bytes) -> bytes:
-    """Return a header that is a number, at most nine digits of it; empty for anything else."""
-    value = response.header(name) or b""
-    return value[:9] if value.isdigit() else b""
+def _retry_after_s(header: Callable[[str], str | None]) -> float:
+    """Return the pause that the headers of a 429 ask for; Azure Resource Manager names it in seconds."""
+    wait_ms = _number(header("x-ms-retry-after-ms"))
+    if wait_ms is not None:
+        return wait_ms / 1000
+    wait_s = _number(header("retry-after"))
+    return DEFAULT_RETRY_AFTER_S if wait_s is None else wait_s
+
+
+def _number(text: str | None) -> int | None:
+    """Parse a header that is a number, at most nine digits of it; None for anything else."""
+    return int(text[:9]) if text and text.isascii() and text.isdigit() else None
 
 
 def charge_in(response: Response) -> float:

@@ -4,7 +4,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from hotplate.stores.cosmos.charges import Charges
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosDenied
 from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, item_bytes, without_system_properties
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, LookupClient, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address
@@ -96,9 +96,7 @@ async def _writing(address: Address, client: SignedClient) -> list[Finding]:
         written = await client.replace(CONTROL, without_system_properties(catalogue), NO_VERSION)
     except ContainerMissing:
         return [_shown_at_first_publish(MAY_PUBLISH, address)]
-    except CosmosUnavailable as error:
-        if error.kind not in ("forbidden", "unauthorized"):
-            raise
+    except CosmosDenied as error:
         return [_warning(MAY_PUBLISH, f"no, which is right for a service; to publish: {error}")]
 
     if written.applied:

@@ -371,14 +371,14 @@ class SignedClient:
     def _check_status(self, response: Response, request: ItemRequest, expected: tuple[int, ...]) -> None:
         """Raise the StoreError for a response, unless its status is *expected*.
 
-        An expected 404 says that the item is absent, unless a substatus says that something else is missing. Raises
-        ValueError for a malformed response.
+        An expected 404 says that the item is absent, unless a substatus says that something else is missing.
         """
         is_expected = response.status in expected
-        if is_expected and response.status == 404:
-            is_expected = not errors.refusal_in(response).substatus  # with one, it is not about the item
-        if not is_expected:
-            raise self._refused(errors.refusal_in(response), request.container)
+        if is_expected and response.status != 404:
+            return
+        refusal = errors.refusal_in(response)
+        if not (is_expected and refusal.is_absent_item):
+            raise self._refused(refusal, request.container)
 
     def _refused(self, refusal: errors.Refusal, container: str) -> StoreError:
         """Return the error for a refusal by the service.

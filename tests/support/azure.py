@@ -200,10 +200,7 @@ class ResourceManager:
         resource = ArmResource(**match.groupdict("")) if match else None
         operation = f"manage {resource.kind if resource else 'operation'}"
         try:
-            for fault in self.service.faults.affecting(request, operation, self.service.account.clock()):
-                # Faults that name no operation are for the account.
-                if fault.operation == operation and fault.kind in ERRORS:
-                    raise fault.error()
+            self._fail(request, operation)
             self._authorize(request, resource)
             response = self._poll(change[1]) if change else self._run(request, resource)
         except HttpError as error:
@@ -215,6 +212,12 @@ class ResourceManager:
             response = HttpResponse(error.status, orjson.dumps(wrapped), headers)
         self.service.counts.count(operation, response.status, 0.0)
         return response
+
+    def _fail(self, request: Request, operation: str) -> None:
+        """Raise the error of a fault for an operation, if there is one; those that name none are for the account."""
+        for fault in self.service.faults.affecting(request, operation, self.service.account.clock()):
+            if fault.operation == operation and fault.kind in ERRORS:
+                raise fault.error()
 
     def _authorize(self, request: Request, resource: ArmResource | None) -> None:
         """Raise 401 without a valid token, 403 without the role, and 404 for another account than there is."""
@@ -245,6 +248,7 @@ class ResourceManager:
             return HttpResponse(200, orjson.dumps(self._read(resource)))
         error: HttpError | None = None
         try:
+            self._fail(request, "finish change")
             if request.method == "PUT":
                 self._put(resource, request)
             else:

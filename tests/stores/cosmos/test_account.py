@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hotplate.bench.process import free_port
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
@@ -19,6 +20,7 @@ from tests.support.cosmos_account import PATIENCE_S, Account
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 from tests.support.stores import allow_erasure, publish, ref_of
 
+CONTAINER = answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}')
 ROWS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # the SDK's, of an emulator on loopback
 
@@ -88,6 +90,7 @@ async def test_missing_containers_are_reported(containers: CosmosAccount, observ
         (answer(503, b""), "unavailable"),
         (refusal(403, 5300), "forbidden"),
         (refusal(401, 0), "unauthorized"),
+        (answer(404, b"<html>of a proxy"), "malformed"),
     ],
 )
 async def test_malformed_control_responses_are_errors(
@@ -114,9 +117,34 @@ async def test_a_serverless_account_has_no_offers(
     raw: ScriptedServer, scripted_account: CosmosAccount, observer: ChargeCounter
 ) -> None:
     message = "Reading or replacing offers is not supported for serverless accounts."
-    raw.responses = [answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}'), refusal(400, 0, message)]
+    raw.responses = [CONTAINER, refusal(400, 0, message)]
     assert await scripted_account.offer("c") is None
     assert observer.failures == []
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (refusal(404, 0, "Owner resource does not exist"), ContainerMissing),
+        (refusal(404, 1003), ContainerMissing),
+        (answer(404, b"<html>of a proxy"), CosmosUnavailable),
+    ],
+)
+async def test_404_without_the_services_word_is_no_absent_item(
+    raw: ScriptedServer, scripted_account: CosmosAccount, response: bytes, error: type[Exception]
+) -> None:
+    raw.responses = [CONTAINER, refusal(404, 0), response]
+    assert await scripted_account.read("c", "x", PATIENCE_S) is None
+    with pytest.raises(error):
+        await scripted_account.read("c", "x", PATIENCE_S)
+
+
+async def test_refused_connection_is_a_failed_connect(observer: ChargeCounter) -> None:
+    account = CosmosAccount(parse(f"cosmos+http://127.0.0.1:{free_port()}/d", {}), observer)
+    with pytest.raises(CosmosUnavailable, match=r"cannot be reached: .*Connect call failed"):
+        await account.create_database()
+    assert observer.failures == ["connect"]
+    await account.close()
 
 
 @pytest.mark.soak

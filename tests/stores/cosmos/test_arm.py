@@ -78,9 +78,12 @@ async def test_busy_arm_error_is_retryable(server: AzureAccount) -> None:
     account = Account(server, server.certificate)
     async with managing(address_of(server), Identity(server)) as containers:
         account.inject_faults({"kind": "throttle", "operation": "manage database", "retry_after_ms": 7000})
-        with pytest.raises(CosmosThrottled):
+        with pytest.raises(CosmosThrottled, match="takes no more requests for now") as throttled:
             await containers.create_database()
+        assert throttled.value.retry_after_s == 7.0
         account.inject_faults({"kind": "unavailable", "operation": "manage operation"})
+        assert await kind_of(containers.create_database()) == "unavailable"
+        account.inject_faults({"kind": "unavailable", "operation": "finish change"})
         assert await kind_of(containers.create_database()) == "unavailable"
         account.inject_faults()
         await containers.create_database()

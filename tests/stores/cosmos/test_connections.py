@@ -23,6 +23,7 @@ from hotplate.stores.urls import SecretFile
 from tests.support.cosmos_account import NAME, PATIENCE_S, Account, emulated_account, filled
 from tests.support.cosmos_server import emulator_thread
 from tests.support.stores import FIRST, SECOND, draft_of, release_ref, write_release
+from tests.support.streams import listening
 from tests.support.tcp_proxy import through
 
 ROWS = [Row("user:1", b"list")]
@@ -136,6 +137,22 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
         with pytest.raises(CosmosUnavailable, match=r"certificate verify failed.*mismatch") as error:
             await client.read("c", "a", PATIENCE_S)
         assert error.value.kind == "connect"
+        await client.close()
+
+
+async def test_reason_of_a_proxy_is_named_without_its_credentials(
+    monkeypatch: pytest.MonkeyPatch, observer: ChargeCounter
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+
+    async with listening(refuse) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://name:word@127.0.0.1:{port}")
+        client = SignedClient(parse("cosmos+https://account.invalid:443/d", {}), observer)
+        with pytest.raises(CosmosUnavailable, match=r"cannot be reached: the proxy opened no tunnel, .* 407") as error:
+            await client.read("c", "a", PATIENCE_S)
+        assert "word" not in str(error.value)
         await client.close()
 
 

@@ -1,0 +1,52 @@
+"""Errors of Azure's SDKs, and their responses that are not successes, as errors of stores.
+
+Imported lazily, because azure-core is slow to import.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp import ClientConnectorError
+from azure.core import exceptions
+
+from hotplate.stores.cosmos.errors import SENTENCES, ErrorKind, Refusal, error_for, failed, first_line
+from hotplate.stores.errors import StoreError
+
+# By the codes of Azure Resource Manager, such as TooManyRequests.
+STATUSES = {status.phrase.replace(" ", ""): status.value for status in HTTPStatus}
+
+
+def error_of(error: exceptions.AzureError, where: str, sentences: Mapping[ErrorKind, str] = SENTENCES) -> StoreError:
+    """Return the StoreError for an error of an SDK; *where* and *sentences* as for `error_for`."""
+    kind: ErrorKind
+    match error:
+        case exceptions.ClientAuthenticationError():  # of azure-identity, too
+            kind = "unauthorized"
+        case exceptions.DecodeError():
+            kind = "malformed"
+        case exceptions.HttpResponseError():
+            return error_for(refusal_of(error), where, sentences)
+        case exceptions.ServiceRequestTimeoutError() | exceptions.ServiceResponseTimeoutError():
+            kind = "timeout"
+        case exceptions.ServiceRequestError(inner_exception=ClientConnectorError()):
+            kind = "connect"
+        case _:
+            kind = "reset"
+    return failed(f"{where} {sentences[kind]}: {first_line(str(error.message))}", kind)
+
+
+def refusal_of(error: exceptions.HttpResponseError) -> Refusal:
+    """Return the response that an SDK raised as an error.
+
+    A change that was accepted and failed later is reported with the status 200, and the status of its failure as code.
+    """
+    status = error.status_code or 0
+    if status < 400:
+        status = STATUSES.get(code_of(error), status)
+    headers: Mapping[str, str] = getattr(error.response, "headers", {})
+    return Refusal.of(status, None if error.error is None else str(error.error), headers.get)
+
+
+def code_of(error: exceptions.HttpResponseError) -> str:
+    """Return the code in the body of a response; empty without one."""
+    return str(getattr(error.error, "code", None) or "")
