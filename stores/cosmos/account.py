@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, cast
+from urllib.request import getproxies_environment
 
 from azure.core.exceptions import AzureError
 from azure.core.pipeline import PipelineResponse
-from azure.core.pipeline.transport import AsyncHttpResponse
+from azure.core.pipeline.transport import AioHttpTransport, AsyncHttpResponse
 from azure.cosmos import PartitionKey, ThroughputProperties
 from azure.cosmos.aio import ContainerProxy, CosmosClient, DatabaseProxy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
 from azure.cosmos.http_constants import HttpHeaders, ResourceType
 
+from hotplate.proxies import proxy_for
 from hotplate.stores.concurrency import Lifetime, SharedCall
 from hotplate.stores.cosmos.azure_errors import error_of, refusal_of
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosDenied, CosmosUnavailable, count
@@ -130,6 +132,8 @@ class CosmosAccount:
                 if not refusal_of(error).is_absent_item:
                     raise
                 return NearestItem(None, from_write_region=False, charge_ru=_charge_in(error.headers))
+            if item.get("id") != name:  # such as the empty one that the SDK makes of a redirect
+                raise ValueError(f"another item than {name}")
         return NearestItem(item, from_write_region=False, charge_ru=_charge_in(item.get_response_headers()))
 
     async def close(self) -> None:
@@ -186,6 +190,8 @@ class CosmosAccount:
             options["preferred_locations"] = [address.region]
         if address.ca is not None:
             options["connection_verify"] = address.ca
+        if getproxies_environment() and proxy_for(address.endpoint) is None:
+            options["transport"] = AioHttpTransport(use_env_settings=False)  # which has a proxy for this machine, too
 
         async with AsyncExitStack() as stack:  # closed on failure
             if not isinstance(credential, str):

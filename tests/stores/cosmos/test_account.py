@@ -16,7 +16,7 @@ from hotplate.stores.lifecycle import activate
 from hotplate.stores.store import ChargeCounter, Row, Store
 from hotplate.stores.verification import verify
 from hotplate.testing import FIRST, OpenStore, StoreContract, release_ref, write_release
-from tests.support.cosmos_account import PATIENCE_S, Account
+from tests.support.cosmos_account import PATIENCE_S, Account, kind_of
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 from tests.support.stores import allow_erasure, publish, ref_of
 
@@ -137,6 +137,16 @@ async def test_404_without_the_services_word_is_no_absent_item(
     assert await scripted_account.read("c", "x", PATIENCE_S) is None
     with pytest.raises(error):
         await scripted_account.read("c", "x", PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "response", [answer(200, b'{"id":"y"}'), answer(204, b""), answer(307, b"", b"location: /login\r\n")]
+)
+async def test_response_without_the_requested_item_is_malformed(
+    raw: ScriptedServer, scripted_account: CosmosAccount, response: bytes
+) -> None:
+    raw.responses = [CONTAINER, response]
+    assert await kind_of(scripted_account.read("c", "x", PATIENCE_S)) == "malformed"
 
 
 async def test_refused_connection_is_a_failed_connect(observer: ChargeCounter) -> None:

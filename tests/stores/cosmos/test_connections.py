@@ -12,6 +12,7 @@ import pytest
 
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.bench.cosmos_emulator.service import Authenticator
+from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
@@ -138,6 +139,20 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
             await client.read("c", "a", PATIENCE_S)
         assert error.value.kind == "connect"
         await client.close()
+
+
+@pytest.mark.parametrize("client", ["signed", "sdk"])
+async def test_emulator_on_this_machine_is_reached_without_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, account: Account, client: str
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    store = open_url(account.url(f"d{secrets.token_hex(4)}", client=client))
+    await write_release(store, FIRST, ROWS)
+    assert await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S) == [ROWS[0].value]
+    await store.close()
 
 
 async def test_reason_of_a_proxy_is_named_without_its_credentials(
