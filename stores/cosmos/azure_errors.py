@@ -22,7 +22,7 @@ def error_of(error: exceptions.AzureError, where: str, sentences: Mapping[ErrorK
     match error:
         case exceptions.ClientAuthenticationError():  # of azure-identity, too
             kind = "unauthorized"
-        case exceptions.DecodeError():
+        case exceptions.DecodeError() if (error.status_code or 0) < 400:
             kind = "malformed"
         case exceptions.HttpResponseError():
             return error_for(refusal_of(error), where, sentences)
@@ -31,7 +31,7 @@ def error_of(error: exceptions.AzureError, where: str, sentences: Mapping[ErrorK
         case exceptions.ServiceRequestError(inner_exception=ClientConnectorError()):
             kind = "connect"
         case _:
-            kind = "reset"
+            return failed(f"{where} gave no response: {first_line(str(error.message))}", "reset")
     return failed(f"{where} {sentences[kind]}: {first_line(str(error.message))}", kind)
 
 
