@@ -10,6 +10,7 @@ from hotplate.stores.cosmos.items import to_item, value_of
 from hotplate.stores.cosmos.paced_items import PacedItems
 from hotplate.stores.cosmos.release_state import ReleaseState
 from hotplate.stores.encoding import pack
+from hotplate.stores.errors import HEAL, ReleaseCorrupt
 
 
 class Batches:
@@ -27,7 +28,10 @@ class Batches:
     async def read(self, container: str, series: str, number: int) -> bytes:
         """Return the packed keys of a batch; ReleaseCorrupt if it is absent."""
         name = _name(series, number)
-        return value_of(await self._items.read_surely(container, name) or {"id": name})
+        item = await self._items.read_surely(container, name)
+        if item is None:
+            raise ReleaseCorrupt(f"the item {name!r} of the container {container} is missing; {HEAL}")
+        return value_of(item)
 
     async def append(self, container: str, series: str, keys: Sequence[str]) -> None:
         """Add a batch item with the packed *keys* to a series, by the first number that is free.

@@ -286,6 +286,15 @@ async def test_lost_rows_are_found_by_verify_and_restored_by_repair(
     assert await published_rows(damaged, live) == ALL
 
 
+@simulated
+async def test_missing_acknowledgement_is_named(account: SimulatedAccount) -> None:
+    store, live = await published(account)
+    await lose(account, store, live, {"rows-2"})
+    damaged = account.store(ru=10_000)
+    with pytest.raises(ReleaseCorrupt, match=r"'rows-2' of the container release-\w+ is missing"):
+        await verify(damaged, await ref_of(damaged, live))
+
+
 async def test_release_is_checked_where_it_was_written_not_in_a_region_that_lags() -> None:
     with emulated_account(None, "--second-region", "0") as account:
         store = open_url(account.url("d", ru="30000", region="Emulated East"))
