@@ -9,14 +9,19 @@
         def open_store(self, tmp_path) -> OpenStore:
             return lambda: MyStore(tmp_path / "lists")
 
+A store over a network also provides the fixture `stall`, so that its time limits are tested. A store of local files
+that is no LocalReader sets `is_local = True`.
+
 It needs pytest-asyncio; in strict mode, mark coroutine fixtures with `pytest_asyncio.fixture`. With
 `pytest -p hotplate.testing` failed assertions show their values.
 """
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import pytest_asyncio
@@ -25,7 +30,15 @@ from hotplate.stores import transitions as catalogue_changes
 from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import body_of
 from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import (
+    CatalogueUnreadable,
+    NotSent,
+    ReleaseConflict,
+    ReleaseNotFound,
+    StoreClosed,
+    StoreError,
+    StoreUnavailable,
+)
 from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
 from hotplate.stores.publication import publish_release
@@ -36,7 +49,10 @@ from hotplate.stores.store import (
     Plan,
     PollingReader,
     ProvisionedStore,
+    Reader,
+    ReadResult,
     RecordChange,
+    ReplicatedReader,
     Row,
     RowEraser,
     SendingReader,
@@ -45,10 +61,19 @@ from hotplate.stores.store import (
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import verify
 
-__all__ = ("OpenStore", "StoreContract")
+__all__ = ("OpenStore", "Stall", "StoreContract")
 
 # Opens another handle on the same store, as another process would.
 OpenStore = Callable[[], Store]
+# During the block of the result, the server of the store keeps its connections, and answers nothing.
+Stall = Callable[[], AbstractContextManager[object]]
+
+Call = Callable[[], Awaitable[object]]
+
+# Time limits of two reads of a store that stalls, and of what must end: longer than a busy machine halts a process.
+SHORT_S = 0.1
+LONG_S = 30.0
+SOON_S = 60.0
 
 FIRST = ReleaseId("20261120T064200Z-aaaa")
 SECOND = ReleaseId("20261120T064300Z-bbbb")
@@ -106,14 +131,103 @@ async def scan_rows(store: Store, release: ReleaseId) -> list[Row]:
     return [row async for row in store.scan(release_ref(release))]
 
 
+async def first_change(store: Store) -> Catalogue:
+    """Return the catalogue that `changes` yields first."""
+    watched = store.changes()
+    try:
+        return await anext(watched)
+    finally:
+        await watched.aclose()
+
+
+def reads_of(store: Store, release: ReleaseId) -> dict[str, Call]:
+    """Return a call of each method that reads a store with a sealed *release*, by name."""
+    ref = release_ref(release)
+    keys = [row.key for row in ROWS]
+    calls: dict[str, Call] = {
+        "get_many": partial(store.get_many, ref, keys),
+        "get_many with timeout_s": partial(store.get_many, ref, keys, timeout_s=SOON_S),
+        "catalogue": store.catalogue,
+        "records": partial(store.records, ["one"]),
+        "changes": partial(first_change, store),
+        "incarnations": store.incarnations,
+        "is_sealed": partial(store.is_sealed, ref),
+        "scan": partial(scan_rows, store, release),
+        "prepare": partial(store.prepare, ref),
+    }
+    if isinstance(store, PollingReader):
+        calls["poll"] = store.poll
+    if isinstance(store, LocalReader):
+        calls["warm"] = partial(store.warm, ref)
+    if isinstance(store, ReplicatedReader) and store.has_replicas:
+        calls["get_many_elsewhere"] = partial(store.get_many_elsewhere, ref, keys, timeout_s=SOON_S)
+    return calls
+
+
+def writes_of(store: Store, sealed: ReleaseId, draft: DraftRef, stored: Catalogue) -> dict[str, Call]:
+    """Return a call of each method that writes, by name, which succeed one after the other.
+
+    The store has a *sealed* release, none with the id of *draft*, and the catalogue *stored*.
+    """
+    successor = catalogue_changes.succeed(stored, stored, token="successor", store_id="here")
+    calls: dict[str, Call] = {
+        "create": partial(store.create, draft, Plan(len(ROWS), 1000)),
+        "put": partial(store.put, draft, ROWS),
+        "resume_point": partial(store.resume_point, draft),
+        "seal": partial(store.seal, draft),
+        "swap": partial(store.swap, stored, successor),
+        "erase": partial(store.erase, draft.release, allow_erasure),
+    }
+    if isinstance(store, RowEraser):
+        calls["erase_rows"] = partial(store.erase_rows, release_ref(sealed), ["user:absent"], allow_erasure)
+    if isinstance(store, ProvisionedStore):
+        calls["scale_down"] = partial(store.scale_down, release_ref(sealed))
+    return calls
+
+
+async def outcome_of(call: Call) -> object:
+    """Return what a call returns or raises; TimeoutError for one that does not end."""
+    (outcome,) = await asyncio.gather(asyncio.wait_for(call(), SOON_S), return_exceptions=True)
+    return outcome
+
+
+def found_nothing(read: asyncio.Task[list[ReadResult]]) -> bool:
+    """Return whether a read was cancelled, or raised StoreUnavailable or returned it for each key."""
+    if read.cancelled():
+        return True
+    error = read.exception()
+    results = read.result() if error is None else [error]
+    return all(isinstance(result, StoreUnavailable) for result in results)
+
+
+async def read_until_available(reader: Reader, release: ReleaseId, keys: Sequence[str]) -> list[ReadResult]:
+    """Read *keys* again until there is no StoreUnavailable, as from connections that are opened again."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            (outcome,) = await asyncio.gather(reader.get_many(release_ref(release), keys), return_exceptions=True)
+            if isinstance(outcome, BaseException) and not isinstance(outcome, StoreUnavailable):
+                raise outcome
+            if isinstance(outcome, list) and not any(isinstance(result, StoreUnavailable) for result in outcome):
+                return outcome
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.asyncio
 class StoreContract:
     """Tests of the store contract; a subclass provides the fixture `open_store`."""
+
+    is_local = False
+    """Whether the store has only files of this machine, as a LocalReader, which calls after `close` may open again."""
 
     @pytest.fixture
     def open_store(self) -> OpenStore:
         """Return a function that opens handles on one new store."""
         raise NotImplementedError("a subclass of StoreContract provides the fixture `open_store`")
+
+    @pytest.fixture
+    def stall(self) -> Stall:
+        """Return a function that stalls the server of the store, for example by SIGSTOP, during a block."""
+        pytest.skip("needs the fixture `stall`, which a subclass provides for a store over a network")
 
     @pytest_asyncio.fixture
     async def open_handle(self, open_store: OpenStore) -> AsyncIterator[OpenStore]:
@@ -163,6 +277,87 @@ class StoreContract:
         for result, value in zip(results, values, strict=True):
             assert isinstance(result, StoreUnavailable) or result == value
         assert await store.get_many(release_ref(FIRST), keys) == values
+
+    @pytest.mark.parametrize("is_connected", [True, False])
+    async def test_a_read_of_a_stalled_store_ends_in_time_and_harms_no_later_one(
+        self, stall: Stall, open_handle: OpenStore, *, is_connected: bool
+    ) -> None:
+        """A store that reads key by key, with a `coalesce` of 1, ends the read itself; for others, callers cancel it.
+
+        A read with a longer limit, which began before, still waits then: the limit, and no other, ended the read.
+        """
+        release = release_ref(FIRST)
+        await write_release(open_handle(), FIRST, ROWS)
+        long_reader = open_handle()
+        short_reader = open_handle()
+        if is_connected:
+            for reader in (long_reader, short_reader):
+                await reader.get_many(release, ["user:1"])
+
+        with stall():
+            long_read = asyncio.ensure_future(long_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
+            short_read = asyncio.ensure_future(short_reader.get_many(release, ["user:1"], timeout_s=SHORT_S))
+            if short_reader.coalesce > 1:
+                asyncio.get_running_loop().call_later(SHORT_S, short_read.cancel)
+            reads = [long_read, short_read]
+            ended, _ = await asyncio.wait(reads, timeout=SOON_S, return_when=asyncio.FIRST_COMPLETED)
+            assert ended == {short_read}, "the read with the shorter limit ends first"
+            long_read.cancel()
+            await asyncio.wait(reads, timeout=SOON_S)
+            assert long_read.done(), "a read that is cancelled ends"
+            assert all(map(found_nothing, reads))
+
+        # A late reply must not be taken for that of another key.
+        for reader in (short_reader, long_reader):
+            keys = ["user:2", "user:%FF", "user:absent"]
+            assert await read_until_available(reader, FIRST, keys) == [b"", b"percent", None]
+
+    async def test_close_ends_a_read_of_a_stalled_store(self, stall: Stall, open_handle: OpenStore) -> None:
+        """The read raises StoreClosed, or another StoreUnavailable; that of another handle still waits then."""
+        release = release_ref(FIRST)
+        await write_release(open_handle(), FIRST, ROWS)
+        open_reader = open_handle()
+        closed_reader = open_handle()
+        for reader in (open_reader, closed_reader):
+            await reader.get_many(release, ["user:1"])
+
+        with stall():
+            open_read = asyncio.ensure_future(open_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
+            closed_read = asyncio.ensure_future(closed_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
+            await asyncio.wait([closed_read], timeout=SHORT_S)
+            assert not closed_read.done()
+            await asyncio.wait_for(closed_reader.close(), SOON_S)
+            ended, _ = await asyncio.wait([open_read, closed_read], timeout=SOON_S, return_when=asyncio.FIRST_COMPLETED)
+            assert ended == {closed_read}, "the read of the closed handle ends first"
+            with pytest.raises(StoreUnavailable):
+                closed_read.result()
+            open_read.cancel()
+            await asyncio.wait([open_read], timeout=SOON_S)
+
+    async def test_each_call_after_close_raises_store_closed_or_opens_local_files_again(
+        self, open_handle: OpenStore
+    ) -> None:
+        """A swap may raise NotSent instead. Local files that are opened again have the same results as before."""
+        writer = open_handle()
+        await begin_draft(writer, FIRST)
+        await write_release(writer, FIRST, ROWS)
+        stored = await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(FIRST)))
+
+        store = open_handle()
+        is_local = self.is_local or isinstance(store, LocalReader)
+        reads = reads_of(store, FIRST)
+        writes = writes_of(store, FIRST, draft_of(SECOND), stored)
+        expected: dict[str, object] = {name: await call() for name, call in reads.items()}
+        expected |= dict.fromkeys(writes) | {"resume_point": ROWS[-1].key, "erase_rows": 0}
+        await store.close()
+
+        wrong = dict[str, object]()
+        for name, call in (reads | writes).items():
+            outcome = await outcome_of(call)
+            is_refused = isinstance(outcome, StoreClosed) or (name == "swap" and isinstance(outcome, NotSent))
+            if not is_refused and not (is_local and outcome == expected[name]):
+                wrong[name] = outcome
+        assert wrong == {}, "of a closed store; a store of local files sets `is_local`"
 
     async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
         """A LocalReader, as of files, also reads one key without awaiting."""

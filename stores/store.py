@@ -67,7 +67,8 @@ class Reader(Protocol):
         """Read *keys*: one result per key, in order. A key that cannot be encoded as UTF-8 is absent.
 
         A store that reads key by key returns StoreUnavailable for keys without an answer after *timeout_s*, by default
-        that of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be readable,
+        that of a write. Other stores may leave *timeout_s* to callers, who cancel the call: that ends it, and harms no
+        later call. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be readable,
         PartLost if only the parts with *keys* may be gone, else another StoreError.
         """
 
@@ -85,9 +86,9 @@ class Reader(Protocol):
 
     @abstractmethod
     async def close(self) -> None:
-        """Close files and connections. Idempotent.
+        """Close files and connections, which ends calls that wait for an answer. Idempotent.
 
-        Later calls raise StoreClosed, or else a store of local files opens them again.
+        Later calls raise StoreClosed (`Store.swap` maybe NotSent), or else a store of local files opens them again.
         """
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hotplate.testing import OpenStore, StoreContract
+from hotplate.testing import OpenStore, Stall, StoreContract
 
 
 class TestEveryStore(StoreContract):
@@ -10,3 +10,13 @@ class TestEveryStore(StoreContract):
     def open_store(self, open_store: OpenStore) -> OpenStore:
         """Take the stores of `tests/conftest.py` instead of a third party's."""
         return open_store
+
+    @pytest.fixture
+    def stall(self, request: pytest.FixtureRequest) -> Stall:
+        """Suspend the server of the store."""
+        backend: str = request.node.callspec.params["open_store"]
+        if backend in {"memory", "file"}:
+            pytest.skip("neither memory nor local files stall")
+        server = "redis_server" if backend.startswith("redis") else backend.replace("+", "_")
+        stopped: Stall = request.getfixturevalue(server).stopped
+        return stopped

@@ -1,6 +1,8 @@
 """An emulated account in a separate process, which injects faults on request and counts requests."""
 
+import os
 import secrets
+import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -44,6 +46,15 @@ class Account:
 
     def inject_faults(self, *faults: dict[str, object]) -> None:
         self._page("PUT", "faults", orjson.dumps(faults))
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Suspend the emulator until the block ends: it keeps its connections and answers nothing."""
+        os.kill(self.emulator.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.emulator.pid, signal.SIGCONT)
 
     def metric(self, name: str) -> dict[tuple[str, ...], float]:
         """Return a family of its metrics by the values of its labels."""

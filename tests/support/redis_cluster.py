@@ -94,6 +94,14 @@ class RedisCluster:
         ]
 
     @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Suspend all nodes until the block ends."""
+        with ExitStack() as stack:
+            for node in self.nodes:
+                stack.enter_context(node.server.stopped())
+            yield
+
+    @contextmanager
     def announced(self, node: ClusterNode, port: int) -> Iterator[None]:
         """Let a node name *port* as its own; every node knows the port in the block, and the real one after it."""
 

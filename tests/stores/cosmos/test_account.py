@@ -15,7 +15,7 @@ from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.lifecycle import activate
 from hotplate.stores.store import ChargeCounter, Row, Store
 from hotplate.stores.verification import verify
-from hotplate.testing import FIRST, OpenStore, StoreContract, release_ref, write_release
+from hotplate.testing import FIRST, OpenStore, Stall, StoreContract, release_ref, write_release
 from tests.support.cosmos_account import PATIENCE_S, Account, kind_of
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 from tests.support.stores import allow_erasure, publish, ref_of
@@ -163,6 +163,10 @@ class TestThroughTheSdk(StoreContract):
     def open_store(self, cosmos_http: Account) -> OpenStore:
         url = cosmos_http.url(secrets.token_hex(4), ru="30000", client="sdk")
         return lambda: connect(url)
+
+    @pytest.fixture
+    def stall(self, cosmos_http: Account) -> Stall:
+        return cosmos_http.stopped
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
 from hotplate.stores.users import erase_users, find_users
-from hotplate.testing import OpenStore, StoreContract
+from hotplate.testing import OpenStore, Stall, StoreContract
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import SOON_S, commands_in, users_of_the_guide
@@ -60,6 +60,10 @@ class TestCluster(StoreContract):
         """Open handles on a separate deployment."""
         url = redis_cluster.url(request.param, secrets.token_hex(4))
         return lambda: connect(url)
+
+    @pytest.fixture
+    def stall(self, redis_cluster: RedisCluster) -> Stall:
+        return redis_cluster.stopped
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from hotplate.testing import OpenStore, StoreContract
 
 
 class TestSqliteStore(StoreContract):
+    is_local = True
+
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> OpenStore:
         return lambda: SqliteStore(tmp_path / "lists.db")
