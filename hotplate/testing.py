@@ -326,13 +326,14 @@ class StoreContract:
             closed_read = asyncio.ensure_future(closed_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
             await asyncio.wait([closed_read], timeout=SHORT_S)
             assert not closed_read.done()
-            await asyncio.wait_for(closed_reader.close(), SOON_S)
+            closing = asyncio.ensure_future(closed_reader.close())
             ended, _ = await asyncio.wait([open_read, closed_read], timeout=SOON_S, return_when=asyncio.FIRST_COMPLETED)
             assert ended == {closed_read}, "the read of the closed handle ends first"
             with pytest.raises(StoreUnavailable):
                 closed_read.result()
             open_read.cancel()
             await asyncio.wait([open_read], timeout=SOON_S)
+        await asyncio.wait_for(closing, SOON_S)  # which may wait for the server
 
     async def test_each_call_after_close_raises_store_closed_or_opens_local_files_again(
         self, open_handle: OpenStore

@@ -196,9 +196,9 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         return await self.catalogue()
 
     async def close(self) -> None:
-        await self._deployment.close()
-        for connections in self._read_connections:
-            await connections.close()
+        self._deployment.lifetime.end()  # first, as in `Deployment.close`; refused on another event loop
+        # At once: over TLS, each waits for a server that does not answer, and reads would go on meanwhile.
+        await all_done(self._deployment.close(), *(connections.close() for connections in self._read_connections))
 
     async def check_durability(self) -> str | None:
         """Return how a failover or a restart may take changes back; see `Diagnosed.check_durability`.
