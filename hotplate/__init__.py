@@ -187,7 +187,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Modules, and packages, that need the extra `offline`; others need `server`.
+# The homes of names that need the extra `offline`; others need `server`.
 _OFFLINE = ("hotplate.offline.", "hotplate.cli.run_work")
 # The module and the name there of each public name.
 _HOMES = {
@@ -315,8 +315,9 @@ def _load(name: str) -> object:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as `typing`
+        from hotplate.extras import install_hint  # noqa: PLC0415 -- as `typing`
 
-        command = install_command("offline" if module.startswith(_OFFLINE) else "server")
-        message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"
-        raise ModuleNotFoundError(message, name=error.name) from error
+        hint = install_hint(error, "offline" if module.startswith(_OFFLINE) else "server")
+        if hint is None:  # a defect
+            raise
+        raise ModuleNotFoundError(f"hotplate.{name} cannot be loaded: {hint}", name=error.name) from error

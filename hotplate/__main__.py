@@ -11,13 +11,6 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-# What a verb needs beside the client, if not the extra `server`.
-EXTRAS = {
-    **dict.fromkeys(("demo", "train", "publish", "run", "import", "evaluate"), "offline"),
-    "bench": "bench",
-    "cosmos-emulator": "bench",
-}
-
 
 def main() -> None:
     """Run the command; Ctrl-C, and SIGTERM for `run`, `publish` and `import`, end it with 130."""
@@ -28,7 +21,7 @@ def main() -> None:
     try:
         from hotplate.cli.main import main as run_verb  # noqa: PLC0415 -- slow to load
     except ModuleNotFoundError as error:  # only the client is installed
-        _print_missing(error)
+        _print_install_hint(error)
         sys.exit(MISUSED)
 
     cleans_up = sys.argv[1:2] in (["run"], ["import"], ["publish"])  # when a scheduler stops it
@@ -55,20 +48,20 @@ def main() -> None:
     _exit_interrupted()
 
 
-def _print_missing(error: ModuleNotFoundError) -> None:
-    """Print which extra of hotplate installs a module, as text or JSON."""
+def _print_install_hint(error: ModuleNotFoundError) -> None:
+    """Print which extra of hotplate installs a module, as text or JSON; raise *error* if none does."""
     import json  # noqa: PLC0415 -- slow to load
 
     from hotplate.cli import wants_json  # noqa: PLC0415 -- as above
-    from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as above
+    from hotplate.extras import extra_of_verb, install_hint  # noqa: PLC0415 -- as above
 
-    verb = sys.argv[1] if sys.argv[1:] else ""
-    extra = EXTRAS.get(verb, "server")
-    sentence = f"{error.name} is not installed; install it with: {install_command(extra)}"
+    hint = install_hint(error, extra_of_verb(sys.argv[1:]))
+    if hint is None:
+        raise error
     if wants_json():
-        sentence = json.dumps({"error": sentence, "kind": type(error).__name__})
+        hint = json.dumps({"error": hint, "kind": type(error).__name__})
     if sys.stderr is not None:
-        sys.stderr.write(sentence + "\n")
+        sys.stderr.write(hint + "\n")
 
 
 def _exit_interrupted() -> "NoReturn":

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from hotplate.extras import install_hint
+
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
 
 
@@ -178,15 +180,13 @@ def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
     return f"did you mean {nearest[0]}?" if nearest else ""
 
 
-def install_command(extra: str) -> str:
-    """Return the command that installs *extra*; pip adds it to the installed hotplate, wherever that came from."""
-    return f"pip install 'hotplate[{extra}]'"
-
-
 @contextmanager
 def extra_installed(extra: str) -> Iterator[None]:
-    """Translate ModuleNotFoundError into StoreMisused with the install command."""
+    """Translate ModuleNotFoundError into StoreMisused with the command that installs *extra*, which has the module."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise StoreMisused(f"{error.name} is not installed; install it with: {install_command(extra)}") from error
+        hint = install_hint(error, extra)
+        if hint is None:  # a defect
+            raise
+        raise StoreMisused(hint) from error

@@ -149,10 +149,12 @@ asyncio.run(main())
 def test_missing_service_or_store_extra_names_the_install_command(site: Path) -> None:
     serve = subprocess.run([site, "-I", "-m", "hotplate", "serve"], capture_output=True, text=True, check=False)
     assert serve.returncode == 2
-    assert re.fullmatch(r"\w+ is not installed; install it with: pip install 'hotplate\[server\]'\n", serve.stderr)
+    assert re.fullmatch(
+        r"the module \w+ is not installed; install it with: pip install 'hotplate\[server\]'\n", serve.stderr
+    )
     extras = {"hotplate.open('file:///x')": "server", "hotplate.train": "offline", "hotplate.run": "offline"}
     for program, extra in extras.items():
         done = subprocess.run(
             [site, "-I", "-c", f"import hotplate; {program}"], capture_output=True, text=True, check=False
         )
-        assert f"which is not installed; install it with: pip install 'hotplate[{extra}]'" in done.stderr
+        assert f"is not installed; install it with: pip install 'hotplate[{extra}]'" in done.stderr

@@ -233,16 +233,10 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
 
 
 def make_certificate() -> tuple[bytes, bytes]:
-    """Return a self-signed certificate for localhost, 127.0.0.1 and ::1, and its private key, both as PEM.
-
-    Raises BenchMisused if the package cryptography is not installed.
-    """
-    try:
-        from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
-        from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
-        from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 -- as above
-    except ModuleNotFoundError:
-        raise BenchMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
+    """Return a self-signed certificate for localhost, 127.0.0.1 and ::1, and its private key, both as PEM."""
+    from cryptography import x509  # noqa: PLC0415 -- an extra: only TLS needs it
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 -- as above
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hotplate cosmos-emulator")])

@@ -22,11 +22,12 @@ from rich.text import Text
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.exit_codes import FAILED, MISUSED, REFUSED
+from hotplate.extras import extra_of_verb, install_hint
 from hotplate.offline.errors import DataError, GateFailed, SettingError
 from hotplate.offline.threads import DaemonThreads
 from hotplate.report import GAP, Report, blocks, format_count, print_report, to_json
 from hotplate.serve.errors import EventsFailed, ServiceMisused
-from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
+from hotplate.stores.errors import HeldBack, StoreError, StoreMisused
 from hotplate.stores.options import RARE, Flag
 from hotplate.stores.urls import default_url, redacted
 
@@ -44,17 +45,6 @@ CLEAN_UP_S = 0.5
 
 # Off a terminal, earlier stages are not reported.
 QUIET_S = 5.0
-
-# The extra that installs each module.
-EXTRAS = {
-    "fsspec": "events", "mlflow": "mlflow",
-    "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
-    "httptools": "bench", "hdrh": "bench", "matplotlib": "bench", "mmh3": "bench",
-    "redis": "redis", "azure": "cosmos", "jwt": "oidc",
-    "pyspark": "spark", "py4j": "spark", "pyarrow": "arrow",
-    "aiohttp": "server", "lmdb": "server", "msgspec": "server", "prometheus_client": "server", "uvloop": "server",
-}  # fmt: skip
-
 
 Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json", prefix="")]
 StoreUrl = Annotated[
@@ -343,7 +333,7 @@ def run_interruptibly(work: Callable[[], T]) -> T:
 def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
     """Return the sentence and the exit code of an error that a user can cause; raise any other error again.
 
-    A module that is not installed is such an error if one of hotplate's extras, as `hotplate[bench]`, installs it.
+    A module that is not installed is such an error if an extra of hotplate installs it.
     """
     if isinstance(error, typer.TyperException):
         return error.format_message() or "say what to do; the help has been printed", error.exit_code
@@ -354,13 +344,9 @@ def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
     if isinstance(error, StoreError | DataError | BenchFailed | EventsFailed):
         return str(error), FAILED
     if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "").partition(".")[0]
-        extra = EXTRAS.get(missing)
-        if sys.argv[1:2] == ["bench"] and missing in {"numpy", "scipy"}:  # also of `offline`
-            extra = "bench"
-        if extra is not None:
-            command = install_command(extra)
-            return f"the extra {extra!r} ({missing}) is not installed; install it with: {command}", MISUSED
+        hint = install_hint(error, extra_of_verb(sys.argv[1:]))
+        if hint is not None:
+            return hint, MISUSED
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, FAILED

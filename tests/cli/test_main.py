@@ -16,8 +16,8 @@ import pytest
 from hotplate import __main__ as entry
 from hotplate.cli.flags import settings_of
 from hotplate.cli.options import ImportFlags, ListFlags, TrainFlags
+from hotplate.extras import install_command
 from hotplate.serve.settings import ServiceSettings
-from hotplate.stores.errors import install_command
 from tests.support.command import failed, hotplate, hotplate_process, json_of
 from tests.support.paths import ROOT
 from tests.support.service import until
@@ -279,7 +279,8 @@ def test_invalid_variable_is_named_instead_of_its_option(tmp_path: Path) -> None
 @pytest.fixture
 def bare_installation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Only the client is installed."""
-    monkeypatch.setitem(sys.modules, "hotplate.cli.main", None)
+    monkeypatch.delitem(sys.modules, "hotplate.cli.main", raising=False)
+    monkeypatch.setitem(sys.modules, "typer", None)
     handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)  # the command ends its process with another one
