@@ -1,6 +1,7 @@
 """The work of `hotplate run`: pipeline files, their jobs, and the summaries and metrics of a run.
 
 A pipeline is a TOML file of options; a job (`hotplate.offline.job`) is what they describe; an attempt runs a job once.
+`hotplate.run` is here as well, because the keys of a pipeline are the flags of `train` and `publish`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
