@@ -55,11 +55,16 @@ def proxy_for(url: str) -> Proxy | None:
     if not value or host in LOCAL_HOSTS or proxy_bypass(server, proxies):  # which reads NO_PROXY
         return None
 
-    proxy = urlsplit(value if "://" in value else f"http://{value}")
-    if proxy.scheme != "http" or not proxy.hostname:
-        raise ValueError(f"{parts.scheme.upper()}_PROXY is not the URL of a proxy; write http://HOST:PORT")
+    invalid = ValueError(f"{parts.scheme.upper()}_PROXY is not the URL of a proxy; write http://HOST:PORT")
+    try:
+        proxy = urlsplit(value if "://" in value else f"http://{value}")
+        port = proxy.port or 80
+    except ValueError:  # it quotes a part of the value
+        raise invalid from None
+    if proxy.scheme != "http" or not proxy.hostname or not proxy.hostname.isascii():
+        raise invalid
 
     credentials = None
     if proxy.username is not None:
         credentials = unquote(proxy.username), unquote(proxy.password or "")
-    return Proxy(proxy.hostname, proxy.port or 80, credentials)
+    return Proxy(proxy.hostname, port, credentials)

@@ -54,7 +54,18 @@ def test_variables_name_the_proxy_of_a_url(
     assert proxy_for(url) == proxy
 
 
-@pytest.mark.parametrize("value", ["socks5://secret@proxy:1", "https://secret@proxy", "http://"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "socks5://secret@proxy:1",
+        "https://secret@proxy",
+        "http://",
+        "http://user:secret/1@proxy:3128",
+        "http://user:secret\N{ACCOUNT OF}@proxy:3128",
+        "http://proxy:99999",
+        "http://pröxy:3128",
+    ],
+)
 def test_unsupported_proxy_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
     with pytest.raises(ValueError, match="HTTPS_PROXY is not the URL of a proxy") as refused:
