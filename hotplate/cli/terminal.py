@@ -43,6 +43,9 @@ STORE_VARIABLE = "HOTPLATE_STORE"
 INTERRUPT_POLL_S = 0.1
 CLEAN_UP_S = 0.5
 
+# Of a terminal whose size is unknown, which some programs report as COLUMNS=0; None for the terminal's own.
+WIDTH = 80 if os.environ.get("COLUMNS") == "0" else None
+
 # Off a terminal, earlier stages are not reported.
 QUIET_S = 5.0
 
@@ -76,8 +79,8 @@ class _Console(Console):
             self.on_broken_pipe()
 
 
-out = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-err = _Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+out = _Console(width=WIDTH, highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = _Console(width=WIDTH, stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from hotplate.cli.terminal import table
+from tests.support.command import hotplate_process
 
 HEADINGS = ("release", "state", "begun", "note")
 ROWS = [
@@ -49,3 +50,10 @@ def test_a_table_that_is_too_wide_is_printed_as_several_with_its_ids() -> None:
     assert max(len(line.rstrip()) for line in printed(100).splitlines()) <= 100
     assert "\n\nrelease " in split
     assert whole.count("\n") == 1 + len(ROWS)
+
+
+@pytest.mark.parametrize("verb", [["--help"], ["plan", "--users", "1000", "--peak-rps", "5"]], ids=["help", "report"])
+def test_a_terminal_of_unknown_size_has_80_columns(verb: list[str]) -> None:
+    shown = [hotplate_process(*verb, COLUMNS=columns).stdout for columns in ("0", "80")]
+    assert shown[0] == shown[1]
+    assert shown[0]
