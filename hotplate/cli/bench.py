@@ -223,7 +223,7 @@ def cosmos_emulator(
     key = EMULATOR_KEY
     key_shown = f"{EMULATOR_KEY} (published, not a secret)"
     if key_file is not None:
-        key = key_file.read_text().strip()
+        key = key_file.read_text(errors="replace").strip()  # no base64 if anything is replaced
         key_shown = str(key_file)  # the key itself is a secret
 
     settings = EmulatorSettings(

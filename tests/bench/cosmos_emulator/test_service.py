@@ -216,3 +216,9 @@ async def test_stopped_emulator_closes_a_connection_that_it_has_just_accepted(tu
 def test_tls_without_cryptography_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography", None)
     failed(hotplate("cosmos-emulator", "--tls", "--port", "0"), "pip install 'hotplate[cosmos]'", code=2)
+
+
+def test_key_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    done = hotplate("cosmos-emulator", "--key-file", tmp_path / "key", "--port", "0")
+    failed(done, "key is empty or not base64", code=2)
