@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.report import Row
+from hotplate.base.report import Row
 
 ASSUMED = "assumed"
 MARK = "*"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from hotplate.base.report import Column, Report, Row, format_value, from_json, rounded
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
 from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, Portions, compared, is_significant_growth
-from hotplate.report import Column, Report, Row, format_value, from_json, rounded
 from hotplate.stores.errors import reason_of
 
 COLUMNS = (

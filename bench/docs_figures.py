@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from hotplate.base.report import Report, format_value, from_json, markdown_page, markdown_table, print_report, to_json
 from hotplate.bench.process import ROOT
-from hotplate.report import Report, format_value, from_json, markdown_page, markdown_table, print_report, to_json
 
 FOLDER = ROOT / "bench" / "figures"
 README = ROOT / "README.md"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from hotplate.base.report import Report
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.http_report import report, report_popular
@@ -14,7 +15,6 @@ from hotplate.bench.outcome import interrupted_report
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.search import highest, search
 from hotplate.bench.trials import Trial
-from hotplate.report import Report
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics

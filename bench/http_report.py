@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from hotplate.base.report import Column, Curve, Plot, Report, Row, format_value
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, P99_9, POPULAR_LISTS, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.http_verdict import HttpRuns, Verdict, judge
@@ -15,7 +16,6 @@ from hotplate.bench.process import describe
 from hotplate.bench.search import knee, users_per_s
 from hotplate.bench.statistics import error_share, mean, percentile, popular_share
 from hotplate.bench.trials import Trial
-from hotplate.report import Column, Curve, Plot, Report, Row, format_value
 from hotplate.stores.urls import redacted
 
 PERCENTILES = (P50, P99, P99_9)

@@ -10,14 +10,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import numpy as np
 import orjson
 
+from hotplate.base.recommendations import Item
+from hotplate.base.report import format_count
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
-from hotplate.report import format_count
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import run_on
-from hotplate.stores.encoding import ITEM, OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, Item, RowKey, decode, encode
+from hotplate.stores.encoding import ITEM, OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, RowKey, decode, encode
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, Row, Store

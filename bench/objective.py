@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hotplate.base.report import rounded
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import P50, P99, P99_9
 from hotplate.bench.loadgen.load import OK, REDIRECT, STATUS
 from hotplate.bench.loadgen.result import Histogram, Result
 from hotplate.bench.options import parse_seconds, parse_share
 from hotplate.bench.statistics import error_share
-from hotplate.report import rounded
 
 PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
 ERRORS = "errors"

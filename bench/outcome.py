@@ -1,7 +1,7 @@
 """First lines of reports without a verdict, and the report of an interrupted experiment."""
 
+from hotplate.base.report import Report
 from hotplate.bench.process import describe
-from hotplate.report import Report
 
 NOTHING_MEASURED = "Nothing was measured."
 SEE_BELOW = "see below"

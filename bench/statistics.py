@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc, ndtri, stdtr, stdtrit
 
+from hotplate.base.report import Row
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
-from hotplate.report import Row
 
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"

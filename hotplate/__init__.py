@@ -5,6 +5,7 @@ Public names are loaded on first use.
 
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
+    from hotplate.base.recommendations import Item, Recommendations
     from hotplate.cli.run_work import run_pipeline as run
     from hotplate.client import (
         Answer,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
     from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
-    from hotplate.recommendations import Recommendations
     from hotplate.releases import activate, copy, prune, rollback, verify
     from hotplate.serve.embedded import Lists, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.stores.catalogue_record import dump as dump_catalogue
     from hotplate.stores.catalogue_record import parse as parse_catalogue
     from hotplate.stores.connect import connect
-    from hotplate.stores.encoding import META, Item
+    from hotplate.stores.encoding import META
     from hotplate.stores.errors import (
         AccessDenied,
         CanaryRunning,
@@ -219,7 +219,7 @@ _HOMES = {
     "Gate": "hotplate.offline.gates:Gate",
     "GateFailed": "hotplate.offline.errors:GateFailed",
     "HeldBack": "hotplate.stores.errors:HeldBack",
-    "Item": "hotplate.stores.encoding:Item",
+    "Item": "hotplate.base.recommendations:Item",
     "Level": "hotplate.stores.store:Level",
     "Lists": "hotplate.serve.embedded:Lists",
     "ListSettings": "hotplate.offline.lists:ListSettings",
@@ -246,7 +246,7 @@ _HOMES = {
     "PublishSettings": "hotplate.offline.options:PublishSettings",
     "Reader": "hotplate.stores.store:Reader",
     "Recency": "hotplate.offline.train.popularity:Recency",
-    "Recommendations": "hotplate.recommendations:Recommendations",
+    "Recommendations": "hotplate.base.recommendations:Recommendations",
     "RecordChange": "hotplate.stores.store:RecordChange",
     "RefusedByGates": "hotplate.stores.errors:RefusedByGates",
     "ReleaseConflict": "hotplate.stores.errors:ReleaseConflict",
@@ -315,7 +315,7 @@ def _load(name: str) -> object:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        from hotplate.extras import install_hint  # noqa: PLC0415 -- as `typing`
+        from hotplate.base.extras import install_hint  # noqa: PLC0415 -- as `typing`
 
         hint = install_hint(error, "offline" if module.startswith(_OFFLINE) else "server")
         if hint is None:  # a defect

@@ -4,7 +4,7 @@ import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enu
 import os
 import sys
 
-from hotplate.exit_codes import INTERRUPTED, MISUSED
+from hotplate.base.exit_codes import INTERRUPTED, MISUSED
 
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def _print_install_hint(error: ModuleNotFoundError) -> None:
     """Print which extra of hotplate installs a module, as text or JSON; raise *error* if none does."""
     import json  # noqa: PLC0415 -- slow to load
 
+    from hotplate.base.extras import extra_of_verb, install_hint  # noqa: PLC0415 -- as above
     from hotplate.cli import wants_json  # noqa: PLC0415 -- as above
-    from hotplate.extras import extra_of_verb, install_hint  # noqa: PLC0415 -- as above
 
     hint = install_hint(error, extra_of_verb(sys.argv[1:]))
     if hint is None:

@@ -14,14 +14,12 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 import httpcore2
 
-from hotplate.background import Background, blocking
-from hotplate.proxies import proxy_for
-from hotplate.recommendations import Recommendations, RequestOptions
+from hotplate.base.background import Background, blocking
+from hotplate.base.proxies import proxy_for
+from hotplate.base.recommendations import Item, Recommendations, RequestOptions
 
 if TYPE_CHECKING:
     from ssl import SSLContext
-
-    from hotplate.stores.encoding import Item
 
 TIMEOUT_S = 0.2
 CONNECTIONS = 50

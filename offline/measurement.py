@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hotplate.base.recommendations import Item
 from hotplate.offline.input.pairs import Indices
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, Item, RowKey, cut, decode, prefix_of
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, RowKey, cut, decode, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest, count_in_list
 from hotplate.stores.store import Reader

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hotplate.base.report import markdown_page, markdown_table
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import (
     MetricInterval,
@@ -47,7 +48,6 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, order_b
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.report import markdown_page, markdown_table
 
 Figures = TypeVar("Figures")
 Part = TypeVar("Part")

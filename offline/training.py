@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from hotplate.base.report import format_count
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words
@@ -38,7 +39,6 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, most_po
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.report import format_count
 from hotplate.stores.verification import OnProgress
 
 # With fewer test users after a cut in time, the split is random.

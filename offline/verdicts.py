@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from msgspec import UNSET
 
+from hotplate.base.report import format_count
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.gates import DEFAULTS, LEAST_KEPT, Gate, Subject, with_defaults
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
-from hotplate.report import format_count
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.manifest import Manifest

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.fold_in import FoldIn, from_similar, summed_weights
 from hotplate.serve.lookups import Lookups, is_list
 from hotplate.serve.tiers import Origin, Tier
-from hotplate.stores.encoding import ITEM, Item, RowKey, encode
+from hotplate.stores.encoding import ITEM, RowKey, encode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ReadResult
 

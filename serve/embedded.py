@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
-from hotplate.background import Background, blocking
-from hotplate.recommendations import FilterOptions, ListOptions, Recommendations
+from hotplate.base.background import Background, blocking
+from hotplate.base.recommendations import FilterOptions, ListOptions, Recommendations
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import filter_of

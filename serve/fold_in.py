@@ -15,9 +15,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.errors import FoldInFull
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, SCORE_DECIMALS, Checksum, Item, cut, decode, encode_id
+from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, SCORE_DECIMALS, Checksum, cut, decode, encode_id
 from hotplate.stores.errors import ReleaseCorrupt, extra_installed
 from hotplate.stores.factors import Description, ItemEntry, piece_key, read_description, read_piece
 from hotplate.stores.manifest import Manifest

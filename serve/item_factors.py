@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from hotplate.stores.encoding import SCORE_DECIMALS, Item, encode_id
+from hotplate.base.recommendations import Item
+from hotplate.stores.encoding import SCORE_DECIMALS, encode_id
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.factors import Description, ItemEntry
 

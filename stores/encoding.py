@@ -22,12 +22,13 @@ import zlib
 from binascii import b2a_base64
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, Required, TypedDict, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import orjson
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
+from hotplate.base.recommendations import Item
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, WrittenByNewer
 
 T = TypeVar("T")
@@ -128,14 +129,6 @@ class IdSet(Protocol):
     def __contains__(self, identifier: bytes, /) -> bool:
         """Return whether the id is one of them."""
         ...
-
-
-class Item(TypedDict, total=False):
-    """One item of a list."""
-
-    id: Required[str]
-    score: float
-    title: str
 
 
 def encode(items: Iterable[Item]) -> bytes:

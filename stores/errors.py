@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from hotplate.extras import install_hint
+from hotplate.base.extras import install_hint
 
 HEAL = "`hotplate releases repair` heals it from another store; or publish again"
 

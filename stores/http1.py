@@ -12,7 +12,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from hotplate.proxies import Proxy
+from hotplate.base.proxies import Proxy
 from hotplate.stores.timing import Backoff, Deadlines
 
 Tag = TypeVar("Tag")

@@ -95,7 +95,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def report_page() -> ModuleType:
     """The module, which takes 0.3 s to load."""
-    return importlib.import_module("hotplate.report_page")
+    return importlib.import_module("hotplate.base.report_page")
 
 
 @pytest.fixture(scope="module")

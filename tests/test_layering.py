@@ -14,18 +14,18 @@ import pytest
 from tests.support.paths import ROOT
 
 ROOMS = ("stores", "offline", "serve", "bench", "hotplate")
+BASE = "hotplate/base"
 MAY_IMPORT = {
-    "stores": set[str](),
-    "offline": {"stores"},
-    "serve": {"stores"},
-    "bench": {"stores"},
-    "bench/benchmarks": {"stores", "serve"},
-    "hotplate": {"stores", "offline", "serve", "bench"},
+    BASE: set[str](),
+    "stores": {BASE},
+    "offline": {BASE, "stores"},
+    "serve": {BASE, "stores"},
+    "bench": {BASE, "stores"},
+    "bench/benchmarks": {BASE, "stores", "serve"},
+    "hotplate": {BASE, "stores", "offline", "serve", "bench"},
 }
 # Packages of the offline room, in the order of the work: each may import those before it.
 OFFLINE_PACKAGES = ("input", "train", "evaluate", "search")
-# What every room may use.
-SHARED = tuple(f"hotplate.{name}." for name in ("background", "proxies", "recommendations", "report", "report_page"))
 FOLDERS = set(ROOMS) - {"hotplate"}
 # A module by its bare name, as it may stand in a string, a comment or a page; and how a folder is imported.
 NAMED = r"(?<![\w./-])(stores|offline|serve|bench)\.([a-z_]\w*)"
@@ -61,8 +61,12 @@ def name_of(module: Path) -> str:
 def room_of(name: str) -> str | None:
     """Return the room of the module that is imported as *name*, None for a module of others."""
     package, _, module = name.partition(".")
+    if package != "hotplate":
+        return None
     room = module.partition(".")[0]
-    return None if package != "hotplate" else room if room in ROOMS else "hotplate"
+    if room == "base":
+        return BASE
+    return room if room in ROOMS else "hotplate"
 
 
 @cache
@@ -82,10 +86,11 @@ def imports_of(module: Path) -> frozenset[str]:
 def test_rooms_import_only_allowed_rooms(room: str) -> None:
     for module in modules_of(room):
         inside = module.relative_to(ROOT).parts
+        own = room_of(name_of(module))
+        assert own is not None
         is_benchmark = inside[0] == "bench" and inside[1].startswith("test_")
-        own = "bench/benchmarks" if is_benchmark else room
-        imported = {name for name in imports_of(module) if not f"{name}.".startswith(SHARED)}
-        strangers = {room_of(name) for name in imported} - MAY_IMPORT[own] - {room, None}
+        allowed = MAY_IMPORT["bench/benchmarks" if is_benchmark else own]
+        strangers = {room_of(name) for name in imports_of(module)} - allowed - {own, None}
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"
 
 
@@ -139,7 +144,7 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
         "hotplate.serve.item_factors",
         "hotplate.serve.telemetry.export",
     )
-    extras = (*of_extras, "hotplate.testing", "hotplate.__main__", "hotplate.client", "hotplate.report_page")
+    extras = (*of_extras, "hotplate.testing", "hotplate.__main__", "hotplate.client", "hotplate.base.report_page")
     names = [name_of(module) for module in modules_of(room)]
     names = [name for name in names if not name.startswith(extras) and not is_work_of_a_verb(name)]
     program = f"import sys, {', '.join(names)}; print(*sys.modules)"

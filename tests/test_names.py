@@ -195,7 +195,7 @@ def test_test_files_are_named_after_a_module_or_listed_with_their_behaviour() ->
     names: dict[str, set[str]] = {}
     for path in (*modules(), *ROOT.glob("serve/**/*.pyx")):
         room, *folders, _ = path.relative_to(ROOT).parts
-        names.setdefault("cli" if "cli" in folders else room, set()).update(folders, {path.stem})
+        names.setdefault(folders[0] if room == "hotplate" and folders else room, set()).update(folders, {path.stem})
     tests = ROOT / "tests"
     files = {path.relative_to(tests) for path in tests.rglob("test_*.py") if "third_party" not in path.parts}
     behaviours = set[str]()

@@ -15,7 +15,7 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
-from hotplate.report import format_value
+from hotplate.base.report import format_value
 
 CPU_BOUND = 0.95  # of a core; a run is invalid above it
 LAG_BOUND_US = 1_000.0  # lag at p99 named in a report

@@ -11,7 +11,7 @@ from math import ceil
 from operator import add, gt, mul, sub, truediv
 from typing import Any, Union
 
-from hotplate.report import format_value
+from hotplate.base.report import format_value
 
 Number = Union["Expression", float]
 SUM = 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hotplate.base.report import Report, from_json
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import (
     AT_LEAST,
@@ -31,7 +32,6 @@ from hotplate.bench.figure_names import (
     REDIS,
 )
 from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
-from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
 from hotplate.stores.errors import did_you_mean, reason_of

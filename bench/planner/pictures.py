@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
+from hotplate.base.report import Curve, Plot, Report, Row, rounded
 from hotplate.bench.figure_names import P99, PROVISIONED, READS, level_name
 from hotplate.bench.planner.formulas import NotPossible
 from hotplate.bench.planner.inputs import HOURS, hourly_shares
 from hotplate.bench.planner.plan import CapacityPlan, break_even, totals_by_rate
 from hotplate.bench.planner.serving_options import hourly_billed_ru
-from hotplate.report import Curve, Plot, Report, Row, rounded
 
 PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # multiples of the plan's rate
 THIS_PLAN = "this plan"

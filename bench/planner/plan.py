@@ -6,12 +6,12 @@ from itertools import pairwise
 from math import sqrt
 from typing import Any
 
+from hotplate.base.report import rounded
 from hotplate.bench.planner.formulas import FigureTable, NotPossible
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.serving_options import STORES, add_costs
 from hotplate.bench.planner.sizing import add_requirements
-from hotplate.report import rounded
 from hotplate.stores.cosmos.charges import Charges
 
 # Rates at which stores are compared: from 0.01 to 10,000,000 requests/s.

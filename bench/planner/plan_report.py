@@ -5,12 +5,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from hotplate.base.report import Column, Report, Row, TextTable, format_count, format_value, rounded
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import pod_store
-from hotplate.report import Column, Report, Row, TextTable, format_count, format_value, rounded
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MANUAL_MIN, MAX_RU
 
 # Outside of all figures.

@@ -20,6 +20,8 @@ from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
 
+from hotplate.base.report import Report
+from hotplate.base.report_page import STYLE_SHEET, draw, other_figures, summary
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, PLACEHOLDER_LOAD, InputSource, merge
 from hotplate.bench.planner.pictures import pictures
@@ -27,8 +29,6 @@ from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import report
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.saved_plan import to_toml
-from hotplate.report import Report
-from hotplate.report_page import STYLE_SHEET, draw, other_figures, summary
 from hotplate.stores.cosmos.charges import Charges
 
 HOST = "127.0.0.1"

@@ -11,6 +11,7 @@ from operator import attrgetter
 from statistics import fmean
 from typing import NamedTuple
 
+from hotplate.base.report import rounded
 from hotplate.bench.planner.formulas import (
     Expression,
     FigureTable,
@@ -24,7 +25,6 @@ from hotplate.bench.planner.formulas import (
 from hotplate.bench.planner.inputs import CAPACITIES, POD_STORES, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, RedisSize
 from hotplate.bench.planner.sizing import GB, PARTITIONS, SKEW, partition_skew
-from hotplate.report import rounded
 from hotplate.stores.cosmos import url as cosmos
 from hotplate.stores.redis.footprint import BUCKETS
 

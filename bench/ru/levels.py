@@ -9,6 +9,7 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
+from hotplate.base.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
 from hotplate.bench.figure_names import AT_LEAST as AT_LEAST_NOTE
 from hotplate.bench.figure_names import EMULATOR, P50, P99, PROVISIONED, READS, level_name
@@ -21,7 +22,6 @@ from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, too_far
 from hotplate.bench.statistics import percentile
 from hotplate.bench.trials import TRIES, Trial
-from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.urls import redacted

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
+from hotplate.base.report import Report
 from hotplate.bench import process
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
@@ -30,7 +31,6 @@ from hotplate.bench.ru.levels import (
     Sweep,
 )
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
-from hotplate.report import Report
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,

@@ -16,6 +16,7 @@ from azure.core.exceptions import AzureError, ServiceRequestError, ServiceRespon
 from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosResourceNotFoundError
 
+from hotplate.base.recommendations import Item
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import publish_rows
@@ -32,7 +33,7 @@ from hotplate.stores.cosmos.items import DEFINITION, item_bytes, name_of, to_ite
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
-from hotplate.stores.encoding import OVERALL, POPULAR, USER, Checksum, Item, encode
+from hotplate.stores.encoding import OVERALL, POPULAR, USER, Checksum, encode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ChargeCounter, Observer, Plan, Row
 

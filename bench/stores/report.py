@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from hotplate.base.report import Column, Curve, Plot, Report, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
@@ -35,7 +36,6 @@ from hotplate.bench.stores.rounds import (
 )
 from hotplate.bench.stores.summary import AT_RATE_MARK, COST, PERCENTILES, Summary, summarise
 from hotplate.bench.stores.verdicts import DECISIVE, Comparison
-from hotplate.report import Column, Curve, Plot, Report, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of

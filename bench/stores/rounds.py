@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote
 
+from hotplate.base.report import format_value
 from hotplate.bench import process
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.figure_names import BY_REDIS_PY, BY_SDK, COSMOS_DB, COSMOS_EMULATOR, FILES
@@ -31,7 +32,6 @@ from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, is_emulated
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
-from hotplate.report import format_value
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.manifest import Manifest

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from hotplate.base.report import Row
 from hotplate.bench.assumed_latency import as_assumed
 from hotplate.bench.figure_names import CPU, P50, P99, P99_9, POPULAR_LISTS
 from hotplate.bench.lists import popular_complaint
@@ -15,7 +16,6 @@ from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.statistics import Figure, error_share, mean, percentile, popular_share
 from hotplate.bench.stores.rounds import Candidate, StoreRuns, by_redis_py, through_sdk
-from hotplate.report import Row
 from hotplate.stores.connect import REDIS
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP

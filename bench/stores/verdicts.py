@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hotplate.base.report import format_count, rounded
 from hotplate.bench.figure_names import P50, P99
 from hotplate.bench.planner.plan import CapacityPlan, break_even, usable_gb
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.statistics import Figure, compared
 from hotplate.bench.stores.summary import Summary, plan_of
-from hotplate.report import format_count, rounded
 from hotplate.stores.connect import REDIS
 
 # The percentile that is decisive for speed, unless no difference is proven.

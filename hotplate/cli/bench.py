@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import orjson
 import typer
 
+from hotplate.base.report import Report, write_file
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import Json, err, out, print_json, require_file_path, require_folder, show_report
-from hotplate.report import Report, write_file
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: P
     If it was interrupted before anything was measured, the files of an earlier report are kept.
     """
     require_folder(written)
-    from hotplate import report_page  # imported before the measurement, because it needs an extra
+    from hotplate.base import report_page  # imported before the measurement, because it needs an extra
 
     with progress_display(err) as display:
         report = measure(display)
@@ -56,7 +56,7 @@ def _print_and_exit(report: Report, written: Path | None, *, as_json: bool) -> N
     """
     show_report(report, as_json=as_json)
     if written is not None:
-        from hotplate import report_page  # an extra
+        from hotplate.base import report_page  # an extra
 
         report_page.save(report, written)
         if not as_json:

@@ -4,6 +4,7 @@ from time import time
 
 import typer
 
+from hotplate.base.exit_codes import FAILED
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
@@ -12,7 +13,6 @@ from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges
 from hotplate.bench.ru.run import SweepPlan, account_regions, cost
 from hotplate.bench.ru.run import plan as plan_sweep
 from hotplate.cli.terminal import err, out, table
-from hotplate.exit_codes import FAILED
 from hotplate.stores.cosmos.charges import load as load_charges
 
 

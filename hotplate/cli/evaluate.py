@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from hotplate.base.report import write_file
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import ListFlags
 from hotplate.cli.terminal import out, require_file_path, run_interruptibly, show_report
-from hotplate.report import write_file
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
@@ -55,7 +55,7 @@ def report(
     if as_json:
         show_report(run_interruptibly(lambda: model_report(model)), as_json=True)
         return
-    from hotplate.report_page import page as html_page  # an extra
+    from hotplate.base.report_page import page as html_page  # an extra
 
     require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))

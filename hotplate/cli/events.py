@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from hotplate.base.report import format_count
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
     Json,
@@ -19,7 +20,6 @@ from hotplate.cli.terminal import (
     run_on_store,
     table,
 )
-from hotplate.report import format_count
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
+from hotplate.base.exit_codes import INTERRUPTED, MISUSED
 from hotplate.cli import wants_json
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import out, print_error, print_json
-from hotplate.exit_codes import INTERRUPTED, MISUSED
 from hotplate.stores.change_warnings import collected_warnings
 
 # polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.

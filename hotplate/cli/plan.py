@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import typer
 
+from hotplate.base.report import Report, write_file
 from hotplate.bench.planner import inputs
 from hotplate.bench.planner import prices as price_list
 from hotplate.bench.planner.formulas import explain
@@ -29,7 +30,6 @@ from hotplate.cli.terminal import (
     run_on_store,
     show_report,
 )
-from hotplate.report import Report, write_file
 from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.errors import did_you_mean
@@ -175,7 +175,7 @@ def _write_and_print(
         raise inputs.PlanMisused(f"--why: there is no figure {flags.why!r}; {advice}")
 
     if flags.report is not None:
-        from hotplate import report_page  # an extra
+        from hotplate.base import report_page  # an extra
 
         report_page.save(planned, flags.report)
     if planned.exit_code and _is_same_file(flags.save, flags.check):

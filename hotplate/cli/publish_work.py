@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from hotplate.base.report import format_count
 from hotplate.cli.costs import RequestUnitMeter, limit_ru
 from hotplate.cli.flags import settings_from_table, settings_of
 from hotplate.cli.manifests import print_attributes, print_gates, print_metrics, rule_counts
@@ -38,7 +39,6 @@ from hotplate.offline.rule_files import read_rules
 from hotplate.offline.sources import NamedLists, PartedSource, stored_names
 from hotplate.offline.standing import PLACES
 from hotplate.offline.training import OnStage
-from hotplate.report import format_count
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.change_warnings import warn, with_warnings
 from hotplate.stores.compression import default_encoding

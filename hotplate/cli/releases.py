@@ -6,6 +6,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Annotated
 
+from hotplate.base.report import format_count
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
 from hotplate.cli.manifests import manifest_facts, print_gates, print_quality
@@ -23,7 +24,6 @@ from hotplate.cli.terminal import (
     table,
 )
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
-from hotplate.report import format_count
 from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.change_warnings import failure_as_warning, with_warnings

@@ -17,12 +17,12 @@ import typer
 import xxhash
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
 
+from hotplate.base.exit_codes import REFUSED
 from hotplate.cli import publish_work, train_work
 from hotplate.cli.costs import RequestUnitMeter
 from hotplate.cli.flags import settings_from_table, values_of
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
 from hotplate.cli.terminal import err, out, progress_bars, shown_store_url, store_url_or_default, text_on_stderr
-from hotplate.exit_codes import REFUSED
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions

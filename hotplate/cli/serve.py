@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from hotplate.base.recommendations import Recommendations
 from hotplate.cli.terminal import Json, StoreUrl, err, print_result, run_on_store, store_url_or_default, table
-from hotplate.recommendations import Recommendations
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.settings import LOGS, ServiceSettings, check_aiohttp, configure_logging, read_telemetry
 from hotplate.stores.encoding import USER, check_id

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotplate.base.exit_codes import FAILED
+from hotplate.base.report import format_count
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
     Json,
@@ -25,8 +27,6 @@ from hotplate.cli.terminal import (
     shown_store_url,
     table,
 )
-from hotplate.exit_codes import FAILED
-from hotplate.report import format_count
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreError, StoreMisused

@@ -20,12 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from hotplate.base.exit_codes import FAILED, MISUSED, REFUSED
+from hotplate.base.extras import extra_of_verb, install_hint
+from hotplate.base.report import GAP, Report, blocks, format_count, print_report, to_json
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.exit_codes import FAILED, MISUSED, REFUSED
-from hotplate.extras import extra_of_verb, install_hint
 from hotplate.offline.errors import DataError, GateFailed, SettingError
 from hotplate.offline.threads import DaemonThreads
-from hotplate.report import GAP, Report, blocks, format_count, print_report, to_json
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.stores.errors import HeldBack, StoreError, StoreMisused
 from hotplate.stores.options import RARE, Flag

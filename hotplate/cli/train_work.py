@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from hotplate.base.report import Report, format_count
 from hotplate.cli.options import TrainFlags
 from hotplate.cli.terminal import err, print_json, progress_bars, run_interruptibly, show_report
 from hotplate.offline.errors import SettingError
@@ -16,7 +17,6 @@ from hotplate.offline.search.trials import count_stored
 from hotplate.offline.search.tuning import TuneOptions
 from hotplate.offline.train.engine import described, read_params
 from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
-from hotplate.report import Report, format_count
 
 # Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
 LARGE_BYTES = 20_000_000

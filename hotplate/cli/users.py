@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import orjson
 
+from hotplate.base.report import format_count
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
 from hotplate.cli.terminal import Json, StoreUrl, print_result, run_on_store, shown_store_url
-from hotplate.report import format_count
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.options import Argument, Flag

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from hotplate.base.report import format_count
 from hotplate.offline.evaluate.metrics import (
     ListMetrics,
     RankingMetrics,
@@ -37,7 +38,6 @@ from hotplate.offline.train.similar import Similar, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.spec import OnIteration
 from hotplate.offline.variety import ItemSimilarity
-from hotplate.report import format_count
 from hotplate.stores.encoding import OVERALL
 
 # More users would cost more than the fit. Each is ranked against all items, so these pairs are bounded, too, but never

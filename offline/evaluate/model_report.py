@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hotplate.base.report import Column, Report, Row, TextTable, format_count
 from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics, measured
 from hotplate.offline.evaluate.records import (
     BaselineRecord,
@@ -18,7 +19,6 @@ from hotplate.offline.evaluate.records import (
 from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.engine import described, name_of
-from hotplate.report import Column, Report, Row, TextTable, format_count
 
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20

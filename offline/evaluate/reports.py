@@ -14,6 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from hotplate.base.recommendations import Item
+from hotplate.base.report import Report, Row, format_count
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import (
@@ -46,10 +48,9 @@ from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
 from hotplate.offline.train.popularity import Popularity, order_by_popularity
-from hotplate.report import Report, Row, format_count
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode, Item
+from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest

@@ -6,11 +6,11 @@ from datetime import datetime
 
 import polars as pl
 
+from hotplate.base.report import format_count
 from hotplate.offline.input.columns import NUMBERED, usual_column
 from hotplate.offline.input.rows import Rows
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Columns
-from hotplate.report import format_count
 from hotplate.stores.errors import did_you_mean
 
 UNKNOWN_EVENT = "unknown event"

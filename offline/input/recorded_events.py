@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import polars as pl
 
+from hotplate.base.report import format_count
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.input.tables import EXTRA, ROW, Table
 from hotplate.offline.options import Format
-from hotplate.report import format_count
 from hotplate.stores.event_log import SegmentReader
 
 _EVENT_SCHEMA: dict[str, pl.DataType] = {

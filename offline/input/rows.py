@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from hotplate.base.report import format_count
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, usual_column
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.input.tables import EXTRA, ROW, Table, open_tables
 from hotplate.offline.options import Format
-from hotplate.report import format_count
 from hotplate.stores.encoding import MAX_ID_BYTES
 
 _MALFORMED_ROW = "malformed row"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hotplate.base.report import format_count
 from hotplate.offline.errors import require_above_zero
 from hotplate.offline.evaluate.evaluation import fit_parts
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE, LEADING_BY_SE
@@ -49,7 +50,6 @@ from hotplate.offline.train.engine import (
 )
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
-from hotplate.report import format_count
 from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import BasicAuth, ClientError, ClientSession
 
-from hotplate.proxies import proxy_for
+from hotplate.base.proxies import proxy_for
 from hotplate.serve.access.auth import Caller, VerifyToken, is_loopback, refused_credential
 from hotplate.serve.access.keys import NAME, SCOPES
 from hotplate.serve.errors import ServiceMisused

@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.encoded_lists import Status
 from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS, WHERE_PATTERN
 from hotplate.serve.fold_in import RECENCY
@@ -17,7 +18,7 @@ from hotplate.serve.paging import BEGIN, CURSOR_PATTERN
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.serve.shaping import ALL_FIELDS, DEFAULT_N
 from hotplate.serve.shaping import Fields as FieldNames
-from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, Item, check_id
+from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, check_id
 from hotplate.stores.errors import StoreMisused
 
 MAX_N = 1000

@@ -8,13 +8,13 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.readiness import Status
 from hotplate.serve.releases.canary import ReleaseCounts, click_interval
 from hotplate.serve.states import ProcessState, TierState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
-from hotplate.stores.encoding import Item
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.transitions import rollback
 

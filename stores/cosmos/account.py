@@ -19,7 +19,7 @@ from azure.cosmos.aio import ContainerProxy, CosmosClient, DatabaseProxy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
 from azure.cosmos.http_constants import HttpHeaders, ResourceType
 
-from hotplate.proxies import proxy_for
+from hotplate.base.proxies import proxy_for
 from hotplate.stores.concurrency import Lifetime, SharedCall
 from hotplate.stores.cosmos.azure_errors import error_of, refusal_of
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosDenied, CosmosUnavailable, count

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from hotplate.proxies import proxy_for
+from hotplate.base.proxies import proxy_for
 from hotplate.stores.concurrency import Lifetime
 from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable

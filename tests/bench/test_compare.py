@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hotplate.base.report import Report, Row, to_json
 from hotplate.bench.compare import compare, read
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS
@@ -17,7 +18,6 @@ from hotplate.bench.http_verdict import HttpRuns
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import HttpOptions
 from hotplate.bench.statistics import mean
-from hotplate.report import Report, Row, to_json
 from tests.support.virtual import simulate
 
 BASE = [10.0, 12.0, 9.0, 11.0, 10.5, 10.0, 11.0, 10.8, 9.7, 10.2]

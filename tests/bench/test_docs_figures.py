@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hotplate.base.report import Column, Report, Row, format_value, from_json, rounded, to_json
 from hotplate.bench.docs_figures import (
     FOLDER,
     RUNS,
@@ -26,7 +27,6 @@ from hotplate.bench.planner import prices as price_list
 from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, merge
 from hotplate.bench.planner.plan import break_even, calculate
-from hotplate.report import Column, Report, Row, format_value, from_json, rounded, to_json
 from hotplate.stores.cosmos import charges as cosmos_charges
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
@@ -207,7 +207,7 @@ CITATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "A point read takes {} µs of CPU, by azure-cosmos {}",
         ("a point read from Cosmos DB (emulated), 16 in flight", "the same through azure-cosmos"),
     ),
-    "hotplate/background.py": ("takes {} µs of CPU", ("a list from `hotplate.open_sync`, decoded",)),
+    "hotplate/base/background.py": ("takes {} µs of CPU", ("a list from `hotplate.open_sync`, decoded",)),
     "serve/telemetry/spans.py": ("(a GET from Redis takes {} µs", ("a GET among 100,000 users in Redis",)),
 }
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from hotplate.base.report import Report, from_json, rounded
 from hotplate.bench import http, http_plan
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.http_plan import make_plan
@@ -30,7 +31,6 @@ from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.objective import parse_objective
 from hotplate.bench.options import HttpOptions
-from hotplate.report import Report, from_json, rounded
 from hotplate.serve.access.keys import create
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import opened, run_on

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hotplate.base.report import Report, print_report, to_json
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
@@ -35,7 +36,6 @@ from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup,
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
-from hotplate.report import Report, print_report, to_json
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import run_on
 from hotplate.stores.manifest import Manifest

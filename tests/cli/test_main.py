@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from hotplate import __main__ as entry
+from hotplate.base.extras import install_command
 from hotplate.cli.flags import settings_of
 from hotplate.cli.options import ImportFlags, ListFlags, TrainFlags
-from hotplate.extras import install_command
 from hotplate.serve.settings import ServiceSettings
 from tests.support.command import failed, hotplate, hotplate_process, json_of
 from tests.support.paths import ROOT

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from hotplate.base.report import Report, Row, to_json
 from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, PlanMisused, from_report, merge, read_report
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
-from hotplate.report import Report, Row, to_json
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
 from tests.support.service import a_list, publish_lists

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import strategies as st
 
+from hotplate.base.recommendations import Item
 from hotplate.offline import list_import
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
@@ -17,7 +18,7 @@ from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.options import Format, PublishSettings
 from hotplate.offline.publish import publish_source
-from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode
+from hotplate.stores.encoding import OFFSET_BYTES, decode, encode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
 from hotplate.stores.verification import verify

@@ -17,12 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hotplate
+from hotplate.base.recommendations import Item
 from hotplate.serve import filters
 from hotplate.serve.deny_list import DenyListInvalid, parse_overrides
 from hotplate.serve.filters import Condition, Rejected, ReleaseFilters, parse_where
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
-from hotplate.stores.encoding import EVERYBODY, Item, decode, encode, encode_id
+from hotplate.stores.encoding import EVERYBODY, decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support.lane import Pair, connected
 from tests.support.requests import post

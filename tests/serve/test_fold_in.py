@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 
+from hotplate.base.recommendations import Item
 from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
@@ -34,7 +35,7 @@ from hotplate.serve.fold_in import MAX_ITEMS, RECENCY, from_similar, summed_weig
 from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, TieredReader
-from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, Item, decode, encode, encode_id
+from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, decode, encode, encode_id
 from hotplate.stores.factors import read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Reader

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.follower import Follower
 from hotplate.stores import publication
@@ -29,7 +30,6 @@ from hotplate.stores.encoding import (
     NO_OFFSET,
     OFFSET_BYTES,
     Checksum,
-    Item,
     body_of,
     encode,
     is_empty,

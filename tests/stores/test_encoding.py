@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from hotplate.base.recommendations import Item
 from hotplate.stores.encoding import (
     HEADER_BYTES,
     NO_OFFSET,
     OFFSET_BYTES,
     PACKED_AT_ONCE,
     Checksum,
-    Item,
     KeySpan,
     body_of,
     bounds,

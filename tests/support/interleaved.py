@@ -26,6 +26,7 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
@@ -43,7 +44,7 @@ from hotplate.stores.catalogue import (
     follows,
 )
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, Item, RowKey, encode
+from hotplate.stores.encoding import OFFSET_BYTES, RowKey, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.redis.writer import RowsLost

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from hotplate.base.recommendations import Item
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
+from hotplate.stores.encoding import OFFSET_BYTES, encode
 from hotplate.stores.publication import LIVE, publish_release
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.forked import Forked

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+from hotplate.base.report import format_value
 from hotplate.bench.planner.formulas import FigureTable, NotPossible, PlanFigure, explain, round_up
 from hotplate.bench.planner.inputs import CAPACITIES, DAY_SHAPES, INPUT_FIELDS, InputSource, merge
 from hotplate.bench.planner.plan import CapacityPlan, break_even, calculate, totals_by_rate
 from hotplate.bench.planner.plan_report import report
 from hotplate.bench.planner.saved_plan import describe_growth, read_baseline, to_toml
 from hotplate.bench.planner.serving_options import STORES
-from hotplate.report import format_value
 from tests.support.planning import a_plan, our_charges, our_prices
 from tests.support.property import depths, explore
 

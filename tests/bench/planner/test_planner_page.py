@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from hotplate.base.report import Report, Row, format_cell, from_json, to_json
 from hotplate.bench.planner.plan_report import OPTION_HEADINGS
-from hotplate.report import Report, Row, format_cell, from_json, to_json
 from tests.support.browser import Page, opened
 from tests.support.command import hotplate, json_of
 from tests.support.npm import installed

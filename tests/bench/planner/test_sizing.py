@@ -7,12 +7,12 @@ from statistics import fmean
 import pytest
 from rich.console import Console
 
+from hotplate.base.report import print_report
 from hotplate.bench.planner.inputs import PlanMisused
 from hotplate.bench.planner.plan import break_even
 from hotplate.bench.planner.plan_report import OUTLINE, in_brief, in_full, report, warnings
 from hotplate.bench.planner.serving_options import refused_share
 from hotplate.bench.ru.run import database_cost
-from hotplate.report import print_report
 from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 

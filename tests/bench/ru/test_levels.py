@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from hotplate.base.report import Report, Row, print_report, to_json
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Gets, Load
@@ -29,7 +30,6 @@ from hotplate.bench.ru.levels import (
 )
 from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
-from hotplate.report import Report, Row, print_report, to_json
 from hotplate.stores.cosmos.url import Throughput
 from tests.support.planning import a_plan
 from tests.support.virtual import delayed, simulate

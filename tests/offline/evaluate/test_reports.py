@@ -6,10 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from hotplate.base.report import to_json
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.reports import Candidate, Evaluator, candidate_from_files, read_history, read_truth
 from hotplate.offline.options import Format
-from hotplate.report import to_json
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
 LISTS = "user,item,score\nb,x,2\nb,y,1\na,x,4.5\na,q,9\nstranger,x,1\na,x,4\n"

@@ -14,11 +14,12 @@ import orjson
 import pytest
 
 import hotplate
+from hotplate.base.recommendations import Item
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, State
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine, rebuild, survey
-from hotplate.stores.encoding import OFFSET_BYTES, USER, Checksum, Item, encode
+from hotplate.stores.encoding import OFFSET_BYTES, USER, Checksum, encode
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.publication import LIVE, publish_release

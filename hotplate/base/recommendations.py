@@ -1,11 +1,16 @@
-"""A list as the library and the client return it, and the options of a call."""
+"""An item, a list as the library and the client return it, and the options of a call."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import Required, TypedDict
 
-if TYPE_CHECKING:
-    from hotplate.stores.encoding import Item
+
+class Item(TypedDict, total=False):
+    """One item of a list."""
+
+    id: Required[str]
+    score: float
+    title: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hotplate.extras import EXTRAS_BY_MODULE, extra_of_verb, install_command, install_hint
+from hotplate.base.extras import EXTRAS_BY_MODULE, extra_of_verb, install_command, install_hint
 from tests.support.paths import ROOT
 
 # The modules of distributions that have other names.

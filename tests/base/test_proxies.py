@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 import hotplate
-from hotplate.proxies import Proxy, proxy_for
+from hotplate.base.proxies import Proxy, proxy_for
 from hotplate.serve.access.oidc import TokenVerifier
 from hotplate.stores.http1 import ConnectionPool, RequestFailed
 from tests.support.redis_server import certify

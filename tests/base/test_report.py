@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hotplate.report import (
+from hotplate.base.report import (
     Column,
     Curve,
     Plot,

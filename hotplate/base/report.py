@@ -24,7 +24,7 @@ from rich.table import Column as RichColumn
 from rich.table import Table
 from rich.text import Text
 
-from hotplate.exit_codes import FAILED, REFUSED
+from hotplate.base.exit_codes import FAILED, REFUSED
 
 FORMAT = 3
 UNKNOWN = "—"

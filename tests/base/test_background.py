@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hotplate.background import Background, blocking
+from hotplate.base.background import Background, blocking
 from tests.support.paths import ROOT
 from tests.support.service import UNTIL_S, until
 
 FORKS = """
 import asyncio, os, threading
 from contextlib import asynccontextmanager
-from hotplate.background import Background, blocking
+from hotplate.base.background import Background, blocking
 
 @asynccontextmanager
 async def made():
