@@ -425,7 +425,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         call_options = {"timeout_s": self._timeout_s, **options}
         timeout_s = call_options.pop("timeout_s")
         _check_timeout(timeout_s)
-        _check_ids("exclude", call_options.get("exclude"))
+        if "exclude" in call_options:
+            _check_ids("exclude", call_options["exclude"])
+            call_options["exclude"] = list(call_options["exclude"])  # an iterator would be empty for a repeat
         if self._loop_state().is_closed:
             raise _closed()
         deadline = time.monotonic() + timeout_s

@@ -282,6 +282,13 @@ def test_failed_call_is_repeated_once_on_another_connection(proxy: FaultyProxy, 
     assert len(proxy.requests) == 4
 
 
+def test_ids_of_an_iterator_are_left_out_of_a_remembered_list_too(proxy: FaultyProxy, connect: Open) -> None:
+    client = learnt(connect, proxy.url)
+    proxy.fault = DROPPED
+    answer = client.recommendations("42", exclude=iter(["p1", "p3"]))
+    assert (answer.source, ids(answer)) == ("memory", ["p2", "p4"])
+
+
 def test_a_lazy_basket_is_read_in_the_callers_thread(service: Service) -> None:
     here = threading.get_ident()
     with hotplate.Client(service.url, timeout_s=AMPLE_S) as client:
