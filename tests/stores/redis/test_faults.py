@@ -195,6 +195,17 @@ async def test_wrong_password_error_does_not_show_it(tmp_path: Path) -> None:
         await entitled.close()
 
 
+async def test_connection_whose_setup_failed_is_closed_before_the_error_is_raised(server: RedisServer) -> None:
+    """Over TLS, closing waits for the server; a loop that ended before would leave the socket open."""
+    store = open_url(server.url("rediss").replace("/0?", "/99?"))
+    before = open_sockets()
+    for call in (store.catalogue, lambda: store.get_many(release_ref(FIRST), ["user:1"])):
+        with pytest.raises(StoreUnavailable, match="DB index is out of range"):
+            await call()
+        assert open_sockets() == before
+    await store.close()
+
+
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 @pytest.mark.parametrize("scheme", ["redis", "redis+sentinel"])
 async def test_password_file_may_end_with_a_line_feed(
