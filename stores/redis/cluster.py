@@ -140,13 +140,11 @@ class Cluster(DiscoveredDeployment):
     async def renew(self) -> None:
         await all_done(super().renew(), self._renew_client())
 
-    async def close(self) -> None:
-        await super().close()
+    async def close_connections(self) -> None:
+        await super().close_connections()
         clients = {self._client, *self._calls}
         self._calls.clear()  # calls in progress close nothing again
-        for client in clients:
-            self.close_later(_close_client(client, self.shown))
-        await all_done(*self._closing)
+        await all_done(*(_close_client(client, self.shown) for client in clients))
 
     async def _renew_client(self) -> None:
         """Replace the client, as its nodes would close connections that a command may take at the same time."""

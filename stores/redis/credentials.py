@@ -84,12 +84,14 @@ class Credentials(CredentialProvider):
     async def close(self) -> None:
         """Stop renewals."""
         self._renew = None
-        if self._provider is not None:
-            self._provider.on_next(None)  # type: ignore[arg-type]  # redis-entraid renews no more then
-        for task in self._renewals:
-            task.cancel()
-        await asyncio.gather(*self._renewals, return_exceptions=True)
-        await self._fetching.close()
+        try:
+            if self._provider is not None:
+                self._provider.on_next(None)  # type: ignore[arg-type]  # redis-entraid renews no more then
+        finally:
+            for task in self._renewals:
+                task.cancel()
+            await asyncio.gather(*self._renewals, return_exceptions=True)
+            await self._fetching.close()
 
     async def _fetch(self) -> tuple[str, str]:
         """Return the provider's user and password; the first call creates the provider, which then renews them."""

@@ -12,16 +12,16 @@ import asyncio
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, MutableMapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import MovedError, RedisError
 
 from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
-from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused
+from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
@@ -30,8 +30,6 @@ from hotplate.stores.store import Finding, ReadResult
 from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
@@ -48,8 +46,68 @@ class RedisNode(NamedTuple):
         return show(self.host, self.port)
 
 
+class Connections(Protocol):
+    """Connections to one server: a pool for sessions (`Server`), or one for reads (`Reconnector`)."""
+
+    async def renew(self) -> None:
+        """Replace open connections by ones with new credentials, those in use after their calls.
+
+        Raises StoreUnavailable if one cannot be opened; then the former stay open.
+        """
+
+    async def retire(self) -> None:
+        """Close all connections, those in use after their calls."""
+
+    async def close(self) -> None:
+        """Close all connections; calls in progress fail, and none is opened afterwards."""
+
+
+C = TypeVar("C", bound=Connections)
+
+
+class ConnectionsByNode(Generic[C]):
+    """Connections of one kind to the servers of a deployment, which renews and closes them.
+
+    A server's connections are created when they are first used. They are retired once the server does not belong to
+    the deployment any more, which is looked for before another server is added, and when credentials are renewed:
+    otherwise each change of addresses would leave connections behind.
+    """
+
+    def __init__(self, deployment: "Deployment", new_connections: Callable[[RedisNode], C]) -> None:
+        """*new_connections* returns those to a server, without I/O."""
+        self.deployment = deployment
+        self._new_connections = new_connections
+        self._by_node = dict[RedisNode, C]()
+        deployment.own(self)
+
+    def at(self, node: RedisNode) -> C:
+        """Return the connections to a server, open or not."""
+        self.deployment.lifetime.check()
+        connections = self._by_node.get(node)
+        if connections is None:
+            if self.deployment.knows(node):  # nodes that import their first slots are unknown, but in use
+                self._retire_removed()
+            connections = self._new_connections(node)
+            self._by_node[node] = connections
+        return connections
+
+    async def renew(self) -> None:
+        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
+        self._retire_removed()  # a server may vanish without closing its connections
+        await all_done(*(connections.renew() for connections in self._by_node.values()))
+
+    async def close(self) -> None:
+        """Close all connections; none is opened afterwards."""
+        await all_done(*(connections.close() for connections in self._by_node.values()))
+
+    def _retire_removed(self) -> None:
+        removed = [node for node in self._by_node if not self.deployment.knows(node)]
+        for node in removed:
+            self.deployment.close_later(self._by_node.pop(node).retire())
+
+
 class Deployment(ABC):
-    """The servers of one URL, with a pool of connections to each; for one event loop.
+    """The servers of one URL, and all connections to them; for one event loop.
 
     Methods with a body are those of a deployment with a single primary, which has all slots.
     """
@@ -73,9 +131,13 @@ class Deployment(ABC):
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
 
-        self._servers = dict[RedisNode, Server]()
+        self._connections = list[ConnectionsByNode[Any]]()
         self._closing = set[asyncio.Task[None]]()
         """Tasks that close connections that are no longer needed."""
+
+        self._servers = ConnectionsByNode(self, self._new_server)
+        if credentials is not None:
+            credentials.on_renewal(self.renew)
 
     @abstractmethod
     async def load(self) -> None:
@@ -122,25 +184,16 @@ class Deployment(ABC):
         connection: AbstractConnection = settings.pop("connection_class")(**settings)
         return connection
 
+    def own(self, connections: ConnectionsByNode[Any]) -> None:
+        """Renew and close *connections* with all others."""
+        self._connections.append(connections)
+
     def server(self, node: RedisNode) -> Server:
         """Return the pool of connections to a server."""
-        self.lifetime.check()
-        server = self._servers.get(node)
-        if server is None:
-            if self.knows(node):  # nodes that import their first slots are unknown, but in use
-                for removed in self.take_removed(self._servers):
-                    self.close_later(removed.retire())
-            server = Server(self.address(node), self.settings(node, None))
-            self._servers[node] = server
-        return server
+        return self._servers.at(node)
 
-    def take_removed(self, by_node: MutableMapping[RedisNode, T]) -> list[T]:
-        """Remove the servers from *by_node* that do not belong to the deployment any more; return their values.
-
-        Called before another server is added: without it, each change of addresses would leave connections behind.
-        """
-        removed = [node for node in by_node if not self.knows(node)]
-        return [by_node.pop(node) for node in removed]
+    def _new_server(self, node: RedisNode) -> Server:
+        return Server(self.address(node), self.settings(node, None))
 
     def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
         """Close connections in a task, because that waits for their last replies and for servers."""
@@ -199,16 +252,28 @@ class Deployment(ABC):
         return []
 
     async def renew(self) -> None:
-        """Replace all connections by ones with new credentials."""
-        await all_done(*(server.renew() for server in self._servers.values()))
+        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
+        try:
+            await all_done(*(connections.renew() for connections in self._connections))
+        except StoreUnavailable:
+            self.schedule_refresh()
+            raise
 
     async def close(self) -> None:
-        """Stop renewals of credentials, and close all connections."""
+        """Stop renewals of credentials, and close all connections, also if the provider of the credentials fails.
+
+        StoreMisused, and nothing is closed, on another event loop than that of the connections.
+        """
         self.lifetime.end()  # first: calls that fail while connections are closed schedule a discovery
-        if self.credentials is not None:
-            await self.credentials.close()
-        await all_done(*(server.close() for server in self._servers.values()))
-        await all_done(*self._closing)
+        try:
+            if self.credentials is not None:
+                await self.credentials.close()
+        finally:
+            await self.close_connections()
+
+    async def close_connections(self) -> None:
+        """Close all connections, and wait for those that are being closed; `close` does so once renewals have ended."""
+        await all_done(*(connections.close() for connections in self._connections), *self._closing)
 
 
 class Standalone(Deployment):
@@ -284,12 +349,12 @@ class DiscoveredDeployment(Deployment):
         """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S."""
         self._schedule(failure=None)
 
-    async def close(self) -> None:
-        await super().close()
+    async def close_connections(self) -> None:
         if self._refresh is not None:
             self._refresh.task.cancel()
             await asyncio.gather(self._refresh.task, return_exceptions=True)
         await self._discovery.close()
+        await super().close_connections()
 
     async def _discover(self) -> None:
         try:

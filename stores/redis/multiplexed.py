@@ -19,10 +19,10 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
 
-from hotplate.stores.concurrency import SharedCall, all_done
+from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing, translated
-from hotplate.stores.redis.deployment import Deployment, RedisNode
+from hotplate.stores.redis.deployment import ConnectionsByNode, Deployment, RedisNode
 from hotplate.stores.store import ReadResult
 from hotplate.stores.timing import Backoff
 
@@ -377,46 +377,18 @@ class Reconnector:
         self._failure = error
 
 
-class ReadConnections:
+class ReadConnections(ConnectionsByNode[Reconnector]):
     """One multiplexed connection to each server of a deployment."""
 
     def __init__(self, deployment: Deployment, timeout_s: float, *, replicas: bool = False) -> None:
         """*timeout_s* is for a reply; with *replicas*, servers are only read from, and may be replicas."""
-        self.deployment = deployment
+        super().__init__(deployment, self._new_reconnector)
         self._replicas = replicas
         self._timeout_s = timeout_s
-        self._by_node = dict[RedisNode, Reconnector]()
 
-    def at(self, node: RedisNode) -> Reconnector:
-        """Return the connection to a server, open or not."""
-        self.deployment.lifetime.check()
-        reconnector = self._by_node.get(node)
-        if reconnector is None:
-            self._retire_removed()
-            where = self.deployment.address(node).shown
-            reconnector = Reconnector(where, partial(self._new_connection, node, where))
-            self._by_node[node] = reconnector
-        return reconnector
-
-    async def renew(self) -> None:
-        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened.
-
-        Those to servers that were removed are closed: a server may vanish without closing its connections.
-        """
-        self._retire_removed()
-        try:
-            await all_done(*(reconnector.renew() for reconnector in self._by_node.values()))
-        except StoreUnavailable:
-            self.deployment.schedule_refresh()
-            raise
-
-    async def close(self) -> None:
-        """Close all connections; none is opened afterwards."""
-        await all_done(*(reconnector.close() for reconnector in self._by_node.values()))
-
-    def _retire_removed(self) -> None:
-        for reconnector in self.deployment.take_removed(self._by_node):
-            self.deployment.close_later(reconnector.retire())
+    def _new_reconnector(self, node: RedisNode) -> Reconnector:
+        where = self.deployment.address(node).shown
+        return Reconnector(where, partial(self._new_connection, node, where))
 
     def _new_connection(self, node: RedisNode, where: str) -> Multiplexer:
         connection = self.deployment.new_connection(node, self._timeout_s, replica=self._replicas)

@@ -177,8 +177,8 @@ class Sentinels(DiscoveredDeployment):
         prevents = () if level is Level.OK else (StoreUse.PUBLISHING,)
         return [*findings, Finding(level, "sentinels", sentence, prevents)]
 
-    async def close(self) -> None:
-        await super().close()
+    async def close_connections(self) -> None:
+        await super().close_connections()
         await all_done(*(finish_closing(client.aclose(), where) for where, client in self._clients.items()))
 
     async def _ask_one(self, where: str, client: Redis) -> SentinelState:

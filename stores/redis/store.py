@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
-from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
@@ -114,27 +113,17 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         self._is_clustered = deployment.is_clustered
         self._keys = Keys(deployment.common.prefix, clustered=self._is_clustered)
         self._router = CommandRouter(deployment)
-        self._lookup_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S)
-        self._scan_connections = ReadConnections(deployment, COMMAND_TIMEOUT_S)
+        lookup_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S)
+        scan_connections = ReadConnections(deployment, COMMAND_TIMEOUT_S)
         self._replica_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S, replicas=True)
         by_redis_py = deployment.common.by_redis_py
-        self._lookups = lookups_for(self._keys, self._lookup_connections, self._router, by_redis_py=by_redis_py)
-        self._scans = lookups_for(self._keys, self._scan_connections, self._router, by_redis_py=False)
+        self._lookups = lookups_for(self._keys, lookup_connections, self._router, by_redis_py=by_redis_py)
+        self._scans = lookups_for(self._keys, scan_connections, self._router, by_redis_py=False)
         retry_for_s = CLUSTER_RETRY_FOR_S if self._is_clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=retry_for_s)
         patient_retrier = Retrier(time.monotonic, for_s=retry_for_s or RETRY_FOR_S)
         self._writer = Writer(self._router, self._keys, patient_retrier)
         self._inventory = Inventory(self._router, self._keys, patient_retrier)
-        if deployment.credentials is not None:
-            deployment.credentials.on_renewal(self._renew)
-
-    @property
-    def _read_connections(self) -> tuple[ReadConnections, ...]:
-        return (self._lookup_connections, self._scan_connections, self._replica_connections)
-
-    async def _renew(self) -> None:
-        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
-        await all_done(self._deployment.renew(), *(connections.renew() for connections in self._read_connections))
 
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
@@ -196,9 +185,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         return await self.catalogue()
 
     async def close(self) -> None:
-        self._deployment.lifetime.end()  # first, as in `Deployment.close`; refused on another event loop
-        # At once: over TLS, each waits for a server that does not answer, and reads would go on meanwhile.
-        await all_done(self._deployment.close(), *(connections.close() for connections in self._read_connections))
+        await self._deployment.close()
 
     async def check_durability(self) -> str | None:
         """Return how a failover or a restart may take changes back; see `Diagnosed.check_durability`.

@@ -85,9 +85,6 @@ class RedisStream:
         self.has_newer = False
         """Whether `newer` left entries for its next call."""
 
-        if deployment.credentials is not None:
-            deployment.credentials.on_renewal(deployment.renew)
-
     @property
     def has_older(self) -> bool:
         """Whether `older` has entries to read."""

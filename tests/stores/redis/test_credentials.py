@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
+from redis.auth.token import TokenInterface
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis import cluster
@@ -326,6 +328,46 @@ async def test_entra_id_tokens_replace_user_and_password(
     assert user in connected
     assert set(scopes) == {"https://redis.azure.com/.default"}
     assert token not in repr(store)
+
+
+class EndlessProvider(RotatingProvider):
+    """Fails when it is to renew no more."""
+
+    def on_next(self, callback: Callable[[TokenInterface], Any] | None) -> None:
+        if callback is None:
+            raise OSError("the provider does not stop")
+        super().on_next(callback)
+
+
+async def test_close_leaves_no_connection_if_the_provider_fails(place: Place) -> None:
+    provider = EndlessProvider(place.provider.servers)
+    async with until_sockets_are_closed(SOON_S):
+        store = open_url(place.url, provider=provider.create)
+        await write_release(store, FIRST, ROWS)
+        assert await scan_rows(store, FIRST) == ROWS
+        assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+        if store.has_replicas:
+            await store.get_many_elsewhere(release_ref(FIRST), [ROWS[1].key], timeout_s=SOON_S)
+        with pytest.raises(OSError, match="does not stop"):
+            await store.close()
+        await provider.wait_until_unused(provider.user)
+
+
+def test_close_on_another_loop_leaves_credentials_and_connections(redis_server: RedisServer, prefix: str) -> None:
+    provider = RotatingProvider([redis_server])
+    store = open_url(redis_server.url(prefix=prefix), provider=provider.create)
+
+    async def read_and_rotate() -> None:
+        assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+        await provider.rotate()
+
+    with asyncio.Runner() as runner:
+        runner.run(write_release(store, FIRST, ROWS))
+        for _ in range(2):
+            runner.run(read_and_rotate())
+            with pytest.raises(StoreMisused, match="another event loop"):
+                asyncio.run(store.close())
+        runner.run(store.close())
 
 
 async def test_missing_token_is_an_error_and_requested_again(redis_server: RedisServer, prefix: str) -> None:
