@@ -310,8 +310,28 @@ async def finish_closing(closing: Awaitable[None], where: str) -> None:
         log.info("%s did not answer while connections were closed: %s", where, error)
 
 
+class Pool(ConnectionPool):
+    """A pool of redis-py that can be retired: from then on, a connection is closed when it is released.
+
+    So no connection outlives the pool that was being opened when the pool disconnected all others.
+    """
+
+    is_retired = False
+
+    async def retire(self, *, in_use: bool) -> None:
+        """Close idle connections, and also those *in_use*, which else are closed when they are released."""
+        self.is_retired = True
+        await self.disconnect(inuse_connections=in_use)
+
+    async def release(self, connection: AbstractConnection) -> None:
+        """See `ConnectionPool.release`."""
+        if self.is_retired:
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+
 class Server:
-    """A pool of connections to one server; at most MAX_SESSIONS of them are in use."""
+    """A pool of connections to one server; sessions use at most MAX_SESSIONS of them."""
 
     def __init__(self, address: RedisAddress, settings: Mapping[str, Any]) -> None:
         """*settings* are those of `settings_of`."""
@@ -321,9 +341,9 @@ class Server:
         self._identities = WeakKeyDictionary[AbstractConnection, object]()
         """A new object for each time that a connection of the pool was opened."""
 
-        self.client = self._new_client()
+        self._pool = self._new_pool()
+        self.client = Redis(connection_pool=self._pool)
         self._sessions = asyncio.Semaphore(MAX_SESSIONS)
-        self._is_retired = False
         self._is_closed = False
 
     @asynccontextmanager
@@ -336,14 +356,11 @@ class Server:
             if self._is_closed:
                 raise StoreClosed(self.address.shown)
 
-            pool = self.client.connection_pool  # `renew` replaces it
+            pool = self._pool  # `renew` replaces it
             connection = await self._take_from(pool)
             try:
                 yield Session(self, connection, self._identities[connection], asking=asking)
             finally:
-                was_replaced = pool is not self.client.connection_pool
-                if self._is_closed or self._is_retired or was_replaced:
-                    await connection.disconnect(nowait=True)  # the pool did not, if it was being opened at that time
                 await pool.release(connection)
 
     @asynccontextmanager
@@ -376,25 +393,23 @@ class Server:
             return await session.execute(*command)
 
     async def renew(self) -> None:
-        """Open connections with new credentials from now on; those in use are closed after their sessions."""
-        former = self.client.connection_pool
-        self.client = self._new_client()
-        await former.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]  # redis-py types the rest
-        await finish_closing(former.disconnect(inuse_connections=False), self.address.shown)
+        """Open connections with new credentials from now on; those in use are closed after their calls."""
+        former = self._pool
+        self._pool = self._new_pool()
+        self.client = Redis(connection_pool=self._pool)
+        await finish_closing(former.retire(in_use=False), self.address.shown)
 
     async def retire(self) -> None:
-        """Close all connections, those in use after their sessions; callers that wait get a session before."""
-        self._is_retired = True
-        await self.renew()
+        """Close all connections, those in use after their calls; callers that wait get a session before."""
+        await finish_closing(self._pool.retire(in_use=False), self.address.shown)
 
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""
         self._is_closed = True
-        await finish_closing(self.client.connection_pool.disconnect(), self.address.shown)
+        await finish_closing(self._pool.retire(in_use=True), self.address.shown)
 
-    def _new_client(self) -> Redis:
-        settings = {**self._settings, "redis_connect_func": self._connect}
-        return Redis(connection_pool=ConnectionPool(**settings))
+    def _new_pool(self) -> Pool:
+        return Pool(**{**self._settings, "redis_connect_func": self._connect})
 
     async def _connect(self, connection: AbstractConnection) -> None:
         self._identities[connection] = object()

@@ -331,6 +331,20 @@ async def test_store_closes_without_an_error_while_its_server_hangs(server: Redi
             await store.close()
 
 
+@pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
+async def test_read_that_connects_while_the_store_is_closed_leaves_no_connection(
+    server: RedisServer, client: str
+) -> None:
+    async with until_sockets_are_closed(RECOVERS_WITHIN_S):
+        store = open_url(f"{server.url('rediss')}&client={client}")
+        with server.stopped():
+            reading = asyncio.create_task(store.get_many(release_ref(FIRST), ["user:1"]))
+            await asyncio.sleep(0.05)  # in which the handshake begins
+            await store.close()
+        await asyncio.wait([reading])
+        assert isinstance(reading.exception(), StoreError)
+
+
 async def test_proxy_closes_a_connection_that_it_has_just_accepted() -> None:
     for turns in range(6):
         before = open_sockets()
