@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import hiredis
 from redis import exceptions
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, RedisSSLContext
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
@@ -126,6 +126,26 @@ def _ssl_context(ca: str | None, certified_as: str | None, _changed_at: int) -> 
     return context
 
 
+class TrustedCertificates(RedisSSLContext):
+    """The TLS context of a connection, which reads a changed file of certificates before it connects again.
+
+    redis-py's own keeps its first context, also in idle connections of a pool.
+    """
+
+    def __init__(self, ca: str | None, certified_as: str | None) -> None:
+        super().__init__(ca_certs=ca)
+        self._certified_as = certified_as
+
+    def get(self) -> ssl.SSLContext:
+        """Return the context; raises redis-py's ConnectionError."""
+        ca = self.ca_certs
+        try:
+            changed_at = Path(ca).stat().st_mtime_ns if ca else 0
+            return _ssl_context(ca, self._certified_as, changed_at)
+        except OSError as error:
+            raise exceptions.ConnectionError(f"the certificates in {ca} cannot be read: {error}") from error
+
+
 class TLSConnection(SSLConnection):
     """A connection of redis-py over TLS.
 
@@ -134,8 +154,7 @@ class TLSConnection(SSLConnection):
 
     def __init__(self, *, ca: str | None = None, certified_as: str | None = None, **settings: Any) -> None:  # noqa: ANN401 -- redis-py's own
         super().__init__(**settings)
-        changed_at = Path(ca).stat().st_mtime_ns if ca else 0
-        self.ssl_context.context = _ssl_context(ca, certified_as, changed_at)
+        self.ssl_context = TrustedCertificates(ca, certified_as)
 
 
 def is_primary(greeting: object) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -23,7 +24,7 @@ from hotplate.stores.store import Plan, ReadResult, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.redis_sentinel import sentinel_deployment
-from tests.support.redis_server import RedisServer, replica_of, running
+from tests.support.redis_server import RedisServer, certify, replica_of, running
 from tests.support.stores import (
     FIRST,
     SECOND,
@@ -329,6 +330,33 @@ async def test_store_closes_without_an_error_while_its_server_hangs(server: Redi
         assert await store.get_many(release_ref(FIRST), [TEN[0].key]) == [TEN[0].value]
         with server.stopped():
             await store.close()
+
+
+async def test_changed_certificate_of_an_authority_is_read_again(server: RedisServer, tmp_path: Path) -> None:
+    store = open_url(server.url("rediss"))
+    await write_release(store, FIRST, TEN)
+    await recovered(store, TEN[7])
+
+    later = tmp_path / "later"
+    later.mkdir()
+    certify(later)
+    files = {"tls-ca-cert-file": "ca.pem", "tls-cert-file": "server.pem", "tls-key-file": "server.key"}
+    settings = [text for name, file in files.items() for text in (name, str(later / file))]
+    server.execute_command("CONFIG", "SET", *settings)
+    server.execute_command("CLIENT", "KILL", "TYPE", "normal")
+
+    authority = tmp_path / "ca.pem"
+    authority.unlink()
+    for call in (store.catalogue, lambda: store.get_many(release_ref(FIRST), [TEN[7].key])):
+        refusal = ""
+        while f"the certificates in {authority} cannot be read" not in refusal:  # the first may be that of the kill
+            with pytest.raises(StoreUnavailable) as refused:
+                await call()
+            refusal = str(refused.value)
+    shutil.copy(later / "ca.pem", authority)
+    await recovered(store, TEN[7])
+    await again(store.catalogue)
+    await store.close()
 
 
 @pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
