@@ -12,22 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from redis.asyncio import Redis
-from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreUnavailable
-from hotplate.stores.redis.client import (
-    CLIENT_NAME,
-    CONNECT_TIMEOUT_S,
-    NO_RETRIES,
-    PROTOCOL,
-    Session,
-    finish_closing,
-    login_of,
-    translated,
-)
+from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, DiscoveredDeployment, RedisNode, any_of
 from hotplate.stores.redis.replication import (
@@ -67,26 +56,10 @@ class Sentinels(DiscoveredDeployment):
     def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
         super().__init__(address.server, credentials)
         self._name = address.name
-        login = address.sentinels[0]
-        deployment = Sentinel(  # type: ignore[no-untyped-call]  # redis-py types the rest
-            [(sentinel.host, sentinel.port) for sentinel in address.sentinels],
-            sentinel_kwargs={
-                **login_of(login),
-                "ssl": login.tls,
-                "ssl_ca_certs": login.ca,
-                "socket_timeout": DISCOVERY_TIMEOUT_S,
-                "socket_connect_timeout": CONNECT_TIMEOUT_S,
-                "retry": NO_RETRIES,
-                "protocol": PROTOCOL,
-                "client_name": CLIENT_NAME,
-                "driver_info": None,
-                "decode_responses": True,
-            },
-        )
-        names = [sentinel.shown for sentinel in address.sentinels]
-        self._clients: dict[str, Redis] = dict(zip(names, deployment.sentinels, strict=True))
-        """redis-py's client of each sentinel, by the name that errors show."""
-
+        self._sentinels = [
+            Server(sentinel, {**settings_of(sentinel, DISCOVERY_TIMEOUT_S), "decode_responses": True})
+            for sentinel in address.sentinels
+        ]
         self._replicas: tuple[RedisNode, ...] = ()
 
     def address(self, node: RedisNode) -> RedisAddress:
@@ -147,8 +120,7 @@ class Sentinels(DiscoveredDeployment):
         An epoch numbers failovers, so the highest one has seen the latest. Returns all answers, and the errors of
         sentinels that gave none. Raises StoreUnavailable if no sentinel answers.
         """
-        asked = [self._ask_one(where, client) for where, client in self._clients.items()]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asyncio.gather(*map(self._ask_one, self._sentinels), return_exceptions=True)
         states = [answer for answer in answers if isinstance(answer, SentinelState)]
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         errors = [str(failure) for failure in failures]
@@ -163,10 +135,11 @@ class Sentinels(DiscoveredDeployment):
         """Return a finding per sentinel, whether it reaches a quorum, and one on whether all name the same primary."""
         findings = list[Finding]()
         primaries = set[RedisNode]()
-        for where, client in self._clients.items():
+        for sentinel in self._sentinels:
+            where = sentinel.address.shown
             try:
-                primaries.add((await self._ask_one(where, client)).primary)
-                await client.sentinel_ckquorum(self._name)
+                primaries.add((await self._ask_one(sentinel)).primary)
+                await sentinel.client.sentinel_ckquorum(self._name)
                 findings.append(Finding(Level.OK, "sentinel", f"{where}: a quorum of sentinels can be reached"))
             except (StoreError, RedisError) as error:
                 level = Level.ERROR if "NOQUORUM" in str(error) else Level.WARNING  # others may form a quorum
@@ -179,15 +152,16 @@ class Sentinels(DiscoveredDeployment):
 
     async def close_connections(self) -> None:
         await super().close_connections()
-        await all_done(*(finish_closing(client.aclose(), where) for where, client in self._clients.items()))
+        await all_done(*(sentinel.close() for sentinel in self._sentinels))
 
-    async def _ask_one(self, where: str, client: Redis) -> SentinelState:
-        """Return what one sentinel knows of the primary and its replicas; *where* names it in errors.
+    async def _ask_one(self, sentinel: Server) -> SentinelState:
+        """Return what one sentinel knows of the primary and its replicas.
 
         One pipeline asks for all of it, so that its replies are of the same instant. Raises StoreError.
         """
+        where = sentinel.address.shown
         try:
-            async with client.pipeline(transaction=False) as pipeline:
+            async with sentinel.client.pipeline(transaction=False) as pipeline:
                 pipeline.sentinel_get_master_addr_by_name(self._name)
                 pipeline.sentinel_master(self._name)
                 pipeline.sentinel_slaves(self._name)

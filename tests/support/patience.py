@@ -20,7 +20,7 @@ def install(replace: Callable[[object, str, object], None]) -> None:
         (client, "COMMAND_TIMEOUT_S", "CONNECT_TIMEOUT_S"),
         (cluster, "DISCOVERY_TIMEOUT_S"),
         (multiplexed, "CONNECT_TIMEOUT_S"),
-        (sentinels, "CONNECT_TIMEOUT_S", "DISCOVERY_TIMEOUT_S", "SETTLE_S"),
+        (sentinels, "DISCOVERY_TIMEOUT_S", "SETTLE_S"),
         (store, "COMMAND_TIMEOUT_S", "LOOKUP_TIMEOUT_S"),
     ):
         for name in names:

@@ -2,8 +2,10 @@
 
 import asyncio
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,7 +26,7 @@ from hotplate.stores.transitions import commit
 from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
-from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
+from tests.support.redis_server import SOON_S, RedisServer, array, certify, commands_in
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
 from tests.support.stores import (
     FIRST,
@@ -366,6 +368,35 @@ async def test_sentinel_with_the_highest_failover_epoch_wins_until_it_is_reset()
         knowing.epoch, knowing.primary = 1, 7001
         await sentinels.ask()
         assert [node.port for node in sentinels.primaries] == [7001]
+
+
+async def test_changed_certificate_of_the_authority_of_sentinels_is_read_again(tmp_path: Path) -> None:
+    sentinel = ScriptedSentinel(1, 7001)
+    connections = list[asyncio.StreamWriter]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        with suppress(OSError):
+            await sentinel.serve(reader, writer)
+        writer.close()
+
+    certify(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    hosts = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    sentinels = Sentinels(parse_sentinel(f"rediss+sentinel://{hosts}/{NAME}?ca={tmp_path / 'ca.pem'}"))
+    await sentinels.ask()
+
+    certify(tmp_path)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    connections[0].transport.abort()
+    async with asyncio.timeout(SOON_S):
+        while len(connections) < 2:
+            with suppress(StoreUnavailable):  # the end of the connection
+                await sentinels.ask()
+    await sentinels.close()
+    server.close()
 
 
 async def test_disagreeing_and_too_few_sentinels_are_reported() -> None:

@@ -82,7 +82,6 @@ def test_store_imports_these_modules_of_redis_py() -> None:
         "redis.asyncio.cluster",
         "redis.asyncio.connection",
         "redis.asyncio.retry",
-        "redis.asyncio.sentinel",
         "redis.backoff",
         "redis.crc",
         "redis.credentials",
@@ -113,7 +112,7 @@ class TestRESP3(StoreContract):
     @pytest.fixture(params=["redis", "redis+cluster"])
     def open_store(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, prefix: str) -> OpenStore:
         """Open handles with RESP 3; the store's default is 2."""
-        for module in ("client", "cluster", "sentinels"):
+        for module in ("client", "cluster"):
             monkeypatch.setattr(f"hotplate.stores.redis.{module}.PROTOCOL", 3)
         place = request.getfixturevalue("redis_server" if request.param == "redis" else "redis_cluster")
         url = place.url(prefix=prefix)
