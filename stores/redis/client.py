@@ -295,19 +295,24 @@ class Session:
         return packed
 
     async def _read(self, command: str) -> Any:  # noqa: ANN401 -- any reply
-        """Read the reply to a command, after those to the prefix; errors that end the connection are raised."""
-        reply: Any
+        """Read the replies to the prefix and to a command, which the server sends also if it refuses the prefix.
+
+        Returns the reply to the command, or the refusal of the prefix; errors that end the connection are raised.
+        """
+        refusals = [await self._read_one(str(name)) for (name, *_) in self._prefix]
+        reply = await self._read_one(command)
+        return next((refusal for refusal in refusals if isinstance(refusal, StoreError)), reply)
+
+    async def _read_one(self, command: str) -> Any:  # noqa: ANN401 -- any reply
+        """Read the reply to a command; an error is its reply, unless it ends the connection."""
         try:
-            for _ in self._prefix:
-                await self._connection.read_response()
-            reply = await self._server.client.parse_response(self._connection, command)
+            return await self._server.client.parse_response(self._connection, command)
         except AskError as error:
-            reply = error
+            return error
         except ResponseError as error:
             if isinstance(error, ReadOnlyError):
                 raise  # a new connection may lead to the primary
-            reply = translated(error, self.where)
-        return reply
+            return translated(error, self.where)
 
 
 def raise_first_error(replies: Sequence[object]) -> None:

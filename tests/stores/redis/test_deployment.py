@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
-from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.errors import AccessDenied, StoreUnavailable
 from hotplate.stores.redis.client import MAX_SESSIONS, Server, settings_of
 from hotplate.stores.redis.deployment import DiscoveredDeployment, RedisNode
 from hotplate.stores.redis.url import RedisAddress, parse
-from tests.support.redis_server import SOON_S, RedisServer
+from tests.support.redis_server import SOON_S, RedisServer, commands_in
+from tests.support.streams import listening
 from tests.support.tcp_proxy import through
 
 
@@ -61,6 +62,27 @@ async def test_calls_that_wait_for_a_retired_server_are_answered(redis_server: R
         async with asyncio.timeout(SOON_S):
             while proxy.is_connected:
                 await asyncio.sleep(0.001)
+
+
+async def test_reply_to_a_command_after_a_refused_asking_reaches_no_later_call() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async for command in commands_in(reader):
+            if command[0] == b"ASKING":
+                writer.write(b"-NOPERM this user has no permissions to run the 'asking' command\r\n")
+            elif command[0] == b"GET":
+                await asyncio.sleep(0.05)  # in which the refusal is read
+                writer.write(b"$1\r\n" + command[1] + b"\r\n")
+            else:
+                writer.write(b"+OK\r\n")
+
+    async with asyncio.timeout(SOON_S), listening(serve) as port:
+        address = parse(f"redis://127.0.0.1:{port}/0")
+        server = Server(address, settings_of(address, None))
+        async with server.session(asking=True) as session:
+            with pytest.raises(AccessDenied, match="asking"):
+                await session.execute("GET", "a")
+        assert await server.execute("GET", "b") == b"b"
+        await server.close()
 
 
 async def test_no_discovery_is_scheduled_after_close() -> None:
