@@ -106,7 +106,7 @@ class Cluster(DiscoveredDeployment):
             for name in names:
                 pipeline.get(name)
             try:
-                async with asyncio.timeout_at(until_s):
+                async with asyncio.timeout_at(until_s), self.reads_by_redis_py:
                     replies = await pipeline.execute(raise_on_error=False)
             except TimeoutError:
                 replies = [late(self)] * len(names)

@@ -35,6 +35,9 @@ DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
 CALM_S = 5.0  # time without a new discovery that resets the pauses
 
+# Reads by redis-py alone at once; others wait. Its pools refuse to open more than 100 connections to a server.
+MAX_READS = 64
+
 
 class RedisNode(NamedTuple):
     """Host and port of a server."""
@@ -131,6 +134,7 @@ class Deployment(ABC):
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
 
+        self.reads_by_redis_py = asyncio.Semaphore(MAX_READS)
         self._connections = list[ConnectionsByNode[Any]]()
         self._closing = set[asyncio.Task[None]]()
         """Tasks that close connections that are no longer needed."""
@@ -217,7 +221,8 @@ class Deployment(ABC):
         """
         (server,) = await self.primary_servers()
         try:
-            return cast("list[ReadResult]", await server.client.mget(names))
+            async with self.reads_by_redis_py:
+                return cast("list[ReadResult]", await server.client.mget(names))
         except RedisError as error:
             self.schedule_refresh()
             raise translated(error, server.address.shown) from error
