@@ -1,4 +1,4 @@
-"""Connections of redis-py: their settings, a pool of them to one server, and their errors as errors of stores.
+"""Connections of redis-py: their settings, and a pool of them to one server.
 
 redis-py connects, authenticates, encrypts, and parses replies. It never repeats a command (`NO_RETRIES`): the caller
 knows which ones may be sent again. A session keeps one connection, which is never reopened meanwhile, because WATCH,
@@ -7,7 +7,6 @@ WAIT and ASKING hold for a connection.
 
 import asyncio
 import logging
-import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -25,8 +24,9 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 
-from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreFull, StoreUnavailable
+from hotplate.stores.errors import StoreClosed, StoreError, StoreUnavailable
 from hotplate.stores.redis.credentials import PasswordFile
+from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.url import RedisAddress
 
 log = logging.getLogger(__name__)
@@ -42,58 +42,6 @@ MAX_SESSIONS = 8
 
 Command = Sequence[str | bytes | int]
 """The name of a command and its arguments."""
-
-# How a server refuses SELECT.
-NO_SUCH_DATABASE = "DB index is out of range"
-
-# The end of errors of scripts: the digest of the script, and the line of the command.
-IN_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:\d+\.?")
-
-# How Redis 7.0, and later versions, refuse a command of a script; this error has no code of its own.
-REFUSED_IN_SCRIPT = ("The user executing the script ", "ACL failure in script: ")
-
-# How a server in protected mode refuses clients on other machines; redis-py has no exception for it.
-PROTECTED = "DENIED "
-
-LACKING = "the Redis user of {where} lacks a permission: {error}; docs/redis.md has the rights of users"
-
-# For each error of redis-py, most specific first, the error of stores and its sentence.
-MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
-    TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
-    exceptions.TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
-    exceptions.OutOfMemoryError: (
-        StoreFull,
-        "{where} has reached its maxmemory; raise it, prune releases and killed publishes, or publish shorter lists",
-    ),
-    exceptions.ReadOnlyError: (StoreUnavailable, "{where} is a read-only replica; give the URL of the primary"),
-    exceptions.AuthenticationError: (
-        AccessDenied,
-        "{where} does not accept this user and password; check the URL or the secret",
-    ),
-    exceptions.NoPermissionError: (AccessDenied, LACKING),
-    exceptions.BusyLoadingError: (
-        StoreUnavailable,
-        "{where} is still loading its data; it answers once that is done",
-    ),
-    exceptions.ResponseError: (StoreUnavailable, "{where} refused: {error}"),
-}
-
-
-def translated(error: Exception, where: str) -> StoreError:
-    """Return the error of stores for an error of redis-py; *where* names the server."""
-    text, _, _ = str(error).partition(", with args beginning with")  # perhaps a password
-    text = IN_SCRIPT.sub("", text).removesuffix(".")
-    if text == NO_SUCH_DATABASE:
-        text = f"{text}; end the URL with the number of a database that it has, as /0"
-    if text.startswith(REFUSED_IN_SCRIPT):
-        text = f"{text} (`hotplate store doctor` says which)"
-        error = exceptions.NoPermissionError(text)
-    if text.startswith(PROTECTED):
-        return AccessDenied(f"{where} is in protected mode and accepts only local clients; set a password there")
-    for known, (kind, sentence) in MEANINGS.items():
-        if isinstance(error, known):
-            return kind(sentence.format(where=where, error=text))
-    return StoreUnavailable(f"{where} cannot be reached: {text}")
 
 
 class CertifiedContext(ssl.SSLContext):

@@ -14,7 +14,7 @@ from redis.exceptions import MovedError, RedisClusterException, RedisError, Resp
 
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, PartUnavailable, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import NO_RETRIES, PROTOCOL, finish_closing, translated
+from hotplate.stores.redis.client import NO_RETRIES, PROTOCOL, finish_closing
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import (
     DISCOVERY_TIMEOUT_S,
@@ -23,6 +23,7 @@ from hotplate.stores.redis.deployment import (
     RedisNode,
     any_of,
 )
+from hotplate.stores.redis.errors import PartDenied, translated
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress
 from hotplate.stores.store import ReadResult
 
@@ -227,10 +228,6 @@ class Cluster(DiscoveredDeployment):
         if isinstance(cause, ResponseError) and "cluster support disabled" in str(cause):
             return StoreMisused(f"{where} is not a node of a cluster; write redis:// instead")
         return translated(cause if isinstance(cause, RedisError) else error, where)
-
-
-class PartDenied(AccessDenied, PartUnavailable):
-    """A node does not accept this user or its password, or the user lacks a right there."""
 
 
 def late(deployment: Deployment) -> StoreUnavailable:

@@ -22,8 +22,9 @@ from redis.exceptions import MovedError, RedisError
 
 from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
 from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import Server, Session, settings_of, translated
+from hotplate.stores.redis.client import Server, Session, settings_of
 from hotplate.stores.redis.credentials import Credentials
+from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding, ReadResult

@@ -18,9 +18,10 @@ from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis.cluster import late, part_of
 from hotplate.stores.redis.deployment import RedisNode
+from hotplate.stores.redis.errors import ReadElsewhere
 from hotplate.stores.redis.footprint import BUCKETS
 from hotplate.stores.redis.keys import SEALED, Keys, ReleaseKeys, unsealed
-from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, ReadConnections, ReadElsewhere, Replies
+from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, ReadConnections, Replies
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.store import ReadResult, not_found
 from hotplate.stores.timing import Deadlines

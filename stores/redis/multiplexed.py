@@ -21,8 +21,9 @@ from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisErro
 
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing, translated
+from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing
 from hotplate.stores.redis.deployment import ConnectionsByNode, Deployment, RedisNode
+from hotplate.stores.redis.errors import ReadElsewhere, translated
 from hotplate.stores.store import ReadResult
 from hotplate.stores.timing import Backoff
 
@@ -44,10 +45,6 @@ Replies = asyncio.Future[list[ReadResult]]
 """The values of a read, in the order of its keys; it fails with a StoreError."""
 
 _INCOMPLETE = object()  # the parser's result for a reply that has not arrived as a whole
-
-
-class ReadElsewhere(StoreUnavailable):
-    """A value may be read over another connection: another node has its slot, or the connection was lost."""
 
 
 @dataclass(slots=True, eq=False)

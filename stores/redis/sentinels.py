@@ -16,9 +16,10 @@ from redis.exceptions import RedisError
 
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreUnavailable
-from hotplate.stores.redis.client import Server, Session, settings_of, translated
+from hotplate.stores.redis.client import Server, Session, settings_of
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, DiscoveredDeployment, RedisNode, any_of
+from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.replication import (
     Replication,
     wait_for_replicas,

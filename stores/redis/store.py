@@ -31,6 +31,7 @@ from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Ses
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.deployment import Deployment, Standalone
+from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
 from hotplate.stores.redis.lookups import get_from_replicas, lookups_for, rows_received
@@ -39,7 +40,7 @@ from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
-from hotplate.stores.redis.writer import RowsLost, Writer, check_owned
+from hotplate.stores.redis.writer import Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
     Diagnosed,

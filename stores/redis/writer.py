@@ -19,8 +19,9 @@ from redis.exceptions import RedisError
 
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import META, pack
-from hotplate.stores.errors import NotSent, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import Command, Session, translated
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.client import Command, Session
+from hotplate.stores.redis.errors import RowsLost, translated
 from hotplate.stores.redis.keys import SEALED, Keys, state_of
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
@@ -68,13 +69,6 @@ def check_owned(draft: DraftRef, state: bytes | None) -> None:
         raise sealed(draft)
     if state != state_of(draft):
         raise taken_over(draft)
-
-
-class RowsLost(NotSent):
-    """Acknowledged rows are gone; resume the publish."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, permanent=True)
 
 
 class Batch(NamedTuple):

@@ -11,7 +11,7 @@ from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import NotSent, StoreThrottled, StoreUnavailable
 from hotplate.stores.publication import begin
-from hotplate.stores.redis.writer import RowsLost
+from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.store import ProvisionedStore, RecordChange, Store
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore

@@ -47,7 +47,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.redis.writer import RowsLost
+from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.store import CheckCatalogue, Plan, ReadResult, Row, Store, not_found
 from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import SimulatedAccount

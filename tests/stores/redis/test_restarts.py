@@ -18,9 +18,9 @@ from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.writer import RowsLost
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify

@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 from hotplate.stores.errors import AccessDenied, StoreError
 from hotplate.stores.lifecycle import activate, prune, rollback
-from hotplate.stores.redis.client import translated
+from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.rehearsal import stand_in_for
 from hotplate.stores.store import Row

@@ -20,8 +20,9 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.lifecycle import activate, prune, rollback
+from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.writer import MAX_ROWS, RowsLost
+from hotplate.stores.redis.writer import MAX_ROWS
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 from tests.support.redis_server import SOON_S, RedisServer, running, users_of_the_guide
