@@ -96,11 +96,11 @@ class Credentials(CredentialProvider):
     async def _fetch(self) -> tuple[str, str]:
         """Return the provider's user and password; the first call creates the provider, which then renews them."""
         self._loop = asyncio.get_running_loop()
-        if self._provider is None:
-            self._provider = self._create()
-            self._provider.on_next(lambda _: self._start_in_loop(self._renew_connections))
-            self._provider.on_error(self._note_failure)
         try:
+            if self._provider is None:
+                self._provider = self._create()
+                self._provider.on_next(lambda _: self._start_in_loop(self._renew_connections))
+                self._provider.on_error(self._note_failure)
             credentials = await asyncio.to_thread(self._provider.get_credentials)
         except Exception as error:
             self._count_failure()

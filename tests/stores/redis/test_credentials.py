@@ -12,6 +12,7 @@ from typing import Any
 import jwt
 import pytest
 from redis.auth.token import TokenInterface
+from redis.credentials import StreamingCredentialProvider
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis import cluster
@@ -388,6 +389,26 @@ async def test_missing_token_is_an_error_and_requested_again(redis_server: Redis
         assert (await store.catalogue()).generation == 0
     finally:
         await store.close()
+
+
+async def test_provider_that_cannot_be_created_is_an_error_and_created_again(
+    redis_server: RedisServer, prefix: str
+) -> None:
+    provider = RotatingProvider([redis_server])
+    is_configured = False
+
+    def create() -> StreamingCredentialProvider:
+        if not is_configured:
+            raise ValueError("no authority is configured")
+        return provider
+
+    store = open_url(redis_server.url(prefix=prefix), provider=create)
+    for call in (store.catalogue, lambda: store.get_many(release_ref(FIRST), [ROWS[1].key])):
+        with pytest.raises(StoreUnavailable, match="no credentials: no authority is configured"):
+            await call()
+    is_configured = True
+    assert (await store.catalogue()).generation == 0
+    await store.close()
 
 
 def renewed_by_redis_entraid(identity: FakeIdentity) -> CreateProvider:
