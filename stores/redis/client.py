@@ -285,13 +285,13 @@ async def finish_closing(closing: Awaitable[None], where: str) -> None:
 class Pool(ConnectionPool):
     """A pool of redis-py that can be retired: from then on, a connection is closed when it is released.
 
-    So no connection outlives the pool that was being opened when the pool disconnected all others.
+    `ConnectionPool.disconnect` alone leaves a connection open that is just being opened.
     """
 
     is_retired = False
 
     async def retire(self, *, in_use: bool) -> None:
-        """Close idle connections, and also those *in_use*, which else are closed when they are released."""
+        """Close idle connections, and also those *in_use*, which are otherwise closed when they are released."""
         self.is_retired = True
         await self.disconnect(inuse_connections=in_use)
 
