@@ -143,7 +143,9 @@ class Cluster(DiscoveredDeployment):
 
     async def close_connections(self) -> None:
         await super().close_connections()
-        await all_done(*(_close_client(client, self.shown) for client in {self._client, *self._calls}))
+        clients = {self._client, *self._calls}
+        self._calls.clear()  # calls in progress close nothing again
+        await all_done(*(_close_client(client, self.shown) for client in clients))
 
     async def _renew_client(self) -> None:
         """Replace the client, as its nodes would close connections that a command may take at the same time."""
@@ -157,14 +159,14 @@ class Cluster(DiscoveredDeployment):
 
     @contextmanager
     def _client_in_use(self) -> Iterator[RedisCluster]:
-        """Use the client for a call; if it is replaced or closed meanwhile, the end of its last call closes it."""
+        """Use the client for a call; if it is replaced meanwhile, the end of its last call closes it."""
         client = self._client
         self._calls[client] += 1
         try:
             yield client
         finally:
             self._calls[client] -= 1
-            if client is not self._client or self.lifetime.is_over:
+            if client is not self._client:
                 self._close_if_unused(client)
 
     def _close_if_unused(self, former: RedisCluster) -> None:

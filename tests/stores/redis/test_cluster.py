@@ -42,7 +42,7 @@ from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import SOON_S, commands_in, users_of_the_guide
 from tests.support.service import publish_to
 from tests.support.stores import FIRST, allow_erasure, publish, ref_of, release_ref, scan_rows, write_release
-from tests.support.streams import listening, until_sockets_are_closed
+from tests.support.streams import listening
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
 
@@ -106,22 +106,6 @@ async def test_first_batch_takes_a_task_per_node_and_none_outlives_the_store(
         assert not is_awaited or read.result() == [row.value for row in USERS]
         assert len(asyncio.all_tasks()) == before
     assert 0 < most < 20
-
-
-@pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
-async def test_read_that_connects_while_the_store_is_closed_leaves_no_connection(
-    redis_cluster: RedisCluster, prefix: str, client: str
-) -> None:
-    hung = redis_cluster.primaries[-1].server
-    async with until_sockets_are_closed(SOON_S):
-        store = open_url(f"{redis_cluster.url('rediss+cluster', prefix=prefix)}&client={client}")
-        await store.catalogue()  # finds the nodes
-        with hung.stopped():
-            reading = asyncio.create_task(store.get_many(release_ref(FIRST), [row.key for row in USERS]))
-            await asyncio.sleep(0.1)  # in which the handshake begins
-            await store.close()
-        await asyncio.wait([reading])
-        assert isinstance(reading.exception(), StoreError)
 
 
 async def test_batch_that_fails_at_one_node_ends_at_all_before_it_may_be_repeated(redis_cluster: RedisCluster) -> None:
