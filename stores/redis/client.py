@@ -366,19 +366,28 @@ class Server:
 
     async def renew(self) -> None:
         """Open connections with new credentials from now on; those in use are closed after their calls."""
-        former = self._pool
-        self._pool = self._new_pool()
-        self.client = Redis(connection_pool=self._pool)
-        await finish_closing(former.retire(in_use=False), self.address.shown)
+        await self._replace_pool(self._new_pool())
 
     async def retire(self) -> None:
         """Close all connections, those in use after their calls; callers that wait get a session before."""
-        await finish_closing(self._pool.retire(in_use=False), self.address.shown)
+        last_pool = self._new_pool()
+        last_pool.is_retired = True
+        await self._replace_pool(last_pool)
 
     async def close(self) -> None:
         """Close all connections; none is opened afterwards."""
         self._is_closed = True
         await finish_closing(self._pool.retire(in_use=True), self.address.shown)
+
+    async def _replace_pool(self, pool: Pool) -> None:
+        """Use another pool from now on, and close the connections of the former one.
+
+        Nobody may take a connection from a pool that closes it: redis-py calls it connected until it is closed.
+        """
+        former = self._pool
+        self._pool = pool
+        self.client = Redis(connection_pool=pool)
+        await finish_closing(former.retire(in_use=False), self.address.shown)
 
     def _new_pool(self) -> Pool:
         return Pool(**{**self._settings, "redis_connect_func": self._connect})

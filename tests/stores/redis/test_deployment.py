@@ -50,13 +50,17 @@ async def test_callers_fail_at_once_after_a_discovery_in_the_background_failed()
     assert deployment.asked == asked
 
 
-async def test_calls_that_wait_for_a_retired_server_are_answered(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("turns", range(12))
+async def test_calls_that_wait_for_a_retired_server_are_answered(redis_server: RedisServer, turns: int) -> None:
+    """Whenever connections are returned and closed at the same time, in *turns* of the event loop."""
     async with through(redis_server.port) as proxy:
         address = parse(f"redis://127.0.0.1:{proxy.port}/0")
         server = Server(address, settings_of(address, None))
         calls = [asyncio.create_task(server.execute("TIME")) for _ in range(3 * MAX_SESSIONS)]
         await calls[0]
         assert not calls[-1].done()
+        for _ in range(turns):
+            await asyncio.sleep(0)
         await server.retire()
         assert all(await asyncio.gather(*calls))
         async with asyncio.timeout(SOON_S):
