@@ -13,7 +13,7 @@ from hotplate.base.report import Column, Report, Row, format_value, from_json, r
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
 from hotplate.bench.objective import PERCENTS
-from hotplate.bench.options import parse_share
+from hotplate.bench.options import parse_seconds, parse_share
 from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, Portions, compared, is_significant_growth
 from hotplate.stores.errors import reason_of
@@ -140,6 +140,7 @@ def _load_options(report: Report) -> dict[str, object]:
         "--zipf": options.get("zipf"),
         "--unknown": parse_share(options.get("unknown", "0%")),
         "--header": ", ".join(options.get("headers", ())),
+        "--timeout": parse_seconds(options.get("timeout", "5s")),
     }
 
 

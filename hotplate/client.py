@@ -213,9 +213,9 @@ def _check_key(key: str | None) -> None:
         raise ValueError("the key has characters that a header cannot have")
 
 
-def _check_ids(name: str, ids: object) -> None:
-    if isinstance(ids, str):
-        raise TypeError(f"{name} takes a collection of ids, not the string {ids!r}")
+def _check_collection(name: str, texts: object) -> None:
+    if isinstance(texts, str):
+        raise TypeError(f"{name} takes a collection of strings, not the string {texts!r}")
 
 
 def _check_timeout(timeout_s: object) -> None:
@@ -364,7 +364,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         With a mapping, return a page of each list: it maps users to where the page begins, "0" for the first page, and
         the `next` of a page's answer for the page that follows.
         """
-        _check_ids("users", users)
+        _check_collection("users", users)
         expected = [{"user": user} for user in users]  # fields by which an answer for another user is detected
         requested: list[Any] = list(users)
         if isinstance(users, Mapping):
@@ -387,7 +387,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         With *recency*, above 0 and at most 1, the weight of an item is multiplied by it for each newer item; without,
         the order does not matter.
         """
-        _check_ids("items", items)
+        _check_collection("items", items)
         basket: list[Any] = list(items)
         if isinstance(items, Mapping):
             basket = [{"id": item, "weight": weight} for item, weight in items.items()]
@@ -425,9 +425,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         call_options = {"timeout_s": self._timeout_s, **options}
         timeout_s = call_options.pop("timeout_s")
         _check_timeout(timeout_s)
-        if "exclude" in call_options:
-            _check_ids("exclude", call_options["exclude"])
-            call_options["exclude"] = list(call_options["exclude"])  # an iterator would be empty for a repeat
+        for name in ("exclude", "fields"):
+            if name in call_options:
+                _check_collection(name, call_options[name])
+                call_options[name] = list(call_options[name])  # an iterator would be empty for a repeat
         if self._loop_state().is_closed:
             raise _closed()
         deadline = time.monotonic() + timeout_s

@@ -195,7 +195,7 @@ def never_published(url: str | None = None) -> ReleaseNotFound:
 
 def lacks_folder(url: str) -> bool:
     """Return whether the folder of a file:// store is missing."""
-    return scheme_of(url) == "file" and not Path(redacted(url).partition("://")[2]).exists()
+    return scheme_of(url) == "file" and not Path(url.removeprefix("file://")).exists()
 
 
 def with_max_ru(url: str, max_ru: int) -> str:

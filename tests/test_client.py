@@ -206,8 +206,9 @@ def test_invalid_request_is_refused_despite_a_remembered_list(service: Service, 
         partial(client.fold_in, "42"),
         partial(client.popular, exclude="42"),
         partial(client.batch, ["42"], exclude="42"),
+        partial(client.popular, fields="42"),
     ):
-        with pytest.raises(TypeError, match="takes a collection of ids, not the string '42'"):
+        with pytest.raises(TypeError, match="takes a collection of strings, not the string '42'"):
             call()
     for user in (42, None):
         with pytest.raises(TypeError, match=f"strings, and not of the type {type(user).__name__}"):

@@ -39,7 +39,7 @@ from hotplate.offline.sources import NamedLists
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.training import TrainSettings
 from hotplate.stores.store import Store
-from hotplate.stores.urls import default_url, redacted, without_password
+from hotplate.stores.urls import default_url, redacted, url_of, without_password
 
 DAY_S = 86_400
 PUSH_TIMEOUT_S = 10.0
@@ -220,6 +220,8 @@ def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, Publish
             raise SettingError(f"{pipeline.path}: write the list {name} as a table, [lists.{name}].")
         where = f"{pipeline.path}, [lists.{name}]"
         named[name] = publish_work.flags_of_table(flags, name, keys, where=where, folder=folder)
+        if named[name].model is not None and url_of(named[name].model) is not None:
+            raise SettingError(f"{where}: a run reads models in folders; for a model of MLflow, use hotplate publish.")
     return named
 
 

@@ -186,6 +186,13 @@ def test_reports_of_different_requests_are_not_compared(options: dict[str, Any],
     assert compare(other, other).exit_code == 0
 
 
+def test_reports_of_different_timeouts_are_not_compared() -> None:
+    patient = replace(a_report(BASE), configuration=HttpOptions(url="http://h").to_json())
+    impatient = replace(patient, configuration=HttpOptions(url="http://h", timeout="50ms").to_json())
+    with pytest.raises(BenchMisused, match=r"^A was measured with --timeout 5.0 and B with --timeout 0.05; "):
+        compare(patient, impatient)
+
+
 def test_reports_of_the_same_requests_are_compared() -> None:
     before = replace(a_report(BASE), configuration=HttpOptions(url="http://a", unknown="5%", repeat=10).to_json())
     after = replace(before, configuration=HttpOptions(url="http://b", unknown="0.05", slo="p99=5ms").to_json())

@@ -536,6 +536,11 @@ def test_run_with_factors_trains_an_engine_with_factors(train: str, code: int, f
     assert ("fold_in needs item factors" in done.stderr) == bool(code)
 
 
+def test_list_of_a_model_in_mlflow_is_refused(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url, '[lists.basket]\nmodel = "models:/shop@champion"\n')
+    failed(hotplate("run", pipeline, "--check"), "[lists.basket]: a run reads models in folders", code=2)
+
+
 def test_misspelt_variable_of_run_is_reported(folder_url: str, tmp_path: Path) -> None:
     done = hotplate("run", write_pipeline(tmp_path, folder_url), "--check", HOTPLATE_RUN_WIAT="3")
     assert (done.returncode, "did you mean HOTPLATE_RUN_WAIT?" in done.stderr) == (0, True), done.stderr

@@ -123,6 +123,13 @@ def test_missing_store_is_reported(verb: tuple[str, ...], tmp_path: Path) -> Non
     assert not (tmp_path / "typo").exists()
 
 
+def test_folder_with_an_odd_name_is_no_missing_store(tmp_path: Path) -> None:
+    folder = tmp_path / "a@b?c#d"
+    folder.mkdir()
+    done = hotplate("releases", "list", "--store", f"file://{folder}")
+    failed(done, "Nothing was ever published to file://b; publish to it")
+
+
 def test_impossible_folder_of_a_store_is_reported(tmp_path: Path) -> None:
     lists = tmp_path / "lists.csv"
     lists.write_text("user,item,score\n1,a,1.0\n")
