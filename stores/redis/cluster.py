@@ -108,6 +108,7 @@ class Cluster(DiscoveredDeployment):
                 pipeline.get(name)
             try:
                 async with asyncio.timeout_at(until_s), self.reads_by_redis_py:
+                    self.lifetime.check()  # the store may have been closed during the wait
                     replies = await pipeline.execute(raise_on_error=False)
             except TimeoutError:
                 replies = [late(self)] * len(names)

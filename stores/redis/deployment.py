@@ -223,6 +223,7 @@ class Deployment(ABC):
         (server,) = await self.primary_servers()
         try:
             async with self.reads_by_redis_py:
+                self.lifetime.check()  # the store may have been closed during the wait
                 return cast("list[ReadResult]", await server.client.mget(names))
         except RedisError as error:
             self.schedule_refresh()
