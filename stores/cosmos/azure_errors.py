@@ -44,7 +44,8 @@ def refusal_of(error: exceptions.HttpResponseError) -> Refusal:
     if status < 400:
         status = STATUSES.get(code_of(error), status)
     headers: Mapping[str, str] = getattr(error.response, "headers", {})
-    return Refusal.of(status, None if error.error is None else str(error.error), headers.get)
+    message = str(error.error) if code_of(error) else None  # a proxy's body may have a message, too
+    return Refusal.of(status, message, headers.get)
 
 
 def code_of(error: exceptions.HttpResponseError) -> str:

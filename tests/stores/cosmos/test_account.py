@@ -128,6 +128,7 @@ async def test_a_serverless_account_has_no_offers(
         (refusal(404, 0, "Owner resource does not exist"), ContainerMissing),
         (refusal(404, 1003), ContainerMissing),
         (answer(404, b"<html>of a proxy"), CosmosUnavailable),
+        (answer(404, b'{"statusCode":404,"message":"of a gateway"}'), CosmosUnavailable),
     ],
 )
 async def test_404_without_the_services_word_is_no_absent_item(
