@@ -20,6 +20,7 @@ from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import run_on
 from hotplate.stores.encoding import ITEM, OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, RowKey, decode, encode
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
+from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, read_results, unreported
@@ -168,6 +169,13 @@ class ReceivedList(NamedTuple):
     result: dict[str, Any]
     fields: Sequence[str] = ()
 
+    def stored_in(self, manifest: Manifest) -> "ReceivedList":
+        """Return it with the name of its list in keys, which is empty for a default list that has a name."""
+        stored_name = manifest.stored_name(self.key.list)
+        if stored_name is None:
+            return self
+        return self._replace(key=RowKey(self.key.kind, self.key.id, stored_name))
+
     @property
     def label(self) -> str:
         """The key in words, as "user 7" or, of a named list, "user@basket 7"."""
@@ -310,7 +318,8 @@ class _Comparison:
         """
         try:
             ref = (await self._store.catalogue()).find(release).ref  # its incarnation is unique to one write
-            decompress = await load_decode(self._store, ref, await load_manifest(self._store, ref))
+            manifest = await load_manifest(self._store, ref)
+            decompress = await load_decode(self._store, ref, manifest)
         except StoreUnavailable:
             raise  # the lists may be right
         except StoreError as error:
@@ -320,6 +329,7 @@ class _Comparison:
             return
 
         self.compared += len(lists)
+        lists = [received.stored_in(manifest) for received in lists]
         keys = list(dict.fromkeys(key for received in lists for key in (received.key.text, received.popular_key)))
         stored = dict(zip(keys, await _read_lists(self._store, ref, decompress, keys), strict=True))
         for received in lists:
