@@ -167,7 +167,9 @@ def test_stores_leave_no_call_behind_after_an_error() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.gather":
                 returns_errors = "return_exceptions" in {keyword.arg for keyword in node.keywords}
                 name = str(module.relative_to(ROOT))
-                assert returns_errors or name in GATHERED, f"{name}:{node.lineno}: use hotplate.stores.timing.all_done"
+                assert returns_errors or name in GATHERED, (
+                    f"{name}:{node.lineno}: use hotplate.stores.concurrency.all_done"
+                )
 
 
 def test_a_verb_loads_the_modules_of_no_other_and_the_version_of_none() -> None:
