@@ -146,7 +146,7 @@ class CheckResult:
         if self.failure and not self.compared:
             return []
         fallback = f"{self.fallback} were the popular list instead"
-        notes = [f"{self.compared:,} lists compared with the store's: {self.wrong} wrong, {fallback}."]
+        notes = [f"{format_count(self.compared, 'list')} compared with the store's: {self.wrong} wrong, {fallback}."]
         if self.filtered:
             denied = f"{self.filtered} lacked items that no answer shows, as with a deny-list, and count as right."
             notes.append(denied)

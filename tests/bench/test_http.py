@@ -475,7 +475,7 @@ def test_lists_of_a_release_that_the_store_lacks_are_neither_right_nor_wrong(sto
     fixed = fixed_report(checked=checked)
     assert (fixed.exit_code, fixed.broken) == (1, ())
     assert "not compared with the store: 2 lists of release 20260101T000000Z-0000, which cannot" in fixed.failures[0]
-    assert any(note.startswith("1 lists compared") for note in fixed.notes)
+    assert any(note.startswith("1 list compared") for note in fixed.notes)
 
 
 async def test_named_lists_similar_items_and_fields_are_compared_with_their_rows(tmp_path: Path) -> None:
