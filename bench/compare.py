@@ -229,7 +229,10 @@ def _verdict(change: Change, lateness_us: float) -> Verdict:
     name = change.name
     ratio = change.ratio
     if ratio.value is None or ratio.low is None or ratio.high is None:
-        raise BenchMisused(f"{name} cannot be compared: {ratio.note}; repeat both 5 times or more, or for longer")
+        raise BenchMisused(
+            f"{name} cannot be compared: {ratio.note}; give both the same --repeat, 5 or more, and a longer --duration "
+            "if answers are too few"
+        )
 
     changed = f"{name} changed by {_percent(ratio.value)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
     if ratio.low > 1 / (1 + MATTERS) and ratio.high < 1 + MATTERS:

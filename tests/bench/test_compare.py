@@ -148,7 +148,7 @@ def test_seconds_of_a_single_round_are_no_rounds() -> None:
         for answer_s in (0.001, 0.0012)
     )
     assert before.row("http://h", "p99").low is not None  # type: ignore[union-attr]  # it has one
-    with pytest.raises(BenchMisused, match="fewer than 5 rounds"):
+    with pytest.raises(BenchMisused, match="fewer than 5 rounds; give both the same --repeat, 5 or more"):
         compare(before, after)
 
 
