@@ -143,7 +143,7 @@ def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]
         name, _, written_bound = text.partition("=")
         bound = number_in(written_bound)
         # The name says whether the bound is a minimum.
-        if bound is None or "<" in name or ">" in name:
+        if bound is None or not name.strip() or "<" in name or ">" in name:
             raise SettingError(f"--gate: {text!r} is not NAME=BOUND, such as coverage=0.3.")
         gates += parse_gates({name.strip(): bound}, "--gate")
     return tuple({gate.full_name: gate for gate in gates}.values())

@@ -129,7 +129,7 @@ def test_gate_without_its_evaluation_or_catalogue_is_reported_by_name() -> None:
     with pytest.raises(SettingError, match="coverage: the number of items is unknown"):
         check(gates(coverage=0.1), evaluated().metrics, knows_catalogue=False)
     with pytest.raises(SettingError, match=r"no gate  \(0\.1\); known are coverage, "):
-        check(read_gates(None, ["=0.1"]), evaluated().metrics, knows_catalogue=True)
+        check(parse_gates({"": 0.1}, "gates.toml"), evaluated().metrics, knows_catalogue=True)
 
 
 def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
         read_gates(path)
     with pytest.raises(SettingError, match=r"absent\.toml cannot be read: No such file"):
         read_gates(tmp_path / "absent.toml")
-    for text in ("ndcg", "ndcg=0_2", "ndcg >= 0.99", "ndcg > 0.99", "ndcg == 0.99"):
+    for text in ("ndcg", "=0.1", "ndcg=0_2", "ndcg >= 0.99", "ndcg > 0.99", "ndcg == 0.99"):
         with pytest.raises(SettingError, match=f"'{text}' is not NAME=BOUND, such as coverage=0.3"):
             read_gates(None, [text])
 
