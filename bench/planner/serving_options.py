@@ -125,12 +125,7 @@ def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     poll, has a small container (control). Azure's price is that of 100 RU/s for an hour.
     """
     term = table.expression
-    hours = choose(
-        table.is_given("publish_ru"),
-        lambda: term("publish_billed_hours"),
-        lambda: term("publish_total_ru") / term("creation_ru") / 3600 + 1,
-    )
-    hours = hours.decided_by(term("publish_billed_hours"))
+    hours = _billed_hours(table, term("creation_ru"))
     source = "hours of the clock that a publish touches if it spends creation_ru, or publish_ru if that is given"
     hours = table.add_calculated("manual_billed_hours", "hours", hours, source=source)
 
@@ -141,6 +136,17 @@ def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     ru_hours = table.add_calculated("manual_ru_hours", "RU/s-hours", ru_hours, source=source)
     cost = ru_hours / 100 * term("price_ru_hour") * term("ru_factor") * term("regions")
     table.add_calculated("manual_cost", cost_unit, cost + term("storage_cost"))
+
+
+def _billed_hours(table: FigureTable, spent_ru: Expression) -> Expression:
+    """Return the hours of the clock that a publish touches if it spends *spent_ru* RU/s, or `publish_ru` if given."""
+    term = table.expression
+    hours = choose(
+        table.is_given("publish_ru"),
+        lambda: term("publish_billed_hours"),
+        lambda: term("publish_total_ru") / spent_ru / 3600 + 1,
+    )
+    return hours.decided_by(term("publish_billed_hours"))
 
 
 def hourly_billed_ru(profile: str | Sequence[float], maximum_ru: float, busiest_ru: float) -> list[float]:
@@ -179,10 +185,18 @@ def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
     publishes, kept releases, the container of the catalogue (control), which is not scaled, and storage.
     """
     term = table.expression
-    source = "publishes, kept releases and hours with two of them, as a mean over the month"
+    spent = choose(
+        table.is_given("publish_ru"),
+        lambda: term("publish_ru_s"),
+        lambda: largest(term("publish_ru_s"), term("autoscale_top_ru")),
+    )
+    source = "RU/s that a publish spends: all of its container, or publish_ru if that is given"
+    spent = table.add_calculated("autoscale_publish_ru", "RU/s", spent, source=source)
+
     control_and_storage = _monthly_cost_of(table, term("control_ru")) + term("storage_cost")
     monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
-    a_publish = term("publish_ru_s") * term("publish_billed_hours") + term("autoscale_mean_ru") * OVERLAP_HOURS
+    a_publish = spent * _billed_hours(table, spent) + term("autoscale_mean_ru") * OVERLAP_HOURS
+    source = "publishes, kept releases and hours with two of them, as a mean over the month"
     other_ru = term("publishes") * a_publish / HOURS_A_MONTH + term("kept") * term("autoscale_idle_ru")
     other_ru = table.add_calculated("autoscale_other_ru", "RU/s", other_ru, source=source)
     for name, live_ru in (("autoscale_cost", "autoscale_mean_ru"), ("autoscale_most_cost", "autoscale_top_ru")):
