@@ -18,7 +18,7 @@ HEADER_END = b"\r\n\r\n"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 # Of an empty line that is divided between two parts, at most.
 DIVIDED_BYTES = len(HEADER_END) - 1
-# After so many empty lines in a part of a chunked body, its end is not searched for: each costs a call of the parser.
+# In one part of a chunked body, its end is searched for at no more empty lines: each costs a call of the parser.
 MAX_EMPTY_LINES = 16
 MAX_LINE_BYTES = 8190
 # The registry bounds bodies.
