@@ -338,9 +338,14 @@ async def test_run_that_is_stopped_before_its_start_has_no_duration() -> None:
 
 async def test_run_beyond_the_speed_of_the_generator_can_be_stopped() -> None:
     """Offering all requests that were due took minutes, in which Ctrl-C was not noticed and no response was read."""
-    async with serving(answer) as url:
+
+    def answer_and_stop(transport: asyncio.Transport, count: int) -> None:
+        answer(transport, count)
+        if count > 2:  # a connection has read its first response
+            generator.stop()
+
+    async with serving(answer_and_stop) as url:
         generator = LoadGenerator(Load(url=url, requests=Gets("/"), rate=1e9, connections=2, duration_s=60.0))
-        asyncio.get_running_loop().call_later(0.5, generator.stop)
         async with asyncio.timeout(30):
             result = await generator.run()
     assert result.interrupted
