@@ -219,9 +219,10 @@ def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, Publish
         if not isinstance(keys, dict):
             raise SettingError(f"{pipeline.path}: write the list {name} as a table, [lists.{name}].")
         where = f"{pipeline.path}, [lists.{name}]"
-        named[name] = publish_work.flags_of_table(flags, name, keys, where=where, folder=folder)
-        if named[name].model is not None and url_of(named[name].model) is not None:
+        list_flags = publish_work.flags_of_table(flags, name, keys, where=where, folder=folder)
+        if list_flags.model is not None and url_of(list_flags.model) is not None:
             raise SettingError(f"{where}: a run reads models in folders; for a model of MLflow, use hotplate publish.")
+        named[name] = list_flags
     return named
 
 
