@@ -45,6 +45,11 @@ def _moved(entry: Release, state: State) -> Release:
     return replace(entry, state=state)
 
 
+def _retired(entry: Release, state: State, now: float) -> Release:
+    """Return a release's entry with its next state, in which it is not served; its grace period begins."""
+    return replace(_moved(entry, state), superseded_at=now)
+
+
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
     """Add an entry for a draft, a release that *draft*'s writer is writing.
 
@@ -126,7 +131,7 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
 
     withdrawn = damaged
     if damaged.state is not State.WITHDRAWN:
-        withdrawn = replace(_moved(damaged, State.WITHDRAWN), superseded_at=catalogue.now)
+        withdrawn = _retired(damaged, State.WITHDRAWN, catalogue.now)
     repaired = replace(
         damaged,
         incarnation=ready.incarnation,
@@ -259,7 +264,7 @@ def restore(catalogue: Catalogue, saved: Catalogue) -> Catalogue:
     for entry in _without_canary(catalogue).releases:
         is_replaced = entry.state is State.READY and entry.id in saved_ids
         if is_replaced or entry.state in (State.LIVE, State.SUPERSEDED):
-            others.append(replace(_moved(entry, State.WITHDRAWN), superseded_at=catalogue.now))
+            others.append(_retired(entry, State.WITHDRAWN, catalogue.now))
         else:
             others.append(entry)
     return replace(saved, releases=(*others, *saved.releases))
@@ -465,7 +470,7 @@ def _make_live(catalogue: Catalogue, entry: Release, *, replaced_state: State, e
         catalogue = _without_canary(catalogue)
     replaced = catalogue.live_entry
     if replaced is not None:
-        catalogue = _with_entry(catalogue, replace(_moved(replaced, replaced_state), superseded_at=catalogue.now))
+        catalogue = _with_entry(catalogue, _retired(replaced, replaced_state, catalogue.now))
     others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
     live = replace(_moved(entry, State.LIVE), superseded_at=None, live_since=catalogue.now)
     return replace(catalogue, releases=(*others, live))
