@@ -43,7 +43,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
 
     with LoadWorker() as worker:
         if plan.keys is not None:
-            sample = worker.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, sample_every=0))
+            sample = worker.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
             if sample.interrupted:
                 return interrupted_report("http")
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
@@ -66,6 +66,7 @@ class _HttpMeasurement:
         self._display = display
         self._trials = list[Trial]()
         self._samples = list[ResponseSample]()
+        self._answers = 0  # of which the samples were drawn
         self._rounds = list[Result]()
 
     def run(self) -> None:
@@ -77,7 +78,7 @@ class _HttpMeasurement:
         plan = self._plan
         load = plan.load
         if plan.warmup_s:
-            warmup = self._run_load("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
+            warmup = self._run_load("warm-up", replace(load, duration_s=plan.warmup_s, samples=0))
             if warmup.interrupted:
                 raise KeyboardInterrupt
         if plan.batches:
@@ -102,7 +103,7 @@ class _HttpMeasurement:
 
     def report(self, *, is_interrupted: bool) -> Report:
         store = self._plan.options.store
-        checked = check_answers(store, self._samples) if store else None
+        checked = check_answers(store, self._samples, self._answers) if store else None
         return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, is_interrupted))
 
     def _attempt(self, rate: float) -> Trial:
@@ -148,5 +149,7 @@ class _HttpMeasurement:
         """Run a load, shown as *name*, and keep its sampled responses."""
         self._display.start(name)
         result = self._worker.run(load)
-        self._samples += result.samples
+        if load.samples:
+            self._samples += result.samples
+            self._answers += result.ok
         return result

@@ -17,7 +17,6 @@ from hotplate.bench.loadgen.load import (
     RequestKeys,
     Uniform,
     Zipf,
-    sample_interval,
 )
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.objective import Objective, parse_objective
@@ -35,8 +34,9 @@ from hotplate.stores.connect import run_on
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
-COMPARED = 500  # responses of a round to compare with the store
-BATCH_SAMPLE = 41  # one of 41 batches is compared; a prime, to avoid cycles
+# Responses of a run to compare with the store.
+COMPARED = 500
+COMPARED_BATCHES = 64
 SPARE = 1.25  # unknown users may exceed their share
 HINT = "; give --store URL, so that its users are requested"
 
@@ -94,28 +94,26 @@ def make_plan(options: HttpOptions) -> HttpPlan:
 def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
     """Return the requests of a round, and their rate in requests/s.
 
-    *keys* has the users to request; None for a path without users. With a store, one of `sample_every` responses is
+    *keys* has the users to request; None for a path without users. With a store, a sample of the responses is
     kept, to be compared with its lists.
     """
-    rate = parse_rate(options.rate)
-    duration_s = parse_seconds(options.duration)
-    sample_every = 0
+    samples = 0
     if options.store and keys is not None:
-        sample_every = BATCH_SAMPLE if options.batch else sample_interval(rate * duration_s, COMPARED)
+        samples = COMPARED_BATCHES if options.batch else COMPARED
 
     requests = Gets(options.path, keys)
     return Load(
         url=options.url,
         requests=requests,
-        rate=rate,
+        rate=parse_rate(options.rate),
         seed=1 if options.poisson else None,
-        duration_s=duration_s,
+        duration_s=parse_seconds(options.duration),
         connections=options.connections,
         headers=_parse_headers(options.headers),
         timeout_s=parse_seconds(options.timeout),
         check=requests.failure,
         observe=("source",),
-        sample_every=sample_every,
+        samples=samples,
     )
 
 

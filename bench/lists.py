@@ -1,8 +1,9 @@
 """Generated lists, and the comparison of responses with a store's lists."""
 
+import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -11,7 +12,7 @@ import numpy as np
 import orjson
 
 from hotplate.base.recommendations import Item
-from hotplate.base.report import format_count
+from hotplate.base.report import format_count, format_value
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
@@ -118,6 +119,9 @@ async def first_users(store: Store, release: ReleaseRef, most: int) -> list[str]
 DEFAULT_N = 10
 SIMILAR = "/similar"
 EXAMPLES = 5
+# Lists of a batch that are compared, drawn at random.
+BATCH_LISTS = 100
+MISSED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,8 @@ class CheckResult:
     """Counts of compared and wrong lists, with examples.
 
     `fallback` counts popular lists for users with personal ones, `filtered` lists without items that no answer shows.
-    `failure` says why lists could not be compared.
+    `failure` says why lists could not be compared. `drawn` is the number of the responses with these lists, a random
+    sample of all good `answers`.
     """
 
     compared: int
@@ -134,6 +139,8 @@ class CheckResult:
     examples: tuple[str, ...]
     filtered: int = 0
     failure: str = ""
+    drawn: int = 0
+    answers: int = 0
 
     @property
     def failures(self) -> list[str]:
@@ -147,10 +154,21 @@ class CheckResult:
             return []
         fallback = f"{self.fallback} were the popular list instead"
         notes = [f"{format_count(self.compared, 'list')} compared with the store's: {self.wrong} wrong, {fallback}."]
+        if self.drawn:
+            notes.append(self._coverage)
         if self.filtered:
             denied = f"{self.filtered} lacked items that no answer shows, as with a deny-list, and count as right."
             notes.append(denied)
         return [*notes, *(f"  {example}" for example in self.examples)]
+
+    @property
+    def _coverage(self) -> str:
+        """The share of responses that was compared and, if no list was wrong, the share that the sample excludes."""
+        compared = f"They are from {format_count(self.drawn, 'answer')}, drawn at random from {self.answers:,}"
+        if self.wrong or self.failure:
+            return f"{compared}."
+        excluded = 1 - MISSED ** (1 / self.drawn)
+        return f"{compared}: at 95 %, fewer than {format_value(excluded, 'share')} are wrong."
 
     @property
     def complaints(self) -> list[str]:
@@ -208,31 +226,35 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
     )
 
 
-def check_answers(url: str, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare sampled responses with the lists of the store at *url*, as `check_samples`.
+def check_answers(url: str, samples: Sequence[ResponseSample], answers: int = 0) -> CheckResult:
+    """Compare responses with the lists of the store at *url*, as `check_samples`; they are a sample of all *answers*.
 
     A StoreError, or Ctrl-C, is a failure: what was measured before is reported.
     """
     try:
-        return run_on(url, partial(check_samples, samples=samples))
+        return run_on(url, partial(check_samples, samples=samples, answers=answers))
     except StoreError as error:
         return CheckResult(0, 0, 0, (), failure=str(error))
     except KeyboardInterrupt:
         return CheckResult(0, 0, 0, (), failure="the comparison was stopped")
 
 
-async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
+async def check_samples(store: Reader, samples: Sequence[ResponseSample], answers: int = 0) -> CheckResult:
     """Compare the lists in sampled responses with those of their releases in *store*; skips error responses.
 
-    A response that cannot be parsed counts as a wrong one. Raises StoreUnavailable.
+    Of a large batch, BATCH_LISTS are compared. A response that cannot be parsed counts as a wrong one. Raises
+    StoreUnavailable.
     """
     comparison = _Comparison(store)
+    drawn = 0
     by_release = dict[str, list[ReceivedList]]()
     for sample in samples:
         if sample.status >= 400:
             continue
+        drawn += 1
         try:
-            for received in _received_lists(sample):
+            lists = list(_received_lists(sample))
+            for received in random.sample(lists, min(len(lists), BATCH_LISTS)):
                 by_release.setdefault(received.result["release"], []).append(received)
         except (ValueError, KeyError, TypeError) as error:
             comparison.compared += 1
@@ -240,7 +262,7 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> Che
 
     for release, lists in by_release.items():
         await comparison.compare(ReleaseId(release), lists)
-    return comparison.result
+    return replace(comparison.result, drawn=drawn, answers=answers)
 
 
 def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:

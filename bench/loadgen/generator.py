@@ -6,6 +6,7 @@ import ctypes
 import gc
 import itertools
 import os
+import random
 import re
 import signal
 import subprocess
@@ -140,11 +141,11 @@ class _TimerFile:
 class Recorder:
     """Counts and times of one run, at 8 bytes a request."""
 
-    def __init__(self, observe: Sequence[str] = (), sample_every: int = 0) -> None:
-        """Count values of the fields *observe* of JSON bodies, and keep one of *sample_every* responses (0: none)."""
+    def __init__(self, observe: Sequence[str] = (), samples: int = 0) -> None:
+        """Count values of the fields *observe* of JSON bodies, and draw at most *samples* responses at random."""
         self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
-        self._sample_every = sample_every
-        self._until_sample = sample_every
+        self._most_samples = samples
+        self._candidates = 0  # responses of which the sample is drawn
         self._seen: dict[str, Counter[bytes]] = {name: Counter() for name in observe}
         self._counts_by_second = [Counts()]
         self.latencies_s = array("f")  # of good responses
@@ -155,11 +156,12 @@ class Recorder:
         self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
 
     def record_response(self, response: ResponseSample) -> None:
-        """Count a response's status and the values of observed JSON fields; keep each `sample_every`th response.
+        """Count a response's status and the values of observed JSON fields, and perhaps keep it as a sample.
 
-        `_fields` has a pattern for each observed field, a string field such as "source", and `_seen` the counts of its
-        values. A GET has one value per field, a POST (a batch) one for each list: the first, as items may have the
-        field, too. An absent field counts as "".
+        All responses are in the sample with the same probability (a reservoir): each n-th one would miss a server that
+        errs periodically. `_fields` has a pattern for each observed field, a string field such as "source", and `_seen`
+        the counts of its values. A GET has one value per field, a POST (a batch) one for each list: the first, as items
+        may have the field, too. An absent field counts as "".
         """
         self.statuses[response.status] += 1
         for name, pattern in self._fields.items():
@@ -168,11 +170,12 @@ class Recorder:
                 match = pattern.search(text)
                 values[match[1] if match else b""] += len(response.lists) if response.fields else 1
 
-        if self._sample_every:
-            self._until_sample -= 1
-            if not self._until_sample:
-                self._until_sample = self._sample_every
-                self.samples.append(msgspec.structs.replace(response, lists=()))
+        if self._most_samples:
+            self._candidates += 1
+            if self._candidates <= self._most_samples:
+                self.samples.append(response)
+            elif (place := int(random.random() * self._candidates)) < self._most_samples:  # noqa: S311 -- no secret
+                self.samples[place] = response
 
     def end_second(self) -> None:
         """Record the counts at the end of a second."""
@@ -238,7 +241,7 @@ class LoadGenerator:
         self._last_read_s = 0.0
         self._second_ends_s = float("inf")
         self._target = Target.of(load.url)
-        self._recorder = Recorder(load.observe, load.sample_every)
+        self._recorder = Recorder(load.observe, load.samples)
 
     async def run(self, begin: Begin | None = None) -> Result:
         """Connect, run the load, wait for requests in flight, close all connections, and return counts and times.
@@ -478,7 +481,7 @@ class LoadGenerator:
             opened=recorder.opened,
             unsolicited=recorder.unsolicited,
             cpu_share=cpu_share,
-            samples=tuple(recorder.samples),
+            samples=tuple(msgspec.structs.replace(response, lists=()) for response in recorder.samples),
             seconds=recorder.seconds(),
             lags_s=np.array(recorder.lags_s, dtype=np.float32),
         )

@@ -356,25 +356,17 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
             return
 
 
-def sample_interval(requests: float, samples: int) -> int:
-    """Return the n of "each n-th response" for about *samples* responses to *requests*.
-
-    It is odd: an even one might sample the same connections, or the same users in turn, again and again.
-    """
-    return max(1, int(requests / samples)) | 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """The parameters of a run.
 
-    rate          requests due a second; None for a closed loop, each connection sending after its last response
-    seed          of random due times, see `dues`; None for even ones
-    timeout_s     a request fails this many seconds after it was due
-    backlog       due requests that may wait for a connection; further ones are dropped
-    check         says why a response is not good
-    observe       names of string fields of a compact JSON body, of which each value is counted
-    sample_every  each n-th response is kept; 0 for none
+    rate       requests due a second; None for a closed loop, each connection sending after its last response
+    seed       of random due times, see `dues`; None for even ones
+    timeout_s  a request fails this many seconds after it was due
+    backlog    due requests that may wait for a connection; further ones are dropped
+    check      says why a response is not good
+    observe    names of string fields of a compact JSON body, of which each value is counted
+    samples    most responses that are kept, drawn at random
     """
 
     url: str
@@ -388,7 +380,7 @@ class Load:
     backlog: int = 10_000
     check: ResponseCheck = failure_by_status
     observe: Sequence[str] = ()
-    sample_every: int = 0
+    samples: int = 0
 
     def __post_init__(self) -> None:
         """Validate the URL, the header fields and the numbers. Raises BenchMisused."""

@@ -31,6 +31,7 @@ from hotplate.bench.stores.rounds import (
     Rounds,
     RoundSettings,
     Setup,
+    StoreRuns,
     own_stores,
     prepared_stores,
 )
@@ -188,7 +189,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         origins=_origins(options, stores, measured, prices),
         plots=tuple(plots(stores)),
         notes=(*notes, *_too_few_answers(stores), *_late(stores)),
-        method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate)),
+        method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *_checks(measured.stores)),
         broken=tuple(chain.from_iterable(store.complaints for store in measured.stores)),
         failures=tuple(_failures(options, measured)),
         interrupted=measured.interrupted,
@@ -211,6 +212,10 @@ def _configuration(options: StoresOptions, measured: Measured) -> dict[str, obje
         "stores": [redacted(candidate.url) for candidate in candidates],
         "releases": [candidate.manifest.release for candidate in candidates],
     }
+
+
+def _checks(stores: Sequence[StoreRuns]) -> list[str]:
+    return [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
 
 
 def _failures(options: StoresOptions, measured: Measured) -> list[str]:

@@ -1,10 +1,12 @@
-"""Rounds of a comparison of stores, which take turns, reversed in odd rounds (B A, A B, …)."""
+"""Rounds of a comparison of stores, which take turns, in a random order and then in the reverse (B A, A B, A B, …)."""
 
 import asyncio
 import math
+import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ from hotplate.bench.lists import (
     publish_rows,
 )
 from hotplate.bench.loadgen.generator import LoadWorker
-from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys, sample_interval
+from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, is_emulated
@@ -161,9 +163,9 @@ def _is_metered(url: str) -> bool:
 
 
 def _read_charge(service: process.Server, users: Sequence[str]) -> float:
-    """Return the mean charge of a list in request units, of users that are evenly spread among all."""
-    every = max(1, len(users) // process.CHARGED_READS)
-    paths = [_path_of(user) for user in users[::every]]
+    """Return the mean charge of a list in request units, of users drawn at random, always the same ones."""
+    drawn = random.Random(0).sample(users, min(len(users), process.CHARGED_READS))  # noqa: S311 -- no secret
+    paths = [_path_of(user) for user in drawn]
     return process.read_charge(service, paths, deadline_s=PATIENCE_S)
 
 
@@ -364,10 +366,12 @@ class Rounds:
 
     def __init__(self, setup: Setup, settings: RoundSettings, display: ProgressDisplay) -> None:
         self._setup = setup
+        self._order = list(setup.candidates)
         self._settings = settings
         self._display = display
         self._rounds = list[Round]()
         self._samples = {candidate.name: list[ResponseSample]() for candidate in setup.candidates}
+        self._answers = Counter[str]()  # of which the samples were drawn
 
     def run(self) -> Measured:
         """Make all rounds, which measure the stores in turn; then compare sampled responses with the stores' lists.
@@ -398,7 +402,7 @@ class Rounds:
             StoreRuns(
                 candidate,
                 tuple(runs[candidate.name] for runs in kept),
-                check_answers(candidate.url, self._samples[candidate.name]),
+                check_answers(candidate.url, self._samples[candidate.name], self._answers[candidate.name]),
             )
             for candidate in self._setup.candidates
         )
@@ -432,26 +436,28 @@ class Rounds:
     def _run_round(self, worker: LoadWorker, left_s: float) -> None:
         """Measure each store (a candidate) once, and append the round.
 
-        The order is reversed in odd rounds, so that no store is always measured first. *left_s*, the seconds until the
-        end of the time budget, is only shown.
+        Pairs of rounds have a random order and its reverse: no store is measured first more often, and none always
+        meets a disturbance that comes every second round. *left_s*, the seconds until the end of the time budget, is
+        only shown.
         """
         number = len(self._rounds) + 1
-        candidates = self._setup.candidates
         left = ""
         if not math.isinf(left_s):
             left = f", {max(0.0, left_s):.0f} s left"
-        names = ", ".join(candidate.name for candidate in candidates)
+        names = ", ".join(candidate.name for candidate in self._setup.candidates)
         self._display.start(f"round {number}{left}: {names}")
 
         runs = Round()
+        self._order.reverse()
         if number % 2:
-            candidates = candidates[::-1]
-        for candidate in candidates:
+            random.shuffle(self._order)
+        for candidate in self._order:
             runs[candidate.name] = self._run_candidate(worker, candidate, number)
 
         # Sampled responses are kept apart, to be compared after all rounds.
         for name, run in runs.items():
             self._samples[name] += run.result.samples
+            self._answers[name] += run.result.ok
             runs[name] = replace(run, result=replace(run.result, samples=()))
         self._rounds.append(runs)
 
@@ -468,7 +474,7 @@ class Rounds:
         full_s = self._settings.full_s
         if not full_s or is_charged:
             return run
-        full_load = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
+        full_load = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, samples=0)
         return replace(run, full=self._run_load(worker, candidate, full_load))
 
     def _load(self, candidate: Candidate, number: int) -> Load:
@@ -492,7 +498,7 @@ class Rounds:
             connections=settings.connections,
             check=requests.failure,
             observe=("source",),
-            sample_every=sample_interval(rate * settings.duration_s, COMPARED),
+            samples=COMPARED,
         )
 
     def _run_load(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:

@@ -1,6 +1,7 @@
 """`hotplate bench http` and `compare` against a real service: reports, comparisons and failures."""
 
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -436,6 +438,56 @@ def answered(user: str, items: list[dict[str, Any]], source: str, release: str |
 
 def items(*places: int, of: str = "i1-") -> list[dict[str, Any]]:
     return [{"id": f"{of}{at}", "score": 1 / (at + (of != "p")), "title": f"Title {of}{at}"} for at in places]
+
+
+def answers_of_a_faulty_server(release: str, period: int, phase: int) -> Callable[[float, bytes], bytes]:
+    """Return a server that gives another user's list in each answer of a *period*, as one backend of a round robin."""
+    counter = itertools.count(phase)
+
+    def respond(_now: float, request: bytes) -> bytes:
+        user = int(urlsplit(request.split(b" ")[1]).path.rpartition(b"/")[2])
+        owner = user if next(counter) % period else (user + 1) % USERS
+        content = {
+            "user": str(user),
+            "release": release,
+            "source": "personal",
+            "items": items(*range(10), of=f"i{owner}-"),
+        }
+        body = json.dumps(content, separators=(",", ":")).encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    return respond
+
+
+@pytest.mark.parametrize(
+    ("period", "runs"),
+    [(3, 3), (10, 1), *(pytest.param(period, 30, marks=pytest.mark.soak) for period in range(2, 11))],
+)
+def test_a_server_that_errs_periodically_is_found_whatever_its_period(store: Path, period: int, runs: int) -> None:
+    """Each third response was compared: a server with this period was right in two runs of three."""
+    url = f"file://{store}"
+    release = run_on(url, lambda read: read.catalogue()).live
+    assert release is not None
+    load = make_plan(HttpOptions(url="http://simulated:80", store=url, rate="120", duration="10s")).load
+    for run in range(runs):
+        faulty = answers_of_a_faulty_server(release, period, phase=run)
+        result = simulate(load, lambda arrival_s: arrival_s + 0.001, respond=faulty)
+        assert result.ok == 1_200
+        checked = check_answers(url, result.samples, result.ok)
+        assert checked.compared == 500
+        assert checked.wrong == pytest.approx(500 / period, rel=0.5)
+
+
+def test_the_note_on_compared_lists_says_what_the_sample_excludes(store: Path) -> None:
+    """With 400 of 1,200 answers compared, "0 wrong" was all that was said."""
+    release = run_on(f"file://{store}", lambda read: read.catalogue()).live
+    right = answered("1", items(0, 1), "personal", release)
+    checked = check_answers(f"file://{store}", [right] * 400, 1_200)
+    assert (
+        "They are from 400 answers, drawn at random from 1,200: at 95 %, fewer than 0.746 % are wrong." in checked.notes
+    )
+    wrong = check_answers(f"file://{store}", [right, answered("2", items(0, 1), "personal", release)], 1_200)
+    assert "They are from 2 answers, drawn at random from 1,200." in wrong.notes
 
 
 async def test_wrong_lists_and_fallbacks_are_counted_separately(store: Path) -> None:

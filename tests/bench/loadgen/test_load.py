@@ -59,7 +59,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
     plan = make_plan(options)
     assert plan.load.headers == {"X-API-Key": "s3cret"}
     assert "s3cret" not in str(plan.options.to_json())
-    assert plan.load.sample_every
+    assert plan.load.samples
     assert make_plan(HttpOptions(url="http://127.0.0.1:1", path="/livez")).load.requests == Gets("/livez")
 
 
