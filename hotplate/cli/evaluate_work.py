@@ -57,14 +57,15 @@ def _read_lists(
     """Read the choices of users and the lists of each origin; return an evaluator of these lists, and the lists.
 
     The parameters are those of `measure`. Without *train*, the earlier interactions are those of the first origin that
-    has any, as a model folder does.
+    has any, as a model folder does. Lists without a record of what they have learnt are taken to have learnt *train*.
     """
-    columns = {"user": flags.columns.user, "item": flags.columns.item}
+    columns = {"user": flags.columns.user, "item": flags.columns.item, "time": flags.time}
     choices = read_truth(truth, columns | {"rating": rating}, flags.text)
     candidates = [_read_candidate(origin, choices.pairs, flags) for origin in origins]
-    history = next((candidate.history for candidate in candidates if candidate.history is not None), None)
+    history = next((candidate.learnt for candidate in candidates if candidate.learnt is not None), None)
     if train is not None:
         history = read_history(train, columns, flags.text)
+        candidates = [candidate.with_learnt(history) for candidate in candidates]
     return Evaluator(choices, candidates, flags.k, history), candidates
 
 

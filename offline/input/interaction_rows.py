@@ -152,7 +152,7 @@ def interaction_schema(table_input: Input) -> RowSchema:
     if options.columns.quantity is not None:
         _add_quantity(schema, options.columns.quantity)
     if options.columns.time is not None:
-        _add_time(schema, options.columns.time)
+        add_time(schema, options.columns.time)
     return schema
 
 
@@ -213,7 +213,7 @@ def _add_quantity(schema: RowSchema, column: str) -> None:
     schema.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(schema.values["weight"])
 
 
-def _add_time(schema: RowSchema, column: str) -> None:
+def add_time(schema: RowSchema, column: str) -> None:
     """Add two values to *schema*: `time`, null if missing or unreadable, and `timeless`, whether it is missing.
 
     Times are read from *column*. Exports write a missing time as the start of 1970, so it counts as missing, and the
