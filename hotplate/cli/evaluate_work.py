@@ -1,7 +1,7 @@
 """The work of `hotplate evaluate`: lists of files, models and releases against the choices of users."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,8 +64,10 @@ def _read_lists(
     candidates = [_read_candidate(origin, choices.pairs, flags) for origin in origins]
     history = next((candidate.learnt for candidate in candidates if candidate.learnt is not None), None)
     if train is not None:
-        history = read_history(train, columns, flags.text)
-        candidates = [candidate.with_learnt(history) for candidate in candidates]
+        past = read_history(train, columns, flags.text)
+        if history is None and candidates[0].learnt_until_s is None:
+            candidates = [replace(candidates[0], learnt=past, learnt_until_s=past.learnt_until_s)]
+        history = past
     return Evaluator(choices, candidates, flags.k, history), candidates
 
 

@@ -5,7 +5,7 @@ chosen before.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import inf
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.model_report import difference_in_words, hits_in_words, popular_comparison
 from hotplate.offline.evaluate.records import Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
-from hotplate.offline.input.columns import NO_TIMES, choose_columns
+from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.interaction_rows import add_time
@@ -53,6 +53,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode
 from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.origin import Origin
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
@@ -86,13 +87,11 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], form: Format |
     """
     source = named_paths([path])
     needed = {role: named.get(role) for role in _REQUIRED_ROLES}
-    guessed = [*_REQUIRED_ROLES, "time"]
-    if named.get("time") == NO_TIMES:
-        named = {**named, "time": None}
-        guessed.remove("time")
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, with_found_header(form or Format(), files, needed))
-        columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=_REQUIRED_ROLES)
+        columns = choose_columns(
+            named, list(tables[0].schema), source, guessed=(*_REQUIRED_ROLES, "time"), required=_REQUIRED_ROLES
+        )
         schemas = [_choice_schema(table, columns) for table in tables]
         rows = Rows(schemas, source)
 
@@ -130,7 +129,7 @@ class Candidate:
     predictions  [user, item, score] of the truth's pairs with a score
     popular      the items served to users without a list, best first, if known
     learnt       the interactions that were learnt, if known
-    learnt_until  time of the newest of them in µs since 1970, if known
+    learnt_until_s  time of the newest of them in epoch seconds, if known
     """
 
     origin: str
@@ -138,14 +137,7 @@ class Candidate:
     predictions: pl.DataFrame
     popular: pl.Series | None = None
     learnt: Matrix | None = None
-    learnt_until: int | None = None
-
-    def with_learnt(self, learnt: Matrix) -> "Candidate":
-        """Return the candidate with the interactions that were *learnt*, unless it has a record of its own."""
-        if self.learnt is not None or self.learnt_until is not None:
-            return self
-        history = learnt.history
-        return replace(self, learnt=learnt, learnt_until=None if history is None else int(history.times.max()))
+    learnt_until_s: float | None = None
 
 
 def candidate_from_files(
@@ -191,13 +183,14 @@ def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int)
         },
         schema=_LISTS_SCHEMA,
     )
-    candidate = Candidate(
+    return Candidate(
         origin=origin,
         lists=lists,
         predictions=_predictions(lists, pairs),
         popular=item_ids.gather(model.popular.items),
+        learnt=matrix,
+        learnt_until_s=Origin(learnt_until=model.learnt_until).learnt_until_s,
     )
-    return candidate.with_learnt(matrix)
 
 
 async def candidate_from_release(
@@ -224,14 +217,13 @@ async def candidate_from_release(
     async for _, items in _read_undamaged(reader, release, decode, [POPULAR + OVERALL]):
         popular += [item["id"] for item in items]
 
-    learnt_until_s = manifest.origin.learnt_until_s
     published = pl.DataFrame({"user": users, "item": item_ids, "score": scores}, schema=_LISTS_SCHEMA)
     return Candidate(
         origin=origin,
         lists=published.group_by("user", maintain_order=True).head(k),
         predictions=_predictions(published, pairs),
         popular=pl.Series("item", popular, dtype=pl.String),
-        learnt_until=None if learnt_until_s is None else round(1e6 * learnt_until_s),
+        learnt_until_s=manifest.origin.learnt_until_s,
     )
 
 
@@ -405,12 +397,12 @@ class Evaluator:
         either side, a pair is learnt if any row of it was.
         """
         truth = self.truth.pairs
-        has_times = candidate.learnt_until is not None and "time" in truth.columns
-        if candidate.learnt is None and not has_times:
+        until_s = candidate.learnt_until_s if "time" in truth.columns else None
+        if candidate.learnt is None and until_s is None:
             return None
 
-        if has_times:
-            is_later = pl.col("time").dt.timestamp("us") > candidate.learnt_until
+        if until_s is not None:
+            is_later = pl.col("time").dt.timestamp("us") > round(1e6 * until_s)
             truth = truth.filter(~is_later.fill_null(value=False))
         pairs = self._pairs(truth)
         return pairs if candidate.learnt is None else pairs.multiply(self._numbered(candidate.learnt))

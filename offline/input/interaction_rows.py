@@ -111,11 +111,7 @@ def _options_for_logs(names: Sequence[str], options: InputOptions, source: str, 
         required.append("event")
 
     # Roles that get a column with a usual name unless the caller named one.
-    guessed = [*required, "segment"]
-    if named.time == NO_TIMES:
-        named = replace(named, time=None)
-    else:
-        guessed.append("time")
+    guessed = [*required, "segment", "time"]
     if options.guesses_title:
         guessed.append("title")
     if options.guesses_weight and event_weights is None and named.count is None:
