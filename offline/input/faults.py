@@ -65,7 +65,7 @@ def check_text(file: _File) -> None:
     is_compressed = _is_compressed(file.path)
     if is_compressed and not head:  # zstandard reads nothing from a file that ends in its first block
         raise DataError(f"{file} is empty or cut; copy it again.")
-    fault = next(_faults_of_head(_decompressed_name(file.path), head), None)
+    fault = next(_faults_of_head(decompressed(file.path.name), head), None)
     if fault is not None:
         raise DataError(f"{file} {_decompressed_first(fault, file.path)}.")
 
@@ -111,8 +111,9 @@ def _is_compressed(path: Path) -> bool:
         return stream.read(4).startswith((_GZIP, _ZSTD))
 
 
-def _decompressed_name(path: Path) -> str:
-    return re.sub(r"\.(gz|zstd?)$", "", path.name)
+def decompressed(name: str) -> str:
+    """Return the name of a file without the end that names its compression."""
+    return re.sub(r"\.(gz|zstd?)$", "", name)
 
 
 def _decompressed_first(fault: str, path: Path) -> str:
@@ -165,7 +166,7 @@ def _fault_of_contents(file: _File) -> str | None:
         return None
     try:
         with _opened(file.path) as lines:
-            fault = _fault_of_encoding(lines, _decompressed_name(file.path))
+            fault = _fault_of_encoding(lines, decompressed(file.path.name))
         if fault is None:
             with _opened(file.path) as lines:
                 fault = _fault_of_quotes(map(bytes.decode, lines))

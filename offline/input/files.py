@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -12,7 +13,7 @@ import polars as pl
 import xxhash
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.faults import data_errors, decompressed
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.urls import redacted, scheme_of, url_of
 
@@ -182,8 +183,8 @@ def _open_remote(url: str) -> Iterator[_Remote]:
 def find_files(path: Path) -> list[DataFile]:
     """Return *path*, or the files in this folder and its `key=value` folders, sorted and not hidden.
 
-    Raises DataError for a path without files, files of different kinds, which may hold the same rows, and files in
-    other folders below.
+    Raises DataError for a path without files, files of different kinds or one with its compressed copy, which may hold
+    the same rows, and files in other folders below.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
@@ -194,12 +195,12 @@ def find_files(path: Path) -> list[DataFile]:
     if not files:
         raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
 
-    first, *others = {file.kind: file for file in files}.values()
-    if others:
-        raise DataError(
-            f"{first} and {others[0]} are of different kinds, and may hold the same rows; keep one kind in the folder "
-            f"{path}, or name its files."
-        )
+    for first, second in pairwise(files):
+        if first.kind != second.kind or decompressed(str(first)) == decompressed(str(second)):
+            raise DataError(
+                f"{first} and {second} may hold the same rows; keep one kind of file in the folder {path}, or name its "
+                "files."
+            )
     return files
 
 
