@@ -5,6 +5,7 @@ MLflow's variables, such as `MLFLOW_TRACKING_URI`, configure server, credentials
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from hotplate.stores.urls import redacted
 EXPERIMENT = "hotplate"
 FLAVOR = "hotplate"
 _FOLDER = "model"
+_OF_A_VERSION = re.compile(r"models:/[^/@]+[/@].")
 # Facts of the data that are parameters of a run.
 _FACTS = ("source", "fingerprint", "rows", "weighting", "half_life_s", "min_per_user", "min_per_item")
 # Tags of a run (its job) and of a model version (its release and store).
@@ -123,9 +125,10 @@ def fetch(uri: str, out: Path) -> Path:
 def resolve(uri: str) -> str:
     """Replace an alias or `latest` in a models:/ URI by the version: `models:/shop@champion` becomes `models:/shop/3`.
 
-    Other URIs are returned as they are. Raises DataError if MLflow fails or has no version.
+    Other URIs are returned as they are, also those of a model's id, `models:/m-1a2b`. Raises DataError if MLflow fails
+    or has no version.
     """
-    if not uri.startswith("models:/"):
+    if not _OF_A_VERSION.match(uri):
         return uri
 
     name, at, alias = uri.removeprefix("models:/").partition("@")
@@ -143,9 +146,9 @@ def resolve(uri: str) -> str:
 
 
 def record_release(uri: str, store: str, release: str) -> None:
-    """Tag a model version with the *release* made from it; ignores runs:/ URIs."""
+    """Tag a model version with the *release* made from it; ignores URIs without a version."""
     name, _, version = uri.removeprefix("models:/").partition("/")
-    if not uri.startswith("models:/"):
+    if not _OF_A_VERSION.match(uri):
         return
     with _server_errors():
         client = mlflow.MlflowClient()

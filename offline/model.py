@@ -53,7 +53,8 @@ from hotplate.stores.urls import local_path
 FORMAT = 3
 _DESCRIPTION = "model.json"
 _SIMILAR = "similar.npz"
-# Former models during a replacement, and after a writer was killed in it.
+# New models, and former ones during a replacement and after a writer was killed in it.
+_NEW = ".{}.new-"
 _OLD = ".{}.old-"
 # A model that is replaced while it is read is read again, at most this often, after a pause.
 _MOST_READS = 100
@@ -157,22 +158,28 @@ def save(model: Model, path: Path) -> None:
     check_target(path)
 
     # A writer's new and old folders have the same suffix.
-    new = f".{path.name}.new-"
+    new = _NEW.format(path.name)
     old = _OLD.format(path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(path.parent, new) as draft:
-            _write_files(model, draft)
-            _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
-            (path / LOCK).unlink(missing_ok=True)  # of the scratch folder
-    except (OSError, pl.exceptions.ComputeError) as error:
-        raise DataError(f"The model cannot be written to {path}: {why_not_written(error)}.") from error
+    with _draft_of(path) as draft:
+        _write_files(model, draft)
+        _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
+        (path / LOCK).unlink(missing_ok=True)  # of the scratch folder
 
     # Remove old models, also those that crashed writers left.
     for replaced in _replaced_by_writers(path):
         new_folder = path.with_name(new + replaced.name.removeprefix(old))
         if not new_folder.exists():  # else its writer may restore it
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _draft_of(path: Path) -> Iterator[Path]:
+    """Make a folder for a new model beside *path*, and its parents; raises DataError if that cannot be written."""
+    try:
+        with scratch_folder(path.parent, _NEW.format(path.name)) as draft:
+            yield draft
+    except (OSError, pl.exceptions.ComputeError) as error:
+        raise DataError(f"The model cannot be written to {path}: {why_not_written(error)}.") from error
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
@@ -203,16 +210,21 @@ def is_model(path: Path) -> bool:
 
 
 def check_target(path: Path) -> None:
-    """Raise DataError unless *path* is missing, an empty folder, or a model; SettingError for a URL."""
-    _checked_path(path)
+    """Raise DataError unless *path* can be written and is missing, an empty folder, or a model.
+
+    Makes the folders above it. Raises SettingError for a URL.
+    """
+    resolved = _checked_path(path).resolve()
     try:
         names = {file.name for file in path.iterdir()}  # listed once; a writer may replace it
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink() or path.is_file():
             raise DataError(f"{path} is not a folder; name another folder for the model.") from error
-        return
+        names = set()
     if names and _DESCRIPTION not in names:
         raise DataError(f"The folder {path} holds other things than a model; name another folder for it.")
+    with _draft_of(resolved):
+        pass
 
 
 def load(path: Path | str) -> Model:

@@ -108,6 +108,8 @@ class TrainSettings:
         for event, weight in (self.event_weights or {}).items():
             require_above_zero(f"The weight of event {event!r}", weight)
 
+        engine_of(self.params)  # raises SettingError
+
         # The search has defaults for ALS only; it would ignore other parameters.
         if self.tuning is not None and not isinstance(self.params, ALSParams):
             engine = self.tuning.engine
@@ -145,20 +147,18 @@ class TrainReport:
 
     @property
     def warning(self) -> str | None:
-        """A sentence about the baseline that ranks best on the test, if better than the model, or None."""
+        """A sentence about the baseline that ranks best on the test, if it is certainly better than the model."""
         evaluation = self.evaluation
         if evaluation is None or not evaluation.baselines:
             return None
 
         # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
         lead, best = min(zip(evaluation.leads, evaluation.baselines, strict=True), key=lambda pair: pair[0].ndcg)
-        if lead.ndcg >= 0:
+        if lead.ndcg >= 0 or not lead.is_certain:
             return None
-
-        doubt = "" if lead.is_certain else ", too little to be certain"
         return (
             f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
-            f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}{doubt}; train with "
+            f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}; train with "
             f"{as_options(best.params)}"
         )
 

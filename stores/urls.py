@@ -49,9 +49,13 @@ def scheme_of(url: str) -> str:
 
 
 def url_of(path: Path | str) -> str | None:
-    """Return *path* as a URL, None for a local path; a Path has lost one slash."""
+    """Return *path* as a URL, None for a local path; a Path has lost slashes. Paths of file:// are absolute."""
     parts = _LIKE_A_URL.fullmatch(str(path))
-    return None if parts is None else f"{parts[1].lower()}://{parts[2]}"
+    if parts is None:
+        return None
+    scheme = parts[1].lower()
+    root = "/" if scheme.endswith("file") else ""
+    return f"{scheme}://{root}{parts[2]}"
 
 
 def local_path(path: Path | str) -> Path:

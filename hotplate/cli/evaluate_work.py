@@ -1,7 +1,7 @@
 """The work of `hotplate evaluate`: lists of files, models and releases against the choices of users."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -57,14 +57,17 @@ def _read_lists(
     """Read the choices of users and the lists of each origin; return an evaluator of these lists, and the lists.
 
     The parameters are those of `measure`. Without *train*, the earlier interactions are those of the first origin that
-    has any, as a model folder does.
+    has any, as a model folder does. Lists without a record of what they have learnt are taken to have learnt *train*.
     """
-    columns = {"user": flags.columns.user, "item": flags.columns.item}
+    columns = {"user": flags.columns.user, "item": flags.columns.item, "time": flags.time}
     choices = read_truth(truth, columns | {"rating": rating}, flags.text)
     candidates = [_read_candidate(origin, choices.pairs, flags) for origin in origins]
-    history = next((candidate.history for candidate in candidates if candidate.history is not None), None)
+    history = next((candidate.learnt for candidate in candidates if candidate.learnt is not None), None)
     if train is not None:
-        history = read_history(train, columns, flags.text)
+        past = read_history(train, columns, flags.text)
+        if history is None and candidates[0].learnt_until_s is None:
+            candidates = [replace(candidates[0], learnt=past, learnt_until_s=past.learnt_until_s)]
+        history = past
     return Evaluator(choices, candidates, flags.k, history), candidates
 
 

@@ -474,6 +474,8 @@ def _known_keys(table: Mapping[str, Any], known: Collection[str], where: str) ->
         if plain not in known:
             advice = did_you_mean(plain, known) or f"it may have {', '.join(known)}."
             raise SettingError(f"{where} has no key {key}; {advice}")
+        if value is False and f"no_{plain}" in known:
+            raise SettingError(f"{where}: {key} = false is written no_{plain} = true.")
         written[plain] = value
     return written
 

@@ -212,7 +212,11 @@ class ListFlags:
 
     k: Annotated[int, Flag("The first items of each list to measure.", name="-k", at_least=1, at_most=1000)] = 10
     columns: ListColumns = field(default_factory=ListColumns)
-    text: ListFormat = field(default_factory=ListFormat)
+    time: Annotated[
+        str | None,
+        Flag("The column of the truth's time; `none` reads no times.", INPUT, "time-column", metavar="COLUMN"),
+    ] = None
+    text: Format = field(default_factory=Format)
     as_json: Json = False
 
 

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 from hotplate.base.recommendations import Item
 from hotplate.base.report import Report, Row, format_count
-from hotplate.offline.errors import DataError
+from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import (
     RANKING,
@@ -38,6 +38,7 @@ from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
+from hotplate.offline.input.interaction_rows import add_time
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
 from hotplate.offline.input.rows import Rows, RowSchema, with_found_header
@@ -52,11 +53,14 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode
 from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.origin import Origin
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
 _REQUIRED_ROLES = ("user", "item")
 _BAD_RATING = "rating that is not a number"
+# Of a truth, this share may be rows that a model has learnt.
+_MOST_LEARNT = 0.01
 _LISTS_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 
@@ -64,7 +68,7 @@ _LISTS_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 class Truth:
     """The choices of users.
 
-    pairs      [user, item, and rating: f64 if it was read], unique and sorted
+    pairs      [user, item, perhaps rating: f64, perhaps time of the last row, in UTC], unique and sorted
     left_out   number of rows left out by reason
     """
 
@@ -77,21 +81,23 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], form: Format |
     """Read the choices of users that lists are measured against: pairs of user and item, perhaps with a rating.
 
     *path* is a file, a folder of files of one kind, or a URL of one. *named* are the names of columns by their role:
-    `user`, `item` and `rating`. Those of user and item are found by usual names if None; a rating is read only if
-    named, and averaged per pair. *form* is the format of the lists; see `with_found_header`. Raises DataError.
+    `user`, `item`, `time` and `rating`. The first three are found by usual names if None, and the time `none` reads no
+    times; a rating is read only if named, and averaged per pair. *form* is the format of the lists; see
+    `with_found_header`. Raises DataError.
     """
     source = named_paths([path])
     needed = {role: named.get(role) for role in _REQUIRED_ROLES}
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, with_found_header(form or Format(), files, needed))
         columns = choose_columns(
-            named, list(tables[0].schema), source, guessed=_REQUIRED_ROLES, required=_REQUIRED_ROLES
+            named, list(tables[0].schema), source, guessed=(*_REQUIRED_ROLES, "time"), required=_REQUIRED_ROLES
         )
         schemas = [_choice_schema(table, columns) for table in tables]
         rows = Rows(schemas, source)
 
-        mean_rating = [pl.col("rating").mean()] if "rating" in columns else []
-        pairs = rows.kept.group_by(_REQUIRED_ROLES).agg(mean_rating).sort(_REQUIRED_ROLES).collect(engine="streaming")
+        aggregates = {"rating": pl.col("rating").mean(), "time": pl.col("time").max()}
+        read = [aggregate for role, aggregate in aggregates.items() if role in columns]
+        pairs = rows.kept.group_by(_REQUIRED_ROLES).agg(read).sort(_REQUIRED_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
 
 
@@ -101,15 +107,17 @@ def read_history(path: DataSource, named: Mapping[str, str | None], form: Format
 
 
 def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare how to read rows of *table*: user and item as texts, and the rating, if *columns* have one.
+    """Declare how to read rows of *table*: user and item as texts, and the rating and the time, if *columns* have them.
 
-    *columns* are the names of columns by role (`user`, `item`, `rating`). Rows without an id or a rating are left out;
-    a rating that is not a number makes a bad row.
+    *columns* are the names of columns by role. Rows without an id or a rating are left out; a rating that is not a
+    number, and a time that cannot be read, make a bad row.
     """
     schema = RowSchema(table, {role: table.text(columns[role]) for role in _REQUIRED_ROLES})
     schema.leave_out_bad_ids({role: columns[role] for role in _REQUIRED_ROLES})
     if "rating" in columns:
         schema.add_number("rating", columns["rating"], missing="no rating", invalid=_BAD_RATING)
+    if "time" in columns:
+        add_time(schema, columns["time"])
     return schema
 
 
@@ -120,13 +128,16 @@ class Candidate:
     lists        [user, item, score], best first; at most k contiguous rows a user, only users of the truth
     predictions  [user, item, score] of the truth's pairs with a score
     popular      the items served to users without a list, best first, if known
+    learnt       the interactions that were learnt, if known
+    learnt_until_s  time of the newest of them in epoch seconds, if known
     """
 
     origin: str
     lists: pl.DataFrame
     predictions: pl.DataFrame
     popular: pl.Series | None = None
-    history: Matrix | None = None
+    learnt: Matrix | None = None
+    learnt_until_s: float | None = None
 
 
 def candidate_from_files(
@@ -177,7 +188,8 @@ def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int)
         lists=lists,
         predictions=_predictions(lists, pairs),
         popular=item_ids.gather(model.popular.items),
-        history=matrix,
+        learnt=matrix,
+        learnt_until_s=Origin(learnt_until=model.learnt_until).learnt_until_s,
     )
 
 
@@ -211,6 +223,7 @@ async def candidate_from_release(
         lists=published.group_by("user", maintain_order=True).head(k),
         predictions=_predictions(published, pairs),
         popular=pl.Series("item", popular, dtype=pl.String),
+        learnt_until_s=manifest.origin.learnt_until_s,
     )
 
 
@@ -289,7 +302,7 @@ class Figures:
         if missing := users - self.ranking.users_with_lists:
             yield f"{missing:,} of {format_count(users, 'user')} have no list"
         if self.seen_pairs:
-            yield f"{self.seen_pairs:,} of the pairs are of items that the user had before"
+            yield f"{self.seen_pairs:,} of the pairs are of items that the user had before, which a model leaves out"
         if self.coverage is None and self.popularity is not None:
             yield (
                 "popular items count also where the user had them before, which lists may leave out; --train FILE "
@@ -318,28 +331,27 @@ class Evaluator:
         self._k = k
         self.truth = truth
 
-        users = truth.pairs.get_column("user")
-        items = truth.pairs.get_column("item")
-        past_users = pl.Series("user", [] if history is None else history.user_ids, dtype=pl.String)
-        past_items = pl.Series("item", [] if history is None else history.item_ids, dtype=pl.String)
+        learnt = [candidate.learnt for candidate in candidates]
+        known = [matrix for matrix in (history, *learnt) if matrix is not None]
+        past_users = [pl.Series(matrix.user_ids, dtype=pl.String) for matrix in known]
+        past_items = [pl.Series(matrix.item_ids, dtype=pl.String) for matrix in known]
         listed = [candidate.lists.get_column("item") for candidate in candidates]
         popular = [candidate.popular for candidate in candidates if candidate.popular is not None]
-        self._users = pl.Enum(pl.concat([users, past_users]).unique().sort())
-        self._items = pl.Enum(pl.concat([items, past_items, *listed, *popular]).unique().sort())
+        users = [truth.pairs.get_column("user"), *past_users]
+        items = [truth.pairs.get_column("item"), *past_items, *listed, *popular]
+        self._users = pl.Enum(pl.concat(users).unique().sort())
+        self._items = pl.Enum(pl.concat(items).unique().sort())
 
-        self._test = self._matrix(_numbers_of_ids(users, self._users), _numbers_of_ids(items, self._items))
-        self._history: UserItems | None = None
-        if history is not None:
-            pairs = history.user_items.tocoo()
-            rows = _numbers_of_ids(past_users, self._users)[pairs.row]
-            self._history = self._matrix(rows, _numbers_of_ids(past_items, self._items)[pairs.col])
+        self._test = self._pairs(truth.pairs)
+        self._history = None if history is None else self._numbered(history)
 
     def evaluate(self, candidate: Candidate) -> Report:
         """Report the metrics of the lists of *candidate*, alone and as served, those of popularity, and its ratings.
 
         As served, users without a list get popular items. Raises DataError if no user of the truth (what users chose)
-        has a list, or all its pairs are training data.
+        has a list, and SettingError as `_learnt_in_words`.
         """
+        learnt = self._learnt_in_words(candidate)
         figures = self._measure(candidate)
         pairs = format_count(figures.pairs, "pair")
         users = format_count(figures.ranking.users, "user")
@@ -348,7 +360,7 @@ class Evaluator:
             origins = {"nDCG": difference_in_words("popularity", figures.lead), **origins}
         return Report(
             kind=f"evaluate {candidate.origin}",
-            sentence=figures.answer(),
+            sentence=" ".join([figures.answer(), *learnt]),
             rows=tuple(figures.rows()),
             origins=origins,
             notes=tuple(figures.notes()),
@@ -356,22 +368,53 @@ class Evaluator:
             extra=asdict(figures),
         )
 
+    def _learnt_in_words(self, *candidates: Candidate) -> list[str]:
+        """Return sentences on the pairs of the truth that candidates have learnt; SettingError if above 1 % of it."""
+        pairs = self._test.nnz
+        learnt_pairs = self._test * 0
+        sentences = list[str]()
+        for candidate in candidates:
+            learnt = self._learnt_by(candidate)
+            if learnt is None:
+                sentences.append(f"Whether {candidate.origin} has learnt any pair of the truth is unknown.")
+            elif learnt.nnz:
+                # The pairs of a release are not known.
+                has = "may have" if candidate.learnt is None else "has"
+                sentences.append(f"{candidate.origin} {has} learnt {learnt.nnz:,} of {pairs:,} pairs of the truth.")
+                learnt_pairs += learnt
+
+        if learnt_pairs.count_nonzero() > _MOST_LEARNT * pairs:
+            raise SettingError(
+                f"{' '.join(sentences)} At most {_MOST_LEARNT:.0%} may be: give a later log with times, or measure on "
+                "rows that are held back, as hotplate train --split does."
+            )
+        return sentences
+
+    def _learnt_by(self, candidate: Candidate) -> UserItems | None:
+        """Return the pairs of the truth that a candidate has learnt, a matrix [users, items]; None if that is unknown.
+
+        A pair with a row after the newest learnt one is fair, even if the user had the item before. Without times on
+        either side, a pair is learnt if any row of it was.
+        """
+        truth = self.truth.pairs
+        until_s = candidate.learnt_until_s if "time" in truth.columns else None
+        if candidate.learnt is None and until_s is None:
+            return None
+
+        if until_s is not None:
+            is_later = pl.col("time").dt.timestamp("us") > round(1e6 * until_s)
+            truth = truth.filter(~is_later.fill_null(value=False))
+        pairs = self._pairs(truth)
+        return pairs if candidate.learnt is None else pairs.multiply(self._numbered(candidate.learnt))
+
     def _measure(self, candidate: Candidate) -> Figures:
         """Measure the lists of a candidate, alone and as served, the baseline popularity, and its scores as ratings.
 
         `_test` and `_history`, what users had before the test (None if unknown), are sparse matrices [users, items].
-        Raises DataError if no user has a list, or all test pairs are in the history.
+        Raises DataError if no user has a list.
         """
         lists = self._item_numbers(candidate)
         ranking = measure_users(lists, self._test).metrics
-
-        seen_pairs = 0 if self._history is None else int(self._history.multiply(self._test).nnz)
-        if seen_pairs == self._test.nnz and not ranking.recall:
-            raise DataError(
-                f"All {seen_pairs:,} pairs of the truth are in the training data of {candidate.origin}, so its lists "
-                "leave them out; give later interactions, or other users'."
-            )
-
         served = self._measure_served(lists, candidate)
 
         scored = self._scored_pairs(candidate)
@@ -387,7 +430,7 @@ class Evaluator:
             rating=rating,
             origin=candidate.origin,
             pairs=int(self._test.nnz),
-            seen_pairs=seen_pairs,
+            seen_pairs=0 if self._history is None else int(self._history.multiply(self._test).nnz),
             predicted=0 if scored is None else scored.height,
             coverage=None if self._history is None else coverage(lists, self._history),
         )
@@ -431,8 +474,9 @@ class Evaluator:
 
         Each user's two lists are compared, as served: a user without a list gets the candidate's popular list, if that
         is known. The values of a metric are those of the same users, in the same order. If the nDCG of the *second* is
-        certainly worse, the report counts as broken.
+        certainly worse, the report counts as broken. Raises DataError and SettingError as `evaluate`.
         """
+        learnt = self._learnt_in_words(first, second)
         lists_of_first = self._item_numbers(first)
         lists_of_second = self._item_numbers(second)
         a = measure_users(self._as_served(lists_of_first, first), self._test)
@@ -455,7 +499,7 @@ class Evaluator:
 
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
-            sentence=sentence,
+            sentence=". ".join([sentence, *learnt]),
             rows=tuple(rows),
             notes=(
                 f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",
@@ -504,6 +548,18 @@ class Evaluator:
             pairs = format_count(self.truth.pairs.height, "pair")
             raise DataError(f"Of {pairs} in the truth, none has a score in {candidate.origin}; omit --rating-column.")
         return scored
+
+    def _pairs(self, pairs: pl.DataFrame) -> UserItems:
+        """Return the matrix with 1 at the *pairs* [user, item]."""
+        users = _numbers_of_ids(pairs.get_column("user"), self._users)
+        return self._matrix(users, _numbers_of_ids(pairs.get_column("item"), self._items))
+
+    def _numbered(self, matrix: Matrix) -> UserItems:
+        """Return the pairs of *matrix* in the numbers of `_users` and `_items`."""
+        pairs = matrix.user_items.tocoo()
+        users = _numbers_of_ids(pl.Series(matrix.user_ids), self._users)
+        items = _numbers_of_ids(pl.Series(matrix.item_ids), self._items)
+        return self._matrix(users[pairs.row], items[pairs.col])
 
     def _matrix(self, users: Indices, items: Indices) -> UserItems:
         """Return the matrix with 1 at the pairs of numbered *users* and *items*."""

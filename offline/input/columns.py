@@ -1,8 +1,9 @@
 """Column names by role, and formats of numbers, times, half-lives (`30d`) and event weights (`view=1,buy=5`)."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 NO_TIMES = "none"  # as the time column
 # Or milli-, micro- or nanoseconds, recognized by their size.
 EPOCH = "seconds since 1970"
+# Read by Python, as these forms are rare: an hour alone, weeks, days of the year, and 24:00.
+_OTHER_ISO = "ISO-8601"
+_DAY_OF_YEAR = re.compile(r"^\d{4}-\d{3}(?!\d)")
+_END_OF_DAY = re.compile(r"(?<=[T ])24(?=(:?00){0,2}(\.0+)?([Z+-]|$))")
 # BigQuery and PostgreSQL write " UTC".
 _ZONES = ("Z", "%#z", "", " UTC")
 _ISO_FORMATS = (
@@ -24,6 +29,7 @@ _ISO_FORMATS = (
     *(f"%Y%m%dT{clock}{zone}" for clock in ("%H%M%S%.f", "%H%M") for zone in _ZONES),
     "%Y%m%d%H%M%S",
     "%Y%m%d",
+    _OTHER_ISO,
 )
 # Other times are numbers in another format.
 START_OF_1970, EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1970, 1971, 2100))  # noqa: DTZ001 -- naive UTC
@@ -71,12 +77,16 @@ def choose_columns(
     named      columns that the caller names, by role; None for the others
     available  the columns of the file
     source     the file, for messages
-    guessed    roles that get a column with a usual name, in this order, unless named; "UserID" is a usual name of user
+    guessed    roles that get a column with a usual name, in this order, unless named; "UserID" is a usual name of user.
+               A time named `none` gets no column
     required   roles that need a column; in a file without a header, those not named get the free columns in order
 
     A guessed column has no other role. Raises DataError if a column that is named, or one of a required role, is
     missing, and SettingError if one column is named for two roles of ids, such as user and item.
     """
+    if named.get("time") == NO_TIMES:
+        named = {**named, "time": None}
+        guessed = [role for role in guessed if role != "time"]
     chosen = _named_columns(named, available, source)
 
     # Without a header, the columns are called column_1, column_2 and so on.
@@ -188,7 +198,8 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
     """Return an expression that reads the column *name* as times in UTC, in µs and without a zone.
 
     *dtype* is the column's type. Dates and times are converted. Texts and numbers are read in the format *layout*:
-    EPOCH (numbers of seconds since 1970) or a format of strptime. Values in another format become null.
+    EPOCH (numbers of seconds since 1970), any of ISO 8601, or a format of strptime. Values in another format become
+    null.
     """
     column = pl.col(name)
     if _is_date(dtype):
@@ -202,10 +213,30 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
 
     if dtype.is_float():
         column = column.cast(pl.Int64, strict=False)  # 20260101.0
-    time = column.cast(pl.String).str.strip_chars().str.to_datetime(layout, time_unit="us", strict=False)
+    text = column.cast(pl.String).str.strip_chars()
+    if layout == _OTHER_ISO:
+        is_number = text.str.contains(r"^\d+$")
+        return pl.when(~is_number).then(text).map_elements(iso_time, return_dtype=pl.Datetime("us"))
+    time = text.str.to_datetime(layout, time_unit="us", strict=False)
 
     # With a zone in the format, polars converts to UTC and marks the type with it.
     return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
+
+
+def _date_of_day(day_of_year: re.Match[str]) -> str:
+    """Return 2026-10-21 for 2026-294."""
+    return datetime.strptime(day_of_year[0], "%Y-%j").date().isoformat()  # noqa: DTZ007 -- naive UTC
+
+
+def iso_time(text: str) -> datetime | None:
+    """Return a date or time in any form of ISO 8601 as a naive time in UTC, or None."""
+    try:
+        text, days = _END_OF_DAY.subn("00", text)
+        text = _DAY_OF_YEAR.sub(_date_of_day, text)
+        time = datetime.fromisoformat(text) + timedelta(days=days)
+        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):  # beyond the years 1 to 9999
+        return None
 
 
 def _is_date(dtype: pl.DataType) -> bool:

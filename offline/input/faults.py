@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -64,10 +65,9 @@ def check_text(file: _File) -> None:
     is_compressed = _is_compressed(file.path)
     if is_compressed and not head:  # zstandard reads nothing from a file that ends in its first block
         raise DataError(f"{file} is empty or cut; copy it again.")
-    fault = next(_faults_of_head(file.path.name, head), None)
+    fault = next(_faults_of_head(decompressed(file.path.name), head), None)
     if fault is not None:
-        first = "; decompress it first" if is_compressed and ":" in fault else ""
-        raise DataError(f"{file} {fault}{first}.")
+        raise DataError(f"{file} {_decompressed_first(fault, file.path)}.")
 
 
 @contextmanager
@@ -102,13 +102,23 @@ def _opened(path: Path) -> BinaryIO:
     if magic.startswith(_GZIP):
         return cast("BinaryIO", gzip.open(path, "rb"))
     if magic == _ZSTD:
-        return cast("BinaryIO", zstandard.open(path, "rb"))
+        return BufferedReader(zstandard.open(path, "rb"))
     return path.open("rb")
 
 
 def _is_compressed(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(4).startswith((_GZIP, _ZSTD))
+
+
+def decompressed(name: str) -> str:
+    """Return the name of a file without the end that names its compression."""
+    return re.sub(r"\.(gz|zstd?)$", "", name)
+
+
+def _decompressed_first(fault: str, path: Path) -> str:
+    """Return a *fault*, with further advice if it names a command, which cannot read a compressed file."""
+    return f"{fault}; decompress it first" if ": " in fault and _is_compressed(path) else fault
 
 
 def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
@@ -152,11 +162,11 @@ def _fault_of_contents(file: _File) -> str | None:
     """Return what is wrong with a file that could not be parsed, to be put after its name; None if unknown."""
     if file.kind == "parquet":
         return _fault_of_parquet(file.path)
-    if file.kind != "text":
+    if file.kind == "events":
         return None
     try:
         with _opened(file.path) as lines:
-            fault = _fault_of_encoding(lines, file.path.name)
+            fault = _fault_of_encoding(lines, decompressed(file.path.name))
         if fault is None:
             with _opened(file.path) as lines:
                 fault = _fault_of_quotes(map(bytes.decode, lines))
@@ -164,7 +174,7 @@ def _fault_of_contents(file: _File) -> str | None:
         return " is cut or damaged; copy it again"
     if fault is None and _is_compressed(file.path):
         return " is cut or damaged; copy it again"
-    return fault
+    return fault and _decompressed_first(fault, file.path)
 
 
 def _fault_of_parquet(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -12,11 +13,12 @@ import polars as pl
 import xxhash
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.faults import data_errors, decompressed
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.urls import redacted, scheme_of, url_of
 
-FileKind = Literal["text", "parquet", "events"]
+# CSV and JSON lines may have the ends of each other's names, as .txt.
+FileKind = Literal["text", "json", "parquet", "events"]
 
 
 @runtime_checkable
@@ -32,7 +34,8 @@ DataSource: TypeAlias = Path | str | Frame
 
 _FRAME = "the data frame"
 _KINDS: dict[str, FileKind] = {
-    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     ".events": "events",  # segments of the event log
 }
@@ -178,7 +181,11 @@ def _open_remote(url: str) -> Iterator[_Remote]:
 
 
 def find_files(path: Path) -> list[DataFile]:
-    """Return *path*, or the files in this folder and its `key=value` folders, sorted and not hidden; or DataError."""
+    """Return *path*, or the files in this folder and its `key=value` folders, sorted and not hidden.
+
+    Raises DataError for a path without files, files of different kinds or one with its compressed copy, which may hold
+    the same rows, and files in other folders below.
+    """
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
     if not path.is_file() and not path.is_dir():
@@ -187,6 +194,13 @@ def find_files(path: Path) -> list[DataFile]:
     files = [DataFile(file.path, _kind_by_name(file.path), file.keys) for file in found]
     if not files:
         raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
+
+    for first, second in pairwise(files):
+        if first.kind != second.kind or decompressed(str(first)) == decompressed(str(second)):
+            raise DataError(
+                f"{first} and {second} may hold the same rows; keep one kind of file in the folder {path}, or name its "
+                "files."
+            )
     return files
 
 
@@ -213,6 +227,11 @@ def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[_
         elif equals:
             value = None if text == _HIVE_NULL else unquote(text)
             yield from _files_in_folder(path, {**keys, unquote(key): value})
+        elif any(map(Path.is_file, path.rglob("*"))):
+            raise DataError(
+                f"The files in {path} would be left out, as folders of data are named like date=2026-01-01; move the "
+                "folder, or name it as data of its own."
+            )
 
 
 def _is_hidden(name: str) -> bool:

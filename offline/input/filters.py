@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 
 import polars as pl
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.input.columns import find_column, number_in
+from hotplate.offline.input.columns import find_column, iso_time, number_in
 from hotplate.offline.input.rows import RowFilter
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
@@ -210,13 +210,7 @@ def _fits_decimal(number: Decimal) -> bool:
 
 def _time_in(text: str) -> datetime | None:
     """Return a date, time or month in ISO 8601 as a naive time in UTC, or None."""
-    if _MONTH_PATTERN.fullmatch(text):
-        text += "-01"
-    try:
-        time = datetime.fromisoformat(text)
-        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):  # beyond the years 1 to 9999
-        return None
+    return iso_time(f"{text}-01" if _MONTH_PATTERN.fullmatch(text) else text)
 
 
 def parse_filter(text: str) -> Filter:

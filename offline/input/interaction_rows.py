@@ -111,11 +111,7 @@ def _options_for_logs(names: Sequence[str], options: InputOptions, source: str, 
         required.append("event")
 
     # Roles that get a column with a usual name unless the caller named one.
-    guessed = [*required, "segment"]
-    if named.time == NO_TIMES:
-        named = replace(named, time=None)
-    else:
-        guessed.append("time")
+    guessed = [*required, "segment", "time"]
     if options.guesses_title:
         guessed.append("title")
     if options.guesses_weight and event_weights is None and named.count is None:
@@ -152,7 +148,7 @@ def interaction_schema(table_input: Input) -> RowSchema:
     if options.columns.quantity is not None:
         _add_quantity(schema, options.columns.quantity)
     if options.columns.time is not None:
-        _add_time(schema, options.columns.time)
+        add_time(schema, options.columns.time)
     return schema
 
 
@@ -213,7 +209,7 @@ def _add_quantity(schema: RowSchema, column: str) -> None:
     schema.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(schema.values["weight"])
 
 
-def _add_time(schema: RowSchema, column: str) -> None:
+def add_time(schema: RowSchema, column: str) -> None:
     """Add two values to *schema*: `time`, null if missing or unreadable, and `timeless`, whether it is missing.
 
     Times are read from *column*. Exports write a missing time as the start of 1970, so it counts as missing, and the

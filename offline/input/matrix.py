@@ -60,6 +60,11 @@ class Matrix:
         return None if self.history is None else self.history.first_times(self.user_items)
 
     @property
+    def learnt_until_s(self) -> float | None:
+        """The time of the newest row in epoch seconds, if known."""
+        return None if self.history is None else float(self.history.times.max()) / 1e6
+
+    @property
     def counts(self) -> dict[str, int]:
         """The numbers of users, items and pairs."""
         return {"users": len(self.user_ids), "items": len(self.item_ids), "pairs": int(self.user_items.nnz)}

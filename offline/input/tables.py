@@ -167,7 +167,7 @@ def _open_table(file: DataFile, form: Format) -> Table:
     The frame also has ROW, the index of a row, and EXTRA, the malformed part of a row, null in other rows. Raises
     DataError for a file of another kind, and one that cannot be read.
     """
-    if file.kind == "text":
+    if file.kind != "parquet":
         check_text(file)
 
     with data_errors(file, [file]):
@@ -200,7 +200,7 @@ def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
     if not schema:
         raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}} on a line.')
     nested = [name for name, dtype in schema.items() if dtype == pl.List(pl.Struct)]
-    if file.kind == "text" and len(schema) == len(nested) == 1:
+    if file.kind != "parquet" and len(schema) == len(nested) == 1:
         raise DataError(
             f"{file} is one JSON object with the rows in {nested[0]!r}; write one row a line: "
             f"jq -c '.{nested[0]}[]' {file.path.name} > lines.jsonl."
@@ -249,7 +249,8 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
     skipped    number of lines before the first line, which are not read
 
     Without a header, columns are numbered. A line with more fields than the header is malformed: the first surplus
-    field is in the column EXTRA, which is null in other rows.
+    field is in the column EXTRA, which is null in other rows. If names in the header have blanks around them, as in
+    `user, item`, these are stripped from the names and from all values; else blanks belong to the values.
     """
     separator = _csv_separator(first, delimiter)
     has_quotes = separator != "\t" or _has_quoted_fields(file, first)
@@ -278,6 +279,9 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
         missing_columns="insert",
         row_index_name=ROW,
     )
+    plain_names = {name: name.strip() for name in names if name != name.strip()}
+    if plain_names:
+        frame = frame.with_columns(pl.col(*names).str.strip_chars()).rename(plain_names)
     return _Scan(frame, first_row=rows_before_data + 1, malformed_fault="stands after the last field")
 
 

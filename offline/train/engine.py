@@ -67,8 +67,12 @@ _NAMES: dict[type[Params], Engine] = {spec.params: name for name, spec in ENGINE
 
 
 def engine_of(params: Params) -> Engine:
-    """Return the engine of *params*."""
-    return _NAMES[type(params)]
+    """Return the engine of *params*; SettingError for what are no parameters of one."""
+    engine = _NAMES.get(type(params))
+    if engine is None:
+        kinds = ", ".join(kind.__name__ for kind in _NAMES)
+        raise SettingError(f"params is {params!r}; it must be ALSParams(factors=64), or another of {kinds}.")
+    return engine
 
 
 def spec_of(params: Params) -> EngineSpec[Any, Any]:
@@ -117,7 +121,12 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
     known = {field.name for field in fields(kind)}
     unknown = values.keys() - known
     if unknown:
-        raise SettingError(f"--params: the engine {engine} has no {', '.join(sorted(unknown))}; see docs/training.md.")
+        names = sorted(name.removesuffix("_days") for name in known)
+        if "recency" in known:
+            names.append("gamma")
+        raise SettingError(
+            f"params: the engine {engine} has no {', '.join(sorted(unknown))}; it has {', '.join(names)}."
+        )
 
     if "seed" in known:
         values.setdefault("seed", seed)

@@ -84,7 +84,7 @@ def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Pat
     bought += [(user, "rare") for user in users[:20]]
     pl.DataFrame(bought, ["user", "item"], orient="row").write_csv(tmp_path / "clicks.csv")
     choices = tmp_path / "choices.csv"
-    choices.write_text("user,item\n" + "".join(f"{user},p{number % 5}\n" for number, user in enumerate(users, 2)))
+    choices.write_text("user,item\n" + "".join(f"{user},p{number % 7}\n" for number, user in enumerate(users, 1)))
     model = tmp_path / "model"
     settings = ("--engine", "popularity", "--no-tune", "--split", "none")
     succeeded("train", tmp_path / "clicks.csv", *settings, "--out", model)
@@ -96,10 +96,80 @@ def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Pat
     assert "nDCG@2 +0.0000" in printed.replace("\n", " ")
 
 
-def test_truth_used_for_training_is_refused(folder: Path, model: Path) -> None:
-    truth = folder / "learnt.csv"
-    truth.write_text("user,item\n" + "".join(f"n{n:02},in{n + 2:02}\n" for n in range(18)))
-    failed(hotplate("evaluate", model, truth), "All 18 pairs of the truth are in the training data")
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of ten days in day.N.csv, and the model early of its first five days, late of all; both also as stores."""
+    folder = tmp_path_factory.mktemp("shop")
+    for day in range(1, 11):
+        rows = [(f"u{user}", f"i{(user + day) % 19}", f"2026-01-{day:02}") for user in range(20)]
+        pl.DataFrame(rows, ["user", "item", "date"], orient="row").write_csv(folder / f"day.{day}.csv")
+    for name, days in (("early", range(1, 6)), ("late", range(1, 11))):
+        data = [folder / f"day.{day}.csv" for day in days]
+        settings = ("--engine", "popularity", "--no-tune", "--split", "none")
+        succeeded("train", *data, *settings, "--out", folder / name)
+        succeeded("publish", folder / name, "--store", f"file://{folder / name}-store")
+    return folder
+
+
+def origins_of(folder: Path, name: str) -> tuple[str, str]:
+    return str(folder / name), f"file://{folder / name}-store"
+
+
+def truth_of(folder: Path, *days: int) -> tuple[str, Path]:
+    """Write the rows of some days as a truth, and return the option that names it."""
+    rows = pl.concat([pl.read_csv(folder / f"day.{day}.csv") for day in days])
+    rows.write_csv(folder / "truth.csv")
+    return "--truth", folder / "truth.csv"
+
+
+def test_models_and_releases_are_not_compared_by_rows_they_have_learnt(shop: Path) -> None:
+    truth = truth_of(shop, 7, 8)
+    for early, late in zip(origins_of(shop, "early"), origins_of(shop, "late"), strict=True):
+        succeeded("evaluate", "compare", early, early, *truth)
+        for compared in ((early, late), (late, early), (late, late)):
+            refused = hotplate("evaluate", "compare", *compared, *truth)
+            learnt = f"{late}.* learnt 40 of 40 pairs of the truth. At most 1% may be: give a later log"
+            assert (refused.returncode, bool(re.search(learnt, refused.stderr))) == (2, True), refused.stderr
+        failed(hotplate("evaluate", late, *truth[1:]), "learnt 40 of 40 pairs of the truth", code=2)
+
+
+def test_half_of_the_truth_learnt_is_refused_and_a_hundredth_is_counted_first(shop: Path) -> None:
+    early, late = str(shop / "early"), str(shop / "late")
+    half = truth_of(shop, 5, 6)
+    failed(hotplate("evaluate", "compare", early, early, *half), f"{early} has learnt 20 of 40 pairs", code=2)
+    truth_of(shop, 6, 7, 8, 9, 10)
+    later = pl.read_csv(shop / "truth.csv")
+    strangers = pl.DataFrame([("x", f"i{n}", "2026-02-01") for n in range(20)], later.columns, orient="row")
+    learnt = pl.read_csv(shop / "day.1.csv").head(1)
+    pl.concat([later, strangers, learnt]).write_csv(shop / "truth.csv")
+    printed = succeeded("evaluate", "compare", early, early, *half).partition("precision")[0]
+    assert f"{early} has learnt 1 of 121 pairs of the truth." in printed.replace("\n", " ")
+    output = json_of("evaluate", early, *half[1:])
+    assert output["sentence"].endswith(f"{early} has learnt 1 of 121 pairs of the truth.")
+    failed(hotplate("evaluate", "compare", early, late, *half), f"{late} has learnt 101 of 121 pairs", code=2)
+
+
+def test_repeated_choice_after_the_learnt_rows_is_fair_and_without_times_it_is_learnt(shop: Path) -> None:
+    again = pl.read_csv(shop / "day.1.csv").with_columns(date=pl.lit("2026-02-01"))
+    again.write_csv(shop / "again.csv")
+    later = json_of("evaluate", shop / "late", shop / "again.csv")
+    assert (later["pairs"], later["seen_pairs"]) == (20, 20)
+    assert "learnt" not in later["sentence"]
+    timeless = hotplate("evaluate", shop / "late", shop / "again.csv", "--time-column", "none")
+    failed(timeless, "late has learnt 20 of 20 pairs of the truth", code=2)
+
+
+def test_what_lists_of_a_file_have_learnt_is_unknown_without_train(shop: Path) -> None:
+    days = shop / "day.3.csv", shop / "day.4.csv"
+    lists = shop / "lists.csv"
+    pl.read_csv(days[0]).select("user", "item", score=1.0).write_csv(lists)
+    arguments = (lists, days[1])
+    unknown = f"Whether {lists} has learnt any pair of the truth is unknown."
+    assert json_of("evaluate", *arguments)["sentence"].endswith(unknown)
+    assert "learnt" not in json_of("evaluate", *arguments, "--train", days[0])["sentence"]
+    failed(hotplate("evaluate", *arguments, "--train", days[1]), f"{lists} has learnt 20 of 20 pairs", code=2)
+    model = hotplate("evaluate", shop / "late", *arguments[1:], "--train", days[0])
+    failed(model, "late has learnt 20 of 20 pairs", code=2)
 
 
 def test_unmeasurable_input_is_explained_in_one_sentence(folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     assert (done.returncode, "is not a whole number" in json.loads(done.stderr)["error"]) == (2, True)
 
 
-@pytest.mark.parametrize(("flags", "has_times"), [(TrainFlags, True), (ImportFlags, False), (ListFlags, False)])
+@pytest.mark.parametrize(("flags", "has_times"), [(TrainFlags, True), (ImportFlags, False), (ListFlags, True)])
 def test_only_files_with_times_have_an_option_of_their_format(flags: type, *, has_times: bool) -> None:
     names = {setting.name for setting in settings_of(flags)}
     assert ("time_format" in names) == has_times

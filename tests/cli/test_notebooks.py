@@ -34,6 +34,7 @@ def test_the_quickstart_notebook_runs_on_made_up_data_and_draws_its_plots(tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     outputs = [output for cell in json.loads(executed.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert not list(tmp_path.glob("hotplate-*")), "the notebook removes its folder"
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     printed = "".join("".join(output.get("text", "")) for output in outputs)
     assert ("personal" in printed, "nobody: popular" in printed, "live again" in printed) == (True, True, True)

@@ -145,6 +145,9 @@ def test_an_alias_and_latest_are_one_version_for_all_of_a_publish(folder: Path) 
     assert mlflow_models.resolve("models:/shop/latest") == "models:/shop/2"
     assert mlflow_models.resolve("models:/shop/1") == "models:/shop/1"
     assert mlflow_models.resolve(f"runs:/{logged.run}/model") == f"runs:/{logged.run}/model"
+    for without_version in ("models:/shop", "models:/m-1a2b"):
+        assert mlflow_models.resolve(without_version) == without_version
+        mlflow_models.record_release(without_version, "redis://h/0", "r1")
     for missing in ("models:/shop@nobody", "models:/none/latest"):
         with pytest.raises(DataError):
             mlflow_models.resolve(missing)

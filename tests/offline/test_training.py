@@ -1,6 +1,7 @@
 """Training from end to end, on the sample and on data that are too few."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.records import json_values
+from hotplate.offline.evaluate.records import Lead, json_values
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
@@ -51,6 +52,33 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     assert len(model.popular.items) == 7
     assert list(model.segments) == ["east", "north", "south", "west"]
     assert set(model.titles) == set(model.matrix.item_ids)
+
+
+@pytest.mark.parametrize("params", [{"factors": 32}, "als", ALSParams])
+def test_params_of_another_type_are_a_misuse_that_names_the_known_ones(params: object, tmp_path: Path) -> None:
+    message = r"params is .*; it must be ALSParams\(factors=64\), or another of ALSParams, EASEParams, .*SparkParams\."
+    with pytest.raises(SettingError, match=message):
+        TrainSettings(tmp_path / "clicks.csv", params=params)  # type: ignore[arg-type]  # as a caller without types
+
+
+def test_a_baseline_is_recommended_only_if_it_is_certainly_better(tmp_path: Path) -> None:
+    sample(60, 30).write_csv(tmp_path / "sample.csv")
+    report = train(TrainSettings(tmp_path / "sample.csv", params=PARAMS), tmp_path / "model")
+    assert report.evaluation is not None
+    for interval, is_recommended in (((-0.3, 0.1), False), ((-0.3, -0.1), True), (None, False)):
+        leads = tuple(Lead(-0.2, interval) for _ in report.evaluation.baselines)
+        warning = replace(report, evaluation=replace(report.evaluation, leads=leads)).warning
+        assert (warning is not None) == is_recommended
+
+
+def test_folder_that_cannot_be_written_is_named_before_the_training(tmp_path: Path) -> None:
+    sample(60, 30).write_csv(tmp_path / "sample.csv")
+    stages = list[str]()
+    for tuning in (TuneOptions(), None):
+        settings = TrainSettings(tmp_path / "sample.csv", tuning=tuning)
+        with pytest.raises(DataError, match=r"The model cannot be written to /proc/m: "):
+            train(settings, "/proc/m", lambda stage, _done, _total: stages.append(stage))
+    assert stages == []
 
 
 def test_a_split_by_name_is_a_misuse_of_the_settings(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hotplate.stores.connect import connect, with_max_ru
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.store import PollingReader, Store
-from hotplate.stores.urls import redacted, split
+from hotplate.stores.urls import redacted, split, url_of
 
 SCHEMES = ("redis", "rediss", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")
 SEPARATORS = ("://", ":", ":/", "//", ":///", "")
@@ -59,6 +59,21 @@ def test_no_error_of_opening_a_store_shows_a_secret(scheme: str, separator: str,
             seen = "".join(traceback.format_exception(error))
             assert "789" not in seen
             assert "987" not in seen
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("file:///data/a.csv", "file:///data/a.csv"),
+        (Path("file:///data/a.csv"), "file:///data/a.csv"),
+        (Path("simplecache::file:///data/a.csv"), "simplecache::file:///data/a.csv"),
+        (Path("az://clicks/a.csv"), "az://clicks/a.csv"),
+        ("AZ://clicks/a.csv", "az://clicks/a.csv"),
+        ("/data/a.csv", None),
+    ],
+)
+def test_path_of_a_url_keeps_its_slashes(path: str | Path, url: str | None) -> None:
+    assert url_of(path) == url
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,25 @@
 """Reports of models, and of lists of any origin against a truth."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hotplate.base.report import to_json
-from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.reports import Candidate, Evaluator, candidate_from_files, read_history, read_truth
+from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.reports import (
+    Candidate,
+    Evaluator,
+    Truth,
+    candidate_from_files,
+    read_history,
+    read_truth,
+)
+from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.options import Format
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
@@ -102,6 +113,62 @@ def test_truth_beside_lists_without_a_header_may_have_one(
 ) -> None:
     (path,) = written(tmp_path, truth=f"{first_line}1,2\n1,3\n")
     assert read_truth(path, columns, Format(header=False)).pairs.rows() == [("1", "2"), ("1", "3")]
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=30)
+
+
+@given(truth=ROWS, learnt=ROWS, has_times=st.booleans(), knows_pairs=st.booleans())
+def test_learnt_pairs_are_those_without_a_row_after_the_newest_learnt_one(
+    truth: list[tuple[int, int, int]], learnt: list[tuple[int, int, int]], *, has_times: bool, knows_pairs: bool
+) -> None:
+    truth_pairs = pairs_with_last_hour([*truth, (0, 9, 9)])  # a user with a list
+    learnt_pairs = pairs_with_last_hour([*learnt, (0, 0, 0), (1, 1, 0)])  # a matrix has two users and items
+    expected = 0
+    if has_times:
+        newest = max(learnt_pairs.values())
+        expected = sum(
+            hour <= newest and (not knows_pairs or pair in learnt_pairs) for pair, hour in truth_pairs.items()
+        )
+    elif knows_pairs:
+        expected = len(truth_pairs.keys() & learnt_pairs.keys())
+
+    log = frame_of(learnt_pairs)
+    newest_time = log.get_column("time").max()
+    assert isinstance(newest_time, datetime)
+    lists = pl.DataFrame({"user": ["u0"], "item": ["i0"], "score": [1.0]})
+    candidate = Candidate("model", lists, lists, learnt_until_s=newest_time.replace(tzinfo=UTC).timestamp())
+    if knows_pairs:
+        candidate = replace(candidate, learnt=to_matrix(log.with_columns(weight=1.0)))
+    pairs = frame_of(truth_pairs)
+    if not has_times:
+        pairs = pairs.drop("time")
+
+    evaluator = Evaluator(Truth(pairs, len(pairs), {}), [candidate], 2, None)
+    if not has_times and not knows_pairs:
+        assert evaluator.evaluate(candidate).sentence.endswith(
+            "Whether model has learnt any pair of the truth is unknown."
+        )
+    elif expected:
+        with pytest.raises(SettingError, match=f"learnt {expected} of {len(pairs)} pairs"):
+            evaluator.evaluate(candidate)
+    else:
+        assert "learnt" not in evaluator.evaluate(candidate).sentence
+
+
+def pairs_with_last_hour(rows: list[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
+    pairs = dict[tuple[int, int], int]()
+    for user, item, hour in rows:
+        pairs[user, item] = max(hour, pairs.get((user, item), 0))
+    return pairs
+
+
+def frame_of(pairs: dict[tuple[int, int], int]) -> pl.DataFrame:
+    times = [datetime(2026, 1, 1, hour) for hour in pairs.values()]  # noqa: DTZ001 -- naive UTC
+    users = [f"u{user}" for user, _ in pairs]
+    items = [f"i{item}" for _, item in pairs]
+    frame = pl.DataFrame({"user": users, "item": items, "time": times})
+    return frame.with_columns(pl.col("time").cast(pl.Datetime("us"))).sort("user", "item")
 
 
 def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:

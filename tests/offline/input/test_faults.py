@@ -63,6 +63,13 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("a.json", '[\n {"user": 1, "item": 2}\n]\n', "a.json is a JSON array; write one object a line"),
     ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "b.csv.gz is UTF-16"),
     ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "; decompress it first."),
+    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "-t UTF-8 b.csv > utf8-b.csv; decompress"),
+    (
+        "b.csv.gz",
+        gzip.compress(b"user,item\nu,caf\xe9\n"),
+        "iconv -f WINDOWS-1252 -t UTF-8 b.csv > utf8-b.csv; decompress it first.",
+    ),
+    ("b.csv.zst", zstandard.compress(b"user,item\nu,caf\xe9\n"), "-t UTF-8 b.csv > utf8-b.csv; decompress it first."),
     ("a.csv", 'user,item,weight\na,b,1\nc,d,"1.234,5"\n', "'1.234,5' is not a finite number (write a decimal point)"),
     ("a.json", '{\n "user": 1,\n "item": 2\n}\n', "a.json is JSON with objects over several lines; write one a line"),
     ("a.json", '{"data": [{"user": 1, "item": 2}]}', "with the rows in 'data'; write one row a line: jq -c '.data[]'"),

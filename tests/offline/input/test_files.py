@@ -104,6 +104,52 @@ def test_urls_are_read_like_files_and_folders(kind: type, tmp_path: Path) -> Non
         read_interactions(kind(place))
 
 
+@pytest.mark.parametrize("form", ["file://{}", "file:{}", "simplecache::file://{}"])
+def test_url_of_a_local_file_is_read_as_its_path(form: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item\nu,i\nv,j\n")
+    for url in (form.format(file), Path(form.format(file))):
+        assert pairs_of(read_interactions(url)) == [("u", "i", 1.0), ("v", "j", 1.0)]
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("a.csv", "a.parquet", "a.csv and .*a.parquet may hold the same rows; keep one kind of file in the folder"),
+        ("a.csv", "b.jsonl", "may hold the same rows"),
+        ("a.csv", "a.csv.zst", "may hold the same rows"),
+        ("date=2026-01-01/a.csv", "date=2026-01-02/a.parquet", "may hold the same rows"),
+        ("a.csv", "b.events", "may hold the same rows"),
+        ("a.csv", "old/b.csv", "The files in .*old would be left out, as folders of data are named like date="),
+        ("a.csv", "date=2026-01-01/old/deep/b.csv", "The files in .*date=2026-01-01/old would be left out"),
+    ],
+)
+def test_folder_that_would_be_half_read_is_refused(
+    first: str, second: str, message: str, *, remote: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "log"
+    write(folder / first, "user,item\nu,i\nv,j\n")
+    write(folder / second, "user,item\nu,i\n")
+    source: Path | str = folder
+    if remote:
+        source = f"memory://half-read/{tmp_path.name}"
+        fsspec.filesystem("memory").put(str(folder), f"/half-read/{tmp_path.name}", recursive=True)
+    with pytest.raises(DataError, match=message):
+        read_interactions(source)
+    (folder / second).unlink()
+    assert read_interactions(folder).rows == 2
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_blanks_around_values_are_left_out_if_the_header_has_them(separator: str, tmp_path: Path) -> None:
+    text = "user, item , date\nu 1, i, 2026-01-01\nv, j ,2026-01-02\n w,i, 2026-01-03\n".replace(",", separator)
+    read = read_interactions(write(tmp_path / "a.csv", text), columns=Columns(item="item"), where=["date<2026-01-03"])
+    assert pairs_of(read) == [("u 1", "i", 1.0), ("v", "j", 1.0)]
+    assert (read.columns.item, read.time_range) == ("item", (datetime(2026, 1, 1), datetime(2026, 1, 2)))  # noqa: DTZ001 -- naive UTC
+    plain = read_interactions(write(tmp_path / "b.csv", "user,item\nu, i\nv,i\n"))
+    assert pairs_of(plain) == [("u", " i", 1.0), ("v", "i", 1.0)]
+
+
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
 def test_hidden_files_do_not_change_the_digest_of_a_folder(*, remote: bool, tmp_path: Path) -> None:
     folder = Path("memory://hidden/log") if remote else tmp_path / "log"
@@ -192,7 +238,7 @@ def test_no_message_about_a_small_file_has_the_password_of_its_url(web: str, tmp
     ("url", "error", "message"),
     [
         ("memory://shop/nothing.csv", DataError, "memory://shop/nothing.csv cannot be read"),
-        ("memory:///", DataError, "The folder memory:// holds no files"),
+        ("memory://shop/date=2026-02-01", DataError, "The folder memory://shop/date=2026-02-01 holds no files"),
         ("nonsense://a/b.csv", SettingError, "nonsense://a/b.csv cannot be read"),
         ("abfs://user:secret@account/b.csv", SettingError, "abfs://"),
     ],
@@ -200,6 +246,7 @@ def test_no_message_about_a_small_file_has_the_password_of_its_url(web: str, tmp
 def test_urls_that_cannot_be_read_are_a_sentence_without_secrets(
     url: str, error: type[Exception], message: str
 ) -> None:
+    fsspec.filesystem("memory").makedirs("/shop/date=2026-02-01", exist_ok=True)
     with pytest.raises(error, match=message) as raised:
         read_interactions(url)
     assert "secret" not in str(raised.value)

@@ -246,12 +246,35 @@ def test_a_file_of_titles_has_its_own_names_for_columns(tmp_path: Path) -> None:
         "20231114T231320+0100",
         "20231114T221320",
         "20231114221320",
+        "2023-W46-2T22:13:20Z",
+        "2023W462T221320Z",
+        "2023-318T22:13:20Z",
     ],
 )
 def test_times_are_read_in_many_ways(text: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", f"user,item,time\nu,i,{text}\nv,j,\n")
     moment = datetime(2023, 11, 14, 22, 13, 20)  # noqa: DTZ001 -- naive UTC
     assert read_interactions(file).time_range == (moment, moment)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2023-11-14T22Z", datetime(2023, 11, 14, 22)),  # noqa: DTZ001 -- naive UTC
+        ("20231114T23+01", datetime(2023, 11, 14, 22)),  # noqa: DTZ001 -- naive UTC
+        ("2023-12-31T24:00:00Z", datetime(2024, 1, 1)),  # noqa: DTZ001 -- naive UTC
+        ("20231231T24Z", datetime(2024, 1, 1)),  # noqa: DTZ001 -- naive UTC
+        ("2023-12-31 24:00", datetime(2024, 1, 1)),  # noqa: DTZ001 -- naive UTC
+        ("2023-W46-2", datetime(2023, 11, 14)),  # noqa: DTZ001 -- naive UTC
+        ("2023-318", datetime(2023, 11, 14)),  # noqa: DTZ001 -- naive UTC
+        ("2024-366", datetime(2024, 12, 31)),  # noqa: DTZ001 -- naive UTC
+    ],
+)
+def test_rare_forms_of_iso_8601_are_read_in_columns_and_filters(text: str, moment: datetime, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f"user,item,time\nu,i,{text}\nv,j,1999-01-01\n")
+    read = read_interactions(file, where=[f"time={text}"])
+    assert (read.rows, read.time_range) == (2, (moment, moment))
+    assert len(read_interactions(file, where=[f"time<{text}"]).log) == 1
 
 
 @pytest.mark.parametrize(
@@ -329,6 +352,10 @@ def test_times_of_a_named_format_are_read(
         "46000,5",
         "0026-05-26",
         "20261301",
+        "2026-W54-1",
+        "2026-400",
+        "2026-01-01T24:30",
+        "2026-01-01T25Z",
     ],
 )
 def test_unreadable_times_are_rejected_with_their_row_and_a_remedy(text: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hotplate.offline.input.pairs import Floats, Indices, UserItems
 from hotplate.offline.train import engine
 from hotplate.offline.train.als import ALSParams, SparkParams
 from hotplate.offline.train.engine import (
+    Engine,
     Params,
     Ranker,
     as_options,
@@ -174,6 +175,19 @@ def test_described_parameters_round_trip(params: Params) -> None:
         assert read_params(engine, chosen + iterations, getattr(expected, "seed", 0)) == expected
     with pytest.raises(DataError, match="'svd' is not known"):
         params_from("svd", {})
+
+
+@pytest.mark.parametrize(
+    ("engine", "names"),
+    [
+        ("als", "alpha, factors, iterations, recency, regularization, seed, gamma"),
+        ("popularity", "half_life"),
+        ("spark", "alpha, factors, iterations, recency, reg_param, seed, gamma"),
+    ],
+)
+def test_unknown_parameter_of_an_engine_names_the_known_ones(engine: Engine, names: str) -> None:
+    with pytest.raises(SettingError, match=f"the engine {engine} has no facotrs; it has {names}\\."):
+        read_params(engine, "facotrs=3", 0)
 
 
 INF, NAN = float("inf"), float("nan")
