@@ -4,8 +4,10 @@ import asyncio
 import csv
 import io
 import json
+import operator
 from collections.abc import Iterator
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -141,12 +143,49 @@ def test_overrides_replace_values_of_some_items(replaced: list[bool], where: str
     assert [encode_id(item) in live for item in IDS] == [encode_id(item) in published for item in IDS]
 
 
+COMPARISONS = {
+    ":": operator.eq,
+    "!:": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+NUMBERS = (
+    st.integers(2**53 - 3, 2**53 + 3)
+    | st.integers(-(10**30), 10**30)
+    | st.decimals(-100, 100, places=2)
+    | st.decimals(2**53, 2**54, places=1)
+)
+
+
+@given(item=NUMBERS, value=NUMBERS, comparison=st.sampled_from(sorted(COMPARISONS)))
+@example(2**53, 2**53 + 1, ":")
+@example(10**30, 10**30 + 1, "<")
+def test_numbers_compare_as_in_python_however_long_they_are(
+    item: int | Decimal, value: int | Decimal, comparison: str
+) -> None:
+    expected = COMPARISONS[comparison](item, value)
+    overridden = Rejected(TABLE, f"price{comparison}{value}", {"price": {encode_id("i1"): str(item)}})
+    assert (encode_id("i1") not in overridden) == expected
+    assert encode_id("i0") in overridden, "which has no price"
+    texts = table_of(colour=[str(item), None, None, None, None])
+    assert (encode_id("i0") not in Rejected(texts, f"colour:{value}")) == (str(item) == str(value))
+
+
+def test_override_with_a_leading_zero_is_no_number() -> None:
+    for where, kept in (("price:20", ["i2"]), ("price>0", ["i2", "i3", "i4"])):
+        rejected = Rejected(TABLE, where, {"price": {encode_id("i1"): "020"}})
+        assert [item for item in IDS if encode_id(item) not in rejected] == kept
+
+
 @pytest.mark.parametrize(
     ("where", "sentence"),
     [
         ("size:4", "no attribute 'size' in this release; they have price, category, stock"),
         ("category<x", "category< takes an attribute of numbers"),
         ("price:cheap", "price is a number"),
+        ("price:020", "price is a number, without leading zeros"),
         ("price<nan", "price is a number"),
         ("price<1|2", "and one value"),
         ("price", "cannot be read at 'price'"),
