@@ -15,7 +15,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
-from hotplate.offline.input.rows import Rows, RowSchema
+from hotplate.offline.input.rows import FILE, Rows, RowSchema
 from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import ABOUT, CODE, EXACT_FLOATS, EXPONENT, encode_attributes
@@ -28,8 +28,6 @@ Kind = Literal["number", "text"]
 # As a condition of `where` can name it; `deny` is a column of overrides.
 _NAME = re.compile(r"(?!deny$)[\w.-]{1,64}")
 _ITEM = "item"
-# The number of the file that a row is from.
-_TABLE = "\0table"
 # A column of a text file is of numbers if at least this share of its cells are.
 _LEAST_NUMBERS = 0.95
 # Below this share, as for titles such as 1984, a column of texts needs no explanation.
@@ -85,12 +83,12 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
                     kinds.setdefault(name, "text")
 
         with data_errors(source, files):
-            schemas = [_attribute_schema(table, number, item, names) for number, table in enumerate(tables)]
+            schemas = [_attribute_schema(table, item, names) for table in tables]
             kept = Rows(schemas, source).kept.collect(engine="streaming")
 
         columns = dict[str, _Column]()
         for number, name in enumerate(names):
-            cells = kept.select(ROW, _TABLE, cell=pl.col(f"{number}"))
+            cells = kept.select(ROW, FILE, cell=pl.col(f"{number}"))
             columns[name] = _typed_column(name, cells, kinds.get(name), tables)
     return _encoded_rows(kept.get_column(_ITEM), columns, source)
 
@@ -122,13 +120,13 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
             raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
 
 
-def _attribute_schema(table: Table, table_number: int, item: str, names: Sequence[str]) -> RowSchema:
-    """Declare the values that are read from a table: the item, the number of the table, and each attribute, as text.
+def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchema:
+    """Declare the values that are read from a table: the item, and each attribute as text.
 
     *item* is the column of items, *names* are those of attributes. The value of the attribute `names[2]` is called `2`,
     as its name may be in use. Rows with a missing or invalid id are left out.
     """
-    schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(table_number, pl.UInt32)})
+    schema = RowSchema(table, {_ITEM: table.text(item)})
     for number, name in enumerate(names):
         schema.values[f"{number}"] = table.text(name)
 
@@ -139,7 +137,7 @@ def _attribute_schema(table: Table, table_number: int, item: str, names: Sequenc
 def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
     """Return the values of the attribute *name* as numbers or texts.
 
-    cells   [ROW, _TABLE, cell]: the number of a row, the index of its table in *tables*, and the value
+    cells   [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the value
     wanted  `number` or `text`; None for numbers if nearly all cells are
     tables  for notes on doubtful cells
 
@@ -154,19 +152,16 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     numbers = numbers.set(~numbers.is_finite(), None)
     present = values.count()
     share = numbers.count() / present if present else 1.0
-    if wanted is None and share < _LEAST_NUMBERS:
-        not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
-        return _Column(values, _note_on_texts(name, values, not_numbers, share, tables))
 
     is_rounded = (numbers.abs() >= EXACT_FLOATS) & ~digits.str.contains(EXPONENT)
+    numbers = numbers.set(is_rounded, None)
+    not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
+    if wanted is None and share < _LEAST_NUMBERS:
+        return _Column(values, _note_on_texts(name, values, not_numbers, share, tables))
     codes = cells.filter(is_rounded | digits.str.contains(CODE))
     if wanted is None and not codes.is_empty():
         shown = _cells_in_words(name, codes.head(1), tables)
         return _Column(values, f"{name} (text): numbers would not keep all digits of {shown}")
-
-    # Also codes, if numbers are wanted, but no number that would be another one.
-    numbers = numbers.set(is_rounded, None)
-    not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
     if wanted == "number" and present and not numbers.count():
         cell = _cells_in_words(name, not_numbers.head(1), tables)
         raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
@@ -207,11 +202,11 @@ def _note_on_texts(
 def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
     """Describe the first few *cells* of the column *name* for a note: `prices.csv, row 7, column 'price': 'n/a'`.
 
-    *cells* are [ROW, _TABLE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
+    *cells* are [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
     """
-    first = cells.sort(_TABLE, ROW).head(_CELLS_SHOWN)
+    first = cells.sort(FILE, ROW).head(_CELLS_SHOWN)
     places = list[str]()
-    for number, row in first.select(_TABLE, ROW).iter_rows():
+    for number, row in first.select(FILE, ROW).iter_rows():
         places += [described.text for described in tables[number].describe_rows([row], name)]
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 
