@@ -154,7 +154,7 @@ def parse_keys(options: HttpOptions) -> RequestKeys:
 
 def _read_ids(path: Path) -> list[str]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except OSError as error:
         raise BenchMisused(f"--keys-file: {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

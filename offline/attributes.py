@@ -15,10 +15,10 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
-from hotplate.offline.input.rows import Rows, RowSchema
+from hotplate.offline.input.rows import FILE, Rows, RowSchema
 from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.options import Format
-from hotplate.stores.attributes import ABOUT, encode_attributes
+from hotplate.stores.attributes import ABOUT, CODE, EXACT_FLOATS, EXPONENT, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
@@ -28,8 +28,6 @@ Kind = Literal["number", "text"]
 # As a condition of `where` can name it; `deny` is a column of overrides.
 _NAME = re.compile(r"(?!deny$)[\w.-]{1,64}")
 _ITEM = "item"
-# The number of the file that a row is from.
-_TABLE = "\0table"
 # A column of a text file is of numbers if at least this share of its cells are.
 _LEAST_NUMBERS = 0.95
 # Below this share, as for titles such as 1984, a column of texts needs no explanation.
@@ -57,9 +55,10 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
 
     Returns them as rows of a release and as an entry of its manifest; none without a *path*. *kinds* are `number` or
     `text`, by column. Other columns of a text file are numbers if 95 % of their cells are, and columns of Parquet keep
-    their types; Booleans are texts. In a column of numbers, a cell that is not a number counts as missing, and the
-    entry's `notes` show it. Raises DataError for a repeated item, and for attributes that are too large or cannot be
-    named in a filter, SettingError for kinds of unknown columns.
+    their types; Booleans are texts. A column is also one of texts if numbers would not keep all of its digits: those of
+    whole numbers from 2**53 on, and leading zeros. In a column of numbers, a cell that is not a number counts as
+    missing. The entry's `notes` show such cells. Raises DataError for a repeated item, and for attributes that are too
+    large or cannot be named in a filter, SettingError for kinds of unknown columns.
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
@@ -80,15 +79,16 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
 
         if tables[0].file.kind == "parquet":
             for name in names:
-                kinds.setdefault(name, "number" if schema[name].is_numeric() else "text")
+                if not schema[name].is_numeric():
+                    kinds.setdefault(name, "text")
 
         with data_errors(source, files):
-            schemas = [_attribute_schema(table, number, item, names, kinds) for number, table in enumerate(tables)]
+            schemas = [_attribute_schema(table, item, names) for table in tables]
             kept = Rows(schemas, source).kept.collect(engine="streaming")
 
         columns = dict[str, _Column]()
         for number, name in enumerate(names):
-            cells = kept.select(ROW, _TABLE, cell=pl.col(f"{number}"))
+            cells = kept.select(ROW, FILE, cell=pl.col(f"{number}"))
             columns[name] = _typed_column(name, cells, kinds.get(name), tables)
     return _encoded_rows(kept.get_column(_ITEM), columns, source)
 
@@ -120,19 +120,15 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
             raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
 
 
-def _attribute_schema(
-    table: Table, table_number: int, item: str, names: Sequence[str], kinds: Mapping[str, str]
-) -> RowSchema:
-    """Declare the values that are read from a table: the item, the number of the table, and each attribute.
+def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchema:
+    """Declare the values that are read from a table: the item, and each attribute as text.
 
     *item* is the column of items, *names* are those of attributes. The value of the attribute `names[2]` is called `2`,
-    as its name may be in use. *kinds* are `number` or `text` by attribute. Rows with a missing or invalid id are left
-    out.
+    as its name may be in use. Rows with a missing or invalid id are left out.
     """
-    schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(table_number, pl.UInt32)})
+    schema = RowSchema(table, {_ITEM: table.text(item)})
     for number, name in enumerate(names):
-        is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
-        schema.values[f"{number}"] = table.number(name) if is_number else table.text(name)
+        schema.values[f"{number}"] = table.text(name)
 
     schema.leave_out_bad_ids({_ITEM: item})
     return schema
@@ -141,26 +137,31 @@ def _attribute_schema(
 def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
     """Return the values of the attribute *name* as numbers or texts.
 
-    cells   [ROW, _TABLE, cell]: the number of a row, the index of its table in *tables*, and the value
+    cells   [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the value
     wanted  `number` or `text`; None for numbers if nearly all cells are
     tables  for notes on doubtful cells
 
     Raises SettingError if numbers are wanted and no cell is one.
     """
     values = cells.get_column("cell")
-    if values.dtype.is_numeric():
+    if wanted == "text":
         return _Column(values)
 
-    numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
+    digits = values.str.strip_chars()
+    numbers = digits.cast(pl.Float64, strict=False)
     numbers = numbers.set(~numbers.is_finite(), None)
-    not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
     present = values.count()
     share = numbers.count() / present if present else 1.0
 
-    if wanted == "text":
-        return _Column(values)
+    is_rounded = (numbers.abs() >= EXACT_FLOATS) & ~digits.str.contains(EXPONENT)
+    numbers = numbers.set(is_rounded, None)
+    not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
     if wanted is None and share < _LEAST_NUMBERS:
         return _Column(values, _note_on_texts(name, values, not_numbers, share, tables))
+    codes = cells.filter(is_rounded | digits.str.contains(CODE))
+    if wanted is None and not codes.is_empty():
+        shown = _cells_in_words(name, codes.head(1), tables)
+        return _Column(values, f"{name} (text): numbers would not keep all digits of {shown}")
     if wanted == "number" and present and not numbers.count():
         cell = _cells_in_words(name, not_numbers.head(1), tables)
         raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
@@ -201,11 +202,11 @@ def _note_on_texts(
 def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
     """Describe the first few *cells* of the column *name* for a note: `prices.csv, row 7, column 'price': 'n/a'`.
 
-    *cells* are [ROW, _TABLE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
+    *cells* are [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
     """
-    first = cells.sort(_TABLE, ROW).head(_CELLS_SHOWN)
+    first = cells.sort(FILE, ROW).head(_CELLS_SHOWN)
     places = list[str]()
-    for number, row in first.select(_TABLE, ROW).iter_rows():
+    for number, row in first.select(FILE, ROW).iter_rows():
         places += [described.text for described in tables[number].describe_rows([row], name)]
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 

@@ -71,7 +71,7 @@ def require_above_zero(name: str, value: float) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file of settings; raises SettingError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingError(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

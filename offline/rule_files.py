@@ -17,6 +17,7 @@ from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.rules import MAX_BOOST, Rules
 
 _STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
+_LIKE_STOCK = re.compile(r"(?i)sto?c?k(?!.?(code|id))|qty|quant|avail")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]
 _OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
 
@@ -88,10 +89,17 @@ def _read_available(path: Path) -> list[str]:
 
 
 def _stock_column(path: Path) -> str | None:
-    """Return the column of a file that tells whether an item is in stock, by its name, or None."""
+    """Return the column of a file that tells whether an item is in stock, by its name, or None.
+
+    Raises DataError for a similar name, as items that are sold out would count as available.
+    """
     with input_files([path]) as files:
         names = open_tables(files, Format())[0].schema
-    return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
+    stock = next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
+    alike = next(filter(_LIKE_STOCK.search, names), None)
+    if stock is None and alike is not None:
+        raise DataError(f"{named_paths([path])} has a column {alike!r}; call it stock, or remove it if it is none.")
+    return stock
 
 
 def _read_boosts(path: Path) -> dict[str, float]:

@@ -11,7 +11,8 @@ import csv
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO, StringIO
@@ -25,7 +26,7 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.encoding import ITEM, USER, check_id, encode_id
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.errors import StoreMisused, did_you_mean
 
 MAX_BYTES = 16 << 20
 # A background thread sleeps after each batch of lines to release the GIL.
@@ -60,12 +61,12 @@ class DenyList:
 def parse(content: bytes) -> DenyList:
     """Parse a deny-list: users who are answered as unknown, and items that are not shown.
 
-    *content* is UTF-8, perhaps with a byte order mark. A line is `item:ID` or `user:ID`; empty lines and those that
-    begin with # are skipped. A million lines take some seconds. Raises DenyListInvalid.
+    *content* is UTF-8. A line is `item:ID` or `user:ID`; empty lines and those that begin with # are skipped. A million
+    lines take some seconds. Raises DenyListInvalid.
     """
     users = set[str]()
     items = set[bytes]()
-    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for number, raw_line in _paced(BytesIO(content)):
         try:
             line = raw_line.decode().strip()
@@ -148,9 +149,13 @@ def parse_overrides(content: bytes) -> DenyList:
 def _override_rows(content: bytes) -> Iterable[str | dict[str, str]]:
     """Return the rows of overrides: JSON objects as text, or rows of a CSV table by column.
 
-    Raises ValueError for a table without a column of items, as which a JSON array is read.
+    Raises ValueError for a table without a column of items, as which a JSON array is read, and DenyListInvalid for
+    another encoding.
     """
-    text = content.decode("utf-8-sig")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise DenyListInvalid("it is not UTF-8; save it as UTF-8") from None
     if text.lstrip().startswith("{"):
         return filter(str.strip, text.split("\n"))
     table = csv.DictReader(StringIO(text, newline=""), strict=True)
@@ -197,8 +202,17 @@ class DenyListFile:
     current = Policy[DenyList]()
     """Of both files."""
 
-    def __init__(self, path: Path | None = None, overrides: Path | None = None) -> None:
-        """Read the files, if any; raises ServiceMisused."""
+    def __init__(
+        self,
+        path: Path | None = None,
+        overrides: Path | None = None,
+        *,
+        attributes: Callable[[], AbstractSet[str] | None] = lambda: None,
+    ) -> None:
+        """Read the files, if any; raises ServiceMisused.
+
+        *attributes* returns the names of the item attributes of served releases, None while they are unknown.
+        """
         self.current = DenyList()
         self._listed = DenyList()
         self._overrides = DenyList()
@@ -207,7 +221,12 @@ class DenyListFile:
             self.watched.append(WatchedFiles([path], partial(self._load_listed, path), max_bytes=MAX_BYTES))
         if overrides is not None:
             self.watched.append(
-                WatchedFiles([overrides], partial(self._load_overrides, overrides), max_bytes=MAX_BYTES)
+                WatchedFiles(
+                    [overrides],
+                    partial(self._load_overrides, overrides),
+                    context=lambda: () if (known := attributes()) is None else (known,),
+                    max_bytes=MAX_BYTES,
+                )
             )
 
     def _load_listed(self, path: Path, contents: Sequence[bytes]) -> None:
@@ -218,13 +237,32 @@ class DenyListFile:
             raise DenyListInvalid(f"the deny-list {path} cannot be used: {error}") from None
         self._combine()
 
-    def _load_overrides(self, path: Path, contents: Sequence[bytes]) -> None:
-        """Take the new content of the file of overrides; raises DenyListInvalid."""
+    def _load_overrides(
+        self, path: Path, contents: Sequence[bytes], known: AbstractSet[str] | None = None
+    ) -> str | None:
+        """Take the content of the file of overrides, and return why a column is not in use; raises DenyListInvalid.
+
+        *known* are the attributes of served releases, if these are known. A misspelt one would bring back the values of
+        the release, so content with another unknown one than before is refused.
+        """
         try:
-            self._overrides = parse_overrides(contents[0])
+            overrides = parse_overrides(contents[0])
         except DenyListInvalid as error:
             raise DenyListInvalid(f"overrides {path} cannot be used: {error}") from None
+
+        warning = None
+        unknown = set[str]() if known is None else overrides.overrides.keys() - known
+        if known is not None and unknown:
+            name = min(unknown)
+            advice = did_you_mean(name, [*known, "item", "deny"]) or f"they have {', '.join(sorted(known)) or 'none'}"
+            warning = (
+                f"overrides {path} have a column {name:.64}, which is no attribute of served releases; {advice:.200}"
+            )
+        if unknown - self._overrides.overrides.keys():
+            raise DenyListInvalid(warning)
+        self._overrides = overrides
         self._combine()
+        return warning
 
     def _combine(self) -> None:
         """Apply both files by one assignment, as they are loaded in threads."""

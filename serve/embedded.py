@@ -1,6 +1,7 @@
 """`hotplate.open` and `hotplate.open_sync`: lists of the live release inside another program."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -161,7 +162,7 @@ class Lists:
 
         result = await self._here.fold_in(
             basket,
-            n,
+            selection.n,
             selection.only,
             segment=str(options.get("segment", OVERALL)),
             recency=recency,
@@ -240,6 +241,7 @@ def _selection(n: int, options: ListOptions | FilterOptions) -> Selection:
     """
     if n < 1:
         raise StoreMisused(f"n must be at least 1, not {n}")
+    n = min(n, sys.maxsize)
     if not options:
         return Selection(n)
     if unknown := options.keys() - ListOptions.__optional_keys__:
@@ -354,6 +356,6 @@ def _check_ids(name: str, ids: object) -> None:
 
 def _check_weight(weight: float) -> float:
     """Return a weight; raises StoreMisused if it is invalid."""
-    if not 0 < weight < inf:
+    if not 0 < weight <= sys.float_info.max:
         raise StoreMisused(f"a weight is a number above 0, not {weight}")
     return weight

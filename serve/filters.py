@@ -11,7 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from math import isfinite, nan
+from math import isfinite
 from typing import Any, NamedTuple
 
 import msgspec
@@ -155,9 +155,9 @@ class Rejected:
         """Return whether an item fails a condition; an override of its attribute counts instead of the release's."""
         row = self._row_of(identifier)
         for column, accept, overrides in self._tests:
-            value = column.value(row)
+            value: object = column.value(row)
             if overrides and (override := overrides.get(identifier)) is not None:
-                value = _number(override) if column.texts is None else override
+                value = column.parse(override)
             if not accept(value):
                 return True
         return False
@@ -170,12 +170,14 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     condition. `:` means equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number.
     Raises StoreMisused for an operator or value of another kind than the column's.
     """
-    values: frozenset[Any] = frozenset(condition.values if column.texts else map(_number, condition.values))
+    values: frozenset[Any] = frozenset(map(column.parse, condition.values))
     subject = f"{condition.column}{condition.operator}"
     if condition.operator[0] in "<>" and (column.texts or len(values) > 1):
         raise StoreMisused(f"{subject} takes an attribute of numbers, and one value")
     if not column.texts and not all(map(isfinite, values)):
-        raise StoreMisused(f"{condition.column} is a number; write a condition such as {subject}50")
+        raise StoreMisused(
+            f"{condition.column} is a number, without leading zeros; write a condition such as {subject}50"
+        )
 
     if condition.operator == ":":
         return values.__contains__
@@ -186,14 +188,6 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     # The bound comes first, so `value < bound` is written as `bound > value`. All are false for NaN.
     operators = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}
     return partial(operators[condition.operator], bound)
-
-
-def _number(value: str) -> float:
-    """Return a number, or NaN."""
-    try:
-        return float(value)
-    except ValueError:
-        return nan
 
 
 class ReleaseFilters:

@@ -13,6 +13,7 @@ from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.readiness import Status, status_of_tiers
 from hotplate.serve.releases.canary import BothCounts
+from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
 from hotplate.stores.catalogue import Release
@@ -30,8 +31,10 @@ FINDINGS = 5
 RULES = 10
 RULE_CHARS = 60
 
+ATTRIBUTE_CHARS = 8_000
+
 # Of the largest state, and as much for each of its tiers.
-_PART_BYTES = 16_384
+_PART_BYTES = 49_152
 
 
 class TierState(msgspec.Struct, frozen=True):
@@ -50,6 +53,8 @@ class TierState(msgspec.Struct, frozen=True):
     """Time of the newest event that the release learnt from."""
     rules: tuple[str, ...] = ()
     """Names of the release's rules, or the first ones and the number of the others (`short_rules`)."""
+    attributes: list[str] | None = None
+    """Names of the item attributes of served releases; None without a release, or if they are too long to report."""
     canary: str | None = None
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
@@ -154,6 +159,16 @@ class SharedStates:
         """Return the last states of a tier in all workers."""
         return [own for state in self.all() if state is not None for own in state.tiers if own.tier == tier]
 
+    def attributes(self) -> set[str] | None:
+        """Return the names of the item attributes of all served releases; None while those of a tier are unknown."""
+        names: set[str] | None = None
+        for state in filter(None, self.all()):
+            for tier in state.tiers:
+                if tier.attributes is None:
+                    return None
+                names = {*tier.attributes, *(names or ())}
+        return names
+
     def clear(self, process: int) -> None:
         """Delete the state of a process that has ended."""
         self._records.clear(process)
@@ -247,12 +262,18 @@ def _tier_state(tier: Tier) -> TierState:
         rules=() if release is None else short_rules(release.manifest.rules),
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
+        attributes=_attributes_of(tier.follower.releases),
         canary=None if canary is None else canary.release.id,
         canary_counts=tier.follower.canary_follower.counts,
         followed_canary=tier.follower.canary_follower.identity,
         canary_began_with=None if canary is None else canary.began_with,
         stopped_canary=tier.follower.canary_follower.stopped,
     )
+
+
+def _attributes_of(releases: Sequence[ServedRelease]) -> list[str] | None:
+    names = {name for release in releases for name in release.manifest.origin.item_attributes.columns}
+    return sorted(names) if releases and sum(map(len, names)) <= ATTRIBUTE_CHARS else None
 
 
 def _without_details(state: ProcessState, sentence: str) -> ProcessState:

@@ -6,6 +6,7 @@ last valid content in shared memory, for processes that are started while the fi
 """
 
 import asyncio
+import codecs
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,32 +24,43 @@ POLL_S = 0.5
 MAX_BYTES = 1 << 20
 # Of msgpack, at most, before a list and before each of its values.
 _LENGTH_BYTES = 5
-# Parses the files and applies them by one assignment, because it may run in a thread. Of errors, only the text of
-# ServiceMisused is shown, because others may quote the file.
-LoadFiles = Callable[[Sequence[bytes]], None]
+# Parses the files and applies them by one assignment, because it may run in a thread; returns why a part of them is
+# not in use, if so. Of errors, only the text of ServiceMisused is shown, because others may quote the file.
+LoadFiles = Callable[..., str | None]
 
 
 class WatchedFiles:
     """Files loaded together, such as a certificate and its key."""
 
     def __init__(
-        self, paths: Sequence[Path], load: LoadFiles, *, max_bytes: int = MAX_BYTES, if_missing: str = ""
+        self,
+        paths: Sequence[Path],
+        load: LoadFiles,
+        *,
+        context: Callable[[], tuple[object, ...]] = tuple,
+        max_bytes: int = MAX_BYTES,
+        if_missing: str = "",
     ) -> None:
-        """Load the files; raises ServiceMisused. *if_missing* says how to create them."""
+        """Load the files; raises ServiceMisused. *if_missing* says how to create them.
+
+        *load* is called with the contents, and after that with new contents and what *context* returns: again for the
+        same contents when that changes.
+        """
         self.warning: str | None = None
-        """Why the current content is not in use."""
+        """Why the current content, or a part of it, is not in use."""
         self.name = str(paths[0])
         self._paths = paths
         self._load = load
+        self._context = context
         self._max_bytes = max_bytes
         self._if_missing = if_missing
         self._shared: Records | None = None
         self._row = 0
         contents = self._read()
-        self._seen = _hash_of(contents)
-        """Hash of the content at the last poll."""
-        self._tried = self._seen
-        """Hash of the content that was loaded last, or could not be loaded; empty if the files could not be read."""
+        self._seen: tuple[object, ...] = (_hash_of(contents),)
+        """Hash of the content at the last poll, and its context."""
+        self._tried: tuple[object, ...] = self._seen
+        """Those that were loaded last, or could not be loaded; empty if the files could not be read."""
         self._apply(contents)
 
     def share(self, records: Records, row: int) -> None:
@@ -64,7 +76,7 @@ class WatchedFiles:
         payload = None if self._shared is None else self._shared.read(self._row)
         if payload is not None:
             contents = msgspec.msgpack.decode(payload, type=list[bytes])
-            self._seen = _hash_of(contents)
+            self._seen = (_hash_of(contents),)
             self._tried = self._seen
             self._apply(contents)
 
@@ -72,35 +84,37 @@ class WatchedFiles:
         """Read the files, and load their content if it is new; errors do not propagate.
 
         New content is loaded when it was the same in two polls, because a file may be read while it is being written.
-        If it cannot be loaded, the reason becomes `self.warning`, and the same content is not tried again. One process
-        *leads*: it shares valid content with processes that are started later, and logs; others log at debug level.
+        If it cannot be loaded, the reason becomes `self.warning`, and the same content is not tried again in the same
+        context. One process *leads*: it shares valid content with processes that are started later, and logs; others
+        log at debug level.
         """
         try:
             contents = self._read()
-            digest = _hash_of(contents)
-            has_changed_since_poll = digest != self._seen
-            self._seen = digest
-            if has_changed_since_poll or digest == self._tried:
+            context = self._context()
+            version = (_hash_of(contents), *context)
+            has_changed_since_poll = version != self._seen
+            self._seen = version
+            if has_changed_since_poll or version == self._tried:
                 return
 
-            self._tried = digest
-            self._apply(contents)
+            self._tried = version
+            warning = self._apply(contents, *context)
             if leads and self._shared is not None:
                 self._shared.write(self._row, msgspec.msgpack.encode(contents))
+            log.log(logging.INFO if leads else logging.DEBUG, "loaded %s again", self.name)
         except ServiceMisused as error:
-            if self.warning != str(error):
-                self.warning = str(error)
-                log.log(logging.WARNING if leads else logging.DEBUG, "%s; the previous version stays in use", error)
-        else:
-            self.warning = None
-            log.log(logging.INFO if leads else logging.DEBUG, "loaded %s again, because it has changed", self.name)
+            warning = f"{error}; the previous version stays in use"
+
+        if warning is not None and warning != self.warning:
+            log.log(logging.WARNING if leads else logging.DEBUG, "%s", warning)
+        self.warning = warning
 
     def _read(self) -> list[bytes]:
         """Return the content of each file; raises ServiceMisused if one cannot be read, is no file, or is too large."""
         try:
             return [self._read_file(path) for path in self._paths]
         except ServiceMisused:
-            self._tried = b""  # once the files can be read again, their content is loaded, even if it is the same
+            self._tried = ()  # once the files can be read again, their content is loaded, even if it is the same
             raise
 
     def _read_file(self, path: Path) -> bytes:
@@ -115,11 +129,13 @@ class WatchedFiles:
             raise ServiceMisused(f"{path} cannot be read: {error.strerror}{hint}") from None
         if len(content) > self._max_bytes:
             raise ServiceMisused(f"{path} has more than {self._max_bytes} bytes")
-        return content
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
+            raise ServiceMisused(f"{path} is UTF-16; save it as UTF-8")
+        return content.removeprefix(codecs.BOM_UTF8)
 
-    def _apply(self, contents: Sequence[bytes]) -> None:
+    def _apply(self, contents: Sequence[bytes], *context: object) -> str | None:
         try:
-            self._load(contents)
+            return self._load(contents, *context)
         except ServiceMisused:
             raise
         except Exception as error:

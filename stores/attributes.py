@@ -1,5 +1,8 @@
 """The item attributes of a release: columns of numbers and texts, by which answers are filtered.
 
+A number is what is written: digits that a float does not hold differ, and the code 007 is not the number 7. Tables of
+format 1 may have rounded their numbers when they were published, so conditions on them round, too.
+
     meta:attributes/000000   the first PIECE_BYTES of the table
     meta:attributes/000001   the next ones
 
@@ -7,11 +10,13 @@ The table is msgpack. Its items are sorted by the xxh3_64 of their ids, as by `e
 of pieces, and the kinds of the columns, under ABOUT.
 """
 
+import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
 from itertools import pairwise
-from math import nan
+from math import isfinite, nan
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,7 +29,13 @@ from hotplate.stores.factors import PIECE_BYTES
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
 
-FORMAT = 1
+FORMAT = 2
+# Whole numbers below this are exact as floats.
+EXACT_FLOATS = 2**53
+# A code, such as a ZIP code, and not a number: digits that begin with zero.
+CODE = r"^[+-]?0\d+$"
+# Only digits are exact: 1e23 is the float.
+EXPONENT = r"[eE]"
 ABOUT: Final = "item_attributes"  # a field of `Origin`
 MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 
@@ -52,6 +63,8 @@ class Column(NamedTuple):
 
     values: "array[Any]"
     texts: Texts | None
+    parse: Callable[[str], float | Fraction | str]
+    """Returns a written value as one that compares with *values*; NaN for a text that is no number."""
 
     def value(self, row: int) -> float | str | None:
         """Return a number or a text; NaN or None for a missing value, as of the row -1."""
@@ -74,10 +87,13 @@ class ItemAttributes:
                 decode=msgspec.msgpack.decode,
             )
             self._hashes = array("Q", stored.hashes)
+            parse = parse_number if stored.format == FORMAT else _rounded_number
             self.columns = dict[str, Column]()
             for column in stored.columns:
-                typecode = "d" if column.texts is None else "I"
-                self.columns[column.name] = Column(array(typecode, column.values), column.texts)
+                if column.texts is None:
+                    self.columns[column.name] = Column(array("d", column.values), None, parse)
+                else:
+                    self.columns[column.name] = Column(array("I", column.values), column.texts, str)
         except (msgspec.MsgspecError, ValueError) as error:
             raise ReleaseCorrupt(f"the item attributes cannot be read ({error}); {HEAL}") from error
 
@@ -86,6 +102,23 @@ class ItemAttributes:
         hashed = xxh3_64_intdigest(identifier)
         row = bisect_left(self._hashes, hashed)
         return row if row < len(self._hashes) and self._hashes[row] == hashed else -1
+
+
+def parse_number(text: str) -> float | Fraction:
+    """Return a written number, which is exact if it has no exponent; NaN for a code and for any other text."""
+    number = _rounded_number(text)
+    if not isfinite(number) or re.match(CODE, text.strip()):
+        return nan
+    if abs(number) < EXACT_FLOATS or re.search(EXPONENT, text):
+        return number
+    return Fraction(text)
+
+
+def _rounded_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return nan
 
 
 def encode_attributes(

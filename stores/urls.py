@@ -159,7 +159,7 @@ class SecretFile(NamedTuple):
     def read(self) -> str:
         """Return the secret; StoreMisused if the file is empty, or cannot be read as UTF-8."""
         try:
-            content = Path(self.path).read_text(encoding="utf-8").rstrip("\r\n")
+            content = Path(self.path).read_text(encoding="utf-8-sig").rstrip("\r\n")
         except OSError as error:
             raise StoreMisused(f"{self.variable} names {self.path}, which cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:  # its message and traceback could show the secret

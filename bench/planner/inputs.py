@@ -305,7 +305,7 @@ def hourly_shares(profile: str | Sequence[float], label: str = "profile") -> tup
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises PlanMisused if that fails."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PlanMisused(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -145,7 +145,7 @@ OPTIONAL_PRICES = ("serverless_million_ru", "redis_gb_hour", "disk_gb_month")
 def load(path: Path = OURS) -> Prices:
     """Read a file of prices. Raises PricesUnreadable."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PricesUnreadable(f"{path}: {error.strerror}") from error
     except KeyError as error:

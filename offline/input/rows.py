@@ -21,6 +21,9 @@ from hotplate.offline.input.tables import EXTRA, ROW, Table, open_tables
 from hotplate.offline.options import Format
 from hotplate.stores.encoding import MAX_ID_BYTES
 
+# Columns beside the values: the number of the table that a row is from, and the reason to leave it out, null if kept.
+FILE = "\0file"
+_REASON = "\0reason"
 _MALFORMED_ROW = "malformed row"
 _MOST_ROWS_SHOWN = 5
 # Texts of floats from 2**53 on, and what spreadsheets make of long numbers.
@@ -148,10 +151,10 @@ class Rows:
         with data_errors(source, [schema.table.file for schema in schemas]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
-            counted = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
+            counted = self._all.group_by(_REASON).agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
 
         # The reason of rows that are kept is None.
-        groups = {group["reason"]: group for group in counted.iter_rows(named=True)}
+        groups = {group[_REASON]: group for group in counted.iter_rows(named=True)}
         row_counts = Counter({reason: group["rows"] for reason, group in groups.items()})
         for schema in schemas:
             for reason, rows_by_value in schema.counted.items():
@@ -167,8 +170,8 @@ class Rows:
 
     @property
     def kept(self) -> pl.LazyFrame:
-        """The values and ROW of the rows kept."""
-        return self._all.filter(pl.col("reason").is_null()).drop("file", "reason")
+        """The values, FILE and ROW of the rows kept."""
+        return self._all.filter(pl.col(_REASON).is_null()).drop(_REASON)
 
     def values(self, reason: str) -> list[str | None]:
         """Return the values that explain why rows were left out for *reason*, most frequent first.
@@ -180,7 +183,7 @@ class Rows:
         left_out = self._rows_left_out(reason)
         for file, schema in enumerate(self._schemas):
             counts.update(schema.counted.get(reason, {}))
-            rows = left_out.filter(pl.col("file") == file)
+            rows = left_out.filter(pl.col(FILE) == file)
             if reason in schema.filters:
                 value = schema.table.text(schema.filters[reason].column)
                 rows = schema.table.frame.join(rows.select(ROW), on=ROW, how="semi")
@@ -241,14 +244,12 @@ class Rows:
         """
         sentences = list[str]()
         is_advised = False
-        first_rows = (
-            self._rows_left_out(reason).select("file", ROW).group_by("file").head(_MOST_ROWS_SHOWN).sort("file", ROW)
-        )
-        place_in_file = pl.int_range(pl.len()).over("file")
-        shown_rows = first_rows.sort(place_in_file, "file").head(_MOST_ROWS_SHOWN).collect()
+        first_rows = self._rows_left_out(reason).select(FILE, ROW).group_by(FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW)
+        place_in_file = pl.int_range(pl.len()).over(FILE)
+        shown_rows = first_rows.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).collect()
 
-        # `file` is the number of the table in `_schemas`, and ROW the index of the row in it.
-        for (file,), rows in shown_rows.group_by("file", maintain_order=True):
+        # FILE is the number of the table in `_schemas`, and ROW the index of the row in it.
+        for (file,), rows in shown_rows.group_by(FILE, maintain_order=True):
             schema = self._schemas[file]
             fault = schema.bad.get(reason) or Fault(EXTRA, schema.table.malformed_fault)
             for row in schema.table.describe_rows(rows.get_column(ROW).to_list(), fault.column):
@@ -261,12 +262,12 @@ class Rows:
 
     def _rows_left_out(self, reason: str) -> pl.LazyFrame:
         """Return the rows left out for *reason*."""
-        return self._all.filter(pl.col("reason") == pl.lit(reason, self._reasons))
+        return self._all.filter(pl.col(_REASON) == pl.lit(reason, self._reasons))
 
     def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
-        """Return the table of *schema* as a frame [ROW, its values, file, reason], one row for each of the table's.
+        """Return the table of *schema* as a frame [ROW, its values, FILE, _REASON], one row for each of the table's.
 
-        *file* is the number of the table. `reason` is the first reason to leave the row out, null if it is kept.
+        *file* is the number of the table. _REASON is the first reason to leave the row out, null if it is kept.
         *repeated* are names of texts that become categories, to save memory.
         """
         # Conditions over the table's columns are computed together with the values, as temporary columns, because the
@@ -283,7 +284,7 @@ class Rows:
             reasons.append(pl.when(condition).then(pl.lit(reason, self._reasons)))
 
         # The conditions are in the order in which they apply, so the first reason that is not null counts.
-        marked = rows.with_columns(file=pl.lit(file, pl.UInt32), reason=pl.coalesce(reasons))
+        marked = rows.with_columns(pl.lit(file, pl.UInt32).alias(FILE), pl.coalesce(reasons).alias(_REASON))
 
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
         return marked.drop(*is_left_out).with_columns(categories)
@@ -341,7 +342,7 @@ def texts_by_role(
             return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
 
         schemas = [_text_schema(table, columns_in_order) for table in tables]
-        return Rows(schemas, source).kept.drop(ROW).collect(engine="streaming")
+        return Rows(schemas, source).kept.drop(FILE, ROW).collect(engine="streaming")
 
 
 def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:

@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from base64 import urlsafe_b64encode
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
     """Read a file of keys; raises KeysUnreadable, which never quotes it."""
     try:
         with path.open("rb") as file:
-            return parse(path, file.read(MAX_FILE_BYTES + 1))
+            return parse(path, file.read(MAX_FILE_BYTES + 1).removeprefix(BOM_UTF8))
     except OSError as error:
         hint = IF_MISSING if isinstance(error, FileNotFoundError) else ""
         raise KeysUnreadable(f"the keys in {path} cannot be read: {error.strerror}{hint}") from error

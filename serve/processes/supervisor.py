@@ -102,12 +102,12 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     invalid settings or files, and StoreMisused for an invalid store URL or a missing package.
     """
     _check_early(settings)
-    deny_list = DenyListFile(settings.deny_list, settings.overrides)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     raise_descriptor_limit()
 
     # All processes share these objects, created before the first fork.
     memory = create_memory(settings)
+    deny_list = DenyListFile(settings.deny_list, settings.overrides, attributes=memory.states.attributes)
     verify_token = verifier_of(settings.oidc_issuer, settings.oidc_audience)
     guard = guard_of(settings, verify_token, memory.rates)
     certificate = certificate_of(settings)

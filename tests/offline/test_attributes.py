@@ -3,18 +3,23 @@
 import math
 from collections.abc import Iterable
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import hotplate as library
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.serve.filters import Rejected
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.encoding import encode_id
+from hotplate.stores.errors import StoreMisused
 from hotplate.stores.origin import AttributesEntry
 from tests.support.command import failed, hotplate, json_of
 from tests.support.interactions import checkerboard_model
@@ -180,3 +185,110 @@ def test_imported_lists_are_filtered_by_their_attributes(items: Path, tmp_path: 
             assert [item["id"] for item in lists.personal("al", where=where).items] == [expected], where
     missing = hotplate("import", tmp_path / "lists.csv", "--store", store, "--item-attributes", tmp_path / "none.csv")
     failed(missing, "none.csv does not exist")
+
+
+# What shops have in a column of digits: ids, prices, whole numbers written by pandas, and codes that begin with zero.
+WHOLE = st.integers(-(10**6), 10**6) | st.integers(2**53 - 2, 2**53 + 2) | st.integers(10**18, 10**18 + 2)
+PRICES = st.decimals(-(10**6), 10**6, places=2)
+CODES = st.sampled_from(["007", "7", "07", "-07", "00", "0"])
+SHORT = st.integers(-20, 20)
+CELLS = (
+    st.lists(WHOLE.map(str), min_size=1, max_size=6)
+    | st.lists(SHORT.map(str) | SHORT.map("{}.0".format) | PRICES.map(str), min_size=1, max_size=6)
+    | st.lists(CODES | SHORT.map(str), min_size=1, max_size=6)
+)
+
+
+def is_code(digits: str) -> bool:
+    unsigned = digits.lstrip("+-")
+    return unsigned.isdecimal() and len(unsigned) > 1 and unsigned[0] == "0"
+
+
+def met_in(path: Path, where: str) -> list[int] | None:
+    """Return the places of the items that meet a condition; None if it is refused."""
+    rows, _ = read_attributes(path)
+    table = ItemAttributes(b"".join(row.value for row in rows))
+    items = [encode_id(f"p{number}") for number in range(len(table.columns["price"].values))]
+    try:
+        rejected = Rejected(table, where)
+    except StoreMisused:
+        return None
+    return [place for place, item in enumerate(items) if item not in rejected]
+
+
+def met_by(cells: list[str], value: str) -> list[int] | None:
+    """The same by plain Python: as texts if a number would lose digits, else as decimals."""
+    if any(is_code(cell) or abs(Decimal(cell)) >= 2**53 for cell in cells):
+        return [place for place, cell in enumerate(cells) if cell == value]
+    if is_code(value):
+        return None
+    return [place for place, cell in enumerate(cells) if Decimal(cell) == Decimal(value)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(cells=CELLS, other=CELLS)
+@example(["1750000000000000001", "1750000000000000002"], ["1750000000000000001"])
+@example(["01099", "1099"], ["01099"])
+@example(["1099", "2000"], ["01099"])
+@example(["10.0", "20"], ["10"])
+def test_values_are_equal_in_every_file_as_they_are_in_python(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[str], other: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("attributes")
+    files = {"csv": "item,price\n" + "".join(f"p{place},{cell}\n" for place, cell in enumerate(cells))}
+    if not any(map(is_code, cells)):  # JSON has no such numbers
+        files["jsonl"] = "".join(f'{{"item":"p{place}","price":{cell}}}\n' for place, cell in enumerate(cells))
+    for kind, content in files.items():
+        (folder / f"items.{kind}").write_text(content)
+        for value in (cells[0], other[0]):
+            assert met_in(folder / f"items.{kind}", f"price:{value}") == met_by(cells, value), kind
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (pl.Int64(), [1750000000000000001, 1750000000000000002]),
+        (pl.UInt64(), [2**64 - 1, 2**64 - 2]),
+        (pl.Int128(), [10**30, 10**30 + 1]),
+        (pl.Decimal(38, 2), [Decimal("12345678901234567.25"), Decimal("12345678901234567.50")]),
+    ],
+)
+def test_long_numbers_of_parquet_are_texts_and_differ(tmp_path: Path, dtype: pl.DataType, values: list[int]) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame({"item": ["p0", "p1"], "price": pl.Series(values, dtype=dtype)}).write_parquet(path)
+    assert entry_of(path)["columns"] == {"price": "text"}
+    assert "numbers would not keep all digits" in entry_of(path)["notes"][0]
+    assert [met_in(path, f"price:{value}") for value in values] == [[0], [1]]
+
+
+def test_numbers_of_parquet_equal_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    for dtype in (pl.Float32, pl.Float64, pl.Decimal(9, 2)):
+        column = pl.Series([19.99, 10.0, None]).cast(dtype)
+        pl.DataFrame({"item": ["p0", "p1", "p2"], "price": column}).write_parquet(path)
+        assert entry_of(path)["columns"] == {"price": "number"}
+        assert [met_in(path, where) for where in ("price:19.99", "price:10", "price>=19.99")] == [[0], [1], [0]]
+
+
+def test_numbers_that_are_asked_for_lose_zeros_but_no_digits(tmp_path: Path) -> None:
+    path = write_column(tmp_path / "items.csv", ["07", "11", "1750000000000000001"])
+    first, second, third = values_of(path, price="number")
+    assert (first, second, math.isnan(third)) == (7, 11, True)
+    assert "row 4, column 'price': '1750000000000000001'" in entry_of(path, price="number")["notes"][0]
+
+
+def test_import_says_which_columns_became_texts_to_keep_digits(tmp_path: Path) -> None:
+    (tmp_path / "lists.csv").write_text("user,item,score\nal,a,3\nal,b,2\n")
+    items = tmp_path / "items.csv"
+    items.write_text("item,seller,zip,price\na,1750000000000000001,01099,10.0\nb,1750000000000000002,1099,12\n")
+    store = f"file://{tmp_path}/store"
+    facts = json_of("import", tmp_path / "lists.csv", "--store", store, "--item-attributes", items)
+    entry = facts["release"]["about"]["item_attributes"]
+    assert entry["columns"] == {"seller": "text", "zip": "text", "price": "number"}
+    assert [note.split(" digits")[0] for note in entry["notes"]] == [
+        "seller (text): numbers would not keep all",
+        "zip (text): numbers would not keep all",
+    ]
+    with library.open_sync(store) as lists:
+        for where, expected in (("seller:1750000000000000001", ["a"]), ("zip:1099", ["b"]), ("price:10", ["a"])):
+            assert [item["id"] for item in lists.personal("al", where=where).items] == expected, where

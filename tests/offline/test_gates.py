@@ -137,6 +137,8 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
     path.write_text('ndcg = 0.2\n"overlap@20" = 0.3\ndrop.as_served.ndcg = 0.1\n')
     bounds = {gate.name: gate.bound for gate in read_gates(path, ["ndcg=0.3", "overlap = 0.4"])}
     assert bounds == {"ndcg": 0.3, "overlap@20": 0.3, "drop.as_served.ndcg": 0.1, "overlap@10": 0.4}
+    path.write_text("\ufeffndcg = 0.2\n")  # by Windows
+    assert [gate.bound for gate in read_gates(path)] == [0.2]
     path.write_text("ndcg 0.2")
     with pytest.raises(SettingError, match="is not TOML"):
         read_gates(path)

@@ -74,12 +74,22 @@ def test_coverage_is_of_all_items_that_the_model_learnt() -> None:
         ("item,stock\na,0\nb,3\nc,-1\n", frozenset({"b"})),
         ("item,In stock\na,false\nb,True\nc,yes\n", frozenset({"b", "c"})),
         ("item,quantity,price\na,0.0,1\nb,2.5,1\n", frozenset({"b"})),
+        ("StockCode,title\na,A\nb,B\n", frozenset({"a", "b"})),
+        ("item,StockCode\na,A\nb,B\n", frozenset({"a", "b"})),
     ],
 )
 def test_available_items_are_those_with_stock(tmp_path: Path, rows: str, left: frozenset[str]) -> None:
     path = tmp_path / "stock.csv"
     path.write_text(rows)
     assert read_rules(RuleFiles(available=path)).available == left
+
+
+@pytest.mark.parametrize("name", ["stok", "stock_level", "avail"])
+def test_column_that_looks_like_stock_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "stock.csv"
+    path.write_text(f"item,{name}\na,0\nb,3\n")
+    with pytest.raises(DataError, match=f"has a column '{name}'; call it stock, or remove it"):
+        read_rules(RuleFiles(available=path))
 
 
 @pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("NAN", "'NAN'"), ("", "None")])

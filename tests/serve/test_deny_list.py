@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.deny_list import DenyListInvalid, parse
+from hotplate.serve.deny_list import DenyListFile, DenyListInvalid, parse
+from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.encoding import NO_OFFSET, body_of, cut_without, decode, encode_id
 from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
 
@@ -144,12 +145,32 @@ def test_a_restarted_admin_process_keeps_the_last_valid_deny_list(service: Servi
     assert service.admin("/console/user?id=1").json["source"] == "popular"
 
 
-def test_deny_list_ids_match_as_written() -> None:
+def test_deny_list_ids_match_as_written(denied: Path) -> None:
     text = '\ufeff# comment\r\nitem: a b \r\nuser:#1\nuser:x:y\nitem:"quo\\"te"\nitem:quo"te2\nuser:"\\n "\n'
-    denied = parse(text.encode())
-    assert [user for user in ("#1", "x:y", "\n ", "x", "1", "") if user in denied.users] == ["#1", "x:y", "\n "]
+    denied.write_bytes(text.encode())
+    listed = DenyListFile(denied).current
+    assert [user for user in ("#1", "x:y", "\n ", "x", "1", "") if user in listed.users] == ["#1", "x:y", "\n "]
     items = ["a b", 'quo"te', 'quo"te2']
-    assert [item for item in (*items, "quo", "a") if encode_id(item) in denied.items] == items
+    assert [item for item in (*items, "quo", "a") if encode_id(item) in listed.items] == items
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_files_in_utf_16_are_refused_by_their_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "denied.txt").write_bytes("item:1\n".encode(encoding))
+    (tmp_path / "overrides.csv").write_bytes("item,stock\n1,0\n".encode(encoding))
+    with pytest.raises(ServiceMisused, match=r"denied\.txt is UTF-16; save it as UTF-8"):
+        DenyListFile(tmp_path / "denied.txt")
+    with pytest.raises(ServiceMisused, match=r"overrides\.csv is UTF-16; save it as UTF-8"):
+        DenyListFile(None, tmp_path / "overrides.csv")
+
+
+def test_overrides_of_windows_are_refused_by_their_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "overrides.csv"
+    path.write_bytes("item,stock\nmüsli,0\n".encode("cp1252"))
+    with pytest.raises(ServiceMisused, match="it is not UTF-8; save it as UTF-8"):
+        DenyListFile(None, path)
+    path.write_bytes('{"item": "müsli", "stock": 0}\n'.encode("utf-8-sig"))
+    assert DenyListFile(None, path).current.overrides == {"stock": {encode_id("müsli"): "0"}}
 
 
 @pytest.mark.parametrize("line", [b"item:", b"user", b"Item:1", b"\xff", b"item:" + b"x" * 257, b'item:"x', b'user:""'])

@@ -4,8 +4,12 @@ import asyncio
 import csv
 import io
 import json
+import operator
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -61,8 +65,13 @@ LISTS = {
 }
 
 
-def publish(folder: Path, items: dict[str, Any] = ITEMS, lists: dict[str, bytes] = LISTS) -> str:
-    columns = {name: [values[place] for values in items.values()] for place, name in enumerate(COLUMNS)}
+def publish(
+    folder: Path,
+    items: dict[str, Any] = ITEMS,
+    lists: dict[str, bytes] = LISTS,
+    names: tuple[str, ...] = COLUMNS,
+) -> str:
+    columns = {name: [values[place] for values in items.values()] for place, name in enumerate(names)}
     rows, about = encode_attributes(list(items), columns)
     return asyncio.run(publish_lists(folder, {**lists, **dict(rows)}, about=about))
 
@@ -141,12 +150,49 @@ def test_overrides_replace_values_of_some_items(replaced: list[bool], where: str
     assert [encode_id(item) in live for item in IDS] == [encode_id(item) in published for item in IDS]
 
 
+COMPARISONS = {
+    ":": operator.eq,
+    "!:": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+NUMBERS = (
+    st.integers(2**53 - 3, 2**53 + 3)
+    | st.integers(-(10**30), 10**30)
+    | st.decimals(-100, 100, places=2)
+    | st.decimals(2**53, 2**54, places=1)
+)
+
+
+@given(item=NUMBERS, value=NUMBERS, comparison=st.sampled_from(sorted(COMPARISONS)))
+@example(2**53, 2**53 + 1, ":")
+@example(10**30, 10**30 + 1, "<")
+def test_numbers_compare_as_in_python_however_long_they_are(
+    item: int | Decimal, value: int | Decimal, comparison: str
+) -> None:
+    expected = COMPARISONS[comparison](item, value)
+    overridden = Rejected(TABLE, f"price{comparison}{value}", {"price": {encode_id("i1"): str(item)}})
+    assert (encode_id("i1") not in overridden) == expected
+    assert encode_id("i0") in overridden, "which has no price"
+    texts = table_of(colour=[str(item), None, None, None, None])
+    assert (encode_id("i0") not in Rejected(texts, f"colour:{value}")) == (str(item) == str(value))
+
+
+def test_override_with_a_leading_zero_is_no_number() -> None:
+    for where, kept in (("price:20", ["i2"]), ("price>0", ["i2", "i3", "i4"])):
+        rejected = Rejected(TABLE, where, {"price": {encode_id("i1"): "020"}})
+        assert [item for item in IDS if encode_id(item) not in rejected] == kept
+
+
 @pytest.mark.parametrize(
     ("where", "sentence"),
     [
         ("size:4", "no attribute 'size' in this release; they have price, category, stock"),
         ("category<x", "category< takes an attribute of numbers"),
         ("price:cheap", "price is a number"),
+        ("price:020", "price is a number, without leading zeros"),
         ("price<nan", "price is a number"),
         ("price<1|2", "and one value"),
         ("price", "cannot be read at 'price'"),
@@ -279,21 +325,89 @@ def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: i
 
 
 def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    def replace(text: str) -> None:
-        (tmp_path / "new").write_text(text)
-        (tmp_path / "new").replace(tmp_path / "live.csv")
-
-    replace("item,stock,category,deny\nshoe1,0,,\nunheard-of,7,shoes,\n")
-    with running(folder, "--overrides", str(tmp_path / "live.csv")) as service:
+    live = tmp_path / "live.csv"
+    replace(live, "item,stock,category,deny\nshoe1,0,,\nunheard-of,7,shoes,\n")
+    with running(folder, "--overrides", str(live)) as service:
         in_stock = partial(service.get, "/v1/recommendations/1?where=category:shoes,stock>0")
         assert ids(in_stock()) == ["shoe2", "unheard-of", "top1+"]
-        replace('{"item": "shoe1", "stock": null, "deny": false}\n{"item": "shoe2", "deny": true, "size": 4.5}\n')
+        replace(
+            live, '{"item": "shoe1", "stock": null, "deny": false}\n{"item": "shoe2", "deny": true, "size": null}\n'
+        )
         until(lambda: ids(in_stock()) == ["shoe1", "top1+"])
         assert ids(service.get("/v1/recommendations/1?n=2")) == ["shoe1", "shoe3"]
-        replace("item,stock\nshoe1,0,7\n")
+        replace(live, "item,stock\nshoe1,0,7\n")
         until(lambda: service.get("/readyz").json["status"] == "degraded")
         assert ids(in_stock()) == ["shoe1", "top1+"]
         until(lambda: "row 1 cannot be read; a row has an item" in service.log.read_text())
+
+
+def replace(path: Path, text: str) -> None:
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def test_misspelt_column_of_new_overrides_is_refused_with_the_right_name(folder: Path, tmp_path: Path) -> None:
+    live = tmp_path / "live.csv"
+    live.write_text("item,stock\nshoe1,0\n")
+    with running(folder, "--overrides", str(live), "--workers", "2") as service:
+        in_stock = partial(service.get, "/v1/recommendations/1?where=category:shoes,stock>0&n=1")
+        until(lambda: ids(in_stock()) == ["shoe2"])
+        replace(live, "item,stok\nshoe1,0\n")
+        until(lambda: service.get("/readyz").json["status"] == "degraded")
+        until(
+            lambda: (
+                "a column stok, which is no attribute of served releases; did you mean stock?" in str(service.states())
+            )
+        )
+        assert ids(in_stock()) == ["shoe2"], "the last good version is in use"
+        replace(live, '{"item": "shoe2", "Deny": true}\n')
+        until(lambda: "a column Deny, which is no attribute" in str(service.states()))
+        assert "did you mean deny?" in str(service.states())
+        replace(live, "item,stock\nshoe2,0\n")
+        until(lambda: service.get("/readyz").json["status"] == "ready")
+        assert ids(in_stock()) == ["shoe1"]
+        assert service.log.read_text().count("did you mean stock?") == 1
+
+
+def test_misspelt_column_at_the_start_is_named_and_others_count(folder: Path, tmp_path: Path) -> None:
+    live = tmp_path / "live.csv"
+    live.write_text("item,stok,category,deny\nshoe1,0,hats,\nshoe2,,,true\n")
+    with running(folder, "--overrides", str(live)) as service:
+        until(lambda: "did you mean stock?" in str(service.states()))
+        assert service.get("/readyz").json["status"] == "degraded"
+        assert ids(service.get("/v1/recommendations/1?where=category:shoes&n=1")) == ["shoe3"]
+        replace(live, "item,stok,category,deny\nshoe1,0,shoes,\n")
+        until(lambda: ids(service.get("/v1/recommendations/1?where=category:shoes&n=1")) == ["shoe1"])
+        assert service.get("/readyz").json["status"] == "degraded"
+        assert service.log.read_text().count("did you mean stock?") == 1
+
+
+def test_overrides_follow_the_attributes_of_the_live_release(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    live = tmp_path / "live.csv"
+    live.write_text("item,stock\nshoe1,0\n")
+    publish(store)
+    with running(store, "--overrides", str(live)) as service:
+        in_stock = partial(service.get, "/v1/recommendations/1?where=stock>0&n=1")
+        until(lambda: ids(in_stock()) == ["shoe2"])
+
+        replace(live, "item,size\nshoe1,44\n")  # before the release that has sizes
+        until(lambda: "a column size, which is no attribute" in str(service.states()))
+        assert ids(in_stock()) == ["shoe2"]
+        publish(store, names=("price", "category", "size"))
+        until(lambda: service.get("/readyz").json["status"] == "ready")
+        assert ids(service.get("/v1/recommendations/1?where=size:44")) == ["shoe1"]
+
+        publish(store)  # without sizes again
+        until(lambda: service.get("/readyz").json["status"] == "degraded")
+        assert ids(in_stock()) == ["shoe1"]
+        (worker,) = service.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: service.workers() not in ([worker], []))
+        until(lambda: ids(in_stock()) == ["shoe1"])
+        replace(live, "item,size,stock\nshoe1,44,0\n")
+        until(lambda: ids(in_stock()) == ["shoe2"])
 
 
 VALUES = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.sampled_from(["red", "a,b", 'q"uo', "é\n"])

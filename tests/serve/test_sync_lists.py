@@ -112,11 +112,23 @@ def test_sync_methods_refuse_invalid_arguments(url: str) -> None:
             lists.personal("42", n=0)
         with pytest.raises(hotplate.StoreMisused, match="recency is a factor"):
             lists.fold_in(["a"], recency=0)
+        with pytest.raises(hotplate.StoreMisused, match="a weight is a number above 0"):
+            lists.fold_in({"a": 10**400})
         with pytest.raises(hotplate.StoreMisused):
             lists.similar("")
         for user in (42, None, b"42"):
             with pytest.raises(hotplate.StoreMisused, match=f"is a string, and not of the type {type(user).__name__}"):
                 lists.personal(user)  # type: ignore[arg-type]  # as in a program without type checks
+
+
+def test_any_number_of_items_may_be_asked_for(url: str) -> None:
+    most = 10**30
+    with hotplate.open_sync(url) as lists:
+        assert ids(lists.personal("42", most)) == ids(lists.personal("42", 1000))
+        assert ids(lists.similar("a", most)) == ids(lists.similar("a", 1000))
+        assert ids(lists.popular(most)) == ids(lists.popular(1000))
+        assert ids(lists.fold_in(["a"], most)) == ids(lists.fold_in(["a"], 1000))
+        assert [ids(answer) for answer in lists.personal_many(["42"], most)] == [ids(lists.personal("42", 1000))]
 
 
 @pytest.mark.usefixtures("patience")

@@ -131,6 +131,42 @@ async def test_files_are_followed_after_a_thread_could_not_be_started(
             await asyncio.sleep(0.01)
 
 
+def test_same_content_is_loaded_again_in_another_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "file"
+    file.write_text("good")
+    names = tuple[str, ...]()
+    loads = list[tuple[str, ...]]()
+
+    def load(_: Sequence[bytes], *context: str) -> str | None:
+        loads.append(context)
+        return "a part is not in use" if context == ("b",) else None
+
+    watched = WatchedFiles([file], load, context=lambda: names)
+    polled(watched)
+    assert loads == [()]
+    for names in (("a",), ("b",), ("b",)):  # noqa: B007 -- for the context
+        polled(watched)
+    assert (watched.warning, loads) == ("a part is not in use", [(), ("a",), ("b",)])
+    file.write_text("changed")
+    polled(watched)
+    assert loads[3:] == [("b",)]
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    names = ("a",)
+    polled(watched)
+    assert watched.warning is None
+
+
+def test_byte_order_mark_is_not_part_of_a_file_and_utf_16_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    used = list[bytes]()
+    file.write_bytes(b"\xef\xbb\xbf{}")
+    watched = WatchedFiles([file], used.extend)
+    assert used == [b"{}"]
+    file.write_bytes("{}".encode("utf-16"))
+    polled(watched)
+    assert "file is UTF-16; save it as UTF-8" in str(watched.warning)
+
+
 def test_last_valid_content_is_shared_with_processes_that_start_later(tmp_path: Path) -> None:
     file = tmp_path / "file"
     uses = [list[bytes](), list[bytes]()]

@@ -17,12 +17,13 @@ import msgspec
 import orjson
 import pytest
 
+from hotplate.serve.filters import Rejected
 from hotplate.stores import transitions as changes
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.catalogue_record import FORMAT, dump, parse
 from hotplate.stores.doctor import survey
-from hotplate.stores.encoding import MANIFEST, NO_OFFSET, Checksum
+from hotplate.stores.encoding import MANIFEST, NO_OFFSET, Checksum, encode_id
 from hotplate.stores.erasure_log import ID, KEY, parse_first_format
 from hotplate.stores.errors import CatalogueUnreadable, WrittenByNewer
 from hotplate.stores.event_log import segments
@@ -156,6 +157,22 @@ async def test_a_restore_over_a_catalogue_of_a_newer_format_is_refused(tmp_path:
     assert path.read_bytes() == newer
     await source.close()
     await target.close()
+
+
+# Written by c02528d0: sellers 1750000000000000001, 1750000000000000002 and 5.
+FIRST_ATTRIBUTES = (
+    b"\x83\xa6hashes\xc4\x18|\xf2p\xf3PF/\x1b\x04\xde\x91!\xa8\x0e\xd39\xf7\xd7\ti\x82\xc10\x90\xa7columns\x91\x83\xa4name"
+    b"\xa6seller\xa6values\xc4\x18\x00\xefd\xba?I\xb8C\x00\x00\x00\x00\x00\x00\x14@\x00\xefd\xba?I\xb8C\xa5texts\xc0\xa6format\x01"
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [("seller:1750000000000000001", "i1 i2"), ("seller:005", "i3"), ("seller!:5", "i1 i2"), ("seller:5.0", "i3")],
+)
+def test_attributes_of_the_first_format_are_filtered_as_before(where: str, expected: str) -> None:
+    rejected = Rejected(ItemAttributes(FIRST_ATTRIBUTES), where)
+    assert [item for item in ("i1", "i2", "i3") if encode_id(item) not in rejected] == expected.split()
 
 
 async def test_rebuild_keeps_releases_of_a_newer_format(tmp_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_file_without_keys_is_refused_without_quoting_it(keys: Path, text: str, 
     assert caught.value.__context__ is None  # msgspec's error may quote it
 
 
+def test_keys_with_a_byte_order_mark_are_read(keys: Path) -> None:
+    hotplate("keys", "create", "web", "--scope", "read", "--keys", keys)
+    clients = load(keys)
+    keys.write_bytes(b"\xef\xbb\xbf" + keys.read_bytes())
+    assert load(keys) == clients
+
+
 def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder: Path, keys: Path) -> None:
     old = create(keys, "web", ["read"]).key
     with running(folder, "--keys", str(keys), "--workers", "2") as service:
