@@ -5,16 +5,14 @@ from dataclasses import replace
 from hotplate.base.report import Report
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http_plan import HttpPlan
-from hotplate.bench.http_report import report, report_popular
-from hotplate.bench.http_verdict import HttpRuns
+from hotplate.bench.http_report import BOUNDS, HttpRuns, judge_rounds, report, report_popular
 from hotplate.bench.lists import check_answers, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Load, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.outcome import interrupted_report
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.search import highest, search
-from hotplate.bench.trials import Trial
+from hotplate.bench.search import MOST_RUNS, STEP_DOWN, USUAL_RUNS, Trial, highest, search
+from hotplate.bench.verdict import interrupted_report
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics
@@ -86,17 +84,47 @@ class _HttpMeasurement:
             return
 
         if plan.options.find_max:
-            for trial in search(self._attempt, load.rate or 1.0):
-                self._trials.append(trial)
-                if trial.is_stopped:
-                    raise KeyboardInterrupt
-            best = highest(self._trials)
-            if best is None:
-                return
-            load = replace(load, rate=best.offered)
+            self._search()
+        else:
+            self._run_rounds(load)
 
-        for number in range(1, plan.options.repeat + 1):
-            result = self._run_load(f"round {number} of {plan.options.repeat}", load)
+    def _search(self) -> None:
+        """Search for the highest rate, and make rounds at it; if they refute it, make them at lower ones.
+
+        No round is made if there is no rate inside. Raises KeyboardInterrupt as `run`.
+        """
+        load = self._plan.load
+        repeat = self._plan.options.repeat
+        minutes = (USUAL_RUNS + repeat) * load.duration_s / 60
+        self._display.say(
+            f"about {minutes:.0f} min: some {USUAL_RUNS} trials of {load.duration_s:g} s, then the rounds"
+        )
+        for trial in search(self._attempt, load.rate or 1.0):
+            self._trials.append(trial)
+            if trial.is_stopped:
+                raise KeyboardInterrupt
+        best = highest(self._trials)
+        if best is None:
+            return
+
+        rate = best.offered
+        step = STEP_DOWN
+        while True:
+            self._run_rounds(replace(load, rate=rate))
+            timed = self._plan.objective.without_pauses(self._rounds)
+            found = judge_rounds(self._plan, self._rounds, timed)
+            refuted = [finding.text for finding in found if finding.gravity in BOUNDS]
+            if not refuted or len(self._trials) + repeat > MOST_RUNS + repeat // 2:
+                return
+            self._trials += [Trial(offered=rate, result=result, broken=tuple(refuted)) for result in self._rounds]
+            self._rounds.clear()
+            rate *= 1 - step
+            step *= 2
+
+    def _run_rounds(self, load: Load) -> None:
+        repeat = self._plan.options.repeat
+        for number in range(1, repeat + 1):
+            result = self._run_load(f"round {number} of {repeat}", load)
             self._rounds.append(result)
             if result.interrupted:
                 raise KeyboardInterrupt

@@ -1,21 +1,20 @@
 """The report of a measurement over HTTP: rounds at one rate, with the search for it, or a sweep of batches."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hotplate.base.report import Column, Curve, Plot, Report, Row, format_value
+from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count, format_value
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, P99_9, POPULAR_LISTS, RATE
 from hotplate.bench.http_plan import HttpPlan
-from hotplate.bench.http_verdict import HttpRuns, Verdict, judge
 from hotplate.bench.lists import CheckResult
-from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, LAG_BOUND_US, Histogram, Result
 from hotplate.bench.objective import PERCENTS, format_bound, format_ms
-from hotplate.bench.outcome import interrupted_report, no_verdict
 from hotplate.bench.process import describe
-from hotplate.bench.search import knee, users_per_s
+from hotplate.bench.search import Trial, first_outside, highest, knee, users_per_s
 from hotplate.bench.statistics import error_share, mean, percentile, popular_share
-from hotplate.bench.trials import Trial
+from hotplate.bench.verdict import NOT_LISTS, Finding, Gravity, concluded, findings, interrupted_report
 from hotplate.stores.urls import redacted
 
 PERCENTILES = (P50, P99, P99_9)
@@ -40,7 +39,11 @@ BATCH_COLUMNS = (
     Column(POPULAR_LISTS, "popular\n%", "%"),
 )
 SHOWN_REASONS = 2
-NOT_LISTS = "The users' own lists were not measured, but the popular list."
+# Some seconds of a search may be left out.
+SPARE = 1.6
+LONGER = 3
+BOUNDS = (Gravity.ERRORS, Gravity.OUTSIDE)
+NOTHING_KNOWN = (Gravity.POPULAR, Gravity.UNMEASURED)
 CLOSED_LOOP = (
     "closed loop: latency counts from sending; where the service refused more at a time (429, 503), fewer were sent"
 )
@@ -66,72 +69,142 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class HttpRuns:
+    """All runs, and the check of kept responses; without a store, nothing is checked."""
+
+    plan: HttpPlan
+    trials: tuple[Trial, ...]
+    rounds: tuple[Result, ...]
+    checked: CheckResult | None
+    interrupted: bool
+
+    @property
+    def rate(self) -> float:
+        """The rate of the rounds or, before them, the highest one inside the objective; 0 if there is none."""
+        if self.rounds:
+            return self.rounds[0].requested_rate or 0.0
+        best = highest(self.trials)
+        return best.offered if best else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What rounds at one rate show, and the search for that rate, if there was one.
+
+    found    all that is wrong
+    timed    the rounds, without seconds that are left out of latencies
+    best     the highest rate inside the objective; None without a search, or if there is none
+    outside  a trial at the lowest rate outside, by which a complete search ended
+    limit    why the highest rate may be higher; empty if the service ended the search
+    """
+
+    found: Sequence[Finding]
+    timed: Sequence[Result]
+    best: float | None = None
+    outside: Trial | None = None
+    limit: str = ""
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the service did not keep a bound."""
+        return any(finding.gravity in BOUNDS for finding in self.found)
+
+
+def judge(runs: HttpRuns) -> Verdict:
+    """Judge rounds at one rate, and the search for that rate."""
+    plan = runs.plan
+    rounds = runs.rounds
+    outside = None
+    if runs.trials and (rounds or not runs.interrupted):  # a search that was stopped did not end
+        outside = first_outside(runs.trials, runs.rate)
+
+    timed = plan.objective.without_pauses(rounds) if plan.options.find_max else rounds
+    found = [*_check_findings(runs), *findings(Gravity.POPULAR, plan.popular_complaint(rounds), NOT_LISTS)]
+    found += judge_rounds(plan, rounds, timed)
+    if outside and not runs.rate:
+        found.append(Finding(Gravity.OUTSIDE, _no_rate(runs, outside)))
+
+    verdict = Verdict(found=found, timed=timed, outside=outside)
+    if not runs.trials or not runs.rate or verdict.is_outside:
+        return verdict
+    limit = outside.doubts[0] if outside and outside.is_unclear else ""
+    return replace(verdict, best=runs.rate, limit=limit)
+
+
+def judge_rounds(plan: HttpPlan, rounds: Sequence[Result], timed: Sequence[Result]) -> list[Finding]:
+    """Judge rounds at one rate by the objective, and their validity.
+
+    *timed* are the rounds without seconds that are left out of latencies. A percentile with too few answers is only
+    named if no bound is broken.
+    """
+    objective = plan.objective
+    figures = {name: percentile(timed, PERCENTS[name]) for name in objective.latency_us if rounds}
+    unknown = {name: figure.note for name, figure in figures.items() if figure.value is None}
+    known = {name: bound_us for name, bound_us in objective.latency_us.items() if name not in unknown}
+    latency = replace(objective, latency_us=known).judge_latency(timed)
+
+    at = ""
+    if plan.options.find_max and rounds:
+        at = f"the rounds at {rounds[0].requested_rate:,.4g} requests/s: "
+    errors = findings(Gravity.ERRORS, [at + reason for reason in objective.errors_beyond(rounds)])
+    broken = findings(Gravity.OUTSIDE, [at + reason for reason in latency.broken])
+    unmeasured = _invalid_rounds(timed)
+    if not errors and not broken:
+        unmeasured += [_too_few_answers(name, note, rounds) for name, note in unknown.items()]
+    unmeasured += [f"all rounds: {doubt}" for doubt in latency.doubts]
+    return [*errors, *broken, *findings(Gravity.UNMEASURED, unmeasured)]
+
+
+def _invalid_rounds(rounds: Sequence[Result]) -> list[str]:
+    """Return why rounds are invalid, of which the first few are named."""
+    reasons = [
+        f"round {number}: {reason}" for number, result in enumerate(rounds, 1) for reason in result.invalid_reasons
+    ]
+    if len(reasons) <= SHOWN_REASONS:
+        return reasons
+    more = len(reasons) - SHOWN_REASONS
+    return [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(rounds)} rounds"]
+
+
+def _too_few_answers(name: str, note: str, rounds: Sequence[Result]) -> str:
+    """Return a sentence on a percentile that is not known, with the duration that gives enough answers."""
+    rate = rounds[0].requested_rate or 0.0
+    needed_s = math.ceil(SPARE * ENOUGH_SAMPLES / (1 - PERCENTS[name] / 100) / rate / len(rounds))
+    return f"{name} is not known at {rate:,.4g} requests/s ({note}); give --duration {needed_s}s"
+
+
+def _no_rate(runs: HttpRuns, outside: Trial) -> str:
+    reasons = " and ".join(outside.broken or outside.doubts)
+    return f"no rate was inside the objective {runs.plan.objective}: at {outside.offered:,.4g} requests/s {reasons}"
+
+
+def _check_findings(runs: HttpRuns) -> list[Finding]:
+    if runs.checked is None:
+        return []
+    wrong = findings(Gravity.WRONG, runs.checked.complaints)
+    return [*wrong, *findings(Gravity.UNCOMPARED, runs.checked.failures)]
+
+
 def report(runs: HttpRuns) -> Report:
     """Report a measurement over HTTP: its rounds at one rate, or a sweep of batches.
 
-    With failures, such as a late load generator, there is no verdict; if requests failed, too, that is named first,
-    because a service that ended is the graver reason. *runs* may also have a comparison of sampled responses with the
-    store.
+    *runs* may also have a comparison of sampled responses with the store.
     """
     if not runs.rounds and not runs.trials:
         return interrupted_report("http")
 
-    plan = runs.plan
-    if plan.batches:
-        measured = _batches_report(runs)
-        results = [trial.result for trial in runs.trials]
-        errors = []  # larger batches may be refused
-    else:
-        measured = _rounds_report(runs)
-        results = list(runs.rounds)
-        errors = plan.objective.errors_beyond(results)
-
-    popular = plan.popular_complaint(results)
-    if popular:
-        complaints = [complaint for trial in runs.trials for complaint in plan.popular_complaint([trial.result])]
-        measured = _without_latencies(measured, popular, complaints)
-    elif measured.failures:
-        measured = replace(measured, sentence=no_verdict("; ".join([*errors, measured.failures[0]])))
-    return _with_check(measured, runs.checked) if runs.checked else measured
-
-
-def _without_latencies(measured: Report, popular: Sequence[str], of_trials: Sequence[str]) -> Report:
-    """Return a report with shares as its only figures, and with the complaints *popular* before its others.
-
-    If too many answers were the popular list instead of the users' own, their latencies and rates say nothing. The
-    same complaints of single trials, *of_trials*, are left out.
-    """
-    others = [reason for reason in measured.broken if not any(complaint in reason for complaint in of_trials)]
-    return replace(
-        measured,
-        sentence=NOT_LISTS,
-        rows=tuple(row for row in measured.rows if row.unit == "share"),
-        plots=(),
-        broken=(*popular, *others),
-        failures=(),
-    )
-
-
-def _with_check(measured: Report, checked: CheckResult) -> Report:
-    """Return a report with the comparison of sampled responses with the store."""
-    return replace(
-        measured,
-        notes=(*measured.notes, *checked.notes),
-        broken=(*measured.broken, *checked.complaints),
-        failures=(*measured.failures, *checked.failures),
-        extra={**measured.extra, "checked": asdict(checked)},
-    )
+    measured = _batches_report(runs) if runs.plan.batches else _rounds_report(runs)
+    if runs.checked is None:
+        return measured
+    notes = (*measured.notes, *runs.checked.notes)
+    return replace(measured, notes=notes, extra={**measured.extra, "checked": asdict(runs.checked)})
 
 
 def report_popular(plan: HttpPlan, sample: Result) -> Report:
     """Report that nothing was measured, because a *sample* of users gets the popular list."""
-    return Report(
-        kind="http",
-        sentence=NOT_LISTS,
-        broken=tuple(plan.popular_complaint([sample])),
-        configuration=plan.options.to_json(),
-        machine=describe(),
-    )
+    measured = Report(kind="http", sentence="", configuration=plan.options.to_json(), machine=describe())
+    return concluded(measured, findings(Gravity.POPULAR, plan.popular_complaint([sample]), NOT_LISTS))
 
 
 def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> list[Row]:
@@ -148,68 +221,64 @@ def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
 def _rounds_report(runs: HttpRuns) -> Report:
     """Report rounds at one rate; without rounds, the search for it."""
     verdict = judge(runs)
-    return Report(
+    measured = Report(
         kind="http",
-        sentence=_answer(runs, verdict),
+        sentence="",
         rows=tuple(_rows(runs, verdict)) if runs.rounds else (),
         columns=RATE_COLUMNS,
         origins={"measured": _method(runs)},
         plots=tuple(_plots(runs, verdict)),
         notes=tuple(_notes(runs, verdict)),
-        broken=tuple(verdict.broken),
-        failures=tuple(_failures(runs, verdict)),
         interrupted=runs.interrupted,
         configuration=runs.plan.options.to_json(),
         machine=describe(),
         extra=_extra(runs, verdict),
     )
+    figures = _figures(runs, verdict) if runs.rounds else ""
+    answer = _answer(runs, verdict, figures)
+    if any(finding.gravity in NOTHING_KNOWN for finding in verdict.found):
+        figures = ""
+    measured = without_latencies_of_popular_lists(measured, verdict.found)
+    return concluded(measured, verdict.found, answer, figures=figures, answered=BOUNDS)
 
 
-def _failures(runs: HttpRuns, verdict: Verdict) -> list[str]:
-    """Return why the rounds do not support a verdict: invalid rounds, of which the first few are named, and doubts.
+def without_latencies_of_popular_lists(measured: Report, found: Sequence[Finding]) -> Report:
+    """Return a report with shares as its only figures, if too many answers were the popular list.
 
-    Percentiles with too few answers are only named if no bound is broken.
+    Instead of the users' own lists, it was measured: latencies and rates say nothing.
     """
-    reasons = [
-        f"round {number}: {reason}" for number, result in enumerate(runs.rounds, 1) for reason in result.invalid_reasons
-    ]
-    if len(reasons) > SHOWN_REASONS:
-        more = len(reasons) - SHOWN_REASONS
-        reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(runs.rounds)} rounds"]
-
-    if not verdict.broken:
-        reasons += [f"{name} is not known ({note})" for name, note in verdict.unknown.items()]
-    return [*reasons, *(f"all rounds: {doubt}" for doubt in verdict.late)]
+    if all(finding.gravity is not Gravity.POPULAR for finding in found):
+        return measured
+    return replace(measured, rows=tuple(row for row in measured.rows if row.unit == "share"), plots=())
 
 
-def _answer(runs: HttpRuns, verdict: Verdict) -> str:
+def _answer(runs: HttpRuns, verdict: Verdict, figures: str) -> str:
     """Return the highest rate inside the objective, if it was searched for; else whether the rounds keep it.
 
-    Without an objective among the options, return p99 and the rate of good answers.
+    Without an objective among the options, return the *figures*: p99 and the rate of good answers.
     """
     objective = runs.plan.objective
     if not runs.rounds:
         return _answer_without_rounds(runs, verdict)
-
     if verdict.best:
-        rate = f"{'at least ' if verdict.limit else ''}{verdict.best.offered:,.0f} requests/s"
-        latency = _latency(runs.rounds, objective.percentile)
-        return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
-
-    rate = format_value(mean([result.ok_rate for result in runs.rounds]).value or 0)
-    errors = error_share(runs.rounds).value
-    failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
-    p99 = _latency(runs.rounds, P99)
+        latency = _latency(verdict.timed, objective.percentile)
+        return (
+            f"The highest rate inside {objective} is {_best_rate(verdict)}; there {objective.percentile} is {latency}."
+        )
     if not runs.plan.options.slo and not runs.trials:
-        return f"p99 is {p99} at {rate} answers/s, {failed}."
+        return figures
+    if runs.trials and verdict.is_outside:
+        longer = f"--duration {LONGER * runs.plan.load.duration_s:g}s"
+        return f"No rate was confirmed inside {objective}: {figures} Give {longer}, which evens out disturbances."
+    return f"{'Outside' if verdict.is_outside else 'Within'} the objective: {figures}"
 
-    if errors:
-        failed += f" of {format_value(objective.errors, 'share')}"
-    bounds = [
-        f"{name} {_latency(runs.rounds, name)} of {format_bound(us)}" for name, us in objective.latency_us.items()
-    ]
-    latencies = ", ".join(bounds) or f"p99 {p99}"
-    return f"{'Outside' if verdict.broken else 'Within'} the objective: {latencies} at {rate} answers/s, {failed}."
+
+def _best_rate(verdict: Verdict) -> str:
+    """Return the highest rate with the lowest one outside: `at least 900 requests/s`, `900 requests/s, not 930`."""
+    rate = f"{verdict.best:,.0f} requests/s"
+    if verdict.limit:
+        return f"at least {rate}"
+    return f"{rate}, not {verdict.outside.offered:,.0f}" if verdict.outside else rate
 
 
 def _answer_without_rounds(runs: HttpRuns, verdict: Verdict) -> str:
@@ -218,7 +287,25 @@ def _answer_without_rounds(runs: HttpRuns, verdict: Verdict) -> str:
         return f"No rate is inside {objective}."
     if verdict.best is None:
         return f"The search was stopped before a rate was inside {objective}."
-    return f"The search was stopped: {verdict.best.offered:,.0f} requests/s are inside {objective}, and perhaps more."
+    return f"The search was stopped: {verdict.best:,.0f} requests/s are inside {objective}, and perhaps more."
+
+
+def _figures(runs: HttpRuns, verdict: Verdict) -> str:
+    """Return the latencies beside their bounds, or p99, with the rate of good answers and the share of errors."""
+    objective = runs.plan.objective
+    rate = format_value(mean([result.ok_rate for result in runs.rounds]).value or 0)
+    errors = error_share(runs.rounds).value
+    failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
+    if not runs.plan.options.slo and not runs.trials:
+        return f"p99 is {_latency(verdict.timed, P99)} at {rate} answers/s, {failed}."
+
+    if errors:
+        failed += f" of {format_value(objective.errors, 'share')}"
+    bounds = [
+        f"{name} {_latency(verdict.timed, name)} of {format_bound(us)}" for name, us in objective.latency_us.items()
+    ]
+    latencies = ", ".join(bounds) or f"p99 {_latency(verdict.timed, P99)}"
+    return f"{latencies} at {rate} answers/s, {failed}."
 
 
 def _latency(rounds: Sequence[Result], name: str) -> str:
@@ -238,10 +325,12 @@ def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     subject = redacted(runs.plan.load.url)
     rounds = runs.rounds
     if verdict.best:
-        yield Row(subject, HIGHEST_RATE, "/s", verdict.best.offered, note=AT_LEAST if verdict.limit else "")
+        outside = None if verdict.limit or not verdict.outside else verdict.outside.offered
+        note = AT_LEAST if verdict.limit else ""
+        yield Row(subject, HIGHEST_RATE, "/s", verdict.best, low=outside and verdict.best, high=outside, note=note)
 
     shown = {*PERCENTILES, runs.plan.objective.percentile}
-    yield from _latency_rows(subject, rounds, [name for name in PERCENTS if name in shown])
+    yield from _latency_rows(subject, verdict.timed, [name for name in PERCENTS if name in shown])
     yield mean([result.ok_rate for result in rounds]).row(subject, RATE, "/s")
     yield error_share(rounds).row(subject, ERRORS_AND_DROPS, "share")
     yield from _popular_rows(subject, rounds)
@@ -253,6 +342,12 @@ def _lateness_us(rounds: Sequence[Result]) -> float:
 
 
 def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
+    seconds = sum(len(result.seconds) for result in runs.rounds)
+    left_out = seconds - sum(len(result.seconds) for result in verdict.timed)
+    if left_out:
+        longest = format_value(Histogram.merged(result.latency for result in runs.rounds).max_us, "us")
+        pauses = f"{left_out} of {format_count(seconds, 'second')} are left out of the latencies, as pauses"
+        yield f"{pauses} of the machine: the longest answer took {longest}."
     if verdict.limit:
         yield f"The search ended because of the generator, and not of the service: {verdict.limit}."
     late_us = _lateness_us(runs.rounds)
@@ -283,7 +378,7 @@ def _search_plot(runs: HttpRuns, verdict: Verdict) -> Plot:
         y_unit="us",
         log_y=True,
         points=True,
-        marks={verdict.best.offered: "highest inside"} if verdict.best else {},
+        marks={verdict.best: "highest inside"} if verdict.best else {},
     )
 
 
@@ -291,14 +386,15 @@ def _extra(runs: HttpRuns, verdict: Verdict) -> dict[str, Any]:
     """Return the fields "rounds" and, after a search for the highest rate, "search" of the JSON report.
 
     A point is a trial of the search. "highest" is the highest rate in requests/s inside the objective, None if there is
-    none; "at_least" says why it may be higher.
+    none; "outside" is the lowest one outside; "at_least" says why it may be higher.
     """
     rounds = {"rounds": [result.to_json() for result in runs.rounds]}
     if not runs.trials:
         return rounds
 
     search = {
-        "highest": verdict.best and verdict.best.offered,
+        "highest": verdict.best,
+        "outside": verdict.outside and verdict.outside.offered,
         "at_least": verdict.limit,
         "objective": str(runs.plan.objective),
         "points": list(map(_trial_json, runs.trials)),
@@ -321,20 +417,30 @@ def _batches_report(runs: HttpRuns) -> Report:
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
 
     points = list(map(_trial_json, trials))
-    return Report(
+    popular = runs.plan.popular_complaint([trial.result for trial in trials])
+    found = [*_check_findings(runs), *findings(Gravity.POPULAR, popular, NOT_LISTS)]
+    for trial in trials:
+        # A complaint on the popular lists of all sizes stands for those of single ones.
+        repeated = runs.plan.popular_complaint([trial.result]) if popular else []
+        reasons = [reason for reason in trial.broken if reason not in repeated]
+        found += findings(Gravity.ERRORS, [f"batch {trial.offered:,}: {reason}" for reason in reasons])
+        found += findings(Gravity.UNMEASURED, [f"batch {trial.offered:,}: {reason}" for reason in trial.doubts])
+
+    measured = Report(
         kind="http",
-        sentence=answer,
+        sentence="",
         rows=tuple(row for trial in trials for row in _batch_rows(trial)),
         columns=BATCH_COLUMNS,
         origins={"measured": CLOSED_LOOP},
         plots=tuple(_batch_plots(trials)),
-        broken=tuple(f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.broken),
-        failures=tuple(f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.doubts),
         interrupted=runs.interrupted,
         configuration=runs.plan.options.to_json(),
         machine=describe(),
         extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
     )
+    measured = without_latencies_of_popular_lists(measured, found)
+    figures = "" if popular else answer
+    return concluded(measured, found, answer, figures=figures, answered=BOUNDS)
 
 
 def _batch_rows(trial: Trial) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from hotplate.base.report import rounded
@@ -16,6 +17,13 @@ from hotplate.bench.statistics import error_share
 PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
 ERRORS = "errors"
 USUAL_ERRORS = 0.001
+# A search leaves out pauses of the machine that are not more frequent, and one of a few seconds.
+PAUSE_EVERY_S = 5
+LEAST_S = 3
+# Share of the seconds that must be without a pause.
+CALM = 1 / 3
+# A median below this share of the highest one shows that a queue is being served.
+FALLING = 0.9
 
 
 class Judgement(NamedTuple):
@@ -38,10 +46,34 @@ class Objective:
         return next(iter(self.latency_us), P99)
 
     def judge(self, result: Result) -> Judgement:
-        """Judge errors, latencies and validity of one run."""
-        latency = self.judge_latency([result])
+        """Judge errors, latencies and validity of one run of a search, without seconds that were disturbed."""
+        (calm,) = self.without_pauses([result])
+        latency = self.judge_latency([calm])
         broken = (*self.errors_beyond([result]), *latency.broken)
-        return Judgement(broken, (*result.invalid_reasons, *latency.doubts))
+        return Judgement(broken, (*calm.invalid_reasons, *latency.doubts))
+
+    def without_pauses(self, results: Sequence[Result]) -> list[Result]:
+        """Return the results of a search without the seconds of pauses, which are beyond the objective.
+
+        At a rate that a service cannot serve, its queue grows until the end. After a pause of the machine, or a garbage
+        collection, the queue is served, and latencies fall. All seconds are kept if all together are inside, if there
+        are more pauses than one in PAUSE_EVERY_S, or if few seconds would remain.
+        """
+        if not any(self.judge_latency(results)):
+            return list(results)
+
+        seconds = [result.only([number]) for result in results for number in range(len(result.seconds))]
+        is_calm = [not any(self.judge_latency([second])) for second in seconds]
+        pauses = [list(run) for calm, run in groupby(range(len(seconds)), is_calm.__getitem__) if not calm]
+        most_pauses = max(len(seconds) // PAUSE_EVERY_S, len(seconds) >= LEAST_S)
+        if len(pauses) > most_pauses or sum(is_calm) < CALM * len(seconds):
+            return list(results)
+        medians_us = [seconds[number].latency.percentile_us(50) for number in pauses[-1]]
+        if not is_calm[-1] and medians_us[-1] > FALLING * max(medians_us):
+            return list(results)
+
+        calm = iter(is_calm)
+        return [result.only([number for number in range(len(result.seconds)) if next(calm)]) for result in results]
 
     def judge_latency(self, results: Sequence[Result]) -> Judgement:
         """Compare the percentiles of all results together with their bounds.

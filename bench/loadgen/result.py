@@ -6,7 +6,7 @@ connection, or are dropped because too many wait, are the service's errors, unle
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -172,6 +172,17 @@ class Result:
     samples: tuple[ResponseSample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)
+
+    def only(self, numbers: Sequence[int]) -> "Result":
+        """Return the run with some of its seconds, by their places, and the lags of the requests due in them."""
+        # There is one lag for each due request.
+        ends = np.cumsum([second.due for second in self.seconds], dtype=int)
+        lags_s = [self.lags_s[ends[number] - self.seconds[number].due : ends[number]] for number in numbers]
+        return replace(
+            self,
+            seconds=tuple(self.seconds[number] for number in numbers),
+            lags_s=np.concatenate([self.lags_s[:0], *lags_s]),
+        )
 
     @property
     def latencies_s(self) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import pod_store
+from hotplate.bench.verdict import Gravity, concluded, findings
 from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MANUAL_MIN, MAX_RU
 
 # Outside of all figures.
@@ -145,14 +146,14 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
     bounds = PriceBounds(plan.with_prices(-1), plan.with_prices(1))
     figures = replace(common, rows=tuple(_figure_rows(plan, bounds)), method=tuple(_assumptions(plan, prices_file)))
     if plan.sourced.carries_only:
-        return replace(figures, sentence=_sentence(common.broken, _carried_load(plan)))
-    return replace(
+        return _concluded(plan, figures, _carried_load(plan))
+    compared = replace(
         figures,
-        sentence=_sentence(common.broken, _recommendation(plan, bounds)),
         rows=(*_cost_rows(plan), *figures.rows),
         columns=COST_COLUMNS,
         verdicts=dict(_reasons(plan)),
     )
+    return _concluded(plan, compared, _recommendation(plan, bounds))
 
 
 def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Report:
@@ -160,12 +161,13 @@ def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Rep
     grown = tuple(describe_growth(plan, baseline))
     counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
     answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
-    return replace(common, sentence=_sentence(common.broken, answer), broken=(*common.broken, *grown))
+    return _concluded(plan, common, answer, grown)
 
 
-def _sentence(shortages: tuple[str, ...], answer: str) -> str:
-    """Return the first line of a report: the gravest shortage, if there is one, and the answer."""
-    return ". ".join((*shortages[:1], answer))
+def _concluded(plan: CapacityPlan, report: Report, answer: str, grown: Iterable[str] = ()) -> Report:
+    """Return a report with its first sentence: the gravest shortage or growth, if there is one, and the answer."""
+    found = findings(Gravity.OUTSIDE, [*describe_shortage(plan), *grown])
+    return concluded(report, found, answer, figures=answer)
 
 
 def _common_report(plan: CapacityPlan) -> Report:
@@ -183,7 +185,6 @@ def _common_report(plan: CapacityPlan) -> Report:
         listed=True,
         notes=notes,
         tables=(_formulas(plan),),
-        broken=tuple(describe_shortage(plan)),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
         machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
         extra={

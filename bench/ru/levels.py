@@ -17,11 +17,11 @@ from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
-from hotplate.bench.outcome import EMULATED_CHARGES, NOTHING_MEASURED
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, too_far
+from hotplate.bench.search import TRIES, Trial
 from hotplate.bench.statistics import percentile
-from hotplate.bench.trials import TRIES, Trial
+from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.urls import redacted
@@ -118,15 +118,8 @@ def trial(share: float, rate: float, result: Result, throttled: int, timeouts: i
     share      offered share of the level's capacity; `rate` is the same in reads/s
     throttled  429s of the whole run, as `timeouts` are those of the service's deadline
     """
-    counted_seconds = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
-
-    # Of the lags, the generator's delays in seconds, there is one for each due request.
-    requests_before = sum(second.due for second in result.seconds[:LEAD_S])
-    requests_counted = sum(second.due for second in counted_seconds)
-    counted_lags_s = result.lags_s[requests_before : requests_before + requests_counted]
-
-    counted_result = replace(result, seconds=counted_seconds, lags_s=counted_lags_s)
-    return LevelTrial(offered=share, result=counted_result, rate=rate, throttled=throttled, timeouts=timeouts)
+    counted = result.only(range(LEAD_S, len(result.seconds) - TAIL_S))
+    return LevelTrial(offered=share, result=counted, rate=rate, throttled=throttled, timeouts=timeouts)
 
 
 class Standing(Enum):
@@ -147,7 +140,7 @@ class Standing(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Outcome:
     """A standing, and the reason for it unless it is MEASURED."""
 
     standing: Standing = Standing.MEASURED
@@ -164,7 +157,7 @@ class Finding:
         return self.standing in {Standing.COMPUTED, Standing.FAILED}
 
 
-MEASURED = Finding()
+MEASURED = Outcome()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +173,8 @@ class Level:
     size_kb: int
     charge_ru: float
     trials: tuple[LevelTrial, ...] = ()
-    throughput: Finding = MEASURED
-    latency: Finding = MEASURED
+    throughput: Outcome = MEASURED
+    latency: Outcome = MEASURED
 
     @property
     def capacity_per_s(self) -> float:
@@ -241,7 +234,7 @@ def _best(trials: Sequence[LevelTrial]) -> LevelTrial:
 # Runs a trial at a share of capacity.
 Attempt = Callable[[float], LevelTrial]
 # Judges trials at one share.
-Judge = Callable[[Sequence[LevelTrial]], Finding]
+Judge = Callable[[Sequence[LevelTrial]], Outcome]
 
 
 def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
@@ -272,7 +265,7 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: 
 
 def _judge_load(
     share: float, attempt: Attempt, judge: Judge, time_left: Callable[[], bool]
-) -> tuple[Finding, Sequence[LevelTrial]]:
+) -> tuple[Outcome, Sequence[LevelTrial]]:
     """Make trials at a share of capacity until they are clear, at most three; return the last finding, and all trials.
 
     *judge* gets all trials made so far. A trial is repeated only while *time_left* returns true, and not after Ctrl-C.
@@ -286,7 +279,7 @@ def _judge_load(
     return finding, trials
 
 
-def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
+def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     """Return whether trials at 110 % of a level's capacity measured it, by the lists they read from the store.
 
     Too many lists show burst capacity (RU/s saved while idle), very few a distant account: both fail. A real account
@@ -297,17 +290,17 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     # A failure ends the trials of a level, so only the last one can be a failure.
     last = trials[-1]
     if last.is_stopped:
-        return Finding(Standing.COMPUTED, INTERRUPTED)
+        return Outcome(Standing.COMPUTED, INTERRUPTED)
     if last.accepted_per_s > BURST * capacity_per_s:
         spent = last.accepted_per_s * level.charge_ru
-        return Finding(
+        return Outcome(
             Standing.FAILED,
             f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
             "five minutes. The level was not measured; turn burst capacity off",
         )
     if last.timeouts > last.throttled and last.accepted_per_s < FEW * capacity_per_s:
         reason = f"only {last.accepted_per_s:,.0f} of {capacity_per_s:,.0f} reads/s met {TOO_FAR}"
-        return Finding(Standing.FAILED, reason)
+        return Outcome(Standing.FAILED, reason)
 
     best = _best(trials)
     is_reached = best.accepted_per_s >= (1 - NEAR) * capacity_per_s
@@ -317,22 +310,22 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
 
     reason = f"this machine got {best.accepted_per_s:,.0f} of {capacity_per_s:,.0f} reads/s through"
     is_nearly_reached = best.accepted_per_s >= REACHED * capacity_per_s
-    return Finding(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
+    return Outcome(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
 
 
-def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
+def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     """Require of the last trial, at 90 % load, that the generator was in time and nearly all lists came."""
     trial = trials[-1]
     if trial.is_stopped:
         return MEASURED
     if trial.late:
-        return Finding(Standing.COMPUTED, trial.late)
+        return Outcome(Standing.COMPUTED, trial.late)
     if trial.refused <= MAX_POPULAR:
         return MEASURED
     reason = f"{100 * trial.refused:.1f} % of the requests got no list from the store at 90 % load"
     if emulated:
-        return Finding(Standing.COMPUTED, f"on this machine {reason}")
-    return Finding(Standing.BROKEN, reason)
+        return Outcome(Standing.COMPUTED, f"on this machine {reason}")
+    return Outcome(Standing.BROKEN, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +336,7 @@ class Sweep:
     regions     number of the account's regions
     region      the region that was read, if there are several
     missing     planned levels that were not measured, as RU/s and KB
+    failures    what ended the sweep too early
     """
 
     options: SweepOptions
@@ -352,6 +346,7 @@ class Sweep:
     interrupted: bool
     region: str = ""
     missing: tuple[tuple[int, int], ...] = ()
+    failures: tuple[str, ...] = ()
 
     @property
     def emulated(self) -> bool:
@@ -383,10 +378,19 @@ def report(sweep: Sweep, prices: Prices) -> Report:
     """
     levels = sweep.levels
     account = sweep.options.account
-    return Report(
+    found = findings(Gravity.UNMEASURED, sweep.failures)
+    for level in levels:
+        if level.throughput.standing is Standing.FAILED:
+            text = f"{sweep.subject(level)}: {level.throughput.reason}"
+            found.append(Finding(Gravity.UNMEASURED, text, f"{text}."))
+        if level.is_broken:
+            found.append(Finding(Gravity.ERRORS, f"{sweep.subject(level)}: {level.latency.reason}"))
+
+    answer = _answer(sweep, prices)
+    measured = Report(
         kind="ru",
+        sentence="",
         emulated=tuple(map(sweep.subject, levels)) if sweep.emulated else (),
-        sentence=_answer(sweep, prices),
         rows=tuple(row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))),
         columns=COLUMNS,
         marks={
@@ -398,17 +402,12 @@ def report(sweep: Sweep, prices: Prices) -> Report:
         plots=(_plot(sweep),) if levels else (),
         plot_first=True,
         notes=tuple(_notes(sweep)),
-        broken=tuple(f"{sweep.subject(level)}: {level.latency.reason}" for level in levels if level.is_broken),
-        failures=tuple(
-            f"{sweep.subject(level)}: {level.throughput.reason}"
-            for level in levels
-            if level.throughput.standing is Standing.FAILED
-        ),
         interrupted=sweep.interrupted,
         configuration=sweep.options.to_json(),
         machine=describe(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
+    return concluded(measured, found, answer, figures=answer)
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:

@@ -24,9 +24,9 @@ from hotplate.bench.ru.levels import (
     LEAD_S,
     OVERLOAD,
     TAIL_S,
-    Finding,
     Level,
     LevelTrial,
+    Outcome,
     Standing,
     Sweep,
 )
@@ -160,8 +160,7 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
         if not measurement.levels:
             raise
         failures = (str(error),)
-    report = measurement.report(is_interrupted=is_interrupted)
-    return replace(report, failures=(*report.failures, *failures))
+    return measurement.report(failures, is_interrupted=is_interrupted)
 
 
 class _SweepMeasurement:
@@ -175,7 +174,7 @@ class _SweepMeasurement:
         self._regions: tuple[str, ...] = ("",)
         self.levels = list[Level]()
 
-    def report(self, *, is_interrupted: bool) -> Report:
+    def report(self, failures: tuple[str, ...], *, is_interrupted: bool) -> Report:
         # An error on dropping the database may have replaced Ctrl-C.
         is_stopped = any(level.is_stopped for level in self.levels)
         measured = {(level.ru, level.size_kb) for level in self.levels}
@@ -188,6 +187,7 @@ class _SweepMeasurement:
             interrupted=is_interrupted or is_stopped,
             region=self._regions[0],
             missing=tuple(level for level in planned if level not in measured),
+            failures=failures,
         )
         return levels.report(result, load_prices())
 
@@ -286,7 +286,7 @@ class _SweepMeasurement:
 
     def _compute_levels(self, planned: Sequence[Level], reason: str) -> None:
         """Append levels that are computed, and not measured, for a *reason*."""
-        finding = Finding(Standing.COMPUTED, reason)
+        finding = Outcome(Standing.COMPUTED, reason)
         self.levels += [replace(level, throughput=finding) for level in planned]
 
     def _attempt(

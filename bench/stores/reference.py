@@ -10,7 +10,6 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import CPU, P50
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
-from hotplate.bench.outcome import EMULATED_CHARGES, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
@@ -18,6 +17,7 @@ from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.report import LATENCY_COLUMNS
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
 from hotplate.bench.stores.summary import Needs, Summary, needs, summarise
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded, interrupted_report
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 
@@ -109,21 +109,20 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     if charge_ru is not None and store.sound:
         needed = needs(charge_ru, RATE, prices)
 
-    return Report(
+    reported = Report(
         kind="reference",
+        sentence="",
         emulated=(summary.name,) if store.candidate.emulated else (),
-        sentence=_answer(summary, needed, prices) if store.sound else no_verdict(),
         rows=(*_published(prices), *_measured(summary, needed)),
         columns=COLUMNS,
         marks=explain_mark(options.latency, is_known=options.account is None),
         origins=_origins(summary, needed, _round_s(options), is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
-        broken=tuple(store.complaints),
-        failures=tuple(measured.failures),
         interrupted=measured.interrupted,
         configuration=options.to_json(),
         machine=describe(),
     )
+    return concluded(reported, measured.found, _answer(summary, needed, prices))
 
 
 def _published(prices: Prices) -> Iterator[Row]:

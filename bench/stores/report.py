@@ -15,7 +15,6 @@ from hotplate.bench.figure_names import CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import Histogram
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
-from hotplate.bench.outcome import EMULATED_CHARGES, SEE_BELOW, interrupted_report, no_verdict
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
@@ -37,6 +36,7 @@ from hotplate.bench.stores.rounds import (
 )
 from hotplate.bench.stores.summary import AT_RATE_MARK, COST, PERCENTILES, Summary, summarise
 from hotplate.bench.stores.verdicts import DECISIVE, Comparison
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings, interrupted_report
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
@@ -105,14 +105,16 @@ def _measure(
     """
     with prepared_stores(urls, options.users, display) as setup:
         measured = Rounds(setup, settings, display).run()
+        failures = tuple[str, ...]()
         if options.record is not None and not (measured.interrupted or measured.failure):
             try:
                 notes = (*notes, _record(setup, options.record, display))
             except KeyboardInterrupt:
                 measured = measured._replace(interrupted=True)
             except (BenchFailed, StoreError, OSError) as error:
-                measured = measured._replace(failure=f"the latencies were not recorded: {reason_of(error)}")
-        return report(options, setup, measured, notes)
+                failures = (f"the latencies were not recorded: {reason_of(error)}",)
+        compared = report(options, setup, measured, notes)
+        return replace(compared, failures=(*compared.failures, *failures))
 
 
 def _record(setup: Setup, path: Path, display: ProgressDisplay) -> str:
@@ -168,16 +170,16 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     rate = parse_rate(options.rate)
     prices = _prices(options)
     stores = [summarise(store, rate, prices) for store in measured.stores]
-    answer = no_verdict(_doubt(stores))
+    answer = ""
     verdicts: Mapping[str, str] = {}
     if all(store.sound for store in measured.stores):
         comparison = Comparison(stores, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts
     cpu_mark = AT_RATE_MARK if any(store.is_cpu_at_full_load for store in stores) else ""
-    return Report(
+    reported = Report(
         kind="stores",
-        sentence=answer,
+        sentence="",
         emulated=tuple(store.name for store in stores if store.store.candidate.emulated),
         rows=tuple(chain.from_iterable(store.rows(cpu_mark) for store in stores)),
         columns=COLUMNS,
@@ -190,12 +192,11 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         plots=tuple(plots(stores)),
         notes=(*notes, *_too_few_answers(stores), *_late(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *_checks(measured.stores)),
-        broken=tuple(chain.from_iterable(store.complaints for store in measured.stores)),
-        failures=tuple(_failures(options, measured)),
         interrupted=measured.interrupted,
         configuration=_configuration(options, measured),
         machine=describe(),
     )
+    return concluded(reported, [*_missing_rounds(options, measured), *measured.found], answer)
 
 
 def _prices(options: StoresOptions) -> Prices:
@@ -218,15 +219,15 @@ def _checks(stores: Sequence[StoreRuns]) -> list[str]:
     return [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
 
 
-def _failures(options: StoresOptions, measured: Measured) -> list[str]:
-    """Return a sentence on each failure of the measurement, also if fewer rounds were made than wanted or needed.
+def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]:
+    """Return a finding if fewer rounds were made than wanted or needed.
 
     Disturbed rounds were made, but left out of the result. Few rounds are no failure if `--repeat` asks for few.
     """
-    failures = measured.failures
     if measured.failure or measured.interrupted:
-        return failures
+        return []
 
+    failures = list[str]()
     rounds = measured.rounds
     made = rounds + measured.disturbed
     if options.repeat is not None and made < options.repeat:
@@ -237,13 +238,7 @@ def _failures(options: StoresOptions, measured: Measured) -> list[str]:
             f"{made_rounds} in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is too busy, or "
             "--budget too short"
         )
-    return failures
-
-
-def _doubt(stores: Sequence[Summary]) -> str:
-    """Return the reason for a missing verdict."""
-    complained = " and ".join(store.name for store in stores if store.store.complaints)
-    return f"{complained} did not serve the users' own lists" if complained else SEE_BELOW
+    return findings(Gravity.UNMEASURED, failures)
 
 
 def _origins(

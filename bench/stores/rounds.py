@@ -34,6 +34,7 @@ from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, is_emulated
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
+from hotplate.bench.verdict import Finding, Gravity, findings, no_verdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.manifest import Manifest
@@ -306,23 +307,28 @@ class StoreRuns:
         return [run.result for run in self.runs]
 
     @property
-    def complaints(self) -> list[str]:
-        """What makes its figures unusable: popular lists, errors, or wrong lists."""
+    def found(self) -> list[Finding]:
+        """What makes its figures unusable: wrong lists, popular lists, errors, or a generator that was too late."""
+        name = self.candidate.name
         popular = popular_complaint(self.results)
-        reasons = [popular] if popular else []
-        reasons += [*OBJECTIVE.errors_beyond(self.results), *self.checked.complaints]
-        return [f"{self.candidate.name}: {reason}" for reason in reasons]
-
-    @property
-    def failures(self) -> list[str]:
-        """Sentences if the generator was too late to measure this store, or its answers could not be compared."""
-        reasons = [*lateness(self.results, P99_SAMPLES), *self.checked.failures]
-        return [f"{self.candidate.name}: {reason}" for reason in reasons]
+        not_lists = no_verdict(f"{name} did not serve the users' own lists")
+        reasons = {
+            Gravity.WRONG: self.checked.complaints,
+            Gravity.UNCOMPARED: self.checked.failures,
+            Gravity.POPULAR: [popular] if popular else [],
+            Gravity.UNMEASURED: lateness(self.results, P99_SAMPLES),
+            Gravity.ERRORS: OBJECTIVE.errors_beyond(self.results),
+        }
+        return [
+            Finding(gravity, f"{name}: {text}", not_lists if gravity is Gravity.POPULAR else "")
+            for gravity, texts in reasons.items()
+            for text in texts
+        ]
 
     @property
     def sound(self) -> bool:
         """Whether there are figures."""
-        return bool(self.runs) and not self.complaints and not self.failures
+        return bool(self.runs) and not self.found
 
 
 class Measured(NamedTuple):
@@ -345,10 +351,10 @@ class Measured(NamedTuple):
         return len(self.stores[0].runs)
 
     @property
-    def failures(self) -> list[str]:
-        """What ended the rounds too early, and why stores could not be measured."""
-        failures = [failure for store in self.stores for failure in store.failures]
-        return [self.failure, *failures] if self.failure else failures
+    def found(self) -> list[Finding]:
+        """What ended the rounds too early, and what makes the figures of stores unusable."""
+        ended = findings(Gravity.UNMEASURED, [self.failure] if self.failure else [])
+        return [*ended, *(finding for store in self.stores for finding in store.found)]
 
 
 # The runs of all stores, by their names.

@@ -9,7 +9,6 @@ from hotplate.bench.assumed_latency import as_assumed
 from hotplate.bench.figure_names import CPU, P50, P99, P99_9, POPULAR_LISTS
 from hotplate.bench.lists import popular_complaint
 from hotplate.bench.objective import PERCENTS
-from hotplate.bench.outcome import SEE_BELOW
 from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
 from hotplate.bench.planner.plan import CapacityPlan, calculate
@@ -167,7 +166,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
     The cost is that of *rate* reads a second.
     """
     if not store.sound:
-        unknown = Figure(None, note=SEE_BELOW if store.runs else "not measured")
+        unknown = Figure(None, note="see below" if store.runs else "not measured")
         return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, Cost(None), prices.currency)
 
     latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}

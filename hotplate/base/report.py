@@ -298,7 +298,7 @@ def print_report(report: Report, console: Console) -> None:
     for note in report.notes:
         _print_wrapped(note, console)
     for complaint in report.complaints:
-        if report.sentence.startswith(complaint):
+        if complaint[1:] in report.sentence:
             continue
         _print_wrapped(f"LOOK OUT: {complaint}", console, style="bold red")
 

@@ -1,6 +1,7 @@
 """`hotplate bench http` and `compare` against a real service: reports, comparisons and failures."""
 
 import asyncio
+import io
 import itertools
 import json
 import math
@@ -20,19 +21,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from rich.console import Console
 
-from hotplate.base.report import Report, from_json, rounded
+from hotplate.base.report import Report, from_json, print_report, rounded, to_json
 from hotplate.bench import http, http_plan
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.http_plan import make_plan
+from hotplate.bench.http_report import HttpRuns
 from hotplate.bench.http_report import report as render
-from hotplate.bench.http_verdict import HttpRuns
 from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.objective import parse_objective
 from hotplate.bench.options import HttpOptions
+from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.serve.access.keys import create
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import opened, run_on
@@ -336,8 +339,11 @@ def test_ctrl_c_while_answers_are_compared_keeps_the_measurement(
     monkeypatch.setattr(http, "LoadWorker", lambda: worker)
     done = bench("http", service.url, "--store", f"file://{store}", "--out", tmp_path / "report")
     assert done.returncode == 1
-    assert done.stdout.startswith("p99 is 1.0 ms at 1,000 answers/s")
-    assert "answers were not compared with the store: the comparison was stopped" in done.stdout
+    sentence = " ".join(done.stdout.split("\n\n")[0].split())
+    assert sentence.startswith(
+        "Answers were not compared with the store: the comparison was stopped. p99 is 1.0 ms at "
+    )
+    assert done.stdout.count("the comparison was stopped") == 1
 
 
 def test_an_interrupted_start_keeps_the_earlier_report(
@@ -361,8 +367,12 @@ def test_an_interrupted_start_keeps_the_earlier_report(
         ("p50=5s", 0, "Within the objective: p50 "),
         ("p50=0.001ms", 3, "Outside the objective: p50 "),
         ("errors=0.5%", 0, "Within the objective: p99 not known"),
-        ("p99=5s", 1, "There is no verdict: p99 is not known (fewer than 10 answers beyond it)."),
-        ("p99=0.1ms", 1, "There is no verdict: p99 is not known (fewer than 10 answers beyond it)."),
+        (
+            "p99=5s",
+            1,
+            "There is no verdict: p99 is not known at 300 requests/s (fewer than 10 answers beyond it); give",
+        ),
+        ("p99=0.1ms", 1, "There is no verdict: p99 is not known at 300 requests/s (fewer than 10 answers beyond it)"),
     ],
 )
 def test_the_first_line_says_whether_the_objective_is_met(objective: str, code: int, words: str) -> None:
@@ -370,6 +380,70 @@ def test_the_first_line_says_whether_the_objective_is_met(objective: str, code: 
     assert report.exit_code == code
     assert report.sentence.startswith(words)
     assert ("answers/s, no errors." in report.sentence) is (code != 1)
+
+
+WRONG = CheckResult(compared=333, wrong=108, fallback=0, examples=())
+NOT_COMPARED = CheckResult(compared=0, wrong=0, fallback=0, examples=(), failure="the store is down")
+
+
+@pytest.mark.parametrize(
+    ("objective", "checked", "code", "sentence"),
+    [
+        (
+            "p50=5s",
+            WRONG,
+            3,
+            "108 of 333 compared answers were wrong. p50 1.0 ms of 5000 ms at 300 answers/s, no errors.",
+        ),
+        ("p50=0.001ms", WRONG, 3, "108 of 333 compared answers were wrong. p50 1.0 ms of 0.001 ms at "),
+        (
+            None,
+            WRONG,
+            3,
+            "108 of 333 compared answers were wrong. p99 is not known (fewer than 10 answers beyond it) at ",
+        ),
+        ("p99=5s", WRONG, 1, "108 of 333 compared answers were wrong."),
+        (
+            "p50=5s",
+            NOT_COMPARED,
+            1,
+            "Answers were not compared with the store: the store is down. p50 1.0 ms of 5000 ms",
+        ),
+    ],
+)
+def test_the_first_sentence_names_wrong_lists_before_the_objective(
+    objective: str | None, checked: CheckResult, code: int, sentence: str
+) -> None:
+    """It was "Within the objective", in the JSON report, too."""
+    found = fixed_report(objective, checked=checked)
+    assert found.exit_code == code
+    assert found.sentence.startswith(sentence)
+    assert "Within" not in found.sentence
+    assert json.loads(json.dumps(to_json(found)))["sentence"] == found.sentence
+    printed = io.StringIO()
+    print_report(found, Console(file=printed, width=1_000))
+    assert "LOOK OUT: 108" not in printed.getvalue()
+    assert "LOOK OUT: answers" not in printed.getvalue()
+
+
+def test_findings_are_in_the_order_of_their_gravity() -> None:
+    """A killed service, wrong lists and a late generator were each named first by a rule of their own."""
+    texts = {
+        Gravity.OUTSIDE: "p99 8.0 ms, bound 5 ms",
+        Gravity.ERRORS: "5% of the requests got no good answer",
+        Gravity.UNMEASURED: "the generator was late",
+        Gravity.POPULAR: "9 of 10 lists were popular",
+        Gravity.UNCOMPARED: "answers were not compared",
+        Gravity.WRONG: "1 of 2 compared answers were wrong",
+    }
+    found = [Finding(gravity, text) for gravity, text in texts.items()]
+    measured = Report(kind="http", sentence="")
+    while found:
+        named = concluded(measured, found, "Within the objective.").sentence
+        gravest = found.pop().text
+        assert gravest[1:] in named
+        assert "Within" not in named
+    assert concluded(measured, found, "Within the objective.").sentence == "Within the objective."
 
 
 @pytest.mark.usefixtures("warm_worker")

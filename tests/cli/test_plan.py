@@ -104,6 +104,9 @@ def test_saved_plan_check_fails_after_growth(tmp_path: Path) -> None:
     more = plan("--check", file, "--peak-rps", "700")
     assert more.returncode == 3
     assert "serve_ru grew from 800 RU/s to 1,000 RU/s (+25%)" in more.stdout
+    first_line = " ".join(more.stdout.split("LOOK OUT")[0].split())
+    assert first_line.startswith("reads_ru grew from ")  # it began with the figures that are inside
+    assert first_line.endswith(" figures are inside 10 % of plan.toml")
     as_json = plan("--check", file, "--peak-rps", "700", "--json")
     assert as_json.returncode == 3
     assert "serve_ru" in " ".join(json.loads(as_json.stdout)["broken"])

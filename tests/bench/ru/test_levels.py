@@ -18,9 +18,9 @@ from hotplate.bench.ru.levels import (
     BURST,
     CALM,
     OVERLOAD,
-    Finding,
     Level,
     LevelTrial,
+    Outcome,
     Standing,
     Sweep,
     from_store,
@@ -227,7 +227,7 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     attempt = Account(400, 1.0).attempt(level, 3)
     small = measure_level(level, attempt, emulated=True, time_left=lambda: True)
     reported_run = reported(
-        small, replace(small, ru=11_000, trials=(), throughput=Finding(Standing.COMPUTED, "this machine is slow"))
+        small, replace(small, ru=11_000, trials=(), throughput=Outcome(Standing.COMPUTED, "this machine is slow"))
     )
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
@@ -247,7 +247,7 @@ def test_answer_is_about_the_highest_requested_level() -> None:
 
 def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     """The answer said 234 USD beside an autoscale price of 350 in the table."""
-    level = Level(ru=4_000, size_kb=1, charge_ru=1.0, throughput=Finding(Standing.COMPUTED, "this machine is slow"))
+    level = Level(ru=4_000, size_kb=1, charge_ru=1.0, throughput=Outcome(Standing.COMPUTED, "this machine is slow"))
     sweep = Sweep(SweepOptions(autoscale=True), (level,), {1: 6.25}, 1, interrupted=False)
     reported_run = report(sweep, load_prices())
     assert reported_run.sentence == (
@@ -261,7 +261,7 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
 
 
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
-    finding = Finding(Standing.COMPUTED, "this machine is slow")
+    finding = Outcome(Standing.COMPUTED, "this machine is slow")
     levels = tuple(
         Level(ru=ru, size_kb=size_kb, charge_ru=float(size_kb), throughput=finding)
         for size_kb in (1, 4)

@@ -1,0 +1,104 @@
+"""The verdict of an experiment: its findings by gravity, and the first sentence, which is made of all of them."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from enum import IntEnum
+from typing import NamedTuple
+
+from hotplate.base.report import Report
+from hotplate.bench.process import describe
+
+NOTHING_MEASURED = "Nothing was measured."
+NOT_LISTS = "The users' own lists were not measured, but the popular list."
+# Before figures that are exact if Azure's documented charges are.
+EMULATED_CHARGES = "by an emulator of Azure's charges: "
+
+
+class Gravity(IntEnum):
+    """The kinds of findings, the gravest first."""
+
+    WRONG = 1
+    """Answers were not the lists of the store."""
+
+    UNCOMPARED = 2
+    """Answers could not be compared with the store."""
+
+    POPULAR = 3
+    """Answers were the popular list instead of the users' own."""
+
+    UNMEASURED = 4
+    """The load generator was late, or too little was measured."""
+
+    ERRORS = 5
+    OUTSIDE = 6
+    """Measured, and beyond a bound."""
+
+
+# Findings by which nothing is known of the service.
+FAILURES = (Gravity.UNCOMPARED, Gravity.UNMEASURED)
+
+
+class Finding(NamedTuple):
+    """Something that is wrong, in a sentence without its full stop.
+
+    *lead* is the sentence for the first line; without it, that is the text.
+    """
+
+    gravity: Gravity
+    text: str
+    lead: str = ""
+
+
+def findings(gravity: Gravity, texts: Iterable[str], lead: str = "") -> list[Finding]:
+    """Return a finding for each text."""
+    return [Finding(gravity, text, lead) for text in texts]
+
+
+def concluded(
+    report: Report,
+    found: Sequence[Finding],
+    answer: str = "",
+    *,
+    figures: str = "",
+    answered: Collection[Gravity] = (),
+) -> Report:
+    """Return *report* with its findings, and with its first sentence, which begins with the gravest of them.
+
+    answer    the sentence without findings, or with those that it states itself, of the kinds *answered*
+    figures   what was measured, without a verdict, which follows a finding
+    """
+    by_gravity = sorted(found, key=lambda finding: finding.gravity)
+    sentence = answer
+    if any(finding.gravity not in answered for finding in by_gravity):
+        sentence = f"{_lead(by_gravity)} {figures}".rstrip()
+    return replace(
+        report,
+        sentence=sentence,
+        broken=tuple(finding.text for finding in by_gravity if finding.gravity not in FAILURES),
+        failures=tuple(finding.text for finding in by_gravity if finding.gravity in FAILURES),
+    )
+
+
+def _lead(found: Sequence[Finding]) -> str:
+    """Return the sentence on the first of the findings, which are in the order of their gravity."""
+    gravest = found[0]
+    if gravest.lead:
+        return gravest.lead
+    if gravest.gravity is Gravity.UNMEASURED:
+        # A service that ended is the graver reason for a late generator.
+        errors = [finding.text for finding in found if finding.gravity is Gravity.ERRORS]
+        return no_verdict("; ".join([*errors, gravest.text]))
+    first_word = gravest.text.partition(" ")[0]
+    if first_word.isalpha():  # not a name, such as that of a figure
+        return f"{gravest.text[:1].upper()}{gravest.text[1:]}."
+    return f"{gravest.text}."
+
+
+def no_verdict(reason: str) -> str:
+    """Return the first line of a report without a verdict."""
+    return f"There is no verdict: {reason}."
+
+
+def interrupted_report(kind: str) -> Report:
+    """Return the report of an experiment that was stopped before its first round."""
+    return Report(kind=kind, sentence=NOTHING_MEASURED, interrupted=True, machine=describe())
