@@ -6,7 +6,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from itertools import pairwise
-from unittest.mock import Mock
+from unittest.mock import Mock, create_autospec
 
 import pytest
 from aiohttp.streams import StreamReader
@@ -118,8 +118,8 @@ async def test_requests_behind_a_chunked_body_are_not_counted_with_it(pair: Pair
 
 
 async def test_empty_lines_before_a_request_are_skipped_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Mock(wraps=RequestReader.read_header)
-    monkeypatch.setattr(RequestReader, "read_header", lambda *arguments: read(*arguments))
+    read = create_autospec(RequestReader.read_header, side_effect=RequestReader.read_header)
+    monkeypatch.setattr(RequestReader, "read_header", read)
     for lines in (b"\r\n" * 50_000, b"\n\r" * 50_000 + b"\r"):
         _, transport = connected(pair.plain)
         transport.feed(lines)
