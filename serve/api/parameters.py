@@ -439,7 +439,8 @@ def _decode_with_whole_n(body: bytes, kind: type[AnyStruct], decode: Callable[..
         decoded: AnyStruct = decode(body, type=kind)
     except msgspec.ValidationError as error:
         # Never decoded without a type, which takes a second for 300,000 arrays.
-        decode(body, type=msgspec.Raw)  # raises another error if it cannot be read at all
+        if str(error).startswith("Expected `object`"):
+            decode(body, type=msgspec.Raw)  # raises another error if it cannot be read at all
         if not str(error).endswith("got `float` - at `$.n`"):
             raise
         with_float = decode(body, type=_with_float_n(kind))

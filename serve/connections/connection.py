@@ -338,8 +338,7 @@ class Connection(BaseProtocol):
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 -- as aiohttp calls it
         """Receive more of a body; pipelined requests may still not be read ahead."""
         transport = self.transport
-        is_paused = transport is not None and not transport.is_reading() and not transport.is_closing()
-        if transport is not None and is_paused and len(self._buffer) <= MAX_BUFFERED_BYTES:
+        if transport is not None and not transport.is_reading() and len(self._buffer) <= MAX_BUFFERED_BYTES:
             transport.resume_reading()
 
     @property

@@ -40,8 +40,7 @@ class MissingRows:
         except StoreError:  # the follower reports it
             return
 
-        erased = self._erasures.erased
-        lost = [key for key in missing if not erased.covers(key) and key not in live.damaged]
+        lost = [key for key in missing if not self._erasures.erased.covers(key)]
         if lost and self.finding is None:
             found = f"{len(lost)} of {len(sample)} sampled rows of release {live.id} are missing; {HEAL}"
             sentence = "; ".join([found, *await warnings_of(reader)])

@@ -1,6 +1,7 @@
 """A service with limits that tests can reach, and raw sockets that reach them."""
 
 import re
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -46,6 +47,14 @@ def limited(
         before += f"FILES = {files}\n{LIMIT_FILES}"
     with running(store, *options, before=before) as service:
         yield service
+
+
+def allow_files(count: int) -> bool:
+    """Let this process open at least this many files; return False if it may not."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most >= count > now:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
+    return most >= count
 
 
 def worker_of(service: Service) -> int:
