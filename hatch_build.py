@@ -1,7 +1,8 @@
 """Build hook: compiles the fast lane, `serve/connections/lane.pyx`, with Cython and the C compiler.
 
 The extension is optional: without Cython or a compiler the build goes on, and the wheel runs on any platform.
-HOTPLATE_EXTENSION=require makes a failure an error; HOTPLATE_EXTENSION=skip does not compile. CC names the compiler.
+HOTPLATE_EXTENSION=require makes a failure or a warning an error; HOTPLATE_EXTENSION=skip does not compile. CC names the
+compiler.
 
     python hatch_build.py                     compile beside the source, as an editable install does
     python hatch_build.py FOLDER [FLAG ...]   compile into FOLDER with other flags, as for a sanitizer
@@ -62,7 +63,10 @@ def _mode() -> str:
 
 
 def compile_lane(folder: Path, source: Path = SOURCE, flags: tuple[str, ...] = FLAGS) -> Path:
-    """Compile *source* into *folder*, and return the extension; the same inputs give the same bytes."""
+    """Compile *source* into *folder*, and return the extension; the same inputs give the same bytes.
+
+    Warnings are printed, and errors if the extension is required.
+    """
     if find_spec("Cython") is None:
         raise ExtensionNotBuilt("Cython is not installed")
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
@@ -70,13 +74,15 @@ def compile_lane(folder: Path, source: Path = SOURCE, flags: tuple[str, ...] = F
         raise ExtensionNotBuilt("there is no C compiler; on Debian or Ubuntu: apt-get install gcc python3-dev")
     if shutil.which(compiler[0]) is None:
         raise ExtensionNotBuilt(f"{compiler[0]} cannot be started: there is no such program")
+    # A newer compiler than those of CI and the image may warn of more, which must not cost its user the lane.
+    strict = ["-Werror"] if _mode() == "require" else []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         shutil.copyfile(source, work / SOURCE.name)
-        translate = [sys.executable, "-m", "cython", "-3", "--module-name", MODULE, SOURCE.name]
+        translate = [sys.executable, "-m", "cython", "-3", *strict, "--module-name", MODULE, SOURCE.name]
         _run(translate, work)
         command = [
-            *compiler, "-shared", "-fPIC", "-fwrapv", "-fno-strict-aliasing", *flags,
+            *compiler, "-shared", "-fPIC", "-fwrapv", "-fno-strict-aliasing", "-Wall", "-Wextra", *strict, *flags,
             f'-DHOTPLATE_SOURCE="{source_hash(source)}"', f"-I{sysconfig.get_path('include')}",
             f"{SOURCE.stem}.c", "-o", FILE_NAME,
         ]  # fmt: skip
@@ -95,6 +101,7 @@ def _run(command: list[str], folder: Path) -> None:
         raise ExtensionNotBuilt(f"{command[0]} cannot be started: {error.strerror}") from error
     if ended.returncode:
         raise ExtensionNotBuilt(f"{command[0]} failed: {(ended.stdout + ended.stderr).strip()[-2000:]}")
+    print(ended.stderr, end="", file=sys.stderr)  # noqa: T201 -- warnings
 
 
 def source_hash(source: Path = SOURCE) -> str:

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 from hotplate.stores.errors import StoreError, StoreMisused, StoreThrottled, StoreUnavailable
 
 FindingSource = Literal[
-    "store", "circuit", "damage", "restored", "canary", "erased users", "rows", "file", "events", "state"
+    "store", "circuit", "damage", "restored", "canary", "erased users", "rows", "missing", "file", "events", "state"
 ]
 
 
@@ -38,7 +38,7 @@ class ServiceFinding(NamedTuple):
     @property
     def is_error(self) -> bool:
         """Whether some or all lists cannot be read."""
-        return self.source in {"store", "circuit", "damage"}
+        return self.source in {"store", "circuit", "damage", "missing"}
 
 
 class ServiceMisused(Exception):

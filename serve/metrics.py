@@ -34,7 +34,7 @@ CODES = (
 )  # fmt: skip
 # Reasons to refuse or cut requests.
 SHED = (
-    "connections", "bytes", "slow_header", "large_header", "slow_body",
+    "connections", "bytes", "slow_header", "large_header", "slow_body", "chunks",
     "slow_reader", "batch_delay", "deadline", "gone", "fold_in",
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")

@@ -212,13 +212,21 @@ class SendingReader(Reader, ABC):
         """Return the results of *replies* to `send`, like `Reader.get_many`."""
 
 
+class EvictingReader(Reader, ABC):
+    """A store that may drop rows of a release on its own, as a cache does."""
+
+    @abstractmethod
+    async def missing(self, release: ReleaseRef, keys: Sequence[str]) -> list[str]:
+        """Return those of *keys* that are absent, without marking the others as used. Raises StoreError."""
+
+
 class Store(Reader, Protocol):
     """The whole contract, for publishing and operating; a subclass that lacks a method cannot be constructed.
 
     Further abilities are declared by base classes, found by `isinstance`: LocalReader, PollingReader, ReplicatedReader,
-    SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store must inherit the
-    base classes of that store; without them it is served, but slower and with the age of its catalogue unknown, is
-    neither scaled nor examined, and keeps the rows of erased users.
+    SendingReader, EvictingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store
+    must inherit the base classes of that store; without them it is served, but slower and with the age of its catalogue
+    unknown, is neither scaled nor examined, and keeps the rows of erased users.
 
     A store repeats requests that may be sent twice, up to a time limit (0 for most calls to one Redis server), and then
     raises StoreUnavailable. It repeats neither reads with a timeout nor `changes`. The rest is repeated by callers:

@@ -83,7 +83,8 @@ def report(
     """Report the click-through rate by release, role (live, canary or other) and position in the list.
 
     Duplicates by event id count once. Intervals (95 %) assume independent impressions, and are too narrow if a few
-    users saw many items. With --goal, compare the arms of the store's running or last experiment instead, by user.
+    users saw many items. There is no rate if more items were clicked than shown. With --goal, compare the arms of the
+    store's running or last experiment instead, by user.
 
     Example: hotplate events report /var/lib/hotplate/events
 

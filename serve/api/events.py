@@ -18,7 +18,16 @@ from msgspec import Meta, Struct
 
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
-from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
+from hotplate.serve.api.parameters import (
+    JSON,
+    Id,
+    NoQuery,
+    Operation,
+    QueryParser,
+    checked_id,
+    parse_body,
+    read_json_body,
+)
 from hotplate.serve.api.router import DeferredResponse
 from hotplate.serve.consumed.sender import ConsumedSender
 from hotplate.serve.consumed.table import Consumed, ConsumedPairs
@@ -158,7 +167,7 @@ class EventsHandler:
         QUERY.parse(raw_query)  # refuses any parameter
         if not self._with_keys or credential_of(request.headers) is None:
             _refuse_unasked(request, self._origins)  # a page of another site, unless that is allowed
-        events = parse_events(await read_body(request))
+        events = parse_events(await read_json_body(request))
 
         # The role of each release now, live, canary or other: it may have changed when the events are read.
         roles = {release: self._role_of(release) for release in {event.release for event in events}}

@@ -25,6 +25,7 @@ from hotplate.serve.api.parameters import (
     parse_fold_in,
     parse_id,
     read_body,
+    read_json_body,
 )
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import FoldInFull
@@ -124,7 +125,7 @@ class Handlers:
         lists are being computed.
         """
         FOLDED_IN.parse(raw_query)  # refuses any parameter
-        body = parse_fold_in(await read_body(request))
+        body = parse_fold_in(await read_json_body(request))
 
         # Pairs of an item's id and its weight; None is the default weight.
         basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]

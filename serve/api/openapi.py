@@ -34,17 +34,46 @@ PAGE = b"""<!DOCTYPE html>
 <meta charset="utf-8">
 <title>hotplate</title>
 <link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="stylesheet" href="docs/contrast.css">
 <link rel="icon" type="image/png" href="docs/favicon-32x32.png">
 </head>
 <body>
+<main>
+<h1>hotplate's API</h1>
 <div id="page"></div>
+</main>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
 </body>
 </html>
 """
 START = b'SwaggerUIBundle({url: "openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null});\n'
-BUNDLED = {"swagger-ui-bundle.js": SCRIPT, "swagger-ui.css": STYLE, "favicon-32x32.png": PNG}
+# Colours of Swagger UI that are too pale for WCAG's contrast of 4.5.
+CONTRAST = b"""\
+h1 {
+  margin: 0;
+  padding: 16px 20px 0;
+  font: 600 16px sans-serif;
+}
+.swagger-ui .info .title small { background: #5a6270; }
+.swagger-ui .info .title small.version-stamp { background: #4b6a02; }
+.swagger-ui .info .link .url { color: #1f66c1; }
+.swagger-ui .btn.authorize { border-color: #18794e; color: #18794e; }
+.swagger-ui .btn.authorize span { color: inherit; }
+.swagger-ui .btn.authorize svg { fill: #18794e; }
+.swagger-ui .opblock.opblock-get .opblock-summary-method { background: #0b63b5; }
+.swagger-ui .opblock.opblock-post .opblock-summary-method { background: #18794e; }
+.swagger-ui .parameter__in { color: #5c5c5c; }
+.swagger-ui .microlight span[style*="211, 99, 99"] { color: #ffa0a0 !important; }
+.swagger-ui .json-schema-2020-12-expand-deep-button { color: #5c5c5c; }
+"""
+FILES = {
+    "start.js": SCRIPT,
+    "contrast.css": STYLE,
+    "swagger-ui-bundle.js": SCRIPT,
+    "swagger-ui.css": STYLE,
+    "favicon-32x32.png": PNG,
+}
 ALWAYS_ASKED = "no-cache"
 # For the page's files, which change only with the program.
 KEPT = "public, max-age=604800"
@@ -63,7 +92,7 @@ STATUSES = {
     403: "The key may not do this.",
     404: "The release has no list of this name.",
     413: "The body is too large.",
-    415: "The body is compressed; send it as it is.",
+    415: "The body is compressed, or not of a type that the route takes.",
     429: "The client's rate limit is used up.",
     431: "Path, query and headers are too large together.",
     503: "No release is live yet, or the service is overloaded.",
@@ -123,7 +152,7 @@ class Documents:
     def __init__(self, *, takes_key: bool, takes_events: bool = False) -> None:
         self._takes_key = takes_key
         self._takes_events = takes_events
-        self._files = {"start.js": START}
+        self._files = {"start.js": START, "contrast.css": CONTRAST}
         self._document = b""
 
     async def openapi(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
@@ -140,11 +169,11 @@ class Documents:
 
     async def file(self, request: web.BaseRequest, name: str, _: str) -> web.Response:
         """`GET /docs/{file}`: a file of the page, such as a script; a bundled one is read at its first request."""
+        if name not in FILES:
+            raise Problem(404, "no-such-route", "the page has no such file")
         if name not in self._files:
-            if name not in BUNDLED:
-                raise Problem(404, "no-such-route", "the page has no such file")
             self._files[name] = (openapi_ui_bundles.swagger_ui.static_path / name).read_bytes()
-        return unless_known(request, self._files[name], BUNDLED.get(name, SCRIPT), KEPT)
+        return unless_known(request, self._files[name], FILES[name], KEPT)
 
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:

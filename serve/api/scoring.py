@@ -24,7 +24,7 @@ from hotplate.serve.api.parameters import (
     NoQuery,
     QueryParser,
     UsedSegment,
-    read_body,
+    read_json_body,
 )
 from hotplate.serve.list_requests import ListRequest
 from hotplate.serve.problems import Problem, bad_parameter
@@ -121,7 +121,7 @@ class Scoring:
         A row has a user, and the number of items. The answer is a JSON array with an element per row, in their order:
         the user's list or, for an invalid row, an error, which does not fail the others.
         """
-        rows = _parse_rows(await read_body(request))
+        rows = _parse_rows(await read_json_body(request))
         valid_rows = [row for row in rows if isinstance(row, ScoreRow)]
 
         release = self._reader.live_id()  # raises NotReady, also if no row is valid

@@ -6,8 +6,9 @@ from http import HTTPStatus
 from aiohttp.helpers import rfc822_formatted_time
 
 from hotplate.serve.api.router import RequestIds
+from hotplate.serve.connections.line_limit import MAX_CHUNKS, MAX_LINES
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
-from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
+from hotplate.serve.problems import CLOSE, CONTENT_TYPE, Problem, overloaded
 
 
 class AnswerWriter:
@@ -42,6 +43,12 @@ class AnswerWriter:
         """Count and return the refusal of a body without room."""
         self.metrics.count_shed("bytes")
         return overloaded("bodies and unread answers take all the memory that is allowed for them").closing()
+
+    def too_many_chunks(self) -> Problem:
+        """Count and return the refusal of a chunked body that would take too long to parse."""
+        self.metrics.count_shed("chunks")
+        detail = f"a body has at most {MAX_CHUNKS} chunks and {MAX_LINES} lines; send larger chunks, or Content-Length"
+        return Problem(413, "too-many-chunks", detail, CLOSE)
 
 
 def header_lines(headers: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import unreadable
 from hotplate.serve.connections.answers import AnswerWriter
+from hotplate.serve.connections.line_limit import TooManyLines
 from hotplate.serve.connections.request_reader import HEADER_END, RequestReader
 from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.settings import Limits
@@ -330,6 +331,16 @@ class Connection(BaseProtocol):
         self._held.set_unread(0)
         super().resume_writing()
 
+    def pause_reading(self) -> None:
+        """Receive no more of a body for now: see `StreamReader`. Its parser goes on with what was received."""
+        self._open_transport.pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 -- as aiohttp calls it
+        """Receive more of a body; pipelined requests may still not be read ahead."""
+        transport = self.transport
+        if transport is not None and not transport.is_reading() and len(self._buffer) <= MAX_BUFFERED_BYTES:
+            transport.resume_reading()
+
     @property
     def _open_transport(self) -> asyncio.Transport:
         if self.transport is None:
@@ -366,8 +377,10 @@ class Connection(BaseProtocol):
         Returns None if it is incomplete; also if it is not HTTP or too large: then it is refused and the connection
         closes. The buffer is not empty.
         """
-        # A request begins with a method, or with empty lines, which are skipped. A TLS handshake does not.
-        if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
+        self._skip_empty_lines()
+        if not self._buffer:
+            return None
+        if not self._buffer[:1].isalpha():  # as a TLS handshake begins
             self._refuse(unreadable(400, None))
             return None
 
@@ -384,16 +397,19 @@ class Connection(BaseProtocol):
         del self._buffer[:size]
         return header
 
+    def _skip_empty_lines(self) -> None:
+        """Remove the empty lines before a request from the buffer, all at once: each costs the parser a call."""
+        if self._buffer[0] in b"\r\n":
+            size = len(self._buffer)
+            self._buffer = self._buffer.lstrip(b"\r\n")
+            self.add_in_flight(len(self._buffer) - size)
+
     def _read_header(self, header: bytes) -> None:
         """Start the request with this header; answer a malformed one with a problem."""
         try:
             message = self._reader.read_header(header, self)
         except Problem as problem:
             self._refuse(problem)
-            return
-
-        if message is None:  # empty lines before a request
-            self.add_in_flight(-len(header))
         else:
             self._start_request(message)
 
@@ -439,8 +455,14 @@ class Connection(BaseProtocol):
             asyncio.get_running_loop().call_later(pause_s, self._continue_after_answer)
 
     def _feed_body(self, data: bytes) -> None:
-        """Give a part of a body to the request that is being answered; what follows the body stays in the buffer."""
-        self._buffer += self._reader.feed(data)
+        """Give a part of a body to the request that is being answered; what follows the body stays in the buffer.
+
+        A body in too many chunks is refused.
+        """
+        try:
+            self._buffer += self._reader.feed(data)
+        except TooManyLines:
+            self._reader.fail(self._registry.writer.too_many_chunks())
         if self._reader.is_complete:
             self._change_state(ANSWER)
 
@@ -517,8 +539,7 @@ class Connection(BaseProtocol):
         self._wait_for_request()
         if self._buffer:
             self._read_buffered()
-            if len(self._buffer) <= MAX_BUFFERED_BYTES and self.is_open and not self._open_transport.is_reading():
-                self._open_transport.resume_reading()
+            self.resume_reading()
         if self._is_half_closed and self.state in (IDLE, HEADER):
             self._open_transport.close()
 

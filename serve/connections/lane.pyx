@@ -111,6 +111,8 @@ if (ROW_CHECKSUM, ROW_HEADER) != (CHECKSUM_BYTES, CHECKSUM_BYTES + OFFSET_BYTES)
 # Entries of each table of remembered credentials, queries and heads, which are emptied when full.
 cdef Py_ssize_t MAX_REMEMBERED = 1024
 cdef Py_ssize_t MAX_TEMPLATES = 64
+# Request ids of one random beginning: as many as their 8 digits can number.
+cdef uint64_t MAX_IDS = 0xFFFFFFFF
 
 ctypedef const unsigned char* Bytes
 
@@ -121,12 +123,25 @@ cdef struct Span:
     Bytes end
 
 
+# Places of READ_HEADERS, and their number.
+cdef enum:
+    HOST
+    CONNECTION
+    API_KEY
+    AUTHORIZATION
+    REQUEST_ID
+    KNOWN
+    TRACEPARENT
+    TRACESTATE
+    READ_COUNT
+
+
 cdef struct Parsed:
     # A plain request. Spans of absent parts are empty, and `start` is NULL.
     Py_ssize_t route
     Span identifier
     Span query
-    Span values[8]  # of READ_HEADERS
+    Span values[READ_COUNT]
 
 
 cdef struct Output:
@@ -141,17 +156,6 @@ cdef enum:
     RECOMMENDATIONS
     SIMILAR_ITEMS
     POPULAR
-
-cdef enum:
-    HOST
-    CONNECTION
-    API_KEY
-    AUTHORIZATION
-    REQUEST_ID
-    KNOWN
-    TRACEPARENT
-    TRACESTATE
-    READ_COUNT
 
 if READ_HEADERS != (
     "Host", "Connection", "X-API-Key", "Authorization", "X-Request-Id", "If-None-Match", "traceparent", "tracestate"
@@ -1296,6 +1300,9 @@ cdef class Lane:
     cdef bytes _new_request_id(self):
         """Return an id like those of `RequestIds`, whose random beginning differs."""
         cdef char digits[8]
+        if self._id_count >= MAX_IDS:
+            self._id_prefix = token_hex(6).encode()
+            self._id_count = 0
         self._id_count += 1
         _hexadecimal(digits, self._id_count, 8)
         return self._id_prefix + PyBytes_FromStringAndSize(digits, 8)

@@ -11,6 +11,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, 
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from hotplate.serve.api.parameters import unreadable
+from hotplate.serve.connections.line_limit import LineLimit
 from hotplate.serve.problems import Problem
 
 HEADER_END = b"\r\n\r\n"
@@ -21,8 +22,8 @@ DIVIDED_BYTES = len(HEADER_END) - 1
 # In one part of a chunked body, its end is searched for at no more empty lines: each costs a call of the parser.
 MAX_EMPTY_LINES = 16
 MAX_LINE_BYTES = 8190
-# The registry bounds bodies.
-NEVER_PAUSED = 1 << 30
+# Unread bytes of a body after which no more are received. Whole bodies may be larger, once their handler reads them.
+UNREAD_BYTES = 1 << 18
 CONTINUE = "100-continue"
 CHUNKED = "chunked"
 
@@ -30,7 +31,7 @@ CHUNKED = "chunked"
 class RequestReader:
     """Reads one request after the other: its header by `read_header`, then its body by `feed` or `discard`."""
 
-    __slots__ = ("_bytes_left", "_chunked_tail", "_parser", "must_close", "payload")
+    __slots__ = ("_bytes_left", "_chunked_tail", "_lines", "_parser", "must_close", "payload")
 
     def __init__(self) -> None:
         self.payload = EMPTY_PAYLOAD
@@ -46,8 +47,10 @@ class RequestReader:
         self._chunked_tail = b""
         """The last bytes received of a chunked body."""
 
-    def read_header(self, header: bytes, protocol: BaseProtocol) -> RawRequestMessage | None:
-        """Parse a complete header; None for empty lines before a request. Raises Problem.
+        self._lines = LineLimit()
+
+    def read_header(self, header: bytes, protocol: BaseProtocol) -> RawRequestMessage:
+        """Parse a complete header. Raises Problem.
 
         *protocol* is the connection, which the parser pauses and resumes.
         """
@@ -58,7 +61,7 @@ class RequestReader:
             self._parser = HttpRequestParser(
                 protocol,
                 asyncio.get_running_loop(),
-                NEVER_PAUSED,
+                UNREAD_BYTES,
                 max_line_size=MAX_LINE_BYTES,
                 max_field_size=MAX_LINE_BYTES,
                 payload_exception=web.RequestPayloadError,
@@ -70,7 +73,7 @@ class RequestReader:
         except HttpProcessingError as error:
             raise unreadable(400, error.message) from error
         if not messages:
-            return None
+            raise unreadable(400, None)
 
         message, payload = messages[0]
         if message.version not in (HttpVersion11, HttpVersion10):
@@ -82,6 +85,7 @@ class RequestReader:
         self.must_close = not _may_keep_connection(message)
         self._bytes_left = inf if message.chunked else int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
         self._chunked_tail = b""
+        self._lines = LineLimit()
         if message.upgrade and payload.is_eof():
             self._parser = None  # after an offer to upgrade, it expects another protocol
         return message
@@ -102,7 +106,10 @@ class RequestReader:
         return self.payload.exception() is not None
 
     def feed(self, data: bytes) -> bytes:
-        """Add a part of the body to `payload`; return the bytes after the body. A malformed body fails with 400."""
+        """Add a part of the body to `payload`; return the bytes after the body. A malformed body fails with 400.
+
+        Raises TooManyLines for a chunked one.
+        """
         if self.has_failed or self._parser is None:
             return b""
 
@@ -166,15 +173,19 @@ class RequestReader:
         self._chunked_tail = joined[-DIVIDED_BYTES:]
 
         for line_end in islice(_ends_of_empty_lines(joined), MAX_EMPTY_LINES):
-            parser.feed_data(joined[fed_size:line_end])
+            self._feed_counted(parser, joined[fed_size:line_end])
             fed_size = line_end
             if self.payload.is_eof():
                 return joined[line_end:]
 
-        parser.feed_data(joined[fed_size:])
+        self._feed_counted(parser, joined[fed_size:])
         # If the parser accepts another end, bytes of the next request may be lost in it.
         self.must_close |= self.payload.is_eof()
         return b""
+
+    def _feed_counted(self, parser: HttpRequestParser, data: bytes) -> None:
+        self._lines.count(data)
+        parser.feed_data(data)
 
 
 def _may_keep_connection(message: RawRequestMessage) -> bool:

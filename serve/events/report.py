@@ -34,20 +34,20 @@ class PositionCounts(NamedTuple):
 
     @property
     def ctr(self) -> float | None:
-        """The click-through rate; None without impressions."""
-        return self.clicks / self.impressions if self.impressions else None
+        """The click-through rate; None without impressions, or with more clicks than those."""
+        return self.clicks / self.impressions if 0 < self.impressions >= self.clicks else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The bounds of the 95 % interval of the click rate, by Wilson's score, as if items were independent.
+        """The bounds of the 95 % interval of `ctr`, by Wilson's score, as if items were independent.
 
-        None without impressions, or with more clicks than those.
+        None without it.
         """
         impressions = self.impressions
-        if not 0 <= self.clicks <= impressions or not impressions:
+        rate = self.ctr
+        if rate is None:
             return None
 
-        rate = self.clicks / impressions
         weight = Z * Z / impressions
         center = (rate + weight / 2) / (1 + weight)
         half_width = Z * sqrt(rate * (1 - rate) / impressions + weight / (4 * impressions)) / (1 + weight)

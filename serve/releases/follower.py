@@ -22,6 +22,7 @@ from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.canary_judge import CanaryJudge, Verdict
 from hotplate.serve.releases.erasures import KnownErasures
+from hotplate.serve.releases.missing_rows import MissingRows
 from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.serve.tasks import repeat
@@ -47,6 +48,8 @@ RESTORED_S = 30.0
 STALE_POLL_S = 2.0
 # Interval for judging a canary, or loading it again.
 CANARY_S = 1.0
+# Interval of the search for rows that the store has dropped.
+MISSING_S = 30.0
 
 
 class RowsOfRelease(msgspec.Struct, frozen=True):
@@ -102,13 +105,14 @@ class Follower:
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
         self._failing = LogOnce(again_s=LOG_EVERY_S, clock=lambda: asyncio.get_running_loop().time())
+        self._missing = MissingRows(reader, self.erasures, self.refresh)
 
     @property
     def findings(self) -> list[ServiceFinding]:
         """Problems of the store and the served release, each with the part that it concerns and a sentence.
 
         They are: the store cannot be read, it was restored from an older copy, its canary (the release that a share of
-        the users gets) is not served, it lost records of erased users, and rows of the release are damaged.
+        the users gets) is not served, it lost records of erased users, and rows of the release are damaged or missing.
         """
         findings = list[ServiceFinding]()
         if self.last_error is not None:
@@ -121,6 +125,8 @@ class Follower:
             findings.append(self.erasures.finding)
         if self.live is not None and self.live.damaged:
             findings.append(ServiceFinding("rows", counted(self.live.damaged)))
+        if self._missing.finding is not None:
+            findings.append(self._missing.finding)
         return findings
 
     @property
@@ -143,6 +149,7 @@ class Follower:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._read_while_unsettled())
             group.create_task(repeat(self._look_at_canary, CANARY_S, "loading and judging a canary"))
+            group.create_task(repeat(lambda: self._missing.look(self.live), MISSING_S, "looking for missing rows"))
 
     @property
     def releases(self) -> list[ServedRelease]:

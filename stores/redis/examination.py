@@ -39,12 +39,16 @@ COVERAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A server's memory in bytes: used, its limit (0: none), and its machine's (0: unknown)."""
+    """A server's memory in bytes: used, its limit (0: none), and its machine's (0: unknown).
+
+    *evicted* are the keys that it has dropped to make room.
+    """
 
     used: int
     maxmemory: int
     machine: int
     policy: str
+    evicted: int
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Memory":
@@ -54,6 +58,7 @@ class Memory:
             maxmemory=int(fields.get("maxmemory", 0)),
             machine=int(fields.get("total_system_memory", 0)),
             policy=fields.get("maxmemory_policy", "noeviction"),
+            evicted=int(fields.get("evicted_keys", 0)),
         )
 
     def check(self, plan: Plan, servers: int, where: str) -> None:
@@ -77,6 +82,8 @@ class Memory:
         if not self.policy.startswith("allkeys-"):
             return _ok("eviction", f"{self.policy}: no list is ever dropped")
         sentence = f"{self.policy} drops lists once memory is short; set maxmemory-policy to noeviction"
+        if self.evicted:
+            sentence += f" ({self.evicted:,} keys were dropped since the server started)"
         return (_risk if self.maxmemory else _warning)("eviction", sentence)
 
     def room(self) -> Finding:
@@ -90,7 +97,7 @@ class Memory:
 
 async def measure(server: Server) -> Memory:
     """Read a server's memory; raises StoreError."""
-    return Memory.of(await server.execute("INFO", "memory"))
+    return Memory.of(await server.execute("INFO"))
 
 
 async def logs_changes(server: Server) -> bool:

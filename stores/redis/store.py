@@ -44,6 +44,7 @@ from hotplate.stores.redis.writer import Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
     Diagnosed,
+    EvictingReader,
     Finding,
     Level,
     Observer,
@@ -103,7 +104,7 @@ class StoredCatalogue(NamedTuple):
     catalogue: Catalogue
 
 
-class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingReader):
+class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingReader, EvictingReader):
     """A Redis store with separate connections for lookups, control and writing."""
 
     batch = coalesce = 256
@@ -155,6 +156,14 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         timeout_s: float,  # noqa: ARG002 -- the caller applies it
     ) -> list[ReadResult]:
         return await get_from_replicas(self._keys, self._replica_connections, release, keys)
+
+    async def missing(self, release: ReleaseRef, keys: Sequence[str]) -> list[str]:
+        names = self._keys.release(release).located(keys).names
+        try:
+            replies = await self._router.execute_each([("EXISTS", name) for name in names])
+        except AccessDenied:  # GET and MGET are granted, but keep rows from an eviction by `allkeys-lru`
+            replies = await self.get_many(release, keys)
+        return [key for key, reply in zip(keys, replies, strict=True) if not reply]
 
     async def catalogue(self) -> Catalogue:
         return (await self._router.run(self._keys.catalogue, self._read_catalogue)).catalogue

@@ -143,6 +143,19 @@ def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp
             process.wait(timeout=60)
 
 
+def test_monitoring_installer_without_a_url_says_how_it_is_called(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(SYSTEMD / "install-monitoring")],
+        env=os.environ | {"DESTDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: install-monitoring URL")
+    assert not list(tmp_path.iterdir())
+
+
 def test_compose_is_valid_and_mounts_existing_paths() -> None:
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(COMPOSE / "compose.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 """A service with limits that tests can reach, and raw sockets that reach them."""
 
 import re
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -31,18 +32,29 @@ LIMIT_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (FILE
 
 @contextmanager
 def limited(
-    store: Path, *, files: int | None = None, tls: bool = False, before: str = "", **limits: object
+    store: Path, *given: str, files: int | None = None, tls: bool = False, before: str = "", **limits: object
 ) -> Iterator[Service]:
-    """Serve the store in a folder within *limits*, until the block ends; *before* is Python source, as of `serving`."""
-    options = list[str]()
+    """Serve the store in a folder within *limits*, until the block ends; *before* is Python source, as of `serving`.
+
+    *given* are further options of the command.
+    """
+    options = [*given]
     if tls:
         certify(store.parent)
-        options = ["--tls-cert", f"{store.parent}/server.pem", "--tls-key", f"{store.parent}/server.key"]
+        options += ["--tls-cert", f"{store.parent}/server.pem", "--tls-key", f"{store.parent}/server.key"]
     before += f"\nLIMITS = {limits!r}\n{WITHIN_LIMITS}"
     if files is not None:
         before += f"FILES = {files}\n{LIMIT_FILES}"
     with running(store, *options, before=before) as service:
         yield service
+
+
+def allow_files(count: int) -> bool:
+    """Let this process open at least this many files; return False if it may not."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most >= count > now:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
+    return most >= count
 
 
 def worker_of(service: Service) -> int:

@@ -26,6 +26,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running_service
 
 
+@pytest.fixture(scope="module")
+def service_of_all_routes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("routes") / "store"
+    asyncio.run(publish_lists(folder, LISTS))
+    with running(folder, "--events", str(folder.parent / "events"), "--fold-in") as running_service:
+        yield running_service
+
+
 def post(service: Service, media: str, users: list[str]) -> Answer:
     body = json.dumps({"users": users, "n": 10}).encode()
     answer = service.request("POST", "/v1/recommendations", body, Accept=media)
@@ -118,3 +126,11 @@ def test_clients_that_do_not_accept_msgpack_get_json(service: Service) -> None:
         assert service.get("/v1/popular", Accept=accept).json["source"] == "popular"
         answer = service.request("POST", "/v1/recommendations", b'{"users": ["42"]}', Accept=accept)
         assert (answer.status, answer.json["results"][0]["user"]) == (200, "42")
+
+
+@pytest.mark.parametrize("path", ["/v1/recommendations/fold-in", "/v1/events", "/score"])
+def test_routes_without_msgpack_refuse_it_with_415(service_of_all_routes: Service, path: str) -> None:
+    body = msgspec.msgpack.encode({"items": ["42"]})
+    answer = service_of_all_routes.request("POST", path, body, Content_Type=MSGPACK)
+    assert answer.status == 415
+    assert "not-json" in answer.body.decode()

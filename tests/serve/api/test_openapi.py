@@ -18,11 +18,15 @@ from hotplate.serve.api.openapi import document
 from hotplate.stores.factors import Description, ItemEntry, description_row, pieces
 from tests.support.browser import opened
 from tests.support.examples import examples
+from tests.support.npm import installed
 from tests.support.paths import ROOT
 from tests.support.service import Service, a_list, publish_lists, running
 from tests.support.soak import SEED, scaled
 
 PAGE = (ROOT / "docs" / "integration.md").read_text()
+AXE = "4.14.1"
+# What axe finds in the elements that Swagger UI makes.
+OF_SWAGGER_UI = {"nested-interactive", "select-name", "landmark-unique"}
 STATED = "127.0.0.1:8080"
 
 
@@ -67,6 +71,19 @@ async def test_docs_page_sends_a_working_request_and_no_other_host_is_asked(serv
         while not page.complaints:
             await asyncio.sleep(0.05)
         assert await page.evaluate("window.hurt === undefined")
+
+
+@pytest.mark.soak
+async def test_docs_page_is_accessible(service: Service, browser: str, pytestconfig: pytest.Config) -> None:
+    axe = installed(pytestconfig, f"axe-core@{AXE}") / "node_modules/axe-core/axe.min.js"
+    async with opened(browser, f"{service.url}/docs") as page:
+        await page.until("document.querySelectorAll('.opblock').length >= 5")
+        await page.evaluate("document.querySelectorAll('.opblock-summary-control').forEach((one) => one.click())")
+        await page.until("document.querySelectorAll('.opblock-body').length >= 5")
+        await page.evaluate(axe.read_text() + "; 0")
+        violations = json.loads(await page.evaluate("axe.run().then((found) => JSON.stringify(found.violations))"))
+    found = {violation["id"]: [node["html"][:200] for node in violation["nodes"]] for violation in violations}
+    assert {kind: nodes for kind, nodes in found.items() if kind not in OF_SWAGGER_UI} == {}
 
 
 def test_every_public_route_is_described_with_its_key_requirement() -> None:

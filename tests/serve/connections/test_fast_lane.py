@@ -93,6 +93,25 @@ def test_builds_are_reproducible_and_platform_wheel_has_the_lane(tmp_path: Path)
         assert archive.read(f"{PACKAGE}/{first.name}") == first.read_bytes()
 
 
+WARNED = '\ncdef extern from *:\n    """\n    static int planted(void) { int unused; return 0; }\n    """\n'
+COMPILE = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import hatch_build as hook; "
+COMPILE += "hook.compile_lane(Path(sys.argv[2]), Path(sys.argv[3]), ('-O0',))"
+
+
+@needs_a_compiler
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["", "require"])
+def test_compiler_warnings_are_shown_and_fail_a_required_build(tmp_path: Path, mode: str) -> None:
+    source = tmp_path / SOURCE.name
+    for text, is_warned in ((SOURCE.read_text(), False), (SOURCE.read_text() + WARNED, True)):
+        source.write_text(text)
+        command = [sys.executable, "-c", COMPILE, str(ROOT), str(tmp_path / "built"), str(source)]
+        environment = os.environ | {"HOTPLATE_EXTENSION": mode}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ("unused variable" in done.stderr) == is_warned
+        assert (done.returncode != 0) == (is_warned and mode == "require")
+
+
 def test_service_without_the_extension_reports_it_and_answers(folder: Path) -> None:
     with running(folder, before=WITHOUT) as service:
         assert service.get("/v1/recommendations/42").json["source"] == "personal"

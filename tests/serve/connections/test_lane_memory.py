@@ -23,6 +23,28 @@ PLANTED = {
     "row": ("    items.end = body.end\n", "    items.end = body.end + 1\n"),
 }
 
+# Prints the ids of ten answers of a build of the lane.
+IDS = """
+import asyncio, re, sys
+from tests.support.guarded_lane import load
+load(sys.argv[1])
+from hotplate.serve.reader import TieredReader
+from tests.support.lane import Pair, connected
+from tests.support.memory_store import MemoryStore
+from tests.support.remote import publish
+
+async def main():
+    store = MemoryStore()
+    await publish(store, "first")
+    async with Pair(TieredReader({"store": store})) as pair:
+        _, transport = connected(pair.lane)
+        for _ in range(10):
+            transport.feed(b"GET /v1/popular HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+        print(*(name.decode() for name in re.findall(rb"X-Request-Id: ([0-9a-f]+)", transport.written)))
+
+asyncio.run(main())
+"""
+
 
 def feed(extension: Path, examples: int, minutes: float = 0.0, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.support.guarded_lane", str(extension), str(examples), str(minutes)]
@@ -83,3 +105,18 @@ def test_planted_overread_of_one_byte_is_found(tmp_path: Path, place: str) -> No
     done = feed_sanitized(build(tmp_path / "built", source), 2_000)
     assert done.returncode != 0
     assert "AddressSanitizer" in done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_request_ids_do_not_repeat_after_all_digits_are_used(tmp_path: Path) -> None:
+    text = SOURCE.read_text()
+    assert text.count("MAX_IDS = 0xFFFFFFFF") == 1
+    source = tmp_path / SOURCE.name
+    source.write_text(text.replace("MAX_IDS = 0xFFFFFFFF", "MAX_IDS = 3"))
+    extension = build(tmp_path / "built", source, ("-O0",))
+    command = [sys.executable, "-c", IDS, str(extension)]
+    ids = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert len(ids) == len(set(ids)) == 10
+    assert [name[12:] for name in ids[:4]] == ["00000001", "00000002", "00000003", "00000001"]
+    assert len({name[:12] for name in ids}) == 4

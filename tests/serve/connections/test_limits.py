@@ -17,7 +17,7 @@ import pytest
 
 from hotplate.serve.connections.listeners import within_memory
 from hotplate.serve.settings import Limits
-from tests.support.limited_service import MB, WAIT_S, counted, limited, memory_mb, shed, sockets, worker_of
+from tests.support.limited_service import MB, WAIT_S, allow_files, counted, limited, memory_mb, shed, sockets, worker_of
 from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
 
 # What a worker may have in any of these tests: it starts with about 60 MB, and holds little for anybody.
@@ -75,14 +75,6 @@ def parse_answer(received: bytes) -> Answer:
     head, _, body = received.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     return Answer(int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body)
-
-
-def allow_files(count: int) -> bool:
-    """Let this process open at least this many files; return False if it may not."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most >= count > now:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
-    return most >= count
 
 
 def post(body: bytes, *headers: str) -> bytes:

@@ -142,6 +142,16 @@ def test_commands_report_and_ship_events(reported: Path) -> None:
     still_open.close()
 
 
+def test_more_clicks_than_impressions_have_no_rate(tmp_path: Path) -> None:
+    segment(tmp_path, "s", type="impression", release="r1")
+    segment(tmp_path, "a", "b", release="r1")
+    assert "%" not in hotplate("events", "report", tmp_path).stdout.replace("95 %", "")
+    rows = json.loads(hotplate("events", "report", tmp_path, "--json").stdout)["rows"]
+    assert [(row["clicks"], row["impressions"], row["ctr"]) for row in rows] == [(2, 1, None)] * 2
+    segment(tmp_path, "t", type="impression", release="r1")
+    assert report(str(tmp_path)).rows[0].ctr == 1.0
+
+
 def test_report_of_newer_events_asks_for_an_upgrade(tmp_path: Path) -> None:
     segment(tmp_path, "a", role="shadow")
     with pytest.raises(WrittenByNewer, match="upgrade hotplate"):

@@ -1,0 +1,161 @@
+"""Costs by piece: small chunks, empty lines and small values of JSON are bounded, as their bytes are."""
+
+import asyncio
+import json
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from itertools import pairwise
+from unittest.mock import Mock, create_autospec
+
+import pytest
+from aiohttp.streams import StreamReader
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotplate.serve.api.parameters import MAX_BODY_BYTES, MAX_USERS, parse_batch
+from hotplate.serve.connections.line_limit import MAX_CHUNKS, MAX_LINES, LineLimit, TooManyLines
+from hotplate.serve.connections.request_reader import RequestReader
+from hotplate.serve.embedded import Lists
+from hotplate.serve.problems import Problem
+from hotplate.serve.reader import TieredReader
+from tests.support.lane import MemoryTransport, Pair, connected
+from tests.support.memory_store import MemoryStore
+from tests.support.remote import publish
+
+GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+LINE = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\n"
+HEAD = LINE + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    store = MemoryStore()
+    await publish(store, "first")
+    async with Pair(TieredReader({"store": store})) as pair:
+        yield pair
+
+
+def batch(size: int) -> bytes:
+    """Return a batch of this many bytes."""
+    return b'{"users":["1"]}'.ljust(size)
+
+
+def chunked(body: bytes, chunk_bytes: int) -> bytes:
+    starts = range(0, len(body), chunk_bytes)
+    chunks = [body[start : start + chunk_bytes] for start in starts]
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+async def answered(transport: MemoryTransport) -> bytes:
+    async with asyncio.timeout(30):
+        while not transport.written:
+            await asyncio.sleep(0.001)
+    return bytes(transport.written)
+
+
+@pytest.mark.parametrize("part_bytes", [100, 5_000, 1 << 20])
+async def test_body_in_too_many_chunks_is_refused_and_counted(pair: Pair, part_bytes: int) -> None:
+    sent = HEAD + chunked(batch(MAX_CHUNKS + 10), 1)
+    for server in (pair.lane, pair.plain):
+        _, transport = connected(server)
+        for start in range(0, len(sent), part_bytes):
+            transport.feed(sent[start : start + part_bytes])
+        answer = await answered(transport)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"urn:hotplate:problem:too-many-chunks" in answer
+        assert b"Connection: close" in answer
+    assert b'hotplate_shed_total{reason="chunks"} 2.0' in Lists(lambda: pair.reader).prometheus_text()
+
+
+async def test_chunks_that_are_too_many_do_not_reach_the_parser(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = Mock()
+    monkeypatch.setattr(StreamReader, "begin_http_chunk_receiving", lambda _: parsed())
+    _, transport = connected(pair.plain)
+    transport.feed(HEAD + chunked(batch(100_000), 1))
+    assert (await answered(transport)).startswith(b"HTTP/1.1 413 ")
+    parsed.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("body", "chunk_bytes"),
+    [
+        (batch(MAX_BODY_BYTES), 256),  # all that a body may have
+        (batch(MAX_BODY_BYTES), 16_384),  # a stream of Node
+        (batch(MAX_BODY_BYTES), 65_519),  # curl -T
+        (batch(MAX_CHUNKS), 1),
+        (json.dumps({"users": [str(user) for user in range(MAX_USERS)]}, indent=1).encode(), 12),  # a line each
+    ],
+    ids=["256 B", "16 KiB", "64 KiB", "one byte", "lines"],
+)
+async def test_chunks_of_ordinary_sizes_pass(pair: Pair, body: bytes, chunk_bytes: int) -> None:
+    sent = (HEAD + chunked(body, chunk_bytes)) * 2 + GET
+    _, transport = connected(pair.plain)
+    transport.feed(sent)
+    async with asyncio.timeout(60):
+        while transport.written.count(b"HTTP/1.1 ") < 3:
+            await asyncio.sleep(0.001)
+    assert transport.written.count(b"HTTP/1.1 200 ") == 3
+    assert not transport.closed
+
+
+@given(data=st.binary(max_size=4000), cuts=st.lists(st.integers(0, 4000), max_size=5))
+def test_lines_are_counted_alike_however_a_body_is_cut(data: bytes, cuts: list[int]) -> None:
+    data = b"\r" * MAX_LINES + data
+    limit = LineLimit()
+    ends = [*sorted(cut + MAX_LINES for cut in cuts), len(data)]
+    with pytest.raises(TooManyLines) if data.count(b"\r") > MAX_LINES else nullcontext():
+        for start, end in pairwise([0, *ends]):
+            limit.count(data[start:end])
+
+
+async def test_requests_behind_a_chunked_body_are_not_counted_with_it(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    transport.feed(HEAD + chunked(batch(MAX_CHUNKS), 1) + GET * 3000)
+    async with asyncio.timeout(60):
+        while transport.written.count(b"HTTP/1.1 200 ") < 3001:
+            await asyncio.sleep(0.001)
+
+
+async def test_empty_lines_before_a_request_are_skipped_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = create_autospec(RequestReader.read_header, side_effect=RequestReader.read_header)
+    monkeypatch.setattr(RequestReader, "read_header", read)
+    for lines in (b"\r\n" * 50_000, b"\n\r" * 50_000 + b"\r"):
+        _, transport = connected(pair.plain)
+        transport.feed(lines)
+        transport.feed(lines + GET)
+        assert (await answered(transport)).startswith(b"HTTP/1.1 200 ")
+    assert read.call_count <= 2
+    assert pair.plain.registry.bytes_in_flight == 0
+
+
+async def test_body_that_is_not_read_yet_pauses_its_connection(pair: Pair) -> None:
+    body = batch(1_000_000)
+    _, transport = connected(pair.plain)
+    transport.feed(LINE + b"Content-Length: %d\r\n\r\n" % len(body) + body[:700_000])
+    assert not transport.is_reading()
+    transport.feed(body[700_000:] + GET)
+    async with asyncio.timeout(30):
+        while transport.written.count(b"HTTP/1.1 200 ") < 2:
+            await asyncio.sleep(0.001)
+    assert transport.is_reading()
+
+
+def small_values() -> list[bytes]:
+    """Return bodies that are refused, of as many small values as there is room for."""
+    bodies = [b"{" + b"".join(b'"%x":0,' % number for number in range(100_000)) + b'"n":1}']
+    for start, value in ((b'{"users":[', b"[],"), (b'{"other":[', b"{},"), (b'{"n":10.0,"users":[', b"[],")):
+        bodies.append(start + value * (MAX_BODY_BYTES // len(value) - 10) + value[:-1] + b"]}")
+    return bodies
+
+
+@pytest.mark.parametrize("body", small_values(), ids=["fields", "arrays", "objects", "with n"])
+def test_refused_values_are_not_decoded(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem):
+            parse_batch(body)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < len(body)
