@@ -105,6 +105,15 @@ def empty_panels(url: str) -> set[str]:
     }
 
 
+def test_the_installer_of_monitoring_asks_for_the_address_of_the_runbook(tmp_path: Path) -> None:
+    environment = os.environ | {"DESTDIR": str(tmp_path)}
+    done = subprocess.run(
+        [SYSTEMD / "install-monitoring"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (2, "", [])
+    assert done.stderr.startswith("usage: install-monitoring URL")
+
+
 def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp_path: Path) -> None:
     installer = [str(SYSTEMD / "install-monitoring"), "https://shop.example/runbook"]
     subprocess.run(installer, env=os.environ | {"DESTDIR": str(tmp_path)}, check=True)
