@@ -74,7 +74,7 @@ def parse_verb(command: TyperCommand | TyperGroup, words: list[str], *, complete
     try:
         command.make_context("hotplate", words)
     except TyperException as error:
-        if complete or not str(error).startswith("Missing parameter"):
+        if complete or not re.match(r"Missing parameter|Option '--\S+' requires an argument", str(error)):
             raise AssertionError(f"{error} (after {words})") from error
 
 
@@ -91,6 +91,29 @@ def test_every_command_of_the_docs_parses(page: Path) -> None:
         check(words, complete=True)
     for words in commands(spans(page)):
         check(words, complete=False)
+
+
+def test_commands_in_messages_and_comments_of_the_product_parse() -> None:
+    """Those in code stand between backticks, with fields for values; those of k8s/ after a # and blanks."""
+    shown = []
+    for folder in ("bench", "hotplate", "offline", "serve", "stores"):
+        for path in (ROOT / folder).rglob("*.py"):
+            shown += [(path, span) for span in re.findall(r"`(hotplate [a-z][^`\n]*)`", path.read_text())]
+    for path in (ROOT / "k8s").rglob("*"):
+        if path.is_file() and path.suffix not in {".json", ".svg"}:
+            lines = re.findall(
+                r"^# {3,}(?:hotplate|docker compose run .*? offline) (.*)", path.read_text(), re.MULTILINE
+            )
+            shown += [(path, f"hotplate {BEHIND.sub('', line)}") for line in lines]
+    assert shown
+    wrong = []
+    for path, text in shown:
+        try:
+            words = shlex.split(re.sub(r"\{[^}]*\}", "1", text))
+            check([word for word in words if word != "--help"], complete=False)
+        except (AssertionError, ValueError) as error:
+            wrong.append(f"{path}: {text}: {error}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

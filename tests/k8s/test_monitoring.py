@@ -1,6 +1,7 @@
 """Alerts, dashboards and the runbook: they parse, they fire, and their metrics exist in a real service."""
 
 import asyncio
+import json
 import re
 import subprocess
 from itertools import combinations
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
+from tests.support.examples import PAGES, blocks
 from tests.support.kubernetes import tool
 from tests.support.monitoring import (
     MONITORING,
@@ -86,6 +88,14 @@ def test_alert_has_a_severity_and_its_runbook_section_has_instructions(name: str
 
 def test_runbook_has_no_section_of_a_removed_alert() -> None:
     assert {heading for heading in runbook() if heading.startswith("Hotplate")} == ALERTS.keys()
+
+
+def test_documented_queries_are_promql(tmp_path: Path) -> None:
+    queries = [block.text for page in PAGES for block in blocks(page) if block.text.startswith("sum(")]
+    assert queries
+    rules = [{"record": f"documented:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "rules.yaml").write_text(json.dumps({"groups": [{"name": "documented", "rules": rules}]}))
+    promtool("check", "rules", tmp_path / "rules.yaml")
 
 
 def test_documented_objectives_match_the_rules() -> None:

@@ -105,6 +105,15 @@ def empty_panels(url: str) -> set[str]:
     }
 
 
+def test_the_installer_of_monitoring_asks_for_the_address_of_the_runbook(tmp_path: Path) -> None:
+    environment = os.environ | {"DESTDIR": str(tmp_path)}
+    done = subprocess.run(
+        [SYSTEMD / "install-monitoring"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (2, "", [])
+    assert done.stderr.startswith("usage: install-monitoring URL")
+
+
 def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp_path: Path) -> None:
     installer = [str(SYSTEMD / "install-monitoring"), "https://shop.example/runbook"]
     subprocess.run(installer, env=os.environ | {"DESTDIR": str(tmp_path)}, check=True)
@@ -141,19 +150,6 @@ def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp
         finally:
             process.terminate()
             process.wait(timeout=60)
-
-
-def test_monitoring_installer_without_a_url_says_how_it_is_called(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [str(SYSTEMD / "install-monitoring")],
-        env=os.environ | {"DESTDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("usage: install-monitoring URL")
-    assert not list(tmp_path.iterdir())
 
 
 def test_compose_is_valid_and_mounts_existing_paths() -> None:

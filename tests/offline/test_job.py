@@ -3,9 +3,7 @@
 import asyncio
 import errno
 import os
-import subprocess
 import sys
-from ast import literal_eval
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +15,6 @@ import hotplate
 import hotplate.offline
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.sample import sample
-from tests.support.examples import examples
 from tests.support.memory_store import MemoryStore
 
 
@@ -29,26 +26,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hotplate.TrainSettings(str(folder / "clicks.csv"), params=hotplate.EASEParams()), str(folder / "model")
     )
     return folder / "model"
-
-
-@pytest.mark.soak
-def test_the_examples_of_the_docs_run(tmp_path: Path) -> None:
-    clicks = sample(users=200, items=50).with_columns(pl.col("user").str.strip_prefix("u").str.strip_chars_start("0"))
-    clicks.write_csv(tmp_path / "clicks.csv")
-
-    def run(heading: str) -> str:
-        (program,) = examples("docs/integration.md", heading)
-        program = program.replace("file:///var/lib/hotplate", f"file://{tmp_path / 'store'}")
-        command = [sys.executable, "-c", program]
-        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, timeout=120).stdout
-
-    ndcg, release, rows = run("Jobs").splitlines()
-    assert 0 < float(ndcg) < 1
-    assert release.endswith(" []")
-    assert int(rows) > 200
-    settings = hotplate.TrainSettings(str(tmp_path / "clicks.csv"), params=hotplate.ALSParams(factors=8, iterations=2))
-    hotplate.train(settings, str(tmp_path / "model"))
-    assert len(literal_eval(run("Models"))) == 10
 
 
 async def test_release_functions_work_inside_a_running_loop(model: Path, tmp_path: Path) -> None:

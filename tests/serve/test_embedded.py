@@ -13,14 +13,12 @@ from urllib.request import urlopen
 import pytest
 
 import hotplate
-from tests.support import patience
 from tests.support.examples import examples
 from tests.support.paths import ROOT
-from tests.support.redis_server import RedisServer
-from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
+from tests.support.service import UNTIL_S, a_list, publish_lists, until
 
 GUIDE = "docs/integration.md"
-FIRST, SCRIPT, NOTEBOOK = examples(GUIDE, "The lists in a Python program")
+*_, NOTEBOOK = examples(GUIDE, "The lists in a Python program")
 (FLASK,) = examples(GUIDE, "Flask")
 
 FLASK_SERVED = """
@@ -46,12 +44,6 @@ def on(folder: Path, example: str) -> str:
     """Return an example that reads the store in *folder*, on a busy machine."""
     assert '"file:///var/lib/hotplate"' in example
     return example.replace('"file:///var/lib/hotplate"', f'"file://{folder}", timeout_s={UNTIL_S}')
-
-
-def test_the_script_prints_a_list(folder: Path) -> None:
-    command = [sys.executable, "-W", "error", "-c", on(folder, SCRIPT)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=UNTIL_S)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "['a', 'b']\n", "")
 
 
 async def test_notebook_with_a_running_loop_works(tmp_path: Path) -> None:
@@ -134,24 +126,6 @@ def test_public_names_are_complete() -> None:
     assert dir(hotplate) == sorted(hotplate.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         hotplate.nothing  # type: ignore[attr-defined]  # noqa: B018 -- that is the test
-
-
-@pytest.mark.usefixtures("patience")
-@pytest.mark.parametrize(("prefix", "program"), [("README", examples("README.md")[0]), ("guide", FIRST)])
-def test_the_first_example_runs_as_it_is_documented(
-    tmp_path: Path, redis_server: RedisServer, prefix: str, program: str
-) -> None:
-    url = redis_server.url("redis", prefix)
-    release = asyncio.run(publish_to(url, LISTS))
-    asyncio.run(publish_to(f"file://{tmp_path}", LISTS))
-    assert '"redis://cache/0", "file:///var/lib/hotplate"' in program
-    program = patience.INSTALL + on(tmp_path, program).replace("redis://cache/0", url)
-    program = program.replace("timeout_s=", f"budget_s={UNTIL_S}, timeout_s=")
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT, timeout=UNTIL_S
-    )
-    assert done.stdout.splitlines()[0] == f"personal {release} redis"
-    assert done.stdout.splitlines()[1:] == ["a 1.0 Title a", "b 0.5 Title b", "c 0.3333333333333333 Title c"]
 
 
 def test_lists_are_usable_only_while_open_and_on_their_event_loop(tmp_path: Path) -> None:

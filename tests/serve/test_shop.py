@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from urllib.request import urlopen
 
 import pytest
@@ -20,6 +19,7 @@ from hotplate.client import REFRESH_AGAIN_S
 from tests.support import patience
 from tests.support.browser import opened
 from tests.support.examples import examples
+from tests.support.kubernetes import tool
 from tests.support.paths import ROOT
 from tests.support.redis_server import running as redis_running
 from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, running, running_app, serving, until
@@ -28,10 +28,13 @@ GUIDE = "docs/integration.md"
 ((FASTAPI,), (DJANGO,)) = (examples(GUIDE, framework) for framework in ("FastAPI", "Django"))
 SHARED, NODE = examples(GUIDE, "JavaScript", "js")
 (PAGE,) = examples(GUIDE, "JavaScript", "html")
-LISTS = {"user:42": a_list("1", "2"), "item:7": a_list("8", "9"), "item:8": a_list("9", "3")}
+# Ids as shops have them.
+USER = "müsli 2/XL"
+PRODUCT = "sku 20/50%"
+LISTS = {f"user:{USER}": a_list("1", "2"), f"item:{PRODUCT}": a_list("A-00003", "9"), "item:A-00003": a_list("9", "3")}
 POPULAR = ["p1", "p2", "p3"]
 FOLDED = ["9", "3"]
-LINES = [{"id": 7, "quantity": 2}, {"id": 8, "quantity": 1}]
+LINES = [{"id": PRODUCT, "quantity": 2}, {"id": "A-00003", "quantity": 1}]
 
 # Answers lines of path, query and basket by the ids that the application shows.
 ANSWERING = """
@@ -50,8 +53,7 @@ from django.test import Client
 
 def signed_in(get_response):
     def middleware(request):
-        pk = request.GET.get("user")
-        request.user = SimpleNamespace(pk=int(pk) if pk else None)
+        request.user = SimpleNamespace(pk=request.GET.get("user"))
         request.session = json.loads(request.GET["session"])
         return get_response(request)
     return middleware
@@ -68,7 +70,7 @@ def answered(path, query, lines):
 """
 ON_FASTAPI = """
 import asyncio, atexit, json
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 async def call(path, query, lines):
     sent = []
@@ -76,7 +78,7 @@ async def call(path, query, lines):
         return {"type": "http.request", "body": json.dumps(lines).encode()}
     async def send(message):
         sent.append(message)
-    scope = {"type": "http", "method": "GET" if lines is None else "POST", "path": path}
+    scope = {"type": "http", "method": "GET" if lines is None else "POST", "path": unquote(path)}
     scope |= {"query_string": urlencode(query).encode(), "headers": [(b"content-type", b"application/json")]}
     await app(scope, receive, send)
     assert sent[0]["status"] == 200, sent
@@ -122,13 +124,12 @@ def python(example: str, harness: str, port: int) -> Iterator[Ask]:
 @contextmanager
 def node(folder: Path, port: int) -> Iterator[Ask]:
     """Run the server of Node; yields as `python`."""
-    if shutil.which("node") is None:
-        pytest.skip("node is not on the PATH")
+    program = tool("node")
     tell_port = 'listen(0, "127.0.0.1", function () { console.log(this.address().port); })'
     assert "listen(3000)" in NODE
     (folder / "server.mjs").write_text(NODE.replace("listen(3000)", tell_port))
     (folder / "shop.mjs").write_text(patient(SHARED, port))
-    with subprocess.Popen(["node", str(folder / "server.mjs")], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([program, str(folder / "server.mjs")], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
 
@@ -158,8 +159,8 @@ def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: st
 
         def pages() -> list[list[str]]:
             """Return the lists of a visitor, a user, an unknown user, a product and a basket."""
-            homes = [ask("/"), ask("/", {"user": "42"}), ask("/", {"user": "43"})]
-            return [*homes, ask("/products/7"), ask("/basket", lines=LINES)]
+            homes = [ask("/"), ask("/", {"user": USER}), ask("/", {"user": "A-00003"})]
+            return [*homes, ask(f"/products/{quote(PRODUCT, safe='')}"), ask("/basket", lines=LINES)]
 
         assert pages() == [[]] * 5, "the service is down"
         with serving(tmp_path, "--store", redis.url(), "--port", str(port), "--budget", "60", before=patience.INSTALL):
@@ -167,12 +168,28 @@ def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: st
             asyncio.run(publish_to(redis.url(), LISTS))
             until(lambda: ask("/") == POPULAR)
             time.sleep(REFRESH_AGAIN_S)  # then the client uses its memory
-            assert pages() == [POPULAR, ["1", "2"], POPULAR, ["8", "9"], FOLDED]
+            assert pages() == [POPULAR, ["1", "2"], POPULAR, ["A-00003", "9"], FOLDED]
             assert ask("/basket", lines=[]) == POPULAR
-            assert ask("/basket", lines=[{"id": 7, "quantity": 0}]) == [], "the service refuses it"
+            assert ask("/basket", lines=[{"id": PRODUCT, "quantity": 0}]) == [], "the service refuses it"
             redis.kill()
             assert pages() == [POPULAR] * 5, "the store is down"
         assert pages() == [[] if name == "node" else POPULAR] * 5, "the service is down"
+
+
+async def test_the_server_of_node_has_made_a_request_before_it_listens(tmp_path: Path) -> None:
+    requested = list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        requested.append(request.path_qs)
+        return web.json_response({"items": []})
+
+    app = web.Application()
+    app.router.add_get("/{name:.*}", answer)
+    async with running_app(app) as service:
+        port = int(service.rpartition(":")[2])
+        with ExitStack() as stack:
+            await asyncio.to_thread(stack.enter_context, node(tmp_path, port))  # waits until it listens
+            assert requested == ["/v1/popular?n=10"]
 
 
 async def test_the_page_shows_each_list_in_a_browser_and_none_without_a_service(browser: str, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir, suppress
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import cast
 
 from hotplate.__main__ import main
 from tests.support.paths import ROOT
@@ -24,6 +26,14 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
+def forked_process(target: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    """Start *target* in a process with loaded modules."""
+    process = _context.Process(target=target, args=arguments)
+    _start_server()
+    process.start()
+    return cast("multiprocessing.Process", process)
+
+
 class Forked:
     """Runs `hotplate` with *words*, with its output in *output*; used like `subprocess.Popen`.
 
@@ -32,9 +42,7 @@ class Forked:
 
     def __init__(self, *words: str | Path, output: Path, before: str = "") -> None:
         arguments = (list(map(str, words)), str(output), dict(os.environ), Path.cwd(), before)
-        self._process = _context.Process(target=_run, args=arguments)
-        _start_server()
-        self._process.start()
+        self._process = forked_process(_run, *arguments)
         assert self._process.pid is not None
         self.pid = self._process.pid
 

@@ -1,10 +1,8 @@
-"""What a developer opens first: the OpenAPI document, its page, and the programs of the integration page."""
+"""What a developer opens first: the OpenAPI document and its page."""
 
 import asyncio
 import json
 import os
-import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -17,17 +15,14 @@ from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import document
 from hotplate.stores.factors import Description, ItemEntry, description_row, pieces
 from tests.support.browser import opened
-from tests.support.examples import examples
 from tests.support.npm import installed
 from tests.support.paths import ROOT
 from tests.support.service import Service, a_list, publish_lists, running
 from tests.support.soak import SEED, scaled
 
-PAGE = (ROOT / "docs" / "integration.md").read_text()
 AXE = "4.14.1"
 # What axe finds in the elements that Swagger UI makes.
 OF_SWAGGER_UI = {"nested-interactive", "select-name", "landmark-unique"}
-STATED = "127.0.0.1:8080"
 
 
 def factor_rows(*ids: str) -> dict[str, bytes]:
@@ -136,33 +131,3 @@ def test_schemathesis_finds_nothing(folder: Path, tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
         assert done.returncode == 0, "\n".join(line[:500] for line in (done.stdout + done.stderr).splitlines())
         assert '"level":"error"' not in service.log.read_text()
-
-
-def program(language: str, service: Service) -> str:
-    """Return what the page shows for a language, with the service's address and patience for a busy machine."""
-    (code,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    assert STATED in code
-    replaced = {STATED: f"127.0.0.1:{service.port}", "KEY": "key", "timeout(250)": "timeout(60000)"}
-    for shown, used in replaced.items():
-        code = code.replace(shown, used)
-    return str(code)
-
-
-def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on the PATH")
-def test_documented_curl_commands_get_a_list_and_a_batch(service: Service) -> None:
-    first, second = (line for line in program("sh", service).splitlines() if line)
-    if "--json" not in run("curl", "--help", "all"):
-        pytest.skip("this curl is older than 7.82")
-    assert [item["id"] for item in json.loads(run("sh", "-c", first))["items"]] == ["0", "1", "2"]
-    assert [result["source"] for result in json.loads(run("sh", "-c", second))["results"]] == ["personal", "popular"]
-
-
-def test_the_python_program_prints_a_list(service: Service) -> None:
-    (code,) = examples("docs/integration.md", "The Python client")
-    assert STATED in code
-    code = code.replace(STATED, f"127.0.0.1:{service.port}").replace("KEY", "key").replace("0.25", "60")
-    assert run(sys.executable, "-c", code.replace("timeout_s=5", "")).strip() == "personal ['0', '1', '2']"

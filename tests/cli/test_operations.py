@@ -1,8 +1,6 @@
-"""The commands of README, docs/quickstart.md and docs/operations.md, run as they stand there; the latter under load."""
+"""The transcript of docs/operations.md, run as it stands there under load."""
 
-import gzip
 import os
-import random
 import re
 import secrets
 import shlex
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hotplate.bench.process import SERVER_PORTS, claim_port, free_port
 from tests.support import patience
 from tests.support.balancer import balanced
+from tests.support.machine import reader_port
 from tests.support.paths import ROOT
 from tests.support.redis_server import running
 from tests.support.service import until
@@ -30,29 +28,7 @@ def transcript(page: str) -> str:
     return "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports with free admin and health listeners one and two thousand above them."""
-    ports = list[int]()
-    while len(ports) < count:
-        port = free_port()
-        if port + 2000 < SERVER_PORTS[1] and claim_port(port + 1000) and claim_port(port + 2000):
-            ports.append(port)
-    return ports
-
-
 ENDS = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT"
-
-
-def write_clicks(path: Path) -> None:
-    drawn = random.Random(0)
-    rows = ["user_id,item_id,event,timestamp"]
-    for number in range(3_000):
-        user = drawn.randrange(150)
-        event = drawn.choice(("view", "view", "buy"))
-        item = drawn.randrange(user % 3, 60, 3)
-        minute = number % 1440
-        rows.append(f"u{user},sku-{item},{event},2026-11-{1 + number // 1440:02}T{minute // 60:02}:{minute % 60:02}:00")
-    path.write_text("\n".join(rows) + "\n")
 
 
 def run(folder: Path, script: str, *, limit_s: float = 200, **environment: str) -> str:
@@ -73,41 +49,6 @@ def run(folder: Path, script: str, *, limit_s: float = 200, **environment: str) 
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(300)
-def test_quickstart_runs_as_written(tmp_path: Path) -> None:
-    write_clicks(tmp_path / "clicks.csv")
-    (port,) = free_ports(1)
-    page = (ROOT / "docs" / "quickstart.md").read_text()
-    printed = run(
-        tmp_path,
-        transcript(page).replace("8080", str(port)).replace("8090", str(port + 1000)).replace("8091", str(port + 2000)),
-    )
-    for answer in ('"user":"u17"', '"source":"personal"', '"source":"popular"'):
-        assert answer in printed
-    assert (tmp_path / "report.html").stat().st_size > 10_000
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(300)
-def test_readme_commands_run_as_written(tmp_path: Path) -> None:
-    write_clicks(tmp_path / "clicks.csv")
-    (tmp_path / "clicks.csv.gz").write_bytes(gzip.compress((tmp_path / "clicks.csv").read_bytes()))
-    (port,) = free_ports(1)
-    readme = (ROOT / "README.md").read_text()
-    own_data = readme.partition("\n## With data of your own\n")[2].partition("\n## ")[0]
-    train, publish, serve, curl = re.findall(r"^    ((?:hotplate|curl) .*)", own_data, re.MULTILINE)
-    in_another_terminal = f"--retry 50 --retry-all-errors --retry-delay 1 {curl.removeprefix('curl ')}"
-    lines = [
-        train,
-        publish,
-        f"{serve} --port {port} --admin-port {port + 1000} --health-port {port + 2000} &",
-        f"curl {in_another_terminal}",
-    ]
-    script = "\n".join(lines).replace("8080", str(port))
-    assert '"user":"42"' in run(tmp_path, script)
 
 
 if TYPE_CHECKING:
@@ -184,7 +125,7 @@ def test_transcript_runs_under_load_without_failed_requests(tmp_path: Path, cosm
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "hotplate").write_text(PATIENT)
     (tmp_path / "bin" / "hotplate").chmod(0o755)
-    a, b, c = free_ports(3)
+    a, b, c = reader_port(), reader_port(), reader_port()
     (tmp_path / "redis").mkdir()
     with running(tmp_path / "redis") as redis, ThreadPoolExecutor(1) as thread:
         script = with_settings(
