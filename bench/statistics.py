@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc, ndtri, stdtr, stdtrit
 
 from hotplate.base.report import Row
-from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result, lateness
 
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
@@ -186,6 +186,12 @@ def is_significant_growth(first: Portions, second: Portions) -> bool:
         return True
     low, _ = interval(_share_deviations(*second) - _share_deviations(*first))
     return second.share - first.share + low > 0
+
+
+def in_time(rounds: Sequence[Sequence[Result]]) -> list[int]:
+    """Return the places of the rounds in which the load generator was in time, if MIN_ROUNDS are; else of all."""
+    places = [place for place, results in enumerate(rounds) if not any(lateness([result]) for result in results)]
+    return places if len(places) >= MIN_ROUNDS else list(range(len(rounds)))
 
 
 def error_share(results: Sequence[Result]) -> Figure:

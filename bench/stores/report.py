@@ -43,11 +43,12 @@ from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
 BUDGET_S = 130.0
+COST_HEADING = "USD per\nbn reads"
 LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
 COLUMNS = (
     *LATENCY_COLUMNS,
     Column(CPU, "CPU a\nread, µs", "µs"),
-    Column(COST, "USD per\nbn reads"),
+    Column(COST, COST_HEADING),
     Column(COST, "paid for", noted=True),
 )
 METHOD = (
@@ -182,7 +183,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         sentence="",
         emulated=tuple(store.name for store in stores if store.store.candidate.emulated),
         rows=tuple(chain.from_iterable(store.rows(cpu_mark) for store in stores)),
-        columns=COLUMNS,
+        columns=tuple(_columns(rate)),
         verdicts=verdicts,
         marks={
             **explain_mark(options.latency, is_known=not options.urls),
@@ -213,6 +214,13 @@ def _configuration(options: StoresOptions, measured: Measured) -> dict[str, obje
         "stores": [redacted(candidate.url) for candidate in candidates],
         "releases": [candidate.manifest.release for candidate in candidates],
     }
+
+
+def _columns(rate: float) -> Iterator[Column]:
+    """Yield the columns of the table; the heading of the cost has the rate for which it holds."""
+    for column in COLUMNS:
+        heading = column.heading
+        yield replace(column, heading=f"USD/bn\nat {rate:g}/s") if heading == COST_HEADING else column
 
 
 def _checks(stores: Sequence[StoreRuns]) -> list[str]:

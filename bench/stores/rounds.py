@@ -33,7 +33,7 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, l
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, is_emulated
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS
+from hotplate.bench.statistics import MIN_ROUNDS, in_time
 from hotplate.bench.verdict import Finding, Gravity, findings, no_verdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
@@ -363,8 +363,7 @@ Round = dict[str, ServiceRun]
 
 def undisturbed(rounds: Sequence[Round]) -> Sequence[Round]:
     """Return the rounds in which the generator was in time, if there are MIN_ROUNDS of them; else all."""
-    in_time = [runs for runs in rounds if not any(lateness([run.result]) for run in runs.values())]
-    return in_time if len(in_time) >= MIN_ROUNDS else rounds
+    return [rounds[place] for place in in_time([[run.result for run in runs.values()] for runs in rounds])]
 
 
 class Rounds:

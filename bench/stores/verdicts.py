@@ -180,7 +180,7 @@ class Comparison:
         times = ", ".join(f"{store.name} {rounded(store.amount / (least.amount or 1.0))} times" for store in dearer)
         planned = self._redis_plan()
         redis = f"; Redis for up to {rounded(usable_gb(planned))} GB in all" if planned else ""
-        return f"{least.name} least; {times}{redis}"
+        return f"at {self.rate:g}/s {least.name} least; {times}{redis}"
 
     def _with_place(self, name: str) -> str:
         """Return the *name* of a store; of files beside other stores, it says that each server needs them."""
