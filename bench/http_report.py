@@ -276,11 +276,11 @@ def _answer(runs: HttpRuns, verdict: Verdict, figures: str) -> str:
 
 
 def _best_rate(verdict: Verdict) -> str:
-    """Return the highest rate with the lowest one outside: `at least 900 requests/s`, `900 requests/s, not 930`."""
+    """Return the highest rate with the lowest one outside, as `900 requests/s (930 is outside)`."""
     rate = f"{verdict.best:,.0f} requests/s"
     if verdict.limit:
         return f"at least {rate}"
-    return f"{rate}, not {verdict.outside.offered:,.0f}" if verdict.outside else rate
+    return f"{rate} ({verdict.outside.offered:,.0f} is outside)" if verdict.outside else rate
 
 
 def _answer_without_rounds(runs: HttpRuns, verdict: Verdict) -> str:

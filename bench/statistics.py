@@ -22,6 +22,9 @@ MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
 TAIL = 0.025
+# Where rounds differ, the slowest ones decide a high percentile, and few rounds contain few of them: the jackknife's
+# upper end alone is too low in 11 to 13 of 100 series with deviations of 40 % between rounds.
+UNSEEN = 1.35
 MOST_LOG = 700.0  # math.exp overflows above 709
 # Lag-1 autocorrelations to average over. The prior suits paired rounds, of 0.0 to 0.3: with a uniform one, an interval
 # of 14 rounds misses 1 to 3 % instead of 5 %, and finds half as many differences.
@@ -78,6 +81,8 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     without = _leave_one_out_percentiles(parts, percent)
     low_us, high_us = _jackknife_interval(value_us, without)
     least_us, most_us = _binomial_interval(all_rounds, percent)
+    if high_us > most_us > value_us:
+        high_us = value_us * (high_us / value_us) ** UNSEEN
     return Figure(value_us, values_us, min(low_us, least_us), max(high_us, most_us), without=without)
 
 
