@@ -227,7 +227,7 @@ def mean(values: Sequence[float]) -> Figure:
     return Figure(total / count, tuple(values), low, high, without=without)
 
 
-def compared(first: Figure, second: Figure) -> Figure:
+def compared(first: Figure | Row, second: Figure | Row) -> Figure:
     """Return *second* / *first*, with a 95 % interval if both have as many rounds, at least five.
 
     Rounds of the same number are compared: a disturbance of both cancels out. Seconds of fewer rounds, which may give a
