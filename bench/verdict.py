@@ -1,13 +1,12 @@
-"""The verdict of an experiment: findings by gravity, the first sentence, made of all of them, and rankings."""
+"""The verdict of an experiment: its findings by gravity, and the first sentence, which is made of all of them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
-from hotplate.base.report import Report, Row, rounded
+from hotplate.base.report import Report
 from hotplate.bench.process import describe
-from hotplate.bench.statistics import Figure, compared
 
 NOTHING_MEASURED = "Nothing was measured."
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
@@ -35,8 +34,6 @@ class Gravity(IntEnum):
     """Measured, and beyond a bound."""
 
 
-# Wider intervals say nothing.
-WIDEST = 100.0
 # Findings by which nothing is known of the service.
 FAILURES = (Gravity.UNCOMPARED, Gravity.UNMEASURED)
 
@@ -95,75 +92,6 @@ def _lead(found: Sequence[Finding]) -> str:
     if first_word.isalpha():  # not a name, such as that of a figure
         return f"{gravest.text[:1].upper()}{gravest.text[1:]}."
     return f"{gravest.text}."
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The ratio of a subject's figure to the least one."""
-
-    name: str
-    ratio: Figure
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether the interval excludes equality."""
-        low = self.ratio.low
-        return low is not None and low > 1
-
-    @property
-    def factor(self) -> str:
-        """Format the ratio with its interval, as `1.4 times (1.3 to 1.6)`."""
-        ratio = self.ratio.value or 0.0
-        low = self.ratio.low
-        high = self.ratio.high
-        times = f"{rounded(ratio)} times"
-        if low is None or high is None:
-            return f"{times} ({self.ratio.note})"
-        if high > WIDEST * low:
-            return f"{times} (the rounds differ too much for an interval)"
-        return f"{times} ({rounded(low)} to {rounded(high)})"
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The subject with the least figure, and the others' differences, ascending."""
-
-    least: str
-    differences: tuple[Difference, ...]
-
-    @property
-    def proven(self) -> tuple[Difference, ...]:
-        """Subjects with a proven larger figure."""
-        return tuple(difference for difference in self.differences if difference.is_proven)
-
-    @property
-    def alike(self) -> tuple[Difference, ...]:
-        """Subjects for which no difference is proven."""
-        return tuple(difference for difference in self.differences if not difference.is_proven)
-
-    def describe(self, least: str) -> str:
-        """Return a line such as `files fastest; Redis 1.4 times (1.3 to 1.6)`."""
-        proven = [f"{difference.name} {difference.factor}" for difference in self.proven]
-        if not self.alike:
-            return f"{self.least} {least}; {', '.join(proven)}"
-        *names, last = [self.least, *(difference.name for difference in self.alike)]
-        names_of_alike = f"{', '.join(names)} and {last}"
-        alike = ", ".join(f"{difference.name} {difference.factor}" for difference in self.alike)
-        return "; ".join([f"{names_of_alike}: no difference proven, {alike}", *proven])
-
-
-def rank(figures: Mapping[str, Row]) -> Ranking | None:
-    """Return the subject with the least of *figures*, such as the p99 of each store by name, and how the others differ.
-
-    Differences are ratios to the least figure. The result is None if fewer than two figures are known.
-    """
-    known = {name: figure for name, figure in figures.items() if figure.value is not None}
-    if len(known) < 2:
-        return None
-
-    least, *larger = sorted(known, key=lambda name: known[name].value or 0.0)
-    differences = tuple(Difference(name, compared(known[least], known[name])) for name in larger)
-    return Ranking(least, differences)
 
 
 def no_verdict(reason: str) -> str:

@@ -13,9 +13,8 @@ from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
 from hotplate.bench.planner.plan import CapacityPlan, break_even, calculate, usable_gb
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.statistics import Figure, error_share, mean, percentile, popular_share
+from hotplate.bench.statistics import Figure, compared, error_share, mean, percentile, popular_share
 from hotplate.bench.stores.rounds import Candidate, StoreRuns
-from hotplate.bench.verdict import rank
 from hotplate.stores.connect import REDIS
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
@@ -26,6 +25,8 @@ COST = "cost of a billion reads"
 # The percentile that is decisive for speed, unless no difference is proven.
 DECISIVE = P99
 STALL_S = 0.1
+# Wider intervals say nothing.
+WIDEST = 100.0
 UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
 BILLION = 1e9
 AT_RATE_MARK = "~"
@@ -128,6 +129,75 @@ def store_rows(store: StoreRuns, rate: float, prices: Prices) -> Iterator[Row]:
     yield error_share(store.results).row(name, "errors", "share", main=False)
     if store.candidate.charge_ru is not None:
         yield Row(name, "RU a read", "RU", store.candidate.charge_ru, main=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The ratio of a subject's figure to the least one."""
+
+    name: str
+    ratio: Figure
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the interval excludes equality."""
+        low = self.ratio.low
+        return low is not None and low > 1
+
+    @property
+    def factor(self) -> str:
+        """Format the ratio with its interval, as `1.4 times (1.3 to 1.6)`."""
+        ratio = self.ratio.value or 0.0
+        low = self.ratio.low
+        high = self.ratio.high
+        times = f"{rounded(ratio)} times"
+        if low is None or high is None:
+            return f"{times} ({self.ratio.note})"
+        if high > WIDEST * low:
+            return f"{times} (the rounds differ too much for an interval)"
+        return f"{times} ({rounded(low)} to {rounded(high)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The subject with the least figure, and the others' differences, ascending."""
+
+    least: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def proven(self) -> tuple[Difference, ...]:
+        """Subjects with a proven larger figure."""
+        return tuple(difference for difference in self.differences if difference.is_proven)
+
+    @property
+    def alike(self) -> tuple[Difference, ...]:
+        """Subjects for which no difference is proven."""
+        return tuple(difference for difference in self.differences if not difference.is_proven)
+
+    def describe(self, least: str) -> str:
+        """Return a line such as `files fastest; Redis 1.4 times (1.3 to 1.6)`."""
+        proven = [f"{difference.name} {difference.factor}" for difference in self.proven]
+        if not self.alike:
+            return f"{self.least} {least}; {', '.join(proven)}"
+        *names, last = [self.least, *(difference.name for difference in self.alike)]
+        names_of_alike = f"{', '.join(names)} and {last}"
+        alike = ", ".join(f"{difference.name} {difference.factor}" for difference in self.alike)
+        return "; ".join([f"{names_of_alike}: no difference proven, {alike}", *proven])
+
+
+def rank(figures: Mapping[str, Row]) -> Ranking | None:
+    """Return the subject with the least of *figures*, such as the p99 of each store by name, and how the others differ.
+
+    Differences are ratios to the least figure. The result is None if fewer than two figures are known.
+    """
+    known = {name: figure for name, figure in figures.items() if figure.value is not None}
+    if len(known) < 2:
+        return None
+
+    least, *larger = sorted(known, key=lambda name: known[name].value or 0.0)
+    differences = tuple(Difference(name, compared(known[least], known[name])) for name in larger)
+    return Ranking(least, differences)
 
 
 def _describe_stalls(stores: Sequence[StoreRuns]) -> str:
