@@ -5,7 +5,7 @@ One figure decides, chosen beforehand: with four at 5 % each, one in six equal p
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ class Change:
     """One figure of both reports, and their ratio, B / A, with its interval."""
 
     name: str
-    first: Figure
-    second: Figure
+    first: Row
+    second: Row
     ratio: Figure
 
     def rows(self, *, main: bool) -> list[Row]:
@@ -54,8 +54,8 @@ class Change:
             interval = f"{rounded(self.ratio.low, 3)} to {rounded(self.ratio.high, 3)}"
 
         return [
-            self.first.row(subject, "A", unit, main=main),
-            self.second.row(subject, "B", unit, main=main),
+            replace(self.first, subject=subject, figure="A", unit=unit, main=main),
+            replace(self.second, subject=subject, figure="B", unit=unit, main=main),
             self.ratio.row(subject, "B / A", main=main),
             Row(subject, "interval", note=interval, main=main),
         ]
@@ -167,16 +167,11 @@ def _changes(first: Report, second: Report) -> Iterator[Change]:
 
     A row of a report is one figure; figures without values by round are left out.
     """
-    figures = {row.figure: _figure(row) for row in second.rows}
+    figures = {row.figure: row for row in second.rows}
     for row in first.rows:
         if row.unit in {"us", "/s"} and row.values and row.figure in figures:
-            before = _figure(row)
             after = figures[row.figure]
-            yield Change(row.figure, before, after, compared(before, after))
-
-
-def _figure(row: Row) -> Figure:
-    return Figure(row.value, row.values, row.low, row.high, row.note, row.without)
+            yield Change(row.figure, row, after, compared(row, after))
 
 
 class Verdict(NamedTuple):

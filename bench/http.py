@@ -95,10 +95,8 @@ class _HttpMeasurement:
         """
         load = self._plan.load
         repeat = self._plan.options.repeat
-        minutes = (USUAL_RUNS + repeat) * load.duration_s / 60
-        self._display.say(
-            f"about {minutes:.0f} min: some {USUAL_RUNS} trials of {load.duration_s:g} s, then the rounds"
-        )
+        about_s = (USUAL_RUNS + repeat) * load.duration_s
+        self._display.say(f"about {about_s:.0f} s: some {USUAL_RUNS} trials of {load.duration_s:g} s, then the rounds")
         for trial in search(self._attempt, load.rate or 1.0):
             self._trials.append(trial)
             if trial.is_stopped:

@@ -9,11 +9,11 @@ from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count,
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, P99_9, POPULAR_LISTS, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult
-from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, LAG_BOUND_US, Histogram, Result
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, LAG_SHARE, Histogram, Result
 from hotplate.bench.objective import PERCENTS, format_bound, format_ms
 from hotplate.bench.process import describe
 from hotplate.bench.search import Trial, first_outside, highest, knee, users_per_s
-from hotplate.bench.statistics import error_share, mean, percentile, popular_share
+from hotplate.bench.statistics import error_share, in_time, mean, percentile, popular_share
 from hotplate.bench.verdict import NOT_LISTS, Finding, Gravity, concluded, findings, interrupted_report
 from hotplate.stores.urls import redacted
 
@@ -119,7 +119,9 @@ def judge(runs: HttpRuns) -> Verdict:
     if runs.trials and (rounds or not runs.interrupted):  # a search that was stopped did not end
         outside = first_outside(runs.trials, runs.rate)
 
-    timed = plan.objective.without_pauses(rounds) if plan.options.find_max else rounds
+    timed = [rounds[place] for place in in_time([[result] for result in rounds])]
+    if plan.options.find_max:
+        timed = plan.objective.without_pauses(rounds)
     found = [*_check_findings(runs), *findings(Gravity.POPULAR, plan.popular_complaint(rounds), NOT_LISTS)]
     found += judge_rounds(plan, rounds, timed)
     if outside and not runs.rate:
@@ -274,11 +276,11 @@ def _answer(runs: HttpRuns, verdict: Verdict, figures: str) -> str:
 
 
 def _best_rate(verdict: Verdict) -> str:
-    """Return the highest rate with the lowest one outside: `at least 900 requests/s`, `900 requests/s, not 930`."""
+    """Return the highest rate with the lowest one outside, as `900 requests/s (930 is outside)`."""
     rate = f"{verdict.best:,.0f} requests/s"
     if verdict.limit:
         return f"at least {rate}"
-    return f"{rate}, not {verdict.outside.offered:,.0f}" if verdict.outside else rate
+    return f"{rate} ({verdict.outside.offered:,.0f} is outside)" if verdict.outside else rate
 
 
 def _answer_without_rounds(runs: HttpRuns, verdict: Verdict) -> str:
@@ -342,16 +344,22 @@ def _lateness_us(rounds: Sequence[Result]) -> float:
 
 
 def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
+    late_rounds = len(runs.rounds) - len(verdict.timed)
+    if late_rounds:
+        yield f"{late_rounds} of {format_count(len(runs.rounds), 'round')} are left out, as the generator was late."
+    unsolicited = sum(result.unsolicited for result in runs.rounds)
+    if unsolicited:
+        yield f"{format_count(unsolicited, 'connection')} sent bytes that were no answer to a request, and were closed."
     seconds = sum(len(result.seconds) for result in runs.rounds)
     left_out = seconds - sum(len(result.seconds) for result in verdict.timed)
-    if left_out:
+    if left_out and not late_rounds:
         longest = format_value(Histogram.merged(result.latency for result in runs.rounds).max_us, "us")
         pauses = f"{left_out} of {format_count(seconds, 'second')} are left out of the latencies, as pauses"
         yield f"{pauses} of the machine: the longest answer took {longest}."
     if verdict.limit:
         yield f"The search ended because of the generator, and not of the service: {verdict.limit}."
-    late_us = _lateness_us(runs.rounds)
-    if late_us > LAG_BOUND_US:
+    late_us = _lateness_us(verdict.timed)
+    if late_us > LAG_SHARE * Histogram.merged(result.latency for result in verdict.timed).percentile_us(99):
         late = f"The generator itself was {format_value(late_us, 'us')} late at p99 of all rounds"
         yield f"{late}; that is part of the latencies."
 

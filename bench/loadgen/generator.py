@@ -498,7 +498,7 @@ def _busy_s() -> float:
 class LoadWorker:
     """A process for the runs of one measurement; a context manager.
 
-    With a *core* it is pinned, and runs have raised priority if allowed.
+    With a *core* it is pinned. Runs have raised priority if allowed.
     """
 
     def __init__(self, core: int | None = None) -> None:
@@ -510,7 +510,8 @@ class LoadWorker:
         )
         command = [sys.executable, "-P", "-c", program, str(theirs.fileno())]
         with contextlib.ExitStack() as stack:
-            self._core = None if core is None else stack.enter_context(on_core(core))
+            if core is not None:
+                stack.enter_context(on_core(core))
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603 -- our own module
         theirs.close()
 
@@ -533,7 +534,7 @@ class LoadWorker:
         the next full second of the clock, as RU/s budgets do. Ctrl-C stops the run, and gives an `interrupted` result.
         Raises BenchFailed if the process dies.
         """
-        with contextlib.nullcontext() if self._core is None else raised_priority(self.pid):
+        with raised_priority(self.pid):
             self._channel.send(load)
             try:
                 while self._receive() != READY:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import ResponseSample
+from hotplate.stores.errors import reason_of
 from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
@@ -438,4 +439,11 @@ def send_one(url: str, request: bytes, timeout_s: float) -> Response:
     try:
         return asyncio.run(send())
     except RequestFailed as error:
+        if error.kind == "malformed":
+            raise BenchFailed(
+                f"{redacted(url)} answers, but not as HTTP/1.1 with Content-Length or chunks: a 1xx response, and a "
+                "body that ends with the connection, are not read"
+            ) from error
+        if target.tls and isinstance(error.__cause__, ssl.SSLError):
+            raise BenchFailed(f"{redacted(url)} has no valid TLS: {reason_of(error.__cause__)}") from error
         raise BenchFailed(f"nothing answers at {redacted(url)} ({error.kind}); is the service running?") from error

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from hotplate.base.report import format_value
 
-CPU_BOUND = 0.95  # of a core; a run is invalid above it
-LAG_BOUND_US = 1_000.0  # lag at p99 named in a report
+CPU_BOUND = 0.9  # of a core; a run is invalid above it
+LAG_SHARE = 0.1  # of a p99; a report names a lag above it
 LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if most of its p99
 LOWEST_US = 1
 HIGHEST_US = 60_000_000

@@ -12,7 +12,7 @@ from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings
-from hotplate.stores.cosmos.url import INITIAL_PARTITION_RU, MANUAL_MIN, MAX_RU
+from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_MIN, MANUAL_STEP, MAX_RU
 
 # Outside of all figures.
 NOT_PRICED = (
@@ -109,12 +109,16 @@ class ContainerFigures(NamedTuple):
     partitions: str
     publish_ru: str
     publish_hours: str
+    step: int
+    """Of RU/s; more above what reads need are a limit of Azure."""
+
+    limit: str = "Azure's least"
 
 
 CONTAINERS = {
-    "manual": ContainerFigures("serve_ru", "skew", "partitions", "publish_ru_s", "publish_hours"),
+    "manual": ContainerFigures("serve_ru", "skew", "partitions", "publish_ru_s", "publish_hours", MANUAL_STEP),
     "autoscale": ContainerFigures(
-        "autoscale_top_ru", "autoscale_skew", "autoscale_partitions", "publish_ru_s", "publish_hours"
+        "autoscale_top_ru", "autoscale_skew", "autoscale_partitions", "publish_ru_s", "publish_hours", AUTOSCALE_STEP
     ),
     "serverless": ContainerFigures(
         "serverless_ceiling_ru",
@@ -122,6 +126,8 @@ CONTAINERS = {
         "partitions_by_gb",
         "serverless_ceiling_ru",
         "serverless_publish_hours",
+        0,
+        "Azure's most",
     ),
 }
 
@@ -248,7 +254,10 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
         if number(container.skew) > NOTABLE_SKEW:
             reads += f" x {number(container.skew):.2f} for the busiest user"
         in_use = f"{plan.inputs.ru_utilisation:g} in use"
-        yield "reads", f"{number(container.ru):,.0f} RU/s: {reads} / {in_use}  (--why {container.ru})"
+        needed_ru = number("reads_plain_ru") * number(container.skew) / plan.inputs.ru_utilisation
+        is_limit = number(container.ru) >= needed_ru + container.step
+        taken = f", {container.limit}; {needed_ru:,.0f} are taken" if is_limit else ""
+        yield "reads", f"{number(container.ru):,.0f} RU/s{taken}: {reads} / {in_use}  (--why {container.ru})"
         spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number(container.publish_hours))}"
         yield "publish", f"{number(container.publish_ru):,.0f} RU/s: {spent}  (--why {container.publish_ru})"
         yield "429s", _first_refused_rate(plan, container)  # too many requests: Cosmos DB refuses a read

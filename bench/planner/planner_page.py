@@ -46,6 +46,7 @@ LABELS = {
     "users": "Users",
     "peak_rps": "Requests/s in the busiest hour",
     "profile": "Shape of a day",
+    "zipf": "Exponent of the Zipf law of users",
     "hit_rate": "Share answered by a cache",
     "regions": "Regions",
     "consistency": "Consistency of reads",
@@ -57,6 +58,7 @@ LABELS = {
 HINTS = {
     "peak_rps": "of all regions together",
     "profile": "flat, evening, or 24 rates",
+    "zipf": "as 0.9; empty if all are alike",
     "hit_rate": "0 to 1",
     "regions": "each holds all data",
 }
@@ -86,9 +88,15 @@ class PlannerPage:
         """Return the fields of the page's form, as JSON, with the values that the inputs in *query* give them.
 
         A field has the name of an input, a label and a hint, the choices of its value, and whether others are allowed.
-        Raises BenchMisused for an invalid input.
+        An invalid input keeps its text, to be corrected. Raises BenchMisused for an unknown one.
         """
-        inputs = self._calculate(self._inputs_in(query)).inputs
+        values = self._inputs_in(query)
+        invalid: Mapping[str, str] = {}
+        try:
+            inputs = self._calculate(values).inputs
+        except BenchMisused:
+            invalid = values
+            inputs = self._calculate(EXAMPLE).inputs
         fields = []
         for name, label in LABELS.items():
             choices = INPUT_FIELDS[name].metadata["choices"]
@@ -102,7 +110,7 @@ class PlannerPage:
                     "hint": HINTS.get(name, ""),
                     "choices": list(DAY_SHAPES if name == "profile" else choices),
                     "free": name == "profile",
-                    "value": value,
+                    "value": invalid.get(name, value),
                 }
             )
         return fields

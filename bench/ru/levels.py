@@ -12,9 +12,9 @@ from typing import NamedTuple
 from hotplate.base.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
 from hotplate.bench.figure_names import AT_LEAST as AT_LEAST_NOTE
-from hotplate.bench.figure_names import EMULATOR, P50, P99, PROVISIONED, READS, level_name
+from hotplate.bench.figure_names import EMULATOR, LATENESS, P50, P99, PROVISIONED, READS, level_name
 from hotplate.bench.loadgen.load import failure_by_status
-from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
+from hotplate.bench.loadgen.result import LAG_SHARE, P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
@@ -218,6 +218,15 @@ class Level:
     def reads_per_s(self) -> float:
         """Reads per second, accepted or computed."""
         return self.capacity_per_s if self.is_computed else self.at(OVERLOAD).accepted_per_s
+
+    @property
+    def lateness_us(self) -> float:
+        """The p99 of the generator's delays at 90 % load, in µs; 0 if it is a small part of the latency."""
+        trials = [trial.result for trial in self.trials if trial.offered == CALM]
+        if not trials or self.is_computed:
+            return 0.0
+        late_us = trials[-1].lag.percentile_us(99)
+        return late_us if late_us > LAG_SHARE * trials[-1].latency.percentile_us(99) else 0.0
 
     def at(self, share: float) -> LevelTrial:
         """Return the trial at a share that got most reads through, below OVERLOAD the last one. Raises KeyError."""
@@ -516,6 +525,7 @@ def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
         yield Row(subject, f"{load}: offered", "/s", offered_per_s, main=False)
         yield Row(subject, f"{load}: lists of the store", "/s", trial.accepted_per_s, main=False)
         yield Row(subject, f"{load}: 429s that the service saw", "", trial.throttled, main=False)
+        yield Row(subject, f"{load}: {LATENESS}", "us", trial.result.lag.percentile_us(99), main=False)
 
 
 def _answer(sweep: Sweep, prices: Prices) -> str:
@@ -560,6 +570,10 @@ def _notes(sweep: Sweep) -> Iterator[str]:
             for row in (_latency(sweep, level, figure) for figure in (P50, P99)):
                 if row.value is None:
                     subjects.setdefault(f"{row.figure} is not known, {row.note}", []).append(subject)
+        late_us = level.lateness_us
+        if late_us:
+            late = f"the generator itself was {format_value(late_us, 'us')} late at p99 of 90 % load"
+            subjects.setdefault(f"{late}, which is part of the latency", []).append(subject)
     for reason, names in subjects.items():
         yield f"{', '.join(names)}: {reason}."
     if sweep.missing:

@@ -1,7 +1,8 @@
 """Microsoft's reference load on Cosmos DB, compared with its published figures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
@@ -14,9 +15,9 @@ from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.stores.comparison import Needs, cpu_row, latency_rows, needs
 from hotplate.bench.stores.report import LATENCY_COLUMNS
-from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
-from hotplate.bench.stores.summary import Needs, Summary, needs, summarise
+from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, StoreRuns, own_cosmos, prepared_stores
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded, interrupted_report
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
@@ -103,7 +104,7 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
 
     (store,) = measured.stores
     prices = load_prices()
-    summary = summarise(store, RATE, prices)
+    rows = {row.figure: row for row in (*latency_rows(store), cpu_row(store))}
     charge_ru = store.candidate.charge_ru
     needed = None
     if charge_ru is not None and store.sound:
@@ -112,17 +113,17 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     reported = Report(
         kind="reference",
         sentence="",
-        emulated=(summary.name,) if store.candidate.emulated else (),
-        rows=(*_published(prices), *_measured(summary, needed)),
+        emulated=(store.candidate.name,) if store.candidate.emulated else (),
+        rows=(*_published(prices), *_measured(store, rows, needed)),
         columns=COLUMNS,
         marks=explain_mark(options.latency, is_known=options.account is None),
-        origins=_origins(summary, needed, _round_s(options), is_emulated=store.candidate.emulated),
+        origins=_origins(measured.rounds, needed, _round_s(options), is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
         interrupted=measured.interrupted,
         configuration=options.to_json(),
         machine=describe(),
     )
-    return concluded(reported, measured.found, _answer(summary, needed, prices))
+    return concluded(reported, measured.found, _answer(rows[P50], needed, prices, is_emulated=store.candidate.emulated))
 
 
 def _published(prices: Prices) -> Iterator[Row]:
@@ -132,45 +133,45 @@ def _published(prices: Prices) -> Iterator[Row]:
     yield Row(PUBLISHED, MONTH, "", prices.ru_month(RU))
 
 
-def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
+def _measured(store: StoreRuns, rows: Mapping[str, Row], needed: Needs | None) -> Iterator[Row]:
     """Yield the table's figures of our measurement: latencies, rate, RU/s, price and CPU.
 
     *needed* has the RU/s for the published rate; None if the charge of a read is unknown.
     """
-    yield from summary.latency_rows()
-    results = summary.store.results
+    name = store.candidate.name
+    results = store.results
+    yield from (row for figure, row in rows.items() if figure != CPU)
     if results:
         rate = sum(result.ok for result in results) / sum(result.duration_s for result in results)
-        yield Row(summary.name, "requests/s", "", rate)
+        yield Row(name, "requests/s", "", rate)
     if needed is not None:
-        yield Row(summary.name, NEEDED, "", float(needed.needed_ru))
-        yield Row(summary.name, MONTH, "", needed.month)
-        yield Row(summary.name, "RU/s used", "", needed.used_ru, main=False)
-    yield summary.cpu.row(summary.name, CPU, "us", main=False)
+        yield Row(name, NEEDED, "", float(needed.needed_ru))
+        yield Row(name, MONTH, "", needed.month)
+        yield Row(name, "RU/s used", "", needed.used_ru, main=False)
+    yield replace(rows[CPU], main=False)
 
 
-def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
+def _answer(median: Row, needed: Needs | None, prices: Prices, *, is_emulated: bool) -> str:
     """Return the RU/s that the rate needs, if they are known, and the median beside the published one."""
-    p50 = summary.latencies[P50].value
+    p50 = median.value
     published = f"the published median of {MEDIAN_US / 1000:g} ms"
     if p50 is None:
         latency = f"Too few answers for a median, to set beside {published}"
-    elif summary.has_own_latency:
+    elif not is_emulated:
         latency = f"P50 {format_value(p50, 'us')}, beside {published} of another service"
     else:
         latency = f"Faster than {published}? Unknown: our p50 of {format_value(p50, 'us')} is assumed"
     if needed is None:
         return f"{latency}."
     before = prices.ru_month(RU)
-    by_emulator = "" if summary.has_own_latency else " by an emulator's charges"
+    by_emulator = " by an emulator's charges" if is_emulated else ""
     return (
         f"{RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a month)"
         f"{by_emulator}, not the reference's {RU:,} ({before:,.0f}). {latency}."
     )
 
 
-def _origins(summary: Summary, needed: Needs | None, round_s: float, *, is_emulated: bool) -> dict[str, str]:
-    count = len(summary.store.runs)
+def _origins(count: int, needed: Needs | None, round_s: float, *, is_emulated: bool) -> dict[str, str]:
     rounds = f"{format_value(count, 'rounds')} of {round_s:g} s"
     lines = {"measured": f"{rounds}, at random times, by {USERS} connections"}
     if needed is not None:

@@ -4,22 +4,30 @@ import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
-from hotplate.base.report import Column, Curve, Plot, Report, format_value
+from hotplate.base.report import Column, Curve, Plot, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.figure_names import CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
-from hotplate.bench.loadgen.result import Histogram
+from hotplate.bench.loadgen.result import LAG_SHARE, Histogram
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS
+from hotplate.bench.stores.comparison import (
+    AT_RATE_MARK,
+    COST,
+    DECISIVE,
+    PERCENTILES,
+    Comparison,
+    is_at_full_load,
+    store_rows,
+)
 from hotplate.bench.stores.recording import record
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
@@ -34,8 +42,6 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.stores.summary import AT_RATE_MARK, COST, PERCENTILES, Summary, summarise
-from hotplate.bench.stores.verdicts import DECISIVE, Comparison
 from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings, interrupted_report
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
@@ -43,11 +49,12 @@ from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
 BUDGET_S = 130.0
+COST_HEADING = "USD per\nbn reads"
 LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
 COLUMNS = (
     *LATENCY_COLUMNS,
     Column(CPU, "CPU a\nread, µs", "µs"),
-    Column(COST, "USD per\nbn reads"),
+    Column(COST, COST_HEADING),
     Column(COST, "paid for", noted=True),
 )
 METHOD = (
@@ -169,28 +176,28 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
 
     rate = parse_rate(options.rate)
     prices = _prices(options)
-    stores = [summarise(store, rate, prices) for store in measured.stores]
+    stores = measured.stores
+    rows = _marked([row for store in stores for row in store_rows(store, rate, prices)])
     answer = ""
     verdicts: Mapping[str, str] = {}
-    if all(store.sound for store in measured.stores):
-        comparison = Comparison(stores, rate, prices)
+    if all(store.sound for store in stores):
+        comparison = Comparison(stores, {(row.subject, row.figure): row for row in rows}, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts
-    cpu_mark = AT_RATE_MARK if any(store.is_cpu_at_full_load for store in stores) else ""
     reported = Report(
         kind="stores",
         sentence="",
-        emulated=tuple(store.name for store in stores if store.store.candidate.emulated),
-        rows=tuple(chain.from_iterable(store.rows(cpu_mark) for store in stores)),
-        columns=COLUMNS,
+        emulated=tuple(store.candidate.name for store in stores if store.candidate.emulated),
+        rows=tuple(rows),
+        columns=tuple(_columns(rate)),
         verdicts=verdicts,
         marks={
             **explain_mark(options.latency, is_known=not options.urls),
             AT_RATE_MARK: "at the rate of the rounds, which takes more CPU a read than full load",
         },
-        origins=_origins(options, stores, measured, prices),
-        plots=tuple(plots(stores)),
-        notes=(*notes, *_too_few_answers(stores), *_late(stores)),
+        origins=_origins(options, measured, prices),
+        plots=tuple(plots(rows)),
+        notes=(*notes, *_too_few_answers(stores, rows), *_late(stores, rows)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *_checks(measured.stores)),
         interrupted=measured.interrupted,
         configuration=_configuration(options, measured),
@@ -213,6 +220,20 @@ def _configuration(options: StoresOptions, measured: Measured) -> dict[str, obje
         "stores": [redacted(candidate.url) for candidate in candidates],
         "releases": [candidate.manifest.release for candidate in candidates],
     }
+
+
+def _marked(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with a mark at CPU that was not measured at full load, if that of others was."""
+    if not any(row.figure == CPU and is_at_full_load(row) for row in rows):
+        return list(rows)
+    return [replace(row, mark=AT_RATE_MARK) if row.figure == CPU and not is_at_full_load(row) else row for row in rows]
+
+
+def _columns(rate: float) -> Iterator[Column]:
+    """Yield the columns of the table; the heading of the cost has the rate for which it holds."""
+    for column in COLUMNS:
+        heading = column.heading
+        yield replace(column, heading=f"USD/bn\nat {rate:g}/s") if heading == COST_HEADING else column
 
 
 def _checks(stores: Sequence[StoreRuns]) -> list[str]:
@@ -241,15 +262,14 @@ def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]
     return findings(Gravity.UNMEASURED, failures)
 
 
-def _origins(
-    options: StoresOptions, stores: Sequence[Summary], measured: Measured, prices: Prices
-) -> Mapping[str, str]:
+def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> Mapping[str, str]:
     """Return where the figures come from, in a sentence each for those that are measured, exact and priced.
 
     The last sentence names what else decides between stores.
     """
     rounds = f"{format_value(measured.rounds, 'rounds')} of {options.duration} at {options.rate}/s"
-    if any(store.is_through_sdk for store in stores):
+    candidates = [store.candidate for store in measured.stores]
+    if any(candidate.is_through_sdk for candidate in candidates):
         rounds += f" (by SDK {SDK_RATE:g}/s)"
     if measured.disturbed:
         rounds += f", {measured.disturbed} disturbed ones left out"
@@ -257,10 +277,10 @@ def _origins(
         rounds += "; one machine: no network, TLS or replica"
     origins = {"measured": rounds}
 
-    charges_ru = {store.store.candidate.charge_ru for store in stores}
+    charges_ru = {candidate.charge_ru for candidate in candidates}
     texts = sorted({f"{charge_ru:.2f}" for charge_ru in charges_ru if charge_ru is not None}, key=float)
     if texts:
-        is_emulated = any(store.store.candidate.emulated for store in stores)
+        is_emulated = any(candidate.emulated for candidate in candidates)
         origins["exact"] = f"{EMULATED_CHARGES if is_emulated else ''}{' and '.join(texts)} RU a read"
 
     dates = f"RU/s {prices.ru_hour.date}"
@@ -273,33 +293,34 @@ def _origins(
     return origins
 
 
-def _too_few_answers(stores: Sequence[Summary]) -> Iterator[str]:
+def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:
     """Yield a note on percentiles with too few answers; azure-cosmos is read slowly, so it never has a p99.9."""
-    usual = [store for store in stores if not store.is_through_sdk]
-    names = {name for store in usual for name, figure in store.latencies.items() if figure.note == TOO_FEW_ANSWERS}
+    usual = {store.candidate.name for store in stores if not store.candidate.is_through_sdk}
+    names = {row.figure for row in rows if row.note == TOO_FEW_ANSWERS and row.subject in usual}
     few = [name for name in PERCENTILES if name in names]
     if few:
         yield f"{' and '.join(few)}: too few answers; a longer --budget or more rounds (--repeat) give more."
 
 
-def _late(stores: Sequence[Summary]) -> Iterator[str]:
-    """Yield a note on stores of which most of the p99 is the load generator's delay."""
+def _late(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a note on stores of which a part of the p99 is the load generator's delay."""
+    p99s_us = {row.subject: row.value for row in rows if row.figure == DECISIVE}
     for store in stores:
-        p99_us = store.latencies[DECISIVE].value
-        late_us = Histogram.merged(result.lag for result in store.store.results).percentile_us(99)
-        if store.has_own_latency and p99_us is not None and late_us > p99_us / 2:
+        name = store.candidate.name
+        p99_us = p99s_us[name]
+        late_us = Histogram.merged(result.lag for result in store.results).percentile_us(99)
+        if not store.candidate.emulated and p99_us is not None and late_us > LAG_SHARE * p99_us:
             late = format_value(late_us, "us")
-            yield f"{store.name}: the generator itself was {late} late at p99; that is part of the latencies."
+            yield f"{name}: the generator itself was {late} late at p99; that is part of the latencies."
 
 
-def plots(stores: Sequence[Summary]) -> list[Plot]:
+def plots(rows: Sequence[Row]) -> list[Plot]:
     """Plot each store's p99 by round, if the table has one; no plot if none has."""
     curves = list[Curve]()
-    for store in stores:
-        figure = store.latencies[DECISIVE]
-        if figure.value is not None and figure.values:
-            rounds = tuple(float(number) for number in range(1, len(figure.values) + 1))
-            curves.append(Curve(store.name, rounds, tuple(figure.values)))
+    for row in rows:
+        if row.figure == DECISIVE and row.value is not None and row.values:
+            rounds = tuple(float(number) for number in range(1, len(row.values) + 1))
+            curves.append(Curve(row.subject, rounds, row.values))
     if not curves:
         return []
 

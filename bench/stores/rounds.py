@@ -33,7 +33,7 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, l
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, is_emulated
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS
+from hotplate.bench.statistics import MIN_ROUNDS, in_time
 from hotplate.bench.verdict import Finding, Gravity, findings, no_verdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
@@ -56,14 +56,14 @@ PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read woul
 SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
 
 
-def through_sdk(url: str) -> bool:
-    """Return whether *url* is read through azure-cosmos."""
-    return scheme_of(url) in COSMOS and parse_qs(split(url).query).get("client") == ["sdk"]
+# Clients of vendors, as in URLs, and as in names of stores.
+CLIENTS = {"sdk": BY_SDK, "redis-py": BY_REDIS_PY}
 
 
-def by_redis_py(url: str) -> bool:
-    """Return whether redis-py alone reads *url*."""
-    return scheme_of(url) in REDIS and parse_qs(split(url).query).get("client") == ["redis-py"]
+def client_of(url: str) -> str:
+    """Return the vendor's client that reads *url*, as "sdk"; empty for ours."""
+    (client,) = parse_qs(split(url).query).get("client", [""])
+    return client if client in CLIENTS else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,22 @@ class Candidate:
     @property
     def metered(self) -> bool:
         """Whether reads cost request units."""
-        return _is_metered(self.url)
+        return self.scheme in COSMOS
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of its URL."""
+        return scheme_of(self.url)
+
+    @property
+    def by_another_client(self) -> bool:
+        """Whether a vendor's client reads it, for comparison with ours."""
+        return bool(client_of(self.url))
+
+    @property
+    def is_through_sdk(self) -> bool:
+        """Whether azure-cosmos reads it."""
+        return client_of(self.url) == "sdk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +163,7 @@ def prepared_stores(
         services = [stack.enter_context(process.service_serving(url, path, options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
         charges_ru = [
-            _read_charge(service, lists.users) if _is_metered(url) else None
+            _read_charge(service, lists.users) if scheme_of(url) in COSMOS else None
             for url, service in zip(urls, services, strict=True)
         ]
         candidates = map(Candidate, names, urls, lists.manifests, services, charges_ru)
@@ -157,10 +172,6 @@ def prepared_stores(
 
 def _path_of(user: str) -> str:
     return USER_PATH.replace(KEY, quote(user, safe=""))
-
-
-def _is_metered(url: str) -> bool:
-    return scheme_of(url) in COSMOS
 
 
 def _read_charge(service: process.Server, users: Sequence[str]) -> float:
@@ -182,12 +193,14 @@ def store_names(urls: Sequence[str]) -> list[str]:
 def _kind_of_store(url: str) -> str:
     """Return what a report calls a store of this URL: its kind, and the client unless it is ours."""
     scheme = scheme_of(url)
-    if scheme in COSMOS:
+    kind = f"{scheme}://"
+    if scheme == "file":
+        kind = FILES
+    elif scheme in REDIS:
+        kind = REDIS_NAME
+    elif scheme in COSMOS:
         kind = COSMOS_EMULATOR if is_emulated(url) else COSMOS_DB
-        return kind + BY_SDK if through_sdk(url) else kind
-    if scheme in REDIS:
-        return REDIS_NAME + BY_REDIS_PY if by_redis_py(url) else REDIS_NAME
-    return FILES if scheme == "file" else f"{scheme}://"
+    return kind + CLIENTS.get(client_of(url), "")
 
 
 class SharedLists(NamedTuple):
@@ -363,8 +376,7 @@ Round = dict[str, ServiceRun]
 
 def undisturbed(rounds: Sequence[Round]) -> Sequence[Round]:
     """Return the rounds in which the generator was in time, if there are MIN_ROUNDS of them; else all."""
-    in_time = [runs for runs in rounds if not any(lateness([run.result]) for run in runs.values())]
-    return in_time if len(in_time) >= MIN_ROUNDS else rounds
+    return [rounds[place] for place in in_time([[run.result for run in runs.values()] for runs in rounds])]
 
 
 class Rounds:
@@ -491,7 +503,7 @@ class Rounds:
         """
         settings = self._settings
         rate = settings.rate
-        if through_sdk(candidate.url):
+        if candidate.is_through_sdk:
             rate = min(rate, SDK_RATE)
 
         requests = Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number))

@@ -236,7 +236,7 @@ def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | No
     from_query = dict(parse_qsl(flags.query.removeprefix("?")))
     if not from_query:
         raise inputs.PlanMisused(f"{flags.query!r} is not a query, as 'users=1M&peak_rps=500'")
-    return [InputSource("query", from_query, "{name} in the query"), *layers]
+    return [InputSource("query", from_query, "{name!r} in the query"), *layers]
 
 
 def _open_page(flags: PlanFlags, prices: Path, sources: _Sources) -> None:

@@ -169,6 +169,47 @@ def test_a_failing_service_is_named_before_a_late_generator() -> None:
     assert report.exit_code == 1
 
 
+def test_one_late_round_of_six_is_left_out_and_named() -> None:
+    """It refused the verdict of all rounds."""
+    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
+    in_time = simulate(load, lambda arrival_s: arrival_s + 0.001)
+    plan = make_plan(HttpOptions(url=load.url, users=USERS, slo="p50=5ms"))
+    report = render(HttpRuns(plan, (), (delayed(in_time, 0.1), *[in_time] * 5), None, interrupted=False))
+    assert report.exit_code == 0, report.failures
+    assert report.sentence.startswith("Within the objective: p50 1.0 ms of 5 ms")
+    assert "1 of 6 rounds are left out, as the generator was late." in report.notes
+    few = render(HttpRuns(plan, (), (delayed(in_time, 0.1), *[in_time] * 4), None, interrupted=False))
+    assert few.exit_code == 1
+
+
+def test_unsolicited_bytes_are_named_in_the_text() -> None:
+    """They were only in the JSON report."""
+    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
+    result = replace(simulate(load, lambda arrival_s: arrival_s + 0.001), unsolicited=3)
+    report = render(HttpRuns(make_plan(HttpOptions(url=load.url, users=USERS)), (), (result,), None, interrupted=False))
+    assert any(note.startswith("3 connections sent bytes that were no answer") for note in report.notes)
+
+
+class EarlyHints(BaseHTTPRequestHandler):
+    """A service that sends a 1xx response before each answer."""
+
+    def do_GET(self) -> None:
+        self.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_a_server_that_answers_something_else_is_not_called_silent() -> None:
+    """It was "nothing answers", as for one that is down, and so were servers without TLS."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), EarlyHints) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        failed(bench("http", f"http://{address}", "--users", "9"), f"http://{address} answers, but not as HTTP/1.1")
+        failed(bench("http", f"https://{address}", "--users", "9"), f"https://{address} has no valid TLS")
+        server.shutdown()
+
+
 def test_lateness_of_all_rounds_is_named_as_their_p99() -> None:
     """It was "up to 15 ms", below the 18 ms of a round."""
     load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)

@@ -12,9 +12,9 @@ from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import ReferenceOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
+from hotplate.bench.stores.comparison import needs
 from hotplate.bench.stores.reference import PUBLISHED, RATE, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, StoreRuns
-from hotplate.bench.stores.summary import needs
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from hotplate.bench.lists import popular_complaint
 from hotplate.bench.loadgen.load import Gets, Load
@@ -169,6 +170,26 @@ def test_the_interval_of_a_percentile_with_few_answers_beyond_it_contains_it() -
         assert figure.high is not None
         outside += not figure.low <= true_us <= figure.high
     assert outside <= 6
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rounds", [5, 14])
+@pytest.mark.parametrize("percent", [50, 99])
+@pytest.mark.parametrize("deviation", [0.05, 0.4])
+def test_intervals_contain_the_percentile_where_rounds_differ(rounds: int, percent: float, deviation: float) -> None:
+    """Those of p99 contained it in 86 to 89 of 100 series of rounds that differ by 40 %."""
+    rng = np.random.default_rng(6)
+    true_us = FAST_S * 1e6 * math.exp(math.hypot(0.5, deviation) * norm.ppf(percent / 100))
+    inside = 0
+    for _ in range(500):
+        series_of_rounds = [
+            round_of(FAST_S * np.exp(0.5 * rng.normal(size=2_000) + deviation * rng.normal())) for _ in range(rounds)
+        ]
+        figure = percentile(series_of_rounds, percent)
+        assert figure.low is not None
+        assert figure.high is not None
+        inside += figure.low <= true_us <= figure.high
+    assert 0.89 <= inside / 500 <= 0.99
 
 
 @pytest.mark.soak

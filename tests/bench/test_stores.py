@@ -128,7 +128,7 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
     )
     assert comparison.verdicts["p50"] == comparison.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
     assert comparison.verdicts["CPU"].startswith("files least; Redis 1.5 times (1.5 to 1.5), Cosmos DB 3.0 times")
-    assert comparison.verdicts["cost"].startswith("files least; Redis ")
+    assert comparison.verdicts["cost"].startswith("at 800/s files least; Redis ")
     assert "stalls" not in comparison.verdicts
     assert "Cosmos DB" not in comparison.verdicts["p99"]  # an emulator's latency is assumed
 

@@ -1,6 +1,7 @@
 // The form of the planner. Every figure comes from the server; this file sends the inputs and shows the answer.
 
 const DELAY_MS = 250; // after the last key press
+const ANSWERS = ["summary", "notes", "plots", "all", "elsewhere"]; // the sections that show a plan
 const byId = (id) => document.getElementById(id);
 const given = new URLSearchParams(location.search);
 let timer = null;
@@ -46,9 +47,14 @@ function showForm(fields) {
   byId("inputs").replaceChildren(...labels);
 }
 
+/** Hide what is not the answer to the inputs, and mark the input that the message begins with. */
 function showProblem(error) {
   byId("problems").replaceChildren(element("p", { class: "problem" }, error.message));
-  for (const id of ["answer", "summary", "plots"]) byId(id).classList.add("stale");
+  byId("answer").textContent = "No plan for these inputs";
+  for (const id of ANSWERS) byId(id).hidden = true;
+  for (const field of byId("inputs").elements) {
+    if (error.message.startsWith(`${field.name} `)) field.setAttribute("aria-invalid", "true");
+  }
 }
 
 function showAnswer(plan) {
@@ -60,7 +66,7 @@ function showAnswer(plan) {
   byId("command").textContent = plan.command;
   byId("toml").textContent = plan.toml;
   byId("again").textContent = plan.again;
-  for (const id of ["answer", "summary"]) byId(id).classList.remove("stale");
+  for (const id of ANSWERS) byId(id).hidden = false;
 }
 
 function showPlots(plots) {
@@ -70,7 +76,6 @@ function showPlots(plots) {
     return element("figure", {}, element("h2", {}, plot.title), drawing, element("figcaption", {}, plot.caption));
   });
   byId("plots").replaceChildren(...figures);
-  byId("plots").classList.remove("stale");
 }
 
 /** Show the plan of the query in the address; answers of earlier queries are dropped. */
@@ -78,6 +83,7 @@ async function update() {
   latest += 1;
   const number = latest;
   history.replaceState(null, "", `?${given}`);
+  for (const field of byId("inputs").elements) field.removeAttribute("aria-invalid");
   try {
     const plan = await request("plan");
     if (number !== latest) return;

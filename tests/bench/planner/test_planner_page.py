@@ -189,14 +189,42 @@ async def test_plots_show_daily_cost_and_the_measured_sweep(browser: str, addres
         assert caption.endswith("1,000 RU/s carry 1,000 reads/s.")
 
 
-async def test_invalid_input_is_explained_and_the_last_plan_stays(browser: str, address: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a few", "must be a whole number"), ("NaN", "must be at least 1 and at most 60")]
+)
+async def test_invalid_input_is_explained_and_marked_and_the_plan_hidden(
+    browser: str, address: str, text: str, expected: str
+) -> None:
+    """The answer for other inputs stayed beside it."""
     async with planner(browser, address) as page:
         before = await page.evaluate("document.getElementById('answer').textContent")
-        await change(page, regions="a few")
+        await change(page, regions=text)
         problem = await page.until("document.querySelector('#problems .problem')?.textContent")
-        assert problem == "regions is 'a few', and must be a whole number"
-        assert await page.evaluate("document.getElementById('answer').textContent") == before
+        assert problem.startswith("regions is ")
+        assert expected in problem
+        assert await page.evaluate("document.getElementById('answer').textContent") == "No plan for these inputs"
+        for shown in ("summary", "plots", "notes", "all", "elsewhere"):
+            assert await page.evaluate(f"document.getElementById('{shown}').checkVisibility()") is False
+        invalid = "[...document.querySelectorAll('[aria-invalid=true]')].map((field) => field.name)"
+        assert await page.evaluate(invalid) == ["regions"]
+
+        await change(page, regions="1")
+        await page.until(f"document.getElementById('answer').textContent === {json.dumps(before)}")
+        assert await page.evaluate(invalid) == []
+        assert await page.evaluate("document.getElementById('summary').checkVisibility()") is True
         page.complaints.clear()  # the browser logs the refused request
+
+
+async def test_an_address_with_an_invalid_input_shows_the_form_to_correct_it(browser: str, address: str) -> None:
+    """There was no form, and so no way to correct it."""
+    wrong = address.replace("peak_rps=700", "peak_rps=lots")
+    assert wrong != address
+    async with opened(browser, wrong) as page:
+        await page.until("document.querySelector('#problems .problem')?.textContent")
+        assert await page.evaluate("document.querySelector('#inputs [name=peak_rps]').value") == "lots"
+        await change(page, peak_rps="700")
+        await page.until("document.getElementById('answer').textContent.startsWith('Provision ')")
+        page.complaints.clear()
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
@@ -231,7 +259,7 @@ async def test_every_input_is_reached_by_the_keyboard(browser: str, address: str
                 await page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
             reached.append(await page.evaluate("document.activeElement.name"))
         assert reached == names
-        assert len(names) == 10
+        assert len(names) == 11
 
 
 def test_only_loopback_hosts_with_the_token_are_answered(address: str) -> None:

@@ -247,7 +247,7 @@ def test_serverless_is_recommended_as_asked_for(inputs: dict[str, object], throu
 def test_reasons_are_those_of_the_planned_capacity() -> None:
     inputs = {"peak_rps": 1_015, "hot_share": 0.02, "users": 3_000_000}
     serverless = report(a_plan(capacity="serverless", **inputs), "prices.toml")
-    assert serverless.verdicts["reads"].startswith("5,000 RU/s: 1,015/s x 1 RU / ")
+    assert serverless.verdicts["reads"].startswith("5,000 RU/s, Azure's most; 1,450 are taken: 1,015/s x 1 RU / ")
     assert serverless.verdicts["429s"] == "from 5,000 reads/s on; the busiest user takes 0.4% of a partition"
     assert serverless.verdicts["publish"].startswith("5,000 RU/s: 18,000,000 RU in 1.0 h  ")
     assert "look out: a publish takes 1.0 hours as serverless, more than the 0.5 it may" in (
@@ -309,13 +309,13 @@ def test_memory_is_explained_by_the_releases_that_are_kept(kept: int) -> None:
 def test_shortage_follows_from_reads() -> None:
     # Without headroom, provisioned RU/s equal those of the reads.
     plan_report = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
-    assert plan_report.sentence.startswith("short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, and ")
+    assert plan_report.sentence.startswith("Short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, and ")
     # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.
     split = report(a_plan(peak_rps=4_000, have_ru=6_100, hot_share=0.9), "prices.toml")
     assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429. ")
     assert split.exit_code == 3
     headroom = report(a_plan(peak_rps=700, have_ru=800), "prices.toml")
-    assert headroom.sentence.startswith("short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429. ")
+    assert headroom.sentence.startswith("Short by 200 RU/s: the busiest hour fits as a mean, its peaks get 429. ")
     # Two partitions of 500 RU/s each, of which one gets 800 of 1,000 reads/s: 300 are refused.
     assert refused_share(1_000, 1_000, 1.6, 2) == pytest.approx(0.3)
     assert refused_share(400, 0, 1, 1) == 0
