@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 from hotplate.base.report import format_value
 from hotplate.bench import process
@@ -29,15 +29,16 @@ from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys, sample_interval
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.objective import Objective
-from hotplate.bench.options import USER_PATH, is_emulated
+from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
+from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import Store
+from hotplate.stores.store import ChargeCounter, Store, read_one
 from hotplate.stores.transfer import copy
-from hotplate.stores.urls import redacted, scheme_of, split
+from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
 COMPARED = 20  # responses of a round to compare with the store
@@ -55,12 +56,12 @@ SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
 
 def through_sdk(url: str) -> bool:
     """Return whether *url* is read through azure-cosmos."""
-    return scheme_of(url) in COSMOS and parse_qs(split(url).query).get("client") == ["sdk"]
+    return url.startswith(VENDOR) and scheme_of(store_url(url)) in COSMOS
 
 
 def by_redis_py(url: str) -> bool:
     """Return whether redis-py alone reads *url*."""
-    return scheme_of(url) in REDIS and parse_qs(split(url).query).get("client") == ["redis-py"]
+    return url.startswith(VENDOR) and scheme_of(store_url(url)) in REDIS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +109,12 @@ def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
         if shutil.which(process.REDIS_SERVER):
             redis = stack.enter_context(process.redis_serving(process.STORE_CORE))
             stack.enter_context(process.before_others(redis.process))
-            urls += (redis.url(), f"{redis.url()}&client=redis-py")
+            urls += (redis.url(), VENDOR + redis.url())
         else:
             notes.append(f"Redis is left out: {process.REDIS_MISSING}.")
 
         cosmos = stack.enter_context(own_cosmos(latency, EMULATOR_RU))
-        yield [*urls, cosmos, f"{cosmos}&client=sdk"], notes
+        yield [*urls, cosmos, VENDOR + cosmos], notes
 
 
 @contextmanager
@@ -145,8 +146,7 @@ def prepared_stores(
         services = [stack.enter_context(process.service_serving(url, path, options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
         charges_ru = [
-            _read_charge(service, lists.users) if _is_metered(url) else None
-            for url, service in zip(urls, services, strict=True)
+            asyncio.run(_read_charge(store_url(url), lists.users)) if _is_metered(url) else None for url in urls
         ]
         candidates = map(Candidate, names, urls, lists.manifests, services, charges_ru)
         yield Setup(tuple(candidates), lists.users, lists.notes)
@@ -157,14 +157,20 @@ def _path_of(user: str) -> str:
 
 
 def _is_metered(url: str) -> bool:
-    return scheme_of(url) in COSMOS
+    return scheme_of(store_url(url)) in COSMOS
 
 
-def _read_charge(service: process.Server, users: Sequence[str]) -> float:
+async def _read_charge(url: str, users: Sequence[str]) -> float:
     """Return the mean charge of a list in request units, of users that are evenly spread among all."""
     every = max(1, len(users) // process.CHARGED_READS)
-    paths = [_path_of(user) for user in users[::every]]
-    return process.read_charge(service, paths, deadline_s=PATIENCE_S)
+    read_users = users[::every]
+    counter = ChargeCounter()
+    async with opened(url, counter) as store:
+        release = await live_in(store)
+        spent_before_ru = counter.ru
+        for user in read_users:
+            await read_one(store, release, USER + user)
+    return (counter.ru - spent_before_ru) / len(read_users)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -178,7 +184,7 @@ def store_names(urls: Sequence[str]) -> list[str]:
 
 def _kind_of_store(url: str) -> str:
     """Return what a report calls a store of this URL: its kind, and the client unless it is ours."""
-    scheme = scheme_of(url)
+    scheme = scheme_of(store_url(url))
     if scheme in COSMOS:
         kind = COSMOS_EMULATOR if is_emulated(url) else COSMOS_DB
         return kind + BY_SDK if through_sdk(url) else kind

@@ -9,6 +9,7 @@ from hotplate.bench.assumed_latency import as_assumed
 from hotplate.bench.figure_names import CPU, P50, P99, P99_9, POPULAR_LISTS
 from hotplate.bench.lists import popular_complaint
 from hotplate.bench.objective import PERCENTS
+from hotplate.bench.options import store_url
 from hotplate.bench.outcome import SEE_BELOW
 from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
@@ -70,7 +71,7 @@ def cost_of(candidate: Candidate, rate: float, cpu_us: float, prices: Prices) ->
         throughput = needs(candidate.charge_ru, rate, prices)
         month = throughput.month
         note = f"{throughput.needed_ru:,} RU/s"
-    elif scheme_of(candidate.url) in REDIS:
+    elif scheme_of(store_url(candidate.url)) in REDIS:
         planned = plan_of(candidate.manifest, candidate.name, rate, prices).figures
         if not planned["redis_cost"].unit:
             return Cost(None, "no size is enough")
@@ -105,7 +106,7 @@ class Summary:
     @property
     def scheme(self) -> str:
         """The scheme of its URL."""
-        return scheme_of(self.store.candidate.url)
+        return scheme_of(store_url(self.store.candidate.url))
 
     @property
     def is_through_sdk(self) -> bool:

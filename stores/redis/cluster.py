@@ -93,30 +93,6 @@ class Cluster(DiscoveredDeployment):
             settings["redis_connect_func"] = self._client.on_connect  # sends READONLY
         return settings
 
-    async def read_by_redis_py(self, names: Sequence[str | bytes], until_s: float | None) -> list[ReadResult]:
-        """Read the values of keys by redis-py's pipeline, in the order of *names*; None for an absent key.
-
-        *until_s* is a time of the loop's clock, None for no limit. A key that cannot be read has a StoreError as its
-        value, PartUnavailable if its node failed. Raises StoreError if the nodes are unknown and none can be asked.
-        """
-        self.lifetime.check()
-        await self.load()
-        replies: list[Any]
-        with self._client_in_use() as client:
-            pipeline = client.pipeline()
-            for name in names:
-                pipeline.get(name)
-            try:
-                async with asyncio.timeout_at(until_s), self.reads_by_redis_py:
-                    self.lifetime.check()  # the store may have been closed during the wait
-                    replies = await pipeline.execute(raise_on_error=False)
-            except TimeoutError:
-                replies = [late(self)] * len(names)
-            except (RedisError, RedisClusterException) as error:
-                replies = [translated(error, self.shown)] * len(names)
-        values = [translated(reply, self.shown) if isinstance(reply, RedisError) else reply for reply in replies]
-        return [part_of(self, value) for value in values]
-
     async def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
         """Record that another node has a slot now, and return it; without a host, it is another port of *sender*."""
         moved.host = moved.host or sender.host

@@ -15,19 +15,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import MovedError, RedisError
+from redis.exceptions import MovedError
 
 from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
 from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Server, Session, settings_of
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
 from hotplate.stores.redis.url import RedisAddress, show
-from hotplate.stores.store import Finding, ReadResult
+from hotplate.stores.store import Finding
 from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,6 @@ log = logging.getLogger(__name__)
 DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
 CALM_S = 5.0  # time without a new discovery that resets the pauses
-
-# Reads by redis-py alone at once; others wait. Its pools refuse to open more than 100 connections to a server.
-MAX_READS = 64
 
 
 class RedisNode(NamedTuple):
@@ -135,7 +131,6 @@ class Deployment(ABC):
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
 
-        self.reads_by_redis_py = asyncio.Semaphore(MAX_READS)
         self._connections = list[ConnectionsByNode[Any]]()
         self._closing = set[asyncio.Task[None]]()
         """Tasks that close connections that are no longer needed."""
@@ -210,24 +205,6 @@ class Deployment(ABC):
         """Return the pools of all primaries; raises StoreError."""
         await self.load()
         return [self.server(node) for node in self.primaries]
-
-    async def read_by_redis_py(
-        self,
-        names: Sequence[str | bytes],
-        until_s: float | None,  # noqa: ARG002 -- the caller applies it
-    ) -> list[ReadResult]:
-        """Read values by redis-py alone, in order, until a time of the loop's clock.
-
-        Raises StoreError; a cluster returns it as the value of each key that could not be read.
-        """
-        (server,) = await self.primary_servers()
-        try:
-            async with self.reads_by_redis_py:
-                self.lifetime.check()  # the store may have been closed during the wait
-                return cast("list[ReadResult]", await server.client.mget(names))
-        except RedisError as error:
-            self.schedule_refresh()
-            raise translated(error, server.address.shown) from error
 
     async def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
         """Record *sender*'s reply that another node has a slot now; return that node."""

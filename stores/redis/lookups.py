@@ -5,7 +5,7 @@ restart or a failover, and then it has lost the state, too. So a row counts as a
 one server the state is read with the rows. In a cluster, the rows are in 256 *buckets* with a state each, and the state
 of a bucket is read only if a row is absent in it.
 
-Values are read over multiplexed connections, or with `?client=redis-py` by redis-py alone.
+Values are read over multiplexed connections.
 """
 
 import asyncio
@@ -55,11 +55,10 @@ class Lookups(ABC):
 class ServerLookups(Lookups):
     """Lookups at a deployment with one primary: the state and all rows by one MGET."""
 
-    def __init__(self, keys: Keys, connections: ReadConnections, *, by_redis_py: bool) -> None:
+    def __init__(self, keys: Keys, connections: ReadConnections) -> None:
         self._keys = keys
         self._connections = connections
         self._deployment = connections.deployment
-        self._by_redis_py = by_redis_py
 
     async def get(
         self,
@@ -67,13 +66,10 @@ class ServerLookups(Lookups):
         keys: Sequence[str],
         timeout_s: float | None = None,  # noqa: ARG002 -- the caller applies it
     ) -> list[ReadResult]:
-        names = self._names(release, keys)
-        if self._by_redis_py:
-            return rows_received(release, await self._deployment.read_by_redis_py(names, None))
-        return rows_received(release, await self._read(names))
+        return rows_received(release, await self._read(self._names(release, keys)))
 
     def send(self, release: ReleaseRef, keys: Sequence[str]) -> Replies | None:
-        if self._by_redis_py or not self._deployment.is_loaded:
+        if not self._deployment.is_loaded:
             return None
         connection = self._connections.at(self._deployment.primaries[0]).current
         return None if connection is None else connection.mget(self._names(release, keys))
@@ -129,13 +125,12 @@ class ClusterLookups(Lookups):
     Rows are read at the nodes that have their slots. A node that fails fails only its own rows.
     """
 
-    def __init__(self, keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> None:
+    def __init__(self, keys: Keys, connections: ReadConnections, router: CommandRouter) -> None:
         """*router* reads redirected values, and values that were lost with a connection."""
         self._keys = keys
         self._connections = connections
         self._deployment = connections.deployment
         self._router = router
-        self._by_redis_py = by_redis_py
         self._deadlines = Deadlines[tuple[Replies, ...]](self._expire)
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[ReadResult]:
@@ -186,8 +181,6 @@ class ClusterLookups(Lookups):
         another node has, whose node is unknown, or whose reply was lost with a connection, is first read once more.
         Raises StoreError if the nodes cannot be discovered.
         """
-        if self._by_redis_py:
-            return await self._deployment.read_by_redis_py(names, until_s)
         if not self._deployment.is_loaded:
             await self._deployment.load()
 
@@ -356,8 +349,8 @@ async def get_from_replicas(
     return values
 
 
-def lookups_for(keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> Lookups:
-    """Return the lookups of a deployment: over *connections*, or by redis-py alone."""
+def lookups_for(keys: Keys, connections: ReadConnections, router: CommandRouter) -> Lookups:
+    """Return the lookups of a deployment, over *connections*."""
     if connections.deployment.is_clustered:
-        return ClusterLookups(keys, connections, router, by_redis_py=by_redis_py)
-    return ServerLookups(keys, connections, by_redis_py=by_redis_py)
+        return ClusterLookups(keys, connections, router)
+    return ServerLookups(keys, connections)

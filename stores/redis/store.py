@@ -117,9 +117,8 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         lookup_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S)
         scan_connections = ReadConnections(deployment, COMMAND_TIMEOUT_S)
         self._replica_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S, replicas=True)
-        by_redis_py = deployment.common.by_redis_py
-        self._lookups = lookups_for(self._keys, lookup_connections, self._router, by_redis_py=by_redis_py)
-        self._scans = lookups_for(self._keys, scan_connections, self._router, by_redis_py=False)
+        self._lookups = lookups_for(self._keys, lookup_connections, self._router)
+        self._scans = lookups_for(self._keys, scan_connections, self._router)
         retry_for_s = CLUSTER_RETRY_FOR_S if self._is_clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=retry_for_s)
         patient_retrier = Retrier(time.monotonic, for_s=retry_for_s or RETRY_FOR_S)

@@ -47,35 +47,6 @@ async def test_cancelled_caller_disturbs_no_other(redis: RedisStore) -> None:
 
 
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
-async def test_reads_by_redis_py_wait_for_its_connections(
-    request: pytest.FixtureRequest, place: str, prefix: str
-) -> None:
-    store = open_url(f"{request.getfixturevalue(place).url(prefix=prefix)}&client=redis-py")
-    await write_release(store, FIRST, USERS[:1])
-    for count in (1, 250):  # the first finds the nodes
-        reads = [store.get_many(release_ref(FIRST), [USERS[0].key]) for _ in range(count)]
-        assert await asyncio.gather(*reads) == [[USERS[0].value]] * count
-    await store.close()
-
-
-@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
-async def test_reads_that_wait_for_connections_of_redis_py_open_none_after_close(
-    request: pytest.FixtureRequest, place: str, prefix: str
-) -> None:
-    server = request.getfixturevalue(place)
-    store = open_url(f"{server.url(prefix=prefix)}&client=redis-py")
-    await write_release(store, FIRST, USERS[:1])
-    await store.get_many(release_ref(FIRST), [USERS[0].key])  # finds the nodes
-    with server.stopped():
-        reads = [asyncio.ensure_future(store.get_many(release_ref(FIRST), [USERS[0].key])) for _ in range(100)]
-        await asyncio.sleep(0.05)  # in which the first are sent
-        await store.close()
-    outcomes = await asyncio.gather(*reads, return_exceptions=True)
-    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
-    assert any(isinstance(outcome, StoreClosed) for outcome in outcomes)
-
-
-@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
 @pytest.mark.parametrize("was_used", [False, True])
 async def test_closed_store_says_that_it_was_closed(
     request: pytest.FixtureRequest, place: str, prefix: str, *, was_used: bool

@@ -95,7 +95,7 @@ async def test_the_transport_of_a_connection_is_that_of_its_attribute_writer(red
     writer = getattr(connection, "_writer", None)
     assert isinstance(writer, asyncio.StreamWriter), (
         f"redis-py {redis.__version__} keeps the transport elsewhere than in Connection._writer, from which "
-        f"`Multiplexer.open` takes it; change that, or read by redis-py (?client=redis-py)"
+        f"`Multiplexer.open` takes it; change that"
     )
     assert isinstance(writer.transport, asyncio.Transport)
     await connection.disconnect()
