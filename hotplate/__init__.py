@@ -80,7 +80,6 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
         ReplicatedReader,
         Row,
         RowEraser,
-        SendingReader,
         Store,
         StoreUse,
     )
@@ -148,7 +147,6 @@ __all__ = [
     "Row",
     "RowEraser",
     "Rules",
-    "SendingReader",
     "ServiceUnavailable",
     "SettingError",
     "Showings",
@@ -262,7 +260,6 @@ _HOMES = {
     "RowEraser": "hotplate.stores.store:RowEraser",
     "Rules": "hotplate.offline.rules:Rules",
     "run": "hotplate.cli.run_work:run_pipeline",
-    "SendingReader": "hotplate.stores.store:SendingReader",
     "ServiceUnavailable": "hotplate.client:ServiceUnavailable",
     "SettingError": "hotplate.offline.errors:SettingError",
     "ReadResult": "hotplate.stores.store:ReadResult",

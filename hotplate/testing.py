@@ -55,7 +55,6 @@ from hotplate.stores.store import (
     ReplicatedReader,
     Row,
     RowEraser,
-    SendingReader,
     Store,
 )
 from hotplate.stores.users import erase_users, find_users
@@ -370,20 +369,6 @@ class StoreContract:
         await store.warm(release_ref(FIRST))
         with pytest.raises(ReleaseNotFound):
             store.get(release_ref(SECOND), "user:1")
-
-    async def test_a_sent_read_returns_the_results_of_a_call(self, store: Store) -> None:
-        """A SendingReader reads in two steps: `send` returns a future of replies, `received` their values by key."""
-        await write_release(store, FIRST, ROWS)
-        keys = [*(row.key for row in ROWS), "user:absent"]
-        results = await store.get_many(release_ref(FIRST), keys)  # connects
-        replies = store.send(release_ref(FIRST), keys) if isinstance(store, SendingReader) else None
-        if not isinstance(store, SendingReader) or replies is None:
-            pytest.skip("needs a task for a read")
-        assert store.received(release_ref(FIRST), await replies) == results
-        replies = store.send(release_ref(SECOND), keys)
-        assert replies is not None
-        with pytest.raises(ReleaseNotFound):
-            store.received(release_ref(SECOND), await replies)
 
     async def test_releases_do_not_see_each_other(self, store: Store) -> None:
         await write_release(store, FIRST, [Row("user:1", b"old")])

@@ -197,26 +197,11 @@ class ReplicatedReader(Reader, ABC):
         """Read like `Reader.get_many` at another place, which may lag: a row absent there may exist."""
 
 
-class SendingReader(Reader, ABC):
-    """A store that sends a read over its open connection, so that the read needs no task."""
-
-    @abstractmethod
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]] | None:
-        """Send a read; None if it needs more than the open connection.
-
-        The future may be cancelled. After an error, `Reader.get_many` is to be called, which reconnects.
-        """
-
-    @abstractmethod
-    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
-        """Return the results of *replies* to `send`, like `Reader.get_many`."""
-
-
 class Store(Reader, Protocol):
     """The whole contract, for publishing and operating; a subclass that lacks a method cannot be constructed.
 
     Further abilities are declared by base classes, found by `isinstance`: LocalReader, PollingReader, ReplicatedReader,
-    SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store must inherit the
+    ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store must inherit the
     base classes of that store; without them it is served, but slower and with the age of its catalogue unknown, is
     neither scaled nor examined, and keeps the rows of erased users.
 

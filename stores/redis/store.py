@@ -15,7 +15,6 @@ may delete and not set would lose it. Nor do they name another key, because a no
 refuses scripts unless it has all of their keys.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -34,7 +33,7 @@ from hotplate.stores.redis.deployment import Deployment, Standalone
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
-from hotplate.stores.redis.lookups import get_from_replicas, lookups_for, rows_received
+from hotplate.stores.redis.lookups import get_from_replicas, lookups_for
 from hotplate.stores.redis.multiplexed import ReadConnections
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_offsets, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
@@ -54,7 +53,6 @@ from hotplate.stores.store import (
     ReplicatedReader,
     Row,
     RowEraser,
-    SendingReader,
     catalogue_changed,
     not_found,
     sealed,
@@ -103,7 +101,7 @@ class StoredCatalogue(NamedTuple):
     catalogue: Catalogue
 
 
-class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingReader):
+class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader):
     """A Redis store with separate connections for lookups, control and writing."""
 
     batch = coalesce = 256
@@ -135,12 +133,6 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             else:
                 self._deployment.common.describe(call, "MGET")
         return await self._lookups.get(release, keys, timeout_s)
-
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]] | None:
-        return self._lookups.send(release, keys)
-
-    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
-        return rows_received(release, replies)
 
     @property
     def has_replicas(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import Diagnosed, Plan, ReadResult, Row, SendingReader
+from hotplate.stores.store import Diagnosed, Plan, ReadResult, Row
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import as_bodies
 
@@ -68,17 +68,6 @@ class RemoteStore(Diagnosed):
 
     async def close(self) -> None:
         await self.inner.close()
-
-
-class SendingRemote(RemoteStore, SendingReader):
-    """A store over a network that sends its reads without a task."""
-
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]]:
-        return asyncio.ensure_future(self.get_many(release, keys))
-
-    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
-        del release
-        return replies
 
 
 async def publish(
