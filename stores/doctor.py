@@ -28,7 +28,15 @@ from hotplate.stores.catalogue import (
 from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
-from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
+from hotplate.stores.erasure_log import (
+    KEY,
+    ErasureLog,
+    draft_sentence,
+    erased_from,
+    lost_sentence,
+    parse_first_format,
+    read_log,
+)
 from hotplate.stores.errors import (
     HEAL,
     CatalogueUnreadable,
@@ -43,7 +51,8 @@ from hotplate.stores.errors import (
 from hotplate.stores.lifecycle import check_nothing_to_rebuild
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, Store, StoreUse, read_one
+from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, RowEraser, Store, StoreUse, read_one
+from hotplate.stores.users import clear_erased
 from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
@@ -82,8 +91,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
     findings.append(Finding(Level.OK, "catalogue", sentence))
 
     try:
-        if lost := (await erased_from(store)).lost:
-            findings.append(Finding(Level.WARNING, "erased users", lost_sentence(lost)))
+        findings += _erasure_findings(store, catalogue, await erased_from(store))
     except StoreError as error:
         findings.append(Finding(Level.ERROR, "erased users", str(error), (StoreUse.PUBLISHING,)))
 
@@ -95,6 +103,21 @@ async def _set_up_findings(store: Store) -> list[Finding]:
         return await store.examine() if isinstance(store, Diagnosed) else []
     except StoreError as error:
         return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}", (StoreUse.PUBLISHING,))]
+
+
+def _erasure_findings(store: Store, catalogue: Catalogue, erased: ErasedUsers) -> list[Finding]:
+    """Return how many users are erased, and what keeps rows of them; nothing for a store without erased users."""
+    if erased.lost:
+        return [Finding(Level.WARNING, "erased users", lost_sentence(erased.lost))]
+    if not erased:
+        return []
+    sentences = [f"{erased.count:,}"]
+    for entry in catalogue.releases:
+        if entry.state is State.DRAFT:
+            sentences.append(draft_sentence(entry.id))
+        elif not isinstance(store, RowEraser) and erased.missing_from(entry.ref).max_rows:
+            sentences.append(f"release {entry.id} keeps rows of them, hidden, until it is pruned")
+    return [Finding(Level.OK, "erased users", "; ".join(sentences))]
 
 
 def _clock_finding(catalogue: Catalogue, before: float, after: float) -> Finding:
@@ -389,6 +412,10 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
         changed = f"release {release.id} is live in the new catalogue; that it can be served is not sure"
         with failure_as_warning(changed):
             await store.prepare(release)  # a node of a cluster may have lost it meanwhile
+    if new.erased is not None:
+        for entry in new.releases:  # some may have been drafts, which `erase_users` does not search
+            with failure_as_warning(f"release {entry.id} was to be searched for rows of erased users"):
+                await clear_erased(store, entry.ref)
     return new
 
 
