@@ -29,12 +29,10 @@ from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import (
-    KEY,
     ErasureLog,
     draft_sentence,
     erased_from,
     lost_sentence,
-    parse_first_format,
     read_log,
 )
 from hotplate.stores.errors import (
@@ -343,24 +341,14 @@ async def survey(
 async def find_releases(store: Store, record: bytes | None, now: float) -> Survey:
     """Return the survey of a store, before the rows of its releases are read; *record* and *now* become its fields.
 
-    An incarnation is the unique name of one write of a release, by which its data are stored. Earlier versions also
-    kept erased users under one, as the row KEY; these are added to the log, which counts as damaged if such a row
-    cannot be decoded. Raises ReleaseNotFound without any sealed release.
+    An incarnation is the unique name of one write of a release, by which its data are stored. Raises ReleaseNotFound
+    without any sealed release.
     """
     releases = list[FoundRelease]()
     others = dict[str, str]()
     log = await read_log(store)
-    erased = log.users
 
     for incarnation in await store.incarnations():
-        older_record = await _read_row(store, incarnation, KEY)
-        if older_record is not None:
-            try:
-                erased = erased.union(parse_first_format(older_record))
-            except ReleaseCorrupt as error:
-                log = replace(log, is_whole=False, damage=str(error))
-            continue
-
         try:
             manifest = await _load_manifest(store, incarnation)
         except (ReleaseNotFound, ReleaseCorrupt) as error:
@@ -373,8 +361,6 @@ async def find_releases(store: Store, record: bytes | None, now: float) -> Surve
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
 
     releases.sort(key=lambda release: release.manifest.created_at)
-    if erased != log.users:
-        log = replace(log, users=erased, is_whole=False)  # it lacks those of older records
     return Survey(releases=tuple(releases), others=others, erasures=log, record=record, now=now)
 
 
@@ -461,14 +447,6 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     if value is None:
         raise ReleaseCorrupt("a release that has lost its manifest")
     return read_manifest(release_in(value), value)
-
-
-async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
-    """Read a row of an unnamed incarnation; None also for drafts and damaged releases."""
-    try:
-        return await read_one(store, unnamed_release(incarnation), key)
-    except (ReleaseNotFound, ReleaseCorrupt):
-        return None
 
 
 async def _examine_rows(

@@ -18,7 +18,6 @@ from typing import NamedTuple, Self
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
 from hotplate.stores.change_warnings import failure_as_warning
-from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     NotSent,
@@ -275,7 +274,7 @@ async def prune(
     releases erased and in all. The error of one release is raised after the others were erased, unless it is
     StoreUnavailable.
     """
-    present = await _prunable(store)
+    present = await store.incarnations()
     update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
     catalogue = await update_catalogue(store, update)
 
@@ -298,14 +297,6 @@ async def prune(
     if failures:
         raise failures[0]
     return list(dict.fromkeys(release.id for release in dropping))
-
-
-async def _prunable(store: Store) -> list[str]:
-    """Return the incarnations with data, without records of erased users while some of these are lost."""
-    present = await store.incarnations()
-    if not (await erased_from(store)).lost:
-        return present
-    return [name for name in present if await read_incarnation(store, name) is None]
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:

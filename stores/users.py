@@ -9,7 +9,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, Re
 from hotplate.stores.change_warnings import warn
 from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
-from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
+from hotplate.stores.erasure_log import ErasureLog, read_erased, read_log
 from hotplate.stores.errors import PartLost, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
@@ -260,25 +260,16 @@ def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
     """Return whether the catalogue names the last part; not if an interrupted erasure has written only the part."""
     if catalogue.erased is None:
         return log.last_part == 0
-    return bool(catalogue.erased.incarnation) or catalogue.erased.last == log.last_part
+    return catalogue.erased.last == log.last_part
 
 
 async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
-    """Read the log of erased users, add those that earlier versions recorded elsewhere, and leave out pruned releases.
+    """Read the log of erased users, and leave out pruned releases.
 
-    They used a row of an incarnation, which names the data of one write of a release. The catalogue names it until the
-    log replaces it; if a record is lost, all incarnations are searched. A log that differs from the stored one is
-    returned as not whole, so that the next change writes a new snapshot.
+    A log that differs from the stored one is returned as not whole, so that the next change writes a new snapshot.
     """
     log = await read_log(store)
-    users = log.users
-    if catalogue.erased is not None and catalogue.erased.incarnation:
-        older_users = await read_incarnation(store, catalogue.erased.incarnation)
-        if older_users is not None:
-            users = users.union(older_users)
-    if _counted(catalogue) > users.count:  # a record is lost
-        users = users.union(await find_erased(store))
-    users = users.restricted_to(catalogue.releases)
+    users = log.users.restricted_to(catalogue.releases)
     if users == log.users:
         return log
     return replace(log, users=users, is_whole=False)
