@@ -49,9 +49,7 @@ class ReadByRedisPy(redis_store.RedisStore):
 
     def __init__(self, address: redis_url.RedisAddress) -> None:
         super().__init__(Standalone(address))
-        pool = BlockingConnectionPool(
-            max_connections=MAX_CONNECTIONS, timeout=READ_TIMEOUT_S, **settings_of(address, READ_TIMEOUT_S)
-        )
+        pool = BlockingConnectionPool(max_connections=MAX_CONNECTIONS, timeout=READ_TIMEOUT_S, **settings_of(address))
         self._redis = Redis.from_pool(pool)  # which closes it
         self._where = address.shown
         self._names = Keys(address.prefix)

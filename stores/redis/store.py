@@ -26,18 +26,18 @@ from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
 from hotplate.stores.errors import AccessDenied, NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
+from hotplate.stores.redis.client import Command, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.deployment import Deployment, Standalone
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
-from hotplate.stores.redis.lookups import get_from_replicas, lookups_for
-from hotplate.stores.redis.multiplexed import ReadConnections
+from hotplate.stores.redis.lookups import Lookups
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_offsets, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.sentinels import Sentinels
+from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
 from hotplate.stores.redis.writer import Writer, check_owned
 from hotplate.stores.store import (
@@ -60,8 +60,6 @@ from hotplate.stores.store import (
 )
 from hotplate.stores.timing import Retrier
 from hotplate.stores.urls import scheme_of
-
-LOOKUP_TIMEOUT_S = 1.0  # callers pass shorter ones
 
 # Time limits of retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
@@ -112,11 +110,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader):
         self._is_clustered = deployment.is_clustered
         self._keys = Keys(deployment.common.prefix, clustered=self._is_clustered)
         self._router = CommandRouter(deployment)
-        lookup_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S)
-        scan_connections = ReadConnections(deployment, COMMAND_TIMEOUT_S)
-        self._replica_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S, replicas=True)
-        self._lookups = lookups_for(self._keys, lookup_connections, self._router)
-        self._scans = lookups_for(self._keys, scan_connections, self._router)
+        self._lookups = Lookups(self._keys, self._router)
         retry_for_s = CLUSTER_RETRY_FOR_S if self._is_clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=retry_for_s)
         patient_retrier = Retrier(time.monotonic, for_s=retry_for_s or RETRY_FOR_S)
@@ -126,12 +120,10 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader):
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
     ) -> list[ReadResult]:
-        """See `Reader.get_many`; on one server, the caller applies the timeout."""
+        """See `Reader.get_many`; outside of a cluster, the caller applies the timeout."""
         if (call := traced_call.get()) is not None:
-            if self._is_clustered:
-                self._deployment.common.describe(call, "GET", len(keys))
-            else:
-                self._deployment.common.describe(call, "MGET")
+            command, count = ("GET", len(keys)) if self._is_clustered else ("MGET", 1)
+            self._deployment.common.describe(call, command, count)
         return await self._lookups.get(release, keys, timeout_s)
 
     @property
@@ -145,7 +137,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader):
         *,
         timeout_s: float,  # noqa: ARG002 -- the caller applies it
     ) -> list[ReadResult]:
-        return await get_from_replicas(self._keys, self._replica_connections, release, keys)
+        return await self._lookups.get_from_replicas(release, keys)
 
     async def catalogue(self) -> Catalogue:
         return (await self._router.run(self._keys.catalogue, self._read_catalogue)).catalogue
@@ -368,7 +360,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader):
     async def _read_rows(self, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
         """Read the rows that exist; raises the error of a row that cannot be read."""
         rows = list[Row]()
-        for key, result in zip(keys, await self._scans.get(release, keys), strict=True):
+        for key, result in zip(keys, await self._lookups.get(release, keys), strict=True):
             if isinstance(result, StoreError):
                 raise result
             if result is not None:
