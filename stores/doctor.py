@@ -46,7 +46,7 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import check_nothing_to_rebuild
+from hotplate.stores.lifecycle import check_nothing_to_rebuild, read_refusals
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, RowEraser, Store, StoreUse, read_one
@@ -274,10 +274,11 @@ async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding
 
 @dataclass(frozen=True, slots=True)
 class FoundRelease:
-    """A sealed release, with the error of `verify` or `read_servable` as *damage*."""
+    """A sealed release, why it was refused, and the error of `verify` or `read_servable` as *damage*."""
 
     ref: ReleaseRef
     manifest: Manifest
+    refused_by: tuple[str, ...] = ()
     damage: str | None = None
 
 
@@ -346,6 +347,7 @@ async def find_releases(store: Store, record: bytes | None, now: float) -> Surve
     """
     releases = list[FoundRelease]()
     others = dict[str, str]()
+    refusals = await read_refusals(store)
     log = await read_log(store)
 
     for incarnation in await store.incarnations():
@@ -354,7 +356,8 @@ async def find_releases(store: Store, record: bytes | None, now: float) -> Surve
         except (ReleaseNotFound, ReleaseCorrupt) as error:
             others[incarnation] = str(error)
         else:
-            releases.append(FoundRelease(ReleaseRef(manifest.release, incarnation), manifest))
+            refused_by = refusals.get(incarnation, manifest.refused_by)
+            releases.append(FoundRelease(ReleaseRef(manifest.release, incarnation), manifest, refused_by))
 
     if not releases:
         drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
@@ -369,7 +372,7 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
 
     It replaces the lost or damaged catalogue of a store, and records the erased users that *survey* has found.
     Unless *force* is true, raises ReleaseCorrupt if *live* or the record of erased users is damaged, and RefusedByGates
-    if its gates refused it. Raises ReleaseConflict if another process has written a catalogue since.
+    if its gates or services refused it. Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = survey.find(live)
     if not force:
@@ -410,9 +413,8 @@ def _check_rebuildable(survey: Survey, live: FoundRelease) -> None:
     advice = "name another release with --live; only if there is none, --force makes it live as it is"
     if live.damage is not None:
         raise ReleaseCorrupt(f"{live.damage}; {advice}")
-    if refused_by := live.manifest.refused_by:
-        gates = ", ".join(refused_by)
-        raise RefusedByGates(f"release {live.ref.id} was refused by {gates} when it was published; {advice}")
+    if live.refused_by:
+        raise RefusedByGates(f"release {live.ref.id} was refused by {', '.join(live.refused_by)}; {advice}")
     if survey.erasures.damage is not None:
         raise ReleaseCorrupt(
             f"{survey.erasures.damage}, so erased users would be shown again; --force rebuilds with those that are "
@@ -473,7 +475,7 @@ def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
             incarnation=release.ref.incarnation,
             state=State.READY,
             created_at=release.manifest.created_at,
-            refused_by=release.manifest.refused_by,
+            refused_by=release.refused_by,
         )
         if release is live:
             entry = replace(entry, state=State.LIVE, refused_by=())

@@ -31,7 +31,7 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import SWAP_ATTEMPTS, Override, activate, drop, scale_down, update_catalogue
+from hotplate.stores.lifecycle import Override, activate, drop, scale_down, update_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import clear_erased
@@ -344,14 +344,8 @@ async def _commit(store: Store, draft: DraftRef, refused_by: tuple[str, ...], er
             return catalogue
         return changes.commit(catalogue, draft, refused_by)
 
-    for _ in range(SWAP_ATTEMPTS):
-        catalogue = await update_catalogue(store, commit_if_searched)
-        if catalogue.erased == erased:
-            return
+    while (await update_catalogue(store, commit_if_searched)).erased != erased:
         erased = await clear_erased(store, draft.release)
-    raise ReleaseConflict(
-        f"users were erased {SWAP_ATTEMPTS} times while release {draft.id} was committed; publish again"
-    )
 
 
 async def _abandon(store: Store, draft: DraftRef) -> None:
