@@ -14,7 +14,7 @@ from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import Reader, ReadResult, ReplicatedReader
+from hotplate.stores.store import Reader, ReadResult
 from hotplate.stores.timing import TaskDeadlines
 
 # A store that reads key by key returns after this share of its time.
@@ -38,7 +38,7 @@ class RemoteTier(Tier):
         super().__init__(name, reader, metrics, fold_in=fold_in, verdicts=verdicts)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
-        self._hedge = Hedge(reader, name, metrics) if isinstance(reader, ReplicatedReader) else None
+        self._hedge = Hedge(reader, name, metrics)
         self._deadlines = TaskDeadlines()
 
     @property
@@ -117,7 +117,7 @@ class RemoteTier(Tier):
         # Less than the time that is left: a store that reads key by key then returns the keys that it has.
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
         hedge = self._hedge
-        if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
+        if hedge.is_possible and len(keys) <= self.keys_a_call:
             call = hedge.get_many(release.ref, keys, release.decode, timeout_s=timeout_s)
         else:
             call = self.reader.get_many(release.ref, keys, timeout_s=timeout_s)

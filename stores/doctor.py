@@ -49,7 +49,7 @@ from hotplate.stores.errors import (
 from hotplate.stores.lifecycle import check_nothing_to_rebuild, read_refusals
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, RowEraser, Store, StoreUse, read_one
+from hotplate.stores.store import Finding, Level, Plan, RecordChange, Store, StoreUse, read_one
 from hotplate.stores.users import clear_erased
 from hotplate.stores.verification import counted, read_servable, verify
 
@@ -98,7 +98,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
 
 async def _set_up_findings(store: Store) -> list[Finding]:
     try:
-        return await store.examine() if isinstance(store, Diagnosed) else []
+        return await store.examine()
     except StoreError as error:
         return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}", (StoreUse.PUBLISHING,))]
 
@@ -113,7 +113,7 @@ def _erasure_findings(store: Store, catalogue: Catalogue, erased: ErasedUsers) -
     for entry in catalogue.releases:
         if entry.state is State.DRAFT:
             sentences.append(draft_sentence(entry.id))
-        elif not isinstance(store, RowEraser) and erased.missing_from(entry.ref).max_rows:
+        elif not store.erases_rows and erased.missing_from(entry.ref).max_rows:
             sentences.append(f"release {entry.id} keeps rows of them, hidden, until it is pruned")
     return [Finding(Level.OK, "erased users", "; ".join(sentences))]
 
@@ -229,8 +229,6 @@ async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Find
 
 
 async def _room_findings(store: Store, manifest: Manifest) -> list[Finding]:
-    if not isinstance(store, Diagnosed):
-        return []
     draft = DraftRef(ReleaseId(manifest.release), "0" * 12, "")
     try:
         await store.check_room(draft, Plan(manifest.rows, manifest.bytes))

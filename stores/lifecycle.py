@@ -32,7 +32,7 @@ from hotplate.stores.errors import (
     StoreThrottled,
     StoreUnavailable,
 )
-from hotplate.stores.store import ProvisionedStore, RecordChange, Store
+from hotplate.stores.store import RecordChange, Store
 from hotplate.stores.timing import Backoff
 from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
@@ -113,7 +113,7 @@ async def prepare_served(store: Store, catalogue: Catalogue) -> None:
 
     Only stores with provisioned throughput need that. A failure is a warning, because the releases are served already.
     """
-    if not isinstance(store, ProvisionedStore):
+    if not store.is_provisioned:
         return
     for release in catalogue.served:
         role = "live" if release == catalogue.live_ref else "the canary"
@@ -307,7 +307,7 @@ async def prune(
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
     """Reduce the cost of a release unless it is served; a failure is a warning, because the caller's change is made."""
-    if not isinstance(store, ProvisionedStore):
+    if not store.is_provisioned:
         return
     wanted = f"release {release.id} was to be scaled down unless it is served"
     with failure_as_warning(f"{wanted}; its throughput is not confirmed"):

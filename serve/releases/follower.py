@@ -30,7 +30,7 @@ from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
 from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
+from hotplate.stores.store import Reader, read_one
 from hotplate.stores.timing import Outage
 from hotplate.stores.verification import counted
 
@@ -132,9 +132,8 @@ class Follower:
     def catalogue_age_s(self) -> float:
         """Seconds since the last read that agreed with the followed catalogue."""
         current_at = self._agreement.current_at
-        polled_at = self._reader.polled_at if isinstance(self._reader, PollingReader) else None
-        if polled_at is not None:
-            current_at = min(current_at, polled_at)
+        if self._reader.polled_at is not None:
+            current_at = min(current_at, self._reader.polled_at)
         return time.monotonic() - current_at
 
     async def run(self, *, warm: bool = False) -> None:
@@ -486,8 +485,7 @@ class Follower:
         return False
 
     def _keep_open(self, releases: Sequence[ServedRelease]) -> None:
-        if isinstance(self._reader, LocalReader):
-            self._reader.keep_open([release.ref for release in releases])
+        self._reader.keep_open([release.ref for release in releases])
 
     def _report(self, error: Exception) -> None:
         """Note that the store could not be read; errors other than StoreError are defects."""

@@ -46,17 +46,13 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.store import (
     CheckCatalogue,
-    Diagnosed,
     Finding,
     Observer,
     Plan,
-    PollingReader,
-    ProvisionedStore,
     ReadResult,
     RecordChange,
-    ReplicatedReader,
     Row,
-    RowEraser,
+    Store,
     not_found,
     taken_over,
     traced_call,
@@ -82,8 +78,11 @@ def container_expected(release: AnyRef) -> Iterator[None]:
         raise not_found(release) from error
 
 
-class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, ReplicatedReader):
+class CosmosStore(Store):
     """One database of one account, on one event loop."""
+
+    is_provisioned = True
+    erases_rows = True
 
     batch = 64
     """Half of a client's connections."""

@@ -1,6 +1,6 @@
 """A cluster: its nodes, and which of them have a slot, as a node says by CLUSTER SLOTS.
 
-Reads through redis-py's `RedisCluster` take 2.2 times the CPU of a GET of the service, so its connections are not used.
+Reads by redis-py's cluster client take 2.2 times the CPU of a GET of the service, so it is not used.
 """
 
 import asyncio

@@ -129,6 +129,7 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
 class SilentCatalogue(RemoteStore):
     """A store that does not answer reads of its catalogue, and counts the open ones when it is closed."""
 
+    poll_s = 60.0
     is_silent = False
     reading = 0
     reading_at_close: int | None = None

@@ -94,14 +94,14 @@ async def test_erasure_cut_off_at_any_call_is_finished_by_the_next(
         assert not [held for held in (await find_users(store, [user])).holding.values() if store_deletes(store)]
     assert await erased_of(store) == [str(number) for number in range(1, at + 1)]
     if store_deletes(store):
-        await store.erase_rows(releases[0], ["user:0", "user:10", "user:11"], allow_erasure)  # type: ignore[attr-defined]
+        await store.erase_rows(releases[0], ["user:0", "user:10", "user:11"], allow_erasure)
         with pytest.raises(ReleaseCorrupt, match="3 of 14 rows are missing"):
             await verify(store, releases[0])
         await verify(store, releases[1])
 
 
 def store_deletes(store: Store) -> bool:
-    return hasattr(store, "erase_rows")
+    return store.erases_rows
 
 
 @on_every_store

@@ -7,14 +7,15 @@ import pytest
 
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.store import PollingReader
+from hotplate.stores.store import Reader
 from tests.support.memory_store import MemoryStore
 from tests.support.virtual import virtual
 
 
-class PolledStore(PollingReader, MemoryStore):
+class PolledStore(MemoryStore):
     """A store that sets nothing for its polling; each read takes *delay_s*."""
 
+    poll_s = Reader.poll_s
     delay_s = 0.0
     is_down = False
 

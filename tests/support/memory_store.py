@@ -10,13 +10,12 @@ from hotplate.stores.encoding import META
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import (
     CheckCatalogue,
-    LocalReader,
     LocalRows,
     Plan,
     ReadResult,
     RecordChange,
     Row,
-    RowEraser,
+    Store,
     catalogue_changed,
     not_found,
     sealed,
@@ -38,10 +37,17 @@ class MemoryRows:
     read: Callable[[bytes], bytes | None]
 
 
-class MemoryStore(LocalReader, RowEraser):
+# Of a store whose changes are noticed at once.
+POLL_S = 0.01
+
+
+class MemoryStore(Store):
     """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
     batch = coalesce = 64
+    is_local = True
+    erases_rows = True
+    poll_s = POLL_S
 
     def __init__(self, clock: Callable[[], float] = time.time, catalogue: Catalogue | None = None) -> None:
         self.clock = clock
@@ -70,17 +76,6 @@ class MemoryStore(LocalReader, RowEraser):
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         return [self.beside.get(name) for name in names]
-
-    async def changes(self) -> AsyncGenerator[Catalogue]:
-        changed = asyncio.Event()
-        self.watchers.add(changed)
-        try:
-            while True:
-                changed.clear()
-                yield await self.catalogue()
-                await changed.wait()
-        finally:
-            self.watchers.discard(changed)
 
     async def close(self) -> None:
         """Do nothing: there are no resources to release."""

@@ -202,7 +202,7 @@ async def sleep(delay: float, result: T | None = None) -> T | None:
     return result
 
 
-class Stepped:
+class Stepped(Store):
     """A process's handle on the store; each primitive waits before it is done, and before its reply arrives."""
 
     def __init__(self, process: Process, store: Store) -> None:
