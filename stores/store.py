@@ -1,7 +1,5 @@
 """The store contract: a backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock."""
 
-import asyncio
-import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextvars import ContextVar
@@ -80,9 +78,6 @@ class Reader(Protocol):
     poll_s: float = 1.0
     """Pause between two polls."""
 
-    polled_at: float | None = None
-    """Monotonic time of the last successful poll; None before the first."""
-
     @abstractmethod
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
@@ -111,22 +106,8 @@ class Reader(Protocol):
         """
 
     async def poll(self) -> Catalogue:
-        """Read the catalogue for `changes`, by default as `catalogue` does. Raises StoreError."""
+        """Read the catalogue to follow it, by one attempt; by default as `catalogue` does. Raises StoreError."""
         return await self.catalogue()
-
-    async def changes(self) -> AsyncGenerator[Catalogue]:
-        """Yield the catalogue now and after changes of its version, maybe only the newest.
-
-        A failed poll ends the iteration with its error. It is not repeated here: the follower of a service asks again.
-        """
-        seen_version = None
-        while True:
-            catalogue = await self.poll()
-            self.polled_at = time.monotonic()
-            if catalogue.version != seen_version:
-                seen_version = catalogue.version
-                yield catalogue
-            await asyncio.sleep(self.poll_s)
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         """Read one key of a local store. Raises ReleaseNotFound, and ReleaseCorrupt for a damaged row."""
@@ -204,10 +185,10 @@ class Store(Reader, Protocol):
     Methods with a body are for stores that can do more, as those of `Reader`.
 
     A store repeats requests that may be sent twice, up to a time limit (0 for most calls to one Redis server), and then
-    raises StoreUnavailable. It repeats neither reads with a timeout nor `changes`. The rest is repeated by callers:
+    raises StoreUnavailable. It repeats neither reads with a timeout nor `poll`. The rest is repeated by callers:
 
         get_many with *timeout_s*    by the tiers of a service, within the time of a request
-        changes                      by the follower of a service, with pauses
+        poll                         by the follower of a service, with pauses
         swap                         by `lifecycle.revise_catalogue`, after a lost race or an unclear outcome
         renewal of a lease           by `publication.lease`, until the lease lapses
         erasure of users             by `users.erase_users`, if a failover or a publish brought rows back

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -96,6 +97,8 @@ class Follower:
         self._followed: Catalogue | None = None
         self._agreement = StoreAgreement()
         self._switching = asyncio.Lock()
+        self._polled_at = inf
+        """Monotonic time of the last poll that succeeded."""
         self._handled = 0
         """Number of catalogues handled."""
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
@@ -131,10 +134,7 @@ class Follower:
     @property
     def catalogue_age_s(self) -> float:
         """Seconds since the last read that agreed with the followed catalogue."""
-        current_at = self._agreement.current_at
-        if self._reader.polled_at is not None:
-            current_at = min(current_at, self._reader.polled_at)
-        return time.monotonic() - current_at
+        return time.monotonic() - min(self._agreement.current_at, self._polled_at)
 
     async def run(self, *, warm: bool = False) -> None:
         """Follow until cancelled; *warm* reads local releases into memory first."""
@@ -277,6 +277,17 @@ class Follower:
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
 
+    async def _changes(self) -> AsyncGenerator[Catalogue]:
+        """Yield the catalogue now and after changes of its version; a failed poll ends the iteration with its error."""
+        seen_version = None
+        while True:
+            catalogue = await self._reader.poll()
+            self._polled_at = time.monotonic()
+            if catalogue.version != seen_version:
+                seen_version = catalogue.version
+                yield catalogue
+            await asyncio.sleep(self._reader.poll_s)
+
     async def _prepared_changes(self, *, warm: bool) -> AsyncGenerator[Catalogue]:
         """Yield each catalogue that the store reports once its new releases are prepared, as `prepare` says.
 
@@ -284,7 +295,7 @@ class Follower:
         yielded, as soon as its own new releases are prepared: a rollback does not wait for the release that it
         withdraws.
         """
-        changes = aiter(self._reader.changes())
+        changes = self._changes()
         change = asyncio.ensure_future(anext(changes, None))  # the present one first
         preparing: asyncio.Task[None] | None = None
         releases = list[ReleaseRef]()  # that are being prepared

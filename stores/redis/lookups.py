@@ -126,7 +126,11 @@ class Lookups:
         values = await self._read_parts(slots, read)
         if VALUES.issuperset(map(type, values)):
             return values
-        return await asyncio.gather(*map(self._followed, names, values, [until_s] * len(values)))
+        elsewhere = [position for position, value in enumerate(values) if isinstance(value, ReadElsewhere)]
+        read_again = await all_done(*(self._read_again(names[position], until_s) for position in elsewhere))
+        for position, (value,) in zip(elsewhere, read_again, strict=True):
+            values[position] = value
+        return [part_of(deployment, value) for value in values]
 
     async def _read_parts(
         self, slots: Sequence[int], read: Callable[[RedisNode | None, Sequence[int]], Awaitable[list[ReadResult]]]
@@ -179,17 +183,15 @@ class Lookups:
             self._deployment.schedule_refresh()
             raise
 
-    async def _followed(self, name: bytes, value: ReadResult, until_s: float | None) -> ReadResult:
-        """Return a value, read where another node has it; an error becomes that of its part."""
-        if isinstance(value, ReadElsewhere):
-            try:
-                async with asyncio.timeout_at(until_s):
-                    value = await self._router.execute("GET", name)
-            except TimeoutError:
-                value = late(self._deployment)
-            except StoreError as error:
-                value = error
-        return part_of(self._deployment, value)
+    async def _read_again(self, name: bytes, until_s: float | None) -> list[ReadResult]:
+        """Read a key where another node has it; return its value or error."""
+        try:
+            async with asyncio.timeout_at(until_s):
+                return [await self._router.execute("GET", name)]
+        except TimeoutError:
+            return [late(self._deployment)]
+        except StoreError as error:
+            return [error]
 
 
 def _absence_or_error(release: ReleaseRef, state: ReadResult) -> StoreError | None:

@@ -1,6 +1,5 @@
 """A store in a dict: the fake that tests run against, held to the same contract as every other."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,7 +52,6 @@ class MemoryStore(Store):
         self.clock = clock
         self.current = catalogue or Catalogue()
         self.releases = dict[str, _StoredRelease]()
-        self.watchers = set[asyncio.Event]()
         self.beside = dict[str, bytes]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -120,8 +118,6 @@ class MemoryStore(Store):
             raise catalogue_changed()
         self.current = new
         self.beside |= {change.name: change.after for change in records}
-        for watcher in self.watchers:
-            watcher.set()
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         check(await self.catalogue())

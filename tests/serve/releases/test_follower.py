@@ -46,8 +46,6 @@ def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = Fa
     if not only_catalogue:
         memory.releases = deepcopy(copy.releases)
         memory.beside = dict(copy.beside)
-    for watcher in memory.watchers:
-        watcher.set()
 
 
 @asynccontextmanager

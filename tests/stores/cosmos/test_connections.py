@@ -193,7 +193,7 @@ async def test_closed_store_says_at_once_that_it_was_closed(account: Account, *,
         lambda: store.put(draft_of(FIRST), ROWS),
         lambda: store.get_many(release_ref(FIRST), ["user:1"]),
         lambda: store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S),
-        lambda: anext(aiter(store.changes())),
+        store.poll,
     )
     for call in calls:
         with pytest.raises(StoreClosed, match="was closed by this process"):

@@ -155,7 +155,7 @@ async def test_closed_store_asks_no_sentinel(redis_server: RedisServer, stores: 
         await store.close()
         before = proxy.accepted
         with pytest.raises(StoreClosed):
-            await anext(aiter(store.changes()))
+            await store.poll()
         assert proxy.accepted == before
 
 
