@@ -18,6 +18,8 @@ WHAT = "What is requested"
 HOW = "How it is measured"
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
+# Begins the URL of a store whose lists are read by the vendor's client (`stores.vendor_clients`).
+VENDOR = "vendor+"
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 FIND_MAX_OBJECTIVE = "p99=5ms,errors=0.1%"
 MAX_USERS = 1_000_000  # of a store, to request
@@ -69,9 +71,14 @@ def parse_share(text: str) -> float:
     return share
 
 
+def store_url(url: str) -> str:
+    """Return the URL of the store itself, whoever reads its lists."""
+    return url.removeprefix(VENDOR)
+
+
 def is_emulated(url: str) -> bool:
     """Return whether a store's URL names an emulator."""
-    return scheme_of(url) in EMULATED_SCHEMES
+    return scheme_of(store_url(url)) in EMULATED_SCHEMES
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 
 from hotplate.bench.conftest import COUNT, Benchmark, FilledStore, publish_lists
 from hotplate.bench.lists import Shape, key_of
+from hotplate.bench.options import VENDOR
 from hotplate.bench.process import RedisServer
 from hotplate.serve.embedded import open_lists, open_sync
 from hotplate.serve.reader import TieredReader
@@ -34,18 +35,18 @@ REDIS_BATCHES = (1, 8, 32)
 
 
 class RemoteStore(NamedTuple):
-    """A store's fixture, options to append to its URL, and what a read of it is called in the figures."""
+    """A store's fixture, the beginning of its URL, and what a read of it is called in the figures."""
 
     fixture: str
-    options: str
+    client: str
     what: str
 
 
 REMOTE = {
     "redis": RemoteStore("redis", "", "a read from Redis, 16 in flight"),
-    "redis-py": RemoteStore("redis", "&client=redis-py", "the same through redis-py"),
+    "redis-py": RemoteStore("redis", VENDOR, "the same through redis-py"),
     "cosmos": RemoteStore("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
-    "sdk": RemoteStore("cosmos", "&client=sdk", "the same through azure-cosmos"),
+    "sdk": RemoteStore("cosmos", VENDOR, "the same through azure-cosmos"),
 }
 # Excludes other processes and a store's server.
 pytestmark = pytest.mark.benchmark(group="look-ups", timer=time.process_time)
@@ -116,7 +117,7 @@ def test_remote_read(benchmark: Benchmark, request: pytest.FixtureRequest, run: 
     keys = random_keys(filled.shape.users, REMOTE_COUNT)
 
     async def opened() -> Store:
-        return connect(filled.url + store.options)
+        return connect(store.client + filled.url)
 
     reader = run(opened())
     run(read_all(reader, filled.release, keys))
@@ -126,13 +127,13 @@ def test_remote_read(benchmark: Benchmark, request: pytest.FixtureRequest, run: 
 
 
 @pytest.mark.parametrize("keys_at_once", REDIS_BATCHES)
-@pytest.mark.parametrize("options", ["", "&client=redis-py"], ids=["multiplexed", "redis-py"])
-def test_batch_from_redis(benchmark: Benchmark, redis: FilledStore, run: Run, options: str, keys_at_once: int) -> None:
+@pytest.mark.parametrize("vendor", ["", VENDOR], ids=["multiplexed", "redis-py"])
+def test_batch_from_redis(benchmark: Benchmark, redis: FilledStore, run: Run, vendor: str, keys_at_once: int) -> None:
     keys = random_keys(redis.shape.users, REMOTE_COUNT)
     batches = [keys[start : start + keys_at_once] for start in range(0, REMOTE_COUNT, keys_at_once)]
 
     async def opened() -> Store:
-        return connect(redis.url + options)
+        return connect(vendor + redis.url)
 
     reader = run(opened())
 
@@ -141,7 +142,7 @@ def test_batch_from_redis(benchmark: Benchmark, redis: FilledStore, run: Run, op
             assert len(await reader.get_many(redis.release, batch, timeout_s=TIMEOUT_S)) == len(batch)
 
     run(read_batches())
-    client = "redis-py" if options else "our connection"
+    client = "redis-py" if vendor else "our connection"
     benchmark.extra_info |= {
         "what": f"a key from Redis through {client}, {keys_at_once} at once",
         "count": REMOTE_COUNT,

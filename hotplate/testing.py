@@ -9,8 +9,8 @@
         def open_store(self, tmp_path) -> OpenStore:
             return lambda: MyStore(tmp_path / "lists")
 
-A store over a network also provides the fixture `stall`, so that its time limits are tested. A store of local files
-that is no LocalReader sets `is_local = True`.
+A store over a network also provides the fixture `stall`, so that its time limits are tested. The suite of a store of
+local files that is not `is_local` sets `is_local = True`.
 
 It needs pytest-asyncio; in strict mode, mark coroutine fixtures with `pytest_asyncio.fixture`. With
 `pytest -p hotplate.testing` failed assertions show their values.
@@ -44,19 +44,12 @@ from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
 from hotplate.stores.publication import publish_release
 from hotplate.stores.store import (
-    Diagnosed,
     Level,
-    LocalReader,
     Plan,
-    PollingReader,
-    ProvisionedStore,
     Reader,
     ReadResult,
     RecordChange,
-    ReplicatedReader,
     Row,
-    RowEraser,
-    SendingReader,
     Store,
 )
 from hotplate.stores.users import erase_users, find_users
@@ -135,15 +128,6 @@ async def scan_rows(store: Store, release: ReleaseId) -> list[Row]:
     return [row async for row in store.scan(release_ref(release))]
 
 
-async def first_change(store: Store) -> Catalogue:
-    """Return the catalogue that `changes` yields first."""
-    watched = store.changes()
-    try:
-        return await anext(watched)
-    finally:
-        await watched.aclose()
-
-
 def reads_of(store: Store, release: ReleaseId) -> dict[str, Call]:
     """Return a call of each method that reads a store with a sealed *release*, by name."""
     ref = release_ref(release)
@@ -153,17 +137,15 @@ def reads_of(store: Store, release: ReleaseId) -> dict[str, Call]:
         "get_many with timeout_s": partial(store.get_many, ref, keys, timeout_s=SOON_S),
         "catalogue": store.catalogue,
         "records": partial(store.records, ["one"]),
-        "changes": partial(first_change, store),
+        "poll": store.poll,
         "incarnations": store.incarnations,
         "is_sealed": partial(store.is_sealed, ref),
         "scan": partial(scan_rows, store, release),
         "prepare": partial(store.prepare, ref),
     }
-    if isinstance(store, PollingReader):
-        calls["poll"] = store.poll
-    if isinstance(store, LocalReader):
+    if store.is_local:
         calls["warm"] = partial(store.warm, ref)
-    if isinstance(store, ReplicatedReader) and store.has_replicas:
+    if store.has_replicas:
         calls["get_many_elsewhere"] = partial(store.get_many_elsewhere, ref, keys, timeout_s=SOON_S)
     return calls
 
@@ -182,9 +164,9 @@ def writes_of(store: Store, sealed: ReleaseId, draft: DraftRef, stored: Catalogu
         "swap": partial(store.swap, stored, successor),
         "erase": partial(store.erase, draft.release, allow_erasure),
     }
-    if isinstance(store, RowEraser):
+    if store.erases_rows:
         calls["erase_rows"] = partial(store.erase_rows, release_ref(sealed), ["user:absent"], allow_erasure)
-    if isinstance(store, ProvisionedStore):
+    if store.is_provisioned:
         calls["scale_down"] = partial(store.scale_down, release_ref(sealed))
     return calls
 
@@ -227,7 +209,7 @@ class StoreContract:
     """Tests of the store contract; a subclass provides the fixture `open_store`."""
 
     is_local = False
-    """Whether the store has only files of this machine, as a LocalReader, which calls after `close` may open again."""
+    """Whether the store has only files of this machine, which calls after `close` may open again."""
 
     @pytest.fixture
     def open_store(self) -> OpenStore:
@@ -364,7 +346,7 @@ class StoreContract:
         stored = await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(FIRST)))
 
         store = open_handle()
-        is_local = self.is_local or isinstance(store, LocalReader)
+        is_local = self.is_local or store.is_local
         reads = reads_of(store, FIRST)
         writes = writes_of(store, FIRST, draft_of(SECOND), stored)
         expected: dict[str, object] = {name: await call() for name, call in reads.items()}
@@ -380,29 +362,15 @@ class StoreContract:
         assert wrong == {}, "of a closed store; a store of local files sets `is_local`"
 
     async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
-        """A LocalReader, as of files, also reads one key without awaiting."""
+        """A local store, as of files, also reads one key without awaiting."""
         await write_release(store, FIRST, ROWS)
-        if not isinstance(store, LocalReader):
-            pytest.skip("not a LocalReader")
+        if not store.is_local:
+            pytest.skip("not local")
         assert [store.get(release_ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
         assert store.get(release_ref(FIRST), "user:absent") is None
         await store.warm(release_ref(FIRST))
         with pytest.raises(ReleaseNotFound):
             store.get(release_ref(SECOND), "user:1")
-
-    async def test_a_sent_read_returns_the_results_of_a_call(self, store: Store) -> None:
-        """A SendingReader reads in two steps: `send` returns a future of replies, `received` their values by key."""
-        await write_release(store, FIRST, ROWS)
-        keys = [*(row.key for row in ROWS), "user:absent"]
-        results = await store.get_many(release_ref(FIRST), keys)  # connects
-        replies = store.send(release_ref(FIRST), keys) if isinstance(store, SendingReader) else None
-        if not isinstance(store, SendingReader) or replies is None:
-            pytest.skip("needs a task for a read")
-        assert store.received(release_ref(FIRST), await replies) == results
-        replies = store.send(release_ref(SECOND), keys)
-        assert replies is not None
-        with pytest.raises(ReleaseNotFound):
-            store.received(release_ref(SECOND), await replies)
 
     async def test_releases_do_not_see_each_other(self, store: Store) -> None:
         await write_release(store, FIRST, [Row("user:1", b"old")])
@@ -446,12 +414,11 @@ class StoreContract:
             await store.prepare(release_ref(FIRST))
 
         assert await scan_rows(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
-        if isinstance(store, Diagnosed):
-            await store.check_size(release_ref(FIRST))
-            await store.check_integrity(release_ref(FIRST))
-            await store.check_room(draft_of(SECOND), Plan(1, 100))
-            assert {type(sentence) for sentence in await store.warnings()} <= {str}
-            assert Level.ERROR not in {finding.level for finding in await store.examine()}
+        await store.check_size(release_ref(FIRST))
+        await store.check_integrity(release_ref(FIRST))
+        await store.check_room(draft_of(SECOND), Plan(1, 100))
+        assert {type(sentence) for sentence in await store.warnings()} <= {str}
+        assert Level.ERROR not in {finding.level for finding in await store.examine()}
 
     async def test_put_again_changes_nothing_and_put_out_of_order_loses_nothing(self, store: Store) -> None:
         """A publisher that was interrupted puts rows again."""
@@ -572,7 +539,7 @@ class StoreContract:
         keys = ["user:1", "user:\ud800", "user:2"]
         (results,) = await asyncio.gather(store.get_many(release_ref(FIRST), keys), return_exceptions=True)
         assert results == [b"one", None, b""]
-        if isinstance(store, LocalReader):
+        if store.is_local:
             assert store.get(release_ref(FIRST), keys[1]) is None
 
     async def test_incarnations_are_listed_until_they_are_erased(self, open_handle: OpenStore) -> None:
@@ -672,10 +639,10 @@ class StoreContract:
         assert await store.get_many(release_ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
 
     async def test_rows_are_erased_if_the_catalogue_read_last_allows_it(self, open_handle: OpenStore) -> None:
-        """A RowEraser deletes rows of a sealed release; if the function that it calls raises, all rows stay."""
+        """Some stores delete rows of a sealed release; if the function that it calls raises, all rows stay."""
         store = open_handle()
-        if not isinstance(store, RowEraser):
-            pytest.skip("not a RowEraser")
+        if not store.erases_rows:
+            pytest.skip("erases no rows")
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, ROWS)
         await swap_catalogue(open_handle(), catalogue_changes.commit(await store.catalogue(), draft_of(FIRST)))
@@ -699,9 +666,9 @@ class StoreContract:
             await store.erase_rows(release_ref(SECOND), ["user:1"], allow_erasure)
 
     async def test_a_release_that_is_scaled_down_can_be_read_and_prepared_again(self, store: Store) -> None:
-        """A ProvisionedStore reduces the cost of a release that is not live."""
-        if not isinstance(store, ProvisionedStore):
-            pytest.skip("not a ProvisionedStore")
+        """A provisioned store reduces the cost of a release that is not live."""
+        if not store.is_provisioned:
+            pytest.skip("not provisioned")
         await write_release(store, FIRST, ROWS)
         for _ in range(2):
             await store.scale_down(release_ref(FIRST))
@@ -824,24 +791,20 @@ class StoreContract:
         with pytest.raises(ReleaseConflict):
             await store.replace_unreadable(record, rebuilt)
 
-    async def test_changes_yields_the_catalogue_and_each_change(self, open_handle: OpenStore) -> None:
-        """`changes` is how a service follows a store: it yields a catalogue now, and at each swap."""
+    async def test_a_poll_reads_the_catalogue_and_soon_each_change(self, open_handle: OpenStore) -> None:
+        """`poll` is how a service follows a store, every `poll_s` seconds; it may lag behind a swap for a while."""
         writer = open_handle()
         reader = open_handle()
         first = await begin_draft(writer, FIRST)
         await write_release(writer, FIRST, ROWS)
-        watched = reader.changes()
-        assert await anext(watched) == first
-        polled_at = reader.polled_at if isinstance(reader, PollingReader) else None
-        upcoming = asyncio.ensure_future(anext(watched))
-        await asyncio.sleep(0.01)
+        assert await reader.poll() == first
         second = await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(FIRST)))
-        assert await asyncio.wait_for(upcoming, 60) == second
-        if isinstance(reader, PollingReader):
-            assert polled_at is not None, "`polled_at` is set by each poll"
-            assert reader.polled_at is not None
-            assert reader.polled_at > polled_at
-        await watched.aclose()
+        assert reader.poll_s > 0
+        async with asyncio.timeout(60):
+            polled = await reader.poll()
+            while polled != second:
+                await asyncio.sleep(reader.poll_s)
+                polled = await reader.poll()
 
     async def test_odd_release_ids_are_refused(self, store: Store) -> None:
         for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hotplate.serve.metrics import HEDGE_LOST, HEDGE_WON, HEDGES, Metrics
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import Decode
-from hotplate.stores.store import ReadResult, ReplicatedReader
+from hotplate.stores.store import Reader, ReadResult
 
 # Share of reads that take longer than the delay, its relative change by a late read, its first value and bounds.
 LATE = 0.05
@@ -43,7 +43,7 @@ class _Race:
 class Hedge:
     """Reads of one store, in one worker, on one loop."""
 
-    def __init__(self, store: ReplicatedReader, tier: str, metrics: Metrics) -> None:
+    def __init__(self, store: Reader, tier: str, metrics: Metrics) -> None:
         """Second reads are counted in *metrics* for *tier*."""
         self._store = store
         self._tier = tier

@@ -7,7 +7,7 @@ from time import perf_counter
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
 from hotplate.stores.errors import StoreError
-from hotplate.stores.store import LocalReader, LocalRows, ReadResult
+from hotplate.stores.store import LocalRows, ReadResult
 
 # Keys of a local store read before other requests run: half a millisecond.
 KEYS_AT_ONCE = 256
@@ -18,7 +18,6 @@ _UNREADABLE = StoreError("the value cannot be read")
 class LocalTier(Tier):
     """A store in this process, such as files: one key is read at once, and without a time limit."""
 
-    reader: LocalReader
     damage_raises_anything = True
 
     def local_rows(self, release: ServedRelease) -> LocalRows | None:

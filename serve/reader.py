@@ -35,7 +35,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.store import LocalReader, Reader
+from hotplate.stores.store import Reader
 
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
@@ -438,11 +438,11 @@ def _tiers_of(
     verdicts: SharedVerdicts | None,
 ) -> list[Tier]:
     """Return a tier for each of *stores*, by name; the remote ones share *cache_bytes*."""
-    remote = sum(not isinstance(store, LocalReader) for store in stores.values())
+    remote = sum(not store.is_local for store in stores.values())
     tier_cache_bytes = cache_bytes // max(1, remote)
     tiers = list[Tier]()
     for name, store in stores.items():
-        if isinstance(store, LocalReader):
+        if store.is_local:
             tiers.append(LocalTier(name, store, metrics, fold_in=fold_in, verdicts=verdicts))
         else:
             tiers.append(

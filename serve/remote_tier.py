@@ -1,11 +1,8 @@
-"""Tiers whose store is behind a network: with a cache, time limits, hedged reads, and reads without a task."""
+"""Tiers whose store is behind a network: with a cache, time limits, and hedged reads."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
 from itertools import chain
-from time import perf_counter
-
-import msgspec
 
 from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ReleaseMoved
@@ -16,29 +13,12 @@ from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
-from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import Reader, ReadResult, ReplicatedReader, SendingReader
-from hotplate.stores.timing import Deadlines, TaskDeadlines
+from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.store import Reader, ReadResult
+from hotplate.stores.timing import TaskDeadlines
 
 # A store that reads key by key returns after this share of its time.
 STORE_SHARE = 0.9
-
-
-class SentRead(msgspec.Struct, frozen=True, eq=False):
-    """A read that a store has sent."""
-
-    tier: "RemoteTier"
-    sender: SendingReader
-    release: ServedRelease
-    keys: Sequence[str]
-    replies: asyncio.Future[list[ReadResult]]
-    expiring: set[asyncio.Future[list[ReadResult]]]
-    """The set of `Deadlines` that contains the replies until they arrive, and otherwise cancels them."""
-
-    sent_at: float
-    """By `perf_counter`."""
-
-    timeout_s: float
 
 
 class RemoteTier(Tier):
@@ -58,10 +38,8 @@ class RemoteTier(Tier):
         super().__init__(name, reader, metrics, fold_in=fold_in, verdicts=verdicts)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
-        self._sender = reader if isinstance(reader, SendingReader) else None
-        self._hedge = Hedge(reader, name, metrics) if isinstance(reader, ReplicatedReader) else None
+        self._hedge = Hedge(reader, name, metrics)
         self._deadlines = TaskDeadlines()
-        self._sent_deadlines = Deadlines[asyncio.Future[list[ReadResult]]](_cancel)
 
     @property
     def cache_bytes(self) -> int | None:
@@ -93,62 +71,6 @@ class RemoteTier(Tier):
             for index, result in zip(uncached, uncached_results, strict=True):
                 results[index] = result
         return results
-
-    def send(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
-        """Send a read of *keys*, which are not cached, without a task that waits for it.
-
-        `SentRead.replies` is a future, done once the store has answered or the time is over; then `received` returns
-        the results. Returns None if the caller must await `read` instead: the store cannot send the keys at once,
-        sending has failed, the circuit breaker is open, or there are replicas to read if the store is late.
-        """
-        if self._sender is None or self.breaker.is_open or len(keys) > self.keys_a_call:
-            return None
-        if self._hedge is not None and self._hedge.is_possible:  # a replica is read by `read` alone
-            return None
-
-        sent_at = perf_counter()
-        try:
-            replies = self._sender.send(release.ref, keys)
-        except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it
-            self.counters.count_failed_attempt(error)
-            return None
-        if replies is None:  # the store cannot send now, as while it connects
-            return None
-
-        return SentRead(
-            tier=self,
-            sender=self._sender,
-            release=release,
-            keys=keys,
-            replies=replies,
-            expiring=self._sent_deadlines.add(replies, loop_time() + timeout_s),
-            sent_at=sent_at,
-            timeout_s=timeout_s,
-        )
-
-    def received(self, read: SentRead) -> list[ReadResult] | None:
-        """Return the results of *read*, which `send` has sent, when its replies are done: one decoded result per key.
-
-        None after an error: then `read` must be called. Raises StoreUnavailable if the store did not answer in time.
-        Time-outs and successes are reported to the circuit breaker.
-        """
-        read.expiring.discard(read.replies)
-        if read.replies.cancelled():  # by `_sent_deadlines`, at the time limit
-            self._observe_call("error", perf_counter() - read.sent_at, read.release)
-            raise self.breaker.timed_out(read.timeout_s)
-
-        try:
-            results = read.sender.received(read.release.ref, read.replies.result())
-            self._check_number(results, read.keys)
-        except ReleaseNotFound:  # no failure of the store
-            return None
-        except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
-            self.counters.count_failed_attempt(error)
-            return None
-
-        self._observe_call("ok", perf_counter() - read.sent_at, read.release)
-        self.breaker.succeeded()
-        return self._decode_results(read.release, read.keys, results)
 
     async def _read_in_time(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
         """Read *keys* from the store within a time limit, if the circuit breaker allows it.
@@ -195,7 +117,7 @@ class RemoteTier(Tier):
         # Less than the time that is left: a store that reads key by key then returns the keys that it has.
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
         hedge = self._hedge
-        if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
+        if hedge.is_possible and len(keys) <= self.keys_a_call:
             call = hedge.get_many(release.ref, keys, release.decode, timeout_s=timeout_s)
         else:
             call = self.reader.get_many(release.ref, keys, timeout_s=timeout_s)
@@ -212,7 +134,3 @@ class RemoteTier(Tier):
             self._cache.put(release, keys, decoded)
             self.metrics.count_in(CACHE, self.name, CACHE_MISS, number=len(keys))
         return decoded
-
-
-def _cancel(replies: asyncio.Future[list[ReadResult]]) -> None:
-    replies.cancel()

@@ -1,31 +1,22 @@
-"""Reads single rows together: those that are requested in one turn of the event loop share a call of the store.
-
-A store that can send the call of a turn without a task does (`SendingReader`): a turn costs 29 instead of 38 µs,
-because its reply runs no coroutines. After an error, a task reads the turn again.
-"""
+"""Reads single rows together: those that are requested in one turn of the event loop share a call of the store."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.generation import POLICIES
-from hotplate.serve.lookups import RowsRead, RowWalk
+from hotplate.serve.lookups import RowWalk
 from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.remote_tier import RemoteTier, SentRead
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
 from hotplate.serve.tiers import Origin, Tier, batches_of, loop_time
 from hotplate.stores.encoding import RowKey
-from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ReadResult
 
 log = logging.getLogger(__name__)
-
-Replies = asyncio.Future[list[ReadResult]]
 
 
 class Waiter(Protocol):
@@ -109,9 +100,6 @@ class TurnLookups:
     def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete) -> None:
         """*budget_s* limits the reads of a turn; *complete* is called once for each row."""
         self._tiers = tiers
-        self._sending_tier = tiers[0] if isinstance(tiers[0], RemoteTier) else None
-        """The first tier, if reads may be sent to it without a task."""
-
         self._budget_s = budget_s
         self._complete = complete
         self._turn = dict[RowKey, list[Waiter]]()
@@ -122,7 +110,7 @@ class TurnLookups:
         self._generation = POLICIES.number
         """Of the policies, among them the followed releases, of the reads in `_waiting`."""
 
-        self._reads = set[asyncio.Future[Any]]()
+        self._reads = set[asyncio.Task[None]]()
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
         """Read *row* together with the others of this iteration of the event loop, a turn; complete *waiter* later.
@@ -164,7 +152,7 @@ class TurnLookups:
                 await asyncio.wait(self._reads)
 
     def _read_turn(self) -> None:
-        """Read the rows that were added in this iteration of the event loop: without a task, or else in one.
+        """Read the rows that were added in this iteration of the event loop, in a task.
 
         The time of the reads is limited by `self._budget_s` from now on.
         """
@@ -180,68 +168,14 @@ class TurnLookups:
         self._turn = {}
         self._turn_spans = {}
 
-        try:
-            is_sent = self._send(turn, rows)
-        except Exception:
-            log.debug("a turn could not be sent, and is read by a task", exc_info=True)
-            is_sent = False
-        if not is_sent:
-            self._spawn(self._read_rows(turn, rows))
-
-    def _send(self, turn: _Turn, rows: Sequence[RowKey]) -> bool:
-        """Send one read of *rows* to the first store without a task; return whether it was sent.
-
-        `_receive` is called with the replies. Nothing is sent if the rows are of several releases, if a request is
-        traced, or if the store does not support it now: then the caller reads the rows in a task.
-        """
-        tier = self._sending_tier
-        if tier is None or turn.spans:
-            return False
-        groups = turn.groups(tier, rows)  # by release
-        if len(groups) != 1:
-            return False
-
-        read = tier.send(groups[0].release, [row.text for row in rows], turn.share_s(turn.deadline, 0))
-        if read is None:
-            return False
-
-        self._reads.add(read.replies)  # for `close`
-        read.replies.add_done_callback(partial(self._receive, turn, rows, read))
-        return True
-
-    def _receive(self, turn: _Turn, rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
-        """Complete the rows that the read sent to the first store has returned; a task reads the others.
-
-        Called when *replies* are done. The task begins with the second store if the first one lacks these rows or was
-        late. If the read failed in another way, such as by a closed connection, the task reads all rows in the first
-        store again.
-        """
-        self._reads.discard(replies)
-        remaining = rows
-        next_tier = 1
-        try:
-            results = read.tier.received(read)
-            if results is None:  # failed
-                next_tier = 0
-            else:
-                remaining = turn.settle(RowsRead(Origin(read.tier, read.release), rows, results))
-        except StoreUnavailable:
-            pass  # late, which the tier has reported
-        except Exception:
-            log.exception("a lookup failed")
-
-        if remaining:
-            self._spawn(self._read_rows(turn, remaining, next_tier))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(self._read_rows(turn, rows))
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
 
-    async def _read_rows(self, turn: _Turn, rows: Sequence[RowKey], first: int = 0) -> None:
-        """Read rows from the tier at the index *first* on, and complete all, even after an error."""
+    async def _read_rows(self, turn: _Turn, rows: Sequence[RowKey]) -> None:
+        """Read the rows of a turn, and complete all, even after an error."""
         try:
-            await turn.read(rows, first)
+            await turn.read(rows)
         except Exception:
             log.exception("a lookup failed")
         finally:

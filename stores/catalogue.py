@@ -12,7 +12,7 @@ A canary is a release that a share of the users see instead of the live one. An 
 its arm A is the live release, its arm B the canary, and each may get newer releases until the end.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, NewType
 
@@ -167,19 +167,12 @@ class Experiment:
 class Erased:
     """The number of erased users, and what names their record.
 
-    Until format 4 the record was a row of an *incarnation*, empty since. *last* is the number of its last part, *token*
-    drawn for each change, but for accepted losses.
+    *last* is the number of its last part, *token* drawn for each change, but for accepted losses.
     """
 
-    incarnation: str
     count: int
-    last: int = 0
-    token: str = ""
-
-    @property
-    def stored(self) -> tuple[str | int, ...]:
-        """The fields that the catalogue's format has."""
-        return (self.incarnation, self.count) if self.incarnation else (self.count, self.last, self.token)
+    last: int
+    token: str
 
     @property
     def token_of_acceptance(self) -> str:
@@ -187,7 +180,7 @@ class Erased:
 
         By it, readers of both entries tell a lower count that was accepted from that of older data.
         """
-        return xxh3_64_hexdigest(repr(self.stored).encode())
+        return xxh3_64_hexdigest(repr(astuple(self)).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,11 +280,8 @@ class Catalogue:
 
     @property
     def incarnations(self) -> set[str]:
-        """All incarnations, that of the erased users too."""
-        names = {entry.incarnation for entry in self.releases}
-        if self.erased is not None and self.erased.incarnation:
-            names.add(self.erased.incarnation)
-        return names
+        """All incarnations."""
+        return {entry.incarnation for entry in self.releases}
 
     def entry(self, incarnation: str) -> Release | None:
         """Return the entry of an incarnation, in any state."""

@@ -1,6 +1,6 @@
 """The record of a catalogue: its JSON, formats and checksum."""
 
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 
 import msgspec
 import orjson
@@ -14,12 +14,11 @@ from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound
 # Formats of the record. A catalogue is written in the oldest one that can express it (`format_of`), so earlier versions
 # refuse, with "upgrade hotplate", only what they would misread. Whatever changes the meaning of a record, its checksum
 # included, takes the next number.
-#   2    releases and a canary; before format 4 also an experiment, and refused releases with either of two checksums
-#   3    the same with erased users, recorded as an incarnation
-#   4    with an experiment, a refused release, or erased users recorded beside the catalogue
+#   2    releases and a canary
+#   4    the same with an experiment, a refused release, or erased users
 FORMAT_PLAIN = 2
-FORMAT_ERASED = 3
 FORMAT = 4
+READ = (FORMAT_PLAIN, FORMAT)
 
 
 class _Record(Struct):
@@ -32,8 +31,6 @@ class _Record(Struct):
     checksum: str
     erased: Erased | None = None
     experiment: Experiment | None = None
-    refusals: str | None = None
-    """Of a pre-release of 0.3, 3670814a: the checksum of the refusals, which *checksum* leaves out."""
 
     def catalogue(self, now: float) -> Catalogue:
         """Return the catalogue, read at *now*."""
@@ -49,23 +46,10 @@ class _Record(Struct):
         )
 
 
-class _Refusal(Struct):
-    incarnation: str
-    refused_by: tuple[str, ...] = ()
-    canary_stopped: str = ""
-
-
-class _Refusals(Struct):
-    entries: tuple[_Refusal, ...]
-
-
 def format_of(catalogue: Catalogue) -> int:
     """Return the format in which a catalogue is written."""
-    if catalogue.experiment is not None or any(entry.refused_by for entry in catalogue.releases):
-        return FORMAT
-    if catalogue.erased is None:
-        return FORMAT_PLAIN
-    return FORMAT_ERASED if catalogue.erased.incarnation else FORMAT
+    has_more = catalogue.experiment is not None or catalogue.erased is not None
+    return FORMAT if has_more or any(entry.refused_by for entry in catalogue.releases) else FORMAT_PLAIN
 
 
 def dump(catalogue: Catalogue) -> bytes:
@@ -80,7 +64,8 @@ def dump(catalogue: Catalogue) -> bytes:
             "canary": catalogue.canary,
             "entries": catalogue.releases,
             "checksum": _checksum(catalogue),
-            **({} if catalogue.erased is None else {"erased": catalogue.erased}),
+            # hotplate 0.3 refuses a record of erased users without an incarnation, which it leaves empty.
+            **({} if catalogue.erased is None else {"erased": {"incarnation": "", **asdict(catalogue.erased)}}),
             **({} if catalogue.experiment is None else {"experiment": catalogue.experiment}),
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
@@ -105,26 +90,23 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
                 f"the catalogue at {where} was written by a newer hotplate: it has format {written_format}, and this "
                 f"one reads {FORMAT}; upgrade hotplate, services before publishers"
             )
-        if written_format < FORMAT_PLAIN:
+        if written_format not in READ:
             raise CatalogueUnreadable(
                 f"the catalogue at {where} has format {written_format}, which this hotplate reads no more; publish "
                 f"into a new store"
             )
         fields = msgspec.json.decode(record, type=_Record)
         catalogue = fields.catalogue(now)
-        if _is_contradictory(catalogue, live=fields.live, written_format=written_format):
+        if _is_contradictory(catalogue, live=fields.live):
             raise unreadable("contradicts itself")
-        has_two_checksums = fields.refusals is not None and written_format == FORMAT_PLAIN
-        if fields.checksum != _checksum(catalogue, with_refusals=not has_two_checksums):
+        if fields.checksum != _checksum(catalogue):
             raise unreadable("is damaged: its checksum is wrong")
-        if has_two_checksums and fields.refusals != _refusals_checksum(record):
-            raise unreadable("is damaged: the checksum of its refusals is wrong")
     except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
         raise unreadable(f"cannot be read: {error}") from error
     return catalogue
 
 
-def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written_format: int) -> bool:
+def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None) -> bool:
     """Return whether fields of a record exclude each other; *live* is its field, besides the states of its releases.
 
     Raises ReleaseNotFound if the canary is not among the releases.
@@ -139,47 +121,30 @@ def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written_f
     if len(incarnations) != len(catalogue.releases):
         return True
 
-    # Format 3 was written for erased users only, format 2 only without any.
-    has_erased = catalogue.erased is not None
-    if written_format < FORMAT and has_erased != (written_format == FORMAT_ERASED):
-        return True
-
     if canary is None:
         return catalogue.running is not None  # arm B of an experiment is the canary
     # A canary is compared with a live release, and is another, committed one.
     return not live_ids or canary.state in (State.DRAFT, State.LIVE)
 
 
-def _refusals_checksum(record: bytes) -> str:
-    """Return the checksum over refused releases, as a pre-release of 0.3 wrote it. Raises msgspec.MsgspecError."""
-    fields = msgspec.json.decode(record, type=_Refusals)
-    refusals = [
-        (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
-        for entry in fields.entries
-        if entry.refused_by or entry.canary_stopped
-    ]
-    return xxh3_64_hexdigest(orjson.dumps(refusals))
-
-
-def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
+def _checksum(catalogue: Catalogue) -> str:
     """Return the checksum over the fields of a catalogue, in hexadecimal digits.
 
     Over values, not stored bytes: a store may reorder fields and write 1.0 as 1. Fields that earlier versions lacked
-    count only if set, so that the checksums of their catalogues stay valid. Without *with_refusals*, the gates that
-    refused a release do not count: a pre-release of 0.3 had another checksum for them.
+    count only if set, so that the checksums of their catalogues stay valid.
     """
     fields = list[object](catalogue.version)
     canary = catalogue.canary
     fields.append(None if canary is None else (canary.release, float(canary.percent), canary.salt))
-    fields.append([_checked_fields(entry, with_refusals=with_refusals) for entry in catalogue.releases])
+    fields.append([_checked_fields(entry) for entry in catalogue.releases])
     if catalogue.erased is not None:
-        fields.append(catalogue.erased.stored)
+        fields.append(astuple(catalogue.erased))
     if catalogue.experiment is not None:
         fields.append(astuple(catalogue.experiment))
     return xxh3_64_hexdigest(orjson.dumps(fields))
 
 
-def _checked_fields(entry: Release, *, with_refusals: bool) -> list[object]:
+def _checked_fields(entry: Release) -> list[object]:
     fields: list[object] = [
         entry.id,
         entry.incarnation,
@@ -189,6 +154,6 @@ def _checked_fields(entry: Release, *, with_refusals: bool) -> list[object]:
         None if entry.superseded_at is None else float(entry.superseded_at),
         None if entry.lease_until is None else float(entry.lease_until),
     ]
-    if with_refusals and entry.refused_by:
+    if entry.refused_by:
         fields.append(entry.refused_by)
     return fields

@@ -30,7 +30,7 @@ from hotplate.stores.encoding import (
 )
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest
-from hotplate.stores.store import LocalReader, Plan, Reader, Row, Store, read_one
+from hotplate.stores.store import Plan, Reader, Row, Store, read_one
 
 LEVEL = 3
 TRAINED_ON = 20_000
@@ -52,7 +52,7 @@ _SPECIAL = (META, *_POPULAR)
 
 def default_encoding(store: Store) -> Encoding:
     """Return `zstd` if values leave the process, else `json`."""
-    return PLAIN if isinstance(store, LocalReader) else COMPRESSED
+    return PLAIN if store.is_local else COMPRESSED
 
 
 class Encoder:

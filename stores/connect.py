@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreMisused, extra_installed
 from hotplate.stores.file import store as file_store
-from hotplate.stores.store import Observer, Reader, Store
+from hotplate.stores.store import Observer, Store
 from hotplate.stores.urls import redacted, require_url, scheme_of, split
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ REDIS = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster"
 BUILT_IN = (*COSMOS, *REDIS, "file")
 
 # What a store must have; it need not be a subclass of Store.
-_MEMBERS = (*Reader.__annotations__, *sorted(Store.__abstractmethods__))
+_MEMBERS = ("batch", "coalesce", *(name for name in dir(Store) if not name.startswith("_")))
 
 # A list of URLs, which the path of a folder would swallow.
 _SECOND_URL = re.compile(r"[,;\s]+[A-Za-z][A-Za-z0-9+.-]*://")

@@ -29,12 +29,10 @@ from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import (
-    KEY,
     ErasureLog,
     draft_sentence,
     erased_from,
     lost_sentence,
-    parse_first_format,
     read_log,
 )
 from hotplate.stores.errors import (
@@ -51,7 +49,7 @@ from hotplate.stores.errors import (
 from hotplate.stores.lifecycle import check_nothing_to_rebuild, read_refusals
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, RowEraser, Store, StoreUse, read_one
+from hotplate.stores.store import Finding, Level, Plan, RecordChange, Store, StoreUse, read_one
 from hotplate.stores.users import clear_erased
 from hotplate.stores.verification import counted, read_servable, verify
 
@@ -100,7 +98,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
 
 async def _set_up_findings(store: Store) -> list[Finding]:
     try:
-        return await store.examine() if isinstance(store, Diagnosed) else []
+        return await store.examine()
     except StoreError as error:
         return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}", (StoreUse.PUBLISHING,))]
 
@@ -115,7 +113,7 @@ def _erasure_findings(store: Store, catalogue: Catalogue, erased: ErasedUsers) -
     for entry in catalogue.releases:
         if entry.state is State.DRAFT:
             sentences.append(draft_sentence(entry.id))
-        elif not isinstance(store, RowEraser) and erased.missing_from(entry.ref).max_rows:
+        elif not store.erases_rows and erased.missing_from(entry.ref).max_rows:
             sentences.append(f"release {entry.id} keeps rows of them, hidden, until it is pruned")
     return [Finding(Level.OK, "erased users", "; ".join(sentences))]
 
@@ -231,8 +229,6 @@ async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Find
 
 
 async def _room_findings(store: Store, manifest: Manifest) -> list[Finding]:
-    if not isinstance(store, Diagnosed):
-        return []
     draft = DraftRef(ReleaseId(manifest.release), "0" * 12, "")
     try:
         await store.check_room(draft, Plan(manifest.rows, manifest.bytes))
@@ -344,25 +340,15 @@ async def survey(
 async def find_releases(store: Store, record: bytes | None, now: float) -> Survey:
     """Return the survey of a store, before the rows of its releases are read; *record* and *now* become its fields.
 
-    An incarnation is the unique name of one write of a release, by which its data are stored. Earlier versions also
-    kept erased users under one, as the row KEY; these are added to the log, which counts as damaged if such a row
-    cannot be decoded. Raises ReleaseNotFound without any sealed release.
+    An incarnation is the unique name of one write of a release, by which its data are stored. Raises ReleaseNotFound
+    without any sealed release.
     """
     releases = list[FoundRelease]()
     others = dict[str, str]()
     refusals = await read_refusals(store)
     log = await read_log(store)
-    erased = log.users
 
     for incarnation in await store.incarnations():
-        older_record = await _read_row(store, incarnation, KEY)
-        if older_record is not None:
-            try:
-                erased = erased.union(parse_first_format(older_record))
-            except ReleaseCorrupt as error:
-                log = replace(log, is_whole=False, damage=str(error))
-            continue
-
         try:
             manifest = await _load_manifest(store, incarnation)
         except (ReleaseNotFound, ReleaseCorrupt) as error:
@@ -376,8 +362,6 @@ async def find_releases(store: Store, record: bytes | None, now: float) -> Surve
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
 
     releases.sort(key=lambda release: release.manifest.created_at)
-    if erased != log.users:
-        log = replace(log, users=erased, is_whole=False)  # it lacks those of older records
     return Survey(releases=tuple(releases), others=others, erasures=log, record=record, now=now)
 
 
@@ -463,14 +447,6 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     if value is None:
         raise ReleaseCorrupt("a release that has lost its manifest")
     return read_manifest(release_in(value), value)
-
-
-async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
-    """Read a row of an unnamed incarnation; None also for drafts and damaged releases."""
-    try:
-        return await read_one(store, unnamed_release(incarnation), key)
-    except (ReleaseNotFound, ReleaseCorrupt):
-        return None
 
 
 async def _examine_rows(

@@ -1,7 +1,7 @@
 """Erased users: hashes of their ids, and the rows that releases lack since.
 
 Rollback, restore, copy and rebuild keep erasures. Readers treat erased users as unknown; their rows are deleted too if
-the store is a RowEraser. `hotplate.stores.erasure_log` stores the record.
+the store can do that. `hotplate.stores.erasure_log` stores the record.
 
 **Salts.** Ids are kept as keyed hashes. The key, a secret salt, is random in each store. A store that took over the
 erased users of another has the hashes of both, by salt.

@@ -11,8 +11,6 @@ the catalogue does not name, and counts all the same.
 
 A lost record degrades a store: fewer ids than the catalogue counts are found (`ErasedUsers.lost`), and these must be
 erased again. Nothing is refused because of it.
-
-Until format 4 of the catalogue, the record was a row of an incarnation that the catalogue names.
 """
 
 import secrets
@@ -22,16 +20,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, Checksum, decode_versioned
+from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId
+from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, decode_versioned
 from hotplate.stores.erasure import HASH_BYTES, NOBODY, ErasedUsers, MissingRows, RowSums
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.store import Reader, RecordChange, Store, read_one
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.store import Reader, RecordChange
 
 ID: Final = ReleaseId("erased-users")
 
-# The row of a record in an incarnation, of format 1.
-KEY = META + "erased"
 FORMAT = 2
 
 SNAPSHOT = "erased"
@@ -68,11 +64,6 @@ class _Part(msgspec.Struct):
     groups: list[_Group]
     rows: dict[str, _Missing]
     format: int = FORMAT
-
-
-class _FirstFormat(msgspec.Struct):
-    groups: list[_Group]
-    rows: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +105,7 @@ class ErasureLog:
                 changes.append(self._change(name, 0, NOBODY))
 
         count = max(min_count, users.count)
-        return Erased(incarnation="", count=count, last=number, token=secrets.token_hex(8)), changes
+        return Erased(count=count, last=number, token=secrets.token_hex(8)), changes
 
     def _change(self, name: str, number: int, users: ErasedUsers) -> RecordChange:
         return RecordChange(name, self.stored.get(name), _dump(name, number, users))
@@ -174,10 +165,7 @@ async def read_erased(reader: Reader, catalogue: Catalogue) -> ErasedUsers:
     """Read the erased users whom *catalogue* counts. Raises StoreUnavailable, WrittenByNewer."""
     if catalogue.erased is None:
         return NOBODY
-    if catalogue.erased.incarnation:
-        users = await read_incarnation(reader, catalogue.erased.incarnation) or NOBODY
-    else:
-        users = (await read_log(reader)).users
+    users = (await read_log(reader)).users
     return replace(users, lost=max(0, catalogue.erased.count - users.count))
 
 
@@ -187,23 +175,6 @@ async def erased_from(reader: Reader) -> ErasedUsers:
     users = await read_erased(reader, catalogue)
     if users.lost and (again := await reader.catalogue()).erased != catalogue.erased:
         return await read_erased(reader, again)
-    return users
-
-
-async def read_incarnation(reader: Reader, incarnation: str) -> ErasedUsers | None:
-    """Read a record of format 1; None if the incarnation holds none, or it cannot be read."""
-    try:
-        value = await read_one(reader, ReleaseRef(ID, incarnation), KEY)
-        return None if value is None else parse_first_format(value)
-    except (ReleaseNotFound, ReleaseCorrupt):
-        return None
-
-
-async def find_erased(store: Store) -> ErasedUsers:
-    """Return the union of all records, even without a catalogue."""
-    users = (await read_log(store)).users
-    for incarnation in await store.incarnations():
-        users = users.union(await read_incarnation(store, incarnation) or NOBODY)
     return users
 
 
@@ -271,20 +242,6 @@ def _parse(name: str, value: bytes) -> _ParsedPart:
         return _ParsedPart(part.number, ErasedUsers(_parse_groups(part.groups), rows))
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _unreadable(name, error) from error
-
-
-def parse_first_format(value: bytes) -> ErasedUsers:
-    """Parse a record of format 1, the value of the row KEY in an incarnation; ReleaseCorrupt if it is invalid.
-
-    That format only counts the missing rows of a release, by its id.
-    """
-    try:
-        stored = Checksum(ID).open(KEY, value)[OFFSET_BYTES:]
-        record = decode_versioned(stored, _FirstFormat, newest=1, subject=_SUBJECT)
-        rows = {release: MissingRows(unsummed_rows=count) for release, count in record.rows.items()}
-        return ErasedUsers(_parse_groups(record.groups), rows)
-    except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
-        raise _unreadable(KEY, error) from error
 
 
 def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:

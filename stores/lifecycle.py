@@ -20,7 +20,6 @@ import msgspec
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
 from hotplate.stores.change_warnings import failure_as_warning
-from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     NotSent,
@@ -33,7 +32,7 @@ from hotplate.stores.errors import (
     StoreThrottled,
     StoreUnavailable,
 )
-from hotplate.stores.store import ProvisionedStore, RecordChange, Store
+from hotplate.stores.store import RecordChange, Store
 from hotplate.stores.timing import Backoff
 from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
@@ -114,7 +113,7 @@ async def prepare_served(store: Store, catalogue: Catalogue) -> None:
 
     Only stores with provisioned throughput need that. A failure is a warning, because the releases are served already.
     """
-    if not isinstance(store, ProvisionedStore):
+    if not store.is_provisioned:
         return
     for release in catalogue.served:
         role = "live" if release == catalogue.live_ref else "the canary"
@@ -281,7 +280,7 @@ async def prune(
     releases erased and in all. The error of one release is raised after the others were erased, unless it is
     StoreUnavailable.
     """
-    present = await _prunable(store)
+    present = await store.incarnations()
     update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
     catalogue = await update_catalogue(store, update)
 
@@ -306,17 +305,9 @@ async def prune(
     return list(dict.fromkeys(release.id for release in dropping))
 
 
-async def _prunable(store: Store) -> list[str]:
-    """Return the incarnations with data, without records of erased users while some of these are lost."""
-    present = await store.incarnations()
-    if not (await erased_from(store)).lost:
-        return present
-    return [name for name in present if await read_incarnation(store, name) is None]
-
-
 async def scale_down(store: Store, release: ReleaseRef) -> None:
     """Reduce the cost of a release unless it is served; a failure is a warning, because the caller's change is made."""
-    if not isinstance(store, ProvisionedStore):
+    if not store.is_provisioned:
         return
     wanted = f"release {release.id} was to be scaled down unless it is served"
     with failure_as_warning(f"{wanted}; its throughput is not confirmed"):

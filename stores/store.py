@@ -1,8 +1,6 @@
 """The store contract: a backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock."""
 
-import asyncio
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -10,7 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 
 # Rows acknowledged together by a store that keeps lists of keys.
 BATCH_ROWS = 1000
@@ -51,14 +49,34 @@ class RecordChange(NamedTuple):
     after: bytes
 
 
+class LocalRows(Protocol):
+    """The rows of one release in this process."""
+
+    @property
+    def read(self) -> Callable[[bytes], bytes | None]:
+        """Reads one row by the bytes of its key; load this attribute for each row, as it may change at any time.
+
+        If it raises anything, `Reader.get` says why.
+        """
+
+
 class Reader(Protocol):
-    """The contract for serving; an instance must not be shared by processes."""
+    """The contract for serving; an instance must not be shared by processes.
+
+    Methods with a body are for stores that can do more; their defaults say that this one cannot.
+    """
 
     batch: int
     """Keys that one call should carry."""
 
     coalesce: int
     """Keys of different requests that one call should carry; 1 if the store reads key by key."""
+
+    is_local: bool = False
+    """Whether the store is in this process, so that `get` reads one key at once."""
+
+    poll_s: float = 1.0
+    """Pause between two polls."""
 
     @abstractmethod
     async def get_many(
@@ -81,15 +99,64 @@ class Reader(Protocol):
         """Read records that swaps wrote beside the catalogue, by name."""
 
     @abstractmethod
-    def changes(self) -> AsyncGenerator[Catalogue]:
-        """Yield the catalogue now and after changes, maybe only the newest; can be called again after a StoreError."""
-
-    @abstractmethod
     async def close(self) -> None:
         """Close files and connections, which ends calls that wait for an answer. Idempotent.
 
         Later calls raise StoreClosed (`Store.swap` maybe NotSent), or else a store of local files opens them again.
         """
+
+    async def poll(self) -> Catalogue:
+        """Read the catalogue to follow it, by one attempt; by default as `catalogue` does. Raises StoreError."""
+        return await self.catalogue()
+
+    def get(self, release: ReleaseRef, key: str) -> bytes | None:
+        """Read one key of a local store. Raises ReleaseNotFound, and ReleaseCorrupt for a damaged row."""
+        del key
+        raise StoreMisused(f"release {release.id} is read over a network: call get_many")
+
+    def rows_of(self, release: ReleaseRef) -> LocalRows | None:
+        """Return the rows of a release for the fast lane; None if they are read by `get` only."""
+        del release
+        return None
+
+    async def warm(self, release: ReleaseRef) -> None:
+        """Load a release into memory, paced: `get` must not wait for a disk."""
+        del release
+
+    def keep_open(self, releases: Sequence[ReleaseRef]) -> None:
+        """Keep the releases that a service serves readable, even if they are pruned before it serves the next ones.
+
+        Replaces those of the call before.
+        """
+        del releases
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether a second place to read is known now, for hedged reads: replicas, or another region."""
+        return False
+
+    async def get_many_elsewhere(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
+    ) -> list[ReadResult]:
+        """Read like `get_many` at another place, which may lag: a row absent there may exist."""
+        del keys, timeout_s
+        raise StoreUnavailable(f"release {release.id} can be read at no second place")
+
+    async def missing(self, release: ReleaseRef, keys: Sequence[str]) -> list[str]:
+        """Return those of *keys* that the store has dropped, without marking the others as used. Raises StoreError.
+
+        For stores that may drop rows of a release on their own, as a cache does.
+        """
+        del release, keys
+        return []
+
+    async def warnings(self) -> list[str]:
+        """Return a sentence, without secrets, per flaw. Raises StoreError."""
+        return []
+
+    async def check_size(self, release: ReleaseRef) -> None:
+        """Raise ReleaseCorrupt if data were cut; must be quick."""
+        del release
 
 
 def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:
@@ -120,123 +187,26 @@ async def read_one(reader: Reader, release: ReleaseRef, key: str, *, timeout_s: 
     return result
 
 
-class LocalRows(Protocol):
-    """The rows of one release in this process."""
-
-    @property
-    def read(self) -> Callable[[bytes], bytes | None]:
-        """Reads one row by the bytes of its key; load this attribute for each row, as it may change at any time.
-
-        If it raises anything, `LocalReader.get` says why.
-        """
-
-
-class LocalReader(Reader, ABC):
-    """A store in this process."""
-
-    def rows_of(self, release: ReleaseRef) -> LocalRows | None:
-        """Return the rows of a release for the fast lane; None if they are read by `get` only."""
-        del release
-        return None
-
-    @abstractmethod
-    def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        """Read one key. Raises ReleaseNotFound, and ReleaseCorrupt for a damaged row."""
-
-    @abstractmethod
-    async def warm(self, release: ReleaseRef) -> None:
-        """Load a release into memory, paced: `get` must not wait for a disk."""
-
-    def keep_open(self, releases: Sequence[ReleaseRef]) -> None:
-        """Keep the releases that a service serves readable, even if they are pruned before it serves the next ones.
-
-        Replaces those of the call before.
-        """
-
-
-class PollingReader(Reader, ABC):
-    """A store without notifications: `changes` polls the catalogue."""
-
-    poll_s = 1.0
-    """Pause between two polls."""
-
-    polled_at: float | None = None
-    """Monotonic time of the last successful poll; None before the first."""
-
-    async def poll(self) -> Catalogue:
-        """Read the catalogue for `changes`, by default as `catalogue` does. Raises StoreError."""
-        return await self.catalogue()
-
-    async def changes(self) -> AsyncGenerator[Catalogue]:
-        """Yield the catalogue now and after changes of its version; see `Reader.changes`.
-
-        A failed poll ends the iteration with its error. It is not repeated here: the follower of a service asks again.
-        """
-        seen_version = None
-        while True:
-            catalogue = await self.poll()
-            self.polled_at = time.monotonic()
-            if catalogue.version != seen_version:
-                seen_version = catalogue.version
-                yield catalogue
-            await asyncio.sleep(self.poll_s)
-
-
-class ReplicatedReader(Reader, ABC):
-    """A store that can be read at a second place, for hedged reads: replicas, or another region."""
-
-    @property
-    @abstractmethod
-    def has_replicas(self) -> bool:
-        """Whether a second place is known now."""
-
-    @abstractmethod
-    async def get_many_elsewhere(
-        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
-    ) -> list[ReadResult]:
-        """Read like `Reader.get_many` at another place, which may lag: a row absent there may exist."""
-
-
-class SendingReader(Reader, ABC):
-    """A store that sends a read over its open connection, so that the read needs no task."""
-
-    @abstractmethod
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]] | None:
-        """Send a read; None if it needs more than the open connection.
-
-        The future may be cancelled. After an error, `Reader.get_many` is to be called, which reconnects.
-        """
-
-    @abstractmethod
-    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
-        """Return the results of *replies* to `send`, like `Reader.get_many`."""
-
-
-class EvictingReader(Reader, ABC):
-    """A store that may drop rows of a release on its own, as a cache does."""
-
-    @abstractmethod
-    async def missing(self, release: ReleaseRef, keys: Sequence[str]) -> list[str]:
-        """Return those of *keys* that are absent, without marking the others as used. Raises StoreError."""
-
-
 class Store(Reader, Protocol):
     """The whole contract, for publishing and operating; a subclass that lacks a method cannot be constructed.
 
-    Further abilities are declared by base classes, found by `isinstance`: LocalReader, PollingReader, ReplicatedReader,
-    SendingReader, EvictingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store
-    must inherit the base classes of that store; without them it is served, but slower and with the age of its catalogue
-    unknown, is neither scaled nor examined, and keeps the rows of erased users.
+    Methods with a body are for stores that can do more, as those of `Reader`.
 
     A store repeats requests that may be sent twice, up to a time limit (0 for most calls to one Redis server), and then
-    raises StoreUnavailable. It repeats neither reads with a timeout nor `changes`. The rest is repeated by callers:
+    raises StoreUnavailable. It repeats neither reads with a timeout nor `poll`. The rest is repeated by callers:
 
         get_many with *timeout_s*    by the tiers of a service, within the time of a request
-        changes                      by the follower of a service, with pauses
+        poll                         by the follower of a service, with pauses
         swap                         by `lifecycle.revise_catalogue`, after a lost race or an unclear outcome
         renewal of a lease           by `publication.lease`, until the lease lapses
         erasure of users             by `users.erase_users`, if a failover or a publish brought rows back
     """
+
+    is_provisioned: bool = False
+    """Whether throughput is paid by the hour or request unit, so that releases are scaled."""
+
+    erases_rows: bool = False
+    """Whether `erase_rows` deletes rows of a sealed release; otherwise they stay until it is pruned."""
 
     @abstractmethod
     async def create(self, draft: DraftRef, plan: Plan) -> None:
@@ -311,25 +281,37 @@ class Store(Reader, Protocol):
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace a CatalogueUnreadable's *record* by *new*, as `swap`; ReleaseConflict if the stored bytes differ."""
 
-
-class ProvisionedStore(ABC):
-    """A store with throughput paid by the hour or request unit."""
-
-    @abstractmethod
     async def scale_down(self, release: ReleaseRef) -> None:
         """Reduce the cost of a release until `prepare`. Idempotent; raises ReleaseNotFound."""
+        del release
 
-
-class RowEraser(ABC):
-    """A store that can delete rows of a sealed release."""
-
-    @abstractmethod
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         """Delete rows and return their number. Idempotent; raises ReleaseNotFound.
 
-        *check* raises ReleaseConflict unless the catalogue records the rows as missing. As for `Store.erase`, it is
-        called with the catalogue of the data that the rows are deleted from.
+        *check* raises ReleaseConflict unless the catalogue records the rows as missing. As for `erase`, it is called
+        with the catalogue of the data that the rows are deleted from.
         """
+        del release, keys, check
+        return 0
+
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        """Raise StoreFull, with the numbers, if the plan cannot fit."""
+        del draft, plan
+
+    async def check_durability(self) -> str | None:
+        """Return a sentence if the store may return with older data, after a restart or a failover. Raises StoreError.
+
+        Waits for replicas before it says that they lack something.
+        """
+        return None
+
+    async def examine(self) -> "list[Finding]":
+        """Check the set-up without changes. Raises StoreError."""
+        return [Finding(Level.WARNING, "set-up", sentence) for sentence in await self.warnings()]
+
+    async def check_integrity(self, release: ReleaseRef) -> None:
+        """Raise ReleaseCorrupt, with the place, if bytes changed after the release was sealed."""
+        del release
 
 
 # The kind of a failure to get or renew a token of Entra ID.
@@ -418,40 +400,9 @@ class Finding(NamedTuple):
         return tuple(StoreUse) if self.level is Level.ERROR else ()
 
 
-class Diagnosed(ABC):
-    """A store that can examine itself."""
-
-    @abstractmethod
-    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        """Raise StoreFull, with the numbers, if the plan cannot fit."""
-
-    async def check_durability(self) -> str | None:
-        """Return a sentence if the store may return with older data, after a restart or a failover. Raises StoreError.
-
-        Waits for replicas before it says that they lack something.
-        """
-        return None
-
-    async def warnings(self) -> list[str]:
-        """Return a sentence, without secrets, per flaw. Raises StoreError."""
-        return []
-
-    async def examine(self) -> list[Finding]:
-        """Check the set-up without changes. Raises StoreError."""
-        return [Finding(Level.WARNING, "set-up", sentence) for sentence in await self.warnings()]
-
-    async def check_size(self, release: ReleaseRef) -> None:
-        """Raise ReleaseCorrupt if data were cut; must be quick."""
-        del release
-
-    async def check_integrity(self, release: ReleaseRef) -> None:
-        """Raise ReleaseCorrupt, with the place, if bytes changed after the release was sealed."""
-        del release
-
-
 async def warnings_of(reader: Reader) -> list[str]:
     """Return a store's warnings, or that they cannot be read."""
     try:
-        return await reader.warnings() if isinstance(reader, Diagnosed) else []
+        return await reader.warnings()
     except StoreError as error:
         return [f"the store's set-up cannot be read: {error}"]

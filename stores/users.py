@@ -9,11 +9,11 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, Re
 from hotplate.stores.change_warnings import warn
 from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
-from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
+from hotplate.stores.erasure_log import ErasureLog, read_erased, read_log
 from hotplate.stores.errors import PartLost, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
-from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
+from hotplate.stores.store import Row, Store
 from hotplate.stores.verification import load_manifest, read_results, read_rows
 
 # Of recording and deleting: rows that came back while they were deleted, or that a publish wrote, are deleted again.
@@ -45,25 +45,23 @@ class Erasure:
 async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     """Erase *users*: from their next refresh on, readers treat them as unknown.
 
-    They are recorded first, with their rows in releases; then the rows are deleted, if the store is a RowEraser. Both
+    They are recorded first, with their rows in releases; then the rows are deleted, if the store can. Both
     are repeated, up to ATTEMPTS times, if a record or rows came back: a failover restores older data, and a concurrent
     publish writes rows. Raises ReleaseNotFound if nothing was ever published, and StoreMisused for an invalid id.
     """
     wanted = _checked_users(users)
-    eraser = store if isinstance(store, RowEraser) else None
     deleted = 0
     for _ in range(ATTEMPTS):
         catalogue, keys_by_release = await _record_users(store, wanted)
-        if eraser is not None:
-            for release, keys in keys_by_release.items():
-                with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
-                    deleted += await eraser.erase_rows(release, keys, partial(_check_recorded, catalogue))
+        for release, keys in keys_by_release.items():
+            with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
+                deleted += await store.erase_rows(release, keys, partial(_check_recorded, catalogue))
 
         # Before the search, which shows what an earlier failover took back; a later one takes back what this warns of.
-        warning = await store.check_durability() if isinstance(store, Diagnosed) else None
+        warning = await store.check_durability()
         result = await find_users(store, wanted)
         are_recorded = len(result.erased) == len(wanted)
-        are_rows_left = eraser is not None and bool(result.holding)
+        are_rows_left = store.erases_rows and bool(result.holding)
         if are_recorded and not are_rows_left:
             break
 
@@ -107,7 +105,7 @@ async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
 
     These are as the catalogue names them. `erase_users` does not search drafts, so this is for a release that was
     written while users were erased. It scans all rows, and warns of those that it finds. Rows are recorded as missing
-    first; a store that is no RowEraser keeps them, hidden, until the release is pruned.
+    first; a store that cannot keeps them, hidden, until the release is pruned.
     """
     catalogue = await store.catalogue()
     erased = await read_erased(store, catalogue)
@@ -122,7 +120,7 @@ async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
     if rows:
         outcome = "are kept, hidden, until it is pruned"
         recorded = await _change_record(store, add_missing)
-        if isinstance(store, RowEraser):
+        if store.erases_rows:
             await store.erase_rows(release, [row.key for row in rows], partial(_check_recorded, recorded))
             outcome = "were deleted"
         warn(f"users were erased while release {release.id} was written; {len(rows):,} rows of them {outcome}")
@@ -260,25 +258,16 @@ def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
     """Return whether the catalogue names the last part; not if an interrupted erasure has written only the part."""
     if catalogue.erased is None:
         return log.last_part == 0
-    return bool(catalogue.erased.incarnation) or catalogue.erased.last == log.last_part
+    return catalogue.erased.last == log.last_part
 
 
 async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
-    """Read the log of erased users, add those that earlier versions recorded elsewhere, and leave out pruned releases.
+    """Read the log of erased users, and leave out pruned releases.
 
-    They used a row of an incarnation, which names the data of one write of a release. The catalogue names it until the
-    log replaces it; if a record is lost, all incarnations are searched. A log that differs from the stored one is
-    returned as not whole, so that the next change writes a new snapshot.
+    A log that differs from the stored one is returned as not whole, so that the next change writes a new snapshot.
     """
     log = await read_log(store)
-    users = log.users
-    if catalogue.erased is not None and catalogue.erased.incarnation:
-        older_users = await read_incarnation(store, catalogue.erased.incarnation)
-        if older_users is not None:
-            users = users.union(older_users)
-    if _counted(catalogue) > users.count:  # a record is lost
-        users = users.union(await find_erased(store))
-    users = users.restricted_to(catalogue.releases)
+    users = log.users.restricted_to(catalogue.releases)
     if users == log.users:
         return log
     return replace(log, users=users, is_whole=False)

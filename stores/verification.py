@@ -29,7 +29,7 @@ from hotplate.stores.erasure import ErasedUsers, MissingRows
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, count_of, read_manifest
-from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
+from hotplate.stores.store import Reader, Row, Store, read_one
 
 # Scans of a release, as erasures may change it meanwhile.
 SCANS = 3
@@ -110,8 +110,7 @@ async def verify(
     Raises ReleaseCorrupt, which counts missing and damaged rows, unless only rows of erased users are missing. *erased*
     is needed if the catalogue cannot be read. The rows are scanned again if a user was erased meanwhile.
     """
-    if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
-        await store.check_integrity(release)
+    await store.check_integrity(release)  # first, because a damaged release may not survive a scan
 
     with _as_damage(release):
         manifest = await load_manifest(store, release)
@@ -310,9 +309,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
     The rows of the sample are read as a check. Rows of erased users do not count as damaged; if *erased* is None, these
     users are read from the store. Popular lists for everybody are essential: without one, the release cannot be served.
     """
-    if isinstance(reader, Diagnosed):
-        await reader.check_size(release)
-
+    await reader.check_size(release)
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     essential = [RowKey(POPULAR, OVERALL, name).text for name in ("", *manifest.named)]

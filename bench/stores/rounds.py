@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 from hotplate.base.report import format_value
 from hotplate.bench import process
@@ -31,16 +31,17 @@ from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
 from hotplate.bench.objective import Objective
-from hotplate.bench.options import USER_PATH, is_emulated
+from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS, in_time
 from hotplate.bench.verdict import Finding, Gravity, findings, no_verdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
+from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import Store
+from hotplate.stores.store import ChargeCounter, Store, read_one
 from hotplate.stores.transfer import copy
-from hotplate.stores.urls import redacted, scheme_of, split
+from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
 
 COMPARED = 20  # responses of a round to compare with the store
@@ -56,14 +57,15 @@ PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read woul
 SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
 
 
-# Clients of vendors, as in URLs, and as in names of stores.
+# Clients of vendors, in names of stores, by the client's name.
 CLIENTS = {"sdk": BY_SDK, "redis-py": BY_REDIS_PY}
 
 
 def client_of(url: str) -> str:
     """Return the vendor's client that reads *url*, as "sdk"; empty for ours."""
-    (client,) = parse_qs(split(url).query).get("client", [""])
-    return client if client in CLIENTS else ""
+    if not url.startswith(VENDOR):
+        return ""
+    return "sdk" if scheme_of(store_url(url)) in COSMOS else "redis-py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,8 @@ class Candidate:
 
     @property
     def scheme(self) -> str:
-        """The scheme of its URL."""
-        return scheme_of(self.url)
+        """The scheme of its store's URL."""
+        return scheme_of(store_url(self.url))
 
     @property
     def by_another_client(self) -> bool:
@@ -126,12 +128,12 @@ def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
         if shutil.which(process.REDIS_SERVER):
             redis = stack.enter_context(process.redis_serving(process.STORE_CORE))
             stack.enter_context(process.before_others(redis.process))
-            urls += (redis.url(), f"{redis.url()}&client=redis-py")
+            urls += (redis.url(), VENDOR + redis.url())
         else:
             notes.append(f"Redis is left out: {process.REDIS_MISSING}.")
 
         cosmos = stack.enter_context(own_cosmos(latency, EMULATOR_RU))
-        yield [*urls, cosmos, f"{cosmos}&client=sdk"], notes
+        yield [*urls, cosmos, VENDOR + cosmos], notes
 
 
 @contextmanager
@@ -163,8 +165,8 @@ def prepared_stores(
         services = [stack.enter_context(process.service_serving(url, path, options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
         charges_ru = [
-            _read_charge(service, lists.users) if scheme_of(url) in COSMOS else None
-            for url, service in zip(urls, services, strict=True)
+            asyncio.run(_read_charge(store_url(url), lists.users)) if scheme_of(store_url(url)) in COSMOS else None
+            for url in urls
         ]
         candidates = map(Candidate, names, urls, lists.manifests, services, charges_ru)
         yield Setup(tuple(candidates), lists.users, lists.notes)
@@ -174,11 +176,16 @@ def _path_of(user: str) -> str:
     return USER_PATH.replace(KEY, quote(user, safe=""))
 
 
-def _read_charge(service: process.Server, users: Sequence[str]) -> float:
+async def _read_charge(url: str, users: Sequence[str]) -> float:
     """Return the mean charge of a list in request units, of users drawn at random, always the same ones."""
     drawn = random.Random(0).sample(users, min(len(users), process.CHARGED_READS))  # noqa: S311 -- no secret
-    paths = [_path_of(user) for user in drawn]
-    return process.read_charge(service, paths, deadline_s=PATIENCE_S)
+    counter = ChargeCounter()
+    async with opened(url, counter) as store:
+        release = await live_in(store)
+        spent_before_ru = counter.ru
+        for user in drawn:
+            await read_one(store, release, USER + user)
+    return (counter.ru - spent_before_ru) / len(drawn)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -192,7 +199,7 @@ def store_names(urls: Sequence[str]) -> list[str]:
 
 def _kind_of_store(url: str) -> str:
     """Return what a report calls a store of this URL: its kind, and the client unless it is ours."""
-    scheme = scheme_of(url)
+    scheme = scheme_of(store_url(url))
     kind = f"{scheme}://"
     if scheme == "file":
         kind = FILES

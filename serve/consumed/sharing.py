@@ -326,16 +326,18 @@ class ConsumedSharing:
         followed = None  # of the catalogue, which says whether there are further erased users
         while True:
             try:
-                async for catalogue in store.changes():
-                    if catalogue.erased != followed:
-                        self._forget_erased(await read_erased(store, catalogue))
-                        followed = catalogue.erased
-                    self._unread_stores.discard(url)  # events may be sent once no store is left in it
-                    outage.end()
+                catalogue = await store.poll()
+                if catalogue.erased != followed:
+                    self._forget_erased(await read_erased(store, catalogue))
+                    followed = catalogue.erased
             except StoreError as error:
                 if not outage.tolerates(error):
                     raise
-            await asyncio.sleep(outage.next_pause_s())
+                await asyncio.sleep(outage.next_pause_s())
+            else:
+                self._unread_stores.discard(url)  # events may be sent once no store is left in it
+                outage.end()
+                await asyncio.sleep(store.poll_s)
 
     def _forget_erased(self, users: ErasedUsers) -> None:
         """Read the stream and all events again if more users are erased."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,7 +32,7 @@ from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
 from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
+from hotplate.stores.store import Reader, read_one
 from hotplate.stores.timing import Outage
 from hotplate.stores.verification import counted
 
@@ -99,6 +100,8 @@ class Follower:
         self._followed: Catalogue | None = None
         self._agreement = StoreAgreement()
         self._switching = asyncio.Lock()
+        self._polled_at = inf
+        """Monotonic time of the last poll that succeeded."""
         self._handled = 0
         """Number of catalogues handled."""
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
@@ -137,11 +140,7 @@ class Follower:
     @property
     def catalogue_age_s(self) -> float:
         """Seconds since the last read that agreed with the followed catalogue."""
-        current_at = self._agreement.current_at
-        polled_at = self._reader.polled_at if isinstance(self._reader, PollingReader) else None
-        if polled_at is not None:
-            current_at = min(current_at, polled_at)
-        return time.monotonic() - current_at
+        return time.monotonic() - min(self._agreement.current_at, self._polled_at)
 
     async def run(self, *, warm: bool = False) -> None:
         """Follow until cancelled; *warm* reads local releases into memory first."""
@@ -285,6 +284,17 @@ class Follower:
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
 
+    async def _changes(self) -> AsyncGenerator[Catalogue]:
+        """Yield the catalogue now and after changes of its version; a failed poll ends the iteration with its error."""
+        seen_version = None
+        while True:
+            catalogue = await self._reader.poll()
+            self._polled_at = time.monotonic()
+            if catalogue.version != seen_version:
+                seen_version = catalogue.version
+                yield catalogue
+            await asyncio.sleep(self._reader.poll_s)
+
     async def _prepared_changes(self, *, warm: bool) -> AsyncGenerator[Catalogue]:
         """Yield each catalogue that the store reports once its new releases are prepared, as `prepare` says.
 
@@ -292,7 +302,7 @@ class Follower:
         yielded, as soon as its own new releases are prepared: a rollback does not wait for the release that it
         withdraws.
         """
-        changes = aiter(self._reader.changes())
+        changes = self._changes()
         change = asyncio.ensure_future(anext(changes, None))  # the present one first
         preparing: asyncio.Task[None] | None = None
         releases = list[ReleaseRef]()  # that are being prepared
@@ -493,8 +503,7 @@ class Follower:
         return False
 
     def _keep_open(self, releases: Sequence[ServedRelease]) -> None:
-        if isinstance(self._reader, LocalReader):
-            self._reader.keep_open([release.ref for release in releases])
+        self._reader.keep_open([release.ref for release in releases])
 
     def _report(self, error: Exception) -> None:
         """Note that the store could not be read; errors other than StoreError are defects."""

@@ -11,7 +11,7 @@ from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.errors import HEAL, StoreError
-from hotplate.stores.store import EvictingReader, Reader, warnings_of
+from hotplate.stores.store import Reader
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class MissingRows:
     async def look(self, live: ServedRelease | None) -> None:
         """Look for the sampled rows of the live release; log if some are missing, and if they are back."""
         reader = self._reader
-        if live is None or not isinstance(reader, EvictingReader):
+        if live is None:
             return
 
         sample = live.manifest.sample
@@ -43,7 +43,7 @@ class MissingRows:
         lost = [key for key in missing if not self._erasures.erased.covers(key)]
         if lost and self.finding is None:
             found = f"{len(lost)} of {len(sample)} sampled rows of release {live.id} are missing; {HEAL}"
-            sentence = "; ".join([found, *await warnings_of(reader)])
+            sentence = "; ".join([found, *await reader.warnings()])
             self.finding = ServiceFinding("missing", sentence)
             log.warning("%s", sentence)
         elif self.finding is not None and not lost:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreError
-from hotplate.stores.store import LocalReader, Reader
+from hotplate.stores.store import Reader
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ async def prepare(reader: Reader, releases: Sequence[ReleaseRef], *, warm: bool,
     If *warm*, those of a local store are read into memory. With a remote store, this waits for a random time, at most
     SPREAD_S, so that not all processes read a new release at once, unless it *is_first* that is served here.
     """
-    if isinstance(reader, LocalReader):
+    if reader.is_local:
         if warm:
             for release in releases:
                 await _warm(reader, release)
@@ -31,7 +31,7 @@ async def prepare(reader: Reader, releases: Sequence[ReleaseRef], *, warm: bool,
         await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
 
-async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
+async def _warm(reader: Reader, release: ReleaseRef) -> None:
     """Read a release into memory, for WARM_S at most; it is served in any case."""
     clock = asyncio.get_running_loop().time
     started = clock()

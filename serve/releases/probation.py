@@ -24,7 +24,7 @@ from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import rollback
-from hotplate.stores.store import MAY_PUBLISH, Diagnosed, Finding, Level, Reader, Store
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Reader, Store
 from hotplate.stores.verification import read_servable
 
 log = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ class Probation:
 
 async def _rights_in(store: Store) -> list[Finding]:
     """Return the findings on the right to write to a store; raises StoreError if its servers could not be examined."""
-    findings = await store.examine() if isinstance(store, Diagnosed) else []
+    findings = await store.examine()
     rights = [finding for finding in findings if finding.subject == MAY_PUBLISH]
     errors = [finding.sentence for finding in findings if finding.level is Level.ERROR]
     if errors and not rights:

@@ -1,4 +1,4 @@
-"""Containers, and lookups with `?client=sdk`, through azure-cosmos.
+"""Containers, through azure-cosmos.
 
 Imported lazily, because the SDK takes half a second.
 """
@@ -21,11 +21,10 @@ from azure.cosmos.http_constants import HttpHeaders, ResourceType
 
 from hotplate.base.proxies import proxy_for
 from hotplate.stores.concurrency import Lifetime, SharedCall
-from hotplate.stores.cosmos.azure_errors import error_of, refusal_of
+from hotplate.stores.cosmos.azure_errors import error_of
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosDenied, CosmosUnavailable, count
-from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
+from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import KeySigner, default_credential
-from hotplate.stores.cosmos.signed import NearestItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreClosed, StoreError
 from hotplate.stores.store import Observer
@@ -43,7 +42,7 @@ SERVERLESS = "serverless"
 
 
 class CosmosAccount:
-    """`Containers` by the account's key, and `LookupClient`; for one event loop."""
+    """`Containers` by the account's key; for one event loop."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         self._address = address
@@ -57,9 +56,6 @@ class CosmosAccount:
 
         self._client_version = 0
         """The signer's version of the key that the client was opened with."""
-
-        self._known = set[str]()
-        """Names of containers that exist."""
 
     async def create_database(self) -> None:
         async with self._attempt() as client:
@@ -111,31 +107,6 @@ class CosmosAccount:
         async with self._attempt() as client:
             await self._container(client, container).replace_throughput(_properties(throughput))
 
-    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        return (await self.read_nearest(container, name, timeout_s)).item
-
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
-        """Read an item of a container by its *name*, its id and partition key, in the region that the SDK chooses.
-
-        The item is None if the container lacks it; the SDK does not name the region. Raises ContainerMissing, which
-        takes a read of the container the first time, and other StoreErrors, also after *timeout_s*.
-        """
-        async with self._attempt(timeout_s) as client:
-            proxy = self._container(client, container)
-            if container not in self._known:
-                await proxy.read()  # tells a missing container from a missing item
-                self._known.add(container)
-
-            try:
-                item = await proxy.read_item(name, name)
-            except CosmosHttpResponseError as error:
-                if not refusal_of(error).is_absent_item:
-                    raise
-                return NearestItem(None, from_write_region=False, charge_ru=_charge_in(error.headers))
-            if item.get("id") != name:  # such as the empty one that the SDK makes of a redirect
-                raise ValueError(f"another item than {name}")
-        return NearestItem(item, from_write_region=False, charge_ru=_charge_in(item.get_response_headers()))
-
     async def close(self) -> None:
         self._lifetime.end()
         await self._lifetime.wait_unused()
@@ -173,7 +144,7 @@ class CosmosAccount:
                 if isinstance(translated, CosmosDenied) and await self._has_replaced_key(version):
                     sentence = f"{self._address.shown}: its key was rotated; the next request uses the new one"
                     translated = CosmosUnavailable(sentence, "unavailable", unprocessed=True)
-                raise self._counted(translated) from error
+                raise count(translated, self._observer) from error
 
     async def _open(self) -> CosmosClient:
         """Open and return the SDK's client, which reads the account; it never repeats a call.
@@ -211,7 +182,6 @@ class CosmosAccount:
             await self._stack.enter_async_context(stack.pop_all())
         self._client = client
         self._client_version = version
-        self._known.clear()  # for the SDK's client, which reads a container before its items
         return client
 
     @property
@@ -237,12 +207,6 @@ class CosmosAccount:
         """Count the charge of a response; the SDK calls this for each one, of any status, page or attempt."""
         if self._observer is not None:
             self._observer.charged(_charge_in(response.http_response.headers))
-
-    def _counted(self, error: StoreError) -> StoreError:
-        """Count an error, and return it; after ContainerMissing, `read` checks again that its container exists."""
-        if isinstance(error, ContainerMissing):
-            self._known.clear()
-        return count(error, self._observer)
 
 
 def _charge_in(headers: Mapping[str, Any] | None) -> float:

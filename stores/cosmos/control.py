@@ -11,7 +11,7 @@ from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing
 from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, to_item, value_of
 from hotplate.stores.cosmos.paced_items import PacedItems
-from hotplate.stores.cosmos.signed import LookupClient, NearestItem, SignedClient, VersionedItem
+from hotplate.stores.cosmos.signed import NearestItem, SignedClient, VersionedItem
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import RecordChange, catalogue_changed
 
@@ -36,13 +36,13 @@ class ControlContainer:
         stored = await self._read_catalogue()
         return self._parsed(stored.item, stored.now)
 
-    async def nearest_catalogue(self, lookups: LookupClient) -> Catalogue:
+    async def nearest_catalogue(self) -> Catalogue:
         """Read the catalogue like a lookup, in the nearest region, which may lag; `primary` says if it is known not to.
 
         A missing container means that nothing was published yet. Raises CatalogueUnreadable.
         """
         try:
-            nearest = await lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+            nearest = await self._client.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
             nearest = NearestItem(None, from_write_region=False, charge_ru=0.0)
         catalogue = self._parsed(nearest.item, self._clock() + self._ahead_s)

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosDenied
 from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, item_bytes, without_system_properties
-from hotplate.stores.cosmos.signed import CHARGE, REGIONS, LookupClient, SignedClient
+from hotplate.stores.cosmos.signed import CHARGE, REGIONS, SignedClient
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.store import MAY_PUBLISH, Finding, Level, StoreUse, TracedCall, traced_call
 from hotplate.stores.urls import LOOPBACK
@@ -23,12 +23,12 @@ _warning = partial(Finding, Level.WARNING)
 _error = partial(Finding, Level.ERROR, prevents=(StoreUse.PUBLISHING,))
 
 
-async def examine(address: Address, client: SignedClient, lookups: LookupClient, charges: Charges) -> list[Finding]:
-    """Examine a database without changing it; *lookups* reads as a service does. Raises StoreError."""
+async def examine(address: Address, client: SignedClient, charges: Charges) -> list[Finding]:
+    """Examine a database without changing it. Raises StoreError."""
     return [
         await _regions(client),
         _ok("identity", "Entra ID" if address.key is None else "the account's key"),
-        *await _reading(address, lookups, charges),
+        *await _reading(address, client, charges),
         *await _writing(address, client),
         _throughput(address),
         _transport(address),
@@ -45,7 +45,7 @@ async def _regions(client: SignedClient) -> Finding:
     return _ok("server", f"Cosmos DB, read in {regions}")
 
 
-async def _reading(address: Address, lookups: LookupClient, charges: Charges) -> list[Finding]:
+async def _reading(address: Address, client: SignedClient, charges: Charges) -> list[Finding]:
     """Read the catalogue as a lookup would; return whether that works, and whether its charge is as *charges* says.
 
     *charges* is the table of request units (RU) that pacing and plans rely on.
@@ -53,7 +53,7 @@ async def _reading(address: Address, lookups: LookupClient, charges: Charges) ->
     call = TracedCall()  # the client adds regions and charge to its attributes
     reset = traced_call.set(call)
     try:
-        catalogue = await lookups.read(CONTROL, CATALOGUE, DEADLINE_S)
+        catalogue = await client.read(CONTROL, CATALOGUE, DEADLINE_S)
     except ContainerMissing:
         catalogue = None
     finally:
@@ -66,7 +66,7 @@ async def _reading(address: Address, lookups: LookupClient, charges: Charges) ->
     charge_ru = call.attributes.get(CHARGE)
     where = f" from {', '.join(regions)}" if isinstance(regions, tuple) else ""
     findings = [_ok("read", f"the catalogue, {size:,} bytes{where}")]
-    if isinstance(charge_ru, float):  # lookups by the SDK add none
+    if isinstance(charge_ru, float):
         expected_ru = charges.read(size, strong=address.consistency in STRONG)
         findings.append(_charge(size, charge_ru, expected_ru))
     return findings

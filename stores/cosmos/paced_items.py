@@ -10,7 +10,7 @@ from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending
 from hotplate.stores.cosmos.items import CONTAINER, CosmosItem, item_bytes
-from hotplate.stores.cosmos.signed import LookupClient, NearestItem, SignedClient, VersionedItem, WriteResult
+from hotplate.stores.cosmos.signed import NearestItem, SignedClient, VersionedItem, WriteResult
 from hotplate.stores.errors import StoreThrottled
 from hotplate.stores.timing import RateLimiter
 
@@ -85,7 +85,6 @@ class PacedItems:
         charges: Charges,
         new_containers: NewContainers,
         *,
-        lookups: LookupClient,
         clock: Callable[[], float],
         rate_ru: Callable[[str], float],
         loading_ru: float = 0.0,
@@ -95,7 +94,6 @@ class PacedItems:
         `look_up` reads at *loading_ru* if that is higher: services wait for it before they serve a release.
         """
         self._client = client
-        self._lookups = lookups
         self._charges = charges
         self._new_containers = new_containers
         self._rate_ru = rate_ru
@@ -110,7 +108,7 @@ class PacedItems:
         """
         if self._client.has_written(container):
             return (await self.read(container, name, min_rate_ru=self._loading_ru)).item
-        read = partial(self._lookups.read_nearest, container, name, DEADLINE_S)
+        read = partial(self._client.read_nearest, container, name, DEADLINE_S)
         expected_ru = self._charges.read(0)
         return (await self._send(container, read, expected_ru=expected_ru, min_rate_ru=self._loading_ru)).item
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -72,19 +72,6 @@ class NearestItem(NamedTuple):
     """False if unknown. Another region may lag."""
 
     charge_ru: float
-
-
-class LookupClient(Protocol):
-    """Point reads of one database: `SignedClient`, or azure-cosmos with `?client=sdk`."""
-
-    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item; None if absent."""
-
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
-        """Read like `read`; also return whether the write region is known to have answered."""
-
-    async def close(self) -> None:
-        """Close connections. Idempotent."""
 
 
 class WriteResult(NamedTuple):

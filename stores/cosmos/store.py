@@ -33,7 +33,7 @@ from hotplate.stores.cosmos.items import CONTAINER, CONTROL, AnyRef, container_o
 from hotplate.stores.cosmos.paced_items import ContainerRates, NewContainers, PacedItems
 from hotplate.stores.cosmos.release_state import ReleaseStates
 from hotplate.stores.cosmos.rows import ReleaseRows
-from hotplate.stores.cosmos.signed import LookupClient, SignedClient
+from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import (
     CatalogueUnreadable,
@@ -46,17 +46,13 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.store import (
     CheckCatalogue,
-    Diagnosed,
     Finding,
     Observer,
     Plan,
-    PollingReader,
-    ProvisionedStore,
     ReadResult,
     RecordChange,
-    ReplicatedReader,
     Row,
-    RowEraser,
+    Store,
     not_found,
     taken_over,
     traced_call,
@@ -82,8 +78,11 @@ def container_expected(release: AnyRef) -> Iterator[None]:
         raise not_found(release) from error
 
 
-class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, ReplicatedReader):
+class CosmosStore(Store):
     """One database of one account, on one event loop."""
+
+    is_provisioned = True
+    erases_rows = True
 
     batch = 64
     """Half of a client's connections."""
@@ -99,13 +98,10 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         client: SignedClient,
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
-        *,
-        lookups: LookupClient | None = None,
     ) -> None:
-        """*open_containers* is called at the first use of the control plane; *lookups* default to *client*."""
+        """*open_containers* is called at the first use of the control plane."""
         self._address = address
         self._client = client
-        self._lookups = lookups or client
         self._open_containers = open_containers
         self._opened_containers: Containers | None = None
         self._clock = clock
@@ -136,7 +132,6 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             self._client,
             self._charges,
             self._new_containers,
-            lookups=self._lookups,
             clock=self._clock,
             rate_ru=rate_ru,
             loading_ru=self._address.loading_ru,
@@ -179,14 +174,14 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             if timeout_s is None:
                 item = await self._rows_retrier.call(self._items.look_up, container, name)
             else:
-                item = await self._lookups.read(container, name, timeout_s)
+                item = await self._client.read(container, name, timeout_s)
             return None if item is None else value_of(item)
         except StoreError as error:
             return error
 
     @property
     def has_replicas(self) -> bool:
-        return self._lookups is self._client and self._client.has_second_region
+        return self._client.has_second_region
 
     async def get_many_elsewhere(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
@@ -212,13 +207,11 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def poll(self) -> Catalogue:
         """Read the catalogue in the nearest region, by one attempt."""
         await self._control.check_single_write_region()
-        return await self._control.nearest_catalogue(self._lookups)
+        return await self._control.nearest_catalogue()
 
     async def close(self) -> None:
         async with AsyncExitStack() as stack:  # closes the others even if one fails
             stack.push_async_callback(self._client.close)
-            if self._lookups is not self._client:
-                stack.push_async_callback(self._lookups.close)
             if self._opened_containers is not None:
                 stack.push_async_callback(self._opened_containers.close)
 
@@ -226,7 +219,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         return [self._address.partition_warning] if self._address.partition_warning else []
 
     async def examine(self) -> list[Finding]:
-        return await examination.examine(self._address, self._client, self._lookups, self._charges)
+        return await examination.examine(self._address, self._client, self._charges)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Do nothing, as containers grow."""
@@ -402,10 +395,5 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`."""
     address = parse(url)
-    lookups = None
-    if address.through_sdk:
-        from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- half a second to import
-
-        lookups = CosmosAccount(address, observer)
     client = SignedClient(address, observer)
-    return CosmosStore(address, client, partial(open_containers, address, observer), lookups=lookups)
+    return CosmosStore(address, client, partial(open_containers, address, observer))

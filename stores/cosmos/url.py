@@ -34,8 +34,6 @@ KEY = "HOTPLATE_COSMOS_KEY"
 # Microsoft's published emulator key.
 EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 HOST = ".documents.azure.com"
-SIGNED = "signed"
-SDK = "sdk"
 CONSISTENCIES = {
     "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
     "strong": "Strong",
@@ -53,7 +51,6 @@ OPTIONS = {
     "ca": (r".+", "the path of a file with certificates"),
     "subscription": (r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", "the id that `az account show` prints"),
     "resource_group": (r"[\w().-]{1,90}", "a name of 1 to 90 letters, digits or any of _ - . ( )"),
-    "client": (f"{SIGNED}|{SDK}", f"{SIGNED} or {SDK}"),
 }
 
 
@@ -139,9 +136,6 @@ class Address:
 
     key_from: SecretFile | None = None
     """The file of the key, which a rotation may replace."""
-
-    through_sdk: bool = False
-    """Whether lookups use azure-cosmos."""
 
     arm: ArmAccount | None = None
     """Set if containers are managed through ARM."""
@@ -237,7 +231,6 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         ca=certificate(options, shown),
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
         key_from=secret_file(KEY, environment),
-        through_sdk=options.get("client") == SDK,
         arm=_arm_account(options, endpoint, shown),
     )
 

@@ -19,7 +19,7 @@ from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId
 from hotplate.stores.doctor import find_releases
 from hotplate.stores.erasure import ErasedUsers
-from hotplate.stores.erasure_log import NAMES, find_erased, read_erased, read_log
+from hotplate.stores.erasure_log import NAMES, read_erased, read_log
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseConflict,
@@ -181,7 +181,7 @@ async def _join_erasures(
     if present.generation:
         erased_in_store = await read_erased(store, present)
     else:
-        erased_in_store = await find_erased(store)  # records that were left without a catalogue
+        erased_in_store = (await read_log(store)).users  # records that were left without a catalogue
 
     all_erased = erased_in_store.union(erased_in_backup)
     if not all_erased and not present.erased:

@@ -45,15 +45,13 @@ from hotplate.stores.folders import (
 from hotplate.stores.store import (
     MAY_PUBLISH,
     CheckCatalogue,
-    Diagnosed,
     Finding,
     Level,
-    LocalReader,
     Plan,
-    PollingReader,
     ReadResult,
     RecordChange,
     Row,
+    Store,
     catalogue_changed,
     not_found,
     taken_over,
@@ -265,10 +263,11 @@ def _allocate(path: Path, *sizes: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-class LmdbStore(LocalReader, PollingReader, Diagnosed):
+class LmdbStore(Store):
     """A folder of releases on a local disk; not to be used after a fork."""
 
     batch = coalesce = 64
+    is_local = True
     poll_s = 0.1
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
@@ -282,7 +281,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         self._drafts = dict[str, DraftFile]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        """Read one key from the map; see `LocalReader`. Opens the release if it is not open."""
+        """Read one key from the map; see `Reader`. Opens the release if it is not open."""
         file = self._files.get(release.incarnation) or self._open(release)
         try:
             return file.read(key.encode())
@@ -426,7 +425,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             raise not_found(release)
 
     async def warm(self, release: ReleaseRef) -> None:
-        """Read a release into memory, paced while another one is served; see `LocalReader`."""
+        """Read a release into memory, paced while another one is served; see `Reader`."""
         file = await self._opened(release)
         with file.held():
             await file.warm(WARM_PAUSE_S if len(self._files) > 1 else 0.0)

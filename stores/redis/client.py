@@ -1,4 +1,4 @@
-"""Connections of redis-py: their settings, and a pool of them to one server.
+"""Connections of redis-py: their settings, and sessions.
 
 redis-py connects, authenticates, encrypts, and parses replies. It never repeats a command (`NO_RETRIES`): the caller
 knows which ones may be sent again. A session keeps one connection, which is never reopened meanwhile, because WATCH,
@@ -8,23 +8,22 @@ WAIT and ASKING hold for a connection.
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import hiredis
 from redis import exceptions
-from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection, RedisSSLContext
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 
-from hotplate.stores.errors import StoreClosed, StoreError, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.credentials import PasswordFile
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.url import RedisAddress
@@ -36,9 +35,6 @@ COMMAND_TIMEOUT_S = 5.0  # for the replies to all commands that are sent at once
 NO_RETRIES = Retry(NoBackoff(), 0)
 PROTOCOL = 2  # RESP; 3 brings pushed messages, which nothing here needs
 CLIENT_NAME = "hotplate"
-
-# Connections to a server that sessions of a store hold at most.
-MAX_SESSIONS = 8
 
 Command = Sequence[str | bytes | int]
 """The name of a command and its arguments."""
@@ -141,13 +137,17 @@ async def connect_to_primary(connection: AbstractConnection) -> None:
         raise exceptions.ConnectionError("it is not a primary, or no longer")
 
 
-def settings_of(
-    address: RedisAddress, timeout_s: float | None, credentials: CredentialProvider | None = None
-) -> dict[str, Any]:
+async def connect_to_reader(connection: AbstractConnection) -> None:
+    """Set a new connection up, and let a replica in a cluster read; redis-py calls it as `redis_connect_func`."""
+    await connect_to_any(connection)
+    await connection.send_command("READONLY")
+    await connection.read_response()
+
+
+def settings_of(address: RedisAddress, credentials: CredentialProvider | None = None) -> dict[str, Any]:
     """Return the arguments of redis-py's connections to an address, and under `connection_class` their class.
 
-    *timeout_s* is for a reply, None for no limit. *credentials* replace the address's user and password. With
-    `address.is_primary`, connecting to a replica fails.
+    *credentials* replace the address's user and password. With `address.is_primary`, connecting to a replica fails.
     """
     settings: dict[str, Any] = {
         "host": address.host,
@@ -157,7 +157,7 @@ def settings_of(
         "protocol": PROTOCOL,
         "driver_info": None,
         "retry": NO_RETRIES,
-        "socket_timeout": timeout_s,
+        "socket_timeout": None,  # callers have time limits
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "connection_class": Connection,
         "redis_connect_func": connect_to_primary if address.is_primary else connect_to_any,
@@ -190,12 +190,17 @@ class Session:
     was opened again.
     """
 
-    def __init__(self, server: "Server", connection: Connection, identity: object, *, asking: bool) -> None:
-        """With *asking*, ASKING precedes each command, as a node expects for a slot that is moving to it."""
-        self.node = server.node
-        self.where = server.address.shown
+    def __init__(
+        self, client: Redis, address: RedisAddress, connection: Connection, identity: object, *, asking: bool
+    ) -> None:
+        """*client* parses replies.
+
+        With *asking*, ASKING precedes each command, as a node expects for a slot that is moving to it.
+        """
+        self.node = address.host, address.port
+        self.where = address.shown
         self.identity = identity
-        self._server = server
+        self._client = client
         self._connection = connection
         self._prefix: tuple[Command, ...] = (("ASKING",),) if asking else ()
 
@@ -254,7 +259,7 @@ class Session:
     async def _read_one(self, command: str) -> Any:  # noqa: ANN401 -- any reply
         """Read the reply to a command; an error is its reply, unless it ends the connection."""
         try:
-            return await self._server.client.parse_response(self._connection, command)
+            return await self._client.parse_response(self._connection, command)
         except AskError as error:
             return error
         except ResponseError as error:
@@ -280,118 +285,3 @@ async def finish_closing(closing: Awaitable[None], where: str) -> None:
         await closing
     except RedisError as error:
         log.info("%s did not answer while connections were closed: %s", where, error)
-
-
-class Pool(ConnectionPool):
-    """A pool of redis-py that can be retired: from then on, a connection is closed when it is released.
-
-    `ConnectionPool.disconnect` alone leaves a connection open that is just being opened.
-    """
-
-    is_retired = False
-
-    async def retire(self, *, in_use: bool) -> None:
-        """Close idle connections, and also those *in_use*, which are otherwise closed when they are released."""
-        self.is_retired = True
-        await self.disconnect(inuse_connections=in_use)
-
-    async def release(self, connection: AbstractConnection) -> None:
-        """See `ConnectionPool.release`."""
-        if self.is_retired:
-            await connection.disconnect(nowait=True)
-        await super().release(connection)
-
-
-class Server:
-    """A pool of connections to one server; sessions use at most MAX_SESSIONS of them."""
-
-    def __init__(self, address: RedisAddress, settings: Mapping[str, Any]) -> None:
-        """*settings* are those of `settings_of`."""
-        self.address = address
-        self.node = address.host, address.port
-        self._settings = settings
-        self._identities = WeakKeyDictionary[AbstractConnection, object]()
-        """A new object for each time that a connection of the pool was opened."""
-
-        self._pool = self._new_pool()
-        self.client = Redis(connection_pool=self._pool)
-        self._sessions = asyncio.Semaphore(MAX_SESSIONS)
-        self._is_closed = False
-
-    @asynccontextmanager
-    async def session(self, *, asking: bool = False) -> AsyncIterator[Session]:
-        """Hold a connection during the block; see `Session` for *asking*.
-
-        Waits up to COMMAND_TIMEOUT_S for one while MAX_SESSIONS are held. Raises StoreError.
-        """
-        async with self._turn():
-            if self._is_closed:
-                raise StoreClosed(self.address.shown)
-
-            pool = self._pool  # `renew` replaces it
-            connection = await self._take_from(pool)
-            try:
-                yield Session(self, connection, self._identities[connection], asking=asking)
-            finally:
-                await pool.release(connection)
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Be one of MAX_SESSIONS during the block; StoreUnavailable if others hold all of them for too long."""
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                await self._sessions.acquire()
-        except TimeoutError as error:
-            where = self.address.shown
-            sentence = f"{where} did not answer in time: {MAX_SESSIONS} earlier calls still wait for it"
-            raise StoreUnavailable(sentence) from error
-        try:
-            yield
-        finally:
-            self._sessions.release()
-
-    async def _take_from(self, pool: ConnectionPool) -> Connection:
-        """Take an open connection from a pool; raises StoreError."""
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                connection: Connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
-        except (RedisError, TimeoutError) as error:
-            raise translated(error, self.address.shown) from error
-        return connection
-
-    async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
-        """Send a command; raises StoreError."""
-        async with self.session() as session:
-            return await session.execute(*command)
-
-    async def renew(self) -> None:
-        """Open connections with new credentials from now on; those in use are closed after their calls."""
-        await self._replace_pool(self._new_pool())
-
-    async def retire(self) -> None:
-        """Close all connections, those in use after their calls; callers that wait get a session before."""
-        last_pool = self._new_pool()
-        last_pool.is_retired = True
-        await self._replace_pool(last_pool)
-
-    async def close(self) -> None:
-        """Close all connections; none is opened afterwards."""
-        self._is_closed = True
-        await finish_closing(self._pool.retire(in_use=True), self.address.shown)
-
-    async def _replace_pool(self, pool: Pool) -> None:
-        """Use another pool from now on, and close the connections of the former one.
-
-        Nobody may take a connection from a pool that closes it: redis-py calls it connected until it is closed.
-        """
-        former = self._pool
-        self._pool = pool
-        self.client = Redis(connection_pool=pool)
-        await finish_closing(former.retire(in_use=False), self.address.shown)
-
-    def _new_pool(self) -> Pool:
-        return Pool(**{**self._settings, "redis_connect_func": self._connect})
-
-    async def _connect(self, connection: AbstractConnection) -> None:
-        self._identities[connection] = object()
-        await self._settings["redis_connect_func"](connection)

@@ -12,22 +12,21 @@ import asyncio
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import MovedError, RedisError
+from redis.exceptions import MovedError
 
 from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
 from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import Server, Session, settings_of
+from hotplate.stores.redis.client import Session, settings_of
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
+from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, show
-from hotplate.stores.store import Finding, ReadResult
+from hotplate.stores.store import Finding
 from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,6 @@ log = logging.getLogger(__name__)
 DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
 CALM_S = 5.0  # time without a new discovery that resets the pauses
-
-# Reads by redis-py alone at once; others wait. Its pools refuse to open more than 100 connections to a server.
-MAX_READS = 64
 
 
 class RedisNode(NamedTuple):
@@ -50,68 +46,22 @@ class RedisNode(NamedTuple):
         return show(self.host, self.port)
 
 
-class Connections(Protocol):
-    """Connections to one server: a pool for sessions (`Server`), or one for reads (`Reconnector`)."""
+class _Refresh(NamedTuple):
+    """A discovery in the background, after a pause.
 
-    async def renew(self) -> None:
-        """Replace open connections by ones with new credentials, those in use after their calls.
-
-        Raises StoreUnavailable if one cannot be opened; then the former stay open.
-        """
-
-    async def retire(self) -> None:
-        """Close all connections, those in use after their calls."""
-
-    async def close(self) -> None:
-        """Close all connections; calls in progress fail, and none is opened afterwards."""
-
-
-C = TypeVar("C", bound=Connections)
-
-
-class ConnectionsByNode(Generic[C]):
-    """Connections of one kind to the servers of a deployment, which renews and closes them.
-
-    A server's connections are created when they are first used. They are retired once the server does not belong to
-    the deployment any more, which is looked for before another server is added, and when credentials are renewed:
-    otherwise each change of addresses would leave connections behind.
+    *failure* is the error of the discovery before it, which callers get until this one has ended. It is None if the
+    servers are known, and only asked for again.
     """
 
-    def __init__(self, deployment: "Deployment", new_connections: Callable[[RedisNode], C]) -> None:
-        """*new_connections* returns those to a server, without I/O."""
-        self.deployment = deployment
-        self._new_connections = new_connections
-        self._by_node = dict[RedisNode, C]()
-        deployment.own(self)
-
-    def at(self, node: RedisNode) -> C:
-        """Return the connections to a server, open or not."""
-        self.deployment.lifetime.check()
-        connections = self._by_node.get(node)
-        if connections is None:
-            if self.deployment.knows(node):  # nodes that import their first slots are unknown, but in use
-                self._retire_removed()
-            connections = self._new_connections(node)
-            self._by_node[node] = connections
-        return connections
-
-    async def renew(self) -> None:
-        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
-        self._retire_removed()  # a server may vanish without closing its connections
-        await all_done(*(connections.renew() for connections in self._by_node.values()))
-
-    async def close(self) -> None:
-        """Close all connections; none is opened afterwards."""
-        await all_done(*(connections.close() for connections in self._by_node.values()))
-
-    def _retire_removed(self) -> None:
-        removed = [node for node in self._by_node if not self.deployment.knows(node)]
-        for node in removed:
-            self.deployment.close_later(self._by_node.pop(node).retire())
+    task: asyncio.Task[None]
+    failure: StoreError | None
 
 
 class Deployment(ABC):
     """The servers of one URL, and all connections to them; for one event loop.
+
+    It is asked for its servers; concurrent callers share one discovery. The servers are unknown until a discovery
+    succeeds, and known from then on (`is_loaded`). In both states, a refresh may be scheduled.
 
     Methods with a body are those of a deployment with a single primary, which has all slots.
     """
@@ -135,22 +85,37 @@ class Deployment(ABC):
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
 
-        self.reads_by_redis_py = asyncio.Semaphore(MAX_READS)
-        self._connections = list[ConnectionsByNode[Any]]()
+        self._servers = dict[RedisNode, Server]()
         self._closing = set[asyncio.Task[None]]()
         """Tasks that close connections that are no longer needed."""
 
-        self._servers = ConnectionsByNode(self, self._new_server)
+        self._discovery = SharedCall(self._discover, partial(StoreClosed, common.shown))
+        self._refresh: _Refresh | None = None
+        self._refresh_asked_at = float("-inf")
+        self._backoff = Backoff(*DISCOVERY_PAUSES_S)
         if credentials is not None:
             credentials.on_renewal(self.renew)
 
     @abstractmethod
-    async def load(self) -> None:
-        """Wait until the servers are known. Raises StoreError, also for a while after an attempt that failed."""
+    async def ask(self) -> object:
+        """Ask for the servers, and set `primaries` and `has_replicas`. Raises StoreError."""
 
-    @abstractmethod
+    async def load(self) -> None:
+        """Discover the servers if they are unknown; after a failure, raises its error until the next discovery."""
+        self.lifetime.check()
+        if self.is_loaded:
+            return
+        if self._refresh is not None and self._refresh.failure is not None:
+            raise self._refresh.failure.with_traceback(None)
+        await self.discover()
+
+    async def discover(self) -> None:
+        """Discover the servers now, or wait for the discovery in progress; raises StoreError."""
+        await self._discovery.result()
+
     def schedule_refresh(self) -> None:
-        """Discover the servers again in the background, after a pause."""
+        """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S."""
+        self._schedule(failure=None)
 
     @abstractmethod
     def replica_of(self, slot: int) -> RedisNode | None:
@@ -173,32 +138,35 @@ class Deployment(ABC):
         """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
         return {self.primaries[0]: list(range(len(slots)))}
 
-    def settings(self, node: RedisNode, timeout_s: float | None, *, replica: bool = False) -> dict[str, Any]:
+    def settings(self, node: RedisNode, *, replica: bool = False) -> dict[str, Any]:
         """Return the arguments of redis-py's connections to a server.
 
-        *timeout_s* is for a reply. A *replica* is only read from, so that it need not be a primary.
+        A *replica* is only read from, so that it need not be a primary.
         """
         address = self.address(node)
         if replica:
             address = replace(address, is_primary=False)
-        return settings_of(address, timeout_s, self.credentials)
-
-    def new_connection(self, node: RedisNode, timeout_s: float, *, replica: bool = False) -> AbstractConnection:
-        """Return a connection of redis-py that is not open yet; the parameters are those of `settings`."""
-        settings = self.settings(node, timeout_s, replica=replica)
-        connection: AbstractConnection = settings.pop("connection_class")(**settings)
-        return connection
-
-    def own(self, connections: ConnectionsByNode[Any]) -> None:
-        """Renew and close *connections* with all others."""
-        self._connections.append(connections)
+        return settings_of(address, self.credentials)
 
     def server(self, node: RedisNode) -> Server:
-        """Return the pool of connections to a server."""
-        return self._servers.at(node)
+        """Return the connections to a server, which are created at the first call.
 
-    def _new_server(self, node: RedisNode) -> Server:
-        return Server(self.address(node), self.settings(node, None))
+        They are retired once the server does not belong to the deployment any more. That is looked for before another
+        server is added, and when credentials are renewed: each change of addresses would leave connections behind.
+        """
+        self.lifetime.check()
+        server = self._servers.get(node)
+        if server is None:
+            if self.knows(node):  # nodes that import their first slots are unknown, but in use
+                self._retire_removed()
+            server = Server(self.address(node), self.settings(node), self.settings(node, replica=True))
+            self._servers[node] = server
+        return server
+
+    def _retire_removed(self) -> None:
+        removed = [node for node in self._servers if not self.knows(node)]
+        for node in removed:
+            self.close_later(self._servers.pop(node).retire())
 
     def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
         """Close connections in a task, because that waits for their last replies and for servers."""
@@ -210,24 +178,6 @@ class Deployment(ABC):
         """Return the pools of all primaries; raises StoreError."""
         await self.load()
         return [self.server(node) for node in self.primaries]
-
-    async def read_by_redis_py(
-        self,
-        names: Sequence[str | bytes],
-        until_s: float | None,  # noqa: ARG002 -- the caller applies it
-    ) -> list[ReadResult]:
-        """Read values by redis-py alone, in order, until a time of the loop's clock.
-
-        Raises StoreError; a cluster returns it as the value of each key that could not be read.
-        """
-        (server,) = await self.primary_servers()
-        try:
-            async with self.reads_by_redis_py:
-                self.lifetime.check()  # the store may have been closed during the wait
-                return cast("list[ReadResult]", await server.client.mget(names))
-        except RedisError as error:
-            self.schedule_refresh()
-            raise translated(error, server.address.shown) from error
 
     async def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
         """Record *sender*'s reply that another node has a slot now; return that node."""
@@ -260,8 +210,9 @@ class Deployment(ABC):
 
     async def renew(self) -> None:
         """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
+        self._retire_removed()  # a server may vanish without closing its connections
         try:
-            await all_done(*(connections.renew() for connections in self._connections))
+            await all_done(*(server.renew() for server in self._servers.values()))
         except StoreUnavailable:
             self.schedule_refresh()
             raise
@@ -280,88 +231,11 @@ class Deployment(ABC):
 
     async def close_connections(self) -> None:
         """Close all connections, and wait for those that are being closed; `close` does so once renewals have ended."""
-        await all_done(*(connections.close() for connections in self._connections), *self._closing)
-
-
-class Standalone(Deployment):
-    """One server, which nothing has to discover."""
-
-    expects_replicas = False
-
-    def __init__(self, address: RedisAddress, credentials: Credentials | None = None) -> None:
-        super().__init__(address, credentials)
-        self.primaries = (RedisNode(address.host, address.port),)
-        self.is_loaded = True
-
-    async def load(self) -> None:
-        """Return: the URL names the server."""
-
-    def schedule_refresh(self) -> None:
-        """Return: the server stays the same."""
-
-    def replica_of(self, slot: int) -> RedisNode | None:
-        """Return None: nothing names replicas."""
-        del slot
-        return None
-
-    def address(self, node: RedisNode) -> RedisAddress:
-        """Return the address in the URL."""
-        del node
-        return self.common
-
-
-class _Refresh(NamedTuple):
-    """A discovery in the background, after a pause.
-
-    *failure* is the error of the discovery before it, which callers get until this one has ended. It is None if the
-    servers are known, and only asked for again.
-    """
-
-    task: asyncio.Task[None]
-    failure: StoreError | None
-
-
-class DiscoveredDeployment(Deployment):
-    """A deployment that is asked for its servers; concurrent callers share one discovery.
-
-    The servers are unknown until a discovery succeeds, and known from then on (`is_loaded`). In both states, a refresh
-    may be scheduled.
-    """
-
-    def __init__(self, common: RedisAddress, credentials: Credentials | None) -> None:
-        super().__init__(common, credentials)
-        self._discovery = SharedCall(self._discover, partial(StoreClosed, common.shown))
-        self._refresh: _Refresh | None = None
-        self._refresh_asked_at = float("-inf")
-        self._backoff = Backoff(*DISCOVERY_PAUSES_S)
-
-    @abstractmethod
-    async def ask(self) -> object:
-        """Ask for the servers, and set `primaries` and `has_replicas`. Raises StoreError."""
-
-    async def load(self) -> None:
-        """Discover the servers if they are unknown; after a failure, raises its error until the next discovery."""
-        self.lifetime.check()
-        if self.is_loaded:
-            return
-        if self._refresh is not None and self._refresh.failure is not None:
-            raise self._refresh.failure.with_traceback(None)
-        await self.discover()
-
-    async def discover(self) -> None:
-        """Discover the servers now, or wait for the discovery in progress; raises StoreError."""
-        await self._discovery.result()
-
-    def schedule_refresh(self) -> None:
-        """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S."""
-        self._schedule(failure=None)
-
-    async def close_connections(self) -> None:
         if self._refresh is not None:
             self._refresh.task.cancel()
             await asyncio.gather(self._refresh.task, return_exceptions=True)
         await self._discovery.close()
-        await super().close_connections()
+        await all_done(*(server.close() for server in self._servers.values()), *self._closing)
 
     async def _discover(self) -> None:
         try:
@@ -399,6 +273,33 @@ class DiscoveredDeployment(Deployment):
             self._refresh = None
         if failure is not None and not self.is_loaded:  # else the next failure of a server asks again
             self._schedule(failure)
+
+
+class Standalone(Deployment):
+    """One server, which nothing has to discover."""
+
+    expects_replicas = False
+
+    def __init__(self, address: RedisAddress, credentials: Credentials | None = None) -> None:
+        super().__init__(address, credentials)
+        self.primaries = (RedisNode(address.host, address.port),)
+        self.is_loaded = True
+
+    async def ask(self) -> None:
+        """Return: the URL names the server."""
+
+    def schedule_refresh(self) -> None:
+        """Return: the server stays the same."""
+
+    def replica_of(self, slot: int) -> RedisNode | None:
+        """Return None: nothing names replicas."""
+        del slot
+        return None
+
+    def address(self, node: RedisNode) -> RedisAddress:
+        """Return the address in the URL."""
+        del node
+        return self.common
 
 
 def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:

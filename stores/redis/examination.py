@@ -13,11 +13,12 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from hotplate.stores.errors import AccessDenied, StoreError, StoreFull, StoreUnavailable
-from hotplate.stores.redis.client import Command, Server, Session
+from hotplate.stores.redis.client import Command, Session
 from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.footprint import ALLOCATED, HEAD_BYTES, ROW_BYTES
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.replication import replicas_in
+from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Plan, StoreUse
 from hotplate.stores.urls import LOOPBACK

@@ -9,10 +9,9 @@ without waiting for the replies to earlier ones, which arrive in the same order.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import hiredis
@@ -22,7 +21,6 @@ from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisErro
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing
-from hotplate.stores.redis.deployment import ConnectionsByNode, Deployment, RedisNode
 from hotplate.stores.redis.errors import ReadElsewhere, translated
 from hotplate.stores.store import ReadResult
 from hotplate.stores.timing import Backoff
@@ -31,9 +29,6 @@ log = logging.getLogger(__name__)
 
 RETIRING_POLL_S = 0.01
 RECONNECT_PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
-
-GET = b"GET"
-MGET = b"MGET"
 
 # Types of a value that was read; None is an absent one.
 VALUES = frozenset({bytes, type(None)})
@@ -52,17 +47,14 @@ class _PendingRead:
     """A read that was sent, until its replies have arrived."""
 
     replies: Replies
-    sent_at: float
-    """Time of the loop's clock."""
+    expires_at: float
+    """Time of the loop's clock after which the connection is closed."""
 
     count: int
     """Number of keys."""
 
-    command: bytes
-    """MGET, which was sent once, or GET, which was sent for each key."""
-
     replies_so_far: list[Any] | None
-    """The replies so far to GETs; None if one reply completes the read (see `Multiplexer.get_each`)."""
+    """None if one reply completes the read (see `Multiplexer.get_each`)."""
 
 
 class Multiplexer(asyncio.Protocol):
@@ -71,8 +63,8 @@ class Multiplexer(asyncio.Protocol):
     Replies are matched to reads by their order, so an unexpected reply closes it, as does a timeout.
     """
 
-    def __init__(self, connection: AbstractConnection, where: str, timeout_s: float) -> None:
-        """*connection* is not open yet; *where* names the server in errors; *timeout_s* is for a reply."""
+    def __init__(self, connection: AbstractConnection, where: str) -> None:
+        """*connection* is not open yet; *where* names the server in errors."""
         self.where = where
         self.error: str | None = None
         """Why the connection was closed; None while it is open."""
@@ -81,7 +73,6 @@ class Multiplexer(asyncio.Protocol):
         """Whether reads got replies, all of them valid. If not, the next connection is unlikely to do better."""
 
         self._connection = connection
-        self._timeout_s = timeout_s
         self._pending = deque[_PendingRead]()
         """In the order of their commands."""
 
@@ -117,35 +108,34 @@ class Multiplexer(asyncio.Protocol):
         transport.set_protocol(self)
         self._transport = transport
 
-    def mget(self, names: Sequence[str | bytes]) -> Replies:
-        """Send an MGET for the values of *names*."""
-        packed = hiredis.pack_command((MGET, *names))  # type: ignore[arg-type]  # its stub says a tuple of one
-        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), MGET, None)
-        return self._send(packed, read)
+    def mget(self, names: Sequence[bytes], timeout_s: float) -> Replies:
+        """Send an MGET for the values of *names*; if they have not arrived after *timeout_s*, close the connection."""
+        packed = hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]  # its stub says a tuple of one
+        return self._send(packed, len(names), timeout_s, None)
 
-    def get_each(self, names: Sequence[bytes]) -> Replies:
+    def get_each(self, names: Sequence[bytes], timeout_s: float) -> Replies:
         """Send a GET for each of *names*, at 0.25 µs a key; the error of a key takes the place of its value.
 
         If no other reply is expected, the parser is fed the header of an array of as many elements as there are names,
         as if the server had sent it. It then returns all replies as one list, which takes a fifth of the time.
         """
-        read = _PendingRead(self._loop.create_future(), self._loop.time(), len(names), GET, None)
+        replies_so_far: list[Any] | None = []
         if self.error is None and not self._pending and not self._parser.has_data():
             self._parser.feed(b"*%d\r\n" % len(names))
-        else:
-            read.replies_so_far = []
+            replies_so_far = None
         packed = b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
-        return self._send(packed, read)
+        return self._send(packed, len(names), timeout_s, replies_so_far)
 
-    def _send(self, packed: bytes, read: _PendingRead) -> Replies:
+    def _send(self, packed: bytes, count: int, timeout_s: float, replies_so_far: list[Any] | None) -> Replies:
         """Send the encoded commands of a read, and return the future of its values."""
+        read = _PendingRead(self._loop.create_future(), self._loop.time() + timeout_s, count, replies_so_far)
         if self.error is not None or self._transport is None:
             read.replies.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
             return read.replies
         self._pending.append(read)
         self._transport.write(packed)
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._check_timeout)
+            self._timer = self._loop.call_at(read.expires_at, self._check_timeout)
         return read.replies
 
     def data_received(self, data: bytes) -> None:
@@ -224,7 +214,7 @@ class Multiplexer(asyncio.Protocol):
         if not isinstance(reply, list) or len(reply) != read.count:
             self._give_up(f"replied to {read.count} keys with something else than their values")
             return []
-        if read.command == MGET or VALUES.issuperset(map(type, reply)):
+        if VALUES.issuperset(map(type, reply)):
             return reply
         return [self._value_or_error(value) for value in reply]
 
@@ -250,11 +240,11 @@ class Multiplexer(asyncio.Protocol):
         """Close the connection if the oldest pending read is too old, or else check again when it will be."""
         self._timer = None
         if self._pending:
-            left_s = self._pending[0].sent_at + self._timeout_s - self._loop.time()
-            if left_s > 0:
-                self._timer = self._loop.call_later(left_s, self._check_timeout)
+            expires_at = self._pending[0].expires_at
+            if expires_at > self._loop.time():
+                self._timer = self._loop.call_at(expires_at, self._check_timeout)
             else:
-                self._end(f"{self.where} has not answered for {self._timeout_s:g} s")
+                self._end(f"{self.where} has not answered in time")
 
     def _end(self, error: str) -> None:
         """Close at once; all pending reads fail with *error*, or with that of an earlier call."""
@@ -275,10 +265,10 @@ class Multiplexer(asyncio.Protocol):
 class Reconnector:
     """Keeps one connection to a server; reconnects with backoff, while callers fail immediately."""
 
-    def __init__(self, where: str, new_connection: Callable[[], Multiplexer]) -> None:
-        """*new_connection* returns one that is not open."""
+    def __init__(self, where: str, settings: Mapping[str, Any]) -> None:
+        """*where* names the server in errors; *settings* are those of `client.settings_of`."""
         self._where = where
-        self._new_connection = new_connection
+        self._settings = settings
         self._connection: Multiplexer | None = None
         self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{where} was closed"))
         self._backoff = Backoff(*RECONNECT_PAUSES_S)
@@ -330,6 +320,11 @@ class Reconnector:
         if self._connection is not None:
             await self._connection.close()
 
+    def _new_connection(self) -> Multiplexer:
+        settings = dict(self._settings)
+        connection: AbstractConnection = settings.pop("connection_class")(**settings)
+        return Multiplexer(connection, self._where)
+
     async def _open(self) -> Multiplexer:
         if (current := self.current) is not None:  # `renew` has opened it since this call began
             return current
@@ -372,21 +367,3 @@ class Reconnector:
         """Fail callers with *error* until the next attempt is allowed."""
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
         self._failure = error
-
-
-class ReadConnections(ConnectionsByNode[Reconnector]):
-    """One multiplexed connection to each server of a deployment."""
-
-    def __init__(self, deployment: Deployment, timeout_s: float, *, replicas: bool = False) -> None:
-        """*timeout_s* is for a reply; with *replicas*, servers are only read from, and may be replicas."""
-        super().__init__(deployment, self._new_reconnector)
-        self._replicas = replicas
-        self._timeout_s = timeout_s
-
-    def _new_reconnector(self, node: RedisNode) -> Reconnector:
-        where = self.deployment.address(node).shown
-        return Reconnector(where, partial(self._new_connection, node, where))
-
-    def _new_connection(self, node: RedisNode, where: str) -> Multiplexer:
-        connection = self.deployment.new_connection(node, self._timeout_s, replica=self._replicas)
-        return Multiplexer(connection, where, self._timeout_s)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from hotplate.stores.change_warnings import warn
 from hotplate.stores.errors import AccessDenied
-from hotplate.stores.redis.client import Server, Session
+from hotplate.stores.redis.client import Session
+from hotplate.stores.redis.server import Server
 
 SEAL_WAIT_S = 3.0  # for replicas
 CONTROL_WAIT_S = 1.0  # the same for changes of the catalogue or a release's state

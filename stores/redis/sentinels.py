@@ -16,15 +16,16 @@ from redis.exceptions import RedisError
 
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreUnavailable
-from hotplate.stores.redis.client import Server, Session, settings_of
+from hotplate.stores.redis.client import Session, settings_of
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, DiscoveredDeployment, RedisNode, any_of
+from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode, any_of
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.replication import (
     Replication,
     wait_for_replicas,
     warn_unacknowledged,
 )
+from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, SentinelAddress
 from hotplate.stores.store import Finding, Level, StoreUse
 
@@ -51,16 +52,13 @@ class SentinelAnswers(NamedTuple):
     errors: list[str]
 
 
-class Sentinels(DiscoveredDeployment):
+class Sentinels(Deployment):
     """The primary and the replicas that sentinels name."""
 
     def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
         super().__init__(address.server, credentials)
         self._name = address.name
-        self._sentinels = [
-            Server(sentinel, {**settings_of(sentinel, DISCOVERY_TIMEOUT_S), "decode_responses": True})
-            for sentinel in address.sentinels
-        ]
+        self._sentinels = [Server(sentinel, settings_of(sentinel)) for sentinel in address.sentinels]
         self._replicas: tuple[RedisNode, ...] = ()
 
     def address(self, node: RedisNode) -> RedisAddress:
@@ -158,17 +156,17 @@ class Sentinels(DiscoveredDeployment):
     async def _ask_one(self, sentinel: Server) -> SentinelState:
         """Return what one sentinel knows of the primary and its replicas.
 
-        One pipeline asks for all of it, so that its replies are of the same instant. Raises StoreError.
+        All of it is asked for at once, so that the replies are of the same instant. Raises StoreError.
         """
         where = sentinel.address.shown
         try:
-            async with sentinel.client.pipeline(transaction=False) as pipeline:
+            async with asyncio.timeout(DISCOVERY_TIMEOUT_S), sentinel.client.pipeline(transaction=False) as pipeline:
                 pipeline.sentinel_get_master_addr_by_name(self._name)
                 pipeline.sentinel_master(self._name)
                 pipeline.sentinel_slaves(self._name)
                 (host, port), primary, replicas = await pipeline.execute()
-            return SentinelState(int(primary["config-epoch"]), RedisNode(str(host), int(port)), _usable(replicas))
-        except RedisError as error:
+            return SentinelState(int(primary["config-epoch"]), RedisNode(host.decode(), int(port)), _usable(replicas))
+        except (RedisError, TimeoutError) as error:
             raise translated(error, where) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{where} replied in an unknown format") from error

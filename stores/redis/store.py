@@ -15,7 +15,6 @@ may delete and not set would lose it. Nor do they name another key, because a no
 refuses scripts unless it has all of their keys.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -27,35 +26,30 @@ from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
 from hotplate.stores.errors import AccessDenied, NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
+from hotplate.stores.redis.client import Command, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.deployment import Deployment, Standalone
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
-from hotplate.stores.redis.lookups import get_from_replicas, lookups_for, rows_received
-from hotplate.stores.redis.multiplexed import ReadConnections
+from hotplate.stores.redis.lookups import Lookups
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_offsets, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.sentinels import Sentinels
+from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
 from hotplate.stores.redis.writer import Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
-    Diagnosed,
-    EvictingReader,
     Finding,
     Level,
     Observer,
     Plan,
-    PollingReader,
     ReadResult,
     RecordChange,
-    ReplicatedReader,
     Row,
-    RowEraser,
-    SendingReader,
+    Store,
     catalogue_changed,
     not_found,
     sealed,
@@ -63,8 +57,6 @@ from hotplate.stores.store import (
 )
 from hotplate.stores.timing import Retrier
 from hotplate.stores.urls import scheme_of
-
-LOOKUP_TIMEOUT_S = 1.0  # callers pass shorter ones
 
 # Time limits of retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
@@ -104,9 +96,10 @@ class StoredCatalogue(NamedTuple):
     catalogue: Catalogue
 
 
-class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingReader, EvictingReader):
+class RedisStore(Store):
     """A Redis store with separate connections for lookups, control and writing."""
 
+    erases_rows = True
     batch = coalesce = 256
     """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
 
@@ -115,12 +108,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         self._is_clustered = deployment.is_clustered
         self._keys = Keys(deployment.common.prefix, clustered=self._is_clustered)
         self._router = CommandRouter(deployment)
-        lookup_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S)
-        scan_connections = ReadConnections(deployment, COMMAND_TIMEOUT_S)
-        self._replica_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S, replicas=True)
-        by_redis_py = deployment.common.by_redis_py
-        self._lookups = lookups_for(self._keys, lookup_connections, self._router, by_redis_py=by_redis_py)
-        self._scans = lookups_for(self._keys, scan_connections, self._router, by_redis_py=False)
+        self._lookups = Lookups(self._keys, self._router)
         retry_for_s = CLUSTER_RETRY_FOR_S if self._is_clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=retry_for_s)
         patient_retrier = Retrier(time.monotonic, for_s=retry_for_s or RETRY_FOR_S)
@@ -130,19 +118,11 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
     ) -> list[ReadResult]:
-        """See `Reader.get_many`; on one server, the caller applies the timeout."""
+        """See `Reader.get_many`; outside of a cluster, the caller applies the timeout."""
         if (call := traced_call.get()) is not None:
-            if self._is_clustered:
-                self._deployment.common.describe(call, "GET", len(keys))
-            else:
-                self._deployment.common.describe(call, "MGET")
+            command, count = ("GET", len(keys)) if self._is_clustered else ("MGET", 1)
+            self._deployment.common.describe(call, command, count)
         return await self._lookups.get(release, keys, timeout_s)
-
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]] | None:
-        return self._lookups.send(release, keys)
-
-    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
-        return rows_received(release, replies)
 
     @property
     def has_replicas(self) -> bool:
@@ -155,7 +135,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         *,
         timeout_s: float,  # noqa: ARG002 -- the caller applies it
     ) -> list[ReadResult]:
-        return await get_from_replicas(self._keys, self._replica_connections, release, keys)
+        return await self._lookups.get_from_replicas(release, keys)
 
     async def missing(self, release: ReleaseRef, keys: Sequence[str]) -> list[str]:
         names = self._keys.release(release).located(keys).names
@@ -198,7 +178,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         await self._deployment.close()
 
     async def check_durability(self) -> str | None:
-        """Return how a failover or a restart may take changes back; see `Diagnosed.check_durability`.
+        """Return how a failover or a restart may take changes back; see `Store.check_durability`.
 
         A failover does if replicas do not have all that was written, a restart if there is no append-only file.
         """
@@ -386,7 +366,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
     async def _read_rows(self, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
         """Read the rows that exist; raises the error of a row that cannot be read."""
         rows = list[Row]()
-        for key, result in zip(keys, await self._scans.get(release, keys), strict=True):
+        for key, result in zip(keys, await self._lookups.get(release, keys), strict=True):
             if isinstance(result, StoreError):
                 raise result
             if result is not None:
@@ -479,7 +459,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             raise catalogue_changed()
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
-        """Delete rows by key if *check* accepts the catalogue, and return how many existed; see `RowEraser.erase_rows`.
+        """Delete rows by key if *check* accepts the catalogue, and return how many existed; see `Store.erase_rows`.
 
         On one server, the catalogue is read over the connection that deletes. In a cluster, it is read just before.
         Waits for replicas, and logs what a failover could bring back. StoreUnavailable if the primary was replaced.

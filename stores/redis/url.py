@@ -18,10 +18,9 @@ PREFIX = "hotplate"
 PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
 SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 -- as above
 
-MULTIPLEXED, REDIS_PY = "multiplexed", "redis-py"
 ENTRA = "entra"
 
-COMMON = ("prefix", "client")
+COMMON = ("prefix",)
 OVER_TLS = ("ca", "auth")
 PARAMETERS = {
     "redis": COMMON,
@@ -31,7 +30,6 @@ PARAMETERS = {
     "redis+cluster": COMMON,
     "rediss+cluster": (*COMMON, *OVER_TLS),
 }
-CHOICES = {"client": (MULTIPLEXED, REDIS_PY), "auth": (ENTRA,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +38,8 @@ class RedisAddress:
 
     `shown` is the URL without secrets, `certified_as` the name that the server's certificate must hold, if it is not
     the host. With `is_primary`, connecting to a replica raises StoreUnavailable. With `by_entra`, tokens of Entra ID
-    replace user and password; with `by_redis_py`, redis-py alone reads lists. `password_from` is the file of the
-    password, which may change: each new connection reads it again.
+    replace user and password. `password_from` is the file of the password, which may change: each new connection reads
+    it again.
     """
 
     shown: str
@@ -57,7 +55,6 @@ class RedisAddress:
     certified_as: str | None = None
     is_primary: bool = False
     by_entra: bool = False
-    by_redis_py: bool = False
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
         """Add OpenTelemetry's attributes for Redis to *call*: *count* commands of one name, sent as one batch."""
@@ -168,9 +165,8 @@ def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
     parts = split(url)
 
     options = parameters(parts, PARAMETERS[parts.scheme], shown)
-    for name, choices in CHOICES.items():
-        if options.get(name, choices[0]) not in choices:
-            raise StoreMisused(f"{name}={options[name][:90]} of {shown} is not valid; write {' or '.join(choices)}")
+    if options.get("auth", ENTRA) != ENTRA:
+        raise StoreMisused(f"auth={options['auth'][:90]} of {shown} is not valid; write {ENTRA}")
 
     by_entra = "auth" in options
     if by_entra and (parts.username or parts.password):
@@ -188,7 +184,6 @@ def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
         by_entra=by_entra,
-        by_redis_py=options.get("client") == REDIS_PY,
     )
     if not by_entra and not parts.password:
         server = replace(

@@ -200,8 +200,8 @@ def test_store_without_a_p99_is_not_the_fastest() -> None:
 
 def test_a_plan_reads_the_cpu_of_real_stores_and_of_our_clients(tmp_path: Path) -> None:
     urls = [
-        "file:///a", "redis://a", "redis://a?client=redis-py", "cosmos://a/d", "cosmos://a/d?client=sdk", EMULATED,
-        f"{EMULATED}?client=sdk", "redis://b?client=redis-py",
+        "file:///a", "redis://a", "vendor+redis://a", "cosmos://a/d", "vendor+cosmos://a/d", EMULATED,
+        f"vendor+{EMULATED}", "vendor+redis://b",
     ]  # fmt: skip
     stores = [
         store_runs(name, url, steady(0.002), 20.0 * number)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.remote import RemoteStore, SendingRemote
+from tests.support.remote import RemoteStore
 from tests.support.service import a_list, publish_lists
 
 
@@ -16,17 +16,10 @@ def memory(clock: FakeClock) -> MemoryStore:
     return MemoryStore(clock)
 
 
-@pytest.fixture(params=[RemoteStore, SendingRemote])
-def remote_type(request: pytest.FixtureRequest) -> type[RemoteStore]:
-    """Stores over a network that are read by tasks, and those that send."""
-    store_type: type[RemoteStore] = request.param
-    return store_type
-
-
 @pytest.fixture
-def remote(memory: MemoryStore, remote_type: type[RemoteStore]) -> RemoteStore:
+def remote(memory: MemoryStore) -> RemoteStore:
     """The same store, as if it were over a network."""
-    return remote_type(memory)
+    return RemoteStore(memory)
 
 
 @pytest.fixture

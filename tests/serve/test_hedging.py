@@ -10,7 +10,7 @@ from hotplate.serve.hedging import BURST, HEDGED
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.store import ReadResult, ReplicatedReader
+from hotplate.stores.store import ReadResult
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
@@ -20,7 +20,7 @@ BUDGET_S = 0.2
 USUAL_S, LATE_S = 0.001, 0.1
 
 
-class TwoPlaces(RemoteStore, ReplicatedReader):
+class TwoPlaces(RemoteStore):
     """A store with a replica, of which *late* reads in a hundred take LATE_S at the primary."""
 
     def __init__(self, inner: MemoryStore) -> None:

@@ -22,7 +22,7 @@ from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.property import explored
-from tests.support.remote import RemoteStore, SendingRemote, publish
+from tests.support.remote import RemoteStore, publish
 from tests.support.virtual import in_virtual_time
 
 USERS = 6
@@ -39,12 +39,6 @@ class PointRemote(RemoteStore):
 
 class BatchRemote(RemoteStore):
     """A store over a network that reads all keys at once."""
-
-    batch = coalesce = 64
-
-
-class BatchSending(SendingRemote):
-    """The same, with reads that are sent without a task."""
 
     batch = coalesce = 64
 
@@ -85,7 +79,7 @@ TIERS = st.lists(
     st.builds(
         TierCase,
         source=st.integers(0, 1),
-        kind=st.sampled_from([None, PointRemote, BatchRemote, BatchSending]),
+        kind=st.sampled_from([None, PointRemote, BatchRemote]),
         fails=st.booleans(),
         broken=USER_SETS,
         broken_by=st.sampled_from([StoreUnavailable("no answer for this one"), ReleaseCorrupt("damaged")]),

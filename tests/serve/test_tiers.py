@@ -15,7 +15,7 @@ from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, ReadResult
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.remote import RemoteStore, SendingRemote, publish
+from tests.support.remote import RemoteStore, publish
 from tests.support.virtual import virtual
 
 BUDGET_S = 0.2
@@ -129,6 +129,7 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
 class SilentCatalogue(RemoteStore):
     """A store that does not answer reads of its catalogue, and counts the open ones when it is closed."""
 
+    poll_s = 60.0
     is_silent = False
     reading = 0
     reading_at_close: int | None = None
@@ -187,20 +188,6 @@ async def test_wrong_number_of_results_opens_the_circuit_and_leaves_room_for_pro
     await asyncio.sleep(PROBE_PAUSES_S[1])
     assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
     assert not tier.breaker.is_open
-
-
-class ShortSendingStore(ShortStore, SendingRemote):
-    """The same, with reads that are sent without a task."""
-
-
-@virtual
-async def test_wrong_number_of_results_of_a_sent_read_opens_the_circuit(clock: FakeClock) -> None:
-    store = ShortSendingStore(MemoryStore(clock))
-    reader, tier = await opened(store)
-    store.is_short = True
-    for _ in range(FAILURES):
-        assert (await reader.personal("0")).source == "popular"
-    assert tier.error == "circuit open after repeated failures: cosmos returned 0 results for 1 keys"
 
 
 @virtual

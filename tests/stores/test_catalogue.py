@@ -141,7 +141,7 @@ def test_bookkeeping_is_of_drafts_and_dropped_releases_alone() -> None:
         changes.rollback(old, B),
         changes.start_canary(old, A, 5),
         changes.prune(replace(old, now=old.now + 2 * GRACE_S), keep=0),
-        replace(old, erased=Erased(incarnation="", count=1, last=1, token="next")),
+        replace(old, erased=Erased(count=1, last=1, token="next")),
         replace(old, store_id="other"),
     ):
         assert relied_on != old

@@ -14,7 +14,7 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.catalogue import DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from hotplate.stores.doctor import READS, examine
 from hotplate.stores.errors import HEAL, AccessDenied, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
@@ -22,7 +22,6 @@ from hotplate.stores.store import Finding, Level, Plan, ReadResult, Row, Store, 
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.remote import RemoteStore
 from tests.support.service import a_list
 from tests.support.stores import LISTS, OpenStore, publish, ref_of
 
@@ -123,9 +122,11 @@ async def test_lost_catalogue_gives_one_error_with_a_remedy_and_no_other_advice(
 
 
 async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> None:
-    store = RemoteStore(MemoryStore())
-    store.failure = StoreUnavailable("the cable is cut")
-    findings = await examine(cast("Store", store))
+    class CutOffStore(MemoryStore):
+        async def catalogue(self) -> Catalogue:
+            raise StoreUnavailable("the cable is cut")
+
+    findings = await examine(CutOffStore())
     assert [finding.sentence for finding in findings if finding.level == Level.ERROR] == ["the cable is cut"]
 
 

@@ -8,26 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from hotplate.stores.catalogue import DraftRef, Erased, ReleaseId, ReleaseRef
-from hotplate.stores.catalogue_record import dump
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import NO_OFFSET, Checksum
 from hotplate.stores.erasure import MAX_ROWS, ErasedUsers
 from hotplate.stores.erasure_log import (
-    ID,
-    KEY,
     NAMES,
     PARTS,
     SNAPSHOT,
     ErasureLog,
     erased_from,
-    find_erased,
-    parse_first_format,
     read_log,
 )
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
-from hotplate.stores.lifecycle import prune, update_catalogue
-from hotplate.stores.store import Plan, RecordChange, Row, Store
+from hotplate.stores.store import RecordChange, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import accept_loss, erase_users, find_users
 from hotplate.stores.verification import read_servable, verify
@@ -38,10 +32,6 @@ from tests.support.stores import OpenStore, allow_erasure, on_every_store, publi
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(12))]
 
 # Written by dc36bc97 for the users 6 and 7; a release lacked two of their rows.
-FIRST_FORMAT = (
-    b'qX7GWX0T0000{"format":1,"groups":[{"salt":"000102030405060708090a0b0c0d0e0f",'
-    b'"hashes":"Bks+tyFIECe8nK5uCDRfSA=="}],"rows":{"20261120T064200Z-aaaa":2}}'
-)
 
 Primitive = Callable[..., Awaitable[object]]
 
@@ -104,14 +94,14 @@ async def test_erasure_cut_off_at_any_call_is_finished_by_the_next(
         assert not [held for held in (await find_users(store, [user])).holding.values() if store_deletes(store)]
     assert await erased_of(store) == [str(number) for number in range(1, at + 1)]
     if store_deletes(store):
-        await store.erase_rows(releases[0], ["user:0", "user:10", "user:11"], allow_erasure)  # type: ignore[attr-defined]
+        await store.erase_rows(releases[0], ["user:0", "user:10", "user:11"], allow_erasure)
         with pytest.raises(ReleaseCorrupt, match="3 of 14 rows are missing"):
             await verify(store, releases[0])
         await verify(store, releases[1])
 
 
 def store_deletes(store: Store) -> bool:
-    return hasattr(store, "erase_rows")
+    return store.erases_rows
 
 
 @on_every_store
@@ -235,55 +225,6 @@ async def test_remaining_records_are_read(name: str) -> None:
     await erase_users(store, ["3"])
     assert "3" in await erased_of(store)
     assert (await read_log(store)).is_whole
-
-
-async def with_first_format(store: Store) -> None:
-    """Let a store hold what dc36bc97 left there."""
-    draft = DraftRef(ID, "0" * 12, "erase-1")
-    await store.create(draft, Plan(1, 1000))
-    await store.put(draft, [Row(KEY, FIRST_FORMAT)])
-    await store.seal(draft)
-    await update_catalogue(store, lambda catalogue: replace(catalogue, erased=Erased("0" * 12, 2)))
-
-
-@on_every_store
-async def test_a_record_of_the_first_format_is_read_and_replaced(open_store: OpenStore) -> None:
-    store = open_store()
-    release = await ref_of(store, await publish(store, ROWS))
-    await with_first_format(store)
-    assert b'"format": 3' in dump(await store.catalogue())
-    assert await erased_of(store) == ["6", "7"]
-    await publish(store, ROWS)
-    await prune(store, grace_s=0.0)
-    assert await erased_of(store) == ["6", "7"]
-    await erase_users(store, ["8"])
-    assert b'"format": 4' in dump(await store.catalogue())
-    await prune(store, grace_s=0.0)
-    assert await erased_of(store) == ["6", "7", "8"]
-    assert "0" * 12 not in await store.incarnations()
-    assert (await find_erased(store)).count == 3
-    await verify(store, release)
-
-
-@on_every_store
-async def test_prune_spares_records_while_one_is_missing(open_store: OpenStore) -> None:
-    store = open_store()
-    await publish(store, ROWS)
-    await with_first_format(store)
-    await update_catalogue(store, lambda catalogue: replace(catalogue, erased=Erased("gone", 3)))
-    assert (await erased_from(store)).lost == 3
-    await prune(store, keep=0, grace_s=0.0)
-    assert "0" * 12 in await store.incarnations()
-    await erase_users(store, ["8"])  # also takes over the remaining record
-    assert await erased_of(store) == ["6", "7", "8"]
-    await prune(store, keep=0, grace_s=0.0)
-    assert "0" * 12 not in await store.incarnations()
-
-
-def test_rows_counted_by_the_first_format_are_a_bound() -> None:
-    parsed = parse_first_format(FIRST_FORMAT)
-    assert [user for user in "5678" if parsed.covers(f"user:{user}")] == ["6", "7"]
-    assert parsed.missing_by_release["20261120T064200Z-aaaa"].unsummed_rows == 2
 
 
 async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next() -> None:

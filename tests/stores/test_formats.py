@@ -1,139 +1,158 @@
-"""Records of each released format are read, and earlier versions refuse those that they would misread.
+"""What hotplate 0.3.0 wrote is read; formats that this one does not know are refused by their number.
 
-Of a record of this version with an experiment or a refused release, which has format 4, earlier checkouts say
+`written_by_0.3.0.tar.xz` holds what 0.3.0 wrote: three stores of files, their backups, the keys of the same stores in
+Redis, and a model. Each store has two releases, `first` and `second`, and is one of
 
-    3670814a    the catalogue at here has format 4 and this hotplate reads 2; upgrade hotplate
-    dc36bc97    the catalogue at here has format 4 and this hotplate reads 3; upgrade hotplate
-
-Their `store rebuild` then refuses, too. In format 2, 3670814a called an experiment of dc36bc97 damaged, and each of the
-two a refused release of the other.
+    plain         both were live
+    canary        the second is a canary
+    experiment    the second is arm B of an experiment; user 2 was erased before it began, user 4 after
 """
 
+import json
+import tarfile
+from base64 import b64decode
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import orjson
 import pytest
+from redis import Redis
 
+from hotplate.offline import model
+from hotplate.offline.errors import ModelUnusable
 from hotplate.serve.filters import Rejected
-from hotplate.stores import transitions as changes
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.catalogue_record import FORMAT, dump, parse
+from hotplate.stores.connect import connect
 from hotplate.stores.doctor import survey
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, Checksum, encode_id
-from hotplate.stores.erasure_log import ID, KEY, parse_first_format
+from hotplate.stores.erasure_log import ID, SNAPSHOT, erased_from, read_log
 from hotplate.stores.errors import CatalogueUnreadable, WrittenByNewer
 from hotplate.stores.event_log import segments
 from hotplate.stores.factors import read_description
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
+from hotplate.stores.lifecycle import abort, activate
 from hotplate.stores.manifest import read_manifest
-from hotplate.stores.store import Plan, Row
+from hotplate.stores.store import Plan, Row, Store, read_one
+from hotplate.stores.users import erase_users
+from hotplate.stores.verification import load_manifest, verify
+from tests.support.memory_store import MemoryStore
+from tests.support.redis_server import RedisServer
 from tests.support.stores import publish
 
-# By the checkout that wrote them.
-RECORDS = {
-    "3670814a canary": (
-        b'{"format":2,"store_id":"s","generation":4,"token":"t","live":"a","canary":{"release":"b","percent":5.0,"s'
-        b'alt":"b"},"entries":[{"id":"a","incarnation":"of-a","state":"live","created_at":100.0,"writer":"writer","'
-        b'superseded_at":null,"lease_until":null,"refused_by":[],"canary_stopped":""},{"id":"b","incarnation":"of-b'
-        b'","state":"ready","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":null,"refused_b'
-        b'y":[],"canary_stopped":""}],"checksum":"ac73b5b81d2e572c","refusals":null}'
-    ),
-    "3670814a refused": (
-        b'{"format":2,"store_id":"s","generation":4,"token":"t","live":"a","canary":null,"entries":[{"id":"a","inca'
-        b'rnation":"of-a","state":"live","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":nu'
-        b'll,"refused_by":[],"canary_stopped":""},{"id":"b","incarnation":"of-b","state":"ready","created_at":100.0'
-        b',"writer":"writer","superseded_at":null,"lease_until":null,"refused_by":["ndcg"],"canary_stopped":""}],"c'
-        b'hecksum":"a05901d6c7611eaa","refusals":"14c862c8cc9d09c2"}'
-    ),
-    "dc36bc97 canary": (
-        b'{"format":2,"store_id":"s","generation":4,"token":"t","live":"a","canary":{"release":"b","percent":5.0,"s'
-        b'alt":"b"},"entries":[{"id":"a","incarnation":"of-a","state":"live","created_at":100.0,"writer":"writer","'
-        b'superseded_at":null,"lease_until":null,"refused_by":[],"live_since":100.0},{"id":"b","incarnation":"of-b"'
-        b',"state":"ready","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":null,"refused_by'
-        b'":[],"live_since":null}],"checksum":"ac73b5b81d2e572c"}'
-    ),
-    "dc36bc97 refused": (
-        b'{"format":2,"store_id":"s","generation":4,"token":"t","live":"a","canary":null,"entries":[{"id":"a","inca'
-        b'rnation":"of-a","state":"live","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":nu'
-        b'll,"refused_by":[],"live_since":100.0},{"id":"b","incarnation":"of-b","state":"ready","created_at":100.0,'
-        b'"writer":"writer","superseded_at":null,"lease_until":null,"refused_by":["ndcg"],"live_since":null}],"chec'
-        b'ksum":"2f139c15fab3291e"}'
-    ),
-    "dc36bc97 experiment": (
-        b'{"format":2,"store_id":"s","generation":4,"token":"t","live":"a","canary":{"release":"b","percent":5.0,"s'
-        b'alt":"b"},"entries":[{"id":"a","incarnation":"of-a","state":"live","created_at":100.0,"writer":"writer","'
-        b'superseded_at":null,"lease_until":null,"refused_by":[],"live_since":100.0},{"id":"b","incarnation":"of-b"'
-        b',"state":"ready","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":null,"refused_by'
-        b'":[],"live_since":null}],"checksum":"f5609e06718e90cc","experiment":{"salt":"b","percent":5.0,"started_at'
-        b'":100.0,"ends_at":1209700.0,"previous":"","ended_at":null}}'
-    ),
-    "dc36bc97 erased": (
-        b'{"format":3,"store_id":"s","generation":4,"token":"t","live":"a","canary":{"release":"b","percent":5.0,"s'
-        b'alt":"b"},"entries":[{"id":"a","incarnation":"of-a","state":"live","created_at":100.0,"writer":"writer","'
-        b'superseded_at":null,"lease_until":null,"refused_by":[],"live_since":100.0},{"id":"b","incarnation":"of-b"'
-        b',"state":"ready","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":null,"refused_by'
-        b'":[],"live_since":null}],"checksum":"ca6d8cc0c6401ba7","erased":{"incarnation":"e","count":2}}'
-    ),
-    "dc36bc97 erased-experiment": (
-        b'{"format":3,"store_id":"s","generation":4,"token":"t","live":"a","canary":{"release":"b","percent":5.0,"s'
-        b'alt":"b"},"entries":[{"id":"a","incarnation":"of-a","state":"live","created_at":100.0,"writer":"writer","'
-        b'superseded_at":null,"lease_until":null,"refused_by":[],"live_since":100.0},{"id":"b","incarnation":"of-b"'
-        b',"state":"ready","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":null,"refused_by'
-        b'":[],"live_since":null}],"checksum":"8cdefd39d38b1858","erased":{"incarnation":"e","count":2},"experiment'
-        b'":{"salt":"b","percent":5.0,"started_at":100.0,"ends_at":1209700.0,"previous":"","ended_at":null}}'
-    ),
-}
+WRITTEN = Path(__file__).with_name("written_by_0.3.0.tar.xz")
+KINDS = ("plain", "canary", "experiment")
+ERASED = {"plain": set[str](), "canary": set[str](), "experiment": {"2", "4"}}
+A = ReleaseId("a")
 
 
-A, B = ReleaseId("a"), ReleaseId("b")
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    with tarfile.open(WRITTEN) as archive:
+        archive.extractall(tmp_path / "written", filter="data")
+    return tmp_path / "written"
 
 
-def expected(kind: str) -> Catalogue:
-    """Return the catalogue that was written as one of RECORDS."""
-    catalogue = Catalogue(store_id="s", generation=4, token="t", now=100.0)
-    for release in (A, B):
-        draft = DraftRef(release, f"of-{release}", "writer")
-        catalogue = changes.commit(
-            changes.begin(catalogue, draft), draft, ("ndcg",) if (release, kind) == (B, "refused") else ()
-        )
-        catalogue = changes.activate(catalogue, A) if release == A else catalogue
-    if kind != "refused":
-        catalogue = changes.start_canary(catalogue, B, 5.0, 14 if "experiment" in kind else None)
-    return replace(catalogue, erased=Erased("e", 2)) if "erased" in kind else catalogue
+async def check_written(store: Store, kind: str) -> None:
+    """Read all of a store that 0.3.0 wrote, and change it."""
+    catalogue = await store.catalogue()
+    first, second = sorted(catalogue.committed, key=lambda entry: entry.created_at)
+    assert catalogue.live_ref == (second if kind == "plain" else first).ref
+    assert (catalogue.canary is not None) == (kind != "plain")
+    assert (catalogue.running is not None) == (kind == "experiment")
+    assert await store.records(["absent"]) == [None]
+
+    erased = await erased_from(store)
+    assert {user for user in "12345" if erased.covers(f"user:{user}")} == ERASED[kind]
+    assert erased.lost == 0
+    for entry, name in ((first, "first"), (second, "second")):
+        manifest = await load_manifest(store, entry.ref)
+        assert manifest.counts == {"popular": 1, "user": 4}
+        await verify(store, entry.ref)
+        value = await read_one(store, entry.ref, "user:1")
+        assert value is not None
+        assert f"{name}-1" in str(value) or manifest.encoding != "plain"
+
+    await erase_users(store, ["1"])
+    assert (await erased_from(store)).covers("user:1")
+    assert (await read_log(store)).is_whole
+    if catalogue.canary is not None:
+        await abort(store)
+    await activate(store, second.id)
+    await verify(store, second.ref)
 
 
-@pytest.mark.parametrize("name", RECORDS)
-def test_records_of_earlier_versions_are_read(name: str) -> None:
-    catalogue = parse(RECORDS[name], now=100.0, where="here")
-    assert catalogue == expected(name.partition(" ")[2])
-    assert parse(dump(catalogue), now=100.0, where="here") == catalogue
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_store_of_files_written_by_0_3_is_read_and_changed(written: Path, kind: str) -> None:
+    store = LmdbStore(written / "stores" / kind)
+    await check_written(store, kind)
+    await store.close()
 
 
-@pytest.mark.parametrize("name", RECORDS)
-def test_changed_record_of_an_earlier_version_is_damage(name: str) -> None:
-    for old, new in ((b'"percent":5.0', b'"percent":6.0'), (b'"ndcg"', b'"ndcq"'), (b'"count":2', b'"count":3')):
-        changed = RECORDS[name].replace(old, new)
-        if changed != RECORDS[name]:
-            with pytest.raises(CatalogueUnreadable, match="damaged"):
-                parse(changed, now=0.0, where="here")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_backup_written_by_0_3_is_restored(written: Path, tmp_path: Path, kind: str) -> None:
+    store = LmdbStore(tmp_path / "restored")
+    await restore(written / "backups" / kind, store)
+    catalogue = await store.catalogue()
+    erased = await erased_from(store)
+    assert {user for user in "12345" if erased.covers(f"user:{user}")} == ERASED[kind]
+    for entry in catalogue.committed:
+        await verify(store, entry.ref)
+    await store.close()
 
 
-def test_refusals_of_a_wrong_type_make_a_record_unreadable() -> None:
-    changed = RECORDS["3670814a refused"].replace(b'"canary_stopped":""', b'"canary_stopped":null')
-    with pytest.raises(CatalogueUnreadable, match="cannot be read"):
-        parse(changed, now=0.0, where="here")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_store_in_redis_written_by_0_3_is_read_and_changed(
+    written: Path, redis_server: RedisServer, kind: str
+) -> None:
+    with Redis(port=redis_server.port) as client:
+        for key, (type_, value) in json.loads((written / "redis.json").read_text()).items():
+            if not key.startswith((f"{kind}:", f"{{{kind}}}:")):
+                continue
+            if type_ == "string":
+                client.set(key, b64decode(value))
+            elif type_ == "list":
+                client.rpush(key, *map(b64decode, value))
+            elif type_ == "set":
+                client.sadd(key, *map(b64decode, value))
+            else:
+                client.hset(key, mapping={b64decode(name): b64decode(field) for name, field in value.items()})
+    store = connect(redis_server.url(prefix=kind))
+    await check_written(store, kind)
+    await store.close()
 
 
-@pytest.mark.parametrize(
-    ("kind", "format_"), [("canary", 2), ("refused", 4), ("experiment", 4), ("erased", 3), ("erased-experiment", 4)]
-)
-def test_a_catalogue_has_the_oldest_format_that_expresses_it(kind: str, format_: int) -> None:
-    assert orjson.loads(dump(expected(kind)))["format"] == format_
+def test_a_model_written_by_0_3_is_read(written: Path) -> None:
+    loaded = model.load(written / "model")
+    assert len(loaded.users(0, 8).ids) == 8
+
+
+def test_a_model_of_another_format_is_refused_by_its_number(written: Path) -> None:
+    path = written / "model" / "model.json"
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"format": 1}))
+    with pytest.raises(ModelUnusable, match=r"has the format 1; this hotplate reads .*: train it again"):
+        model.load(written / "model")
+
+
+@pytest.mark.parametrize("format_", [1, 3])
+def test_a_catalogue_of_a_format_that_is_not_read_is_refused_by_its_number(format_: int) -> None:
+    record = orjson.dumps({"format": format_, "releases": {"in": "another form"}})
+    with pytest.raises(
+        CatalogueUnreadable, match=rf"has format {format_}, which .* publish into a new store"
+    ) as caught:
+        parse(record, now=0.0, where="here")
+    assert caught.value.record is None, "`store rebuild` would replace it"
+
+
+@pytest.mark.parametrize(("erased", "format_"), [(None, 2), (Erased(2, 1, "t"), 4)])
+def test_a_catalogue_has_the_oldest_format_that_expresses_it(erased: Erased | None, format_: int) -> None:
+    catalogue = Catalogue(store_id="s", generation=1, token="t", erased=erased)
+    record = dump(catalogue)
+    assert orjson.loads(record)["format"] == format_
+    assert parse(record, now=0.0, where="here") == catalogue
 
 
 def test_a_catalogue_of_a_newer_format_is_refused_and_not_rebuilt() -> None:
@@ -190,13 +209,16 @@ async def test_rebuild_keeps_releases_of_a_newer_format(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_a_record_of_erased_users_of_a_newer_format_asks_for_an_upgrade() -> None:
+    store = MemoryStore()
+    store.beside[SNAPSHOT] = Checksum(ID).seal(SNAPSHOT, NO_OFFSET + b'{"format":9,"users":{}}')
+    with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
+        await read_log(store)
+
+
 def read_newer_manifest() -> None:
     body = Checksum(A).seal(MANIFEST, NO_OFFSET + b'{"format":9}')
     read_manifest(A, body)
-
-
-def read_newer_record_of_erased_users() -> None:
-    parse_first_format(Checksum(ID).seal(KEY, NO_OFFSET + b'{"format":9,"users":{}}'))
 
 
 def read_newer_factors() -> None:
@@ -207,9 +229,7 @@ def read_newer_attributes() -> None:
     ItemAttributes(msgspec.msgpack.encode({"format": 9, "rows": []}))
 
 
-@pytest.mark.parametrize(
-    "read", [read_newer_manifest, read_newer_record_of_erased_users, read_newer_factors, read_newer_attributes]
-)
+@pytest.mark.parametrize("read", [read_newer_manifest, read_newer_factors, read_newer_attributes])
 def test_other_records_of_a_newer_format_ask_for_an_upgrade(read: Callable[[], None]) -> None:
     with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
         read()

@@ -9,7 +9,7 @@ from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import read_manifest
-from hotplate.stores.store import Row, RowEraser
+from hotplate.stores.store import Row
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import load_manifest, read_servable, verify
@@ -70,7 +70,7 @@ async def test_planned_but_unwritten_list_is_not_published(memory: MemoryStore) 
 
 
 async def test_lost_rows_of_one_list_are_found(memory: MemoryStore) -> None:
-    assert isinstance(memory, RowEraser)
+    assert memory.erases_rows
     ref = await ref_of(memory, await publish(memory, ROWS))
     await memory.erase_rows(ref, [row.key for row in ROWS if row.key.startswith("user@email:")], allow_erasure)
     with pytest.raises(ReleaseCorrupt, match="40 of 133 rows are missing"):

@@ -12,7 +12,7 @@ from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import NotSent, StoreThrottled, StoreUnavailable
 from hotplate.stores.publication import begin
 from hotplate.stores.redis.errors import RowsLost
-from hotplate.stores.store import ProvisionedStore, RecordChange, Store
+from hotplate.stores.store import RecordChange, Store
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import OpenStore, draft_of, on_every_store, publish
@@ -249,9 +249,10 @@ async def test_later_failure_does_not_settle_an_unclear_swap(
         await life.update_catalogue(store, lambda catalogue: changes.activate(catalogue, first))
 
 
-class Provisioned(MemoryStore, ProvisionedStore):
+class Provisioned(MemoryStore):
     """Refuses, if told so, to change throughput once other releases are served."""
 
+    is_provisioned = True
     throttles = False
     is_throttled = False
 

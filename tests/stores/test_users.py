@@ -270,17 +270,6 @@ async def test_prune_during_an_erasure_keeps_records_named_later(monkeypatch: py
     assert await is_erased(store, "7")
 
 
-async def test_rebuild_with_one_damaged_record_is_refused(folder: LmdbStore) -> None:
-    await published(folder)
-    await erase_users(folder, ["7"])
-    draft = DraftRef(ReleaseId("erased-users"), "0" * 12, "writer")
-    await folder.create(draft, Plan(1, 1000))
-    await folder.put(draft, [Row("meta:erased", b"damaged")])
-    await folder.seal(draft)
-    (folder.folder / "catalogue.json").write_bytes(b"{}")
-    await assert_rebuilt_by_force(folder)
-
-
 async def test_rebuild_with_damaged_records_is_refused(folder: LmdbStore) -> None:
     await published(folder)
     await erase_users(folder, ["7"])

@@ -1,6 +1,5 @@
 """A store in a dict: the fake that tests run against, held to the same contract as every other."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +9,12 @@ from hotplate.stores.encoding import META
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import (
     CheckCatalogue,
-    LocalReader,
     LocalRows,
     Plan,
     ReadResult,
     RecordChange,
     Row,
-    RowEraser,
+    Store,
     catalogue_changed,
     not_found,
     sealed,
@@ -38,16 +36,22 @@ class MemoryRows:
     read: Callable[[bytes], bytes | None]
 
 
-class MemoryStore(LocalReader, RowEraser):
+# Of a store whose changes are noticed at once.
+POLL_S = 0.01
+
+
+class MemoryStore(Store):
     """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
     batch = coalesce = 64
+    is_local = True
+    erases_rows = True
+    poll_s = POLL_S
 
     def __init__(self, clock: Callable[[], float] = time.time, catalogue: Catalogue | None = None) -> None:
         self.clock = clock
         self.current = catalogue or Catalogue()
         self.releases = dict[str, _StoredRelease]()
-        self.watchers = set[asyncio.Event]()
         self.beside = dict[str, bytes]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
@@ -70,17 +74,6 @@ class MemoryStore(LocalReader, RowEraser):
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         return [self.beside.get(name) for name in names]
-
-    async def changes(self) -> AsyncGenerator[Catalogue]:
-        changed = asyncio.Event()
-        self.watchers.add(changed)
-        try:
-            while True:
-                changed.clear()
-                yield await self.catalogue()
-                await changed.wait()
-        finally:
-            self.watchers.discard(changed)
 
     async def close(self) -> None:
         """Do nothing: there are no resources to release."""
@@ -125,8 +118,6 @@ class MemoryStore(LocalReader, RowEraser):
             raise catalogue_changed()
         self.current = new
         self.beside |= {change.name: change.after for change in records}
-        for watcher in self.watchers:
-            watcher.set()
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         check(await self.catalogue())

@@ -1,21 +1,22 @@
 """The memory store as if it were over a network, with faults on demand."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import Diagnosed, Plan, ReadResult, Row, SendingReader
-from tests.support.memory_store import MemoryStore
+from hotplate.stores.store import Plan, Reader, ReadResult, Row
+from tests.support.memory_store import POLL_S, MemoryStore
 from tests.support.stores import as_bodies
 
 
-class RemoteStore(Diagnosed):
+class RemoteStore(Reader):
     """The memory store as if it were over a network: no local `get`, and faults on demand."""
 
     batch = coalesce = 2
+    poll_s = POLL_S
 
     def __init__(self, inner: MemoryStore) -> None:
         self.inner = inner
@@ -52,15 +53,6 @@ class RemoteStore(Diagnosed):
             raise self.failure
         return await self.inner.records(names)
 
-    async def changes(self) -> AsyncGenerator[Catalogue]:
-        if self.failure:
-            raise self.failure
-        async for change in self.inner.changes():
-            yield replace(change, primary=self.primary)
-
-    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        """Always room."""
-
     async def warnings(self) -> list[str]:
         if self.advice is None:
             raise StoreUnavailable("not now")
@@ -68,17 +60,6 @@ class RemoteStore(Diagnosed):
 
     async def close(self) -> None:
         await self.inner.close()
-
-
-class SendingRemote(RemoteStore, SendingReader):
-    """A store over a network that sends its reads without a task."""
-
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]]:
-        return asyncio.ensure_future(self.get_many(release, keys))
-
-    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
-        del release
-        return replies
 
 
 async def publish(

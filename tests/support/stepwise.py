@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
@@ -189,8 +189,23 @@ class Process:
                 self._gates.remove(gate)
 
 
+class UntilChanged(float):
+    """A pause between two polls, which ends with a change."""
+
+    changed: asyncio.Event
+
+    @classmethod
+    def of(cls, changed: asyncio.Event) -> Self:
+        pause = cls()
+        pause.changed = changed
+        return pause
+
+
 async def sleep(delay: float, result: T | None = None) -> T | None:
-    """Sleep as usual; but an erase, in its pause between two batches, waits for permission."""
+    """Sleep as usual; but a pause between polls ends with a change, and an erase between two batches asks first."""
+    if isinstance(delay, UntilChanged):
+        await delay.changed.wait()
+        return result
     if (erasing := _ERASING.get()) is None or asyncio.current_task() is not erasing[1]:
         return await _SLEEP(delay, result)
     process, _ = erasing
@@ -202,7 +217,7 @@ async def sleep(delay: float, result: T | None = None) -> T | None:
     return result
 
 
-class Stepped:
+class Stepped(Store):
     """A process's handle on the store; each primitive waits before it is done, and before its reply arrives."""
 
     def __init__(self, process: Process, store: Store) -> None:
@@ -212,6 +227,7 @@ class Stepped:
         """Where the catalogue and rows are read: the store itself, or a replica of it."""
         self.changed = asyncio.Event()
         """Set when there is something new where the catalogue is read."""
+        self.poll_s = UntilChanged.of(self.changed)
         self._process = process
         self._store = store
 
@@ -228,11 +244,9 @@ class Stepped:
 
         return await self._do(read)
 
-    async def changes(self) -> AsyncGenerator[Catalogue]:
-        while True:
-            self.changed.clear()
-            yield await self.catalogue()
-            await self.changed.wait()
+    async def poll(self) -> Catalogue:
+        self.changed.clear()
+        return await self.catalogue()
 
     async def close(self) -> None:
         """Left to whoever opened the store."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import hotplate.stores.file.store as file_store
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.errors import StoreThrottled
-from hotplate.stores.store import ProvisionedStore, RecordChange
+from hotplate.stores.store import RecordChange
 
 # Source for a process whose `file://` stores are to be such stores.
 INSTALL = """
@@ -16,9 +16,10 @@ file_store.open_url = open_url
 """
 
 
-class ThrottledStore(file_store.LmdbStore, ProvisionedStore):
+class ThrottledStore(file_store.LmdbStore):
     """Raises StoreThrottled in each step that follows a swap by which other releases are served."""
 
+    is_provisioned = True
     is_throttled = False
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,10 +263,11 @@ class FlakyStore(MemoryStore):
         self.polls = 0
         self.opened = 0
 
-    async def changes(self) -> AsyncGenerator[Catalogue]:
+    async def poll(self) -> Catalogue:
         self.polls += 1
-        yield await self.catalogue()
-        raise StoreUnavailable("503")
+        if self.polls % 2 == 0:
+            raise StoreUnavailable("503")
+        return await self.catalogue()
 
     @asynccontextmanager
     async def open(self, _url: str) -> AsyncIterator["FlakyStore"]:

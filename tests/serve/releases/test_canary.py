@@ -173,11 +173,11 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
 @virtual
 async def test_stopped_canary_stays_stopped_if_restarted_between_two_reads(memory: MemoryStore) -> None:
     live, canary = await with_canary(memory, users=range(USERS // 2))
+    memory.poll_s = 3600.0  # the follower reads the catalogue only by `refresh`
     async with TieredReader({"tier": memory}) as reader:
         await reader.wait_until_ready(5)
         (tier,) = reader.tiers
         loaded = tier.follower.canary
-        memory.watchers.clear()  # the follower reads the catalogue only by `refresh`
         await life.abort(memory)
         await life.start_canary(memory, canary, 50)
         await tier.follower.refresh()

@@ -19,7 +19,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.store import PollingReader, Reader, ReadResult
+from hotplate.stores.store import Reader, ReadResult
 from hotplate.stores.timing import TOLERATED_S
 from hotplate.stores.users import accept_loss, erase_users
 from tests.support.clock import FakeClock
@@ -46,8 +46,6 @@ def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = Fa
     if not only_catalogue:
         memory.releases = deepcopy(copy.releases)
         memory.beside = dict(copy.beside)
-    for watcher in memory.watchers:
-        watcher.set()
 
 
 @asynccontextmanager
@@ -474,11 +472,10 @@ async def test_follower_survives_and_reports_any_reader_error(
         assert follower.last_error is None
 
 
-class PolledStore(RemoteStore, PollingReader):
+class PolledStore(RemoteStore):
     """A store over a network whose changes are polled."""
 
     poll_s = 0.5
-    changes = PollingReader.changes
 
 
 @virtual

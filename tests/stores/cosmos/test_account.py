@@ -1,4 +1,4 @@
-"""Azure-cosmos: control plane, reads with `?client=sdk`, and translated errors."""
+"""Azure-cosmos: control plane, and translated errors."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -6,17 +6,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from hotplate.bench.process import free_port
-from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.store import open_url
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.lifecycle import activate
-from hotplate.stores.store import ChargeCounter, Row, Store
+from hotplate.stores.store import ChargeCounter, Row
 from hotplate.stores.verification import verify
-from hotplate.testing import FIRST, OpenStore, Stall, StoreContract, release_ref, write_release
-from tests.support.cosmos_account import PATIENCE_S, Account, kind_of
+from tests.support.cosmos_account import Account
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 from tests.support.stores import allow_erasure, publish, ref_of
 
@@ -73,7 +70,6 @@ async def test_missing_containers_are_reported(containers: CosmosAccount, observ
     for work in (
         containers.scale("gone", Throughput(500)),
         containers.offer("gone"),
-        containers.read("gone", "x", PATIENCE_S),
     ):
         with pytest.raises(ContainerMissing):
             await work
@@ -122,34 +118,6 @@ async def test_a_serverless_account_has_no_offers(
     assert observer.failures == []
 
 
-@pytest.mark.parametrize(
-    ("response", "error"),
-    [
-        (refusal(404, 0, "Owner resource does not exist"), ContainerMissing),
-        (refusal(404, 1003), ContainerMissing),
-        (answer(404, b"<html>of a proxy"), CosmosUnavailable),
-        (answer(404, b'{"statusCode":404,"message":"of a gateway"}'), CosmosUnavailable),
-    ],
-)
-async def test_404_without_the_services_word_is_no_absent_item(
-    raw: ScriptedServer, scripted_account: CosmosAccount, response: bytes, error: type[Exception]
-) -> None:
-    raw.responses = [CONTAINER, refusal(404, 0), response]
-    assert await scripted_account.read("c", "x", PATIENCE_S) is None
-    with pytest.raises(error):
-        await scripted_account.read("c", "x", PATIENCE_S)
-
-
-@pytest.mark.parametrize(
-    "response", [answer(200, b'{"id":"y"}'), answer(204, b""), answer(307, b"", b"location: /login\r\n")]
-)
-async def test_response_without_the_requested_item_is_malformed(
-    raw: ScriptedServer, scripted_account: CosmosAccount, response: bytes
-) -> None:
-    raw.responses = [CONTAINER, response]
-    assert await kind_of(scripted_account.read("c", "x", PATIENCE_S)) == "malformed"
-
-
 async def test_refused_connection_is_a_failed_connect(observer: ChargeCounter) -> None:
     account = CosmosAccount(parse(f"cosmos+http://127.0.0.1:{free_port()}/d", {}), observer)
     with pytest.raises(CosmosUnavailable, match=r"cannot be reached: .*Connect call failed"):
@@ -158,64 +126,8 @@ async def test_refused_connection_is_a_failed_connect(observer: ChargeCounter) -
     await account.close()
 
 
-@pytest.mark.soak
-class TestThroughTheSdk(StoreContract):
-    @pytest.fixture
-    def open_store(self, cosmos_http: Account) -> OpenStore:
-        url = cosmos_http.url(secrets.token_hex(4), ru="30000", client="sdk")
-        return lambda: connect(url)
-
-    @pytest.fixture
-    def stall(self, cosmos_http: Account) -> Stall:
-        return cosmos_http.stopped
-
-
-@pytest.fixture
-async def stored(cosmos_http: Account) -> AsyncIterator[tuple[Store, ChargeCounter]]:
-    counted = ChargeCounter()
-    store = connect(cosmos_http.url(secrets.token_hex(4), ru="1000", client="sdk"), counted)
-    await write_release(store, FIRST, ROWS)
-    yield store, counted
-    await store.close()
-
-
-async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, ChargeCounter], cosmos_http: Account) -> None:
-    store, counted = stored
-    results = await store.get_many(release_ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=PATIENCE_S)
-    assert results == [ROWS[1].value, None, ROWS[0].value]
-    before_ru = counted.ru
-    before = cosmos_http.requests("read item")
-    assert await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S) == [ROWS[1].value]
-    assert counted.ru == before_ru + 1.0
-    assert cosmos_http.requests("read item") == before + 1
-
-
-async def test_refused_and_late_reads_fail_their_slot(
-    stored: tuple[Store, ChargeCounter], cosmos_http: Account
-) -> None:
-    store, counted = stored
-    await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S)
-    cosmos_http.inject_faults({"operation": "read item", "kind": "forbidden"})
-    try:
-        with pytest.raises(StoreUnavailable, match="forbids this"):
-            await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S)
-    finally:
-        cosmos_http.inject_faults()
-    assert counted.failures[-1] == "forbidden"
-    with pytest.raises(StoreUnavailable, match="in time"):
-        await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=1e-6)
-
-
-def test_another_client_is_refused() -> None:
-    with pytest.raises(StoreMisused, match=r"client=fast .* is not valid; write signed or sdk"):
-        connect("cosmos://account/database?client=fast")
-
-
-@pytest.mark.parametrize("client", ["sdk", "signed"])
-async def test_counted_charges_are_those_of_the_service(
-    cosmos_http: Account, observer: ChargeCounter, client: str
-) -> None:
-    store = open_url(cosmos_http.url(f"d{secrets.token_hex(4)}", ru="4000", client=client), observer)
+async def test_counted_charges_are_those_of_the_service(cosmos_http: Account, observer: ChargeCounter) -> None:
+    store = open_url(cosmos_http.url(f"d{secrets.token_hex(4)}", ru="4000"), observer)
     spent_ru = cosmos_http.spent_ru()
     try:
         first, second = [await publish(store) for _ in range(2)]

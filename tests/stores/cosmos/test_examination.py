@@ -29,13 +29,6 @@ async def test_a_sound_account_has_no_warning_and_is_not_changed(account: Accoun
     assert {"server", "identity", "read", "may publish", "etag", "charge", "throughput"} <= findings.keys()
 
 
-async def test_reading_by_the_sdk_names_no_region(cosmos_http: Account) -> None:
-    url = cosmos_http.url(secrets.token_hex(4), client="sdk")
-    await publish_to(url, {"user:1": a_list("a")})
-    finding = (await look(url))["read"]
-    assert (finding.level, finding.sentence.endswith(" bytes")) == (Level.OK, True)
-
-
 async def test_unexpected_charge_is_a_warning(tmp_path: Path) -> None:
     table = tmp_path / "charges.toml"
     table.write_text(OURS.read_text().replace("[1, 1.00], [2, 1.04]", "[1, 2.00], [2, 2.04]"))

@@ -62,7 +62,7 @@ async def test_multi_write_account_is_neither_written_nor_followed(account: Simu
     for refused in (
         store.swap(Catalogue(), changes.succeed(Catalogue(), changes.begin(Catalogue(), draft_of(R)), "t", "s")),
         store.create(draft_of(R), Plan(1, 1)),
-        anext(aiter(store.changes())),
+        store.poll(),
     ):
         with pytest.raises(StoreMisused, match="several regions, where two publishers could both change"):
             await refused
@@ -382,7 +382,7 @@ async def main():
     live = (await store.catalogue()).live_ref
     (value,) = await store.get_many(live, ["user:1"])
     assert value.endswith(b'{"id":"a"}')
-    assert (await anext(aiter(store.changes()))).live_ref == live
+    assert (await store.poll()).live_ref == live
     await store.warnings()
     await store.close()
 

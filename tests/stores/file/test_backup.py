@@ -265,14 +265,13 @@ async def test_backup_restored_over_a_store_in_use_is_followed(
     third = await published(store, "third")
     draft = await begin(store, ReleaseId("20261120T064200Z-aaaa"))
     worker = LmdbStore(store.folder, clock)
-    watched = worker.changes()
-    seen = await anext(watched)
+    seen = await worker.poll()
     assert seen.live == third
     value = worker.get(await ref_of(worker, third), "user:001")
 
     result = await restore(target, store, over=True)
     assert result.live == second
-    catalogue = await anext(watched)
+    catalogue = await worker.poll()
     assert follows(catalogue, seen)
     assert catalogue.live == second
     assert await states(store) == {

@@ -18,7 +18,7 @@ from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.file.checksums import BLOCK_BYTES
 from hotplate.stores.file.release import ReleaseFile
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.store import Diagnosed, Plan, Row
+from hotplate.stores.store import Plan, Row, Store
 from tests.support.soak import SEED, scaled
 from tests.support.virtual import virtual
 
@@ -153,7 +153,7 @@ async def test_any_changed_byte_is_detected(tmp_path: Path, large: int, changes:
     path = await sealed(tmp_path, large=large)
     draw = random.Random(SEED)
     size = path.stat().st_size
-    store: Diagnosed = LmdbStore(tmp_path)
+    store: Store = LmdbStore(tmp_path)
     await store.check_integrity(RELEASE)
     headers = [page + draw.randrange(40) for page in range(0, size - 40, PAGE)]
     for offset in (*headers, *(draw.randrange(size) for _ in range(changes))):
@@ -165,7 +165,7 @@ async def test_any_changed_byte_is_detected(tmp_path: Path, large: int, changes:
     await store.check_integrity(RELEASE)
 
 
-async def is_damaged(store: Diagnosed) -> bool:
+async def is_damaged(store: Store) -> bool:
     try:
         await store.check_integrity(RELEASE)
     except ReleaseCorrupt:

@@ -26,12 +26,13 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.lifecycle import activate
 from hotplate.stores.redis import multiplexed
-from hotplate.stores.redis.client import MAX_SESSIONS, Session
+from hotplate.stores.redis.client import Session
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.deployment import RedisNode
 from hotplate.stores.redis.footprint import BUCKETS
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.routing import CommandRouter
+from hotplate.stores.redis.server import MAX_SESSIONS
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
@@ -119,9 +120,9 @@ async def test_batch_that_fails_at_one_node_ends_at_all_before_it_may_be_repeate
         is_slow.clear()
 
     deployment = Cluster(parse_cluster(redis_cluster.url()))
-    await deployment.load()
     failing.execute_command("CONFIG", "SET", "requirepass", "another")
     failing.password = "another"
+    await deployment.load()
     slow.send_signal(signal.SIGSTOP)
     is_slow.set()
     going_on = asyncio.get_running_loop().call_later(0.5, go_on)

@@ -15,7 +15,6 @@ from redis.auth.token import TokenInterface
 from redis.credentials import StreamingCredentialProvider
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.redis import cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
@@ -127,21 +126,11 @@ async def test_no_read_and_no_publish_fails_while_credentials_rotate_slowly(plac
         await store.close()
 
 
-async def test_lookups_by_redis_py_alone_survive_rotations(place: Place) -> None:
-    by_redis_py = Place(f"{place.url}&client=redis-py", place.provider)
-    store = by_redis_py.opened()
-    try:
-        assert await rotated(by_redis_py, store) > ROTATIONS
-    finally:
-        await store.close()
-
-
 async def test_connection_opened_during_a_rotation_is_replaced(redis_server: RedisServer, prefix: str) -> None:
     provider = SlowProvider([redis_server])
     store = open_url(redis_server.url(prefix=prefix), provider=provider.create)
     try:
         await write_release(store, FIRST, ROWS)
-        assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
         former = provider.user
         asked = provider.asked
         provider.may_return.clear()
@@ -178,7 +167,7 @@ async def test_read_cancelled_before_its_connections_logged_in_leaves_none_of_th
 ) -> None:
     servers = [node.server for node in redis_cluster.nodes]
     provider = SlowProvider(servers)
-    url = f"{redis_cluster.url(prefix=prefix, seeds=1)}&client=redis-py"
+    url = redis_cluster.url(prefix=prefix, seeds=1)
     store = open_url(url, provider=provider.create)
     try:
         await write_release(store, FIRST, ROWS)
@@ -220,16 +209,15 @@ async def test_renewal_goes_on_after_a_server_that_hung_while_connections_were_c
 
 
 @pytest.mark.usefixtures("real_limits")
-@pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
 async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
-    redis_cluster: RedisCluster, prefix: str, client: str, monkeypatch: pytest.MonkeyPatch
+    redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with until_sockets_are_closed(SOON_S):
-        monkeypatch.setattr("hotplate.stores.redis.store.LOOKUP_TIMEOUT_S", SOON_S)
+        monkeypatch.setattr("hotplate.stores.redis.lookups.LOOKUP_TIMEOUT_S", SOON_S)
         servers = [node.server for node in redis_cluster.nodes]
         hung = redis_cluster.primaries[-1]
         provider = RotatingProvider(servers)
-        url = f"{redis_cluster.url('rediss+cluster', prefix=prefix)}&client={client}"
+        url = redis_cluster.url("rediss+cluster", prefix=prefix)
         store = open_url(url, provider=provider.create)
         try:
             await write_release(store, FIRST, ROWS)
@@ -269,36 +257,6 @@ async def test_renewals_follow_one_another(redis_server: RedisServer) -> None:
     may_end.set()
     await eventually(lambda: begun == 2)
     await credentials.close()
-
-
-async def test_slow_read_by_redis_py_survives_a_rotation(
-    redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster, "DISCOVERY_TIMEOUT_S", SOON_S)
-    slow = redis_cluster.primaries[-1].server
-    servers = [node.server for node in redis_cluster.nodes]
-    provider = RotatingProvider(servers)
-    url = f"{redis_cluster.url(prefix=prefix, seeds=1)}&client=redis-py"
-    store = open_url(url, provider=provider.create)
-    try:
-        await write_release(store, FIRST, ROWS)
-        keys = [row.key for row in ROWS]
-        values = [row.value for row in ROWS]
-        assert await store.get_many(release_ref(FIRST), keys) == values
-        with slow.stopped():
-            reading = asyncio.create_task(store.get_many(release_ref(FIRST), keys))
-            await asyncio.sleep(0.05)  # in which the read is sent
-            monkeypatch.setattr(cluster, "DISCOVERY_TIMEOUT_S", 0.2)
-            provider.servers = [server for server in servers if server is not slow]
-            former = provider.user
-            provider.replace_user()
-            await provider.wait_until_used()
-            await asyncio.sleep(0.1)  # in which the new client knows the slots, and replaces the one of the read
-        provider.servers = servers
-        assert await reading == values
-        await provider.wait_until_unused(former)
-    finally:
-        await store.close()
 
 
 async def test_entra_id_tokens_replace_user_and_password(
@@ -514,7 +472,7 @@ async def test_reads_continue_while_a_renewed_token_is_refused(
         ("rediss://me:secret@a/?auth=entra", "a user or a password; leave one out"),
         ("rediss://a/?auth=password", "write entra"),
         ("redis://a/?auth=entra", "no parameter 'auth'"),
-        ("redis://a/?client=sdk", "write multiplexed or redis-py"),
+        ("redis://a/?client=redis-py", "no parameter 'client'"),
     ],
 )
 def test_invalid_client_options_are_errors(url: str, complaint: str) -> None:

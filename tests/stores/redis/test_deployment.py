@@ -5,15 +5,16 @@ import asyncio
 import pytest
 
 from hotplate.stores.errors import AccessDenied, StoreUnavailable
-from hotplate.stores.redis.client import MAX_SESSIONS, Server, settings_of
-from hotplate.stores.redis.deployment import DiscoveredDeployment, RedisNode
+from hotplate.stores.redis.client import settings_of
+from hotplate.stores.redis.deployment import Deployment, RedisNode
+from hotplate.stores.redis.server import MAX_SESSIONS, Server
 from hotplate.stores.redis.url import RedisAddress, parse
 from tests.support.redis_server import SOON_S, RedisServer, commands_in
 from tests.support.streams import listening
 from tests.support.tcp_proxy import through
 
 
-class Unreachable(DiscoveredDeployment):
+class Unreachable(Deployment):
     """A deployment in which every discovery fails."""
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ async def test_calls_that_wait_for_a_retired_server_are_answered(redis_server: R
     """Whenever connections are returned and closed at the same time, in *turns* of the event loop."""
     async with through(redis_server.port) as proxy:
         address = parse(f"redis://127.0.0.1:{proxy.port}/0")
-        server = Server(address, settings_of(address, None))
+        server = Server(address, settings_of(address))
         calls = [asyncio.create_task(server.execute("TIME")) for _ in range(3 * MAX_SESSIONS)]
         await calls[0]
         assert not calls[-1].done()
@@ -81,7 +82,7 @@ async def test_reply_to_a_command_after_a_refused_asking_reaches_no_later_call()
 
     async with asyncio.timeout(SOON_S), listening(serve) as port:
         address = parse(f"redis://127.0.0.1:{port}/0")
-        server = Server(address, settings_of(address, None))
+        server = Server(address, settings_of(address))
         async with server.session(asking=True) as session:
             with pytest.raises(AccessDenied, match="asking"):
                 await session.execute("GET", "a")

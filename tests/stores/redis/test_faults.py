@@ -17,7 +17,8 @@ from hotplate.stores import transitions as changes
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish_release
-from hotplate.stores.redis import client, replication
+from hotplate.stores.redis import replication
+from hotplate.stores.redis import server as redis_server
 from hotplate.stores.redis import store as redis_store
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, ReadResult, Row
@@ -154,9 +155,9 @@ async def test_call_waits_for_earlier_ones_no_longer_than_for_a_reply(
 ) -> None:
     await redis.catalogue()
     with server.stopped():
-        calls = [asyncio.create_task(redis.catalogue()) for _ in range(client.MAX_SESSIONS)]
+        calls = [asyncio.create_task(redis.catalogue()) for _ in range(redis_server.MAX_SESSIONS)]
         await asyncio.sleep(0)
-        monkeypatch.setattr(client, "COMMAND_TIMEOUT_S", 0.01)
+        monkeypatch.setattr(redis_server, "COMMAND_TIMEOUT_S", 0.01)
         with pytest.raises(StoreUnavailable, match="8 earlier calls still wait for it"):
             await redis.catalogue()
     await asyncio.gather(*calls, return_exceptions=True)
@@ -359,12 +360,9 @@ async def test_changed_certificate_of_an_authority_is_read_again(server: RedisSe
     await store.close()
 
 
-@pytest.mark.parametrize("client", ["multiplexed", "redis-py"])
-async def test_read_that_connects_while_the_store_is_closed_leaves_no_connection(
-    server: RedisServer, client: str
-) -> None:
+async def test_read_that_connects_while_the_store_is_closed_leaves_no_connection(server: RedisServer) -> None:
     async with until_sockets_are_closed(RECOVERS_WITHIN_S):
-        store = open_url(f"{server.url('rediss')}&client={client}")
+        store = open_url(server.url("rediss"))
         with server.stopped():
             reading = asyncio.create_task(store.get_many(release_ref(FIRST), ["user:1"]))
             await asyncio.sleep(0.05)  # in which the handshake begins

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.asyncio import Connection
 
-from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.client import settings_of
 from hotplate.stores.redis.deployment import RedisNode, Standalone
-from hotplate.stores.redis.multiplexed import Multiplexer, ReadConnections, Reconnector
+from hotplate.stores.redis.multiplexed import Multiplexer, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
@@ -21,12 +23,15 @@ BOB = Row("user:bob", b"bob's list")
 UNENCODABLE = "user:\ud800"
 
 
+def reconnector_to(port: int) -> Reconnector:
+    return Reconnector("a server", settings_of(parse(f"redis://127.0.0.1:{port}/0")))
+
+
 @pytest.fixture
 async def connection(redis_server: RedisServer) -> AsyncIterator[Multiplexer]:
-    deployment = Standalone(parse(redis_server.url()))
-    connections = ReadConnections(deployment, 60.0)
-    yield await connections.at(deployment.primaries[0]).connection()
-    await connections.close()
+    reconnector = reconnector_to(redis_server.port)
+    yield await reconnector.connection()
+    await reconnector.close()
 
 
 async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds(redis: RedisStore) -> None:
@@ -155,11 +160,10 @@ async def test_server_without_a_stated_role_counts_as_a_replica(greeting: bytes,
 @asynccontextmanager
 async def connecting(server: ScriptedServer) -> AsyncIterator[Reconnector]:
     """Connect to a server for reads, for SOON_S at most."""
-    deployment = Standalone(parse(f"redis://127.0.0.1:{server.port}/0"))
-    connections = ReadConnections(deployment, SOON_S)
+    reconnector = reconnector_to(server.port)
     async with asyncio.timeout(SOON_S):
-        yield connections.at(deployment.primaries[0])
-        await connections.close()
+        yield reconnector
+        await reconnector.close()
 
 
 ENDED_BY = [b"-LOADING Redis is loading the dataset in memory\r\n", b"-READONLY You can't write\r\n"]
@@ -174,7 +178,7 @@ async def test_refusal_of_any_get_closes_the_connection(refusal: bytes, count: i
         connecting(server) as reconnector,
     ):
         connection = await reconnector.connection()
-        reads = [connection.get_each([b"a", b"b"]) for _ in range(count)]
+        reads = [connection.get_each([b"a", b"b"], SOON_S) for _ in range(count)]
         for read in reads:
             with pytest.raises(StoreUnavailable):
                 await read
@@ -188,9 +192,9 @@ async def test_reconnects_with_backoff_after_a_refusal_with_an_invalid_reply() -
         connecting(server) as reconnector,
     ):
         connection = await reconnector.connection()
-        assert await connection.get_each([b"a"]) == [b"1"]
+        assert await connection.get_each([b"a"], SOON_S) == [b"1"]
         with pytest.raises(StoreUnavailable, match="still loading"):
-            await connection.get_each([b"refused", b"number"])
+            await connection.get_each([b"refused", b"number"], SOON_S)
         with pytest.raises(StoreUnavailable, match="still loading"):
             await reconnector.connection()
         assert server.accepted == 1
@@ -200,8 +204,7 @@ class SlowlyClosed(Multiplexer):
     """A connection that is never opened; `close` waits for an event."""
 
     def __init__(self, may_close: asyncio.Event) -> None:
-        deployment = Standalone(parse("redis://127.0.0.1:1/0"))
-        super().__init__(deployment.new_connection(deployment.primaries[0], SOON_S), "nowhere", SOON_S)
+        super().__init__(Connection(), "nowhere")
         self._may_close = may_close
         self.was_useful = True
 
@@ -212,15 +215,16 @@ class SlowlyClosed(Multiplexer):
         await self._may_close.wait()
 
 
-async def test_calls_after_a_lost_connection_share_the_next_one() -> None:
+async def test_calls_after_a_lost_connection_share_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     may_close = asyncio.Event()
     opened = list[Multiplexer]()
 
-    def new_connection() -> Multiplexer:
+    def new_connection(*_: object) -> Multiplexer:
         opened.append(SlowlyClosed(may_close))
         return opened[-1]
 
-    reconnector = Reconnector("nowhere", new_connection)
+    monkeypatch.setattr("hotplate.stores.redis.multiplexed.Multiplexer", new_connection)
+    reconnector = reconnector_to(1)
     lost = await reconnector.connection()
     lost.error = "it was lost"
     calls = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
@@ -233,13 +237,14 @@ async def test_calls_after_a_lost_connection_share_the_next_one() -> None:
     assert opened == [lost, first]
 
 
-async def test_close_ends_although_another_server_is_asked_for_meanwhile() -> None:
-    connections = ReadConnections(Standalone(parse("redis://127.0.0.1:1/0")), SOON_S)
-    opening = asyncio.create_task(connections.at(RedisNode("127.0.0.1", 1)).connection())
+async def test_close_ends_an_attempt_to_connect() -> None:
+    deployment = Standalone(parse("redis://127.0.0.1:1/0"))
+    opening = asyncio.create_task(deployment.server(RedisNode("127.0.0.1", 1)).reads.connection())
     await asyncio.sleep(0)
-    closing = asyncio.create_task(connections.close())
+    closing = asyncio.create_task(deployment.close())
     await asyncio.sleep(0)
-    connections.at(RedisNode("127.0.0.1", 2))
+    with pytest.raises(StoreClosed):
+        deployment.server(RedisNode("127.0.0.1", 2))
     await closing
     with pytest.raises(StoreUnavailable, match="was closed"):
         await opening
@@ -255,10 +260,10 @@ async def test_overlapping_calls_receive_the_values_of_their_own_commands(
     async with asyncio.timeout(SOON_S):
         for _ in range(2):
             first, second, together, third = await asyncio.gather(
-                connection.get_each([names[0], no_string, names[1]]),
-                connection.get_each([names[2], no_string, names[0]]),
-                connection.mget([names[1], names[2]]),
-                connection.get_each([names[1]]),
+                connection.get_each([names[0], no_string, names[1]], SOON_S),
+                connection.get_each([names[2], no_string, names[0]], SOON_S),
+                connection.mget([names[1], names[2]], SOON_S),
+                connection.get_each([names[1]], SOON_S),
             )
             assert isinstance(first[1], StoreUnavailable)
             assert isinstance(second[1], StoreUnavailable)

@@ -16,8 +16,8 @@ from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import AccessDenied, ReleaseNotFound, StoreClosed, StoreUnavailable
 from hotplate.stores.lifecycle import update_catalogue
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.lookups import get_from_replicas
-from hotplate.stores.redis.multiplexed import ReadConnections
+from hotplate.stores.redis.lookups import Lookups
+from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
@@ -155,7 +155,7 @@ async def test_closed_store_asks_no_sentinel(redis_server: RedisServer, stores: 
         await store.close()
         before = proxy.accepted
         with pytest.raises(StoreClosed):
-            await anext(aiter(store.changes()))
+            await store.poll()
         assert proxy.accepted == before
 
 
@@ -165,9 +165,9 @@ async def test_late_read_asks_one_replica_of_a_primary() -> None:
     def replica(number: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             async for command in commands_in(reader):
-                if command[0] == b"GET":
-                    asked.append(number)
-                writer.write(b"$3\r\none\r\n" if command[0] == b"GET" else b"+OK\r\n")
+                names = command[1:] if command[0] == b"MGET" else []
+                asked.extend([number] * len(names))
+                writer.write(array(*(b"one" for _ in names)) if names else b"+OK\r\n")
 
         return serve
 
@@ -179,9 +179,8 @@ async def test_late_read_asks_one_replica_of_a_primary() -> None:
         scripted(ScriptedSentinel(1, 1, first, second)) as deployment,
     ):
         await deployment.load()
-        connections = ReadConnections(deployment, SOON_S, replicas=True)
-        slots = await get_from_replicas(Keys("test"), connections, release_ref(FIRST), keys)
-        await connections.close()
+        lookups = Lookups(Keys("test"), CommandRouter(deployment))
+        slots = await lookups.get_from_replicas(release_ref(FIRST), keys)
     assert slots == [b"one"] * len(keys)
     assert len(asked) == len(keys)
     assert len(set(asked)) == 1
@@ -202,17 +201,15 @@ async def test_renewal_closes_the_connections_to_a_server_that_is_gone() -> None
         sentinel = ScriptedSentinel(1, port)
         async with scripted(sentinel) as deployment:
             await deployment.load()
-            connections = ReadConnections(deployment, SOON_S)
-            await connections.at(deployment.primaries[0]).connection()
+            await deployment.server(deployment.primaries[0]).reads.connection()
             is_gone.set()
             with pytest.raises(StoreUnavailable):  # it may come back
-                await connections.renew()
+                await deployment.renew()
             sentinel.epoch = 2
             sentinel.primary = 1
             await deployment.ask()
-            await connections.renew()
+            await deployment.renew()
             await ended.wait()
-            await connections.close()
 
 
 async def test_the_doctor_names_what_a_failover_would_lack(

@@ -51,35 +51,6 @@ async def test_cancelled_caller_disturbs_no_other(redis: RedisStore) -> None:
 
 
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
-async def test_reads_by_redis_py_wait_for_its_connections(
-    request: pytest.FixtureRequest, place: str, prefix: str
-) -> None:
-    store = open_url(f"{request.getfixturevalue(place).url(prefix=prefix)}&client=redis-py")
-    await write_release(store, FIRST, USERS[:1])
-    for count in (1, 250):  # the first finds the nodes
-        reads = [store.get_many(release_ref(FIRST), [USERS[0].key]) for _ in range(count)]
-        assert await asyncio.gather(*reads) == [[USERS[0].value]] * count
-    await store.close()
-
-
-@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
-async def test_reads_that_wait_for_connections_of_redis_py_open_none_after_close(
-    request: pytest.FixtureRequest, place: str, prefix: str
-) -> None:
-    server = request.getfixturevalue(place)
-    store = open_url(f"{server.url(prefix=prefix)}&client=redis-py")
-    await write_release(store, FIRST, USERS[:1])
-    await store.get_many(release_ref(FIRST), [USERS[0].key])  # finds the nodes
-    with server.stopped():
-        reads = [asyncio.ensure_future(store.get_many(release_ref(FIRST), [USERS[0].key])) for _ in range(100)]
-        await asyncio.sleep(0.05)  # in which the first are sent
-        await store.close()
-    outcomes = await asyncio.gather(*reads, return_exceptions=True)
-    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
-    assert any(isinstance(outcome, StoreClosed) for outcome in outcomes)
-
-
-@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
 @pytest.mark.parametrize("was_used", [False, True])
 async def test_closed_store_says_that_it_was_closed(
     request: pytest.FixtureRequest, place: str, prefix: str, *, was_used: bool
@@ -92,7 +63,7 @@ async def test_closed_store_says_that_it_was_closed(
         store.catalogue(),
         store.put(draft_of(FIRST), USERS[:1]),
         store.get_many(release_ref(FIRST), ["user:1"]),
-        anext(aiter(store.changes())),
+        store.poll(),
     ):
         with pytest.raises(StoreClosed, match="was closed by this process"):
             await call
@@ -105,7 +76,7 @@ async def test_calls_end_when_the_store_is_closed_during_them(
     request: pytest.FixtureRequest, place: str, prefix: str, turns: int
 ) -> None:
     store = open_url(request.getfixturevalue(place).url(prefix=prefix))
-    calls = [store.catalogue(), store.incarnations(), store.records(["erased"]), anext(aiter(store.changes()))]
+    calls = [store.catalogue(), store.incarnations(), store.records(["erased"]), store.poll()]
     tasks = [asyncio.ensure_future(call) for call in calls]
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -148,21 +119,17 @@ async def test_refused_batch_does_not_fail_the_transaction_after_it(
 
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
 async def test_documented_redis_users_have_exactly_their_rights(
-    request: pytest.FixtureRequest, place: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, place: str, prefix: str
 ) -> None:
-    monkeypatch.setattr(RedisStore, "poll_s", 0.02)
     there = request.getfixturevalue(place)
     urls = users_of_the_guide(prefix, there.execute_everywhere, there.url)
     publisher = open_url(urls["publish"])
     server = open_url(urls["serve"])
     rows = [Row("popular:", b"{}"), *USERS[:2]]
     old = await publish(publisher, rows)
-    watched = server.changes()
-    assert (await anext(watched)).live == old
-    upcoming = asyncio.ensure_future(anext(watched))
-    await asyncio.sleep(0.02)
+    assert (await server.poll()).live == old
     new = await publish(publisher, rows)
-    await asyncio.wait_for(upcoming, 60)
+    assert (await server.poll()).live == new
     await rollback(publisher)
     await activate(publisher, new)
     assert await prune(publisher, keep=0, grace_s=0) == [old]
@@ -186,7 +153,6 @@ async def test_documented_redis_users_have_exactly_their_rights(
     other = open_url(there.url(prefix="other", user=f"{prefix}-publish:open@"))
     with pytest.raises(AccessDenied, match="lacks a permission"):
         await other.catalogue()
-    await watched.aclose()
     for store in (publisher, server, other):
         await store.close()
 

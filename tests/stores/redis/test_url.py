@@ -64,7 +64,7 @@ def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> N
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("redis://:secret@a/?timeout=3", "no parameter 'timeout'; redis:// takes client, prefix"),
+        ("redis://:secret@a/?timeout=3", "no parameter 'timeout'; redis:// takes prefix"),
         ("redis://:secret@a/?ca=x", "no parameter 'ca'"),
         ("redis://:secret@a/?prefix=a&prefix=b", "twice"),
         ("redis://:secret@a/?prefix=a:b", "other characters"),

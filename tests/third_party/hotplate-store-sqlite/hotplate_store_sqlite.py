@@ -16,10 +16,8 @@ from hotplate import (
     META,
     Catalogue,
     CheckCatalogue,
-    Diagnosed,
     DraftRef,
     Plan,
-    PollingReader,
     ReadResult,
     RecordChange,
     ReleaseConflict,
@@ -39,7 +37,7 @@ CATALOGUE = ("", "@catalogue")
 LOCK_TIMEOUT_S = 5.0
 
 
-class SqliteStore(Store, Diagnosed, PollingReader):
+class SqliteStore(Store):
     """One file of releases; one instance per process."""
 
     batch = coalesce = 64
