@@ -57,7 +57,6 @@ LISTED: dict[str, dict[str, str]] = {
             "needs Entra ID and Azure's management; tests/stores/cosmos/test_entra.py emulates them"
         ),
     },
-    "docs/evaluation.md": {"worse.csv": "a sentence of `compare`, on files that no page makes"},
     "docs/events.md": {"sum(rate(": "PromQL; tests/k8s/test_monitoring.py gives it to promtool"},
     "docs/extend.md": {
         '{"id"': "values as they are stored; tests/stores/test_encoding.py decodes them",
@@ -139,7 +138,7 @@ LISTED: dict[str, dict[str, str]] = {
         "hotplate plan --open": "serves a page until Ctrl-C; tests/bench/planner/test_planner_page.py opens it",
         "hotplate plan --prices-from-azure": "asks Azure for prices; tests/bench/planner has its answers",
     }
-    | dict.fromkeys(("Provision", "short by", "400 RU/s carry", "…"), OUTPUT + "tests/cli/test_plan.py"),
+    | dict.fromkeys(("Provision", "Short by", "400 RU/s carry", "…"), OUTPUT + "tests/cli/test_plan.py"),
     "docs/stores.md": {"hotplate bench": IDLE + "test_stores.py"},
     "docs/spark.md": dict.fromkeys(("pip install", "spark-submit"), "needs Spark; make spark-test has it"),
 }
