@@ -102,19 +102,21 @@ class _HttpMeasurement:
             if trial.is_stopped:
                 raise KeyboardInterrupt
         best = highest(self._trials)
-        if best is None:
-            return
+        if best is not None:
+            self._confirm(best.offered)
 
-        rate = best.offered
+    def _confirm(self, rate: float) -> None:
+        """Make rounds at a rate and, while they refute it and there is time, at lower ones."""
+        repeat = self._plan.options.repeat
         step = STEP_DOWN
         while True:
-            self._run_rounds(replace(load, rate=rate))
+            self._run_rounds(replace(self._plan.load, rate=rate))
             timed = self._plan.objective.without_pauses(self._rounds)
-            found = judge_rounds(self._plan, self._rounds, timed)
-            refuted = [finding.text for finding in found if finding.gravity in BOUNDS]
-            if not refuted or len(self._trials) + repeat > MOST_RUNS + repeat // 2:
+            findings = judge_rounds(self._plan, self._rounds, timed)
+            broken = tuple(finding.text for finding in findings if finding.gravity in BOUNDS)
+            if not broken or len(self._trials) + repeat > MOST_RUNS + repeat // 2:
                 return
-            self._trials += [Trial(offered=rate, result=result, broken=tuple(refuted)) for result in self._rounds]
+            self._trials += [Trial(offered=rate, result=result, broken=broken) for result in self._rounds]
             self._rounds.clear()
             rate *= 1 - step
             step *= 2

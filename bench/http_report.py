@@ -14,7 +14,7 @@ from hotplate.bench.objective import PERCENTS, format_bound, format_ms
 from hotplate.bench.process import describe
 from hotplate.bench.search import Trial, first_outside, highest, knee, users_per_s
 from hotplate.bench.statistics import error_share, in_time, mean, percentile, popular_share
-from hotplate.bench.verdict import NOT_LISTS, Finding, Gravity, concluded, findings, interrupted_report
+from hotplate.bench.verdict import NOT_LISTS, Finding, Gravity, concluded, findings_of, interrupted_report
 from hotplate.stores.urls import redacted
 
 PERCENTILES = (P50, P99, P99_9)
@@ -43,7 +43,7 @@ SHOWN_REASONS = 2
 SPARE = 1.6
 LONGER = 3
 BOUNDS = (Gravity.ERRORS, Gravity.OUTSIDE)
-NOTHING_KNOWN = (Gravity.POPULAR, Gravity.UNMEASURED)
+NOTHING_KNOWN = {Gravity.POPULAR, Gravity.UNMEASURED}
 CLOSED_LOOP = (
     "closed loop: latency counts from sending; where the service refused more at a time (429, 503), fewer were sent"
 )
@@ -92,14 +92,14 @@ class HttpRuns:
 class Verdict:
     """What rounds at one rate show, and the search for that rate, if there was one.
 
-    found    all that is wrong
+    findings all that is wrong
     timed    the rounds, without seconds that are left out of latencies
     best     the highest rate inside the objective; None without a search, or if there is none
     outside  a trial at the lowest rate outside, by which a complete search ended
     limit    why the highest rate may be higher; empty if the service ended the search
     """
 
-    found: Sequence[Finding]
+    findings: Sequence[Finding]
     timed: Sequence[Result]
     best: float | None = None
     outside: Trial | None = None
@@ -108,7 +108,7 @@ class Verdict:
     @property
     def is_outside(self) -> bool:
         """Whether the service did not keep a bound."""
-        return any(finding.gravity in BOUNDS for finding in self.found)
+        return any(finding.gravity in BOUNDS for finding in self.findings)
 
 
 def judge(runs: HttpRuns) -> Verdict:
@@ -122,12 +122,11 @@ def judge(runs: HttpRuns) -> Verdict:
     timed = [rounds[place] for place in in_time([[result] for result in rounds])]
     if plan.options.find_max:
         timed = plan.objective.without_pauses(rounds)
-    found = [*_check_findings(runs), *findings(Gravity.POPULAR, plan.popular_complaint(rounds), NOT_LISTS)]
-    found += judge_rounds(plan, rounds, timed)
+    findings = [*_list_findings(runs, rounds), *judge_rounds(plan, rounds, timed)]
     if outside and not runs.rate:
-        found.append(Finding(Gravity.OUTSIDE, _no_rate(runs, outside)))
+        findings.append(Finding(Gravity.OUTSIDE, _no_rate(runs, outside)))
 
-    verdict = Verdict(found=found, timed=timed, outside=outside)
+    verdict = Verdict(findings=findings, timed=timed, outside=outside)
     if not runs.trials or not runs.rate or verdict.is_outside:
         return verdict
     limit = outside.doubts[0] if outside and outside.is_unclear else ""
@@ -140,22 +139,23 @@ def judge_rounds(plan: HttpPlan, rounds: Sequence[Result], timed: Sequence[Resul
     *timed* are the rounds without seconds that are left out of latencies. A percentile with too few answers is only
     named if no bound is broken.
     """
-    objective = plan.objective
-    figures = {name: percentile(timed, PERCENTS[name]) for name in objective.latency_us if rounds}
-    unknown = {name: figure.note for name, figure in figures.items() if figure.value is None}
-    known = {name: bound_us for name, bound_us in objective.latency_us.items() if name not in unknown}
-    latency = replace(objective, latency_us=known).judge_latency(timed)
+    if not rounds:
+        return []
+    unknown = _unknown_percentiles(plan, timed)
+    known = {name: bound_us for name, bound_us in plan.objective.latency_us.items() if name not in unknown}
+    latency = replace(plan.objective, latency_us=known).judge_latency(timed)
 
-    at = ""
-    if plan.options.find_max and rounds:
-        at = f"the rounds at {rounds[0].requested_rate:,.4g} requests/s: "
-    errors = findings(Gravity.ERRORS, [at + reason for reason in objective.errors_beyond(rounds)])
-    broken = findings(Gravity.OUTSIDE, [at + reason for reason in latency.broken])
-    unmeasured = _invalid_rounds(timed)
-    if not errors and not broken:
-        unmeasured += [_too_few_answers(name, note, rounds) for name, note in unknown.items()]
-    unmeasured += [f"all rounds: {doubt}" for doubt in latency.doubts]
-    return [*errors, *broken, *findings(Gravity.UNMEASURED, unmeasured)]
+    at = f"the rounds at {rounds[0].requested_rate:,.4g} requests/s: " if plan.options.find_max else ""
+    errors = findings_of(Gravity.ERRORS, plan.objective.errors_beyond(rounds), at)
+    broken = [*errors, *findings_of(Gravity.OUTSIDE, latency.broken, at)]
+    few = [] if broken else [_too_few_answers(name, note, rounds) for name, note in unknown.items()]
+    late = findings_of(Gravity.UNMEASURED, latency.doubts, "all rounds: ")
+    return [*broken, *findings_of(Gravity.UNMEASURED, [*_invalid_rounds(timed), *few]), *late]
+
+
+def _unknown_percentiles(plan: HttpPlan, rounds: Sequence[Result]) -> dict[str, str]:
+    figures = {name: percentile(rounds, PERCENTS[name]) for name in plan.objective.latency_us}
+    return {name: figure.note for name, figure in figures.items() if figure.value is None}
 
 
 def _invalid_rounds(rounds: Sequence[Result]) -> list[str]:
@@ -181,11 +181,13 @@ def _no_rate(runs: HttpRuns, outside: Trial) -> str:
     return f"no rate was inside the objective {runs.plan.objective}: at {outside.offered:,.4g} requests/s {reasons}"
 
 
-def _check_findings(runs: HttpRuns) -> list[Finding]:
+def _list_findings(runs: HttpRuns, results: Sequence[Result]) -> list[Finding]:
+    """Return what is wrong with the lists: others than those of the store, and popular ones in all *results*."""
+    popular = findings_of(Gravity.POPULAR, runs.plan.popular_complaint(results), lead=NOT_LISTS)
     if runs.checked is None:
-        return []
-    wrong = findings(Gravity.WRONG, runs.checked.complaints)
-    return [*wrong, *findings(Gravity.UNCOMPARED, runs.checked.failures)]
+        return popular
+    wrong = findings_of(Gravity.WRONG, runs.checked.complaints)
+    return [*popular, *wrong, *findings_of(Gravity.UNCOMPARED, runs.checked.failures)]
 
 
 def report(runs: HttpRuns) -> Report:
@@ -196,17 +198,36 @@ def report(runs: HttpRuns) -> Report:
     if not runs.rounds and not runs.trials:
         return interrupted_report("http")
 
-    measured = _batches_report(runs) if runs.plan.batches else _rounds_report(runs)
-    if runs.checked is None:
-        return measured
-    notes = (*measured.notes, *runs.checked.notes)
-    return replace(measured, notes=notes, extra={**measured.extra, "checked": asdict(runs.checked)})
+    return _batches_report(runs) if runs.plan.batches else _rounds_report(runs)
+
+
+def _concluded(runs: HttpRuns, measured: Report, findings: Sequence[Finding], figures: str) -> Report:
+    """Return a report with what all have, and its first sentence from *findings*; it has the answer without them.
+
+    If too many answers were the popular list, and not the users' own, latencies and rates say nothing: only shares are
+    left. The *figures* follow a finding unless nothing is known.
+    """
+    gravities = {finding.gravity for finding in findings}
+    if Gravity.POPULAR in gravities:
+        measured = replace(measured, rows=tuple(row for row in measured.rows if row.unit == "share"), plots=())
+    if runs.checked:
+        notes = (*measured.notes, *runs.checked.notes)
+        measured = replace(measured, notes=notes, extra={**measured.extra, "checked": asdict(runs.checked)})
+    complete = replace(
+        measured,
+        interrupted=runs.interrupted,
+        configuration=runs.plan.options.to_json(),
+        machine=describe(),
+    )
+    if gravities & NOTHING_KNOWN:
+        figures = ""
+    return concluded(complete, findings, measured.sentence, figures=figures, answered=BOUNDS)
 
 
 def report_popular(plan: HttpPlan, sample: Result) -> Report:
     """Report that nothing was measured, because a *sample* of users gets the popular list."""
     measured = Report(kind="http", sentence="", configuration=plan.options.to_json(), machine=describe())
-    return concluded(measured, findings(Gravity.POPULAR, plan.popular_complaint([sample]), NOT_LISTS))
+    return concluded(measured, findings_of(Gravity.POPULAR, plan.popular_complaint([sample]), lead=NOT_LISTS))
 
 
 def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> list[Row]:
@@ -223,35 +244,18 @@ def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
 def _rounds_report(runs: HttpRuns) -> Report:
     """Report rounds at one rate; without rounds, the search for it."""
     verdict = judge(runs)
+    figures = _figures(runs, verdict) if runs.rounds else ""
     measured = Report(
         kind="http",
-        sentence="",
+        sentence=_answer(runs, verdict, figures),
         rows=tuple(_rows(runs, verdict)) if runs.rounds else (),
         columns=RATE_COLUMNS,
         origins={"measured": _method(runs)},
         plots=tuple(_plots(runs, verdict)),
         notes=tuple(_notes(runs, verdict)),
-        interrupted=runs.interrupted,
-        configuration=runs.plan.options.to_json(),
-        machine=describe(),
         extra=_extra(runs, verdict),
     )
-    figures = _figures(runs, verdict) if runs.rounds else ""
-    answer = _answer(runs, verdict, figures)
-    if any(finding.gravity in NOTHING_KNOWN for finding in verdict.found):
-        figures = ""
-    measured = without_latencies_of_popular_lists(measured, verdict.found)
-    return concluded(measured, verdict.found, answer, figures=figures, answered=BOUNDS)
-
-
-def without_latencies_of_popular_lists(measured: Report, found: Sequence[Finding]) -> Report:
-    """Return a report with shares as its only figures, if too many answers were the popular list.
-
-    Instead of the users' own lists, it was measured: latencies and rates say nothing.
-    """
-    if all(finding.gravity is not Gravity.POPULAR for finding in found):
-        return measured
-    return replace(measured, rows=tuple(row for row in measured.rows if row.unit == "share"), plots=())
+    return _concluded(runs, measured, verdict.findings, figures)
 
 
 def _answer(runs: HttpRuns, verdict: Verdict, figures: str) -> str:
@@ -413,8 +417,7 @@ def _extra(runs: HttpRuns, verdict: Verdict) -> dict[str, Any]:
 def _batches_report(runs: HttpRuns) -> Report:
     """Report a sweep, with a trial for each size of batches.
 
-    The answer is the smallest size that gives 90 % of the most users/s, with its p50. Reasons of trials to be broken
-    or in doubt are listed with their sizes.
+    The answer is the smallest size that gives 90 % of the most users/s, with its p50.
     """
     trials = runs.trials
     best = knee(trials)
@@ -425,30 +428,29 @@ def _batches_report(runs: HttpRuns) -> Report:
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
 
     points = list(map(_trial_json, trials))
-    popular = runs.plan.popular_complaint([trial.result for trial in trials])
-    found = [*_check_findings(runs), *findings(Gravity.POPULAR, popular, NOT_LISTS)]
-    for trial in trials:
-        # A complaint on the popular lists of all sizes stands for those of single ones.
-        repeated = runs.plan.popular_complaint([trial.result]) if popular else []
-        reasons = [reason for reason in trial.broken if reason not in repeated]
-        found += findings(Gravity.ERRORS, [f"batch {trial.offered:,}: {reason}" for reason in reasons])
-        found += findings(Gravity.UNMEASURED, [f"batch {trial.offered:,}: {reason}" for reason in trial.doubts])
-
     measured = Report(
         kind="http",
-        sentence="",
+        sentence=answer,
         rows=tuple(row for trial in trials for row in _batch_rows(trial)),
         columns=BATCH_COLUMNS,
         origins={"measured": CLOSED_LOOP},
         plots=tuple(_batch_plots(trials)),
-        interrupted=runs.interrupted,
-        configuration=runs.plan.options.to_json(),
-        machine=describe(),
         extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
     )
-    measured = without_latencies_of_popular_lists(measured, found)
-    figures = "" if popular else answer
-    return concluded(measured, found, answer, figures=figures, answered=BOUNDS)
+    return _concluded(runs, measured, _batch_findings(runs), answer)
+
+
+def _batch_findings(runs: HttpRuns) -> list[Finding]:
+    """Return what is wrong with the lists, and the reasons of trials to be broken or in doubt, with their sizes."""
+    findings = _list_findings(runs, [trial.result for trial in runs.trials])
+    is_popular = any(finding.gravity is Gravity.POPULAR for finding in findings)
+    for trial in runs.trials:
+        # A complaint on the popular lists of all sizes stands for those of single ones.
+        repeated = runs.plan.popular_complaint([trial.result]) if is_popular else []
+        reasons = [reason for reason in trial.broken if reason not in repeated]
+        findings += findings_of(Gravity.ERRORS, reasons, f"batch {trial.offered:,}: ")
+        findings += findings_of(Gravity.UNMEASURED, trial.doubts, f"batch {trial.offered:,}: ")
+    return findings
 
 
 def _batch_rows(trial: Trial) -> Iterator[Row]:

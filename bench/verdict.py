@@ -49,14 +49,14 @@ class Finding(NamedTuple):
     lead: str = ""
 
 
-def findings(gravity: Gravity, texts: Iterable[str], lead: str = "") -> list[Finding]:
-    """Return a finding for each text."""
-    return [Finding(gravity, text, lead) for text in texts]
+def findings_of(gravity: Gravity, texts: Iterable[str], prefix: str = "", *, lead: str = "") -> list[Finding]:
+    """Return a finding for each text, which begins with *prefix*."""
+    return [Finding(gravity, prefix + text, lead) for text in texts]
 
 
 def concluded(
     report: Report,
-    found: Sequence[Finding],
+    findings: Sequence[Finding],
     answer: str = "",
     *,
     figures: str = "",
@@ -67,7 +67,7 @@ def concluded(
     answer    the sentence without findings, or with those that it states itself, of the kinds *answered*
     figures   what was measured, without a verdict, which follows a finding
     """
-    by_gravity = sorted(found, key=lambda finding: finding.gravity)
+    by_gravity = sorted(findings, key=lambda finding: finding.gravity)
     sentence = answer
     if any(finding.gravity not in answered for finding in by_gravity):
         sentence = f"{_lead(by_gravity)} {figures}".rstrip()
@@ -79,14 +79,14 @@ def concluded(
     )
 
 
-def _lead(found: Sequence[Finding]) -> str:
+def _lead(findings: Sequence[Finding]) -> str:
     """Return the sentence on the first of the findings, which are in the order of their gravity."""
-    gravest = found[0]
+    gravest = findings[0]
     if gravest.lead:
         return gravest.lead
     if gravest.gravity is Gravity.UNMEASURED:
         # A service that ended is the graver reason for a late generator.
-        errors = [finding.text for finding in found if finding.gravity is Gravity.ERRORS]
+        errors = [finding.text for finding in findings if finding.gravity is Gravity.ERRORS]
         return no_verdict("; ".join([*errors, gravest.text]))
     first_word = gravest.text.partition(" ")[0]
     if first_word.isalpha():  # not a name, such as that of a figure

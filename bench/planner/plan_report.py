@@ -11,7 +11,7 @@ from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
 from hotplate.bench.planner.serving_options import pod_store
-from hotplate.bench.verdict import Gravity, concluded, findings
+from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_MIN, MANUAL_STEP, MAX_RU
 
 # Outside of all figures.
@@ -172,8 +172,8 @@ def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Rep
 
 def _concluded(plan: CapacityPlan, report: Report, answer: str, grown: Iterable[str] = ()) -> Report:
     """Return a report with its first sentence: the gravest shortage or growth, if there is one, and the answer."""
-    found = findings(Gravity.OUTSIDE, [*describe_shortage(plan), *grown])
-    return concluded(report, found, answer, figures=answer)
+    findings = findings_of(Gravity.OUTSIDE, [*describe_shortage(plan), *grown])
+    return concluded(report, findings, answer, figures=answer)
 
 
 def _common_report(plan: CapacityPlan) -> Report:
@@ -250,14 +250,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
 
     if plan.mode is not None:
         container = CONTAINERS[plan.mode]
-        reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
-        if number(container.skew) > NOTABLE_SKEW:
-            reads += f" x {number(container.skew):.2f} for the busiest user"
-        in_use = f"{plan.inputs.ru_utilisation:g} in use"
-        needed_ru = number("reads_plain_ru") * number(container.skew) / plan.inputs.ru_utilisation
-        is_limit = number(container.ru) >= needed_ru + container.step
-        taken = f", {container.limit}; {needed_ru:,.0f} are taken" if is_limit else ""
-        yield "reads", f"{number(container.ru):,.0f} RU/s{taken}: {reads} / {in_use}  (--why {container.ru})"
+        yield "reads", _reads_reason(plan, container)
         spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number(container.publish_hours))}"
         yield "publish", f"{number(container.publish_ru):,.0f} RU/s: {spent}  (--why {container.publish_ru})"
         yield "429s", _first_refused_rate(plan, container)  # too many requests: Cosmos DB refuses a read
@@ -277,6 +270,20 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     dates = sorted(price.date for price in plan.prices.by_name().values())
     yield "assumed", f"{len(plan.sourced.assumed)} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
     yield "besides", f"not priced: {', '.join((*_unpriced_fees(plan), 'traffic'))}  (--all)"
+
+
+def _reads_reason(plan: CapacityPlan, container: ContainerFigures) -> str:
+    """Say how the RU/s for reads are calculated, and whether a limit of Azure decides instead."""
+    ru = plan.number(container.ru)
+    skew = plan.number(container.skew)
+    reads = f"{format_value(plan.number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
+    if skew > NOTABLE_SKEW:
+        reads += f" x {skew:.2f} for the busiest user"
+    needed_ru = plan.number("reads_plain_ru") * skew / plan.inputs.ru_utilisation
+    limit = ""
+    if ru >= needed_ru + container.step:
+        limit = f", {container.limit}; {needed_ru:,.0f} are taken"
+    return f"{ru:,.0f} RU/s{limit}: {reads} / {plan.inputs.ru_utilisation:g} in use  (--why {container.ru})"
 
 
 def _describe_obstacles(obstacles: Mapping[str, str]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.process import describe, too_far
 from hotplate.bench.search import TRIES, Trial
 from hotplate.bench.statistics import percentile
-from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings
+from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.urls import redacted
@@ -92,6 +92,11 @@ class LevelTrial(Trial):
     def accepted_per_s(self) -> float:
         """Lists read from the store per second."""
         return self.result.ok / max(1, len(self.result.seconds))
+
+    @property
+    def offered_per_s(self) -> float:
+        """Requests that were due per second."""
+        return self.result.due / max(1, len(self.result.seconds))
 
     @property
     def refused(self) -> float:
@@ -387,14 +392,6 @@ def report(sweep: Sweep, prices: Prices) -> Report:
     """
     levels = sweep.levels
     account = sweep.options.account
-    found = findings(Gravity.UNMEASURED, sweep.failures)
-    for level in levels:
-        if level.throughput.standing is Standing.FAILED:
-            text = f"{sweep.subject(level)}: {level.throughput.reason}"
-            found.append(Finding(Gravity.UNMEASURED, text, f"{text}."))
-        if level.is_broken:
-            found.append(Finding(Gravity.ERRORS, f"{sweep.subject(level)}: {level.latency.reason}"))
-
     answer = _answer(sweep, prices)
     measured = Report(
         kind="ru",
@@ -416,7 +413,20 @@ def report(sweep: Sweep, prices: Prices) -> Report:
         machine=describe(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
-    return concluded(measured, found, answer, figures=answer)
+    return concluded(measured, _findings(sweep), answer, figures=answer)
+
+
+def _findings(sweep: Sweep) -> list[Finding]:
+    """Return what ended the sweep, and the levels that could not be measured, or answered with errors."""
+    findings = findings_of(Gravity.UNMEASURED, sweep.failures)
+    for level in sweep.levels:
+        subject = sweep.subject(level)
+        if level.throughput.standing is Standing.FAILED:
+            text = f"{subject}: {level.throughput.reason}"
+            findings.append(Finding(Gravity.UNMEASURED, text, f"{text}."))
+        if level.is_broken:
+            findings.append(Finding(Gravity.ERRORS, f"{subject}: {level.latency.reason}"))
+    return findings
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
@@ -521,8 +531,7 @@ def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
 
     for trial in level.trials:
         load = f"at {trial.offered:.0%}"
-        offered_per_s = trial.result.due / max(1, len(trial.result.seconds))
-        yield Row(subject, f"{load}: offered", "/s", offered_per_s, main=False)
+        yield Row(subject, f"{load}: offered", "/s", trial.offered_per_s, main=False)
         yield Row(subject, f"{load}: lists of the store", "/s", trial.accepted_per_s, main=False)
         yield Row(subject, f"{load}: 429s that the service saw", "", trial.throttled, main=False)
         yield Row(subject, f"{load}: {LATENESS}", "us", trial.result.lag.percentile_us(99), main=False)

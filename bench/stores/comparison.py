@@ -310,25 +310,26 @@ class Comparison:
         if not timed:
             return SpeedVerdict("", "Latencies are assumed")
         if len(timed) == 1:
-            name = timed[0].candidate.name
-            known = [row for row in (self.rows[name, percent] for percent in PERCENTILES) if row.value is not None]
-            return SpeedVerdict("", f"{name}: {', '.join(f'{row.figure} {_ms(row)} ms' for row in known)}")
+            return SpeedVerdict("", self._describe_latencies(timed[0].candidate.name))
 
-        figures = {name: self._figures(name, timed) for name in (DECISIVE, P50)}
-        known_figures = {
-            name: rows for name, rows in figures.items() if all(row.value is not None for row in rows.values())
-        }
-        for name, rows in known_figures.items():
+        known = dict[str, dict[str, Row]]()
+        for name in (DECISIVE, P50):
+            rows = self._figures(name, timed)
+            if all(row.value is not None for row in rows.values()):
+                known[name] = rows
+        for name, rows in known.items():
             ranking = rank(rows)
             if ranking and not ranking.alike:
-                slower = ", ".join(f"{store.name} {_ms(rows[store.name])}" for store in ranking.differences)
-                limit = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
-                return SpeedVerdict(ranking.least, f"{name} {_ms(rows[ranking.least])} ms, {slower}{limit}")
-
-        for name, rows in known_figures.items():
+                return _proven_speed(name, rows, ranking)
+        for name, rows in known.items():
             shown = ", ".join(f"{subject} {_ms(row)} ms" for subject, row in rows.items())
             return SpeedVerdict("", f"No difference in speed is proven ({name}: {shown})")
         return SpeedVerdict("", "No difference in speed is proven: too few answers")
+
+    def _describe_latencies(self, store: str) -> str:
+        rows = [self.rows[store, name] for name in PERCENTILES]
+        known = ", ".join(f"{row.figure} {_ms(row)} ms" for row in rows if row.value is not None)
+        return f"{store}: {known}"
 
     def _redis_plan(self) -> CapacityPlan | None:
         """Return the plan of the Redis if a Cosmos DB was measured, too, and a size of Redis is enough; else None."""
@@ -353,6 +354,13 @@ class Comparison:
             return f"Cosmos DB, {users} cheaper than Redis at any rate"
         rates = " and ".join(cheaper.describe("reads/s") for cheaper in ranges)
         return f"Redis, {users} cheaper than Cosmos DB {rates}"
+
+
+def _proven_speed(name: str, rows: Mapping[str, Row], ranking: Ranking) -> SpeedVerdict:
+    """Return that the least of *rows*, of the percentile *name*, is proven to be the fastest."""
+    slower = ", ".join(f"{store.name} {_ms(rows[store.name])}" for store in ranking.differences)
+    limit = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
+    return SpeedVerdict(ranking.least, f"{name} {_ms(rows[ranking.least])} ms, {slower}{limit}")
 
 
 def _ms(row: Row) -> str:

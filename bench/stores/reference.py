@@ -123,7 +123,9 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
         configuration=options.to_json(),
         machine=describe(),
     )
-    return concluded(reported, measured.found, _answer(rows[P50], needed, prices, is_emulated=store.candidate.emulated))
+    return concluded(
+        reported, measured.findings, _answer(rows[P50], needed, prices, is_emulated=store.candidate.emulated)
+    )
 
 
 def _published(prices: Prices) -> Iterator[Row]:

@@ -42,7 +42,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings, interrupted_report
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, interrupted_report
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
@@ -203,7 +203,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         configuration=_configuration(options, measured),
         machine=describe(),
     )
-    return concluded(reported, [*_missing_rounds(options, measured), *measured.found], answer)
+    return concluded(reported, [*_missing_rounds(options, measured), *measured.findings], answer)
 
 
 def _prices(options: StoresOptions) -> Prices:
@@ -259,7 +259,7 @@ def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]
             f"{made_rounds} in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is too busy, or "
             "--budget too short"
         )
-    return findings(Gravity.UNMEASURED, failures)
+    return findings_of(Gravity.UNMEASURED, failures)
 
 
 def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> Mapping[str, str]:

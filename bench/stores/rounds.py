@@ -34,7 +34,7 @@ from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS, in_time
-from hotplate.bench.verdict import Finding, Gravity, findings, no_verdict
+from hotplate.bench.verdict import Finding, Gravity, findings_of, no_verdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.encoding import USER
@@ -327,28 +327,23 @@ class StoreRuns:
         return [run.result for run in self.runs]
 
     @property
-    def found(self) -> list[Finding]:
+    def findings(self) -> list[Finding]:
         """What makes its figures unusable: wrong lists, popular lists, errors, or a generator that was too late."""
         name = self.candidate.name
         popular = popular_complaint(self.results)
         not_lists = no_verdict(f"{name} did not serve the users' own lists")
-        reasons = {
-            Gravity.WRONG: self.checked.complaints,
-            Gravity.UNCOMPARED: self.checked.failures,
-            Gravity.POPULAR: [popular] if popular else [],
-            Gravity.UNMEASURED: lateness(self.results, P99_SAMPLES),
-            Gravity.ERRORS: OBJECTIVE.errors_beyond(self.results),
-        }
         return [
-            Finding(gravity, f"{name}: {text}", not_lists if gravity is Gravity.POPULAR else "")
-            for gravity, texts in reasons.items()
-            for text in texts
+            *findings_of(Gravity.WRONG, self.checked.complaints, f"{name}: "),
+            *findings_of(Gravity.UNCOMPARED, self.checked.failures, f"{name}: "),
+            *findings_of(Gravity.POPULAR, [popular] if popular else [], f"{name}: ", lead=not_lists),
+            *findings_of(Gravity.UNMEASURED, lateness(self.results, P99_SAMPLES), f"{name}: "),
+            *findings_of(Gravity.ERRORS, OBJECTIVE.errors_beyond(self.results), f"{name}: "),
         ]
 
     @property
     def sound(self) -> bool:
         """Whether there are figures."""
-        return bool(self.runs) and not self.found
+        return bool(self.runs) and not self.findings
 
 
 class Measured(NamedTuple):
@@ -371,10 +366,10 @@ class Measured(NamedTuple):
         return len(self.stores[0].runs)
 
     @property
-    def found(self) -> list[Finding]:
+    def findings(self) -> list[Finding]:
         """What ended the rounds too early, and what makes the figures of stores unusable."""
-        ended = findings(Gravity.UNMEASURED, [self.failure] if self.failure else [])
-        return [*ended, *(finding for store in self.stores for finding in store.found)]
+        ended = findings_of(Gravity.UNMEASURED, [self.failure] if self.failure else [])
+        return [*ended, *(finding for store in self.stores for finding in store.findings)]
 
 
 # The runs of all stores, by their names.
