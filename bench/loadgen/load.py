@@ -15,9 +15,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from hotplate.base.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import ResponseSample
-from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
 KEY = "{key}"
