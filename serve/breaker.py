@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 from enum import Enum, auto
 
+from hotplate.base.timing import Backoff
 from hotplate.serve.errors import StoreDefect
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
-from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from itertools import chain
 
+from hotplate.base.timing import TaskDeadlines
 from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.fold_in import FoldIn
@@ -15,7 +16,6 @@ from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.store import Reader, ReadResult
-from hotplate.stores.timing import TaskDeadlines
 
 # A store that reads key by key returns after this share of its time.
 STORE_SHARE = 0.9

@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 
 import msgspec
 
+from hotplate.base.timing import Backoff
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
 from hotplate.stores.change_warnings import failure_as_warning
@@ -33,7 +34,6 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.store import RecordChange, Store
-from hotplate.stores.timing import Backoff
 from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
 log = logging.getLogger(__name__)

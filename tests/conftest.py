@@ -52,7 +52,7 @@ def slow_machine() -> Iterator[None]:
     own. Requests keep their time limits.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hotplate.stores.http1.CONNECT_S", 60.0)
+        patch.setattr("hotplate.base.http1.CONNECT_S", 60.0)
         patch.setattr("hotplate.cli.terminal.QUIET_S", inf)
         yield
 

@@ -23,11 +23,11 @@ import msgspec
 import numpy as np
 import uvloop
 
+from hotplate.base.http1 import ClientConnection, FailureKind
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.load import Load, Target
 from hotplate.bench.loadgen.result import ResponseSample, Result, Second
 from hotplate.bench.process import on_core, raised_priority, stop_process
-from hotplate.stores.http1 import ClientConnection, FailureKind
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -437,7 +437,7 @@ class LoadGenerator:
             self._failed(error)
 
     def on_failure(self, tag: SentRequest, kind: FailureKind) -> None:
-        """See `hotplate.stores.http1.ConnectionListener`."""
+        """See `hotplate.base.http1.ConnectionListener`."""
         del tag  # errors have no latency
         self._failed(kind)
 

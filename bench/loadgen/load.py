@@ -15,10 +15,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from hotplate.base.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import ResponseSample
 from hotplate.stores.errors import reason_of
-from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.stores.urls import redacted
 
 KEY = "{key}"

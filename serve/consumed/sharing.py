@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hotplate.base.timing import Backoff
 from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, parts_of
 from hotplate.serve.consumed.segment_tail import SegmentTail
 from hotplate.serve.consumed.sender import BATCH, SharingState, append
@@ -31,7 +32,7 @@ from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Reader
-from hotplate.stores.timing import Backoff, Outage
+from hotplate.stores.timing import Outage
 
 if TYPE_CHECKING:
     from hotplate.stores.redis.stream import Entry

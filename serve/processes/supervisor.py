@@ -25,6 +25,7 @@ from typing import NamedTuple, NoReturn
 
 import uvloop
 
+from hotplate.base.timing import Backoff
 from hotplate.serve.access.auth import guard_of, is_loopback
 from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
@@ -47,7 +48,6 @@ from hotplate.stores.connect import connect, open_stream
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.event_log import LogSegment
 from hotplate.stores.folders import room_bytes
-from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import orjson
 
+from hotplate.base.http1 import RequestFailed, Response
 from hotplate.stores.errors import (
     AccessDenied,
     PartUnavailable,
@@ -26,7 +27,6 @@ from hotplate.stores.errors import (
     StoreFull,
     StoreThrottled,
 )
-from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer
 
 # Labels of the metric of failures.

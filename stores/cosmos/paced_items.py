@@ -6,13 +6,13 @@ from functools import partial
 from math import inf
 from typing import TypeVar
 
+from hotplate.base.timing import RateLimiter
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending
 from hotplate.stores.cosmos.items import CONTAINER, CosmosItem, item_bytes
 from hotplate.stores.cosmos.signed import NearestItem, SignedClient, VersionedItem, WriteResult
 from hotplate.stores.errors import StoreThrottled
-from hotplate.stores.timing import RateLimiter
 
 R = TypeVar("R", NearestItem, VersionedItem, WriteResult)
 

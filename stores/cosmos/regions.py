@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from hotplate.base.http1 import Response, Transport
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.cosmos.errors import TRANSIENT, CosmosUnavailable, ErrorKind, object_in
 from hotplate.stores.cosmos.requests import RequestBuilder
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreClosed, StoreError
-from hotplate.stores.http1 import Response, Transport
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from hotplate.base.http1 import ConnectionPool, RequestFailed, Response, Transport
 from hotplate.base.proxies import proxy_for
 from hotplate.stores.concurrency import Lifetime
 from hotplate.stores.cosmos import errors
@@ -26,7 +27,6 @@ from hotplate.stores.cosmos.regions import AccountProperties, AccountRegions, Re
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, Signer, TokenSigner, default_credential
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
-from hotplate.stores.http1 import ConnectionPool, RequestFailed, Response, Transport
 from hotplate.stores.store import Observer, TracedCall, traced_call
 
 if TYPE_CHECKING:

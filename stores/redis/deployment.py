@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import MovedError
 
+from hotplate.base.timing import Backoff
 from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
 from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Session, settings_of
@@ -27,7 +28,6 @@ from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowle
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding
-from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 

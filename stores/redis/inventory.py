@@ -20,6 +20,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from hotplate.base.timing import Pacer
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merge_packed_keys, unpack
@@ -28,7 +29,7 @@ from hotplate.stores.redis.client import Command
 from hotplate.stores.redis.keys import SEALED, Keys
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.writer import BUSY_SHARE
-from hotplate.stores.timing import Pacer, Retrier
+from hotplate.stores.timing import Retrier
 
 MAX_KEYS = 1000  # per command: about half a millisecond of the server
 HISTORY = "@"  # prefix of replication histories in the set of incarnations

@@ -18,12 +18,12 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
 
+from hotplate.base.timing import Backoff
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing
 from hotplate.stores.redis.errors import ReadElsewhere, translated
 from hotplate.stores.store import ReadResult
-from hotplate.stores.timing import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
+from hotplate.base.timing import Pacer
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import META, pack
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
@@ -26,7 +27,7 @@ from hotplate.stores.redis.keys import SEALED, Keys, state_of
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.store import Row, sealed, taken_over
-from hotplate.stores.timing import Pacer, Retrier
+from hotplate.stores.timing import Retrier
 
 META_POINT = "meta"  # the part of `meta` rows, which have a separate resume point
 

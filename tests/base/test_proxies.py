@@ -11,9 +11,9 @@ import pytest
 import uvloop
 
 import hotplate
+from hotplate.base.http1 import ConnectionPool, RequestFailed
 from hotplate.base.proxies import Proxy, proxy_for
 from hotplate.serve.access.oidc import TokenVerifier
-from hotplate.stores.http1 import ConnectionPool, RequestFailed
 from tests.support.redis_server import certify
 from tests.support.stores import FIRST, release_ref
 from tests.support.streams import listening

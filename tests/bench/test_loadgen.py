@@ -12,6 +12,7 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from rich.console import Console
 
+from hotplate.base.http1 import Response
 from hotplate.base.report import Report, to_json
 from hotplate.bench import http
 from hotplate.bench.http_plan import make_plan
@@ -23,7 +24,6 @@ from hotplate.bench.options import HttpOptions
 from hotplate.bench.planner.inputs import from_report, read_report
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.search import Trial, first_outside, highest, knee, search
-from hotplate.stores.http1 import Response
 from tests.support.virtual import EndingWorker, VirtualLoop, delayed, simulate
 
 URL = "http://simulated:80"

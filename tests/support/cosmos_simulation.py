@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
+from hotplate.base.http1 import RequestFailed, Response
 from hotplate.bench.cosmos_emulator.messages import Request, render
 from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
 from hotplate.bench.cosmos_emulator.service import Authenticator, Service
@@ -24,7 +25,6 @@ from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Address, Offer, Throughput, parse
-from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row
 from tests.support.stores import release_ref
 from tests.support.virtual import in_virtual_time

@@ -2,7 +2,7 @@
 
 import runpy
 
-from hotplate.stores import http1
+from hotplate.base import http1
 from tests.support import patience
 
 patience.install(setattr)

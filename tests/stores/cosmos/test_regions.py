@@ -8,12 +8,12 @@ from math import inf
 import orjson
 import pytest
 
+from hotplate.base.http1 import RequestFailed, Response
 from hotplate.bench.process import free_port
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.regions import MAX_FAILURES, REFRESH_INTERVAL_S
 from hotplate.stores.cosmos.signed import CHARGE, REGIONS, SignedClient
 from hotplate.stores.cosmos.url import parse
-from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import ChargeCounter, TracedCall, traced_call
 from tests.support.cosmos_account import PATIENCE_S, Account, container_in, kind_of
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted

@@ -102,7 +102,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
         gate.reached.set()
         await gate.ended.wait()
 
-    monkeypatch.setattr("hotplate.stores.timing.Pacer.pause_s", lambda *_: PAUSE_S * gate.are_made)
+    monkeypatch.setattr("hotplate.base.timing.Pacer.pause_s", lambda *_: PAUSE_S * gate.are_made)
     monkeypatch.setattr(asyncio, "sleep", paused)
     return gate
 

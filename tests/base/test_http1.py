@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hotplate.stores.http1 import ClientConnection, ConnectionPool, RequestFailed
+from hotplate.base.http1 import ClientConnection, ConnectionPool, RequestFailed
 from tests.support.streams import listening
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
@@ -85,7 +85,7 @@ async def test_disconnect_raises_reset_and_unreachable_server_raises_connect_err
 
 
 async def test_connect_to_a_server_that_does_not_answer_a_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.stores.http1.CONNECT_S", 0.05)
+    monkeypatch.setattr("hotplate.base.http1.CONNECT_S", 0.05)
 
     async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -132,7 +132,7 @@ async def test_cancelled_request_keeps_its_connection_until_answer_or_deadline(
 async def test_connection_that_may_be_closing_is_not_used_again(
     monkeypatch: pytest.MonkeyPatch, idle_s: float, surplus: bytes
 ) -> None:
-    monkeypatch.setattr("hotplate.stores.http1.IDLE_S", idle_s)
+    monkeypatch.setattr("hotplate.base.http1.IDLE_S", idle_s)
     opened = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -156,7 +156,7 @@ async def test_connection_that_may_be_closing_is_not_used_again(
 async def test_idle_connections_are_dropped_after_a_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hotplate.stores.http1.STALE_S", 0.0)
+    monkeypatch.setattr("hotplate.base.http1.STALE_S", 0.0)
     opened = forgotten = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,7 +13,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from hotplate.base.proxies import Proxy
-from hotplate.stores.timing import Backoff, Deadlines
+from hotplate.base.timing import Backoff, Deadlines
 
 Tag = TypeVar("Tag")
 FailureKind = Literal["connect", "reset", "malformed", "timeout"]
