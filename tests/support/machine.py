@@ -176,8 +176,10 @@ def _write_clicks(folder: Path) -> None:
         time = f"2026-11-{1 + number // 60:02}T08:{number % 60:02}:00"
         rows.append((USERS[user], ITEMS[item], event, time))
     clicks = pl.DataFrame(rows, ["user_id", "item_id", "event", "timestamp"], orient="row")
-    for name in ("clicks.csv", "log.csv", "train.csv", "test.csv", "DATA/clicks.csv"):
+    for name in ("clicks.csv", "log.csv", "test.csv", "DATA/clicks.csv"):
         clicks.write_csv(folder / name)
+    month_before = pl.col("timestamp").str.replace("2026-11", "2026-10")
+    clicks.with_columns(month_before).write_csv(folder / "train.csv")
     (folder / "clicks.csv.gz").write_bytes(gzip.compress((folder / "clicks.csv").read_bytes()))
     clicks.write_parquet(folder / "clicks.parquet")
     segment = LogSegment(folder / "backup/events")
@@ -232,7 +234,7 @@ def _publish(folder: Path) -> None:
     """Train, and publish twice into two stores, as one page has its store in a folder of the other's place."""
     model = folder / "model"
     chosen = ("--event-weights", "view=1,cart=3,buy=5", "--params", "factors=8,iterations=2")
-    succeeded("train", folder / "clicks.csv", *chosen, "--out", model)
+    succeeded("train", folder / "train.csv", *chosen, "--out", model)
     for name in ("MODEL", "model-a", "model-b", "basket-model"):
         shutil.copytree(model, folder / name)
     store = folder / "var/lib/hotplate"
