@@ -64,10 +64,23 @@ class Objective:
 
         seconds = [result.only([number]) for result in results for number in range(len(result.seconds))]
         is_calm = [not any(self.judge_latency([second])) for second in seconds]
-        if not _are_pauses(is_calm, seconds):
+        if not self._are_pauses(is_calm, seconds):
             return list(results)
         calm = iter(is_calm)
         return [result.only([number for number in range(len(result.seconds)) if next(calm)]) for result in results]
+
+    def _are_pauses(self, is_calm: Sequence[bool], seconds: Sequence[Result]) -> bool:
+        """Return whether the *seconds* that are not calm are rare pauses, after which latencies fall.
+
+        If the last second is not calm, its median tells: it is inside after a pause that has just begun.
+        """
+        pauses = [list(run) for calm, run in groupby(range(len(seconds)), is_calm.__getitem__) if not calm]
+        most_pauses = max(len(seconds) // PAUSE_EVERY_S, len(seconds) >= LEAST_S)
+        if len(pauses) > most_pauses or sum(is_calm) < CALM * len(seconds):
+            return False
+        medians_us = [seconds[number].latency.percentile_us(50) for number in pauses[-1]]
+        falling_us = FALLING * max(medians_us)
+        return is_calm[-1] or medians_us[-1] <= max(falling_us, min(self.latency_us.values()))
 
     def judge_latency(self, results: Sequence[Result]) -> Judgement:
         """Compare the percentiles of all results together with their bounds.
@@ -108,16 +121,6 @@ class Objective:
     def __str__(self) -> str:
         bounds = [f"{name} ≤ {format_bound(bound_us)}" for name, bound_us in self.latency_us.items()]
         return ", ".join([*bounds, f"errors ≤ {100 * self.errors:.3g} %"])
-
-
-def _are_pauses(is_calm: Sequence[bool], seconds: Sequence[Result]) -> bool:
-    """Return whether the *seconds* that are not calm are rare pauses, after which latencies fall."""
-    pauses = [list(run) for calm, run in groupby(range(len(seconds)), is_calm.__getitem__) if not calm]
-    most_pauses = max(len(seconds) // PAUSE_EVERY_S, len(seconds) >= LEAST_S)
-    if len(pauses) > most_pauses or sum(is_calm) < CALM * len(seconds):
-        return False
-    medians_us = [seconds[number].latency.percentile_us(50) for number in pauses[-1]]
-    return is_calm[-1] or medians_us[-1] <= FALLING * max(medians_us)
 
 
 def format_ms(us: float) -> str:
