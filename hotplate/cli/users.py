@@ -60,8 +60,9 @@ class _OtherPlaces:
 def erase(users: Users, places: Places) -> None:
     """Erase users from a store: every service treats them as unknown within a refresh.
 
-    Rollback, restore, copy and rebuild keep erasures. Rows are deleted from Redis and Cosmos DB at once, and from files
-    with their release. Lists the data that still contain the users, and the places that were not searched.
+    Rollback, restore, copy and rebuild keep erasures. Rows are deleted from Redis and Cosmos DB at once, from drafts
+    before their commit, and from files with their release. Lists the data that still contain the users, and the places
+    that were not searched.
 
     Example: hotplate users erase u7 u8 --store redis://localhost:6379/0 --backup /backup/monday --events /var/events
     """

@@ -50,7 +50,7 @@ PRIMITIVES = (
 on_three_stores = pytest.mark.parametrize("open_store", ["file", "redis", "cosmos+http"], indirect=True)
 
 # A change of the releases of a store by one process.
-Change = Callable[[Store], Awaitable[object]]
+Change = Callable[[Store], Coroutine[Any, Any, object]]
 
 
 class Held:
