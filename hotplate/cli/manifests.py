@@ -41,7 +41,8 @@ def manifest_facts(manifest: Manifest, state: str) -> list[tuple[str, object]]:
 def print_quality(manifest: Manifest) -> None:
     """Print the metrics of the model."""
     quality = manifest.origin.quality
-    metrics = [(name, f"{value:.4f}") for name, value in quality.model.items() if isinstance(value, float)]
+    figures = {**quality.model, **quality.as_served}
+    metrics = [(name, f"{value:.4f}") for name, value in figures.items() if isinstance(value, float)]
     if metrics:
         out.print(table((f"quality at {quality.k}", ""), metrics))
 
@@ -55,8 +56,8 @@ def print_metrics(manifest: Manifest) -> None:
     quality = manifest.origin.quality
     if quality.as_trained is None:
         return
-    published = quality.model
-    trained = quality.as_trained.model
+    published = {**quality.model, **quality.as_served}
+    trained = {**quality.as_trained.model, **quality.as_trained.as_served}
 
     out.print(f"  as published, nDCG@{quality.k} is {published['ndcg']:.4f}; in training it was {trained['ndcg']:.4f}")
     names = {"coverage": "coverage", "list_similarity": "similarity within a list"}
