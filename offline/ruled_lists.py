@@ -31,6 +31,9 @@ _FIRST_DEPTH = 2
 _DEEPER = 4
 # Ranked items in memory at once.
 _CELLS = 1 << 22
+# Users and boosted items whose lists are counted.
+_COUNTED_USERS = 5_000
+_COUNTED_ITEMS = 20
 # Items without a category are not capped.
 _NO_CATEGORY = -1
 
@@ -207,6 +210,8 @@ class RuledLists:
         for name, ids in ids_by_rule.items():
             if ids:
                 facts[name] = {"items": len(ids), "unknown": len(set(ids) - known)}
+        if self.boosts is not None:
+            facts["boosted"] |= self._count_boosted(known)
 
         if rules.max_per_category is not None:
             without = len(known - rules.categories.keys())
@@ -223,6 +228,26 @@ class RuledLists:
         if self.new is not None:
             facts["explore"] = {**asdict(self.new.explore), "items": len(self.new.items)}
         return facts
+
+    def _count_boosted(self, known: set[str]) -> dict[str, int]:
+        """Return how many users' lists have each of the most boosted items that are *known*, and without boosts.
+
+        At most 5,000 users are counted, drawn at random.
+        """
+        matrix = self.model.matrix
+        users = np.random.default_rng(0).permutation(len(matrix.user_ids))[:_COUNTED_USERS].astype(np.int32)
+        without = RuledLists.of(
+            self.model, replace(self.rules, boosts={}), self.length, keep_seen=self.keep_seen
+        ).personal(users)
+        lists = self.personal(users)
+
+        counts = {"of users": len(users)}
+        best_first = sorted(known & self.rules.boosts.keys(), key=lambda item: (-self.rules.boosts[item], item))
+        for item in best_first[:_COUNTED_ITEMS]:
+            number = matrix.item_ids.index(item)
+            counts[f"lists with {item}"] = int((lists.items == number).sum())
+            counts[f"without boosts with {item}"] = int((without.items == number).sum())
+        return counts
 
     @property
     def _reorders(self) -> bool:

@@ -10,7 +10,9 @@ from hotplate.stores.origin import GateRecord
 def rule_counts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield the name of each rule of a release, and what it counted, as "3 items, 12 users"."""
     for name, counts in manifest.origin.rules.items():
-        texts = [f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items()]
+        # Names with blanks hold ids.
+        words = {counted: counted if " " in counted else counted.replace("_", " ") for counted in counts}
+        texts = [f"{count:,} {words[counted]}" for counted, count in counts.items()]
         yield name.replace("_", " "), ", ".join(texts)
 
 
