@@ -198,7 +198,7 @@ def evaluate_parts(
     """Fit a model and baselines on the train part of *parts*, and measure their lists on the test part.
 
     params     engine of the model with its parameters
-    baselines  engines to compare with; the model's engine is skipped, but not popularity with another half-life
+    baselines  engines to compare with; the model's engine is skipped, but not popularity
     split      options that made *parts*, for the result; None if they were given
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 10,000 items.
@@ -216,7 +216,7 @@ def evaluate_parts(
 
     results = list[EngineResult]()
     for baseline in baselines:
-        if (engine_of(baseline) == model.engine and not isinstance(baseline, PopularityParams)) or baseline == params:
+        if engine_of(baseline) == model.engine and not isinstance(baseline, PopularityParams):
             continue
         # Popularity is the same for everybody, users without a list of their own included.
         popular = baseline if isinstance(baseline, PopularityParams) else options.popular

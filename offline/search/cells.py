@@ -9,10 +9,8 @@ from dataclasses import replace
 from hotplate.offline.search.trials import Trial, is_as_good
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import ENGINES, Engine, Params, engine_of, recency_of
-from hotplate.offline.train.popularity import Recency
+from hotplate.offline.train.popularity import PopularityParams, Recency
 
-# In days.
-_FIRST_HALF_LIVES = (2.0, 8.0)
 # Further half-lives and powers of recency are this factor larger or smaller.
 _RECENCY_STEP = 2.0
 _SHORTEST_DAYS = 0.125
@@ -48,13 +46,12 @@ def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
     return [params for params in dict.fromkeys(cells) if params not in best_first]
 
 
-def first_cells_with_recency(params: Params, half_life_days: float) -> list[Params]:
-    """Return *params* with the half-lives of recency to try first, also with *half_life_days*, the best of popularity.
+def first_with_recency(params: Params, half_life_days: float) -> list[Params]:
+    """Return *params* with the recency to try first: a power (gamma) of 1, and the half-life of the best popularity.
 
-    Recency multiplies scores by a power (gamma) of recent popularity, in which interactions count half per half-life.
+    Recency multiplies scores by a power of recent popularity, in which interactions count half per half-life.
     """
-    half_lives = dict.fromkeys((*_FIRST_HALF_LIVES, half_life_days))
-    return _cells_of(params, [Recency(days, gamma=1.0) for days in half_lives])
+    return [] if isinstance(params, PopularityParams) else _cells_of(params, [Recency(half_life_days, gamma=1.0)])
 
 
 def next_cells_with_recency(tried: Sequence[Trial]) -> list[Params]:

@@ -220,34 +220,36 @@ class _Fits:
         """Yield a ranker (a fitted model) for each split, fitted with *params* to its train part.
 
         Recency multiplies the scores of a fitted model, so cells that differ in recency alone share a fit: it is kept
-        from one of these cells to the next. Fits of ALS without recency are kept if they are small, because trials of
-        recency need the best one again. All other fits are made one at a time, to save memory.
+        from the first of these cells to the one without recency. The best fit of ALS is kept longer, if it is small,
+        because trials of recency need it again. All other fits are made one at a time, to save memory.
         """
+        plain = without_recency(params)
         recency = recency_of(params)
         if recency is not None:
-            fitted = self._kept_or_fitted(without_recency(params))
+            fitted = self._kept_or_fitted(plain)
             for ranker, parts, times in zip(fitted, self._splits, self._times, strict=True):
                 yield with_recency(ranker, recency.weights(parts.train, times))
             return
 
-        if isinstance(params, ALSParams):
-            fits_bytes = sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
-            if fits_bytes <= _MOST_KEPT_BYTES:
-                yield from self._kept_or_fitted(params)
-                return
-
+        kept = self._kept_rankers(plain)
+        if kept is not None:
+            yield from kept
+            return
         for parts in self._splits:
-            yield fit_parts(parts, params)
+            yield fit_parts(parts, plain)
 
     def keep_if_best(self, params: Params, ndcg: float) -> None:
-        """Keep the rankers of *params* if they are the best of ALS."""
+        """Keep the rankers of *params* if they are the best of ALS and small; others are released after the last use."""
         last = self._last
-        if last is None or last.params != params:
+        if last is None or last.params != without_recency(params):
             return
-        if ndcg > self._best_ndcg:
-            self._best = last
-            self._best_ndcg = ndcg
-        self._last = None
+        if isinstance(params, ALSParams) and ndcg > self._best_ndcg:
+            fits_bytes = sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
+            if fits_bytes <= _MOST_KEPT_BYTES:
+                self._best = last
+                self._best_ndcg = ndcg
+        if recency_of(params) is None:
+            self._last = None
 
     def _kept_or_fitted(self, plain: Params) -> list[Ranker]:
         """Return the rankers of *plain*, parameters without recency: kept ones, or new ones, which are then kept."""

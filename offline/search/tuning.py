@@ -32,7 +32,7 @@ from hotplate.offline.search.budget import (
 from hotplate.offline.search.cells import (
     cells_past_edge,
     default_cells,
-    first_cells_with_recency,
+    first_with_recency,
     next_cells_with_recency,
 )
 from hotplate.offline.search.popular_lists import ALL_TIME, PopularSearch, search_popular
@@ -53,6 +53,7 @@ from hotplate.offline.train.engine import (
     estimate_fit_bytes,
     estimate_fit_s,
     recency_of,
+    without_recency,
 )
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
@@ -307,43 +308,50 @@ def _run_trials(
 
     *items* is the number of items in the catalogue. All trials are added to *trials*.
     """
-    # At least one trial with recency follows the others.
     half_life_days = recent.half_life_days
-    expected_later = int(half_life_days is not None)
-    trials.run(cells, expected_later=expected_later)
+    _try(trials, cells, budget, half_life_days)
 
     if extends_cells:
         for _ in range(_EXTENSIONS):
-            best_first = [*(trial.params for trial in sort_by_ndcg(trials.done)), *trials.short_of_memory]
-            trials.run(budget.affordable(cells_past_edge(best_first, items)), expected_later=expected_later)
+            tried = [without_recency(trial.params) for trial in sort_by_ndcg(trials.done)]
+            best_first = [*dict.fromkeys(tried), *trials.short_of_memory]
+            _try(trials, budget.affordable(cells_past_edge(best_first, items)), budget, half_life_days)
 
     if half_life_days is not None:
-        _try_recency(trials, budget, half_life_days)
+        _try_recency(trials, budget)
 
 
-def _try_recency(trials: Trials, budget: Budget, half_life_days: float) -> None:
-    """Try the best cells of each engine with recency: scores multiplied by a power of recent popularity.
+def _try(trials: Trials, cells: Sequence[Params], budget: Budget, half_life_days: float | None) -> None:
+    """Try *cells*, with *half_life_days* each also with the first recency: the best scores alone may not be the best then.
 
-    The next half-lives and powers of an engine depend on its trials so far. An engine is done when none are left that
-    may help, or when *budget* is spent. *half_life_days* is that of the best recent popularity. All trials are added to
-    *trials*.
+    A cell with recency is followed by the one without, which has the same fit.
+    """
+    pairs = list[Params]()
+    for params in cells:
+        if half_life_days is not None:
+            pairs += budget.affordable_recencies(first_with_recency(params, half_life_days))
+        pairs.append(params)
+    # At least one trial with recency follows the others.
+    trials.run(pairs, expected_later=int(half_life_days is not None))
+
+
+def _try_recency(trials: Trials, budget: Budget) -> None:
+    """Try other half-lives and powers of recency: scores multiplied by a power of recent popularity.
+
+    The next ones of an engine depend on its trials so far. An engine is done when none are left that may help, or when
+    *budget* is spent. All trials are added to *trials*.
     """
     # Fits of ALS are kept in memory until another engine is fitted.
     engines = [engine_of(trial.params) for trial in best_of_each_engine(trials.done)]
     for engine in sorted(engines, key=lambda engine: engine != "als"):
-        if engine == "popularity":
-            continue
-
-        # Scores that differ more between users may be better factors of recent popularity than the best ones alone.
-        plain = sort_by_ndcg([trial for trial in trials.done if engine_of(trial.params) == engine])
-        first = dict.fromkeys((plain[0], _most_personal(_within(_VARIETY_LOSS, plain))))
-        cells = [cell for trial in first for cell in first_cells_with_recency(trial.params, half_life_days)]
-
-        tried = list[Trial]()
+        tried = [trial for trial in trials.done if engine_of(trial.params) == engine and recency_of(trial.params)]
         # The expected total counts one more trial, until the results show that none follows.
-        while new := trials.run(budget.affordable_recencies(cells), expected_later=1):
+        while tried and (new := trials.run(_next_affordable(tried, budget), expected_later=1)):
             tried += new
-            cells = next_cells_with_recency(tried)
+
+
+def _next_affordable(tried: Sequence[Trial], budget: Budget) -> list[Params]:
+    return budget.affordable_recencies(next_cells_with_recency(tried))
 
 
 def _within(loss: float, best_first: Sequence[Trial]) -> list[Trial]:
