@@ -239,7 +239,7 @@ class _Fits:
             yield fit_parts(parts, plain)
 
     def keep_if_best(self, params: Params, ndcg: float) -> None:
-        """Keep the rankers of *params* if they are the best of ALS and small; others are released after the last use."""
+        """Keep the rankers of *params* if they are the best of ALS, and small; others are released after their use."""
         last = self._last
         if last is None or last.params != without_recency(params):
             return

@@ -244,6 +244,7 @@ def tune(
     trials = Trials(splits, k, popular.for_new_users, folder=trials_folder, key=digest, on_trial=on_trial)
     if not tuning.cells and tuning.engine in (None, "popularity"):
         trials.done += popular.as_engine
+        on_trial(len(trials.done), len(trials.done) + len(cells))
     _run_trials(
         trials,
         cells,
@@ -322,7 +323,7 @@ def _run_trials(
 
 
 def _try(trials: Trials, cells: Sequence[Params], budget: Budget, half_life_days: float | None) -> None:
-    """Try *cells*, with *half_life_days* each also with the first recency: the best scores alone may not be the best then.
+    """Try *cells*; with *half_life_days*, each also with recency, as the best scores may not be the best ones then.
 
     A cell with recency is followed by the one without, which has the same fit.
     """

@@ -155,7 +155,7 @@ async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison(
     bounds = gates(ndcg=0.6, model__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
     failed = await publish_source(source(model()), store, PublishSettings(gates=bounds))
     assert str(failed.refused).startswith(
-        "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.3 is above 0; release "
+        "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.38 is above 0; "
     )
     assert (await store.catalogue()).live is None
     notes = {verdict.gate: verdict.note for verdict in failed.result.manifest.origin.gates.verdicts if verdict.passed}
