@@ -264,8 +264,8 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
 
     The least squares have a closed solution: the inverse of the items' Gram matrix, divided by its negative diagonal.
     Regularized by a constant (Steck, WWW 2019) and by dropout (Steck, NeurIPS 2020). Takes items^3 operations and
-    4 items^2 bytes: 20 s of a core and 0.6 GB for 12,000 items. Deterministic on one machine. Raises DataError for an
-    invalid matrix.
+    4 items^2 bytes: 20 s of a core and 0.6 GB for 12,000 items. Deterministic for one machine and number of threads.
+    Raises DataError for an invalid matrix.
     """
     check_user_items(user_items)
 
