@@ -129,7 +129,7 @@ class ListEncoder:
             return pl.Series(dtype=pl.String)
 
         if self._computed:
-            scores = _significant(scores)
+            scores = pl.Series(scores).round_sig_figs(SCORE_DIGITS).to_numpy()
 
         # orjson writes all scores at once, as `[0.5,0.25]`, with the same digits as in other JSON.
         array = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY).decode()
@@ -141,16 +141,6 @@ class ListEncoder:
         if self._computed and not scores.all():
             digits += pl.Series(np.where(scores == 0, _FILLER, ""))
         return pl.select(pl.concat_str(heads, digits, tails)).to_series()
-
-
-def _significant(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return *scores* with SCORE_DIGITS significant digits."""
-    powers = SCORE_DIGITS - 1 - np.floor(np.log10(np.abs(scores), where=scores != 0, out=np.zeros_like(scores)))
-    # Powers of ten with a negative exponent are not exact.
-    large = 10.0 ** np.maximum(-powers, 0)
-    small = 10.0 ** np.maximum(powers, 0)
-    rounded: npt.NDArray[np.float64] = np.round(scores * small / large) * large / small
-    return rounded
 
 
 def _tail(title: str | None) -> bytes:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from hotplate.base.report import markdown_page, markdown_table
 from hotplate.offline.evaluate.evaluation import fit_parts
 from hotplate.offline.evaluate.metrics import MetricInterval, with_interval
 from hotplate.offline.evaluate.model_report import ndcg_by_group
-from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead, SearchRecord
+from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, SearchRecord
 from hotplate.offline.evaluate.similar_hits import measure_similar
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
@@ -279,6 +279,7 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
         role = "chosen" if share in CHOSEN else "confirmed"
         popular = _best_of(record, POPULARITIES)
         other = _best_of(record, SIMPLE_METHODS[2:])
+        assert popular is not None  # noqa: S101 -- always measured
         leads.append((_relative_lead(popular), _relative_lead(other)))
 
         new = record.model.users - record.model.users_with_lists
@@ -316,15 +317,11 @@ def _lead(baseline: BaselineRecord | None) -> str:
     return with_interval(baseline.model_leads_by.ndcg, baseline.model_leads_by.interval)
 
 
-def _beside_popularity(record: EvaluationRecord, popular: BaselineRecord | None) -> Iterator[str]:
-    """Yield nDCG by group of users, and how personal lists are, each beside that of *popular* lists, if they are known.
+def _beside_popularity(record: EvaluationRecord, popular: BaselineRecord) -> Iterator[str]:
+    """Yield nDCG by group of users, and how personal lists are, each beside that of *popular* lists.
 
     The groups are users with a list and those without.
     """
-    if popular is None:
-        popular = BaselineRecord(
-            **asdict(record.model), params=record.params, as_served=record.as_served, model_leads_by=Lead(0.0, None)
-        )
     lists = ndcg_by_group(record.model, record.as_served)
     beside = ndcg_by_group(popular, popular.as_served)
     for of_lists, of_popular in zip(lists, beside, strict=True):

@@ -114,14 +114,11 @@ def ndcg_by_group(personal: ListMetrics, served: RankingMetrics) -> tuple[float,
 
 def _spread_in_words(lists: ListMetrics, popular: ListMetrics) -> str:
     """Return a sentence on how personal *lists* are, beside *popular* ones; empty if that was not measured."""
-    if lists.shared_items is None or lists.half_places is None:
+    if lists.shared_items is None or popular.shared_items is None:
         return ""
-    beside = ""
-    if popular.shared_items is not None and popular.half_places is not None:
-        beside = f" (of popular lists: {popular.shared_items:.1f}, {popular.half_places:,.0f})"
     return (
         f"Two users share {lists.shared_items:.1f} of {lists.k} items; half of all places go to "
-        f"{lists.half_places:,.0f} items{beside}."
+        f"{lists.half_places:,.0f} items (of popular lists: {popular.shared_items:.1f}, {popular.half_places:,.0f})."
     )
 
 

@@ -9,11 +9,11 @@ from time import perf_counter
 
 import numpy as np
 
-from hotplate.offline.evaluate.evaluation import fit_parts, popularity_of, recommend_all
-from hotplate.offline.evaluate.metrics import LEADING_BY_SE, Spread, leads_by, measure_users
+from hotplate.offline.evaluate.evaluation import popularity_of
+from hotplate.offline.evaluate.metrics import LEADING_BY_SE, leads_by
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.pairs import Mask, items_per_user
-from hotplate.offline.search.trials import Trial
+from hotplate.offline.search.trials import Trial, measure
 from hotplate.offline.train.popularity import PopularityParams
 
 ALL_TIME = PopularityParams()
@@ -78,26 +78,15 @@ def search_popular(splits: Sequence[Parts], k: int, *, in_time: bool) -> Popular
         cells += [PopularityParams(half_life_days) for half_life_days in HALF_LIVES]
 
     is_new = np.concatenate([items_per_user(parts.seen)[parts.tested] == 0 for parts in splits])
-    is_newest = np.zeros(len(is_new), dtype=np.bool_)
-    is_newest[len(is_new) - len(splits[-1].tested) :] = True
+    is_newest = np.arange(-len(is_new), 0) >= -len(splits[-1].tested)
     return PopularSearch(tuple(_try(params, splits, k) for params in cells), is_new, is_newest)
 
 
 def _try(params: PopularityParams, splits: Sequence[Parts], k: int) -> Trial:
     start = perf_counter()
-    values = []
-    spreads = []
-    for parts in splits:
-        evaluated = recommend_all(fit_parts(parts, params), parts, k, popularity_of(parts, params))
-        values.append(measure_users(evaluated.as_served, parts.test).values["ndcg"])
-        spreads.append(Spread.of(evaluated.lists[parts.tested]))
-    return Trial(
-        params=params,
-        iterations=None,
-        per_user=np.concatenate(values),
-        seconds=round(perf_counter() - start, 3),
-        spread=Spread.mean(spreads),
-    )
+    popularity = [popularity_of(parts, params) for parts in splits]
+    per_user, spread = measure(splits, popularity, popularity, k)
+    return Trial(params, None, per_user, round(perf_counter() - start, 3), spread)
 
 
 def _params_of(trial: Trial) -> PopularityParams:

@@ -5,7 +5,7 @@ stored in a folder, for a search that is repeated.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -43,7 +43,7 @@ from hotplate.offline.train.engine import (
     with_recency,
     without_recency,
 )
-from hotplate.offline.train.popularity import PopularityParams
+from hotplate.offline.train.popularity import Popularity, PopularityParams
 from hotplate.stores.verification import OnProgress
 
 # Fits of the best ALS cell that are kept for recency.
@@ -176,23 +176,31 @@ class Trials:
 
         All are zeros if the data cannot be fitted. Raises MemoryShortage.
         """
-        rankers = self._fits.rankers(params)
-        values = list[Values]()
-        spreads = list[Spread]()
         try:
-            for parts, popularity in zip(self._splits, self._popularity, strict=True):
-                # The ranker is released before the next fit.
-                evaluated = recommend_all(next(rankers), parts, self._k, popularity)
-                values.append(measure_users(evaluated.as_served, parts.test).values["ndcg"])
-                spreads.append(Spread.of(evaluated.lists[parts.tested]))
+            ndcg, spread = measure(self._splits, self._fits.rankers(params), self._popularity, self._k)
         except MemoryShortage:
             raise
         except DataError:
             return np.zeros(sum(len(parts.tested) for parts in self._splits)), NO_SPREAD
-
-        ndcg = np.concatenate(values)
         self._fits.keep_if_best(params, float(ndcg.mean()))
-        return ndcg, Spread.mean(spreads)
+        return ndcg, spread
+
+
+def measure(
+    splits: Sequence[Parts], rankers: Iterable[Ranker], popularity: Sequence[Popularity], k: int
+) -> tuple[Values, Spread]:
+    """Return the nDCG of lists of *k* as served, one tested user of *splits* after the other, and their mean spread.
+
+    There is one of *rankers* for each split, released before the next one is requested, and one of *popularity*.
+    """
+    values = list[Values]()
+    spreads = list[Spread]()
+    for parts, ranker, popular in zip(splits, rankers, popularity, strict=False):
+        evaluated = recommend_all(ranker, parts, k, popular)
+        values.append(measure_users(evaluated.as_served, parts.test).values["ndcg"])
+        spreads.append(Spread.of(evaluated.lists[parts.tested]))
+        del ranker  # the next fit needs its memory
+    return np.concatenate(values), Spread.mean(spreads)
 
 
 class _Fitted(NamedTuple):

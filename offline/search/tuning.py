@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -71,7 +71,6 @@ _MOST_RANKED_PAIRS = 60_000_000
 
 
 Preference = Literal["accuracy", "balance", "variety"]
-PREFERENCES: tuple[Preference, ...] = get_args(Preference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,13 +345,11 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
     engines = [engine_of(trial.params) for trial in best_of_each_engine(trials.done)]
     for engine in sorted(engines, key=lambda engine: engine != "als"):
         tried = [trial for trial in trials.done if engine_of(trial.params) == engine and recency_of(trial.params)]
-        # The expected total counts one more trial, until the results show that none follows.
-        while tried and (new := trials.run(_next_affordable(tried, budget), expected_later=1)):
+        new = tried
+        while new:
+            # The expected total counts one more trial, until the results show that none follows.
+            new = trials.run(budget.affordable_recencies(next_cells_with_recency(tried)), expected_later=1)
             tried += new
-
-
-def _next_affordable(tried: Sequence[Trial], budget: Budget) -> list[Params]:
-    return budget.affordable_recencies(next_cells_with_recency(tried))
 
 
 def _within(loss: float, best_first: Sequence[Trial]) -> list[Trial]:

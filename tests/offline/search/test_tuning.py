@@ -21,7 +21,7 @@ from hotplate.offline.input.sample import sample
 from hotplate.offline.search.budget import Cost
 from hotplate.offline.search.popular_lists import PopularSearch
 from hotplate.offline.search.trials import Trial
-from hotplate.offline.search.tuning import PREFERENCES, Search, SearchData, TuneOptions, tune
+from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
@@ -308,7 +308,9 @@ def test_preferences_are_the_best_a_balance_and_the_most_varied_within_five_perc
         Trial(EASEParams(200.0), None, 0.94 * level, 1.0, spread(80)),
         Trial(PopularityParams(), None, 0.99 * level, 1.0, spread(999)),
     )
-    preferred = {prefer: replace(ranked(*trials), prefer=prefer).recommended for prefer in PREFERENCES}
+    preferred = {
+        prefer: replace(ranked(*trials), prefer=prefer).recommended for prefer in ("accuracy", "balance", "variety")
+    }
     assert preferred == {"accuracy": 0, "balance": 1, "variety": 2}
     popular = Trial(PopularityParams(2.0), None, level + 0.01, 1.0, spread(5))
     assert ranked(*trials, popular).choices["balance"] == popular
