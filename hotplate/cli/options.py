@@ -84,6 +84,15 @@ class TrainFlags:
         float | None,
         Flag("The time that the search may take on one core; by default 36s.", SEARCH, at_least=1, is_time=True),
     ] = None
+    prefer: Annotated[
+        Literal["accuracy", "balance", "variety"],
+        Flag(
+            "Which lists the search chooses: the most accurate, the most varied of those that are as good, or the most "
+            "varied within 5 %.",
+            SEARCH,
+            metavar="CHOICE",
+        ),
+    ] = "balance"
     no_tune: Annotated[bool, Flag("Take the engine's default parameters, without a search.", SEARCH)] = False
     seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
     track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False

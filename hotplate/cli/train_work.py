@@ -7,14 +7,14 @@ from pathlib import Path
 
 from hotplate.base.report import Report, format_count
 from hotplate.cli.options import TrainFlags
-from hotplate.cli.terminal import err, print_json, progress_bars, run_interruptibly, show_report
+from hotplate.cli.terminal import err, out, print_json, progress_bars, run_interruptibly, show_report, table
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
 from hotplate.offline.search.trials import count_stored
-from hotplate.offline.search.tuning import TuneOptions
+from hotplate.offline.search.tuning import Search, TuneOptions
 from hotplate.offline.train.engine import described, read_params
 from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train, trials_folder
 
@@ -102,14 +102,15 @@ def train_settings(flags: TrainFlags) -> TrainSettings:
 def _tune_options(flags: TrainFlags) -> TuneOptions | None:
     """Return the options of the search for a model's parameters; None if an option replaces the search.
 
-    Raises SettingError if `--tune`, the time of the search, is given together with such an option.
+    Raises SettingError if an option of the search is given together with such an option.
     """
     reasons = {"--no-tune": flags.no_tune, "--params": flags.params, "--engine spark": flags.engine == "spark"}
     replacing = [reason for reason, value in reasons.items() if value not in {None, False}]
     if not replacing:
-        return TuneOptions(engine=flags.engine, budget_s=flags.tune)
-    if flags.tune is not None:
-        raise SettingError(f"--tune and {replacing[0]} contradict each other; leave out one of them.")
+        return TuneOptions(engine=flags.engine, budget_s=flags.tune, prefer=flags.prefer)
+    for flag, is_given in {"--tune": flags.tune is not None, "--prefer": flags.prefer != "balance"}.items():
+        if is_given:
+            raise SettingError(f"{flag} and {replacing[0]} contradict each other; leave out one of them.")
     return None
 
 
@@ -182,6 +183,23 @@ def print_training(report: TrainReport, *, as_json: bool) -> None:
         notes=(*warnings, *model.data.notes),
     )
     show_report(shown, as_json=False)
+    if report.search is not None:
+        _print_choices(report.search)
+
+
+def _print_choices(search: Search) -> None:
+    """Print what each --prefer would choose, if they differ."""
+    if len({trial.params for trial in search.choices.values()}) == 1:
+        return
+
+    rows = []
+    for prefer, trial in search.choices.items():
+        spread = trial.spread
+        label = f"{prefer}, chosen" if prefer == search.prefer else prefer
+        rows.append(
+            (label, f"{trial.ndcg:.4f}", f"{spread.shared_items:.1f} of {search.k}", f"{spread.half_places:,.0f} items")
+        )
+    out.print(table(("--prefer", f"nDCG@{search.k}, inner split", "two users share", "half of all places"), rows))
 
 
 def _model_in_words(report: TrainReport) -> str:

@@ -5,7 +5,7 @@ stored in a folder, for a search that is repeated.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -17,8 +17,16 @@ from typing import NamedTuple
 import numpy as np
 
 from hotplate.offline.errors import DataError, MemoryShortage, why_not_written
-from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import Values, leads_by, measure_users, standard_error
+from hotplate.offline.evaluate.evaluation import fit_parts, popularity_of, recommend_all
+from hotplate.offline.evaluate.metrics import (
+    EQUAL_WITHIN_SE,
+    NO_SPREAD,
+    Spread,
+    Values,
+    leads_by,
+    measure_users,
+    standard_error,
+)
 from hotplate.offline.evaluate.records import TrialRecord
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.history import History
@@ -35,20 +43,29 @@ from hotplate.offline.train.engine import (
     with_recency,
     without_recency,
 )
+from hotplate.offline.train.popularity import Popularity, PopularityParams
 from hotplate.stores.verification import OnProgress
 
 # Fits of the best ALS cell that are kept for recency.
 _MOST_KEPT_BYTES = 200e6
+# Share of the best nDCG that a more personal trial may lack, even if chance explains more.
+_MOST_LOSS = 0.01
+# Numbers before those of users in the file of a trial.
+_STORED_FIRST = 1 + len(Spread._fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """nDCG per user of one combination of parameters (a cell), 0 if the data cannot be fitted with it."""
+    """nDCG as served per user of one combination of parameters (a cell), 0 if the data cannot be fitted with it.
+
+    *spread* is that of the lists of users with interactions, the mean over the splits.
+    """
 
     params: Params
     iterations: int | None
     per_user: Values = field(compare=False, repr=False)
     seconds: float
+    spread: Spread = NO_SPREAD
 
     @property
     def ndcg(self) -> float:
@@ -59,12 +76,6 @@ class Trial:
     def se(self) -> float:
         """Standard error of the mean."""
         return standard_error(self.per_user)
-
-    @property
-    def recency_power(self) -> float:
-        """The power of recent popularity that multiplies scores, 0 without."""
-        recency = recency_of(self.params)
-        return 0.0 if recency is None else recency.gamma
 
     def leads_by(self, other: "Trial") -> float:
         """Return the mean difference to *other* per user, in standard errors."""
@@ -80,6 +91,9 @@ class Trial:
             ndcg=self.ndcg,
             se=self.se,
             seconds=self.seconds,
+            shared_items=self.spread.shared_items,
+            half_places=self.spread.half_places,
+            effective_items=self.spread.effective_items,
         )
 
 
@@ -89,15 +103,25 @@ def count_stored(folder: Path) -> int:
 
 
 class Trials:
-    """Runs trials of one search on *splits*, with lists of *k*.
+    """Runs trials of one search on *splits*, with lists of *k*; users without items get the list *popular*.
 
     They are stored in *folder*, if any, by the *key* of the data and settings; all of them are in `done`, in order.
     *on_trial* is called with the number of trials done and the expected total. Cells that lacked memory have
     no trial; `short_of_memory` has their errors, and a later search tries them again.
     """
 
-    def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str, on_trial: OnProgress) -> None:
+    def __init__(
+        self,
+        splits: Sequence[Parts],
+        k: int,
+        popular: PopularityParams,
+        *,
+        folder: Path | None,
+        key: str,
+        on_trial: OnProgress,
+    ) -> None:
         self._splits = splits
+        self._popularity = [popularity_of(parts, popular) for parts in splits]
         self._k = k
         self._folder = folder
         self._key = key
@@ -124,7 +148,8 @@ class Trials:
         """Return the trial of *params* that an earlier search has stored, or measure it, and store it; MemoryShortage.
 
         Without a folder, nothing is stored. A file is named by a digest of the data and settings (`_key`) and of the
-        parameters, so it is never out of date. It holds an array: the seconds of the trial, then the nDCG of each user.
+        parameters, so it is never out of date. It holds an array: the seconds of the trial, its spread, and the
+        nDCG of each user.
         """
         params_of_trial = with_fewer_iterations(params)
         iterations = params_of_trial.iterations if isinstance(params_of_trial, ALSParams) else None
@@ -135,36 +160,47 @@ class Trials:
             file = self._folder / f"{name}.npy"
             with suppress(OSError, ValueError, EOFError, IndexError):  # missing or half-written
                 stored = np.load(file, allow_pickle=False)
-                return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
+                seconds, *spread = stored[:_STORED_FIRST].tolist()
+                return Trial(params, iterations, stored[_STORED_FIRST:], seconds, Spread(*spread))
 
         start = perf_counter()
-        per_user = self._measure_ndcg(params_of_trial)
-        trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
+        per_user, spread = self._measure(params_of_trial)
+        trial = Trial(params, iterations, per_user, round(perf_counter() - start, 3), spread)
 
         if file is not None:
             _store_trial(file, trial)
         return trial
 
-    def _measure_ndcg(self, params: Params) -> Values:
-        """Return the nDCG of each tested user, one split after the other; zeros if the data cannot be fitted.
+    def _measure(self, params: Params) -> tuple[Values, Spread]:
+        """Return the nDCG of each tested user, one split after the other, and the mean spread of their lists.
 
-        Raises MemoryShortage.
+        All are zeros if the data cannot be fitted. Raises MemoryShortage.
         """
-        rankers = self._fits.rankers(params)
-        values = list[Values]()
         try:
-            for parts in self._splits:
-                # The ranker is released before the next fit.
-                lists = recommend_all(next(rankers), parts, self._k)
-                values.append(measure_users(lists, parts.test).values["ndcg"])
+            ndcg, spread = measure(self._splits, self._fits.rankers(params), self._popularity, self._k)
         except MemoryShortage:
             raise
         except DataError:
-            return np.zeros(sum(len(parts.tested) for parts in self._splits))
-
-        ndcg = np.concatenate(values)
+            return np.zeros(sum(len(parts.tested) for parts in self._splits)), NO_SPREAD
         self._fits.keep_if_best(params, float(ndcg.mean()))
-        return ndcg
+        return ndcg, spread
+
+
+def measure(
+    splits: Sequence[Parts], rankers: Iterable[Ranker], popularity: Sequence[Popularity], k: int
+) -> tuple[Values, Spread]:
+    """Return the nDCG of lists of *k* as served, one tested user of *splits* after the other, and their mean spread.
+
+    There is one of *rankers* for each split, released before the next one is requested, and one of *popularity*.
+    """
+    values = list[Values]()
+    spreads = list[Spread]()
+    for parts, ranker, popular in zip(splits, rankers, popularity, strict=False):
+        evaluated = recommend_all(ranker, parts, k, popular)
+        values.append(measure_users(evaluated.as_served, parts.test).values["ndcg"])
+        spreads.append(Spread.of(evaluated.lists[parts.tested]))
+        del ranker  # the next fit needs its memory
+    return np.concatenate(values), Spread.mean(spreads)
 
 
 class _Fitted(NamedTuple):
@@ -192,34 +228,36 @@ class _Fits:
         """Yield a ranker (a fitted model) for each split, fitted with *params* to its train part.
 
         Recency multiplies the scores of a fitted model, so cells that differ in recency alone share a fit: it is kept
-        from one of these cells to the next. Fits of ALS without recency are kept if they are small, because trials of
-        recency need the best one again. All other fits are made one at a time, to save memory.
+        from the first of these cells to the one without recency. The best fit of ALS is kept longer, if it is small,
+        because trials of recency need it again. All other fits are made one at a time, to save memory.
         """
+        plain = without_recency(params)
         recency = recency_of(params)
         if recency is not None:
-            fitted = self._kept_or_fitted(without_recency(params))
+            fitted = self._kept_or_fitted(plain)
             for ranker, parts, times in zip(fitted, self._splits, self._times, strict=True):
                 yield with_recency(ranker, recency.weights(parts.train, times))
             return
 
-        if isinstance(params, ALSParams):
-            fits_bytes = sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
-            if fits_bytes <= _MOST_KEPT_BYTES:
-                yield from self._kept_or_fitted(params)
-                return
-
+        kept = self._kept_rankers(plain)
+        if kept is not None:
+            yield from kept
+            return
         for parts in self._splits:
-            yield fit_parts(parts, params)
+            yield fit_parts(parts, plain)
 
     def keep_if_best(self, params: Params, ndcg: float) -> None:
-        """Keep the rankers of *params* if they are the best of ALS."""
+        """Keep the rankers of *params* if they are the best of ALS, and small; others are released after their use."""
         last = self._last
-        if last is None or last.params != params:
+        if last is None or last.params != without_recency(params):
             return
-        if ndcg > self._best_ndcg:
-            self._best = last
-            self._best_ndcg = ndcg
-        self._last = None
+        if isinstance(params, ALSParams) and ndcg > self._best_ndcg:
+            fits_bytes = sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
+            if fits_bytes <= _MOST_KEPT_BYTES:
+                self._best = last
+                self._best_ndcg = ndcg
+        if recency_of(params) is None:
+            self._last = None
 
     def _kept_or_fitted(self, plain: Params) -> list[Ranker]:
         """Return the rankers of *plain*, parameters without recency: kept ones, or new ones, which are then kept."""
@@ -243,10 +281,10 @@ class _Fits:
 
 
 def _store_trial(path: Path, trial: Trial) -> None:
-    """Write the seconds and then the nDCG of each user; raises DataError."""
+    """Write the seconds, the spread, and the nDCG of each user; raises DataError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
+        np.save(path, np.r_[trial.seconds, trial.spread, trial.per_user], allow_pickle=False)
     except OSError as error:
         raise DataError(f"The trials cannot be written to {path.parent}: {why_not_written(error)}.") from error
 
@@ -254,6 +292,11 @@ def _store_trial(path: Path, trial: Trial) -> None:
 def sort_by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
     """Return *trials*, the best first."""
     return sorted(trials, key=lambda trial: -trial.ndcg)
+
+
+def is_as_good(trial: Trial, best: Trial) -> bool:
+    """Return whether the nDCG of *trial* is within a standard error of the *best*, and at most 1 % below."""
+    return best.leads_by(trial) <= EQUAL_WITHIN_SE and trial.ndcg >= (1 - _MOST_LOSS) * best.ndcg
 
 
 def best_of_each_engine(trials: Sequence[Trial]) -> list[Trial]:

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.metrics import RANKING, coverage, interval_of_mean, measure_ratings, measure_users
+from hotplate.offline.evaluate.metrics import (
+    NO_SPREAD,
+    RANKING,
+    Spread,
+    coverage,
+    interval_of_mean,
+    measure_ratings,
+    measure_users,
+)
 from hotplate.offline.input.pairs import UserItems
 from tests.support.property import explored
 
@@ -77,6 +85,30 @@ def test_coverage_is_the_share_of_the_items_of_train_in_any_list(case: Case) -> 
     listed = {item for items in lists for item in items if item >= 0}
     share = coverage(np.array(lists, dtype=np.int32).reshape(len(lists), k), matrix_of(liked, items))
     assert share == len(listed & trained) / len(trained)
+
+
+@pytest.mark.parametrize("share_without_hits", [0.85, 0.6, 0.3])
+def test_intervals_of_thirty_users_hold_the_mean_in_95_of_100_draws(share_without_hits: float) -> None:
+    rng = np.random.default_rng(3)
+    users = np.where(rng.random(4_000) < share_without_hits, 0, rng.beta(1.2, 3, 4_000))
+    others = np.where(rng.random(4_000) < share_without_hits, 0, rng.beta(1.2, 3.5, 4_000))
+    for values in (users, users - 0.9 * others):
+        intervals = [interval_of_mean(drawn) for drawn in values[rng.integers(0, 4_000, (2_000, 30))]]
+        held = [interval is not None and interval[0] <= values.mean() <= interval[1] for interval in intervals]
+        assert 0.92 <= np.mean(held) <= 0.985
+
+
+def test_spread_tells_personal_lists_from_popular_ones() -> None:
+    same = np.tile(np.arange(5, dtype=np.int32), (40, 1))
+    assert Spread.of(same) == pytest.approx(Spread(5.0, 3.0, 5.0))
+    different = np.arange(200, dtype=np.int32).reshape(40, 5)
+    assert Spread.of(different) == pytest.approx(Spread(0.0, 100.0, 200.0))
+    rng = np.random.default_rng(2)
+    lists = np.array([rng.choice(30, 5, replace=False) for _ in range(20)], dtype=np.int32)
+    lists[3, 2:] = -1
+    shared = [len({*a} & {*b} - {-1}) for i, a in enumerate(lists.tolist()) for b in lists.tolist()[:i]]
+    assert Spread.of(lists).shared_items == pytest.approx(np.mean(shared))
+    assert Spread.of(np.full((3, 5), -1, dtype=np.int32)) == NO_SPREAD
 
 
 def test_interval_matches_the_textbook() -> None:

@@ -51,7 +51,7 @@ def test_cosines_are_damped_for_few_shared_users_and_scaled_by_recency() -> None
     assert fit(user_items, SimilarParams(shrink=2)).similarity.toarray()[0, 1] == pytest.approx(2 / 3 * 2 / 4)
     recency = Recency(1.0, 0.25)
     recent = fit(user_items, SimilarParams(0, recency), times).similarity.toarray()
-    assert np.allclose(recent, plain * recency.weights(user_items, times))
+    assert np.allclose(recent, plain * np.exp(recency.weights(user_items, times).logs))
 
 
 def test_hit_rate_counts_next_items_for_last_items(series: Matrix) -> None:
