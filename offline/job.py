@@ -469,7 +469,9 @@ class Attempt:
     def _summarize(self, published: _Published, seconds: dict[str, float]) -> None:
         """Put the outcome of the run into the summary; *seconds* are its durations by step, over all attempts."""
         manifest = published.manifest
-        metrics = manifest.origin.quality.model  # of the model of the default list; empty without an evaluation
+        # Of the model of the default list, as served if lists without one count; empty without an evaluation.
+        quality = manifest.origin.quality
+        metrics = {**quality.model, **quality.as_served}
         is_published = published.standing is Standing.PUBLISHED
         self._update_summary(
             outcome=Outcome.PUBLISHED if is_published else Outcome.REFUSED,

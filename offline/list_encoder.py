@@ -10,7 +10,7 @@ import orjson
 import polars as pl
 
 from hotplate.offline.errors import require_between
-from hotplate.stores.encoding import MAX_OFFSET, SEPARATOR, USUAL_CUT
+from hotplate.stores.encoding import MAX_OFFSET, SCORE_DIGITS, SEPARATOR, USUAL_CUT
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
 
@@ -19,6 +19,7 @@ MAX_LENGTH = 1000
 # Of popular lists.
 POPULAR_LENGTH = 100
 
+_FILLER = ',"filler":true'
 # Items encoded at once, unless a list has more; fits into the CPU's cache.
 _ITEMS_AT_ONCE = 1 << 17
 
@@ -71,7 +72,12 @@ class ListEncoder:
     The constant bytes of items are made once; polars joins a batch of lists as one text, which is then cut.
     """
 
-    def __init__(self, ids: Sequence[str], titles: Sequence[str | None]) -> None:
+    def __init__(self, ids: Sequence[str], titles: Sequence[str | None], *, computed: bool = False) -> None:
+        """Encode items by their *ids* and *titles*.
+
+        *computed* scores are rounded to SCORE_DIGITS, and items with a score of 0 are marked as fillers.
+        """
+        self._computed = computed
         self._heads = _texts(b'{"id":%b,"score":' % orjson.dumps(identifier) for identifier in ids)
         self._tails: pl.Series | None = None
         if any(title is not None for title in titles):
@@ -122,6 +128,9 @@ class ListEncoder:
         if not len(scores):
             return pl.Series(dtype=pl.String)
 
+        if self._computed:
+            scores = _significant(scores)
+
         # orjson writes all scores at once, as `[0.5,0.25]`, with the same digits as in other JSON.
         array = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY).decode()
         digits = pl.Series([array[1:-1]]).str.split(",").explode()
@@ -129,7 +138,19 @@ class ListEncoder:
         # The parts of a line before and after the score were encoded once for each item.
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)
+        if self._computed and not scores.all():
+            digits += pl.Series(np.where(scores == 0, _FILLER, ""))
         return pl.select(pl.concat_str(heads, digits, tails)).to_series()
+
+
+def _significant(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return *scores* with SCORE_DIGITS significant digits."""
+    powers = SCORE_DIGITS - 1 - np.floor(np.log10(np.abs(scores), where=scores != 0, out=np.zeros_like(scores)))
+    # Powers of ten with a negative exponent are not exact.
+    large = 10.0 ** np.maximum(-powers, 0)
+    small = 10.0 ** np.maximum(powers, 0)
+    rounded: npt.NDArray[np.float64] = np.round(scores * small / large) * large / small
+    return rounded
 
 
 def _tail(title: str | None) -> bytes:

@@ -3,6 +3,7 @@
 Blocks of users or items can be computed in several processes.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -28,7 +29,7 @@ from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popular, Popularity
 from hotplate.offline.train.ranking import Ranked
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, SCORE_DECIMALS, USER, prefix_of
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of, significant
 from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Plan, Row
@@ -119,7 +120,7 @@ class ModelLists:
             name=name,
             evaluation=model.evaluation,
             titles=titles,
-            encoder=ListEncoder(ids, titles),
+            encoder=ListEncoder(ids, titles, computed=True),
             ranked=ranked,
             top=ranked.popular(),
             attributes=read_attributes(settings.attributes, settings.attribute_kinds),
@@ -218,7 +219,7 @@ class ModelLists:
             owners=segments,
             lengths=np.array([len(popular.items) for popular in top]),
             items=np.concatenate([popular.items for popular in top]),
-            scores=np.concatenate([popular.scores for popular in top]).astype(np.float64).round(SCORE_DECIMALS),
+            scores=np.concatenate([popular.scores for popular in top]).astype(np.float64),
         )
         return self.encoder.rows(prefix_of(POPULAR, self.name), lists)
 
@@ -271,6 +272,7 @@ class ModelLists:
             alpha=params.alpha,
             weight=float(np.median(self.model.matrix.user_items.data)),
             max_per_category=self.settings.rules.max_per_category,
+            gamma=0.0 if ranker.recent is None else ranker.recent.gamma,
         )
         yield [description_row(description)]
 
@@ -278,14 +280,16 @@ class ModelLists:
         """Yield each item with its title and what the rules say of it, for the lists that the service computes."""
         allowed = self.ranked.allowed
         categories = self.ranked.categories
-        multipliers = self.ranked.model.ranker.recent  # recency and boosts
+        recent = self.ranked.model.ranker.recent
+        boosts = self.ranked.boosts
         for number, item in enumerate(self.model.matrix.item_ids):
             yield ItemEntry(
                 item,
                 self.titles[number],
                 allowed=allowed is None or bool(allowed[number]),
                 category=None if categories is None or categories[number] < 0 else int(categories[number]),
-                multiplier=1.0 if multipliers is None else float(f"{multipliers[number]:.6g}"),
+                multiplier=1.0 if recent is None else significant(math.exp(recent.logs[number])),
+                boost=1.0 if boosts is None else float(boosts.factors[number]),
             )
 
     def for_users(self, users: Users) -> "ModelLists":
@@ -305,7 +309,7 @@ class ModelLists:
             owners=[ids[number] for number in batch[lengths > 0].tolist()],
             lengths=lengths[lengths > 0],
             items=ranked.items[present],
-            scores=ranked.scores[present].astype(np.float64).round(SCORE_DECIMALS),
+            scores=ranked.scores[present].astype(np.float64),
         )
         prefix = prefix_of(kind, self.name)
         return (self.encoder.rows(prefix, part) for part in lists.batches(_BATCH))

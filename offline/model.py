@@ -43,6 +43,7 @@ from hotplate.offline.options import Columns
 from hotplate.offline.train.als import Factors
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, spec_of
 from hotplate.offline.train.popularity import Popular
+from hotplate.offline.train.ranking import RecentWeights
 from hotplate.offline.train.repeats import RepeatParams, own_counts
 from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
@@ -547,7 +548,8 @@ def _write_ranker(ranker: Ranker, params: Params, folder: Path) -> None:
             np.save(folder / f"{array.name}.npy", values, allow_pickle=False)
 
     if ranker.recent is not None:
-        np.save(folder / "recent.npy", ranker.recent, allow_pickle=False)
+        factors = np.exp(ranker.recent.logs, dtype=np.float64)  # float32 holds no high power of a small number
+        np.save(folder / "recent.npy", factors, allow_pickle=False)
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
@@ -557,7 +559,12 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     ModelUnusable for an array of another shape.
     """
     users, items = shape
-    recent = None if recency_of(params) is None else _read_array(path, "recent", items)
+    recent = None
+    recency = recency_of(params)
+    if recency is not None:
+        # Earlier versions wrote float32, and 0 for what that cannot hold.
+        factors = np.maximum(_read_array(path, "recent", items).astype(np.float64), np.finfo(np.float64).tiny)
+        recent = RecentWeights(np.log(factors).astype(np.float32), recency.gamma)
 
     spec = spec_of(params)
     arrays = dict[str, Any]()

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from importlib.metadata import version
@@ -21,19 +21,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from hotplate.base.report import markdown_page, markdown_table
-from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import (
-    MetricInterval,
-    fill_empty_lists,
-    interval_of_mean,
-    measure_users,
-    with_interval,
-)
-from hotplate.offline.evaluate.records import EvaluationRecord, Lead, SearchRecord
+from hotplate.offline.evaluate.evaluation import fit_parts
+from hotplate.offline.evaluate.metrics import MetricInterval, with_interval
+from hotplate.offline.evaluate.model_report import ndcg_by_group
+from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead, SearchRecord
 from hotplate.offline.evaluate.similar_hits import measure_similar
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
@@ -41,10 +35,8 @@ from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.options import Columns
 from hotplate.offline.search.repeat_weights import ndcg as ndcg_of_repeats
-from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Engine, Params, described, params_from
-from hotplate.offline.train.item_based import EASEParams, NeighbourParams
-from hotplate.offline.train.popularity import PopularityParams, Recency, order_by_popularity, recent_popularity
+from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
@@ -57,7 +49,7 @@ PAGE = ROOT / "docs" / "evaluation.md"
 KEPT = ROOT / ".quality"
 # Their versions decide on kept figures.
 LIBRARIES = ("implicit", "numpy", "polars", "scipy")
-# Users and items with fewer are left out.
+# Of random draws and similar items: users and items with fewer are left out.
 LEAST_INTERACTIONS = 5
 CORE_OPTIONS = ("--min-per-user", str(LEAST_INTERACTIONS), "--min-per-item", str(LEAST_INTERACTIONS))
 # Shares of the log, by time; each is tested on its last quarter. The rules of the search were chosen on CHOSEN, and
@@ -66,17 +58,10 @@ PIECES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CHOSEN = (0.5, 0.7, 0.9)
 # As in the literature, at 20 and 100 (Liang et al., 2018).
 STRONG = ("--split", "held-out-users", "--test-share", "0.1")
-FIXED_METHODS: dict[str, Params] = {
-    "popularity": PopularityParams(),
-    "TFIDF K=5": NeighbourParams(neighbours=5),
-    "TFIDF K=100": NeighbourParams(neighbours=100),
-    "EASE": EASEParams(),
-    "ALS": ALSParams(),
-}
-RECENT_POPULARITY = "recent popularity"
-SEARCHED_ALS = "searched ALS"
+# Simple methods, as the evaluation of `hotplate train` names them: each with its best parameters of the search.
+SIMPLE_METHODS = ("popularity", "recent popularity", "neighbours", "ease")
+POPULARITIES = SIMPLE_METHODS[:2]
 AS_TYPED = "as typed"  # the model that `hotplate train` chooses
-LEAD = "lead over recent popularity"
 # Simple methods that `train` has to match, for similar items and for lists that keep seen items.
 COSINE = "cosine"
 COSINE_RECENT = "cosine, recent popularity^0.25"
@@ -87,7 +72,19 @@ REPEAT_COLUMNS = (ENGINE_ALONE, BY_OWN_COUNTS, AS_TYPED)
 # The engine then only breaks ties.
 OWN_COUNTS = RepeatParams(120.0, 1_000.0)
 HEADINGS = (
-    ("data", "first pairs", "users", *FIXED_METHODS, RECENT_POPULARITY, SEARCHED_ALS, AS_TYPED, LEAD),
+    (
+        "data",
+        "first pairs",
+        "users, new ones",
+        *SIMPLE_METHODS,
+        AS_TYPED,
+        "lead over popularity",
+        "lead over others",
+        "returning users, popularity",
+        "new users, popularity",
+        "shared of 10, popularity",
+        "half of all places, popularity",
+    ),
     (
         "data",
         "first pairs",
@@ -194,46 +191,28 @@ class Trainings:
 class Piece:
     """Figures of one piece of a log, of lists as they are served.
 
-    users      number of test users
-    ndcg       nDCG@10 by method; `as typed` is the model that `hotplate train` chooses
-    half       half the width of the interval of `as typed`
-    described  engine and parameters of `as typed`
-    lead       nDCG@10 of `as typed` minus that of recent popularity, with the interval over users
-    similar    hit rate@10 of similar items by method
-    repeats    nDCG@10 by method of lists that keep seen items; empty if users choose nothing twice
+    evaluation  of the model that `hotplate train` chooses, and of simple methods
+    described   engine and parameters of the model
+    similar     hit rate@10 of similar items by method
+    repeats     nDCG@10 by method of lists that keep seen items; empty if users choose nothing twice
     """
 
-    users: int
-    ndcg: dict[str, float]
-    half: float
+    evaluation: EvaluationRecord
     described: str
-    lead: Lead
     similar: dict[str, float]
     repeats: dict[str, float]
 
 
 def measure_piece(trainings: Trainings, share: float) -> Piece:
-    """Run `hotplate train` on the first *share* of the log, and compare its model with other methods.
+    """Run `hotplate train` on the first *share* of the log, and measure simple methods for other lists.
 
-    Figures of the model (`as typed`) are those that the command reports. Those of other methods are measured here on
-    the same split.
+    The figures of users' lists are those that the command reports. Those of similar items and repeats are measured here
+    on the same split.
     """
     file = trainings.write_piece(share)
-    report = trainings.report(str(file), *CORE_OPTIONS)
+    report = trainings.report(str(file))
     evaluation = report.evaluation
-
-    # The best popularity of the search, which also ranks the items of users without a list.
-    popular = report.best("popularity")
-    assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
-    tested = _TestedPiece(file, popular)
-
-    methods = {**FIXED_METHODS, RECENT_POPULARITY: popular, SEARCHED_ALS: report.best("als")}
-    ndcg_by_user = {name: tested.ndcg_by_user(params) for name, params in methods.items()}
-    ndcg = {name: float(values.mean()) for name, values in ndcg_by_user.items()}
-    ndcg[AS_TYPED] = evaluation.as_served.ndcg
-
-    # The report has no figures by user, so the lead needs the model's lists again.
-    leads = tested.ndcg_by_user(report.chosen) - ndcg_by_user[RECENT_POPULARITY]
+    tested = _TestedPiece(file, report.best("popularity"))
 
     similar = tested.similar_hit_rates()
     if evaluation.similar is not None:
@@ -242,40 +221,23 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     repeats = dict[str, float]()
     if report.tuning.repeats is not None:
         repeats = tested.repeats_ndcg(report.chosen, report.tuning.repeats.params)
-
-    return Piece(
-        users=len(leads),
-        ndcg=ndcg,
-        half=_half_width(evaluation.as_served.intervals["ndcg"]),
-        described=described(report.chosen),
-        lead=Lead.of(leads),
-        similar=similar,
-        repeats=repeats,
-    )
+    return Piece(evaluation, described(report.chosen), similar, repeats)
 
 
 class _TestedPiece:
-    """A piece of a log, split as `hotplate train` splits it with CORE_OPTIONS, to measure methods on its test part.
+    """A piece of a log, split as `hotplate train` splits it, to measure methods on its test part.
 
-    *file* was written by `Trainings.write_piece`. *popular* ranks the items of users without a list.
+    *file* was written by `Trainings.write_piece`. *popular* is popularity with its best half-life.
     """
 
-    def __init__(self, file: Path, popular: PopularityParams) -> None:
+    def __init__(self, file: Path, popular: Params) -> None:
         log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
-        matrix = to_matrix(log, LEAST_INTERACTIONS, LEAST_INTERACTIONS, Weighing("binary"))
-        options = SplitOptions("by-time", min_per_user=LEAST_INTERACTIONS, min_per_item=LEAST_INTERACTIONS)
+        matrix = to_matrix(log, weighing=Weighing("binary"))
+        options = SplitOptions("by-time")
         self._matrix = matrix
         self._options = options
         self._parts = split(matrix.user_items, matrix.history, options)
-        self._popular = popular
-
-    def ndcg_by_user(self, params: Params) -> npt.NDArray[np.float64]:
-        """Return nDCG@10 of the lists of each test user as served: popular items for a user without a list."""
-        parts = self._parts
-        counts = recent_popularity(parts.train, parts.train_times, self._popular.half_life_days)
-        ranker = fit_parts(parts, params)
-        lists = fill_empty_lists(recommend_all(ranker, parts, 10), order_by_popularity(counts))
-        return measure_users(lists, parts.test).values["ndcg"]
+        self._half_life_days = popular.half_life_days if isinstance(popular, PopularityParams) else None
 
     def similar_hit_rates(self) -> dict[str, float]:
         """Return the hit rate@10 of similar items by method: the cosine of their users, alone and with recency.
@@ -285,9 +247,8 @@ class _TestedPiece:
         """
         parts = self._parts
         methods = {COSINE: SimilarParams()}
-        half_life_days = self._popular.half_life_days
-        if half_life_days is not None:
-            methods[COSINE_RECENT] = SimilarParams(recency=Recency(half_life_days, SIMILAR_GAMMA))
+        if self._half_life_days is not None:
+            methods[COSINE_RECENT] = SimilarParams(recency=Recency(self._half_life_days, SIMILAR_GAMMA))
 
         hit_rates = {}
         for name, params in methods.items():
@@ -308,26 +269,68 @@ class _TestedPiece:
 
 
 def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
-    """Yield the rows of a table of nDCG@10 for one data set: a row for each piece, and one of their means.
+    """Yield the rows of a table of lists as served for one data set: a row for each piece, and one of their means.
 
     A piece is the first part of the data, up to a date. *pieces* are by their share of all pairs of user and item.
     """
-    simple_methods = (*FIXED_METHODS, RECENT_POPULARITY, SEARCHED_ALS)
+    leads = list[tuple[float | None, float | None]]()
     for share, piece in pieces.items():
+        record = piece.evaluation
         role = "chosen" if share in CHOSEN else "confirmed"
-        simple = [f"{piece.ndcg[name]:.4f}" for name in simple_methods]
-        typed = f"{piece.ndcg[AS_TYPED]:.4f} ± {piece.half:.4f}, {piece.described}"
-        lead = with_interval(piece.lead.ndcg, piece.lead.interval)
-        yield data.name, f"{share:.0%}, {role}", f"{piece.users:,}", *simple, typed, lead
+        popular = _best_of(record, POPULARITIES)
+        other = _best_of(record, SIMPLE_METHODS[2:])
+        leads.append((_relative_lead(popular), _relative_lead(other)))
 
-    means = [f"{np.mean([piece.ndcg[name] for piece in pieces.values()]):.4f}" for name in simple_methods]
-    mean_typed = _mean_over_dates([piece.ndcg[AS_TYPED] for piece in pieces.values()])
-    mean_lead = _mean_over_dates([piece.lead.ndcg for piece in pieces.values()])
-    yield data.name, "mean, ± over dates", "", *means, mean_typed, mean_lead
+        new = record.model.users - record.model.users_with_lists
+        simple = (record.baselines.get(name) for name in SIMPLE_METHODS)
+        yield (
+            data.name,
+            f"{share:.0%}, {role}",
+            f"{record.model.users:,}, {new:,}",
+            *("" if baseline is None else f"{baseline.as_served.ndcg:.4f}" for baseline in simple),
+            f"{with_interval(record.as_served.ndcg, record.as_served.intervals.get('ndcg'))}, {piece.described}",
+            _lead(popular),
+            _lead(other),
+            *_beside_popularity(record, popular),
+        )
+
+    means = [
+        f"{100 * np.mean([lead for lead in column if lead is not None]):+.1f} %" for column in zip(*leads, strict=True)
+    ]
+    yield data.name, "mean lead", *([""] * (len(SIMPLE_METHODS) + 2)), *means, *([""] * 4)
 
 
-def _mean_over_dates(values: Sequence[float]) -> str:
-    return with_interval(float(np.mean(values)), interval_of_mean(values))
+def _best_of(record: EvaluationRecord, names: Sequence[str]) -> BaselineRecord | None:
+    """Return the best of these baselines as served, None without any."""
+    known = [record.baselines[name] for name in names if name in record.baselines]
+    return max(known, key=lambda baseline: baseline.as_served.ndcg, default=None)
+
+
+def _relative_lead(baseline: BaselineRecord | None) -> float | None:
+    return None if baseline is None else baseline.model_leads_by.ndcg / baseline.as_served.ndcg
+
+
+def _lead(baseline: BaselineRecord | None) -> str:
+    if baseline is None:
+        return ""
+    return with_interval(baseline.model_leads_by.ndcg, baseline.model_leads_by.interval)
+
+
+def _beside_popularity(record: EvaluationRecord, popular: BaselineRecord | None) -> Iterator[str]:
+    """Yield nDCG by group of users, and how personal lists are, each beside that of *popular* lists, if they are known.
+
+    The groups are users with a list and those without.
+    """
+    if popular is None:
+        popular = BaselineRecord(
+            **asdict(record.model), params=record.params, as_served=record.as_served, model_leads_by=Lead(0.0, None)
+        )
+    lists = ndcg_by_group(record.model, record.as_served)
+    beside = ndcg_by_group(popular, popular.as_served)
+    for of_lists, of_popular in zip(lists, beside, strict=True):
+        yield f"{of_lists:.4f}, {of_popular:.4f}"
+    yield f"{record.model.shared_items or 0:.1f}, {popular.shared_items or 0:.1f}"
+    yield f"{record.model.half_places or 0:.0f}, {popular.half_places or 0:.0f}"
 
 
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:

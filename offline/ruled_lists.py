@@ -15,9 +15,8 @@ from hotplate.offline.exploration import Explore, NewItems, are_new
 from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import Rules
-from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
-from hotplate.offline.train.ranking import Ranked, are_first_of_kind, fill_lists, recommend, take_kept, without_repeats
+from hotplate.offline.train.ranking import Boosts, Ranked, are_first_of_kind, recommend, take_kept, without_repeats
 from hotplate.offline.variety import (
     ItemSimilarity,
     level_scores,
@@ -32,6 +31,9 @@ _FIRST_DEPTH = 2
 _DEEPER = 4
 # Ranked items in memory at once.
 _CELLS = 1 << 22
+# Users and boosted items whose lists are counted.
+_COUNTED_USERS = 5_000
+_COUNTED_ITEMS = 20
 # Items without a category are not capped.
 _NO_CATEGORY = -1
 
@@ -42,8 +44,7 @@ class RuledLists:
 
     Popular items fill lists that rules shorten.
 
-    model       scores items with their boosts
-    boosts      factors of scores [items], None if all are 1
+    boosts      of items, None without any
     allowed     the mask of items that may be recommended, None for all
     categories  numbers by item, negative for uncategorized; None without a cap
     similarity  of items, None without diversity
@@ -58,7 +59,7 @@ class RuledLists:
     rules: Rules
     length: int
     keep_seen: bool
-    boosts: Floats | None
+    boosts: Boosts | None
     allowed: Allowed
     categories: Indices | None
     similarity: ItemSimilarity | None
@@ -77,19 +78,19 @@ class RuledLists:
         """
         matrix = model.matrix
         ids = matrix.item_ids
-        boosts = _score_factors(rules, ids)
+        boosts = _boosts(rules, ids)
         allowed = _allowed_items(rules, ids)
 
         counts = recent_popularity(matrix.user_items, matrix.times, model.popular_half_life_days)
         if boosts is not None:
-            counts = counts * boosts
+            counts = boosts.apply(counts)
 
         new = None
         if rules.explore is not None:
             new = _new_items(model, rules.explore, allowed, keep_seen=keep_seen)
 
         return cls(
-            model=_boosted(model, boosts),
+            model=model,
             rules=rules,
             length=length,
             keep_seen=keep_seen,
@@ -100,7 +101,7 @@ class RuledLists:
             new=new,
             popularity=Popularity(counts.astype(np.float32)),
             pins=_pins(rules, ids, allowed),
-            own=_own_counts(model, boosts) if keep_seen else None,
+            own=model.own_counts() if keep_seen else None,
             shown=None if rules.showings is None else rules.showings.days_without_click(matrix),
         )
 
@@ -116,7 +117,7 @@ class RuledLists:
         """Return the same rules for the users of *model*, with the facts in *users*, if given."""
         return replace(
             self,
-            model=_boosted(model, self.boosts),
+            model=model,
             own=None if users is None else users.own,
             shown=None if users is None else users.shown,
         )
@@ -176,7 +177,7 @@ class RuledLists:
             scores = np.zeros_like(counts)
             scores[popular.items] = popular.scores
             if self.boosts is not None:
-                scores *= self.boosts
+                scores = self.boosts.apply(scores).astype(np.float32)
 
             # The segment's items come first, then the others by overall popularity. Sorting by score keeps this order
             # for equal scores; boosts may change that of the segment's items.
@@ -209,6 +210,8 @@ class RuledLists:
         for name, ids in ids_by_rule.items():
             if ids:
                 facts[name] = {"items": len(ids), "unknown": len(set(ids) - known)}
+        if self.boosts is not None:
+            facts["boosted"] |= self._count_boosted(known)
 
         if rules.max_per_category is not None:
             without = len(known - rules.categories.keys())
@@ -225,6 +228,26 @@ class RuledLists:
         if self.new is not None:
             facts["explore"] = {**asdict(self.new.explore), "items": len(self.new.items)}
         return facts
+
+    def _count_boosted(self, known: set[str]) -> dict[str, int]:
+        """Return how many users' lists have each of the most boosted items that are *known*, and without boosts.
+
+        At most 5,000 users are counted, drawn at random.
+        """
+        matrix = self.model.matrix
+        users = np.random.default_rng(0).permutation(len(matrix.user_ids))[:_COUNTED_USERS].astype(np.int32)
+        without = RuledLists.of(
+            self.model, replace(self.rules, boosts={}), self.length, keep_seen=self.keep_seen
+        ).personal(users)
+        lists = self.personal(users)
+
+        counts = {"of users": len(users)}
+        best_first = sorted(known & self.rules.boosts.keys(), key=lambda item: (-self.rules.boosts[item], item))
+        for item in best_first[:_COUNTED_ITEMS]:
+            number = matrix.item_ids.index(item)
+            counts[f"lists with {item}"] = int((lists.items == number).sum())
+            counts[f"without boosts with {item}"] = int((without.items == number).sum())
+        return counts
 
     @property
     def _reorders(self) -> bool:
@@ -244,33 +267,19 @@ class RuledLists:
         """
         ranker = self.model.ranker
         rank = ranker.recommend
-        if self.own is not None:
-            rank = partial(recommend, ranker, own=self.own)  # adds users' own counts to the scores
+        if self.own is not None or self.boosts is not None:
+            rank = partial(recommend, ranker, own=self.own, boosts=self.boosts)
         lists = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
 
-        if self.rules.shortens:
-            lists = self._fill_with_popular(users, lists)
+        lists = self.popularity.fill(
+            self.model.matrix.user_items, users, lists, keep_seen=self.keep_seen, allowed=self.allowed
+        )
         if self._reorders:
             lists = self._reorder_candidates(users, lists)
         if self.new is not None:
             lists = self._insert_new_items(self.new, users, lists)
         if len(self.pins):
             lists = self._put_pins_first(users, lists)
-        return lists
-
-    def _fill_with_popular(self, users: Indices, lists: Ranked) -> Ranked:
-        """Fill those *lists* of *users* [users, n] that have fewer than n items with popular ones, in place."""
-        short = np.flatnonzero(lists.items[:, -1] < 0)
-        if not len(short):
-            return lists
-
-        width = lists.items.shape[1]
-        popular = self.popularity.recommend(
-            self.model.matrix.user_items, users[short], width, keep_seen=self.keep_seen, allowed=self.allowed
-        )
-        filled = fill_lists(Ranked(lists.items[short], lists.scores[short]), popular.items)
-        lists.items[short] = filled.items
-        lists.scores[short] = filled.scores
         return lists
 
     def _reorder_candidates(self, users: Indices, lists: Ranked) -> Ranked:
@@ -398,27 +407,6 @@ class RuledLists:
         return Popular(items, scores[items])
 
 
-def _boosted(model: Model, boosts: Floats | None) -> Model:
-    """Return *model* with its users' scores multiplied by *boosts* [items]; None changes nothing."""
-    ranker = model.ranker
-    if boosts is None:
-        return model
-    if isinstance(ranker, Popularity):
-        return replace(model, ranker=Popularity(ranker.counts * boosts))
-
-    # Other engines multiply scores by factors of recency already, if any.
-    weights = boosts if ranker.recent is None else ranker.recent * boosts
-    return replace(model, ranker=with_recency(ranker, weights))
-
-
-def _own_counts(model: Model, boosts: Floats | None) -> UserItems | None:
-    """Return `Model.own_counts`, multiplied by *boosts* [items]."""
-    own = model.own_counts()
-    if own is not None and boosts is not None:
-        own.data *= boosts[own.indices]
-    return own
-
-
 def _pins(rules: Rules, ids: list[str], allowed: Allowed) -> Indices:
     """Return the pinned items that are known and *allowed*, in order."""
     columns = {item: column for column, item in enumerate(ids)}
@@ -446,11 +434,9 @@ def _allowed_items(rules: Rules, ids: list[str]) -> Allowed:
     return np.array([item in allowed for item in ids], dtype=np.bool_)
 
 
-def _score_factors(rules: Rules, ids: list[str]) -> Floats | None:
-    """Return factors of scores [items], None if all are 1."""
-    if not rules.boosts:
-        return None
-    return np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
+def _boosts(rules: Rules, ids: list[str]) -> Boosts | None:
+    """Return the boosts of items, None without any."""
+    return Boosts.of([rules.boosts.get(item, 1.0) for item in ids]) if rules.boosts else None
 
 
 def _category_numbers(categories: Mapping[str, str], ids: list[str]) -> Indices:

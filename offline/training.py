@@ -19,7 +19,7 @@ import polars as pl
 from hotplate.base.report import format_count
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, Evaluation, evaluate_parts
-from hotplate.offline.evaluate.model_report import answer_in_words
+from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name
 from hotplate.offline.evaluate.records import RepeatSearch, json_values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
@@ -30,6 +30,7 @@ from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import DataDescription, Model, check_target, save
 from hotplate.offline.options import Columns, Format
+from hotplate.offline.search.popular_lists import ALL_TIME, PopularSearch, search_popular
 from hotplate.offline.search.similar_items import choose_similar_params
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, search_repeats, tune
 from hotplate.offline.steps import timed
@@ -108,8 +109,6 @@ class TrainSettings:
         for event, weight in (self.event_weights or {}).items():
             require_above_zero(f"The weight of event {event!r}", weight)
 
-        engine_of(self.params)  # raises SettingError
-
         # The search has defaults for ALS only; it would ignore other parameters.
         if self.tuning is not None and not isinstance(self.params, ALSParams):
             engine = self.tuning.engine
@@ -147,20 +146,28 @@ class TrainReport:
 
     @property
     def warning(self) -> str | None:
-        """A sentence about the baseline that ranks best on the test, if it is certainly better than the model."""
+        """Sentences about lists that hardly differ, and a baseline that is certainly better on the test, or None."""
         evaluation = self.evaluation
-        if evaluation is None or not evaluation.baselines:
+        if evaluation is None:
             return None
 
+        sentences = []
+        if is_popular_by_another_name(evaluation.record):
+            sentences.append(
+                "these are popular lists in all but name: two users share half of their items; --prefer variety has "
+                "lists that differ more"
+            )
+
         # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
-        lead, best = min(zip(evaluation.leads, evaluation.baselines, strict=True), key=lambda pair: pair[0].ndcg)
-        if lead.ndcg >= 0 or not lead.is_certain:
-            return None
-        return (
-            f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
-            f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}; train with "
-            f"{as_options(best.params)}"
-        )
+        leads = zip(evaluation.leads, evaluation.baselines, strict=True)
+        lead, best = min(leads, key=lambda pair: pair[0].ndcg, default=(None, None))
+        if lead is not None and best is not None and lead.ndcg < 0 and lead.is_certain:
+            sentences.append(
+                f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
+                f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}; train with "
+                f"{as_options(best.params)}"
+            )
+        return "; ".join(sentences) or None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values: the data, the parameters, the evaluation, the search and the durations."""
@@ -354,6 +361,7 @@ class _Choice:
 
     engine      of its engine
     popularity  of popular lists: their half-life
+    baselines   of popularity of all time and of the best recent one
     similar     of similar items
     repeats     of lists that keep seen items; None for the defaults, without a search of them
     search      that chose the engine and its parameters; None without one
@@ -361,6 +369,7 @@ class _Choice:
 
     engine: Params
     popularity: PopularityParams
+    baselines: tuple[PopularityParams, ...]
     similar: SimilarParams
     repeats: RepeatSearch | None
     search: Search | None
@@ -385,7 +394,8 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
     engine = settings.params if search is None else search.trials[search.recommended].params
 
     with progress.stage("choose"):
-        popularity = _choose_popularity(data, settings, search, trials)
+        popular = _search_popular(data, settings, search)
+        popularity = ALL_TIME if popular is None else popular.for_new_users
         half_life_days = popularity.half_life_days
         similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
 
@@ -395,31 +405,39 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
             if inner_splits:
                 similar = choose_similar_params(inner_splits, half_life_days, settings.k)
             repeats = search_repeats(data, engine, k=settings.k, popular=popularity)
-    return _Choice(engine=engine, popularity=popularity, similar=similar, repeats=repeats, search=search)
+    return _Choice(
+        engine=engine,
+        popularity=popularity,
+        baselines=(ALL_TIME,) if popular is None else popular.baselines,
+        similar=similar,
+        repeats=repeats,
+        search=search,
+    )
 
 
 def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteration: OnProgress) -> Evaluation | None:
     """Evaluate the chosen parameters, and baselines to compare them with; None if *test* has an empty part.
 
-    There is one baseline for each engine: with its best parameters of a search, otherwise with those in BASELINES.
+    These are popularity of all time, the best recent one, and each other engine with its best parameters of a search,
+    otherwise with those in BASELINES.
     *on_iteration* is called with the iterations done and in all.
     """
     if test.parts.is_empty:
         return None
 
     # Later parameters replace earlier ones of the same engine.
-    baselines = {engine_of(params): params for params in BASELINES}
+    best = {engine_of(params): params for params in BASELINES}
     if choice.search is not None:
         for number in choice.search.best_of_each:
             params = choice.search.trials[number].params
-            baselines[engine_of(params)] = params
-    baselines[engine_of(choice.popularity)] = choice.popularity
+            best[engine_of(params)] = params
+    del best["popularity"]
 
     return evaluate_parts(
         test.parts,
         choice.engine,
         EvaluateOptions(k=settings.k, popular=choice.popularity, similar=choice.similar),
-        baselines=list(baselines.values()),
+        baselines=[*choice.baselines, *best.values()],
         split=test.split,
         on_iteration=on_iteration,
     )
@@ -526,21 +544,12 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
     return _Test.of(matrix, wanted.of("by-item"), settings)
 
 
-def _choose_popularity(
-    data: SearchData, settings: TrainSettings, search: Search | None, trials: Path
-) -> PopularityParams:
-    """Choose the half-life by which interactions count in popular lists; None counts all of them alike.
-
-    A half-life that *search* has found is taken. Otherwise it is searched on *data* if the evaluation splits by time.
-    *trials* is the folder that keeps the trials of an interrupted search.
-    """
-    if search is not None and search.popular.half_life_days is not None:
+def _search_popular(data: SearchData, settings: TrainSettings, search: Search | None) -> PopularSearch | None:
+    """Return the popular lists that *search* has compared, or compare them on *data*; None without an evaluation."""
+    if search is not None:
         return search.popular
-    if data.evaluation is None or not data.evaluation.in_time:
-        return PopularityParams()
-
-    popularity_search = tune(data, TuneOptions(engine="popularity"), k=settings.k, trials_folder=trials)
-    return PopularityParams() if popularity_search is None else popularity_search.popular
+    splits = data.inner_splits() if data.evaluation is not None else []
+    return search_popular(splits, settings.k, in_time=data.split.in_time) if splits else None
 
 
 def _describe_data(interactions: Interactions, settings: TrainSettings) -> DataDescription:

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 from hotplate.base.recommendations import Item
 from hotplate.serve.errors import FoldInFull
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, SCORE_DECIMALS, Checksum, cut, decode, encode_id
+from hotplate.stores.encoding import FACTORS, OFFSET_BYTES, Checksum, cut, decode, encode_id, significant
 from hotplate.stores.errors import ReleaseCorrupt, extra_installed
 from hotplate.stores.factors import Description, ItemEntry, piece_key, read_description, read_piece
 from hotplate.stores.manifest import Manifest
@@ -93,10 +93,7 @@ async def from_similar(
 
     ranked = sorted(scores.keys() - weights.keys(), key=lambda identifier: (-scores[identifier], identifier))
     kept = (identifier for identifier in ranked if not any(encode_id(identifier) in ids for ids in left_out))
-    return [
-        {**similar_items[identifier], "score": round(scores[identifier], SCORE_DECIMALS)}
-        for identifier in islice(kept, n)
-    ]
+    return [{**similar_items[identifier], "score": significant(scores[identifier])} for identifier in islice(kept, n)]
 
 
 class FoldIn:

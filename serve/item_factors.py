@@ -10,9 +10,9 @@ import numpy.typing as npt
 import orjson
 
 from hotplate.base.recommendations import Item
-from hotplate.stores.encoding import SCORE_DECIMALS, encode_id
+from hotplate.stores.encoding import encode_id, significant
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.factors import Description, ItemEntry
+from hotplate.stores.factors import Description, ItemEntry, lift_of
 
 # Bounds the memory of the conversion.
 ROWS_AT_ONCE = 4096
@@ -42,7 +42,9 @@ class ItemFactors:
             raise ReleaseCorrupt(f"there are {len(self._rows)} of {description.items} items")
 
         self._gram = _gram_matrix(matrix)
-        self._multipliers = np.array([entry.multiplier for entry in entries], dtype=np.float32)
+        self._multipliers = np.array([entry.multiplier for entry in entries])
+        self._boosts = np.array([entry.boost for entry in entries])
+        self._lifts = np.array([lift_of(entry.boost) for entry in entries])
         self._banned: RowNumbers = np.flatnonzero([not entry.allowed for entry in entries])
         self._denied: tuple[Container[bytes], RowNumbers] = (), np.empty(0, dtype=np.intp)
         self._categories = _category_numbers(entries)
@@ -63,9 +65,13 @@ class ItemFactors:
         weights = np.array(list(basket.values()))
         visitor = self._solve_visitor_factors(own, weights)
         scores = self._matrix @ visitor * self._multipliers
+        if self.description.gamma:
+            scores = np.maximum(scores, 0) ** (1 / (1 + self.description.gamma))
+        scores[own] = -np.inf
+        if self._lifts.any() or (self._boosts < 1).any():
+            scores = self._boosted(scores)
 
         # Leave out.
-        scores[own] = -np.inf
         scores[self._banned] = -np.inf
         scores[self._denied_rows(denied)] = -np.inf
         for identifier in excluded:
@@ -76,6 +82,12 @@ class ItemFactors:
         best = self._best_rows(scores, n)
         return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
 
+    def _boosted(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the boosted scores, as in the lists of users: of 1 for the best one, and -inf where there is none."""
+        positive = np.maximum(scores, 0)
+        boosted = positive / (positive.max() or 1) * self._boosts + self._lifts
+        return np.where(np.isneginf(scores), scores, boosted)
+
     def _denied_rows(self, denied: Container[bytes]) -> RowNumbers:
         """Return the rows of denied items, which are looked up once for each deny-list."""
         known, rows = self._denied
@@ -85,7 +97,7 @@ class ItemFactors:
             self._denied = (denied, rows)
         return rows
 
-    def _best_rows(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
+    def _best_rows(self, scores: npt.NDArray[np.float64], n: int) -> RowNumbers:
         """Return the numbers of the rows of at most *n* items with the highest scores, the best first.
 
         *scores* has one per row; -inf leaves an item out. At most `max_per_category` items of a category are returned;
@@ -174,7 +186,7 @@ def _category_numbers(entries: Sequence[ItemEntry]) -> RowNumbers:
 
 
 def _item(entry: ItemEntry, score: float) -> Item:
-    item = Item(id=entry.id, score=round(score, SCORE_DECIMALS))
+    item = Item(id=entry.id, score=significant(score))
     if entry.title is not None:
         item["title"] = entry.title
     return item

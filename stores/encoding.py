@@ -38,7 +38,7 @@ CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 USUAL_CUT = 10  # items before the offset; a request's default
-SCORE_DECIMALS = 6  # of computed scores: about the precision of float32, in half the bytes
+SCORE_DIGITS = 6  # significant ones of computed scores: nearly the precision of float32
 
 # Offset of long lists, and of values that are not lists.
 NO_OFFSET = b"0000"
@@ -123,6 +123,11 @@ def prefix_of(kind: str, name: str) -> str:
 EVERYBODY = RowKey(POPULAR, OVERALL)
 
 
+def significant(score: float) -> float:
+    """Return a computed score with SCORE_DIGITS significant digits."""
+    return float(f"{score:.{SCORE_DIGITS}g}")
+
+
 class IdSet(Protocol):
     """Ids of items, by `encode_id`."""
 
@@ -138,7 +143,7 @@ def encode(items: Iterable[Item]) -> bytes:
     """
     lines = list[bytes]()
     for item in items:
-        line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})
+        line = orjson.dumps({name: item[name] for name in ("id", "score", "title", "filler") if name in item})
         if b'"score":null' in line:
             raise StoreMisused(f"the score of item {item['id']!r} is not a finite number")
         lines.append(line)

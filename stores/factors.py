@@ -29,6 +29,7 @@ class Description(Struct, frozen=True):
     """Shape of the factors, and parameters for solving a visitor's factors.
 
     Spark multiplies *regularization* by the number of items; *weight*, the median of the training data, is the default.
+    A score times its multiplier is raised to the power 1 / (1 + *gamma*), the power of recent popularity.
     """
 
     engine: Literal["als", "spark"]
@@ -39,13 +40,15 @@ class Description(Struct, frozen=True):
     alpha: float
     weight: float
     max_per_category: int | None = None
+    gamma: float = 0.0
     format: int = FORMAT
 
 
 class ItemEntry(Struct, frozen=True, array_like=True, gc=False):
-    """An item, whether it may be recommended, and the *multiplier* of its scores: recency and boosts.
+    """An item, whether it may be recommended, and what changes its scores: *multiplier*, by recency, and *boost*.
 
-    Not tracked by the garbage collector, which a service loading a million of them would notice.
+    Earlier releases have boosts in the multiplier. Not tracked by the garbage collector, which a service loading a
+    million of them would notice.
     """
 
     id: str
@@ -53,6 +56,16 @@ class ItemEntry(Struct, frozen=True, array_like=True, gc=False):
     allowed: bool = True
     category: int | None = None
     multiplier: float = 1.0
+    boost: float = 1.0
+
+
+def lift_of(boost: float) -> float:
+    """Return what a boost adds to `boost * score`, where 1 is the best score of a list; 0 for a boost up to 1.
+
+    An item with a boost of 11 is ahead of all without one, even if its score is 0. Of items whose boosts differ by 50
+    or more, the higher boost is ahead.
+    """
+    return max(boost * boost - 1, 0.0) / 100
 
 
 def piece_key(number: int) -> str:

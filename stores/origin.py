@@ -131,6 +131,9 @@ class Quality(Struct, frozen=True):
     new_days: int | None = None
     """The age in days up to which items count as new."""
 
+    as_served: dict[str, Any] = {}
+    """The same with the popular list for users without one."""
+
     as_trained: "Quality | None" = None
     """The metrics in training, if rules have changed the lists since."""
 

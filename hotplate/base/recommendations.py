@@ -6,11 +6,12 @@ from typing import Required, TypedDict
 
 
 class Item(TypedDict, total=False):
-    """One item of a list."""
+    """One item of a list; a *filler* is a popular item at the end of a list that is too short."""
 
     id: Required[str]
     score: float
     title: str
+    filler: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from hotplate.stores.origin import GateRecord
 def rule_counts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield the name of each rule of a release, and what it counted, as "3 items, 12 users"."""
     for name, counts in manifest.origin.rules.items():
-        texts = [f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items()]
+        # Names with blanks hold ids.
+        words = {counted: counted if " " in counted else counted.replace("_", " ") for counted in counts}
+        texts = [f"{count:,} {words[counted]}" for counted, count in counts.items()]
         yield name.replace("_", " "), ", ".join(texts)
 
 
@@ -41,7 +43,8 @@ def manifest_facts(manifest: Manifest, state: str) -> list[tuple[str, object]]:
 def print_quality(manifest: Manifest) -> None:
     """Print the metrics of the model."""
     quality = manifest.origin.quality
-    metrics = [(name, f"{value:.4f}") for name, value in quality.model.items() if isinstance(value, float)]
+    figures = {**quality.model, **quality.as_served}
+    metrics = [(name, f"{value:.4f}") for name, value in figures.items() if isinstance(value, float)]
     if metrics:
         out.print(table((f"quality at {quality.k}", ""), metrics))
 
@@ -55,8 +58,8 @@ def print_metrics(manifest: Manifest) -> None:
     quality = manifest.origin.quality
     if quality.as_trained is None:
         return
-    published = quality.model
-    trained = quality.as_trained.model
+    published = {**quality.model, **quality.as_served}
+    trained = {**quality.as_trained.model, **quality.as_trained.as_served}
 
     out.print(f"  as published, nDCG@{quality.k} is {published['ndcg']:.4f}; in training it was {trained['ndcg']:.4f}")
     names = {"coverage": "coverage", "list_similarity": "similarity within a list"}

@@ -13,6 +13,7 @@ from hotplate.base.report import format_count
 from hotplate.offline.evaluate.metrics import (
     ListMetrics,
     RankingMetrics,
+    Spread,
     Values,
     coverage,
     fill_empty_lists,
@@ -33,7 +34,13 @@ from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
-from hotplate.offline.train.popularity import PopularityParams, most_popular, order_by_popularity, recent_popularity
+from hotplate.offline.train.popularity import (
+    Popularity,
+    PopularityParams,
+    most_popular,
+    order_by_popularity,
+    recent_popularity,
+)
 from hotplate.offline.train.similar import Similar, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.spec import OnIteration
@@ -131,7 +138,7 @@ class Evaluation:
         """The evaluation without figures by user, as it is kept with a model and in the manifest of a release."""
         baselines = dict[str, BaselineRecord]()
         for baseline, lead in zip(self.baselines, self.leads, strict=True):
-            baselines[baseline.engine] = BaselineRecord(
+            baselines[baseline.name] = BaselineRecord(
                 **asdict(baseline.metrics),
                 params=asdict(baseline.params),
                 as_served=baseline.as_served,
@@ -191,7 +198,7 @@ def evaluate_parts(
     """Fit a model and baselines on the train part of *parts*, and measure their lists on the test part.
 
     params     engine of the model with its parameters
-    baselines  engines to compare with; the model's engine is skipped
+    baselines  engines to compare with; the model's engine is skipped, but not popularity with another half-life
     split      options that made *parts*, for the result; None if they were given
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 10,000 items.
@@ -207,9 +214,13 @@ def evaluate_parts(
     model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
     del similar_items  # releases memory for the baselines
 
-    compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
-    with_default_lists = replace(options, make_lists=None)
-    results = tuple(evaluate_engine(parts, baseline, with_default_lists) for baseline in compared)
+    results = list[EngineResult]()
+    for baseline in baselines:
+        if (engine_of(baseline) == model.engine and not isinstance(baseline, PopularityParams)) or baseline == params:
+            continue
+        # Popularity is the same for everybody, users without a list of their own included.
+        popular = baseline if isinstance(baseline, PopularityParams) else options.popular
+        results.append(evaluate_engine(parts, baseline, replace(options, make_lists=None, popular=popular)))
 
     return Evaluation(
         split=split,
@@ -217,7 +228,7 @@ def evaluate_parts(
         train_pairs=int(parts.train.nnz),
         test_pairs=int(parts.test.nnz),
         model=model,
-        baselines=results,
+        baselines=tuple(results),
         cold_pairs=_cold_pairs(parts),
         leads=tuple(Lead.of(model.served_per_user - baseline.served_per_user) for baseline in results),
         drawn_from=testable_users if testable_users > len(parts.tested) else None,
@@ -257,8 +268,7 @@ def evaluate_engine(
     """
     ranker = fit_parts(parts, params, on_iteration)
     if options.make_lists is None:
-        lists = recommend_all(ranker, parts, options.k)
-        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, options.popular)))
+        evaluated = recommend_all(ranker, parts, options.k, popularity_of(parts, options.popular))
     else:
         evaluated = options.make_lists(parts, ranker, similar)
 
@@ -266,7 +276,9 @@ def evaluate_engine(
     served = measure_users(evaluated.as_served, parts.test)
 
     tested_lists = evaluated.lists[personal.users]
-    metrics = ListMetrics(**asdict(personal.metrics), coverage=coverage(tested_lists, parts.train))
+    metrics = ListMetrics(
+        **asdict(personal.metrics), coverage=coverage(tested_lists, parts.train), **Spread.of(tested_lists)._asdict()
+    )
     if similar is not None:
         metrics = replace(
             metrics,
@@ -284,14 +296,14 @@ def evaluate_engine(
     )
 
 
-def _popular_items(parts: Parts, popular: PopularityParams) -> Indices:
-    """Return all items by their popularity in the train part, the most popular first.
+def popularity_of(parts: Parts, popular: PopularityParams) -> Popularity:
+    """Return the popularity of items in the train part.
 
     If *popular* has a half-life, and the data have times, recent interactions count more.
     """
     times = None if popular.half_life_days is None else parts.train_times
     half_life_days = None if times is None else popular.half_life_days
-    return order_by_popularity(recent_popularity(parts.train, times, half_life_days))
+    return Popularity(recent_popularity(parts.train, times, half_life_days).astype(np.float32))
 
 
 def share_of_new_items(lists: Indices, parts: Parts, days: int) -> float | None:
@@ -317,9 +329,15 @@ def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = N
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
-def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
-    """Return lists [users, k] of users with test items; -1 for others, and after the end."""
-    return lists_of_tested(parts, k, ranker.recommend(parts.seen, parts.tested, k).items)
+def recommend_all(ranker: Ranker, parts: Parts, k: int, popularity: Popularity) -> EvaluatedLists:
+    """Return the lists [users, k] of users with test items, and those that they are served; -1 for others.
+
+    Lists that are too short are filled by *popularity*, and users without items are served the popular list.
+    """
+    ranked = popularity.fill(parts.seen, parts.tested, ranker.recommend(parts.seen, parts.tested, k))
+    lists = lists_of_tested(parts, k, ranked.items)
+    popular_items = order_by_popularity(popularity.counts)[: np.count_nonzero(popularity.counts)]
+    return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
 
 
 def evaluate_as_published(

@@ -13,8 +13,8 @@ from hotplate.offline.input.pairs import Indices, Mask, UserItems, has_items, it
 # Low and high end of a 95 % interval; a plain tuple, as orjson writes no other.
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
-# In a search, results within so many standard errors cannot be told apart.
-EQUAL_WITHIN_SE = 1.5
+# In a search, results within one standard error cannot be told apart (Breiman et al., 1984).
+EQUAL_WITHIN_SE = 1.0
 # The best of another kind leads by more, a 95 % interval.
 LEADING_BY_SE = 1.96
 
@@ -53,9 +53,13 @@ class ListMetrics(RankingMetrics):
     coverage         share of the items of train in any list
     list_similarity  mean similarity of two items of a list, as of `ItemSimilarity`
     new_items        share of places with items of the last days
+    shared_items, half_places, effective_items  as of `Spread`
     """
 
     coverage: float | None = None
+    shared_items: float | None = None
+    half_places: float | None = None
+    effective_items: float | None = None
     list_similarity: float | None = None
     new_items: float | None = None
 
@@ -204,6 +208,43 @@ def fill_empty_lists(lists: Indices, popular: Indices) -> Indices:
     first = popular[: lists.shape[1]]
     served[(lists < 0).all(axis=1), : len(first)] = first
     return served
+
+
+class Spread(NamedTuple):
+    """How the places of lists are spread over items.
+
+    shared_items     mean number of items that two users' lists have in common
+    half_places      the smallest number of items that take half of all places
+    effective_items  exp of the entropy of the items' shares of all places
+    """
+
+    shared_items: float
+    half_places: float
+    effective_items: float
+
+    @classmethod
+    def of(cls, lists: Indices) -> "Spread":
+        """Measure *lists* [users, k], -1 after the end of one; NO_SPREAD without any item."""
+        counts = np.unique(lists[lists >= 0], return_counts=True)[1].astype(np.float64)
+        if not len(counts):
+            return NO_SPREAD
+
+        users = max(2, int((lists[:, 0] >= 0).sum()))
+        shares = counts / counts.sum()
+        taken = np.cumsum(np.sort(shares)[::-1])
+        return cls(
+            shared_items=float((counts * (counts - 1)).sum() / (users * (users - 1))),
+            half_places=float(np.searchsorted(taken, 0.5 - 1e-9) + 1),
+            effective_items=float(np.exp(-(shares * np.log(shares)).sum())),
+        )
+
+    @classmethod
+    def mean(cls, spreads: "Sequence[Spread]") -> "Spread":
+        """Return the mean of each figure."""
+        return cls(*np.mean(spreads, axis=0).tolist())
+
+
+NO_SPREAD = Spread(0.0, 0.0, 0.0)
 
 
 def coverage(lists: Indices, train: UserItems) -> float:

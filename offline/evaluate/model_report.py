@@ -34,6 +34,7 @@ _TABLES_NOTE = "From the least to the most active user; histories begin with the
 _NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
 _NO_INTERVAL = "no interval is known, as it takes two users"
 THESE_LISTS = "these lists"
+_POPULARITIES = frozenset({"popularity", "recent popularity"})
 # Metrics in the table's order, with their headings; shares are shown in %.
 METRICS = {
     "ndcg": "nDCG", "recall": "recall", "precision": "precision", "map": "MAP", "mrr": "MRR", "hit_rate": "hit rate",
@@ -50,27 +51,77 @@ _SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 
 def answer_in_words(record: EvaluationRecord) -> str:
-    """Return sentences on how good the lists of a model are, compared with popular items, and how many users hit.
+    """Return sentences on how good the lists of a model are, compared with popular items, for whom, and how personal.
 
     Both are measured as served: users without a list get the popular one.
     """
     served = record.as_served
     tested = " in the test data, which training did not see"
 
-    # Popularity is not a baseline of itself.
-    popularity = record.baselines.get("popularity")
-    if popularity is None:
+    better = better_popularity(record)
+    if better is None:
         name = name_of(record.engine, record.params)
         ndcg = f"nDCG@{served.k} {served.ndcg:.3f}"
         return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits_in_words(served, tested)}."
 
-    return popular_comparison(
-        "The lists",
-        served,
-        popularity.as_served,
-        popularity.model_leads_by,
-        popularity_name=name_of("popularity", popularity.params),
-        tested=tested,
+    name, popularity = better
+    lists = "The lists"
+    if record.engine == "popularity":
+        lists = f"Everybody gets {_in_words(name_of(record.engine, record.params))}; these lists"
+    comparison = popular_comparison(
+        lists, served, popularity.as_served, popularity.model_leads_by, popularity_name=name, tested=tested
+    )
+    return f"{comparison} {_groups_in_words(record, popularity)}{_spread_in_words(record.model, popularity)}"
+
+
+def better_popularity(record: EvaluationRecord) -> tuple[str, BaselineRecord] | None:
+    """Return the baseline with the higher nDCG as served of popularity of all time and recent popularity, by name.
+
+    None without such a baseline: popularity is none of itself.
+    """
+    known = [(name, baseline) for name, baseline in _baselines(record) if name in _POPULARITIES]
+    return max(known, key=lambda pair: pair[1].as_served.ndcg, default=None)
+
+
+def is_popular_by_another_name(record: EvaluationRecord) -> bool:
+    """Return whether lists of an engine hardly differ between users: two have half of their items in common."""
+    shared = record.model.shared_items
+    return record.engine != "popularity" and shared is not None and shared >= record.k / 2
+
+
+def _groups_in_words(record: EvaluationRecord, popularity: BaselineRecord) -> str:
+    """Return a sentence on users with a list, and one on those without, empty if all have one."""
+    model = record.model
+    missing = model.users - model.users_with_lists
+    if not missing or not model.users_with_lists:
+        return ""
+    returning, new = ndcg_by_group(model, record.as_served)
+    popular_returning, popular_new = ndcg_by_group(popularity, popularity.as_served)
+    return (
+        f"For {format_count(model.users_with_lists, 'returning user')} it is {returning:.3f} against "
+        f"{popular_returning:.3f}; {format_count(missing, 'new user')} get the popular list, {new:.3f} against "
+        f"{popular_new:.3f}. "
+    )
+
+
+def ndcg_by_group(personal: ListMetrics, served: RankingMetrics) -> tuple[float, float]:
+    """Return the nDCG of users with a list, and as served of those without; 0 of a group without users."""
+    users = personal.users
+    with_list = personal.users_with_lists
+    of_new = (served.ndcg - personal.ndcg) * users / max(users - with_list, 1)
+    return personal.ndcg * users / max(with_list, 1), of_new
+
+
+def _spread_in_words(lists: ListMetrics, popular: ListMetrics) -> str:
+    """Return a sentence on how personal *lists* are, beside *popular* ones; empty if that was not measured."""
+    if lists.shared_items is None or lists.half_places is None:
+        return ""
+    beside = ""
+    if popular.shared_items is not None and popular.half_places is not None:
+        beside = f" (of popular lists: {popular.shared_items:.1f}, {popular.half_places:,.0f})"
+    return (
+        f"Two users share {lists.shared_items:.1f} of {lists.k} items; half of all places go to "
+        f"{lists.half_places:,.0f} items{beside}."
     )
 
 

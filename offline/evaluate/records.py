@@ -101,9 +101,13 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
         return metrics
 
     def metric(self, name: str) -> float | None:
-        """Return one of `metrics` by name, None if it is missing; the prefix `model.` may be left out."""
+        """Return one of `metrics` by name, None if it is missing.
+
+        Without a prefix, it is that of the lists as served, or of personal lists if it is of these alone.
+        """
         metrics = self.metrics
-        return metrics.get(f"model.{name}", metrics.get(name))
+        names = (name, f"as_served.{name}", f"model.{name}")
+        return next((metrics[known] for known in names if known in metrics), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, without metrics that were not measured."""
@@ -142,12 +146,18 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrialRecord(CellRecord, frozen=True, kw_only=True):
-    """A trial of a search: its nDCG with the standard error, and its seconds; *iterations* only of ALS."""
+    """A trial of a search: its nDCG as served with the standard error, its seconds, and figures as of `Spread`.
+
+    Only ALS has *iterations*; earlier versions wrote no figures of the spread.
+    """
 
     iterations: int | None
     ndcg: float
     se: float
     seconds: float
+    shared_items: float | UnsetType = UNSET
+    half_places: float | UnsetType = UNSET
+    effective_items: float | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)

@@ -446,7 +446,7 @@ class Evaluator:
         if self._history is not None:
             counts = users_per_item(self._history)
             history_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popular = self._measure_popularity(self._history, counts, history_items)
+            popular = self._measure_popularity(self._history, counts)
 
         popular_items = history_items
         if candidate.popular is not None:
@@ -460,14 +460,11 @@ class Evaluator:
         lead = Lead.of(served.values["ndcg"] - popular.values["ndcg"])
         return ServedMetrics(served.metrics, popular.metrics, lead)
 
-    def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64], popular_items: Indices) -> UserMetrics:
-        """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*.
-
-        *counts* [items] are the items' users.
-        """
+    def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64]) -> UserMetrics:
+        """Measure lists of the popular items of *history* that users do not have, by *counts*, the items' users."""
         ranker = Popularity(counts.astype(np.float32))
-        lists = recommend_all(ranker, Parts.of(history, self._test, repeats=True), self._k)
-        return measure_users(fill_empty_lists(lists, popular_items), self._test)
+        parts = Parts.of(history, self._test, repeats=True)
+        return measure_users(recommend_all(ranker, parts, self._k, ranker).as_served, self._test)
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.

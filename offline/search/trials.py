@@ -17,8 +17,16 @@ from typing import NamedTuple
 import numpy as np
 
 from hotplate.offline.errors import DataError, MemoryShortage, why_not_written
-from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import Values, leads_by, measure_users, standard_error
+from hotplate.offline.evaluate.evaluation import fit_parts, popularity_of, recommend_all
+from hotplate.offline.evaluate.metrics import (
+    EQUAL_WITHIN_SE,
+    NO_SPREAD,
+    Spread,
+    Values,
+    leads_by,
+    measure_users,
+    standard_error,
+)
 from hotplate.offline.evaluate.records import TrialRecord
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.history import History
@@ -35,20 +43,29 @@ from hotplate.offline.train.engine import (
     with_recency,
     without_recency,
 )
+from hotplate.offline.train.popularity import PopularityParams
 from hotplate.stores.verification import OnProgress
 
 # Fits of the best ALS cell that are kept for recency.
 _MOST_KEPT_BYTES = 200e6
+# Share of the best nDCG that a more personal trial may lack, even if chance explains more.
+_MOST_LOSS = 0.01
+# Numbers before those of users in the file of a trial.
+_STORED_FIRST = 1 + len(Spread._fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """nDCG per user of one combination of parameters (a cell), 0 if the data cannot be fitted with it."""
+    """nDCG as served per user of one combination of parameters (a cell), 0 if the data cannot be fitted with it.
+
+    *spread* is that of the lists of users with interactions, the mean over the splits.
+    """
 
     params: Params
     iterations: int | None
     per_user: Values = field(compare=False, repr=False)
     seconds: float
+    spread: Spread = NO_SPREAD
 
     @property
     def ndcg(self) -> float:
@@ -59,12 +76,6 @@ class Trial:
     def se(self) -> float:
         """Standard error of the mean."""
         return standard_error(self.per_user)
-
-    @property
-    def recency_power(self) -> float:
-        """The power of recent popularity that multiplies scores, 0 without."""
-        recency = recency_of(self.params)
-        return 0.0 if recency is None else recency.gamma
 
     def leads_by(self, other: "Trial") -> float:
         """Return the mean difference to *other* per user, in standard errors."""
@@ -80,6 +91,9 @@ class Trial:
             ndcg=self.ndcg,
             se=self.se,
             seconds=self.seconds,
+            shared_items=self.spread.shared_items,
+            half_places=self.spread.half_places,
+            effective_items=self.spread.effective_items,
         )
 
 
@@ -89,15 +103,25 @@ def count_stored(folder: Path) -> int:
 
 
 class Trials:
-    """Runs trials of one search on *splits*, with lists of *k*.
+    """Runs trials of one search on *splits*, with lists of *k*; users without items get the list *popular*.
 
     They are stored in *folder*, if any, by the *key* of the data and settings; all of them are in `done`, in order.
     *on_trial* is called with the number of trials done and the expected total. Cells that lacked memory have
     no trial; `short_of_memory` has their errors, and a later search tries them again.
     """
 
-    def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str, on_trial: OnProgress) -> None:
+    def __init__(
+        self,
+        splits: Sequence[Parts],
+        k: int,
+        popular: PopularityParams,
+        *,
+        folder: Path | None,
+        key: str,
+        on_trial: OnProgress,
+    ) -> None:
         self._splits = splits
+        self._popularity = [popularity_of(parts, popular) for parts in splits]
         self._k = k
         self._folder = folder
         self._key = key
@@ -124,7 +148,8 @@ class Trials:
         """Return the trial of *params* that an earlier search has stored, or measure it, and store it; MemoryShortage.
 
         Without a folder, nothing is stored. A file is named by a digest of the data and settings (`_key`) and of the
-        parameters, so it is never out of date. It holds an array: the seconds of the trial, then the nDCG of each user.
+        parameters, so it is never out of date. It holds an array: the seconds of the trial, its spread, and the
+        nDCG of each user.
         """
         params_of_trial = with_fewer_iterations(params)
         iterations = params_of_trial.iterations if isinstance(params_of_trial, ALSParams) else None
@@ -135,36 +160,39 @@ class Trials:
             file = self._folder / f"{name}.npy"
             with suppress(OSError, ValueError, EOFError, IndexError):  # missing or half-written
                 stored = np.load(file, allow_pickle=False)
-                return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
+                seconds, *spread = stored[:_STORED_FIRST].tolist()
+                return Trial(params, iterations, stored[_STORED_FIRST:], seconds, Spread(*spread))
 
         start = perf_counter()
-        per_user = self._measure_ndcg(params_of_trial)
-        trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
+        per_user, spread = self._measure(params_of_trial)
+        trial = Trial(params, iterations, per_user, round(perf_counter() - start, 3), spread)
 
         if file is not None:
             _store_trial(file, trial)
         return trial
 
-    def _measure_ndcg(self, params: Params) -> Values:
-        """Return the nDCG of each tested user, one split after the other; zeros if the data cannot be fitted.
+    def _measure(self, params: Params) -> tuple[Values, Spread]:
+        """Return the nDCG of each tested user, one split after the other, and the mean spread of their lists.
 
-        Raises MemoryShortage.
+        All are zeros if the data cannot be fitted. Raises MemoryShortage.
         """
         rankers = self._fits.rankers(params)
         values = list[Values]()
+        spreads = list[Spread]()
         try:
-            for parts in self._splits:
+            for parts, popularity in zip(self._splits, self._popularity, strict=True):
                 # The ranker is released before the next fit.
-                lists = recommend_all(next(rankers), parts, self._k)
-                values.append(measure_users(lists, parts.test).values["ndcg"])
+                evaluated = recommend_all(next(rankers), parts, self._k, popularity)
+                values.append(measure_users(evaluated.as_served, parts.test).values["ndcg"])
+                spreads.append(Spread.of(evaluated.lists[parts.tested]))
         except MemoryShortage:
             raise
         except DataError:
-            return np.zeros(sum(len(parts.tested) for parts in self._splits))
+            return np.zeros(sum(len(parts.tested) for parts in self._splits)), NO_SPREAD
 
         ndcg = np.concatenate(values)
         self._fits.keep_if_best(params, float(ndcg.mean()))
-        return ndcg
+        return ndcg, Spread.mean(spreads)
 
 
 class _Fitted(NamedTuple):
@@ -243,10 +271,10 @@ class _Fits:
 
 
 def _store_trial(path: Path, trial: Trial) -> None:
-    """Write the seconds and then the nDCG of each user; raises DataError."""
+    """Write the seconds, the spread, and the nDCG of each user; raises DataError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
+        np.save(path, np.r_[trial.seconds, trial.spread, trial.per_user], allow_pickle=False)
     except OSError as error:
         raise DataError(f"The trials cannot be written to {path.parent}: {why_not_written(error)}.") from error
 
@@ -254,6 +282,11 @@ def _store_trial(path: Path, trial: Trial) -> None:
 def sort_by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
     """Return *trials*, the best first."""
     return sorted(trials, key=lambda trial: -trial.ndcg)
+
+
+def is_as_good(trial: Trial, best: Trial) -> bool:
+    """Return whether the nDCG of *trial* is within a standard error of the *best*, and at most 1 % below."""
+    return best.leads_by(trial) <= EQUAL_WITHIN_SE and trial.ndcg >= (1 - _MOST_LOSS) * best.ndcg
 
 
 def best_of_each_engine(trials: Sequence[Trial]) -> list[Trial]:

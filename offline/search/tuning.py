@@ -5,17 +5,17 @@ part, and ranks items for their test users. With recency, scores are multiplied 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from hotplate.base.report import format_count
 from hotplate.offline.errors import require_above_zero
 from hotplate.offline.evaluate.evaluation import fit_parts
-from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE, LEADING_BY_SE
+from hotplate.offline.evaluate.metrics import LEADING_BY_SE
 from hotplate.offline.evaluate.records import CellRecord, RepeatSearch, SearchRecord
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
@@ -30,14 +30,21 @@ from hotplate.offline.search.budget import (
     with_fewer_iterations,
 )
 from hotplate.offline.search.cells import (
-    HIGHEST_GAMMA,
     cells_past_edge,
     default_cells,
     first_cells_with_recency,
     next_cells_with_recency,
 )
+from hotplate.offline.search.popular_lists import ALL_TIME, PopularSearch, search_popular
 from hotplate.offline.search.repeat_weights import choose_repeats
-from hotplate.offline.search.trials import Trial, Trials, best_of_each_engine, digest_of_search, sort_by_ndcg
+from hotplate.offline.search.trials import (
+    Trial,
+    Trials,
+    best_of_each_engine,
+    digest_of_search,
+    is_as_good,
+    sort_by_ndcg,
+)
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
     Engine,
@@ -46,7 +53,6 @@ from hotplate.offline.train.engine import (
     estimate_fit_bytes,
     estimate_fit_s,
     recency_of,
-    spec_of,
 )
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
@@ -56,9 +62,15 @@ from hotplate.stores.verification import OnProgress, unreported
 _SEARCHED_PAIRS = 1_000_000
 _EXTENSIONS = 3
 # Pieces of a log, prefixes in time, that are split; with one, a single week decides.
-_PIECES_IN_TIME = 2
+_PIECES_IN_TIME = 3
+# Share of the best nDCG that the most varied choice may lack.
+_VARIETY_LOSS = 0.05
 # Pairs of a tested user and any item that a trial ranks; users are sampled to remain below.
 _MOST_RANKED_PAIRS = 60_000_000
+
+
+Preference = Literal["accuracy", "balance", "variety"]
+PREFERENCES: tuple[Preference, ...] = get_args(Preference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +80,13 @@ class TuneOptions:
     cells     to try; () for the default cells, extended beyond their edge
     engine    the only one to try
     budget_s  estimated seconds of a core, and 40 % more for recency; None is 36, or unlimited with *cells*
+    prefer    which of `Search.choices` is recommended
     """
 
     cells: tuple[Params, ...] = ()
     engine: Engine | None = None
     budget_s: float | None = None
+    prefer: Preference = "balance"
 
     def __post_init__(self) -> None:
         if self.budget_s is not None:
@@ -88,79 +102,50 @@ class TuneOptions:
 class Search:
     """All *trials* on one inner *split* with lists of *k*.
 
-    *left_out* are cells beyond the budget or the free memory; *users* is the number sampled, None for all.
+    *popular* has the popular lists; *left_out* are cells beyond the budget or the free memory; *users* is the number
+    sampled, None for all.
     """
 
     split: SplitOptions
     k: int
     trials: tuple[Trial, ...]
+    popular: PopularSearch
+    prefer: Preference = "balance"
     left_out: tuple[Params, ...] = ()
     users: int | None = None
 
     @property
     def recommended(self) -> int:
-        """The index of the recommended trial in `trials`; each trial has measured an engine with its parameters.
+        """The index in `trials` of the preferred choice; each trial has measured an engine with its parameters."""
+        return self.trials.index(self.choices[self.prefer])
 
-        A trial leads another by its mean difference of nDCG per user, in standard errors. Engines other than popularity
-        are personal: their lists differ by user. Recency multiplies scores by a power of recent popularity.
-        Recommended are:
+    @property
+    def choices(self) -> dict[Preference, Trial]:
+        """The trial of each preference.
 
-        1. Popularity, if it leads the best personal trial by more than a 95 % interval.
-        2. Else, if it leads the best personal trial without recency by so much, interactions follow trends. Then tests
-           on the past come late, and of the personal trials only those with the highest power of recency are compared.
-        3. Of the personal trials within 1.5 standard errors of the best one, the preferred one of `_preference`.
+        accuracy  the best one
+        balance   of those within a standard error of the best, and at most 1 % below it, the most personal one
+        variety   of those at most 5 % below it, the most personal one
+
+        The most personal one shows the most items (`Spread.effective_items`). Popularity is chosen only if it leads all
+        other engines by more than a 95 % interval, and for accuracy and balance.
         """
         best_first = sort_by_ndcg(self.trials)
+        best = best_first[0]
         personal = [trial for trial in best_first if not isinstance(trial.params, PopularityParams)]
-        popularity = [trial for trial in best_first if isinstance(trial.params, PopularityParams)]
-        if not personal:
-            return self.trials.index(popularity[0])
+        if personal and best.leads_by(personal[0]) <= LEADING_BY_SE:
+            best = personal[0]
 
-        if popularity:
-            if popularity[0].leads_by(personal[0]) > LEADING_BY_SE:
-                return self.trials.index(popularity[0])
-
-            without_recency = [trial for trial in personal if not trial.recency_power]
-            if without_recency and popularity[0].leads_by(without_recency[0]) > LEADING_BY_SE:
-                most_recent = [trial for trial in personal if trial.recency_power == HIGHEST_GAMMA]
-                personal = most_recent or personal
-
-        # `personal` has the best trial first.
-        best = personal[0]
-        as_good = [trial for trial in personal if best.leads_by(trial) <= EQUAL_WITHIN_SE]
-        return self.trials.index(min(as_good, key=self._preference))
-
-    def _preference(self, trial: Trial) -> tuple[float, ...]:
-        """Return a sort key: of trials that are equally good, the one with the lowest key is recommended.
-
-        Its parts, the most important first, are lower with recency (scores multiplied by a power of recent popularity),
-        for ALS, for simpler parameters, for a higher power of recency, and for a half-life of recency nearer to that of
-        the best popularity.
-        """
-        params = trial.params
-        complexity = spec_of(params).complexity(params)
-        is_other_engine = float(not isinstance(params, ALSParams))
-
-        recency = recency_of(params)
-        if recency is None:
-            return 1.0, is_other_engine, complexity, 0.0, 0.0
-
-        popular_half_life = self.popular.half_life_days or recency.half_life_days
-        half_life_distance = abs(math.log(recency.half_life_days / popular_half_life))
-        return 0.0, is_other_engine, complexity, -recency.gamma, half_life_distance
+        balanced = best
+        if best in personal:
+            balanced = _most_personal(trial for trial in personal if is_as_good(trial, best))
+        varied = [trial for trial in _within(_VARIETY_LOSS, [best, *personal]) if trial in personal]
+        return {"accuracy": best, "balance": balanced, "variety": _most_personal(varied or [balanced])}
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
         """The index of each engine's best trial, the best first."""
         return tuple(self.trials.index(trial) for trial in best_of_each_engine(self.trials))
-
-    @property
-    def popular(self) -> PopularityParams:
-        """Popularity's best parameters, else its defaults."""
-        for trial in sort_by_ndcg(self.trials):
-            if isinstance(trial.params, PopularityParams):
-                return trial.params
-        return PopularityParams()
 
     def record(self, repeats: RepeatSearch | None) -> SearchRecord:
         """Return the search, with that of *repeats*, without figures by user."""
@@ -254,8 +239,18 @@ def tune(
 
     on_trial(0, len(cells))
     digest = digest_of_search(sample.user_items, sample.history, sample.options, TRIAL_ITERATIONS, k)
-    trials = Trials(splits, k, trials_folder, digest, on_trial)
-    _run_trials(trials, cells, budget, items, extends_cells=not tuning.cells, tries_recency=tries_recency)
+    popular = search_popular(splits, k, in_time=sample.options.in_time)
+    trials = Trials(splits, k, popular.for_new_users, folder=trials_folder, key=digest, on_trial=on_trial)
+    if not tuning.cells and tuning.engine in (None, "popularity"):
+        trials.done += popular.as_engine
+    _run_trials(
+        trials,
+        cells,
+        budget,
+        items,
+        extends_cells=not tuning.cells,
+        recent=popular.baselines[-1] if tries_recency else ALL_TIME,
+    )
     on_trial(len(trials.done), len(trials.done))
 
     if budget.left_out:
@@ -266,6 +261,8 @@ def tune(
         split=sample.options,
         k=k,
         trials=tuple(trials.done),
+        popular=popular,
+        prefer=tuning.prefer,
         left_out=(*budget.left_out, *trials.short_of_memory),
         users=sample.user_items.shape[0] if sample.is_drawn else None,
     )
@@ -293,18 +290,26 @@ def _shortage(reasons: Mapping[Params, str]) -> str:
 
 
 def _run_trials(
-    trials: Trials, cells: Sequence[Params], budget: Budget, items: int, *, extends_cells: bool, tries_recency: bool
+    trials: Trials,
+    cells: Sequence[Params],
+    budget: Budget,
+    items: int,
+    *,
+    extends_cells: bool,
+    recent: PopularityParams,
 ) -> None:
     """Try *cells*, each an engine with its parameters, as far as *budget* allows, then others that look promising.
 
     extends_cells  then try cells past the edge, with a larger or smaller value of a parameter than all others, if the
                    best cell of their engine lies at the edge; at most three times
-    tries_recency  at last try the best cells with recency: scores multiplied by a power of recent popularity
+    recent         the best recent popularity; if it has a half-life, the best cells are at last tried with recency:
+                   scores multiplied by a power of recent popularity
 
     *items* is the number of items in the catalogue. All trials are added to *trials*.
     """
     # At least one trial with recency follows the others.
-    expected_later = int(tries_recency)
+    half_life_days = recent.half_life_days
+    expected_later = int(half_life_days is not None)
     trials.run(cells, expected_later=expected_later)
 
     if extends_cells:
@@ -312,35 +317,43 @@ def _run_trials(
             best_first = [*(trial.params for trial in sort_by_ndcg(trials.done)), *trials.short_of_memory]
             trials.run(budget.affordable(cells_past_edge(best_first, items)), expected_later=expected_later)
 
-    if tries_recency:
-        _try_recency(trials, budget)
+    if half_life_days is not None:
+        _try_recency(trials, budget, half_life_days)
 
 
-def _try_recency(trials: Trials, budget: Budget) -> None:
-    """Try the best cell of each engine with recency: scores multiplied by a power of recent popularity.
+def _try_recency(trials: Trials, budget: Budget, half_life_days: float) -> None:
+    """Try the best cells of each engine with recency: scores multiplied by a power of recent popularity.
 
     The next half-lives and powers of an engine depend on its trials so far. An engine is done when none are left that
-    may help, or when *budget* is spent. All trials are added to *trials*.
+    may help, or when *budget* is spent. *half_life_days* is that of the best recent popularity. All trials are added to
+    *trials*.
     """
-    best_of_engines = [trial.params for trial in best_of_each_engine(trials.done)]
-    # The other engines start from the best half-life of popularity. Fits of ALS are kept in memory until another engine
-    # is fitted.
-    places = {"popularity": 0, "als": 1}
-    best_of_engines.sort(key=lambda params: places.get(engine_of(params), 2))
-    popularity: PopularityParams | None = None  # the best parameters, once popularity was tried
+    # Fits of ALS are kept in memory until another engine is fitted.
+    engines = [engine_of(trial.params) for trial in best_of_each_engine(trials.done)]
+    for engine in sorted(engines, key=lambda engine: engine != "als"):
+        if engine == "popularity":
+            continue
 
-    for params in best_of_engines:
+        # Scores that differ more between users may be better factors of recent popularity than the best ones alone.
+        plain = sort_by_ndcg([trial for trial in trials.done if engine_of(trial.params) == engine])
+        first = dict.fromkeys((plain[0], _most_personal(_within(_VARIETY_LOSS, plain))))
+        cells = [cell for trial in first for cell in first_cells_with_recency(trial.params, half_life_days)]
+
         tried = list[Trial]()
-        cells = first_cells_with_recency(params, popularity)
         # The expected total counts one more trial, until the results show that none follows.
         while new := trials.run(budget.affordable_recencies(cells), expected_later=1):
             tried += new
-            cells = next_cells_with_recency(params, tried)
+            cells = next_cells_with_recency(tried)
 
-        if tried:
-            best = max(tried, key=lambda trial: trial.ndcg).params
-            if isinstance(best, PopularityParams):
-                popularity = best
+
+def _within(loss: float, best_first: Sequence[Trial]) -> list[Trial]:
+    """Return those of *best_first* whose nDCG is at most a share *loss* below that of the first."""
+    return [trial for trial in best_first if trial.ndcg >= (1 - loss) * best_first[0].ndcg]
+
+
+def _most_personal(trials: Iterable[Trial]) -> Trial:
+    """Return the trial with the most effective items; of equal ones the first."""
+    return max(trials, key=lambda trial: trial.spread.effective_items)
 
 
 def search_repeats(

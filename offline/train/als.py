@@ -4,10 +4,8 @@ The confidence of a pair is alpha times its weight. Spark adds one, so one is su
 regularization by the number of pairs.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import numpy as np
 from implicit.cpu._als import least_squares_cg
@@ -83,9 +81,8 @@ class Factors:
     user_factors: Floats
     item_factors: Floats
     params: ALSParams | SparkParams = field(default_factory=ALSParams)
-    recent: Floats | None = None
+    recent: ranking.RecentWeights | None = None
 
-    floor: ClassVar[float] = -math.inf
     recommend = ranking.recommend
 
     @property
@@ -234,7 +231,6 @@ ALS = EngineSpec(
     ranking_s=lambda params, rows: ranking_s(rows, of_pair=5e-9 + 6e-11 * params.factors),
     fit_price=lambda params, user_items: 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape)),
     memory_advice="take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
-    complexity=lambda params: params.factors,
     varied=lambda params: {
         "factors": params.factors,
         "regularization": params.regularization,

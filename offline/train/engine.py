@@ -11,7 +11,7 @@ import msgspec
 from hotplate.offline.errors import DataError, MemoryShortage, SettingError
 from hotplate.offline.input.columns import named_values, parse_half_life
 from hotplate.offline.input.history import Times
-from hotplate.offline.input.pairs import Floats, UserItems
+from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.train.als import ALS, FACTOR_ARRAYS, ALSParams, Factors, SparkParams
 from hotplate.offline.train.item_based import (
     EASE,
@@ -22,6 +22,7 @@ from hotplate.offline.train.item_based import (
     Neighbours,
 )
 from hotplate.offline.train.popularity import POPULARITY, Popularity, PopularityParams, Recency
+from hotplate.offline.train.ranking import RecentWeights
 from hotplate.offline.train.spec import EngineSpec, OnIteration, ranking_s
 from hotplate.stores.folders import room_bytes
 
@@ -50,7 +51,6 @@ SPARK = EngineSpec(
     ranking_s=lambda _params, rows: ranking_s(rows),
     fit_price=lambda _params, user_items: 1e-8 * float(user_items.nnz),
     memory_advice="",
-    complexity=lambda params: params.factors,
     varied=lambda params: {"factors": params.factors, "reg_param": params.reg_param, "alpha": params.alpha},
     cells=lambda _first, _items: (),
     past_edge=lambda _best_first, _items: (),
@@ -206,8 +206,8 @@ def fit(
     return ranker if recency is None else with_recency(ranker, recency.weights(user_items, times))
 
 
-def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
-    """Return *ranker* with scores multiplied by *weights* [items]; popularity is unchanged."""
+def with_recency(ranker: Ranker, weights: RecentWeights) -> Ranker:
+    """Return *ranker* with scores combined with recent popularity; popularity is unchanged."""
     return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)
 
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -101,9 +101,8 @@ class Neighbours:
 
     similarity: Any
     params: NeighbourParams
-    recent: Floats | None = None
+    recent: ranking.RecentWeights | None = None
 
-    floor: ClassVar[float] = 0.0
     fold_in = ranking.itself
 
     @property
@@ -145,7 +144,7 @@ class Neighbours:
         rows = user_items[users]
         scores = (rows @ self.similarity).tocsr()
         if self.recent is not None:
-            scores.data *= self.recent[scores.indices]
+            self.recent.apply(scores.data, scores.indices)
         if not keep_seen:
             scores.data[are_among(pair_numbers(rows), pair_numbers(scores))] = 0
         return scores
@@ -244,9 +243,8 @@ class EASE:
     """A fitted model: *weights* [items of the user, scored items], float32."""
 
     weights: Floats
-    recent: Floats | None = None
+    recent: ranking.RecentWeights | None = None
 
-    floor: ClassVar[float] = 0.0
     recommend = ranking.recommend
     fold_in = ranking.itself
 
@@ -406,7 +404,6 @@ NEIGHBOURS = EngineSpec(
     ranking_s=lambda _params, rows: ranking_s(rows),
     fit_price=lambda _params, user_items: 3e-8 * product_terms(user_items),
     memory_advice="take fewer neighbours, or raise --min-per-item",
-    complexity=lambda params: params.neighbours,
     varied=_varied_of_neighbours,
     cells=_neighbour_cells,
     past_edge=_neighbours_past_edge,
@@ -421,7 +418,6 @@ EASE_ENGINE = EngineSpec(
     ranking_s=lambda _params, rows: ranking_s(rows, of_interaction=3e-10),
     fit_price=_ease_s,
     memory_advice="raise --min-per-item, or learn with --engine als",
-    complexity=lambda params: -params.regularization,  # weights are smaller with more of it
     varied=lambda params: {"regularization": params.regularization},
     cells=lambda _first, _items: map(EASEParams, _EASE_CELLS),
     past_edge=_ease_past_edge,

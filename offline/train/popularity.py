@@ -33,7 +33,7 @@ _LEAST_POPULARITY = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Recency:
-    """Multiplies an item's scores by (recent popularity / its maximum) ^ *gamma*."""
+    """Recent popularity as a share of its maximum, to the power of *gamma*, as a factor of scores."""
 
     half_life_days: float
     gamma: float
@@ -42,11 +42,11 @@ class Recency:
         require_above_zero("The half-life", self.half_life_days)
         require_above_zero("gamma", self.gamma)
 
-    def weights(self, user_items: UserItems, times: Times | None) -> Floats:
-        """Return factors [items]; *times* are those of the pairs. Raises DataError without times."""
+    def weights(self, user_items: UserItems, times: Times | None) -> ranking.RecentWeights:
+        """Return the weights of items; *times* are those of the pairs. Raises DataError without times."""
         recent = recent_popularity(user_items, times, self.half_life_days)
-        weights: Floats = (np.maximum(recent / recent.max(), _LEAST_POPULARITY) ** self.gamma).astype(np.float32)
-        return weights
+        logs = self.gamma * np.log(np.maximum(recent / recent.max(), _LEAST_POPULARITY))
+        return ranking.RecentWeights(logs.astype(np.float32), self.gamma)
 
 
 def recent_popularity(
@@ -90,7 +90,6 @@ class Popularity:
     counts: Floats
 
     recent: ClassVar[None] = None
-    floor: ClassVar[float] = 0.0
     fold_in = ranking.itself
 
     @property
@@ -129,6 +128,30 @@ class Popularity:
             batch = slice(start, start + _RANKED_AT_ONCE)
             lists[batch] = _first_items(best_first, user_items[users[batch]], n, keep_seen=keep_seen)
         return ranking.Ranked(lists, scores=np.where(lists >= 0, self.counts[lists], np.float32(0)))
+
+    def fill(
+        self,
+        user_items: UserItems,
+        users: Indices,
+        lists: ranking.Ranked,
+        *,
+        keep_seen: bool = False,
+        allowed: Allowed = None,
+    ) -> ranking.Ranked:
+        """Fill those *lists* of *users* [users, n] that have fewer than n items with popular ones, with a score of 0.
+
+        The arguments are those of `recommend`. The lists are changed in place, and returned.
+        """
+        short = np.flatnonzero(lists.items[:, -1] < 0)
+        if not len(short):
+            return lists
+
+        width = lists.items.shape[1]
+        popular = self.recommend(user_items, users[short], width, keep_seen=keep_seen, allowed=allowed)
+        filled = ranking.fill_lists(ranking.Ranked(lists.items[short], lists.scores[short]), popular.items)
+        lists.items[short] = filled.items
+        lists.scores[short] = filled.scores
+        return lists
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
         """Return scores [users, items]."""
@@ -242,8 +265,7 @@ POPULARITY = EngineSpec(
     ranking_s=lambda _params, rows: ranking_s(rows),
     fit_price=_fit_s,
     memory_advice="",
-    complexity=lambda _params: 0.0,
     varied=lambda params: {} if params.half_life_days is None else {"half_life": f"{params.half_life_days:g}d"},
-    cells=lambda first, _items: (first,),
+    cells=lambda _first, _items: (),  # a search compares half-lives before all cells
     past_edge=lambda _best_first, _items: (),
 )

@@ -12,6 +12,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  
 
 from hotplate.offline.errors import require_at_least
 from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user, row_of_each_pair
+from hotplate.stores.factors import lift_of
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
@@ -30,6 +31,44 @@ class Ranked(NamedTuple):
     scores: Floats
 
 
+class RecentWeights(NamedTuple):
+    """Recent popularity as part of scores: exp((ln score + logs) / (1 + gamma)), a weighted geometric mean.
+
+    *logs* [items] are gamma times the logarithm of an item's recent popularity as a share of the highest.
+    """
+
+    logs: Floats
+    gamma: float
+
+    def apply(self, scores: ScoreTable, items: Indices | slice = slice(None)) -> None:
+        """Change the *scores* [..., items] of *items* in place; those that are not above 0 become 0."""
+        with np.errstate(divide="ignore"):  # the logarithm of 0
+            np.log(np.maximum(scores, 0, out=scores), out=scores)
+        scores += self.logs[items]
+        scores /= 1 + self.gamma
+        np.exp(scores, out=scores)
+
+
+class Boosts(NamedTuple):
+    """Boosts of items: a score becomes *factors* * score / the user's best score + *lifts*, both [items]."""
+
+    factors: npt.NDArray[np.float64]
+    lifts: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, boosts: npt.ArrayLike) -> "Boosts":
+        """Return the boosts of items that have these boosts, 1 for none [items]."""
+        factors = np.asarray(boosts, dtype=np.float64)
+        return cls(factors, np.array([lift_of(boost) for boost in factors.tolist()]))
+
+    def apply(self, scores: ScoreTable) -> ScoreTable:
+        """Return the boosted *scores* [..., items], in float64; -inf stays."""
+        positive = np.maximum(scores, 0)
+        best = positive.max(axis=-1, keepdims=True)
+        boosted = positive / np.where(best > 0, best, 1).astype(np.float64) * self.factors + self.lifts
+        return np.where(np.isneginf(scores), scores, boosted)
+
+
 class Scorer(Protocol):
     """Scores pairs of users and items."""
 
@@ -38,12 +77,8 @@ class Scorer(Protocol):
         """Number of users (None for any) and items."""
 
     @property
-    def floor(self) -> float:
-        """Items with this score or less are not listed."""
-
-    @property
-    def recent(self) -> Floats | None:
-        """Factors of the scores in users' lists [items], powers of recent popularity; None without recency."""
+    def recent(self) -> RecentWeights | None:
+        """How recent popularity counts in users' lists; None without recency."""
 
     def score(self, rows: UserItems, users: Indices) -> ScoreTable:
         """Return a new table [users, items]; *rows* are the interactions of *users*."""
@@ -58,16 +93,18 @@ def recommend(
     keep_seen: bool = False,
     allowed: Allowed = None,
     own: UserItems | None = None,
+    boosts: Boosts | None = None,
 ) -> Ranked:
     """Return lists of min(n, number of items) for the rows *users* of *user_items* [users, items], best first.
 
-    ranker     the fitted model; its scores are multiplied by its factors of recent popularity, if it has any
+    ranker     the fitted model; its scores are combined with recent popularity, if it has any
     keep_seen  whether lists may hold items that the user has
     allowed    mask of the items that may be listed [items]; None for all
     own        weights of what users chose before [users, items]; a user's scores are divided by their maximum, and
                these weights added
+    boosts     of items
 
-    Only items with a score above the ranker's `floor` are listed. A user without interactions has an empty list. Raises
+    Only items with a score above 0 are listed. A user without interactions has an empty list. Raises
     ValueError if *user_items* has another shape than the matrix that *ranker* learnt from.
     """
     for learnt_size, size in zip(ranker.shape, user_items.shape, strict=True):
@@ -79,16 +116,16 @@ def recommend(
         rows = user_items[batch]
         table = ranker.score(rows, batch)
         if ranker.recent is not None:
-            table *= ranker.recent
+            ranker.recent.apply(table)
         if own is not None:
             _add_own_choices(table, own[batch])
 
         table[items_per_user(rows) == 0] = -np.inf
         if not keep_seen:
             table[row_of_each_pair(rows), rows.indices] = -np.inf
-        return table
+        return table if boosts is None else boosts.apply(table)
 
-    return _best_of_tables(score_batch, users, ranker.floor, min(n, ranker.shape[1]), allowed)
+    return _best_of_tables(score_batch, users, min(n, ranker.shape[1]), allowed)
 
 
 def _add_own_choices(table: ScoreTable, own: UserItems) -> None:
@@ -170,10 +207,8 @@ class _Queries:
         return self._score_batch(self._batch)
 
 
-def _best_of_tables(
-    score_batch: Callable[[Indices], ScoreTable], users: Indices, floor: float, n: int, allowed: Allowed
-) -> Ranked:
-    """Return the *n* items with the highest scores above *floor* for each of *users*.
+def _best_of_tables(score_batch: Callable[[Indices], ScoreTable], users: Indices, n: int, allowed: Allowed) -> Ranked:
+    """Return the *n* items with the highest scores above 0 for each of *users*.
 
     *score_batch* is called with some of the users, and returns their scores, a table [users, items]. Only items that
     are *allowed* [items] are listed; None allows all. After the end of a list, items are -1 and scores 0. Ties are in
@@ -198,9 +233,7 @@ def _best_of_tables(
             best_items = np.take_along_axis(best_items, order, axis=1)
             best_scores = np.take_along_axis(best_scores, order, axis=1)
 
-            # `topk` gives filtered items the least float, which is above a floor of -inf.
-            score_of_filtered = np.finfo(best_scores.dtype).min
-            is_listed = (best_scores > floor) & (best_scores > score_of_filtered)
+            is_listed = best_scores > 0  # `topk` gives filtered items the least float
             items[batch] = np.where(is_listed, best_items, -1)
             scores[batch] = np.where(is_listed, best_scores, 0)
     return Ranked(items, scores)
@@ -227,12 +260,11 @@ def without_repeats(items: Indices, scores: Floats, n: int) -> Ranked:
 def fill_lists(ranked: Ranked, filler: Indices) -> Ranked:
     """Fill the free places (-1) of lists with items of *filler* [rows, any] that they lack, and keep their width.
 
-    The filled items have a score of 0, or the lowest of their list if that is negative.
+    The filled items have a score of 0.
     """
     items, scores = ranked
-    lowest = scores.min(axis=1, where=items >= 0, initial=0)
     everything = np.concatenate([items, filler], axis=1)
-    values = np.concatenate([scores, np.broadcast_to(lowest[:, None], filler.shape)], axis=1)
+    values = np.concatenate([scores, np.zeros(filler.shape, dtype=scores.dtype)], axis=1)
     return without_repeats(everything, values, items.shape[1])
 
 

@@ -30,6 +30,6 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
 
     counts = replace(history, weights=row_weights, weighing=Weighing("sum")).matrix()
     if params.recency is not None:
-        factor_of_item = params.recency.weights(counts, history.first_times(counts))
-        counts.data *= factor_of_item[counts.indices]
+        recent = params.recency.weights(counts, history.first_times(counts))
+        counts.data *= np.exp(recent.logs[counts.indices])
     return counts

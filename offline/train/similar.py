@@ -72,7 +72,9 @@ def similarities_by_params(
     (`recency`). *times* [pairs] are those of *user_items* [users, items]. Of many pairs, users are sampled.
     """
     recencies = [params.recency for params in candidates]
-    recent_factors = [None if recency is None else recency.weights(user_items, times) for recency in recencies]
+    recent_factors = [
+        None if recency is None else np.exp(recency.weights(user_items, times).logs) for recency in recencies
+    ]
 
     sampled = _sampled_users(user_items)
     users_by_items = with_weights(sampled, np.ones(sampled.nnz, dtype=np.float32))

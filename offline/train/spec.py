@@ -7,7 +7,8 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from hotplate.offline.input.history import Times
-from hotplate.offline.input.pairs import Floats, UserItems, items_per_user
+from hotplate.offline.input.pairs import UserItems, items_per_user
+from hotplate.offline.train.ranking import RecentWeights
 
 ParamsT = TypeVar("ParamsT")
 RankerT = TypeVar("RankerT")
@@ -40,7 +41,6 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     fit_price      price of a fit in the budget of a search, in rough seconds of a core; not *fit_s*, because the rules
                    of the search were validated with the cells that these prices allow
     memory_advice  what to do if memory does not suffice
-    complexity     of equally good cells, a search recommends the one with the least
     varied         names and values of the parameters that a search varies, as the command reads them
     cells          default ones of a search: called with (the first one, items)
     past_edge      further cells: called with (cells tried, the best first, items)
@@ -49,13 +49,12 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     params: type[ParamsT]
     fit: Callable[[UserItems, ParamsT, OnIteration | None, Times | None], RankerT]
     arrays: tuple[StoredArray, ...]
-    restored: Callable[[Mapping[str, Any], ParamsT, Floats | None], RankerT]
+    restored: Callable[[Mapping[str, Any], ParamsT, RecentWeights | None], RankerT]
     fit_s: Callable[[ParamsT, UserItems], float]
     fit_bytes: Callable[[ParamsT, UserItems], int]
     ranking_s: Callable[[ParamsT, UserItems], float]
     fit_price: Callable[[ParamsT, UserItems], float]
     memory_advice: str
-    complexity: Callable[[ParamsT], float]
     varied: Callable[[ParamsT], dict[str, Any]]
     cells: Callable[[ParamsT, int], Iterable[ParamsT]]
     past_edge: Callable[[Sequence[ParamsT], int], Iterable[ParamsT]]

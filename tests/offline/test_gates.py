@@ -154,14 +154,14 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
 
 async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison() -> None:
     store = MemoryStore()
-    bounds = gates(ndcg=0.6, as_served__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
+    bounds = gates(ndcg=0.6, model__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
     failed = await publish_source(source(model()), store, PublishSettings(gates=bounds))
     assert str(failed.refused).startswith(
         "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.3 is above 0; release "
     )
     assert (await store.catalogue()).live is None
     notes = {verdict.gate: verdict.note for verdict in failed.result.manifest.origin.gates.verdicts if verdict.passed}
-    assert notes == {"as_served.ndcg": "", "drop.ndcg": "nothing is live yet", "overlap@10": "nothing is live yet"}
+    assert notes == {"model.ndcg": "", "drop.ndcg": "nothing is live yet", "overlap@10": "nothing is live yet"}
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.quality import (
+    AS_TYPED,
     DATA_SETS,
     DRAWS,
-    FIXED_METHODS,
+    HEADINGS,
     PIECES,
+    POPULARITIES,
     REPEAT_COLUMNS,
     SIMILAR_COLUMNS,
     DataSet,
@@ -85,10 +87,17 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
     assert lengths[-1] == trainings.log.height
     measured = {share: measure_piece(trainings, share) for share in PIECES[-2:]}
     *lines, mean = time_rows(data, measured)
-    assert [line[1] for line in (*lines, mean)] == ["90%, chosen", "100%, confirmed", "mean, ± over dates"]
-    figures = np.array([[float(cell.split()[0]) for cell in line[3:]] for line in lines])
-    assert [float(cell.split()[0]) for cell in mean[3:]] == pytest.approx(figures.mean(axis=0), abs=1e-4)
-    assert figures[:, -2] - figures[:, len(FIXED_METHODS)] == pytest.approx(figures[:, -1], abs=2e-4)
+    assert [line[1] for line in (*lines, mean)] == ["90%, chosen", "100%, confirmed", "mean lead"]
+    assert {len(line) for line in (*lines, mean)} == {len(HEADINGS[0])}
+    for line, piece in zip(lines, measured.values(), strict=True):
+        cells = dict(zip(HEADINGS[0], line, strict=True))
+        typed, better = (float(cells[name].split()[0]) for name in (AS_TYPED, "lead over popularity"))
+        popular = max(float(cells[name]) for name in POPULARITIES)
+        assert typed - popular == pytest.approx(better, abs=2e-4)
+        assert typed == pytest.approx(piece.evaluation.as_served.ndcg, abs=1e-4)
+        returning, new = (float(cells[f"{group} users, popularity"].split(",")[0]) for group in ("returning", "new"))
+        users, new_users = (int(count) for count in cells["users, new ones"].split(","))
+        assert (returning * (users - new_users) + new * new_users) / users == pytest.approx(typed, abs=2e-4)
     for piece, compared in zip(measured.values(), other_rows(data, measured), strict=True):
         assert set(piece.similar) == set(SIMILAR_COLUMNS)
         assert set(piece.repeats) == set(REPEAT_COLUMNS), "users choose things again"
@@ -157,11 +166,11 @@ def test_the_search_chooses_the_better_lists_with_drift_and_without(drift: float
         (trial for trial in search.trials if not needs_times(trial.params)), key=lambda trial: trial.ndcg
     ).params
     metrics = {
-        params: evaluate_engine(parts, params, EvaluateOptions(popular=search.popular)).as_served.ndcg
-        for params in (chosen, taste, search.popular)
+        params: evaluate_engine(parts, params, EvaluateOptions(popular=search.popular.for_new_users)).as_served.ndcg
+        for params in (chosen, taste, *search.popular.baselines)
     }
     assert metrics[chosen] > 0.98 * max(metrics.values()), metrics
     if drift:
         assert metrics[chosen] > 1.1 * metrics[taste]
     else:
-        assert metrics[chosen] > 1.5 * metrics[search.popular]
+        assert metrics[chosen] > 1.5 * metrics[search.popular.baselines[0]]

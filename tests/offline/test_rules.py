@@ -1,10 +1,13 @@
 """Business rules: the items left in lists, their order, and fillers of shortened lists."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
@@ -14,8 +17,12 @@ from hotplate.offline.options import RuleFiles
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
+from hotplate.offline.train.als import Factors
 from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
-from hotplate.offline.train.popularity import Popularity, PopularityParams
+from hotplate.offline.train.popularity import Popularity, PopularityParams, most_popular
+from hotplate.offline.train.ranking import RecentWeights
+from hotplate.offline.train.similar import SimilarParams
+from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from tests.support.interactions import checkerboard_model
 
@@ -113,12 +120,12 @@ def test_category_cap_holds_and_lists_are_refilled() -> None:
     assert [parity(item) for item in lists["popular:"]].count("even") == 2
 
 
-def test_lists_shortened_by_rules_are_filled_with_unseen_popular_items() -> None:
+def test_short_lists_are_filled_with_unseen_popular_items() -> None:
     model = neighbours_model()
     rules = Rules(excluded=frozenset(IDS[:2]))
-    short = lists_of(Rules(), model, length=6)
+    users = np.arange(SIZE, dtype=np.int32)
+    assert model.ranker.recommend(model.matrix.user_items, users, 6).items.min() < 0, "the model's lists are short"
     full = lists_of(rules, model, length=6)
-    assert min(len(short.get(f"user:{user}", ())) for user in model.matrix.user_ids) < 6
     for index, user in enumerate(model.matrix.user_ids):
         has = {IDS[item] for item in model.matrix.user_items[index].indices}
         filled = full[f"user:{user}"]
@@ -148,6 +155,116 @@ def test_boosted_items_rise_in_users_and_popular_lists_by_their_factor() -> None
     assert lists_of(Rules(boosts={last: 2.0}), popular)[f"user:{user}"][0] == last
 
 
+SCORES = st.floats(-1e6, 1e6, width=32)
+
+
+def model_with(scores: list[list[float]], recent: RecentWeights | None = None) -> Model:
+    """A model with these scores [users, items]; users have the first item, and a last user without scores has all."""
+    table = np.array([*scores, [0.0] * len(scores[0])], dtype=np.float32)
+    users, items = table.shape
+    seen = np.zeros_like(table)
+    seen[:, 0] = 1
+    seen[-1] = 1
+    matrix = replace(
+        MODEL.matrix,
+        user_ids=[f"u{user}" for user in range(users)],
+        item_ids=[f"i{item}" for item in range(items)],
+        user_items=csr_matrix(seen),
+    )
+    ranker = Factors(table, np.eye(items, dtype=np.float32), recent=recent)
+    return replace(
+        MODEL,
+        matrix=matrix,
+        ranker=ranker,
+        popular=most_popular(matrix, 5),
+        segments={},
+        similar=fit_similar(matrix.user_items, SimilarParams()),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.lists(st.lists(SCORES, min_size=8, max_size=8), min_size=1, max_size=4),
+    boosts=st.dictionaries(st.sampled_from([f"i{item}" for item in range(1, 8)]), st.floats(1, 1e6), min_size=1),
+    gamma=st.sampled_from([None, 0.25, 16.0, 64.0]),
+    length=st.integers(1, 7),
+)
+def test_boosts_never_lower_an_item_and_the_largest_is_in_every_list(
+    scores: list[list[float]], boosts: dict[str, float], gamma: float | None, length: int
+) -> None:
+    recent = None
+    if gamma is not None:
+        recent = RecentWeights((gamma * np.log(np.linspace(0.001, 1, 8))).astype(np.float32), gamma)
+    model = model_with(scores, recent)
+    users = np.arange(len(scores), dtype=np.int32)
+    item, boost = min(boosts.items())
+    before = RuledLists.of(model, Rules(boosts={**boosts, item: 1.0}), 7, keep_seen=False).personal(users)
+    after = RuledLists.of(model, Rules(boosts=boosts), 7, keep_seen=False).personal(users)
+    number = int(item[1:])
+    for plain, boosted, values in zip(before.items, after.items, after.scores, strict=True):
+        assert boosted.tolist().index(number) <= plain.tolist().index(number), (item, boost)
+        assert np.isfinite(values).all()
+        assert (np.diff(values) <= 0).all()
+
+    largest = {f"i{number}": 1e6 for number in range(1, 4)}
+    firsts = RuledLists.of(model, Rules(boosts=boosts | largest), length, keep_seen=False).personal(users)
+    alone = RuledLists.of(model, Rules(boosts=largest), 7, keep_seen=False).personal(users)
+    others = max([boost for boosted, boost in boosts.items() if boosted not in largest], default=1.0)
+    if others > 1e6 - 50:
+        return
+    for items, all_items, of_user in zip(firsts.items.tolist(), alone.items.tolist(), scores, strict=True):
+        assert {1, 2, 3}.issuperset(items[:3]), "the largest boost"
+        ordered = [item for item in items[:3] if of_user[item] > 0]
+        assert ordered == [item for item in all_items if item in {1, 2, 3} and of_user[item] > 0][: len(ordered)]
+
+
+def test_scores_are_above_zero_for_recommended_items_and_fillers_are_marked() -> None:
+    rng = np.random.default_rng(5)
+    scores = rng.normal(0, 1e-3, (30, 40)).tolist()
+    recent = RecentWeights((64 * np.log(np.linspace(1e-3, 1, 40))).astype(np.float32), 64.0)
+    model = model_with(scores, recent)
+    rows = {key: body for batch in ModelLists.of(model, ListSettings(length=39)).batches() for key, body in batch}
+    for user, of_user in enumerate(scores):
+        items = decode(rows[f"user:u{user}"][OFFSET_BYTES:])
+        recommended = [item for item in items if not item.get("filler")]
+        assert {int(item["id"][1:]) for item in recommended} == {
+            number for number, score in enumerate(of_user) if score > 0 and number
+        }
+        assert all(item["score"] > 0 for item in recommended)
+        assert all(item["score"] == 0 for item in items[len(recommended) :])
+        values = [item["score"] for item in items]
+        assert values == sorted(values, reverse=True)
+        assert [float(f"{value:.6g}") for value in values] == values
+        expected = sorted(
+            (
+                math.exp((math.log(score) + float(recent.logs[number])) / 65)
+                for number, score in enumerate(of_user)
+                if score > 0 and number
+            ),
+            reverse=True,
+        )
+        assert values[: len(expected)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_counts_say_how_many_lists_have_a_boosted_item_before_and_after() -> None:
+    plain = lists_of(Rules(), length=4)
+    item = plain[f"user:{MODEL.matrix.user_ids[0]}"][-1]
+    rules = Rules(boosts={item: 1e6, "gone": 2.0})
+    users = [f"user:{user}" for user in MODEL.matrix.user_ids]
+    before = sum(item in plain[user] for user in users)
+    after = sum(item in lists for user, lists in lists_of(rules, length=4).items() if user in users)
+    about = RuledLists.of(MODEL, rules, 4, keep_seen=False).about()["boosted"]
+    assert about == {
+        "items": 2,
+        "unknown": 1,
+        "of users": SIZE,
+        f"lists with {item}": after,
+        f"without boosts with {item}": before,
+    }
+    has = (MODEL.matrix.user_items[:, IDS.index(item)].toarray() > 0).sum()
+    assert after == SIZE - has > before
+
+
 def test_pinned_items_come_first_if_unseen_and_still_obey_other_rules() -> None:
     pins = (IDS[4], "gone", IDS[3], IDS[8])
     rules = Rules(excluded=frozenset({IDS[8]}), categories=dict.fromkeys(IDS[:6], "x"), max_per_category=2)
@@ -171,7 +288,7 @@ def test_manifest_has_the_rules_and_their_unknown_items() -> None:
     assert RuledLists.of(MODEL, rules, 5, keep_seen=False).about() == {
         "available": {"items": SIZE + 1, "unknown": 1},
         "excluded": {"items": 1, "unknown": 1},
-        "boosted": {"items": 1, "unknown": 1},
+        "boosted": {"items": 1, "unknown": 1, "of users": SIZE},
         "pinned": {"items": 1, "unknown": 0},
         "categories": {"max": 3, "items_without": SIZE - 1},
         "min_history": {"items": 2, "users_without": 0},

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import math
 import random
 import weakref
 from collections import Counter
@@ -27,6 +28,7 @@ from hotplate.offline.rules import Rules
 from hotplate.offline.train import similar
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences
 from hotplate.offline.train.popularity import most_popular
+from hotplate.offline.train.ranking import RecentWeights
 from hotplate.serve import fold_in
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import FoldInFull
@@ -36,7 +38,7 @@ from hotplate.serve.item_factors import ItemFactors
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import FoldedIn, TieredReader
 from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, decode, encode, encode_id
-from hotplate.stores.factors import read_description, read_piece
+from hotplate.stores.factors import ItemEntry, lift_of, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Reader
 from tests.support.interactions import checkerboard_model
@@ -192,15 +194,37 @@ def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: i
     assert [item["id"] for item in recommended] == expected[:n]
 
 
-def test_scores_are_multiplied_by_recency_and_boosts() -> None:
+@pytest.mark.parametrize("gamma", [0.5, 16.0])
+def test_scores_are_combined_with_recency_and_boosts_as_in_lists_of_users(gamma: float) -> None:
     ranker = model().ranker
-    recent = np.linspace(0.1, 1, ITEMS, dtype=np.float32)
+    logs = gamma * np.log(np.linspace(0.001, 1, ITEMS))
     assert isinstance(ranker, Factors)
-    factors = loaded(replace(model(), ranker=replace(ranker, recent=recent)), Rules(boosts={"i005": 3.0}))
+    recent = RecentWeights(logs.astype(np.float32), gamma)
+    boosts = {"i005": 3.0, "i007": 0.5, "i009": 1e6}
+    factors = loaded(replace(model(), ranker=replace(ranker, recent=recent)), Rules(boosts=boosts))
     scores = scores_of(factors.recommend({0: 1.0}, ITEMS))
-    for item, score in scores_of(loaded_once().recommend({0: 1.0}, ITEMS)).items():
-        boost = 3 if item == "i005" else 1
-        assert scores[item] == pytest.approx(score * recent[int(item[1:])] * boost, abs=2 * TOLERANCE)
+    plain = scores_of(loaded_once().recommend({0: 1.0}, ITEMS))
+    expected = {
+        item: math.exp((math.log(score) + float(logs[int(item[1:])])) / (1 + gamma))
+        for item, score in plain.items()
+        if score > 0
+    }
+    best = max(expected.values())
+    for item, score in expected.items():
+        boost = boosts.get(item, 1.0)
+        boosted = boost * score / best + lift_of(boost)
+        assert scores[item] == pytest.approx(boosted, rel=1e-3)
+    assert next(iter(scores)) == "i009"
+
+
+def test_multipliers_of_earlier_releases_are_factors_of_scores() -> None:
+    ranker = model().ranker
+    assert isinstance(ranker, Factors)
+    entries = [ItemEntry(f"i{n:03}", multiplier=0.5) for n in range(ITEMS)]
+    halved = ItemFactors(loaded_once().description, entries, ranker.item_factors)
+    plain = scores_of(loaded_once().recommend({0: 1.0}, ITEMS))
+    expected = {item: score / 2 for item, score in plain.items()}
+    assert scores_of(halved.recommend({0: 1.0}, ITEMS)) == pytest.approx(expected, rel=1e-4)
 
 
 async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:

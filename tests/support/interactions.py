@@ -96,14 +96,14 @@ def checkerboard_model(size: int = 20) -> Model:
 
 
 def evaluated(ndcg: float = 0.5, *, k: int = 10, split: SplitOptions | None = None) -> EvaluationRecord:
-    """Return the evaluation of a model with this nDCG, as served 0.4, and without baselines."""
+    """Return the evaluation of a model with this nDCG as served, 0.4 of personal lists alone, and without baselines."""
     as_served = RankingMetrics(
         k=k,
         precision=0.0,
         recall=0.0,
         recall_at_k=0.0,
         map=0.0,
-        ndcg=0.4,
+        ndcg=ndcg,
         mrr=0.0,
         hit_rate=0.0,
         users=9,
@@ -117,7 +117,7 @@ def evaluated(ndcg: float = 0.5, *, k: int = 10, split: SplitOptions | None = No
         cold_pairs=0,
         engine="als",
         params={},
-        model=ListMetrics(**asdict(replace(as_served, ndcg=ndcg))),
+        model=ListMetrics(**asdict(replace(as_served, ndcg=0.4))),
         as_served=as_served,
         intervals={},
         baselines={},

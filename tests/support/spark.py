@@ -52,7 +52,7 @@ def assert_same_lists(rows: Sequence[Row], expected: Sequence[Row]) -> None:
         ours = decode(value)
         theirs = decode(other)
         assert [item["id"] for item in ours] == [item["id"] for item in theirs], key
-        assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=3e-6)
+        assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], rel=2e-5, abs=3e-6)
 
 
 def bodies_as_lists(rows: Iterable[Row]) -> list[Row]:

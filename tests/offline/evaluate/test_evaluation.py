@@ -8,8 +8,14 @@ import pytest
 from msgspec import structs
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine, evaluate_parts, recommend_all
-from hotplate.offline.evaluate.metrics import RANKING, fill_empty_lists, measure_users
+from hotplate.offline.evaluate.evaluation import (
+    EvaluateOptions,
+    evaluate_engine,
+    evaluate_parts,
+    popularity_of,
+    recommend_all,
+)
+from hotplate.offline.evaluate.metrics import RANKING, measure_users
 from hotplate.offline.evaluate.model_report import certainty
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
@@ -113,7 +119,7 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     assert evaluation.model.as_served == evaluation.baselines[0].as_served
     assert evaluation.model.as_served.ndcg > 0
     popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
-    lists = fill_empty_lists(recommend_all(fit(train, PARAMS), parts, 5), popular)
+    lists = recommend_all(fit(train, PARAMS), parts, 5, popularity_of(parts, PopularityParams())).as_served
     assert lists[0].tolist() == popular.tolist()
     assert measure_users(lists, parts.test).metrics == evaluation.model.as_served
 

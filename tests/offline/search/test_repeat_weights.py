@@ -77,7 +77,7 @@ def test_own_counts_with_recent_popularity_are_tried(groceries: Matrix) -> None:
     recency = Recency(2.0, 0.25)
     counts = own_counts(history, plain)
     recent = own_counts(history, replace(plain, recency=recency))
-    factors = recency.weights(parts.train, parts.train_times)
+    factors = np.exp(recency.weights(parts.train, parts.train_times).logs)
     assert np.allclose(recent.toarray(), counts.toarray() * factors)
     assert msgspec.convert(asdict(replace(plain, recency=recency)), RepeatParams) == replace(plain, recency=recency)
     fashions = choose_repeats(parts, fit(parts.train, NeighbourParams()), 5, popular_half_life_days=2.0)

@@ -14,12 +14,14 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine, fit_parts
+from hotplate.offline.evaluate.metrics import Spread
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
 from hotplate.offline.search.budget import Cost
+from hotplate.offline.search.popular_lists import PopularSearch
 from hotplate.offline.search.trials import Trial
-from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
+from hotplate.offline.search.tuning import PREFERENCES, Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
@@ -48,19 +50,20 @@ def trial(params: Params, *per_user: float) -> Trial:
 
 
 def ranked(*trials: Trial) -> Search:
-    return Search(SplitOptions("by-item"), 10, trials)
+    popular = PopularSearch(trials[:1], np.zeros(1, dtype=np.bool_), np.ones(1, dtype=np.bool_))
+    return Search(SplitOptions("by-item"), 10, trials, popular)
 
 
 @pytest.mark.parametrize("kind", ["by-item", "held-out-users"])
 def test_trial_metrics_match_an_evaluation(kind: SplitKind, matrix: Matrix) -> None:
     options = SplitOptions(kind, seed=7)
     tuned = search(matrix, options, k=5)
-    assert tuned.split == replace(options, seed=8, pieces=2)
+    assert tuned.split == replace(options, seed=8, pieces=3)
     assert [trial.params for trial in tuned.trials] == list(CELLS)
     assert [trial.iterations for trial in tuned.trials] == [3, 3, None, None]
     parts = split(matrix.user_items, matrix.history, tuned.split)
     for tried in tuned.trials:
-        measured = evaluate_engine(parts, tried.params, EvaluateOptions(k=5)).per_user
+        measured = evaluate_engine(parts, tried.params, EvaluateOptions(k=5)).served_per_user
         assert measured is not None
         assert tried.ndcg == pytest.approx(measured.mean(), abs=1e-6)
         assert tried.se == pytest.approx(measured.std() / len(measured) ** 0.5, rel=1e-4)
@@ -77,7 +80,7 @@ def test_default_cells_extend_beyond_a_best_edge(matrix: Matrix) -> None:
         on_trial=lambda done, total: reports.append((done, total)),
         on_notice=notices.append,
     )
-    assert tuned.trials[0].params == replace(SMALL, seed=5)
+    assert tuned.trials[1].params == replace(SMALL, seed=5)
     tried = [trial.params for trial in tuned.trials]
     assert len(set(tried)) == len(tried) > reports[0][1]
     assert {params.seed for params in tried if isinstance(params, ALSParams)} == {5}
@@ -149,7 +152,6 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     recent = [cell for cell in tuned.trials if recency_of(cell.params) is not None]
     tried = {recency_of(cell.params) for cell in recent}
     assert {Recency(days, 1) for days in (2, 8)} <= tried
-    assert 16 in {recency.gamma for recency in tried if recency is not None}
     assert {recency.gamma for recency in tried if recency is not None} >= {0.5, 1, 2}
     assert len(tried) == len(recent), "no recency is tried twice"
     plain = max(cell.ndcg for cell in tuned.trials if recency_of(cell.params) is None)
@@ -157,7 +159,8 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert recency_of(tuned.trials[tuned.recommended].params) is not None
     assert best.ndcg > 1.2 * plain
     drawn = [split(fashions.user_items, fashions.history, cell) for cell in tuned.split.by_piece]
-    metrics = [evaluate_engine(parts, best.params, EvaluateOptions(k=5)).metrics for parts in drawn]
+    options = EvaluateOptions(k=5, popular=tuned.popular.for_new_users)
+    metrics = [evaluate_engine(parts, best.params, options).as_served for parts in drawn]
     ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", fit_of(()))
@@ -179,7 +182,7 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
     tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
     plain = {trial.params for trial in tuned.trials if recency_of(trial.params) is None}
     assert len(plain) < len(tuned.trials), "recency was tried"
-    assert sorted(map(repr, fits)) == sorted(map(repr, [*plain, *plain])), "there are two splits"
+    assert sorted(map(repr, fits)) == sorted(map(repr, [*plain] * 3)), "there are three splits"
 
 
 def test_fits_of_als_are_released_before_other_engines_get_recency(
@@ -191,7 +194,7 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
 
     def watched(parts: Parts, params: Params) -> Ranker:
         fits[params] += 1
-        if not isinstance(params, ALSParams) and fits[params] > 2:  # the two splits were fitted before
+        if not isinstance(params, ALSParams) and fits[params] > 3:  # the three splits were fitted before
             alive.append(sum(ranker() is not None for ranker in als))
         ranker = fit_parts(parts, params)
         if isinstance(params, ALSParams):
@@ -223,12 +226,13 @@ def test_popularity_half_life_is_tuned_on_time_splits_but_not_random_ones(
 ) -> None:
     options = TuneOptions(engine="popularity")
     tuned = search(fashions, SplitOptions("by-time"), tuning=options, k=5)
-    assert tuned.popular.half_life_days is not None
-    assert tuned.popular.half_life_days < 30
-    assert tuned.popular == max(tuned.trials, key=lambda trial: trial.ndcg).params
+    half_life_days = tuned.popular.for_new_users.half_life_days
+    assert half_life_days is not None
+    assert half_life_days < 30
+    assert tuned.popular.baselines[1] == max(tuned.trials[1:], key=lambda trial: trial.ndcg).params
     at_random = search(fashions, SplitOptions("by-item"), tuning=options, k=5)
     assert [trial.params for trial in at_random.trials] == [PopularityParams()]
-    assert at_random.popular == PopularityParams()
+    assert at_random.popular.for_new_users == PopularityParams()
     own = search(fashions, SplitOptions("by-time"), tuning=TuneOptions((EASEParams(),)), k=5)
     assert [trial.params for trial in own.trials] == [EASEParams()], "a grid is searched as it is"
 
@@ -274,56 +278,74 @@ def test_popularity_is_chosen_only_for_a_significant_lead() -> None:
     assert ranked(ease, popular, replace(ease, per_user=ease.per_user / 2)).best_of_each == (1, 0)
 
 
-def test_ties_prefer_recency_then_als_then_the_simplest() -> None:
-    slow, fast = Recency(8.0, 1.0), Recency(2.0, 1.0)
-    trials = [
-        trial(EASEParams(20.0, fast), 0.4, 0.3, 0.2),
-        trial(EASEParams(20.0, slow), 0.3, 0.4, 0.2),
-        trial(SMALL, 0.4, 0.2, 0.3),
-        trial(replace(SMALL, factors=64, recency=slow), 0.2, 0.4, 0.3),
-        trial(replace(SMALL, recency=slow), 0.2, 0.3, 0.4),
-        trial(NeighbourParams(neighbours=2, recency=slow), 0.4, 0.3, 0.2),
+def spread(items: float) -> Spread:
+    return Spread(1.0, 1.0, items)
+
+
+def test_most_personal_of_trials_within_a_standard_error_and_one_percent_is_balanced() -> None:
+    level = np.linspace(0.2, 0.4, 400)
+    noise = np.tile([1.0, -1.0], 200)
+    best = Trial(SMALL, None, level, 1.0, spread(10))
+    cases = {
+        "a more personal one as good as the best": (level - 0.0001 + 0.01 * noise, 20, 1),
+        "a less personal one": (level - 0.0001 + 0.01 * noise, 5, 0),
+        "beyond a standard error": (level - 0.0006 + 0.01 * noise, 20, 0),
+        "within a standard error, but more than 1 % below": (level - 0.004 + 0.2 * noise, 20, 0),
+    }
+    for case, (per_user, items, expected) in cases.items():
+        other = Trial(EASEParams(), None, per_user, 1.0, spread(items))
+        assert ranked(best, other).recommended == expected, case
+
+
+def test_preferences_are_the_best_a_balance_and_the_most_varied_within_five_percent() -> None:
+    level = np.linspace(0.2, 0.4, 400)
+    noise = np.tile([1.0, -1.0], 200)
+    trials = (
+        Trial(SMALL, None, level, 1.0, spread(10)),
+        Trial(EASEParams(20.0), None, level - 0.0001 + 0.01 * noise, 1.0, spread(20)),
+        Trial(EASEParams(60.0), None, 0.96 * level, 1.0, spread(40)),
+        Trial(EASEParams(200.0), None, 0.94 * level, 1.0, spread(80)),
+        Trial(PopularityParams(), None, 0.99 * level, 1.0, spread(999)),
+    )
+    preferred = {prefer: replace(ranked(*trials), prefer=prefer).recommended for prefer in PREFERENCES}
+    assert preferred == {"accuracy": 0, "balance": 1, "variety": 2}
+    popular = Trial(PopularityParams(2.0), None, level + 0.01, 1.0, spread(5))
+    assert ranked(*trials, popular).choices["balance"] == popular
+    assert ranked(*trials, popular).choices["variety"] == trials[1], "personal, and less than 5 % below"
+
+
+@pytest.mark.parametrize(("new_users", "expected"), [(200, 1.0), (50, None)])
+def test_popular_list_is_that_of_new_users_if_they_are_enough(new_users: int, expected: float | None) -> None:
+    rng = np.random.default_rng(1)
+    is_new = np.arange(600) < new_users
+    noise = 0.01 * rng.random(600)
+    all_time = Trial(PopularityParams(), None, np.where(is_new, 0.1, 0.5) + noise, 1.0)
+    recent = Trial(PopularityParams(1.0), None, np.where(is_new, 0.3, 0.1) + noise, 1.0)
+    popular = PopularSearch((all_time, recent), is_new, np.ones(600, dtype=np.bool_))
+    assert popular.for_new_users == PopularityParams(expected)
+    assert popular.baselines == (PopularityParams(), PopularityParams(1.0))
+    engine = popular.as_engine[0].per_user
+    served = recent.per_user if expected else all_time.per_user
+    assert engine[is_new].tolist() == served[is_new].tolist(), "new users get the list chosen for them"
+    assert engine[~is_new].tolist() == all_time.per_user[~is_new].tolist()
+
+
+def test_trials_are_measured_as_served_with_new_users() -> None:
+    """New users choose what is popular, and others what their group likes: both count in a trial."""
+    rows = [(f"u{user}", f"i{user % 2}{item}", user + item) for user in range(60) for item in range(4)]
+    rows += [(f"n{user}", f"i0{item}", 1_000 + user) for user in range(40) for item in range(2)]
+    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    matrix = to_matrix(log.with_columns(pl.col("time").cast(pl.Datetime("us")), weight=pl.lit(1.0)))
+    tuned = search(matrix, SplitOptions("by-time"), tuning=TuneOptions((SMALL,)))
+    parts = split(matrix.user_items, matrix.history, tuned.split.by_piece[-1])
+    assert tuned.trials[0].ndcg > 0
+    options = EvaluateOptions(popular=tuned.popular.for_new_users)
+    served = [
+        evaluate_engine(split(matrix.user_items, matrix.history, piece), SMALL, options).served_per_user
+        for piece in tuned.split.by_piece
     ]
-    assert ranked(*trials).recommended == 4
-    assert ranked(*trials[:4]).recommended == 3, "ALS before others"
-    assert ranked(*trials[:3]).recommended in {0, 1}, "recency before ALS"
-    assert ranked(trials[2], trial(EASEParams(), 0.4, 0.3, 0.2)).recommended == 0
-    better = trial(EASEParams(20.0, fast), 0.41, 0.42, 0.43)
-    assert ranked(trial(replace(SMALL, recency=slow), 0.4, 0.41, 0.42), better).recommended == 1, "each user is better"
-
-
-def test_equal_cells_of_an_engine_prefer_most_recency() -> None:
-    weak, strong = (
-        trial(replace(SMALL, recency=Recency(2.0, gamma)), *values)
-        for gamma, values in ((1.0, (0.4, 0.3, 0.2)), (4.0, (0.3, 0.4, 0.2)))
-    )
-    assert ranked(weak, strong).recommended == 1, "the higher power"
-    popular = trial(PopularityParams(4.0), 0.1, 0.2, 0.1)
-    near, far = (
-        trial(replace(SMALL, recency=Recency(days, 1.0)), *values)
-        for days, values in ((8.0, (0.4, 0.3, 0.2)), (1.0, (0.3, 0.4, 0.2)))
-    )
-    assert ranked(far, near, popular).recommended == 1, "the half-life nearest to popularity's"
-    level = [0.2 + 0.001 * user for user in range(20)]
-    for errors, best in ((1.4, 1), (1.6, 0)):
-        # Differences with this mean in standard errors.
-        apart = np.tile([1.0, -1.0], 10) * 0.01
-        apart += errors * apart.std() / 20**0.5
-        equal = trial(strong.params, *(np.array(level) - apart))
-        assert ranked(trial(weak.params, *level), equal).recommended == best, "equal means within 1.5 standard errors"
-
-
-def test_only_highest_recency_power_is_compared_if_popularity_wins() -> None:
-    taste = trial(SMALL, 0.30, 0.32, 0.34)
-    weak = trial(replace(SMALL, recency=Recency(2.0, 1.0)), 0.50, 0.52, 0.54)
-    recent = trial(replace(SMALL, recency=Recency(2.0, 16.0)), 0.48, 0.50, 0.52)
-    near = trial(PopularityParams(2.0), 0.48, 0.46, 0.49)
-    far = trial(PopularityParams(2.0), 0.28, 0.32, 0.35)
-    assert weak.leads_by(recent) > 1.5
-    assert ranked(taste, weak, recent, near).recommended == 2
-    assert ranked(taste, weak, recent, far).recommended == 1, "taste alone is as good as popularity"
-    assert ranked(weak, recent, near).recommended == 0, "nothing was tried without recency"
-    assert ranked(taste, weak, near).recommended == 1, "no such power was tried"
+    assert tuned.trials[0].per_user == pytest.approx(np.concatenate(served))
+    assert len(parts.tested)
 
 
 def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
