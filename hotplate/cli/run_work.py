@@ -26,8 +26,8 @@ from hotplate.cli.terminal import err, out, progress_bars, shown_store_url, stor
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
-from hotplate.offline.gate_check import bounds_of
-from hotplate.offline.gates import Gate, check, check_names, parse_gates
+from hotplate.offline.gates.bounds import bounds_of, check, check_names, parse_gates
+from hotplate.offline.gates.table import Gate
 from hotplate.offline.job import Attempt, Job, NamedList
 from hotplate.offline.lists import ModelLists
 from hotplate.offline.options import PublishSettings, RuleFiles

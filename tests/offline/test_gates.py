@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.evaluate.splits import SplitOptions
-from hotplate.offline.gates import check, parse_gates, read_gates
+from hotplate.offline.gates.bounds import check, parse_gates, read_gates
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
@@ -157,7 +157,7 @@ async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison(
     bounds = gates(ndcg=0.6, model__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
     failed = await publish_source(source(model()), store, PublishSettings(gates=bounds))
     assert str(failed.refused).startswith(
-        "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.3 is above 0; release "
+        "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.38 is above 0; "
     )
     assert (await store.catalogue()).live is None
     notes = {verdict.gate: verdict.note for verdict in failed.result.manifest.origin.gates.verdicts if verdict.passed}
@@ -213,7 +213,7 @@ async def test_incomparable_live_release_fails_comparison_gates(monkeypatch: pyt
     async def damaged(*_: object, **__: object) -> object:
         raise ReleaseCorrupt("its manifest is damaged")
 
-    monkeypatch.setattr("hotplate.offline.verdicts.load_manifest", damaged)
+    monkeypatch.setattr("hotplate.offline.gates.check.load_manifest", damaged)
     failed = await publish_source(source(other_model), store, how)
     assert f"the live release {live} cannot be read (its manifest is damaged)" in str(failed.refused)
 
