@@ -219,7 +219,7 @@ async def _with_live_list(new: NewList, gates: Sequence[Gate], reader: Reader, l
         return new, f"the live release {live.id} has no list {new.name}"
 
     # A bound on a share of a user's items needs a more precise estimate than a report of it.
-    is_precise = any(gate.depth and gate.bound for gate in gates)
+    is_precise = any(gate.depth and gate.kind.is_compared and not gate.only_reports for gate in gates)
     sampled = new.counts.sample(SAMPLED_USERS if is_precise else COMPARED_USERS)
     return new._replace(live=await read_live(reader, live, manifest, sampled, stored_name)), ""
 

@@ -74,6 +74,11 @@ class Gate:
         """Whether the bound is a maximum."""
         return self.kind.at_most
 
+    @property
+    def only_reports(self) -> bool:
+        """Whether no figure fails it."""
+        return not self.bound and not self.at_most
+
     def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> GateVerdict:
         """Judge *measured*; if None, *note* is the reason, and *passed* the verdict."""
         if measured is not None:
@@ -261,12 +266,12 @@ def _common(items: Sequence[str], live_items: Sequence[str], first: int) -> int:
 def _mean(gate: Gate, live: LiveList, figure: Callable[[Sequence[str], Sequence[str]], float]) -> GateVerdict:
     """Judge the mean over users of a *figure* of their new and live lists.
 
-    Without a live list of any of them, the gate passes only if its bound is a minimum of 0.
+    Without a live list of any of them, the gate passes if it only reports.
     """
     if not live.by_user:
         sampled = format_count(len(live.sampled), "user")
         note = f"none of {sampled} with a list has one in the live release {live.release}"
-        return gate.verdict(None, note, passed=not gate.bound and not gate.at_most)
+        return gate.verdict(None, note, passed=gate.only_reports)
 
     figures = [figure(live.sampled[user], live_items) for user, live_items in live.by_user.items()]
     return gate.verdict(sum(figures) / len(figures), f"of {format_count(len(figures), 'user')}, with {live.release}")
