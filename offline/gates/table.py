@@ -258,6 +258,16 @@ def _overlap(gate: Gate, new: NewList) -> GateVerdict:
     return _mean(gate, new.live, share)
 
 
+def _replaced_lists(gate: Gate, new: NewList) -> GateVerdict:
+    """Judge the share of users who keep fewer than N of their first 10 items, or not all of a shorter list."""
+    first = max(gate.depth, DEPTH)
+
+    def is_replaced(items: Sequence[str], live_items: Sequence[str]) -> float:
+        return _common(items, live_items, first) < min(gate.depth, len(live_items))
+
+    return _mean(gate, new.live, is_replaced)
+
+
 def _common(items: Sequence[str], live_items: Sequence[str], first: int) -> int:
     """Return the number of items that two lists have in common among the *first* ones of each."""
     return len({*items[:first]} & {*live_items[:first]})
@@ -441,6 +451,7 @@ KINDS = {
         GateKind("users_with_lists", Need.LISTS, _users_with_lists),
         GateKind("shortest_list", Need.LISTS, _shortest_list, range=(1, MAX_LENGTH)),
         GateKind("popular_share", Need.LISTS, _popular_share, at_most=True, depth=DEPTH),
+        GateKind("replaced_lists", Need.LIVE_LISTS, _replaced_lists, at_most=True, depth=3),
         GateKind("users_kept", Need.LIVE_LISTS, _users_kept, default=0.5, remedy=_CHECK_DATA),
         GateKind("items_kept", Need.LIVE_LISTS, _items_kept, default=0.5, remedy=_CHECK_DATA),
         GateKind("length_kept", Need.LIVE_LISTS, _length_kept, default=0.5, remedy=_CHECK_DATA),

@@ -116,6 +116,7 @@ def test_import_coverage_counts_items_named_in_files(tmp_path: Path) -> None:
         ({"overlap": True}, "the bound of overlap is True"),
         ({"overlap@0": 0.2}, "overlap@0 is of 0 items"),
         ({"popular_share@1001": 0.2}, "1 to 1000"),
+        ({"replaced_lists@3": 1.2}, "between 0 and 1"),
     ],
 )
 def test_invalid_gate_bound_is_named(table: dict[str, object], part: str) -> None:
@@ -268,6 +269,45 @@ async def test_large_losses_are_refused_and_usual_changes_go_live(
     verdicts = {verdict.gate: verdict for verdict in written.result.manifest.origin.gates.verdicts}
     assert verdicts["overlap@10"].passed
     assert verdicts["popular_kept"].measured == min(popular, 100) / 100
+
+
+async def test_only_bounds_on_common_items_compare_more_than_500_users(tmp_path: Path) -> None:
+    store = MemoryStore()
+    rows = [(f"u{user:03}", f"i{item:03}", 9 - item) for user in range(600) for item in range(5)]
+    lists = imported(tmp_path / "lists", rows)
+    await publish_source(lists, store)
+    for bounds, users in (
+        ({"popular_share": 1.0, "overlap": 0.0}, 500),
+        ({"overlap": 0.1}, 600),
+        ({"replaced_lists": 0.0, "overlap": 0.0}, 600),
+    ):
+        written = await publish_source(lists, store, PublishSettings(gates=bounds))
+        notes = {verdict.gate: verdict.note for verdict in written.result.manifest.origin.gates.verdicts}
+        assert notes["overlap@10"].startswith(f"of {users} users, with "), bounds
+
+
+async def test_users_whose_lists_are_replaced_are_limited(tmp_path: Path) -> None:
+    """Of 100 users, 30 get other items, 10 of whom keep two of ten; the mean overlap says little of that."""
+    store = MemoryStore()
+    await publish_source(imported(tmp_path / "live", ROWS), store)
+    rows = [
+        (user, f"{'new' if user < 'u030' and (user >= 'u010' or score < 8) else ''}{item}", score)
+        for user, item, score in ROWS
+    ]
+    lists = imported(tmp_path / "new", rows)
+    refused = (await publish_source(lists, store, PublishSettings(gates={"replaced_lists": 0.25}))).refused
+    assert "gate replaced_lists@3: 0.3 is above 0.25 (of 100 users, with " in str(refused)
+    bounds = {"replaced_lists@2": 0.2, "replaced_lists": 0.3, "overlap": 0.7}
+    assert (await publish_source(lists, store, PublishSettings(gates=bounds))).refused is None
+
+
+async def test_shorter_live_list_is_replaced_only_if_items_are_lost(tmp_path: Path) -> None:
+    store = MemoryStore()
+    pairs = [row for row in ROWS if row[2] > 7]
+    await publish_source(imported(tmp_path / "live", pairs), store)
+    everything = imported(tmp_path / "new", ROWS)
+    bounds = PublishSettings(gates={"replaced_lists": 0.0})
+    assert (await publish_source(everything, store, bounds)).refused is None
 
 
 async def test_much_larger_release_is_not_judged_by_few_common_users(tmp_path: Path) -> None:
