@@ -18,7 +18,7 @@ import xxhash
 from msgspec import UNSET
 
 from hotplate.offline.errors import DataError, ModelUnusable
-from hotplate.offline.gates.check import AS_KEYS, refusal_by_gates
+from hotplate.offline.gates.judgement import AS_KEYS, refusal_by_gates
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import AnyModel, ListSettings, ModelLists, load_lists
 from hotplate.offline.model import describe, load

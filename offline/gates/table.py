@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from statistics import fmean
 from typing import NamedTuple
 
 from msgspec import UNSET
@@ -99,7 +100,7 @@ class GateKind:
     range      the least and the highest bound; None for any number
     depth      N by default; 0 if the name has no N
     default    the bound over a live release if the user gives none; None for no gate then, 0 only reports
-    remedy     what to do if it fails, before the release is forced, with {roles} of options (`check.AS_FLAGS`)
+    remedy     what to do if it fails, before the release is forced, with {roles} of options (`judgement.AS_FLAGS`)
     """
 
     name: str
@@ -284,7 +285,7 @@ def _mean(gate: Gate, live: LiveList, figure: Callable[[Sequence[str], Sequence[
         return gate.verdict(None, note, passed=gate.only_reports)
 
     figures = [figure(live.sampled[user], live_items) for user, live_items in live.by_user.items()]
-    return gate.verdict(sum(figures) / len(figures), f"of {format_count(len(figures), 'user')}, with {live.release}")
+    return gate.verdict(fmean(figures), f"of {format_count(len(figures), 'user')}, with {live.release}")
 
 
 # How much of an amount of the live release is kept: of users, items or lists, or a length.
@@ -340,8 +341,7 @@ def _length_kept(gate: Gate, new: NewList) -> GateVerdict:
     """Judge the mean length of users' lists by that of the live ones; a lower --list-length is no loss."""
     new_length = new.counts.mean_length
     live_lengths = [len(items) for items in new.live.by_user.values()]
-    live_length = sum(live_lengths) / max(len(live_lengths), 1)
-    before = min(live_length, new.list_length or MAX_LENGTH)
+    before = min(fmean(live_lengths or [0]), new.list_length or MAX_LENGTH)
     return _kept(
         gate,
         kept=new_length,

@@ -214,7 +214,7 @@ async def test_incomparable_live_release_fails_comparison_gates(monkeypatch: pyt
     async def damaged(*_: object, **__: object) -> object:
         raise ReleaseCorrupt("its manifest is damaged")
 
-    monkeypatch.setattr("hotplate.offline.gates.check.load_manifest", damaged)
+    monkeypatch.setattr("hotplate.offline.gates.judgement.load_manifest", damaged)
     failed = await publish_source(source(other_model), store, how)
     assert f"the live release {live} cannot be read (its manifest is damaged)" in str(failed.refused)
 

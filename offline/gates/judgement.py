@@ -143,29 +143,26 @@ def refusal_by_gates(
     Empty if all *verdicts* passed. *live* is the release that *arm* served then. *options* are the names of options in
     the advice: AS_FLAGS or AS_KEYS.
     """
-    failed = failures(verdicts)
+    failed = [verdict for verdict in verdicts if not verdict.passed]
     if not failed:
         return ""
+    remedies = dict.fromkeys(_remedy(verdict, options) for verdict in failed)  # in order, without repeats
     # In the past tense, as the summary of a run is printed again later.
     kept = "" if live is None else f", and {live} stayed {PLACES[arm]}"
     return (
-        f"{failed}; release {release} was written and is not {PLACES[arm]}{kept}; {_remedies(verdicts, options)}"
+        f"{failures(failed)}; release {release} was written and is not {PLACES[arm]}{kept}; {''.join(remedies)}"
         f"only if it may go live as it is: {activation_command(release, arm, force=True)}"
     )
 
 
-def _remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str:
-    """Return sentences on how to mend the failed *verdicts*, each with a semicolon; empty if no remedy is known."""
-    sentences = dict[str, None]()  # in order, without repeats
-    for verdict in verdicts:
-        _, _, name = verdict.gate.rpartition(":")  # a verdict on a named list has the gate `basket:coverage`
-        kind = KINDS.get(name)
-        if verdict.passed or kind is None or not kind.remedy:
-            continue
-
-        # A remedy names options by their role, such as {gate}, and these options may name the gate.
-        sentences[kind.remedy.format(**options).format(name=verdict.gate)] = None
-    return "".join(f"{sentence}; " for sentence in sentences)
+def _remedy(verdict: GateVerdict, options: Mapping[str, str]) -> str:
+    """Return a sentence on how to mend a failed verdict, with a semicolon; empty if no remedy is known."""
+    _, _, name = verdict.gate.rpartition(":")  # a verdict on a named list has the gate `basket:coverage`
+    kind = KINDS.get(name)
+    if kind is None or not kind.remedy:
+        return ""
+    # A remedy names options by their role, such as {gate}, and the text of an option may name the gate.
+    return kind.remedy.format(**options).format(name=verdict.gate) + "; "
 
 
 async def _judge(new: NewList, reader: Reader, live: ReleaseRef | None) -> list[GateVerdict]:
