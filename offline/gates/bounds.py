@@ -43,6 +43,11 @@ def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]
         if bound is None or not name.strip() or "<" in name or ">" in name:
             raise SettingError(f"--gate: {text!r} is not NAME=BOUND, such as coverage=0.3.")
         gates += parse_gates({name.strip(): bound}, "--gate")
+    return last_of_each(gates)
+
+
+def last_of_each(gates: Iterable[Gate]) -> tuple[Gate, ...]:
+    """Return the last of the gates with the same name."""
     return tuple({gate.full_name: gate for gate in gates}.values())
 
 
@@ -111,13 +116,11 @@ def _gate_named(name: str, bound: float, where: str) -> Gate:
 
     kind_name, at, written_depth = name.partition("@")
     kind = _OF_LISTS.get(kind_name)
-    if kind is not None and not at:
-        return kind.gate(bound, kind.depth)
-    if kind is None or not kind.depth or not written_depth.isdecimal():
+    if kind is None or (at and not (kind.depth and written_depth.isdecimal())):
         return Gate(name=name, bound=bound, subject=METRIC.name, metric=name)
 
-    depth = int(written_depth)
-    if not 1 <= depth <= MAX_LENGTH:
+    depth = int(written_depth or kind.depth)
+    if at and not 1 <= depth <= MAX_LENGTH:
         raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
     return kind.gate(bound, depth)
 

@@ -82,10 +82,11 @@ class Gate:
 
     def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> GateVerdict:
         """Judge *measured*; if None, *note* is the reason, and *passed* the verdict."""
+        at_most = self.at_most
         if measured is not None:
-            passed = measured <= self.bound if self.at_most else measured >= self.bound
+            passed = measured <= self.bound if at_most else measured >= self.bound
         return GateVerdict(
-            gate=self.name, measured=measured, bound=self.bound, at_most=self.at_most, passed=passed, note=note
+            gate=self.name, measured=measured, bound=self.bound, at_most=at_most, passed=passed, note=note
         )
 
 

@@ -17,6 +17,7 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.gates.bounds import check, parse_gates, read_gates
+from hotplate.offline.gates.table import DROP, KINDS, METRIC
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
@@ -28,6 +29,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model, evaluate, evaluated
 from tests.support.memory_store import MemoryStore
+from tests.support.paths import ROOT
 from tests.support.stores import lapse
 
 # Lists of item numbers, of eight items, by user; the order within each is the ranking.
@@ -148,6 +150,12 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
     for text in ("ndcg", "=0.1", "ndcg=0_2", "ndcg >= 0.99", "ndcg > 0.99", "ndcg == 0.99"):
         with pytest.raises(SettingError, match=f"'{text}' is not NAME=BOUND, such as coverage=0.3"):
             read_gates(None, [text])
+
+
+def test_every_gate_is_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    names = KINDS.keys() - {METRIC.name, DROP.name}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 # what goes live
