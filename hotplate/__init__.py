@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.errors import DataError, GateFailed, ModelUnusable, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.exploration import Explore
-    from hotplate.offline.gates import Gate
+    from hotplate.offline.gates.table import Gate
     from hotplate.offline.input.showings import Showings
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.model import Model
@@ -201,7 +201,7 @@ _HOMES = {
     "Explore": "hotplate.offline.exploration:Explore",
     "Finding": "hotplate.stores.store:Finding",
     "Format": "hotplate.offline.options:Format",
-    "Gate": "hotplate.offline.gates:Gate",
+    "Gate": "hotplate.offline.gates.table:Gate",
     "GateFailed": "hotplate.offline.errors:GateFailed",
     "HeldBack": "hotplate.stores.errors:HeldBack",
     "Item": "hotplate.base.recommendations:Item",

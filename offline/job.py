@@ -18,16 +18,16 @@ import xxhash
 from msgspec import UNSET
 
 from hotplate.offline.errors import DataError, ModelUnusable
-from hotplate.offline.gates import AS_KEYS
+from hotplate.offline.gates.judgement import AS_KEYS, refusal_by_gates
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import AnyModel, ListSettings, ModelLists, load_lists
 from hotplate.offline.model import describe, load
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, not_pruned, not_recorded, publish_source
+from hotplate.offline.release_status import PLACES, ReleaseStatus, activation_command, status_of, withdrawal
 from hotplate.offline.rules import Rules
 from hotplate.offline.run_folder import Outcome, Run, RunFolder, Summary, locked_folder
 from hotplate.offline.sources import NamedLists
-from hotplate.offline.standing import PLACES, Standing, activation_command, refusal_by_gates, standing_of, withdrawal
 from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import Catalogue, ReleaseId, State
@@ -120,7 +120,7 @@ class _Published:
     """
 
     manifest: Manifest
-    standing: Standing
+    status: ReleaseStatus
     refusal: str
     is_live: bool
     erased: list[ReleaseId]
@@ -235,19 +235,19 @@ class Attempt:
         """
         publishing = self._job.publishing
         run = folder.run
-        standing = standing_of(run.release, catalogue, publishing)
+        status = status_of(run.release, catalogue, publishing)
         self.summary = last
 
         if run.is_unnoted:
             self._repeat_note(folder, is_live=catalogue.live == run.release)
 
-        if run.outcome is Outcome.REFUSED and standing is not Standing.PUBLISHED:
-            if standing is Standing.MISSING:  # so it cannot be activated, as the summary advises
+        if run.outcome is Outcome.REFUSED and status is not ReleaseStatus.PUBLISHED:
+            if status is ReleaseStatus.MISSING:  # so it cannot be activated, as the summary advises
                 erased = f"release {run.release} was refused, and erased since; other data or options begin a new run"
                 self._update_summary(error=erased)
             return
 
-        if standing in (Standing.READY, Standing.REFUSED):
+        if status in (ReleaseStatus.READY, ReleaseStatus.REFUSED):
             reason = withdrawal(catalogue.find(run.release), publishing.arm)
             self._update_summary(outcome=Outcome.REFUSED, error=reason)
             folder.finish(self.summary)
@@ -272,14 +272,14 @@ class Attempt:
         self._train_model(folder)
         logged = self._log_model(folder)
 
-        standing = run_on(store_url, partial(self._find_standing, run.release))
-        lists = self._measured_lists(folder) if standing is Standing.MISSING else None
+        status = run_on(store_url, partial(self._find_status, run.release))
+        lists = self._measured_lists(folder) if status is ReleaseStatus.MISSING else None
         published = run_on(store_url, partial(self._publish, folder, lists), self._observer)
 
         self._summarize(published, folder.run.seconds)
         if logged is not None:
             self._note_release(folder, logged, is_live=published.is_live)
-        if published.standing is not Standing.READY:
+        if published.status is not ReleaseStatus.READY:
             folder.finish(self.summary)
 
     def _train_model(self, folder: RunFolder) -> None:
@@ -370,9 +370,9 @@ class Attempt:
             settings[name] = named.settings()
         return load_lists(models, settings)
 
-    async def _find_standing(self, release: ReleaseId, store: Store) -> Standing:
+    async def _find_status(self, release: ReleaseId, store: Store) -> ReleaseStatus:
         """Return what a release has become."""
-        return standing_of(release, await store.catalogue(), self._job.publishing)
+        return status_of(release, await store.catalogue(), self._job.publishing)
 
     async def _publish(self, folder: RunFolder, lists: NamedLists | None, store: Store) -> _Published:
         """Write the *lists* as the run's release and make it live, unless an earlier attempt did; then prune old ones.
@@ -385,7 +385,7 @@ class Attempt:
         if lists is not None:
             written = await self._write_lists(folder, lists, store)
             reason = "" if written.refused is None else str(written.refused)
-        elif await self._find_standing(folder.run.release, store) is Standing.READY:
+        elif await self._find_status(folder.run.release, store) is ReleaseStatus.READY:
             try:
                 with folder.step("activate"):
                     await self._activate(folder.run.release, store)
@@ -449,10 +449,10 @@ class Attempt:
         catalogue = await store.catalogue()
         entry = catalogue.find(release)
         manifest = await load_manifest(store, entry.ref)
-        standing = standing_of(release, catalogue, publishing)
+        status = status_of(release, catalogue, publishing)
 
         refusal = ""
-        if standing is not Standing.PUBLISHED:
+        if status is not ReleaseStatus.PUBLISHED:
             refusal = reason or withdrawal(entry, publishing.arm)
             if entry.state is State.READY and manifest.refused_by:
                 served = catalogue.ref_of(publishing.arm)
@@ -464,7 +464,7 @@ class Attempt:
                     options=AS_KEYS,
                 )
 
-        return _Published(manifest, standing, refusal, is_live=catalogue.live == release, erased=[])
+        return _Published(manifest, status, refusal, is_live=catalogue.live == release, erased=[])
 
     def _summarize(self, published: _Published, seconds: dict[str, float]) -> None:
         """Put the outcome of the run into the summary; *seconds* are its durations by step, over all attempts."""
@@ -472,7 +472,7 @@ class Attempt:
         # Of the model of the default list, as served if lists without one count; empty without an evaluation.
         quality = manifest.origin.quality
         metrics = {**quality.model, **quality.as_served}
-        is_published = published.standing is Standing.PUBLISHED
+        is_published = published.status is ReleaseStatus.PUBLISHED
         self._update_summary(
             outcome=Outcome.PUBLISHED if is_published else Outcome.REFUSED,
             error=published.refusal or UNSET,

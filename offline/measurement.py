@@ -1,6 +1,7 @@
 """Measures of users' lists, and their overlap with the live release."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, RowKey, cut, decode, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest, count_in_list
+from hotplate.stores.origin import Origin
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_results
 
@@ -128,9 +130,9 @@ class Measurement:
         """The overall popular list."""
         return [self._items.ids[item] for item in self._items.popular.tolist()]
 
-    def known(self, items: set[str]) -> set[str]:
+    def known(self, items: Iterable[str]) -> set[str]:
         """Return which *items* are in the catalogue, or in any list if that is unknown."""
-        return items.intersection(self._items.ids)
+        return {*items}.intersection(self._items.ids)
 
     def popular_share(self, first: int) -> float:
         """Return the share of all slots taken by the *first* popular items."""
@@ -173,62 +175,66 @@ class Measurement:
             self._below = self._sampled[-1].hash
 
 
-class LiveLists(NamedTuple):
-    """What new lists are compared with: ids of items in some lists of the live release, and numbers of its lists.
+class LiveList(NamedTuple):
+    """The list of the live release that a new one is compared with; empty if nothing is live.
 
-    popular           the overall popular list
-    by_user           the lists of sampled users, of those that have one
+    release           the id of the live release
+    origin            the origin of the list
+    siblings          the names of all lists of the release that have one
+    columns           the release's item attributes: `number` or `text`, by name
+    popular           the overall popular list, as item ids
+    sampled           new lists of the users whose live lists were looked up
+    by_user           these live lists, of the users who have one
+    items             the items in any of the live lists
     segments          the segments of users with a popular list
     users_with_lists  the number of all users with a list
     similar_lists     the number of items with a list of similar ones
     """
 
-    popular: list[str]
-    by_user: dict[str, list[str]]
-    segments: set[str]
-    users_with_lists: int
-    similar_lists: int
+    release: str = ""
+    origin: Origin = Origin()
+    siblings: Collection[str] = ()
+    columns: Mapping[str, str] = {}
+    popular: Sequence[str] = ()
+    sampled: Mapping[str, Sequence[str]] = {}
+    by_user: Mapping[str, Sequence[str]] = {}
+    items: Collection[str] = ()
+    segments: Collection[str] = ()
+    users_with_lists: int = 0
+    similar_lists: int = 0
 
 
 async def read_live(
-    reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str], stored: str
-) -> LiveLists:
-    """Read the lists of some *users* in the live release, and its overall popular list, to compare new lists with them.
+    reader: Reader, release: ReleaseRef, manifest: Manifest, sampled: Mapping[str, Sequence[str]], stored: str
+) -> LiveList:
+    """Read the lists of users in the live release, and its overall popular list, to compare new lists with them.
 
-    A release may have several lists for each user; *stored* is the name of one in the release's keys, empty for the
-    default one. Missing and damaged lists are left out. Raises ReleaseCorrupt if the release cannot be decoded, and
-    StoreError.
+    *sampled* are the new lists of these users. A release may have several lists for each user; *stored* is the name of
+    one in the release's keys, empty for the default one. Missing and damaged lists are left out. Raises ReleaseCorrupt
+    if the release cannot be decoded, and StoreError.
     """
     open_value = await load_decode(reader, release, manifest)
 
     prefix = prefix_of(USER, stored)
-    keys = [prefix_of(POPULAR, stored) + OVERALL, *(prefix + user for user in users)]
+    keys = [prefix_of(POPULAR, stored) + OVERALL, *(prefix + user for user in sampled)]
     lists = dict[str, list[str]]()
     async for name, items in read_lists(reader, release, open_value, keys):
         if not isinstance(items, ReleaseCorrupt):
             lists[name] = [item["id"] for item in items]
 
-    return LiveLists(
+    return LiveList(
+        release=release.id,
+        origin=manifest.origin_of(stored),
+        siblings={*filter(None, [manifest.default_list]), *manifest.named},
+        columns=manifest.origin.item_attributes.columns,
+        items={*chain.from_iterable(lists.values())},
         popular=lists.pop(OVERALL, []),
+        sampled=sampled,
         by_user=lists,
-        segments={*(manifest.named[stored] if stored else manifest.segments)},
+        segments=manifest.named[stored] if stored else manifest.segments,
         users_with_lists=count_in_list(manifest.counts, USER, stored),
         similar_lists=count_in_list(manifest.counts, ITEM, stored),
     )
-
-
-def overlap(lists: Mapping[str, Sequence[str]], live: Mapping[str, Sequence[str]], depth: int) -> float:
-    """Return the mean share of items that the lists of a user have in common, over the users of *live*.
-
-    Lists are item ids by user, cut to *depth*. The share is of the longer list; 0 for empty lists, and without users.
-    """
-    shares = list[float]()
-    for user, live_list in live.items():
-        items = lists[user][:depth]
-        live_items = live_list[:depth]
-        longer = max(len(items), len(live_items))
-        shares.append(len({*items} & {*live_items}) / (longer or 1))
-    return sum(shares) / (len(shares) or 1)
 
 
 async def read_lists(

@@ -12,7 +12,7 @@ from hotplate.stores.options import RARE, Flag
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hotplate.offline.gates import Gate
+    from hotplate.offline.gates.table import Gate
 
 # Panels of `--help`.
 COLUMNS = "Columns of the data"

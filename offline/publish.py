@@ -7,7 +7,7 @@ from functools import partial
 from time import perf_counter
 
 from hotplate.offline.errors import DataError, GateFailed, SettingError
-from hotplate.offline.gate_check import GateCheck
+from hotplate.offline.gates.judgement import GateCheck
 from hotplate.offline.lists import AnyModel, ListSettings, load_lists
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.sources import (
@@ -91,8 +91,8 @@ async def publish_source(
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    The lists must pass the gates: bounds that the settings have, or those by default (`gates.LEAST_KEPT`). If one
-    fails, or another release is the canary (shown to a share of the users first), the release stays ready and nothing
+    The lists must pass the gates: bounds that the settings have, or those of `gates.judgement.DEFAULTS`. If one fails,
+    or another release is the canary (shown to a share of the users first), the release stays ready and nothing
     is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`. As the
     release is written then, a failure to prune is a warning. If *prunes* is false, the caller prunes.
 

@@ -52,10 +52,8 @@ LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 # Of random draws and similar items: users and items with fewer are left out.
 LEAST_INTERACTIONS = 5
 CORE_OPTIONS = ("--min-per-user", str(LEAST_INTERACTIONS), "--min-per-item", str(LEAST_INTERACTIONS))
-# Shares of the log, by time; each is tested on its last quarter. The rules of the search were chosen on CHOSEN, and
-# confirmed on the others.
+# Shares of the log, by time; each is tested on its last quarter.
 PIECES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-CHOSEN = (0.5, 0.7, 0.9)
 # As in the literature, at 20 and 100 (Liang et al., 2018).
 STRONG = ("--split", "held-out-users", "--test-share", "0.1")
 # Simple methods, as the evaluation of `hotplate train` names them: each with its best parameters of the search.
@@ -276,7 +274,6 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
     leads = list[tuple[float | None, float | None]]()
     for share, piece in pieces.items():
         record = piece.evaluation
-        role = "chosen" if share in CHOSEN else "confirmed"
         popular = _best_of(record, POPULARITIES)
         other = _best_of(record, SIMPLE_METHODS[2:])
         assert popular is not None  # noqa: S101 -- always measured
@@ -286,7 +283,7 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
         simple = (record.baselines.get(name) for name in SIMPLE_METHODS)
         yield (
             data.name,
-            f"{share:.0%}, {role}",
+            f"{share:.0%}",
             f"{record.model.users:,}, {new:,}",
             *("" if baseline is None else f"{baseline.as_served.ndcg:.4f}" for baseline in simple),
             f"{with_interval(record.as_served.ndcg, record.as_served.intervals.get('ndcg'))}, {piece.described}",

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "hotplate": {BASE, "stores", "offline", "serve", "bench"},
 }
 # Packages of the offline room, in the order of the work: each may import those before it.
-OFFLINE_PACKAGES = ("input", "train", "evaluate", "search")
+OFFLINE_PACKAGES = ("input", "train", "evaluate", "search", "gates")
 FOLDERS = set(ROOMS) - {"hotplate"}
 # A module by its bare name, as it may stand in a string, a comment or a page; and how a folder is imported.
 NAMED = r"(?<![\w./-])(stores|offline|serve|bench)\.([a-z_]\w*)"

@@ -29,15 +29,15 @@ from hotplate.cli.terminal import (
 )
 from hotplate.offline.attributes import parse_kinds
 from hotplate.offline.errors import DataError, GateFailed, SettingError, read_toml
-from hotplate.offline.gates import read_gates
+from hotplate.offline.gates.bounds import read_gates
 from hotplate.offline.input.files import named_paths
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists, load_lists
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, not_recorded, publish_source
+from hotplate.offline.release_status import PLACES
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.sources import NamedLists, PartedSource, stored_names
-from hotplate.offline.standing import PLACES
 from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.change_warnings import warn, with_warnings

@@ -26,8 +26,8 @@ from hotplate.cli.terminal import err, out, progress_bars, shown_store_url, stor
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
-from hotplate.offline.gate_check import bounds_of
-from hotplate.offline.gates import Gate, check, check_names, parse_gates
+from hotplate.offline.gates.bounds import bounds_of, check, check_names, last_of_each, parse_gates
+from hotplate.offline.gates.table import Gate
 from hotplate.offline.job import Attempt, Job, NamedList
 from hotplate.offline.lists import ModelLists
 from hotplate.offline.options import PublishSettings, RuleFiles
@@ -228,9 +228,8 @@ def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, Publish
 
 def _read_gates(pipeline: PipelineFile, settings: PublishSettings) -> tuple[Gate, ...]:
     """Return the gates of [publish], and those of [gates], which replace gates of the same name."""
-    gates = {gate.full_name: gate for gate in bounds_of(settings)}
-    gates |= {gate.full_name: gate for gate in parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")}
-    return tuple(gates.values())
+    of_pipeline = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
+    return last_of_each([*bounds_of(settings), *of_pipeline])
 
 
 def _check_training(flags: TrainFlags, path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from hotplate.cli.run_work import read_job, read_pipeline
-from hotplate.offline.gate_check import bounds_of
+from hotplate.offline.gates.bounds import bounds_of
 from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, Object, built
 from tests.support.paths import ROOT

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.evaluate.splits import SplitOptions
-from hotplate.offline.gates import check, parse_gates, read_gates
+from hotplate.offline.gates.bounds import check, parse_gates, read_gates
+from hotplate.offline.gates.table import DROP, KINDS, METRIC
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
@@ -28,6 +29,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model, evaluate, evaluated
 from tests.support.memory_store import MemoryStore
+from tests.support.paths import ROOT
 from tests.support.stores import lapse
 
 # Lists of item numbers, of eight items, by user; the order within each is the ranking.
@@ -116,6 +118,7 @@ def test_import_coverage_counts_items_named_in_files(tmp_path: Path) -> None:
         ({"overlap": True}, "the bound of overlap is True"),
         ({"overlap@0": 0.2}, "overlap@0 is of 0 items"),
         ({"popular_share@1001": 0.2}, "1 to 1000"),
+        ({"replaced_lists@3": 1.2}, "between 0 and 1"),
     ],
 )
 def test_invalid_gate_bound_is_named(table: dict[str, object], part: str) -> None:
@@ -147,6 +150,12 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
     for text in ("ndcg", "=0.1", "ndcg=0_2", "ndcg >= 0.99", "ndcg > 0.99", "ndcg == 0.99"):
         with pytest.raises(SettingError, match=f"'{text}' is not NAME=BOUND, such as coverage=0.3"):
             read_gates(None, [text])
+
+
+def test_every_gate_is_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    names = KINDS.keys() - {METRIC.name, DROP.name}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 # what goes live
@@ -213,7 +222,7 @@ async def test_incomparable_live_release_fails_comparison_gates(monkeypatch: pyt
     async def damaged(*_: object, **__: object) -> object:
         raise ReleaseCorrupt("its manifest is damaged")
 
-    monkeypatch.setattr("hotplate.offline.verdicts.load_manifest", damaged)
+    monkeypatch.setattr("hotplate.offline.gates.judgement.load_manifest", damaged)
     failed = await publish_source(source(other_model), store, how)
     assert f"the live release {live} cannot be read (its manifest is damaged)" in str(failed.refused)
 
@@ -268,6 +277,45 @@ async def test_large_losses_are_refused_and_usual_changes_go_live(
     verdicts = {verdict.gate: verdict for verdict in written.result.manifest.origin.gates.verdicts}
     assert verdicts["overlap@10"].passed
     assert verdicts["popular_kept"].measured == min(popular, 100) / 100
+
+
+async def test_only_bounds_on_common_items_compare_more_than_500_users(tmp_path: Path) -> None:
+    store = MemoryStore()
+    rows = [(f"u{user:03}", f"i{item:03}", 9 - item) for user in range(600) for item in range(5)]
+    lists = imported(tmp_path / "lists", rows)
+    await publish_source(lists, store)
+    for bounds, users in (
+        ({"popular_share": 1.0, "overlap": 0.0}, 500),
+        ({"overlap": 0.1}, 600),
+        ({"replaced_lists": 0.0, "overlap": 0.0}, 600),
+    ):
+        written = await publish_source(lists, store, PublishSettings(gates=bounds))
+        notes = {verdict.gate: verdict.note for verdict in written.result.manifest.origin.gates.verdicts}
+        assert notes["overlap@10"].startswith(f"of {users} users, with "), bounds
+
+
+async def test_users_whose_lists_are_replaced_are_limited(tmp_path: Path) -> None:
+    """Of 100 users, 30 get other items, 10 of whom keep two of ten; the mean overlap says little of that."""
+    store = MemoryStore()
+    await publish_source(imported(tmp_path / "live", ROWS), store)
+    rows = [
+        (user, f"{'new' if user < 'u030' and (user >= 'u010' or score < 8) else ''}{item}", score)
+        for user, item, score in ROWS
+    ]
+    lists = imported(tmp_path / "new", rows)
+    refused = (await publish_source(lists, store, PublishSettings(gates={"replaced_lists": 0.25}))).refused
+    assert "gate replaced_lists@3: 0.3 is above 0.25 (of 100 users, with " in str(refused)
+    bounds = {"replaced_lists@2": 0.2, "replaced_lists": 0.3, "overlap": 0.7}
+    assert (await publish_source(lists, store, PublishSettings(gates=bounds))).refused is None
+
+
+async def test_shorter_live_list_is_replaced_only_if_items_are_lost(tmp_path: Path) -> None:
+    store = MemoryStore()
+    pairs = [row for row in ROWS if row[2] > 7]
+    await publish_source(imported(tmp_path / "live", pairs), store)
+    everything = imported(tmp_path / "new", ROWS)
+    bounds = PublishSettings(gates={"replaced_lists": 0.0})
+    assert (await publish_source(everything, store, bounds)).refused is None
 
 
 async def test_much_larger_release_is_not_judged_by_few_common_users(tmp_path: Path) -> None:

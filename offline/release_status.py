@@ -1,18 +1,16 @@
-"""The standing of a written release in its store, and advice if it was refused or withdrawn."""
+"""What the release of a run has become in its store, and advice if it was withdrawn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum, auto
 
-from hotplate.offline.gates import remedies
 from hotplate.offline.options import PublishSettings
 from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
-from hotplate.stores.origin import GateVerdict, failures
 
 # What a published release becomes, in messages.
 PLACES: Mapping[Arm, str] = {"A": "live", "B": "arm B"}
 
 
-class Standing(Enum):
+class ReleaseStatus(Enum):
     """What the release of a run has become in its store.
 
     PUBLISHED  it is or was what the job wants: live, that of arm B, or ready if it is not to be activated
@@ -34,48 +32,29 @@ def activation_command(release: ReleaseId, arm: Arm, *, force: bool = False) -> 
     return f"hotplate releases activate{flag} {release}{option}"
 
 
-def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSettings) -> Standing:
-    """Return the standing of *release* in its store, by its entry in the *catalogue*, the store's record of releases.
+def status_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSettings) -> ReleaseStatus:
+    """Return the status of *release* in its store, by its entry in the *catalogue*, the store's record of releases.
 
     *publishing* are the settings with which it was published: whether to activate it, and the arm. Arm B is the second
     model of an experiment, whose release is the canary: the one shown to a share of the users.
     """
     entry = catalogue.get(release)
     if entry is None or entry.state is State.DRAFT:
-        return Standing.MISSING
+        return ReleaseStatus.MISSING
 
     is_canary = catalogue.canary is not None and catalogue.canary.release == release
     if is_canary and publishing.arm == "B":
-        return Standing.PUBLISHED
+        return ReleaseStatus.PUBLISHED
     if entry.refused_by:  # names of gates
-        return Standing.REFUSED
+        return ReleaseStatus.REFUSED
     if entry.state in (State.LIVE, State.SUPERSEDED) or not publishing.activate:
-        return Standing.PUBLISHED
+        return ReleaseStatus.PUBLISHED
 
     # A ready release with a time of replacement was a canary that ended without going live.
     may_go_live = entry.state is State.READY and (entry.superseded_at is None or is_canary)
     if may_go_live:
-        return Standing.READY
-    return Standing.PUBLISHED if publishing.arm == "B" else Standing.REFUSED
-
-
-def refusal_by_gates(
-    release: ReleaseId, verdicts: Sequence[GateVerdict], *, arm: Arm, live: ReleaseId | None, options: Mapping[str, str]
-) -> str:
-    """Return a sentence on the gates (bounds for lists) that keep *release* from going live, and on what to do.
-
-    Empty if all *verdicts* passed. *live* is the release that *arm* served then. *options* are the names of options in
-    the advice: AS_FLAGS or AS_KEYS of `gates`.
-    """
-    failed = failures(verdicts)
-    if not failed:
-        return ""
-    # In the past tense, as the summary of a run is printed again later.
-    kept = "" if live is None else f", and {live} stayed {PLACES[arm]}"
-    return (
-        f"{failed}; release {release} was written and is not {PLACES[arm]}{kept}; {remedies(verdicts, options)}"
-        f"only if it may go live as it is: {activation_command(release, arm, force=True)}"
-    )
+        return ReleaseStatus.READY
+    return ReleaseStatus.PUBLISHED if publishing.arm == "B" else ReleaseStatus.REFUSED
 
 
 def withdrawal(entry: Release, arm: Arm) -> str:

@@ -1,0 +1,1 @@
+"""Gates: bounds that lists must meet before they go live. All are rows of `table.KINDS`."""
