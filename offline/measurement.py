@@ -1,6 +1,6 @@
 """Measures of users' lists, and their overlap with the live release."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
@@ -130,9 +130,10 @@ class Measurement:
         """The overall popular list."""
         return [self._items.ids[item] for item in self._items.popular.tolist()]
 
-    def known(self, items: Iterable[str]) -> set[str]:
-        """Return which *items* are in the catalogue, or in any list if that is unknown."""
-        return {*items}.intersection(self._items.ids)
+    @property
+    def item_ids(self) -> Sequence[str]:
+        """The items of the catalogue, or those in any list if that is unknown."""
+        return self._items.ids
 
     def popular_share(self, first: int) -> float:
         """Return the share of all slots taken by the *first* popular items."""

@@ -326,16 +326,8 @@ def _users_kept(gate: Gate, new: NewList) -> GateVerdict:
 
 
 def _items_kept(gate: Gate, new: NewList) -> GateVerdict:
-    """Judge the share of the items in sampled and popular live lists that are still known."""
-    live_items = new.live.items
-    kept = len(new.counts.known(live_items))
-    return _kept(
-        gate,
-        kept=kept,
-        before=len(live_items),
-        compared=len(live_items),
-        note=f"{kept:,} of {format_count(len(live_items), 'item')} in live lists",
-    )
+    """Judge the share of the items in sampled and popular live lists that are in the new catalogue, or in any list."""
+    return _members_kept(gate, new, before=new.live.items, now=new.counts.item_ids, noun="item", place=" in live lists")
 
 
 def _length_kept(gate: Gate, new: NewList) -> GateVerdict:
@@ -365,9 +357,6 @@ def _similar_kept(gate: Gate, new: NewList) -> GateVerdict:
     )
 
 
-# The next three are not judged if the live release is small, which its number of items tells.
-
-
 def _segments_kept(gate: Gate, new: NewList) -> GateVerdict:
     """Judge the share of the live segments that still have a popular list."""
     return _members_kept(gate, new, before=new.live.segments, now=new.segments, noun="segment")
@@ -376,17 +365,6 @@ def _segments_kept(gate: Gate, new: NewList) -> GateVerdict:
 def _popular_kept(gate: Gate, new: NewList) -> GateVerdict:
     """Judge the share of the live popular items that are still popular."""
     return _members_kept(gate, new, before=new.live.popular, now=new.counts.popular, noun="item")
-
-
-def _members_kept(gate: Gate, new: NewList, *, before: Collection[str], now: Collection[str], noun: str) -> GateVerdict:
-    kept = len({*before}.intersection(now))
-    return _kept(
-        gate,
-        kept=kept,
-        before=len(before),
-        compared=len(new.live.items),
-        note=f"{kept:,} of {format_count(len(before), noun)}",
-    )
 
 
 def _popular_length_kept(gate: Gate, new: NewList) -> GateVerdict:
@@ -400,6 +378,20 @@ def _popular_length_kept(gate: Gate, new: NewList) -> GateVerdict:
         before=min(len(live.popular), max(list_length, POPULAR_LENGTH)),
         compared=len(live.items),
         note=f"{len(popular)} popular items after {len(live.popular)}",
+    )
+
+
+def _members_kept(
+    gate: Gate, new: NewList, *, before: Collection[str], now: Collection[str], noun: str, place: str = ""
+) -> GateVerdict:
+    """Judge the share of ids or names; a small live release, which its number of items tells, is not judged."""
+    kept = len({*before}.intersection(now))
+    return _kept(
+        gate,
+        kept=kept,
+        before=len(before),
+        compared=len(new.live.items),
+        note=f"{kept:,} of {format_count(len(before), noun)}{place}",
     )
 
 
