@@ -109,6 +109,8 @@ class TrainSettings:
         for event, weight in (self.event_weights or {}).items():
             require_above_zero(f"The weight of event {event!r}", weight)
 
+        engine_of(self.params)  # raises SettingError
+
         # The search has defaults for ALS only; it would ignore other parameters.
         if self.tuning is not None and not isinstance(self.params, ALSParams):
             engine = self.tuning.engine
