@@ -18,6 +18,7 @@ It needs pytest-asyncio; in strict mode, mark coroutine fixtures with `pytest_as
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -74,6 +75,9 @@ Call = Callable[[], Awaitable[object]]
 SHORT_S = 0.1
 LONG_S = 30.0
 SOON_S = 60.0
+
+# Accepted between the clock of the store and that of the test.
+CLOCK_SKEW_S = 3600.0
 
 FIRST = ReleaseId("20261120T064200Z-aaaa")
 SECOND = ReleaseId("20261120T064300Z-bbbb")
@@ -191,6 +195,12 @@ async def outcome_of(call: Call) -> object:
     return outcome
 
 
+async def assert_refused(call: Awaitable[object], fault: str) -> None:
+    """Fail with *fault*, a sentence that begins with the method, unless a call raises ReleaseConflict."""
+    (outcome,) = await asyncio.gather(call, return_exceptions=True)
+    assert isinstance(outcome, ReleaseConflict), fault
+
+
 def found_nothing(read: asyncio.Task[list[ReadResult]]) -> bool:
     """Return whether a read was cancelled, or raised StoreUnavailable or returned it for each key."""
     if read.cancelled():
@@ -252,6 +262,15 @@ class StoreContract:
         assert (catalogue.generation, catalogue.live, catalogue.releases) == (0, None, ())
         assert catalogue.now > 0
         assert min(store.batch, store.coalesce) >= 1
+
+    async def test_the_catalogue_has_the_time_of_a_clock(self, store: Store) -> None:
+        """`now` is in seconds since 1970; a clock may count whole seconds."""
+        began_at = time.time()
+        first = (await store.catalogue()).now
+        assert abs(first - began_at) < CLOCK_SKEW_S, "catalogue: `now` is not the time of a clock"
+        await asyncio.sleep(1.1)
+        passed_s = (await store.catalogue()).now - first
+        assert 0 < passed_s < time.time() - began_at + 1, "catalogue: `now` stands still, or is not the time of a clock"
 
     async def test_rows_are_read_in_the_order_of_the_keys_by_another_handle(self, open_handle: OpenStore) -> None:
         """A handle is one opened store; two handles are as two processes. An absent key is None."""
@@ -495,10 +514,10 @@ class StoreContract:
         else:
             late = [first.put(before, [Row(key, b"x")]) for key in ("user:late", "meta:late")]
             for call in (*late, first.resume_point(before), first.seal(before)):
-                with pytest.raises(ReleaseConflict):
-                    await call
+                await assert_refused(call, "put, resume_point or seal: the writer has lost the draft to another one")
 
         assert await second.resume_point(after) == ROWS[2].key
+        await assert_refused(open_handle().seal(before), "seal: a draft that another writer has claimed was sealed")
         await second.put(after, ROWS[3:])
         await second.seal(after)
 
@@ -509,6 +528,44 @@ class StoreContract:
             await third.put(before, [Row("user:late", b"x")])
         await third.seal(draft_of(FIRST, "a third"))  # of a sealed release: no effect, whoever the writer is
         assert await scan_rows(third, FIRST) == ROWS
+
+    @pytest.mark.parametrize("erased", [False, True])
+    async def test_no_row_is_put_by_a_writer_that_has_lost_its_draft(
+        self, open_handle: OpenStore, *, erased: bool
+    ) -> None:
+        """A writer puts row after row, while another one claims the draft or erases it.
+
+        After a claim, the rows of the first one end with the resume point that the second one finds.
+        """
+        early = [Row(f"user:{number:03}", b"early") for number in range(100)]
+        own = Row("user:own", b"own")
+        after = draft_of(FIRST, "after")
+
+        async def put_each(store: Store) -> None:
+            for row in early:
+                await store.put(draft_of(FIRST), [row])
+
+        first = open_handle()
+        second = open_handle()
+        await first.create(draft_of(FIRST), Plan(100, 1000))
+        putting = asyncio.ensure_future(put_each(first))
+        await asyncio.sleep(0)
+        lose_draft = partial(second.create, after, Plan(100, 1000))
+        if erased:
+            lose_draft = partial(second.erase, after.release, allow_erasure)
+        (error,) = await asyncio.gather(lose_draft(), return_exceptions=True)
+        point = "" if erased or error else await second.resume_point(after) or ""
+        await asyncio.wait([putting], timeout=SHORT_S)
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+
+        if erased:
+            assert await second.incarnations() == [], "put or erase: a row was put into a draft that was erased"
+        elif error is None:  # otherwise, the store knows that the earlier writer is alive
+            await second.put(after, [own])
+            await second.seal(after)
+            expected = [*(row for row in early if row.key <= point), own]
+            assert await scan_rows(second, FIRST) == expected, "put: a row was put into a draft that another claimed"
 
     async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
         await write_release(store, FIRST, ROWS)
@@ -580,6 +637,8 @@ class StoreContract:
         with pytest.raises(ReleaseNotFound):
             await open_handle().get_many(release_ref(FIRST), ["user:1"])
         assert await store.get_many(release_ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
+        await store.create(draft_of(FIRST), Plan(1, 100))
+        assert await store.resume_point(draft_of(FIRST)) is None, "erase: a resume point was left"
 
     @pytest.mark.parametrize("sealed", [True, False])
     async def test_erase_deletes_nothing_that_the_catalogue_read_last_forbids(
@@ -717,20 +776,26 @@ class StoreContract:
         assert await store.records(["one"]) == [b"2"]
         assert await store.catalogue() == successor
 
-    async def test_one_of_many_concurrent_swaps_wins(self, open_handle: OpenStore) -> None:
-        """All have read the same catalogue."""
+    async def test_one_of_many_concurrent_swaps_wins_with_its_record(self, open_handle: OpenStore) -> None:
+        """All have read the same catalogue and the same record, which the others do not replace."""
         await begin_draft(open_handle(), FIRST)
         handles = [open_handle() for _ in range(8)]
         for handle in handles:  # connect one after the other
             seen = await handle.catalogue()
         outcomes = await asyncio.gather(
             *(
-                handle.swap(seen, catalogue_changes.succeed(seen, seen, f"t{n}", "here"))
+                handle.swap(
+                    seen,
+                    catalogue_changes.succeed(seen, seen, f"t{n}", "here"),
+                    [RecordChange("one", None, b"t%d" % n)],
+                )
                 for n, handle in enumerate(handles)
             ),
             return_exceptions=True,
         )
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 7
+        winner = b"t%d" % outcomes.index(None)
+        assert await handles[0].records(["one"]) == [winner], "swap: one that lost has replaced a record"
 
     async def test_an_unreadable_catalogue_is_replaced_by_one_of_several_handles(self, open_handle: OpenStore) -> None:
         """`replace_unreadable` takes the damaged record that a handle read, so that only the first one replaces it."""

@@ -28,7 +28,15 @@ from hotplate.stores.catalogue import (
 from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
-from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
+from hotplate.stores.erasure_log import (
+    KEY,
+    ErasureLog,
+    draft_sentence,
+    erased_from,
+    lost_sentence,
+    parse_first_format,
+    read_log,
+)
 from hotplate.stores.errors import (
     HEAL,
     CatalogueUnreadable,
@@ -40,10 +48,11 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import check_nothing_to_rebuild
+from hotplate.stores.lifecycle import check_nothing_to_rebuild, read_refusals
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, Store, StoreUse, read_one
+from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, RowEraser, Store, StoreUse, read_one
+from hotplate.stores.users import clear_erased
 from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
@@ -82,8 +91,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
     findings.append(Finding(Level.OK, "catalogue", sentence))
 
     try:
-        if lost := (await erased_from(store)).lost:
-            findings.append(Finding(Level.WARNING, "erased users", lost_sentence(lost)))
+        findings += _erasure_findings(store, catalogue, await erased_from(store))
     except StoreError as error:
         findings.append(Finding(Level.ERROR, "erased users", str(error), (StoreUse.PUBLISHING,)))
 
@@ -95,6 +103,21 @@ async def _set_up_findings(store: Store) -> list[Finding]:
         return await store.examine() if isinstance(store, Diagnosed) else []
     except StoreError as error:
         return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}", (StoreUse.PUBLISHING,))]
+
+
+def _erasure_findings(store: Store, catalogue: Catalogue, erased: ErasedUsers) -> list[Finding]:
+    """Return how many users are erased, and what keeps rows of them; nothing for a store without erased users."""
+    if erased.lost:
+        return [Finding(Level.WARNING, "erased users", lost_sentence(erased.lost))]
+    if not erased:
+        return []
+    sentences = [f"{erased.count:,}"]
+    for entry in catalogue.releases:
+        if entry.state is State.DRAFT:
+            sentences.append(draft_sentence(entry.id))
+        elif not isinstance(store, RowEraser) and erased.missing_from(entry.ref).max_rows:
+            sentences.append(f"release {entry.id} keeps rows of them, hidden, until it is pruned")
+    return [Finding(Level.OK, "erased users", "; ".join(sentences))]
 
 
 def _clock_finding(catalogue: Catalogue, before: float, after: float) -> Finding:
@@ -253,10 +276,11 @@ async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding
 
 @dataclass(frozen=True, slots=True)
 class FoundRelease:
-    """A sealed release, with the error of `verify` or `read_servable` as *damage*."""
+    """A sealed release, why it was refused, and the error of `verify` or `read_servable` as *damage*."""
 
     ref: ReleaseRef
     manifest: Manifest
+    refused_by: tuple[str, ...] = ()
     damage: str | None = None
 
 
@@ -326,6 +350,7 @@ async def find_releases(store: Store, record: bytes | None, now: float) -> Surve
     """
     releases = list[FoundRelease]()
     others = dict[str, str]()
+    refusals = await read_refusals(store)
     log = await read_log(store)
     erased = log.users
 
@@ -343,7 +368,8 @@ async def find_releases(store: Store, record: bytes | None, now: float) -> Surve
         except (ReleaseNotFound, ReleaseCorrupt) as error:
             others[incarnation] = str(error)
         else:
-            releases.append(FoundRelease(ReleaseRef(manifest.release, incarnation), manifest))
+            refused_by = refusals.get(incarnation, manifest.refused_by)
+            releases.append(FoundRelease(ReleaseRef(manifest.release, incarnation), manifest, refused_by))
 
     if not releases:
         drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
@@ -360,7 +386,7 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
 
     It replaces the lost or damaged catalogue of a store, and records the erased users that *survey* has found.
     Unless *force* is true, raises ReleaseCorrupt if *live* or the record of erased users is damaged, and RefusedByGates
-    if its gates refused it. Raises ReleaseConflict if another process has written a catalogue since.
+    if its gates or services refused it. Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = survey.find(live)
     if not force:
@@ -389,6 +415,10 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
         changed = f"release {release.id} is live in the new catalogue; that it can be served is not sure"
         with failure_as_warning(changed):
             await store.prepare(release)  # a node of a cluster may have lost it meanwhile
+    if new.erased is not None:
+        for entry in new.releases:  # some may have been drafts, which `erase_users` does not search
+            with failure_as_warning(f"release {entry.id} was to be searched for rows of erased users"):
+                await clear_erased(store, entry.ref)
     return new
 
 
@@ -397,9 +427,8 @@ def _check_rebuildable(survey: Survey, live: FoundRelease) -> None:
     advice = "name another release with --live; only if there is none, --force makes it live as it is"
     if live.damage is not None:
         raise ReleaseCorrupt(f"{live.damage}; {advice}")
-    if refused_by := live.manifest.refused_by:
-        gates = ", ".join(refused_by)
-        raise RefusedByGates(f"release {live.ref.id} was refused by {gates} when it was published; {advice}")
+    if live.refused_by:
+        raise RefusedByGates(f"release {live.ref.id} was refused by {', '.join(live.refused_by)}; {advice}")
     if survey.erasures.damage is not None:
         raise ReleaseCorrupt(
             f"{survey.erasures.damage}, so erased users would be shown again; --force rebuilds with those that are "
@@ -468,7 +497,7 @@ def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
             incarnation=release.ref.incarnation,
             state=State.READY,
             created_at=release.manifest.created_at,
-            refused_by=release.manifest.refused_by,
+            refused_by=release.refused_by,
         )
         if release is live:
             entry = replace(entry, state=State.LIVE, refused_by=())

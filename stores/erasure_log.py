@@ -215,6 +215,11 @@ def lost_sentence(lost: int) -> str:
     )
 
 
+def draft_sentence(release: ReleaseId) -> str:
+    """Return when a release that is being written loses the rows of erased users."""
+    return f"release {release} is being written, and is searched for erased users when it is committed"
+
+
 def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
     """Return what a new part records: the users of *users* that *before* lacks, and changed rows of releases.
 

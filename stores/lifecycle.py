@@ -15,6 +15,8 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple, Self
 
+import msgspec
+
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
 from hotplate.stores.change_warnings import failure_as_warning
@@ -56,6 +58,10 @@ SETTLE_PAUSES_S = (0.05, 1.0)
 
 # Between reads of the catalogue while services judge a release.
 PROBATION_POLL_S = 2.0
+
+
+# The record of refusals beside the catalogue, for a rebuild: reasons by incarnation.
+REFUSED = "refused"
 
 
 class Override(Enum):
@@ -403,7 +409,7 @@ async def revise_catalogue(
     """Replace the catalogue by that of *revise* with its records, by compare-and-set, and return the new catalogue.
 
     *revise* is called again after a lost race, up to SWAP_ATTEMPTS times with pauses; then ReleaseConflict is raised.
-    Nothing is written if it changes nothing.
+    Nothing is written if it changes nothing. The record of refusals is written with each change of them.
 
     A swap that fails with StoreUnavailable is unclear, unless it is NotSent, StoreThrottled or permanent: it may have
     taken place, or still take place. If the catalogue then has its token, it has; if the catalogue is unchanged,
@@ -434,6 +440,7 @@ async def revise_catalogue(
             return old
         if not old.generation:
             await check_nothing_to_rebuild(store)
+        records = [*records, *await _changes_of_refusals(store, old, revised)]
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
         new_by_token[new.token] = new
 
@@ -447,6 +454,29 @@ async def revise_catalogue(
         else:
             return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
+
+
+def _refusals(catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
+    """Return why releases were refused, by their incarnations."""
+    return {entry.incarnation: entry.refused_by for entry in catalogue.releases if entry.refused_by}
+
+
+async def _changes_of_refusals(store: Store, old: Catalogue, new: Catalogue) -> list[RecordChange]:
+    refusals = _refusals(new)
+    if refusals == _refusals(old):
+        return []
+    (record,) = await store.records([REFUSED])
+    return [RecordChange(REFUSED, record, msgspec.json.encode(refusals))]
+
+
+async def read_refusals(store: Store) -> dict[str, tuple[str, ...]]:
+    """Return why releases were refused, by their incarnations, even without a catalogue; nothing without a record."""
+    (record,) = await store.records([REFUSED])
+    try:
+        return msgspec.json.decode(record or b"{}", type=dict[str, tuple[str, ...]])
+    except msgspec.MsgspecError as error:
+        log.warning("the record of refused releases cannot be read: %s", error)
+        return {}
 
 
 async def _check_nothing_to_change(

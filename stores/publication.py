@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from hotplate.stores import transitions as changes
-from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId
+from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import META, Checksum
 from hotplate.stores.erasure_log import erased_from, lost_sentence
@@ -34,6 +34,7 @@ from hotplate.stores.errors import (
 from hotplate.stores.lifecycle import Override, activate, drop, scale_down, update_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Plan, Row, Store
+from hotplate.stores.users import clear_erased
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
@@ -298,6 +299,7 @@ async def write_draft(
     kind = Writer.of(draft.writer).kind
     try:
         async with lease(store, draft) as check_lease:
+            erased = (await store.catalogue()).erased  # before `put_part` reads those that it leaves out
             encoded = await encode()
             await check_lease()
             result = await _write_rows(store, draft, encoded, finish=finish, others=others, check_lease=check_lease)
@@ -309,7 +311,7 @@ async def write_draft(
 
             refusing = result.manifest.refused_by if refused_by is None else await refused_by(result.manifest)
             await check_lease()
-            await update_catalogue(store, partial(changes.commit, draft=draft, refused_by=refusing))
+            await _commit(store, draft, refusing, erased)
     except (StoreUnavailable, _AttemptRefused) as error:
         with suppress(StoreError):  # unavailable: the lease will lapse
             await update_catalogue(store, partial(changes.end_lease, draft=draft))
@@ -327,6 +329,23 @@ async def write_draft(
             await _abandon(store, draft)
         raise
     return result
+
+
+async def _commit(store: Store, draft: DraftRef, refused_by: tuple[str, ...], erased: Erased | None) -> None:
+    """Commit a verified draft without rows of erased users; *erased* are those that were left out as it was written.
+
+    From the commit on, `erase_users` searches the release. So the swap requires that nobody was erased since the rows
+    were searched, as the catalogue names the erased users; otherwise they are searched again. Raises ReleaseConflict if
+    users were erased during each of SWAP_ATTEMPTS searches.
+    """
+
+    def commit_if_searched(catalogue: Catalogue) -> Catalogue:
+        if catalogue.erased != erased:
+            return catalogue
+        return changes.commit(catalogue, draft, refused_by)
+
+    while (await update_catalogue(store, commit_if_searched)).erased != erased:
+        erased = await clear_erased(store, draft.release)
 
 
 async def _abandon(store: Store, draft: DraftRef) -> None:

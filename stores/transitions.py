@@ -283,8 +283,9 @@ def prune(
 
     Kept are the live release, the canary, the release before it in arm B of a running experiment, the last *keep*
     releases that were live before, ready releases (for *keep_ready_s* after they were begun; None: always), and any
-    that left service less than *grace_s* ago, as lagging readers may still read it. If the store's clock was ahead when
-    another one left service, its grace begins now.
+    that left service less than *grace_s* ago, as lagging readers may still read it. One that left service in the future
+    is kept, as the store's clock may have been set back for a while; if it had been ahead, a superseded release is kept
+    until the grace after the next activation.
 
     Incarnations in *present* without an entry are marked, too, under a new id. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.
@@ -294,15 +295,12 @@ def prune(
     draft_grace_s = DRAFT_GRACE_S if grace_s else 0.0
     entries = list[Release]()
     for entry in catalogue.releases:
-        changed = entry
         is_marked = False
         if entry.state is State.DRAFT:
             is_marked = _is_abandoned(entry, now, draft_grace_s)
         elif entry.state in PRUNABLE and entry.incarnation not in kept:
-            if (entry.superseded_at or 0.0) > now:  # the clock was ahead: the grace begins now
-                changed = replace(entry, superseded_at=now)
-            is_marked = _is_unneeded(changed, now, grace_s, keep_ready_s)
-        entries.append(_dropped(changed) if is_marked else changed)
+            is_marked = _is_unneeded(entry, catalogue, grace_s, keep_ready_s)
+        entries.append(_dropped(entry) if is_marked else entry)
 
     for incarnation in sorted(set(present) - catalogue.incarnations):
         unnamed = unnamed_release(incarnation)
@@ -379,12 +377,17 @@ def _is_abandoned(entry: Release, now: float, grace_s: float) -> bool:
     return _is_lapsed(entry, now) and not is_in_grace
 
 
-def _is_unneeded(entry: Release, now: float, grace_s: float, keep_ready_s: float | None) -> bool:
+def _is_unneeded(entry: Release, catalogue: Catalogue, grace_s: float, keep_ready_s: float | None) -> bool:
     """Return whether a release left service at least *grace_s* ago, or never served, and is not a ready one to keep.
 
     A ready release is kept for *keep_ready_s* after it was begun, or always if that is None.
     """
-    if (entry.superseded_at or 0.0) + grace_s > now:
+    now = catalogue.now
+    left_at = entry.superseded_at or 0.0
+    live = catalogue.live_entry
+    if left_at > now and entry.state is State.SUPERSEDED and live is not None:
+        left_at = min(left_at, live.live_since or left_at)  # the live one has replaced it, or one after it
+    if grace_s and left_at + grace_s > now:
         return False
     if entry.state is State.READY:
         return keep_ready_s is not None and entry.created_at + keep_ready_s <= now

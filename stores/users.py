@@ -5,7 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
+from hotplate.stores.change_warnings import warn
 from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
@@ -13,7 +14,7 @@ from hotplate.stores.errors import PartLost, ReleaseConflict, ReleaseCorrupt, Re
 from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
-from hotplate.stores.verification import load_manifest, read_results
+from hotplate.stores.verification import load_manifest, read_results, read_rows
 
 # Of recording and deleting: rows that came back while they were deleted, or that a publish wrote, are deleted again.
 ATTEMPTS = 3
@@ -27,9 +28,9 @@ class Erasure:
     """The result of an erasure, or of a search.
 
     *erased* are the given users in the record. *holding* are those of them with rows in a release, by its id, *lists*
-    the named lists with some of these rows; *being_written* are drafts, which were not searched. *deleted* is the
-    number of deleted rows, *lost* that of ids that the store's record has lost. *warning* is a sentence if this erasure
-    may be lost with the store's data.
+    the named lists with some of these rows; *being_written* are drafts, which are searched when they are committed.
+    *deleted* is the number of deleted rows, *lost* that of ids that the store's record has lost. *warning* is a
+    sentence if this erasure may be lost with the store's data.
     """
 
     erased: tuple[str, ...]
@@ -99,6 +100,33 @@ def _check_recorded(recorded: Catalogue, catalogue: Catalogue) -> None:
     """Raise ReleaseConflict unless *catalogue* is *recorded*, or a later one of its store."""
     if catalogue.store_id != recorded.store_id or catalogue.generation < recorded.generation:
         raise ReleaseConflict("the store has returned to older data, which do not record the rows as missing")
+
+
+async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
+    """Delete the rows of erased users from a sealed release, perhaps a draft, and return the erased users it lacks.
+
+    These are as the catalogue names them. `erase_users` does not search drafts, so this is for a release that was
+    written while users were erased. It scans all rows, and warns of those that it finds. Rows are recorded as missing
+    first; a store that is no RowEraser keeps them, hidden, until the release is pruned.
+    """
+    catalogue = await store.catalogue()
+    erased = await read_erased(store, catalogue)
+    manifest = await load_manifest(store, release)
+    rows = list[Row]()
+    async for chunk in read_rows(store, release, manifest):
+        rows += [row for row in chunk if erased.covers(row.key)]
+
+    async def add_missing(_: Catalogue, recorded: ErasedUsers) -> ErasedUsers:
+        return recorded.counting_as_missing(release, rows)
+
+    if rows:
+        outcome = "are kept, hidden, until it is pruned"
+        recorded = await _change_record(store, add_missing)
+        if isinstance(store, RowEraser):
+            await store.erase_rows(release, [row.key for row in rows], partial(_check_recorded, recorded))
+            outcome = "were deleted"
+        warn(f"users were erased while release {release.id} was written; {len(rows):,} rows of them {outcome}")
+    return catalogue.erased
 
 
 async def find_users(store: Store, users: Sequence[str]) -> Erasure:

@@ -198,10 +198,7 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any], *, re
     if len(item_id.encode()) > MAX_ID_BYTES or FORBIDDEN_IN_IDS & set(item_id):
         raise HttpError(400, f"an id has at most {MAX_ID_BYTES} bytes, without / \\ ? #")
 
-    key_property = context.container.key_property
-    if key_property not in item:
-        raise HttpError(400, f"the item has no {key_property}, its partition key: that is not emulated")
-    if encode(item[key_property]) != key:
+    if encode(item.get(context.container.key_property, {})) != key:
         message = "PartitionKey extracted from document doesn't match the one specified in the header."
         raise HttpError(400, message, Substatus.PARTITION_KEY_MISMATCH)
 

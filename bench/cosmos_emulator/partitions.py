@@ -48,13 +48,16 @@ def key_of(request: Request) -> bytes:
 def encode(value: object) -> bytes:
     """Encode a partition key as Cosmos DB does for its hash: a byte for the type, and the value.
 
-    Raises 400 for a string of more than MAX_KEY_BYTES, and for objects and lists.
+    SDKs send an empty object for an item without its partition key. Raises 400 for a string of more than MAX_KEY_BYTES,
+    and for other objects and lists.
     """
     if isinstance(value, str):
         encoded = value.encode()
         if len(encoded) > MAX_KEY_BYTES:
             raise HttpError(400, f"a partition key has at most {MAX_KEY_BYTES} bytes")
         return b"\x08%b\xff" % encoded
+    if value == {}:  # of an item without the property
+        return b"\x00"
     if value is None or isinstance(value, bool):
         return {None: b"\x01", False: b"\x02", True: b"\x03"}[value]
     if isinstance(value, int | float):

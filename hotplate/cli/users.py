@@ -60,8 +60,9 @@ class _OtherPlaces:
 def erase(users: Users, places: Places) -> None:
     """Erase users from a store: every service treats them as unknown within a refresh.
 
-    Rollback, restore, copy and rebuild keep erasures. Rows are deleted from Redis and Cosmos DB at once, and from files
-    with their release. Lists the data that still contain the users, and the places that were not searched.
+    Rollback, restore, copy and rebuild keep erasures. Rows are deleted from Redis and Cosmos DB at once, from drafts
+    before their commit, and from files with their release. Lists the data that still contain the users, and the places
+    that were not searched.
 
     Example: hotplate users erase u7 u8 --store redis://localhost:6379/0 --backup /backup/monday --events /var/events
     """
@@ -152,7 +153,7 @@ def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, sta
 
     *state* ends the first sentence, as "of 2 erased from" the store.
     """
-    from hotplate.stores.erasure_log import lost_sentence
+    from hotplate.stores.erasure_log import draft_sentence, lost_sentence
 
     facts = {
         **asdict(erasure),
@@ -174,7 +175,7 @@ def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, sta
         list_names = erasure.lists.get(release)
         listed = f", also in the list {', '.join(list_names)}," if list_names else ""
         sentences.append(f"release {release} holds {_quoted(held)}{listed} until it is pruned")
-    sentences += [f"release {release} is being written, and was not searched" for release in erasure.being_written]
+    sentences += map(draft_sentence, erasure.being_written)
     sentences += [f"{place} holds {_quoted(held)}" for place, held in others.users_by_place.items() if held]
     sentences.append(f"not searched: {', '.join(others.not_searched)}")
     print_result(with_warnings(facts), *sentences, as_json=places.as_json)

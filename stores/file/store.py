@@ -78,6 +78,9 @@ MAX_OTHER_FILES = 8
 ROOM = 2
 BLOCK_BYTES = 4096
 
+# Allocated for records, so that users can be erased on a full disk: one by one, or thousands at once.
+RESERVED_BYTES = 256 << 10
+
 _NOT_A_FOLDER = "a part of the path {} is a file; a store is a folder"
 _SUFFIXES = {".mdb", ".draft", ".lock"}
 _INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -90,8 +93,10 @@ class CatalogueFile:
     catalogue.lock     locked during a swap or an erase
     catalogue.spare    allocated blocks for the next record
     records/NAME.json  a record beside the catalogue, durable before the catalogue that counts on it
+    records/spare      allocated blocks for records
 
-    A swap takes the blocks of the next spare from those of the previous record.
+    A swap takes the blocks of the next spare from those of the previous record. On a full disk, a record takes its
+    blocks from the end of the spare for records, which later swaps allocate again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -100,6 +105,7 @@ class CatalogueFile:
         self._spare = folder / "catalogue.spare"
         self._lock = folder / "catalogue.lock"
         self._records = folder / "records"
+        self._spare_of_records = self._records / "spare"
         self._last_read: tuple[bytes | None, Catalogue] = (None, Catalogue())
         """The last record that was read, and the catalogue in it: polls find the same record."""
 
@@ -168,6 +174,7 @@ class CatalogueFile:
 
         with suppress(OSError):  # the catalogue is written; the next swap tries again
             self._allocate_spare(len(record), freed_bytes)
+            self._allocate_spare_of_records()
 
     def _write_spare(self, record: bytes) -> None:
         """Write a record, durably, into the allocated blocks of the spare file; newlines fill the rest."""
@@ -187,13 +194,16 @@ class CatalogueFile:
 
         First as many as the replaced record freed (*freed_bytes*): a full disk has no others.
         """
-        blocks = -(-ROOM * record_bytes // BLOCK_BYTES)  # rounded up
-        needed_bytes = blocks * BLOCK_BYTES
+        needed_bytes = _in_blocks(ROOM * record_bytes)
+        _allocate(self._spare, min(freed_bytes or needed_bytes, needed_bytes), needed_bytes)
 
-        self._spare.touch(0o644)
-        with self._spare.open("r+b", buffering=0) as spare:
-            os.posix_fallocate(spare.fileno(), 0, min(freed_bytes or needed_bytes, needed_bytes))
-            os.posix_fallocate(spare.fileno(), 0, needed_bytes)
+    def _allocate_spare_of_records(self) -> None:
+        """Allocate blocks for records again, if some were taken; OSError on a full disk."""
+        with suppress(FileNotFoundError):
+            if self._spare_of_records.stat().st_size >= RESERVED_BYTES:
+                return
+        make_folder(self._records)
+        _allocate(self._spare_of_records, RESERVED_BYTES)
 
     def write_records(self, records: Sequence[RecordChange], lock: int | None) -> None:
         """Replace records beside the catalogue, in order, each durable before the next; *lock* is as of `replace`."""
@@ -207,7 +217,16 @@ class CatalogueFile:
         with translating_errors(self._records):
             make_folder(self._records)
             for change in records:
+                self._take_from_spare(len(change.after))
                 replace_durably(self._records / f"{change.name}.json", change.after, before_rename=check)
+
+    def _take_from_spare(self, record_bytes: int) -> None:
+        """Free blocks for a record of *record_bytes* on a full disk."""
+        status = os.statvfs(self._records)
+        needed_bytes = _in_blocks(record_bytes) + BLOCK_BYTES
+        if status.f_bavail * status.f_frsize < needed_bytes and self._spare_of_records.exists():
+            left_bytes = self._spare_of_records.stat().st_size - needed_bytes
+            os.truncate(self._spare_of_records, max(0, left_bytes))
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -231,6 +250,19 @@ class CatalogueFile:
         """Raise StoreUnavailable if the file of a held lock was removed."""
         with translating_errors(self._lock):
             check_held(lock, self._lock)
+
+
+def _in_blocks(size: int) -> int:
+    """Return the bytes of the blocks that hold *size* bytes."""
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _allocate(path: Path, *sizes: int) -> None:
+    """Allocate blocks for a file, up to one size after the other; OSError on a full disk."""
+    path.touch(0o644)
+    with path.open("r+b", buffering=0) as file:
+        for size in sizes:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 class LmdbStore(LocalReader, PollingReader, Diagnosed):

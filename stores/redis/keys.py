@@ -2,6 +2,7 @@
 
 {PREFIX}:catalogue                the catalogue, JSON
 {PREFIX}:erased…                  the record of erased users, written with the catalogue (`erasure_log`)
+{PREFIX}:refused                  the record of refusals, the same
 {PREFIX}:incarnations             set: incarnations with data, and `@REPLICATION_ID` of each searched primary
 PREFIX:{INCARNATION.B}:KIND:ID    string without expiry: one row
 PREFIX:{INCARNATION.B}:@state     string: `draft:WRITER` or `sealed`; a release exists while these keys do

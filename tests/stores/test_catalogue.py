@@ -148,14 +148,26 @@ def test_bookkeeping_is_of_drafts_and_dropped_releases_alone() -> None:
         assert not is_bookkeeping(old, relied_on)
 
 
-def test_release_that_left_service_by_a_clock_ahead_is_pruned_after_its_grace() -> None:
+def test_release_that_left_service_by_a_clock_ahead_is_pruned_after_the_next_activation() -> None:
     ahead = changes.activate(replace(evolved(), now=1e9), A)
     back = replace(ahead, now=200.0)
-    pruned = changes.prune(back, keep=0)
-    assert pruned.find(B).superseded_at == 200.0
-    for gone in (changes.prune(replace(pruned, now=200.0 + GRACE_S), keep=0), changes.prune(back, keep=0, grace_s=0.0)):
+    assert changes.prune(back, keep=0).find(B) == ahead.find(B)
+    replaced = changes.activate(changes.commit(back, draft(C)), C)
+    assert changes.prune(replaced, keep=0).find(B).superseded_at == 1e9
+    for gone in (
+        changes.prune(replace(replaced, now=200.0 + GRACE_S), keep=0),
+        changes.prune(back, keep=0, grace_s=0.0),
+    ):
         with pytest.raises(ReleaseNotFound):
             gone.find(B)
+
+
+def test_prune_while_the_clock_is_set_back_shortens_no_grace() -> None:
+    left = changes.activate(replace(evolved(), now=10_000.0), A)
+    set_back = changes.prune(replace(left, now=6_400.0), keep=0)
+    assert changes.prune(replace(set_back, now=10_012.0), keep=0).find(B).state is State.SUPERSEDED
+    with pytest.raises(ReleaseNotFound):
+        changes.prune(replace(set_back, now=10_000.0 + GRACE_S), keep=0).find(B)
 
 
 def test_prune_leaves_a_canary_that_left_service_before_by_a_clock_ahead_alone() -> None:

@@ -83,6 +83,24 @@ async def test_release_refused_by_gates_is_not_live_unless_forced(tmp_path: Path
 
 
 @on_every_rebuildable_store
+async def test_release_that_services_refused_is_not_live_unless_forced(open_store: OpenStore) -> None:
+    store = open_store()
+    good = await publish(store, "good")
+    bad = await publish(store, "bad")
+    await life.rollback(store, reason="more errors than before")
+    await spoil(store)
+    surveyed = await survey(store)
+    with pytest.raises(RefusedByGates, match="was refused by more errors than before; name another release"):
+        await rebuild(store, surveyed, bad)
+    await rebuild(store, surveyed, good)
+    with pytest.raises(RefusedByGates, match="more errors than before"):
+        await life.activate(store, bad)
+    await life.activate(store, bad, override=life.Override.REFUSAL)
+    await spoil(store)
+    assert (await rebuild(store, await survey(store), bad)).live == bad
+
+
+@on_every_rebuildable_store
 async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(open_store: OpenStore) -> None:
     store = open_store()
     writer = open_store()

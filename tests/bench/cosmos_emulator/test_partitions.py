@@ -90,6 +90,7 @@ def test_partition_hashes_match_the_sdk() -> None:
     definition = PartitionKey("/id", version=2)
     for value in values:
         assert effective_key(value) == str(definition._get_effective_partition_key_string([value])).upper()
+    assert effective_key({}) == "11622DAA78F835834610ABE56EFF5CB5", "the SDK's, of an item without its partition key"
 
 
 def test_the_least_throughput_follows_from_history_and_size() -> None:

@@ -12,6 +12,7 @@ import pytest
 from azure.core import MatchConditions
 from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey
 from azure.cosmos.exceptions import CosmosHttpResponseError
+from azure.cosmos.partition_key import NonePartitionKeyValue
 
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from tests.support.cosmos_server import Emulator, emulator, emulator_thread
@@ -97,6 +98,19 @@ def _check_queries(container: ContainerProxy) -> None:
     assert len(list(container.read_all_items(max_item_count=7))) == 20
     with refused(400, match="supports only"):
         list(container.query_items("SELECT udf.f(c) FROM c", **ACROSS))
+
+
+def test_item_without_its_partition_key_is_stored_as_by_the_service(server: Emulator) -> None:
+    database = CosmosClient(server.endpoint, server.key).create_database("undefined")
+    container = database.create_container("lists", PartitionKey("/shop"), offer_throughput=30_000)
+    container.create_item({"id": "a"})
+    container.create_item({"id": "a", "shop": None})
+    container.upsert_item({"id": "a", "n": 1})
+    assert container.read_item("a", NonePartitionKeyValue)["n"] == 1
+    in_partition = container.query_items("SELECT * FROM c", partition_key=NonePartitionKeyValue)
+    assert [item.get("n") for item in in_partition] == [1]
+    container.delete_item("a", NonePartitionKeyValue)
+    assert [item["shop"] for item in container.read_all_items()] == [None]
 
 
 def test_emulator_pages_and_options() -> None:

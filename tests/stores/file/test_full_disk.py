@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from hotplate.stores.catalogue import DRAFT_GRACE_S, LEASE_S, ReleaseId, State
+from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import begin
 from hotplate.stores.store import Plan, Row
+from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.small_disk import small_disk
@@ -84,6 +86,23 @@ async def test_on_a_full_disk_activate_rollback_begin_and_prune_work(
     assert {entry.id: entry.state for entry in catalogue.releases} == {second: State.SUPERSEDED, third: State.LIVE}
     assert catalogue.live_ref is not None
     assert await verify(store, catalogue.live_ref)
+
+
+async def test_users_are_erased_on_a_full_disk_and_its_reserve_is_allocated_again(disk: Path, store: LmdbStore) -> None:
+    await publish(store, SMALL, 100, plan=UNDERSTATED)
+    filler = fill(disk)
+    for user in range(20):  # a snapshot of all is written at the first and after each 16th
+        assert (await erase_users(store, [f"{user:06}"])).erased == (f"{user:06}",)
+        fill(disk)
+    await erase_users(store, [f"{user:06}" for user in range(20, 120)])
+    assert (await erased_from(store)).count == 120
+
+    filler.unlink()
+    live = await publish(store, SMALL, 100, plan=UNDERSTATED)
+    assert (await find_users(store, ["000001"])).holding.get(live) is None
+    fill(disk)
+    for user in range(200, 220):
+        await erase_users(store, [f"{user:06}"])
 
 
 async def test_reserved_catalogue_space_is_taken_again_when_available(disk: Path, store: LmdbStore) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import random
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef
@@ -24,7 +26,9 @@ from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.writer import MAX_ROWS
 from hotplate.stores.store import Plan, Row
+from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
+from tests.support.paths import ROOT
 from tests.support.redis_server import SOON_S, RedisServer, running, users_of_the_guide
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST, SECOND, allow_erasure, draft_of, publish, release_ref, scan_rows, write_release
@@ -314,3 +318,30 @@ async def test_lost_meta_rows_are_detected_before_the_release_is_sealed(
     redis_server.put_back(prefix, before)  # as after a failover to a replica that was behind
     with pytest.raises(RowsLost, match="has lost rows of release"):
         await redis.seal(ONE)
+
+
+async def test_security_page_lists_what_an_erasure_leaves_in_the_server(redis_server: RedisServer, prefix: str) -> None:
+    store = open_url(redis_server.url(prefix=prefix))
+    await publish(store, [Row("popular:", b"{}"), *(Row(f"user:zebra-{n}", b"{}") for n in range(3))])
+    await erase_users(store, [f"zebra-{n}" for n in range(3)])
+    await store.close()
+    left = {key.rpartition(b"}:")[2].decode() for key, data in raw_data(redis_server, prefix) if b"zebra" in key + data}
+    assert left == {"@keys", "@points", "meta:manifest"}
+    page = (ROOT / "docs" / "security.md").read_text()
+    assert "until a release is pruned, its list of keys, Redis' `@points`, and perhaps its manifest's 64 sample" in page
+
+
+def raw_data(server: RedisServer, prefix: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yield all keys of a prefix, each with all bytes that it holds."""
+    with redis.Redis(port=server.port) as client:
+        for key in client.scan_iter(f"*{prefix}*"):
+            match client.type(key):
+                case b"string":
+                    data = client.get(key)
+                case b"list":
+                    data = b"".join(client.lrange(key, 0, -1))
+                case b"hash":
+                    data = repr(client.hgetall(key)).encode()
+                case _:
+                    data = repr(client.smembers(key)).encode()
+            yield key, data
