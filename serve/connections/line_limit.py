@@ -6,8 +6,6 @@ MAX_CHUNKS = 4096
 MAX_LINES = 2 * (MAX_CHUNKS + 1)
 # With the sizes of chunks, and their extensions, which aiohttp skips. The largest body in the most chunks fits.
 MAX_BYTES = 2 << 20
-# Counted at once: after the lines that are too many, the rest is not searched.
-STEP_BYTES = 16_384
 
 
 class TooManyLines(Exception):
@@ -28,8 +26,7 @@ class LineLimit:
 
         A parser that reads only CRLF as the end of a line finds no line that is not counted, however a body is cut.
         """
+        self._left -= data.count(b"\r")
         self._bytes_left -= len(data)
-        for start in range(0, len(data), STEP_BYTES):
-            self._left -= data.count(b"\r", start, start + STEP_BYTES)
-            if self._left < 0 or self._bytes_left < 0:
-                raise TooManyLines
+        if self._left < 0 or self._bytes_left < 0:
+            raise TooManyLines
