@@ -168,7 +168,7 @@ class CheckResult:
         if self.wrong or self.failure:
             return f"{compared}."
         excluded = 1 - MISSED ** (1 / self.drawn)
-        return f"{compared}: at 95 %, fewer than {format_value(excluded, 'share')} are wrong."
+        return f"{compared}: at 95 %, fewer than {format_value(excluded, 'share')} of all lists are wrong."
 
     @property
     def complaints(self) -> list[str]:

@@ -18,7 +18,7 @@ from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.rows import FILE, Rows, RowSchema
 from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.options import Format
-from hotplate.stores.attributes import ABOUT, CODE, EXACT_FLOATS, EXPONENT, encode_attributes
+from hotplate.stores.attributes import ABOUT, CODE, EXACT_FLOATS, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
@@ -30,6 +30,8 @@ _NAME = re.compile(r"(?!deny$)[\w.-]{1,64}")
 _ITEM = "item"
 # A column of a text file is of numbers if at least this share of its cells are.
 _LEAST_NUMBERS = 0.95
+# As floats are written, even whole ones that are large.
+_FLOAT = r"[eE]|\.0$"
 # Below this share, as for titles such as 1984, a column of texts needs no explanation.
 _FEW_NUMBERS = 0.1
 _CELLS_SHOWN = 5
@@ -153,7 +155,7 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     present = values.count()
     share = numbers.count() / present if present else 1.0
 
-    is_rounded = (numbers.abs() >= EXACT_FLOATS) & ~digits.str.contains(EXPONENT)
+    is_rounded = (numbers.abs() >= EXACT_FLOATS) & ~digits.str.contains(_FLOAT)
     numbers = numbers.set(is_rounded, None)
     not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
     if wanted is None and share < _LEAST_NUMBERS:

@@ -14,7 +14,6 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from math import isfinite, nan
 from typing import Any, Final, NamedTuple
@@ -32,10 +31,9 @@ from hotplate.stores.store import Row
 FORMAT = 2
 # Whole numbers below this are exact as floats.
 EXACT_FLOATS = 2**53
+WHOLE = r"[+-]?\d+"
 # A code, such as a ZIP code, and not a number: digits that begin with zero.
 CODE = r"^[+-]?0\d+$"
-# Only digits are exact: 1e23 is the float.
-EXPONENT = r"[eE]"
 ABOUT: Final = "item_attributes"  # a field of `Origin`
 MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 
@@ -63,7 +61,7 @@ class Column(NamedTuple):
 
     values: "array[Any]"
     texts: Texts | None
-    parse: Callable[[str], float | Fraction | str]
+    parse: Callable[[str], float | str]
     """Returns a written value as one that compares with *values*; NaN for a text that is no number."""
 
     def value(self, row: int) -> float | str | None:
@@ -104,14 +102,13 @@ class ItemAttributes:
         return row if row < len(self._hashes) and self._hashes[row] == hashed else -1
 
 
-def parse_number(text: str) -> float | Fraction:
-    """Return a written number, which is exact if it has no exponent; NaN for a code and for any other text."""
+def parse_number(text: str) -> float:
+    """Return a written number, which is exact if it is whole; NaN for a code and for any other text."""
+    text = text.strip()
     number = _rounded_number(text)
-    if not isfinite(number) or re.match(CODE, text.strip()):
+    if not isfinite(number) or re.match(CODE, text):
         return nan
-    if abs(number) < EXACT_FLOATS or re.search(EXPONENT, text):
-        return number
-    return Fraction(text)
+    return int(text) if re.fullmatch(WHOLE, text) else number
 
 
 def _rounded_number(text: str) -> float:

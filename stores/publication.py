@@ -47,6 +47,9 @@ LAST_RENEWAL_S = 1.0
 # Time for a renewal in a process that was suspended beyond its lease.
 RENEWAL_GRACE_S = LEASE_S / 3
 
+# Of a draft for rows of users that were erased meanwhile.
+SEARCHES = 3
+
 # Raises an error if a writer has lost its lease.
 CheckLease = Callable[[], Awaitable[None]]
 
@@ -335,8 +338,8 @@ async def _commit(store: Store, draft: DraftRef, refused_by: tuple[str, ...], er
     """Commit a verified draft without rows of erased users; *erased* are those that were left out as it was written.
 
     From the commit on, `erase_users` searches the release. So the swap requires that nobody was erased since the rows
-    were searched, as the catalogue names the erased users; otherwise they are searched again. Raises ReleaseConflict if
-    users were erased during each of SWAP_ATTEMPTS searches.
+    were searched, as the catalogue names the erased users; otherwise they are searched again. If users were erased
+    during each of SEARCHES, the release is committed first, and searched last.
     """
 
     def commit_if_searched(catalogue: Catalogue) -> Catalogue:
@@ -344,8 +347,12 @@ async def _commit(store: Store, draft: DraftRef, refused_by: tuple[str, ...], er
             return catalogue
         return changes.commit(catalogue, draft, refused_by)
 
-    while (await update_catalogue(store, commit_if_searched)).erased != erased:
+    for _ in range(SEARCHES):
+        if (await update_catalogue(store, commit_if_searched)).erased == erased:
+            return
         erased = await clear_erased(store, draft.release)
+    await update_catalogue(store, partial(changes.commit, draft=draft, refused_by=refused_by))
+    await clear_erased(store, draft.release)
 
 
 async def _abandon(store: Store, draft: DraftRef) -> None:

@@ -57,7 +57,8 @@ def _read_lists(
     """Read the choices of users and the lists of each origin; return an evaluator of these lists, and the lists.
 
     The parameters are those of `measure`. Without *train*, the earlier interactions are those of the first origin that
-    has any, as a model folder does. Lists without a record of what they have learnt are taken to have learnt *train*.
+    has any, as a model folder does. Lists without a record that tells what they have learnt of the truth are taken to
+    have learnt *train*.
     """
     columns = {"user": flags.columns.user, "item": flags.columns.item, "time": flags.time}
     choices = read_truth(truth, columns | {"rating": rating}, flags.text)
@@ -65,7 +66,8 @@ def _read_lists(
     history = next((candidate.learnt for candidate in candidates if candidate.learnt is not None), None)
     if train is not None:
         past = read_history(train, columns, flags.text)
-        if history is None and candidates[0].learnt_until_s is None:
+        has_times = "time" in choices.pairs.columns
+        if history is None and not (has_times and candidates[0].learnt_until_s is not None):
             candidates = [replace(candidates[0], learnt=past, learnt_until_s=past.learnt_until_s)]
         history = past
     return Evaluator(choices, candidates, flags.k, history), candidates

@@ -496,7 +496,7 @@ class Evaluator:
 
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
-            sentence=". ".join([sentence, *learnt]),
+            sentence=" ".join([f"{sentence}.", *learnt]),
             rows=tuple(rows),
             notes=(
                 f"{format_count(len(a.users), 'user')}, each user's two lists compared at {self._k}",

@@ -1,31 +1,32 @@
-"""A limit of lines: bytes are counted before aiohttp's parser, which spends a microsecond or more on each line."""
+"""Limits of chunked bodies, counted before aiohttp's parser, which spends a microsecond or more on each line."""
 
 # Chunks of a body. A batch of the most users, each in a chunk, fits twice.
 MAX_CHUNKS = 4096
 # A chunk has two, and so has the end.
 MAX_LINES = 2 * (MAX_CHUNKS + 1)
-# Counted at once: after the lines that are too many, the rest is not searched.
-STEP_BYTES = 16_384
+# With the sizes of chunks, and their extensions, which aiohttp skips. The largest body in the most chunks fits.
+MAX_BYTES = 2 << 20
 
 
 class TooManyLines(Exception):
-    """A body has more lines than it may have."""
+    """A body has more lines, or bytes, than it may have."""
 
 
 class LineLimit:
-    """The lines that the chunked body of one request may still have, those of its content included."""
+    """The lines and bytes that the chunked body of one request may still have, those of its content included."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_bytes_left", "_left")
 
     def __init__(self) -> None:
         self._left = MAX_LINES
+        self._bytes_left = MAX_BYTES
 
     def count(self, data: bytes) -> None:
-        """Count the lines of a further part of the body, which is not parsed yet; raises TooManyLines.
+        """Count the lines and bytes of a further part of the body, which is not parsed yet; raises TooManyLines.
 
         A parser that reads only CRLF as the end of a line finds no line that is not counted, however a body is cut.
         """
-        for start in range(0, len(data), STEP_BYTES):
-            self._left -= data.count(b"\r", start, start + STEP_BYTES)
-            if self._left < 0:
-                raise TooManyLines
+        self._left -= data.count(b"\r")
+        self._bytes_left -= len(data)
+        if self._left < 0 or self._bytes_left < 0:
+            raise TooManyLines

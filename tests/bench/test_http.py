@@ -599,7 +599,8 @@ def test_the_note_on_compared_lists_says_what_the_sample_excludes(store: Path) -
     right = answered("1", items(0, 1), "personal", release)
     checked = check_answers(f"file://{store}", [right] * 400, 1_200)
     assert (
-        "They are from 400 answers, drawn at random from 1,200: at 95 %, fewer than 0.746 % are wrong." in checked.notes
+        "They are from 400 answers, drawn at random from 1,200: at 95 %, fewer than 0.746 % of all lists are wrong."
+        in checked.notes
     )
     wrong = check_answers(f"file://{store}", [right, answered("2", items(0, 1), "personal", release)], 1_200)
     assert "They are from 2 answers, drawn at random from 1,200." in wrong.notes

@@ -168,6 +168,11 @@ def test_what_lists_of_a_file_have_learnt_is_unknown_without_train(shop: Path) -
     assert json_of("evaluate", *arguments)["sentence"].endswith(unknown)
     assert "learnt" not in json_of("evaluate", *arguments, "--train", days[0])["sentence"]
     failed(hotplate("evaluate", *arguments, "--train", days[1]), f"{lists} has learnt 20 of 20 pairs", code=2)
+    compared = json_of("evaluate", "compare", lists, lists, "--truth", days[1])["sentence"]
+    assert compared.endswith(f"). {unknown} {unknown}")
+    release = f"file://{shop}/late-store", days[1], "--time-column", "none"
+    assert json_of("evaluate", *release)["sentence"].endswith("has learnt any pair of the truth is unknown.")
+    failed(hotplate("evaluate", *release, "--train", days[1]), "has learnt 20 of 20 pairs", code=2)
     model = hotplate("evaluate", shop / "late", *arguments[1:], "--train", days[0])
     failed(model, "late has learnt 20 of 20 pairs", code=2)
 

@@ -268,6 +268,10 @@ def test_numbers_of_parquet_equal_what_was_written(tmp_path: Path) -> None:
         pl.DataFrame({"item": ["p0", "p1", "p2"], "price": column}).write_parquet(path)
         assert entry_of(path)["columns"] == {"price": "number"}
         assert [met_in(path, where) for where in ("price:19.99", "price:10", "price>=19.99")] == [[0], [1], [0]]
+    for large in (2.0**53, 2.0**60, 1e300):
+        pl.DataFrame({"item": ["p0", "p1"], "price": [large, None]}).write_parquet(path)
+        assert entry_of(path)["columns"] == {"price": "number"}
+        assert met_in(path, f"price:{int(large)}") == [0]
 
 
 def test_numbers_that_are_asked_for_lose_zeros_but_no_digits(tmp_path: Path) -> None:

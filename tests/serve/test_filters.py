@@ -158,12 +158,7 @@ COMPARISONS = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-NUMBERS = (
-    st.integers(2**53 - 3, 2**53 + 3)
-    | st.integers(-(10**30), 10**30)
-    | st.decimals(-100, 100, places=2)
-    | st.decimals(2**53, 2**54, places=1)
-)
+NUMBERS = st.integers(2**53 - 3, 2**53 + 3) | st.integers(-(10**30), 10**30) | st.decimals(-100, 100, places=2)
 
 
 @given(item=NUMBERS, value=NUMBERS, comparison=st.sampled_from(sorted(COMPARISONS)))
@@ -178,6 +173,12 @@ def test_numbers_compare_as_in_python_however_long_they_are(
     assert encode_id("i0") in overridden, "which has no price"
     texts = table_of(colour=[str(item), None, None, None, None])
     assert (encode_id("i0") not in Rejected(texts, f"colour:{value}")) == (str(item) == str(value))
+
+
+def test_override_with_thousands_of_digits_is_compared() -> None:
+    for where, kept in (("price>=9007199254740992", ["i1"]), ("price<9007199254740992", ["i2", "i3", "i4"])):
+        rejected = Rejected(TABLE, where, {"price": {encode_id("i1"): "9007199254740993." + "1" * 5000}})
+        assert [item for item in IDS if encode_id(item) not in rejected] == kept
 
 
 def test_override_with_a_leading_zero_is_no_number() -> None:

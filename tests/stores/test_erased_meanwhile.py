@@ -6,7 +6,7 @@ A process is held before one of its calls to the store, until another process ha
 import asyncio
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -17,7 +17,7 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
-from hotplate.stores.catalogue import ReleaseId, State
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.change_warnings import collected_warnings
 from hotplate.stores.doctor import examine, rebuild, survey
 from hotplate.stores.erasure_log import erased_from
@@ -201,6 +201,33 @@ async def test_sealed_draft_that_a_rebuild_makes_a_release_has_no_rows_of_erased
     await rebuild_from_nothing(store, live)
     assert (await store.catalogue()).find(draft).state is State.READY
     await assert_erased(store)
+
+
+class ErasingStore(MemoryStore):
+    """Erases one more of the *victims* at the end of each scan."""
+
+    def __init__(self, victims: Sequence[str]) -> None:
+        super().__init__()
+        self.victims = list(victims)
+
+    async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
+        async for row in super().scan(release):
+            yield row
+        if self.victims and self.current.generation > 1:
+            await erase_users(self, [self.victims.pop()])
+
+
+async def test_publish_ends_although_users_are_erased_during_each_search() -> None:
+    users = [f"victim-{number}" for number in range(40)]
+    rows = [*ROWS[:2], *(Row(f"user:{user}", a_list("a")) for user in sorted(users)), Row("user:z", a_list("b"))]
+    store = ErasingStore(users)
+    await publish(store, rows)
+    await publish(store, rows, 3)
+    erased = set(users) - set(store.victims)
+    assert len(store.victims) > 20
+    store.victims.clear()
+    for user in erased:
+        await assert_erased(store, user)
 
 
 async def rebuild_from_nothing(store: Store, live: ReleaseId | None = None) -> None:

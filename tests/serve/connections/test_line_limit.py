@@ -68,6 +68,16 @@ async def test_body_in_too_many_chunks_is_refused_and_counted(pair: Pair, part_b
     assert b'hotplate_shed_total{reason="chunks"} 2.0' in Lists(lambda: pair.reader).prometheus_text()
 
 
+async def test_extensions_of_chunks_count_towards_the_bytes_of_a_body(pair: Pair) -> None:
+    extended = (b"1;" + b"a" * 4_000 + b"\r\n \r\n") * 100
+    for server in (pair.lane, pair.plain):
+        _, transport = connected(server)
+        transport.feed(HEAD)
+        for _ in range(6):
+            transport.feed(extended)
+        assert (await answered(transport)).startswith(b"HTTP/1.1 413 ")
+
+
 async def test_chunks_that_are_too_many_do_not_reach_the_parser(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = Mock()
     monkeypatch.setattr(StreamReader, "begin_http_chunk_receiving", lambda _: parsed())
