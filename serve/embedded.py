@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from math import inf
@@ -130,7 +130,7 @@ class Lists:
         self, item: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[FilterOptions]
     ) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
-        return await self.answer(_similar_request(item, n, options, after))
+        return await self.answer(_list_request(ITEM, check_id(item), n, options=options, after=after))
 
     async def fold_in(
         self,
@@ -212,18 +212,16 @@ def _list_request(
     kind: str, identifier: str, n: int, *, options: ListOptions | FilterOptions, after: str
 ) -> ListRequest:
     """Return the request of a call; *after* is empty for the whole list. Raises StoreMisused and TypeError."""
-    cursor = parse_cursor(after) if after else None
-    return ListRequest(kind, identifier, selection=_selection(n, options), after=cursor)
+    takes = FilterOptions.__optional_keys__ if kind == ITEM else ListOptions.__optional_keys__
+    return ListRequest(kind, identifier, selection=_selection(n, options, takes), after=parse_cursor(after))
 
 
-def _similar_request(item: str, n: int, options: FilterOptions, after: str) -> ListRequest:
-    _check_names(options, FilterOptions.__optional_keys__)
-    return _list_request(ITEM, check_id(item), n, options=options, after=after)
-
-
-def _selection(n: int, options: ListOptions | FilterOptions) -> Selection:
-    """Return the options of a call, checked; raises StoreMisused and TypeError."""
-    _check_names(options, ListOptions.__optional_keys__)
+def _selection(
+    n: int, options: ListOptions | FilterOptions, takes: frozenset[str] = ListOptions.__optional_keys__
+) -> Selection:
+    """Return the options of a call that takes those of these names; raises StoreMisused and TypeError."""
+    if unknown := options.keys() - takes:
+        raise TypeError(f"this list takes {', '.join(sorted(takes))}, not {unknown.pop()}")
     if n < 1:
         raise StoreMisused(f"n must be at least 1, not {n}")
 
@@ -233,12 +231,6 @@ def _selection(n: int, options: ListOptions | FilterOptions) -> Selection:
         _check_ids(name, ids)
         values[name] = tuple(map(check_id, ids))
     return Selection(min(n, sys.maxsize), **values)
-
-
-def _check_names(options: Iterable[str], known: Collection[str]) -> None:
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise TypeError(f"this list takes {', '.join(sorted(known))}, not {unknown[0]}")
 
 
 class SyncLists(Background[Lists]):
@@ -259,7 +251,7 @@ class SyncLists(Background[Lists]):
         self, item: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[FilterOptions]
     ) -> Recommendations:
         """See `Lists.similar`."""
-        return self._answer(_similar_request(item, n, options, after))
+        return self._answer(_list_request(ITEM, check_id(item), n, options=options, after=after))
 
     def fold_in(
         self,

@@ -47,8 +47,10 @@ class Cursor(NamedTuple):
 FIRST = Cursor(_BEGINNING, "", "")
 
 
-def parse_cursor(text: str) -> Cursor:
-    """Return a cursor, FIRST for BEGIN; raises StoreMisused."""
+def parse_cursor(text: str) -> Cursor | None:
+    """Return a cursor, FIRST for BEGIN, None for an empty text; raises StoreMisused."""
+    if not text:
+        return None
     if text == BEGIN:
         return FIRST
     if not _is_cursor(text):

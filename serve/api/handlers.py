@@ -58,9 +58,7 @@ class ListHandlers:
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
         """`GET /v1/recommendations/{user}`."""
-        user = parse_id(raw_id, "user")
-        subject = b'"user":%b,' % orjson.dumps(user)
-        return await self._answer(request, _list_request(USER, user, query), subject=subject, cache=PRIVATE)
+        return await self._answer(request, USER, raw_id, query, cache=PRIVATE)
 
     async def recommend_many(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`POST /v1/recommendations`: answer with the lists of many users, as JSON or, by the Accept header, msgpack.
@@ -120,23 +118,27 @@ class ListHandlers:
 
     async def similar(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
         """`GET /v1/similar/{item}`."""
-        item = parse_id(raw_id, "item")
-        subject = b'"item":%b,' % orjson.dumps(item)
-        return await self._answer(request, _list_request(ITEM, item, query), subject=subject, cache=self.shared_cache)
+        return await self._answer(request, ITEM, raw_id, query, cache=self.shared_cache)
 
-    async def popular(self, request: web.BaseRequest, _raw_id: str, query: PagedSelection) -> web.Response:
+    async def popular(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
         """`GET /v1/popular`."""
-        return await self._answer(request, _list_request(POPULAR, "", query), subject=b"", cache=self.shared_cache)
+        return await self._answer(request, POPULAR, raw_id, query, cache=self.shared_cache)
 
     async def _answer(
-        self, request: web.BaseRequest, wanted: ListRequest, *, subject: bytes, cache: str
+        self, request: web.BaseRequest, kind: str, raw_id: str, query: PagedSelection, *, cache: str
     ) -> web.Response:
-        """Read the list that is *wanted*, and answer with it, or with 304 if the client has it (`If-None-Match`).
+        """Read a list, and answer with it, or with 304 if the client has it (`If-None-Match`).
 
-        *subject* has the first members of the JSON object, such as `"user":"42",`. *cache* is the Cache-Control header
-        if the answer is the requested list. A fallback must not be cached, nor a first page that answers a request for
-        a later one, because the release of that was replaced.
+        *kind* is USER, ITEM or POPULAR, whose *raw_id* is empty. *cache* is the Cache-Control header if the answer is
+        the requested list. A fallback must not be cached, nor a first page that answers a request for a later one,
+        because the release of that was replaced.
         """
+        identifier = ""
+        subject = b""  # the first members of the JSON object
+        if kind != POPULAR:
+            identifier = parse_id(raw_id, kind)
+            subject = b'"%b":%b,' % (kind.encode(), orjson.dumps(identifier))
+        wanted = ListRequest(kind, identifier, selection=query, after=parse_cursor(query.after))
         answer = await answer_list(self._reader, self._shaper, wanted)
         request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
 
@@ -145,10 +147,6 @@ class ListHandlers:
         headers = list_headers(answer.encoded, wanted.source, cache)
         body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
         return conditional(request, body, headers)
-
-
-def _list_request(kind: str, identifier: str, query: PagedSelection) -> ListRequest:
-    return ListRequest(kind, identifier, selection=query, after=parse_cursor(query.after) if query.after else None)
 
 
 def _requests_of(batch: BatchBody) -> list[ListRequest]:

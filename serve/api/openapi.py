@@ -2,7 +2,6 @@
 
 import re
 from importlib.metadata import version
-from typing import Any
 
 import msgspec
 import openapi_ui_bundles
@@ -10,13 +9,11 @@ import orjson
 from aiohttp import web
 
 from hotplate.serve.api.handlers import NO_STORE, conditional
-from hotplate.serve.api.routes import EVENTS_TAG, HTML, JSON, OPERATIONS, TEXT, Operation
-from hotplate.serve.api.schemas import NoQuery, ProblemAnswer, StatusAnswer
+from hotplate.serve.api.routes import EVENTS_TAG, HTML, JSON, OPERATIONS, TEXT, Operation, Schema
+from hotplate.serve.api.schemas import NoQuery, ProblemAnswer
 from hotplate.serve.list_options import Id
 from hotplate.serve.problems import CONTENT_TYPE, Problem
 from hotplate.serve.readiness import WorkerReadiness
-
-Schema = dict[str, Any]
 
 SCRIPT = "text/javascript"
 STYLE = "text/css"
@@ -223,7 +220,7 @@ def _describe_operation(operation: Operation, schemas: Schema) -> Schema:
 
     if operation.body is not None:
         content = dict[str, Schema]()
-        for media_type in operation.body_media:
+        for media_type in operation.media:
             content[media_type] = {}
             if media_type == JSON:
                 content[media_type] = {"schema": _schema(operation.body, schemas), "example": operation.example}
@@ -236,13 +233,6 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
 
     503 of a health route is no error, but has the same body as 200. The answer's type is added to *schemas*.
     """
-    statuses = {*operation.statuses, 431}  # any request may have too large a header
-    if operation.scope is not None:
-        statuses |= {401, 403}
-        if not operation.is_scoring:  # whose callers get 503
-            statuses.add(429)
-    described_here = {200, 503} if operation.answer is StatusAnswer else {200}
-
     # By media type; a schema is for JSON and text, not for others such as msgpack.
     content = dict[str, Schema]()
     for media_type in operation.media:
@@ -251,8 +241,8 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
             content[media_type] = {"schema": _schema(operation.answer, schemas)}
 
     responses = Schema()
-    for status in sorted(statuses):
-        if status in described_here:
+    for status in sorted(operation.statuses):
+        if status in operation.answered:
             responses[str(status)] = {"description": operation.summary, "content": content}
         else:
             responses[str(status)] = {"$ref": f"{RESPONSES}{status}"}

@@ -6,6 +6,7 @@ row names a method of the handlers of its tag (`app.HANDLERS`).
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -27,6 +28,8 @@ from hotplate.serve.api.schemas import (
     StatusAnswer,
 )
 from hotplate.serve.list_options import PagedSelection
+
+Schema = dict[str, Any]
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -59,10 +62,9 @@ class Operation:
     """Empty if the OpenAPI document has no such operation."""
 
     answer: Any = None
-    statuses: tuple[int, ...] = ()
-    """200 comes with `answer`, 304 without a body, others with a problem; those of keys, rates and headers follow."""
-
     media: tuple[str, ...] = (JSON,)
+    """Of the answer, and of the body."""
+
     tag: str = LISTS_TAG
     scope: str | None = READ
     """The scope that a caller's key must have; None for a public route."""
@@ -74,9 +76,11 @@ class Operation:
     """Fields of *query* that this route refuses."""
 
     body: type[Struct] | None = None
-    body_media: tuple[str, ...] = (JSON,)
     example: object = None
     """Of the body."""
+
+    answered: tuple[int, ...] = (200,)
+    """The statuses that come with `answer`."""
 
     metric: str = ""
     """The label in metrics, logs and traces; by default the path."""
@@ -96,9 +100,28 @@ class Operation:
         """Whether its callers expect the scoring contract."""
         return self.tag == SCORING_TAG
 
+    @property
+    def statuses(self) -> set[int]:
+        """The statuses of its answers."""
+        statuses = {*self.answered, 431}  # any request may have too large a header
+        options = [kind for kind in (self.query, self.body) if kind is not None]
+        if options:
+            statuses.add(400)
+        if any("list" in kind.__struct_fields__ for kind in options):
+            statuses.add(404)
+        if self.body is not None:
+            statuses |= {413, 415}
+        elif self.query is not None:
+            statuses.add(304)
+        if self.scope is not None:
+            statuses |= {401, 403, 503}
+            if not self.is_scoring:  # whose callers get 503
+                statuses.add(429)
+        return statuses
 
-_READ = (200, 304, 400, 404, 503)
-_WRITE = (200, 400, 413, 415, 503)
+
+_public = partial(Operation, tag=SERVICE_TAG, scope=None)
+_probe = partial(_public, query=None)
 _BATCH_EXAMPLE = {"users": ["42", "43"], "n": 3}
 _FOLD_IN_EXAMPLE = {"items": ["42", {"id": "43", "weight": 2}], "n": 3, "recency": 0.7}
 _SCORE_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
@@ -111,57 +134,38 @@ _EVENTS_EXAMPLE = {
 OPERATIONS = (
     Operation(
         "GET", USER_PATH, "recommend", "A user's list; for an unknown user the popular list",
-        PersonalAnswer, _READ, query=PagedSelection,
+        PersonalAnswer, query=PagedSelection,
     ),
     Operation(
         "POST", "/v1/recommendations", "recommend_many", "The lists of many users",
-        BatchAnswer, (*_WRITE, 404), (JSON, MSGPACK), body=BatchBody, body_media=(JSON, MSGPACK),
-        example=_BATCH_EXAMPLE,
+        BatchAnswer, (JSON, MSGPACK), body=BatchBody, example=_BATCH_EXAMPLE,
     ),
     Operation(
         "POST", "/v1/recommendations/fold-in", "fold_in", "A list computed from a basket of items",
-        FoldInAnswer, (*_WRITE, 404), body=FoldInBody, example=_FOLD_IN_EXAMPLE,
+        FoldInAnswer, body=FoldInBody, example=_FOLD_IN_EXAMPLE,
     ),
     Operation(
         "GET", ITEM_PATH, "similar", "Similar items; for an unknown item the popular list",
-        SimilarAnswer, _READ, query=PagedSelection, without=("segment",),
+        SimilarAnswer, query=PagedSelection, without=("segment",),
     ),
-    Operation("GET", POPULAR_PATH, "popular", "The popular list", PopularAnswer, _READ, query=PagedSelection),
+    Operation("GET", POPULAR_PATH, "popular", "The popular list", PopularAnswer, query=PagedSelection),
     Operation(
         "POST", "/v1/events", "report", "Report what was shown and chosen; answered once it is durable",
-        EventsAnswer, _WRITE, tag=EVENTS_TAG, scope=EVENTS, body=EventsBody, example=_EVENTS_EXAMPLE,
+        EventsAnswer, tag=EVENTS_TAG, scope=EVENTS, body=EventsBody, example=_EVENTS_EXAMPLE,
     ),
     Operation(
         "POST", "/score", "score", "Score a batch, as an Azure Machine Learning endpoint does",
-        list[Score], _WRITE, tag=SCORING_TAG, query=None, body=ScoreBody, example=_SCORE_EXAMPLE,
+        list[Score], tag=SCORING_TAG, query=None, body=ScoreBody, example=_SCORE_EXAMPLE,
     ),
-    Operation(
-        "GET", "/swagger.json", "swagger", "The signature of scoring",
-        dict[str, Any], (200, 400), tag=SCORING_TAG, scope=None,
-    ),
-    Operation(
-        "GET", "/", "healthy", "Whether the service is up",
-        str, (200,), (TEXT,), tag=SCORING_TAG, scope=None, query=None,
-    ),
-    Operation(
-        "GET", "/livez", "live", "Whether the process lives",
-        StatusAnswer, (200,), tag=SERVICE_TAG, scope=None, query=None,
-    ),
-    Operation(
-        "GET", "/readyz", "ready", "Whether the service can answer",
-        StatusAnswer, (200, 503), tag=SERVICE_TAG, scope=None, query=None,
-    ),
-    Operation(
-        "GET", "/openapi.json", "openapi", "This document",
-        dict[str, Any], (200, 304, 400), tag=SERVICE_TAG, scope=None,
-    ),
-    Operation(
-        "GET", "/docs", "page", "This document as a page, to try it on",
-        str, (200, 304, 400), (HTML,), tag=SERVICE_TAG, scope=None,
-    ),
-    Operation("GET", "/docs/{file}", "file", tag=SERVICE_TAG, scope=None, query=None, metric="/docs"),
-    Operation("GET", "/health/live", "live", tag=SERVICE_TAG, scope=None, query=None, metric="/livez"),
-    Operation("GET", "/health/ready", "ready", tag=SERVICE_TAG, scope=None, query=None, metric="/readyz"),
+    _public("GET", "/swagger.json", "swagger", "The signature of scoring", Schema, tag=SCORING_TAG),
+    _probe("GET", "/", "healthy", "Whether the service is up", str, (TEXT,), tag=SCORING_TAG),
+    _probe("GET", "/livez", "live", "Whether the process lives", StatusAnswer),
+    _probe("GET", "/readyz", "ready", "Whether the service can answer", StatusAnswer, answered=(200, 503)),
+    _public("GET", "/openapi.json", "openapi", "This document", Schema),
+    _public("GET", "/docs", "page", "This document as a page, to try it on", str, (HTML,)),
+    _probe("GET", "/docs/{file}", "file", metric="/docs"),
+    _probe("GET", "/health/live", "live", metric="/livez"),
+    _probe("GET", "/health/ready", "ready", metric="/readyz"),
 )  # fmt: skip
 # Labels of metrics, in the order of the table.
 TEMPLATES = tuple(dict.fromkeys(operation.template for operation in OPERATIONS))

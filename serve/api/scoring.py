@@ -12,7 +12,7 @@ import orjson
 from aiohttp import web
 from msgspec import Raw
 
-from hotplate.serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, results
+from hotplate.serve.api.handlers import NO_STORE, RELEASE, conditional, in_pieces, releases, results
 from hotplate.serve.api.parameters import MAX_BATCH_ITEMS, read_json_body
 from hotplate.serve.api.routes import JSON
 from hotplate.serve.api.schemas import MAX_USERS, NoQuery, ScoreBody, ScoreColumns, ScoreError, ScoreRow, User
@@ -70,10 +70,9 @@ class Scoring:
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
         return web.Response(body=body, headers=headers)
 
-    async def swagger(self, _request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
+    async def swagger(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`GET /swagger.json`."""
-        headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
-        return web.Response(body=orjson.dumps(SIGNATURE), headers=headers)
+        return conditional(request, orjson.dumps(SIGNATURE), {"Content-Type": JSON, "Cache-Control": "no-cache"})
 
     async def healthy(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /`: the text that callers expect."""

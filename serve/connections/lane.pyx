@@ -722,9 +722,7 @@ cdef class _Request:
     cdef double started
     cdef _Route route
     cdef bytes identifier
-    cdef object selection
-    cdef Py_ssize_t n
-    cdef str list_name
+    cdef _Query query
     cdef bytes request_id
     cdef str known
     cdef str client
@@ -894,9 +892,7 @@ cdef class Lane:
         request = _Request.__new__(_Request)
         request.started = now
         request.route = <_Route>self._routes[parsed.route]
-        request.selection = query.selection
-        request.n = query.n
-        request.list_name = query.list_name
+        request.query = query
         request.identifier = b"" if parsed.identifier.start == NULL else _bytes(parsed.identifier)
         request.request_id = _bytes(parsed.values[REQUEST_ID]) if _is_request_id(parsed.values[REQUEST_ID]) else None
         request.known = _text(parsed.values[KNOWN])
@@ -914,7 +910,7 @@ cdef class Lane:
         request.client = caller.name
 
         try:
-            if self._local is not None and parsed.route != POPULAR and not request.list_name:
+            if self._local is not None and parsed.route != POPULAR and not request.query.list_name:
                 answer = self._answer_from_local(request)
                 if answer is not None:
                     return answer
@@ -1032,7 +1028,7 @@ cdef class Lane:
         items. None if the offset is damaged.
         """
         cdef _Route route = request.route
-        cdef Span items = _cut(opened, request.n)
+        cdef Span items = _cut(opened, request.query.n)
         if items.end == NULL:
             return None
         self._cells[route.hit_cell] += 1
@@ -1052,16 +1048,16 @@ cdef class Lane:
         cdef _Route route = request.route
         cdef _Delivery delivery
         if route.place == POPULAR:
-            return self._finish(request, self._reader.popular(OVERALL, request.list_name))
+            return self._finish(request, self._reader.popular(OVERALL, request.query.list_name))
 
         fallback = EVERYBODY
-        if request.list_name:
-            row = self._reader.row_of(route.kind, request.text_id(), request.list_name)
+        if request.query.list_name:
+            row = self._reader.row_of(route.kind, request.text_id(), request.query.list_name)
             fallback = row.popular()
         else:
             row = request.row()
 
-        if not self._needs_io or request.list_name:
+        if not self._needs_io or request.query.list_name:
             encoded = self._reader.get_nowait(row, fallback)
             if encoded is not None:
                 return self._answer_with(request, encoded)
@@ -1090,7 +1086,7 @@ cdef class Lane:
         cdef object answer
         if POLICIES.number is not self._generation:
             self._renew()
-        if self._has_canary or request.list_name:
+        if self._has_canary or request.query.list_name:
             return self._answer_with(request, self._lists.hit(origin, row, body, delivery.fallback))
 
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
@@ -1106,8 +1102,8 @@ cdef class Lane:
 
     cdef object _answer_with(self, _Request request, object encoded):
         """Answer with a list that was read for a user or an item."""
-        if request.list_name:
-            encoded = self._reader.named(request.list_name, encoded)
+        if request.query.list_name:
+            encoded = self._reader.named(request.query.list_name, encoded)
         return self._finish(request, encoded)
 
     cdef bint _must_shape(self, _Request request) except -1:
@@ -1131,11 +1127,11 @@ cdef class Lane:
         cdef Span items
         cdef _Template template = self._template(route, encoded.release, encoded.source, encoded.tier, encoded.fallback)
         if route.place == RECOMMENDATIONS:
-            body = self._shaper.shape(encoded, request.selection, user=request.text_id())
+            body = self._shaper.shape(encoded, request.query.selection, user=request.text_id())
         elif route.place == SIMILAR_ITEMS:
-            body = self._shaper.shape(encoded, request.selection, beside=(request.text_id(),))
+            body = self._shaper.shape(encoded, request.query.selection, beside=(request.text_id(),))
         else:
-            body = self._shaper.shape(encoded, request.selection)
+            body = self._shaper.shape(encoded, request.query.selection)
 
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
