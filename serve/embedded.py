@@ -213,7 +213,8 @@ def _list_request(
 ) -> ListRequest:
     """Return the request of a call; *after* is empty for the whole list. Raises StoreMisused and TypeError."""
     takes = FilterOptions.__optional_keys__ if kind == ITEM else ListOptions.__optional_keys__
-    return ListRequest(kind, identifier, selection=_selection(n, options, takes), after=parse_cursor(after))
+    cursor = parse_cursor(after) if after else None
+    return ListRequest(kind, identifier, selection=_selection(n, options, takes), after=cursor)
 
 
 def _selection(

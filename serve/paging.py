@@ -47,10 +47,8 @@ class Cursor(NamedTuple):
 FIRST = Cursor(_BEGINNING, "", "")
 
 
-def parse_cursor(text: str) -> Cursor | None:
-    """Return a cursor, FIRST for BEGIN, None for an empty text; raises StoreMisused."""
-    if not text:
-        return None
+def parse_cursor(text: str) -> Cursor:
+    """Return a cursor, FIRST for BEGIN; raises StoreMisused."""
     if text == BEGIN:
         return FIRST
     if not _is_cursor(text):

@@ -136,9 +136,12 @@ class ListHandlers:
         identifier = ""
         subject = b""  # the first members of the JSON object
         if kind != POPULAR:
-            identifier = parse_id(raw_id, kind)
-            subject = b'"%b":%b,' % (kind.encode(), orjson.dumps(identifier))
-        wanted = ListRequest(kind, identifier, selection=query, after=parse_cursor(query.after))
+            name = kind.removesuffix(":")  # `user` or `item`
+            identifier = parse_id(raw_id, name)
+            subject = b'"%b":%b,' % (name.encode(), orjson.dumps(identifier))
+        wanted = ListRequest(
+            kind, identifier, selection=query, after=parse_cursor(query.after) if query.after else None
+        )
         answer = await answer_list(self._reader, self._shaper, wanted)
         request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
 

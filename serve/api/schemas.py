@@ -20,6 +20,7 @@ MAX_ITEMS = 1000
 # Of a user's list: read, absent, or unreadable.
 Status = Literal["ok", "unknown", "error"]
 
+
 AfterOfUser = Annotated[
     str,
     Meta(
