@@ -3,13 +3,13 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from urllib.parse import SplitResult, quote, urlsplit
 
 import httpcore2
@@ -49,6 +49,14 @@ SUBJECTS = {"user", "item"}
 # What identifies the popular list, which would be shown to everybody.
 POPULAR_FIELDS = {"source": "popular"}
 Basket = Iterable[str] | Mapping[str, float]
+# Options that a client applies to a remembered list. It is remembered for each value of the others.
+APPLIED_HERE = {"exclude", "fields", "after"}
+# Of few values, unlike conditions.
+OF_FEW_VALUES = {"list", "segment"}
+# Options that are collections of texts.
+COLLECTIONS = ("exclude", "fields")
+# Identifies a remembered popular list: pairs of an option and its value, sorted.
+_PopularKey = tuple[tuple[str, Any], ...]
 
 
 class ClientError(Exception):
@@ -109,7 +117,7 @@ class _Call:
     expected  for each list of the answer, the fields that identify it, as {"user": "7"}
     body      fields of the JSON of a POST, besides the options below; None for a GET
 
-    The other fields are those of `RequestOptions`, empty if not given.
+    options   those of `RequestOptions` that the request has, without empty ones
     """
 
     path: str
@@ -117,62 +125,44 @@ class _Call:
     deadline: float
     expected: Sequence[dict[str, str]] = ({},)
     body: dict[str, Any] | None = None
-    segment: str = ""
-    exclude: Collection[str] = ()
-    where: str = ""
-    fields: Sequence[str] = ()
-    list: str = ""
-    after: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def page_cursors(self) -> Sequence[str]:
         """The `after` of each list, empty for one that is not read by pages."""
         if self.body is None:
-            return [self.after]
+            return [self.options.get("after", "")]
         users = self.body.get("users", [""])
         return ["" if isinstance(user, str) else user["after"] for user in users]
 
     @property
     def popular_keys(self) -> "Sequence[_PopularKey]":
         """The popular lists that could replace an answer: that of the segment, and the overall one."""
-        overall = _PopularKey(self.list, "", self.where)
-        return [overall._replace(segment=self.segment), overall] if self.segment else [overall]
+        of_segment = tuple(sorted((name, value) for name, value in self.options.items() if name not in APPLIED_HERE))
+        overall = tuple(option for option in of_segment if option[0] != "segment")
+        return list(dict.fromkeys([of_segment, overall]))
 
     def request(self, root: str) -> "_Request":
         """Return the HTTP request to the service whose API begins at *root*, a URL.
 
         A call without a body is a GET with the options in its query, another one a POST with the options in its JSON,
-        and the time that is left in a header. Empty options are left out.
+        and the time that is left in a header.
         """
-        options: dict[str, Collection[str] | str] = {
-            "exclude": self.exclude,
-            "fields": self.fields,
-            "where": self.where,
-            "segment": self.segment,
-            "list": self.list,
-            "after": self.after,
-        }
         if self.body is None:
-            return self._get_request(root, options)
+            parameters = [f"n={self.n}"]
+            for name, value in self.options.items():
+                texts = value if isinstance(value, tuple) else [value]
+                parameters.append(f"{name}={','.join(map(_quoted, texts))}")
+            return _Request("GET", f"{root}{self.path}?{'&'.join(parameters)}")
 
-        options |= {"exclude": [*self.exclude], "fields": ",".join(self.fields)}
-        options = {name: value for name, value in options.items() if value}
-        content = {**self.body, "n": self.n, **options}
+        content = {**self.body, "n": self.n, **self.options}
+        if "fields" in content:
+            content["fields"] = ",".join(content["fields"])
 
         left_ms = (self.deadline - time.monotonic()) * 1000
         limit_ms = int(min(max(1.0, left_ms), MAX_TIMEOUT_MS))
         headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(limit_ms))]
         return _Request("POST", root + self.path, headers=headers, content=json.dumps(content).encode())
-
-    def _get_request(self, root: str, options: Mapping[str, Collection[str] | str]) -> "_Request":
-        """Return a GET with a query of *options* by name: a text, or several, which are joined by commas."""
-        parameters = [f"n={self.n}"]
-        for name, value in options.items():
-            texts = [value] if isinstance(value, str) else value
-            joined = ",".join(map(_quoted, texts))
-            if joined:
-                parameters.append(f"{name}={joined}")
-        return _Request("GET", f"{root}{self.path}?{'&'.join(parameters)}")
 
 
 @dataclass(slots=True)
@@ -198,14 +188,6 @@ class _Request:
     url: str
     headers: Sequence[tuple[str, str]] = ()
     content: bytes | None = None
-
-
-class _PopularKey(NamedTuple):
-    """Identifies a remembered popular list: by the name of a list, a segment and a condition, each empty for none."""
-
-    list: str
-    segment: str
-    where: str
 
 
 def _check_key(key: str | None) -> None:
@@ -425,16 +407,16 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         call_options = {"timeout_s": self._timeout_s, **options}
         timeout_s = call_options.pop("timeout_s")
         _check_timeout(timeout_s)
-        for name in ("exclude", "fields"):
-            if name in call_options:
-                _check_collection(name, call_options[name])
-                call_options[name] = list(call_options[name])  # an iterator would be empty for a repeat
+        for name in call_options.keys() & COLLECTIONS:
+            _check_collection(name, call_options[name])
+            call_options[name] = tuple(call_options[name])  # an iterator would be empty for a repeat
+        call_options = {name: value for name, value in call_options.items() if value}
         if self._loop_state().is_closed:
             raise _closed()
         deadline = time.monotonic() + timeout_s
-        call = _Call(path, n, deadline, expected=expected, body=body, **call_options)
-        if call.list:
-            call = replace(call, expected=[{**fields, "list": call.list} for fields in call.expected])
+        if "list" in call_options:
+            expected = [{**fields, "list": call_options["list"]} for fields in expected]
+        call = _Call(path, n, deadline, expected=expected, body=body, options=call_options)
 
         answers = await self._send_until_deadline(call)
         has_failed = isinstance(answers, ClientError)
@@ -548,7 +530,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
             deadline = (now + call.deadline) / 2
             popular = _Call(
-                path="popular", n=REMEMBERED_ITEMS, deadline=deadline, expected=[POPULAR_FIELDS], **key._asdict()
+                path="popular", n=REMEMBERED_ITEMS, deadline=deadline, expected=[POPULAR_FIELDS], options=dict(key)
             )
             answers = await self._send_until_deadline(popular)
             if isinstance(answers, list) and answers[0].items:
@@ -562,7 +544,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         read is repeated a second later.
         """
         most_lists = REMEMBERED_LISTS
-        if call.where:  # conditions may vary without end, and leave room for lists without one
+        if call.options.keys() - APPLIED_HERE - OF_FEW_VALUES:  # conditions leave room for lists without one
             most_lists = REMEMBERED_LISTS // 2
         has_room = len(self._refresh_at) < most_lists
         now = time.monotonic()
@@ -681,9 +663,9 @@ def _parse_answer(fields: dict[str, Any]) -> Answer:
 
 def _select_items(items: "list[Item]", call: _Call) -> "list[Item]":
     """Return the first *n* items that are not excluded, with the requested fields."""
-    excluded = set(call.exclude)
+    excluded = set(call.options.get("exclude", ()))
     kept = [item for item in items if item["id"] not in excluded][: call.n]
-    fields = call.fields or ("id", "score", "title")
+    fields = call.options.get("fields", ("id", "score", "title"))
     return [{name: item[name] for name in fields if name in item} for item in kept]  # type: ignore[literal-required,misc]  # names of fields, as the service takes them
 
 

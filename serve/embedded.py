@@ -9,14 +9,13 @@ from math import inf
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from hotplate.base.background import Background, blocking
 from hotplate.base.recommendations import FilterOptions, ListOptions, Recommendations
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.filters import filter_of
-from hotplate.serve.fold_in import RECENCY
+from hotplate.serve.list_options import DEFAULT_N, ID_OPTIONS, RECENCY, Selection
 from hotplate.serve.list_requests import (
     ListAnswer,
     ListRequest,
@@ -28,11 +27,11 @@ from hotplate.serve.list_requests import (
 )
 from hotplate.serve.paging import parse_cursor
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
+from hotplate.serve.shaping import Shaper
 from hotplate.serve.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.watched import follow
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, check_id, decode
+from hotplate.stores.encoding import ITEM, POPULAR, USER, check_id, decode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.options import BUDGET_S
 
@@ -113,17 +112,13 @@ class Lists:
         """
         _check_ids("users", users)
         selection = _selection(n, options)
-        segment = str(options.get("segment", OVERALL))
-        name = options.get("list", "")
         if not users:
-            self._here.row_of(POPULAR, segment, name)  # raises UnknownList, as with users
+            self._here.row_of(POPULAR, selection.segment, selection.list)  # raises UnknownList, as with users
 
         requests = list[ListRequest]()
         for user in users:
             cursor = parse_cursor(users[user]) if isinstance(users, Mapping) else None
-            requests.append(
-                ListRequest(USER, check_id(user), selection=selection, segment=segment, name=name, after=cursor)
-            )
+            requests.append(ListRequest(USER, check_id(user), selection=selection, after=cursor))
 
         lists = await read_lists(self._here, requests)
         return [
@@ -160,14 +155,7 @@ class Lists:
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
 
-        result = await self._here.fold_in(
-            basket,
-            selection.n,
-            selection.only,
-            segment=str(options.get("segment", OVERALL)),
-            recency=recency,
-            name=options.get("list", ""),
-        )
+        result = await self._here.fold_in(basket, selection, recency=recency)
 
         # Filter and cut the list; items of the basket are not recommended.
         shown = self._shaper.shape(result.encoded, selection, beside=[item for item, _ in basket])
@@ -175,7 +163,7 @@ class Lists:
 
     def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
-        request = _list_request(POPULAR, OVERALL, n, options=options, after=after)
+        request = _list_request(POPULAR, "", n, options=options, after=after)
         return recommendations_of(answer_popular(self._here, self._shaper, request))
 
     async def answer(self, request: ListRequest) -> Recommendations:
@@ -224,32 +212,26 @@ def _list_request(
     kind: str, identifier: str, n: int, *, options: ListOptions | FilterOptions, after: str
 ) -> ListRequest:
     """Return the request of a call; *after* is empty for the whole list. Raises StoreMisused and TypeError."""
-    return ListRequest(
-        kind,
-        identifier,
-        selection=_selection(n, options),
-        segment=str(options.get("segment", OVERALL)),
-        name=options.get("list", ""),
-        after=parse_cursor(after) if after else None,
-    )
+    takes = FilterOptions.__optional_keys__ if kind == ITEM else ListOptions.__optional_keys__
+    cursor = parse_cursor(after) if after else None
+    return ListRequest(kind, identifier, selection=_selection(n, options, takes), after=cursor)
 
 
-def _selection(n: int, options: ListOptions | FilterOptions) -> Selection:
-    """Return the number of items and the filter of a call from its checked options; raises StoreMisused and TypeError.
-
-    The options `segment` and `list` are left to the caller.
-    """
+def _selection(
+    n: int, options: ListOptions | FilterOptions, takes: frozenset[str] = ListOptions.__optional_keys__
+) -> Selection:
+    """Return the options of a call that takes those of these names; raises StoreMisused and TypeError."""
+    if unknown := options.keys() - takes:
+        raise TypeError(f"this list takes {', '.join(sorted(takes))}, not {unknown.pop()}")
     if n < 1:
         raise StoreMisused(f"n must be at least 1, not {n}")
-    n = min(n, sys.maxsize)
-    if not options:
-        return Selection(n)
-    if unknown := options.keys() - ListOptions.__optional_keys__:
-        raise TypeError(f"a list takes exclude, where, segment and list, not {unknown.pop()}")
 
-    excluded = options.get("exclude", ())
-    _check_ids("exclude", excluded)
-    return Selection(n, filter_of([*map(check_id, excluded)], options.get("where", "")))
+    values: dict[str, Any] = {**options}
+    for name in ID_OPTIONS:
+        ids = values.get(name, ())
+        _check_ids(name, ids)
+        values[name] = tuple(map(check_id, ids))
+    return Selection(min(n, sys.maxsize), **values)
 
 
 class SyncLists(Background[Lists]):
@@ -286,7 +268,7 @@ class SyncLists(Background[Lists]):
 
     def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.popular`."""
-        return self._answer(_list_request(POPULAR, OVERALL, n, options=options, after=after))
+        return self._answer(_list_request(POPULAR, "", n, options=options, after=after))
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""

@@ -1,10 +1,10 @@
 """Encoded lists: from the result of a read to the list that was read, or to a popular list in its place."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
+from hotplate.serve.api.schemas import Status
 from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.lookups import BatchWalk, RowsRead, is_list
 from hotplate.serve.metrics import ERROR, HIT, MISS
@@ -14,8 +14,6 @@ from hotplate.stores.encoding import EVERYBODY, ITEM, NO_OFFSET, POPULAR, USER, 
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ReadResult
 
-# Read, absent, or unreadable.
-Status = Literal["ok", "unknown", "error"]
 OUTCOMES: dict[Status, int] = {"ok": HIT, "unknown": MISS, "error": ERROR}
 # Sources of lists by the kind of their rows.
 SOURCES = {USER: "personal", ITEM: "similar"}

@@ -9,7 +9,7 @@ A value with a comma, bar or quote is written as a JSON string. An item without 
 
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
@@ -17,21 +17,18 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hotplate.serve.deny_list import NO_OVERRIDES, Overrides
+from hotplate.serve.list_options import EXAMPLE, MAX_WHERE_CHARS
 from hotplate.stores.attributes import Column, ItemAttributes
-from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without, encode_id
+from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
 from hotplate.stores.errors import StoreMisused
 
-MAX_WHERE_CHARS = 1024
 MAX_VALUES = 100
 # Remembered for each release: conditions and popular lists under them, and which items fail (about 7 MB).
 MAX_BOUND = 256
 MAX_EXAMINED = 65_536
 MAX_POPULAR = 1000  # items of a list
-EXAMPLE = "category:shoes|boots,price<50"
 
 _STRING = r'"(?:[^"\\]|\\.)*+"'
-# The same in the dialect of JSON Schema, where values are not checked.
-WHERE_PATTERN = r"^$|^\s*[\w.-]{1,64}\s*(!?:|[<>]=?)"
 _CONDITION = re.compile(
     rf"""\s*(?P<column>[\w.-]{{1,64}})\s*(?P<operator>!?:|[<>]=?)(?P<values>(?:[^",]|{_STRING})++)(?P<separator>,|\Z)""",
     re.DOTALL,
@@ -45,23 +42,6 @@ class Condition(NamedTuple):
     column: str
     operator: str
     values: tuple[str, ...]
-
-
-class ItemFilter(NamedTuple):
-    """The filters of one request."""
-
-    exclude: frozenset[bytes] = frozenset()
-    """Ids by `encode_id`."""
-
-    where: str = ""
-
-
-NO_FILTER = ItemFilter()
-
-
-def filter_of(exclude: Collection[str], where: str) -> ItemFilter:
-    """Return the filter of these parameters."""
-    return ItemFilter(frozenset(map(encode_id, exclude)), where) if exclude or where else NO_FILTER
 
 
 def parse_where(text: str) -> tuple[Condition, ...]:

@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 512 << 20
 # Visitors in the queue of the thread, at about 5 ms each.
 MAX_WAITING = 16
-# Default factor of an item's weight for each newer one in the basket; docs/serving.md compares it with 1.
-RECENCY = 0.7
 # Similar items that are summed up for a visitor, and before other requests run: some milliseconds, and one or two.
 MAX_ITEMS = 5000
 PIECE_ITEMS = 1000

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import msgspec
 
 from hotplate.serve.encoded_lists import SOURCES, EncodedList
+from hotplate.serve.list_options import Selection
 from hotplate.serve.paging import FIRST, MAX_ITEMS, Cursor, page_of
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Selection, Shaper
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, RowKey
+from hotplate.serve.shaping import Shaper
+from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey
 
 
 class ListRequest(msgspec.Struct, frozen=True, gc=False):
@@ -28,12 +29,6 @@ class ListRequest(msgspec.Struct, frozen=True, gc=False):
     """Of the user or the item; empty for a popular list."""
 
     selection: Selection
-    segment: str = OVERALL
-    """Of the popular list: the one requested, or the one that replaces a missing list."""
-
-    name: str = ""
-    """Of a named list; empty for the default list."""
-
     after: Cursor | None = None
     """The place before the first item of a page; None for the whole list."""
 
@@ -74,9 +69,9 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
 
     # Otherwise in the live release, or the canary.
     if encoded is None and request.kind == USER:
-        encoded = await reader.personal(request.id, request.segment, request.name)
+        encoded = await reader.personal(request.id, request.selection.segment, request.selection.list)
     elif encoded is None:
-        encoded = await reader.similar(request.id, request.name)
+        encoded = await reader.similar(request.id, request.selection.list)
 
     return shape_list(shaper, request, encoded)
 
@@ -88,10 +83,10 @@ def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -
     the cursor is of this list. Raises as `TieredReader.popular` and `Shaper.shape`.
     """
     if request.after is not None:
-        continued = reader.popular_in_release(request.after.release, request.segment, request.name)
+        continued = reader.popular_in_release(request.after.release, request.selection.segment, request.selection.list)
         if continued is not None and request.after.continues(continued):
             return shape_list(shaper, request, continued)
-    return shape_list(shaper, request, reader.popular(request.segment, request.name))
+    return shape_list(shaper, request, reader.popular(request.selection.segment, request.selection.list))
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:
@@ -104,12 +99,12 @@ def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) ->
     if request.after is not None:
         return None
 
-    row = reader.row_of(request.kind, request.id, request.name)
-    fallback = row.popular(request.segment)  # the key of the popular list
+    row = reader.row_of(request.kind, request.id, request.selection.list)
+    fallback = row.popular(request.selection.segment)  # the key of the popular list
     encoded = reader.get_nowait(row, fallback)
     if encoded is None:
         return None
-    return shape_list(shaper, request, reader.named(request.name, encoded))
+    return shape_list(shaper, request, reader.named(request.selection.list, encoded))
 
 
 async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> list[EncodedList]:
@@ -126,7 +121,8 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
     lists = list[EncodedList]()
     if remaining:
         users = [request.id for request in remaining]
-        lists = await reader.personal_many(users, remaining[0].segment, remaining[0].name)
+        wanted = remaining[0].selection
+        lists = await reader.personal_many(users, wanted.segment, wanted.list)
 
     # Merge both: in ascending order, all lists before an index are in their places when it is inserted.
     for index in sorted(continued):
@@ -171,8 +167,8 @@ async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest])
     continued = dict[int, EncodedList]()
     for release, indexes in indexes_by_release.items():
         rows = [RowKey(requests[index].kind, requests[index].id) for index in indexes]
-        first = requests[indexes[0]]  # all have the same segment and list name
-        lists = await reader.in_release(release, rows, first.segment, first.name)
+        wanted = requests[indexes[0]].selection  # all have the same segment and list name
+        lists = await reader.in_release(release, rows, wanted.segment, wanted.list)
         for index, encoded in zip(indexes, lists, strict=True):
             cursor = requests[index].after
             if encoded is not None and cursor is not None and cursor.continues(encoded):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final, Literal, Self
 
+from hotplate.serve.api.routes import TEMPLATES
 from hotplate.serve.shared_table import private_floats
 from hotplate.stores.store import TOKEN
 
@@ -21,12 +22,7 @@ BUCKETS_S = (
     0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
 OTHER = "other"
-ROUTES = (
-    "/v1/recommendations/{user}", "/v1/recommendations", "/v1/recommendations/fold-in",
-    "/v1/similar/{item}", "/v1/popular",
-    "/v1/events", "/score", "/swagger.json", "/", "/openapi.json", "/docs",
-    "/livez", "/readyz", OTHER,
-)  # fmt: skip
+ROUTES = (*TEMPLATES, OTHER)
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 CODES = (
     "200", "204", "304", "400", "401", "403", "404", "405", "406", "408", "411", "413", "414", "415", "417", "429",

@@ -10,13 +10,10 @@ from typing import NamedTuple
 from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.list_options import BEGIN, CURSOR_PATTERN
 from hotplate.stores.encoding import NO_OFFSET, SEPARATOR, ids_of
 from hotplate.stores.errors import StoreMisused
 
-# `after` of a first page.
-BEGIN = "0"
-# Of `after`, also in the dialect of JSON Schema.
-CURSOR_PATTERN = r"^0$|^[0-9]{1,4}\.[0-9A-Za-z-]{1,64}\.[0-9a-f]{16}$"
 # Items of all pages of a list.
 MAX_ITEMS = 1000
 # Before the first item.

@@ -16,16 +16,15 @@ from hotplate.serve.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList, EncodedLists, Fallbacks, unknown_list
 from hotplate.serve.errors import UnknownList
-from hotplate.serve.filters import NO_FILTER, ItemFilter
-from hotplate.serve.fold_in import RECENCY, FoldIn
+from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hidden_users import HiddenUsers
+from hotplate.serve.list_options import RECENCY, Selection
 from hotplate.serve.local_tier import LocalTier
 from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline, get_nowait
 from hotplate.serve.metrics import CACHE, CACHE_SHARED, Metrics
 from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.remote_tier import RemoteTier
-from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_metrics import StoreObserver
 from hotplate.serve.tiers import Origin, Tier, loop_time, tier_names
@@ -396,37 +395,35 @@ class TieredReader:
     async def fold_in(
         self,
         items: Sequence[BasketItem],
-        n: int,
-        only: ItemFilter = NO_FILTER,
+        selection: Selection,
         *,
-        segment: str = OVERALL,
         recency: float = RECENCY,
-        name: str = "",
     ) -> FoldedIn:
-        """Compute a list of *n* items for a visitor with a basket of *items*, pairs of an id and a weight, newest last.
+        """Compute a list for a visitor with a basket of *items*, pairs of an id and a weight, newest last.
 
         An item's weight (None for the default one) is multiplied by *recency* for each newer item, and the weights of a
         repeated item are added up. The list lacks the items of the basket, and denied and excluded ones. It is computed
-        from item factors, or without them, as for a named list, from the lists of similar items. With a `where` in
-        *only*, which the caller applies, it has at least FILTERED items. If nothing is left, or no store could be read,
-        it is the popular list of *segment*. Raises NotReady, and FoldInFull if too many visitors wait.
+        from item factors, or without them, as for a named list, from the lists of similar items. The caller applies the
+        other options of *selection*, for which the list has as many items as they examine. If nothing is left, or no
+        store could be read, it is the popular list of the segment. Raises NotReady, and FoldInFull if too many visitors
+        wait.
         """
         if not items:
-            return FoldedIn(self.popular(segment, name), 0, 0)
+            return FoldedIn(self.popular(selection.segment, selection.list), 0, 0)
 
-        row = self.row_of(ITEM, "", name)  # for the name under which the release stores the list
-        fallback = row.popular(segment)
+        row = self.row_of(ITEM, "", selection.list)  # for the name under which the release stores the list
+        fallback = row.popular(selection.segment)
         basket = Basket(
             items=items,
             recency=recency,
             list=row.list,
-            n=max(n, FILTERED) if only.where else n,
+            n=selection.examined,
             denied=self.deny_list.current.items,
-            excluded=only.exclude,
+            excluded=selection.excluded,
         )
         computed = await compute_list(basket, self.tiers, self._lookups, self._fold_in)
         encoded = self.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
-        return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
+        return FoldedIn(self.named(selection.list, encoded), computed.known, computed.unknown)
 
 
 def _tiers_of(

@@ -1,14 +1,12 @@
 """Shaping: from a list that was read to the items of an answer. Items are hidden, filtered, filled up and cut."""
 
 from collections.abc import Collection
-from typing import Literal
-
-import msgspec
 
 from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.filters import NO_FILTER, NO_FILTERS, ItemFilter, ReleaseFilters
+from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
+from hotplate.serve.list_options import Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
     NO_OFFSET,
@@ -20,32 +18,8 @@ from hotplate.stores.encoding import (
     encode_id,
     ids_of,
     length_of,
-    without_titles,
 )
 from hotplate.stores.errors import StoreUnavailable
-
-DEFAULT_N = 10
-# Items of a list to which `where` is applied: of a computed one, and as estimated of stored ones.
-FILTERED = 200
-Fields = Literal["id", "id,score", "id,score,title"]
-ALL_FIELDS: Fields = "id,score,title"
-
-
-class Selection(msgspec.Struct, frozen=True):
-    """The items that a request wants of a list: how many, under which filter, with which fields.
-
-    A Struct for the reason of `RowKey`.
-    """
-
-    n: int = DEFAULT_N
-    only: ItemFilter = NO_FILTER
-    fields: Fields = ALL_FIELDS
-
-    def shortened(self, items: bytes) -> bytes:
-        """Return items with these fields only."""
-        if self.fields == ALL_FIELDS:
-            return items
-        return without_titles(items, scores=self.fields == "id,score")
 
 
 class Shaper:
@@ -76,15 +50,15 @@ class Shaper:
             hidden = self.consumed_by(user)
 
         # The usual case: nothing is left out.
-        if selection.only is NO_FILTER and hidden is None:
+        if not selection.is_filtered and hidden is None:
             items = cut(encoded.body, selection.n)
             if not denied or denied.isdisjoint(ids_of(items)):
                 return selection.shortened(items)
 
-        left_out = [ids for ids in (denied, selection.only.exclude, hidden) if ids]
+        left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
         items = self._filtered(encoded, selection, left_out)
         enough = selection.n
-        if selection.only is NO_FILTER:
+        if not selection.is_filtered:
             enough = min(selection.n, length_of(encoded.body))
         if length_of(items) >= enough:
             return selection.shortened(items)
@@ -103,14 +77,14 @@ class Shaper:
 
         A list that was made for these items lacks them, but popular items, which may follow it, do not.
         """
-        may_have_popular = encoded.source == "popular" or selection.only is not NO_FILTER
+        may_have_popular = encoded.source == "popular" or selection.is_filtered
         if may_have_popular or self._deny_list.current.items:
             return frozenset(map(encode_id, beside))
         return None
 
     def _filtered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
         """Return the first items of the list itself that are in none of *left_out* and meet `where`."""
-        where = selection.only.where
+        where = selection.where
         if encoded.source == "popular":  # which is kept under each `where`
             popular = self._popular(encoded.release, encoded.fallback, where)
             return cut_without(popular, selection.n, *left_out)
@@ -131,7 +105,7 @@ class Shaper:
         shown = frozenset(ids_of(items))
         filling = b""
         for fallback in dict.fromkeys((of_segment, of_everybody)):  # which may be the same
-            popular = self._popular(encoded.release, fallback, selection.only.where)
+            popular = self._popular(encoded.release, fallback, selection.where)
             more = cut_without(popular, selection.n - len(shown), shown, *left_out)
             filling = SEPARATOR.join(filter(None, [filling, more]))
             shown = shown.union(ids_of(more))

@@ -75,10 +75,10 @@ def lookup(
 
     A named list: hotplate lookup 12347 --list basket
     """
+    from hotplate.serve.list_options import Selection
     from hotplate.serve.list_requests import ListRequest
-    from hotplate.serve.shaping import Selection
 
-    request = ListRequest(USER, check_id(user), selection=Selection(n), segment=segment, name=name)
+    request = ListRequest(USER, check_id(user), selection=Selection(n, segment=segment, list=name))
     answer = run_on_store(store, partial(_answer_request, request))
     _print_list(user, answer, as_json=as_json)
 

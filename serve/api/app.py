@@ -1,6 +1,7 @@
 """Routes of the service, and the reports of its answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from urllib.parse import unquote
 
@@ -9,13 +10,13 @@ from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDictProxy, istr
 
 from hotplate.serve.access.auth import Guard
-from hotplate.serve.access.keys import EVENTS
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.events import EventsHandler
-from hotplate.serve.api.handlers import LIST_ORIGIN, Handlers
-from hotplate.serve.api.openapi import Documents
-from hotplate.serve.api.parameters import FOLD_IN
-from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatch, Router, by_template, problem_for
+from hotplate.serve.api.handlers import LIST_ORIGIN, ListHandlers
+from hotplate.serve.api.openapi import ServiceHandlers
+from hotplate.serve.api.parameters import with_query
+from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatch, Router, problem_for
+from hotplate.serve.api.routes import EVENTS_TAG, LISTS_TAG, OPERATIONS, SCORING_TAG, SERVICE_TAG, USER_PATH
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.errors import NotReady, UnknownList
@@ -31,40 +32,28 @@ from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
 TRACEPARENT = istr("traceparent")  # found faster than a str
 TRACESTATE = istr("tracestate")
-USER_ROUTE = "/v1/recommendations/{user}"
 NO_EVENTS = Route(OTHER, {}, scope=None, absence="this service takes no events; `hotplate serve --events FOLDER` does")
+# Classes with the handlers of each tag.
+HANDLERS = {
+    LISTS_TAG: ListHandlers,
+    EVENTS_TAG: EventsHandler,
+    SCORING_TAG: Scoring,
+    SERVICE_TAG: ServiceHandlers,
+}
+# A route without a handler is an error here, before the service starts.
+_METHODS = {operation: getattr(HANDLERS[operation.tag], operation.handler) for operation in OPERATIONS}
 
 
-def routes_of(
-    handlers: Handlers, scoring: Scoring, documents: Documents, events: EventsHandler | None = None
-) -> dict[str, Route]:
-    """Return the routes of a worker by path, in which `{user}` or the like stands for an id.
-
-    *scoring* answers in the form of Azure ML endpoints, and *documents* with the OpenAPI document and its page. Without
-    *events*, the service accepts none. A route without a scope takes no key; the scope of most is that of reads.
-    """
-    routes = by_template(
-        Route(USER_ROUTE, {"GET": handlers.recommend}),
-        Route("/v1/recommendations", {"POST": handlers.recommend_many}),
-        Route(FOLD_IN, {"POST": handlers.fold_in}),
-        Route("/v1/similar/{item}", {"GET": handlers.similar}),
-        Route("/v1/popular", {"GET": handlers.popular}),
-        Route("/livez", {"GET": handlers.live}, scope=None),
-        Route("/readyz", {"GET": handlers.ready}, scope=None),
-        Route("/score", {"POST": scoring.score}, scoring=True),
-        Route("/swagger.json", {"GET": scoring.swagger}, scope=None, scoring=True),
-        Route("/", {"GET": scoring.healthy}, scope=None, scoring=True),
-        Route("/openapi.json", {"GET": documents.openapi}, scope=None),
-        Route("/docs", {"GET": documents.page}, scope=None),
-    )
-    routes["/docs/{file}"] = Route("/docs", {"GET": documents.file}, scope=None)  # counted as "/docs" in metrics
-    routes["/health/live"] = routes["/livez"]
-    routes["/health/ready"] = routes["/readyz"]
-
-    if events is None:
-        routes["/v1/events"] = NO_EVENTS
-    else:
-        routes["/v1/events"] = Route("/v1/events", {"POST": events.report}, scope=EVENTS)
+def routes_of(handlers: Mapping[str, object | None]) -> dict[str, Route]:
+    """Return the routes of a worker by path. *handlers* are by tag; without those of events, it accepts none."""
+    routes = dict[str, Route]()
+    for operation, method in _METHODS.items():
+        owner = handlers[operation.tag]
+        if owner is None:
+            routes[operation.path] = NO_EVENTS
+            continue
+        methods = {operation.method: with_query(operation, partial(method, owner))}
+        routes[operation.path] = Route(operation.template, methods, operation.scope, scoring=operation.is_scoring)
     return routes
 
 
@@ -94,7 +83,7 @@ def _record_of(
     list_origin = request.get(LIST_ORIGIN)  # release, source, tier and items; None for other answers
 
     user = None
-    if template == USER_ROUTE and list_origin is not None:
+    if template == USER_PATH and list_origin is not None:
         user = unquote(match.raw_id)
 
     return RequestRecord(
@@ -131,12 +120,21 @@ class Dispatcher:
         self.shaper = Shaper(reader.deny_list, consumed)
         self.guard = guard or Guard()
         self.readiness = WorkerReadiness(reader, watched=watched, writer=None if events is None else events.writer)
-        self.handlers = Handlers(reader, self.shaper, self.readiness, take_a_key=self.guard.reads_take_a_key)
+        self.handlers = ListHandlers(reader, self.shaper, take_a_key=self.guard.reads_take_a_key)
         self.access_log = access_log
         self.tracer = tracer
         self.metrics = reader.metrics
-        documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)
-        routes = routes_of(self.handlers, Scoring(reader, self.shaper), documents, events)
+        service = ServiceHandlers(
+            self.readiness, takes_key=self.guard.reads_take_a_key, takes_events=events is not None
+        )
+        routes = routes_of(
+            {
+                LISTS_TAG: self.handlers,
+                EVENTS_TAG: events,
+                SCORING_TAG: Scoring(reader, self.shaper),
+                SERVICE_TAG: service,
+            }
+        )
         self.cors = Cors(cors_origins) if cors_origins else None
         self._router = Router(routes, self.guard, problem_of=problem_of, cors=self.cors)
         self.request_ids = RequestIds()

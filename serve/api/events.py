@@ -9,26 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta, Struct
 
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
-from hotplate.serve.api.parameters import (
-    JSON,
-    Id,
-    NoQuery,
-    Operation,
-    QueryParser,
-    checked_id,
-    parse_body,
-    read_json_body,
-)
+from hotplate.serve.api.parameters import checked_id, parse_body, read_json_body
 from hotplate.serve.api.router import DeferredResponse
+from hotplate.serve.api.routes import JSON
+from hotplate.serve.api.schemas import Event, EventsAnswer, EventsBody, NoQuery
 from hotplate.serve.consumed.sender import ConsumedSender
 from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
@@ -45,85 +36,14 @@ from hotplate.serve.metrics import (
     ReleaseRole,
 )
 from hotplate.serve.problems import Problem, overloaded
-from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME
+from hotplate.stores.encoding import MAX_ID_BYTES
 from hotplate.stores.event_log import line_of
 
-# Per request.
-MAX_EVENTS = 1000
-# Per event, as in a list.
-MAX_ITEMS = 1000
 # Maximum wait for a commit.
 COMMIT_S = 5.0
-QUERY = QueryParser(NoQuery, "POST /v1/events")
 HEADERS = {"Content-Type": JSON, "Cache-Control": NO_STORE}
 # Retry-After for a full disk, in seconds.
 RETRY_DISK_S = "10"
-
-EventType = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,31}$(?!\n)",
-        description="`impression`: the items were shown; `click`: they were chosen; or a custom name such as `buy`.",
-    ),
-]
-# A float, because 2.0 is an integer in JSON.
-Position = Annotated[
-    float, Meta(ge=1, le=100_000, multiple_of=1, description="The place of the first item in the list, from 1.")
-]
-Time = Annotated[float, Meta(ge=0, lt=1e11, description="Unix time in seconds; by default, and at most, now.")]
-Value = Annotated[
-    float,
-    Meta(ge=-1e12, le=1e12, description="The value of the whole event, as the price paid; experiments sum it up."),
-]
-OptionalId = Annotated[str, Meta(max_length=MAX_ID_BYTES)]
-
-
-class Event(Struct, frozen=True, forbid_unknown_fields=True):
-    """An event of a user."""
-
-    type: EventType
-    user: Id
-    items: Annotated[
-        tuple[Id, ...], Meta(min_length=1, max_length=MAX_ITEMS, description="The items, in the order of the list.")
-    ]
-    id: Annotated[
-        OptionalId,
-        Meta(description="A name for this event alone; of several with the same only one counts, as after a repeat."),
-    ] = ""
-    release: Annotated[OptionalId, Meta(description="The release that the answer named.")] = ""
-    request_id: Annotated[OptionalId, Meta(description="The `X-Request-Id` of the answer.")] = ""
-    position: Position | None = None
-    value: Value | None = None
-    time: Time | None = None
-    list: Annotated[str, Meta(max_length=MAX_LIST_NAME, description="The name of the list, as in the answer.")] = ""
-
-
-class EventsBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/events`."""
-
-    events: Annotated[
-        tuple[Event, ...], Meta(min_length=1, max_length=MAX_EVENTS, description="Events; all are written, or none.")
-    ]
-
-
-class EventsAnswer(Struct, frozen=True):
-    """The number of durable events: all of the request."""
-
-    durable: int
-
-
-EXAMPLE = {
-    "events": [
-        {"type": IMPRESSION, "user": "42", "items": ["7", "8", "9"], "release": "20261120T064200Z-7f3a"},
-        {"type": CLICK, "user": "42", "items": ["8"], "position": 2, "release": "20261120T064200Z-7f3a"},
-    ]
-}
-OPERATIONS = (
-    Operation(
-        "POST", "/v1/events", "Report what was shown and chosen; answered once it is durable",
-        EventsAnswer, (200, 400, 413, 415, 503), (JSON,), body=EventsBody,
-    ),
-)  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
 
@@ -158,13 +78,12 @@ class EventsHandler:
         self._prefix = secrets.token_hex(6)
         self._count = count(1)
 
-    async def report(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> DeferredResponse:
+    async def report(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> DeferredResponse:
         """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
 
         Returns a deferred response: the router awaits it outside of the limit of running POSTs, so that waiting for
         the disk delays no other request. Raises a Problem (503) if the queue is full.
         """
-        QUERY.parse(raw_query)  # refuses any parameter
         if not self._with_keys or credential_of(request.headers) is None:
             _refuse_unasked(request, self._origins)  # a page of another site, unless that is allowed
         events = parse_events(await read_json_body(request))
@@ -276,7 +195,7 @@ def _is_local(origin: str) -> bool:
 
 def parse_events(body: bytes) -> tuple[Event, ...]:
     """Parse a body in JSON, and check the ids of its events; raises a Problem (400) that names the event."""
-    events = parse_body(body, EventsBody, "POST /v1/events").events
+    events = parse_body(body, EventsBody).events
     for index, event in enumerate(events):
         ids = (event.user, event.id, event.release, event.request_id, *event.items)
         # The types above limit characters, of up to 4 bytes, so only long ids are checked.

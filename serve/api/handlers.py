@@ -10,34 +10,19 @@ import orjson
 from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
-from hotplate.serve.api.parameters import (
-    FOLD_IN,
-    JSON,
-    MSGPACK,
-    BatchBody,
-    ListFields,
-    ListQuery,
-    NoQuery,
-    QueryParser,
-    SegmentQuery,
-    UserPage,
-    parse_batch,
-    parse_fold_in,
-    parse_id,
-    read_body,
-    read_json_body,
-)
+from hotplate.serve.api.parameters import parse_batch, parse_fold_in, parse_id, read_body, read_json_body
+from hotplate.serve.api.routes import JSON, MSGPACK
+from hotplate.serve.api.schemas import BatchBody, NoQuery, UserPage
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import FoldInFull
-from hotplate.serve.filters import filter_of
+from hotplate.serve.list_options import FILTERED, PagedSelection, Selection
 from hotplate.serve.list_requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
 from hotplate.serve.paging import parse_cursor
 from hotplate.serve.problems import overloaded
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.readiness import WorkerReadiness
-from hotplate.serve.shaping import FILTERED, Selection, Shaper
+from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.spans import ListOrigin
-from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
+from hotplate.stores.encoding import ITEM, POPULAR, USER
 
 PRIVATE = "private, no-cache"
 # For lists that everybody shares; a CDN sees a new release a minute late.
@@ -53,12 +38,6 @@ PIECE_ITEMS = 1280
 # The weight of a media type that is not accepted.
 ZERO_WEIGHT = re.compile(r"\bq=0(?:\.0*)?\s*(?:;|$)")
 
-PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
-BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
-FOLDED_IN = QueryParser(NoQuery, f"POST {FOLD_IN}")
-SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
-POPULAR_QUERY = QueryParser(SegmentQuery, "GET /v1/popular")
-
 # Headers with the releases of the lists.
 RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
@@ -67,34 +46,27 @@ CANARY = "X-Hotplate-Canary"
 LIST_ORIGIN = web.RequestKey("list origin", ListOrigin)
 
 
-class Handlers:
+class ListHandlers:
     """Each handler takes a request, an encoded id, and a query."""
 
-    def __init__(
-        self, reader: TieredReader, shaper: Shaper, readiness: WorkerReadiness, *, take_a_key: bool = False
-    ) -> None:
+    def __init__(self, reader: TieredReader, shaper: Shaper, *, take_a_key: bool = False) -> None:
         """*take_a_key*: whether reads need a key."""
         self._reader = reader
         self._shaper = shaper
-        self._readiness = readiness
         self.shared_cache = UNSHARED if take_a_key else SHARED
         """The Cache-Control of lists that everybody shares."""
 
-    async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=&after=`."""
-        user = parse_id(raw_id, "user")
-        query = PERSONAL.parse(raw_query)
-        wanted = _list_request(USER, user, query, query.segment)
-        return await self._answer(request, wanted, subject=b'"user":%b,' % orjson.dumps(user), cache=PRIVATE)
+    async def recommend(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
+        """`GET /v1/recommendations/{user}`."""
+        return await self._answer(request, USER, raw_id, query, cache=PRIVATE)
 
-    async def recommend_many(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
+    async def recommend_many(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`POST /v1/recommendations`: answer with the lists of many users, as JSON or, by the Accept header, msgpack.
 
         The body has the users and the parameters for all of them. The answer is an object with the release and a
         result per user, in their order; a user without a list gets the popular one. It is made in pieces of about
         PIECE_ITEMS items, and other requests run between them.
         """
-        BATCH.parse(raw_query)  # refuses any parameter
         batch = parse_batch(await read_body(request), request.content_type)
         requests = _requests_of(batch)
         lists = await read_lists(self._reader, requests)
@@ -117,23 +89,19 @@ class Handlers:
         headers = {"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **release_headers}
         return web.Response(body=body, headers=headers)
 
-    async def fold_in(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
+    async def fold_in(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`POST /v1/recommendations/fold-in`: answer with a list for a basket of items, as of a visitor without an id.
 
         The list is computed from the item factors of the release; it is the popular list if no item of the basket is
         known. The answer has the numbers of items that are known and unknown. Raises a Problem (503) while too many
         lists are being computed.
         """
-        FOLDED_IN.parse(raw_query)  # refuses any parameter
         body = parse_fold_in(await read_json_body(request))
 
         # Pairs of an item's id and its weight; None is the default weight.
         basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
-        item_filter = filter_of(body.exclude, body.where)
         try:
-            result = await self._reader.fold_in(
-                basket, body.n, item_filter, segment=body.segment, recency=body.recency, name=body.list
-            )
+            result = await self._reader.fold_in(basket, body, recency=body.recency)
         except FoldInFull as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
@@ -141,43 +109,39 @@ class Handlers:
         # Filter and cut the list; items of the basket are not recommended.
         encoded = result.encoded
         basket_items = [item for item, _ in basket]
-        items = self._shaper.shape(encoded, _selection(body), beside=basket_items)
+        items = self._shaper.shape(encoded, body, beside=basket_items)
         request[LIST_ORIGIN] = origin_of(encoded, items)  # for the access log and traces
 
         counts = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
         response_body = list_body(counts, list_head(encoded), items)
         return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
 
-    async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=&after=`."""
-        item = parse_id(raw_id, "item")
-        wanted = _list_request(ITEM, item, SIMILAR.parse(raw_query))
-        return await self._answer(request, wanted, subject=b'"item":%b,' % orjson.dumps(item), cache=self.shared_cache)
+    async def similar(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
+        """`GET /v1/similar/{item}`."""
+        return await self._answer(request, ITEM, raw_id, query, cache=self.shared_cache)
 
-    async def popular(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=&after=`."""
-        query = POPULAR_QUERY.parse(raw_query)
-        wanted = _list_request(POPULAR, "", query, query.segment)
-        return await self._answer(request, wanted, subject=b"", cache=self.shared_cache)
-
-    async def live(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
-        """`GET /livez`: the process answers."""
-        return _status(200, "alive")
-
-    async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
-        """`GET /readyz`: lists can be answered."""
-        status = self._readiness.check().status
-        return _status(status.probe_code, status)
+    async def popular(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
+        """`GET /v1/popular`."""
+        return await self._answer(request, POPULAR, raw_id, query, cache=self.shared_cache)
 
     async def _answer(
-        self, request: web.BaseRequest, wanted: ListRequest, *, subject: bytes, cache: str
+        self, request: web.BaseRequest, kind: str, raw_id: str, query: PagedSelection, *, cache: str
     ) -> web.Response:
-        """Read the list that is *wanted*, and answer with it, or with 304 if the client has it (`If-None-Match`).
+        """Read a list, and answer with it, or with 304 if the client has it (`If-None-Match`).
 
-        *subject* has the first members of the JSON object, such as `"user":"42",`. *cache* is the Cache-Control header
-        if the answer is the requested list. A fallback must not be cached, nor a first page that answers a request for
-        a later one, because the release of that was replaced.
+        *kind* is USER, ITEM or POPULAR, whose *raw_id* is empty. *cache* is the Cache-Control header if the answer is
+        the requested list. A fallback must not be cached, nor a first page that answers a request for a later one,
+        because the release of that was replaced.
         """
+        identifier = ""
+        subject = b""  # the first members of the JSON object
+        if kind != POPULAR:
+            name = kind.removesuffix(":")  # `user` or `item`
+            identifier = parse_id(raw_id, name)
+            subject = b'"%b":%b,' % (name.encode(), orjson.dumps(identifier))
+        wanted = ListRequest(
+            kind, identifier, selection=query, after=parse_cursor(query.after) if query.after else None
+        )
         answer = await answer_list(self._reader, self._shaper, wanted)
         request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
 
@@ -188,25 +152,14 @@ class Handlers:
         return conditional(request, body, headers)
 
 
-def _list_request(kind: str, identifier: str, query: ListQuery | SegmentQuery, segment: str = OVERALL) -> ListRequest:
-    after = parse_cursor(query.after) if query.after else None
-    return ListRequest(kind, identifier, selection=_selection(query), segment=segment, name=query.list, after=after)
-
-
 def _requests_of(batch: BatchBody) -> list[ListRequest]:
     """Return a request for each user of a batch: for the list, or for a page of it if the user has a cursor."""
-    selection = _selection(batch)  # the same items and filter for all
+    selection = batch.selection  # the same for all
     requests = list[ListRequest]()
     for identifier, user in zip(batch.ids, batch.users, strict=True):
         after = parse_cursor(user.after) if isinstance(user, UserPage) else None
-        requests.append(
-            ListRequest(USER, identifier, selection=selection, segment=batch.segment, name=batch.list, after=after)
-        )
+        requests.append(ListRequest(USER, identifier, selection=selection, after=after))
     return requests
-
-
-def _selection(query: ListFields) -> Selection:
-    return Selection(query.n, filter_of(query.exclude, query.where), query.fields)
 
 
 def _paging_members(answer: ListAnswer) -> bytes:
@@ -221,10 +174,9 @@ def _paging_members(answer: ListAnswer) -> bytes:
 
 def _users_per_piece(batch: BatchBody, requests: Sequence[ListRequest]) -> int:
     """Return for how many users about PIECE_ITEMS items are examined."""
-    items_per_user = batch.n
-    is_paged = any(request.after is not None for request in requests)
-    if batch.where or is_paged:  # more items are examined than answered
-        items_per_user = max(batch.n, FILTERED)
+    items_per_user = batch.examined
+    if any(request.after is not None for request in requests):  # by pages, more are examined than answered
+        items_per_user = max(items_per_user, FILTERED)
     return max(1, PIECE_ITEMS // items_per_user)
 
 
@@ -370,8 +322,3 @@ def _packed_head(release: str, count: int) -> bytes:
 
 def _packed(results: list[bytes]) -> bytes:
     return b"".join(map(msgspec.msgpack.encode, orjson.loads(b"[" + b",".join(results) + b"]")))
-
-
-def _status(code: int, status: str) -> web.Response:
-    headers = {"Content-Type": JSON, "Cache-Control": NO_STORE}
-    return web.Response(status=code, body=orjson.dumps({"status": status}), headers=headers)

@@ -1,25 +1,20 @@
-"""The OpenAPI document, generated from the request types, and its Swagger UI page."""
+"""What describes the service: health, the OpenAPI document, generated from the routes, and its Swagger UI page."""
 
 import re
 from importlib.metadata import version
-from typing import Any
 
 import msgspec
 import openapi_ui_bundles
 import orjson
 from aiohttp import web
-from msgspec import Struct
 
-from hotplate.serve.api import events
-from hotplate.serve.api.handlers import conditional
-from hotplate.serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
-from hotplate.serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody
+from hotplate.serve.api.handlers import NO_STORE, conditional
+from hotplate.serve.api.routes import EVENTS_TAG, HTML, JSON, OPERATIONS, TEXT, Operation, Schema
+from hotplate.serve.api.schemas import NoQuery, ProblemAnswer
+from hotplate.serve.list_options import Id
 from hotplate.serve.problems import CONTENT_TYPE, Problem
+from hotplate.serve.readiness import WorkerReadiness
 
-Schema = dict[str, Any]
-
-HTML = "text/html"
-TEXT = "text/plain"
 SCRIPT = "text/javascript"
 STYLE = "text/css"
 PNG = "image/png"
@@ -101,70 +96,35 @@ KEYS: Schema = {
     "Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "Bearer": {"type": "http", "scheme": "bearer"},
 }
-OPENAPI = QueryParser(NoQuery, "GET /openapi.json")
-DOCS = QueryParser(NoQuery, "GET /docs")
-EXAMPLES: dict[object, object] = {
-    BatchBody: {"users": ["42", "43"], "n": 3},
-    FoldInBody: {"items": ["42", {"id": "43", "weight": 2}], "n": 3, "recency": 0.7},
-    ScoreBody: SCORE_EXAMPLE,
-    events.EventsBody: events.EXAMPLE,
-}
 
 
-class StatusAnswer(Struct, frozen=True):
-    """A health status."""
+class ServiceHandlers:
+    """Handlers of health, the document and its page."""
 
-    status: str
-
-
-class ProblemAnswer(Struct, frozen=True):
-    """A problem; scoring routes add `status_code` and `message`."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-
-
-SCORING = (
-    Operation(
-        "POST", "/score", "Score a batch, as an Azure Machine Learning endpoint does",
-        list[Score], (200, 400, 413, 415, 503), (JSON,), body=ScoreBody,
-    ),
-    Operation("GET", "/swagger.json", "The signature of scoring", Schema, (200, 400), (JSON,)),
-    Operation("GET", "/", "Whether the service is up", str, (200,), (TEXT,)),
-)  # fmt: skip
-SERVICE = (
-    Operation("GET", "/livez", "Whether the process lives", StatusAnswer, (200,), (JSON,)),
-    Operation("GET", "/readyz", "Whether the service can answer", StatusAnswer, (200, 503), (JSON,)),
-    Operation("GET", "/openapi.json", "This document", Schema, (200, 304, 400), (JSON,)),
-    Operation("GET", "/docs", "This document as a page, to try it on", str, (200, 304, 400), (HTML,)),
-)
-TAGS = {"Lists": OPERATIONS, "Events": events.OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
-RATED = (*OPERATIONS, *events.OPERATIONS)
-# Routes that need a key if keys are in use.
-KEYED = frozenset({*(operation.path for operation in RATED), "/score"})
-
-
-class Documents:
-    """Handlers of the document and its page."""
-
-    def __init__(self, *, takes_key: bool, takes_events: bool = False) -> None:
+    def __init__(self, readiness: WorkerReadiness, *, takes_key: bool, takes_events: bool = False) -> None:
+        self._readiness = readiness
         self._takes_key = takes_key
         self._takes_events = takes_events
         self._files = {"start.js": START, "contrast.css": CONTRAST}
         self._document = b""
 
-    async def openapi(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
+    async def live(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
+        """`GET /livez`: the process answers."""
+        return _status(200, "alive")
+
+    async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
+        """`GET /readyz`: lists can be answered."""
+        status = self._readiness.check().status
+        return _status(status.probe_code, status)
+
+    async def openapi(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`GET /openapi.json`."""
-        OPENAPI.parse(raw_query)
         if not self._document:
             self._document = orjson.dumps(document(takes_key=self._takes_key, takes_events=self._takes_events))
         return unless_known(request, self._document, JSON, ALWAYS_ASKED)
 
-    async def page(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
+    async def page(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`GET /docs`."""
-        DOCS.parse(raw_query)
         return page_response(request, PAGE, f"{HTML}; charset=utf-8")
 
     async def file(self, request: web.BaseRequest, name: str, _: str) -> web.Response:
@@ -184,15 +144,15 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
     schemas = Schema()  # by the name of the type; the functions below add the types that they refer to
     paths = dict[str, Schema]()
 
-    # An operation is one method of a path. They are described in groups: a tag is the name of a group.
-    tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
-    for tag, operations in tags.items():
-        for operation in operations:
-            described = _describe_operation(operation, schemas) | {"tags": [tag]}
-            if operation.path not in KEYED:
-                described["security"] = []
-            methods = paths.setdefault(operation.path, {})
-            methods[operation.method.lower()] = described
+    operations = [operation for operation in OPERATIONS if operation.summary]
+    if not takes_events:
+        operations = [operation for operation in operations if operation.tag != EVENTS_TAG]
+    for operation in operations:
+        described = _describe_operation(operation, schemas) | {"tags": [operation.tag]}
+        if operation.scope is None:
+            described["security"] = []
+        methods = paths.setdefault(operation.path, {})
+        methods[operation.method.lower()] = described
 
     security: list[Schema] = [{name: []} for name in KEYS]
     if not takes_key:
@@ -201,7 +161,7 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "hotplate", "version": version("hotplate"), "description": DESCRIPTION},
-        "tags": [{"name": tag} for tag in tags],
+        "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in operations)],
         "security": security,
         "paths": paths,
         "components": {
@@ -251,18 +211,19 @@ def _describe_operation(operation: Operation, schemas: Schema) -> Schema:
     }
 
     parameters = _query_parameters(operation)
-    if operation.path_parameter:
-        identifier = {"in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"}
-        parameters.insert(0, {"name": operation.path_parameter, **identifier})
+    _, _, identifier = operation.path.partition("{")
+    if identifier:
+        described_id = {"in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"}
+        parameters.insert(0, {"name": identifier.rstrip("}"), **described_id})
     if parameters:
         described["parameters"] = parameters
 
     if operation.body is not None:
         content = dict[str, Schema]()
-        for media_type in operation.body_media:
+        for media_type in operation.media:
             content[media_type] = {}
             if media_type == JSON:
-                content[media_type] = {"schema": _schema(operation.body, schemas), "example": EXAMPLES[operation.body]}
+                content[media_type] = {"schema": _schema(operation.body, schemas), "example": operation.example}
         described["requestBody"] = {"required": True, "content": content}
     return described
 
@@ -272,13 +233,6 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
 
     503 of a health route is no error, but has the same body as 200. The answer's type is added to *schemas*.
     """
-    statuses = {*operation.statuses, 431}  # any request may have too large a header
-    if operation.path in KEYED:
-        statuses |= {401, 403}
-    if operation in RATED:
-        statuses.add(429)
-    described_here = {200, 503} if operation.answer is StatusAnswer else {200}
-
     # By media type; a schema is for JSON and text, not for others such as msgpack.
     content = dict[str, Schema]()
     for media_type in operation.media:
@@ -287,8 +241,8 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
             content[media_type] = {"schema": _schema(operation.answer, schemas)}
 
     responses = Schema()
-    for status in sorted(statuses):
-        if status in described_here:
+    for status in sorted(operation.statuses):
+        if status in operation.answered:
             responses[str(status)] = {"description": operation.summary, "content": content}
         else:
             responses[str(status)] = {"$ref": f"{RESPONSES}{status}"}
@@ -297,15 +251,24 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
 
 def _query_parameters(operation: Operation) -> list[Schema]:
     """Return the parameter objects of OpenAPI for the query string of an operation, one per field of its query type."""
+    if operation.query is None:
+        return []
     _, components = msgspec.json.schema_components([operation.query])  # JSON schemas by the name of the type
 
     parameters = list[Schema]()
     for name, schema in components[operation.query.__name__]["properties"].items():
+        if name in operation.without:
+            continue
         parameter = {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
         if schema.get("type") == "array":
             parameter |= {"style": "form", "explode": False}  # values are separated by commas
         parameters.append(parameter)
     return parameters
+
+
+def _status(code: int, status: str) -> web.Response:
+    headers = {"Content-Type": JSON, "Cache-Control": NO_STORE}
+    return web.Response(status=code, body=orjson.dumps({"status": status}), headers=headers)
 
 
 def page_response(request: web.BaseRequest, body: bytes, media: str) -> web.Response:

@@ -1,38 +1,24 @@
-"""Types of parameters and answers, which validate requests and generate the OpenAPI document."""
+"""Reading queries, bodies and ids of requests by the types of the routes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import hdrs, web
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Struct
 
-from hotplate.base.recommendations import Item
-from hotplate.serve.encoded_lists import Status
-from hotplate.serve.filters import EXAMPLE, MAX_WHERE_CHARS, WHERE_PATTERN
-from hotplate.serve.fold_in import RECENCY
-from hotplate.serve.paging import BEGIN, CURSOR_PATTERN
+from hotplate.serve.api.routes import JSON, MSGPACK, OPERATIONS, Operation
+from hotplate.serve.api.schemas import BatchBody, FoldInBody
+from hotplate.serve.list_options import ID_OPTIONS, MAX_EXCLUDED, MAX_N, FieldNames, Selection
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
-from hotplate.serve.shaping import ALL_FIELDS, DEFAULT_N
-from hotplate.serve.shaping import Fields as FieldNames
-from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, check_id
+from hotplate.stores.encoding import MAX_ID_BYTES, check_id
 from hotplate.stores.errors import StoreMisused
 
-MAX_N = 1000
-# Limits of a batch: users, and items of all users.
-MAX_USERS = 2000
+# Items of all users of a batch.
 MAX_BATCH_ITEMS = 20_000
-MAX_EXCLUDED = 200
-# Limits of a basket.
-MAX_BASKET = 200
-MAX_WEIGHT = 1_000_000
 MAX_BODY_BYTES = 1 << 20
-
-JSON = "application/json"
-MSGPACK = "application/msgpack"
 
 # Limits of error texts in characters: of a value, and in total.
 SHOWN_CHARS = 40
@@ -44,276 +30,21 @@ REMEMBERED_CHARS = 256
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
-Id = Annotated[
-    str, Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8.")
-]
-Count = Annotated[int, Meta(ge=1, le=MAX_N, description="How many items to return; a shorter list is returned whole.")]
-Excluded = Annotated[
-    tuple[Annotated[str, Meta(max_length=MAX_ID_BYTES)], ...],
-    Meta(
-        max_length=MAX_EXCLUDED,
-        description="Ids of items to leave out. The list is filled up to n from the stored list, then with popular "
-        "items. In a query, ids are separated by commas; a comma in an id is written %2C.",
-    ),
-]
-Where = Annotated[
-    str,
-    Meta(
-        max_length=MAX_WHERE_CHARS,
-        extra_json_schema={"pattern": WHERE_PATTERN},
-        description=f"Conditions on item attributes, as `{EXAMPLE}`; all must hold. Operators are : !: < <= > >=; a "
-        "value with a comma, bar or quote is a JSON string. Popular items that meet them fill the list up to n.",
-    ),
-]
-Segment = Annotated[
-    str,
-    Meta(
-        max_length=MAX_ID_BYTES,
-        description="The segment of the popular list for a user without a list; the overall one if the release lacks "
-        "this segment.",
-    ),
-]
-ListName = Annotated[
-    str,
-    Meta(
-        max_length=MAX_LIST_NAME,
-        description="The name of a list of the release, such as `basket`; by default the default list.",
-    ),
-]
-Fields = Annotated[FieldNames, Meta(description="The fields of items to return; by default all.")]
-
-
-After = Annotated[
-    str,
-    Meta(
-        extra_json_schema={"pattern": f"^$|{CURSOR_PATTERN}"},
-        description=f"`{BEGIN}` for the first of several pages, or the `next` of the page before.",
-    ),
-]
-AfterOfUser = Annotated[
-    str,
-    Meta(
-        extra_json_schema={"pattern": CURSOR_PATTERN},
-        description=f"`{BEGIN}` for the user's first page, or the `next` of their page before.",
-    ),
-]
-
-
-class ListFields(Struct, frozen=True):
-    """What is wanted of any list."""
-
-    n: Count = DEFAULT_N
-    exclude: Excluded = ()
-    where: Where = ""
-    fields: Fields = ALL_FIELDS
-    list: ListName = ""
-
-
-class SegmentFields(ListFields, frozen=True):
-    """What is wanted of a list that may be a popular one."""
-
-    segment: Segment = OVERALL
-
-
-class ListQuery(ListFields, frozen=True):
-    """The query of `GET /v1/similar/{item}`."""
-
-    after: After = ""
-
-
-class SegmentQuery(SegmentFields, frozen=True):
-    """The query of `GET /v1/recommendations/{user}` and `GET /v1/popular`."""
-
-    after: After = ""
-
-
-class NoQuery(Struct, frozen=True):
-    """The query of a route without parameters."""
-
-
-class UserPage(Struct, frozen=True, forbid_unknown_fields=True):
-    """A user whose list is paged through."""
-
-    id: Id
-    after: AfterOfUser
-
-
-class BatchBody(SegmentFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /v1/recommendations`."""
-
-    users: Annotated[
-        tuple[Id | UserPage, ...],
-        Meta(max_length=MAX_USERS, description="User ids, in the order of the answers; with `after`, for a page."),
-    ]
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The user ids, in order."""
-        return tuple(user if isinstance(user, str) else user.id for user in self.users)
-
-
-class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
-    """An item of a basket, perhaps with its weight."""
-
-    id: Id
-    weight: Annotated[
-        Annotated[float, Meta(gt=0, le=MAX_WEIGHT)] | None,
-        Meta(description="As of an interaction in training; by default the usual one."),
-    ] = None
-
-
-class FoldInBody(SegmentFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /v1/recommendations/fold-in`."""
-
-    items: Annotated[
-        tuple[Id | BasketItem, ...],
-        Meta(
-            max_length=MAX_BASKET,
-            description="The visitor's items, the newest last; weights of a repeated item are added up.",
-        ),
-    ]
-    recency: Annotated[
-        float,
-        Meta(gt=0, le=1, description="Factor of an item's weight for each newer item; 1 ignores the order."),
-    ] = RECENCY
-
-
-ReleaseName = Annotated[str, Meta(description="The release id of the list.")]
-CanaryFlag = Annotated[bool, Meta(description="True if the release is the canary; otherwise absent.")]
-TierName = Annotated[str, Meta(description="The store that the list was read from.")]
-Source = Annotated[
-    Literal["personal", "similar", "popular"], Meta(description="The kind of list; `popular` is the fallback.")
-]
-UsedSegment = Annotated[str | UnsetType, Meta(description="The segment of a popular list; empty for the overall list.")]
-UsedList = Annotated[
-    str | UnsetType, Meta(description="The name of the list; absent for a default list without a name.")
-]
-NextPage = Annotated[str | UnsetType, Meta(description="`after` of the next page; absent on the last one.")]
-Restarted = Annotated[
-    bool | UnsetType,
-    Meta(description="True if the release of the page before is gone: this is a first page. Otherwise absent."),
-]
-UserStatus = Annotated[
-    Status,
-    Meta(
-        description="`ok`: a personal list; `unknown`: the user has none; `error`: it could not be read. The last two "
-        "come with the popular list."
-    ),
-]
-
-
-class ListedItem(Item, total=False):
-    """An item; `source` marks popular items that fill a list up."""
-
-    source: Literal["popular"]
-
-
-class ListAnswer(Struct, frozen=True):
-    """Any list."""
-
-    release: ReleaseName
-    source: Source
-    tier: TierName
-    items: list[ListedItem]
-    segment: UsedSegment = UNSET
-    list: UsedList = UNSET
-
-
-class PopularAnswer(ListAnswer, frozen=True, kw_only=True):
-    """A popular list, or a page of it."""
-
-    next: NextPage = UNSET
-    restarted: Restarted = UNSET
-
-
-class SimilarAnswer(PopularAnswer, frozen=True, kw_only=True):
-    """Items similar to one item."""
-
-    item: Id
-
-
-class PersonalAnswer(PopularAnswer, frozen=True, kw_only=True):
-    """A user's list."""
-
-    user: Id
-    canary: CanaryFlag | UnsetType = UNSET
-
-
-class UserResult(PopularAnswer, frozen=True, kw_only=True):
-    """One user's list, or a page of it, in the answer for many."""
-
-    user: Id
-    canary: CanaryFlag | UnsetType = UNSET
-    status: UserStatus
-
-
-class FoldInAnswer(ListAnswer, frozen=True, kw_only=True):
-    """A list for a basket."""
-
-    known: Annotated[int, Meta(description="How many different items the release knows.")]
-    unknown: Annotated[int, Meta(description="How many it does not know, and ignores.")]
-    source: Annotated[  # type: ignore[assignment]  # other values than of a stored list
-        Literal["fold-in", "popular"], Meta(description="`popular` if no item is known, or nothing is left to show.")
-    ]
-
-
-class BatchAnswer(Struct, frozen=True):
-    """The lists of many users, in order, of the live release or the canary; pages stay in their release."""
-
-    release: ReleaseName
-    results: list[UserResult]
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method of one route."""
-
-    method: str
-    path: str
-    summary: str
-    answer: Any
-    statuses: tuple[int, ...]
-    """200 comes with `answer`, 304 without a body, others with a problem."""
-
-    media: tuple[str, ...] = (JSON,)
-    path_parameter: str | None = None
-    query: type[Struct] = field(default=NoQuery)
-    body: type[Struct] | None = None
-    body_media: tuple[str, ...] = (JSON,)
-
-
-_READ = (200, 304, 400, 404, 503)
-FOLD_IN = "/v1/recommendations/fold-in"
-OPERATIONS = (
-    Operation(
-        "GET", "/v1/recommendations/{user}", "A user's list; for an unknown user the popular list",
-        PersonalAnswer, _READ, path_parameter="user", query=SegmentQuery,
-    ),
-    Operation(
-        "POST", "/v1/recommendations", "The lists of many users",
-        BatchAnswer, (200, 400, 404, 413, 415, 503), (JSON, MSGPACK), body=BatchBody,
-        body_media=(JSON, MSGPACK),
-    ),
-    Operation(
-        "POST", FOLD_IN, "A list computed from a basket of items",
-        FoldInAnswer, (200, 400, 404, 413, 415, 503), body=FoldInBody,
-    ),
-    Operation(
-        "GET", "/v1/similar/{item}", "Similar items; for an unknown item the popular list",
-        SimilarAnswer, _READ, path_parameter="item", query=ListQuery,
-    ),
-    Operation("GET", "/v1/popular", "The popular list", PopularAnswer, _READ, query=SegmentQuery),
-)  # fmt: skip
+_ROUTE_OF_BODY = {operation.body: operation.name for operation in OPERATIONS}
 
 
 class QueryParser(Generic[AnyStruct]):
     """Parses and caches the query strings of one route."""
 
-    def __init__(self, query: type[AnyStruct], route: str) -> None:
-        """*route* is the name in error texts."""
+    def __init__(self, query: type[AnyStruct], route: str, without: Collection[str] = ()) -> None:
+        """*route* is the name in error texts; it refuses the fields of *query* that *without* names."""
         self._query = query
         self._route = route
         self._default = query()
+        defaults = {field.name: field.default for field in msgspec.structs.fields(query)}
+        self._defaults = {name: default for name, default in defaults.items() if name not in without}
+        """By name; the type of a default tells how its parameter is read."""
+
         self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
 
     def parse(self, raw: str) -> AnyStruct:
@@ -332,25 +63,31 @@ class QueryParser(Generic[AnyStruct]):
             raw_name, _, raw_value = pair.partition("=")
             name = _decoded(raw_name, "the name of a parameter")
 
-            if name not in self._query.__struct_fields__:
-                raise bad_parameter(
-                    _with_known_fields(f"unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query)
-                )
+            if name not in self._defaults:
+                unknown = f"unknown field `{name[:SHOWN_CHARS]}`"
+                raise bad_parameter(_with_known_fields(unknown, self._route, self._defaults))
             if name in values:
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
-            values[name] = _split_ids(raw_value) if name == "exclude" else _decoded(raw_value, name)
-
-        # msgspec takes numbers, not text. What is no number here is left to it, and refused.
-        n = values.get("n")
-        if isinstance(n, str) and n.isascii() and n.isdecimal() and len(n) <= MAX_DIGITS:
-            values["n"] = int(n)
+            values[name] = _read_value(raw_value, name, self._defaults[name])
 
         try:
             query = msgspec.convert(values, self._query)
         except msgspec.ValidationError as error:
-            raise _invalid_value(error, self._route, self._query) from None
-        _check_ids(getattr(query, "exclude", ()), "exclude")
+            raise _invalid_value(error, self._route, self._defaults) from None
+        _check_ids_of(query)
         return query
+
+
+def with_query(operation: Operation, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a handler whose query is parsed, unless the route ignores it, before *handler* is called."""
+    if operation.query is None:
+        return handler
+    parser = QueryParser(operation.query, operation.name, operation.without)
+
+    async def handle(request: web.BaseRequest, raw_id: str, raw_query: str) -> Any:  # noqa: ANN401 -- of the handler
+        return await handler(request, raw_id, parser.parse(raw_query))
+
+    return handle
 
 
 def check_body(request: web.BaseRequest) -> None:
@@ -395,9 +132,8 @@ def _too_large() -> Problem:
 
 def parse_batch(body: bytes, media: str = JSON) -> BatchBody:
     """Parse and check the body of a batch, in JSON or MSGPACK; raises Problem."""
-    batch = parse_body(body, BatchBody, "POST /v1/recommendations", media)
+    batch = parse_body(body, BatchBody, media)
     _check_ids(batch.ids, "users")
-    _check_ids(batch.exclude, "exclude")
     if len(batch.users) * batch.n > MAX_BATCH_ITEMS:
         raise bad_parameter(
             f"one request gets at most {MAX_BATCH_ITEMS} items, users times n, not {len(batch.users)} times {batch.n}; "
@@ -408,24 +144,24 @@ def parse_batch(body: bytes, media: str = JSON) -> BatchBody:
 
 def parse_fold_in(body: bytes) -> FoldInBody:
     """Parse and check the body of a fold-in; raises Problem."""
-    basket = parse_body(body, FoldInBody, f"POST {FOLD_IN}")
+    basket = parse_body(body, FoldInBody)
     _check_ids([item if isinstance(item, str) else item.id for item in basket.items], "items")
-    _check_ids(basket.exclude, "exclude")
     return basket
 
 
-def parse_body(body: bytes, kind: type[AnyStruct], route: str, media: str = JSON) -> AnyStruct:
+def parse_body(body: bytes, kind: type[AnyStruct], media: str = JSON) -> AnyStruct:
     """Parse a body of the type *kind*; raises a Problem (400) with the position of the error.
 
-    *media* is the content type, JSON or MSGPACK, and *route* names the route in the error.
+    *media* is the content type, JSON or MSGPACK.
     """
     codec = msgspec.msgpack if media == MSGPACK else msgspec.json
     try:
         decoded = _decode_with_whole_n(body, kind, codec.decode)
     except msgspec.ValidationError as error:
-        raise _invalid_value(error, route, kind) from None
+        raise _invalid_value(error, _ROUTE_OF_BODY[kind], kind.__struct_fields__) from None
     except (ValueError, TypeError, RecursionError) as error:  # a TypeError: a map or list as a key in msgpack
         raise bad_parameter(f"the body is not {'msgpack' if media == MSGPACK else 'JSON'}: {error}") from None
+    _check_ids_of(decoded)
     return decoded
 
 
@@ -473,14 +209,27 @@ def _decoded(raw: str, what: str) -> str:
         raise bad_parameter(f"{what} in the query is not percent-encoded UTF-8") from None
 
 
-def _split_ids(raw: str) -> tuple[str, ...]:
+def _read_value(raw: str, name: str, default: object) -> object:
+    """Decode the value of a parameter to the type of its *default*: ids, a number or text.
+
+    What is no number is returned as text, which msgspec refuses.
+    """
+    if isinstance(default, tuple):
+        return _split_ids(raw, name)
+    text = _decoded(raw, name)
+    if isinstance(default, int) and text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS:
+        return int(text)
+    return text
+
+
+def _split_ids(raw: str, name: str) -> tuple[str, ...]:
     """Return the ids in a percent-encoded value, which are separated by commas, each once.
 
     An encoded comma, `%2C`, may belong to an id, or be a separator of a client that encodes the whole value, as many
     do. So both readings are returned: `a%2Cb,c` has the ids `a,b`, `c`, `a` and `b`. A piece that is too long for an id
     is only divided.
     """
-    pieces = [_decoded(piece, "exclude") for piece in raw.split(",")]
+    pieces = [_decoded(piece, name) for piece in raw.split(",")]
     if len(pieces) > MAX_EXCLUDED:
         return tuple(pieces)  # refused by the caller
 
@@ -490,15 +239,15 @@ def _split_ids(raw: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, ids)))
 
 
-def _invalid_value(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> Problem:
+def _invalid_value(error: msgspec.ValidationError, route: str, names: Collection[str]) -> Problem:
     """Return the problem (400) of an invalid value, with the reason and the place from msgspec's error.
 
     msgspec's "Expected `int`, got `str` - at `$.n`" becomes "n cannot be used: expected `int`, got `str`". For an
-    unknown field, the fields of *kind* are named, and for `fields` its values.
+    unknown field, *names* of known ones follow, and for `fields` its values.
     """
     reason, _, place = str(error).partition(" - at `$")
     if "unknown field" in reason:
-        reason = _with_known_fields(reason[: 2 * SHOWN_CHARS], route, kind)
+        reason = _with_known_fields(reason[: 2 * SHOWN_CHARS], route, names)
     field = place.rstrip("`").removeprefix(".")
     if field == "fields" and "enum value" in reason:
         reason = f"{reason[:SHOWN_CHARS]}; it is one of {' | '.join(get_args(FieldNames))}"
@@ -508,8 +257,15 @@ def _invalid_value(error: msgspec.ValidationError, route: str, kind: type[Struct
     )
 
 
-def _with_known_fields(what: str, route: str, kind: type[Struct]) -> str:
-    return f"{what}; {route} takes {', '.join(kind.__struct_fields__) or 'nothing in its query'}"
+def _with_known_fields(reason: str, route: str, names: Collection[str]) -> str:
+    return f"{reason}; {route} takes {', '.join(names) or 'nothing in its query'}"
+
+
+def _check_ids_of(options: Struct) -> None:
+    """Check the options that are lists of ids."""
+    if isinstance(options, Selection):
+        for name in ID_OPTIONS:
+            _check_ids(getattr(options, name), name)
 
 
 def _check_ids(ids: Sequence[str], name: str) -> None:

@@ -138,17 +138,7 @@ class Router:
         preflight requests. *on_problem* is called with each problem that becomes an answer.
         """
         self._fixed = {path: route for path, route in routes.items() if "{" not in path}
-        self._with_last_id = dict[str, Route]()
-        """By what precedes the id."""
-        self._with_inner_id = dict[tuple[str, str], Route]()
-        """By what precedes the id, and the segment after it."""
-        for path, route in routes.items():
-            before, brace, following = path.partition("/{")
-            segment = following.partition("}/")[2]
-            if segment:
-                self._with_inner_id[before, segment] = route
-            elif brace:
-                self._with_last_id[before] = route
+        self._with_id = [(_pattern_of(path), route) for path, route in routes.items() if "{" in path]
         self._guard = guard
         self._problem_of = problem_of
         self._no_route = no_route
@@ -174,15 +164,10 @@ class Router:
 
         The id is the last segment, or the one before the last. Other paths have the route for unknown ones.
         """
-        before, _, last = path.rpartition("/")
-        route = self._with_last_id.get(before)
-        if route is not None:
-            return RouteMatch(route, last)
-
-        before, _, raw_id = before.rpartition("/")
-        route = self._with_inner_id.get((before, last))
-        if route is not None and raw_id:
-            return RouteMatch(route, raw_id)
+        for pattern, route in self._with_id:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return RouteMatch(route, match[1])
         return RouteMatch(self._no_route)
 
     async def respond(
@@ -251,6 +236,13 @@ class Router:
         if isinstance(response, DeferredResponse):
             return await response.resolve()
         return response
+
+
+def _pattern_of(path: str) -> re.Pattern[str]:
+    """Return the pattern of paths with an id, which may be empty only at the end."""
+    before, _, after = re.escape(path).partition(r"\{")
+    _, _, after = after.partition(r"\}")
+    return re.compile(f"{before}([^/]{'+' if after else '*'}){after}")
 
 
 def problem_for(route: Route, problem: Problem) -> Problem:

@@ -5,37 +5,27 @@ other error: transient errors are 503, and an invalid row is an error of its ele
 """
 
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 import orjson
 from aiohttp import web
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import Raw
 
-from hotplate.serve.api.handlers import NO_STORE, RELEASE, in_pieces, releases, results
-from hotplate.serve.api.parameters import (
-    JSON,
-    MAX_BATCH_ITEMS,
-    MAX_USERS,
-    CanaryFlag,
-    Count,
-    Id,
-    ListedItem,
-    NoQuery,
-    QueryParser,
-    UsedSegment,
-    read_json_body,
-)
+from hotplate.serve.api.handlers import NO_STORE, RELEASE, conditional, in_pieces, releases, results
+from hotplate.serve.api.parameters import MAX_BATCH_ITEMS, read_json_body
+from hotplate.serve.api.routes import JSON
+from hotplate.serve.api.schemas import MAX_USERS, NoQuery, ScoreBody, ScoreColumns, ScoreError, ScoreRow, User
+from hotplate.serve.list_options import DEFAULT_N, Selection
 from hotplate.serve.list_requests import ListRequest
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
+from hotplate.serve.shaping import Shaper
 from hotplate.stores.encoding import MAX_ID_BYTES, USER, check_id
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
 # Swagger 2.0, with the names of Azure ML's servers.
 SIGNATURE: dict[str, Any] = orjson.loads((files("hotplate.serve.api") / "swagger.json").read_bytes())
-SCORE_EXAMPLE = SIGNATURE["definitions"]["ServiceInput"]["example"]
 # Rows answered before other requests run.
 ROWS_A_PIECE = 256
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
@@ -43,65 +33,6 @@ TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 _OBJECT = ord("{")
 _ARRAY = ord("[")
 
-User = Id | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-class ScoreRow(Struct, frozen=True):
-    """A user and n; other columns are ignored."""
-
-    user: User
-    n: Count | None = None
-
-
-class ScoreColumns(ScoreRow, array_like=True, frozen=True):
-    """The same as an array."""
-
-
-class ScoreBody(Struct, frozen=True):
-    """The body of `POST /score`. Every value may be a string."""
-
-    data: Annotated[
-        list[
-            Annotated[
-                Raw,
-                Meta(
-                    description="A row: an object with `user` and `n`, a list of both, or the user alone. An invalid "
-                    "row is reported in its element of the answer."
-                ),
-            ]
-        ],
-        Meta(max_length=MAX_USERS),
-    ]
-
-
-class Score(Struct, frozen=True):
-    """The result of one row."""
-
-    user: str | None
-    status: Annotated[
-        Literal["ok", "unknown", "error", "invalid"],
-        Meta(
-            description="`ok`: the user's own list; `unknown`: the user has none; `error`: it could not be read. Users "
-            "of the last two get the popular list. `invalid`: the row cannot be used; `error` gives the reason."
-        ),
-    ]
-    items: list[ListedItem]
-    source: str | UnsetType = UNSET
-    segment: UsedSegment = UNSET
-    release: str | UnsetType = UNSET
-    tier: str | UnsetType = UNSET
-    canary: CanaryFlag | UnsetType = UNSET
-    error: str | UnsetType = UNSET
-
-
-class ScoreError(Struct, frozen=True):
-    """Error members that callers of these routes read."""
-
-    status_code: int
-    message: str
-
-
-_SWAGGER = QueryParser(NoQuery, "GET /swagger.json")
 _decode_body = msgspec.json.Decoder(ScoreBody).decode
 _decode_row = msgspec.json.Decoder(ScoreRow, strict=False).decode
 _decode_columns = msgspec.json.Decoder(ScoreColumns, strict=False).decode
@@ -139,11 +70,9 @@ class Scoring:
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
         return web.Response(body=body, headers=headers)
 
-    async def swagger(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
+    async def swagger(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`GET /swagger.json`."""
-        _SWAGGER.parse(raw_query)
-        headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
-        return web.Response(body=orjson.dumps(SIGNATURE), headers=headers)
+        return conditional(request, orjson.dumps(SIGNATURE), {"Content-Type": JSON, "Cache-Control": "no-cache"})
 
     async def healthy(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /`: the text that callers expect."""

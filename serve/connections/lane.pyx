@@ -48,17 +48,18 @@ from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.app import problem_of
 from hotplate.serve.api.router import is_request_id
-from hotplate.serve.api.handlers import PRIVATE, SIMILAR, is_known, list_head, list_headers
-from hotplate.serve.api.parameters import ListQuery
+from hotplate.serve.api.handlers import PRIVATE, is_known, list_head, list_headers
+from hotplate.serve.api.parameters import QueryParser
+from hotplate.serve.api.routes import ITEM_PATH, POPULAR_PATH, USER_PATH
 from hotplate.serve.connections.answers import header_lines
 from hotplate.serve.connections.headers import IGNORED
 from hotplate.serve.connections.headers import READ as READ_HEADERS
-from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.encoded_lists import SOURCES, EncodedList
 from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
+from hotplate.serve.list_options import PagedSelection
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem, internal_error
-from hotplate.serve.shaping import DEFAULT_N, Selection
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, use_span
 from hotplate.serve.tiers import Origin
@@ -90,6 +91,7 @@ SOURCE = HOTPLATE_SOURCE.decode()
 PENDING = b""
 
 log = logging.getLogger(__name__)
+_parse = QueryParser(PagedSelection, "a list").parse
 
 # Sizes in bytes, but MAX_NAMES is a number of header names. MAX_BYTES limits a header block.
 cdef enum:
@@ -161,6 +163,10 @@ if READ_HEADERS != (
     "Host", "Connection", "X-API-Key", "Authorization", "X-Request-Id", "If-None-Match", "traceparent", "tracestate"
 ):
     raise ImportError("the order of headers.READ has changed; change the enum with it")
+
+
+if (USER_PATH, ITEM_PATH, POPULAR_PATH) != ("/v1/recommendations/{user}", "/v1/similar/{item}", "/v1/popular"):
+    raise ImportError("the paths of lists have changed; change _read_line with them")
 
 
 cdef struct HeaderName:
@@ -610,30 +616,32 @@ cdef class _Route:
     # That of the last answer; mostly the next one has the same.
     cdef _Template template
 
-    def __init__(self, place, name, source, kind, subject, cache):
-        """*kind* begins the keys of its rows; *cache* is the Cache-Control of a list from *source*."""
+    def __init__(self, place, name, kind, subject, cache):
+        """*kind* begins the keys of its rows; *cache* is the Cache-Control of a list from its source."""
         self.place = place
         self.name = name
-        self.source = source
+        self.source = SOURCES.get(kind, "popular")
         self.kind = kind
         self.prefix = kind.encode()
         self.subject = subject
         self.cache = cache
         self.ok_cell = request_cell(name, "GET", 200)
         self.known_cell = request_cell(name, "GET", 304)
-        self.hit_cell = LOOKUPS[source, "hit"]
+        self.hit_cell = LOOKUPS[self.source, "hit"]
 
 
 @cython.final
 cdef class _Query:
-    """The parameters of a plain request: the number of items, and the name of a named list, or an empty text."""
+    """The options of a plain request: none but the number of items, and the name of a named list."""
 
+    cdef object selection
     cdef Py_ssize_t n
     cdef str list_name
 
-    def __init__(self, n, list_name):
-        self.n = n
-        self.list_name = list_name
+    def __init__(self, selection):
+        self.selection = selection
+        self.n = selection.n
+        self.list_name = selection.list
 
 
 @cython.final
@@ -714,8 +722,7 @@ cdef class _Request:
     cdef double started
     cdef _Route route
     cdef bytes identifier
-    cdef Py_ssize_t n
-    cdef str list_name
+    cdef _Query query
     cdef bytes request_id
     cdef str known
     cdef str client
@@ -803,9 +810,9 @@ cdef class Lane:
         self._tracer = tracer
         self._writer = writer
         self._routes = (
-            _Route(RECOMMENDATIONS, "/v1/recommendations/{user}", "personal", USER, b'{"user":"', PRIVATE),
-            _Route(SIMILAR_ITEMS, "/v1/similar/{item}", "similar", ITEM, b'{"item":"', shared_cache),
-            _Route(POPULAR, "/v1/popular", "popular", "", b"{", shared_cache),
+            _Route(RECOMMENDATIONS, USER_PATH, USER, b'{"user":"', PRIVATE),
+            _Route(SIMILAR_ITEMS, ITEM_PATH, ITEM, b'{"item":"', shared_cache),
+            _Route(POPULAR, POPULAR_PATH, "", b"{", shared_cache),
         )
         self._vary = writer.vary.encode()
         self._generation = None
@@ -885,8 +892,7 @@ cdef class Lane:
         request = _Request.__new__(_Request)
         request.started = now
         request.route = <_Route>self._routes[parsed.route]
-        request.n = query.n
-        request.list_name = query.list_name
+        request.query = query
         request.identifier = b"" if parsed.identifier.start == NULL else _bytes(parsed.identifier)
         request.request_id = _bytes(parsed.values[REQUEST_ID]) if _is_request_id(parsed.values[REQUEST_ID]) else None
         request.known = _text(parsed.values[KNOWN])
@@ -904,7 +910,7 @@ cdef class Lane:
         request.client = caller.name
 
         try:
-            if self._local is not None and parsed.route != POPULAR and not request.list_name:
+            if self._local is not None and parsed.route != POPULAR and not request.query.list_name:
                 answer = self._answer_from_local(request)
                 if answer is not None:
                     return answer
@@ -927,15 +933,15 @@ cdef class Lane:
             return <_Query>query
 
         try:
-            parameters = SIMILAR.parse(raw.decode("ascii"))
+            selection = _parse(raw.decode("ascii"))
         except Problem:
             return None  # aiohttp's handler answers it
-        if parameters != ListQuery(n=parameters.n, list=parameters.list):
+        if selection != PagedSelection(n=selection.n, list=selection.list):
             return None
 
         if len(self._queries) >= MAX_REMEMBERED:
             self._queries.clear()
-        query = _Query(parameters.n, parameters.list)
+        query = _Query(selection)
         self._queries[raw] = query
         return <_Query>query
 
@@ -1022,7 +1028,7 @@ cdef class Lane:
         items. None if the offset is damaged.
         """
         cdef _Route route = request.route
-        cdef Span items = _cut(opened, request.n)
+        cdef Span items = _cut(opened, request.query.n)
         if items.end == NULL:
             return None
         self._cells[route.hit_cell] += 1
@@ -1042,16 +1048,16 @@ cdef class Lane:
         cdef _Route route = request.route
         cdef _Delivery delivery
         if route.place == POPULAR:
-            return self._finish(request, self._reader.popular(OVERALL, request.list_name))
+            return self._finish(request, self._reader.popular(OVERALL, request.query.list_name))
 
         fallback = EVERYBODY
-        if request.list_name:
-            row = self._reader.row_of(route.kind, request.text_id(), request.list_name)
+        if request.query.list_name:
+            row = self._reader.row_of(route.kind, request.text_id(), request.query.list_name)
             fallback = row.popular()
         else:
             row = request.row()
 
-        if not self._needs_io or request.list_name:
+        if not self._needs_io or request.query.list_name:
             encoded = self._reader.get_nowait(row, fallback)
             if encoded is not None:
                 return self._answer_with(request, encoded)
@@ -1080,7 +1086,7 @@ cdef class Lane:
         cdef object answer
         if POLICIES.number is not self._generation:
             self._renew()
-        if self._has_canary or request.list_name:
+        if self._has_canary or request.query.list_name:
             return self._answer_with(request, self._lists.hit(origin, row, body, delivery.fallback))
 
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
@@ -1096,8 +1102,8 @@ cdef class Lane:
 
     cdef object _answer_with(self, _Request request, object encoded):
         """Answer with a list that was read for a user or an item."""
-        if request.list_name:
-            encoded = self._reader.named(request.list_name, encoded)
+        if request.query.list_name:
+            encoded = self._reader.named(request.query.list_name, encoded)
         return self._finish(request, encoded)
 
     cdef bint _must_shape(self, _Request request) except -1:
@@ -1120,13 +1126,12 @@ cdef class Lane:
         cdef Py_buffer view
         cdef Span items
         cdef _Template template = self._template(route, encoded.release, encoded.source, encoded.tier, encoded.fallback)
-        cdef object selection = Selection(request.n)
         if route.place == RECOMMENDATIONS:
-            body = self._shaper.shape(encoded, selection, user=request.text_id())
+            body = self._shaper.shape(encoded, request.query.selection, user=request.text_id())
         elif route.place == SIMILAR_ITEMS:
-            body = self._shaper.shape(encoded, selection, beside=(request.text_id(),))
+            body = self._shaper.shape(encoded, request.query.selection, beside=(request.text_id(),))
         else:
-            body = self._shaper.shape(encoded, selection)
+            body = self._shaper.shape(encoded, request.query.selection)
 
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
@@ -1338,4 +1343,4 @@ cdef class Lane:
 if HISTOGRAM_CELLS != len(BUCKETS_S) + 2:
     raise ImportError("the layout of histograms has changed; change Lane._observe with it")
 
-cdef _Query _WITHOUT_QUERY = _Query(DEFAULT_N, "")
+cdef _Query _WITHOUT_QUERY = _Query(PagedSelection())

@@ -16,16 +16,17 @@ from msgspec import Meta, Struct
 
 from hotplate.serve.access.keys import ADMIN, create, load, revoke
 from hotplate.serve.api.openapi import page_response
-from hotplate.serve.api.parameters import Id, ListName, QueryParser
+from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.errors import InvalidClient, KeysUnreadable, NotReady, UnknownList
+from hotplate.serve.list_options import Id, ListName, Selection
 from hotplate.serve.list_requests import ListRequest, answer_list
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, ServiceView, UserView, json_of, operator_of
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Selection, Shaper
+from hotplate.serve.shaping import Shaper
 from hotplate.stores.encoding import USER, decode
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ class Console:
         """
         reader = await self._ready_reader()
         shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
-        request = ListRequest(USER, user, selection=Selection(), name=list_name)
+        request = ListRequest(USER, user, selection=Selection(list=list_name))
 
         started = time.perf_counter()
         try:

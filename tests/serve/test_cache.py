@@ -8,6 +8,7 @@ import pytest
 from hotplate.serve.cache import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.list_options import Selection
 from hotplate.serve.metrics import CACHE, LOOKUPS
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedRelease
@@ -124,7 +125,7 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     assert [(answer.source, answer.status) for answer in many] == [("personal", "ok"), ("popular", "error")]
     with pytest.raises(StoreUnavailable):
         await alone.personal_many(["1", "2"], must_read=True)
-    assert (await alone.fold_in([("a", None)], 1)).encoded.status == "error"
+    assert (await alone.fold_in([("a", None)], Selection(1))).encoded.status == "error"
     answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
     assert [(answer.tier, text(answer)) for answer in answers] == [("remote", "first for 1"), ("local", "second for 2")]
 

@@ -10,10 +10,10 @@ import pytest
 import hotplate
 from hotplate.client import Client, RequestRefused
 from hotplate.serve.errors import UnknownList
-from hotplate.serve.filters import filter_of
+from hotplate.serve.list_options import Selection
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Selection, Shaper
+from hotplate.serve.shaping import Shaper
 from hotplate.stores import lifecycle as life
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey, decode
 from hotplate.stores.errors import StoreUnavailable
@@ -69,10 +69,10 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
     assert first(await reader.similar("a", "basket")) == ("basket similar", "similar", "basket")
     assert first(await reader.similar("b", "basket")) == ("basket popular", "popular", "basket")
     assert first(reader.popular("Spain", "basket")) == ("basket popular", "popular", "basket")
-    assert first((await reader.fold_in([("a", None)], 5, name="basket")).encoded)[2] == "basket"
+    assert first((await reader.fold_in([("a", None)], Selection(5, list="basket"))).encoded)[2] == "basket"
     many = await reader.personal_many(["1", "2", "9", "1"], name="basket")
     assert [first(answer)[0] for answer in many] == ["basket 1", "basket 2", "basket popular", "basket 1"]
-    selection = Selection(2, filter_of(["basket 1"], ""))
+    selection = Selection(2, exclude=("basket 1",))
     shortened = Shaper(reader.deny_list).shape(await reader.personal("1", name="basket"), selection)
     assert [item["id"] for item in decode(shortened)] == ["basket popular", "second"]
 
@@ -173,7 +173,7 @@ async def test_a_release_with_another_default_list_answers_by_name(memory: Memor
         assert first(await reader.personal("1", name=name)) == (f"{name} 1", "personal", name)
         many = [first(answer)[:2] for answer in await reader.personal_many(["1", "9"], name=name)]
         assert many == [(f"{name} 1", "personal"), (f"{name} popular", "popular")]
-        assert first((await reader.fold_in([("a", None)], 5, name=name)).encoded)[2] == name
+        assert first((await reader.fold_in([("a", None)], Selection(5, list=name))).encoded)[2] == name
 
 
 @virtual

@@ -14,11 +14,11 @@ import pytest
 import hotplate
 from hotplate.client import Client, RequestRefused
 from hotplate.serve.deny_list import NO_OVERRIDES, DenyList, DenyListFile
-from hotplate.serve.filters import filter_of
+from hotplate.serve.list_options import BEGIN, Selection
 from hotplate.serve.list_requests import ListRequest, answer_list, answer_nowait, read_lists, shape_list
-from hotplate.serve.paging import BEGIN, FIRST, Cursor, parse_cursor
+from hotplate.serve.paging import FIRST, Cursor, parse_cursor
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Selection, Shaper
+from hotplate.serve.shaping import Shaper
 from hotplate.stores.attributes import encode_attributes
 from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey, decode, encode_id
 from hotplate.stores.errors import StoreMisused
@@ -234,12 +234,10 @@ class ShownPage:
 
 
 async def next_page(world: World, request: Request, after: str, n: int) -> ShownPage:
-    selection = Selection(n, filter_of(request.excluded, request.where))
-    wanted = ListRequest(
-        request.row.kind, request.row.id, selection=selection, segment=request.segment, after=parse_cursor(after)
-    )
+    selection = Selection(n, tuple(request.excluded), request.where, segment=request.segment)
+    wanted = ListRequest(request.row.kind, request.row.id, selection=selection, after=parse_cursor(after))
     if request.row.kind == USER and world.draws.random() < 0.5:
-        whole = ListRequest(USER, world.draws.choice(USERS), selection=selection, segment=request.segment)
+        whole = ListRequest(USER, world.draws.choice(USERS), selection=selection)
         _, encoded = await read_lists(world.reader, [whole, wanted])
         answer = shape_list(world.shaper, wanted, encoded)
     else:

@@ -121,6 +121,17 @@ def test_sync_methods_refuse_invalid_arguments(url: str) -> None:
                 lists.personal(user)  # type: ignore[arg-type]  # as in a program without type checks
 
 
+def test_an_option_that_a_call_does_not_take_is_refused_by_name(url: str) -> None:
+    with hotplate.open_sync(url) as lists:
+        with pytest.raises(TypeError, match="this list takes exclude, list, where, not segment"):
+            lists.similar("a", segment="France")  # type: ignore[call-arg]  # as in a program without type checks
+        for call in (lists.personal_many, lists.fold_in):
+            with pytest.raises(TypeError, match="this list takes exclude, list, segment, where, not fields"):
+                call(["42"], fields="id")  # type: ignore[call-arg]  # as in a program without type checks
+        with pytest.raises(TypeError, match="not after"):
+            lists.fold_in(["a"], after="0")  # type: ignore[call-arg]  # as in a program without type checks
+
+
 def test_any_number_of_items_may_be_asked_for(url: str) -> None:
     most = 10**30
     with hotplate.open_sync(url) as lists:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hotplate.serve.api.parameters import JSON, MSGPACK
+from hotplate.serve.api.routes import JSON, MSGPACK
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
 ODD = ["a,b", 'quo"te', "\\", "é", "😀", "two\r\nlines", "\n", "'", "=1+1", "\x00"]

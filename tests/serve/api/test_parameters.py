@@ -9,10 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotplate.serve.api.parameters import ListQuery, NoQuery, QueryParser, SegmentQuery, parse_batch
+from hotplate.serve.api.parameters import QueryParser, parse_batch
+from hotplate.serve.api.schemas import NoQuery
+from hotplate.serve.list_options import PagedSelection
 from hotplate.serve.problems import Problem
 
-PARSER = QueryParser(SegmentQuery, "GET /v1/popular")
+PARSER = QueryParser(PagedSelection, "GET /v1/popular")
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
 NAMES = st.sampled_from(["users", "n", "exclude", "fields", "x"])
 VALUES = st.recursive(
@@ -88,6 +90,6 @@ def test_a_refusal_names_the_parameter_and_its_bound(raw: str, sentence: str) ->
 
 def test_route_refuses_parameters_of_other_routes() -> None:
     with pytest.raises(Problem, match=r"`segment`; GET /v1/similar/\{item\} takes n, exclude, where, fields"):
-        QueryParser(ListQuery, "GET /v1/similar/{item}").parse("segment=x")
+        QueryParser(PagedSelection, "GET /v1/similar/{item}", ["segment"]).parse("segment=x")
     with pytest.raises(Problem, match="`n`; POST /v1/recommendations takes nothing in its query"):
         QueryParser(NoQuery, "POST /v1/recommendations").parse("n=3")

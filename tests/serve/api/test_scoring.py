@@ -12,8 +12,8 @@ import pytest
 from aiohttp import ClientSession, ClientTimeout
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.api.parameters import MAX_USERS
-from hotplate.serve.api.scoring import SIGNATURE, Score, ScoreError, ScoreRow
+from hotplate.serve.api.schemas import MAX_USERS, Score, ScoreError, ScoreRow
+from hotplate.serve.api.scoring import SIGNATURE
 from tests.support.redis_server import running as running_redis
 from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, serving
 

@@ -13,7 +13,8 @@ from aiohttp.streams import StreamReader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.api.parameters import MAX_BODY_BYTES, MAX_USERS, parse_batch
+from hotplate.serve.api.parameters import MAX_BODY_BYTES, parse_batch
+from hotplate.serve.api.schemas import MAX_USERS
 from hotplate.serve.connections.line_limit import MAX_CHUNKS, MAX_LINES, LineLimit, TooManyLines
 from hotplate.serve.connections.request_reader import RequestReader
 from hotplate.serve.embedded import Lists

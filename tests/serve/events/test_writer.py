@@ -15,6 +15,7 @@ from aiohttp import ClientSession, web
 
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.router import DeferredResponse
+from hotplate.serve.api.schemas import NoQuery
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import EVENT_COUNTS, Metrics
@@ -90,7 +91,7 @@ async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterato
 
     async def answer(request: web.Request) -> web.Response:
         try:
-            response = await handler.report(request, "", "")
+            response = await handler.report(request, "", NoQuery())
             assert isinstance(response, DeferredResponse)
             return await response.resolve()
         except Problem as problem:

@@ -1,0 +1,132 @@
+"""The options of a list: what a request or a call may say besides the user or the item, declared once.
+
+`Selection` has their names, types, bounds and texts, and what they leave out. From it follow the queries and bodies
+of the service, the OpenAPI document, `hotplate.open`, and whether the fast lane may answer. The types of a call's
+arguments, which a client without the service needs, too, are in `hotplate.base.recommendations`.
+"""
+
+from functools import cached_property
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+from msgspec.structs import fields
+
+from hotplate.base.recommendations import RequestOptions
+from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, IdSet, encode_id, without_titles
+
+DEFAULT_N = 10
+MAX_N = 1000
+MAX_EXCLUDED = 200
+MAX_WHERE_CHARS = 1024
+EXAMPLE = "category:shoes|boots,price<50"
+# The start of a condition in the dialect of JSON Schema, where values are not checked.
+WHERE_PATTERN = r"^$|^\s*[\w.-]{1,64}\s*(!?:|[<>]=?)"
+# `after` of a first page.
+BEGIN = "0"
+# Of `after`, also in the dialect of JSON Schema.
+CURSOR_PATTERN = r"^0$|^[0-9]{1,4}\.[0-9A-Za-z-]{1,64}\.[0-9a-f]{16}$"
+# Items of a list to which `where` is applied: of a computed one, and as estimated of stored ones.
+FILTERED = 200
+# Default factor of an item's weight for each newer one in a basket; docs/serving.md compares it with 1.
+RECENCY = 0.7
+
+FieldNames = Literal["id", "id,score", "id,score,title"]
+ALL_FIELDS: FieldNames = "id,score,title"
+
+Id = Annotated[
+    str, Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8.")
+]
+Count = Annotated[int, Meta(ge=1, le=MAX_N, description="How many items to return; a shorter list is returned whole.")]
+Excluded = Annotated[
+    tuple[Annotated[str, Meta(max_length=MAX_ID_BYTES)], ...],
+    Meta(
+        max_length=MAX_EXCLUDED,
+        description="Ids of items to leave out. The list is filled up to n from the stored list, then with popular "
+        "items. In a query, ids are separated by commas; a comma in an id is written %2C.",
+    ),
+]
+Where = Annotated[
+    str,
+    Meta(
+        max_length=MAX_WHERE_CHARS,
+        extra_json_schema={"pattern": WHERE_PATTERN},
+        description=f"Conditions on item attributes, as `{EXAMPLE}`; all must hold. Operators are : !: < <= > >=; a "
+        "value with a comma, bar or quote is a JSON string. Popular items that meet them fill the list up to n.",
+    ),
+]
+Fields = Annotated[FieldNames, Meta(description="The fields of items to return; by default all.")]
+ListName = Annotated[
+    str,
+    Meta(
+        max_length=MAX_LIST_NAME,
+        description="The name of a list of the release, such as `basket`; by default the default list.",
+    ),
+]
+Segment = Annotated[
+    str,
+    Meta(
+        max_length=MAX_ID_BYTES,
+        description="The segment of the popular list for a user without a list; the overall one if the release lacks "
+        "this segment.",
+    ),
+]
+After = Annotated[
+    str,
+    Meta(
+        extra_json_schema={"pattern": f"^$|{CURSOR_PATTERN}"},
+        description=f"`{BEGIN}` for the first of several pages, or the `next` of the page before.",
+    ),
+]
+
+
+class Selection(Struct, frozen=True, dict=True):
+    """What is wanted of a list. A tuple is a list of item ids.
+
+    The bounds are those of the service: `msgspec` checks them in requests, and the constructor checks nothing.
+    """
+
+    n: Count = DEFAULT_N
+    exclude: Excluded = ()
+    where: Where = ""
+    fields: Fields = ALL_FIELDS
+    list: ListName = ""
+    segment: Segment = OVERALL
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether items are left out, and popular ones fill the list up."""
+        return bool(self.exclude or self.where)
+
+    @cached_property
+    def excluded(self) -> frozenset[bytes]:
+        """The ids of `exclude`, by `encode_id`."""
+        return frozenset(map(encode_id, self.exclude))
+
+    @property
+    def left_out(self) -> tuple[IdSet, ...]:
+        """The items that are left out of each release; those that fail `where` depend on the release."""
+        return (self.excluded,) if self.exclude else ()
+
+    @property
+    def examined(self) -> int:
+        """How many items are examined for the *n* that are shown, as estimated."""
+        return max(self.n, FILTERED) if self.where else self.n
+
+    def shortened(self, items: bytes) -> bytes:
+        """Return items with the wanted fields only."""
+        if self.fields == ALL_FIELDS:
+            return items
+        return without_titles(items, scores=self.fields == "id,score")
+
+
+class PagedSelection(Selection, frozen=True, dict=True):
+    """The same, of a list that may be read by pages."""
+
+    after: After = ""
+
+
+# Options that are lists of ids.
+ID_OPTIONS = tuple(option.name for option in fields(Selection) if isinstance(option.default, tuple))
+
+if {*PagedSelection.__struct_fields__} != {"n", *RequestOptions.__optional_keys__} - {"timeout_s"}:
+    raise ImportError("the options of PagedSelection and of RequestOptions differ; declare each in both")
