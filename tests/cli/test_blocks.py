@@ -131,7 +131,7 @@ LISTED: dict[str, dict[str, str]] = {
         "pip install": PACKAGES + "; tests/serve/access/test_oidc.py has an issuer",
         "hotplate users accept-loss": "needs a lost record; tests/stores/test_erasure.py loses one",
     },
-    "docs/rules.md": {"b × s": "a formula; tests/offline/test_rules.py has its properties"},
+    "docs/rules.md": {"b": "a formula; tests/offline/test_rules.py has its properties"},
     "docs/sizing.md": {
         "hotplate plan --users 2M --peak-rps 800 --from-release": (
             "plans from a measurement of an idle machine, or refuses; tests/cli/test_plan.py has kept ones"
