@@ -6,7 +6,7 @@ from http import HTTPStatus
 from aiohttp.helpers import rfc822_formatted_time
 
 from hotplate.serve.api.router import RequestIds
-from hotplate.serve.connections.line_limit import MAX_CHUNKS, MAX_LINES
+from hotplate.serve.connections.line_limit import MAX_BYTES, MAX_CHUNKS, MAX_LINES
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
 from hotplate.serve.problems import CLOSE, CONTENT_TYPE, Problem, overloaded
 
@@ -47,7 +47,10 @@ class AnswerWriter:
     def too_many_chunks(self) -> Problem:
         """Count and return the refusal of a chunked body that would take too long to parse."""
         self.metrics.count_shed("chunks")
-        detail = f"a body has at most {MAX_CHUNKS} chunks and {MAX_LINES} lines; send larger chunks, or Content-Length"
+        detail = (
+            f"a body has at most {MAX_CHUNKS} chunks, {MAX_LINES} lines and {MAX_BYTES} bytes with their sizes; "
+            "send larger chunks, or Content-Length"
+        )
         return Problem(413, "too-many-chunks", detail, CLOSE)
 
 
