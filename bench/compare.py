@@ -94,14 +94,19 @@ def compare(first: Report, second: Report, decides: str = P99) -> Report:
 
     shown = {decides, RATE, P50, P99}
     lateness_us = max(_value(first, LATENESS), _value(second, LATENESS))
-    verdict = _more_errors(first, second) or _verdict(changes[decides], lateness_us)
+    errors = _growth_of_errors(first, second)
+    if errors and is_significant_growth(_failures(first), _failures(second)):
+        verdict = Verdict(f"a regression: {errors}", errors)
+        errors = ""
+    else:
+        verdict = _verdict(changes[decides], lateness_us)
     return Report(
         kind="compare",
         sentence=f"{verdict.sentence[:1].upper()}{verdict.sentence[1:]}.",
         rows=tuple(row for change in changes.values() for row in change.rows(main=change.name in shown)),
         columns=COLUMNS,
         origins={"measured": f"all rounds of each; {decides} decides, and the others are for information"},
-        notes=tuple(_notes(first, second)),
+        notes=tuple(_notes(first, second, errors)),
         broken=(verdict.regression,) if verdict.regression else (),
         configuration={"A": first.configuration, "B": second.configuration},
         machine=describe(),
@@ -181,14 +186,6 @@ class Verdict(NamedTuple):
     regression: str = ""
 
 
-def _more_errors(first: Report, second: Report) -> Verdict | None:
-    """Return a regression if the share of errors grew by more than MORE_ERRORS, and significantly."""
-    errors = _growth_of_errors(first, second)
-    if not errors or not is_significant_growth(_failures(first), _failures(second)):
-        return None
-    return Verdict(f"a regression: {errors}", errors)
-
-
 def _growth_of_errors(first: Report, second: Report) -> str:
     """Return a sentence, without its full stop, if the share of errors grew by more than MORE_ERRORS; else nothing."""
     before = _failures(first).share
@@ -202,10 +199,9 @@ def _value(report: Report, figure: str) -> float:
     return next((row.value or 0.0 for row in report.rows if row.figure == figure), 0.0)
 
 
-def _notes(first: Report, second: Report) -> Iterator[str]:
-    """Yield a note if errors grew but not significantly, and one if the machines differ, by their CPU and cores."""
-    errors = _growth_of_errors(first, second)
-    if errors and not is_significant_growth(_failures(first), _failures(second)):
+def _notes(first: Report, second: Report, errors: str) -> Iterator[str]:
+    """Yield a note on *errors*, which may have grown by chance, and one if the machines differ, by CPU and cores."""
+    if errors:
         yield f"{errors[:1].upper()}{errors[1:]}, which may be chance."
     before, after = (
         f"{report.machine.get('cores')} cores of {report.machine.get('cpu')}" for report in (first, second)

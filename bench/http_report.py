@@ -9,9 +9,8 @@ from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count,
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, P99_9, POPULAR_LISTS, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult
-from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, LAG_SHARE, Histogram, Result
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result, lag_note
 from hotplate.bench.objective import PERCENTS, format_bound, format_ms
-from hotplate.bench.process import describe
 from hotplate.bench.search import Trial, first_outside, highest, knee, users_per_s
 from hotplate.bench.statistics import error_share, in_time, mean, percentile, popular_share
 from hotplate.bench.verdict import NOT_LISTS, Finding, Gravity, concluded, findings_of, interrupted_report
@@ -217,7 +216,6 @@ def _concluded(runs: HttpRuns, measured: Report, findings: Sequence[Finding], fi
         measured,
         interrupted=runs.interrupted,
         configuration=runs.plan.options.to_json(),
-        machine=describe(),
     )
     if gravities & NOTHING_KNOWN:
         figures = ""
@@ -226,7 +224,7 @@ def _concluded(runs: HttpRuns, measured: Report, findings: Sequence[Finding], fi
 
 def report_popular(plan: HttpPlan, sample: Result) -> Report:
     """Report that nothing was measured, because a *sample* of users gets the popular list."""
-    measured = Report(kind="http", sentence="", configuration=plan.options.to_json(), machine=describe())
+    measured = Report(kind="http", sentence="", configuration=plan.options.to_json())
     return concluded(measured, findings_of(Gravity.POPULAR, plan.popular_complaint([sample]), lead=NOT_LISTS))
 
 
@@ -340,11 +338,8 @@ def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     yield mean([result.ok_rate for result in rounds]).row(subject, RATE, "/s")
     yield error_share(rounds).row(subject, ERRORS_AND_DROPS, "share")
     yield from _popular_rows(subject, rounds)
-    yield Row(subject, LATENESS, "us", _lateness_us(rounds), main=False)
-
-
-def _lateness_us(rounds: Sequence[Result]) -> float:
-    return Histogram.merged(result.lag for result in rounds).percentile_us(99)
+    lag = Histogram.merged(result.lag for result in rounds)
+    yield Row(subject, LATENESS, "us", lag.percentile_us(99), main=False)
 
 
 def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
@@ -362,10 +357,9 @@ def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
         yield f"{pauses} of the machine: the longest answer took {longest}."
     if verdict.limit:
         yield f"The search ended because of the generator, and not of the service: {verdict.limit}."
-    late_us = _lateness_us(verdict.timed)
-    if late_us > LAG_SHARE * Histogram.merged(result.latency for result in verdict.timed).percentile_us(99):
-        late = f"The generator itself was {format_value(late_us, 'us')} late at p99 of all rounds"
-        yield f"{late}; that is part of the latencies."
+    late = lag_note(verdict.timed)
+    if late:
+        yield f"{late.capitalize()}."
 
 
 def _plots(runs: HttpRuns, verdict: Verdict) -> Iterator[Plot]:

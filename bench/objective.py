@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+
 from hotplate.base.report import rounded
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import P50, P99, P99_9
@@ -22,7 +24,7 @@ PAUSE_EVERY_S = 5
 LEAST_S = 3
 # Share of the seconds that must be without a pause.
 CALM = 1 / 3
-# A median below this share of the highest one shows that a queue is being served.
+# Last latencies below this share of the p90 of a pause show that a queue is being served.
 FALLING = 0.9
 
 
@@ -72,15 +74,22 @@ class Objective:
     def _are_pauses(self, is_calm: Sequence[bool], seconds: Sequence[Result]) -> bool:
         """Return whether the *seconds* that are not calm are rare pauses, after which latencies fall.
 
-        If the last second is not calm, its median tells: it is inside after a pause that has just begun.
+        If the last second is not calm, a pause has just begun if its median is inside, and latencies fall if those of
+        its last tenth are below most of the pause.
         """
         pauses = [list(run) for calm, run in groupby(range(len(seconds)), is_calm.__getitem__) if not calm]
         most_pauses = max(len(seconds) // PAUSE_EVERY_S, len(seconds) >= LEAST_S)
         if len(pauses) > most_pauses or sum(is_calm) < CALM * len(seconds):
             return False
-        medians_us = [seconds[number].latency.percentile_us(50) for number in pauses[-1]]
-        falling_us = FALLING * max(medians_us)
-        return is_calm[-1] or medians_us[-1] <= max(falling_us, min(self.latency_us.values()))
+        if is_calm[-1]:
+            return True
+
+        last_s = seconds[-1].latencies_s
+        end_us = 1e6 * float(np.median(last_s[-max(1, len(last_s) // 10) :]))
+        in_pause = Histogram.merged(seconds[number].latency for number in pauses[-1])
+        falling_us = FALLING * in_pause.percentile_us(90)
+        is_inside = seconds[-1].latency.percentile_us(50) <= min(self.latency_us.values())
+        return is_inside or end_us <= falling_us
 
     def judge_latency(self, results: Sequence[Result]) -> Judgement:
         """Compare the percentiles of all results together with their bounds.

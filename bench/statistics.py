@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtrc, ndtri, stdtr, stdtrit
+from scipy.special import bdtrc, stdtr, stdtrit
 
+from hotplate.base.intervals import Z
 from hotplate.base.report import Row
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result, lateness
 
@@ -93,7 +94,7 @@ def _binomial_interval(histogram: Histogram, percent: float) -> tuple[float, flo
     answers beyond the percentile, such as ten, this is wider than the differences between rounds show.
     """
     below = percent / 100
-    deviation = ndtri(1 - TAIL) * math.sqrt(below * (1 - below) / histogram.count)
+    deviation = Z * math.sqrt(below * (1 - below) / histogram.count)
     low = histogram.percentile_us(100 * (below - deviation))
     high = histogram.percentile_us(min(100.0, 100 * (below + deviation)))
     return low, high

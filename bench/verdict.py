@@ -62,7 +62,7 @@ def concluded(
     figures: str = "",
     answered: Collection[Gravity] = (),
 ) -> Report:
-    """Return *report* with its findings, and with its first sentence, which begins with the gravest of them.
+    """Return *report* with its findings, the machine, and its first sentence, which begins with the gravest of them.
 
     answer    the sentence without findings, or with those that it states itself, of the kinds *answered*
     figures   what was measured, without a verdict, which follows a finding
@@ -74,6 +74,7 @@ def concluded(
     return replace(
         report,
         sentence=sentence,
+        machine=describe(),
         broken=tuple(finding.text for finding in by_gravity if finding.gravity not in FAILURES),
         failures=tuple(finding.text for finding in by_gravity if finding.gravity in FAILURES),
     )

@@ -270,6 +270,14 @@ class Result:
         }
 
 
+def lag_note(results: Sequence[Result]) -> str:
+    """Return a sentence, without its full stop, if the p99 of lags is above LAG_SHARE of the p99 of latencies."""
+    late_us = Histogram.merged(result.lag for result in results).percentile_us(99)
+    if late_us <= LAG_SHARE * Histogram.merged(result.latency for result in results).percentile_us(99):
+        return ""
+    return f"the generator itself was {format_value(late_us, 'us')} late at p99; that is part of the latencies"
+
+
 def lateness(results: Sequence[Result], at_least: int = 1) -> list[str]:
     """Return a sentence if the p99 of all results together is mostly the delay of the load generator; else nothing.
 

@@ -14,11 +14,11 @@ from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
 from hotplate.bench.figure_names import AT_LEAST as AT_LEAST_NOTE
 from hotplate.bench.figure_names import EMULATOR, LATENESS, P50, P99, PROVISIONED, READS, level_name
 from hotplate.bench.loadgen.load import failure_by_status
-from hotplate.bench.loadgen.result import LAG_SHARE, P99_SAMPLES, ResponseSample, Result, lateness
+from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lag_note, lateness
 from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.process import describe, too_far
+from hotplate.bench.process import too_far
 from hotplate.bench.search import TRIES, Trial
 from hotplate.bench.statistics import percentile
 from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings_of
@@ -225,13 +225,10 @@ class Level:
         return self.capacity_per_s if self.is_computed else self.at(OVERLOAD).accepted_per_s
 
     @property
-    def lateness_us(self) -> float:
-        """The p99 of the generator's delays at 90 % load, in µs; 0 if it is a small part of the latency."""
-        trials = [trial.result for trial in self.trials if trial.offered == CALM]
-        if not trials or self.is_computed:
-            return 0.0
-        late_us = trials[-1].lag.percentile_us(99)
-        return late_us if late_us > LAG_SHARE * trials[-1].latency.percentile_us(99) else 0.0
+    def lag_note(self) -> str:
+        """A sentence if the delays of the generator are a part of the latency, at 90 % load."""
+        calm = [trial.result for trial in self.trials if trial.offered == CALM]
+        return "" if self.is_computed else lag_note(calm[-1:])
 
     def at(self, share: float) -> LevelTrial:
         """Return the trial at a share that got most reads through, below OVERLOAD the last one. Raises KeyError."""
@@ -410,7 +407,6 @@ def report(sweep: Sweep, prices: Prices) -> Report:
         notes=tuple(_notes(sweep)),
         interrupted=sweep.interrupted,
         configuration=sweep.options.to_json(),
-        machine=describe(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
     return concluded(measured, _findings(sweep), answer, figures=answer)
@@ -579,10 +575,8 @@ def _notes(sweep: Sweep) -> Iterator[str]:
             for row in (_latency(sweep, level, figure) for figure in (P50, P99)):
                 if row.value is None:
                     subjects.setdefault(f"{row.figure} is not known, {row.note}", []).append(subject)
-        late_us = level.lateness_us
-        if late_us:
-            late = f"the generator itself was {format_value(late_us, 'us')} late at p99 of 90 % load"
-            subjects.setdefault(f"{late}, which is part of the latency", []).append(subject)
+        if level.lag_note:
+            subjects.setdefault(level.lag_note, []).append(subject)
     for reason, names in subjects.items():
         yield f"{', '.join(names)}: {reason}."
     if sweep.missing:

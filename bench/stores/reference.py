@@ -13,7 +13,6 @@ from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.comparison import Needs, cpu_row, latency_rows, needs
 from hotplate.bench.stores.report import LATENCY_COLUMNS
@@ -121,7 +120,6 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
         method=(*notes, METHOD),
         interrupted=measured.interrupted,
         configuration=options.to_json(),
-        machine=describe(),
     )
     return concluded(
         reported, measured.findings, _answer(rows[P50], needed, prices, is_emulated=store.candidate.emulated)

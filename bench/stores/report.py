@@ -12,11 +12,10 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.figure_names import CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
-from hotplate.bench.loadgen.result import LAG_SHARE, Histogram
+from hotplate.bench.loadgen.result import lag_note
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS
 from hotplate.bench.stores.comparison import (
@@ -197,11 +196,10 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         },
         origins=_origins(options, measured, prices),
         plots=tuple(plots(rows)),
-        notes=(*notes, *_too_few_answers(stores, rows), *_late(stores, rows)),
+        notes=(*notes, *_too_few_answers(stores, rows), *_late(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *_checks(measured.stores)),
         interrupted=measured.interrupted,
         configuration=_configuration(options, measured),
-        machine=describe(),
     )
     return concluded(reported, [*_missing_rounds(options, measured), *measured.findings], answer)
 
@@ -302,16 +300,12 @@ def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterat
         yield f"{' and '.join(few)}: too few answers; a longer --budget or more rounds (--repeat) give more."
 
 
-def _late(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:
+def _late(stores: Sequence[StoreRuns]) -> Iterator[str]:
     """Yield a note on stores of which a part of the p99 is the load generator's delay."""
-    p99s_us = {row.subject: row.value for row in rows if row.figure == DECISIVE}
     for store in stores:
-        name = store.candidate.name
-        p99_us = p99s_us[name]
-        late_us = Histogram.merged(result.lag for result in store.results).percentile_us(99)
-        if not store.candidate.emulated and p99_us is not None and late_us > LAG_SHARE * p99_us:
-            late = format_value(late_us, "us")
-            yield f"{name}: the generator itself was {late} late at p99; that is part of the latencies."
+        late = lag_note(store.results)
+        if late and store.sound and not store.candidate.emulated:
+            yield f"{store.candidate.name}: {late}."
 
 
 def plots(rows: Sequence[Row]) -> list[Plot]:

@@ -1,1 +1,1 @@
-"""What all rooms may import: exit codes, extras, proxies, loops in threads, lists, and reports."""
+"""What all rooms may import: exit codes, extras, proxies, loops in threads, lists, intervals, and reports."""

@@ -6,19 +6,17 @@ Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics").
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
 
+from hotplate.base.intervals import Interval, Sample, Z, difference_interval
 from hotplate.serve.metrics import IMPRESSION
 from hotplate.stores.catalogue import Arm, Experiment
 from hotplate.stores.encoding import USER
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 
-# Quantiles of the normal distribution: of a 95 % interval, of a power of 80 %, and of p = 0.001 for the numbers of
-# users (Fabijan et al. 2019, "Diagnosing Sample Ratio Mismatch").
-Z_INTERVAL = 1.959964
+# Quantiles of the normal distribution: of a power of 80 %, and of p = 0.001 for the numbers of users (Fabijan et al.
+# 2019, "Diagnosing Sample Ratio Mismatch").
 Z_POWER = 0.841621
 Z_RATIO = 3.290527
 
@@ -28,56 +26,13 @@ LEAST_USERS = 30  # of each arm, for a mean that is nearly normal
 MAX_SKEWNESS = 0.2
 
 
-class Sample(NamedTuple):
-    """The users of an arm, and mean, variance and third central moment of their values."""
-
-    users: int
-    mean: float
-    variance: float
-    third: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Sample":
-        """Return the number of users, and the moments of *values*: one per user, such as the sum of purchases."""
-        users = max(1, len(values))
-        mean = sum(values) / users
-        squares = sum((value - mean) ** 2 for value in values)
-        cubes = sum((value - mean) ** 3 for value in values)
-        return cls(len(values), mean, variance=squares / max(1, users - 1), third=cubes / users)
-
-
-def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
-    """Return the bounds of the 95 % interval of the difference of means, B minus A, by Welch's t-test (1947).
-
-    A sample has the number of users, and the mean and the variance of their values.
-    """
-    # Squared standard errors: of both means, and of their difference.
-    error_a = a.variance / max(1, a.users)
-    error_b = b.variance / max(1, b.users)
-    error = error_a + error_b
-
-    # The degrees of freedom by Welch and Satterthwaite: their inverse, which is 0 if all values are equal.
-    spread = error_a**2 / max(1, a.users - 1) + error_b**2 / max(1, b.users - 1)
-    inverse = 0.0
-    if spread:
-        inverse = spread / error**2
-
-    # Student's quantile from the normal one, by Abramowitz and Stegun 26.7.5.
-    z = Z_INTERVAL
-    quantile = z + (z**3 + z) / 4 * inverse + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
-
-    difference = b.mean - a.mean
-    half_width = quantile * sqrt(error)
-    return difference - half_width, difference + half_width
-
-
 def skewness(a: Sample, b: Sample) -> float:
     """Return the skewness of the difference of means, B minus A, which is small if both have as many users.
 
     The third central moment of the values is estimated from the users of both.
     """
-    third_moment = (a.third * a.users + b.third * b.users) / (a.users + b.users) * (b.users**-2 - a.users**-2)
-    variance = a.variance / a.users + b.variance / b.users
+    third_moment = (a.third * a.size + b.third * b.size) / (a.size + b.size) * (b.size**-2 - a.size**-2)
+    variance = a.variance / a.size + b.variance / b.size
     return third_moment / variance**1.5 if variance else 0.0
 
 
@@ -90,7 +45,7 @@ def users_needed(a: Sample, b: Sample, share: float, min_effect: float) -> tuple
     if not a.mean:
         return None
     spread = a.variance / (1 - share) + b.variance / share
-    users = spread * ((Z_INTERVAL + Z_POWER) / (min_effect * a.mean)) ** 2
+    users = spread * ((Z + Z_POWER) / (min_effect * a.mean)) ** 2
     return round(users * (1 - share)) + 1, round(users * share) + 1
 
 
@@ -102,7 +57,7 @@ class ArmReport:
     goal: str
     users: tuple[int, int]
     means: tuple[float, float]
-    interval: tuple[float, float] | None
+    interval: Interval | None
     users_needed: tuple[int, int] | None
     verdict: str
 
@@ -149,15 +104,15 @@ class ArmEvents:
         b = self._sample_of("B")
 
         verdict = self._reason_for_no_verdict(a, b)
-        interval: tuple[float, float] | None = None
+        interval: Interval | None = None
         if verdict is None:
-            interval = welch_interval(a, b)
+            interval = difference_interval(a, b)
             verdict = _verdict_of(interval)
 
         return ArmReport(
             experiment=self._experiment,
             goal=self._goal,
-            users=(a.users, b.users),
+            users=(a.size, b.size),
             means=(a.mean, b.mean),
             interval=interval,
             users_needed=users_needed(a, b, self._experiment.percent / 100, min_effect),
@@ -185,17 +140,17 @@ class ArmEvents:
 
         # The number of users in B is binomial: another one than the share suggests means that events are lost.
         share = self._experiment.percent / 100
-        users = a.users + b.users
-        if abs(b.users - share * users) > Z_RATIO * sqrt(users * share * (1 - share)):
+        users = a.size + b.size
+        if abs(b.size - share * users) > Z_RATIO * sqrt(users * share * (1 - share)):
             return "no verdict: one arm loses users (p < 0.001)"
 
         # The interval assumes means that are nearly normal.
-        if min(a.users, b.users) < LEAST_USERS:
+        if min(a.size, b.size) < LEAST_USERS:
             return f"no verdict: fewer than {LEAST_USERS} users of an arm"
         return "no verdict: too few users for such values" if abs(skewness(a, b)) > MAX_SKEWNESS else None
 
 
-def _verdict_of(interval: tuple[float, float]) -> str:
+def _verdict_of(interval: Interval) -> str:
     """Return which arm has more, by the interval of the difference of means, B minus A."""
     low, high = interval
     if low > 0:

@@ -3,20 +3,18 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
 from typing import NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from hotplate.base.intervals import Interval, share_interval
 from hotplate.serve.events.experiments import ArmEvents
 from hotplate.serve.events.segment_folder import SegmentFolder
 from hotplate.serve.events.writer import WrittenEvent
 from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, POSITIONS
 from hotplate.stores.event_log import SegmentReader, decode_event, is_open_segment, segment_names
 
-# Standard deviations of a 95 % interval.
-Z = 1.96
 # All positions together.
 ALL = "all"
 
@@ -38,20 +36,12 @@ class PositionCounts(NamedTuple):
         return self.clicks / self.impressions if 0 < self.impressions >= self.clicks else None
 
     @property
-    def interval(self) -> tuple[float, float] | None:
+    def interval(self) -> Interval | None:
         """The bounds of the 95 % interval of `ctr`, by Wilson's score, as if items were independent.
 
         None without it.
         """
-        impressions = self.impressions
-        rate = self.ctr
-        if rate is None:
-            return None
-
-        weight = Z * Z / impressions
-        center = (rate + weight / 2) / (1 + weight)
-        half_width = Z * sqrt(rate * (1 - rate) / impressions + weight / (4 * impressions)) / (1 + weight)
-        return center - half_width, center + half_width
+        return None if self.ctr is None else share_interval(self.ctr, self.impressions)
 
 
 @dataclass(frozen=True, slots=True)

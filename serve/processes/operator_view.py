@@ -8,11 +8,12 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
+from hotplate.base.intervals import Interval, rate_interval
 from hotplate.base.recommendations import Item
 from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.readiness import Status
-from hotplate.serve.releases.canary import ReleaseCounts, click_interval
+from hotplate.serve.releases.canary import ReleaseCounts
 from hotplate.serve.states import ProcessState, TierState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
@@ -29,13 +30,13 @@ class RoleView(Struct):
     shown: float
     clicks: float
     lookups: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     """Of clicks per shown list."""
 
     @classmethod
     def of(cls, counts: ReleaseCounts) -> Self:
         """Return the view of these counts."""
-        interval = click_interval(counts.shown, counts.clicks)
+        interval = rate_interval(counts.clicks, counts.shown)
         return cls(**counts._asdict(), lookups=counts.lookups, interval=interval)
 
 

@@ -42,8 +42,6 @@ _NODES = tuple(number / 4 for number in range(-32, 33))
 # Slow reads take over SLOW_S and twice this quantile of the live release.
 USUAL = 0.95
 SLOW_S = 0.01
-# Standard deviations of a 95 % interval.
-INTERVAL = 1.96
 
 NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
@@ -85,14 +83,6 @@ class BothCounts(NamedTuple):
     def since(self, before: "BothCounts") -> "BothCounts":
         """Return the difference to *before*."""
         return BothCounts(self.live.since(before.live), self.canary.since(before.canary))
-
-
-def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of clicks per shown list; None without lists or clicks."""
-    if not (shown and clicks):
-        return None
-    half = INTERVAL * clicks**0.5
-    return max(0.0, clicks - half) / shown, (clicks + half) / shown
 
 
 class _Tally(NamedTuple):

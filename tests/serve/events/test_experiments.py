@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hotplate.base.intervals import Sample, difference_interval
 from hotplate.serve.events.experiments import (
     MAX_SKEWNESS,
     ArmEvents,
     ArmReport,
-    Sample,
     skewness,
     users_needed,
-    welch_interval,
 )
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
@@ -140,7 +139,7 @@ def test_experiments_without_an_effect_have_few_winners(kind: str, percent: floa
             values = rng.binomial(1, 0.08, len(in_b)) * rng.lognormal(3.0, 1.2, len(in_b))
         a = sample(values[~in_b])
         b = sample(values[in_b])
-        low, high = welch_interval(a, b)
+        low, high = difference_interval(a, b)
         winners += abs(skewness(a, b)) <= MAX_SKEWNESS and (low > 0 or high < 0)
     assert (15 if percent == 50 else 0) <= winners <= 35
 
@@ -159,7 +158,7 @@ def test_experiments_with_enough_users_have_80_percent_power() -> None:
             sample(factor * rng.lognormal(1.0, 1.0, users))
             for users, factor in zip(needed, (1, 1 + change), strict=True)
         )
-        winners += welch_interval(a, b)[0] > 0
+        winners += difference_interval(a, b)[0] > 0
     assert 0.74 <= winners / 400 <= 0.86
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import BUCKETS_S, CANARY, CANARY_LOOKUPS, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, ServedCanary, click_interval, find_regression
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, ServedCanary, find_regression
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
@@ -219,11 +219,6 @@ def test_canary_regression_needs_the_bound_and_significance(
 ) -> None:
     regression = find_regression(live, canary)
     assert (regression is None) if finding is None else (regression is not None and finding in regression)
-
-
-def test_an_interval_of_clicks_is_that_of_its_standard_error() -> None:
-    assert click_interval(400, 100) == pytest.approx((0.201, 0.299), abs=1e-3)
-    assert click_interval(0, 5) is click_interval(5, 0) is None
 
 
 def request_of(path: str, *headers: str) -> bytes:
