@@ -128,7 +128,9 @@ class TurnLookups:
         if waiters is None:
             self._waiting[row] = self._turn[row] = [waiter]
             if is_first_of_turn:
-                asyncio.get_running_loop().call_soon(self._read_turn)
+                task = asyncio.create_task(self._read_turn())
+                self._reads.add(task)
+                task.add_done_callback(self._reads.discard)
         else:
             waiters.append(waiter)
             if is_first_of_turn:
@@ -151,10 +153,10 @@ class TurnLookups:
             if self._reads:
                 await asyncio.wait(self._reads)
 
-    def _read_turn(self) -> None:
-        """Read the rows that were added in this iteration of the event loop, in a task.
+    async def _read_turn(self) -> None:
+        """Read the rows that were added before this task began, and complete all, even after an error.
 
-        The time of the reads is limited by `self._budget_s` from now on.
+        The time of the reads is limited by `self._budget_s` from then on.
         """
         turn = _Turn(
             tiers=self._tiers,
@@ -164,18 +166,10 @@ class TurnLookups:
             waiting=self._waiting,
             spans=self._turn_spans,
         )
-        rows = list(self._turn)
         self._turn = {}
         self._turn_spans = {}
-
-        task = asyncio.create_task(self._read_rows(turn, rows))
-        self._reads.add(task)
-        task.add_done_callback(self._reads.discard)
-
-    async def _read_rows(self, turn: _Turn, rows: Sequence[RowKey]) -> None:
-        """Read the rows of a turn, and complete all, even after an error."""
         try:
-            await turn.read(rows)
+            await turn.read(list(turn.waiters))
         except Exception:
             log.exception("a lookup failed")
         finally:

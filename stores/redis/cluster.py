@@ -77,17 +77,29 @@ class Cluster(Deployment):
         return settings
 
     async def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
-        """Record that another node has a slot now, and return it; without a host, it is another port of *sender*."""
+        """Record that another node has a slot now, and return it; without a host, it is another port of *sender*.
+
+        A replica that has a slot of its primary has taken over all of them.
+        """
         node = RedisNode(moved.host or sender.host, moved.port)
-        self._shards[moved.slot_id] = (node,)
+        former = self._shards[moved.slot_id]
+        if node in former[1:]:
+            successor = (node, *(other for other in former if other != node))
+            self._shards = [successor if shard == former else shard for shard in self._shards]
+        else:
+            self._shards[moved.slot_id] = (node,)
         self._note_nodes({*self._nodes, node}, {*self.primaries, node})
         self.schedule_refresh()
         return node
 
     async def ask(self) -> None:
-        """Ask the nodes for the slots, one after the other until one answers. Raises StoreError."""
+        """Ask the nodes for the slots, one after the other until one answers; last those that failed.
+
+        Raises StoreError.
+        """
         known_nodes = random.sample(sorted(self._nodes), len(self._nodes))
-        for node in dict.fromkeys([*known_nodes, *self._seeds]):
+        nodes = dict.fromkeys([*known_nodes, *self._seeds])
+        for node in sorted(nodes, key=self._failed.__contains__):
             try:
                 async with asyncio.timeout(DISCOVERY_TIMEOUT_S):
                     described = await self._described_by(node)

@@ -4,8 +4,8 @@ A deployment is one server (`Standalone`), servers behind sentinels (`hotplate.s
 (`hotplate.stores.redis.cluster`). Redis hashes each key to one of 16,384 *slots*. A cluster divides them among its
 primaries; elsewhere one primary has them all. Primaries take writes, and replicas follow them.
 
-redis-py asks sentinels and the nodes of a cluster. When they are asked is decided here: before the first command, and,
-with pauses, after a failure or a redirection.
+Sentinels and the nodes of a cluster are asked over connections of redis-py: before the first command, and, with pauses,
+after a failure or a redirection.
 """
 
 import asyncio
@@ -85,6 +85,9 @@ class Deployment(ABC):
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
 
+        self._failed = set[RedisNode]()
+        """Servers that did not answer since the last discovery, which are asked last."""
+
         self._servers = dict[RedisNode, Server]()
         self._closing = set[asyncio.Task[None]]()
         """Tasks that close connections that are no longer needed."""
@@ -113,8 +116,13 @@ class Deployment(ABC):
         """Discover the servers now, or wait for the discovery in progress; raises StoreError."""
         await self._discovery.result()
 
-    def schedule_refresh(self) -> None:
-        """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S."""
+    def schedule_refresh(self, failed: RedisNode | None = None) -> None:
+        """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S.
+
+        *failed* is a server that did not answer. If it hangs, asking it first would delay the discovery.
+        """
+        if failed is not None:
+            self._failed.add(failed)
         self._schedule(failure=None)
 
     @abstractmethod
@@ -243,6 +251,7 @@ class Deployment(ABC):
         except StoreError as error:
             self._schedule(failure=error)
             raise
+        self._failed.clear()
         self.is_loaded = True
 
     def _schedule(self, failure: StoreError | None) -> None:
@@ -288,8 +297,9 @@ class Standalone(Deployment):
     async def ask(self) -> None:
         """Return: the URL names the server."""
 
-    def schedule_refresh(self) -> None:
+    def schedule_refresh(self, failed: RedisNode | None = None) -> None:
         """Return: the server stays the same."""
+        del failed
 
     def replica_of(self, slot: int) -> RedisNode | None:
         """Return None: nothing names replicas."""

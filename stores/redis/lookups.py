@@ -158,9 +158,11 @@ class Lookups:
             async with asyncio.timeout_at(until_s):
                 return await self._read_over(connections, names, until_s)
         except TimeoutError:
-            return [late(self._deployment)] * len(names)
+            failure = late(self._deployment)
         except StoreUnavailable as error:
-            return [error] * len(names)
+            failure = error
+        self._deployment.schedule_refresh(node)
+        return [failure] * len(names)
 
     async def _read_over(
         self, connections: Reconnector, names: Sequence[bytes], until_s: float | None

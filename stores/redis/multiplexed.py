@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any, cast
 
 import hiredis
@@ -78,6 +79,9 @@ class Multiplexer(asyncio.Protocol):
 
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._checks_at = inf
+        """Time of the loop's clock at which the timer ends."""
+
         self._parser = hiredis.Reader(replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE)
         self._transport: asyncio.Transport | None = None
         self._former_protocol: asyncio.BaseProtocol | None = None
@@ -134,8 +138,8 @@ class Multiplexer(asyncio.Protocol):
             return read.replies
         self._pending.append(read)
         self._transport.write(packed)
-        if self._timer is None:
-            self._timer = self._loop.call_at(read.expires_at, self._check_timeout)
+        if read.expires_at < self._checks_at:
+            self._check_at(read.expires_at)
         return read.replies
 
     def data_received(self, data: bytes) -> None:
@@ -237,14 +241,20 @@ class Multiplexer(asyncio.Protocol):
         return failure
 
     def _check_timeout(self) -> None:
-        """Close the connection if the oldest pending read is too old, or else check again when it will be."""
-        self._timer = None
+        """Close the connection if a pending read has expired, or else check again when the next one does."""
+        self._checks_at = inf
         if self._pending:
-            expires_at = self._pending[0].expires_at
+            expires_at = min(read.expires_at for read in self._pending)  # time limits differ
             if expires_at > self._loop.time():
-                self._timer = self._loop.call_at(expires_at, self._check_timeout)
+                self._check_at(expires_at)
             else:
                 self._end(f"{self.where} has not answered in time")
+
+    def _check_at(self, expires_at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(expires_at, self._check_timeout)
+        self._checks_at = expires_at
 
     def _end(self, error: str) -> None:
         """Close at once; all pending reads fail with *error*, or with that of an earlier call."""

@@ -167,7 +167,7 @@ class CommandRouter:
             async with server.session(asking=target.is_asking) as session:
                 yield session
         except StoreUnavailable:
-            self.deployment.schedule_refresh()
+            self.deployment.schedule_refresh(target.node)
             raise
 
 

@@ -7,7 +7,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import pytest
 from redis.crc import key_slot
@@ -35,12 +36,12 @@ from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.server import MAX_SESSIONS
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
-from hotplate.stores.store import Level, Plan, Row
+from hotplate.stores.store import Level, Plan, ReadResult, Row
 from hotplate.stores.users import erase_users, find_users
 from hotplate.testing import OpenStore, Stall, StoreContract
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
-from tests.support.redis_server import SOON_S, commands_in, users_of_the_guide
+from tests.support.redis_server import SOON_S, array, commands_in, users_of_the_guide
 from tests.support.service import publish_to
 from tests.support.stores import FIRST, allow_erasure, publish, ref_of, release_ref, scan_rows, write_release
 from tests.support.streams import listening
@@ -413,6 +414,78 @@ async def test_scan_continues_once_all_slots_are_served(
         asyncio.get_running_loop().call_later(0.1, change, "ADDSLOTS")
         scanned += [await anext(rows) for _ in range(wanted)]
     assert scanned == USERS
+
+
+@dataclass
+class ScriptedShard:
+    """A primary and its replica, which may take over. The primary has the lower port."""
+
+    primary: int = 0
+    replica: int = 0
+    is_taken_over: bool = False
+    hangs: bool = False
+    """Whether the former primary answers nothing, instead of naming its successor."""
+
+    asked: list[bytes] = field(default_factory=list)
+    """Commands to the former primary."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _, port = writer.get_extra_info("sockname")
+        async for command in commands_in(reader):
+            is_former = self.is_taken_over and port == self.primary
+            if is_former:
+                self.asked.append(command[0])
+            if not (is_former and self.hangs):
+                writer.write(self.reply(command, is_former=is_former))
+
+    def reply(self, command: list[bytes], *, is_former: bool) -> bytes:
+        if command[0] == b"HELLO":
+            return array(b"role", b"master")
+        if command[0] == b"CLUSTER":
+            nodes = (self.primary, self.replica)
+            ports = reversed(nodes) if self.is_taken_over and not is_former else nodes
+            listed = b"".join(b"*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % port for port in ports)
+            return b"*1\r\n*4\r\n:0\r\n:16383\r\n" + listed
+        if command[0] != b"GET":
+            return b"+OK\r\n"
+        if is_former:
+            return b"-MOVED %d 127.0.0.1:%d\r\n" % (key_slot(command[1]), self.replica)
+        return b"$4\r\nlist\r\n"
+
+
+@asynccontextmanager
+async def scripted_shard() -> AsyncIterator[tuple[ScriptedShard, RedisStore]]:
+    """Yield a shard, and a store that has read from its primary."""
+    shard = ScriptedShard()
+    async with asyncio.timeout(SOON_S), listening(shard.serve) as one, listening(shard.serve) as other:
+        shard.primary, shard.replica = sorted((one, other))
+        opened = open_url(f"redis+cluster://127.0.0.1:{shard.primary},127.0.0.1:{shard.replica}/")
+        assert await opened.get_many(release_ref(FIRST), ["user:1"]) == [b"list"]
+        yield shard, opened
+        await opened.close()
+
+
+async def test_node_that_hangs_is_asked_last_for_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "hotplate.stores.redis.cluster.random.sample", lambda nodes, _: nodes
+    )  # by port: the primary first
+    async with scripted_shard() as (shard, store):
+        shard.is_taken_over = shard.hangs = True
+        values = list[ReadResult]()
+        while not values:
+            with suppress(StoreUnavailable):
+                values = await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=0.05)
+            assert b"CLUSTER" not in shard.asked
+    assert values == [b"list"]
+
+
+async def test_first_redirection_to_a_replica_moves_all_slots_of_its_primary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotplate.stores.redis.deployment.DISCOVERY_PAUSES_S", (3600.0, 3600.0))
+    async with scripted_shard() as (shard, store):
+        shard.is_taken_over = True
+        for number in range(20):
+            assert await store.get_many(release_ref(FIRST), [f"user:{number}"]) == [b"list"]
+    assert shard.asked.count(b"GET") < 20
 
 
 async def test_silent_cluster_is_retried_with_pauses() -> None:

@@ -82,6 +82,20 @@ def well(command: list[bytes]) -> bytes:
     return array(*(key.rpartition(b":")[2] for key in command[1:]))
 
 
+async def test_read_with_the_shortest_limit_closes_a_silent_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read without a limit may be before it."""
+    monkeypatch.setattr("hotplate.stores.redis.lookups.LOOKUP_TIMEOUT_S", 0.05)
+    async with reading(well) as (server, store):
+        await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=SOON_S)
+        server.reply = lambda _command: b""
+        unlimited = asyncio.create_task(store.get_many(release_ref(FIRST), ["user:1"]))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailable, match="has not answered in time"):
+            await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=SOON_S)
+        with pytest.raises(StoreUnavailable, match="has not answered in time"):
+            await unlimited
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
