@@ -176,10 +176,10 @@ def _write_clicks(folder: Path) -> None:
         time = f"2026-11-{1 + number // 60:02}T08:{number % 60:02}:00"
         rows.append((USERS[user], ITEMS[item], event, time))
     clicks = pl.DataFrame(rows, ["user_id", "item_id", "event", "timestamp"], orient="row")
-    for name in ("clicks.csv", "log.csv", "test.csv", "DATA/clicks.csv"):
+    for name in ("clicks.csv", "log.csv", "train.csv", "DATA/clicks.csv"):
         clicks.write_csv(folder / name)
-    month_before = pl.col("timestamp").str.replace("2026-11", "2026-10")
-    clicks.with_columns(month_before).write_csv(folder / "train.csv")
+    half_a_month_later = pl.col("timestamp").str.to_datetime().dt.offset_by("15d").dt.to_string("iso:strict")
+    clicks.with_columns(half_a_month_later).write_csv(folder / "test.csv")
     (folder / "clicks.csv.gz").write_bytes(gzip.compress((folder / "clicks.csv").read_bytes()))
     clicks.write_parquet(folder / "clicks.parquet")
     segment = LogSegment(folder / "backup/events")
