@@ -4,13 +4,14 @@ Requests filter lists by them (`where=price<10`), so each attribute is a column 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
 import polars as pl
 
+from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
@@ -52,23 +53,28 @@ class Attributes(NamedTuple):
     about: OriginRecord
 
 
-def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = None) -> Attributes:
+def read_attributes(
+    path: DataSource | None, kinds: Mapping[str, str] | None = None, shown: Collection[str] = ()
+) -> Attributes:
     """Read a file with a column of items; the other columns are attributes, such as price, by which lists are filtered.
 
-    Returns them as rows of a release and as an entry of its manifest; none without a *path*. *kinds* are `number` or
-    `text`, by column. Other columns of a text file are numbers if 95 % of their cells are, and columns of Parquet keep
-    their types; Booleans are texts. A column is also one of texts if numbers would not keep all of its digits: those of
-    whole numbers from 2**53 on, and leading zeros. In a column of numbers, a cell that is not a number counts as
-    missing. The entry's `notes` show such cells. Raises DataError for a repeated item, and for attributes that are too
-    large or cannot be named in a filter, SettingError for kinds of unknown columns.
+    Returns them as rows of a release and as an entry of its manifest; none without a *path*. Answers may have the
+    *shown* ones (`fields=id,price`). *kinds* are `number` or `text`, by column. Other columns of a text file are
+    numbers if 95 % of their cells are, and columns of Parquet keep their types; Booleans are texts. A column is also
+    one of texts if numbers would not keep all of its digits: those of whole numbers from 2**53 on, and leading zeros.
+    In a column of numbers, a cell that is not a number counts as missing. The entry's `notes` show such cells.
+
+    Raises DataError for a repeated item, and for attributes that are too large or cannot be named in a filter,
+    SettingError for unknown columns, and for *shown* ones with the name of a field that each item has.
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
         if kind not in get_args(Kind):
             raise SettingError(f"The kind of attribute {name!r} is {kind!r}; it must be {' or '.join(get_args(Kind))}.")
     if path is None:
-        if kinds:
-            raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")
+        if kinds or shown:
+            option = "--attribute" if kinds else "--show"
+            raise SettingError(f"{option} is given without a file of attributes; give --item-attributes too.")
         return Attributes([], {})
 
     source = named_paths([path])
@@ -77,7 +83,7 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
         schema = tables[0].schema
         item = choose_columns({}, list(schema), source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
         names = [name for name in schema if name != item]
-        _check_names(names, kinds, source)
+        _check_names(names, kinds, shown, source)
 
         if tables[0].file.kind == "parquet":
             for name in names:
@@ -92,7 +98,10 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
         for number, name in enumerate(names):
             cells = kept.select(ROW, FILE, cell=pl.col(f"{number}"))
             columns[name] = _typed_column(name, cells, kinds.get(name), tables)
-    return _encoded_rows(kept.get_column(_ITEM), columns, source)
+    attributes = _encoded_rows(kept.get_column(_ITEM), columns, source)
+    if shown:
+        attributes.about[ABOUT]["shown"] = list(dict.fromkeys(shown))
+    return attributes
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
@@ -106,20 +115,29 @@ def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
     return kinds
 
 
-def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) -> None:
+def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Parse `price,image`, repeated or joined by commas."""
+    names = chain.from_iterable(text.split(",") for text in texts)
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collection[str], source: str) -> None:
     """Check the names of a file's attribute columns.
 
     Raises DataError for a name that filters cannot use, and for a file without such columns; SettingError if *kinds*
-    has a name that is not among them.
+    or *shown* have a name that is not among them, or if *shown* has that of a field that each item has.
     """
     if wrong := next((name for name in columns if not _NAME.fullmatch(name)), None):
         raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
     if not columns:
         raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
-    for name, kind in kinds.items():
+    named = {name: f"--attribute {name}={kind}" for name, kind in kinds.items()}
+    for name, option in (named | {name: f"--show {name}" for name in shown}).items():
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
-            raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
+            raise SettingError(f"{option}: {source} has no such column; {advice}")
+    if taken := next((name for name in (*ITEM_FIELDS, "filler", "source") if name in shown), None):
+        raise SettingError(f"--show {taken}: an item has a field of this name already; rename the column in {source}.")
 
 
 def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchema:

@@ -60,7 +60,7 @@ class ImportSettings:
     """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
 
     *lists* and *more* have the same columns. *similar* or *popular* alone suffice. *attribute_kinds* are `number` or
-    `text` by attribute, for those that are not to be guessed.
+    `text` by attribute, for those that are not to be guessed; *shown* are attributes that answers may have.
     """
 
     lists: Path | None = None
@@ -73,6 +73,7 @@ class ImportSettings:
     length: int = 20
     attributes: Path | None = None
     attribute_kinds: Mapping[str, str] = field(default_factory=dict)
+    shown: Sequence[str] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -217,7 +218,7 @@ class ImportedLists:
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
-        self._attributes = read_attributes(settings.attributes, settings.attribute_kinds)
+        self._attributes = read_attributes(settings.attributes, settings.attribute_kinds, settings.shown)
 
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.

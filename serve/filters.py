@@ -9,7 +9,7 @@ A value with a comma, bar or quote is written as a JSON string. An item without 
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
@@ -203,6 +203,32 @@ class ReleaseFilters:
             rejected = Rejected(self.attributes, where, overrides, self._may_remember)
             self._rejected[where] = rejected
         return rejected
+
+    def values_of(self, names: Iterable[str], overrides: Overrides) -> Callable[[bytes], dict[str, float | str]]:
+        """Return a function from an item's id, by `encode_id`, to its values of the attributes *names*.
+
+        *overrides* are values that replace those of the release. Attributes without a value are left out, as are all of
+        a release whose attributes could not be read.
+        """
+        attributes = self.attributes
+        if attributes is None:
+            return lambda _: {}
+        columns = {name: (attributes.columns[name], overrides.get(name, {})) for name in names}
+
+        def values_of(identifier: bytes) -> dict[str, float | str]:
+            row = attributes.row_of(identifier) if columns else -1
+            values = dict[str, float | str]()
+            for name, (column, overridden) in columns.items():
+                value = column.value(row)
+                if identifier in overridden:
+                    value = column.parse(overridden[identifier])
+                if isinstance(value, float) and value.is_integer():
+                    value = int(value)
+                if value is not None and value == value:  # noqa: PLR0124 -- not NaN
+                    values[name] = value
+            return values
+
+        return values_of
 
     def popular(self, key: RowKey, body: bytes, where: str, overrides: Overrides) -> bytes:
         """Return the opened popular list of a key, *body*, under *where*."""
