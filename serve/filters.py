@@ -9,7 +9,7 @@ A value with a comma, bar or quote is written as a JSON string. An item without 
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import msgspec
 
 from hotplate.serve.deny_list import NO_OVERRIDES, Overrides
 from hotplate.serve.list_options import EXAMPLE, MAX_WHERE_CHARS
-from hotplate.stores.attributes import Column, ItemAttributes
+from hotplate.stores.attributes import EXACT_FLOATS, Column, ItemAttributes
 from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
 from hotplate.stores.errors import StoreMisused
 
@@ -170,6 +170,54 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     return partial(operators[condition.operator], bound)
 
 
+class ShownValues(dict[bytes, bytes]):
+    """The values of some attributes by the item's id, encoded to follow its other fields, as `,"price":19.5`."""
+
+    def __init__(
+        self,
+        attributes: ItemAttributes | None,
+        names: Sequence[str],
+        overrides: Overrides,
+        may_remember: Callable[[], bool],
+    ) -> None:
+        """*overrides* count instead of *attributes*, None for a release whose attributes could not be read.
+
+        *may_remember*: whether there is room to remember one more item.
+        """
+        super().__init__()
+        self._attributes = attributes
+        self._names = names
+        self._overrides = overrides
+        self._may_remember = may_remember
+
+    def __missing__(self, identifier: bytes) -> bytes:
+        """Return the values of an item; without those that it lacks."""
+        encoded = b""
+        if self._attributes is not None:
+            row = self._attributes.row_of(identifier)
+            values = dict[str, float | str]()
+            for name in self._names:
+                column = self._attributes.columns[name]
+                override = self._overrides.get(name, {}).get(identifier)
+                value = _shown_value(column.value(row) if override is None else column.parse(override))
+                if value is not None:
+                    values[name] = value
+            if values:
+                encoded = b"," + msgspec.json.encode(values)[1:-1]
+        if self._may_remember():
+            self[identifier] = encoded
+        return encoded
+
+
+def _shown_value(value: float | str | None) -> float | str | None:
+    """Return a value as JSON has it: a whole number without a fraction, and None for a missing one."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isfinite(value):
+        return None
+    return int(value) if abs(value) < EXACT_FLOATS and value == int(value) else float(value)
+
+
 class ReleaseFilters:
     """Conditions bound to one release, and its popular lists under them, which are remembered."""
 
@@ -180,55 +228,32 @@ class ReleaseFilters:
         """Items that were examined, by one of `_rejected` or several."""
 
         self._rejected = dict[str, Rejected]()
+        self._shown = dict[tuple[str, ...], ShownValues]()
         self._popular = dict[tuple[RowKey, str], bytes]()
 
     def rejected(self, where: str, overrides: Overrides) -> Rejected:
         """Return the set of items that the filter *where* leaves out, which remembers what it has found out.
 
-        *overrides* are values that replace attributes of the release. Sets are kept for later calls; all are dropped if
-        the overrides change, or if they are too many. Raises StoreMisused if *where* is invalid, or the release has no
-        attributes.
+        *overrides* are values that replace attributes of the release. Sets are kept for later calls, until `_follow`
+        drops them. Raises StoreMisused if *where* is invalid, or the release has no attributes.
         """
         if self.attributes is None:
             raise StoreMisused("this release has no item attributes for where; publish it with --item-attributes")
-        is_full = self._examined > MAX_EXAMINED or len(self._rejected) + len(self._popular) > MAX_BOUND
-        if is_full or overrides is not self._overrides:
-            self._overrides = overrides
-            self._examined = 0
-            self._rejected.clear()
-            self._popular.clear()
-
+        self._follow(overrides)
         rejected = self._rejected.get(where)
         if rejected is None:
             rejected = Rejected(self.attributes, where, overrides, self._may_remember)
             self._rejected[where] = rejected
         return rejected
 
-    def values_of(self, names: Iterable[str], overrides: Overrides) -> Callable[[bytes], dict[str, float | str]]:
-        """Return a function from an item's id, by `encode_id`, to its values of the attributes *names*.
-
-        *overrides* are values that replace those of the release. Attributes without a value are left out, as are all of
-        a release whose attributes could not be read.
-        """
-        attributes = self.attributes
-        if attributes is None:
-            return lambda _: {}
-        columns = {name: (attributes.columns[name], overrides.get(name, {})) for name in names}
-
-        def values_of(identifier: bytes) -> dict[str, float | str]:
-            row = attributes.row_of(identifier) if columns else -1
-            values = dict[str, float | str]()
-            for name, (column, overridden) in columns.items():
-                value = column.value(row)
-                if identifier in overridden:
-                    value = column.parse(overridden[identifier])
-                if isinstance(value, float) and value.is_integer():
-                    value = int(value)
-                if value is not None and value == value:  # noqa: PLR0124 -- not NaN
-                    values[name] = value
-            return values
-
-        return values_of
+    def shown(self, names: tuple[str, ...], overrides: Overrides) -> "ShownValues":
+        """Return the values of the attributes *names* for answers, encoded; they are kept as those of `rejected`."""
+        self._follow(overrides)
+        values = self._shown.get(names)
+        if values is None:
+            values = ShownValues(self.attributes, names, overrides, self._may_remember)
+            self._shown[names] = values
+        return values
 
     def popular(self, key: RowKey, body: bytes, where: str, overrides: Overrides) -> bytes:
         """Return the opened popular list of a key, *body*, under *where*."""
@@ -238,6 +263,15 @@ class ReleaseFilters:
             filtered = NO_OFFSET + cut_without(body, MAX_POPULAR, rejected)
             self._popular[key, where] = filtered
         return filtered
+
+    def _follow(self, overrides: Overrides) -> None:
+        """Forget all that is remembered if the overrides have changed, or if it is too much."""
+        bound = len(self._rejected) + len(self._shown) + len(self._popular)
+        if overrides is not self._overrides or self._examined > MAX_EXAMINED or bound > MAX_BOUND:
+            self._overrides = overrides
+            self._examined = 0
+            for remembered in (self._rejected, self._shown, self._popular):
+                remembered.clear()
 
     def _may_remember(self) -> bool:
         """Count one more examined item, and return whether there is room to remember it."""

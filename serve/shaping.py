@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-import orjson
-
 from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.deny_list import DenyListFile
@@ -18,10 +16,10 @@ from hotplate.stores.encoding import (
     RowKey,
     cut,
     cut_without,
-    decode,
     encode_id,
     ids_of,
     length_of,
+    with_fields,
 )
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
@@ -65,10 +63,12 @@ class Shaper:
         enough = selection.n
         if not selection.is_filtered:
             enough = min(selection.n, length_of(encoded.body))
-        if length_of(items) < enough:
-            filling = _marked(self._popular_filling(encoded, selection, left_out, items))
-            items = SEPARATOR.join(filter(None, [items, filling]))
-        return self._with_fields(encoded, selection, items)
+        shown = self._with_fields(encoded, selection, items)
+        if length_of(items) >= enough:
+            return shown
+
+        filling = self._with_fields(encoded, selection, self._popular_filling(encoded, selection, left_out, items))
+        return SEPARATOR.join(filter(None, [shown, _marked(filling)]))
 
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
@@ -90,13 +90,8 @@ class Shaper:
                 f"fields: items of this release have {', '.join((*ITEM_FIELDS, *shown))}, and no {unknown!r}"
             )
 
-        values_of = release.filters.values_of(wanted, self._deny_list.current.overrides)
-        kept = (*selection.field_names, "source")
-        lines = list[bytes]()
-        for identifier, item in zip(ids_of(items), decode(items), strict=True):
-            fields = item | values_of(identifier)
-            lines.append(orjson.dumps({name: fields[name] for name in kept if name in fields}))
-        return SEPARATOR.join(lines)
+        tails = release.filters.shown(tuple(wanted), self._deny_list.current.overrides)
+        return with_fields(items, selection.field_names, tails)
 
     def _listed_beside(
         self, encoded: EncodedList, selection: Selection, beside: Collection[str]

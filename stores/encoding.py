@@ -21,7 +21,7 @@ import struct
 import zlib
 from binascii import b2a_base64
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -47,6 +47,7 @@ MAX_OFFSET = 0xFFFF
 
 # Quotes within an item are escaped, so `{"id":` only occurs at its start.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
+_FIELDS = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?(,"title":"[^"\\]*(?:\\.[^"\\]*)*")?')
 
 # Of the values of a release.
 Encoding = Literal["json", "zstd"]
@@ -198,6 +199,16 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
         else:
             lines.append(line)
     return SEPARATOR.join(lines)
+
+
+def with_fields(items: bytes, fields: Collection[str], tails: Mapping[bytes, bytes]) -> bytes:
+    """Return a list with the id and those of ITEM_FIELDS that are in *fields*, and more fields of each item.
+
+    *tails* has these, encoded as `,"price":5`, by `encode_id`; its lookup of an id may compute them.
+    """
+    score, title = (b"%b" if name in fields else b"%.0b" for name in ITEM_FIELDS[1:])
+    line = b'{"id":%b' + score + title + b"%b}"
+    return SEPARATOR.join([line % (*found, tails[found[0]]) for found in _FIELDS.findall(items)])
 
 
 def encode_id(identifier: str) -> bytes:

@@ -12,7 +12,8 @@ import pytest
 
 import hotplate
 from hotplate.base.recommendations import ITEM_FIELDS, Item
-from hotplate.stores.attributes import encode_attributes
+from hotplate.serve.filters import ReleaseFilters
+from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import encode
 from tests.support.service import UNTIL_S, Answer, Service, publish_lists, running, until
 
@@ -162,6 +163,17 @@ def test_overrides_replace_shown_values_at_once(folder: Path, tmp_path: Path) ->
         assert answer[0] == {"id": "shoe 1", "price": 17.5, "image": "/i/1.jpg"}
         assert answer[2] == {"id": "unheard-of", "price": 3, "image": "new.jpg"}
         assert items_of(service.get(path_of("popular", ["id", "image"])))[0] == {"id": "hat", "image": "none.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5.50", 5.5), ("-0", 0), ("9007199254740993", 2**53 + 1.0), ("1e300", 1e300), ("9" * 300, 1e300), ("n/a", None)],
+)
+def test_numbers_of_any_size_are_shown(text: str, value: float | None) -> None:
+    rows, _ = encode_attributes(["a"], {"price": [7.0]})
+    filters = ReleaseFilters(ItemAttributes(b"".join(row.value for row in rows)))
+    shown = filters.shown(("price",), {"price": {b'"a"': text}})[b'"a"']
+    assert json.loads(b"{" + shown[1:] + b"}").get("price") == value
 
 
 def test_fields_follow_the_live_release(tmp_path: Path) -> None:
