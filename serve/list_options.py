@@ -23,6 +23,8 @@ MAX_WHERE_CHARS = 1024
 EXAMPLE = "category:shoes|boots,price<50"
 # The start of a condition in the dialect of JSON Schema, where values are not checked.
 WHERE_PATTERN = r"^$|^\s*[\w.-]{1,64}\s*(!?:|[<>]=?)"
+# Of `per`, also in the dialect of JSON Schema.
+PER_PATTERN = r"(?P<column>[\w.-]{1,64}):(?P<most>[1-9][0-9]{0,3})"
 # `after` of a first page.
 BEGIN = "0"
 # Of `after`, also in the dialect of JSON Schema.
@@ -57,6 +59,14 @@ Where = Annotated[
         extra_json_schema={"pattern": WHERE_PATTERN},
         description=f"Conditions on item attributes, as `{EXAMPLE}`; all must hold. Operators are : !: < <= > >=; a "
         "value with a comma, bar or quote is a JSON string. Popular items that meet them fill the list up to n.",
+    ),
+]
+Per = Annotated[
+    str,
+    Meta(
+        extra_json_schema={"pattern": r"^$|^[\w.-]{1,64}:[1-9][0-9]{0,3}$"},
+        description="An item attribute and a number, as `brand:1`: at most this number of items of each value are "
+        "returned, in the order of the list; popular items fill it up to n. Items without a value are not limited.",
     ),
 ]
 Fields = Annotated[
@@ -100,6 +110,7 @@ class Selection(Struct, frozen=True, dict=True):
     n: Count = DEFAULT_N
     exclude: Excluded = ()
     where: Where = ""
+    per: Per = ""
     fields: Fields = ALL_FIELDS
     list: ListName = ""
     segment: Segment = OVERALL
@@ -107,7 +118,7 @@ class Selection(Struct, frozen=True, dict=True):
     @property
     def is_filtered(self) -> bool:
         """Whether items are left out, and popular ones fill the list up."""
-        return bool(self.exclude or self.where)
+        return bool(self.exclude or self.where or self.per)
 
     @cached_property
     def excluded(self) -> frozenset[bytes]:
@@ -116,13 +127,13 @@ class Selection(Struct, frozen=True, dict=True):
 
     @property
     def left_out(self) -> tuple[IdSet, ...]:
-        """The items that are left out of each release; those that fail `where` depend on the release."""
+        """The items that are left out of each release; those by `where` and `per` depend on the release."""
         return (self.excluded,) if self.exclude else ()
 
     @property
     def examined(self) -> int:
         """How many items are examined for the *n* that are shown, as estimated."""
-        return max(self.n, FILTERED) if self.where else self.n
+        return max(self.n, FILTERED) if self.where or self.per else self.n
 
     @cached_property
     def field_names(self) -> tuple[str, ...]:

@@ -59,6 +59,9 @@ class Shaper:
                 return self._with_fields(encoded, selection, items)
 
         left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
+        if selection.per:  # the last one: it counts items that are in no other
+            overrides = self._deny_list.current.overrides
+            left_out.append(_filters_of(encoded.release).limited(selection.per, overrides))
         items = self._filtered(encoded, selection, left_out)
         enough = selection.n
         if not selection.is_filtered:
@@ -114,7 +117,7 @@ class Shaper:
         if not where:
             return cut_without(encoded.body, selection.n, *left_out)
         rejected = _filters_of(encoded.release).rejected(where, self._deny_list.current.overrides)
-        return cut_without(encoded.body, selection.n, *left_out, rejected)
+        return cut_without(encoded.body, selection.n, rejected, *left_out)
 
     def _popular_filling(
         self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes

@@ -45,12 +45,14 @@ class Recommendations:
 class FilterOptions(TypedDict, total=False):
     """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
 
-    Popular items that pass them fill the list up to *n*. *fields* are those of items to return: the id, and by default
+    *per*, as `brand:1`, limits the items with the same value of an attribute. Popular items that pass all of these fill
+    the list up to *n*. *fields* are those of items to return: the id, and by default
     score and title; other names are item attributes that the release shows.
     """
 
     exclude: Collection[str]
     where: str
+    per: str
     fields: Sequence[str]
     list: str
 
