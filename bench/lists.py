@@ -23,12 +23,13 @@ from hotplate.stores.encoding import ITEM, OFFSET_BYTES, OVERALL, POPULAR, USER,
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import publish_release
-from hotplate.stores.store import Plan, Reader, Row, Store
+from hotplate.stores.store import ChargeCounter, Plan, Reader, Row, Store, read_one
 from hotplate.stores.verification import OnProgress, load_manifest, read_results, unreported
 
 ITEMS = 9_000
 DISTINCT = 4_096
 BATCH = 4_096
+CHARGED_READS = 20
 SPARE = 3  # for duplicates
 
 
@@ -114,6 +115,19 @@ async def first_users(store: Store, release: ReleaseRef, most: int) -> list[str]
     if not ids:
         raise BenchMisused(f"the release {release.id} holds no user's list")
     return ids
+
+
+async def read_charge(store: Store, charges: ChargeCounter, users: Sequence[str]) -> float:
+    """Return the mean charge of a list in request units, of users drawn at random, always the same ones.
+
+    *charges* observes the store.
+    """
+    drawn = random.Random(0).sample(users, min(len(users), CHARGED_READS))  # noqa: S311 -- no secret
+    release = await live_in(store)
+    spent_before_ru = charges.ru
+    for user in drawn:
+        await read_one(store, release, USER + user)
+    return (charges.ru - spent_before_ru) / len(drawn)
 
 
 DEFAULT_N = 10

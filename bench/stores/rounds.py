@@ -26,6 +26,7 @@ from hotplate.bench.lists import (
     live_in,
     popular_complaint,
     publish_rows,
+    read_charge,
 )
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
@@ -37,9 +38,8 @@ from hotplate.bench.statistics import MIN_ROUNDS, in_time
 from hotplate.bench.verdict import Finding, Gravity, findings_of, no_verdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import COSMOS, REDIS, opened
-from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import ChargeCounter, Store, read_one
+from hotplate.stores.store import ChargeCounter, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
@@ -164,10 +164,7 @@ def prepared_stores(
         display.start(f"starting {format_value(len(urls), 'services')}")
         services = [stack.enter_context(process.service_serving(url, path, options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
-        charges_ru = [
-            asyncio.run(_read_charge(store_url(url), lists.users)) if scheme_of(store_url(url)) in COSMOS else None
-            for url in urls
-        ]
+        charges_ru = [asyncio.run(_charge_of(url, lists.users)) for url in urls]
         candidates = map(Candidate, names, urls, lists.manifests, services, charges_ru)
         yield Setup(tuple(candidates), lists.users, lists.notes)
 
@@ -176,16 +173,13 @@ def _path_of(user: str) -> str:
     return USER_PATH.replace(KEY, quote(user, safe=""))
 
 
-async def _read_charge(url: str, users: Sequence[str]) -> float:
-    """Return the mean charge of a list in request units, of users drawn at random, always the same ones."""
-    drawn = random.Random(0).sample(users, min(len(users), process.CHARGED_READS))  # noqa: S311 -- no secret
-    counter = ChargeCounter()
-    async with opened(url, counter) as store:
-        release = await live_in(store)
-        spent_before_ru = counter.ru
-        for user in drawn:
-            await read_one(store, release, USER + user)
-    return (counter.ru - spent_before_ru) / len(drawn)
+async def _charge_of(url: str, users: Sequence[str]) -> float | None:
+    """Return the request units of reading a list; None for stores without them."""
+    if scheme_of(store_url(url)) not in COSMOS:
+        return None
+    charges = ChargeCounter()
+    async with opened(store_url(url), charges) as store:
+        return await read_charge(store, charges, users)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
