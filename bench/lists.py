@@ -16,6 +16,7 @@ from hotplate.base.report import format_count, format_value
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
+from hotplate.bench.verdict import Finding, Gravity
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import run_on
@@ -157,9 +158,15 @@ class CheckResult:
     answers: int = 0
 
     @property
-    def failures(self) -> list[str]:
-        """A sentence if lists could not be compared."""
-        return [f"answers were not compared with the store: {self.failure}"] if self.failure else []
+    def findings(self) -> list[Finding]:
+        """Wrong lists, and that lists could not be compared."""
+        findings = list[Finding]()
+        if self.wrong:
+            findings.append(Finding(Gravity.WRONG, f"{self.wrong} of {self.compared} compared answers were wrong"))
+        if self.failure:
+            reason = f"answers were not compared with the store: {self.failure}"
+            findings.append(Finding(Gravity.UNCOMPARED, reason))
+        return findings
 
     @property
     def notes(self) -> list[str]:
@@ -183,11 +190,6 @@ class CheckResult:
             return f"{compared}."
         excluded = 1 - MISSED ** (1 / self.drawn)
         return f"{compared}: at 95 %, fewer than {format_value(excluded, 'share')} of all lists are wrong."
-
-    @property
-    def complaints(self) -> list[str]:
-        """A sentence if lists were wrong."""
-        return [f"{self.wrong} of {self.compared} compared answers were wrong"] if self.wrong else []
 
 
 class ReceivedList(NamedTuple):

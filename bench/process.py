@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = (
-    "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
+    "hotplate", "aiohttp", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
     "uvloop",
 )  # fmt: skip
 READY_WITHIN_S = 60.0
