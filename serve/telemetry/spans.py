@@ -1,7 +1,7 @@
 """Records of requests for the access log, and spans of sampled requests and their store calls.
 
 Spans are plain tuples, which a thread converts for the SDK. Recording one takes 8 µs, a ReadableSpan 26 µs, a span of
-the SDK's tracer 80 µs (a GET from Redis takes 12.3 µs: `bench/test_peers.py`).
+the SDK's tracer 80 µs (a GET from Redis takes 12.3 µs: `tools/test_peers.py`).
 """
 
 import asyncio
