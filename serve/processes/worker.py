@@ -115,7 +115,7 @@ async def run_worker(
         reports = _StateReports(context, number, reader, dispatcher.readiness, server.registry)
         await stack.enter_async_context(background(reports.write_repeatedly()))
         if settings.probation_s:  # the admin process judges new releases by these counts
-            counter = ReleaseCounter(memory.releases, number, reader.tiers, memory.metrics)
+            counter = ReleaseCounter(memory.comparisons, number, reader.tiers, memory.metrics)
             await stack.enter_async_context(background(counter.run()))
 
         if not await _wait_until_ready_or_stopped(reader, memory, number, stop):
@@ -226,7 +226,7 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _Sh
         fold_in=settings.fold_in,
         kept=context.memory.kept.last(),
         warm=True,
-        verdicts=context.memory.verdicts,
+        comparisons=context.memory.comparisons,
     )
     await stack.enter_async_context(reader)
     for task in reader.following:
