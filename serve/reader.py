@@ -100,8 +100,8 @@ class TieredReader:
         """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. *comparisons* stop canaries; without them, this judges them. Raises StoreMisused for
-        *fold_in* without numpy.
+        releases into memory first. *comparisons* stop worse releases; without them, this judges them. Raises
+        StoreMisused for *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
@@ -227,7 +227,7 @@ class TieredReader:
     ) -> list[EncodedList | None]:
         """Read lists, in the order of *rows*, in the release with the id *release*, for further pages of lists.
 
-        It is the live release, the canary, or the release before; a tier (a store that the service reads) may lack it.
+        It is served, or was live before; a tier (a store that the service reads) may lack it.
         *rows* are all of users or all of items; *name* is that of their lists, and those of *rows* are ignored. A list
         that cannot be read in this release is None; an absent one is the popular list of *segment*. So is the list of a
         hidden user, who is denied or erased.
@@ -255,7 +255,7 @@ class TieredReader:
     def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
         """Return the popular list of *segment* in the release with the id *release*, for further pages of the list.
 
-        It is the live release, the canary, or the release before. *name* is that of a named list. Returns None if no
+        It is served, or was live before. *name* is that of a named list. Returns None if no
         store has the release, or if the release lacks the list.
         """
         origins = self._with_release(release, name)
@@ -354,13 +354,13 @@ class TieredReader:
     ) -> list[EncodedList]:
         """Read the lists of many users, in the order of *users*, from the first store that can be read.
 
-        They are of its live release or, for a share of the users, of its canary. *name* is that of a named list. If no
+        They are of the release that is served to each user. *name* is that of a named list. If no
         store can be read, users whose lists are not cached get the popular list of *segment*; *must_read* raises
         StoreUnavailable instead. Users who are denied or erased get the popular list, too.
         """
         rows = [self._row_in_batch(user, name) for user in dict.fromkeys(users)]
 
-        # Keys of the popular lists, by the name of the list in keys: the canary may store it under another name.
+        # Keys of the popular lists, by the name of the list in keys: releases may store it under other names.
         stored_names = {row.list for row in rows}
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
         shown, hidden = self.hidden_users.split(rows)

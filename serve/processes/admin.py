@@ -154,7 +154,7 @@ async def _report_heartbeats(context: ProcessContext) -> None:
 
 
 async def _judge_releases(context: ProcessContext) -> None:
-    """Judge canaries and, if the settings say so, new live releases, for all workers (see `ReleaseJudge`)."""
+    """Judge the releases that are compared with others, for all workers (see `ReleaseJudge`)."""
     settings = context.settings
     memory = context.memory
     judge = ReleaseJudge(

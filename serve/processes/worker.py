@@ -310,11 +310,10 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
 
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
-    followers = [tier.follower for tier in reader.tiers]
-    if any(follower.live is not None and follower.live.id == release for follower in followers):
-        return LIVE
-    is_canary = any(follower.canary is not None and follower.canary.release.id == release for follower in followers)
-    return CANARY if is_canary else OTHER_RELEASE
+    served = [own for tier in reader.tiers for own in tier.follower.releases if own.id == release]
+    if not served:
+        return OTHER_RELEASE
+    return CANARY if all(own.is_canary for own in served) else LIVE
 
 
 async def _wait_until_ready_or_stopped(

@@ -6,10 +6,10 @@ A hash of id and salt selects its users: all processes agree, and the first 5 % 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.serve.releases.served import ServedRelease, load
-from hotplate.stores.catalogue import Canary, Catalogue, Release, UserShare
+from hotplate.stores.catalogue import Catalogue, Release, UserShare
 from hotplate.stores.encoding import USER, RowKey
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Reader
@@ -24,19 +24,15 @@ log = logging.getLogger(__name__)
 Verdict = Callable[[Release | None], str | None]
 
 
-class ServedCanary:
-    """A loaded canary at one share."""
+class ServedCanary(NamedTuple):
+    """A loaded canary, and the users who get it."""
 
-    __slots__ = ("_share", "record", "release")
-
-    def __init__(self, record: Canary, release: ServedRelease) -> None:
-        self.record = record
-        self.release = release
-        self._share = UserShare.of(record.percent, record.salt)
+    release: ServedRelease
+    users: UserShare
 
     def includes(self, row: RowKey) -> bool:
         """Return whether a row is of a canary's user."""
-        return row.kind == USER and self._share.includes(row.id)
+        return row.kind == USER and self.users.includes(row.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +82,12 @@ async def follow_canary(
     if finding is not None:
         return before.replaced_by(entry, f"is not used any more: {finding}", is_stopped=True)
 
+    users = UserShare.of(record.percent, record.salt)
     loaded = before.loaded
     if loaded is not None and loaded.release.is_of(entry):
-        if loaded.record == record:
+        if loaded.users == users:
             return replace(before, entry=entry)
-        release = loaded.release  # with another share
+        release = loaded.release  # for another share of them
     else:
         try:
             release = replace(await load(reader, entry, fold_in), is_canary=True)
@@ -99,4 +96,4 @@ async def follow_canary(
             return before.replaced_by(entry, f"cannot be loaded: {str(error) or type(error).__name__}", defect=defect)
 
     log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
-    return FollowedCanary(entry, ServedCanary(record, release))
+    return FollowedCanary(entry, ServedCanary(release, users))

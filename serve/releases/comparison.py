@@ -108,10 +108,17 @@ class TierComparisons(msgspec.Struct):
         if canary is None:
             self.trial = None
             return None
-        if self.trial is None or self.trial.canary != canary:
-            self.trial = CanaryTrial(canary, counts, counts, now + WINDOW_S)
-        self.trial.judge(counts, now)
-        return self.trial.finding
+        trial = self.trial
+        if trial is None or trial.canary != canary:
+            trial = CanaryTrial(
+                canary,
+                began_with=counts,
+                window_began_with=counts,
+                window_ends_at=now + WINDOW_S,
+            )
+            self.trial = trial
+        trial.judge(counts, now)
+        return trial.finding
 
     def before_of(self, release: ReleaseRef) -> ReleaseRef | None:
         """Return the release to compare *release* with; None if that is not on probation."""
@@ -134,10 +141,12 @@ class TierComparisons(msgspec.Struct):
         previous = self.live
         target = rollback_target(catalogue)
         self.before = None
-        if target is not None and target.ref == previous and live.incarnation not in self.withdrawn_incarnations:
+        was_withdrawn = live.incarnation in self.withdrawn_incarnations
+        if target is not None and target.ref == previous and not was_withdrawn:
             self.before = previous
             counts_an_hour_ago = self.history[0].counts  # the oldest sample
-            self.expected = expected_of(sum_of(counted, previous).since(counts_an_hour_ago))
+            last_hour = sum_of(counted, previous).since(counts_an_hour_ago)
+            self.expected = expected_of(last_hour)
         self.live = live
         self.failure = ""
         self.began_at = now
@@ -183,7 +192,9 @@ class SharedComparisons:
     def all(self) -> list[TierComparisons]:
         """Return the comparisons of all tiers; none before the first were written."""
         payload = self._comparisons.read(0)
-        return [] if payload is None else msgspec.msgpack.decode(payload, type=list[TierComparisons])
+        if payload is None:
+            return []
+        return msgspec.msgpack.decode(payload, type=list[TierComparisons])
 
     def keep(self, comparisons: Sequence[TierComparisons]) -> None:
         """Write the comparisons of all tiers."""
@@ -196,12 +207,16 @@ class SharedComparisons:
     def finding(self, tier: str, canary: Release | None) -> str | None:
         """Return why the canary of a tier is not to be used any more, if so; *canary* is its `identity`."""
         trial = self.trials().get(tier)
-        return trial.finding if trial is not None and trial.canary == canary else None
+        if trial is None or trial.canary != canary:
+            return None
+        return trial.finding
 
     def read_counts(self, worker: int) -> dict[str, list[CountedRelease]]:
         """Return what a worker, or an earlier one of its number, has counted of live releases, by tier."""
         payload = self._counts.read(worker)
-        return {} if payload is None else msgspec.msgpack.decode(payload, type=dict[str, list[CountedRelease]])
+        if payload is None:
+            return {}
+        return msgspec.msgpack.decode(payload, type=dict[str, list[CountedRelease]])
 
     def write_counts(self, worker: int, counted: Mapping[str, Sequence[CountedRelease]]) -> None:
         """Write the counts of a worker."""
@@ -209,5 +224,7 @@ class SharedComparisons:
 
     def counted(self, tier: str) -> list[CountedRelease]:
         """Return the counts of all workers in a tier."""
-        by_worker = map(self.read_counts, range(self._counts.rows))
-        return [counted for by_tier in by_worker for counted in by_tier.get(tier, ())]
+        counted = list[CountedRelease]()
+        for worker in range(self._counts.rows):
+            counted += self.read_counts(worker).get(tier, ())
+        return counted

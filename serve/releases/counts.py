@@ -15,6 +15,7 @@ from hotplate.serve.metrics import (
     IMPRESSIONS,
     LIVE,
     LOOKUP_OUTCOMES,
+    OPERATIONS,
     POSITIONS,
     Metrics,
     ReleaseRole,
@@ -67,7 +68,10 @@ class BothCounts(NamedTuple):
 
 def canary_counts(tier: str, metrics: Metrics) -> BothCounts:
     """Return the counts of both roles during a canary, of all workers."""
-    return BothCounts(live=_role_counts(tier, metrics, LIVE), canary=_role_counts(tier, metrics, CANARY))
+    return BothCounts(
+        live=_role_counts(tier, metrics, LIVE),
+        canary=_role_counts(tier, metrics, CANARY),
+    )
 
 
 def _role_counts(tier: str, metrics: Metrics, role: ReleaseRole) -> ReleaseCounts:
@@ -83,8 +87,25 @@ def _role_counts(tier: str, metrics: Metrics, role: ReleaseRole) -> ReleaseCount
     (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, first_position])
     clicks_by_position = metrics.total(metrics.cells[CLICKS][role, first_position], len(POSITIONS))
     return ReleaseCounts(
-        hit=hit, miss=miss, error=error, shown=shown, clicks=sum(clicks_by_position), reads=tuple(reads)
+        hit=hit,
+        miss=miss,
+        error=error,
+        shown=shown,
+        clicks=sum(clicks_by_position),
+        reads=tuple(reads),
     )
+
+
+def live_reads(tier: str, metrics: Metrics) -> tuple[float, ...]:
+    """Return how often the live release of a tier was read in this worker, by buckets of the time: without the canary.
+
+    Metrics are cells of an array. A histogram has a cell for each bucket, then one for the sum of the values.
+    """
+    first_cells = [metrics.store[tier, operation, "ok"] for operation in OPERATIONS]
+    first_cells.append(metrics.canary_reads[tier, CANARY])
+    histograms = [metrics.own_cells[first : first + HISTOGRAM_CELLS - 1] for first in first_cells]
+    reads = [max(0.0, sum(calls) - canary) for *calls, canary in zip(*histograms, strict=True)]
+    return tuple(reads)
 
 
 class CountedRelease(msgspec.Struct):

@@ -1,12 +1,9 @@
-"""Whether a release is worse than another: the judgement of a canary, and of a release on probation.
+"""Whether a release is worse than another, by errors, fallbacks and slow reads of both.
 
-A release is judged by errors, fallbacks and slow reads: a canary by those of the current window of a minute, a release
-on probation by those since it went live.
-
-Both are judged every second, so the evidence must not grow by looking often. It is a likelihood ratio: how much better
-the counts are explained by a share that is worse, by the bound or more, than by the share of the live release, averaged
-over the shares that the live counts leave possible (Jeffreys' prior). While both are alike, this ratio is a martingale,
-and exceeds N at any of its looks in at most one of N cases (Ville's inequality).
+A release is judged every second, so the evidence must not grow by looking often. It is a likelihood ratio: how much
+better the counts are explained by a share that is worse, by the bound or more, than by the share of the live release,
+averaged over the shares that the live counts leave possible (Jeffreys' prior). While both are alike, this ratio is a
+martingale, and exceeds N at any of its looks in at most one of N cases (Ville's inequality).
 """
 
 from collections.abc import Sequence

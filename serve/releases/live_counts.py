@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotplate.serve.metrics import CANARY, HISTOGRAM_CELLS, HIT, MISS, OPERATIONS, Metrics
+from hotplate.serve.metrics import HIT, MISS, Metrics
 from hotplate.serve.releases.comparison import SharedComparisons
-from hotplate.serve.releases.counts import CountedRelease, ReleaseCounts
+from hotplate.serve.releases.counts import CountedRelease, ReleaseCounts, live_reads
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tasks import repeat
 from hotplate.serve.tiers import Tier, batches_of
@@ -76,7 +76,7 @@ class ReleaseCounter:
         progress = self._progress.get(tier.name)
         if progress is None or progress.release is not release:  # counts begin with the first call for a release
             self._progress[tier.name] = _Progress(release, totals)
-            release.tally.take_missed()  # discards the keys that it missed as a canary
+            release.tally.take_missed()  # discards the keys that it missed before
             return
 
         answered = totals.since(progress.totals)
@@ -101,17 +101,11 @@ class ReleaseCounter:
     def _read_totals(self, tier: Tier, release: ServedRelease) -> ReleaseCounts:
         """Return the totals of a release: the lookups that it answered, and the successful reads of its store.
 
-        Reads are counted by buckets of their time, since this worker started, without those of a canary (a release
-        that a share of the users gets).
+        Reads are counted by buckets of their time, since this worker started.
         """
-        first_cells = [self._metrics.store[tier.name, operation, "ok"] for operation in OPERATIONS]
-        first_cells.append(self._metrics.canary_reads[tier.name, CANARY])
-        # Metrics are cells of an array. A histogram has a cell for each bucket, then one for the sum of the values.
-        histograms = [self._metrics.own_cells[first : first + HISTOGRAM_CELLS - 1] for first in first_cells]
-        reads = [max(0.0, sum(calls) - canary) for *calls, canary in zip(*histograms, strict=True)]
-
+        reads = live_reads(tier.name, self._metrics)
         lookups = release.tally.lookups
-        return ReleaseCounts(lookups[HIT], lookups[MISS], release.tally.damaged, reads=tuple(reads))
+        return ReleaseCounts(lookups[HIT], lookups[MISS], release.tally.damaged, reads=reads)
 
 
 async def _count_lost_lists(tier: Tier, progress: _Progress, before: ReleaseRef) -> float:

@@ -112,7 +112,8 @@ class ReleaseJudge:
             canary = comparisons.canary
             if canary not in followed:
                 canary = next(iter(followed), None)
-            comparisons.judge_canary(canary, canary_counts(comparisons.tier, self._metrics), self._clock())
+            counts = canary_counts(comparisons.tier, self._metrics)
+            comparisons.judge_canary(canary, counts, self._clock())
         self._shared.keep(self._tiers)
 
     async def judge_live_releases(self) -> None:
@@ -243,23 +244,21 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
 async def _is_store_slow(
     store: Reader, live: ReleaseRef, before: ReleaseRef, *, expected: ReleaseCounts, counts: ReleaseCounts
 ) -> bool:
-    """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now."""
-    is_worse_otherwise = find_regression(expected, counts._replace(reads=NO_READS)) is not None
-    return not is_worse_otherwise and not await _is_slower(store, live, before, slow_s(expected.reads))
+    """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now.
 
-
-async def _is_slower(reader: Reader, release: ReleaseRef, before: ReleaseRef, over_s: float) -> bool:
-    """Return whether *release* has more slow reads, over *over_s* seconds, than *before*; reads both now, in turn.
-
-    The rows are the sample of keys in the manifest of *before*. As a few reads are slow by chance, the slow ones of
-    *release* must exceed twice those of *before* by a share MORE_SLOW of the rows.
+    The rows that are read are the sample of keys in the manifest of *before*. As a few reads are slow by chance, the
+    slow ones of *live* must exceed twice those of *before* by a share MORE_SLOW of the rows.
     """
-    slow_reads = dict.fromkeys((release, before), 0)
-    sample = (await read_servable(reader, before)).manifest.sample
-    for key in sample:
-        for ref in random.sample((before, release), 2):  # in turn, one might always meet the slower replica
-            started = time.perf_counter()
-            await reader.get_many(ref, [key])
-            slow_reads[ref] += time.perf_counter() - started > over_s
+    is_worse_otherwise = find_regression(expected, counts._replace(reads=NO_READS)) is not None
+    if is_worse_otherwise:
+        return False
 
-    return slow_reads[release] > 2 * slow_reads[before] + MORE_SLOW * len(sample)
+    slow_after_s = slow_s(expected.reads)
+    slow_reads = dict.fromkeys((live, before), 0)
+    sample = (await read_servable(store, before)).manifest.sample
+    for key in sample:
+        for release in random.sample((before, live), 2):  # in turn, one might always meet the slower replica
+            started = time.perf_counter()
+            await store.get_many(release, [key])
+            slow_reads[release] += time.perf_counter() - started > slow_after_s
+    return slow_reads[live] <= 2 * slow_reads[before] + MORE_SLOW * len(sample)

@@ -20,7 +20,7 @@ from hotplate.serve.releases.judgement import find_regression
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import GRACE_S, Canary, ReleaseId
+from hotplate.stores.catalogue import GRACE_S, ReleaseId, UserShare
 from hotplate.stores.encoding import EVERYBODY, ITEM, OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.transfer import copy
@@ -74,7 +74,7 @@ def test_canary_users_remain_at_larger_shares_and_canaries_are_independent(
     release = "no lookup is made of it"
 
     def seen(salt: str, percent: float) -> set[int]:
-        canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), release)  # type: ignore[arg-type]  # as it says
+        canary = ServedCanary(release, UserShare.of(percent, salt))  # type: ignore[arg-type]  # as it says
         assert not canary.includes(RowKey(ITEM, "1"))
         assert not canary.includes(EVERYBODY)
         return {user for user in range(1000) if canary.includes(RowKey(USER, str(user)))}
