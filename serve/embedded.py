@@ -106,7 +106,7 @@ class Lists:
     async def personal_many(
         self, users: Sequence[str] | Mapping[str, str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
-        """Return the lists of many users in order, from one store: of its live release, or its canary.
+        """Return the lists of many users in order, from one store: of the release that is served to each.
 
         From a mapping of users to cursors, the `after` of `personal`, returns a page of each user's list.
         """

@@ -12,7 +12,7 @@ import msgspec
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.readiness import Status, status_of_tiers
-from hotplate.serve.releases.canary import BothCounts
+from hotplate.serve.releases.canary import identity
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
@@ -56,14 +56,10 @@ class TierState(msgspec.Struct, frozen=True):
     attributes: list[str] | None = None
     """Names of the item attributes of served releases; None without a release, or if they are too long to report."""
     canary: str | None = None
-    canary_counts: BothCounts | None = None
-    """Of all workers, since its start."""
     followed_canary: Release | None = None
     """The `identity` of the canary in the followed catalogue, served or not."""
-    canary_began_with: BothCounts | None = None
-    """Counts of all workers at its start."""
-    stopped_canary: str | None = None
-    """The canary if it is not used any more, because it is worse than the live release."""
+    is_canary_stopped: bool = False
+    """Whether the canary is not used any more, because it is worse than the live release."""
 
     @property
     def detail(self) -> str | None:
@@ -246,7 +242,7 @@ def _tier_state(tier: Tier) -> TierState:
     problems of the store or the release.
     """
     release = tier.follower.live
-    canary = tier.follower.canary
+    followed = tier.follower.followed_canary
 
     findings = tier.findings
     if release is None and tier.error is None:
@@ -263,11 +259,9 @@ def _tier_state(tier: Tier) -> TierState:
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         attributes=_attributes_of(tier.follower.releases),
-        canary=None if canary is None else canary.release.id,
-        canary_counts=tier.follower.canary_follower.counts,
-        followed_canary=tier.follower.canary_follower.identity,
-        canary_began_with=None if canary is None else canary.began_with,
-        stopped_canary=tier.follower.canary_follower.stopped,
+        canary=None if followed.loaded is None else followed.loaded.release.id,
+        followed_canary=identity(followed.entry),
+        is_canary_stopped=followed.is_stopped,
     )
 
 

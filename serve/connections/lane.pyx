@@ -711,7 +711,7 @@ cdef class _LocalRelease:
         self.rows = rows
         self.seed = Checksum(release.manifest.release).seed
         self.lookups = release.tally.lookups
-        self.read_cell = tier.counters.read_cell
+        self.read_cell = tier.read_cell
 
 
 @cython.final

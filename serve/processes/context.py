@@ -16,10 +16,8 @@ from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
-from hotplate.serve.releases.canary_judge import VERDICT_BYTES, SharedVerdicts
+from hotplate.serve.releases.comparison import COMPARISONS_BYTES, COUNTS_BYTES, SharedComparisons
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
-from hotplate.serve.releases.live_counts import COUNTS_BYTES, SharedCounts
-from hotplate.serve.releases.probation_state import PROBATION_BYTES
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.states import SharedStates, state_bytes
@@ -44,8 +42,7 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("states", Kind.RECORD, state_bytes(len(tiers)), rows=workers + admin),
         Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
         Region("release counts", Kind.RECORD, COUNTS_BYTES * len(tiers), rows=workers),
-        Region("probations", Kind.RECORD, PROBATION_BYTES * len(tiers)),
-        Region("canary verdicts", Kind.RECORD, VERDICT_BYTES * len(tiers)),
+        Region("comparisons", Kind.RECORD, COMPARISONS_BYTES * len(tiers)),
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
         Region("consumed users", Kind.UINT32, USERS),
@@ -62,8 +59,7 @@ class ServiceMemory:
     metrics: Metrics
     states: SharedStates
     kept: KeptReleases
-    releases: SharedCounts
-    verdicts: SharedVerdicts
+    comparisons: SharedComparisons
     balance: ConnectionBalance
     rates: "memoryview[float]"
     consumed: Consumed | None
@@ -85,8 +81,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),  # the last slot is the admin process's
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
-        releases=SharedCounts(table.records("release counts"), table.records("probations")),
-        verdicts=SharedVerdicts(table.records("canary verdicts")),
+        comparisons=SharedComparisons(table.records("comparisons"), table.records("release counts")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=table.floats("rates"),
         consumed=_create_consumed(settings, table),

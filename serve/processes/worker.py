@@ -115,7 +115,7 @@ async def run_worker(
         reports = _StateReports(context, number, reader, dispatcher.readiness, server.registry)
         await stack.enter_async_context(background(reports.write_repeatedly()))
         if settings.probation_s:  # the admin process judges new releases by these counts
-            counter = ReleaseCounter(memory.releases, number, reader.tiers, memory.metrics)
+            counter = ReleaseCounter(memory.comparisons, number, reader.tiers, memory.metrics)
             await stack.enter_async_context(background(counter.run()))
 
         if not await _wait_until_ready_or_stopped(reader, memory, number, stop):
@@ -226,7 +226,7 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _Sh
         fold_in=settings.fold_in,
         kept=context.memory.kept.last(),
         warm=True,
-        verdicts=context.memory.verdicts,
+        comparisons=context.memory.comparisons,
     )
     await stack.enter_async_context(reader)
     for task in reader.following:
@@ -310,11 +310,10 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
 
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
-    followers = [tier.follower for tier in reader.tiers]
-    if any(follower.live is not None and follower.live.id == release for follower in followers):
-        return LIVE
-    is_canary = any(follower.canary is not None and follower.canary.release.id == release for follower in followers)
-    return CANARY if is_canary else OTHER_RELEASE
+    served = [own for tier in reader.tiers for own in tier.follower.releases if own.id == release]
+    if not served:
+        return OTHER_RELEASE
+    return CANARY if all(own.is_canary for own in served) else LIVE
 
 
 async def _wait_until_ready_or_stopped(

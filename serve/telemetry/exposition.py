@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.readiness import Status
-from hotplate.serve.releases.probation_state import TierProbation
+from hotplate.serve.releases.comparison import TierComparisons
 from hotplate.serve.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 
 # Field of /proc/PID/stat, counted after the process name.
@@ -139,7 +139,7 @@ STATE_TABLE = (
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",
                 "1 if a worker stopped serving the canary because it is worse than the live release.", "store",
-                _of_tiers(lambda tier, _: tier.stopped_canary is not None)),
+                _of_tiers(lambda tier, _: tier.is_canary_stopped)),
     StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.", "store",
                 _of_tiers(lambda tier, state: tier.catalogue_age_s
                           + (state.silent_s if state.silent_s > SILENT_S else 0.0))),
@@ -154,7 +154,7 @@ class ProbationMetric(NamedTuple):
 
     name: str
     help: str
-    read: Callable[[TierProbation], float]
+    read: Callable[[TierComparisons], float]
     kind: Literal["counter", "gauge"] = "gauge"
 
 
@@ -165,7 +165,7 @@ PROBATION_TABLE = (
                     lambda probation: probation.withdrawn, "counter"),
     ProbationMetric("hotplate_withdrawal_blocked",
                     "1 if the live release is worse than the one before, and this service cannot withdraw it.",
-                    lambda probation: bool(probation.blocked)),
+                    lambda probation: bool(probation.failure)),
 )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ class Exposition(Collector):
         self,
         metrics: Metrics,
         states: Callable[[], States],
-        probations: Callable[[], Sequence[TierProbation]] = tuple,
+        probations: Callable[[], Sequence[TierComparisons]] = tuple,
     ) -> None:
         """*states* returns the workers' states by number, *probations* those of the tiers."""
         self._metrics = metrics

@@ -473,7 +473,7 @@ class LmdbStore(Store):
     def _removed_live(self, catalogue: Catalogue) -> ReleaseNotFound | None:
         """Return an error if the file of the live release was removed while it is mapped, else None.
 
-        If that of the canary was removed, it is unmapped, and its users get the live release.
+        If that of another release was removed, it is unmapped, and its users get the live one.
         """
         for release in catalogue.served:
             path = self._sealed_path(release)

@@ -25,7 +25,6 @@ from hotplate.serve.hidden_users import HiddenUsers
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
-from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
@@ -293,7 +292,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
         "draining": vars(WorkerReadiness)["draining"],
         "current": vars(DenyListFile)["current"],
         "live": vars(Follower)["live"],
-        "canary": vars(CanaryFollower)["followed"],  # which the property Follower.canary reads
+        "canary": vars(Follower)["followed_canary"],  # which the property Follower.canary reads
         "erased": vars(KnownErasures)["erased"],
     }
     constants = {
