@@ -75,7 +75,7 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
     with input_files([path]) as files:
         tables = open_tables(files, Format(max_bad_rows=0))
         schema = tables[0].schema
-        item = choose_columns({}, list(schema), source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
+        item = choose_columns({}, list(schema), source, required=[_ITEM])[_ITEM]
         names = [name for name in schema if name != item]
         _check_names(names, kinds, source)
 
@@ -128,11 +128,9 @@ def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchem
     *item* is the column of items, *names* are those of attributes. The value of the attribute `names[2]` is called `2`,
     as its name may be in use. Rows with a missing or invalid id are left out.
     """
-    schema = RowSchema(table, {_ITEM: table.text(item)})
+    schema = RowSchema.of(table, {_ITEM: item})
     for number, name in enumerate(names):
         schema.values[f"{number}"] = table.text(name)
-
-    schema.leave_out_bad_ids({_ITEM: item})
     return schema
 
 

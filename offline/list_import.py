@@ -26,11 +26,9 @@ from hotplate.offline.input.rows import (
     Rows,
     RowSchema,
     most_frequent_titles,
-    number_fault,
     texts_by_role,
-    with_found_header,
 )
-from hotplate.offline.input.tables import ROW, Table, open_tables
+from hotplate.offline.input.tables import ROW, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.options import Format
@@ -47,7 +45,6 @@ PARTITION_ROWS = 1_000_000
 # Beyond it, partitions get larger.
 MAX_PARTITIONS = 250
 _SAMPLED_OWNERS = 200_000
-_NO_NUMBER = "score that is not a number"
 _BATCH = 4096
 # Estimated bytes of a score and an item's JSON.
 _SCORE_BYTES = 19
@@ -129,19 +126,26 @@ class SortedLists:
             yield ranked_lists(lists)
 
 
+class Scored(NamedTuple):
+    """The checked *rows* of files, and their *entries* [ROW, owner, item: str, score: f64]."""
+
+    rows: Rows
+    entries: pl.LazyFrame
+
+
 class _Sources(NamedTuple):
     """The checked rows of an import's files, and its file of titles, open."""
 
-    lists: Rows | None
-    similar: Rows | None
-    popular: Rows | None
+    lists: Scored | None
+    similar: Scored | None
+    popular: Scored | None
     title_files: Sequence[DataFile]
     fingerprint: str
 
     @property
     def rows(self) -> list[Rows]:
         """Those of all files that there are."""
-        return [rows for rows in (self.lists, self.similar, self.popular) if rows is not None]
+        return [scored.rows for scored in (self.lists, self.similar, self.popular) if scored is not None]
 
 
 @contextmanager
@@ -292,64 +296,40 @@ def read_scored(
     *,
     owner: str = "user",
     item: str = "item",
-) -> Rows:
+) -> Scored:
     """Read files of scored items: a row says that *item* is in the list of *owner*, with a score.
 
     *owner* and *item* are roles of columns, such as `user`, `segment` (a group of users) or `other` (a similar item).
     *named* are names of columns by role; the others are found by usual names. *source* names the files in messages.
-    Returns rows [owner: str, item: str, score: f64, and title: str if present], which are checked and counted. Rows
-    without an owner or item are left out, but a row without a segment is of the overall list; a score that is not
+    Rows without an owner or item are left out, but a row without a segment is of the overall list; a score that is not
     finite makes a bad row. Raises DataError.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
-    guessed = (owner, item, "score", "title")
-    columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
-    schemas = [_score_schema(table, columns, owner, item) for table in tables]
-    return Rows(schemas, source)
+    optional = [role for role in (owner, "title") if role not in required]
+    columns = choose_columns(named, list(tables[0].schema), source, required=required, optional=optional)
+    read_columns = {role: columns[role] for role in (owner, item, "score", "title") if role in columns}
+    rows = Rows([RowSchema.of(table, read_columns) for table in tables], source)
 
-
-def _score_schema(table: Table, columns: Mapping[str, str], owner: str, item: str) -> RowSchema:
-    """Return how to read a table of scores: the values owner, item, score and perhaps title, and the rows to leave out.
-
-    *columns* are names of columns by role (their meaning). *owner* is the role of the lists' owners: `user`, `item` or
-    `segment` (a group of users; a row without one is of the overall list). *item* is the role of the items in the
-    lists. Rows with a missing or unusable id are left out. A score that is missing or not finite makes a bad row.
-    """
-    owners = table.text(columns.get(owner))
-    if owner == "segment":
-        owners = owners.fill_null(OVERALL)
-    schema = RowSchema(table, {"owner": owners, "item": table.text(columns[item])})
-    if "title" in columns:
-        schema.values["title"] = table.text(columns["title"])
-
-    score = columns["score"]
-    if table.schema[score] == pl.Float32:
-        # By its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
-        schema.values["score"] = pl.col(score).cast(pl.String).cast(pl.Float64)
-    else:
-        schema.values["score"] = table.number(score)
-
-    schema.leave_out_bad_ids({role: columns.get(role, "") for role in (owner, item)}, {owner: "owner", item: "item"})
-    is_bad = ~pl.col("score").is_finite().fill_null(value=False)
-    schema.leave_out_bad(_NO_NUMBER, is_bad, number_fault(score))
-    return schema
+    owners = pl.col(owner).fill_null(OVERALL) if owner in columns else pl.lit(OVERALL)
+    return Scored(rows, rows.kept.select(ROW, "score", owner=owners, item=item))
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     """Return titles by item, from the file of titles or, without one, from the files of lists."""
     if not sources.title_files:
-        return {} if sources.lists is None else most_frequent_titles(sources.lists.kept, named_paths(settings.paths))
+        return (
+            {} if sources.lists is None else most_frequent_titles(sources.lists.rows.kept, named_paths(settings.paths))
+        )
 
     source = named_paths(_optional(settings.titles))
     named = {role: settings.columns.get(role) for role in ("item", "title")}
 
-    form = with_found_header(settings.form, sources.title_files, named)
-    titled = texts_by_role(sources.title_files, source, list(named), named, form)
+    titled = texts_by_role(sources.title_files, source, list(named), named, settings.form)
     return most_frequent_titles(titled.lazy(), source)
 
 
-def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
+def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
     """Return the overall popular list, and one for each segment (a group of users), of at most *length* items.
 
     *scored* are rows [owner: segment, item, score] of popular items, None if no file was given. If they have no overall
@@ -363,7 +343,7 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
     if scored is None:
         rows = overall
     else:
-        rows = scored.kept.select("owner", "item", "score").collect(engine="streaming")
+        rows = scored.entries.select("owner", "item", "score").collect(engine="streaming")
         segments = rows.get_column("owner").n_unique()
         if segments >= MAX_POPULAR_LISTS:
             raise DataError(
@@ -380,7 +360,7 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
 
 
 def sort_lists(
-    scored: Rows | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
+    scored: Scored | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
     """Sort scored items into lists, by owner (a user or an item) and highest score, in files of a new *folder*.
 
@@ -396,13 +376,13 @@ def sort_lists(
         return SortedLists(partitions=[], list_counts=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
 
     folder.mkdir()
-    rows = scored.facts["rows"]
+    rows = scored.rows.facts["rows"]
     on_progress(0, 2 * rows)
     _divide_rows(scored, numbers, folder, lambda done: on_progress(done, 2 * rows))
     return _sort_partitions(folder, numbers.ranks(), length, lambda done: on_progress(rows + done, 2 * rows))
 
 
-def _divide_rows(scored: Rows, numbers: ItemNumbers, folder: Path, on_done: Callable[[int], None]) -> None:
+def _divide_rows(scored: Scored, numbers: ItemNumbers, folder: Path, on_done: Callable[[int], None]) -> None:
     """Divide rows [owner, item, score] into partitions, ranges of owners, with a subfolder of *folder* for each.
 
     Rows are read in batches, and each batch adds a file to the partitions that it has rows of. *numbers* gives each
@@ -411,7 +391,7 @@ def _divide_rows(scored: Rows, numbers: ItemNumbers, folder: Path, on_done: Call
     done = 0
     with data_errors(folder):
         bounds = _partition_bounds(scored)
-        rows = scored.kept.select("owner", "item", "score")
+        rows = scored.entries.select("owner", "item", "score")
         for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
             _append_to_partitions(batch, numbers, bounds, folder, f"{done}.arrow")
             done += batch.height
@@ -485,19 +465,19 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
     )
 
 
-def _partition_bounds(scored: Rows) -> pl.Series:
+def _partition_bounds(scored: Scored) -> pl.Series:
     """Return the owners at which to divide rows into partitions: the first owner of each partition but the first one.
 
     Bounds `["g", "p"]` stand for three partitions: owners before g, from g to before p, and from p on. They are chosen
     by a sample of the rows, so that partitions have about PARTITION_ROWS rows each. Empty for one partition.
     """
-    partitions = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
+    partitions = min(-(-scored.rows.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if partitions == 1:
         return pl.Series(dtype=pl.String)
 
     # Every step-th row is sampled.
-    step = -(-scored.total // _SAMPLED_OWNERS)
-    sampled = scored.kept.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
+    step = -(-scored.rows.total // _SAMPLED_OWNERS)
+    sampled = scored.entries.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
     if owners.is_empty():
         return owners
