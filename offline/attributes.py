@@ -205,9 +205,7 @@ def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> 
     *cells* are [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
     """
     first = cells.sort(FILE, ROW).head(_CELLS_SHOWN)
-    places = list[str]()
-    for number, row in first.select(FILE, ROW).iter_rows():
-        places += [described.text for described in tables[number].describe_rows([row], name)]
+    places = [tables[number].describe(row, name).text for number, row in first.select(FILE, ROW).iter_rows()]
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 
 

@@ -318,15 +318,13 @@ def read_scored(
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     """Return titles by item, from the file of titles or, without one, from the files of lists."""
     if not sources.title_files:
-        return (
-            {} if sources.lists is None else most_frequent_titles(sources.lists.rows.kept, named_paths(settings.paths))
-        )
+        return {} if sources.lists is None else most_frequent_titles(sources.lists.rows.kept)
 
     source = named_paths(_optional(settings.titles))
     named = {role: settings.columns.get(role) for role in ("item", "title")}
 
     titled = texts_by_role(sources.title_files, source, list(named), named, settings.form)
-    return most_frequent_titles(titled.lazy(), source)
+    return most_frequent_titles(titled.lazy())
 
 
 def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
@@ -376,7 +374,7 @@ def sort_lists(
         return SortedLists(partitions=[], list_counts=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
 
     folder.mkdir()
-    rows = scored.rows.facts["rows"]
+    rows = scored.rows.kept_rows
     on_progress(0, 2 * rows)
     _divide_rows(scored, numbers, folder, lambda done: on_progress(done, 2 * rows))
     return _sort_partitions(folder, numbers.ranks(), length, lambda done: on_progress(rows + done, 2 * rows))
@@ -471,7 +469,7 @@ def _partition_bounds(scored: Scored) -> pl.Series:
     Bounds `["g", "p"]` stand for three partitions: owners before g, from g to before p, and from p on. They are chosen
     by a sample of the rows, so that partitions have about PARTITION_ROWS rows each. Empty for one partition.
     """
-    partitions = min(-(-scored.rows.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
+    partitions = min(-(-scored.rows.kept_rows // PARTITION_ROWS), MAX_PARTITIONS)
     if partitions == 1:
         return pl.Series(dtype=pl.String)
 

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -166,38 +165,33 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
     return None
 
 
-def usual_time(name: str, dtype: pl.DataType, sample: pl.Series) -> pl.Expr:
-    """Return an expression that reads the column *name* as `read_time`, each value as ISO 8601 or a time since 1970.
-
-    The format that reads most values of *sample* is tried first.
-    """
+def usual_time(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return an expression that reads the column *name* as `read_time`, each value as ISO 8601 or a time since 1970."""
     if _is_date(dtype):
         return read_time(name, dtype, EPOCH)
-
-    counts = dict[str, int]()
-    for layout in (EPOCH, *_ISO_FORMATS):
-        counts[layout] = int(_are_meant(_times_of(sample, layout), layout).sum())
-        if counts[layout] == len(sample):
-            break
-    first = max(counts, key=lambda layout: counts[layout])
-    return pl.col(name).map_batches(
-        partial(_usual_times, first=first), return_dtype=pl.Datetime("us"), is_elementwise=True
-    )
+    return pl.col(name).map_batches(_UsualTimes(), return_dtype=pl.Datetime("us"), is_elementwise=True)
 
 
-def _usual_times(values: pl.Series, first: str) -> pl.Series:
-    """Read *values* in the format *first*, or in another one if they are meant in it and not in *first*."""
-    times = _times_of(values, first)
-    is_open = values.is_not_null() & ~_are_meant(times, first)
-    for layout in (*_ISO_FORMATS, EPOCH):
-        places = is_open.arg_true()
-        if places.is_empty():
-            break
-        others = _times_of(values.gather(places), layout)
-        are_meant = _are_meant(others, layout)
-        times = times.scatter(places.filter(are_meant), others.filter(are_meant))
-        is_open = is_open.scatter(places, ~are_meant)
-    return times
+class _UsualTimes:
+    """Reads texts or numbers as times, in the format that most of the values before were written in, or in another."""
+
+    def __init__(self) -> None:
+        self._layouts = [EPOCH, *_ISO_FORMATS]
+
+    def __call__(self, values: pl.Series) -> pl.Series:
+        """Return the times; values that are meant in no format count as times since 1970, or are null."""
+        times = pl.Series(values.name, [None], pl.Datetime("us")).new_from_index(0, len(values))
+        unread = values.is_not_null().arg_true()
+        for layout in self._layouts:
+            if unread.is_empty():
+                break
+            read = _times_of(values.gather(unread), layout)
+            are_meant = _are_meant(read, layout)
+            if are_meant.sum() > len(values) / 2:
+                self._layouts = [layout, *(other for other in self._layouts if other != layout)]
+            times = times.scatter(unread.filter(are_meant), read.filter(are_meant))
+            unread = unread.filter(~are_meant)
+        return times.scatter(unread, _times_of(values.gather(unread), EPOCH))
 
 
 def _times_of(values: pl.Series, layout: str) -> pl.Series:

@@ -52,20 +52,21 @@ class Facts:
         return None if self.first is None or self.last is None else (self.first, self.last)
 
 
-def fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
-    """Yield aggregates over the rows, such as the first time and the number of cancellations.
+# By the role that they need, and the name in `Facts`.
+_AGGREGATES = {
+    ("time", "first"): pl.col("time").min(),
+    ("time", "last"): pl.col("time").max(),
+    ("time", "timeless"): pl.col("time").null_count(),
+    ("quantity", "cancellations"): (pl.col("quantity") < 0).sum(),
+    ("segment", "segments"): pl.col("segment").drop_nulls().n_unique(),
+}
 
-    Their names are fields of `Facts`, which is made of the results. Those of roles without a column are left out.
-    """
-    time = pl.col("time")
-    if columns.time is not None:
-        yield time.min().alias("first")
-        yield time.max().alias("last")
-        yield time.null_count().alias("timeless")
-    if columns.quantity is not None:
-        yield (pl.col("quantity") < 0).sum().alias("cancellations")
-    if columns.segment is not None:
-        yield pl.col("segment").drop_nulls().n_unique().alias("segments")
+
+def read_facts(kept: pl.LazyFrame) -> Facts:
+    """Aggregate the rows *kept*."""
+    roles = kept.collect_schema()
+    aggregates = {name: aggregate for (role, name), aggregate in _AGGREGATES.items() if role in roles}
+    return Facts(**kept.select(pl.len().alias("rows"), **aggregates).collect(engine="streaming").row(0, named=True))
 
 
 def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:

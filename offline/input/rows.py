@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
@@ -54,14 +54,12 @@ class Fault(NamedTuple):
 class Check(NamedTuple):
     """A reason to leave out the rows that meet a *condition* over their values.
 
-    fault    makes them bad rows, of which few are tolerated; a fault of the values in *column*
-    column   of the table
-    example  the name of the value that explains the reason; without one and a fault, the column does
+    fault    makes them bad rows, of which few are tolerated: what is wrong with their values in the table's *column*
+    example  the name of the value that explains the reason, if any
     """
 
-    reason: str
     condition: pl.Expr
-    fault: Fault | None = None
+    fault: Fault = Fault("")
     column: str = ""
     example: str = ""
 
@@ -72,36 +70,30 @@ class _KindCheck(NamedTuple):
     kinds: Sequence[Kind]
     reason: str
     condition: Callable[[pl.Expr, pl.DataType], pl.Expr]
-    fault: Fault | None = None
+    fault: Fault = Fault("")
 
 
 def _is_missing(value: pl.Expr, _: pl.DataType) -> pl.Expr:
     return value.is_null()
 
 
-def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
-    return value.str.len_bytes() > MAX_ID_BYTES
-
-
 def _is_rounded(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return value.str.contains(_ROUNDED_FLOAT_PATTERN if dtype.is_float() else _ROUNDED_PATTERN)
 
 
-def _is_no_number(value: pl.Expr, _: pl.DataType) -> pl.Expr:
-    return value.is_infinite()
+def _is_in_future(time: pl.Expr, _: pl.DataType) -> pl.Expr:
+    # Ages count from the newest row. A day allows for time zones.
+    return time > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
 
 
-def _is_unread(value: pl.Expr, _: pl.DataType) -> pl.Expr:
-    return value < EARLIEST
-
-
-def _is_in_future(value: pl.Expr, _: pl.DataType) -> pl.Expr:
-    """Ages count from the newest row. A day allows for time zones."""
-    return value > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
+    return value.str.len_bytes() > MAX_ID_BYTES
 
 
 _ROUNDED = Fault("is a rounded number", ", so different ids may have become one; write ids as whole numbers or texts")
 _NO_NUMBER = Fault("is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
+_NO_TIME = Fault("is not a time as {layout}")
+_NUMBERS: Sequence[Kind] = ("number", "amount", "score")
 # Why rows are left out, by the kind of a role, the first reason first. A rounded id, such as `1.23457E+15`, may stand
 # for several users or items.
 _CHECKS = (
@@ -110,8 +102,8 @@ _CHECKS = (
     _KindCheck(("id", "group"), "{role} id that was rounded", _is_rounded, _ROUNDED),
     _KindCheck(("counted",), "no {column}", _is_missing),
     _KindCheck(("number",), "no {role}", _is_missing),
-    _KindCheck(("number", "amount", "score"), "{role} that is not a number", _is_no_number, _NO_NUMBER),
-    _KindCheck(("time",), "{role} that cannot be read", _is_unread, Fault("is not a time as {layout}")),
+    _KindCheck(_NUMBERS, "{role} that is not a number", lambda value, _: value.is_infinite(), _NO_NUMBER),
+    _KindCheck(("time",), "{role} that cannot be read", lambda value, _: value < EARLIEST, _NO_TIME),
     _KindCheck(("time",), "in the future", _is_in_future, Fault("lies in the future")),
 )
 
@@ -142,20 +134,20 @@ class RowSchema:
     """Which values the rows of a *table* become, and why rows are left out.
 
     values   expressions over the table's columns, by name
-    checks   the first one that a row meets counts
+    checks   by reason; the first one that a row meets counts
     counted  rows that the table leaves out already: their number by reason, and by the value that explains it
     """
 
     table: Table
     values: dict[str, pl.Expr] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
+    checks: dict[str, Check] = field(default_factory=dict)
     counted: dict[str, Mapping[str | None, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Malformed rows are bad."""
         self.values[EXTRA] = pl.col(EXTRA)
         fault = Fault(self.table.malformed_fault)
-        self.checks.append(Check("malformed row", pl.col(EXTRA).is_not_null(), fault, EXTRA))
+        self.checks["malformed row"] = Check(pl.col(EXTRA).is_not_null(), fault, EXTRA)
 
     @classmethod
     def of(cls, table: Table, columns: Mapping[str, str]) -> "RowSchema":
@@ -165,10 +157,11 @@ class RowSchema:
         return schema
 
     def keep(self, reason: str, condition: pl.Expr, column: str) -> None:
-        """Leave out rows that do not meet a *condition* over the table's *column*."""
-        # It is computed with the values, because the table's columns are gone afterwards.
+        """Leave out rows that do not meet a *condition* over the table's *column*, which explains the reason."""
+        # Both are read with the values, because the table's columns are gone afterwards.
         self.values[f"\0{reason}"] = ~condition
-        self.checks.append(Check(reason, pl.col(f"\0{reason}"), column=column))
+        self.values[f"\0column of {reason}"] = self.table.text(column)
+        self.checks[reason] = Check(pl.col(f"\0{reason}"), example=f"\0column of {reason}")
 
     def read(self, columns: Mapping[str, str]) -> None:
         """Read columns, by role, and leave out rows with values that the kind of the role does not have."""
@@ -179,7 +172,7 @@ class RowSchema:
         ids = {role: column for role, column in columns.items() if kind_of(role) == "id"}
         if len(ids) > 1:
             is_header = pl.all_horizontal(pl.col(role).eq_missing(column) for role, column in ids.items())
-            self.checks.append(Check("header again", is_header))
+            self.checks["header again"] = Check(is_header)
 
         layout = self.table.form.time_format or _USUAL_TIMES
         for check in _CHECKS:
@@ -187,51 +180,51 @@ class RowSchema:
                 if kind_of(role) in check.kinds:
                     reason = check.reason.format(role=role, column=column)
                     condition = check.condition(pl.col(role), self.table.schema[column])
-                    fault = check.fault and check.fault._replace(text=check.fault.text.format(layout=layout))
-                    self.checks.append(Check(reason, condition, fault, column if fault else ""))
+                    fault = check.fault._replace(text=check.fault.text.format(layout=layout))
+                    self.checks[reason] = Check(condition, fault, column if fault.text else "")
 
 
 class Rows:
     """The rows of several tables.
 
+    total     number of rows
+    kept_rows number of rows kept
     left_out  number of rows left out by reason, without zeros
-    facts     aggregates over the rows kept; `rows` is their number
     notes     a sentence with the first bad rows, if any
     """
 
-    def __init__(
-        self, schemas: Sequence[RowSchema], source: str, *facts: pl.Expr, repeated: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, schemas: Sequence[RowSchema], source: str, *, repeated: Sequence[str] = ()) -> None:
         """Read the tables of *schemas*, and count their rows by the reason to leave them out.
 
-        *source* names the data in messages. *facts* are aggregates over the rows kept. *repeated* are names of texts
-        that become categories; if there are any, all rows are kept in memory, else they are read again for each use.
-        Raises DataError if no row is kept, or too many rows are bad.
+        *source* names the data in messages. *repeated* are names of texts that become categories, to save memory; if
+        there are any, all rows are kept in memory, else they are read again for each use. Raises DataError if no row is
+        kept, or too many rows are bad.
         """
         self._schemas = schemas
-        self._reasons = pl.Enum(list(dict.fromkeys(check.reason for schema in schemas for check in schema.checks)))
+        self._checks = {reason: check for schema in schemas for reason, check in schema.checks.items()}
+        self._reasons = pl.Enum(list(self._checks))
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
-        self._all = pl.concat(marked, how="diagonal")
+        self._with_values_of_checks = pl.concat(marked, how="diagonal")
+        of_checks = {name for schema in schemas for name in schema.values if name.startswith("\0")}
+        self._all = self._with_values_of_checks.drop(of_checks)
 
         with data_errors(source, [schema.table.file for schema in schemas]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
-            counted = self._all.group_by(_REASON).agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
+            counted = self._all.group_by(_REASON).len().collect(engine="streaming")
 
-        # The reason of rows that are kept is None.
-        groups = {group[_REASON]: group for group in counted.iter_rows(named=True)}
-        row_counts = Counter({reason: group["rows"] for reason, group in groups.items()})
+        row_counts = Counter[str | None](dict(counted.iter_rows()))
         for schema in schemas:
             for reason, rows_by_value in schema.counted.items():
                 row_counts[reason] += sum(rows_by_value.values())
         self.total = row_counts.total()
-        self.left_out = {reason: row_counts[reason] for reason in self._reasons.categories if row_counts[reason]}
+        self.kept_rows = row_counts[None]
+        self.left_out = {reason: row_counts[reason] for reason in self._checks if row_counts[reason]}
 
         bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
-        if None not in groups:
+        if not self.kept_rows:
             raise self._nothing_left_error(source)
-        self.facts: dict[str, Any] = groups[None]
 
     @property
     def kept(self) -> pl.LazyFrame:
@@ -241,21 +234,16 @@ class Rows:
     def values(self, reason: str) -> list[str | None]:
         """Return the values that explain why rows were left out for *reason*, most frequent first.
 
-        These are the values that checks name for the reason, such as the event of an unknown event. For a filter, they
-        are those of its column, and the tables are read again.
+        Examples are the event of an unknown event, and the column of a filter, for which the tables are read again.
         """
         counts = Counter[str | None]()
-        for file, schema in enumerate(self._schemas):
+        for schema in self._schemas:
             counts.update(schema.counted.get(reason, {}))
-            rows = self._rows_left_out(reason).filter(pl.col(FILE) == file)
-            check = next((check for check in schema.checks if check.reason == reason), None)
-            if check is None or check.fault is not None or not (check.example or check.column):
-                continue
-            value = pl.col(check.example).cast(pl.String)
-            if check.column:
-                value = schema.table.text(check.column)
-                rows = schema.table.frame.join(rows.select(ROW), on=ROW, how="semi")
-            counts.update(dict(rows.group_by(value=value).len().collect(engine="streaming").iter_rows()))
+        example = self._checks[reason].example
+        if example:
+            rows = self._with_values_of_checks if example.startswith("\0") else self._all
+            values = rows.filter(self._has(reason)).group_by(pl.col(example).cast(pl.String)).len()
+            counts.update(dict(values.collect(engine="streaming").iter_rows()))
         return sorted(counts, key=lambda value: (-counts[value], value is not None, value or ""))
 
     def _nothing_left_error(self, source: str) -> DataError:
@@ -280,11 +268,10 @@ class Rows:
         A bad row is one that cannot be read. Of the reasons to leave rows out (the keys of `left_out`, with their
         numbers of rows), those of bad rows have a fault. *source* names the input in the error.
         """
-        bad_reasons = {check.reason for schema in self._schemas for check in schema.checks if check.fault is not None}
         sentences = list[str]()
         bad_rows = 0
         for reason, count in self.left_out.items():
-            if reason in bad_reasons:
+            if self._checks[reason].fault.text:
                 bad_rows += count
                 sentences += self._describe_bad_rows(reason)
 
@@ -307,25 +294,25 @@ class Rows:
         """
         sentences = list[str]()
         is_advised = False
-        first_rows = self._rows_left_out(reason).select(FILE, ROW).group_by(FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW)
+        left_out = self._all.filter(self._has(reason)).select(FILE, ROW)
+        first_rows = left_out.group_by(FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW)
         place_in_file = pl.int_range(pl.len()).over(FILE)
-        shown_rows = first_rows.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).collect()
+        shown_rows = first_rows.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW).collect()
 
         # FILE is the number of the table in `_schemas`, and ROW the index of the row in it.
-        for (file,), rows in shown_rows.group_by(FILE, maintain_order=True):
+        for file, row in shown_rows.iter_rows():
             schema = self._schemas[file]
-            column, fault = next((check.column, check.fault) for check in schema.checks if check.reason == reason)
-            for row in schema.table.describe_rows(rows.get_column(ROW).to_list(), column):
-                sentence = f"{row.text} {fault.text}"
-                if not is_advised and re.match(fault.advised, row.value):
-                    sentence += fault.advice
-                    is_advised = True
-                sentences.append(sentence)
+            check = schema.checks[reason]
+            text, value = schema.table.describe(row, check.column)
+            sentence = f"{text} {check.fault.text}"
+            if not is_advised and re.match(check.fault.advised, value):
+                sentence += check.fault.advice
+                is_advised = True
+            sentences.append(sentence)
         return sentences
 
-    def _rows_left_out(self, reason: str) -> pl.LazyFrame:
-        """Return the rows left out for *reason*."""
-        return self._all.filter(pl.col(_REASON) == pl.lit(reason, self._reasons))
+    def _has(self, reason: str) -> pl.Expr:
+        return pl.col(_REASON) == pl.lit(reason, self._reasons)
 
     def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
         """Return the table of *schema* as a frame [ROW, its values, FILE, _REASON], one row for each of the table's.
@@ -336,14 +323,15 @@ class Rows:
         rows = schema.table.frame.select(ROW, **schema.values)
 
         # Conditions over the values are a separate step, as polars would compute the values again for each of them.
-        reasons = [pl.when(check.condition).then(pl.lit(check.reason, self._reasons)) for check in schema.checks]
+        reasons = [
+            pl.when(check.condition).then(pl.lit(reason, self._reasons)) for reason, check in schema.checks.items()
+        ]
 
         # The conditions are in the order in which they apply, so the first reason that is not null counts.
         marked = rows.with_columns(pl.lit(file, pl.UInt32).alias(FILE), pl.coalesce(reasons).alias(_REASON))
 
-        of_checks = [name for name in schema.values if name.startswith("\0")]
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
-        return marked.drop(of_checks).with_columns(categories)
+        return marked.with_columns(categories)
 
 
 def read_text(
@@ -402,24 +390,21 @@ def texts_by_role(
         return Rows(schemas, source).kept.drop(FILE, ROW).collect(engine="streaming")
 
 
-def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
-    """Return the most frequent title of each item in *rows* [item, perhaps title], by item; ties by alphabet.
+def most_frequent(rows: pl.LazyFrame, key: str, value: str, text: pl.Expr) -> pl.DataFrame:
+    """Return the most frequent *text* of the column *value* for each *key* in *rows*; ties by alphabet [key, value].
 
-    Items without a title are left out. *source* names the rows in a DataError.
+    Rows without a text are left out. *text* is computed of few rows: of each different value of a key.
     """
+    counts = rows.group_by(key, value).agg(rows=pl.len()).collect(engine="streaming")
+    texts = counts.select(pl.col(key).cast(pl.String), text.alias(value), "rows").filter(pl.col(value) != "")
+    # Different values may have the same text.
+    most_frequent_first = texts.group_by(key, value).sum().sort(key, "rows", value, descending=[False, True, False])
+    return most_frequent_first.unique(key, keep="first", maintain_order=True).drop("rows")
+
+
+def most_frequent_titles(rows: pl.LazyFrame) -> dict[str, str]:
+    """Return the most frequent title of each item in *rows* [item, perhaps title], by item."""
     if "title" not in rows.collect_schema():
         return {}
-
-    with data_errors(source):
-        counts = rows.group_by("item", "title").agg(rows=pl.len()).collect(engine="streaming")
-
-    # Categories become texts only after the grouping, when few rows are left. Titles that differ only by spaces around
-    # them become equal, so their rows are added up once more.
-    item = pl.col("item").cast(pl.String)
     title = pl.col("title").cast(pl.String).str.strip_chars()
-    titles = counts.with_columns(item, title).filter(pl.col("title") != "")
-    counts = titles.group_by("item", "title").agg(pl.col("rows").sum())
-
-    most_frequent_first = counts.sort("rows", "title", descending=[True, False])
-    best = most_frequent_first.unique("item", keep="first", maintain_order=True)
-    return dict(best.select("item", "title").iter_rows())
+    return dict(most_frequent(rows, "item", "title", title).iter_rows())
