@@ -6,10 +6,11 @@ by owner on disk, and each partition is sorted in memory. Items are numbered in 
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,13 +20,12 @@ import polars as pl
 
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, fingerprint, input_files, named_paths
 from hotplate.offline.input.rows import (
     Rows,
-    RowSchema,
     most_frequent_titles,
+    read_roles,
     texts_by_role,
 )
 from hotplate.offline.input.tables import ROW, open_tables
@@ -46,6 +46,8 @@ PARTITION_ROWS = 1_000_000
 MAX_PARTITIONS = 250
 _SAMPLED_OWNERS = 200_000
 _BATCH = 4096
+# The roles of the columns of owners and items, by the kind of lists.
+_OWNERS_AND_ITEMS = {"lists": ("user", "item"), "similar": ("item", "other"), "popular": ("segment", "item")}
 # Estimated bytes of a score and an item's JSON.
 _SCORE_BYTES = 19
 _FRAME_BYTES = 20
@@ -72,9 +74,15 @@ class ImportSettings:
     attribute_kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def paths(self) -> list[Path]:
-        """All files of lists."""
-        return [] if self.lists is None else [self.lists, *self.more]
+    def paths(self) -> dict[str, list[Path]]:
+        """The files by kind; none of a kind that is not imported."""
+        kinds = {
+            "lists": (self.lists, *self.more),
+            "popular": (self.popular,),
+            "similar": (self.similar,),
+            "titles": (self.titles,),
+        }
+        return {kind: [path for path in paths if path is not None] for kind, paths in kinds.items()}
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -134,53 +142,33 @@ class Scored(NamedTuple):
 
 
 class _Sources(NamedTuple):
-    """The checked rows of an import's files, and its file of titles, open."""
+    """The checked rows of an import's files by their kind (`lists`, `similar`, `popular`), and its file of titles."""
 
-    lists: Scored | None
-    similar: Scored | None
-    popular: Scored | None
+    scored: Mapping[str, Scored]
     title_files: Sequence[DataFile]
     fingerprint: str
-
-    @property
-    def rows(self) -> list[Rows]:
-        """Those of all files that there are."""
-        return [scored.rows for scored in (self.lists, self.similar, self.popular) if scored is not None]
 
 
 @contextmanager
 def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
     """Yield the rows of the files that are imported: personal, similar and popular lists, and titles.
 
-    Files at URLs are downloaded first, and deleted after the block. A kind of lists without a file is None. Raises
-    DataError.
+    Files at URLs are downloaded first, and deleted after the block. Raises DataError.
     """
-    similar_paths = _optional(settings.similar)
-    popular_paths = _optional(settings.popular)
-    lists = similar = popular = None
-    with (
-        input_files(settings.paths) as files,
-        input_files(similar_paths) as similar_files,
-        input_files(popular_paths) as popular_files,
-        input_files(_optional(settings.titles)) as title_files,
-    ):
-        columns = {**settings.columns, "title": None} if title_files else settings.columns
-        form = settings.form
-
+    with ExitStack() as stack:
+        files = {kind: stack.enter_context(input_files(paths)) for kind, paths in settings.paths.items()}
         # Only the personal lists have the columns that were named.
-        if files:
-            lists = read_scored(files, named_paths(settings.paths), columns, form)
-        if similar_files:
-            similar = read_scored(similar_files, named_paths(similar_paths), {}, form, owner="item", item="other")
-        if popular_files:
-            popular = read_scored(popular_files, named_paths(popular_paths), {}, form, owner="segment")
+        named = dict(settings.columns)
+        if files["titles"]:
+            named["title"] = None
 
-        digest = fingerprint([*files, *popular_files, *similar_files, *title_files])
-        yield _Sources(lists, similar, popular, title_files, digest)
-
-
-def _optional(path: Path | None) -> list[Path]:
-    return [] if path is None else [path]
+        scored = dict[str, Scored]()
+        for kind, (owner, item) in _OWNERS_AND_ITEMS.items():
+            if files[kind]:
+                columns = named if kind == "lists" else {}
+                source = named_paths(settings.paths[kind])
+                scored[kind] = read_scored(files[kind], source, columns, settings.form, owner=owner, item=item)
+        yield _Sources(scored, files["titles"], fingerprint([*chain.from_iterable(files.values())]))
 
 
 class ImportedLists:
@@ -197,24 +185,23 @@ class ImportedLists:
         length = settings.length
 
         with _opened_files(settings) as sources:
-            self._users = sort_lists(sources.lists, numbers, length, folder / "users", partial(on_progress, "sort"))
+            scored = sources.scored
+            on_users = partial(on_progress, "sort")
             on_similar = partial(on_progress, "similar")
-            self._similar = sort_lists(sources.similar, numbers, length, folder / "similar", on_similar)
+            self._users = sort_lists(scored.get("lists"), numbers, length, folder / "users", on_users)
+            self._similar = sort_lists(scored.get("similar"), numbers, length, folder / "similar", on_similar)
 
             # Without a file of popular items, those in the most lists are popular.
-            counted = self._similar if sources.lists is None else self._users
-            self._popular_lists = _popular_lists(sources.popular, counted, numbers, max(length, POPULAR_LENGTH))
+            counted = self._users if "lists" in scored else self._similar
+            self._popular_lists = _popular_lists(scored.get("popular"), counted, numbers, max(length, POPULAR_LENGTH))
             titles = _titles(sources, settings)
 
-        first = sources.rows[0]
-        self.rows = first.total
-        self.left_out = dict(first.left_out)
+        rows = [kind.rows for kind in scored.values()]
+        self.rows = rows[0].total
+        self.left_out = dict(rows[0].left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-
-        self._notes = list[str]()
-        for rows in sources.rows:
-            self._notes += rows.notes
+        self._notes = [note for kind in rows for note in kind.notes]
         self._fingerprint = sources.fingerprint
 
         self._items = numbers.ids()
@@ -304,23 +291,22 @@ def read_scored(
     Rows without an owner or item are left out, but a row without a segment is of the overall list; a score that is not
     finite makes a bad row. Raises DataError.
     """
-    tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
     optional = [role for role in (owner, "title") if role not in required]
-    columns = choose_columns(named, list(tables[0].schema), source, required=required, optional=optional)
-    read_columns = {role: columns[role] for role in (owner, item, "score", "title") if role in columns}
-    rows = Rows([RowSchema.of(table, read_columns) for table in tables], source)
-
-    owners = pl.col(owner).fill_null(OVERALL) if owner in columns else pl.lit(OVERALL)
+    rows = read_roles(open_tables(files, form), source, named, required=required, optional=optional)
+    owners = pl.lit(OVERALL)
+    if owner in rows.kept.collect_schema():
+        owners = pl.col(owner).fill_null(OVERALL)
     return Scored(rows, rows.kept.select(ROW, "score", owner=owners, item=item))
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     """Return titles by item, from the file of titles or, without one, from the files of lists."""
     if not sources.title_files:
-        return {} if sources.lists is None else most_frequent_titles(sources.lists.rows.kept)
+        lists = sources.scored.get("lists")
+        return {} if lists is None else most_frequent_titles(lists.rows.kept)
 
-    source = named_paths(_optional(settings.titles))
+    source = named_paths(settings.paths["titles"])
     named = {role: settings.columns.get(role) for role in ("item", "title")}
 
     titled = texts_by_role(sources.title_files, source, list(named), named, settings.form)
@@ -336,22 +322,19 @@ def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbe
     """
     list_counts = lists.list_counts.astype(np.float64)
     counts = pl.DataFrame({"item": numbers.ids().head(len(list_counts)), "score": list_counts})
-    overall = counts.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
-
-    if scored is None:
-        rows = overall
-    else:
+    overall = counts.filter(pl.col("score") > 0)
+    rows = pl.DataFrame(schema={"owner": pl.String})
+    if scored is not None:
         rows = scored.entries.select("owner", "item", "score").collect(engine="streaming")
-        segments = rows.get_column("owner").n_unique()
-        if segments >= MAX_POPULAR_LISTS:
-            raise DataError(
-                f"The popular lists are of {segments:,} segments; at most {MAX_POPULAR_LISTS - 1:,} can have one each."
-            )
-        if not (rows.get_column("owner") == OVERALL).any():
-            if overall.is_empty():
-                by_segments = rows.group_by("item").agg(score=pl.col("owner").n_unique().cast(pl.Float64))
-                overall = by_segments.select(owner=pl.lit(OVERALL), item="item", score="score")
-            rows = pl.concat([overall, rows])
+    segments = rows.get_column("owner").n_unique()
+    if segments >= MAX_POPULAR_LISTS:
+        raise DataError(
+            f"The popular lists are of {segments:,} segments; at most {MAX_POPULAR_LISTS - 1:,} can have one each."
+        )
+    if OVERALL not in rows.get_column("owner"):
+        if overall.is_empty():
+            overall = rows.group_by("item").agg(score=pl.col("owner").n_unique().cast(pl.Float64))
+        rows = pl.concat([overall.with_columns(owner=pl.lit(OVERALL)), rows], how="diagonal")
 
     numbered = rows.with_columns(numbers.number(rows.get_column("item")))
     return ranked_lists(rank_rows(numbered, numbers.ranks(), length).lists)

@@ -35,12 +35,11 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.model_report import difference_in_words, hits_in_words, popular_comparison
 from hotplate.offline.evaluate.records import Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
-from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
-from hotplate.offline.input.rows import Rows, RowSchema, with_found_header
+from hotplate.offline.input.rows import read_roles, with_found_header
 from hotplate.offline.input.tables import open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
@@ -87,12 +86,11 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], form: Format |
     needed = {role: named.get(role) for role in _REQUIRED_ROLES}
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, with_found_header(form or Format(), files, needed))
-        columns = choose_columns(named, list(tables[0].schema), source, required=_REQUIRED_ROLES, optional=("time",))
-        rows = Rows([RowSchema.of(table, columns) for table in tables], source)
-
+        rows = read_roles(tables, source, named, required=_REQUIRED_ROLES, optional=("time",))
+        kept = rows.kept
         aggregates = {"rating": pl.col("rating").mean(), "time": pl.col("time").max()}
-        read = [aggregate for role, aggregate in aggregates.items() if role in columns]
-        pairs = rows.kept.group_by(_REQUIRED_ROLES).agg(read).sort(_REQUIRED_ROLES).collect(engine="streaming")
+        read = [aggregate for role, aggregate in aggregates.items() if role in kept.collect_schema()]
+        pairs = kept.group_by(_REQUIRED_ROLES).agg(read).sort(_REQUIRED_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
 
 

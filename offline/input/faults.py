@@ -145,12 +145,12 @@ def _fault_of_contents(file: _File) -> str | None:
 
 
 def _fault_of_parquet(path: Path) -> str | None:
-    if not path.stat().st_size:
-        return " is empty"
     with path.open("rb") as stream:
         magic = stream.read(len(_PARQUET))
-        stream.seek(-min(len(_PARQUET), path.stat().st_size), 2)
+        stream.seek(max(0, path.stat().st_size - len(_PARQUET)))
         end = stream.read()
+    if not magic:
+        return " is empty"
     if magic != _PARQUET:
         return f" is not Parquet, but begins with {magic!r}; rename it by its kind, such as .csv"
     return None if end == _PARQUET else " is cut, as it has no end; copy it again"

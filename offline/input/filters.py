@@ -145,7 +145,8 @@ class Filter:
         floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(number)))
         is_whole = abs(number) <= _MAX_WHOLE and number == number.to_integral_value()
         if isinstance(dtype, pl.Decimal):
-            return self._compare(column, pl.lit(number)) if _fits_decimal(number) else floats
+            has_few_digits = sum(map(str.isdigit, f"{number:f}")) <= _MAX_DECIMAL_DIGITS
+            return self._compare(column, pl.lit(number)) if has_few_digits else floats
         if not is_whole:
             return floats
 
@@ -197,14 +198,6 @@ def _spellings(number: Decimal) -> str:
 def _padded(whole: str, fraction: str) -> str:
     """Return a regular expression of a decimal number with any number of zeros at its end."""
     return rf"{whole}\.{fraction}0*" if fraction else rf"{whole}(\.0*)?"
-
-
-def _fits_decimal(number: Decimal) -> bool:
-    """Return whether polars holds *number* as a decimal."""
-    exponent = number.as_tuple().exponent
-    before_point = max(1, number.adjusted() + 1)
-    after_point = max(0, -exponent) if isinstance(exponent, int) else 0
-    return before_point + after_point <= _MAX_DECIMAL_DIGITS
 
 
 def _time_in(text: str) -> datetime | None:

@@ -13,7 +13,7 @@ import polars as pl
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import DataFile, DataSource, fingerprint, input_files, named_paths
+from hotplate.offline.input.files import DataSource, fingerprint, input_files, named_paths
 from hotplate.offline.input.filters import parse_filter
 from hotplate.offline.input.grouping import count_users_by_segment, group_log
 from hotplate.offline.input.history import Weighing, Weighting
@@ -25,7 +25,6 @@ from hotplate.offline.input.notes import (
     notes_of_events,
     notes_of_log,
     notes_of_rows,
-    notes_of_segments,
     read_facts,
 )
 from hotplate.offline.input.rows import Rows, most_frequent, most_frequent_titles, texts_by_role
@@ -133,14 +132,15 @@ def read_interactions(
 
         title_rows = rows.kept
         if titles is not None:
-            title_rows = _read_titles(title_files, named_paths(title_paths), item=chosen.item, title=named.title)
+            columns_of_titles = {"item": chosen.item, "title": named.title}
+            title_source = named_paths(title_paths)
+            title_rows = texts_by_role(title_files, title_source, ["item", "title"], columns_of_titles).lazy()
 
         notes = [
             *inputs.notes,
-            *notes_of_segments(inputs.columns, facts),
-            *notes_of_columns(inputs.schemas[0].table, chosen),
+            *notes_of_columns(inputs.schemas[0].table, inputs.columns, facts),
             *notes_of_rows(rows, facts, chosen),
-            *notes_of_events(rows, event_weights),
+            *notes_of_events(rows, event_weights or {}),
             *notes_of_log(log, chosen),
         ]
         return Interactions(
@@ -165,9 +165,3 @@ def _with_few_segments(columns: Columns, count: int, *, is_named: bool) -> Colum
     if is_named:
         raise DataError(f"{describe_segments(columns, count)}; name a column with fewer.")
     return replace(columns, segment=None)
-
-
-def _read_titles(files: Sequence[DataFile], source: str, *, item: str | None, title: str | None) -> pl.LazyFrame:
-    """Return the rows of *files* [item, title], by the columns *item* and *title*, or else by usual names."""
-    columns = {"item": item, "title": title}
-    return texts_by_role(files, source, [*columns], columns).lazy()

@@ -193,12 +193,19 @@ class Rows:
     notes     a sentence with the first bad rows, if any
     """
 
-    def __init__(self, schemas: Sequence[RowSchema], source: str, *, repeated: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        schemas: Sequence[RowSchema],
+        source: str,
+        *,
+        repeated: Sequence[str] = (),
+        may_be_empty: bool = False,
+    ) -> None:
         """Read the tables of *schemas*, and count their rows by the reason to leave them out.
 
         *source* names the data in messages. *repeated* are names of texts that become categories, to save memory; if
-        there are any, all rows are kept in memory, else they are read again for each use. Raises DataError if no row is
-        kept, or too many rows are bad.
+        there are any, all rows are kept in memory, else they are read again for each use. Raises DataError if too many
+        rows are bad, and if no row is kept, unless the tables *may_be_empty* and have none.
         """
         self._schemas = schemas
         self._checks = {reason: check for schema in schemas for reason, check in schema.checks.items()}
@@ -223,7 +230,7 @@ class Rows:
 
         bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
-        if not self.kept_rows:
+        if not self.kept_rows and (self.total or not may_be_empty):
             raise self._nothing_left_error(source)
 
     @property
@@ -294,10 +301,9 @@ class Rows:
         """
         sentences = list[str]()
         is_advised = False
-        left_out = self._all.filter(self._has(reason)).select(FILE, ROW)
-        first_rows = left_out.group_by(FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW)
+        left_out = self._all.filter(self._has(reason)).select(FILE, ROW).sort(FILE, ROW)
         place_in_file = pl.int_range(pl.len()).over(FILE)
-        shown_rows = first_rows.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW).collect()
+        shown_rows = left_out.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW).collect()
 
         # FILE is the number of the table in `_schemas`, and ROW the index of the row in it.
         for file, row in shown_rows.iter_rows():
@@ -334,12 +340,26 @@ class Rows:
         return marked.with_columns(categories)
 
 
+def read_roles(
+    tables: Sequence[Table],
+    source: str,
+    named: Mapping[str, str | None],
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    may_be_empty: bool = False,
+) -> Rows:
+    """Read columns of *tables* by role, as `choose_columns` finds them; *source* names the tables in messages."""
+    columns = choose_columns(named, list(tables[0].schema), source, required=required, optional=optional)
+    return Rows([RowSchema.of(table, columns) for table in tables], source, may_be_empty=may_be_empty)
+
+
 def read_text(
     path: DataSource, roles: Sequence[str], named: Mapping[str, str | None] | None = None, *, may_be_empty: bool = False
 ) -> pl.DataFrame:
     """Return columns of a small file or folder of items as `texts_by_role`."""
     with input_files([path]) as files:
-        return texts_by_role(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
+        return texts_by_role(files, named_paths([path]), roles, named or {}, may_be_empty=may_be_empty)
 
 
 def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[str, str | None]) -> Format:
@@ -359,35 +379,25 @@ def texts_by_role(
     files: Sequence[DataFile],
     source: str,
     roles: Sequence[str],
-    named: Mapping[str, str | None] | None = None,
+    named: Mapping[str, str | None],
     form: Format | None = None,
     *,
     may_be_empty: bool = False,
 ) -> pl.DataFrame:
-    """Read columns of *files* as texts, and return them under the names of their roles, such as `item` and `title`.
+    """Read columns of *files* as texts, under the names of their roles, such as `item`, the first one, and `title`.
 
     *roles* are required: their columns are those of *named*, by role, and else those with usual names. *source* names
     the files in messages. Rows without an item are left out. Raises DataError for a missing role, a bad row, and no
     rows, unless the files *may_be_empty*.
     """
-    named = dict(named or {})
     form = with_found_header(form or Format(), files, {role: named.get(role) for role in roles})
     tables = open_tables(files, replace(form, max_bad_rows=0))
-    available = list(tables[0].schema)
-
     # The name for the item may be that of the interactions' files, and these files may call it otherwise.
-    if named.get("item") not in available:
-        named["item"] = None
-
-    columns = choose_columns(named, available, source, required=roles)
-    columns_in_order = {role: columns[role] for role in dict.fromkeys([*roles, *columns])}
-
+    if named.get("item") not in tables[0].schema:
+        named = {**named, "item": None}
     with data_errors(source, files):
-        if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
-            return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
-
-        schemas = [RowSchema.of(table, columns_in_order) for table in tables]
-        return Rows(schemas, source).kept.drop(FILE, ROW).collect(engine="streaming")
+        rows = read_roles(tables, source, named, required=roles, may_be_empty=may_be_empty)
+        return rows.kept.select("item", pl.exclude("item", FILE, ROW)).collect(engine="streaming")
 
 
 def most_frequent(rows: pl.LazyFrame, key: str, value: str, text: pl.Expr) -> pl.DataFrame:

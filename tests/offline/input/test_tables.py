@@ -30,7 +30,7 @@ FRAME = pl.DataFrame(
 
 
 def kept(*texts: str, frame: pl.DataFrame = FRAME, form: Format | None = None) -> list[int]:
-    table = Table(DataFile(Path("a.csv"), "text"), frame.lazy(), form or Format(), dict(frame.schema))
+    table = Table(DataFile(Path("a.csv")), frame.lazy(), form or Format(), dict(frame.schema))
     conditions = [parse_filter(text).condition(table) for text in texts]
     return frame.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
