@@ -81,7 +81,7 @@ def read_attributes(
     with input_files([path]) as files:
         tables = open_tables(files, Format(max_bad_rows=0))
         schema = tables[0].schema
-        item = choose_columns({}, list(schema), source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
+        item = choose_columns({}, list(schema), source, required=[_ITEM])[_ITEM]
         names = [name for name in schema if name != item]
         _check_names(names, kinds, shown, source)
 
@@ -146,11 +146,9 @@ def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchem
     *item* is the column of items, *names* are those of attributes. The value of the attribute `names[2]` is called `2`,
     as its name may be in use. Rows with a missing or invalid id are left out.
     """
-    schema = RowSchema(table, {_ITEM: table.text(item)})
+    schema = RowSchema.of(table, {_ITEM: item})
     for number, name in enumerate(names):
         schema.values[f"{number}"] = table.text(name)
-
-    schema.leave_out_bad_ids({_ITEM: item})
     return schema
 
 
@@ -225,9 +223,7 @@ def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> 
     *cells* are [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
     """
     first = cells.sort(FILE, ROW).head(_CELLS_SHOWN)
-    places = list[str]()
-    for number, row in first.select(FILE, ROW).iter_rows():
-        places += [described.text for described in tables[number].describe_rows([row], name)]
+    places = [tables[number].describe(row, name).text for number, row in first.select(FILE, ROW).iter_rows()]
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 
 

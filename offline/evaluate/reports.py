@@ -35,14 +35,12 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.model_report import difference_in_words, hits_in_words, popular_comparison
 from hotplate.offline.evaluate.records import Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
-from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
-from hotplate.offline.input.interaction_rows import add_time
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
-from hotplate.offline.input.rows import Rows, RowSchema, with_found_header
-from hotplate.offline.input.tables import Table, open_tables
+from hotplate.offline.input.rows import read_roles, with_found_header
+from hotplate.offline.input.tables import open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
@@ -58,7 +56,6 @@ from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
 _REQUIRED_ROLES = ("user", "item")
-_BAD_RATING = "rating that is not a number"
 # Of a truth, this share may be rows that a model has learnt.
 _MOST_LEARNT = 0.01
 _LISTS_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
@@ -89,36 +86,17 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], form: Format |
     needed = {role: named.get(role) for role in _REQUIRED_ROLES}
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, with_found_header(form or Format(), files, needed))
-        columns = choose_columns(
-            named, list(tables[0].schema), source, guessed=(*_REQUIRED_ROLES, "time"), required=_REQUIRED_ROLES
-        )
-        schemas = [_choice_schema(table, columns) for table in tables]
-        rows = Rows(schemas, source)
-
+        rows = read_roles(tables, source, named, required=_REQUIRED_ROLES, optional=("time",))
+        kept = rows.kept
         aggregates = {"rating": pl.col("rating").mean(), "time": pl.col("time").max()}
-        read = [aggregate for role, aggregate in aggregates.items() if role in columns]
-        pairs = rows.kept.group_by(_REQUIRED_ROLES).agg(read).sort(_REQUIRED_ROLES).collect(engine="streaming")
+        read = [aggregate for role, aggregate in aggregates.items() if role in kept.collect_schema()]
+        pairs = kept.group_by(_REQUIRED_ROLES).agg(read).sort(_REQUIRED_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
 
 
 def read_history(path: DataSource, named: Mapping[str, str | None], form: Format | None = None) -> Matrix:
     """Read histories as `read_truth`; DataError for fewer than two users or items, too."""
     return to_matrix(read_truth(path, named, form).pairs.with_columns(weight=pl.lit(1.0)))
-
-
-def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare how to read rows of *table*: user and item as texts, and the rating and the time, if *columns* have them.
-
-    *columns* are the names of columns by role. Rows without an id or a rating are left out; a rating that is not a
-    number, and a time that cannot be read, make a bad row.
-    """
-    schema = RowSchema(table, {role: table.text(columns[role]) for role in _REQUIRED_ROLES})
-    schema.leave_out_bad_ids({role: columns[role] for role in _REQUIRED_ROLES})
-    if "rating" in columns:
-        schema.add_number("rating", columns["rating"], missing="no rating", invalid=_BAD_RATING)
-    if "time" in columns:
-        add_time(schema, columns["time"])
-    return schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +127,11 @@ def candidate_from_files(
     *named* are the names of columns by role, found by usual names if None. All scores of *pairs* are predictions.
     """
     source = named_paths([path])
-    tested_users = pairs.select(owner="user").unique().lazy()
+    tested_users = pairs.select("user").unique().lazy()
     with input_files([path]) as files, data_errors(source, files):
-        rows = read_scored(files, source, named, form or Format()).kept
-        tested_rows = rows.join(tested_users, on="owner", how="semi")
-        scores = tested_rows.group_by(user="owner", item="item").agg(pl.col("score").max())
+        rows = read_scored(files, source, named, form or Format()).rows.kept
+        tested_rows = rows.join(tested_users, on="user", how="semi")
+        scores = tested_rows.group_by("user", "item").agg(pl.col("score").max())
         best_first = scores.sort("user", "score", "item", descending=[False, True, False])
         ranked = best_first.collect(engine="streaming")
 
