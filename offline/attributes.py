@@ -65,10 +65,10 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
         if kind not in get_args(Kind):
-            raise SettingError(f"The kind of attribute {name!r} is {kind!r}; it must be {' or '.join(get_args(Kind))}.")
+            raise SettingError(f"The attribute {name!r} is {kind!r}; write NAME=number or NAME=text: price=number.")
     if path is None:
         if kinds:
-            raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")
+            raise SettingError("Kinds of attributes are given without a file of attributes; give that, too.")
         return Attributes([], {})
 
     source = named_paths([path])
@@ -96,14 +96,8 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
-    """Parse `price=number` and `size=text`, also joined by commas; raises SettingError."""
-    kinds = dict[str, str]()
-    for name, kind in chain.from_iterable(map(named_values, texts)):
-        if not name or kind not in get_args(Kind):
-            written = f"{name}={kind}" if kind else name
-            raise SettingError(f"--attribute: {written!r} is not NAME=number or NAME=text, such as price=number.")
-        kinds[name] = kind
-    return kinds
+    """Parse `price=number` and `size=text`, also joined by commas; `read_attributes` checks them."""
+    return dict(chain.from_iterable(map(named_values, texts)))
 
 
 def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) -> None:
@@ -119,7 +113,7 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
     for name, kind in kinds.items():
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
-            raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
+            raise SettingError(f"The attribute {name}={kind}: {source} has no such column; {advice}")
 
 
 def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchema:
@@ -166,7 +160,9 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
         return _Column(values, f"{name} (text): numbers would not keep all digits of {shown}")
     if wanted == "number" and present and not numbers.count():
         cell = _cells_in_words(name, not_numbers.head(1), tables)
-        raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
+        raise SettingError(
+            f"The attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file."
+        )
     if not_numbers.is_empty():
         return _Column(numbers)
 

@@ -12,7 +12,7 @@ recorded before they are deleted. `verify` is exact at any time: it skips rows w
 deleted, or restored by a node that restarted with older data, and adds the recorded sums.
 
 **Unsummed rows** are missing rows that are only counted: damaged ones, whose sums as published are not known, those
-beyond MAX_ROWS, and those that earlier versions recorded. `verify` accepts up to that number of missing rows.
+and those beyond MAX_ROWS. `verify` accepts up to that number of missing rows.
 """
 
 import secrets
@@ -100,7 +100,7 @@ class ErasedUsers:
     """Hashes of user ids. The first salt is used for new ones; others are of stores that were copied from."""
 
     missing_by_release: Mapping[str, MissingRows] = field(default_factory=dict)
-    """By the release's incarnation, or, if an earlier version recorded them, by its id."""
+    """By the release's incarnation."""
 
     lost: int = 0
     """The number of ids that the catalogue counts, and the record has lost."""
@@ -139,9 +139,7 @@ class ErasedUsers:
 
     def missing_from(self, release: ReleaseRef) -> MissingRows:
         """Return the rows that a release lacks, none if it was published without erased users."""
-        if release.incarnation in self.missing_by_release:
-            return self.missing_by_release[release.incarnation]
-        return self.missing_by_release.get(release.id, MissingRows())
+        return self.missing_by_release.get(release.incarnation, MissingRows())
 
     def max_rows_of_lost(self, manifest: Manifest) -> int:
         """Return how many rows may be deleted for lost users: one in each list, the default and named ones."""
@@ -187,7 +185,7 @@ class ErasedUsers:
 
     def restricted_to(self, entries: Iterable[Release]) -> "ErasedUsers":
         """Return a copy with the missing rows of the releases *entries* alone; the users stay."""
-        names = {name for entry in entries for name in entry.ref}
+        names = {entry.incarnation for entry in entries}
         missing_by_release = {name: missing for name, missing in self.missing_by_release.items() if name in names}
         return replace(self, missing_by_release=missing_by_release)
 

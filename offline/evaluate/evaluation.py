@@ -306,7 +306,8 @@ def evaluate_as_published(
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
     )
     evaluation = evaluate_parts(parts, model.params, options, baselines=(), split=split, on_iteration=on_iteration)
-    return msgspec.structs.replace(evaluation, similar=trained.similar, as_trained=trained.result)
+    as_trained = msgspec.structs.replace(trained, baselines={})
+    return msgspec.structs.replace(evaluation, similar=trained.similar, as_trained=as_trained)
 
 
 def _published_lists(

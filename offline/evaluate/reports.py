@@ -4,7 +4,7 @@ Candidates are lists of a file, a model or a release; the truth is what users ch
 chosen before.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import NamedTuple
@@ -14,7 +14,6 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from hotplate.base.recommendations import Item
 from hotplate.base.report import Report, Row, format_count
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import recommend_all
@@ -51,7 +50,7 @@ from hotplate.offline.options import Format
 from hotplate.offline.train.popularity import Popularity, order_by_popularity
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode
+from hotplate.stores.encoding import OVERALL, POPULAR, USER
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.origin import Origin
 from hotplate.stores.store import Reader
@@ -204,20 +203,18 @@ async def candidate_from_release(
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
 
-    users = list[str]()
-    item_ids = list[str]()
-    scores = list[float]()
-    user_keys = [USER + user for user in pairs.get_column("user").unique().sort()]
-    async for user, items in _read_undamaged(reader, release, decode, user_keys):
-        users += [user] * len(items)
-        item_ids += [item["id"] for item in items]
-        scores += [item["score"] for item in items]
-
+    rows = list[tuple[str, str, float]]()
     popular = list[str]()
-    async for _, items in _read_undamaged(reader, release, decode, [POPULAR + OVERALL]):
-        popular += [item["id"] for item in items]
+    users = pairs.get_column("user").unique().sort()
+    async for user, items in read_lists(reader, release, decode, [POPULAR + OVERALL, *(USER + users)]):
+        if isinstance(items, ReleaseCorrupt):
+            raise items
+        if user == OVERALL:
+            popular = [item["id"] for item in items]
+        else:
+            rows += [(user, item["id"], item["score"]) for item in items]
 
-    published = pl.DataFrame({"user": users, "item": item_ids, "score": scores}, schema=_LISTS_SCHEMA)
+    published = pl.DataFrame(rows, schema=_LISTS_SCHEMA, orient="row")
     return Candidate(
         origin=origin,
         lists=published.group_by("user", maintain_order=True).head(k),
@@ -225,19 +222,6 @@ async def candidate_from_release(
         popular=pl.Series("item", popular, dtype=pl.String),
         learnt_until_s=manifest.origin.learnt_until_s,
     )
-
-
-async def _read_undamaged(
-    reader: Reader, release: ReleaseRef, decode: Decode, keys: Sequence[str]
-) -> AsyncIterator[tuple[str, list[Item]]]:
-    """Read the lists at *keys* (KIND:ID) of a release, and yield each id with its list; a missing one yields nothing.
-
-    *decode* decodes a value to an offset and a list. Raises ReleaseCorrupt for a damaged list.
-    """
-    async for name, items in read_lists(reader, release, decode, keys):
-        if isinstance(items, ReleaseCorrupt):
-            raise items
-        yield name, items
 
 
 def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:

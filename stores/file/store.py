@@ -128,31 +128,36 @@ class CatalogueFile:
         new: Catalogue,
         is_expected: Callable[[bytes | None], bool],
         records: Sequence[RecordChange] = (),
+        move_files: Callable[[], None] = lambda: None,
     ) -> None:
         """Replace the catalogue by *new*, and write *records* beside it, under the lock.
 
         *is_expected* gets the stored bytes of the catalogue, None before the first swap. If it returns false, nothing
-        is written, and ReleaseConflict is raised. Raises NotSent if the lock cannot be taken.
+        is written, and ReleaseConflict is raised. *move_files* is called after the records are written, for releases
+        that come with the catalogue. Raises NotSent if the lock cannot be taken.
         """
         with tracked_swap() as progress, self.locked() as lock:
             if not is_expected(self.record()):
                 raise catalogue_changed()
             progress.is_sent = True
-            self.replace(new, records, lock)
+            self.replace(new, records, move_files, lock)
 
-    def replace(self, new: Catalogue, records: Sequence[RecordChange] = (), lock: int | None = None) -> None:
-        """Replace the catalogue unconditionally, first the records beside it.
+    def replace(
+        self,
+        new: Catalogue,
+        records: Sequence[RecordChange] = (),
+        move_files: Callable[[], None] = lambda: None,
+        lock: int | None = None,
+    ) -> None:
+        """Replace the catalogue unconditionally, first the records beside it, in order, each durable before the next.
 
-        *lock* is the descriptor of the held lock, None in a folder that no other process knows. Raises StoreUnavailable
-        if the file of the lock was removed.
+        *move_files* is as of `swap`. *lock* is the descriptor of the held lock, None in a folder that no other process
+        knows. Raises StoreUnavailable if the file of the lock was removed.
         """
-        self.write_records(records, lock)
-        self._write(self.path, dump(new), lock)
-
-    def write_records(self, records: Sequence[RecordChange], lock: int | None) -> None:
-        """Replace records beside the catalogue, in order, each durable before the next; *lock* is as of `replace`."""
         for change in records:
             self._write(self._record_path(change.name), change.after, lock)
+        move_files()
+        self._write(self.path, dump(new), lock)
 
     def _record_path(self, name: str) -> Path:
         return self.folder / "records" / f"{name}.json"

@@ -128,13 +128,15 @@ def test_column_type_that_does_not_fit_is_refused(tmp_path: Path, kinds: dict[st
         read_attributes(path, kinds)
 
 
-@pytest.mark.parametrize("text", ["price", "price=date", "=number"])
-def test_a_kind_is_given_by_name(items: Path, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("price", "NAME=number"), ("price=date", "NAME=number"), ("=number", "no such column")]
+)
+def test_a_kind_is_given_by_name(items: Path, tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\nal,a,3\n")
     options = ("--store", f"file://{tmp_path}/store", "--attribute", text)
-    failed(hotplate("import", tmp_path / "lists.csv", "--item-attributes", items, *options), "NAME=number", code=2)
+    failed(hotplate("import", tmp_path / "lists.csv", "--item-attributes", items, *options), sentence, code=2)
     failed(
-        hotplate("import", tmp_path / "lists.csv", *options[:2], "--attribute", "a=text"), "--item-attributes", code=2
+        hotplate("import", tmp_path / "lists.csv", *options[:2], "--attribute", "a=text"), "file of attributes", code=2
     )
 
 
