@@ -16,10 +16,9 @@ from typing import Any
 
 import polars as pl
 
-from hotplate.base.report import format_count
+from hotplate.base.report import format_count, format_row
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
-from hotplate.offline.evaluate.metrics import with_interval
 from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name, metric_rows
 from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, json_values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
@@ -212,10 +211,9 @@ class TrainReport:
             return page
         rows = []
         for row in metric_rows(self.model.evaluation):
-            interval = None if row.low is None or row.high is None else (row.low, row.high)
-            cells = (row.subject, row.figure, with_interval(row.value or 0.0, interval))
+            cells = (row.subject, row.figure, *format_row(row))
             rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        return f"{page}<p>± half of the 95 % interval</p><table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
+        return f"{page}<p>with 95 % intervals</p><table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
 
 
 def train(

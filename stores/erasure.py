@@ -38,11 +38,14 @@ SALT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class RowSums:
-    """Sums over rows, as in a Tally and a manifest: the count by kind, the bytes, and the sum of the rows' digests."""
+    """Sums over rows, as in a Tally and a manifest: the count by kind, the bytes, and the sum of the rows' digests.
 
-    counts: Mapping[str, int] = field(default_factory=dict)
+    The digest is in hexadecimal, as it is stored.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
-    digest: int = 0
+    digest: str = "0"
 
     @classmethod
     def difference(cls, manifest: Manifest, tally: Tally) -> "RowSums":
@@ -56,7 +59,7 @@ class RowSums:
             if missing:
                 counts[kind] = missing
         digest = (int(manifest.digest, 16) - tally.digest) % (1 << 128)
-        return cls(counts, bytes=manifest.bytes - tally.bytes, digest=digest)
+        return cls(counts, bytes=manifest.bytes - tally.bytes, digest=f"{digest:x}")
 
     @property
     def rows(self) -> int:
@@ -65,14 +68,14 @@ class RowSums:
 
     def add_to(self, tally: Tally) -> None:
         """Add these rows to *tally*."""
-        tally.merge(Tally(counts=dict(self.counts), bytes=self.bytes, digest=self.digest))
+        tally.merge(Tally(counts=dict(self.counts), bytes=self.bytes, digest=int(self.digest, 16)))
 
     def with_rows(self, rows: Sequence[Row]) -> "RowSums":
         """Return the sums over these rows and further *rows*."""
         tally = Tally()
         self.add_to(tally)
         tally.add(rows)
-        return RowSums(tally.counts, bytes=tally.bytes, digest=tally.digest)
+        return RowSums(tally.counts, bytes=tally.bytes, digest=f"{tally.digest:x}")
 
 
 @dataclass(frozen=True, slots=True)

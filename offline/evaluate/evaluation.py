@@ -28,7 +28,7 @@ from hotplate.offline.model import Model
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import SparkParams
-from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
+from hotplate.offline.train.engine import Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import (
     Popularity,
@@ -83,27 +83,17 @@ class EvaluateOptions:
         check_length(self.k, "k")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineResult:
+class EngineResult(NamedTuple):
     """Metrics of one engine.
 
     metrics          of personal lists: a missing one counts with zeros
     as_served        of lists with the popular one for users without any
-    per_user         nDCG by user with test items
-    served_per_user  the same, as served
+    served_per_user  nDCG as served by user with test items
     """
 
-    engine: Engine
-    params: Params
     metrics: ListMetrics
     as_served: RankingMetrics
-    per_user: Values
     served_per_user: Values
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return name_of(self.engine, asdict(self.params))
 
 
 def evaluate_parts(
@@ -134,16 +124,18 @@ def evaluate_parts(
     model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
     del similar_items  # releases memory for the baselines
 
+    engine = engine_of(params)
     records = dict[str, BaselineRecord]()
     for baseline in baselines:
-        if engine_of(baseline) == model.engine and not isinstance(baseline, PopularityParams):
+        if engine_of(baseline) == engine and not isinstance(baseline, PopularityParams):
             continue
         # Popularity is the same for everybody, users without a list of their own included.
         popular = baseline if isinstance(baseline, PopularityParams) else options.popular
         result = evaluate_engine(parts, baseline, replace(options, make_lists=None, popular=popular))
-        records[result.name] = BaselineRecord(
+        fields = asdict(baseline)
+        records[name_of(engine_of(baseline), fields)] = BaselineRecord(
             **asdict(result.metrics),
-            params=asdict(baseline),
+            params=fields,
             as_served=result.as_served,
             model_leads_by=Lead.of(model.served_per_user - result.served_per_user),
         )
@@ -157,7 +149,7 @@ def evaluate_parts(
         users_drawn_from=testable_users if testable_users > len(parts.tested) else None,
         new_days=None if options.similar is None else options.new_days,
         coverage_of="items of train",
-        engine=model.engine,
+        engine=engine,
         params=asdict(params),
         model=replace(model.metrics, intervals={}),
         as_served=model.as_served,
@@ -216,14 +208,7 @@ def evaluate_engine(
             new_items=share_of_new_items(tested_lists, parts, options.new_days),
         )
 
-    return EngineResult(
-        engine=engine_of(params),
-        params=params,
-        metrics=metrics,
-        as_served=served.metrics,
-        per_user=personal.values["ndcg"],
-        served_per_user=served.values["ndcg"],
-    )
+    return EngineResult(metrics=metrics, as_served=served.metrics, served_per_user=served.values["ndcg"])
 
 
 def popularity_of(parts: Parts, popular: PopularityParams) -> Popularity:

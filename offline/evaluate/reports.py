@@ -167,16 +167,16 @@ def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int)
     listed items count as predictions of ratings.
     """
     matrix = model.matrix
-    user_rows = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
-    users = pairs.select("user").unique().join(user_rows, on="user").sort("row")
-    ranked = model.ranker.recommend(matrix.user_items, users.get_column("row").to_numpy(), k)
+    user_ids = pl.Series("user", matrix.user_ids, dtype=pl.String)
+    users = user_ids.is_in(pairs.get_column("user").unique().implode()).arg_true()
+    ranked = model.ranker.recommend(matrix.user_items, users.to_numpy().astype(np.int32), k)
 
     item_ids = pl.Series("item", matrix.item_ids, dtype=pl.String)
     is_listed = ranked.items >= 0  # [users, k]
     places_of_users, _ = np.nonzero(is_listed)
     lists = pl.DataFrame(
         {
-            "user": users.get_column("user").gather(places_of_users),
+            "user": user_ids.gather(users.gather(places_of_users)),
             "item": item_ids.gather(ranked.items[is_listed]),
             "score": ranked.scores[is_listed],
         },
@@ -232,7 +232,7 @@ def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 class ServedMetrics(NamedTuple):
     """Metrics of lists as served, of popular items for all users, and the lead of the lists; None if not known."""
 
-    lists: RankingMetrics | None = None
+    as_served: RankingMetrics | None = None
     popularity: RankingMetrics | None = None
     lead: Lead | None = None
 
@@ -399,8 +399,6 @@ class Evaluator:
         """
         lists = self._item_numbers(candidate)
         ranking = measure_users(lists, self._test).metrics
-        served = self._measure_served(lists, candidate)
-
         scored = self._scored_pairs(candidate)
         rating = None
         if scored is not None:
@@ -408,15 +406,13 @@ class Evaluator:
 
         return Figures(
             ranking=ranking,
-            as_served=served.lists,
-            popularity=served.popularity,
-            lead=served.lead,
             rating=rating,
             origin=candidate.origin,
             pairs=int(self._test.nnz),
             seen_pairs=0 if self._history is None else int(self._history.multiply(self._test).nnz),
             predicted=0 if scored is None else scored.height,
             coverage=None if self._history is None else coverage(lists, self._history),
+            **self._measure_served(lists, candidate)._asdict(),
         )
 
     def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics:
