@@ -103,10 +103,13 @@ class ItemAttributes:
 
 
 def parse_number(text: str) -> float:
-    """Return a written number, which is exact if it is whole; NaN for a code and for any other text."""
+    """Return a written number, which is exact if it is whole; NaN for a code and for any other text.
+
+    Digits are those of ASCII, without underscores, as in files of attributes.
+    """
     text = text.strip()
     number = _rounded_number(text)
-    if not isfinite(number) or re.match(CODE, text):
+    if not isfinite(number) or not text.isascii() or "_" in text or re.match(CODE, text):
         return nan
     return int(text) if re.fullmatch(WHOLE, text) else number
 
