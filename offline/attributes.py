@@ -70,11 +70,11 @@ def read_attributes(
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
         if kind not in get_args(Kind):
-            raise SettingError(f"The kind of attribute {name!r} is {kind!r}; it must be {' or '.join(get_args(Kind))}.")
+            raise SettingError(f"The attribute {name!r} is {kind!r}; write NAME=number or NAME=text: price=number.")
     if path is None:
         if kinds or shown:
-            option = "--attribute" if kinds else "--show"
-            raise SettingError(f"{option} is given without a file of attributes; give --item-attributes too.")
+            given = "Kinds of attributes" if kinds else "Shown attributes"
+            raise SettingError(f"{given} are given without a file of attributes; give that, too.")
         return Attributes([], {})
 
     source = named_paths([path])
@@ -105,14 +105,8 @@ def read_attributes(
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
-    """Parse `price=number` and `size=text`, also joined by commas; raises SettingError."""
-    kinds = dict[str, str]()
-    for name, kind in chain.from_iterable(map(named_values, texts)):
-        if not name or kind not in get_args(Kind):
-            written = f"{name}={kind}" if kind else name
-            raise SettingError(f"--attribute: {written!r} is not NAME=number or NAME=text, such as price=number.")
-        kinds[name] = kind
-    return kinds
+    """Parse `price=number` and `size=text`, also joined by commas; `read_attributes` checks them."""
+    return dict(chain.from_iterable(map(named_values, texts)))
 
 
 def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
@@ -131,13 +125,13 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
         raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
     if not columns:
         raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
-    named = {name: f"--attribute {name}={kind}" for name, kind in kinds.items()}
-    for name, option in (named | {name: f"--show {name}" for name in shown}).items():
+    named = {name: f"The attribute {name}={kind}" for name, kind in kinds.items()}
+    for name, written in (named | {name: f"The shown attribute {name}" for name in shown}).items():
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
-            raise SettingError(f"{option}: {source} has no such column; {advice}")
+            raise SettingError(f"{written}: {source} has no such column; {advice}")
     if taken := next((name for name in (*ITEM_FIELDS, "filler", "source") if name in shown), None):
-        raise SettingError(f"--show {taken}: an item has a field of this name already; rename the column in {source}.")
+        raise SettingError(f"The shown attribute {taken}: an item has a field of this name already; rename the column in {source}.")
 
 
 def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchema:
@@ -182,7 +176,9 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
         return _Column(values, f"{name} (text): numbers would not keep all digits of {shown}")
     if wanted == "number" and present and not numbers.count():
         cell = _cells_in_words(name, not_numbers.head(1), tables)
-        raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
+        raise SettingError(
+            f"The attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file."
+        )
     if not_numbers.is_empty():
         return _Column(numbers)
 

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from hotplate.base.report import format_count
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.records import EvaluationRecord, ResultRecord, read_evaluation
+from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import LiveList, Measurement
 from hotplate.stores.origin import AttributesRecord, GateVerdict, Origin
@@ -209,7 +209,7 @@ def _drop(gate: Gate, new: NewList) -> GateVerdict:
     return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
-def _figure(evaluation: ResultRecord | None, gate: Gate) -> float | None:
+def _figure(evaluation: EvaluationRecord | None, gate: Gate) -> float | None:
     return None if evaluation is None else evaluation.metric(gate.metric)
 
 

@@ -138,9 +138,9 @@ def _text_of_float(column: pl.Expr, limit: int) -> pl.Expr:
 
     Numbers from *limit* on keep their point, as the column's type does not hold every integer there.
     """
-    is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < limit)
-    whole = column.cast(pl.Int64, strict=False).cast(pl.String)
-    text = pl.when(is_whole).then(whole).otherwise(column.cast(pl.String))
+    whole = column.cast(pl.Int64, strict=False)
+    is_whole = column.is_finite() & (column == whole) & (column.abs() < limit)
+    text = pl.when(is_whole).then(whole.cast(pl.String)).otherwise(column.cast(pl.String))
     return pl.when(column.is_not_nan()).then(text)
 
 

@@ -96,9 +96,9 @@ def test_release_that_hides_attributes_which_the_live_one_shows_is_refused(
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ("prise", "--show prise: "),
+        ("prise", "The shown attribute prise: "),
         ("prise", "did you mean price?"),
-        ("title", "--show title: an item has a field of this name already; rename the column in"),
+        ("title", "The shown attribute title: an item has a field of this name already; rename the column in"),
     ],
 )
 def test_attribute_that_cannot_be_shown_is_refused_by_name(
@@ -107,7 +107,7 @@ def test_attribute_that_cannot_be_shown_is_refused_by_name(
     items = write(tmp_path / "items.csv", "item,price,title\np01,5,A\n")
     failed(hotplate("publish", model, "--store", url, "--item-attributes", items, "--show", names), sentence, code=2)
     alone = hotplate("publish", model, "--store", url, "--show", "price")
-    failed(alone, "--show is given without a file of attributes; give --item-attributes too", code=2)
+    failed(alone, "Shown attributes are given without a file of attributes; give that, too", code=2)
 
 
 def test_an_attribute_that_changes_its_kind_never_goes_live_unforced(
