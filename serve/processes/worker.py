@@ -18,7 +18,7 @@ from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.registry import ConnectionRegistry
 from hotplate.serve.connections.server import HttpServer, server_of
-from hotplate.serve.consumed.sender import ConsumedSender, stream_url
+from hotplate.serve.consumed.sender import ConsumedSender, sharing_url
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
@@ -297,12 +297,11 @@ def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: _Shut
 
 def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
     memory = context.memory
-    url = stream_url(context.settings)
+    url = sharing_url(context.settings)
     if url is None or memory.consumed is None or memory.sharing is None:
         return None
     return ConsumedSender(
         url,
-        consumed=memory.consumed,
         state=memory.sharing,
         metrics=memory.metrics,
         is_erased=reader.hidden_users.is_erased,
