@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
@@ -26,9 +27,13 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog, report
-from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
+from hotplate.serve.telemetry.records import RequestRecord
+from hotplate.serve.telemetry.spans import use_span
 from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from hotplate.serve.telemetry.tracing import RequestSpan, Tracer
 
 TRACEPARENT = istr("traceparent")  # found faster than a str
 TRACESTATE = istr("tracestate")
@@ -111,7 +116,7 @@ class Dispatcher:
         cors_origins: Sequence[str] = (),
         access_log: AccessLog | None = None,
         events: EventsHandler | None = None,
-        tracer: Tracer | None = None,
+        tracer: "Tracer | None" = None,
         watched: Sequence[WatchedFiles] = (),
     ) -> None:
         """*watched* are followed files, *consumed* the items to hide. Without a guard, no key is needed."""
@@ -177,13 +182,13 @@ class Dispatcher:
         self._report(record, self._begin_span(headers))
         return problem, request_id
 
-    def _report(self, record: RequestRecord, span: RequestSpan | None) -> None:
+    def _report(self, record: RequestRecord, span: "RequestSpan | None") -> None:
         """Count an answered request, and report it to the access log and its span."""
         self.metrics.observe(request_cell(record.route, record.method, record.status), record.took_s)
         sampled_log = None if self.access_log is None else self.access_log.sampled()
         report(record, sampled_log, span)
 
-    def _begin_span(self, headers: CIMultiDictProxy[str]) -> RequestSpan | None:
+    def _begin_span(self, headers: CIMultiDictProxy[str]) -> "RequestSpan | None":
         if self.tracer is None:
             return None
         return self.tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))

@@ -61,7 +61,8 @@ from hotplate.serve.list_options import PagedSelection
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem, internal_error
 from hotplate.serve.telemetry.access_log import report
-from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, use_span
+from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
+from hotplate.serve.telemetry.spans import use_span
 from hotplate.serve.tiers import Origin
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
