@@ -37,11 +37,11 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import logging
 from array import array
+from email.utils import formatdate
 from math import inf
 from secrets import token_hex
 from time import time
 
-from aiohttp.helpers import rfc822_formatted_time
 from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.access.auth import Caller, bearer
@@ -1299,7 +1299,7 @@ cdef class Lane:
         """Return the value of the Date header, which is made once a second."""
         cdef double now = _monotonic()
         if now >= self._date_until:
-            self._date = rfc822_formatted_time().encode()
+            self._date = formatdate(usegmt=True).encode()
             self._date_until = now + 1 - time() % 1
         return self._date
 
