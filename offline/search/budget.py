@@ -32,7 +32,7 @@ LAST_FIT_S = 900.0
 # Ranks cells as well as more iterations, in half of the time.
 TRIAL_ITERATIONS = 8
 # Measured: the price of all cells by that of the first ones, trials of recency per engine, lists per choice of repeats.
-_GROWTH = 1.6
+_GROWTH = 1.3
 _RECENCIES = 10
 _REPEATS = 12
 # Seconds of a trial's metrics.
