@@ -25,7 +25,7 @@ from hotplate.offline.search.budget import (
     BUDGET_S,
     TRIAL_ITERATIONS,
     Budget,
-    Cost,
+    announced_s,
     counts_by_engine,
     with_fewer_iterations,
 )
@@ -229,11 +229,12 @@ def tune(
     tries_recency = sample.options.in_time and not tuning.cells
     budget = Budget(splits, data.user_items, tuning.limit_s)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-    cost_s = Cost(splits, data.user_items, cells).seconds(
+    cost_s = announced_s(
+        splits,
+        cells,
         growth=1.0 if tuning.cells else budget.growth(cells),
         tries_recency=tries_recency,
         is_evaluated=data.evaluation is not None,
-        has_repeats=tries_recency and sample.has_repeats,
     )
     for notice in _notices(sample, data.user_items, len(cells), cost_s):
         on_notice(notice)
@@ -391,11 +392,6 @@ class _UserSample(NamedTuple):
     history: History | None
     options: SplitOptions
     is_drawn: bool
-
-    @property
-    def has_repeats(self) -> bool:
-        """Whether there are more rows than pairs."""
-        return self.history is not None and len(self.history.times) > self.user_items.nnz
 
     def splits(self) -> list[Parts]:
         """Return a split into train and test for each piece of the log; none if a part of one is empty.

@@ -18,7 +18,7 @@ from hotplate.offline.evaluate.metrics import Spread
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
-from hotplate.offline.search.budget import Cost
+from hotplate.offline.search.budget import announced_s
 from hotplate.offline.search.cells import cells_past_edge, next_cells_with_recency
 from hotplate.offline.search.popular_lists import PopularSearch
 from hotplate.offline.search.trials import Trial
@@ -239,13 +239,13 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
 
 def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
-    cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
+    cells: list[Params] = [SMALL, EASEParams()]
     announced = [
-        cost.seconds(growth=1, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=True),
+        announced_s([parts], cells, growth=1, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1.5, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=True),
     ]
     assert announced == sorted(set(announced))
 
