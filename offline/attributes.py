@@ -131,7 +131,9 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
             raise SettingError(f"{written}: {source} has no such column; {advice}")
     if taken := next((name for name in (*ITEM_FIELDS, "filler", "source") if name in shown), None):
-        raise SettingError(f"The shown attribute {taken}: an item has a field of this name already; rename the column in {source}.")
+        raise SettingError(
+            f"The shown attribute {taken}: an item has this field already; rename the column in {source}."
+        )
 
 
 def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchema:
