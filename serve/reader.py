@@ -19,16 +19,13 @@ from hotplate.serve.errors import UnknownList
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hidden_users import HiddenUsers
 from hotplate.serve.list_options import RECENCY, Selection
-from hotplate.serve.local_tier import LocalTier
-from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline, get_nowait
-from hotplate.serve.metrics import CACHE, CACHE_SHARED, Metrics
+from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline
+from hotplate.serve.metrics import Metrics
 from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.served import TierRelease
-from hotplate.serve.remote_tier import RemoteTier
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_metrics import StoreObserver
-from hotplate.serve.tiers import Origin, Tier, loop_time, tier_names
-from hotplate.serve.turn_lookups import TurnLookups, Waiter
+from hotplate.serve.tiers import LocalTier, Origin, RemoteTier, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
@@ -54,10 +51,8 @@ class _FutureWaiter:
     fallback: RowKey
     future: asyncio.Future[EncodedList]
 
-    def take_row(self, origin: Origin, row: RowKey, body: bytes) -> None:
-        self.take(self.lists.hit(origin, row, body, self.fallback))
-
-    def take(self, encoded: EncodedList) -> None:
+    def take(self, origin: Origin | None, row: RowKey, body: bytes | None) -> None:
+        encoded = self.lists.of_row(origin, row, body, self.fallback)
         if not self.future.done():
             self.future.set_result(encoded)
 
@@ -111,10 +106,7 @@ class TieredReader:
         """Tasks that follow the live releases, while this is entered."""
         self.kept = kept
         self.warm = warm
-        self.turns = TurnLookups(self.tiers, budget_s, self._complete)
-        """Reads single rows that `get_nowait` cannot."""
-
-        self._lookups = Lookups(self.tiers, budget_s)
+        self.lookups = Lookups(self.tiers, budget_s)
         self._fallbacks = Fallbacks(self.tiers, kept)
         self.lists = EncodedLists(self._fallbacks)
         self.hidden_users = HiddenUsers(self.tiers, self.deny_list, self._fallbacks, self.metrics)
@@ -153,7 +145,7 @@ class TieredReader:
             task.cancel()
         await asyncio.gather(*self.following, return_exceptions=True)
         self.following.clear()
-        await self.turns.close()
+        await self.lookups.close()
         if self._fold_in is not None:
             self._fold_in.close()
         for tier in self.tiers:
@@ -241,7 +233,7 @@ class TieredReader:
         stored_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
         shown, hidden = self.hidden_users.split(stored_rows)
 
-        parts = await self._lookups.read_release(release, shown, [origin.tier for origin in origins])
+        parts = await self.lookups.read_release(release, shown, [origin.tier for origin in origins])
         lists = self.lists.of_parts(parts, {stored_name: fallback})  # by the id of the user or the item
         for row in hidden:
             lists[row.id] = self.hidden_users.answer(row, fallback, first)
@@ -294,7 +286,7 @@ class TieredReader:
         if self.hidden_users.includes(row):
             return self.hidden_users.answer(row, fallback)
 
-        read = get_nowait(self.tiers, row, missed, late=late)
+        read = self.lookups.get_nowait(row, missed, late=late)
         return None if read is None else self.lists.of_row(read.origin, row, read.body, fallback)
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
@@ -308,10 +300,9 @@ class TieredReader:
         if encoded is not None:
             return encoded
 
-        # `turns` reads the row, and completes the future by `_complete`.
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self.lists, fallback, future)
-        self.turns.add(row, waiter)
+        self.lookups.add(row, waiter)
 
         deadline = caller_deadline()
         if deadline is None:
@@ -320,30 +311,12 @@ class TieredReader:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
-            self.turns.leave(row, waiter)  # the read goes on for other requests
+            self.lookups.leave(row, waiter)  # the read goes on for other requests
 
         encoded = self.get_nowait(row, fallback, late=True)
         if encoded is None:
             encoded = self._fallbacks.unread(row, fallback)
         return encoded
-
-    def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
-        """Answer all requests that wait for a row, *waiters*: with its list, or each with its popular list.
-
-        *origin* is the store and the release in which the row was read, None if no store could be read; *body* is the
-        list, None if the row is absent.
-        """
-        if len(waiters) > 1 and origin is not None:  # all but one had no read of their own
-            self.metrics.count_in(CACHE, origin.tier.name, CACHE_SHARED, number=len(waiters) - 1)
-
-        for waiter in waiters:
-            try:
-                if origin is not None and body is not None:
-                    waiter.take_row(origin, row, body)
-                else:
-                    waiter.take(self.lists.of_row(origin, row, body, waiter.fallback))
-            except Exception as error:  # noqa: BLE001 -- answered by the waiter; others still wait
-                waiter.fail(error)
 
     # Lists of many users
 
@@ -363,7 +336,7 @@ class TieredReader:
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
         shown, hidden = self.hidden_users.split(rows)
 
-        batch = await self._lookups.read_batch(shown, users=len(users))
+        batch = await self.lookups.read_batch(shown, users=len(users))
         if must_read:
             self._check_read(batch)
         lists = self.lists.of_batch(batch, fallbacks)
@@ -421,7 +394,7 @@ class TieredReader:
             denied=self.deny_list.current.items,
             excluded=selection.excluded,
         )
-        computed = await compute_list(basket, self.tiers, self._lookups, self._fold_in)
+        computed = await compute_list(basket, self.tiers, self.lookups, self._fold_in)
         encoded = self.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
         return FoldedIn(self.named(selection.list, encoded), computed.known, computed.unknown)
 
