@@ -84,7 +84,7 @@ def well(command: list[bytes]) -> bytes:
 
 async def test_read_with_the_shortest_limit_closes_a_silent_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read without a limit may be before it."""
-    monkeypatch.setattr("hotplate.stores.redis.lookups.LOOKUP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("hotplate.stores.redis.reader.LOOKUP_TIMEOUT_S", 0.05)
     async with reading(well) as (server, store):
         await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=SOON_S)
         server.reply = lambda _command: b""
