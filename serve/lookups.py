@@ -52,10 +52,9 @@ import msgspec
 from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import CACHE, CACHE_SHARED
-from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
-from hotplate.serve.tiers import Origin, Tier, batches_of, loop_time
+from hotplate.serve.tiers import Origin, RowsOfRelease, Tier, batches_of, loop_time
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult
@@ -168,7 +167,7 @@ class TierWalk(ABC):
         These are all if the tier serves no release, or lacks `release`.
         """
         if self.release is None:
-            calls = tier.follower.grouped(rows)
+            calls = tier.grouped(rows)
         else:
             release = tier.follower.find(self.release)
             calls = [] if release is None else [RowsOfRelease(release, rows)]

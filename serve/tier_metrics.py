@@ -1,7 +1,5 @@
 """Metrics of one tier: attempts and charges of its store, and what a canary is judged by."""
 
-import logging
-
 from hotplate.serve.metrics import (
     CANARY,
     CANARY_LOOKUPS,
@@ -10,15 +8,11 @@ from hotplate.serve.metrics import (
     IMPRESSIONS,
     LIVE,
     LOOKUP_OUTCOMES,
-    OTHER,
     POSITIONS,
     Metrics,
     ReleaseRole,
 )
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
-from hotplate.stores.errors import StoreUnavailable
-
-log = logging.getLogger(__name__)
 
 
 class StoreObserver:
@@ -39,19 +33,13 @@ class StoreObserver:
 
 
 class TierMetrics:
-    """Counts failed attempts of one tier, and sums up the counts by which its canary is judged."""
+    """The histogram of reads of one tier, and the sums of the counts by which its canary is judged."""
 
     def __init__(self, tier: str, metrics: Metrics) -> None:
         self._tier = tier
         self._metrics = metrics
         self.read_cell = metrics.store[tier, "get", "ok"]
         """The histogram of reads of a local store."""
-
-    def count_failed_attempt(self, error: Exception) -> None:
-        """Count a sent read that failed, and is tried again."""
-        kind = "unavailable" if isinstance(error, StoreUnavailable) else OTHER
-        self._metrics.count_attempt(self._tier, kind)
-        log.debug("%s: a read failed, and is tried again", self._tier, exc_info=error)
 
     def canary_counts(self) -> BothCounts:
         """Return the counts of both roles during a canary, of all workers."""

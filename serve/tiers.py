@@ -26,10 +26,13 @@ from hotplate.serve.metrics import (
     CACHE,
     CACHE_HIT,
     CACHE_MISS,
+    CANARY,
     CANARY_LOOKUPS,
     CORRUPT,
+    LIVE,
     LOOKUP_OUTCOMES,
     Metrics,
+    ReleaseRole,
 )
 from hotplate.serve.releases.canary_judge import SharedVerdicts
 from hotplate.serve.releases.follower import Follower
@@ -37,7 +40,7 @@ from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tier_metrics import TierMetrics
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
-from hotplate.stores.encoding import USER
+from hotplate.stores.encoding import USER, RowKey
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalRows, Reader, ReadResult
 from hotplate.stores.urls import require_url, scheme_of
@@ -71,6 +74,13 @@ def tier_names(urls: Sequence[str]) -> list[str]:
     return names
 
 
+class RowsOfRelease(msgspec.Struct, frozen=True):
+    """Rows that are read from one release."""
+
+    release: ServedRelease
+    rows: Sequence[RowKey]
+
+
 class Tier(ABC):
     """One named store of a service, in one worker, on one loop. Its keys are texts, as those of stores."""
 
@@ -98,7 +108,7 @@ class Tier(ABC):
         """Metrics of the worker, in which the tier counts under its name."""
 
         self.counters = TierMetrics(name, metrics)
-        """For failed attempts, the histogram of local reads, and the counts by which a canary is judged."""
+        """For the histogram of local reads, and the counts by which a canary is judged."""
 
         self.follower = Follower(
             reader,
@@ -137,6 +147,30 @@ class Tier(ABC):
     def cache_bytes(self) -> int | None:
         """Size of the cache; None without one."""
         return None
+
+    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
+        """Divide the keys *rows* among the releases that they are to be read in.
+
+        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
+        result is empty while no release is served.
+        """
+        live = self.follower.live
+        if live is None or not rows:
+            return []
+        canary = self.follower.canary_follower.followed.loaded
+        if canary is None:
+            return [RowsOfRelease(live, rows)]
+
+        live_rows = [row for row in rows if not canary.includes(row)]
+        canary_rows = [row for row in rows if canary.includes(row)]
+        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary.release, canary_rows))
+        return [group for group in groups if group.rows]
+
+    def _role_of(self, release: ServedRelease) -> ReleaseRole | None:
+        """Return the role of a release during a canary; None without a canary."""
+        if self.follower.canary_follower.followed.loaded is None:
+            return None
+        return CANARY if release.is_canary else LIVE
 
     def local_rows(self, release: ServedRelease) -> LocalRows | None:  # noqa: ARG002 -- of stores in this process
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
@@ -202,7 +236,7 @@ class Tier(ABC):
     def _observe_read(self, cell: int, took_s: float, release: ServedRelease) -> None:
         """Count a read in the histogram that begins at *cell*; during a canary also by role, for its judgement."""
         self.metrics.observe(cell, took_s)
-        role = self.follower.role_of(release)
+        role = self._role_of(release)
         if role is not None:
             self.metrics.observe(self.metrics.canary_reads[self.name, role], took_s)
 
@@ -254,7 +288,7 @@ class Tier(ABC):
         release.tally.lookups[outcome] += lists
         outcome_name = LOOKUP_OUTCOMES[outcome]
         self.metrics.count_lookup(source, outcome_name, lists)
-        role = self.follower.role_of(release) if kind == USER else None
+        role = self._role_of(release) if kind == USER else None
         if role is not None:
             self.metrics.count_in(CANARY_LOOKUPS, self.name, role, outcome_name, number=lists)
 
@@ -358,28 +392,30 @@ class RemoteTier(Tier):
 
         The breaker is told the outcome.
         """
-        if not self.breaker.allows():
+        breaker = self.breaker
+        is_probe = breaker.is_open
+        if is_probe and not breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
 
-        is_probe = self.breaker.is_open  # the one read that an open breaker allows, after a pause
         deadline = loop_time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline):
                 results = await self._read_store(release, keys, deadline)
         except TimeoutError:
-            raise self.breaker.timed_out(timeout_s) from None
+            raise breaker.timed_out(timeout_s) from None
         except ReleaseMoved:  # the store has answered
-            self.breaker.succeeded()
+            breaker.succeeded()
             raise
         except StoreError as error:
-            self.breaker.failed(error)
+            breaker.failed(error)
             raise
         except BaseException:  # a cancellation or a defect says nothing about the store
             if is_probe:
-                self.breaker.probe_cancelled()
+                breaker.probe_cancelled()
             raise
 
-        self.breaker.succeeded()
+        if breaker.failures:
+            breaker.succeeded()
         return results
 
     async def _read_store(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:

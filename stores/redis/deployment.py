@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import MovedError
 
@@ -28,6 +28,9 @@ from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowle
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding
+
+if TYPE_CHECKING:
+    from hotplate.stores.redis.multiplexed import Reconnector
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,9 @@ class Deployment(ABC):
         """Whether `primaries` are known."""
 
         self.primaries: Sequence[RedisNode] = ()
+        self.primary_reads: Reconnector | None = None
+        """The connection for reads of the only primary; None while it is unknown, after `close`, and in a cluster."""
+
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
 
@@ -132,6 +138,11 @@ class Deployment(ABC):
     @abstractmethod
     def address(self, node: RedisNode) -> RedisAddress:
         """Return the address of a server."""
+
+    def follow_primary(self, node: RedisNode) -> None:
+        """Take over the only primary."""
+        self.primaries = (node,)
+        self.primary_reads = self.server(node).reads
 
     def primary_of(self, slot: int) -> RedisNode | None:
         """Return the primary that has a slot; None if it is unknown, which schedules a discovery."""
@@ -231,6 +242,7 @@ class Deployment(ABC):
         StoreMisused, and nothing is closed, on another event loop than that of the connections.
         """
         self.lifetime.end()  # first: calls that fail while connections are closed schedule a discovery
+        self.primary_reads = None
         try:
             if self.credentials is not None:
                 await self.credentials.close()
@@ -291,11 +303,11 @@ class Standalone(Deployment):
 
     def __init__(self, address: RedisAddress, credentials: Credentials | None = None) -> None:
         super().__init__(address, credentials)
-        self.primaries = (RedisNode(address.host, address.port),)
-        self.is_loaded = True
+        self._node = RedisNode(address.host, address.port)
 
     async def ask(self) -> None:
-        """Return: the URL names the server."""
+        """Take the server that the URL names."""
+        self.follow_primary(self._node)
 
     def schedule_refresh(self, failed: RedisNode | None = None) -> None:
         """Return: the server stays the same."""

@@ -144,10 +144,10 @@ class RedisReader(Reader):
         is read once more. Raises StoreError if the servers cannot be discovered, or the only one fails.
         """
         deployment = self._deployment
-        if not deployment.is_loaded:
+        if deployment.primary_reads is None:
             await deployment.load()
-        if not deployment.is_clustered:
-            return await self._read_over(deployment.server(deployment.primaries[0]).reads, names, until_s)
+        if deployment.primary_reads is not None:
+            return await self._read_over(deployment.primary_reads, names, until_s)
 
         async def read(node: RedisNode | None, positions: Sequence[int]) -> list[ReadResult]:
             return await self._read_part(node, [names[position] for position in positions], until_s)

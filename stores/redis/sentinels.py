@@ -175,9 +175,9 @@ class Sentinels(Deployment):
         """Take over the primary and the replicas; log a change of the primary."""
         if self.primaries and state.primary != self.primaries[0]:
             log.warning("the primary of %s is at %s now", self.shown, state.primary)
-        self.primaries = (state.primary,)
         self._replicas = state.replicas
         self.has_replicas = bool(state.replicas)
+        self.follow_primary(state.primary)
 
 
 def _usable(replicas: Sequence[Mapping[str, Any]]) -> tuple[RedisNode, ...]:
