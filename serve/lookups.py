@@ -104,6 +104,10 @@ class RowsRead(msgspec.Struct, frozen=True):
     results: Sequence[ReadResult]
 
 
+Deliver = Callable[[RowKey, Origin | None, bytes | None], None]
+"""Called with a row and its result, as in RowRead."""
+
+
 class Waiter(Protocol):
     """A request that waits for a row: of the fast lane, or a future."""
 
@@ -263,8 +267,8 @@ class TierWalk(ABC):
 class RowWalk(TierWalk):
     """Rows that fall through the tiers each by itself, until one has its list."""
 
-    deliver: Callable[[RowKey, Origin | None, bytes | None], None]
-    """Called with the result of a row, as in RowRead, as soon as it is settled."""
+    deliver: Deliver
+    """Called with each row as soon as it is settled."""
 
     def calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
         """Return the calls that read *rows* in a tier, and the rows that are not read in it.
@@ -467,20 +471,13 @@ class Lookups:
         await batch.read(rows)
         return batch
 
-    async def read_release(self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier]) -> Sequence[RowsRead]:
-        """Return those of *rows* that *tiers* could read in a release, by its id, which they have."""
-        bodies = dict[Origin, dict[RowKey, bytes | None]]()
-
-        def deliver(row: RowKey, origin: Origin | None, body: bytes | None) -> None:
-            if origin is not None:
-                bodies.setdefault(origin, {})[row] = body
-
+    async def read_release(self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier], deliver: Deliver) -> None:
+        """Read *rows* in a release, by its id, which *tiers* have; *deliver* the result of each."""
         deadline = self._deadline(len(rows))
         walk = RowWalk(
             tiers=tiers, deadline=deadline, caller_deadline=caller_deadline(), release=release, deliver=deliver
         )
         await walk.read(rows)
-        return [RowsRead(origin, [*results], [*results.values()]) for origin, results in bodies.items()]
 
     def _deadline(self, users: int) -> float:
         return loop_time() + self._budget_s + BUDGET_S_PER_USER * users

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self, TypedDict, Unpack
 
 from hotplate.serve.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList, EncodedLists, Fallbacks, unknown_list
+from hotplate.serve.encoded_lists import EncodedList, EncodedLists, unknown_list
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hidden_users import HiddenUsers
@@ -107,9 +107,8 @@ class TieredReader:
         self.kept = kept
         self.warm = warm
         self.lookups = Lookups(self.tiers, budget_s)
-        self._fallbacks = Fallbacks(self.tiers, kept)
-        self.lists = EncodedLists(self._fallbacks)
-        self.hidden_users = HiddenUsers(self.tiers, self.deny_list, self._fallbacks, self.metrics)
+        self.lists = EncodedLists(self.tiers, kept)
+        self.hidden_users = HiddenUsers(self.tiers, self.deny_list, self.lists, self.metrics)
 
     @classmethod
     def from_urls(
@@ -162,7 +161,7 @@ class TieredReader:
         ready = [tier.follower.ready for tier in self.tiers]
         await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
         if self.first_live is None:
-            raise self._fallbacks.not_ready()
+            raise self.lists.not_ready()
 
     @property
     def first_live(self) -> TierRelease | None:
@@ -175,7 +174,7 @@ class TieredReader:
 
     def live_id(self) -> ReleaseId:
         """Return the id of the first release that is served, or the kept one; raises NotReady."""
-        return self._fallbacks.first(EVERYBODY).release.id
+        return self.lists.first(EVERYBODY).release.id
 
     def row_of(self, kind: str, identifier: str, name: str = "") -> RowKey:
         """Return the key of a row in the list *name*, by default the default one; raises UnknownList and NotReady.
@@ -185,7 +184,7 @@ class TieredReader:
         row = RowKey(kind, identifier)
         if not name:
             return row
-        release = self._fallbacks.first(EVERYBODY, row).release
+        release = self.lists.first(EVERYBODY, row).release
         stored = release.manifest.stored_name(name)
         if stored is None:
             raise unknown_list(name, release)
@@ -208,7 +207,7 @@ class TieredReader:
 
     def popular(self, segment: str = OVERALL, name: str = "") -> EncodedList:
         """Return the popular list of a segment, or the overall one."""
-        encoded = self._fallbacks.first(self.row_of(POPULAR, segment, name))
+        encoded = self.lists.first(self.row_of(POPULAR, segment, name))
         self.metrics.count_lookup("popular", "hit")
         return self.named(name, encoded)
 
@@ -233,8 +232,13 @@ class TieredReader:
         stored_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
         shown, hidden = self.hidden_users.split(stored_rows)
 
-        parts = await self.lookups.read_release(release, shown, [origin.tier for origin in origins])
-        lists = self.lists.of_parts(parts, {stored_name: fallback})  # by the id of the user or the item
+        lists = dict[str, EncodedList]()  # by the id of the user or the item
+
+        def deliver(row: RowKey, origin: Origin | None, body: bytes | None) -> None:
+            if origin is not None:
+                lists[row.id] = self.lists.of_row(origin, row, body, fallback)
+
+        await self.lookups.read_release(release, shown, [origin.tier for origin in origins], deliver)
         for row in hidden:
             lists[row.id] = self.hidden_users.answer(row, fallback, first)
 
@@ -258,7 +262,7 @@ class TieredReader:
         row = RowKey(POPULAR, segment, stored_name)
 
         self.metrics.count_lookup("popular", "hit")
-        encoded = self._fallbacks.of_release(origin.tier.name, origin.release, row, "ok")
+        encoded = self.lists.of_release(origin.tier.name, origin.release, row, "ok")
         return self.named(name, encoded)
 
     def _with_release(self, release_id: str, name: str) -> list[Origin]:
@@ -271,8 +275,8 @@ class TieredReader:
         return origins
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
-        """Return a list that was requested by *name*, if any: see `Fallbacks.named`."""
-        return self._fallbacks.named(name, encoded) if name else encoded
+        """Return a list that was requested by *name*, if any: see `EncodedLists.named`."""
+        return self.lists.named(name, encoded) if name else encoded
 
     def get_nowait(
         self, row: RowKey, fallback: RowKey = EVERYBODY, *, missed: Origin | None = None, late: bool = False
@@ -315,7 +319,7 @@ class TieredReader:
 
         encoded = self.get_nowait(row, fallback, late=True)
         if encoded is None:
-            encoded = self._fallbacks.unread(row, fallback)
+            encoded = self.lists.unread(row, fallback)
         return encoded
 
     # Lists of many users
