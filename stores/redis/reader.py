@@ -15,12 +15,18 @@ from typing import NamedTuple, cast
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.concurrency import all_done
-from hotplate.stores.errors import AccessDenied, PartLost, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import (
+    AccessDenied,
+    PartLost,
+    PartUnavailable,
+    ReleaseNotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Session, is_primary, raise_first_error
-from hotplate.stores.redis.cluster import late, part_of
 from hotplate.stores.redis.deployment import Deployment, RedisNode
-from hotplate.stores.redis.errors import ReadElsewhere
+from hotplate.stores.redis.errors import PartDenied, ReadElsewhere
 from hotplate.stores.redis.footprint import BUCKETS
 from hotplate.stores.redis.keys import SEALED, Keys, unsealed
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, Reconnector
@@ -159,7 +165,7 @@ class RedisReader(Reader):
         read_again = await all_done(*(self._read_again(names[position], until_s) for position in elsewhere))
         for position, (value,) in zip(elsewhere, read_again, strict=True):
             values[position] = value
-        return [part_of(deployment, value) for value in values]
+        return [self._part_of(value) for value in values]
 
     async def _read_parts(
         self, slots: Sequence[int], read: Callable[[RedisNode | None, Sequence[int]], Awaitable[list[ReadResult]]]
@@ -187,7 +193,7 @@ class RedisReader(Reader):
             async with asyncio.timeout_at(until_s):
                 return await self._read_over(connections, names, until_s)
         except TimeoutError:
-            failure = late(self._deployment)
+            failure = self._late()
         except StoreUnavailable as error:
             failure = error
         self._deployment.schedule_refresh(node)
@@ -220,7 +226,7 @@ class RedisReader(Reader):
             async with asyncio.timeout_at(until_s):
                 return [await self._router.execute("GET", name)]
         except TimeoutError:
-            return [late(self._deployment)]
+            return [self._late()]
         except StoreError as error:
             return [error]
 
@@ -272,6 +278,21 @@ class RedisReader(Reader):
             if eviction.level == Level.ERROR:
                 sentences.append(f"{server.address.shown}: {eviction.sentence}")
         return sentences
+
+    def _late(self) -> StoreUnavailable:
+        """Return the error of a value that did not arrive in time."""
+        return StoreUnavailable(f"a node of {self._deployment.shown} did not answer in time")
+
+    def _part_of(self, value: ReadResult) -> ReadResult:
+        """Return a value, or the failure of its node as PartUnavailable, since other nodes may answer.
+
+        A failure schedules a discovery.
+        """
+        if not isinstance(value, StoreUnavailable):
+            return value
+        self._deployment.schedule_refresh()
+        failure = PartDenied if isinstance(value, AccessDenied) else PartUnavailable
+        return failure(str(value))
 
 
 def _absence_or_error(release: ReleaseRef, state: ReadResult) -> StoreError | None:

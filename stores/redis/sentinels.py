@@ -55,6 +55,8 @@ class SentinelAnswers(NamedTuple):
 class Sentinels(Deployment):
     """The primary and the replicas that sentinels name."""
 
+    expects_replicas = True
+
     def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
         super().__init__(address.server, credentials)
         self._name = address.name

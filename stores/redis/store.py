@@ -27,7 +27,7 @@ from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import Command, Session, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
-from hotplate.stores.redis.deployment import Deployment, Standalone
+from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, state_of, unsealed
@@ -424,7 +424,7 @@ def deployment_of(url: str, observer: Observer | None = None, *, provider: Creat
         sentinels = parse_sentinel(url)
         return Sentinels(sentinels, credentials(sentinels.server))
     server = parse(url)
-    return Standalone(server, credentials(server))
+    return Deployment(server, credentials(server))
 
 
 def open_url(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> RedisStore:
