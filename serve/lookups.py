@@ -45,7 +45,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import msgspec
 
@@ -53,11 +53,14 @@ from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import CACHE, CACHE_SHARED
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
+from hotplate.serve.telemetry.spans import sampled_requests
 from hotplate.serve.tiers import Origin, RowsOfRelease, Tier, batches_of, loop_time
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult
+
+if TYPE_CHECKING:
+    from hotplate.serve.telemetry.tracing import RequestSpan
 
 log = logging.getLogger(__name__)
 
@@ -146,9 +149,9 @@ class TierWalk(ABC):
     """When the caller stops waiting. The tiers share that time, too; a read that it ends is no failure of a tier."""
 
     release: str | None = None
-    """Id of the only release to read; by default, the live one of each tier, or its canary for the canary's users."""
+    """Id of the only release to read; by default, the one that each tier serves to a user."""
 
-    spans: Mapping[RowKey, Sequence[RequestSpan]] = field(default_factory=dict)
+    spans: "Mapping[RowKey, Sequence[RequestSpan]]" = field(default_factory=dict)
     """Of sampled requests, by the row that they wait for."""
 
     failure: StoreError | None = None
@@ -366,7 +369,7 @@ class Lookups:
         self._turn = dict[RowKey, list[Waiter]]()
         """Rows to read in this loop iteration, with their waiters."""
 
-        self._turn_spans = dict[RowKey, list[RequestSpan]]()
+        self._turn_spans = dict[RowKey, list["RequestSpan"]]()
         self._waiting = dict[RowKey, list[Waiter]]()
         """Of all rows that are not delivered yet, also of other turns."""
 

@@ -34,12 +34,12 @@ from hotplate.serve.metrics import (
     Metrics,
     ReleaseRole,
 )
-from hotplate.serve.releases.canary_judge import SharedVerdicts
+from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
+from hotplate.serve.releases.counts import canary_counts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
-from hotplate.serve.tier_metrics import TierMetrics
-from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER, RowKey
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalRows, Reader, ReadResult
@@ -97,25 +97,23 @@ class Tier(ABC):
         metrics: Metrics,
         *,
         fold_in: FoldIn | None = None,
-        verdicts: SharedVerdicts | None = None,
+        comparisons: SharedComparisons | None = None,
     ) -> None:
         """*reader* reads the store; *fold_in* loads the item factors of each release.
 
-        *verdicts* stop canaries; without them, each is judged here.
+        *comparisons* stop canaries; without them, each is judged here.
         """
         self.name = name
         self.metrics = metrics
         """Metrics of the worker, in which the tier counts under its name."""
 
-        self.counters = TierMetrics(name, metrics)
-        """For the histogram of local reads, and the counts by which a canary is judged."""
+        self.read_cell = metrics.store[name, "get", "ok"]
+        """The histogram of reads of a local store."""
 
-        self.follower = Follower(
-            reader,
-            self.counters.canary_counts,
-            verdict=None if verdicts is None else partial(verdicts.reason, name),
-            fold_in=fold_in,
-        )
+        verdict = partial(_judge, TierComparisons(name), metrics)
+        if comparisons is not None:
+            verdict = partial(comparisons.finding, name)
+        self.follower = Follower(reader, verdict=verdict, fold_in=fold_in)
         self.breaker = Breaker(name, loop_time)
         self.reader = reader
         self.keys_a_call = reader.coalesce
@@ -157,7 +155,7 @@ class Tier(ABC):
         live = self.follower.live
         if live is None or not rows:
             return []
-        canary = self.follower.canary_follower.followed.loaded
+        canary = self.follower.followed_canary.loaded
         if canary is None:
             return [RowsOfRelease(live, rows)]
 
@@ -168,7 +166,7 @@ class Tier(ABC):
 
     def _role_of(self, release: ServedRelease) -> ReleaseRole | None:
         """Return the role of a release during a canary; None without a canary."""
-        if self.follower.canary_follower.followed.loaded is None:
+        if self.follower.followed_canary.loaded is None:
             return None
         return CANARY if release.is_canary else LIVE
 
@@ -197,9 +195,7 @@ class Tier(ABC):
             async with asyncio.timeout_at(deadline):
                 await self.follower.refresh()
 
-        # If it is the canary, its users get the live release; if it is the release before, its pages end.
-        self.follower.canary_follower.drop(gone)
-        self.follower.drop_previous(gone)
+        self.follower.drop(gone)
         if all(followed is not gone for followed in self.follower.releases):
             raise ReleaseMoved(f"release {gone.id} is gone")
 
@@ -311,7 +307,7 @@ class LocalTier(Tier):
         try:
             value = self.reader.get(release.ref, key)
             took_s = perf_counter() - started
-            self._observe_read(self.counters.read_cell, took_s, release)
+            self._observe_read(self.read_cell, took_s, release)
             return None if value is None else release.decode(key, value)
         except StoreError as error:
             return error
@@ -348,10 +344,10 @@ class RemoteTier(Tier):
         *,
         cache_bytes: int = 0,
         fold_in: FoldIn | None = None,
-        verdicts: SharedVerdicts | None = None,
+        comparisons: SharedComparisons | None = None,
     ) -> None:
         """*cache_bytes* is the size of the cache; without one, it is 0."""
-        super().__init__(name, reader, metrics, fold_in=fold_in, verdicts=verdicts)
+        super().__init__(name, reader, metrics, fold_in=fold_in, comparisons=comparisons)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
         self._hedge = Hedge(reader, name, metrics)
@@ -453,6 +449,11 @@ class RemoteTier(Tier):
 
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
+
+
+def _judge(comparisons: TierComparisons, metrics: Metrics, canary: Release | None) -> str | None:
+    """Return how a canary is worse than the live release, by the counts in this process; None if it is not."""
+    return comparisons.judge_canary(canary, canary_counts(comparisons.tier, metrics), loop_time())
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):
