@@ -85,7 +85,7 @@ class Deployment:
 
         self.primaries: Sequence[RedisNode] = ()
         self.primary_reads: Reconnector | None = None
-        """The connection for reads of the only primary; None while it is unknown, after `close`, and in a cluster."""
+        """The connection for reads of the only primary, once it is known; None in a cluster."""
 
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
@@ -244,7 +244,7 @@ class Deployment:
         StoreMisused, and nothing is closed, on another event loop than that of the connections.
         """
         self.lifetime.end()  # first: calls that fail while connections are closed schedule a discovery
-        self.primary_reads = None
+        self.is_loaded = False
         try:
             if self.credentials is not None:
                 await self.credentials.close()

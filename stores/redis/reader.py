@@ -150,7 +150,7 @@ class RedisReader(Reader):
         is read once more. Raises StoreError if the servers cannot be discovered, or the only one fails.
         """
         deployment = self._deployment
-        if deployment.primary_reads is None:
+        if not deployment.is_loaded:
             await deployment.load()
         if deployment.primary_reads is not None:
             return await self._read_over(deployment.primary_reads, names, until_s)
