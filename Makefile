@@ -35,7 +35,7 @@ fast: .venv/collected
 
 # After a change, tests are collected once before the workers start: otherwise, in a fresh clone, each worker would compile
 # them all, and an import error would be reported only after all other tests.
-.venv/collected: .venv/dev .venv/lane $(shell find bench hotplate offline serve stores tests -name '*.py')
+.venv/collected: .venv/dev .venv/lane $(shell find bench hotplate offline serve stores tests tools -name '*.py')
 	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
 	@touch $@
 
@@ -100,17 +100,17 @@ notes: ## write this version's section of CHANGELOG.md to dist/; TAG=v1.2.3 must
 	    { echo "CHANGELOG.md has no section $(VERSION)."; exit 1; }
 
 # In one process: pytest-benchmark does not work with xdist.
-bench: .venv/dev .venv/lane ## run the benchmarks, and compare with the last run; ONLY=bench/test_lookups.py
+bench: .venv/dev .venv/lane ## run the benchmarks, and compare with the last run; ONLY=tools/test_lookups.py
 	$(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" -p no:xdist -p no:schemathesis \
 	    $$(ls .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare) --timeout 1800 \
 	    --benchmark-storage file://.benchmarks --benchmark-autosave --benchmark-histogram .benchmarks/histogram \
-	    $(or $(ONLY),bench)
+	    $(or $(ONLY),tools)
 
 figures: .venv/dev .venv/lane ## write the tables of README and docs/measuring.md; KEEP="FILE …" adds results first
-	$(BIN)/python -m hotplate.bench.docs_figures $(KEEP)
+	$(BIN)/python -m tools.docs_figures $(KEEP)
 
 quality: .venv/dev ## measure the lists on both data sets and every split, and write the tables of the docs
-	$(BIN)/python -m hotplate.offline.quality
+	$(BIN)/python -m tools.quality
 
 site: .venv/site ## build the documentation as a site in dist/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -7,30 +7,23 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-from hotplate.base.report import Column, Report, Row, format_value, from_json, rounded
+from hotplate.base.report import Report, Row, format_value, from_json
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
 from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.process import describe
 from hotplate.bench.statistics import Figure, Portions, compared, is_significant_growth
+from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.stores.errors import reason_of
 
-COLUMNS = (
-    Column("A", "A", "ms", digits=3),
-    Column("B", "B", "ms", digits=3),
-    Column("B / A", "B / A", digits=3),
-    Column("interval", "interval of 95 %", noted=True),
-)
 MATTERS = 0.10  # smallest change
 MORE_ERRORS = 0.001  # largest increase of the error share that does not matter
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure of both reports, and their ratio, B / A, with its interval."""
+    """One figure of both reports, a latency in µs or, by the name RATE, a rate; and their ratio, B / A."""
 
     name: str
     first: Row
@@ -38,26 +31,12 @@ class Change:
     ratio: Figure
 
     def rows(self, *, main: bool) -> list[Row]:
-        """Return the cells of a line of the table: a figure in reports A and B, their ratio and its 95 % interval.
-
-        The figure is a latency in µs or, by the name RATE, a rate. Only *main* lines are shown; the JSON report has the
-        others, too.
-        """
-        subject = f"{self.name}, ms"
-        unit = "us"
-        if self.name == RATE:
-            subject = "good answers/s"
-            unit = ""
-
-        interval = self.ratio.note
-        if self.ratio.low is not None and self.ratio.high is not None:
-            interval = f"{rounded(self.ratio.low, 3)} to {rounded(self.ratio.high, 3)}"
-
+        """Return a line of the table; only *main* lines are shown, and the JSON report has the others, too."""
+        unit = "" if self.name == RATE else "us"
         return [
-            replace(self.first, subject=subject, figure="A", unit=unit, main=main),
-            replace(self.second, subject=subject, figure="B", unit=unit, main=main),
-            self.ratio.row(subject, "B / A", main=main),
-            Row(subject, "interval", note=interval, main=main),
+            replace(self.first, subject=self.name, figure="A", unit=unit, main=main),
+            replace(self.second, subject=self.name, figure="B", unit=unit, main=main),
+            self.ratio.row(self.name, "B / A", main=main),
         ]
 
 
@@ -65,16 +44,18 @@ def read(path: Path) -> Report:
     """Read a report. Raises BenchMisused for a missing file, or another one."""
     try:
         report = from_json(json.loads(path.read_bytes()))
+        _load_options(report)
+        _failures(report)
     except FileNotFoundError as error:
         raise BenchMisused(
             f"{path} does not exist; name the .json of a report, which `hotplate bench http URL --out NAME` writes"
         ) from error
     except OSError as error:
         raise BenchMisused(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BenchMisused(f"{path} is not a report of hotplate bench http: {reason_of(error)}") from error
-    if report.kind != "http" or not report.rows or not _has_rounds(report):
-        raise BenchMisused(f"{path} holds no rounds of hotplate bench http")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise BenchMisused(f"{path} is no report of hotplate bench http with rounds: {reason_of(error)}") from error
+    if report.kind != "http" or not report.rows:
+        raise BenchMisused(f"{path} is a report of bench {report.kind} with {len(report.rows)} figures")
     if report.complaints:
         raise BenchMisused(f"{path} cannot be compared: {report.complaints[0]}")
     return report
@@ -92,25 +73,27 @@ def compare(first: Report, second: Report, decides: str = P99) -> Report:
     if decides not in changes:
         raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
 
-    shown = {decides, RATE, P50, P99}
-    lateness_us = max(_value(first, LATENESS), _value(second, LATENESS))
     errors = _growth_of_errors(first, second)
+    notes = list(_notes(first, second))
     if errors and is_significant_growth(_failures(first), _failures(second)):
-        verdict = Verdict(f"a regression: {errors}", errors)
-        errors = ""
+        findings = [Finding(Gravity.ERRORS, f"a regression: {errors}")]
+        answer = ""
     else:
-        verdict = _verdict(changes[decides], lateness_us)
-    return Report(
+        lateness_us = max(_value(first, LATENESS), _value(second, LATENESS))
+        answer, findings = _judge(changes[decides], lateness_us)
+        if errors:
+            notes.insert(0, f"{errors.capitalize()}, which may be chance.")
+
+    shown = {decides, RATE, P50, P99}
+    measured = Report(
         kind="compare",
-        sentence=f"{verdict.sentence[:1].upper()}{verdict.sentence[1:]}.",
+        sentence="",
         rows=tuple(row for change in changes.values() for row in change.rows(main=change.name in shown)),
-        columns=COLUMNS,
         origins={"measured": f"all rounds of each; {decides} decides, and the others are for information"},
-        notes=tuple(_notes(first, second, errors)),
-        broken=(verdict.regression,) if verdict.regression else (),
+        notes=tuple(notes),
         configuration={"A": first.configuration, "B": second.configuration},
-        machine=describe(),
     )
+    return concluded(measured, findings, answer)
 
 
 def _require_same_load(first: Report, second: Report) -> None:
@@ -158,15 +141,6 @@ def _failures(report: Report) -> Portions:
     )
 
 
-def _has_rounds(report: Report) -> bool:
-    try:
-        _load_options(report)
-        _failures(report)
-    except (LookupError, TypeError, AttributeError, ValueError):
-        return False
-    return True
-
-
 def _changes(first: Report, second: Report) -> Iterator[Change]:
     """Yield each latency and rate that both reports have, with its value in both and the ratio *second* / *first*.
 
@@ -177,13 +151,6 @@ def _changes(first: Report, second: Report) -> Iterator[Change]:
         if row.unit in {"us", "/s"} and row.values and row.figure in figures:
             after = figures[row.figure]
             yield Change(row.figure, row, after, compared(row, after))
-
-
-class Verdict(NamedTuple):
-    """A sentence without its full stop, and the regression, if it is one."""
-
-    sentence: str
-    regression: str = ""
 
 
 def _growth_of_errors(first: Report, second: Report) -> str:
@@ -199,10 +166,8 @@ def _value(report: Report, figure: str) -> float:
     return next((row.value or 0.0 for row in report.rows if row.figure == figure), 0.0)
 
 
-def _notes(first: Report, second: Report, errors: str) -> Iterator[str]:
-    """Yield a note on *errors*, which may have grown by chance, and one if the machines differ, by CPU and cores."""
-    if errors:
-        yield f"{errors[:1].upper()}{errors[1:]}, which may be chance."
+def _notes(first: Report, second: Report) -> Iterator[str]:
+    """Yield a note if the machines differ, by CPU and cores."""
     before, after = (
         f"{report.machine.get('cores')} cores of {report.machine.get('cpu')}" for report in (first, second)
     )
@@ -210,8 +175,8 @@ def _notes(first: Report, second: Report, errors: str) -> Iterator[str]:
         yield f"Measured on different machines, which may be the difference: A on {before}, B on {after}."
 
 
-def _verdict(change: Change, lateness_us: float) -> Verdict:
-    """Judge a change by the 95 % interval of its ratio, second report / first.
+def _judge(change: Change, lateness_us: float) -> tuple[str, list[Finding]]:
+    """Judge a change by the 95 % interval of its ratio, second report / first: a sentence, or a regression.
 
     A rate is better if it grows, a latency if it falls. A p99 or higher percentile that changed by no more than
     *lateness_us*, the p99 of the load generator's delays, is not judged. Raises BenchMisused if the interval is
@@ -227,17 +192,17 @@ def _verdict(change: Change, lateness_us: float) -> Verdict:
 
     changed = f"{name} changed by {_percent(ratio.value)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
     if ratio.low > 1 / (1 + MATTERS) and ratio.high < 1 + MATTERS:
-        return Verdict(f"no difference that matters: {changed}")
+        return f"No difference that matters: {changed}.", []
     if ratio.low <= 1 <= ratio.high:
-        return Verdict(f"no difference is proven: {changed}. More or longer rounds narrow the interval")
+        return f"No difference is proven: {changed}. More or longer rounds narrow the interval.", []
 
     difference_us = abs((change.second.value or 0.0) - (change.first.value or 0.0))
     if PERCENTS.get(name, 0) >= PERCENTS[P99] and difference_us <= lateness_us:
         late = format_value(lateness_us, "us")
-        return Verdict(f"no difference is proven: {changed}, and the generator itself was up to {late} late")
+        return f"No difference is proven: {changed}, and the generator itself was up to {late} late.", []
     if (ratio.value > 1) == (name == RATE):
-        return Verdict(f"an improvement: {changed}")
-    return Verdict(f"a regression: {changed}", f"a regression: {changed}")
+        return f"An improvement: {changed}.", []
+    return "", [Finding(Gravity.OUTSIDE, f"a regression: {changed}")]
 
 
 def _percent(ratio: float) -> str:

@@ -5,14 +5,14 @@ from dataclasses import replace
 from hotplate.base.report import Report
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http_plan import HttpPlan
-from hotplate.bench.http_report import BOUNDS, HttpRuns, judge_rounds, report, report_popular
+from hotplate.bench.http_report import HttpRuns, judge_rounds, report, report_popular
 from hotplate.bench.lists import check_answers, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Load, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.search import MOST_RUNS, STEP_DOWN, USUAL_RUNS, Trial, highest, search
-from hotplate.bench.verdict import interrupted_report
+from hotplate.bench.verdict import BOUNDS, interrupted_report
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics
@@ -113,10 +113,10 @@ class _HttpMeasurement:
             self._run_rounds(replace(self._plan.load, rate=rate))
             timed = self._plan.objective.without_pauses(self._rounds)
             findings = judge_rounds(self._plan, self._rounds, timed)
-            broken = tuple(finding.text for finding in findings if finding.gravity in BOUNDS)
+            broken = [finding for finding in findings if finding.gravity in BOUNDS]
             if not broken or len(self._trials) + repeat > MOST_RUNS + repeat // 2:
                 return
-            self._trials += [Trial(offered=rate, result=result, broken=broken) for result in self._rounds]
+            self._trials += [Trial(offered=rate, result=result, findings=broken) for result in self._rounds]
             self._rounds.clear()
             rate *= 1 - step
             step *= 2
@@ -137,9 +137,8 @@ class _HttpMeasurement:
     def _attempt(self, rate: float) -> Trial:
         """Load the service at *rate* requests/s, and judge the result by the objective and its popular lists."""
         result = self._run_load(f"{rate:,.0f} requests/s", replace(self._plan.load, rate=rate))
-        judgement = self._plan.objective.judge(result)
-        broken = (*judgement.broken, *self._plan.popular_complaint([result]))
-        return Trial(offered=rate, result=result, broken=broken, doubts=judgement.doubts)
+        findings = [*self._plan.objective.judge(result), *self._plan.popular_lists([result])]
+        return Trial(offered=rate, result=result, findings=findings)
 
     def _sweep_batches(self) -> None:
         """Request batches of each planned size for as long as a round, at full speed, and append a trial for each size.
@@ -154,9 +153,8 @@ class _HttpMeasurement:
             result = self._run_batches(posts.batch, load)
             parallel = result.connections
 
-            broken = (*plan.objective.errors_beyond([result]), *plan.popular_complaint([result]))
-            doubts = tuple(result.invalid_reasons)
-            self._trials.append(Trial(offered=posts.batch, result=result, broken=broken, doubts=doubts))
+            findings = [*plan.objective.judge(result), *plan.popular_lists([result])]
+            self._trials.append(Trial(offered=posts.batch, result=result, findings=findings))
             if result.interrupted:
                 raise KeyboardInterrupt
 

@@ -30,6 +30,7 @@ from hotplate.bench.options import (
     parse_share,
     require_positive,
 )
+from hotplate.bench.verdict import NOT_LISTS, Finding, Gravity
 from hotplate.stores.connect import run_on
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
@@ -57,10 +58,12 @@ class HttpPlan:
     keys: RequestKeys | None
     allowed_popular: float
 
-    def popular_complaint(self, results: Sequence[Result]) -> list[str]:
-        """Return a sentence if too many lists were popular ones."""
+    def popular_lists(self, results: Sequence[Result]) -> list[Finding]:
+        """Return a finding if too many lists were popular ones."""
         complaint = popular_complaint(results, self.allowed_popular)
-        return [complaint + ("" if self.options.store else HINT)] if complaint else []
+        if complaint is None:
+            return []
+        return [Finding(Gravity.POPULAR, complaint + ("" if self.options.store else HINT), NOT_LISTS)]
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:

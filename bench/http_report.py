@@ -5,15 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count, format_value
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, P99_9, POPULAR_LISTS, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult
-from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result, lag_note
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, lag_note, lag_us, latency_us
 from hotplate.bench.objective import PERCENTS, format_bound, format_ms
 from hotplate.bench.search import Trial, first_outside, highest, knee, users_per_s
-from hotplate.bench.statistics import error_share, in_time, mean, percentile, popular_share
-from hotplate.bench.verdict import NOT_LISTS, Finding, Gravity, concluded, findings_of, interrupted_report
+from hotplate.bench.statistics import error_share, in_time, mean, percentile, plots_by_round, popular_share
+from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, interrupted_report, prefixed
 from hotplate.stores.urls import redacted
 
 PERCENTILES = (P50, P99, P99_9)
@@ -37,25 +39,23 @@ BATCH_COLUMNS = (
     Column(ERRORS, "errors\n%", "%"),
     Column(POPULAR_LISTS, "popular\n%", "%"),
 )
-SHOWN_REASONS = 2
 # Some seconds of a search may be left out.
 SPARE = 1.6
 LONGER = 3
-BOUNDS = (Gravity.ERRORS, Gravity.OUTSIDE)
 NOTHING_KNOWN = {Gravity.POPULAR, Gravity.UNMEASURED}
+OPEN_LOOP = "open loop: latency counts from a request's due time"
 CLOSED_LOOP = (
     "closed loop: latency counts from sending; where the service refused more at a time (429, 503), fewer were sent"
 )
+SPECTRUM_POINTS = 100
 # Percentiles at x = 1 / (1 - percentile), the usual axis of HDR plots.
 SPECTRUM_TICKS = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
-FEW_SECONDS = 30  # below it, a plot by second shows points
 
 
 def _trial_json(trial: Trial) -> dict[str, Any]:
     """Return a point of the search or of the sweep, as in the JSON report."""
     result = trial.result
-    latency = result.latency
-    latencies = {f"{name}_us": latency.percentile_us(PERCENTS[name]) for name in PERCENTILES}
+    latencies = {f"{name}_us": latency_us([result], PERCENTS[name]) for name in PERCENTILES}
     return {
         "at": trial.offered,
         "inside": trial.is_inside,
@@ -93,21 +93,30 @@ class Verdict:
 
     findings all that is wrong
     timed    the rounds, without seconds that are left out of latencies
-    best     the highest rate inside the objective; None without a search, or if there is none
     outside  a trial at the lowest rate outside, by which a complete search ended
-    limit    why the highest rate may be higher; empty if the service ended the search
+    rate     the highest rate inside the objective, as far as the search knows; 0 without a search, or if there is none
     """
 
     findings: Sequence[Finding]
     timed: Sequence[Result]
-    best: float | None = None
-    outside: Trial | None = None
-    limit: str = ""
+    outside: Trial | None
+    rate: float
 
     @property
     def is_outside(self) -> bool:
         """Whether the service did not keep a bound."""
         return any(finding.gravity in BOUNDS for finding in self.findings)
+
+    @property
+    def best(self) -> float | None:
+        """The highest rate inside the objective, which the rounds confirm; None without a search, or without a rate."""
+        return None if self.is_outside else self.rate or None
+
+    @property
+    def limit(self) -> str:
+        """Why the highest rate may be higher; empty if the service ended the search."""
+        ended_by_generator = self.best and self.outside and self.outside.is_unclear
+        return self.outside.doubts[0] if self.outside and ended_by_generator else ""
 
 
 def judge(runs: HttpRuns) -> Verdict:
@@ -123,49 +132,34 @@ def judge(runs: HttpRuns) -> Verdict:
         timed = plan.objective.without_pauses(rounds)
     findings = [*_list_findings(runs, rounds), *judge_rounds(plan, rounds, timed)]
     if outside and not runs.rate:
-        findings.append(Finding(Gravity.OUTSIDE, _no_rate(runs, outside)))
-
-    verdict = Verdict(findings=findings, timed=timed, outside=outside)
-    if not runs.trials or not runs.rate or verdict.is_outside:
-        return verdict
-    limit = outside.doubts[0] if outside and outside.is_unclear else ""
-    return replace(verdict, best=runs.rate, limit=limit)
+        reasons = " and ".join(outside.broken or outside.doubts)
+        no_rate = f"no rate was inside the objective {plan.objective}: at {outside.offered:,.4g} requests/s {reasons}"
+        findings.append(Finding(Gravity.OUTSIDE, no_rate))
+    return Verdict(findings=findings, timed=timed, outside=outside, rate=runs.rate if runs.trials else 0.0)
 
 
 def judge_rounds(plan: HttpPlan, rounds: Sequence[Result], timed: Sequence[Result]) -> list[Finding]:
     """Judge rounds at one rate by the objective, and their validity.
 
     *timed* are the rounds without seconds that are left out of latencies. A percentile with too few answers is only
-    named if no bound is broken.
+    named if no bound is broken, and of invalid rounds the first.
     """
     if not rounds:
         return []
-    unknown = _unknown_percentiles(plan, timed)
+    figures = {name: percentile(timed, PERCENTS[name]) for name in plan.objective.latency_us}
+    unknown = {name: figure.note for name, figure in figures.items() if figure.value is None}
     known = {name: bound_us for name, bound_us in plan.objective.latency_us.items() if name not in unknown}
-    latency = replace(plan.objective, latency_us=known).judge_latency(timed)
+    objective = replace(plan.objective, latency_us=known)
+    findings = [*objective.errors_beyond(rounds), *objective.judge_latency(timed)]
+    if plan.options.find_max:
+        findings = prefixed(findings, f"the rounds at {rounds[0].requested_rate:,.4g} requests/s: ")
 
-    at = f"the rounds at {rounds[0].requested_rate:,.4g} requests/s: " if plan.options.find_max else ""
-    errors = findings_of(Gravity.ERRORS, plan.objective.errors_beyond(rounds), at)
-    broken = [*errors, *findings_of(Gravity.OUTSIDE, latency.broken, at)]
-    few = [] if broken else [_too_few_answers(name, note, rounds) for name, note in unknown.items()]
-    late = findings_of(Gravity.UNMEASURED, latency.doubts, "all rounds: ")
-    return [*broken, *findings_of(Gravity.UNMEASURED, [*_invalid_rounds(timed), *few]), *late]
-
-
-def _unknown_percentiles(plan: HttpPlan, rounds: Sequence[Result]) -> dict[str, str]:
-    figures = {name: percentile(rounds, PERCENTS[name]) for name in plan.objective.latency_us}
-    return {name: figure.note for name, figure in figures.items() if figure.value is None}
-
-
-def _invalid_rounds(rounds: Sequence[Result]) -> list[str]:
-    """Return why rounds are invalid, of which the first few are named."""
     reasons = [
-        f"round {number}: {reason}" for number, result in enumerate(rounds, 1) for reason in result.invalid_reasons
-    ]
-    if len(reasons) <= SHOWN_REASONS:
-        return reasons
-    more = len(reasons) - SHOWN_REASONS
-    return [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(rounds)} rounds"]
+        f"round {number}: {reason}" for number, result in enumerate(timed, 1) for reason in result.invalid_reasons
+    ][:1]
+    if not any(finding.gravity in BOUNDS for finding in findings):
+        reasons += [_too_few_answers(name, note, rounds) for name, note in unknown.items()]
+    return [*findings_of(Gravity.UNMEASURED, reasons), *findings]
 
 
 def _too_few_answers(name: str, note: str, rounds: Sequence[Result]) -> str:
@@ -175,18 +169,10 @@ def _too_few_answers(name: str, note: str, rounds: Sequence[Result]) -> str:
     return f"{name} is not known at {rate:,.4g} requests/s ({note}); give --duration {needed_s}s"
 
 
-def _no_rate(runs: HttpRuns, outside: Trial) -> str:
-    reasons = " and ".join(outside.broken or outside.doubts)
-    return f"no rate was inside the objective {runs.plan.objective}: at {outside.offered:,.4g} requests/s {reasons}"
-
-
 def _list_findings(runs: HttpRuns, results: Sequence[Result]) -> list[Finding]:
     """Return what is wrong with the lists: others than those of the store, and popular ones in all *results*."""
-    popular = findings_of(Gravity.POPULAR, runs.plan.popular_complaint(results), lead=NOT_LISTS)
-    if runs.checked is None:
-        return popular
-    wrong = findings_of(Gravity.WRONG, runs.checked.complaints)
-    return [*popular, *wrong, *findings_of(Gravity.UNCOMPARED, runs.checked.failures)]
+    checked = runs.checked.findings if runs.checked else []
+    return [*checked, *runs.plan.popular_lists(results)]
 
 
 def report(runs: HttpRuns) -> Report:
@@ -225,31 +211,36 @@ def _concluded(runs: HttpRuns, measured: Report, findings: Sequence[Finding], fi
 def report_popular(plan: HttpPlan, sample: Result) -> Report:
     """Report that nothing was measured, because a *sample* of users gets the popular list."""
     measured = Report(kind="http", sentence="", configuration=plan.options.to_json())
-    return concluded(measured, findings_of(Gravity.POPULAR, plan.popular_complaint([sample]), lead=NOT_LISTS))
+    return concluded(measured, plan.popular_lists([sample]))
 
 
-def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> list[Row]:
-    """Return the rows of percentiles, of which the table shows all but p99.9."""
-    return [percentile(results, PERCENTS[name]).row(subject, name, "us", main=name != P99_9) for name in names]
+def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
+    for name in names:
+        yield percentile(results, PERCENTS[name]).row(subject, name, "us")
 
 
-def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
-    """Return the row of popular lists; none if no lists were seen."""
+def _share_rows(subject: str, results: Sequence[Result], errors: str) -> Iterator[Row]:
+    """Yield the share of *errors*, as they are named, and that of popular lists if any lists were seen."""
+    yield error_share(results).row(subject, errors, "share")
     popular = popular_share(results)
-    return [] if popular.value is None else [popular.row(subject, POPULAR_LISTS, "share")]
+    if popular.value is not None:
+        yield popular.row(subject, POPULAR_LISTS, "share")
 
 
 def _rounds_report(runs: HttpRuns) -> Report:
     """Report rounds at one rate; without rounds, the search for it."""
     verdict = judge(runs)
+    rows = tuple(_rows(runs, verdict)) if runs.rounds else ()
     figures = _figures(runs, verdict) if runs.rounds else ""
+    rounds = f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}"
+    method = f"{rounds}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
     measured = Report(
         kind="http",
         sentence=_answer(runs, verdict, figures),
-        rows=tuple(_rows(runs, verdict)) if runs.rounds else (),
+        rows=rows,
         columns=RATE_COLUMNS,
-        origins={"measured": _method(runs)},
-        plots=tuple(_plots(runs, verdict)),
+        origins={"measured": method},
+        plots=tuple(_plots(runs, verdict, rows)),
         notes=tuple(_notes(runs, verdict)),
         extra=_extra(runs, verdict),
     )
@@ -265,24 +256,17 @@ def _answer(runs: HttpRuns, verdict: Verdict, figures: str) -> str:
     if not runs.rounds:
         return _answer_without_rounds(runs, verdict)
     if verdict.best:
+        rate = f"{'at least ' if verdict.limit else ''}{verdict.best:,.0f} requests/s"
+        if verdict.outside and not verdict.limit:
+            rate += f" ({verdict.outside.offered:,.0f} is outside)"
         latency = _latency(verdict.timed, objective.percentile)
-        return (
-            f"The highest rate inside {objective} is {_best_rate(verdict)}; there {objective.percentile} is {latency}."
-        )
-    if not runs.plan.options.slo and not runs.trials:
-        return figures
+        return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
     if runs.trials and verdict.is_outside:
         longer = f"--duration {LONGER * runs.plan.load.duration_s:g}s"
         return f"No rate was confirmed inside {objective}: {figures} Give {longer}, which evens out disturbances."
+    if not runs.plan.options.slo and not runs.trials:
+        return figures
     return f"{'Outside' if verdict.is_outside else 'Within'} the objective: {figures}"
-
-
-def _best_rate(verdict: Verdict) -> str:
-    """Return the highest rate with the lowest one outside, as `900 requests/s (930 is outside)`."""
-    rate = f"{verdict.best:,.0f} requests/s"
-    if verdict.limit:
-        return f"at least {rate}"
-    return f"{rate} ({verdict.outside.offered:,.0f} is outside)" if verdict.outside else rate
 
 
 def _answer_without_rounds(runs: HttpRuns, verdict: Verdict) -> str:
@@ -317,13 +301,6 @@ def _latency(rounds: Sequence[Result], name: str) -> str:
     return f"not known ({figure.note})" if figure.value is None else format_ms(figure.value)
 
 
-def _method(runs: HttpRuns) -> str:
-    return (
-        f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}, open loop: latency counts from a "
-        f"request's due time; at most {runs.plan.load.connections} in flight"
-    )
-
-
 def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     """Yield the figures of the service, one line of the table: highest rate, latencies, rate, and shares."""
     subject = redacted(runs.plan.load.url)
@@ -336,10 +313,8 @@ def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
     shown = {*PERCENTILES, runs.plan.objective.percentile}
     yield from _latency_rows(subject, verdict.timed, [name for name in PERCENTS if name in shown])
     yield mean([result.ok_rate for result in rounds]).row(subject, RATE, "/s")
-    yield error_share(rounds).row(subject, ERRORS_AND_DROPS, "share")
-    yield from _popular_rows(subject, rounds)
-    lag = Histogram.merged(result.lag for result in rounds)
-    yield Row(subject, LATENESS, "us", lag.percentile_us(99), main=False)
+    yield from _share_rows(subject, rounds, ERRORS_AND_DROPS)
+    yield Row(subject, LATENESS, "us", lag_us(rounds, 99), main=False)
 
 
 def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
@@ -352,7 +327,7 @@ def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
     seconds = sum(len(result.seconds) for result in runs.rounds)
     left_out = seconds - sum(len(result.seconds) for result in verdict.timed)
     if left_out and not late_rounds:
-        longest = format_value(Histogram.merged(result.latency for result in runs.rounds).max_us, "us")
+        longest = format_value(latency_us(runs.rounds, 100), "us")
         pauses = f"{left_out} of {format_count(seconds, 'second')} are left out of the latencies, as pauses"
         yield f"{pauses} of the machine: the longest answer took {longest}."
     if verdict.limit:
@@ -362,29 +337,31 @@ def _notes(runs: HttpRuns, verdict: Verdict) -> Iterator[str]:
         yield f"{late.capitalize()}."
 
 
-def _plots(runs: HttpRuns, verdict: Verdict) -> Iterator[Plot]:
+def _plots(runs: HttpRuns, verdict: Verdict, rows: Sequence[Row]) -> Iterator[Plot]:
     if runs.trials:
-        yield _search_plot(runs, verdict)
+        marks = {verdict.best: "highest inside"} if verdict.best else {}
+        yield replace(_trials_plot(runs.trials, "requests/s", [runs.plan.objective.percentile]), marks=marks)
     if runs.rounds:
         yield _spectrum_plot(runs.rounds)
-        yield _seconds_plot(runs.rounds)
+        yield from plots_by_round(rows)
 
 
-def _search_plot(runs: HttpRuns, verdict: Verdict) -> Plot:
-    """Plot a percentile of the latency over the rate of each trial, with a mark at the highest rate inside."""
-    name = runs.plan.objective.percentile
-    trials = sorted(runs.trials, key=lambda trial: trial.offered)
-    rates = tuple(trial.offered for trial in trials)
-    latencies_us = tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials)
+def _trials_plot(trials: Sequence[Trial], load: str, names: Sequence[str]) -> Plot:
+    """Plot percentiles of the latency over the load of trials, a point for each."""
+    ascending = sorted(trials, key=lambda trial: trial.offered)
+    loads = tuple(trial.offered for trial in ascending)
+    curves = [
+        Curve(name, loads, tuple(percentile([trial.result], PERCENTS[name]).value for trial in ascending))
+        for name in names
+    ]
     return Plot(
-        title=f"{name} over offered load",
-        x="requests/s",
-        y=name,
-        curves=(Curve(name, rates, latencies_us),),
+        title=f"Latency over {load}",
+        x=load,
+        y="latency",
+        curves=tuple(curves),
         y_unit="us",
         log_y=True,
         points=True,
-        marks={verdict.best: "highest inside"} if verdict.best else {},
     )
 
 
@@ -417,7 +394,7 @@ def _batches_report(runs: HttpRuns) -> Report:
     best = knee(trials)
     answer = "No batch was served without errors, even one at a time; see below."
     if best is not None:
-        p50 = format_ms(best.result.latency.percentile_us(50))
+        p50 = format_ms(latency_us([best.result], 50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
 
@@ -428,7 +405,7 @@ def _batches_report(runs: HttpRuns) -> Report:
         rows=tuple(row for trial in trials for row in _batch_rows(trial)),
         columns=BATCH_COLUMNS,
         origins={"measured": CLOSED_LOOP},
-        plots=tuple(_batch_plots(trials)),
+        plots=(_trials_plot(trials, "batch size", (P50, P99)),),
         extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
     )
     return _concluded(runs, measured, _batch_findings(runs), answer)
@@ -439,85 +416,38 @@ def _batch_findings(runs: HttpRuns) -> list[Finding]:
     findings = _list_findings(runs, [trial.result for trial in runs.trials])
     is_popular = any(finding.gravity is Gravity.POPULAR for finding in findings)
     for trial in runs.trials:
-        # A complaint on the popular lists of all sizes stands for those of single ones.
-        repeated = runs.plan.popular_complaint([trial.result]) if is_popular else []
-        reasons = [reason for reason in trial.broken if reason not in repeated]
-        findings += findings_of(Gravity.ERRORS, reasons, f"batch {trial.offered:,}: ")
-        findings += findings_of(Gravity.UNMEASURED, trial.doubts, f"batch {trial.offered:,}: ")
+        for finding in trial.findings:
+            # A complaint on the popular lists of all sizes stands for those of single ones.
+            if finding.gravity is not Gravity.POPULAR:
+                findings += prefixed([finding], f"batch {trial.offered:,}: ")
+            elif not is_popular:
+                findings.append(Finding(Gravity.ERRORS, f"batch {trial.offered:,}: {finding.text}"))
     return findings
 
 
 def _batch_rows(trial: Trial) -> Iterator[Row]:
     subject = f"batch of {trial.offered:,.0f}"
-    results = [trial.result]
     yield Row(subject, USERS, "/s", users_per_s(trial))
-    yield from _latency_rows(subject, results, PERCENTILES)
+    yield from _latency_rows(subject, [trial.result], PERCENTILES)
     yield Row(subject, AT_A_TIME, "", float(trial.result.connections))
-    yield error_share(results).row(subject, ERRORS, "share")
-    yield from _popular_rows(subject, results)
-
-
-def _batch_plots(trials: Sequence[Trial]) -> list[Plot]:
-    """Return two plots over the size of batches: of p50 and p99 in µs, and of users/s.
-
-    Each trial is a point, and its `offered` the number of users in a batch.
-    """
-    label = "users in a batch"
-    sizes = tuple(trial.offered for trial in trials)
-    ticks = {size: f"{size:,.0f}" for size in sizes}
-
-    latencies = tuple(
-        Curve(name, sizes, tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials))
-        for name in (P50, P99)
-    )
-    rates = Curve("users/s", sizes, tuple(map(users_per_s, trials)))
-
-    latency_plot = Plot("Latency over batch size", label, "latency", latencies, y_unit="us", log_y=True)
-    rate_plot = Plot("Users/s over batch size", label, "users/s", (rates,))
-    return [replace(plot, log_x=len(sizes) > 1, points=True, ticks=ticks) for plot in (latency_plot, rate_plot)]
+    yield from _share_rows(subject, [trial.result], ERRORS)
 
 
 def _spectrum_plot(rounds: Sequence[Result]) -> Plot:
-    """Plot the latency of all rounds together over its percentile, as HDR plots do.
+    """Plot the latency of all rounds together over its percentile.
 
-    x is 1 / (1 - percentile), so that p99 and p99.9 are as far apart as p90 and p99; the longest latency, at 100 %,
-    would be at infinity, and is left out.
+    x is 1 / (1 - percentile), so that p99 and p99.9 are as far apart as p90 and p99. One answer is beyond the last.
     """
-    spectrum = Histogram.merged(result.latency for result in rounds).spectrum()
-    points = [(1 / (1 - percent / 100), us) for percent, us in spectrum if percent < 100]
-    x = tuple(position for position, _ in points)
-    furthest = max(x, default=2) * 1.01  # so that a tick at the last point is kept
-
+    furthest = max(2, sum(result.ok for result in rounds))
+    x = np.geomspace(1, furthest, SPECTRUM_POINTS).tolist()
     return Plot(
         title="Latency by percentile",
         x="percentile",
         y="latency",
-        curves=(Curve("all rounds", x, tuple(us for _, us in points)),),
+        curves=(Curve("all rounds", tuple(x), tuple(latency_us(rounds, 100 - 100 / position) for position in x)),),
         y_unit="us",
         log_x=True,
         log_y=True,
         ticks={position: name for position, name in SPECTRUM_TICKS.items() if position <= furthest},
         caption="All answers of all rounds, from due times.",
-    )
-
-
-def _seconds_plot(rounds: Sequence[Result]) -> Plot:
-    """Plot the median and the longest latency, in µs, of each second of all rounds, one round after the other.
-
-    A second without answers is a gap in the curves.
-    """
-    seconds = [Histogram.of(second.latencies_s) for result in rounds for second in result.seconds]
-    x = tuple(float(number) for number in range(1, len(seconds) + 1))
-    curves = tuple(
-        Curve(name, x, tuple(second.percentile_us(percent) or None for second in seconds))
-        for name, percent in (("p50", 50), ("longest", 100))
-    )
-    return Plot(
-        title="Latency by second",
-        x="second, all rounds",
-        y="latency",
-        curves=curves,
-        y_unit="us",
-        log_y=True,
-        points=len(x) < FEW_SECONDS,
     )

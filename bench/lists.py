@@ -16,6 +16,7 @@ from hotplate.base.report import format_count, format_value
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
+from hotplate.bench.verdict import Finding, Gravity
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.connect import run_on
@@ -23,12 +24,13 @@ from hotplate.stores.encoding import ITEM, OFFSET_BYTES, OVERALL, POPULAR, USER,
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import publish_release
-from hotplate.stores.store import Plan, Reader, Row, Store
+from hotplate.stores.store import ChargeCounter, Plan, Reader, Row, Store, read_one
 from hotplate.stores.verification import OnProgress, load_manifest, read_results, unreported
 
 ITEMS = 9_000
 DISTINCT = 4_096
 BATCH = 4_096
+CHARGED_READS = 20
 SPARE = 3  # for duplicates
 
 
@@ -116,6 +118,19 @@ async def first_users(store: Store, release: ReleaseRef, most: int) -> list[str]
     return ids
 
 
+async def read_charge(store: Store, charges: ChargeCounter, users: Sequence[str]) -> float:
+    """Return the mean charge of a list in request units, of users drawn at random, always the same ones.
+
+    *charges* observes the store.
+    """
+    drawn = random.Random(0).sample(users, min(len(users), CHARGED_READS))  # noqa: S311 -- no secret
+    release = await live_in(store)
+    spent_before_ru = charges.ru
+    for user in drawn:
+        await read_one(store, release, USER + user)
+    return (charges.ru - spent_before_ru) / len(drawn)
+
+
 DEFAULT_N = 10
 SIMILAR = "/similar"
 EXAMPLES = 5
@@ -143,9 +158,15 @@ class CheckResult:
     answers: int = 0
 
     @property
-    def failures(self) -> list[str]:
-        """A sentence if lists could not be compared."""
-        return [f"answers were not compared with the store: {self.failure}"] if self.failure else []
+    def findings(self) -> list[Finding]:
+        """Wrong lists, and that lists could not be compared."""
+        findings = list[Finding]()
+        if self.wrong:
+            findings.append(Finding(Gravity.WRONG, f"{self.wrong} of {self.compared} compared answers were wrong"))
+        if self.failure:
+            reason = f"answers were not compared with the store: {self.failure}"
+            findings.append(Finding(Gravity.UNCOMPARED, reason))
+        return findings
 
     @property
     def notes(self) -> list[str]:
@@ -169,11 +190,6 @@ class CheckResult:
             return f"{compared}."
         excluded = 1 - MISSED ** (1 / self.drawn)
         return f"{compared}: at 95 %, fewer than {format_value(excluded, 'share')} of all lists are wrong."
-
-    @property
-    def complaints(self) -> list[str]:
-        """A sentence if lists were wrong."""
-        return [f"{self.wrong} of {self.compared} compared answers were wrong"] if self.wrong else []
 
 
 class ReceivedList(NamedTuple):

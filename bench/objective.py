@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,9 +11,10 @@ from hotplate.base.report import rounded
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import P50, P99, P99_9
 from hotplate.bench.loadgen.load import OK, REDIRECT, STATUS
-from hotplate.bench.loadgen.result import Histogram, Result
+from hotplate.bench.loadgen.result import Result, lag_us, latency_us
 from hotplate.bench.options import parse_seconds, parse_share
 from hotplate.bench.statistics import error_share
+from hotplate.bench.verdict import Finding, Gravity, findings_of
 
 PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
 ERRORS = "errors"
@@ -26,13 +26,6 @@ LEAST_S = 3
 CALM = 1 / 3
 # Last latencies below this share of the p90 of a pause show that a queue is being served.
 FALLING = 0.9
-
-
-class Judgement(NamedTuple):
-    """Broken bounds of an objective, and reasons not to blame the service."""
-
-    broken: tuple[str, ...]
-    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +40,11 @@ class Objective:
         """The first bounded percentile, or p99."""
         return next(iter(self.latency_us), P99)
 
-    def judge(self, result: Result) -> Judgement:
+    def judge(self, result: Result) -> list[Finding]:
         """Judge errors, latencies and validity of one run of a search, without seconds that were disturbed."""
-        (calm,) = self.without_pauses([result])
-        latency = self.judge_latency([calm])
-        broken = (*self.errors_beyond([result]), *latency.broken)
-        return Judgement(broken, (*calm.invalid_reasons, *latency.doubts))
+        calm = self.without_pauses([result])
+        invalid = findings_of(Gravity.UNMEASURED, calm[0].invalid_reasons)
+        return [*self.errors_beyond([result]), *invalid, *self.judge_latency(calm)]
 
     def without_pauses(self, results: Sequence[Result]) -> list[Result]:
         """Return the results of a search without the seconds of pauses, which are beyond the objective.
@@ -61,11 +53,11 @@ class Objective:
         collection, the queue is served, and latencies fall. All seconds are kept if all together are inside, if there
         are more pauses than one in PAUSE_EVERY_S, or if few seconds would remain.
         """
-        if not any(self.judge_latency(results)):
+        if not self.judge_latency(results):
             return list(results)
 
         seconds = [result.only([number]) for result in results for number in range(len(result.seconds))]
-        is_calm = [not any(self.judge_latency([second])) for second in seconds]
+        is_calm = [not self.judge_latency([second]) for second in seconds]
         if not self._are_pauses(is_calm, seconds):
             return list(results)
         calm = iter(is_calm)
@@ -86,36 +78,33 @@ class Objective:
 
         last_s = seconds[-1].latencies_s
         end_us = 1e6 * float(np.median(last_s[-max(1, len(last_s) // 10) :]))
-        in_pause = Histogram.merged(seconds[number].latency for number in pauses[-1])
-        falling_us = FALLING * in_pause.percentile_us(90)
-        is_inside = seconds[-1].latency.percentile_us(50) <= min(self.latency_us.values())
+        falling_us = FALLING * latency_us([seconds[number] for number in pauses[-1]], 90)
+        is_inside = latency_us(seconds[-1:], 50) <= min(self.latency_us.values())
         return is_inside or end_us <= falling_us
 
-    def judge_latency(self, results: Sequence[Result]) -> Judgement:
+    def judge_latency(self, results: Sequence[Result]) -> list[Finding]:
         """Compare the percentiles of all results together with their bounds.
 
-        A percentile beyond its bound is broken. It is only a doubt if the same percentile of the load generator's
+        A percentile beyond its bound is outside. It is only unmeasured if the same percentile of the load generator's
         delays, with which it sent requests after they were due, is all of the excess, or more than half of the value.
         """
-        broken = list[str]()
-        doubts = list[str]()
-        latency = Histogram.merged(result.latency for result in results)
-        lag = Histogram.merged(result.lag for result in results)
+        findings = list[Finding]()
         for name, bound_us in self.latency_us.items():
-            value_us = latency.percentile_us(PERCENTS[name])
-            late_us = lag.percentile_us(PERCENTS[name])
+            value_us = latency_us(results, PERCENTS[name])
+            late_us = lag_us(results, PERCENTS[name])
             if value_us <= bound_us:
                 continue
 
             beyond = f"{name} {format_ms(value_us)}, bound {format_bound(bound_us)}"
             if late_us >= min(value_us / 2, value_us - bound_us):
-                doubts.append(f"{beyond}, but the generator itself was {format_ms(late_us)} late")
+                late = f"{beyond}, but the generator itself was {format_ms(late_us)} late"
+                findings.append(Finding(Gravity.UNMEASURED, late))
             else:
-                broken.append(beyond)
-        return Judgement(tuple(broken), tuple(doubts))
+                findings.append(Finding(Gravity.OUTSIDE, beyond))
+        return findings
 
-    def errors_beyond(self, results: Sequence[Result]) -> list[str]:
-        """Return a sentence if too large a share of all requests failed, with the kinds of errors and statuses."""
+    def errors_beyond(self, results: Sequence[Result]) -> list[Finding]:
+        """Return a finding if too large a share of all requests failed, with the kinds of errors and statuses."""
         share = error_share(results).value or 0.0
         if share <= self.errors:
             return []
@@ -125,7 +114,8 @@ class Objective:
             kinds.update({f"status {status}": count for status, count in result.statuses.items() if status != OK})
             kinds["dropped"] += result.dropped
         named = ", ".join(f"{kind}: {count:,}" for kind, count in kinds.most_common() if count)
-        return [f"{share:.2%} of the requests got no good answer ({named}), bound {self.errors:.2%}"]
+        text = f"{share:.2%} of the requests got no good answer ({named}), bound {self.errors:.2%}"
+        return [Finding(Gravity.ERRORS, text)]
 
     def __str__(self) -> str:
         bounds = [f"{name} ≤ {format_bound(bound_us)}" for name, bound_us in self.latency_us.items()]

@@ -16,10 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
-from itertools import cycle, islice
-from operator import sub
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = (
-    "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
+    "hotplate", "aiohttp", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
     "uvloop",
 )  # fmt: skip
 READY_WITHIN_S = 60.0
@@ -40,9 +37,6 @@ SERVER_PORTS = (15_000, 32_000)  # below Linux's outgoing ports
 ANSWER_TIMEOUT_S = 5.0
 EMULATOR_METRICS = "/__emulation/metrics"
 STOP_WITHIN_S = 10.0
-# Reads that measure a charge, and attempts to have them without polls.
-CHARGED_READS = 20
-CHARGE_TRIES = 100
 # Fields of /proc/PID/stat after the name; the last two are CPU times of ended children, in clock ticks.
 GROUP = 2
 CHILDREN_CPU = slice(13, 15)
@@ -274,64 +268,26 @@ def read_samples(url: str) -> "list[Sample]":
 
 
 class StoreCounts(NamedTuple):
-    """Request units, charged responses, 429s and reads that missed their deadline of a store."""
+    """429s and reads that missed their deadline of a store."""
 
-    ru: float
-    charged: int
     throttled: int
-    timeouts: int = 0
+    timeouts: int
 
     def since(self, before: "StoreCounts") -> "StoreCounts":
         """Return the difference to *before*."""
-        return StoreCounts(*map(sub, self, before))
+        return StoreCounts(self.throttled - before.throttled, self.timeouts - before.timeouts)
 
 
 def store_counts(service: Server) -> StoreCounts:
-    """Read the counts of request units, charged responses, 429s and timeouts from a service's metrics.
-
-    They count from its start, over all labels; zeros without Cosmos DB. Raises BenchFailed.
-    """
-    sums = dict[str, float]()
+    """Read the counts of 429s and timeouts from a service's metrics, since its start. Raises BenchFailed."""
+    throttled = 0.0
     timeouts = 0.0
     for sample in read_samples(f"{service.admin_url}/metrics"):
-        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        if sample.name == "hotplate_store_throttled_total":
+            throttled += sample.value
         if sample.name == "hotplate_store_failures_total" and sample.labels.get("kind") == "timeout":
             timeouts += sample.value
-
-    names = "request_units", "charged_responses", "throttled"
-    ru, charged, throttled = (sums.get(f"hotplate_store_{name}_total", 0.0) for name in names)
-    return StoreCounts(ru, int(charged), int(throttled), int(timeouts))
-
-
-def too_far(deadline_s: float) -> str:
-    """Return the words for a deadline of a service that most reads of an account miss."""
-    return (
-        f"the service's deadline of {1000 * deadline_s:g} ms: the account is too far away. Measure from a machine in "
-        "its region"
-    )
-
-
-def read_charge(service: Server, paths: Sequence[str], *, deadline_s: float) -> float:
-    """Read lists through a service, one after the other, and return the mean of their request units, by its metrics.
-
-    The service also polls Cosmos DB for new releases: reads during which it polled, shown by more charged responses
-    than one, do not count. *paths* are those of lists, *deadline_s* is that of the service's reads. Raises BenchFailed
-    if the charge of too few reads is seen, if most reads time out, or if the service does not answer.
-    """
-    charges_ru = list[float]()
-    timeouts = 0
-    for path in islice(cycle(paths), CHARGE_TRIES):
-        counts_before = store_counts(service)
-        fetch(service.url + path)
-        counts = store_counts(service).since(counts_before)
-        timeouts += counts.timeouts
-        if counts == StoreCounts(ru=counts.ru, charged=1, throttled=0):
-            charges_ru.append(counts.ru)
-        if len(charges_ru) == CHARGED_READS:
-            return fmean(charges_ru)
-        if timeouts == CHARGED_READS:
-            raise BenchFailed(f"hardly a read met {too_far(deadline_s)}")
-    raise BenchFailed("the service's metrics do not show the charge of a read; does the store answer?")
+    return StoreCounts(int(throttled), int(timeouts))
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hotplate.bench.loadgen.result import Result
+from hotplate.bench.verdict import Finding, Gravity
 
 PRECISION = 0.025  # relative gap between good and bad rates
 FLOOR = 0.01  # lowest rate, relative to the first
@@ -24,25 +25,33 @@ STEP_DOWN = 0.025
 class Trial:
     """A run at one load.
 
-    offered  the load: requests/s, users in a batch, or a share of a level's capacity
-    broken   bounds that the service did not keep
-    doubts   reasons to blame the load generator instead of the service
+    offered   the load: requests/s, users in a batch, or a share of a level's capacity
+    findings  bounds that the service did not keep, and reasons to blame the load generator instead
     """
 
     offered: float
     result: Result
-    broken: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
+    findings: Sequence[Finding] = ()
 
     @property
     def is_inside(self) -> bool:
         """Whether the run is valid and inside all bounds."""
-        return not self.doubts and not self.broken
+        return not self.findings
+
+    @property
+    def broken(self) -> list[str]:
+        """The bounds that the service did not keep."""
+        return [finding.text for finding in self.findings if finding.gravity is not Gravity.UNMEASURED]
+
+    @property
+    def doubts(self) -> list[str]:
+        """The reasons to blame the load generator."""
+        return [finding.text for finding in self.findings if finding.gravity is Gravity.UNMEASURED]
 
     @property
     def is_unclear(self) -> bool:
         """Whether only the generator is to blame."""
-        return bool(self.doubts) and not self.broken
+        return not self.is_inside and not self.broken
 
     @property
     def is_stopped(self) -> bool:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtrc, stdtr, stdtrit
+from scipy.special import bdtrc, stdtrit
 
 from hotplate.base.intervals import Z
-from hotplate.base.report import Row
-from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Histogram, Result, lateness
+from hotplate.base.report import Curve, Plot, Row, rounded
+from hotplate.bench.figure_names import P99
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, Seconds, lateness, percentile_us
 
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
@@ -26,11 +27,15 @@ TAIL = 0.025
 # Where rounds differ, the slowest ones decide a high percentile, and few rounds contain few of them: the jackknife's
 # upper end alone is too low in 11 to 13 of 100 series with deviations of 40 % between rounds.
 UNSEEN = 1.35
+# Wider intervals say nothing.
+WIDEST = 100.0
 MOST_LOG = 700.0  # math.exp overflows above 709
 # Lag-1 autocorrelations to average over. The prior suits paired rounds, of 0.0 to 0.3: with a uniform one, an interval
 # of 14 rounds misses 1 to 3 % instead of 5 %, and finds half as many differences.
 RHOS = np.linspace(-0.95, 0.98, 41)
 PRIOR = (1 - RHOS) ** 0.75
+# Evenly spaced probabilities of Student's t.
+QUANTILES = (np.arange(500) + 0.5) / 500
 
 Floats = NDArray[np.float64]
 
@@ -61,59 +66,43 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     The value is None, with a note, if fewer than 10 answers are slower: it would be an accident. The interval is None
     with fewer than five rounds that have fewer than five seconds with answers in all.
     """
-    rounds = [Histogram.of(result.latencies_s) for result in results if result.ok]
-    all_rounds = Histogram.merged(rounds)
-    values_us = tuple(histogram.percentile_us(percent) for histogram in rounds)
+    rounds = [result.latencies_s for result in results if result.ok]
+    answers = sum(map(len, rounds))
+    values_us = tuple(percentile_us([latencies_s], percent) for latencies_s in rounds)
 
-    slower_answers = all_rounds.count * (100 - percent) / 100
+    slower_answers = answers * (100 - percent) / 100
     if percent < 100 and slower_answers < ENOUGH_SAMPLES - 1e-9:  # the product is not exact
-        note = TOO_FEW_ANSWERS if all_rounds.count else "no good answer"
+        note = TOO_FEW_ANSWERS if answers else "no good answer"
         return Figure(None, values_us, note=note)
-    value_us = all_rounds.percentile_us(percent)
+    value_us = percentile_us(rounds, percent)
 
     # The interval comes from the differences between rounds, or of few rounds between their seconds.
     parts = rounds
     if len(rounds) < MIN_ROUNDS:
         seconds = (second.latencies_s for result in results for second in result.seconds)
-        parts = [Histogram.of(latencies_s) for latencies_s in seconds if latencies_s.size]
+        parts = [latencies_s for latencies_s in seconds if latencies_s.size]
     if len(parts) < MIN_ROUNDS:
         return Figure(value_us, values_us)
 
-    without = _leave_one_out_percentiles(parts, percent)
+    without = tuple(percentile_us(parts[:place] + parts[place + 1 :], percent) for place in range(len(parts)))
     low_us, high_us = _jackknife_interval(value_us, without)
-    least_us, most_us = _binomial_interval(all_rounds, percent)
+    least_us, most_us = _binomial_interval(rounds, percent, answers)
     if high_us > most_us > value_us:
         high_us = value_us * (high_us / value_us) ** UNSEEN
     return Figure(value_us, values_us, min(low_us, least_us), max(high_us, most_us), without=without)
 
 
-def _binomial_interval(histogram: Histogram, percent: float) -> tuple[float, float]:
+def _binomial_interval(rounds: Sequence[Seconds], percent: float, answers: int) -> tuple[float, float]:
     """Return the 95 % interval of a percentile (0 to 100) of independent latencies, in µs.
 
     The share of latencies below a percentile varies as a binomial share, here by its normal approximation. With few
     answers beyond the percentile, such as ten, this is wider than the differences between rounds show.
     """
     below = percent / 100
-    deviation = Z * math.sqrt(below * (1 - below) / histogram.count)
-    low = histogram.percentile_us(100 * (below - deviation))
-    high = histogram.percentile_us(min(100.0, 100 * (below + deviation)))
-    return low, high
-
-
-def _leave_one_out_percentiles(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
-    """Return for each part the percentile (0 to 100) of the latencies of all other parts together, in µs.
-
-    It is the value at a rank, a position among all latencies in ascending order.
-    """
-    # The recorded values ascend; counts are [part, value].
-    values_us, counts = Histogram.table(parts)
-    counts_of_others = counts.sum(axis=0) - counts
-    cumulated = np.cumsum(counts_of_others, axis=1)
-
-    totals = cumulated[:, -1]
-    ranks = np.maximum(1, np.floor(percent * totals / 100 + 0.5))
-    columns = [np.searchsorted(row, rank) for row, rank in zip(cumulated, ranks, strict=True)]
-    return tuple(values_us[columns].astype(float).tolist())
+    deviation = Z * math.sqrt(below * (1 - below) / answers)
+    low_us = percentile_us(rounds, 100 * max(0.0, below - deviation))
+    high_us = percentile_us(rounds, 100 * min(1.0, below + deviation))
+    return low_us, high_us
 
 
 def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, float]:
@@ -228,6 +217,21 @@ def mean(values: Sequence[float]) -> Figure:
     return Figure(total / count, tuple(values), low, high, without=without)
 
 
+def plots_by_round(rows: Sequence[Row]) -> list[Plot]:
+    """Plot the p99 of each subject by round; no plot if none is known, or of a single round."""
+    curves = list[Curve]()
+    for row in rows:
+        if row.figure == P99 and row.value is not None and len(row.values) > 1:
+            rounds = tuple(float(number) for number in range(1, len(row.values) + 1))
+            curves.append(Curve(row.subject, rounds, row.values))
+    if not curves:
+        return []
+    plot = Plot(
+        title=f"{P99} of each round", x="round", y=P99, curves=tuple(curves), y_unit="us", log_y=True, points=True
+    )
+    return [plot]
+
+
 def compared(first: Figure | Row, second: Figure | Row) -> Figure:
     """Return *second* / *first*, with a 95 % interval if both have as many rounds, at least five.
 
@@ -253,6 +257,68 @@ def compared(first: Figure | Row, second: Figure | Row) -> Figure:
     return Figure(value, (), low, high, without=without)
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The ratio of a subject's figure to the least one."""
+
+    name: str
+    ratio: Figure
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the interval excludes equality."""
+        low = self.ratio.low
+        return low is not None and low > 1
+
+    @property
+    def factor(self) -> str:
+        """Format the ratio with its interval, as `1.4 times (1.3 to 1.6)`."""
+        low = self.ratio.low
+        high = self.ratio.high
+        times = f"{rounded(self.ratio.value or 0.0)} times"
+        if low is None or high is None:
+            return f"{times} ({self.ratio.note})"
+        if high > WIDEST * low:
+            return f"{times} (the rounds differ too much for an interval)"
+        return f"{times} ({rounded(low)} to {rounded(high)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The subject with the least figure, and the others' differences, ascending."""
+
+    least: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def alike(self) -> tuple[Difference, ...]:
+        """Subjects for which no difference is proven."""
+        return tuple(difference for difference in self.differences if not difference.is_proven)
+
+    def describe(self, least: str) -> str:
+        """Return a line such as `files fastest; Redis 1.4 times (1.3 to 1.6)`."""
+        factors = {difference: f"{difference.name} {difference.factor}" for difference in self.differences}
+        alike = [factors.pop(difference) for difference in self.alike]
+        proven = ", ".join(factors.values())
+        if not alike:
+            return f"{self.least} {least}; {proven}"
+        *names, last = [self.least, *(difference.name for difference in self.alike)]
+        equal = f"{', '.join(names)} and {last}: no difference proven, {', '.join(alike)}"
+        return f"{equal}; {proven}" if proven else equal
+
+
+def rank(figures: Sequence[Row]) -> Ranking | None:
+    """Return the subject with the least of *figures*, such as the p99 of each store, and how the others differ.
+
+    Differences are ratios to the least figure. The result is None if fewer than two figures are known.
+    """
+    known = [row for row in figures if row.value is not None]
+    if len(known) < 2:
+        return None
+    least, *larger = sorted(known, key=lambda row: row.value or 0.0)
+    return Ranking(least.subject, tuple(Difference(row.subject, compared(least, row)) for row in larger))
+
+
 def interval(values: Sequence[float] | Floats) -> tuple[float, float]:
     """Return the 95 % interval of the mean of at least two values in the order of their measurement.
 
@@ -265,46 +331,19 @@ def interval(values: Sequence[float] | Floats) -> tuple[float, float]:
     if np.ptp(measured) == 0:
         return float(measured[0]), float(measured[0])
 
-    mixture = _fit_autocorrelations((measured - mean_value) / deviation)
-    low = mixture.quantile(TAIL)
-    high = mixture.quantile(1 - TAIL)
+    low, high = _mixed_quantiles((measured - mean_value) / deviation)
     return mean_value + deviation * low, mean_value + deviation * high
 
 
-class _StudentMixture(NamedTuple):
-    """A mixture of Student's t distributions, one for each autocorrelation of RHOS; the weights sum to 1."""
+def _mixed_quantiles(values: Floats) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of the mean of successive *values*, standardised.
 
-    centres: Floats
-    errors: Floats
-    weights: Floats
-    degrees_of_freedom: int
-
-    def quantile(self, probability: float) -> float:
-        """Return the value below which the mixture of Student's t distributions has this probability (0 to 1).
-
-        It is between the least and the greatest quantile of the distributions.
-        """
-        from scipy.optimize import brentq  # noqa: PLC0415 -- takes 0.3 s to load
-
-        # Slightly beyond them, for rounding.
-        low = float((self.centres + self.errors * stdtrit(self.degrees_of_freedom, 0.999 * probability)).min())
-        high = float((self.centres + self.errors * stdtrit(self.degrees_of_freedom, 1.001 * probability)).max())
-
-        def excess_probability(value: float) -> float:
-            below = stdtr(self.degrees_of_freedom, (value - self.centres) / self.errors)
-            return float((self.weights * below).sum()) - probability
-
-        return float(brentq(excess_probability, low, high))
-
-
-def _fit_autocorrelations(values: Floats) -> _StudentMixture:
-    """Return the distribution of the mean of successive *values*, standardised, for each autocorrelation of RHOS.
-
-    Each weighs by its likelihood times PRIOR. For a lag-1 autocorrelation r, the transform of Prais and Winsten makes
-    the values independent: v[0] √(1 - r²), and v[i] - r v[i-1]. Least squares of the transformed values on the
-    transformed constant 1 give mean and standard error.
+    For each autocorrelation of RHOS, the mean has a distribution of Student's t, which weighs by its likelihood times
+    PRIOR. For a lag-1 autocorrelation r, the transform of Prais and Winsten makes the values independent:
+    v[0] √(1 - r²), and v[i] - r v[i-1]. Least squares of the transformed values on the transformed constant 1 give mean
+    and standard error. The mixture is represented by QUANTILES of each distribution.
     """
-    # Arrays of two dimensions are [autocorrelation, value].
+    # Arrays of two dimensions are [autocorrelation, value] or [autocorrelation, quantile].
     rhos = RHOS[:, np.newaxis]
     first_factors = np.sqrt(1 - rhos**2)
     independent = np.hstack((first_factors * values[0], values[1:] - rhos * values[:-1]))
@@ -320,9 +359,10 @@ def _fit_autocorrelations(values: Floats) -> _StudentMixture:
         np.log(first_factors[:, 0]) - np.log(information) / 2 - degrees_of_freedom / 2 * np.log(squared_errors)
     )
     weights = PRIOR * np.exp(log_likelihoods - log_likelihoods.max())
-    return _StudentMixture(
-        centres=centres,
-        errors=np.sqrt(squared_errors / degrees_of_freedom / information),
-        weights=weights / weights.sum(),
-        degrees_of_freedom=degrees_of_freedom,
-    )
+    errors = np.sqrt(squared_errors / degrees_of_freedom / information)
+    means = centres[:, np.newaxis] + errors[:, np.newaxis] * stdtrit(degrees_of_freedom, QUANTILES)
+    order = np.argsort(means, axis=None)
+    cumulated = np.cumsum(np.repeat(weights, len(QUANTILES))[order])
+    ends = np.searchsorted(cumulated, cumulated[-1] * np.array((TAIL, 1 - TAIL)))
+    low, high = means.ravel()[order[ends]].tolist()
+    return low, high

@@ -34,8 +34,9 @@ class Gravity(IntEnum):
     """Measured, and beyond a bound."""
 
 
-# Findings by which nothing is known of the service.
+# Findings by which nothing is known of the service, and bounds that it did not keep.
 FAILURES = (Gravity.UNCOMPARED, Gravity.UNMEASURED)
+BOUNDS = (Gravity.ERRORS, Gravity.OUTSIDE)
 
 
 class Finding(NamedTuple):
@@ -49,9 +50,14 @@ class Finding(NamedTuple):
     lead: str = ""
 
 
-def findings_of(gravity: Gravity, texts: Iterable[str], prefix: str = "", *, lead: str = "") -> list[Finding]:
-    """Return a finding for each text, which begins with *prefix*."""
-    return [Finding(gravity, prefix + text, lead) for text in texts]
+def findings_of(gravity: Gravity, texts: Iterable[str], *, lead: str = "") -> list[Finding]:
+    """Return a finding for each text."""
+    return [Finding(gravity, text, lead) for text in texts]
+
+
+def prefixed(findings: Iterable[Finding], prefix: str) -> list[Finding]:
+    """Return findings with texts that begin with *prefix*."""
+    return [finding._replace(text=prefix + finding.text) for finding in findings]
 
 
 def concluded(

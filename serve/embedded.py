@@ -231,6 +231,9 @@ def _selection(
         ids = values.get(name, ())
         _check_ids(name, ids)
         values[name] = tuple(map(check_id, ids))
+    if "fields" in values:
+        _check_ids("fields", values["fields"])
+        values["fields"] = ",".join(values["fields"])
     return Selection(min(n, sys.maxsize), **values)
 
 
@@ -333,7 +336,7 @@ def _is_number(value: object) -> bool:
 def _check_ids(name: str, ids: object) -> None:
     """Raise StoreMisused for a string, which is a collection of characters."""
     if isinstance(ids, str):
-        raise StoreMisused(f"{name} takes a collection of ids, not the string {ids!r}")
+        raise StoreMisused(f"{name} takes a collection, not the string {ids!r}")
 
 
 def _check_weight(weight: float) -> float:

@@ -84,13 +84,11 @@ class ProcessState(msgspec.Struct, frozen=True):
     lag_s: float
     """Maximum since the last report."""
     tiers: list[TierState]
-    lookups: dict[str, list[int]]
-    """Hits, misses and errors by release that is served."""
+    lookups: dict[str, dict[str, list[int]]]
+    """Hits, misses and errors by release that is served, and by the requested name of a list; "" is for all lists."""
     connections: int = 0
     findings: list[ServiceFinding] = msgspec.field(default_factory=list[ServiceFinding])
     certificate_expires_at: float | None = None
-    by_list: dict[str, dict[str, list[int]]] = msgspec.field(default_factory=dict[str, dict[str, list[int]]])
-    """`lookups` by release and requested name of a list."""
     consumed_lag_s: float | None = None
     """Since consumed items were last shared completely."""
 
@@ -205,31 +203,19 @@ class Reporter:
             reported_at=time.monotonic(),
             lag_s=lag_s,
             tiers=[_tier_state(tier) for tier in self._tiers],
-            lookups=self._lookups_by_release(),
-            by_list=self._lookups_by_list(),
+            lookups=self._lookups(),
         )
 
-    def _lookups_by_release(self) -> dict[str, list[int]]:
-        """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by the id of the release, over all tiers."""
-        totals = dict[str, list[int]]()
-        for tier in self._tiers:
-            for release in tier.follower.releases:
-                lookups = release.tally.lookups
-                total = totals.get(release.id, [0] * len(lookups))
-                totals[release.id] = list(map(add, total, lookups))
-        return totals
+    def _lookups(self) -> dict[str, dict[str, list[int]]]:
+        """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by release and name, summed over the tiers.
 
-    def _lookups_by_list(self) -> dict[str, dict[str, list[int]]]:
-        """Return the lookups of named lists by the id of the release and the name of the list, summed over the tiers.
-
-        There is one number per outcome: hits, misses, errors. `release.tally.by_list` has those of one tier, a store.
-        Named lists are several lists per user in a release.
+        `release.tally` has those of one tier, a store.
         """
         totals = dict[str, dict[str, list[int]]]()
         for tier in self._tiers:
             for release in tier.follower.releases:
-                for name, lookups in release.tally.by_list.items():
-                    lists = totals.setdefault(release.id, {})
+                lists = totals.setdefault(release.id, {})
+                for name, lookups in {"": release.tally.lookups, **release.tally.by_list}.items():
                     total = lists.get(name, [0] * len(lookups))
                     lists[name] = list(map(add, total, lookups))
         return totals
@@ -273,7 +259,7 @@ def _attributes_of(releases: Sequence[ServedRelease]) -> list[str] | None:
 def _without_details(state: ProcessState, sentence: str) -> ProcessState:
     """Return *state* without what stores and releases can make long, and with another finding, a *sentence*."""
     finding = ServiceFinding("state", sentence)
-    return msgspec.structs.replace(state, tiers=[], lookups={}, by_list={}, findings=[finding, *state.findings])
+    return msgspec.structs.replace(state, tiers=[], lookups={}, findings=[finding, *state.findings])
 
 
 def short_rules(names: Sequence[str]) -> tuple[str, ...]:

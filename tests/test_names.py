@@ -20,7 +20,7 @@ import hotplate.serve.errors
 import hotplate.stores.errors
 from tests.support.paths import ROOT
 
-ROOMS = ("bench", "hotplate", "offline", "serve", "stores")
+ROOMS = ("bench", "hotplate", "offline", "serve", "stores", "tools")
 # Names of other programs, and of what code builds at run time.
 VOCABULARY = {"py", "pyx", "ps", "column_1"}
 SPAN = re.compile(r"`+([^`\n]+)`+")

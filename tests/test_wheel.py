@@ -60,14 +60,12 @@ def contents(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
-def test_wheel_has_all_package_files_except_those_for_measuring_a_checkout(wheel: Path) -> None:
+def test_wheel_has_all_files_of_the_package(wheel: Path) -> None:
     paths = [path for folder in ("hotplate", *MODULES) for path in (ROOT / folder).rglob("*") if path.is_file()]
     names = [
         path.relative_to(ROOT).as_posix() for path in paths if "__pycache__" not in path.parts and path.suffix != ".so"
     ]
-    outside = re.compile(r"bench/(test_|conftest\.py|bare\.py|docs_figures\.py|figures)|offline/quality\.py")
-    kept = [name for name in names if not outside.match(name)]
-    assert contents(wheel) == {name if name.startswith("hotplate/") else f"hotplate/{name}" for name in kept}
+    assert contents(wheel) == {name if name.startswith("hotplate/") else f"hotplate/{name}" for name in names}
 
 
 @pytest.mark.soak

@@ -1,4 +1,4 @@
-"""Counts, latencies in HDR histograms, and validity of a run.
+"""Counts, latencies, and validity of a run.
 
 A request is due at a time of the schedule, whether or not earlier ones were answered. The generator's lag is the time
 from then until it handled the request; a run with much of it says nothing of the service. Requests that wait for a
@@ -7,114 +7,34 @@ connection, or are dropped because too many wait, are the service's errors, unle
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
-from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
 from hotplate.base.report import format_value
 
 CPU_BOUND = 0.9  # of a core; a run is invalid above it
 LAG_SHARE = 0.1  # of a p99; a report names a lag above it
-LATE_US = 10_000.0  # lag at p99 that makes a run invalid, if most of its p99
-LOWEST_US = 1
-HIGHEST_US = 60_000_000
-DIGITS = 3
+LATE_US = 1_000.0  # a lag at p99 above it makes a run invalid, if it is most of its p99
 ENOUGH_SAMPLES = 10  # beyond a percentile
 P99_SAMPLES = 100 * ENOUGH_SAMPLES
 POPULAR_SOURCE = "popular"  # of a list in a response
 
-Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
+Seconds: TypeAlias = NDArray[np.float32]
+NO_TIMES: Seconds = np.empty(0, dtype=np.float32)
 
 
-class Histogram:
-    """The distribution of latencies up to 60 s, as counts by ranges of three digits.
+def percentile_us(parts: Iterable[Seconds], percent: float) -> float:
+    """Return a percentile (0 to 100) of times in seconds, those of all parts together, in µs; 0 without times.
 
-    It uses the counters of a HdrHistogram as an array, because its own Python loops take milliseconds.
+    It is the least time that is not below this share of them.
     """
-
-    __slots__ = ("_counts", "_hdr")
-
-    def __init__(self) -> None:
-        self._hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
-        self._counts = np.ctypeslib.as_array(self._hdr.counts)
-
-    @classmethod
-    def of(cls, seconds: Seconds) -> "Histogram":
-        """Return the histogram of times in seconds; those beyond 60 s count as 60 s.
-
-        Counts all at once, where the HDR histogram's own method takes one time after the other. `_counts` is a view of
-        its counters, each for the times up to its highest µs.
-        """
-        histogram = cls()
-        times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)
-        if times_us.size == 0:
-            return histogram
-
-        counters = np.searchsorted(_highest_us(), times_us)
-        counts = np.bincount(counters, minlength=len(histogram._counts))
-        histogram._counts += counts.astype(histogram._counts.dtype)
-        histogram._hdr.total_count = len(times_us)
-        histogram._hdr.min_value = int(times_us.min())
-        histogram._hdr.max_value = int(times_us.max())
-        return histogram
-
-    @classmethod
-    def merged(cls, histograms: "Iterable[Histogram]") -> "Histogram":
-        """Sum histograms."""
-        total = cls()
-        for histogram in histograms:
-            total._hdr.add(histogram._hdr)  # noqa: SLF001 -- of this class
-        return total
-
-    @staticmethod
-    def table(histograms: "Sequence[Histogram]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return the values in µs that any of the histograms has, ascending, and their counts [histogram, value]."""
-        counts = np.array([histogram._counts for histogram in histograms])  # noqa: SLF001 -- of this class
-        seen = np.flatnonzero(counts.any(axis=0))
-        return _highest_us()[seen], counts[:, seen]
-
-    @property
-    def encoded(self) -> str:
-        """HdrHistogram V2 encoding in base64."""
-        return str(self._hdr.encode().decode())
-
-    @property
-    def count(self) -> int:
-        """The number of times."""
-        return int(self._hdr.get_total_count())
-
-    @property
-    def max_us(self) -> float:
-        """The longest time in µs, or 0."""
-        return float(self._hdr.get_max_value()) if self.count else 0.0
-
-    def percentile_us(self, percent: float) -> float:
-        """Return a percentile (0 to 100) in µs, or 0 without times."""
-        if not self.count:
-            return 0.0
-        wanted = max(np.floor(percent * self.count / 100 + 0.5), 1)
-        return min(float(_highest_us()[np.searchsorted(np.cumsum(self._counts), wanted)]), self.max_us)
-
-    def spectrum(self) -> list[tuple[float, float]]:
-        """Return percent and µs of each recorded value, ascending."""
-        seen = np.flatnonzero(self._counts)
-        percents = 100 * np.cumsum(self._counts[seen]) / max(1, self.count)
-        return list(zip(percents.tolist(), _highest_us()[seen].astype(float).tolist(), strict=True))
-
-
-@cache
-def _highest_us() -> NDArray[np.int64]:
-    # The first 2^n counters are 1 µs wide, each further 2^n twice as wide.
-    hdr = HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS)
-    number = np.arange(hdr.counts_len)
-    bits = hdr.sub_bucket_half_count_magnitude
-    doubled = np.maximum((number >> bits) - 1, 0)
-    highest: NDArray[np.int64] = ((number - (doubled << bits) + 1) << doubled) - 1
-    return highest
+    times_s = np.concatenate([NO_TIMES, *parts])
+    if not times_s.size:
+        return 0.0
+    return 1e6 * float(np.quantile(times_s, percent / 100, method="inverted_cdf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +107,7 @@ class Result:
     @property
     def latencies_s(self) -> NDArray[np.float32]:
         """Latencies of good answers."""
-        empty = np.empty(0, dtype=np.float32)  # an interrupted trial may have no second
-        return np.concatenate([empty, *(second.latencies_s for second in self.seconds)])
-
-    @property
-    def latency(self) -> Histogram:
-        """Latencies of good answers as a histogram."""
-        return Histogram.of(self.latencies_s)
-
-    @property
-    def lag(self) -> Histogram:
-        """The generator's delays; empty for a closed loop."""
-        return Histogram.of(self.lags_s)
+        return np.concatenate([NO_TIMES, *(second.latencies_s for second in self.seconds)])
 
     @property
     def due(self) -> int:
@@ -254,7 +163,7 @@ class Result:
         return [*reasons, *lateness([self])]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the run as JSON, with latencies as an HDR histogram instead of single ones."""
+        """Return the run as JSON, without single latencies."""
         left_out = {"samples", "seconds", "lags_s", "statuses"}  # long, or written otherwise below
         plain_fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return plain_fields | {
@@ -264,16 +173,25 @@ class Result:
             "statuses": {str(status): count for status, count in self.statuses.items()},
             "ok_rate": round(self.ok_rate, 1),
             "error_share": self.error_share,
-            "lag_p99_us": self.lag.percentile_us(99),
+            "lag_p99_us": lag_us([self], 99),
             "invalid_reasons": self.invalid_reasons,
-            "histogram": self.latency.encoded,
         }
+
+
+def latency_us(results: Sequence[Result], percent: float) -> float:
+    """Return a percentile (0 to 100) of the latencies of all results together."""
+    return percentile_us([result.latencies_s for result in results], percent)
+
+
+def lag_us(results: Sequence[Result], percent: float) -> float:
+    """Return a percentile (0 to 100) of the generator's delays in all results together; 0 for a closed loop."""
+    return percentile_us([result.lags_s for result in results], percent)
 
 
 def lag_note(results: Sequence[Result]) -> str:
     """Return a sentence, without its full stop, if the p99 of lags is above LAG_SHARE of the p99 of latencies."""
-    late_us = Histogram.merged(result.lag for result in results).percentile_us(99)
-    if late_us <= LAG_SHARE * Histogram.merged(result.latency for result in results).percentile_us(99):
+    late_us = lag_us(results, 99)
+    if late_us <= LAG_SHARE * latency_us(results, 99):
         return ""
     return f"the generator itself was {format_value(late_us, 'us')} late at p99; that is part of the latencies"
 
@@ -284,11 +202,9 @@ def lateness(results: Sequence[Result], at_least: int = 1) -> list[str]:
     The generator's lag is the time from when a request was due to when it was sent. Too few answers, below
     *at_least*, are not judged.
     """
-    latency = Histogram.merged(result.latency for result in results)
-    lag = Histogram.merged(result.lag for result in results)
-    late_us = lag.percentile_us(99)
-    p99_us = latency.percentile_us(99)
-    if latency.count < at_least or late_us <= max(LATE_US, p99_us / 2):
+    late_us = lag_us(results, 99)
+    p99_us = latency_us(results, 99)
+    if sum(result.ok for result in results) < at_least or late_us <= max(LATE_US, p99_us / 2):
         return []
 
     late = format_value(late_us, "us")

@@ -133,7 +133,7 @@ class Inputs:
     request_ms: float | None = _input("ms", "of a request in a pod, for Azure ML's replicas formula", None, low=1e-3)
     pod_concurrency: int = _input("requests", "that a pod holds at once, for that formula", 1, "Azure ML's", low=1)
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
-    # Multiples of the figures in bench/figures/stores.json, rounded up to 5 µs; a test compares them. Redis and files
+    # Multiples of the figures in tools/figures/stores.json, rounded up to 5 µs; a test compares them. Redis and files
     # need room for TLS and slower cores. The figure of Cosmos DB is an upper bound already.
     cosmos_cpu_us: float = _input(
         "µs", "of CPU of a request from Cosmos DB", 125.0, "1.25 times 96.9 measured, on an emulator", low=0.1

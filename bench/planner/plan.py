@@ -104,11 +104,6 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
     return ", ".join(f"{part:g}" for part in profile)
 
 
-def usable_gb(plan: CapacityPlan) -> float:
-    """Return the GB of releases that the chosen size of Redis holds; TypeError if no size is enough."""
-    return plan.number("redis_size_gb") * (1 - plan.inputs.redis_reserved) / plan.number("redis_fullest")
-
-
 @dataclass(frozen=True, slots=True)
 class RateRange:
     """Requests/s of the busiest hour: from *low*, 0 for any rate, to *high*, None without an end.

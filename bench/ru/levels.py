@@ -1,24 +1,23 @@
-"""Levels of throughput: trials and their report.
+"""Levels of throughput: their trials, and what the trials show.
 
 Load exceeds the counted seconds at both ends, so a window of 10 s holds 10 seconds' budget.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple
 
-from hotplate.base.report import Column, Curve, Plot, Report, Row, format_value, rounded
+from hotplate.base.report import Column, Report, Row, format_value, rounded
 from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
-from hotplate.bench.figure_names import AT_LEAST as AT_LEAST_NOTE
-from hotplate.bench.figure_names import EMULATOR, LATENESS, P50, P99, PROVISIONED, READS, level_name
+from hotplate.bench.figure_names import AT_LEAST, EMULATOR, P50, P99, PROVISIONED, READS, level_name
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lag_note, lateness
 from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.process import too_far
 from hotplate.bench.search import TRIES, Trial
 from hotplate.bench.statistics import percentile
 from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings_of
@@ -31,9 +30,10 @@ LEAD_S = TAIL_S = 1
 # Load of the trials that measure reads/s, and of those that measure latency, as shares of a level's capacity.
 OVERLOAD = 1.1
 CALM = 0.9
-# Shares of capacity for further points of the plot.
-CURVE = (0.3, 0.6)
-TOO_FAR = too_far(BUDGET_S)
+TOO_FAR = (
+    f"the service's deadline of {1000 * BUDGET_S:g} ms: the account is too far away. Measure from a machine in its "
+    "region"
+)
 # Below this share of its reads, timeouts and not throughput limit a level.
 FEW = 0.1
 # Accepted deviation from RU/s ÷ charge.
@@ -45,6 +45,7 @@ REACHED = 0.93
 # Share of due requests that the load generator must send to have kept up.
 SENT_BOUND = 0.99
 INTERRUPTED = "it was interrupted"
+COMPUTED = "computed"
 COMPUTED_MARK = "="
 AT_LEAST_MARK = "+"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
@@ -79,12 +80,10 @@ class LevelTrial(Trial):
 
     `result` has the counted seconds; its errors by kind, drops and statuses are those of the whole run.
 
-    rate       reads/s
     throttled  429s received in the whole trial; 50 in a row open the service's breaker
     timeouts   reads of the whole trial that missed the service's deadline
     """
 
-    rate: float
     throttled: int
     timeouts: int = 0
 
@@ -94,54 +93,54 @@ class LevelTrial(Trial):
         return self.result.ok / max(1, len(self.result.seconds))
 
     @property
-    def offered_per_s(self) -> float:
-        """Requests that were due per second."""
-        return self.result.due / max(1, len(self.result.seconds))
-
-    @property
     def refused(self) -> float:
         """Share of due requests without a list from the store."""
         due = self.result.due
         return max(0.0, 1 - self.result.ok / due) if due else 1.0
 
-    @property
-    def is_sent(self) -> bool:
-        """Whether the generator kept up."""
-        return self.result.sent >= SENT_BOUND * self.result.due
 
-    @property
-    def late(self) -> str:
-        """A sentence if the p99 is mostly the generator's lateness."""
-        return "".join(lateness([self.result], P99_SAMPLES))
-
-
-def trial(share: float, rate: float, result: Result, throttled: int, timeouts: int = 0) -> LevelTrial:
+def trial(share: float, result: Result, throttled: int, timeouts: int = 0) -> LevelTrial:
     """Return the trial of a run at a load, without its first LEAD_S and last TAIL_S seconds.
 
     A level is a setting of RU/s, its capacity the reads/s for which these RU/s suffice.
 
-    share      offered share of the level's capacity; `rate` is the same in reads/s
+    share      offered share of the level's capacity
     throttled  429s of the whole run, as `timeouts` are those of the service's deadline
     """
     counted = result.only(range(LEAD_S, len(result.seconds) - TAIL_S))
-    return LevelTrial(offered=share, result=counted, rate=rate, throttled=throttled, timeouts=timeouts)
+    return LevelTrial(offered=share, result=counted, throttled=throttled, timeouts=timeouts)
 
 
 class Standing(Enum):
-    """What the trials of a level say of a figure; the value is a note in the report."""
+    """What the trials of a level say of it."""
 
-    MEASURED = ""
-    AT_LEAST = AT_LEAST_NOTE
+    MEASURED = auto()
+    AT_LEAST = auto()
     """This machine drove a little less than the level carries."""
 
-    COMPUTED = "computed"
+    COMPUTED = auto()
     """This machine could not drive the level, so its figures are computed."""
 
-    FAILED = "failed"
+    FAILED = auto()
     """It could not be measured, because of burst capacity or an account that is too far away."""
 
-    BROKEN = "broken"
+    BROKEN = auto()
     """The account answered with errors at 90 % load."""
+
+
+class Qualifier(NamedTuple):
+    """How reads/s that were not simply measured are shown: mark and note in the table, words in the answer."""
+
+    mark: str = ""
+    note: str = ""
+    words: str = ""
+
+
+QUALIFIERS = {
+    Standing.AT_LEAST: Qualifier(AT_LEAST_MARK, AT_LEAST, f"{AT_LEAST} "),
+    Standing.COMPUTED: Qualifier(COMPUTED_MARK, COMPUTED, f"({COMPUTED}) "),
+    Standing.FAILED: Qualifier(COMPUTED_MARK, COMPUTED, f"({COMPUTED}) "),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,7 @@ class Outcome:
     @property
     def is_unclear(self) -> bool:
         """Whether another trial may find something else."""
-        return self.standing in {Standing.AT_LEAST, Standing.COMPUTED, Standing.BROKEN}
+        return self.standing not in {Standing.MEASURED, Standing.FAILED}
 
     @property
     def is_computed(self) -> bool:
@@ -167,7 +166,7 @@ MEASURED = Outcome()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One setting of a container's throughput, a level, with its trials and what they say of reads/s and of latency.
+    """One setting of a container's throughput, a level, with its trials and what they say.
 
     ru         provisioned RU/s
     size_kb    size of the lists that are read
@@ -178,8 +177,7 @@ class Level:
     size_kb: int
     charge_ru: float
     trials: tuple[LevelTrial, ...] = ()
-    throughput: Outcome = MEASURED
-    latency: Outcome = MEASURED
+    outcome: Outcome = MEASURED
 
     @property
     def capacity_per_s(self) -> float:
@@ -189,12 +187,12 @@ class Level:
     @property
     def is_computed(self) -> bool:
         """Whether its figures are computed."""
-        return self.throughput.is_computed or self.latency.is_computed
+        return self.outcome.is_computed
 
     @property
-    def is_undriven(self) -> bool:
-        """Whether this machine could not drive it."""
-        return Standing.COMPUTED in {self.throughput.standing, self.latency.standing}
+    def qualifier(self) -> Qualifier:
+        """How its reads per second are shown."""
+        return QUALIFIERS.get(self.outcome.standing, Qualifier())
 
     @property
     def is_stopped(self) -> bool:
@@ -202,33 +200,9 @@ class Level:
         return any(trial.is_stopped for trial in self.trials)
 
     @property
-    def is_broken(self) -> bool:
-        """Whether the account answered with errors."""
-        return self.latency.standing is Standing.BROKEN
-
-    @property
-    def standing(self) -> Standing:
-        """Whether its reads per second are MEASURED, AT_LEAST or COMPUTED."""
-        return Standing.COMPUTED if self.is_computed else self.throughput.standing
-
-    @property
-    def limit(self) -> str:
-        """Why this machine did not drive all of it; empty if it did."""
-        for finding in (self.latency, self.throughput):
-            if finding.standing in {Standing.COMPUTED, Standing.AT_LEAST}:
-                return finding.reason
-        return ""
-
-    @property
     def reads_per_s(self) -> float:
         """Reads per second, accepted or computed."""
         return self.capacity_per_s if self.is_computed else self.at(OVERLOAD).accepted_per_s
-
-    @property
-    def lag_note(self) -> str:
-        """A sentence if the delays of the generator are a part of the latency, at 90 % load."""
-        calm = [trial.result for trial in self.trials if trial.offered == CALM]
-        return "" if self.is_computed else lag_note(calm[-1:])
 
     def at(self, share: float) -> LevelTrial:
         """Return the trial at a share that got most reads through, below OVERLOAD the last one. Raises KeyError."""
@@ -236,6 +210,12 @@ class Level:
         if not trials:
             raise KeyError(share)
         return _best(trials) if share == OVERLOAD else trials[-1]
+
+    @property
+    def calm(self) -> LevelTrial | None:
+        """The trial that measured its latencies; None without one that did."""
+        has_latency = not self.is_computed and self.outcome.standing is not Standing.BROKEN
+        return self.at(CALM) if has_latency and self.trials[-1].offered == CALM else None
 
 
 def _best(trials: Sequence[LevelTrial]) -> LevelTrial:
@@ -248,46 +228,33 @@ Attempt = Callable[[float], LevelTrial]
 Judge = Callable[[Sequence[LevelTrial]], Outcome]
 
 
-def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
-    """Return a level, one setting of RU/s, with its trials and with findings on throughput and latency.
+def measure_level(level: Level, attempt: Attempt, *, emulated: bool) -> Level:
+    """Return a level, one setting of RU/s, with its trials and what they say.
 
-    The throughput is measured at 110 % of the computed capacity (OVERLOAD), then the latency at 90 % (CALM). If both
-    could be measured, lower loads give the plot more points.
-
-    attempt    runs a trial at a share of capacity
-    time_left  returns whether unclear trials may be repeated, and those for the plot be made
+    The throughput is measured at 110 % of the computed capacity (OVERLOAD), then the latency at 90 % (CALM). *attempt*
+    runs a trial at a share of capacity.
     """
-    throughput, overload_trials = _judge_load(
-        OVERLOAD, attempt, partial(_judge_throughput, level, emulated=emulated), time_left
-    )
-    trials = list(overload_trials)
-
-    latency = MEASURED
-    if not throughput.is_computed:
-        latency, calm_trials = _judge_load(CALM, attempt, partial(_judge_latency, emulated=emulated), time_left)
+    outcome, trials = _judge_load(OVERLOAD, attempt, partial(_judge_throughput, level, emulated=emulated))
+    if not outcome.is_computed:
+        latency, calm_trials = _judge_load(CALM, attempt, partial(_judge_latency, emulated=emulated))
         trials += calm_trials
-
-    if not (throughput.is_computed or latency.is_computed):
-        for share in CURVE:
-            if not trials[-1].is_stopped and time_left():
-                trials.append(attempt(share))
-    return replace(level, trials=tuple(trials), throughput=throughput, latency=latency)
+        if latency != MEASURED:
+            outcome = latency
+    return replace(level, trials=tuple(trials), outcome=outcome)
 
 
-def _judge_load(
-    share: float, attempt: Attempt, judge: Judge, time_left: Callable[[], bool]
-) -> tuple[Outcome, Sequence[LevelTrial]]:
-    """Make trials at a share of capacity until they are clear, at most three; return the last finding, and all trials.
+def _judge_load(share: float, attempt: Attempt, judge: Judge) -> tuple[Outcome, list[LevelTrial]]:
+    """Make trials at a share of capacity until they are clear, at most three; return the last outcome, and all trials.
 
-    *judge* gets all trials made so far. A trial is repeated only while *time_left* returns true, and not after Ctrl-C.
+    *judge* gets all trials made so far. A trial is not repeated after Ctrl-C.
     """
     trials = list[LevelTrial]()
     for _ in range(TRIES):
         trials.append(attempt(share))
-        finding = judge(trials)
-        if not finding.is_unclear or trials[-1].is_stopped or not time_left():
+        outcome = judge(trials)
+        if not outcome.is_unclear or trials[-1].is_stopped:
             break
-    return finding, trials
+    return outcome, trials
 
 
 def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
@@ -315,7 +282,8 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
 
     best = _best(trials)
     is_reached = best.accepted_per_s >= (1 - NEAR) * capacity_per_s
-    is_accounts_limit = not emulated and best.throttled > 0 and best.is_sent
+    is_sent = best.result.sent >= SENT_BOUND * best.result.due
+    is_accounts_limit = not emulated and best.throttled > 0 and is_sent
     if is_reached or is_accounts_limit:
         return MEASURED
 
@@ -329,8 +297,9 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     trial = trials[-1]
     if trial.is_stopped:
         return MEASURED
-    if trial.late:
-        return Outcome(Standing.COMPUTED, trial.late)
+    late = lateness([trial.result], P99_SAMPLES)
+    if late:
+        return Outcome(Standing.COMPUTED, late[0])
     if trial.refused <= MAX_POPULAR:
         return MEASURED
     reason = f"{100 * trial.refused:.1f} % of the requests got no list from the store at 90 % load"
@@ -364,16 +333,8 @@ class Sweep:
         """Whether an emulator was measured, by default or at the account's address."""
         return self.options.account is None or is_emulated(self.options.account)
 
-    @property
-    def missing_subjects(self) -> list[str]:
-        """The names of levels that were not measured."""
-        return [self._name(ru, size_kb) for ru, size_kb in self.missing]
-
-    def subject(self, level: Level) -> str:
+    def subject(self, ru: int, size_kb: int) -> str:
         """Return a level's name, with the size of lists if there are several."""
-        return self._name(level.ru, level.size_kb)
-
-    def _name(self, ru: int, size_kb: int) -> str:
         name = level_name(ru)
         if self.options.autoscale:
             name += ", autoscale"
@@ -383,18 +344,18 @@ class Sweep:
 
 
 def report(sweep: Sweep, prices: Prices) -> Report:
-    """Return the report of a sweep over levels, settings of RU/s: a line for each level, and a plot over the load.
+    """Return the report of a sweep over levels, settings of RU/s: a line for each level.
 
     Marks are signs beside figures that were not simply measured, and are explained below the table.
     """
-    levels = sweep.levels
     account = sweep.options.account
+    rows = {sweep.subject(level.ru, level.size_kb): list(_rows(sweep, level, prices)) for level in sweep.levels}
     answer = _answer(sweep, prices)
     measured = Report(
         kind="ru",
         sentence="",
-        emulated=tuple(map(sweep.subject, levels)) if sweep.emulated else (),
-        rows=tuple(row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))),
+        emulated=tuple(rows) if sweep.emulated else (),
+        rows=tuple(row for rows_of_level in rows.values() for row in rows_of_level),
         columns=COLUMNS,
         marks={
             **explain_mark(sweep.options.latency, is_known=account is None),
@@ -402,8 +363,6 @@ def report(sweep: Sweep, prices: Prices) -> Report:
             COMPUTED_MARK: "computed: RU/s divided by the measured charge",
         },
         origins=_origins(sweep, prices),
-        plots=(_plot(sweep),) if levels else (),
-        plot_first=True,
         notes=tuple(_notes(sweep)),
         interrupted=sweep.interrupted,
         configuration=sweep.options.to_json(),
@@ -416,12 +375,11 @@ def _findings(sweep: Sweep) -> list[Finding]:
     """Return what ended the sweep, and the levels that could not be measured, or answered with errors."""
     findings = findings_of(Gravity.UNMEASURED, sweep.failures)
     for level in sweep.levels:
-        subject = sweep.subject(level)
-        if level.throughput.standing is Standing.FAILED:
-            text = f"{subject}: {level.throughput.reason}"
+        text = f"{sweep.subject(level.ru, level.size_kb)}: {level.outcome.reason}"
+        if level.outcome.standing is Standing.FAILED:
             findings.append(Finding(Gravity.UNMEASURED, text, f"{text}."))
-        if level.is_broken:
-            findings.append(Finding(Gravity.ERRORS, f"{subject}: {level.latency.reason}"))
+        if level.outcome.standing is Standing.BROKEN:
+            findings.append(Finding(Gravity.ERRORS, text))
     return findings
 
 
@@ -453,43 +411,32 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
 
 
 def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
-    """Yield the table's figures of a level, one setting of RU/s: the reads/s that it carries, latencies and prices.
+    """Yield the figures of a level, one setting of RU/s: the reads/s that it carries, latencies, prices and charges.
 
-    A mark shows that this machine could not drive the level, so that reads/s are computed or a lower bound.
+    Prices are in USD, for all regions: a month of manual throughput, then of autoscale in full use, of which the lowest
+    maximum that Azure offers counts. A billion reads are priced as the level was provisioned.
     """
-    subject = sweep.subject(level)
+    subject = sweep.subject(level.ru, level.size_kb)
     reads_per_s = level.reads_per_s
-    mark = {Standing.COMPUTED: COMPUTED_MARK, Standing.AT_LEAST: AT_LEAST_MARK}.get(level.standing, "")
-    yield Row(subject, READS, "", reads_per_s, note=level.standing.value, mark=mark)
-    yield Row(subject, "reads/s per 100 RU/s", "", reads_per_s / level.ru * 100, main=False)
-    yield Row(subject, PUBLISHED, "", level.ru / sweep.publish_ru[level.size_kb])
-
-    yield from (_latency(sweep, level, figure) for figure in (P50, P99))
-    if level.standing is Standing.MEASURED:
-        yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
-    else:  # what exceeds the capacity, of 110 % of it
-        yield Row(subject, REFUSED, "share", (OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
-
-    yield from _price_rows(sweep, level, prices)
-
-
-def _price_rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
-    """Yield the price a month of a level, a setting of RU/s, and the price of a billion reads at its full use.
-
-    The price a month is that of manual throughput, then that of autoscale; a billion reads are priced as the level was
-    provisioned. Prices are in USD, for all regions.
-    """
-    subject = sweep.subject(level)
-    yield Row(subject, MANUAL, "", prices.ru_month(level.ru, regions=sweep.regions))
-
-    # The lowest maximum of autoscale that Azure offers for this level, always in full use.
-    maximum = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
-    yield Row(subject, AUTOSCALE, "", prices.ru_month(maximum.ru, autoscale=True, regions=sweep.regions))
-
+    publish_ru = sweep.publish_ru[level.size_kb]
+    autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
     billion_usd = None
-    if level.reads_per_s:
-        billion_usd = _month_usd(sweep, level, prices) / (level.reads_per_s * SECONDS_A_MONTH) * 1e9
+    if reads_per_s:
+        billion_usd = _month_usd(sweep, level, prices) / (reads_per_s * SECONDS_A_MONTH) * 1e9
+
+    yield Row(subject, READS, "", reads_per_s, note=level.qualifier.note, mark=level.qualifier.mark)
+    yield Row(subject, PUBLISHED, "", level.ru / publish_ru)
+    yield from (_latency(sweep, level, figure) for figure in (P50, P99))
+    if level.qualifier.mark:  # what exceeds the capacity, of 110 % of it
+        yield Row(subject, REFUSED, "share", (OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
+    else:
+        yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
+    yield Row(subject, MANUAL, "", prices.ru_month(level.ru, regions=sweep.regions))
+    yield Row(subject, AUTOSCALE, "", prices.ru_month(autoscale.ru, autoscale=True, regions=sweep.regions))
     yield Row(subject, BILLION, "", billion_usd)
+    yield Row(subject, PROVISIONED, "", level.ru, main=False)
+    yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)
+    yield Row(subject, "charge of a published list", "RU", publish_ru, main=False)
 
 
 def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
@@ -503,40 +450,21 @@ def _latency(sweep: Sweep, level: Level, name: str) -> Row:
     Its value is None without such a trial, if the level was only computed, or if its trials failed. An emulator's
     latencies are assumed, which a mark shows.
     """
-    subject = sweep.subject(level)
-    if level.is_computed:
-        return Row(subject, name, "us", None, note=Standing.COMPUTED.value)
-    if level.is_broken or all(trial.offered != CALM for trial in level.trials):
-        return Row(subject, name, "us", None, note="not measured")
+    subject = sweep.subject(level.ru, level.size_kb)
+    if level.calm is None:
+        return Row(subject, name, "us", None, note=COMPUTED if level.is_computed else "not measured")
 
-    trial = level.at(CALM)
-    figure = percentile([trial.result], PERCENTS[name])
-    if trial.is_stopped and figure.value is None:
+    figure = percentile([level.calm.result], PERCENTS[name])
+    if level.is_stopped and figure.value is None:
         figure = replace(figure, note=INTERRUPTED)
     row = Row(subject, name, "us", figure.value, note=figure.note)
     return as_assumed(row) if sweep.emulated and figure.value is not None else row
 
 
-def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
-    """Yield figures that only the JSON report has: a level's charges in request units, and each trial at its load."""
-    subject = sweep.subject(level)
-    yield Row(subject, PROVISIONED, "", level.ru, main=False)
-    yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)
-    yield Row(subject, "charge of a published list", "RU", sweep.publish_ru[level.size_kb], main=False)
-    yield Row(subject, "RU/s ÷ charge", "/s", level.capacity_per_s, main=False)
-
-    for trial in level.trials:
-        load = f"at {trial.offered:.0%}"
-        yield Row(subject, f"{load}: offered", "/s", trial.offered_per_s, main=False)
-        yield Row(subject, f"{load}: lists of the store", "/s", trial.accepted_per_s, main=False)
-        yield Row(subject, f"{load}: 429s that the service saw", "", trial.throttled, main=False)
-        yield Row(subject, f"{load}: {LATENESS}", "us", trial.result.lag.percentile_us(99), main=False)
-
-
 def _answer(sweep: Sweep, prices: Prices) -> str:
     """Return a sentence on what 100 RU/s carry and cost, and on the highest level, for lists of the first size.
 
-    A level is a setting of RU/s. Its standing says whether this machine measured it, or only a lower bound.
+    A level is a setting of RU/s.
     """
     if not sweep.levels:
         return NOTHING_MEASURED
@@ -547,7 +475,6 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
     top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
     top_usd = _month_usd(sweep, top, prices)
-    standing = {Standing.AT_LEAST: "at least ", Standing.COMPUTED: "(computed) "}.get(top.standing, "")
     p99_us = _latency(sweep, top, P99).value
     p99 = ""
     if p99_us is not None:
@@ -557,10 +484,10 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
     emulated = "On an emulator, " if sweep.emulated else ""
     kind = " by autoscale" if sweep.options.autoscale else ""
+    reads = f"{top.qualifier.words}{top.reads_per_s:,.0f}"
     return (
         f"{emulated}100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for "
-        f"{rounded(hundred_usd, 3)} USD a month{kind}; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for "
-        f"{top_usd:,.0f} USD{p99}."
+        f"{rounded(hundred_usd, 3)} USD a month{kind}; {top.ru:,} RU/s carry {reads} for {top_usd:,.0f} USD{p99}."
     )
 
 
@@ -568,72 +495,19 @@ def _notes(sweep: Sweep) -> Iterator[str]:
     """Yield why levels were not driven or have no latency, those of one reason together; then those not measured."""
     subjects = dict[str, list[str]]()
     for level in sweep.levels:
-        subject = sweep.subject(level)
-        if level.limit:
-            subjects.setdefault(level.limit, []).append(subject)
-        elif not (level.is_computed or level.is_broken):
-            for row in (_latency(sweep, level, figure) for figure in (P50, P99)):
-                if row.value is None:
-                    subjects.setdefault(f"{row.figure} is not known, {row.note}", []).append(subject)
-        if level.lag_note:
-            subjects.setdefault(level.lag_note, []).append(subject)
+        for reason in _limits(sweep, level):
+            subjects.setdefault(reason, []).append(sweep.subject(level.ru, level.size_kb))
     for reason, names in subjects.items():
         yield f"{', '.join(names)}: {reason}."
     if sweep.missing:
-        yield f"{', '.join(sweep.missing_subjects)}: not measured."
+        yield f"{', '.join(itertools.starmap(sweep.subject, sweep.missing))}: not measured."
 
 
-def _plot(sweep: Sweep) -> Plot:
-    """Plot the reads/s from the store over the offered reads/s, a curve for each level, and below it their p99 in µs.
-
-    A level is one setting of RU/s.
-    """
-    offered_label = "offered reads/s"
-    p99_label = f"{P99}, {ASSUMED}" if sweep.emulated else P99
-    curves = [_level_curves(sweep, level) for level in sweep.levels]
-    p99_curves = tuple(level_curves.p99_us for level_curves in curves)
-    return Plot(
-        title=f"Throughput and p99 over the offered load{', emulated' if sweep.emulated else ''}",
-        x=offered_label,
-        y=READS,
-        curves=tuple(level_curves.reads_per_s for level_curves in curves),
-        log_x=True,
-        log_y=True,
-        points=True,
-        below=Plot(p99_label, offered_label, p99_label, p99_curves, y_unit="us", log_x=True, points=True),
-    )
-
-
-class LevelCurves(NamedTuple):
-    """The curves of one level, over the offered reads/s."""
-
-    reads_per_s: Curve
-    p99_us: Curve
-
-
-def _level_curves(sweep: Sweep, level: Level) -> LevelCurves:
-    """Return the curves of a level, a setting of RU/s: reads/s from the store and p99 in µs over the offered reads/s.
-
-    The last trial at each load is a point; its p99 is None if the account or the load generator failed.
-    """
-    if level.is_computed:
-        return _computed_curves(sweep, level)
-
-    name = sweep.subject(level)
-    last_trials = {trial.offered: trial for trial in level.trials}  # unclear trials were repeated
-    trials = sorted(last_trials.values(), key=lambda trial: trial.offered)
-
-    offered = tuple(trial.rate for trial in trials)
-    accepted = tuple(trial.accepted_per_s for trial in trials)
-    p99_us = tuple(None if level.is_broken or trial.late else percentile([trial.result], 99).value for trial in trials)
-    return LevelCurves(Curve(name, offered, accepted), Curve(name, offered, p99_us))
-
-
-def _computed_curves(sweep: Sweep, level: Level) -> LevelCurves:
-    """Return the curves of a level that was not measured: all reads up to its capacity, and no p99."""
-    name = f"{sweep.subject(level)}, {Standing.COMPUTED.value}"
-    capacity_per_s = level.capacity_per_s
-    offered = tuple(share * capacity_per_s for share in (*CURVE, 1.0, OVERLOAD))
-    accepted = tuple(min(rate, capacity_per_s) for rate in offered)
-    no_p99 = (None,) * len(offered)
-    return LevelCurves(Curve(name, offered, accepted), Curve(name, offered, no_p99))
+def _limits(sweep: Sweep, level: Level) -> Iterator[str]:
+    """Yield why this machine did not drive all of a level, or why a percentile of its latency is not known."""
+    if level.outcome.standing in {Standing.AT_LEAST, Standing.COMPUTED}:
+        yield level.outcome.reason
+    if level.calm is not None:
+        rows = [_latency(sweep, level, figure) for figure in (P50, P99)]
+        yield from (f"{row.figure} is not known, {row.note}" for row in rows if row.value is None)
+        yield from filter(None, [lag_note([level.calm.result])])

@@ -1,6 +1,5 @@
 """`hotplate bench ru`: reads/s at each level of throughput, without a cache."""
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,18 +17,7 @@ from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru import levels
-from hotplate.bench.ru.levels import (
-    CALM,
-    CURVE,
-    LEAD_S,
-    OVERLOAD,
-    TAIL_S,
-    Level,
-    LevelTrial,
-    Outcome,
-    Standing,
-    Sweep,
-)
+from hotplate.bench.ru.levels import LEAD_S, TAIL_S, Level, LevelTrial, Outcome, Standing, Sweep
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
@@ -41,15 +29,14 @@ from hotplate.stores.cosmos.url import (
     minimum_ru,
 )
 from hotplate.stores.errors import StoreError
-from hotplate.stores.options import BUDGET_S
 
 MANUAL_LEVELS = "400,1k,4k,10k,11k"
 AUTOSCALE_LEVELS = "2k,4k,10k,11k"
 LISTS = 1_000
 MAX_ITEM_KB = 1024
 CONNECTIONS = 128
-# All trials take under three minutes on a busy machine.
-WITHIN_S = 140.0
+# Trials of a level, unless one is unclear, and seconds between them.
+TRIALS = 2
 BETWEEN_S = 1.5
 SETUP_S = 20.0
 HOUR_S = 3600
@@ -63,14 +50,6 @@ class SweepPlan:
     levels: tuple[int, ...]
     sizes_kb: tuple[int, ...]
     duration_s: int
-
-    def seconds(self, share: float) -> int:
-        """Return the counted seconds of a trial; those for the plot are shorter."""
-        return self.duration_s if share in (OVERLOAD, CALM) else max(2, self.duration_s // 2)
-
-    def takes_s(self, *shares: float) -> float:
-        """Return the duration of trials."""
-        return sum(self.seconds(share) + LEAD_S + TAIL_S + BETWEEN_S for share in shares)
 
 
 def plan(options: SweepOptions) -> SweepPlan:
@@ -125,7 +104,8 @@ def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[s
     For each size of lists, there is a container of lists at the highest level (a setting of RU/s), and a container of
     the catalogue at the minimum.
     """
-    duration_s = len(planned.sizes_kb) * (SETUP_S + len(planned.levels) * planned.takes_s(OVERLOAD, CALM, *CURVE))
+    trial_s = planned.duration_s + LEAD_S + TAIL_S + BETWEEN_S
+    duration_s = len(planned.sizes_kb) * (SETUP_S + len(planned.levels) * TRIALS * trial_s)
     ru = len(planned.sizes_kb) * (planned.levels[-1] + MANUAL_MIN)
     return database_cost(ru, regions, prices, now, duration_s, autoscale=planned.options.autoscale)
 
@@ -169,7 +149,6 @@ class _SweepMeasurement:
     def __init__(self, planned: SweepPlan, display: ProgressDisplay) -> None:
         self._planned = planned
         self._display = display
-        self._began_s = time.monotonic()
         self._publish_ru = dict[int, float]()
         self._regions: tuple[str, ...] = ("",)
         self.levels = list[Level]()
@@ -226,6 +205,7 @@ class _SweepMeasurement:
         self._regions = database.regions()
         published = database.publish(lists)
         self._publish_ru[size_kb] = published.list_ru
+        levels_of_size = [Level(ru=ru, size_kb=size_kb, charge_ru=published.read_ru) for ru in self._planned.levels]
 
         self._display.start("starting a service")
         # Service and emulator get a higher priority, or other processes make the service miss its deadline of 50 ms.
@@ -235,10 +215,8 @@ class _SweepMeasurement:
             ) as service,
             process.before_others(service, *servers),
         ):
-            paths = [USER_PATH.format(key=user) for user in users]
-            charge_ru = process.read_charge(service, paths, deadline_s=BUDGET_S)
             self._measure_levels(
-                [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels],
+                levels_of_size,
                 scale=partial(database.scale, published.release),
                 attempt=partial(self._attempt, service, users, generator),
             )
@@ -252,42 +230,25 @@ class _SweepMeasurement:
     ) -> None:
         """Measure *planned*, settings of RU/s in ascending order, and append them to `self.levels`.
 
-        Once no time is left, or the load generator was too slow for a level, all higher levels are computed, without
-        trials. Raises KeyboardInterrupt after a trial that Ctrl-C ended.
+        Once this machine does not drive a level, all higher ones are computed, without trials. Raises KeyboardInterrupt
+        after a trial that Ctrl-C ended.
 
         scale    changes the container's RU/s
         attempt  runs a trial of a level at a share of its capacity
         """
         account = self._planned.options.account
         emulated = account is None or is_emulated(account)
-        # Each level needs two trials; others are optional, and must leave enough time for the higher levels.
-        level_s = self._planned.takes_s(OVERLOAD, CALM)
-        optional_trial_s = self._planned.takes_s(OVERLOAD)
-        for number, level in enumerate(planned):
-            higher = planned[number + 1 :]
-            if not self._has_time(level_s):
-                self._compute_levels(planned[number:], "there was no time left for it")
-                return
-
+        for number, level in enumerate(planned, 1):
             scale(self._throughput(level.ru))
-            measured = levels.measure_level(
-                level,
-                partial(attempt, level),
-                emulated=emulated,
-                time_left=partial(self._has_time, optional_trial_s + len(higher) * level_s),
-            )
+            measured = levels.measure_level(level, partial(attempt, level), emulated=emulated)
             self.levels.append(measured)
 
             if measured.is_stopped:
                 raise KeyboardInterrupt
-            if measured.is_undriven:
-                self._compute_levels(higher, f"this machine does not drive {level.ru:,} RU/s")
+            if measured.outcome.standing is Standing.COMPUTED:
+                computed = Outcome(Standing.COMPUTED, f"this machine does not drive {level.ru:,} RU/s")
+                self.levels += [replace(higher, outcome=computed) for higher in planned[number:]]
                 return
-
-    def _compute_levels(self, planned: Sequence[Level], reason: str) -> None:
-        """Append levels that are computed, and not measured, for a *reason*."""
-        finding = Outcome(Standing.COMPUTED, reason)
-        self.levels += [replace(level, throughput=finding) for level in planned]
 
     def _attempt(
         self, service: process.Server, users: Sequence[str], generator: LoadWorker, level: Level, share: float
@@ -302,7 +263,7 @@ class _SweepMeasurement:
             url=service.url,
             requests=Gets(USER_PATH, RequestKeys(users, InTurn())),
             rate=rate,
-            duration_s=float(self._planned.seconds(share) + LEAD_S + TAIL_S),
+            duration_s=float(self._planned.duration_s + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
             check=levels.from_store,
         )
@@ -311,15 +272,9 @@ class _SweepMeasurement:
         counts_before = process.store_counts(service)
         result = generator.run(load, on_the_second=True)
         counts = process.store_counts(service).since(counts_before)
-        if not (result.ok or counts.throttled or result.interrupted):
+        if not (result.ok or counts.throttled or counts.timeouts or result.interrupted):
             raise BenchFailed(f"none of {result.due:,} lists came from the store, which may have ended")
-        return levels.trial(share, rate, result, counts.throttled, counts.timeouts)
+        return levels.trial(share, result, counts.throttled, counts.timeouts)
 
     def _throughput(self, ru: int) -> Throughput:
         return Throughput(ru, self._planned.options.autoscale)
-
-    def _has_time(self, takes_s: float) -> bool:
-        """Return whether *takes_s* fit into the time for all sizes; an account gets as much as it needs."""
-        within_s = WITHIN_S * len(self._planned.sizes_kb)
-        is_own_emulator = self._planned.options.account is None
-        return not is_own_emulator or time.monotonic() + takes_s < self._began_s + within_s

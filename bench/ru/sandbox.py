@@ -19,7 +19,7 @@ from azure.cosmos.exceptions import CosmosResourceNotFoundError
 from hotplate.base.recommendations import Item
 from hotplate.bench.cosmos_emulator.partitions import V2_SPAN, effective_key
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.lists import publish_rows
+from hotplate.bench.lists import publish_rows, read_charge
 from hotplate.bench.options import is_emulated
 from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
@@ -100,10 +100,11 @@ def partition_of(name: str, parts: int) -> int:
 
 
 class Published(NamedTuple):
-    """A release, and the charge of a list: written and read back."""
+    """A release, and the charges of a list: written and read back, and read once."""
 
     release: ReleaseRef
     list_ru: float
+    read_ru: float
 
 
 class Sandbox:
@@ -135,9 +136,9 @@ class Sandbox:
             yield database.create_container(name, key, indexing_policy=policy, offer_throughput=ru)
 
     def publish(self, lists: SizedLists) -> Published:
-        """Publish *lists* with the URL's throughput, and return the live release with the request units (RU) per list.
+        """Publish *lists* with the URL's throughput, and return the live release with the charges of a list.
 
-        The RU per list are those spent, less the computed overhead of a publish, divided by the number of lists.
+        That of publishing one is what was spent, less the computed overhead of a publish, by the number of lists.
         """
         self._used = True
         rows = lists.rows()
@@ -152,7 +153,9 @@ class Sandbox:
         user_row = rows[-1]
         item_size = item_bytes(to_item(user_row.key, user_row.value))
         publish_overhead_ru = overhead_ru(load_charges(), len(rows), item_size)
-        return Published(live, (spent.ru - publish_overhead_ru) / len(rows))
+        list_ru = (spent.ru - publish_overhead_ru) / len(rows)
+        read_ru = run_on(_store_at(self.address, spent), lambda store: read_charge(store, spent, lists.users))
+        return Published(live, list_ru, read_ru)
 
     def scale(self, release: ReleaseRef, throughput: Throughput) -> None:
         """Scale a release's container, and wait. Raises StoreError."""

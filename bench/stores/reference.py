@@ -1,22 +1,21 @@
 """Microsoft's reference load on Cosmos DB, compared with its published figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.figure_names import CPU, P50
+from hotplate.bench.figure_names import P50
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.stores.comparison import Needs, cpu_row, latency_rows, needs
+from hotplate.bench.stores.comparison import Needs, latency_rows, needs
 from hotplate.bench.stores.report import LATENCY_COLUMNS
-from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, StoreRuns, own_cosmos, prepared_stores
+from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded, interrupted_report
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
@@ -31,14 +30,16 @@ MEDIAN_US = 60_000.0
 ROUND_S = 5.0  # long enough for the blocks of a percentile's interval
 WARMUP_S = 3.0
 LISTS = 5_000
+REQUESTS = "requests/s"
 NEEDED = "RU/s"
 MONTH = "USD a month"
 COLUMNS = (
     *LATENCY_COLUMNS,
-    Column("requests/s", "requests\n/s", digits=3),
+    Column(REQUESTS, "requests\n/s", digits=3),
     Column(NEEDED, "RU/s", digits=4),
     Column(MONTH, "USD\na month", digits=3),
 )
+OTHER_SERVICE = "published figures are of another service in Azure: no gain"
 METHOD = (
     f"{RATE:g} requests/s, at random as from {USERS} users. The published figures are Microsoft's, measured in Azure "
     f"with another service ({SOURCE}); the difference shows no gain."
@@ -95,88 +96,61 @@ def _round_s(options: ReferenceOptions) -> float:
 def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
     """Report the measured store and the published figures; *notes* are on the set-up.
 
-    The RU/s needed for the published rate, and their price, are only given if the charge of a read is known and the
-    store answered as it should.
+    The RU/s needed for the published rate, and their price, are only given if the store answered as it should.
     """
     if not measured.rounds:
         return interrupted_report("reference")
 
     (store,) = measured.stores
+    name = store.candidate.name
     prices = load_prices()
-    rows = {row.figure: row for row in (*latency_rows(store), cpu_row(store))}
-    charge_ru = store.candidate.charge_ru
-    needed = None
-    if charge_ru is not None and store.sound:
+    latencies = list(latency_rows(store))
+    rate = sum(result.ok for result in store.results) / sum(result.duration_s for result in store.results)
+    rows = [*latencies, Row(name, REQUESTS, "", rate)]
+    rounds = f"{format_value(measured.rounds, 'rounds')} of {_round_s(options):g} s"
+    origins = {"measured": f"{rounds}, at random times, by {USERS} connections"}
+    answer = ""
+    if store.sound:
+        charge_ru = store.candidate.charge_ru or 0.0
         needed = needs(charge_ru, RATE, prices)
+        rows += [Row(name, NEEDED, "", float(needed.needed_ru)), Row(name, MONTH, "", needed.month)]
+        by_emulator = EMULATED_CHARGES if store.candidate.emulated else ""
+        origins["exact"] = f"{by_emulator}{charge_ru:.2f} RU a read; RU/s at 70 % use, in steps of 100"
+        answer = _answer(latencies[0].value, needed, prices, is_emulated=store.candidate.emulated)
 
     reported = Report(
         kind="reference",
         sentence="",
-        emulated=(store.candidate.name,) if store.candidate.emulated else (),
-        rows=(*_published(prices), *_measured(store, rows, needed)),
+        emulated=(name,) if store.candidate.emulated else (),
+        rows=(
+            Row(PUBLISHED, P50, "us", MEDIAN_US),
+            Row(PUBLISHED, REQUESTS, "", RATE),
+            Row(PUBLISHED, NEEDED, "", float(RU)),
+            Row(PUBLISHED, MONTH, "", prices.ru_month(RU)),
+            *rows,
+        ),
         columns=COLUMNS,
         marks=explain_mark(options.latency, is_known=options.account is None),
-        origins=_origins(measured.rounds, needed, _round_s(options), is_emulated=store.candidate.emulated),
+        origins={**origins, "assumed": f"{'latencies; ' if store.candidate.emulated else ''}{OTHER_SERVICE}"},
         method=(*notes, METHOD),
         interrupted=measured.interrupted,
         configuration=options.to_json(),
     )
-    return concluded(
-        reported, measured.findings, _answer(rows[P50], needed, prices, is_emulated=store.candidate.emulated)
-    )
+    return concluded(reported, measured.findings, answer)
 
 
-def _published(prices: Prices) -> Iterator[Row]:
-    yield Row(PUBLISHED, P50, "us", MEDIAN_US)
-    yield Row(PUBLISHED, "requests/s", "", RATE)
-    yield Row(PUBLISHED, NEEDED, "", float(RU))
-    yield Row(PUBLISHED, MONTH, "", prices.ru_month(RU))
-
-
-def _measured(store: StoreRuns, rows: Mapping[str, Row], needed: Needs | None) -> Iterator[Row]:
-    """Yield the table's figures of our measurement: latencies, rate, RU/s, price and CPU.
-
-    *needed* has the RU/s for the published rate; None if the charge of a read is unknown.
-    """
-    name = store.candidate.name
-    results = store.results
-    yield from (row for figure, row in rows.items() if figure != CPU)
-    if results:
-        rate = sum(result.ok for result in results) / sum(result.duration_s for result in results)
-        yield Row(name, "requests/s", "", rate)
-    if needed is not None:
-        yield Row(name, NEEDED, "", float(needed.needed_ru))
-        yield Row(name, MONTH, "", needed.month)
-        yield Row(name, "RU/s used", "", needed.used_ru, main=False)
-    yield replace(rows[CPU], main=False)
-
-
-def _answer(median: Row, needed: Needs | None, prices: Prices, *, is_emulated: bool) -> str:
-    """Return the RU/s that the rate needs, if they are known, and the median beside the published one."""
-    p50 = median.value
+def _answer(p50_us: float | None, needed: Needs, prices: Prices, *, is_emulated: bool) -> str:
+    """Return the RU/s that the rate needs, and the median beside the published one."""
     published = f"the published median of {MEDIAN_US / 1000:g} ms"
-    if p50 is None:
-        latency = f"Too few answers for a median, to set beside {published}"
-    elif not is_emulated:
-        latency = f"P50 {format_value(p50, 'us')}, beside {published} of another service"
-    else:
-        latency = f"Faster than {published}? Unknown: our p50 of {format_value(p50, 'us')} is assumed"
-    if needed is None:
-        return f"{latency}."
-    before = prices.ru_month(RU)
-    by_emulator = " by an emulator's charges" if is_emulated else ""
+    by_emulator = ""
+    latency = f"Too few answers for a median, to set beside {published}"
+    if p50_us is not None:
+        latency = f"P50 {format_value(p50_us, 'us')}, beside {published} of another service"
+    if is_emulated:
+        by_emulator = " by an emulator's charges"
+        if p50_us is not None:
+            latency = f"Faster than {published}? Unknown: our p50 of {format_value(p50_us, 'us')} is assumed"
     return (
         f"{RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a month)"
-        f"{by_emulator}, not the reference's {RU:,} ({before:,.0f}). {latency}."
+        f"{by_emulator}, not the reference's {RU:,} ({prices.ru_month(RU):,.0f}). {latency}."
     )
-
-
-def _origins(count: int, needed: Needs | None, round_s: float, *, is_emulated: bool) -> dict[str, str]:
-    rounds = f"{format_value(count, 'rounds')} of {round_s:g} s"
-    lines = {"measured": f"{rounds}, at random times, by {USERS} connections"}
-    if needed is not None:
-        by_emulator = EMULATED_CHARGES if is_emulated else ""
-        lines["exact"] = f"{by_emulator}{needed.used_ru / RATE:.2f} RU a read; RU/s at 70 % use, in steps of 100"
-    published = "published figures are of another service in Azure: no gain"
-    lines["assumed"] = f"latencies; {published}" if is_emulated else published
-    return lines

@@ -3,28 +3,27 @@
 import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.base.report import Column, Curve, Plot, Report, Row, format_value
+from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.figure_names import CPU
+from hotplate.bench.figure_names import BY_SDK, CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS
+from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import (
     AT_RATE_MARK,
     COST,
-    DECISIVE,
     PERCENTILES,
     Comparison,
-    is_at_full_load,
     store_rows,
 )
 from hotplate.bench.stores.recording import record
@@ -48,18 +47,11 @@ from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
 BUDGET_S = 130.0
-COST_HEADING = "USD per\nbn reads"
 LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
-COLUMNS = (
-    *LATENCY_COLUMNS,
-    Column(CPU, "CPU a\nread, µs", "µs"),
-    Column(COST, COST_HEADING),
-    Column(COST, "paid for", noted=True),
-)
 METHOD = (
     "Open loop: latency counts from a request's due time. Percentiles are of all rounds together. CPU is that of the "
-    f"service, one process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop); requests/s "
-    "and core is 1,000,000 µs divided by it. Intervals of 95 % are by the jackknife over rounds."
+    f"service, one process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop). Intervals of "
+    "95 % are by the jackknife over rounds."
 )
 COST_NOTE = (
     "Cost of a billion reads, at {rate:g} requests/s around the clock: CPU of the service; for Cosmos DB also manual "
@@ -77,59 +69,47 @@ ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare the latencies and costs of stores in rounds, and report them; Ctrl-C gives a partial report.
 
-    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. Raises
-    BenchMisused for invalid options, BenchFailed and StoreError.
+    Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. With `--record`,
+    latencies of Cosmos DB are also recorded to a file, unless the comparison ended early. Raises BenchMisused for
+    invalid options, BenchFailed and StoreError.
     """
     settings = parse_settings(options)
+    count = len(options.urls)
     extent = f"{settings.budget_s:.0f} s of measuring"
     if options.repeat is not None:
         extent = format_value(options.repeat, "rounds")
-    subject = "files, Redis and Cosmos DB"
-    if options.urls:
-        subject = format_value(len(options.urls), "stores")
-    display.say(f"comparing {subject}: {extent}")
+    display.say(f"comparing {format_value(count, 'stores') if count else 'files, Redis and Cosmos DB'}: {extent}")
     try:
-        if options.urls:
-            return _measure(options.urls, (), options, settings, display)
-        display.start("starting a folder, a Redis and an emulator of Cosmos DB")
-        with own_stores(options.latency) as (urls, notes):
-            return _measure(urls, notes, options, settings, display)
+        with ExitStack() as stack:
+            urls: Sequence[str] = options.urls
+            notes = list[str]()
+            if not urls:
+                display.start("starting a folder, a Redis and an emulator of Cosmos DB")
+                urls, notes = stack.enter_context(own_stores(options.latency))
+            setup = stack.enter_context(prepared_stores(urls, options.users, display))
+            measured = Rounds(setup, settings, display).run()
+            if options.record is None or measured.interrupted or measured.failure:
+                return report(options, setup, measured, notes)
+            return _recorded(options.record, options, setup, measured, display)
     except KeyboardInterrupt:
         return interrupted_report("stores")
 
 
-def _measure(
-    urls: Sequence[str],
-    notes: Sequence[str],
-    options: StoresOptions,
-    settings: RoundSettings,
-    display: ProgressDisplay,
-) -> Report:
-    """Fill and compare the stores at *urls*, and report them; *notes* are sentences on the set-up.
-
-    With `--record`, also records latencies of Cosmos DB to a file, unless the comparison ended early.
-    """
-    with prepared_stores(urls, options.users, display) as setup:
-        measured = Rounds(setup, settings, display).run()
-        failures = tuple[str, ...]()
-        if options.record is not None and not (measured.interrupted or measured.failure):
-            try:
-                notes = (*notes, _record(setup, options.record, display))
-            except KeyboardInterrupt:
-                measured = measured._replace(interrupted=True)
-            except (BenchFailed, StoreError, OSError) as error:
-                failures = (f"the latencies were not recorded: {reason_of(error)}",)
-        compared = report(options, setup, measured, notes)
-        return replace(compared, failures=(*compared.failures, *failures))
-
-
-def _record(setup: Setup, path: Path, display: ProgressDisplay) -> str:
-    """Record the latencies of the only Cosmos DB to *path*; return a note."""
+def _recorded(path: Path, options: StoresOptions, setup: Setup, measured: Measured, display: ProgressDisplay) -> Report:
+    """Record the latencies of the only Cosmos DB to *path*, and return the report, which says what came of it."""
     (cosmos,) = (candidate for candidate in setup.candidates if candidate.metered)
     display.start(f"recording latencies of {cosmos.name}")
-    trace = asyncio.run(record(cosmos.url, setup.users))
-    trace.save(path)
-    return f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
+    try:
+        trace = asyncio.run(record(cosmos.url, setup.users))
+        trace.save(path)
+    except KeyboardInterrupt:
+        return report(options, setup, measured._replace(interrupted=True))
+    except (BenchFailed, StoreError, OSError) as error:
+        compared = report(options, setup, measured)
+        failure = f"the latencies were not recorded: {reason_of(error)}"
+        return replace(compared, failures=(*compared.failures, failure))
+    note = f"The latencies of {trace.count:,} reads are in {path}; replay them by --latency {path}."
+    return report(options, setup, measured, [note])
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
@@ -146,22 +126,19 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
     duration_s = parse_seconds(options.duration)
     require_positive({"--rate": rate, "--duration": duration_s, "--cpu-hour": options.cpu_hour})
     require_positive({"--repeat": options.repeat, "--users": options.users})
+    draw = Uniform() if options.zipf is None else Zipf(options.zipf)
+    budget_s = BUDGET_S if options.repeat is None else math.inf
+    if options.budget is not None:
+        budget_s = parse_seconds(options.budget)
     return RoundSettings(
         rate=rate,
         duration_s=duration_s,
         warmup_s=parse_seconds(options.warmup),
-        draw=Uniform() if options.zipf is None else Zipf(options.zipf),
-        rounds=math.inf if options.repeat is None else options.repeat,
-        budget_s=_budget_of(options),
+        draw=draw,
+        rounds=options.repeat or math.inf,
+        budget_s=budget_s,
         full_s=FULL_S,
     )
-
-
-def _budget_of(options: StoresOptions) -> float:
-    """Return the seconds for all rounds; unlimited if only their number is given."""
-    if options.budget is not None:
-        return parse_seconds(options.budget)
-    return BUDGET_S if options.repeat is None else math.inf
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
@@ -176,7 +153,8 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     rate = parse_rate(options.rate)
     prices = _prices(options)
     stores = measured.stores
-    rows = _marked([row for store in stores for row in store_rows(store, rate, prices)])
+    rows = [row for store in stores for row in store_rows(store, rate, prices)]
+    checks = [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
     answer = ""
     verdicts: Mapping[str, str] = {}
     if all(store.sound for store in stores):
@@ -188,18 +166,27 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
         sentence="",
         emulated=tuple(store.candidate.name for store in stores if store.candidate.emulated),
         rows=tuple(rows),
-        columns=tuple(_columns(rate)),
+        columns=(
+            *LATENCY_COLUMNS,
+            Column(CPU, "CPU a\nread, µs", "µs"),
+            Column(COST, f"USD/bn\nat {rate:g}/s"),
+            Column(COST, "paid for", noted=True),
+        ),
         verdicts=verdicts,
         marks={
             **explain_mark(options.latency, is_known=not options.urls),
             AT_RATE_MARK: "at the rate of the rounds, which takes more CPU a read than full load",
         },
         origins=_origins(options, measured, prices),
-        plots=tuple(plots(rows)),
+        plots=tuple(plots_by_round(rows)),
         notes=(*notes, *_too_few_answers(stores, rows), *_late(stores)),
-        method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *_checks(measured.stores)),
+        method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *checks),
         interrupted=measured.interrupted,
-        configuration=_configuration(options, measured),
+        configuration=options.to_json()
+        | {
+            "stores": [redacted(store.candidate.url) for store in stores],
+            "releases": [store.candidate.manifest.release for store in stores],
+        },
     )
     return concluded(reported, [*_missing_rounds(options, measured), *measured.findings], answer)
 
@@ -212,32 +199,6 @@ def _prices(options: StoresOptions) -> Prices:
     return replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
 
 
-def _configuration(options: StoresOptions, measured: Measured) -> dict[str, object]:
-    candidates = [store.candidate for store in measured.stores]
-    return options.to_json() | {
-        "stores": [redacted(candidate.url) for candidate in candidates],
-        "releases": [candidate.manifest.release for candidate in candidates],
-    }
-
-
-def _marked(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with a mark at CPU that was not measured at full load, if that of others was."""
-    if not any(row.figure == CPU and is_at_full_load(row) for row in rows):
-        return list(rows)
-    return [replace(row, mark=AT_RATE_MARK) if row.figure == CPU and not is_at_full_load(row) else row for row in rows]
-
-
-def _columns(rate: float) -> Iterator[Column]:
-    """Yield the columns of the table; the heading of the cost has the rate for which it holds."""
-    for column in COLUMNS:
-        heading = column.heading
-        yield replace(column, heading=f"USD/bn\nat {rate:g}/s") if heading == COST_HEADING else column
-
-
-def _checks(stores: Sequence[StoreRuns]) -> list[str]:
-    return [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
-
-
 def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]:
     """Return a finding if fewer rounds were made than wanted or needed.
 
@@ -246,28 +207,28 @@ def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]
     if measured.failure or measured.interrupted:
         return []
 
-    failures = list[str]()
     rounds = measured.rounds
     made = rounds + measured.disturbed
+    failures = list[str]()
     if options.repeat is not None and made < options.repeat:
-        failures.append(f"{made} of {options.repeat} rounds fit into --budget {options.budget}")
-    if rounds < MIN_ROUNDS and options.repeat is None:
-        made_rounds = f"{format_value(rounds, 'rounds')} {'was' if rounds == 1 else 'were'} made"
-        failures.append(
-            f"{made_rounds} in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is too busy, or "
-            "--budget too short"
+        failures = [f"{made} of {options.repeat} rounds fit into --budget {options.budget}"]
+    if options.repeat is None and rounds < MIN_ROUNDS:
+        were_made = (
+            f"{format_value(rounds, 'rounds')} {'was' if rounds == 1 else 'were'} made in {measured.took_s:.0f} s"
         )
+        busy = "this machine is too busy, or --budget too short"
+        failures = [f"{were_made}, and a verdict needs {MIN_ROUNDS}: {busy}"]
     return findings_of(Gravity.UNMEASURED, failures)
 
 
-def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> Mapping[str, str]:
+def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict[str, str]:
     """Return where the figures come from, in a sentence each for those that are measured, exact and priced.
 
     The last sentence names what else decides between stores.
     """
     rounds = f"{format_value(measured.rounds, 'rounds')} of {options.duration} at {options.rate}/s"
     candidates = [store.candidate for store in measured.stores]
-    if any(candidate.is_through_sdk for candidate in candidates):
+    if any(candidate.client == BY_SDK for candidate in candidates):
         rounds += f" (by SDK {SDK_RATE:g}/s)"
     if measured.disturbed:
         rounds += f", {measured.disturbed} disturbed ones left out"
@@ -275,25 +236,20 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> Mapp
         rounds += "; one machine: no network, TLS or replica"
     origins = {"measured": rounds}
 
-    charges_ru = {candidate.charge_ru for candidate in candidates}
-    texts = sorted({f"{charge_ru:.2f}" for charge_ru in charges_ru if charge_ru is not None}, key=float)
-    if texts:
-        is_emulated = any(candidate.emulated for candidate in candidates)
-        origins["exact"] = f"{EMULATED_CHARGES if is_emulated else ''}{' and '.join(texts)} RU a read"
+    charges = sorted({f"{candidate.charge_ru:.2f}" for candidate in candidates if candidate.charge_ru is not None})
+    if charges:
+        by_emulator = EMULATED_CHARGES if any(candidate.emulated for candidate in candidates) else ""
+        origins["exact"] = f"{by_emulator}{' and '.join(charges)} RU a read"
 
-    dates = f"RU/s {prices.ru_hour.date}"
-    if prices.redis:
-        dates += f", Redis {prices.redis[0].node_hour.date}"
     basis = "given" if options.cpu_hour else prices.cpu_hour.basis
     vcpu = f"an hour of a vCPU {prices.cpu_hour.amount:g} {prices.currency}, {basis}"
-    origins["priced"] = f"{dates}, list prices; {vcpu}"
-    origins["besides"] = ELSE_DECIDES
-    return origins
+    dates = f"RU/s {prices.ru_hour.date}, Redis {prices.redis[0].node_hour.date}"
+    return {**origins, "priced": f"{dates}, list prices; {vcpu}", "besides": ELSE_DECIDES}
 
 
 def _too_few_answers(stores: Sequence[StoreRuns], rows: Sequence[Row]) -> Iterator[str]:
     """Yield a note on percentiles with too few answers; azure-cosmos is read slowly, so it never has a p99.9."""
-    usual = {store.candidate.name for store in stores if not store.candidate.is_through_sdk}
+    usual = {store.candidate.name for store in stores if store.candidate.client != BY_SDK}
     names = {row.figure for row in rows if row.note == TOO_FEW_ANSWERS and row.subject in usual}
     few = [name for name in PERCENTILES if name in names]
     if few:
@@ -306,26 +262,3 @@ def _late(stores: Sequence[StoreRuns]) -> Iterator[str]:
         late = lag_note(store.results)
         if late and store.sound and not store.candidate.emulated:
             yield f"{store.candidate.name}: {late}."
-
-
-def plots(rows: Sequence[Row]) -> list[Plot]:
-    """Plot each store's p99 by round, if the table has one; no plot if none has."""
-    curves = list[Curve]()
-    for row in rows:
-        if row.figure == DECISIVE and row.value is not None and row.values:
-            rounds = tuple(float(number) for number in range(1, len(row.values) + 1))
-            curves.append(Curve(row.subject, rounds, row.values))
-    if not curves:
-        return []
-
-    plot = Plot(
-        title=f"{DECISIVE} of each round",
-        x="round",
-        y=DECISIVE,
-        curves=tuple(curves),
-        y_unit="us",
-        log_y=True,
-        points=True,
-        caption="Of an emulated store, the latency is an assumption.",
-    )
-    return [plot]

@@ -26,6 +26,7 @@ from hotplate.bench.lists import (
     live_in,
     popular_complaint,
     publish_rows,
+    read_charge,
 )
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
@@ -33,13 +34,11 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, l
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, in_time
-from hotplate.bench.verdict import Finding, Gravity, findings_of, no_verdict
-from hotplate.stores.catalogue import ReleaseRef
+from hotplate.bench.statistics import MIN_ROUNDS, Figure, in_time
+from hotplate.bench.verdict import Finding, Gravity, findings_of, no_verdict, prefixed
 from hotplate.stores.connect import COSMOS, REDIS, opened
-from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import ChargeCounter, Store, read_one
+from hotplate.stores.store import ChargeCounter
 from hotplate.stores.transfer import copy
 from hotplate.stores.urls import redacted, scheme_of
 from hotplate.stores.verification import load_manifest
@@ -55,17 +54,6 @@ LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
 PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read would become a fast popular list
 SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
-
-
-# Clients of vendors, in names of stores, by the client's name.
-CLIENTS = {"sdk": BY_SDK, "redis-py": BY_REDIS_PY}
-
-
-def client_of(url: str) -> str:
-    """Return the vendor's client that reads *url*, as "sdk"; empty for ours."""
-    if not url.startswith(VENDOR):
-        return ""
-    return "sdk" if scheme_of(store_url(url)) in COSMOS else "redis-py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +82,16 @@ class Candidate:
         return scheme_of(store_url(self.url))
 
     @property
-    def by_another_client(self) -> bool:
-        """Whether a vendor's client reads it, for comparison with ours."""
-        return bool(client_of(self.url))
+    def client(self) -> str:
+        """The vendor's client that reads it, for comparison with ours, as BY_SDK; empty for ours."""
+        return client_of(self.url)
 
-    @property
-    def is_through_sdk(self) -> bool:
-        """Whether azure-cosmos reads it."""
-        return client_of(self.url) == "sdk"
+
+def client_of(url: str) -> str:
+    """Return the vendor's client that reads the store at *url*, as BY_SDK; empty for ours."""
+    if not url.startswith(VENDOR):
+        return ""
+    return BY_SDK if scheme_of(store_url(url)) in COSMOS else BY_REDIS_PY
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +154,7 @@ def prepared_stores(
         display.start(f"starting {format_value(len(urls), 'services')}")
         services = [stack.enter_context(process.service_serving(url, path, options)) for url in urls]
         stack.enter_context(process.before_others(*services))  # with a higher priority
-        charges_ru = [
-            asyncio.run(_read_charge(store_url(url), lists.users)) if scheme_of(store_url(url)) in COSMOS else None
-            for url in urls
-        ]
+        charges_ru = [asyncio.run(_charge_of(url, lists.users)) for url in urls]
         candidates = map(Candidate, names, urls, lists.manifests, services, charges_ru)
         yield Setup(tuple(candidates), lists.users, lists.notes)
 
@@ -176,16 +163,13 @@ def _path_of(user: str) -> str:
     return USER_PATH.replace(KEY, quote(user, safe=""))
 
 
-async def _read_charge(url: str, users: Sequence[str]) -> float:
-    """Return the mean charge of a list in request units, of users drawn at random, always the same ones."""
-    drawn = random.Random(0).sample(users, min(len(users), process.CHARGED_READS))  # noqa: S311 -- no secret
-    counter = ChargeCounter()
-    async with opened(url, counter) as store:
-        release = await live_in(store)
-        spent_before_ru = counter.ru
-        for user in drawn:
-            await read_one(store, release, USER + user)
-    return (counter.ru - spent_before_ru) / len(drawn)
+async def _charge_of(url: str, users: Sequence[str]) -> float | None:
+    """Return the request units of reading a list; None for stores without them."""
+    if scheme_of(store_url(url)) not in COSMOS:
+        return None
+    charges = ChargeCounter()
+    async with opened(store_url(url), charges) as store:
+        return await read_charge(store, charges, users)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -207,7 +191,7 @@ def _kind_of_store(url: str) -> str:
         kind = REDIS_NAME
     elif scheme in COSMOS:
         kind = COSMOS_EMULATOR if is_emulated(url) else COSMOS_DB
-    return kind + CLIENTS.get(client_of(url), "")
+    return kind + client_of(url)
 
 
 class SharedLists(NamedTuple):
@@ -229,52 +213,35 @@ async def _share_lists(
 
     Raises BenchMisused, too, if stores serve lists of different models. Nothing is written before these checks.
     """
-    notes = list[str]()
+    notes = tuple[str, ...]()
     async with AsyncExitStack() as stack:
-        stores = [await stack.enter_async_context(opened(url)) for url in names]
-        live_releases = [(await store.catalogue()).live_ref for store in stores]
-        await _require_same_lists(stores, list(names), live_releases)
-
-        source = next((store for store, release in zip(stores, live_releases, strict=True) if release), None)
-        if source is None:
+        stores = {url: await stack.enter_async_context(opened(url)) for url in names}
+        live = {url: release for url, store in stores.items() if (release := (await store.catalogue()).live_ref)}
+        manifests = {url: await load_manifest(stores[url], release) for url, release in live.items()}
+        _require_same_lists(manifests)
+        if not live:
             if not may_generate:
                 raise BenchMisused(f"{', '.join(map(redacted, names))} serves nothing yet: run hotplate publish first")
-            source = stores[0]
-            notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
-            display.start(f"writing lists for {users:,} users into {next(iter(names.values()))}")
-            await _generate_lists(source, users, display)
+            notes = (f"Lists of {LIST_LENGTH} items are generated for {users:,} users.",)
+            url, name = next(iter(names.items()))
+            display.start(f"writing lists for {users:,} users into {name}")
+            shape = Shape(users, LIST_LENGTH)
+            live[url] = await publish_rows(stores[url], shape.batches(shape.values()), shape.plan, "zstd", display.step)
 
-        release = await live_in(source)
-        for name, store in zip(names.values(), stores, strict=True):
-            if (await store.catalogue()).live_ref is None:
-                display.start(f"writing the lists into {name}")
-                await copy(source, store, release.id, on_progress=display.step)
-
-        manifests = [await load_manifest(store, await live_in(store)) for store in stores]
-        requested = await first_users(source, release, users)
-    return SharedLists(tuple(manifests), tuple(requested), tuple(notes))
-
-
-async def _generate_lists(store: Store, users: int, display: ProgressDisplay) -> None:
-    shape = Shape(users, LIST_LENGTH)
-    await publish_rows(store, shape.batches(shape.values()), shape.plan, "zstd", display.step)
+        source, release = next(iter(live.items()))
+        for url, store in stores.items():
+            if url not in live:
+                display.start(f"writing the lists into {names[url]}")
+                await copy(stores[source], store, release.id, on_progress=display.step)
+            manifests[url] = await load_manifest(store, await live_in(store))
+        requested = await first_users(stores[source], release, users)
+    return SharedLists(tuple(manifests[url] for url in names), tuple(requested), notes)
 
 
-async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
-    """Raise BenchMisused unless the releases that are live have lists of one model.
-
-    *live* has the live release of each store, None for a store without one.
-    """
-    manifests = {
-        url: await load_manifest(store, release)
-        for store, url, release in zip(stores, urls, live, strict=True)
-        if release
-    }
-    if not manifests:
-        return
-
-    first_url, first = next(iter(manifests.items()))
+def _require_same_lists(manifests: Mapping[str, Manifest]) -> None:
+    """Raise BenchMisused unless the live releases of stores, by URL, have lists of one model."""
     for url, manifest in manifests.items():
+        first_url, first = next(iter(manifests.items()))
         if not manifest.has_lists_of(first):
             raise BenchMisused(
                 f"{redacted(url)} serves release {manifest.release} and {redacted(first_url)} {first.release}, which "
@@ -332,18 +299,23 @@ class StoreRuns:
         name = self.candidate.name
         popular = popular_complaint(self.results)
         not_lists = no_verdict(f"{name} did not serve the users' own lists")
-        return [
-            *findings_of(Gravity.WRONG, self.checked.complaints, f"{name}: "),
-            *findings_of(Gravity.UNCOMPARED, self.checked.failures, f"{name}: "),
-            *findings_of(Gravity.POPULAR, [popular] if popular else [], f"{name}: ", lead=not_lists),
-            *findings_of(Gravity.UNMEASURED, lateness(self.results, P99_SAMPLES), f"{name}: "),
-            *findings_of(Gravity.ERRORS, OBJECTIVE.errors_beyond(self.results), f"{name}: "),
+        findings = [
+            *self.checked.findings,
+            *findings_of(Gravity.POPULAR, [popular] if popular else [], lead=not_lists),
+            *findings_of(Gravity.UNMEASURED, lateness(self.results, P99_SAMPLES)),
+            *OBJECTIVE.errors_beyond(self.results),
         ]
+        return prefixed(findings, f"{name}: ")
 
     @property
     def sound(self) -> bool:
         """Whether there are figures."""
         return bool(self.runs) and not self.findings
+
+    @property
+    def unknown(self) -> Figure:
+        """A figure of a store that is not sound."""
+        return Figure(None, note="see below" if self.runs else "not measured")
 
 
 class Measured(NamedTuple):
@@ -505,7 +477,7 @@ class Rounds:
         """
         settings = self._settings
         rate = settings.rate
-        if candidate.is_through_sdk:
+        if candidate.client == BY_SDK:
             rate = min(rate, SDK_RATE)
 
         requests = Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number))

@@ -4,7 +4,7 @@ Each wrapper has a lock, which works like the GIL: the wrapper's loop holds it w
 only in `select`, where it waits for I/O. So a caller that holds the lock knows that the loop is between two callbacks,
 and may call synchronous methods of the object as if it were on the loop. A list in memory, which needs no I/O, then
 takes 16.8 µs of CPU instead of the 62 µs of `run_coroutine_threadsafe`, which wakes two threads
-(`bench/test_lookups.py`: test_list_of_library and test_list_by_way_of_a_loop).
+(`tools/test_lookups.py`: test_list_of_library and test_list_by_way_of_a_loop).
 
 For example: a thread that calls `SyncLists.personal` gets the lock at once if the loop waits for I/O. While the thread
 reads the list, a loop whose socket gets readable waits in `_Selector.select` for the lock. A loop that runs a callback

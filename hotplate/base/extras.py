@@ -10,7 +10,6 @@ EXTRAS_BY_MODULE = {
     "azure.monitor": ("azure-monitor",),
     "cryptography": ("cosmos", "oidc"),
     "fsspec": ("events", "offline"),
-    "hdrh": ("bench",),
     "hiredis": ("redis",),
     "httptools": ("cosmos", "bench"),
     "implicit": ("offline",),

@@ -140,7 +140,6 @@ class Report:
     marks       explanations of the rows' marks
     verdicts    comparisons of figures, by name
     origins     what is measured, exact, assumed and priced
-    plot_first  whether the page begins with the first plot
     method      how it was measured, on the page and in the JSON only
     failures    what could not be measured
     broken      what was measured and is not acceptable
@@ -157,7 +156,6 @@ class Report:
     verdicts: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
-    plot_first: bool = False
     tables: tuple[TextTable, ...] = ()
     notes: tuple[str, ...] = ()
     method: tuple[str, ...] = ()

@@ -81,21 +81,15 @@ def _json_path(name: Path) -> Path:
 
 
 def page(report: Report) -> str:
-    """Return a report as an HTML page: answer, problems, table, verdicts, notes, plots, method, and details.
-
-    With `plot_first`, the first plot is above the table.
-    """
-    plots = [_figure(plot) for plot in report.plots]
+    """Return a report as an HTML page: answer, problems, table, verdicts, notes, plots, method, and details."""
     parts = [f"<h1>{_prose(report.sentence)}</h1>", f'<p class="soft">{_escaped(_origin(report))}</p>']
     if report.complaints:
         reasons = "".join(f"<li>{_prose(complaint)}</li>" for complaint in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
 
-    if report.plot_first and plots:
-        parts.append(plots.pop(0))
     parts.append(summary(report))
     parts += [f'<p class="note">{_prose(note)}</p>' for note in report.notes]
-    parts += plots
+    parts += [_figure(plot) for plot in report.plots]
     parts += [_text_table(table) for table in report.tables]
     parts += [f'<p class="note">{_prose(sentence)}</p>' for sentence in report.method]
     parts.append(_details(report))

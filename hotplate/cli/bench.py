@@ -81,9 +81,9 @@ def http(options: HttpOptions, written: Written = Path("hotplate-bench"), as_jso
 def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), as_json: Json = False) -> None:
     """Compare stores, each behind a service, with the same lists, users and schedule.
 
-    The table shows latencies, requests/s and core, CPU, and the cost of a billion reads. Rounds alternate between the
-    stores. An empty store is filled with the release of the others or, if all are empty, with generated lists; lists of
-    different models are not compared.
+    The table shows latencies, CPU, and the cost of a billion reads. Rounds alternate between the stores. An empty store
+    is filled with the release of the others or, if all are empty, with generated lists; lists of different models are
+    not compared.
 
     Example: hotplate bench stores
 

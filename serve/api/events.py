@@ -25,8 +25,10 @@ from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
+    CONSUMED_PAIRS,
     CUSTOM,
     DISK_FAILED,
+    DROPPED,
     DURABLE,
     EVENT_COUNTS,
     IMPRESSION,
@@ -140,7 +142,8 @@ class EventsHandler:
         for event in events:
             pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
             if pairs is not None:
-                self._consumed.hide(pairs)
+                forgotten = self._consumed.hide(pairs)
+                self._metrics.count_in(CONSUMED_PAIRS, DROPPED, number=forgotten)
                 all_pairs.append(pairs)
                 await asyncio.sleep(0)  # other requests run: 1000 items take 6 ms
 

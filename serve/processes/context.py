@@ -9,12 +9,12 @@ from typing import Self
 from hotplate.serve.access.auth import CELLS, Guard
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.listeners import ConnectionBalance
-from hotplate.serve.consumed.sender import SharingState, stream_url
+from hotplate.serve.consumed.sender import SharingState, sharing_url
 from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed
 from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import Metrics, cells_per_worker
+from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.releases.comparison import COMPARISONS_BYTES, COUNTS_BYTES, SharedComparisons
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
@@ -46,7 +46,8 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
         Region("consumed users", Kind.UINT32, USERS),
-        Region("consumed pairs", Kind.UINT64, WAYS, rows=BUCKETS),
+        Region("consumed tags", Kind.UINT32, WAYS, rows=BUCKETS),
+        Region("consumed times", Kind.UINT32, WAYS, rows=BUCKETS),
         Region("consumed sharing", Kind.FLOAT64, SharingState.CELLS),
         Region("files", Kind.RECORD, _FILES_BYTES, rows=MAX_WATCHED),
     )
@@ -76,16 +77,17 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     """
     tiers = tier_names(settings.stores)
     table = _reserve_table(settings.workers, tiers)
+    metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
 
     return ServiceMemory(
-        metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),  # the last slot is the admin process's
+        metrics=metrics,
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
         comparisons=SharedComparisons(table.records("comparisons"), table.records("release counts")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=table.floats("rates"),
-        consumed=_create_consumed(settings, table),
-        sharing=None if stream_url(settings) is None else SharingState(table.floats("consumed sharing")),
+        consumed=_create_consumed(settings, table, metrics),
+        sharing=None if sharing_url(settings) is None else SharingState(table.floats("consumed sharing")),
         files=table.records("files"),
     )
 
@@ -102,15 +104,19 @@ def _reserve_table(workers: int, tiers: Sequence[str]) -> SharedTable:
         ) from error
 
 
-def _create_consumed(settings: ServiceSettings, table: SharedTable) -> Consumed | None:
+def _create_consumed(settings: ServiceSettings, table: SharedTable, metrics: Metrics) -> Consumed | None:
     if not settings.hide_consumed:
         return None
     if settings.events is None:
         raise ServiceMisused("--hide-consumed learns from events; name their folder with --events")
-    users = table.integers("consumed users")
-    pairs = table.integers("consumed pairs")
-    consumed = Consumed(settings.hide_consumed, users=users, pairs=pairs)
-    restore(consumed, settings.events)
+    consumed = Consumed(
+        settings.hide_consumed,
+        users=table.integers("consumed users"),
+        tags=table.integers("consumed tags"),
+        times=table.integers("consumed times"),
+    )
+    forgotten = restore(consumed, settings.events)
+    metrics.count_in(CONSUMED_PAIRS, DROPPED, number=forgotten)
     return consumed
 
 

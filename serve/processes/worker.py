@@ -18,7 +18,7 @@ from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.registry import ConnectionRegistry
 from hotplate.serve.connections.server import HttpServer, server_of
-from hotplate.serve.consumed.sender import ConsumedSender, stream_url
+from hotplate.serve.consumed.sender import ConsumedSender, sharing_url
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
@@ -30,12 +30,11 @@ from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import ProcessState, Reporter, short
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
 from hotplate.serve.watched import catch_up, follow
 
 if TYPE_CHECKING:
-    from hotplate.serve.telemetry.export import SpanQueue
+    from hotplate.serve.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +235,7 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _Sh
 
 
 def _create_dispatcher(
-    context: ProcessContext, reader: TieredReader, tracer: Tracer | None, stack: AsyncExitStack
+    context: ProcessContext, reader: TieredReader, tracer: "Tracer | None", stack: AsyncExitStack
 ) -> Dispatcher:
     """Create the dispatcher, which answers requests, with the access log and the events that the settings ask for.
 
@@ -283,26 +282,26 @@ def _create_dispatcher(
     )
 
 
-def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: _ShutdownSignals) -> Tracer | None:
+def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: _ShutdownSignals) -> "Tracer | None":
     """Create the tracer, None without OpenTelemetry; *stack* sends the last spans when the worker ends."""
     telemetry = settings.telemetry
     if telemetry is None or not telemetry.traces:
         return None
-    from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.tracing import Tracer  # noqa: PLC0415 -- an extra
 
-    spans = SpanQueue(telemetry)
-    stack.push_async_callback(_flush, spans, stop)
-    return Tracer(telemetry.sampling, spans.add, settings.scheme)
+    tracer = Tracer(telemetry, exporters_for(telemetry).spans(), settings.scheme)
+    stack.push_async_callback(_flush, tracer, stop)
+    return tracer
 
 
 def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
     memory = context.memory
-    url = stream_url(context.settings)
+    url = sharing_url(context.settings)
     if url is None or memory.consumed is None or memory.sharing is None:
         return None
     return ConsumedSender(
         url,
-        consumed=memory.consumed,
         state=memory.sharing,
         metrics=memory.metrics,
         is_erased=reader.hidden_users.is_erased,
@@ -368,5 +367,5 @@ async def _drain(settings: ServiceSettings, server: HttpServer, stop: _ShutdownS
     await server.close(ends_at - loop_time())
 
 
-async def _flush(spans: "SpanQueue", stop: _ShutdownSignals) -> None:
-    await asyncio.to_thread(spans.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)
+async def _flush(tracer: "Tracer", stop: _ShutdownSignals) -> None:
+    await asyncio.to_thread(tracer.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)

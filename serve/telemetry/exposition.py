@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -59,19 +60,13 @@ def _is_degraded(state: ProcessState) -> bool:
     return status_now(state) in {Status.DEGRADED, Status.NOT_READY, Status.SILENT}
 
 
-def _lookups(state: ProcessState) -> Values:
-    """Yield the labels, release and outcome, and the number of lists."""
-    for release, counts in state.lookups.items():
-        yield from (((release, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
-
-
-def _by_list(state: ProcessState) -> Values:
-    """Yield the labels, release, list and outcome, and the number of lists that were requested by name."""
-    for release, lists in state.by_list.items():
+def _lookups(state: ProcessState, *, are_named: bool) -> Values:
+    """Yield the labels, release, perhaps the name of a list, and outcome, and the number of lists."""
+    for release, lists in state.lookups.items():
         for name, counts in lists.items():
-            yield from (
-                ((release, name, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True)
-            )
+            if bool(name) is are_named:
+                labels = (release, name) if are_named else (release,)
+                yield from (((*labels, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
 
 
 def _releases(state: ProcessState) -> Values:
@@ -122,9 +117,10 @@ STATE_TABLE = (
     StateMetric("hotplate_consumed_lag_seconds",
                 "Time since all consumed items of other services were received, and all own ones sent.", "",
                 _of_worker(lambda state: state.consumed_lag_s)),
-    StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome", _lookups, "counter"),
-    StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome", _by_list,
-                "counter"),
+    StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome",
+                partial(_lookups, are_named=False), "counter"),
+    StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome",
+                partial(_lookups, are_named=True), "counter"),
     StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "",
                 _process(lambda process: len([*(process / "fd").iterdir()]))),
     StateMetric("hotplate_worker_max_fds", "Limit of open file descriptors.", "", _process(_max_fds)),

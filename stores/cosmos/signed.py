@@ -1,6 +1,6 @@
 """Point reads and writes of items by signed requests, with failover between the account's regions.
 
-A point read takes 28.4 µs of CPU, by azure-cosmos 864 (`bench/test_lookups.py`), which would halve the lists a second
+A point read takes 28.4 µs of CPU, by azure-cosmos 864 (`tools/test_lookups.py`), which would halve the lists a second
 of a publish at 10,000 RU/s.
 
 A write is one attempt. After a transient error a read has a second one, in another region if possible.

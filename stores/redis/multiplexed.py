@@ -3,7 +3,7 @@
 redis-py opens, authenticates and encrypts a connection; then `Multiplexer` takes its transport over. Callers send reads
 without waiting for the replies to earlier ones, which arrive in the same order. Without it, a lookup by redis-py's
 `MGET` takes 86, 11.1 and 4.12 µs of CPU a key at 1, 8 and 32 keys instead of 46.9, 5.5 and 2.17
-(`bench/test_lookups.py`), and a GET of the service 21.9 µs instead of 19.1 at 32 connections (`hotplate bench stores`).
+(`tools/test_lookups.py`), and a GET of the service 21.9 µs instead of 19.1 at 32 connections (`hotplate bench stores`).
 """
 
 import asyncio

@@ -18,7 +18,6 @@ MODULES = {
     "azure-identity": ["azure"],
     "azure-mgmt-cosmosdb": ["azure"],
     "azure-monitor-opentelemetry-exporter": ["azure", "azure.monitor"],
-    "hdrhistogram": ["hdrh"],
     "opentelemetry-exporter-otlp-proto-http": ["opentelemetry"],
     "opentelemetry-sdk": ["opentelemetry"],
     "pyjwt": ["jwt"],

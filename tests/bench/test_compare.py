@@ -42,7 +42,7 @@ def a_report(
     return Report(kind="http", sentence="p99 is …", rows=rows, configuration={"path": path}, extra={"rounds": rounds})
 
 
-def change(report: Report, figure: str = "p99, ms") -> Row:
+def change(report: Report, figure: str = "p99") -> Row:
     row = report.row(figure, "B / A")
     assert row is not None
     return row

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.process import Server, environment, fetch, free_port, read_charge, serving, store_counts
+from hotplate.bench.process import Server, environment, fetch, free_port, serving, store_counts
 from hotplate.bench.progress import progress_display
 from tests.support.service import is_alive, until
 
@@ -96,46 +95,6 @@ def test_processes_of_a_server_end_with_it_even_if_it_died_first() -> None:
         (child,) = set(server.pids()) - {server.group}
         os.kill(server.group, signal.SIGKILL)
     until(lambda: not is_alive(child))
-
-
-# A service that polls after each third read; a poll costs 1 RU, a read 4.76.
-POLLING = """\
-import http.server, sys
-reads = polls = 0
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        global reads, polls
-        body = b"{}"
-        if self.path.startswith("/v1"):
-            reads += 1
-            polls += reads % 3 == 0
-        elif self.path == "/metrics":
-            ru, charged = 4.76 * reads + polls, reads + polls
-            body = (
-                "# TYPE hotplate_store_request_units counter\\n"
-                f'hotplate_store_request_units_total{{store="cosmos"}} {ru}\\n'
-                "# TYPE hotplate_store_charged_responses counter\\n"
-                f'hotplate_store_charged_responses_total{{store="cosmos"}} {charged}\\n'
-            ).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
-
-
-def test_the_charge_of_a_read_is_without_polls_of_the_catalogue() -> None:
-    """That of `bench stores` was a mean of reads and polls; a slow account had no 20 reads without a poll."""
-    port = free_port()
-    with serving([sys.executable, "-c", POLLING, str(port)], port, "/") as server:
-        service = replace(server, admin_url=server.url)
-        assert read_charge(service, ["/v1/recommendations/1"], deadline_s=1.0) == pytest.approx(4.76)
 
 
 def test_a_service_that_ended_is_a_failed_measurement() -> None:

@@ -45,8 +45,8 @@ LISTED: dict[str, dict[str, str]] = {
     "README.md": {
         "make demo  ": "tests/cli/test_main.py runs the demo and the requests that it prints",
         "make demo     sample": "a table of targets; tests/cli/test_docs.py looks for them in the Makefile",
-        "Fastest and cheapest": OUTPUT + "tests/bench/test_docs_figures.py",
-        "On an emulator": OUTPUT + "tests/bench/test_docs_figures.py",
+        "Fastest and cheapest": OUTPUT + "tests/tools/test_docs_figures.py",
+        "On an emulator": OUTPUT + "tests/tools/test_docs_figures.py",
         "Provision": OUTPUT + "tests/cli/test_plan.py",
     },
     "docs/azure.md": {"az ": AZURE},
@@ -83,7 +83,7 @@ LISTED: dict[str, dict[str, str]] = {
         "hotplate bench stores": "minutes; tests/bench/test_stores.py shortens it, and the README's runs in the soak",
         "hotplate bench reference": "needs an account of Cosmos DB; tests/bench/test_reference.py emulates it",
         "make bench": "runs all benchmarks, for many minutes",
-        "make figures": "writes these pages; tests/bench/test_docs_figures.py writes copies",
+        "make figures": "writes these pages; tests/tools/test_docs_figures.py writes copies",
     },
     "docs/operations.md": dict.fromkeys(
         (

@@ -235,7 +235,7 @@ def test_cpu_of_an_emulated_store_is_no_input(tmp_path: Path) -> None:
 
 
 def test_shipped_comparison_of_stores_gives_no_cpu_of_an_emulator() -> None:
-    path = ROOT / "bench" / "figures" / "stores.json"
+    path = ROOT / "tools" / "figures" / "stores.json"
     assert from_report(read_report(path), path).values.keys() == {"files_cpu_us", "redis_cpu_us"}
 
 

@@ -43,10 +43,8 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
         is_canary_stopped=True,
         rules=short_rules([text[:RULE_CHARS]] * (RULES + 1)),
     )
-    by_list = {
-        f"{number:02}{release}": {f"{name:0{MAX_LIST_NAME}}": [1 << 40, 2, 3] for name in range(MAX_LISTS)}
-        for number in range(2 * tiers)
-    }
+    names = ["", *(f"{name:0{MAX_LIST_NAME}}" for name in range(MAX_LISTS))]
+    lookups = {f"{number:02}{release}": {name: [1 << 40, 2, 3] for name in names} for number in range(2 * tiers)}
     return ProcessState(
         os.getpid(),
         Status.READY,
@@ -54,10 +52,9 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
         2.0,
         0.0,
         [tier] * tiers,
-        {release: [1 << 40, 2, 3] for release in by_list},
+        lookups,
         3,
         [finding] * FINDINGS,
-        by_list=by_list,
     )
 
 

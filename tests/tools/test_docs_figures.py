@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from hotplate.base.report import Column, Report, Row, format_value, from_json, rounded, to_json
-from hotplate.bench.docs_figures import (
+from hotplate.bench.planner import prices as price_list
+from hotplate.bench.planner.formulas import round_up
+from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, merge
+from hotplate.bench.planner.plan import break_even, calculate
+from hotplate.stores.cosmos import charges as cosmos_charges
+from tests.support.command import hotplate
+from tests.support.paths import ROOT
+from tools.docs_figures import (
     FOLDER,
     RUNS,
     keep,
@@ -23,13 +30,6 @@ from hotplate.bench.docs_figures import (
     stripped,
     write_tables,
 )
-from hotplate.bench.planner import prices as price_list
-from hotplate.bench.planner.formulas import round_up
-from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, merge
-from hotplate.bench.planner.plan import break_even, calculate
-from hotplate.stores.cosmos import charges as cosmos_charges
-from tests.support.command import hotplate
-from tests.support.paths import ROOT
 
 PLAN = "--users 1M --peak-rps 500 --profile evening --zipf 0.9"
 STATS = dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"), 1.0)
@@ -208,7 +208,6 @@ CITATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("a point read from Cosmos DB (emulated), 16 in flight", "the same through azure-cosmos"),
     ),
     "hotplate/base/background.py": ("takes {} µs of CPU", ("a list from `hotplate.open_sync`, decoded",)),
-    "serve/telemetry/spans.py": ("(a GET from Redis takes {} µs", ("a GET among 100,000 users in Redis",)),
 }
 
 
@@ -230,7 +229,7 @@ def test_a_service_by_redis_py_has_the_figures_of_the_comparison() -> None:
 def test_every_docstring_that_names_a_benchmark_is_checked() -> None:
     rooms = ("stores", "serve", "offline", "hotplate")
     files = [file for room in rooms for file in (ROOT / room).rglob("*.py") if "bench" not in file.parts]
-    naming = {str(file.relative_to(ROOT)) for file in files if "`bench/test_" in file.read_text()}
+    naming = {str(file.relative_to(ROOT)) for file in files if "`tools/test_" in file.read_text()}
     assert naming <= CITATIONS.keys()
 
 

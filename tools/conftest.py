@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 import uvloop
 
-from hotplate.bench.bare import COPIED, ROUTE, fetch
 from hotplate.bench.lists import Shape, publish_rows
 from hotplate.bench.loadgen.result import POPULAR_SOURCE
 from hotplate.bench.options import MAX_POPULAR
@@ -41,6 +40,7 @@ from hotplate.bench.process import (
 from hotplate.bench.stores.rounds import PATIENCE_S
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import run_on
+from tools.bare import COPIED, ROUTE, fetch
 
 # pytest-benchmark publishes no types.
 Benchmark: TypeAlias = Any
@@ -285,7 +285,7 @@ def webdis_of(redis: RedisServer) -> Iterator[Server]:
 def aiohttp_of(like: Server) -> Iterator[Server]:
     """Run a bare aiohttp route with copies of a service's responses."""
     port = free_port()
-    command = [sys.executable, "-m", "hotplate.bench.bare", "aiohttp", str(port), like.url]
+    command = [sys.executable, "-m", "tools.bare", "aiohttp", str(port), like.url]
     with serving(command, port, ROUTE + COPIED[0]) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Peers for the benchmarks: hotplate's libraries without checks, as `python -m hotplate.bench.bare`.
+"""Peers for the benchmarks: hotplate's libraries without checks, as `python -m tools.bare`.
 
 `aiohttp PORT URL` serves copies of a service's responses, `import CSV LMDB` imports lists with polars, `train PARQUET
 FACTORS` fits ALS with implicit.

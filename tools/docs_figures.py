@@ -18,7 +18,7 @@ from rich.console import Console
 from hotplate.base.report import Report, format_value, from_json, markdown_page, markdown_table, print_report, to_json
 from hotplate.bench.process import ROOT
 
-FOLDER = ROOT / "bench" / "figures"
+FOLDER = ROOT / "tools" / "figures"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "measuring.md"
 VERB = "figures"

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hotplate.bench.conftest import COUNT, Benchmark, FilledStore, publish_lists
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.options import VENDOR
 from hotplate.bench.process import RedisServer
@@ -24,6 +23,7 @@ from hotplate.stores.encoding import OFFSET_BYTES, USER, decode, encode
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Reader, Store
 from tests.support.lane import MemoryTransport, Pair, connected
+from tools.conftest import COUNT, Benchmark, FilledStore, publish_lists
 
 IN_FLIGHT = 16
 REMOTE_COUNT = 320

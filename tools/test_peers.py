@@ -14,8 +14,12 @@ import polars as pl
 import pytest
 from redis import Redis
 
-from hotplate.bench.bare import COPIED, LENGTH, ROUTE, fetch
-from hotplate.bench.conftest import (
+from hotplate.bench.lists import Shape, key_of
+from hotplate.bench.process import ROOT, RedisServer, Server
+from hotplate.serve.access.keys import READ, create
+from hotplate.stores.encoding import OFFSET_BYTES, USER
+from tools.bare import COPIED, LENGTH, ROUTE, fetch
+from tools.conftest import (
     HOTPLATE,
     TIMES,
     Benchmark,
@@ -33,10 +37,6 @@ from hotplate.bench.conftest import (
     service_of,
     webdis_of,
 )
-from hotplate.bench.lists import Shape, key_of
-from hotplate.bench.process import ROOT, RedisServer, Server
-from hotplate.serve.access.keys import READ, create
-from hotplate.stores.encoding import OFFSET_BYTES, USER
 
 ROUNDS = 5
 IMPORTS = 3
@@ -45,7 +45,7 @@ LEAST_IMPORTED = 20_000
 ITEMS = 20_000
 # Answers that nginx has as files.
 STATIC_FILES = 10_000
-BARE = (HOTPLATE[0], "-m", "hotplate.bench.bare")
+BARE = (HOTPLATE[0], "-m", "tools.bare")
 RETAIL = ROOT.parent / "shared" / "data" / "online-retail" / "online_retail.parquet"
 RETAIL_OPTIONS = (
     *("--where", "quantity>0", "--where", "unit_price>0", "--where", r"stock_code~^\d{5}"),
