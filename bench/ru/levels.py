@@ -15,11 +15,10 @@ from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
 from hotplate.bench.figure_names import AT_LEAST, EMULATOR, P50, P99, PROVISIONED, READS, level_name
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lag_note, lateness
-from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.search import TRIES, Trial
-from hotplate.bench.statistics import percentile
+from hotplate.bench.statistics import latency
 from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
@@ -454,7 +453,7 @@ def _latency(sweep: Sweep, level: Level, name: str) -> Row:
     if level.calm is None:
         return Row(subject, name, "us", None, note=COMPUTED if level.is_computed else "not measured")
 
-    figure = percentile([level.calm.result], PERCENTS[name])
+    figure = latency([level.calm.result], name)
     if level.is_stopped and figure.value is None:
         figure = replace(figure, note=INTERRUPTED)
     row = Row(subject, name, "us", figure.value, note=figure.note)

@@ -13,8 +13,8 @@ from hotplate.bench.options import ReferenceOptions, parse_seconds, require_posi
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.statistics import LATENCY_COLUMNS
 from hotplate.bench.stores.comparison import Needs, latency_rows, needs
-from hotplate.bench.stores.report import LATENCY_COLUMNS
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded, interrupted_report
 from hotplate.stores.connect import COSMOS

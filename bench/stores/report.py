@@ -18,11 +18,10 @@ from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, req
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS, plots_by_round
+from hotplate.bench.statistics import LATENCY_COLUMNS, MIN_ROUNDS, PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import (
     AT_RATE_MARK,
     COST,
-    PERCENTILES,
     Comparison,
     store_rows,
 )
@@ -47,7 +46,6 @@ from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
 BUDGET_S = 130.0
-LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
 METHOD = (
     "Open loop: latency counts from a request's due time. Percentiles are of all rounds together. CPU is that of the "
     f"service, one process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop). Intervals of "
