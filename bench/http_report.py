@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count, format_value
+from hotplate.bench.experiment import interrupted_report
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult
@@ -26,7 +27,7 @@ from hotplate.bench.statistics import (
     plots_by_round,
     share_rows,
 )
-from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, interrupted_report, prefixed
+from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, prefixed
 from hotplate.stores.urls import redacted
 
 USERS = "users"
@@ -76,6 +77,8 @@ class HttpRuns:
     rounds: tuple[Result, ...]
     checked: CheckResult | None
     interrupted: bool
+    failure: str = ""
+    """What ended them early, such as a generator that died."""
 
     @property
     def rate(self) -> float:
@@ -129,7 +132,7 @@ def judge(runs: HttpRuns) -> Verdict:
     timed = [rounds[place] for place in in_time([[result] for result in rounds])]
     if plan.options.find_max:
         timed = plan.objective.without_pauses(rounds)
-    findings = [*_list_findings(runs, rounds), *judge_rounds(plan, rounds, timed)]
+    findings = [*_findings_of_runs(runs, rounds), *judge_rounds(plan, rounds, timed)]
     if outside and not runs.rate:
         reasons = " and ".join(outside.broken or outside.doubts)
         no_rate = f"no rate was inside the objective {plan.objective}: at {outside.offered:,.4g} requests/s {reasons}"
@@ -168,10 +171,11 @@ def _too_few_answers(name: str, note: str, rounds: Sequence[Result]) -> str:
     return f"{name} is not known at {rate:,.4g} requests/s ({note}); give --duration {needed_s}s"
 
 
-def _list_findings(runs: HttpRuns, results: Sequence[Result]) -> list[Finding]:
-    """Return what is wrong with the lists: others than those of the store, and popular ones in all *results*."""
+def _findings_of_runs(runs: HttpRuns, results: Sequence[Result]) -> list[Finding]:
+    """Return what ended the runs, and what is wrong with the lists: others than the store's, and popular ones."""
+    ended = findings_of(Gravity.UNMEASURED, filter(None, [runs.failure]))
     checked = runs.checked.findings if runs.checked else []
-    return [*checked, *runs.plan.popular_lists(results)]
+    return [*ended, *checked, *runs.plan.popular_lists(results)]
 
 
 def report(runs: HttpRuns) -> Report:
@@ -396,7 +400,7 @@ def _batches_report(runs: HttpRuns) -> Report:
 
 def _batch_findings(runs: HttpRuns) -> list[Finding]:
     """Return what is wrong with the lists, and the reasons of trials to be broken or in doubt, with their sizes."""
-    findings = _list_findings(runs, [trial.result for trial in runs.trials])
+    findings = _findings_of_runs(runs, [trial.result for trial in runs.trials])
     is_popular = any(finding.gravity is Gravity.POPULAR for finding in findings)
     for trial in runs.trials:
         for finding in trial.findings:

@@ -315,7 +315,7 @@ class Sweep:
     regions     number of the account's regions
     region      the region that was read, if there are several
     missing     planned levels that were not measured, as RU/s and KB
-    failures    what ended the sweep too early
+    failure     what ended the sweep too early
     """
 
     options: SweepOptions
@@ -325,7 +325,7 @@ class Sweep:
     interrupted: bool
     region: str = ""
     missing: tuple[tuple[int, int], ...] = ()
-    failures: tuple[str, ...] = ()
+    failure: str = ""
 
     @property
     def emulated(self) -> bool:
@@ -372,7 +372,7 @@ def report(sweep: Sweep, prices: Prices) -> Report:
 
 def _findings(sweep: Sweep) -> list[Finding]:
     """Return what ended the sweep, and the levels that could not be measured, or answered with errors."""
-    findings = findings_of(Gravity.UNMEASURED, sweep.failures)
+    findings = findings_of(Gravity.UNMEASURED, filter(None, [sweep.failure]))
     for level in sweep.levels:
         text = f"{sweep.subject(level.ru, level.size_kb)}: {level.outcome.reason}"
         if level.outcome.standing is Standing.FAILED:

@@ -11,6 +11,7 @@ from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.experiment import interrupted_report
 from hotplate.bench.figure_names import BY_SDK, CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
@@ -39,7 +40,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, interrupted_report
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
