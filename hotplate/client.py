@@ -16,7 +16,7 @@ import httpcore2
 
 from hotplate.base.background import Background, blocking
 from hotplate.base.proxies import proxy_for
-from hotplate.base.recommendations import Item, Recommendations, RequestOptions
+from hotplate.base.recommendations import ITEM_FIELDS, Item, Recommendations, RequestOptions
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -138,7 +138,10 @@ class _Call:
     @property
     def popular_keys(self) -> "Sequence[_PopularKey]":
         """The popular lists that could replace an answer: that of the segment, and the overall one."""
-        of_segment = tuple(sorted((name, value) for name, value in self.options.items() if name not in APPLIED_HERE))
+        options = {name: value for name, value in self.options.items() if name not in APPLIED_HERE}
+        if attributes := set(self.options.get("fields", ())).difference(ITEM_FIELDS):
+            options["fields"] = (*ITEM_FIELDS, *sorted(attributes))
+        of_segment = tuple(sorted(options.items()))
         overall = tuple(option for option in of_segment if option[0] != "segment")
         return list(dict.fromkeys([of_segment, overall]))
 
@@ -665,7 +668,7 @@ def _select_items(items: "list[Item]", call: _Call) -> "list[Item]":
     """Return the first *n* items that are not excluded, with the requested fields."""
     excluded = set(call.options.get("exclude", ()))
     kept = [item for item in items if item["id"] not in excluded][: call.n]
-    fields = call.options.get("fields", ("id", "score", "title"))
+    fields = call.options.get("fields", ITEM_FIELDS)
     return [{name: item[name] for name in fields if name in item} for item in kept]  # type: ignore[literal-required,misc]  # names of fields, as the service takes them
 
 

@@ -102,6 +102,18 @@ def allow_erasure(catalogue: Catalogue) -> None:
     del catalogue
 
 
+class RefuseErasure:
+    """Forbids `Store.erase` to delete a release, and keeps the catalogues that it was called with."""
+
+    def __init__(self) -> None:
+        self.seen = list[Catalogue]()
+
+    def __call__(self, catalogue: Catalogue) -> None:
+        """Keep the catalogue, and raise ReleaseConflict."""
+        self.seen.append(catalogue)
+        raise ReleaseConflict("it is live again")
+
+
 async def write_release(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
     """Create a draft, put *rows*, and seal it by default, so that it can be read."""
     await store.create(draft_of(release), Plan(len(rows), 1000))
@@ -110,11 +122,11 @@ async def write_release(store: Store, release: ReleaseId, rows: Sequence[Row], *
         await store.seal(draft_of(release))
 
 
-async def swap_catalogue(store: Store, change: Catalogue) -> Catalogue:
-    """Store a changed catalogue with the next generation, and return it as stored."""
+async def swap_catalogue(store: Store, change: Catalogue, records: Sequence[RecordChange] = ()) -> Catalogue:
+    """Store a changed catalogue with the next generation, and records, and return the catalogue as stored."""
     old = await store.catalogue()
     new = catalogue_changes.succeed(old, change, token=secrets.token_hex(8), store_id="here")
-    await store.swap(old, new)
+    await store.swap(old, new, records)
     return new
 
 
@@ -183,24 +195,19 @@ async def assert_refused(call: Awaitable[object], fault: str) -> None:
     assert isinstance(outcome, ReleaseConflict), fault
 
 
-def found_nothing(read: asyncio.Task[list[ReadResult]]) -> bool:
-    """Return whether a read was cancelled, or raised StoreUnavailable or returned it for each key."""
-    if read.cancelled():
-        return True
-    error = read.exception()
-    results = read.result() if error is None else [error]
-    return all(isinstance(result, StoreUnavailable) for result in results)
+async def outcomes_of(read: asyncio.Future[list[ReadResult]]) -> list[BaseException | bytes | None]:
+    """Return the results of a read, once it has ended, or its error as the only one."""
+    (outcome,) = await asyncio.gather(read, return_exceptions=True)
+    return [outcome] if isinstance(outcome, BaseException) else [*outcome]
 
 
-async def read_until_available(reader: Reader, release: ReleaseId, keys: Sequence[str]) -> list[ReadResult]:
+async def read_until_available(reader: Reader, release: ReleaseId, keys: Sequence[str]) -> object:
     """Read *keys* again until there is no StoreUnavailable, as from connections that are opened again."""
     async with asyncio.timeout(SOON_S):
         while True:
-            (outcome,) = await asyncio.gather(reader.get_many(release_ref(release), keys), return_exceptions=True)
-            if isinstance(outcome, BaseException) and not isinstance(outcome, StoreUnavailable):
-                raise outcome
-            if isinstance(outcome, list) and not any(isinstance(result, StoreUnavailable) for result in outcome):
-                return outcome
+            outcomes = await outcomes_of(asyncio.ensure_future(reader.get_many(release_ref(release), keys)))
+            if not any(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
+                return outcomes
             await asyncio.sleep(0.01)
 
 
@@ -255,16 +262,22 @@ class StoreContract:
         assert 0 < passed_s < time.time() - began_at + 1, "catalogue: `now` stands still, or is not the time of a clock"
 
     async def test_rows_are_read_in_the_order_of_the_keys_by_another_handle(self, open_handle: OpenStore) -> None:
-        """A handle is one opened store; two handles are as two processes. An absent key is None."""
+        """A handle is one opened store; two handles are as two processes. An absent key is None.
+
+        A local store, as of files, also reads one key without awaiting.
+        """
         await write_release(open_handle(), FIRST, ROWS)
         reader = open_handle()
-        keys = [row.key for row in reversed(ROWS)]
-        assert await reader.get_many(release_ref(FIRST), [*keys, "user:absent", keys[0]]) == [
-            *(row.value for row in reversed(ROWS)),
-            None,
-            ROWS[-1].value,
-        ]
-        assert await reader.get_many(release_ref(FIRST), []) == []
+        release = release_ref(FIRST)
+        keys = [*(row.key for row in reversed(ROWS)), "user:absent", ROWS[-1].key]
+        values = [*(row.value for row in reversed(ROWS)), None, ROWS[-1].value]
+        assert await reader.get_many(release, keys) == values
+        assert await reader.get_many(release, []) == []
+        if reader.is_local:
+            assert [reader.get(release, key) for key in keys] == values
+            await reader.warm(release)
+            with pytest.raises(ReleaseNotFound):
+                reader.get(release_ref(SECOND), "user:1")
 
     async def test_a_read_ends_after_its_time_limit_and_harms_no_later_one(self, store: Store) -> None:
         """With too little time, the read raises StoreUnavailable, or returns it for the keys without an answer."""
@@ -279,62 +292,49 @@ class StoreContract:
             assert isinstance(result, StoreUnavailable) or result == value
         assert await store.get_many(release_ref(FIRST), keys) == values
 
-    @pytest.mark.parametrize("is_connected", [True, False])
-    async def test_a_read_of_a_stalled_store_ends_in_time_and_harms_no_later_one(
-        self, stall: Stall, open_handle: OpenStore, *, is_connected: bool
+    @pytest.mark.parametrize(("is_closed", "is_connected"), [(False, False), (False, True), (True, True)])
+    async def test_a_read_of_a_stalled_store_ends_in_time_or_by_close_and_harms_no_other(
+        self, stall: Stall, open_handle: OpenStore, *, is_closed: bool, is_connected: bool
     ) -> None:
-        """A store that reads key by key, with a `coalesce` of 1, ends the read itself; for others, callers cancel it.
+        """A read of another handle with a longer limit, which began before, still waits when the read ends.
 
-        A read with a longer limit, which began before, still waits then: the limit, and no other, ended the read.
+        A store that reads key by key, with a `coalesce` of 1, ends a read after its limit itself; for others, callers
+        cancel it. `close` ends a read with StoreClosed, or another StoreUnavailable.
         """
         release = release_ref(FIRST)
         await write_release(open_handle(), FIRST, ROWS)
-        long_reader = open_handle()
-        short_reader = open_handle()
+        patient_reader = open_handle()
+        reader = open_handle()
         if is_connected:
-            for reader in (long_reader, short_reader):
-                await reader.get_many(release, ["user:1"])
+            for handle in (patient_reader, reader):
+                await handle.get_many(release, ["user:1"])
 
         with stall():
-            long_read = asyncio.ensure_future(long_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
-            short_read = asyncio.ensure_future(short_reader.get_many(release, ["user:1"], timeout_s=SHORT_S))
-            if short_reader.coalesce > 1:
-                asyncio.get_running_loop().call_later(SHORT_S, short_read.cancel)
-            reads = [long_read, short_read]
+            patient_read = asyncio.ensure_future(patient_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
+            limit_s = LONG_S if is_closed else SHORT_S
+            read = asyncio.ensure_future(reader.get_many(release, ["user:1"], timeout_s=limit_s))
+            ending = asyncio.ensure_future(asyncio.sleep(0))
+            if is_closed:
+                await asyncio.wait([read], timeout=SHORT_S)
+                assert not read.done()
+                ending = asyncio.ensure_future(reader.close())
+            elif reader.coalesce > 1:
+                asyncio.get_running_loop().call_later(SHORT_S, read.cancel)
+            reads = [patient_read, read]
             ended, _ = await asyncio.wait(reads, timeout=SOON_S, return_when=asyncio.FIRST_COMPLETED)
-            assert ended == {short_read}, "the read with the shorter limit ends first"
-            long_read.cancel()
+            assert ended == {read}, "the read with the shorter limit, or of the closed handle, ends first"
+            assert not (is_closed and read.cancelled()), "close: a read was cancelled"
+            patient_read.cancel()
             await asyncio.wait(reads, timeout=SOON_S)
-            assert long_read.done(), "a read that is cancelled ends"
-            assert all(map(found_nothing, reads))
+            assert patient_read.done(), "a read that is cancelled ends"
+            for outcome in (*await outcomes_of(patient_read), *await outcomes_of(read)):
+                assert isinstance(outcome, StoreUnavailable | asyncio.CancelledError)
+        await asyncio.wait_for(ending, SOON_S)  # a close may wait for the server
 
         # A late reply must not be taken for that of another key.
-        for reader in (short_reader, long_reader):
+        for handle in (patient_reader, open_handle() if is_closed else reader):
             keys = ["user:2", "user:%FF", "user:absent"]
-            assert await read_until_available(reader, FIRST, keys) == [b"", b"percent", None]
-
-    async def test_close_ends_a_read_of_a_stalled_store(self, stall: Stall, open_handle: OpenStore) -> None:
-        """The read raises StoreClosed, or another StoreUnavailable; that of another handle still waits then."""
-        release = release_ref(FIRST)
-        await write_release(open_handle(), FIRST, ROWS)
-        open_reader = open_handle()
-        closed_reader = open_handle()
-        for reader in (open_reader, closed_reader):
-            await reader.get_many(release, ["user:1"])
-
-        with stall():
-            open_read = asyncio.ensure_future(open_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
-            closed_read = asyncio.ensure_future(closed_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
-            await asyncio.wait([closed_read], timeout=SHORT_S)
-            assert not closed_read.done()
-            closing = asyncio.ensure_future(closed_reader.close())
-            ended, _ = await asyncio.wait([open_read, closed_read], timeout=SOON_S, return_when=asyncio.FIRST_COMPLETED)
-            assert ended == {closed_read}, "the read of the closed handle ends first"
-            with pytest.raises(StoreUnavailable):
-                closed_read.result()
-            open_read.cancel()
-            await asyncio.wait([open_read], timeout=SOON_S)
-        await asyncio.wait_for(closing, SOON_S)  # which may wait for the server
+            assert await read_until_available(handle, FIRST, keys) == [b"", b"percent", None]
 
     async def test_each_call_after_close_raises_store_closed_or_opens_local_files_again(
         self, open_handle: OpenStore
@@ -361,39 +361,31 @@ class StoreContract:
                 wrong[name] = outcome
         assert wrong == {}, "of a closed store; a store of local files sets `is_local`"
 
-    async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
-        """A local store, as of files, also reads one key without awaiting."""
-        await write_release(store, FIRST, ROWS)
-        if not store.is_local:
-            pytest.skip("not local")
-        assert [store.get(release_ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
-        assert store.get(release_ref(FIRST), "user:absent") is None
-        await store.warm(release_ref(FIRST))
-        with pytest.raises(ReleaseNotFound):
-            store.get(release_ref(SECOND), "user:1")
-
-    async def test_releases_do_not_see_each_other(self, store: Store) -> None:
-        await write_release(store, FIRST, [Row("user:1", b"old")])
-        await write_release(store, SECOND, [Row("user:1", b"new"), Row("user:2", b"new")])
-        keys = ["user:1", "user:2"]
-        missing = release_ref(FIRST)._replace(incarnation="gone")
-        reads = (store.get_many(release, keys) for release in (release_ref(FIRST), missing, release_ref(SECOND)))
-        old, error, new = await asyncio.gather(*reads, return_exceptions=True)  # may be sent as one request
-        assert (old, new) == ([b"old", None], [b"new", b"new"])
-        assert isinstance(error, ReleaseNotFound)
-
-    async def test_incarnations_of_one_id_do_not_see_each_other(self, store: Store) -> None:
+    async def test_releases_and_incarnations_do_not_see_each_other(self, store: Store) -> None:
         """A release that is written again has a new incarnation, the name of its data."""
-        erased = draft_of(FIRST)._replace(incarnation="erased")
-        other = draft_of(FIRST)._replace(incarnation="other")
-        for draft in (erased, other):
-            await store.create(draft, Plan(1, 100))
+        erased = draft_of(FIRST)
+        again = erased._replace(incarnation="again")
+        other = draft_of(SECOND)
+        for draft in (erased, again, other):
+            await store.create(draft, Plan(2, 100))
             await store.put(draft, [Row("user:1", draft.incarnation.encode())])
+        await store.put(other, [Row("user:2", b"other")])
+        for draft in (erased, again, other):
             await store.seal(draft)
+
+        async def read_each() -> list[object]:
+            missing = erased.release._replace(incarnation="gone")
+            releases = (erased.release, missing, again.release, other.release)
+            reads = (store.get_many(release, ["user:1", "user:2"]) for release in releases)  # perhaps one request
+            return [
+                ReleaseNotFound if isinstance(outcome, ReleaseNotFound) else outcome
+                for outcome in await asyncio.gather(*reads, return_exceptions=True)
+            ]
+
+        of_others = [ReleaseNotFound, [b"again", None], [other.incarnation.encode(), b"other"]]
+        assert await read_each() == [[erased.incarnation.encode(), None], *of_others]
         await store.erase(erased.release, allow_erasure)
-        assert await store.get_many(other.release, ["user:1"]) == [b"other"]
-        with pytest.raises(ReleaseNotFound):
-            await store.get_many(erased.release, ["user:1"])
+        assert await read_each() == [ReleaseNotFound, *of_others]
 
     async def test_scan_yields_sealed_rows_in_ascending_order_of_key_bytes(self, store: Store) -> None:
         """Only a sealed release, one that takes no more rows, can be scanned; `prepare` makes it fast to read."""
@@ -420,15 +412,22 @@ class StoreContract:
         assert {type(sentence) for sentence in await store.warnings()} <= {str}
         assert Level.ERROR not in {finding.level for finding in await store.examine()}
 
-    async def test_put_again_changes_nothing_and_put_out_of_order_loses_nothing(self, store: Store) -> None:
-        """A publisher that was interrupted puts rows again."""
+    async def test_put_again_changes_nothing_and_a_sealed_release_takes_no_more_rows(
+        self, open_handle: OpenStore
+    ) -> None:
+        """A publisher that was interrupted puts rows again; rows out of order are not lost."""
+        store = open_handle()
         await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
         await store.put(draft_of(FIRST), ROWS[4:])
         await store.put(draft_of(FIRST), ROWS[4:])
         await store.put(draft_of(FIRST), ROWS[:6])
         await store.put(draft_of(FIRST), [Row("user:0", b"unsorted")])
         await store.put(draft_of(FIRST), [])
-        await store.seal(draft_of(FIRST))
+        for _ in range(2):
+            await store.seal(draft_of(FIRST))
+        for handle in (store, open_handle()):
+            with pytest.raises(ReleaseConflict):
+                await handle.put(draft_of(FIRST), [Row("user:late", b"x")])
         expected = sorted([*ROWS, Row("user:0", b"unsorted")], key=lambda row: row.key.encode())
         assert await scan_rows(store, FIRST) == expected, "a scrub counts the rows of a scan"
 
@@ -438,17 +437,17 @@ class StoreContract:
         """Two processes of one writer each put a part: the rows with even keys, and those with odd ones."""
         even = [Row(f"user:{n:03}", b"even") for n in range(0, 100, 2)]
         odd = [Row(f"user:{n:03}", b"odd") for n in range(1, 100, 2)]
+        dictionary = Row("meta:dictionary", b"early")
         first = open_handle()
         draft = draft_of(FIRST)
         await first.create(draft, Plan(100, 1000))
-        await first.put(draft, [Row("meta:dictionary", b"early")])
+        await first.put(draft, [dictionary])
         assert await first.resume_point(draft) is None
 
-        for start in range(0, 30, 10):
-            await first.put(draft, even[start : start + 10], part=0)
-            await first.put(draft, odd[start : start + 10], part=1)
-        await first.put(draft, [Row("meta:dictionary", b"early")], part=1)
-        await first.put(draft, even[30:40], part=0)
+        await first.put(draft, even[:20], part=0)
+        await first.put(draft, odd[:30], part=1)
+        await first.put(draft, [dictionary], part=1)
+        await first.put(draft, even[20:40], part=0)
         await first.close()
 
         second = open_handle()
@@ -461,7 +460,7 @@ class StoreContract:
         await second.put(draft, even[40:], part=0)
         await second.seal(draft)
 
-        assert await scan_rows(second, FIRST) == sorted([Row("meta:dictionary", b"early"), *even, *odd])
+        assert await scan_rows(second, FIRST) == sorted([dictionary, *even, *odd])
         assert await second.get_many(release_ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
 
     async def test_a_claimed_draft_takes_no_rows_from_its_earlier_writer(self, open_handle: OpenStore) -> None:
@@ -542,18 +541,6 @@ class StoreContract:
         if store.is_local:
             assert store.get(release_ref(FIRST), keys[1]) is None
 
-    async def test_incarnations_are_listed_until_they_are_erased(self, open_handle: OpenStore) -> None:
-        """`incarnations` names all data in the store, also of drafts, that is, unsealed releases."""
-        store = open_handle()
-        await write_release(store, FIRST, ROWS)
-        await write_release(store, SECOND, ROWS[:1], seal=False)
-        incarnations = [draft_of(release).incarnation for release in (FIRST, SECOND)]
-        assert sorted(await store.incarnations()) == sorted(incarnations)
-        await open_handle().erase(release_ref(FIRST), allow_erasure)
-        assert await store.incarnations() == [draft_of(SECOND).incarnation]
-        await store.erase(release_ref(SECOND), allow_erasure)
-        assert await store.incarnations() == []
-
     @pytest.mark.parametrize("seal", [True, False])
     async def test_a_catalogue_is_begun_over_drafts_but_not_over_sealed_releases(
         self, open_handle: OpenStore, *, seal: bool
@@ -571,15 +558,6 @@ class StoreContract:
         assert (await open_handle().catalogue()).generation == 0
         assert await scan_rows(store, FIRST) == ROWS
 
-    async def test_a_sealed_release_takes_no_more_rows(self, open_handle: OpenStore) -> None:
-        store = open_handle()
-        await write_release(store, FIRST, ROWS)
-        await store.seal(draft_of(FIRST))
-        for handle in (store, open_handle()):
-            with pytest.raises(ReleaseConflict):
-                await handle.put(draft_of(FIRST), [Row("user:late", b"x")])
-        assert await scan_rows(store, FIRST) == ROWS
-
     async def test_a_release_that_was_never_created_is_not_found(self, store: Store) -> None:
         release = release_ref(FIRST)
         draft = draft_of(FIRST)
@@ -595,12 +573,18 @@ class StoreContract:
 
     @pytest.mark.parametrize("sealed", [True, False])
     async def test_erase_removes_every_row_and_is_idempotent(self, open_handle: OpenStore, *, sealed: bool) -> None:
-        """A second erase, by another process, does nothing; other releases stay."""
+        """A second erase, by another process, does nothing; other releases stay.
+
+        `incarnations` names all data in the store, also of drafts, that is, unsealed releases.
+        """
         store = open_handle()
         await write_release(store, FIRST, ROWS, seal=sealed)
         await write_release(store, SECOND, ROWS[:1])
+        incarnations = [release_ref(release).incarnation for release in (FIRST, SECOND)]
+        assert sorted(await store.incarnations()) == sorted(incarnations)
         await open_handle().erase(release_ref(FIRST), allow_erasure)
         await store.erase(release_ref(FIRST), allow_erasure)
+        assert await store.incarnations() == incarnations[1:]
         with pytest.raises(ReleaseNotFound):
             await open_handle().get_many(release_ref(FIRST), ["user:1"])
         assert await store.get_many(release_ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
@@ -615,19 +599,14 @@ class StoreContract:
         store = open_handle()
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, ROWS, seal=sealed)
-        seen = list[Catalogue]()
-
-        def refuse(catalogue: Catalogue) -> None:
-            seen.append(catalogue)
-            raise ReleaseConflict("it is live again")
-
+        refuse = RefuseErasure()
         for _ in range(2):
             # A change after `store` has read the catalogue: the writer's lease of the draft is renewed.
             await swap_catalogue(store, catalogue_changes.renew(await store.catalogue(), draft_of(FIRST)))
             for handle in (store, open_handle()):
                 with pytest.raises(ReleaseConflict, match="live again"):
                     await handle.erase(release_ref(FIRST), refuse)
-                assert seen[-1] == await store.catalogue()
+                assert refuse.seen[-1] == await store.catalogue()
 
         expected = ROWS
         if not sealed:  # the draft takes rows as before
@@ -646,15 +625,10 @@ class StoreContract:
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, ROWS)
         await swap_catalogue(open_handle(), catalogue_changes.commit(await store.catalogue(), draft_of(FIRST)))
-        seen = list[Catalogue]()
-
-        def refuse(catalogue: Catalogue) -> None:
-            seen.append(catalogue)
-            raise ReleaseConflict("not recorded")
-
-        with pytest.raises(ReleaseConflict, match="not recorded"):
+        refuse = RefuseErasure()
+        with pytest.raises(ReleaseConflict, match="live again"):
             await store.erase_rows(release_ref(FIRST), ["user:1"], refuse)
-        assert seen[-1] == await store.catalogue()
+        assert refuse.seen[-1] == await store.catalogue()
         assert await scan_rows(store, FIRST) == ROWS
 
         for deleted in (2, 0):
@@ -676,25 +650,6 @@ class StoreContract:
         await store.prepare(release_ref(FIRST))
         assert await scan_rows(store, FIRST) == ROWS
 
-    async def test_the_canary_is_stored_changed_and_ended(self, open_handle: OpenStore) -> None:
-        """A canary is a release that a percentage of the users gets, for some days if it is an experiment."""
-        writer = open_handle()
-        reader = open_handle()
-        failed_gates = ("ndcg", "overlap@10")
-        for release, gates in ((FIRST, ()), (SECOND, failed_gates)):
-            await begin_draft(writer, release)
-            await write_release(writer, release, ROWS)
-            await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(release), gates))
-        await swap_catalogue(writer, catalogue_changes.activate(await writer.catalogue(), FIRST))
-        for percent, days in ((2.5, None), (50.0, 14)):
-            stored = await writer.catalogue()
-            changed = catalogue_changes.start_canary(stored, SECOND, percent, days, overridden=failed_gates)
-            written = await swap_catalogue(writer, changed)
-            read = await reader.catalogue()
-            assert (read, read.canary) == (written, Canary(SECOND, percent, salt=SECOND))
-        await swap_catalogue(writer, catalogue_changes.abort(await writer.catalogue(), SECOND))
-        assert (await reader.catalogue()).served == (release_ref(FIRST),)
-
     async def test_a_swap_compares_generation_token_and_store(self, store: Store) -> None:
         """A swap replaces the stored catalogue only if that is the one that the caller has read."""
         await begin_draft(store, FIRST)
@@ -706,42 +661,31 @@ class StoreContract:
                 await store.swap(impostor, successor)
         assert await store.catalogue() == stored
 
-    async def test_records_are_swapped_with_the_catalogue_and_read_by_another_handle(
-        self, open_handle: OpenStore
-    ) -> None:
-        """Records are small values by name, which a swap changes together with the catalogue."""
+    async def test_records_are_swapped_with_the_catalogue_or_not_at_all(self, open_handle: OpenStore) -> None:
+        """Records are small values by name, which a swap changes together with the catalogue.
+
+        A RecordChange has a record's name, old and new value; if the record has the new one, the swap succeeds.
+        """
         store = open_handle()
         reader = open_handle()
         assert await reader.records(["one", "other"]) == [None, None]
-        await begin_draft(store, FIRST)
+        stored = await begin_draft(store, FIRST)
         first = [RecordChange("one", None, b'1 "\x00\xff'), RecordChange("other", None, b"x" * 1_000_000)]
         second = [RecordChange("one", first[0].after, b"2")]
         for records in (first, second):
-            stored = await store.catalogue()
-            token = records[0].after.hex()  # another one for each change
-            await store.swap(stored, catalogue_changes.succeed(stored, stored, token, store_id="here"), records)
+            stored = await swap_catalogue(store, stored, records)
             assert await reader.records(["one", "absent"]) == [records[0].after, None]
         assert await reader.records(["other"]) == [first[1].after]
 
-    async def test_a_refused_swap_changes_no_record_and_a_repeated_one_is_done(self, store: Store) -> None:
-        """A RecordChange has a record's name, old and new value; if the record has the new one, the swap succeeds."""
-        await begin_draft(store, FIRST)
-        stored = await store.catalogue()
-        successor = catalogue_changes.succeed(stored, stored, token="first", store_id="here")
-        await store.swap(stored, successor, [RecordChange("one", None, b"2")])
-
-        stored = await store.catalogue()
-        outdated = replace(stored, token="outdated")
-        successor = catalogue_changes.succeed(stored, stored, token="refused", store_id="here")
+        refused = catalogue_changes.succeed(stored, stored, token="refused", store_id="here")
         with pytest.raises(ReleaseConflict):
-            await store.swap(outdated, successor, [RecordChange("one", b"2", b"3")])
+            await store.swap(replace(stored, token="outdated"), refused, [RecordChange("one", b"2", b"3")])
         assert await store.records(["one"]) == [b"2"]
 
         repeated = [RecordChange("one", b"1", b"2")]  # of an attempt that changed the record, and has lost its reply
-        successor = catalogue_changes.succeed(stored, stored, token="again", store_id="here")
-        await store.swap(stored, successor, repeated)
-        assert await store.records(["one"]) == [b"2"]
-        assert await store.catalogue() == successor
+        stored = await swap_catalogue(store, stored, repeated)
+        assert await reader.records(["one"]) == [b"2"]
+        assert await reader.catalogue() == stored
 
     async def test_one_of_many_concurrent_swaps_wins_with_its_record(self, open_handle: OpenStore) -> None:
         """All have read the same catalogue and the same record, which the others do not replace."""
@@ -792,19 +736,31 @@ class StoreContract:
             await store.replace_unreadable(record, rebuilt)
 
     async def test_a_poll_reads_the_catalogue_and_soon_each_change(self, open_handle: OpenStore) -> None:
-        """`poll` is how a service follows a store, every `poll_s` seconds; it may lag behind a swap for a while."""
+        """`poll` is how a service follows a store, every `poll_s` seconds; it may lag behind a swap for a while.
+
+        A canary is a release that a percentage of the users gets, for some days if it is an experiment.
+        """
         writer = open_handle()
         reader = open_handle()
-        first = await begin_draft(writer, FIRST)
-        await write_release(writer, FIRST, ROWS)
-        assert await reader.poll() == first
-        second = await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(FIRST)))
-        assert reader.poll_s > 0
-        async with asyncio.timeout(60):
-            polled = await reader.poll()
-            while polled != second:
-                await asyncio.sleep(reader.poll_s)
+        for release in (FIRST, SECOND):
+            catalogue = await begin_draft(writer, release)
+            await write_release(writer, release, ROWS)
+        assert await reader.poll() == catalogue
+
+        failed_gates = ("ndcg", "overlap@10")
+        catalogue = catalogue_changes.commit(catalogue, draft_of(FIRST))
+        catalogue = catalogue_changes.commit(catalogue, draft_of(SECOND), failed_gates)
+        catalogue = await swap_catalogue(writer, catalogue_changes.activate(catalogue, FIRST))
+        for percent, days in ((2.5, None), (50.0, 14)):
+            change = catalogue_changes.start_canary(catalogue, SECOND, percent, days, overridden=failed_gates)
+            catalogue = await swap_catalogue(writer, change)
+            assert catalogue.canary == Canary(SECOND, percent, salt=SECOND)
+            assert reader.poll_s > 0
+            async with asyncio.timeout(60):
                 polled = await reader.poll()
+                while polled != catalogue:
+                    await asyncio.sleep(reader.poll_s)
+                    polled = await reader.poll()
 
     async def test_odd_release_ids_are_refused(self, store: Store) -> None:
         for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):
@@ -812,15 +768,27 @@ class StoreContract:
                 await store.get_many(ReleaseRef(ReleaseId(odd), odd), ["user:1"])
 
     async def test_erased_users_stay_erased_after_rollback_and_prune(self, store: Store) -> None:
-        """In each release, `verify` counts the rows of an erased user as erased, and not as missing."""
+        """In each release, `verify` counts the rows of an erased user as erased, and not as missing.
+
+        The rows of a named list have its name in their keys, as user@basket:1.
+        """
+        body = body_of(b'{"id":"x","score":1}')
+        keys = ["item@basket:x", "popular:", "popular@basket:", "popular@basket:é", "user:1", "user:2", "user@basket:1"]
 
         async def rows() -> AsyncIterator[Sequence[Row]]:
-            body = body_of(b'{"id":"x","score":1}')
-            yield [Row("popular:", body), *(Row(f"user:{number}", body) for number in range(3))]
+            yield [Row(key, body) for key in keys]
 
-        results = [await publish_release(store, rows(), plan=Plan(4, 200)) for _ in range(2)]
+        results = [await publish_release(store, rows(), plan=Plan(len(keys), 400)) for _ in range(2)]
         first, second = (result.manifest.release for result in results)
+        stored = (await store.catalogue()).find(second).ref
+        assert (await verify(store, stored)).named == {"basket": ("é",)}
+        assert all(isinstance(result, bytes) for result in await store.get_many(stored, keys))
+        assert [row.key async for row in store.scan(stored)] == [*keys[:1], "meta:manifest", *keys[1:]]
+        assert (await find_users(store, ["1"])).lists == {first: ("basket",), second: ("basket",)}
+
         await erase_users(store, ["1"])
+        erased = await erased_from(store)
+        assert [key for key in keys if erased.covers(key)] == ["user:1", "user@basket:1"]
         assert await rollback(store) == first
         for release in (first, second):
             await verify(store, (await store.catalogue()).find(release).ref)
@@ -828,27 +796,3 @@ class StoreContract:
         searched = await find_users(store, ["1", "2"])
         assert searched.erased == ("1",)
         assert "2" in searched.holding[first]
-
-    async def test_named_lists_are_verified_read_and_erased_with_their_release(self, store: Store) -> None:
-        """The rows of a named list have its name in their keys, as user@basket:1."""
-        body = body_of(b'{"id":"x","score":1}')
-        keys = ["item@basket:x", "popular:", "popular@basket:", "popular@basket:é", "user:1", "user@basket:1"]
-
-        async def rows() -> AsyncIterator[Sequence[Row]]:
-            yield [Row(key, body) for key in keys]
-
-        result = await publish_release(store, rows(), plan=Plan(len(keys), 400))
-        release = result.manifest.release
-        entry = (await store.catalogue()).find(release)
-
-        assert (await verify(store, entry.ref)).named == {"basket": ("é",)}
-        assert len([result for result in await store.get_many(entry.ref, keys) if isinstance(result, bytes)]) == len(
-            keys
-        )
-        assert [row.key async for row in store.scan(entry.ref)] == [*keys[:1], "meta:manifest", *keys[1:]]
-        assert (await find_users(store, ["1"])).lists == {release: ("basket",)}
-
-        await erase_users(store, ["1"])
-        await verify(store, entry.ref)
-        erased = await erased_from(store)
-        assert [key for key in keys if erased.covers(key)] == ["user:1", "user@basket:1"]

@@ -4,13 +4,14 @@ Requests filter lists by them (`where=price<10`), so each attribute is a column 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
 import polars as pl
 
+from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
@@ -52,32 +53,37 @@ class Attributes(NamedTuple):
     about: OriginRecord
 
 
-def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = None) -> Attributes:
+def read_attributes(
+    path: DataSource | None, kinds: Mapping[str, str] | None = None, shown: Collection[str] = ()
+) -> Attributes:
     """Read a file with a column of items; the other columns are attributes, such as price, by which lists are filtered.
 
-    Returns them as rows of a release and as an entry of its manifest; none without a *path*. *kinds* are `number` or
-    `text`, by column. Other columns of a text file are numbers if 95 % of their cells are, and columns of Parquet keep
-    their types; Booleans are texts. A column is also one of texts if numbers would not keep all of its digits: those of
-    whole numbers from 2**53 on, and leading zeros. In a column of numbers, a cell that is not a number counts as
-    missing. The entry's `notes` show such cells. Raises DataError for a repeated item, and for attributes that are too
-    large or cannot be named in a filter, SettingError for kinds of unknown columns.
+    Returns them as rows of a release and as an entry of its manifest; none without a *path*. Answers may have the
+    *shown* ones (`fields=id,price`). *kinds* are `number` or `text`, by column. Other columns of a text file are
+    numbers if 95 % of their cells are, and columns of Parquet keep their types; Booleans are texts. A column is also
+    one of texts if numbers would not keep all of its digits: those of whole numbers from 2**53 on, and leading zeros.
+    In a column of numbers, a cell that is not a number counts as missing. The entry's `notes` show such cells.
+
+    Raises DataError for a repeated item, and for attributes that are too large or cannot be named in a filter,
+    SettingError for unknown columns, and for *shown* ones with the name of a field that each item has.
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
         if kind not in get_args(Kind):
-            raise SettingError(f"The kind of attribute {name!r} is {kind!r}; it must be {' or '.join(get_args(Kind))}.")
+            raise SettingError(f"The attribute {name!r} is {kind!r}; write NAME=number or NAME=text: price=number.")
     if path is None:
-        if kinds:
-            raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")
+        if kinds or shown:
+            given = "Kinds of attributes" if kinds else "Shown attributes"
+            raise SettingError(f"{given} are given without a file of attributes; give that, too.")
         return Attributes([], {})
 
     source = named_paths([path])
     with input_files([path]) as files:
         tables = open_tables(files, Format(max_bad_rows=0))
         schema = tables[0].schema
-        item = choose_columns({}, list(schema), source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
+        item = choose_columns({}, list(schema), source, required=[_ITEM])[_ITEM]
         names = [name for name in schema if name != item]
-        _check_names(names, kinds, source)
+        _check_names(names, kinds, shown, source)
 
         if tables[0].file.kind == "parquet":
             for name in names:
@@ -92,34 +98,42 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
         for number, name in enumerate(names):
             cells = kept.select(ROW, FILE, cell=pl.col(f"{number}"))
             columns[name] = _typed_column(name, cells, kinds.get(name), tables)
-    return _encoded_rows(kept.get_column(_ITEM), columns, source)
+    attributes = _encoded_rows(kept.get_column(_ITEM), columns, source)
+    if shown:
+        attributes.about[ABOUT]["shown"] = list(dict.fromkeys(shown))
+    return attributes
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
-    """Parse `price=number` and `size=text`, also joined by commas; raises SettingError."""
-    kinds = dict[str, str]()
-    for name, kind in chain.from_iterable(map(named_values, texts)):
-        if not name or kind not in get_args(Kind):
-            written = f"{name}={kind}" if kind else name
-            raise SettingError(f"--attribute: {written!r} is not NAME=number or NAME=text, such as price=number.")
-        kinds[name] = kind
-    return kinds
+    """Parse `price=number` and `size=text`, also joined by commas; `read_attributes` checks them."""
+    return dict(chain.from_iterable(map(named_values, texts)))
 
 
-def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) -> None:
+def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Parse `price,image`, repeated or joined by commas."""
+    names = chain.from_iterable(text.split(",") for text in texts)
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collection[str], source: str) -> None:
     """Check the names of a file's attribute columns.
 
     Raises DataError for a name that filters cannot use, and for a file without such columns; SettingError if *kinds*
-    has a name that is not among them.
+    or *shown* have a name that is not among them, or if *shown* has that of a field that each item has.
     """
     if wrong := next((name for name in columns if not _NAME.fullmatch(name)), None):
         raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
     if not columns:
         raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
-    for name, kind in kinds.items():
+    named = {name: f"The attribute {name}={kind}" for name, kind in kinds.items()}
+    for name, written in (named | {name: f"The shown attribute {name}" for name in shown}).items():
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
-            raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
+            raise SettingError(f"{written}: {source} has no such column; {advice}")
+    if taken := next((name for name in (*ITEM_FIELDS, "filler", "source") if name in shown), None):
+        raise SettingError(
+            f"The shown attribute {taken}: an item has this field already; rename the column in {source}."
+        )
 
 
 def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchema:
@@ -128,11 +142,9 @@ def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchem
     *item* is the column of items, *names* are those of attributes. The value of the attribute `names[2]` is called `2`,
     as its name may be in use. Rows with a missing or invalid id are left out.
     """
-    schema = RowSchema(table, {_ITEM: table.text(item)})
+    schema = RowSchema.of(table, {_ITEM: item})
     for number, name in enumerate(names):
         schema.values[f"{number}"] = table.text(name)
-
-    schema.leave_out_bad_ids({_ITEM: item})
     return schema
 
 
@@ -166,7 +178,9 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
         return _Column(values, f"{name} (text): numbers would not keep all digits of {shown}")
     if wanted == "number" and present and not numbers.count():
         cell = _cells_in_words(name, not_numbers.head(1), tables)
-        raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
+        raise SettingError(
+            f"The attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file."
+        )
     if not_numbers.is_empty():
         return _Column(numbers)
 
@@ -207,9 +221,7 @@ def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> 
     *cells* are [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
     """
     first = cells.sort(FILE, ROW).head(_CELLS_SHOWN)
-    places = list[str]()
-    for number, row in first.select(FILE, ROW).iter_rows():
-        places += [described.text for described in tables[number].describe_rows([row], name)]
+    places = [tables[number].describe(row, name).text for number, row in first.select(FILE, ROW).iter_rows()]
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 
 

@@ -6,10 +6,11 @@ by owner on disk, and each partition is sorted in memory. Items are numbered in 
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,18 +20,15 @@ import polars as pl
 
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, fingerprint, input_files, named_paths
 from hotplate.offline.input.rows import (
     Rows,
-    RowSchema,
     most_frequent_titles,
-    number_fault,
+    read_roles,
     texts_by_role,
-    with_found_header,
 )
-from hotplate.offline.input.tables import ROW, Table, open_tables
+from hotplate.offline.input.tables import ROW, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.options import Format
@@ -47,8 +45,9 @@ PARTITION_ROWS = 1_000_000
 # Beyond it, partitions get larger.
 MAX_PARTITIONS = 250
 _SAMPLED_OWNERS = 200_000
-_NO_NUMBER = "score that is not a number"
 _BATCH = 4096
+# The roles of the columns of owners and items, by the kind of lists.
+_OWNERS_AND_ITEMS = {"lists": ("user", "item"), "similar": ("item", "other"), "popular": ("segment", "item")}
 # Estimated bytes of a score and an item's JSON.
 _SCORE_BYTES = 19
 _FRAME_BYTES = 20
@@ -60,7 +59,7 @@ class ImportSettings:
     """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
 
     *lists* and *more* have the same columns. *similar* or *popular* alone suffice. *attribute_kinds* are `number` or
-    `text` by attribute, for those that are not to be guessed.
+    `text` by attribute, for those that are not to be guessed; *shown* are attributes that answers may have.
     """
 
     lists: Path | None = None
@@ -73,11 +72,18 @@ class ImportSettings:
     length: int = 20
     attributes: Path | None = None
     attribute_kinds: Mapping[str, str] = field(default_factory=dict)
+    shown: Sequence[str] = ()
 
     @property
-    def paths(self) -> list[Path]:
-        """All files of lists."""
-        return [] if self.lists is None else [self.lists, *self.more]
+    def paths(self) -> dict[str, list[Path]]:
+        """The files by kind; none of a kind that is not imported."""
+        kinds = {
+            "lists": (self.lists, *self.more),
+            "popular": (self.popular,),
+            "similar": (self.similar,),
+            "titles": (self.titles,),
+        }
+        return {kind: [path for path in paths if path is not None] for kind, paths in kinds.items()}
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -129,54 +135,41 @@ class SortedLists:
             yield ranked_lists(lists)
 
 
-class _Sources(NamedTuple):
-    """The checked rows of an import's files, and its file of titles, open."""
+class Scored(NamedTuple):
+    """The checked *rows* of files, and their *entries* [ROW, owner, item: str, score: f64]."""
 
-    lists: Rows | None
-    similar: Rows | None
-    popular: Rows | None
+    rows: Rows
+    entries: pl.LazyFrame
+
+
+class _Sources(NamedTuple):
+    """The checked rows of an import's files by their kind (`lists`, `similar`, `popular`), and its file of titles."""
+
+    scored: Mapping[str, Scored]
     title_files: Sequence[DataFile]
     fingerprint: str
-
-    @property
-    def rows(self) -> list[Rows]:
-        """Those of all files that there are."""
-        return [rows for rows in (self.lists, self.similar, self.popular) if rows is not None]
 
 
 @contextmanager
 def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
     """Yield the rows of the files that are imported: personal, similar and popular lists, and titles.
 
-    Files at URLs are downloaded first, and deleted after the block. A kind of lists without a file is None. Raises
-    DataError.
+    Files at URLs are downloaded first, and deleted after the block. Raises DataError.
     """
-    similar_paths = _optional(settings.similar)
-    popular_paths = _optional(settings.popular)
-    lists = similar = popular = None
-    with (
-        input_files(settings.paths) as files,
-        input_files(similar_paths) as similar_files,
-        input_files(popular_paths) as popular_files,
-        input_files(_optional(settings.titles)) as title_files,
-    ):
-        columns = {**settings.columns, "title": None} if title_files else settings.columns
-        form = settings.form
-
+    with ExitStack() as stack:
+        files = {kind: stack.enter_context(input_files(paths)) for kind, paths in settings.paths.items()}
         # Only the personal lists have the columns that were named.
-        if files:
-            lists = read_scored(files, named_paths(settings.paths), columns, form)
-        if similar_files:
-            similar = read_scored(similar_files, named_paths(similar_paths), {}, form, owner="item", item="other")
-        if popular_files:
-            popular = read_scored(popular_files, named_paths(popular_paths), {}, form, owner="segment")
+        named = dict(settings.columns)
+        if files["titles"]:
+            named["title"] = None
 
-        digest = fingerprint([*files, *popular_files, *similar_files, *title_files])
-        yield _Sources(lists, similar, popular, title_files, digest)
-
-
-def _optional(path: Path | None) -> list[Path]:
-    return [] if path is None else [path]
+        scored = dict[str, Scored]()
+        for kind, (owner, item) in _OWNERS_AND_ITEMS.items():
+            if files[kind]:
+                columns = named if kind == "lists" else {}
+                source = named_paths(settings.paths[kind])
+                scored[kind] = read_scored(files[kind], source, columns, settings.form, owner=owner, item=item)
+        yield _Sources(scored, files["titles"], fingerprint([*chain.from_iterable(files.values())]))
 
 
 class ImportedLists:
@@ -193,31 +186,30 @@ class ImportedLists:
         length = settings.length
 
         with _opened_files(settings) as sources:
-            self._users = sort_lists(sources.lists, numbers, length, folder / "users", partial(on_progress, "sort"))
+            scored = sources.scored
+            on_users = partial(on_progress, "sort")
             on_similar = partial(on_progress, "similar")
-            self._similar = sort_lists(sources.similar, numbers, length, folder / "similar", on_similar)
+            self._users = sort_lists(scored.get("lists"), numbers, length, folder / "users", on_users)
+            self._similar = sort_lists(scored.get("similar"), numbers, length, folder / "similar", on_similar)
 
             # Without a file of popular items, those in the most lists are popular.
-            counted = self._similar if sources.lists is None else self._users
-            self._popular_lists = _popular_lists(sources.popular, counted, numbers, max(length, POPULAR_LENGTH))
+            counted = self._users if "lists" in scored else self._similar
+            self._popular_lists = _popular_lists(scored.get("popular"), counted, numbers, max(length, POPULAR_LENGTH))
             titles = _titles(sources, settings)
 
-        first = sources.rows[0]
-        self.rows = first.total
-        self.left_out = dict(first.left_out)
+        rows = [kind.rows for kind in scored.values()]
+        self.rows = rows[0].total
+        self.left_out = dict(rows[0].left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-
-        self._notes = list[str]()
-        for rows in sources.rows:
-            self._notes += rows.notes
+        self._notes = [note for kind in rows for note in kind.notes]
         self._fingerprint = sources.fingerprint
 
         self._items = numbers.ids()
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
-        self._attributes = read_attributes(settings.attributes, settings.attribute_kinds)
+        self._attributes = read_attributes(settings.attributes, settings.attribute_kinds, settings.shown)
 
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
@@ -292,64 +284,37 @@ def read_scored(
     *,
     owner: str = "user",
     item: str = "item",
-) -> Rows:
+) -> Scored:
     """Read files of scored items: a row says that *item* is in the list of *owner*, with a score.
 
     *owner* and *item* are roles of columns, such as `user`, `segment` (a group of users) or `other` (a similar item).
     *named* are names of columns by role; the others are found by usual names. *source* names the files in messages.
-    Returns rows [owner: str, item: str, score: f64, and title: str if present], which are checked and counted. Rows
-    without an owner or item are left out, but a row without a segment is of the overall list; a score that is not
+    Rows without an owner or item are left out, but a row without a segment is of the overall list; a score that is not
     finite makes a bad row. Raises DataError.
     """
-    tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
-    guessed = (owner, item, "score", "title")
-    columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
-    schemas = [_score_schema(table, columns, owner, item) for table in tables]
-    return Rows(schemas, source)
-
-
-def _score_schema(table: Table, columns: Mapping[str, str], owner: str, item: str) -> RowSchema:
-    """Return how to read a table of scores: the values owner, item, score and perhaps title, and the rows to leave out.
-
-    *columns* are names of columns by role (their meaning). *owner* is the role of the lists' owners: `user`, `item` or
-    `segment` (a group of users; a row without one is of the overall list). *item* is the role of the items in the
-    lists. Rows with a missing or unusable id are left out. A score that is missing or not finite makes a bad row.
-    """
-    owners = table.text(columns.get(owner))
-    if owner == "segment":
-        owners = owners.fill_null(OVERALL)
-    schema = RowSchema(table, {"owner": owners, "item": table.text(columns[item])})
-    if "title" in columns:
-        schema.values["title"] = table.text(columns["title"])
-
-    score = columns["score"]
-    if table.schema[score] == pl.Float32:
-        # By its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
-        schema.values["score"] = pl.col(score).cast(pl.String).cast(pl.Float64)
-    else:
-        schema.values["score"] = table.number(score)
-
-    schema.leave_out_bad_ids({role: columns.get(role, "") for role in (owner, item)}, {owner: "owner", item: "item"})
-    is_bad = ~pl.col("score").is_finite().fill_null(value=False)
-    schema.leave_out_bad(_NO_NUMBER, is_bad, number_fault(score))
-    return schema
+    optional = [role for role in (owner, "title") if role not in required]
+    rows = read_roles(open_tables(files, form), source, named, required=required, optional=optional)
+    owners = pl.lit(OVERALL)
+    if owner in rows.kept.collect_schema():
+        owners = pl.col(owner).fill_null(OVERALL)
+    return Scored(rows, rows.kept.select(ROW, "score", owner=owners, item=item))
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     """Return titles by item, from the file of titles or, without one, from the files of lists."""
     if not sources.title_files:
-        return {} if sources.lists is None else most_frequent_titles(sources.lists.kept, named_paths(settings.paths))
+        lists = sources.scored.get("lists")
+        return {} if lists is None else most_frequent_titles(lists.rows.kept)
 
-    source = named_paths(_optional(settings.titles))
+    source = named_paths(settings.paths["titles"])
     named = {role: settings.columns.get(role) for role in ("item", "title")}
 
-    form = with_found_header(settings.form, sources.title_files, named)
-    titled = texts_by_role(sources.title_files, source, list(named), named, form)
-    return most_frequent_titles(titled.lazy(), source)
+    titled = texts_by_role(sources.title_files, source, list(named), named, settings.form)
+    return most_frequent_titles(titled.lazy())
 
 
-def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
+def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
     """Return the overall popular list, and one for each segment (a group of users), of at most *length* items.
 
     *scored* are rows [owner: segment, item, score] of popular items, None if no file was given. If they have no overall
@@ -358,29 +323,26 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
     """
     list_counts = lists.list_counts.astype(np.float64)
     counts = pl.DataFrame({"item": numbers.ids().head(len(list_counts)), "score": list_counts})
-    overall = counts.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
-
-    if scored is None:
-        rows = overall
-    else:
-        rows = scored.kept.select("owner", "item", "score").collect(engine="streaming")
-        segments = rows.get_column("owner").n_unique()
-        if segments >= MAX_POPULAR_LISTS:
-            raise DataError(
-                f"The popular lists are of {segments:,} segments; at most {MAX_POPULAR_LISTS - 1:,} can have one each."
-            )
-        if not (rows.get_column("owner") == OVERALL).any():
-            if overall.is_empty():
-                by_segments = rows.group_by("item").agg(score=pl.col("owner").n_unique().cast(pl.Float64))
-                overall = by_segments.select(owner=pl.lit(OVERALL), item="item", score="score")
-            rows = pl.concat([overall, rows])
+    overall = counts.filter(pl.col("score") > 0)
+    rows = pl.DataFrame(schema={"owner": pl.String})
+    if scored is not None:
+        rows = scored.entries.select("owner", "item", "score").collect(engine="streaming")
+    segments = rows.get_column("owner").n_unique()
+    if segments >= MAX_POPULAR_LISTS:
+        raise DataError(
+            f"The popular lists are of {segments:,} segments; at most {MAX_POPULAR_LISTS - 1:,} can have one each."
+        )
+    if OVERALL not in rows.get_column("owner"):
+        if overall.is_empty():
+            overall = rows.group_by("item").agg(score=pl.col("owner").n_unique().cast(pl.Float64))
+        rows = pl.concat([overall.with_columns(owner=pl.lit(OVERALL)), rows], how="diagonal")
 
     numbered = rows.with_columns(numbers.number(rows.get_column("item")))
     return ranked_lists(rank_rows(numbered, numbers.ranks(), length).lists)
 
 
 def sort_lists(
-    scored: Rows | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
+    scored: Scored | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
     """Sort scored items into lists, by owner (a user or an item) and highest score, in files of a new *folder*.
 
@@ -396,13 +358,13 @@ def sort_lists(
         return SortedLists(partitions=[], list_counts=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
 
     folder.mkdir()
-    rows = scored.facts["rows"]
+    rows = scored.rows.kept_rows
     on_progress(0, 2 * rows)
     _divide_rows(scored, numbers, folder, lambda done: on_progress(done, 2 * rows))
     return _sort_partitions(folder, numbers.ranks(), length, lambda done: on_progress(rows + done, 2 * rows))
 
 
-def _divide_rows(scored: Rows, numbers: ItemNumbers, folder: Path, on_done: Callable[[int], None]) -> None:
+def _divide_rows(scored: Scored, numbers: ItemNumbers, folder: Path, on_done: Callable[[int], None]) -> None:
     """Divide rows [owner, item, score] into partitions, ranges of owners, with a subfolder of *folder* for each.
 
     Rows are read in batches, and each batch adds a file to the partitions that it has rows of. *numbers* gives each
@@ -411,7 +373,7 @@ def _divide_rows(scored: Rows, numbers: ItemNumbers, folder: Path, on_done: Call
     done = 0
     with data_errors(folder):
         bounds = _partition_bounds(scored)
-        rows = scored.kept.select("owner", "item", "score")
+        rows = scored.entries.select("owner", "item", "score")
         for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
             _append_to_partitions(batch, numbers, bounds, folder, f"{done}.arrow")
             done += batch.height
@@ -485,19 +447,19 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
     )
 
 
-def _partition_bounds(scored: Rows) -> pl.Series:
+def _partition_bounds(scored: Scored) -> pl.Series:
     """Return the owners at which to divide rows into partitions: the first owner of each partition but the first one.
 
     Bounds `["g", "p"]` stand for three partitions: owners before g, from g to before p, and from p on. They are chosen
     by a sample of the rows, so that partitions have about PARTITION_ROWS rows each. Empty for one partition.
     """
-    partitions = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
+    partitions = min(-(-scored.rows.kept_rows // PARTITION_ROWS), MAX_PARTITIONS)
     if partitions == 1:
         return pl.Series(dtype=pl.String)
 
     # Every step-th row is sampled.
-    step = -(-scored.total // _SAMPLED_OWNERS)
-    sampled = scored.kept.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
+    step = -(-scored.rows.total // _SAMPLED_OWNERS)
+    sampled = scored.entries.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
     if owners.is_empty():
         return owners

@@ -55,6 +55,7 @@ class ListSettings:
     fold_in          publish item factors, for visitors
     attributes       a file of items and their attributes, for filters of requests
     attribute_kinds  `number` or `text` by attribute, for those that are not to be guessed
+    shown            attributes that answers may have, as price in `fields=id,price`
     force            publish even if `Rules.available` has less than half of the items, as PublishSettings.force does
     """
 
@@ -65,6 +66,7 @@ class ListSettings:
     force: bool = False
     attributes: DataSource | None = None
     attribute_kinds: Mapping[str, str] = field(default_factory=dict)
+    shown: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -73,7 +75,7 @@ class ListSettings:
 
     def for_named_list(self) -> "ListSettings":
         """Return the settings of a list besides the default one, which alone has item factors and attributes."""
-        return replace(self, fold_in=False, attributes=None, attribute_kinds={})
+        return replace(self, fold_in=False, attributes=None, attribute_kinds={}, shown=())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +125,7 @@ class ModelLists:
             encoder=ListEncoder(ids, titles, computed=True),
             ranked=ranked,
             top=ranked.popular(),
-            attributes=read_attributes(settings.attributes, settings.attribute_kinds),
+            attributes=read_attributes(settings.attributes, settings.attribute_kinds, settings.shown),
         )
 
         if not ranked.allowed_count:

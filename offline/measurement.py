@@ -17,7 +17,7 @@ from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, RowKey, cut, decode, prefix_of
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest, count_in_list
-from hotplate.stores.origin import Origin
+from hotplate.stores.origin import AttributesRecord, Origin
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_results
 
@@ -182,7 +182,7 @@ class LiveList(NamedTuple):
     release           the id of the live release
     origin            the origin of the list
     siblings          the names of all lists of the release that have one
-    columns           the release's item attributes: `number` or `text`, by name
+    attributes        the release's item attributes
     popular           the overall popular list, as item ids
     sampled           new lists of the users whose live lists were looked up
     by_user           these live lists, of the users who have one
@@ -195,7 +195,7 @@ class LiveList(NamedTuple):
     release: str = ""
     origin: Origin = Origin()
     siblings: Collection[str] = ()
-    columns: Mapping[str, str] = {}
+    attributes: AttributesRecord = AttributesRecord()
     popular: Sequence[str] = ()
     sampled: Mapping[str, Sequence[str]] = {}
     by_user: Mapping[str, Sequence[str]] = {}
@@ -227,7 +227,7 @@ async def read_live(
         release=release.id,
         origin=manifest.origin_of(stored),
         siblings={*filter(None, [manifest.default_list]), *manifest.named},
-        columns=manifest.origin.item_attributes.columns,
+        attributes=manifest.origin.item_attributes,
         items={*chain.from_iterable(lists.values())},
         popular=lists.pop(OVERALL, []),
         sampled=sampled,

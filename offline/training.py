@@ -16,11 +16,11 @@ from typing import Any
 
 import polars as pl
 
-from hotplate.base.report import format_count
+from hotplate.base.report import format_count, format_row
 from hotplate.offline.errors import SettingError, require_above_zero, require_at_least
-from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, Evaluation, evaluate_parts
-from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name
-from hotplate.offline.evaluate.records import RepeatSearch, json_values
+from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, evaluate_parts
+from hotplate.offline.evaluate.model_report import answer_in_words, is_popular_by_another_name, metric_rows
+from hotplate.offline.evaluate.records import EvaluationRecord, RepeatSearch, json_values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.filters import parse_filter
@@ -35,7 +35,16 @@ from hotplate.offline.search.similar_items import choose_similar_params
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, search_repeats, tune
 from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, as_options, described, engine_of, estimate_fit_s, fit, params_class
+from hotplate.offline.train.engine import (
+    Params,
+    as_options,
+    described,
+    engine_of,
+    estimate_fit_s,
+    fit,
+    params_class,
+    params_from,
+)
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
@@ -130,11 +139,10 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """Result of a training; *seconds* are by stage. Notes explain a missing *evaluation* or *search*."""
+    """Result of a training; *seconds* are by stage. Notes explain a missing `model.evaluation` or *search*."""
 
     out: Path
     model: Model
-    evaluation: Evaluation | None
     note: str | None
     search: Search | None
     tuning_note: str | None
@@ -149,25 +157,25 @@ class TrainReport:
     @property
     def warning(self) -> str | None:
         """Sentences about lists that hardly differ, and a baseline that is certainly better on the test, or None."""
-        evaluation = self.evaluation
+        evaluation = self.model.evaluation
         if evaluation is None:
             return None
 
         sentences = []
-        if is_popular_by_another_name(evaluation.record):
+        if is_popular_by_another_name(evaluation):
             sentences.append(
                 "these are popular lists in all but name: two users share half of their items; --prefer variety has "
                 "lists that differ more"
             )
 
         # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
-        leads = zip(evaluation.leads, evaluation.baselines, strict=True)
-        lead, best = min(leads, key=lambda pair: pair[0].ndcg, default=(None, None))
-        if lead is not None and best is not None and lead.ndcg < 0 and lead.is_certain:
+        baselines = evaluation.baselines.items()
+        name, best = min(baselines, key=lambda pair: pair[1].model_leads_by.ndcg, default=("", None))
+        if best is not None and best.model_leads_by.ndcg < 0 and best.model_leads_by.is_certain:
+            params = params_from(name.removeprefix("recent "), best.params)
             sentences.append(
-                f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
-                f"{best.as_served.ndcg:.4f} against {evaluation.model.as_served.ndcg:.4f}; train with "
-                f"{as_options(best.params)}"
+                f"{described(params)} ranks better than this model on the test: nDCG@{evaluation.k} "
+                f"{best.as_served.ndcg:.4f} against {evaluation.as_served.ndcg:.4f}; train with {as_options(params)}"
             )
         return "; ".join(sentences) or None
 
@@ -199,7 +207,13 @@ class TrainReport:
         model = f"{described(self.model.params)}, of {counts}, in {self.out}"
         texts = [text for text in (model, self.verdict, self.warning, self.note) if text]
         page = "".join(f"<p>{escape(text)}</p>" for text in texts)
-        return page if self.evaluation is None else page + self.evaluation._repr_html_()
+        if self.model.evaluation is None:
+            return page
+        rows = []
+        for row in metric_rows(self.model.evaluation):
+            cells = (row.subject, row.figure, *format_row(row))
+            rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+        return f"{page}<p>with 95 % intervals</p><table><tr>{'</tr><tr>'.join(rows)}</tr></table>"
 
 
 def train(
@@ -249,7 +263,6 @@ def train(
     return TrainReport(
         out=out,
         model=model,
-        evaluation=evaluation,
         note=note,
         search=choice.search,
         tuning_note=_tuning_note(settings, choice.search, matrix),
@@ -417,7 +430,9 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
     )
 
 
-def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteration: OnProgress) -> Evaluation | None:
+def _evaluate(
+    test: _Test, settings: TrainSettings, choice: _Choice, on_iteration: OnProgress
+) -> EvaluationRecord | None:
     """Evaluate the chosen parameters, and baselines to compare them with; None if *test* has an empty part.
 
     These are popularity of all time, the best recent one, and each other engine with its best parameters of a search,
@@ -451,7 +466,7 @@ def _fit_model(
     *,
     settings: TrainSettings,
     choice: _Choice,
-    evaluation: Evaluation | None,
+    evaluation: EvaluationRecord | None,
     on_iteration: OnProgress,
 ) -> Model:
     """Fit the engine and similar items with the chosen parameters to all pairs of *matrix*, and count popular items.
@@ -473,7 +488,7 @@ def _fit_model(
         popular=most_popular(matrix, length, half_life_days),
         segments=segments,
         params=choice.engine,
-        evaluation=None if evaluation is None else evaluation.record,
+        evaluation=evaluation,
         search=None if choice.search is None else choice.search.record(choice.repeats),
         data=_describe_data(interactions, settings),
         created_at=datetime.now(UTC),

@@ -88,7 +88,7 @@ async def _compute_by_similar(basket: Basket, lookups: Lookups) -> ComputedList:
     if batch.unread:  # no store could be read; a few cached lists would not make a list
         return ComputedList(origin=None, items=[], known=0, unknown=len(weights))
 
-    (part,) = batch.parts  # one tier and, as canaries are of users, one release
+    (part,) = batch.parts  # one tier and, as all rows are of items, one release
     lists = dict[str, bytes]()
     failure: StoreError | None = None
     for row, result in zip(part.rows, part.results, strict=True):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import orjson
@@ -99,17 +99,6 @@ def _parse_entry(line: str) -> tuple[str, str]:
     return kind + colon, check_id(identifier)
 
 
-class _Override(NamedTuple):
-    """A row of overrides."""
-
-    item: bytes
-    """Encoded by `encode_id`."""
-
-    is_denied: bool
-    values: dict[str, str]
-    """By attribute; none is empty."""
-
-
 def parse_overrides(content: bytes) -> DenyList:
     """Parse overrides: values that replace item attributes of the release, such as a price that has changed.
 
@@ -129,13 +118,14 @@ def parse_overrides(content: bytes) -> DenyList:
     number = 0  # of the row, for errors
     try:
         for number, row in _paced(_override_rows(content)):  # noqa: B007 -- for errors
-            override = _parse_override(row)
-            if override.is_denied:
-                denied.add(override.item)
-            for attribute, value in override.values.items():
-                values.setdefault(attribute, {})[override.item] = sys.intern(value)
-
-            count += len(override.values)
+            cells = _cells_of(row)
+            item = encode_id(check_id(cells.pop("item")))
+            if DENIED[cells.pop("deny", "").lower()]:
+                denied.add(item)
+            for attribute, value in cells.items():
+                if value:
+                    values.setdefault(attribute, {})[item] = sys.intern(value)
+                    count += 1
             if count > MAX_OVERRIDES:
                 raise _too_many_overrides()
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
@@ -164,14 +154,10 @@ def _override_rows(content: bytes) -> Iterable[str | dict[str, str]]:
     return table
 
 
-def _parse_override(row: str | dict[str, str]) -> _Override:
-    """Parse a row; raises ValueError, LookupError, AttributeError or StoreMisused."""
-    fields = _decode_row(row) if isinstance(row, str) else row
-    cells = {name.strip(): _text_of(cell) for name, cell in fields.items()}
-    item = encode_id(check_id(cells.pop("item")))
-    is_denied = DENIED[cells.pop("deny", "").lower()]
-    values = {attribute: value for attribute, value in cells.items() if value}
-    return _Override(item, is_denied, values)
+def _cells_of(row: str | dict[str, str]) -> dict[str, str]:
+    """Return the texts of a row by column; raises ValueError, or AttributeError for too many cells."""
+    cells = _decode_row(row) if isinstance(row, str) else row
+    return {name.strip(): _text_of(cell) for name, cell in cells.items()}
 
 
 def _too_many_overrides() -> DenyListInvalid:

@@ -106,7 +106,7 @@ class Lists:
     async def personal_many(
         self, users: Sequence[str] | Mapping[str, str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
-        """Return the lists of many users in order, from one store: of its live release, or its canary.
+        """Return the lists of many users in order, from one store: of the release that is served to each.
 
         From a mapping of users to cursors, the `after` of `personal`, returns a page of each user's list.
         """
@@ -231,6 +231,9 @@ def _selection(
         ids = values.get(name, ())
         _check_ids(name, ids)
         values[name] = tuple(map(check_id, ids))
+    if "fields" in values:
+        _check_ids("fields", values["fields"])
+        values["fields"] = ",".join(values["fields"])
     return Selection(min(n, sys.maxsize), **values)
 
 
@@ -333,7 +336,7 @@ def _is_number(value: object) -> bool:
 def _check_ids(name: str, ids: object) -> None:
     """Raise StoreMisused for a string, which is a collection of characters."""
     if isinstance(ids, str):
-        raise StoreMisused(f"{name} takes a collection of ids, not the string {ids!r}")
+        raise StoreMisused(f"{name} takes a collection, not the string {ids!r}")
 
 
 def _check_weight(weight: float) -> float:

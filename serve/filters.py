@@ -9,7 +9,8 @@ A value with a comma, bar or quote is written as a JSON string. An item without 
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hotplate.serve.deny_list import NO_OVERRIDES, Overrides
-from hotplate.serve.list_options import EXAMPLE, MAX_WHERE_CHARS
-from hotplate.stores.attributes import Column, ItemAttributes
+from hotplate.serve.list_options import EXAMPLE, MAX_WHERE_CHARS, PER_PATTERN
+from hotplate.stores.attributes import EXACT_FLOATS, Column, ItemAttributes
 from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
 from hotplate.stores.errors import StoreMisused
 
@@ -34,6 +35,7 @@ _CONDITION = re.compile(
     re.DOTALL,
 )
 _VALUE = re.compile(rf'(?:[^"|]|{_STRING})++', re.DOTALL)
+_PER = re.compile(PER_PATTERN)
 
 
 class Condition(NamedTuple):
@@ -84,13 +86,28 @@ def _unquoted(value: str) -> str:
         raise StoreMisused(f"where has the value {value[:40]}, which is not a JSON string; see {EXAMPLE}") from None
 
 
-class _Test(NamedTuple):
-    """A condition on one attribute of a release."""
+class _Attribute(NamedTuple):
+    """An attribute of a release's items."""
 
     column: Column
-    accept: Callable[[Any], bool]
     overrides: Mapping[bytes, str]
-    """Values by item."""
+    """Values by item, which count instead of the release's."""
+
+    def value(self, row: int, identifier: bytes) -> float | str | None:
+        """Return the value of an item, which is in *row* of the table; NaN or None for a missing one."""
+        if self.overrides and (override := self.overrides.get(identifier)) is not None:
+            return self.column.parse(override)
+        return self.column.value(row)
+
+
+def _attribute(attributes: ItemAttributes, name: str, overrides: Overrides) -> _Attribute:
+    """Return an attribute by its name; raises StoreMisused if the release has none of this name."""
+    column = attributes.columns.get(name)
+    if column is None:
+        raise StoreMisused(
+            f"items have no attribute {name!r} in this release; they have {', '.join(attributes.columns)}"
+        )
+    return _Attribute(column, overrides.get(name, {}))
 
 
 class Rejected:
@@ -112,15 +129,10 @@ class Rejected:
         self._known = dict[bytes, bool]()
         """Whether an item fails, for those that are remembered."""
 
-        self._tests = list[_Test]()
+        self._tests = list[tuple[_Attribute, Callable[[Any], bool]]]()
         for condition in parse_where(where):
-            name = condition.column
-            column = attributes.columns.get(name)
-            if column is None:
-                raise StoreMisused(
-                    f"items have no attribute {name!r} in this release; they have {', '.join(attributes.columns)}"
-                )
-            self._tests.append(_Test(column, _accepted(condition, column), overrides.get(name, {})))
+            attribute = _attribute(attributes, condition.column, overrides)
+            self._tests.append((attribute, _accepted(condition, attribute.column)))
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Return whether the item fails a condition; 0.1 µs if that is remembered, else 0.7 µs."""
@@ -132,15 +144,9 @@ class Rejected:
         return fails
 
     def _fails(self, identifier: bytes) -> bool:
-        """Return whether an item fails a condition; an override of its attribute counts instead of the release's."""
+        """Return whether an item fails a condition."""
         row = self._row_of(identifier)
-        for column, accept, overrides in self._tests:
-            value: object = column.value(row)
-            if overrides and (override := overrides.get(identifier)) is not None:
-                value = column.parse(override)
-            if not accept(value):
-                return True
-        return False
+        return not all(accept(attribute.value(row, identifier)) for attribute, accept in self._tests)
 
 
 def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
@@ -170,6 +176,73 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     return partial(operators[condition.operator], bound)
 
 
+class ShownValues(dict[bytes, bytes]):
+    """The values of some attributes by the item's id, encoded to follow its other fields, as `,"price":19.5`."""
+
+    def __init__(
+        self,
+        attributes: ItemAttributes | None,
+        names: Sequence[str],
+        overrides: Overrides,
+        may_remember: Callable[[], bool],
+    ) -> None:
+        """*overrides* count instead of *attributes*, None for a release whose attributes could not be read.
+
+        *may_remember*: whether there is room to remember one more item.
+        """
+        super().__init__()
+        self._attributes = dict[str, _Attribute]()
+        self._row_of: Callable[[bytes], int] = lambda _: -1
+        if attributes is not None:
+            self._row_of = attributes.row_of
+            self._attributes = {name: _attribute(attributes, name, overrides) for name in names}
+        self._may_remember = may_remember
+
+    def __missing__(self, identifier: bytes) -> bytes:
+        """Return the values of an item; without those that it lacks."""
+        row = self._row_of(identifier)
+        values = {name: _shown_value(attribute.value(row, identifier)) for name, attribute in self._attributes.items()}
+        present = {name: value for name, value in values.items() if value is not None}
+        encoded = b"," + msgspec.json.encode(present)[1:-1] if present else b""
+        if self._may_remember():
+            self[identifier] = encoded
+        return encoded
+
+
+def _shown_value(value: float | str | None) -> float | str | None:
+    """Return a value as JSON has it: a whole number without a fraction, and None for a missing one."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isfinite(value):
+        return None
+    return int(value) if abs(value) < EXACT_FLOATS and value == int(value) else float(value)
+
+
+class GroupLimit:
+    """The ids of items whose group is full: at most some items have the same value of an attribute.
+
+    A question whether an item is in the set counts the item, if it is not: ask once for each item that is shown. Items
+    without a value are in no group.
+    """
+
+    def __init__(self, attributes: ItemAttributes, per: str, overrides: Overrides) -> None:
+        """*per* has the attribute and the number of items, as `brand:1`; StoreMisused for another text."""
+        match = _PER.fullmatch(per)
+        if match is None:
+            raise StoreMisused(f"per is {per[:40]!r}; write it as brand:1, for at most 1 item of each brand")
+        self._row_of = attributes.row_of
+        self._attribute = _attribute(attributes, match["column"], overrides)
+        self._left = defaultdict[object, int](lambda: int(match["most"]))
+
+    def __contains__(self, identifier: bytes, /) -> bool:
+        """Count an item to its group, and return whether that was full."""
+        value = _shown_value(self._attribute.value(self._row_of(identifier), identifier))
+        if value is None:
+            return False
+        self._left[value] -= 1
+        return self._left[value] < 0
+
+
 class ReleaseFilters:
     """Conditions bound to one release, and its popular lists under them, which are remembered."""
 
@@ -180,29 +253,40 @@ class ReleaseFilters:
         """Items that were examined, by one of `_rejected` or several."""
 
         self._rejected = dict[str, Rejected]()
+        self._shown = dict[tuple[str, ...], ShownValues]()
         self._popular = dict[tuple[RowKey, str], bytes]()
 
     def rejected(self, where: str, overrides: Overrides) -> Rejected:
         """Return the set of items that the filter *where* leaves out, which remembers what it has found out.
 
-        *overrides* are values that replace attributes of the release. Sets are kept for later calls; all are dropped if
-        the overrides change, or if they are too many. Raises StoreMisused if *where* is invalid, or the release has no
-        attributes.
+        *overrides* are values that replace attributes of the release. Sets are kept for later calls, until `_follow`
+        drops them. Raises StoreMisused if *where* is invalid, or the release has no attributes.
         """
-        if self.attributes is None:
-            raise StoreMisused("this release has no item attributes for where; publish it with --item-attributes")
-        is_full = self._examined > MAX_EXAMINED or len(self._rejected) + len(self._popular) > MAX_BOUND
-        if is_full or overrides is not self._overrides:
-            self._overrides = overrides
-            self._examined = 0
-            self._rejected.clear()
-            self._popular.clear()
-
+        attributes = self._required("where")
+        self._follow(overrides)
         rejected = self._rejected.get(where)
         if rejected is None:
-            rejected = Rejected(self.attributes, where, overrides, self._may_remember)
+            rejected = Rejected(attributes, where, overrides, self._may_remember)
             self._rejected[where] = rejected
         return rejected
+
+    def limited(self, per: str, overrides: Overrides) -> GroupLimit:
+        """Return a new set of items whose group is full, as `brand:1` says; raises StoreMisused as `rejected`."""
+        return GroupLimit(self._required("per"), per, overrides)
+
+    def _required(self, option: str) -> ItemAttributes:
+        if self.attributes is None:
+            raise StoreMisused(f"this release has no item attributes for {option}; publish it with --item-attributes")
+        return self.attributes
+
+    def shown(self, names: tuple[str, ...], overrides: Overrides) -> "ShownValues":
+        """Return the values of the attributes *names* for answers, encoded; they are kept as those of `rejected`."""
+        self._follow(overrides)
+        values = self._shown.get(names)
+        if values is None:
+            values = ShownValues(self.attributes, names, overrides, self._may_remember)
+            self._shown[names] = values
+        return values
 
     def popular(self, key: RowKey, body: bytes, where: str, overrides: Overrides) -> bytes:
         """Return the opened popular list of a key, *body*, under *where*."""
@@ -212,6 +296,15 @@ class ReleaseFilters:
             filtered = NO_OFFSET + cut_without(body, MAX_POPULAR, rejected)
             self._popular[key, where] = filtered
         return filtered
+
+    def _follow(self, overrides: Overrides) -> None:
+        """Forget all that is remembered if the overrides have changed, or if it is too much."""
+        bound = len(self._rejected) + len(self._shown) + len(self._popular)
+        if overrides is not self._overrides or self._examined > MAX_EXAMINED or bound > MAX_BOUND:
+            self._overrides = overrides
+            self._examined = 0
+            for remembered in (self._rejected, self._shown, self._popular):
+                remembered.clear()
 
     def _may_remember(self) -> bool:
         """Count one more examined item, and return whether there is room to remember it."""

@@ -5,14 +5,16 @@ of the service, the OpenAPI document, `hotplate.open`, and whether the fast lane
 arguments, which a client without the service needs, too, are in `hotplate.base.recommendations`.
 """
 
+import re
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
-from hotplate.base.recommendations import RequestOptions
-from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, IdSet, encode_id, without_titles
+from hotplate.base.recommendations import ITEM_FIELDS, RequestOptions
+from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME, OVERALL, IdSet, encode_id
+from hotplate.stores.errors import StoreMisused
 
 DEFAULT_N = 10
 MAX_N = 1000
@@ -21,6 +23,8 @@ MAX_WHERE_CHARS = 1024
 EXAMPLE = "category:shoes|boots,price<50"
 # The start of a condition in the dialect of JSON Schema, where values are not checked.
 WHERE_PATTERN = r"^$|^\s*[\w.-]{1,64}\s*(!?:|[<>]=?)"
+# Of `per`, also in the dialect of JSON Schema.
+PER_PATTERN = r"(?P<column>[\w.-]{1,64}):(?P<most>[1-9][0-9]{0,3})"
 # `after` of a first page.
 BEGIN = "0"
 # Of `after`, also in the dialect of JSON Schema.
@@ -30,8 +34,11 @@ FILTERED = 200
 # Default factor of an item's weight for each newer one in a basket; docs/serving.md compares it with 1.
 RECENCY = 0.7
 
-FieldNames = Literal["id", "id,score", "id,score,title"]
-ALL_FIELDS: FieldNames = "id,score,title"
+ALL_FIELDS = ",".join(ITEM_FIELDS)
+MAX_FIELDS = 20
+# `id` and names of other fields, also in the dialect of JSON Schema.
+FIELDS_PATTERN = rf"^id(,[\w.-]{{1,64}}){{0,{MAX_FIELDS - 1}}}$"
+_are_fields = re.compile(FIELDS_PATTERN, re.ASCII).fullmatch
 
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8.")
@@ -54,7 +61,22 @@ Where = Annotated[
         "value with a comma, bar or quote is a JSON string. Popular items that meet them fill the list up to n.",
     ),
 ]
-Fields = Annotated[FieldNames, Meta(description="The fields of items to return; by default all.")]
+Per = Annotated[
+    str,
+    Meta(
+        extra_json_schema={"pattern": r"^$|^[\w.-]{1,64}:[1-9][0-9]{0,3}$"},
+        description="An item attribute and a number, as `brand:1`: at most this number of items of each value are "
+        "returned, in the order of the list; popular items fill it up to n. Items without a value are not limited.",
+    ),
+]
+Fields = Annotated[
+    str,
+    Meta(
+        extra_json_schema={"pattern": FIELDS_PATTERN},
+        description=f"The fields of items to return, as `id,title,price`: the id, any of {', '.join(ITEM_FIELDS[1:])}, "
+        "and item attributes that the release shows. Items without a value lack the field.",
+    ),
+]
 ListName = Annotated[
     str,
     Meta(
@@ -88,6 +110,7 @@ class Selection(Struct, frozen=True, dict=True):
     n: Count = DEFAULT_N
     exclude: Excluded = ()
     where: Where = ""
+    per: Per = ""
     fields: Fields = ALL_FIELDS
     list: ListName = ""
     segment: Segment = OVERALL
@@ -95,7 +118,7 @@ class Selection(Struct, frozen=True, dict=True):
     @property
     def is_filtered(self) -> bool:
         """Whether items are left out, and popular ones fill the list up."""
-        return bool(self.exclude or self.where)
+        return bool(self.exclude or self.where or self.per)
 
     @cached_property
     def excluded(self) -> frozenset[bytes]:
@@ -104,19 +127,23 @@ class Selection(Struct, frozen=True, dict=True):
 
     @property
     def left_out(self) -> tuple[IdSet, ...]:
-        """The items that are left out of each release; those that fail `where` depend on the release."""
+        """The items that are left out of each release; those by `where` and `per` depend on the release."""
         return (self.excluded,) if self.exclude else ()
 
     @property
     def examined(self) -> int:
         """How many items are examined for the *n* that are shown, as estimated."""
-        return max(self.n, FILTERED) if self.where else self.n
+        return max(self.n, FILTERED) if self.where or self.per else self.n
 
-    def shortened(self, items: bytes) -> bytes:
-        """Return items with the wanted fields only."""
-        if self.fields == ALL_FIELDS:
-            return items
-        return without_titles(items, scores=self.fields == "id,score")
+    @cached_property
+    def field_names(self) -> tuple[str, ...]:
+        """The names in `fields`; StoreMisused for anything but `id` and names after it."""
+        if not _are_fields(self.fields):
+            raise StoreMisused(
+                f"fields is {self.fields[:40]!r}, and begins with id; the names of at most {MAX_FIELDS} fields are "
+                f"separated by commas, as {ALL_FIELDS}"
+            )
+        return tuple(self.fields.split(","))
 
 
 class PagedSelection(Selection, frozen=True, dict=True):

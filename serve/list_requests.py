@@ -67,7 +67,7 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
         continued = await _read_continued(reader, [request])  # by the index of the request
         encoded = continued.get(0)
 
-    # Otherwise in the live release, or the canary.
+    # Otherwise in the release that is served to the user.
     if encoded is None and request.kind == USER:
         encoded = await reader.personal(request.id, request.selection.segment, request.selection.list)
     elif encoded is None:
@@ -111,7 +111,7 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
     """Return a list for each of *requests*, in their order; all are of users, and of the same segment and list name.
 
     A request with a cursor, `request.after`, continues a page: its list is read in the release of that page, if it
-    still can be. All others are read together in the live release, or the canary.
+    still can be. All others are read together, in the release that is served to each user.
     """
     continued = await _read_continued(reader, requests)  # by the index of the request
     remaining = requests

@@ -33,7 +33,7 @@ class LocalTier(Tier):
         try:
             value = self.reader.get(release.ref, key)
             took_s = perf_counter() - started
-            self._observe_read(self.counters.read_cell, took_s, release)
+            self._observe_read(self.read_cell, took_s, release)
             return None if value is None else release.decode(key, value)
         except StoreError as error:
             return error

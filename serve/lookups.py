@@ -147,7 +147,7 @@ class TierWalk(ABC):
     """When the caller stops waiting. The tiers share that time, too; a read that it ends is no failure of a tier."""
 
     release: str | None = None
-    """Id of the only release to read; by default, the live one of each tier, or its canary for the canary's users."""
+    """Id of the only release to read; by default, the one that each tier serves to a user."""
 
     failure: StoreError | None = None
     """The last error of a tier, other than damage."""

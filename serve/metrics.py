@@ -62,9 +62,9 @@ POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 
 # Placeholder for the tier names.
 TIERS = ("TIERS",)
-# The stream of consumed items, which may be in another Redis than those of the tiers.
-STREAM = "consumed"
-TIERS_AND_STREAM = (*TIERS, STREAM)
+# The log of consumed items, which may be in another Redis than those of the tiers.
+CONSUMED_ITEMS = "consumed"
+TIERS_AND_CONSUMED = (*TIERS, CONSUMED_ITEMS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +87,7 @@ class Metric:
 
     def series(self, tiers: Sequence[str]) -> Iterator[Labels]:
         """Yield the labels of each series."""
-        named = {TIERS: tiers, TIERS_AND_STREAM: (*tiers, STREAM)}
+        named = {TIERS: tiers, TIERS_AND_CONSUMED: (*tiers, CONSUMED_ITEMS)}
         return product(*(named.get(values, values) for values in self.labels.values()))
 
 
@@ -123,15 +123,15 @@ FAILED = Metric("hotplate_store_failures", "Attempts that failed otherwise, incl
                 {"store": TIERS, "kind": FAILURES}, shown="attempts")
 TOKEN_FAILURES = Metric("hotplate_store_token_failures",
                         "Tokens of Entra ID that could not be got or renewed, or that the store refused.",
-                        {"store": TIERS_AND_STREAM})
+                        {"store": TIERS_AND_CONSUMED})
 EVENT_COUNTS = Metric("hotplate_events", "Events reported.", {"type": EVENT_TYPES, "outcome": EVENT_OUTCOMES})
 IMPRESSIONS = Metric("hotplate_impressions", "Items shown, by position in the list.", _PLACE, shown="counted")
 CLICKS = Metric("hotplate_clicks", "Items clicked, by position in the list.", _PLACE, shown="counted")
 DROPPED_LINES = Metric("hotplate_log_lines_dropped",
                        "Log lines of workers that were dropped because they were not read in time.", {})
 CONSUMED_PAIRS = Metric("hotplate_consumed_pairs",
-                        "Pairs of user and item that services share: sent, received, or dropped because the stream "
-                        "was full or they could not be read.", {"outcome": CONSUMED_OUTCOMES}, shown="counted")
+                        "Pairs of user and item that services share: sent, received, or dropped because there "
+                        "was no room or they could not be read.", {"outcome": CONSUMED_OUTCOMES}, shown="counted")
 # The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
     LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,

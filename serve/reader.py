@@ -22,7 +22,7 @@ from hotplate.serve.list_options import RECENCY, Selection
 from hotplate.serve.local_tier import LocalTier
 from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline, get_nowait
 from hotplate.serve.metrics import CACHE, CACHE_SHARED, Metrics
-from hotplate.serve.releases.canary_judge import SharedVerdicts
+from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.remote_tier import RemoteTier
 from hotplate.serve.tasks import log_defect
@@ -75,7 +75,7 @@ class ReaderOptions(TypedDict, total=False):
     fold_in: bool
     kept: TierRelease | None
     warm: bool
-    verdicts: SharedVerdicts | None
+    comparisons: SharedComparisons | None
 
 
 class TieredReader:
@@ -95,17 +95,19 @@ class TieredReader:
         fold_in: bool = False,
         kept: TierRelease | None = None,
         warm: bool = False,
-        verdicts: SharedVerdicts | None = None,
+        comparisons: SharedComparisons | None = None,
     ) -> None:
         """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. *verdicts* stop canaries; without them, this judges them. Raises StoreMisused for
-        *fold_in* without numpy.
+        releases into memory first. *comparisons* stop worse releases; without them, this judges them. Raises
+        StoreMisused for *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
-        self.tiers = _tiers_of(stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in, verdicts=verdicts)
+        self.tiers = _tiers_of(
+            stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in, comparisons=comparisons
+        )
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""
@@ -225,7 +227,7 @@ class TieredReader:
     ) -> list[EncodedList | None]:
         """Read lists, in the order of *rows*, in the release with the id *release*, for further pages of lists.
 
-        It is the live release, the canary, or the release before; a tier (a store that the service reads) may lack it.
+        It is served, or was live before; a tier (a store that the service reads) may lack it.
         *rows* are all of users or all of items; *name* is that of their lists, and those of *rows* are ignored. A list
         that cannot be read in this release is None; an absent one is the popular list of *segment*. So is the list of a
         hidden user, who is denied or erased.
@@ -253,7 +255,7 @@ class TieredReader:
     def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
         """Return the popular list of *segment* in the release with the id *release*, for further pages of the list.
 
-        It is the live release, the canary, or the release before. *name* is that of a named list. Returns None if no
+        It is served, or was live before. *name* is that of a named list. Returns None if no
         store has the release, or if the release lacks the list.
         """
         origins = self._with_release(release, name)
@@ -352,13 +354,13 @@ class TieredReader:
     ) -> list[EncodedList]:
         """Read the lists of many users, in the order of *users*, from the first store that can be read.
 
-        They are of its live release or, for a share of the users, of its canary. *name* is that of a named list. If no
+        They are of the release that is served to each user. *name* is that of a named list. If no
         store can be read, users whose lists are not cached get the popular list of *segment*; *must_read* raises
         StoreUnavailable instead. Users who are denied or erased get the popular list, too.
         """
         rows = [self._row_in_batch(user, name) for user in dict.fromkeys(users)]
 
-        # Keys of the popular lists, by the name of the list in keys: the canary may store it under another name.
+        # Keys of the popular lists, by the name of the list in keys: releases may store it under other names.
         stored_names = {row.list for row in rows}
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
         shown, hidden = self.hidden_users.split(rows)
@@ -432,7 +434,7 @@ def _tiers_of(
     *,
     cache_bytes: int,
     fold_in: FoldIn | None,
-    verdicts: SharedVerdicts | None,
+    comparisons: SharedComparisons | None,
 ) -> list[Tier]:
     """Return a tier for each of *stores*, by name; the remote ones share *cache_bytes*."""
     remote = sum(not store.is_local for store in stores.values())
@@ -440,10 +442,10 @@ def _tiers_of(
     tiers = list[Tier]()
     for name, store in stores.items():
         if store.is_local:
-            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in, verdicts=verdicts))
+            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in, comparisons=comparisons))
         else:
             tiers.append(
-                RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in, verdicts=verdicts)
+                RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in, comparisons=comparisons)
             )
     return tiers
 

@@ -10,7 +10,7 @@ from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hedging import Hedge
 from hotplate.serve.metrics import CACHE, CACHE_HIT, CACHE_MISS, Metrics
-from hotplate.serve.releases.canary_judge import SharedVerdicts
+from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
@@ -32,10 +32,10 @@ class RemoteTier(Tier):
         *,
         cache_bytes: int = 0,
         fold_in: FoldIn | None = None,
-        verdicts: SharedVerdicts | None = None,
+        comparisons: SharedComparisons | None = None,
     ) -> None:
         """*cache_bytes* is the size of the cache; without one, it is 0."""
-        super().__init__(name, reader, metrics, fold_in=fold_in, verdicts=verdicts)
+        super().__init__(name, reader, metrics, fold_in=fold_in, comparisons=comparisons)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
         self._hedge = Hedge(reader, name, metrics)

@@ -2,12 +2,10 @@
 
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 from uuid import uuid4
@@ -25,9 +23,6 @@ LISTENING = "Listening and processes"
 CALLERS = "Callers"
 OPERATORS = "Operators and probes"
 LOGS = "Logs and telemetry"
-
-# The oldest release of aiohttp that connections work with, and the first one that they were not tried with.
-AIOHTTP = ((3, 14, 2), (3, 15))
 
 Destination = Literal["otlp", "azure-monitor"]
 
@@ -309,18 +304,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             fields["error"] = printable(self.formatException(record.exc_info))
         return orjson.dumps(fields, default=str).decode()
-
-
-def check_aiohttp() -> None:
-    """Raise ServiceMisused unless the installed aiohttp is of AIOHTTP: connections use parts that change with it."""
-    installed = version("aiohttp")
-    oldest, next_untried = (".".join(map(str, numbers)) for numbers in AIOHTTP)
-    numbers = tuple(map(int, re.findall(r"\d+", installed)[:3]))
-    if not AIOHTTP[0] <= numbers < AIOHTTP[1]:
-        raise ServiceMisused(
-            f"the installed aiohttp is {installed}, and the service needs {oldest} or newer, below {next_untried}; "
-            f'install one with: pip install "aiohttp>={oldest},<{next_untried}"'
-        )
 
 
 def configure_logging() -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Collection
 
+from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
-from hotplate.serve.list_options import Selection
+from hotplate.serve.list_options import ALL_FIELDS, Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
     NO_OFFSET,
@@ -18,8 +19,9 @@ from hotplate.stores.encoding import (
     encode_id,
     ids_of,
     length_of,
+    with_fields,
 )
-from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
 
 class Shaper:
@@ -39,7 +41,8 @@ class Shaper:
         If that leaves too few, popular items with the member `"source":"popular"` follow, up to *n* items in all. A
         short list that lost none of its items is not filled, except under a filter.
 
-        Raises StoreMisused for an invalid `where`, and StoreUnavailable if the attributes of items cannot be read.
+        Raises StoreMisused for an invalid `where` or `fields`, and StoreUnavailable if `where` needs attributes of
+        items that cannot be read.
         """
         denied = self._deny_list.current.items
 
@@ -53,22 +56,45 @@ class Shaper:
         if not selection.is_filtered and hidden is None:
             items = cut(encoded.body, selection.n)
             if not denied or denied.isdisjoint(ids_of(items)):
-                return selection.shortened(items)
+                return self._with_fields(encoded, selection, items)
 
         left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
+        if selection.per:  # the last one: it counts items that are in no other
+            overrides = self._deny_list.current.overrides
+            left_out.append(_filters_of(encoded.release).limited(selection.per, overrides))
         items = self._filtered(encoded, selection, left_out)
         enough = selection.n
         if not selection.is_filtered:
             enough = min(selection.n, length_of(encoded.body))
+        shown = self._with_fields(encoded, selection, items)
         if length_of(items) >= enough:
-            return selection.shortened(items)
+            return shown
 
-        filling = selection.shortened(self._popular_filling(encoded, selection, left_out, items))
-        return SEPARATOR.join(filter(None, [selection.shortened(items), _marked(filling)]))
+        filling = self._with_fields(encoded, selection, self._popular_filling(encoded, selection, left_out, items))
+        return SEPARATOR.join(filter(None, [shown, _marked(filling)]))
 
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
         return None if self._consumed is None else self._consumed.hidden_from(user)
+
+    def _with_fields(self, encoded: EncodedList, selection: Selection, items: bytes) -> bytes:
+        """Return items with the fields of *selection* only, those of the item and attributes that the release shows.
+
+        Overrides of attributes count. Attributes are left out while the release's cannot be read, and where an item has
+        none. Raises StoreMisused for a field that is neither.
+        """
+        if selection.fields == ALL_FIELDS:
+            return items
+        release = encoded.release
+        shown = release.manifest.origin.item_attributes.shown
+        wanted = [name for name in selection.field_names if name not in ITEM_FIELDS]
+        if unknown := next((name for name in wanted if name not in shown), None):
+            raise StoreMisused(
+                f"fields: items of this release have {', '.join((*ITEM_FIELDS, *shown))}, and no {unknown!r}"
+            )
+
+        tails = release.filters.shown(tuple(wanted), self._deny_list.current.overrides)
+        return with_fields(items, selection.field_names, tails)
 
     def _listed_beside(
         self, encoded: EncodedList, selection: Selection, beside: Collection[str]
@@ -91,7 +117,7 @@ class Shaper:
         if not where:
             return cut_without(encoded.body, selection.n, *left_out)
         rejected = _filters_of(encoded.release).rejected(where, self._deny_list.current.overrides)
-        return cut_without(encoded.body, selection.n, *left_out, rejected)
+        return cut_without(encoded.body, selection.n, rejected, *left_out)
 
     def _popular_filling(
         self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes

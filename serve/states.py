@@ -12,7 +12,7 @@ import msgspec
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.readiness import Status, status_of_tiers
-from hotplate.serve.releases.canary import BothCounts
+from hotplate.serve.releases.canary import identity
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
@@ -56,14 +56,10 @@ class TierState(msgspec.Struct, frozen=True):
     attributes: list[str] | None = None
     """Names of the item attributes of served releases; None without a release, or if they are too long to report."""
     canary: str | None = None
-    canary_counts: BothCounts | None = None
-    """Of all workers, since its start."""
     followed_canary: Release | None = None
     """The `identity` of the canary in the followed catalogue, served or not."""
-    canary_began_with: BothCounts | None = None
-    """Counts of all workers at its start."""
-    stopped_canary: str | None = None
-    """The canary if it is not used any more, because it is worse than the live release."""
+    is_canary_stopped: bool = False
+    """Whether the canary is not used any more, because it is worse than the live release."""
 
     @property
     def detail(self) -> str | None:
@@ -88,13 +84,11 @@ class ProcessState(msgspec.Struct, frozen=True):
     lag_s: float
     """Maximum since the last report."""
     tiers: list[TierState]
-    lookups: dict[str, list[int]]
-    """Hits, misses and errors by release that is served."""
+    lookups: dict[str, dict[str, list[int]]]
+    """Hits, misses and errors by release that is served, and by the requested name of a list; "" is for all lists."""
     connections: int = 0
     findings: list[ServiceFinding] = msgspec.field(default_factory=list[ServiceFinding])
     certificate_expires_at: float | None = None
-    by_list: dict[str, dict[str, list[int]]] = msgspec.field(default_factory=dict[str, dict[str, list[int]]])
-    """`lookups` by release and requested name of a list."""
     consumed_lag_s: float | None = None
     """Since consumed items were last shared completely."""
 
@@ -209,31 +203,19 @@ class Reporter:
             reported_at=time.monotonic(),
             lag_s=lag_s,
             tiers=[_tier_state(tier) for tier in self._tiers],
-            lookups=self._lookups_by_release(),
-            by_list=self._lookups_by_list(),
+            lookups=self._lookups(),
         )
 
-    def _lookups_by_release(self) -> dict[str, list[int]]:
-        """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by the id of the release, over all tiers."""
-        totals = dict[str, list[int]]()
-        for tier in self._tiers:
-            for release in tier.follower.releases:
-                lookups = release.tally.lookups
-                total = totals.get(release.id, [0] * len(lookups))
-                totals[release.id] = list(map(add, total, lookups))
-        return totals
+    def _lookups(self) -> dict[str, dict[str, list[int]]]:
+        """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by release and name, summed over the tiers.
 
-    def _lookups_by_list(self) -> dict[str, dict[str, list[int]]]:
-        """Return the lookups of named lists by the id of the release and the name of the list, summed over the tiers.
-
-        There is one number per outcome: hits, misses, errors. `release.tally.by_list` has those of one tier, a store.
-        Named lists are several lists per user in a release.
+        `release.tally` has those of one tier, a store.
         """
         totals = dict[str, dict[str, list[int]]]()
         for tier in self._tiers:
             for release in tier.follower.releases:
-                for name, lookups in release.tally.by_list.items():
-                    lists = totals.setdefault(release.id, {})
+                lists = totals.setdefault(release.id, {})
+                for name, lookups in {"": release.tally.lookups, **release.tally.by_list}.items():
                     total = lists.get(name, [0] * len(lookups))
                     lists[name] = list(map(add, total, lookups))
         return totals
@@ -246,7 +228,7 @@ def _tier_state(tier: Tier) -> TierState:
     problems of the store or the release.
     """
     release = tier.follower.live
-    canary = tier.follower.canary
+    followed = tier.follower.followed_canary
 
     findings = tier.findings
     if release is None and tier.error is None:
@@ -263,11 +245,9 @@ def _tier_state(tier: Tier) -> TierState:
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         attributes=_attributes_of(tier.follower.releases),
-        canary=None if canary is None else canary.release.id,
-        canary_counts=tier.follower.canary_follower.counts,
-        followed_canary=tier.follower.canary_follower.identity,
-        canary_began_with=None if canary is None else canary.began_with,
-        stopped_canary=tier.follower.canary_follower.stopped,
+        canary=None if followed.loaded is None else followed.loaded.release.id,
+        followed_canary=identity(followed.entry),
+        is_canary_stopped=followed.is_stopped,
     )
 
 
@@ -279,7 +259,7 @@ def _attributes_of(releases: Sequence[ServedRelease]) -> list[str] | None:
 def _without_details(state: ProcessState, sentence: str) -> ProcessState:
     """Return *state* without what stores and releases can make long, and with another finding, a *sentence*."""
     finding = ServiceFinding("state", sentence)
-    return msgspec.structs.replace(state, tiers=[], lookups={}, by_list={}, findings=[finding, *state.findings])
+    return msgspec.structs.replace(state, tiers=[], lookups={}, findings=[finding, *state.findings])
 
 
 def short_rules(names: Sequence[str]) -> tuple[str, ...]:

@@ -20,11 +20,11 @@ from hotplate.serve.breaker import Breaker
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import CANARY_LOOKUPS, CORRUPT, LOOKUP_OUTCOMES, Metrics
-from hotplate.serve.releases.canary_judge import SharedVerdicts
+from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
+from hotplate.serve.releases.counts import canary_counts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.tier_metrics import TierMetrics
-from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.store import LocalRows, Reader, ReadResult
@@ -68,25 +68,23 @@ class Tier(ABC):
         metrics: Metrics,
         *,
         fold_in: FoldIn | None = None,
-        verdicts: SharedVerdicts | None = None,
+        comparisons: SharedComparisons | None = None,
     ) -> None:
         """*reader* reads the store; *fold_in* loads the item factors of each release.
 
-        *verdicts* stop canaries; without them, each is judged here.
+        *comparisons* stop canaries; without them, each is judged here.
         """
         self.name = name
         self.metrics = metrics
         """Metrics of the worker, in which the tier counts under its name."""
 
-        self.counters = TierMetrics(name, metrics)
-        """For failed attempts, the histogram of local reads, and the counts by which a canary is judged."""
+        self.read_cell = metrics.store[name, "get", "ok"]
+        """The histogram of reads of a local store."""
 
-        self.follower = Follower(
-            reader,
-            self.counters.canary_counts,
-            verdict=None if verdicts is None else partial(verdicts.reason, name),
-            fold_in=fold_in,
-        )
+        verdict = partial(_judge, TierComparisons(name), metrics)
+        if comparisons is not None:
+            verdict = partial(comparisons.finding, name)
+        self.follower = Follower(reader, verdict=verdict, fold_in=fold_in)
         self.breaker = Breaker(name, loop_time)
         self.reader = reader
         self.keys_a_call = reader.coalesce
@@ -148,9 +146,7 @@ class Tier(ABC):
                 async with asyncio.timeout_at(deadline):
                     await self.follower.refresh()
 
-            # If it is the canary, its users get the live release; if it is the release before, its pages end.
-            self.follower.canary_follower.drop(release)
-            self.follower.drop_previous(release)
+            self.follower.drop(release)
 
             if any(followed is release for followed in self.follower.releases):
                 raise
@@ -268,6 +264,11 @@ class Tier(ABC):
         role = self.follower.role_of(release) if kind == USER else None
         if role is not None:
             self.metrics.count_in(CANARY_LOOKUPS, self.name, role, outcome_name, number=lists)
+
+
+def _judge(comparisons: TierComparisons, metrics: Metrics, canary: Release | None) -> str | None:
+    """Return how a canary is worse than the live release, by the counts in this process; None if it is not."""
+    return comparisons.judge_canary(canary, canary_counts(comparisons.tier, metrics), loop_time())
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):

@@ -4,17 +4,20 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.lookups import RowWalk
 from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
+from hotplate.serve.telemetry.spans import sampled_requests
 from hotplate.serve.tiers import Origin, Tier, batches_of, loop_time
 from hotplate.stores.encoding import RowKey
 from hotplate.stores.store import ReadResult
+
+if TYPE_CHECKING:
+    from hotplate.serve.telemetry.tracing import RequestSpan
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class _Turn(RowWalk):
     waiting: dict[RowKey, list[Waiter]]
     """The same of all incomplete rows, also of other turns."""
 
-    spans: dict[RowKey, list[RequestSpan]]
+    spans: "dict[RowKey, list[RequestSpan]]"
     """Of sampled requests, by the row that they wait for."""
 
     def deliver(self, row: RowKey, origin: Origin | None, body: bytes | None) -> None:
@@ -105,7 +108,7 @@ class TurnLookups:
         self._turn = dict[RowKey, list[Waiter]]()
         """Rows to read in this loop iteration, with their waiters."""
 
-        self._turn_spans = dict[RowKey, list[RequestSpan]]()
+        self._turn_spans = dict[RowKey, list["RequestSpan"]]()
         self._waiting = dict[RowKey, list[Waiter]]()
         self._generation = POLICIES.number
         """Of the policies, among them the followed releases, of the reads in `_waiting`."""

@@ -103,10 +103,13 @@ class ItemAttributes:
 
 
 def parse_number(text: str) -> float:
-    """Return a written number, which is exact if it is whole; NaN for a code and for any other text."""
+    """Return a written number, which is exact if it is whole; NaN for a code and for any other text.
+
+    Digits are those of ASCII, without underscores, as in files of attributes.
+    """
     text = text.strip()
     number = _rounded_number(text)
-    if not isfinite(number) or re.match(CODE, text):
+    if not isfinite(number) or not text.isascii() or "_" in text or re.match(CODE, text):
         return nan
     return int(text) if re.fullmatch(WHOLE, text) else number
 
@@ -124,42 +127,31 @@ def encode_attributes(
     """Return the rows of a table, and its entry in the record of the manifest's origin.
 
     The table is stored in pieces, one row each. *columns* have the values by name, in the order of *ids*: numbers or
-    texts, None if missing. A column named in *texts* is one of texts even if all are missing. Raises StoreMisused for a
-    repeated item, and for too large a table.
-    """
-    table, kinds = _encode_table(ids, columns, texts)
-    if len(table) > MAX_BYTES:
-        raise StoreMisused(
-            f"the item attributes have {len(table)} bytes, and at most {MAX_BYTES} are kept in memory; leave out "
-            "columns that no filter needs"
-        )
-    pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
-    rows = [Row(key, piece) for key, piece in zip(piece_keys(len(pieces)), pieces, strict=True)]
-    return rows, {ABOUT: {"pieces": len(pieces), "columns": kinds}}
-
-
-def _encode_table(
-    ids: Sequence[str], columns: Mapping[str, Sequence[Any]], texts: Collection[str]
-) -> tuple[bytes, dict[str, str]]:
-    """Return the encoded table of item attributes, and the kind of each column by name, `number` or `text`.
-
-    The items are sorted by the hashes of their ids, which take the place of the ids; the values of each column are in
-    the same order. StoreMisused for a repeated item.
+    texts, None if missing. A column named in *texts* is one of texts even if all are missing. The items are sorted by
+    the hashes of their ids, which take the place of the ids. Raises StoreMisused for a repeated item, and for too large
+    a table.
     """
     hashes = [xxh3_64_intdigest(encode_id(identifier)) for identifier in ids]
     order = sorted(range(len(ids)), key=hashes.__getitem__)
     for row, next_row in pairwise(order):
         if hashes[row] == hashes[next_row]:
             raise StoreMisused(f"item {ids[row]!r} has two rows of attributes; keep one for each item")
-    sorted_hashes = array("Q", [hashes[row] for row in order])
 
-    stored = list[_StoredColumn]()
-    kinds = dict[str, str]()
-    for name, values in columns.items():
-        column = _stored_column(name, [values[row] for row in order], is_text=name in texts)
-        stored.append(column)
-        kinds[name] = "number" if column.texts is None else "text"
-    return msgspec.msgpack.encode(_StoredTable(sorted_hashes.tobytes(), tuple(stored))), kinds
+    sorted_hashes = array("Q", [hashes[row] for row in order])
+    stored = tuple(
+        _stored_column(name, [values[row] for row in order], is_text=name in texts) for name, values in columns.items()
+    )
+    table = msgspec.msgpack.encode(_StoredTable(sorted_hashes.tobytes(), stored))
+    if len(table) > MAX_BYTES:
+        raise StoreMisused(
+            f"the item attributes have {len(table)} bytes, and at most {MAX_BYTES} are kept in memory; leave out "
+            "columns that no filter needs"
+        )
+
+    kinds = {column.name: "number" if column.texts is None else "text" for column in stored}
+    pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
+    rows = [Row(key, piece) for key, piece in zip(piece_keys(len(pieces)), pieces, strict=True)]
+    return rows, {ABOUT: {"pieces": len(pieces), "columns": kinds}}
 
 
 def _stored_column(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:

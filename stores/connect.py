@@ -17,7 +17,7 @@ from hotplate.stores.store import Observer, Store
 from hotplate.stores.urls import redacted, require_url, scheme_of, split
 
 if TYPE_CHECKING:
-    from hotplate.stores.redis.stream import RedisStream
+    from hotplate.stores.redis.entry_log import EntryLog
 
 T = TypeVar("T")
 
@@ -95,8 +95,8 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 
-def open_stream(url: str, name: str, observer: Observer | None = None) -> "RedisStream":
-    """Open the stream *name* in the Redis of a store, without I/O; StoreMisused for another or a malformed URL.
+def open_entry_log(url: str, name: str, observer: Observer | None = None) -> "EntryLog":
+    """Open the log of entries *name* in the Redis of a store, without I/O; StoreMisused for another or a malformed URL.
 
     *observer* counts failures to renew tokens.
     """
@@ -104,9 +104,9 @@ def open_stream(url: str, name: str, observer: Observer | None = None) -> "Redis
     if scheme_of(url) not in REDIS:
         raise StoreMisused(f"{redacted(url)!r} is not the URL of a Redis: write redis://HOST:6379/0 or similar")
     with extra_installed("redis"):
-        from hotplate.stores.redis import stream  # noqa: PLC0415 -- an extra: only its users need it
+        from hotplate.stores.redis import entry_log  # noqa: PLC0415 -- an extra: only its users need it
 
-        return stream.open_stream(url, name, observer)
+        return entry_log.open_entry_log(url, name, observer)
 
 
 @asynccontextmanager

@@ -21,14 +21,14 @@ import struct
 import zlib
 from binascii import b2a_base64
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import orjson
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from hotplate.base.recommendations import Item
+from hotplate.base.recommendations import ITEM_FIELDS, Item
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, WrittenByNewer
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 USUAL_CUT = 10  # items before the offset; a request's default
+STORED_FIELDS = (*ITEM_FIELDS, "filler")
 SCORE_DIGITS = 6  # significant ones of computed scores: nearly the precision of float32
 
 # Offset of long lists, and of values that are not lists.
@@ -46,7 +47,7 @@ MAX_OFFSET = 0xFFFF
 
 # Quotes within an item are escaped, so `{"id":` only occurs at its start.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
-_ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
+_FIELDS = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?(,"title":"[^"\\]*(?:\\.[^"\\]*)*")?')
 
 # Of the values of a release.
 Encoding = Literal["json", "zstd"]
@@ -143,7 +144,8 @@ def encode(items: Iterable[Item]) -> bytes:
     """
     lines = list[bytes]()
     for item in items:
-        line = orjson.dumps({name: item[name] for name in ("id", "score", "title", "filler") if name in item})
+        values: Mapping[str, object] = item
+        line = orjson.dumps({name: values[name] for name in STORED_FIELDS if name in values})
         if b'"score":null' in line:
             raise StoreMisused(f"the score of item {item['id']!r} is not a finite number")
         lines.append(line)
@@ -199,10 +201,14 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
     return SEPARATOR.join(lines)
 
 
-def without_titles(items: bytes, *, scores: bool) -> bytes:
-    """Return a list with only ids and, on request, scores."""
-    pairs = _ID_AND_SCORE.findall(items)
-    return SEPARATOR.join([b'{"id":%b%b}' % (identifier, score if scores else b"") for identifier, score in pairs])
+def with_fields(items: bytes, fields: Collection[str], tails: Mapping[bytes, bytes]) -> bytes:
+    """Return a list with the id and those of ITEM_FIELDS that are in *fields*, and more fields of each item.
+
+    *tails* has these, encoded as `,"price":5`, by `encode_id`; its lookup of an id may compute them.
+    """
+    score, title = (b"%b" if name in fields else b"%.0b" for name in ITEM_FIELDS[1:])
+    line = b'{"id":%b' + score + title + b"%b}"
+    return SEPARATOR.join([line % (*found, tails[found[0]]) for found in _FIELDS.findall(items)])
 
 
 def encode_id(identifier: str) -> bytes:

@@ -12,7 +12,7 @@ recorded before they are deleted. `verify` is exact at any time: it skips rows w
 deleted, or restored by a node that restarted with older data, and adds the recorded sums.
 
 **Unsummed rows** are missing rows that are only counted: damaged ones, whose sums as published are not known, those
-beyond MAX_ROWS, and those that earlier versions recorded. `verify` accepts up to that number of missing rows.
+and those beyond MAX_ROWS. `verify` accepts up to that number of missing rows.
 """
 
 import secrets
@@ -38,11 +38,14 @@ SALT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class RowSums:
-    """Sums over rows, as in a Tally and a manifest: the count by kind, the bytes, and the sum of the rows' digests."""
+    """Sums over rows, as in a Tally and a manifest: the count by kind, the bytes, and the sum of the rows' digests.
 
-    counts: Mapping[str, int] = field(default_factory=dict)
+    The digest is in hexadecimal, as it is stored.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
-    digest: int = 0
+    digest: str = "0"
 
     @classmethod
     def difference(cls, manifest: Manifest, tally: Tally) -> "RowSums":
@@ -56,7 +59,7 @@ class RowSums:
             if missing:
                 counts[kind] = missing
         digest = (int(manifest.digest, 16) - tally.digest) % (1 << 128)
-        return cls(counts, bytes=manifest.bytes - tally.bytes, digest=digest)
+        return cls(counts, bytes=manifest.bytes - tally.bytes, digest=f"{digest:x}")
 
     @property
     def rows(self) -> int:
@@ -65,14 +68,14 @@ class RowSums:
 
     def add_to(self, tally: Tally) -> None:
         """Add these rows to *tally*."""
-        tally.merge(Tally(counts=dict(self.counts), bytes=self.bytes, digest=self.digest))
+        tally.merge(Tally(counts=dict(self.counts), bytes=self.bytes, digest=int(self.digest, 16)))
 
     def with_rows(self, rows: Sequence[Row]) -> "RowSums":
         """Return the sums over these rows and further *rows*."""
         tally = Tally()
         self.add_to(tally)
         tally.add(rows)
-        return RowSums(tally.counts, bytes=tally.bytes, digest=tally.digest)
+        return RowSums(tally.counts, bytes=tally.bytes, digest=f"{tally.digest:x}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class ErasedUsers:
     """Hashes of user ids. The first salt is used for new ones; others are of stores that were copied from."""
 
     missing_by_release: Mapping[str, MissingRows] = field(default_factory=dict)
-    """By the release's incarnation, or, if an earlier version recorded them, by its id."""
+    """By the release's incarnation."""
 
     lost: int = 0
     """The number of ids that the catalogue counts, and the record has lost."""
@@ -139,9 +142,7 @@ class ErasedUsers:
 
     def missing_from(self, release: ReleaseRef) -> MissingRows:
         """Return the rows that a release lacks, none if it was published without erased users."""
-        if release.incarnation in self.missing_by_release:
-            return self.missing_by_release[release.incarnation]
-        return self.missing_by_release.get(release.id, MissingRows())
+        return self.missing_by_release.get(release.incarnation, MissingRows())
 
     def max_rows_of_lost(self, manifest: Manifest) -> int:
         """Return how many rows may be deleted for lost users: one in each list, the default and named ones."""
@@ -187,7 +188,7 @@ class ErasedUsers:
 
     def restricted_to(self, entries: Iterable[Release]) -> "ErasedUsers":
         """Return a copy with the missing rows of the releases *entries* alone; the users stay."""
-        names = {name for entry in entries for name in entry.ref}
+        names = {entry.incarnation for entry in entries}
         missing_by_release = {name: missing for name, missing in self.missing_by_release.items() if name in names}
         return replace(self, missing_by_release=missing_by_release)
 

@@ -47,14 +47,8 @@ class _Group(msgspec.Struct):
     hashes: bytes
 
 
-class _Sums(msgspec.Struct):
-    counts: dict[str, int]
-    bytes: int
-    digest: str
-
-
 class _Missing(msgspec.Struct):
-    sums: _Sums
+    sums: RowSums
     hashes: bytes
     unsummed: int
 
@@ -217,9 +211,8 @@ def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
     groups = [_Group(salt.hex(), b"".join(sorted(hashes))) for salt, hashes in users.hashes_by_salt.items()]
     rows = dict[str, _Missing]()
     for release, missing in users.missing_by_release.items():
-        sums = _Sums(counts=dict(missing.sums.counts), bytes=missing.sums.bytes, digest=f"{missing.sums.digest:x}")
         hashes = b"".join(sorted(missing.key_hashes))
-        rows[release] = _Missing(sums=sums, hashes=hashes, unsummed=missing.unsummed_rows)
+        rows[release] = _Missing(sums=missing.sums, hashes=hashes, unsummed=missing.unsummed_rows)
     part = _Part(number=number, groups=groups, rows=rows)
     return Checksum(ID).seal(name, NO_OFFSET + msgspec.json.encode(part))
 
@@ -236,9 +229,8 @@ def _parse(name: str, value: bytes) -> _ParsedPart:
         part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)
         rows = dict[str, MissingRows]()
         for release, missing in part.rows.items():
-            sums = RowSums(missing.sums.counts, bytes=missing.sums.bytes, digest=int(missing.sums.digest, 16))
             hashes = _split_hashes(missing.hashes)
-            rows[release] = MissingRows(sums, key_hashes=hashes, unsummed_rows=missing.unsummed)
+            rows[release] = MissingRows(missing.sums, key_hashes=hashes, unsummed_rows=missing.unsummed)
         return _ParsedPart(part.number, ErasedUsers(_parse_groups(part.groups), rows))
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _unreadable(name, error) from error

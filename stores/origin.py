@@ -79,6 +79,7 @@ class AttributesEntry(TypedDict):
 
     pieces: int
     columns: dict[str, str]
+    shown: NotRequired[Sequence[str]]
     notes: NotRequired[Sequence[str]]
 
 
@@ -117,6 +118,9 @@ class AttributesRecord(Struct, frozen=True):
 
     pieces: int = 0
     columns: dict[str, str] = {}
+    shown: tuple[str, ...] = ()
+    """The columns that answers may have; by the others lists are only filtered."""
+
     notes: tuple[str, ...] = ()
     """Sentences about doubtful cells."""
 

@@ -35,8 +35,8 @@ async def copy(
     """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
     A killed copy is continued once its lease has lapsed. A release that the target has is verified and, if damaged,
-    repaired. If it cannot be activated, it stays ready, and the result's `held_back` is the reason: a canary in the
-    target, gates that refused the release, or its withdrawal by services of the target.
+    repaired. If it cannot be activated, it stays ready, and the result's `held_back` is the reason: the target tries
+    another one, gates refused the release, or services of the target withdrew it.
 
     Raises ReleaseConflict if *target* has other rows under that id, or another process copies it; ReleaseCorrupt if the
     source is damaged.

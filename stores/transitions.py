@@ -240,14 +240,20 @@ def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Cat
     live = catalogue.live_entry
     if live is None or live.id != expected:
         raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
-    previous = _superseded_before_live(catalogue)
-    if not previous:
+    previous = rollback_target(catalogue)
+    if previous is None:
         raise ReleaseNotFound(
             "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
     if reason:
         catalogue = _with_entry(catalogue, replace(live, refused_by=(reason,)))
-    return _make_live(catalogue, previous[-1], replaced_state=State.WITHDRAWN)
+    return _make_live(catalogue, previous, replaced_state=State.WITHDRAWN)
+
+
+def rollback_target(catalogue: Catalogue) -> Release | None:
+    """Return the release that a rollback leads to, the last one before the live one; None without one."""
+    before = _superseded_before_live(catalogue)
+    return before[-1] if before else None
 
 
 def restore(catalogue: Catalogue, saved: Catalogue) -> Catalogue:

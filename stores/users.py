@@ -138,20 +138,22 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     catalogue = await store.catalogue()
     erased = await read_erased(store, catalogue)
 
-    holding = dict[ReleaseId, tuple[str, ...]]()
-    lists = dict[ReleaseId, tuple[str, ...]]()
-    for release, keys in (await _present_keys(store, catalogue, wanted)).items():
-        names = dict.fromkeys(key.list for key in keys if key.list)
-        if keys:
-            holding[release] = tuple(dict.fromkeys(key.id for key in keys))
-        if names:
-            lists[release] = tuple(names)
+    keys_by_id = dict[ReleaseId, list[RowKey]]()
+    for entry in catalogue.committed:
+        with suppress(ReleaseNotFound):  # pruned since
+            rows = await _present_rows(store, entry.ref, wanted)
+            # An id with two incarnations, as after a repair, gets the keys of the one that has more of them.
+            if len(rows) > len(keys_by_id.get(entry.id, ())):
+                keys_by_id[entry.id] = [RowKey.parse(row.key) for row in rows]
 
+    names_by_id = {
+        release: dict.fromkeys(filter(None, (key.list for key in keys))) for release, keys in keys_by_id.items()
+    }
     return Erasure(
         erased=tuple(user for user in wanted if erased.covers_user(user)),
-        holding=holding,
+        holding={release: tuple(dict.fromkeys(key.id for key in keys)) for release, keys in keys_by_id.items()},
         being_written=tuple(entry.id for entry in catalogue.releases if entry.state is State.DRAFT),
-        lists=lists,
+        lists={release: tuple(names) for release, names in names_by_id.items() if names},
         lost=erased.lost,
     )
 
@@ -303,17 +305,3 @@ async def _read_rows(store: Store, release: ReleaseRef, keys: Sequence[str]) -> 
         async for key, result in read_results(store, release, keys)
         if result is not None
     ]
-
-
-async def _present_keys(store: Store, catalogue: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[RowKey]]:
-    """Return the keys of the rows that committed releases have of *users*, in all lists, by the release's id.
-
-    If an id has two incarnations, as after a repair, it gets the keys of the one that has more of them.
-    """
-    keys_by_id = dict[ReleaseId, list[RowKey]]()
-    for entry in catalogue.committed:
-        with suppress(ReleaseNotFound):  # pruned since
-            rows = await _present_rows(store, entry.ref, users)
-            if len(rows) >= len(keys_by_id.get(entry.id, ())):
-                keys_by_id[entry.id] = [RowKey.parse(row.key) for row in rows]
-    return keys_by_id

@@ -139,6 +139,7 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
         "hotplate.stores.cosmos",
         "hotplate.serve.item_factors",
         "hotplate.serve.telemetry.export",
+        "hotplate.serve.telemetry.tracing",
     )
     extras = (*of_extras, "hotplate.testing", "hotplate.__main__", "hotplate.client", "hotplate.base.report_page")
     names = [name_of(module) for module in modules_of(room)]

@@ -18,6 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, build_opener
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.stores.errors import did_you_mean
 
 OURS = Path(__file__).with_name("prices.toml")
 # Reliability of a price, and default error bound.
@@ -140,6 +141,7 @@ class Prices:
 
 REQUIRED_PRICES = ("ru_hour", "autoscale_factor", "storage_gb_month", "cpu_hour")
 OPTIONAL_PRICES = ("serverless_million_ru", "redis_gb_hour", "disk_gb_month")
+_TABLES = ("currency", *REQUIRED_PRICES, *OPTIONAL_PRICES, "redis", "redis_quoted")
 
 
 def load(path: Path = OURS) -> Prices:
@@ -161,6 +163,9 @@ def parse(text: str) -> Prices:
     Raises KeyError, TypeError or ValueError for a missing or invalid one.
     """
     tables = tomllib.loads(text)
+    for name in tables:
+        if name not in _TABLES:
+            raise ValueError(f"the table {name!r} is not known; {did_you_mean(name, _TABLES) or 'leave it out'}")
     currency = tables["currency"]
     if not isinstance(currency, str) or not re.fullmatch("[A-Z]{3}", currency):
         raise ValueError(f"currency is {currency!r}, and must be three letters, as USD or EUR")

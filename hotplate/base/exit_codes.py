@@ -2,6 +2,6 @@
 
 FAILED = 1
 MISUSED = 2
-# By a gate, an objective or a running canary.
+# By a gate or an objective, or while another release is tried.
 REFUSED = 3
 INTERRUPTED = 130

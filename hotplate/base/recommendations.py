@@ -4,9 +4,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Required, TypedDict
 
+# The fields of every item, in the order of its encoding.
+ITEM_FIELDS = ("id", "score", "title")
+
 
 class Item(TypedDict, total=False):
-    """One item of a list; a *filler* is a popular item at the end of a list that is too short."""
+    """One item of a list; a *filler* is a popular item at the end of a list that is too short.
+
+    A request for other `fields` adds the attributes that the release shows, numbers or texts by their names.
+    """
 
     id: Required[str]
     score: float
@@ -39,11 +45,15 @@ class Recommendations:
 class FilterOptions(TypedDict, total=False):
     """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
 
-    Popular items that pass them fill the list up to *n*.
+    *per*, as `brand:1`, limits the items with the same value of an attribute. Popular items that pass all of these fill
+    the list up to *n*. *fields* are those of items to return: the id, and by default
+    score and title; other names are item attributes that the release shows.
     """
 
     exclude: Collection[str]
     where: str
+    per: str
+    fields: Sequence[str]
     list: str
 
 
@@ -60,6 +70,5 @@ class RequestOptions(ListOptions, total=False):
     user.
     """
 
-    fields: Sequence[str]
     timeout_s: float
     after: str

@@ -1,6 +1,6 @@
 """`hotplate events`: ship and count the events that a service collected.
 
-An arm is one of the two releases of an experiment: A is the live one, B the canary. The horizon is its planned end.
+An arm is one of the two releases of an experiment: A is the live one. The horizon is its planned end.
 """
 
 from dataclasses import fields

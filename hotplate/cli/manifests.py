@@ -79,6 +79,8 @@ def print_attributes(manifest: Manifest) -> None:
     if attributes.columns:
         kinds = ", ".join(f"{name} ({kind})" for name, kind in attributes.columns.items())
         out.print(f"  item attributes: {kinds}")
+        if attributes.shown:
+            out.print(f"  shown in answers: {', '.join(attributes.shown)}")
         for note in attributes.notes:
             out.print(f"  note: {note}")
 

@@ -132,6 +132,14 @@ class ReleaseFlags:
             "The type of an attribute, number or text, as price=number; by default it is guessed.", metavar="NAME=KIND"
         ),
     ] = ()
+    show: Annotated[
+        tuple[str, ...],
+        Flag(
+            "Attributes that answers may have, as price in `fields=id,price`, separated by commas; repeatable. Any "
+            "reader can ask for them.",
+            metavar="NAMES",
+        ),
+    ] = ()
     gate_file: Annotated[Path | None, Flag("A TOML file of bounds that must hold.", GATES, "gates", metavar="FILE")] = (
         None
     )

@@ -27,7 +27,7 @@ from hotplate.cli.terminal import (
     shown_store_url,
     store_url_or_default,
 )
-from hotplate.offline.attributes import parse_kinds
+from hotplate.offline.attributes import parse_kinds, parse_names
 from hotplate.offline.errors import DataError, GateFailed, SettingError, read_toml
 from hotplate.offline.gates.bounds import read_gates
 from hotplate.offline.input.files import named_paths
@@ -80,6 +80,7 @@ def list_settings(flags: PublishFlags) -> ListSettings:
         fold_in=flags.fold_in,
         attributes=flags.item_attributes,
         attribute_kinds=parse_kinds(flags.attribute),
+        shown=parse_names(flags.show),
     )
 
 
@@ -247,7 +248,12 @@ def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
     )
     if not is_default:
         return settings
-    return replace(settings, attributes=flags.item_attributes, attribute_kinds=parse_kinds(flags.attribute))
+    return replace(
+        settings,
+        attributes=flags.item_attributes,
+        attribute_kinds=parse_kinds(flags.attribute),
+        shown=parse_names(flags.show),
+    )
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class PlannedRun:
 def run_verb(pipeline: Path, *, check: bool) -> None:
     """Run a pipeline file, send its metrics, and print its summary; with *check*, only print its steps.
 
-    Raises typer.Exit if a gate or a canary refuses the release.
+    Raises typer.Exit if the release is held back.
     """
     planned = plan_run(pipeline)
     if check:
@@ -99,7 +99,7 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
 def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     """Run a pipeline file as `hotplate run`, and return its summary: outcome, release, metrics, ….
 
-    The outcome is `published`, `unchanged`, or `refused` if a gate or a canary stopped the release or it was withdrawn.
+    The outcome is `published`, `unchanged`, or `refused` if the release was held back or withdrawn.
     Raises SettingError for an invalid pipeline, DataError and StoreError.
     """
     planned = plan_run(Path(pipeline))

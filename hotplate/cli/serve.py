@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from hotplate.base.recommendations import Recommendations
 from hotplate.cli.terminal import Json, StoreUrl, err, print_result, run_on_store, store_url_or_default, table
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.settings import LOGS, ServiceSettings, check_aiohttp, configure_logging, read_telemetry
+from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging, read_telemetry
 from hotplate.stores.encoding import USER, check_id
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.store import Store
@@ -36,7 +36,6 @@ def serve(
 
     On several hosts: hotplate serve --events /var/lib/events --hide-consumed buy=24 --share-consumed redis://cache:6379/0
     """
-    check_aiohttp()
     from hotplate.serve.processes.supervisor import Addresses
     from hotplate.serve.processes.supervisor import serve as run_service
     from hotplate.stores.connect import check_single, lacks_folder, never_published
@@ -127,7 +126,6 @@ def demo(
 
     Example: hotplate demo --data clicks.csv
     """
-    check_aiohttp()
     from hotplate.cli.demo_work import demonstrate
 
     demonstrate(data, host=host, port=port)

@@ -207,6 +207,7 @@ def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, obj
             "incarnation": release.ref.incarnation,
             "state": states.get(release.ref.incarnation),
             "rows": release.manifest.rows,
+            "refused_by": release.refused_by,
             "damage": release.damage,
         }
         releases.append(asdict(release.manifest) | facts)
@@ -223,7 +224,7 @@ def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> 
             release.ref.id,
             format_time(release.manifest.created_at),
             f"{release.manifest.rows:,}",
-            ", ".join(release.manifest.refused_by) or "none",
+            ", ".join(release.refused_by) or "none",
             release.damage or "sound",
         )
         for release in surveyed.releases

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from html import escape
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from hotplate.base.report import format_count
 from hotplate.offline.evaluate.metrics import (
     ListMetrics,
     RankingMetrics,
@@ -18,11 +16,9 @@ from hotplate.offline.evaluate.metrics import (
     coverage,
     fill_empty_lists,
     measure_users,
-    measured,
-    with_interval,
 )
 from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
-from hotplate.offline.evaluate.similar_hits import SimilarResult, measure_similar
+from hotplate.offline.evaluate.similar_hits import measure_similar
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
 from hotplate.offline.exploration import NEW_DAYS, are_new
@@ -32,7 +28,7 @@ from hotplate.offline.model import Model
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import SparkParams
-from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
+from hotplate.offline.train.engine import Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import (
     Popularity,
@@ -87,103 +83,17 @@ class EvaluateOptions:
         check_length(self.k, "k")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineResult:
+class EngineResult(NamedTuple):
     """Metrics of one engine.
 
     metrics          of personal lists: a missing one counts with zeros
     as_served        of lists with the popular one for users without any
-    per_user         nDCG by user with test items
-    served_per_user  the same, as served
+    served_per_user  nDCG as served by user with test items
     """
 
-    engine: Engine
-    params: Params
     metrics: ListMetrics
     as_served: RankingMetrics
-    per_user: Values
     served_per_user: Values
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return name_of(self.engine, asdict(self.params))
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The results of a model and its baselines.
-
-    split       None if the test data were given
-    cold_pairs  test pairs of items not in train
-    leads       in the order of *baselines*
-    drawn_from  number of testable users, if sampled
-    new_days    within which an item's first interaction makes it new; None if variety was not measured
-    """
-
-    split: SplitOptions | None
-    k: int
-    train_pairs: int
-    test_pairs: int
-    model: EngineResult
-    baselines: tuple[EngineResult, ...]
-    cold_pairs: int = 0
-    leads: tuple[Lead, ...] = ()
-    drawn_from: int | None = None
-    similar: SimilarResult | None = None
-    new_days: int | None = None
-
-    @property
-    def record(self) -> EvaluationRecord:
-        """The evaluation without figures by user, as it is kept with a model and in the manifest of a release."""
-        baselines = dict[str, BaselineRecord]()
-        for baseline, lead in zip(self.baselines, self.leads, strict=True):
-            baselines[baseline.name] = BaselineRecord(
-                **asdict(baseline.metrics),
-                params=asdict(baseline.params),
-                as_served=baseline.as_served,
-                model_leads_by=lead,
-            )
-        model = self.model
-        return EvaluationRecord(
-            split=self.split,
-            k=self.k,
-            train_pairs=self.train_pairs,
-            test_pairs=self.test_pairs,
-            cold_pairs=self.cold_pairs,
-            users_drawn_from=self.drawn_from,
-            new_days=self.new_days,
-            coverage_of="items of train",
-            engine=model.engine,
-            params=asdict(model.params),
-            model=replace(model.metrics, intervals={}),
-            as_served=model.as_served,
-            intervals=dict(model.metrics.intervals),
-            similar=self.similar,
-            baselines=baselines,
-        )
-
-    def _repr_html_(self) -> str:
-        """Return a table for notebooks: a row per metric, a column for the model and each baseline."""
-        model_column = _formatted(self.model.metrics)
-        baseline_columns = [_formatted(baseline.metrics) for baseline in self.baselines]
-        rows = [["", "model", *(baseline.name for baseline in self.baselines)]]
-        for metric, value in model_column.items():
-            rows.append([metric, value, *(column.get(metric, "") for column in baseline_columns)])
-
-        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-        pairs = format_count(self.test_pairs, "pair")
-        users = format_count(self.model.metrics.users, "user")
-        about = f"{pairs} of {users} held back, measured at {self.k}"
-        return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
-
-
-def _formatted(metrics: ListMetrics) -> dict[str, str]:
-    """Return the measured metrics by name, with their intervals, as texts."""
-    texts = dict[str, str]()
-    for metric in measured(metrics):
-        texts[metric.name] = with_interval(metric.value, metrics.intervals.get(metric.name))
-    return texts
 
 
 def evaluate_parts(
@@ -194,7 +104,7 @@ def evaluate_parts(
     baselines: Sequence[Params] = BASELINES,
     split: SplitOptions | None = None,
     on_iteration: OnIteration | None = None,
-) -> Evaluation:
+) -> EvaluationRecord:
     """Fit a model and baselines on the train part of *parts*, and measure their lists on the test part.
 
     params     engine of the model with its parameters
@@ -214,26 +124,38 @@ def evaluate_parts(
     model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
     del similar_items  # releases memory for the baselines
 
-    results = list[EngineResult]()
+    engine = engine_of(params)
+    records = dict[str, BaselineRecord]()
     for baseline in baselines:
-        if engine_of(baseline) == model.engine and not isinstance(baseline, PopularityParams):
+        if engine_of(baseline) == engine and not isinstance(baseline, PopularityParams):
             continue
         # Popularity is the same for everybody, users without a list of their own included.
         popular = baseline if isinstance(baseline, PopularityParams) else options.popular
-        results.append(evaluate_engine(parts, baseline, replace(options, make_lists=None, popular=popular)))
+        result = evaluate_engine(parts, baseline, replace(options, make_lists=None, popular=popular))
+        fields = asdict(baseline)
+        records[name_of(engine_of(baseline), fields)] = BaselineRecord(
+            **asdict(result.metrics),
+            params=fields,
+            as_served=result.as_served,
+            model_leads_by=Lead.of(model.served_per_user - result.served_per_user),
+        )
 
-    return Evaluation(
+    return EvaluationRecord(
         split=split,
         k=options.k,
         train_pairs=int(parts.train.nnz),
         test_pairs=int(parts.test.nnz),
-        model=model,
-        baselines=tuple(results),
         cold_pairs=_cold_pairs(parts),
-        leads=tuple(Lead.of(model.served_per_user - baseline.served_per_user) for baseline in results),
-        drawn_from=testable_users if testable_users > len(parts.tested) else None,
-        similar=similar_result,
+        users_drawn_from=testable_users if testable_users > len(parts.tested) else None,
         new_days=None if options.similar is None else options.new_days,
+        coverage_of="items of train",
+        engine=engine,
+        params=asdict(params),
+        model=replace(model.metrics, intervals={}),
+        as_served=model.as_served,
+        intervals=dict(model.metrics.intervals),
+        similar=similar_result,
+        baselines=records,
     )
 
 
@@ -286,14 +208,7 @@ def evaluate_engine(
             new_items=share_of_new_items(tested_lists, parts, options.new_days),
         )
 
-    return EngineResult(
-        engine=engine_of(params),
-        params=params,
-        metrics=metrics,
-        as_served=served.metrics,
-        per_user=personal.values["ndcg"],
-        served_per_user=served.values["ndcg"],
-    )
+    return EngineResult(metrics=metrics, as_served=served.metrics, served_per_user=served.values["ndcg"])
 
 
 def popularity_of(parts: Parts, popular: PopularityParams) -> Popularity:
@@ -376,7 +291,8 @@ def evaluate_as_published(
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
     )
     evaluation = evaluate_parts(parts, model.params, options, baselines=(), split=split, on_iteration=on_iteration)
-    return msgspec.structs.replace(evaluation.record, similar=trained.similar, as_trained=trained.result)
+    as_trained = msgspec.structs.replace(trained, baselines={})
+    return msgspec.structs.replace(evaluation, similar=trained.similar, as_trained=as_trained)
 
 
 def _published_lists(

@@ -57,8 +57,8 @@ class BaselineRecord(ListMetrics):
         return {"params": record.pop("params"), **record}
 
 
-class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics of a model's lists on a test.
+class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The metrics of a model's lists on a test, and baselines by name.
 
     split             None if the test data were given
     cold_pairs        test pairs of items not in train
@@ -66,6 +66,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     new_days          within which an item's first interaction makes it new; None if variety was not measured
     coverage_of       the items that coverage is a share of; UNSET for all items of the data, as in earlier versions
     model             metrics of personal lists; their intervals are in *intervals*
+    as_trained        the evaluation in training, without baselines, if rules changed the lists
     """
 
     split: SplitOptions | None
@@ -82,6 +83,8 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     as_served: RankingMetrics
     intervals: dict[str, MetricInterval]
     similar: SimilarResult | None = None
+    baselines: dict[str, BaselineRecord] = msgspec.field(default_factory=dict[str, BaselineRecord])
+    as_trained: "EvaluationRecord | None" = None
 
     @property
     def split_json(self) -> dict[str, Any]:
@@ -114,23 +117,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
         model = _measured_to_json(self.model)
         del model["intervals"]
         record: dict[str, Any] = json_values(self)
-        return record | {"split": self.split_json, "model": model}
-
-
-class EvaluationRecord(ResultRecord, frozen=True, kw_only=True):
-    """The result of a model, and baselines by engine; *as_trained* is the result in training if rules changed it."""
-
-    baselines: dict[str, BaselineRecord]
-    as_trained: ResultRecord | None = None
-
-    @property
-    def result(self) -> ResultRecord:
-        """The result without the baselines."""
-        return ResultRecord(**{name: getattr(self, name) for name in ResultRecord.__struct_fields__})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values, without metrics that were not measured."""
-        record = super().to_json()
+        record |= {"split": self.split_json, "model": model}
         record["baselines"] = {engine: baseline.to_json() for engine, baseline in self.baselines.items()}
         del record["as_trained"]
         if self.as_trained is not None:
@@ -201,7 +188,7 @@ def json_values(record: object) -> Any:  # noqa: ANN401 -- any JSON
 
 
 def metric_names(*, has_similar: bool) -> list[str]:
-    """Return the names of all metrics that an evaluation may measure, as in `ResultRecord.metrics`."""
+    """Return the names of all metrics that an evaluation may measure, as in `EvaluationRecord.metrics`."""
     names = list[str]()
     for table, metrics in (("model", ListMetrics), ("as_served", RankingMetrics)):
         names += [f"{table}.{field.name}" for field in fields(metrics) if field.name != "intervals"]

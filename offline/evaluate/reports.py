@@ -4,7 +4,7 @@ Candidates are lists of a file, a model or a release; the truth is what users ch
 chosen before.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import NamedTuple
@@ -14,7 +14,6 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from hotplate.base.recommendations import Item
 from hotplate.base.report import Report, Row, format_count
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import recommend_all
@@ -35,14 +34,12 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.model_report import difference_in_words, hits_in_words, popular_comparison
 from hotplate.offline.evaluate.records import Lead
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
-from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
-from hotplate.offline.input.interaction_rows import add_time
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
-from hotplate.offline.input.rows import Rows, RowSchema, with_found_header
-from hotplate.offline.input.tables import Table, open_tables
+from hotplate.offline.input.rows import read_roles, with_found_header
+from hotplate.offline.input.tables import open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
@@ -51,14 +48,13 @@ from hotplate.offline.options import Format
 from hotplate.offline.train.popularity import Popularity, order_by_popularity
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import OVERALL, POPULAR, USER, Decode
+from hotplate.stores.encoding import OVERALL, POPULAR, USER
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.origin import Origin
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
 _REQUIRED_ROLES = ("user", "item")
-_BAD_RATING = "rating that is not a number"
 # Of a truth, this share may be rows that a model has learnt.
 _MOST_LEARNT = 0.01
 _LISTS_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
@@ -89,36 +85,17 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], form: Format |
     needed = {role: named.get(role) for role in _REQUIRED_ROLES}
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, with_found_header(form or Format(), files, needed))
-        columns = choose_columns(
-            named, list(tables[0].schema), source, guessed=(*_REQUIRED_ROLES, "time"), required=_REQUIRED_ROLES
-        )
-        schemas = [_choice_schema(table, columns) for table in tables]
-        rows = Rows(schemas, source)
-
+        rows = read_roles(tables, source, named, required=_REQUIRED_ROLES, optional=("time",))
+        kept = rows.kept
         aggregates = {"rating": pl.col("rating").mean(), "time": pl.col("time").max()}
-        read = [aggregate for role, aggregate in aggregates.items() if role in columns]
-        pairs = rows.kept.group_by(_REQUIRED_ROLES).agg(read).sort(_REQUIRED_ROLES).collect(engine="streaming")
+        read = [aggregate for role, aggregate in aggregates.items() if role in kept.collect_schema()]
+        pairs = kept.group_by(_REQUIRED_ROLES).agg(read).sort(_REQUIRED_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
 
 
 def read_history(path: DataSource, named: Mapping[str, str | None], form: Format | None = None) -> Matrix:
     """Read histories as `read_truth`; DataError for fewer than two users or items, too."""
     return to_matrix(read_truth(path, named, form).pairs.with_columns(weight=pl.lit(1.0)))
-
-
-def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare how to read rows of *table*: user and item as texts, and the rating and the time, if *columns* have them.
-
-    *columns* are the names of columns by role. Rows without an id or a rating are left out; a rating that is not a
-    number, and a time that cannot be read, make a bad row.
-    """
-    schema = RowSchema(table, {role: table.text(columns[role]) for role in _REQUIRED_ROLES})
-    schema.leave_out_bad_ids({role: columns[role] for role in _REQUIRED_ROLES})
-    if "rating" in columns:
-        schema.add_number("rating", columns["rating"], missing="no rating", invalid=_BAD_RATING)
-    if "time" in columns:
-        add_time(schema, columns["time"])
-    return schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +126,11 @@ def candidate_from_files(
     *named* are the names of columns by role, found by usual names if None. All scores of *pairs* are predictions.
     """
     source = named_paths([path])
-    tested_users = pairs.select(owner="user").unique().lazy()
+    tested_users = pairs.select("user").unique().lazy()
     with input_files([path]) as files, data_errors(source, files):
-        rows = read_scored(files, source, named, form or Format()).kept
-        tested_rows = rows.join(tested_users, on="owner", how="semi")
-        scores = tested_rows.group_by(user="owner", item="item").agg(pl.col("score").max())
+        rows = read_scored(files, source, named, form or Format()).rows.kept
+        tested_rows = rows.join(tested_users, on="user", how="semi")
+        scores = tested_rows.group_by("user", "item").agg(pl.col("score").max())
         best_first = scores.sort("user", "score", "item", descending=[False, True, False])
         ranked = best_first.collect(engine="streaming")
 
@@ -168,16 +145,16 @@ def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int)
     listed items count as predictions of ratings.
     """
     matrix = model.matrix
-    user_rows = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
-    users = pairs.select("user").unique().join(user_rows, on="user").sort("row")
-    ranked = model.ranker.recommend(matrix.user_items, users.get_column("row").to_numpy(), k)
+    user_ids = pl.Series("user", matrix.user_ids, dtype=pl.String)
+    users = user_ids.is_in(pairs.get_column("user").unique().implode()).arg_true()
+    ranked = model.ranker.recommend(matrix.user_items, users.to_numpy().astype(np.int32), k)
 
     item_ids = pl.Series("item", matrix.item_ids, dtype=pl.String)
     is_listed = ranked.items >= 0  # [users, k]
     places_of_users, _ = np.nonzero(is_listed)
     lists = pl.DataFrame(
         {
-            "user": users.get_column("user").gather(places_of_users),
+            "user": user_ids.gather(users.gather(places_of_users)),
             "item": item_ids.gather(ranked.items[is_listed]),
             "score": ranked.scores[is_listed],
         },
@@ -204,20 +181,18 @@ async def candidate_from_release(
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
 
-    users = list[str]()
-    item_ids = list[str]()
-    scores = list[float]()
-    user_keys = [USER + user for user in pairs.get_column("user").unique().sort()]
-    async for user, items in _read_undamaged(reader, release, decode, user_keys):
-        users += [user] * len(items)
-        item_ids += [item["id"] for item in items]
-        scores += [item["score"] for item in items]
-
+    rows = list[tuple[str, str, float]]()
     popular = list[str]()
-    async for _, items in _read_undamaged(reader, release, decode, [POPULAR + OVERALL]):
-        popular += [item["id"] for item in items]
+    users = pairs.get_column("user").unique().sort()
+    async for user, items in read_lists(reader, release, decode, [POPULAR + OVERALL, *(USER + users)]):
+        if isinstance(items, ReleaseCorrupt):
+            raise items
+        if user == OVERALL:
+            popular = [item["id"] for item in items]
+        else:
+            rows += [(user, item["id"], item["score"]) for item in items]
 
-    published = pl.DataFrame({"user": users, "item": item_ids, "score": scores}, schema=_LISTS_SCHEMA)
+    published = pl.DataFrame(rows, schema=_LISTS_SCHEMA, orient="row")
     return Candidate(
         origin=origin,
         lists=published.group_by("user", maintain_order=True).head(k),
@@ -225,19 +200,6 @@ async def candidate_from_release(
         popular=pl.Series("item", popular, dtype=pl.String),
         learnt_until_s=manifest.origin.learnt_until_s,
     )
-
-
-async def _read_undamaged(
-    reader: Reader, release: ReleaseRef, decode: Decode, keys: Sequence[str]
-) -> AsyncIterator[tuple[str, list[Item]]]:
-    """Read the lists at *keys* (KIND:ID) of a release, and yield each id with its list; a missing one yields nothing.
-
-    *decode* decodes a value to an offset and a list. Raises ReleaseCorrupt for a damaged list.
-    """
-    async for name, items in read_lists(reader, release, decode, keys):
-        if isinstance(items, ReleaseCorrupt):
-            raise items
-        yield name, items
 
 
 def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -248,7 +210,7 @@ def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 class ServedMetrics(NamedTuple):
     """Metrics of lists as served, of popular items for all users, and the lead of the lists; None if not known."""
 
-    lists: RankingMetrics | None = None
+    as_served: RankingMetrics | None = None
     popularity: RankingMetrics | None = None
     lead: Lead | None = None
 
@@ -415,8 +377,6 @@ class Evaluator:
         """
         lists = self._item_numbers(candidate)
         ranking = measure_users(lists, self._test).metrics
-        served = self._measure_served(lists, candidate)
-
         scored = self._scored_pairs(candidate)
         rating = None
         if scored is not None:
@@ -424,15 +384,13 @@ class Evaluator:
 
         return Figures(
             ranking=ranking,
-            as_served=served.lists,
-            popularity=served.popularity,
-            lead=served.lead,
             rating=rating,
             origin=candidate.origin,
             pairs=int(self._test.nnz),
             seen_pairs=0 if self._history is None else int(self._history.multiply(self._test).nnz),
             predicted=0 if scored is None else scored.height,
             coverage=None if self._history is None else coverage(lists, self._history),
+            **self._measure_served(lists, candidate)._asdict(),
         )
 
     def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics:

@@ -26,12 +26,14 @@ AS_FLAGS = {
     "lists": "--list NAME=SOURCE",
     "attributes": "--item-attributes",
     "kind": "--attribute NAME=number or NAME=text",
+    "show": "--show",
     "gate": "--gate {name}=0.1",
 }
 AS_KEYS = {
     "lists": "a table [lists.NAME]",
     "attributes": "item_attributes in [publish]",
     "kind": "attribute in [publish]",
+    "show": "show in [publish]",
     "gate": "{name} = 0.1 in [gates]",
 }
 
@@ -80,7 +82,7 @@ class GateCheck:
                 list_length=origin.list_length,
                 counts=Measurement(items, max([DEPTH, *depths])),
                 siblings=sources.keys(),
-                columns=release_origin.item_attributes.columns,
+                attributes=release_origin.item_attributes,
             )
 
     async def about(self, tally: Tally) -> OriginRecord:

@@ -1,6 +1,6 @@
 """The table of all gates, `KINDS`, with what each measures; a new gate is a function and a row in it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from statistics import fmean
@@ -10,10 +10,10 @@ from msgspec import UNSET
 
 from hotplate.base.report import format_count
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.records import EvaluationRecord, ResultRecord, read_evaluation
+from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import LiveList, Measurement
-from hotplate.stores.origin import GateVerdict, Origin
+from hotplate.stores.origin import AttributesRecord, GateVerdict, Origin
 
 # Compared items of a list by default: the number served by default.
 DEPTH = 10
@@ -139,7 +139,7 @@ class NewList(NamedTuple):
     list_length    most items per user; None if unknown
     counts         of its items and users, filled while it is written
     siblings       names of all lists of the release
-    columns        the release's item attributes (such as price, for filters): `number` or `text`, by name
+    attributes     the release's item attributes, such as price, for filters and in answers
     similar_lists  items with a list of similar ones, known once all rows are written
     segments       segments (groups of users, such as a country) with a popular list, known once all rows are written
     live           the live list that it is compared with, for kinds that are compared
@@ -152,7 +152,7 @@ class NewList(NamedTuple):
     list_length: int | None
     counts: Measurement
     siblings: Collection[str]
-    columns: Mapping[str, str]
+    attributes: AttributesRecord
     similar_lists: int = 0
     segments: Collection[str] = ()
     live: LiveList = LiveList()
@@ -209,7 +209,7 @@ def _drop(gate: Gate, new: NewList) -> GateVerdict:
     return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
-def _figure(evaluation: ResultRecord | None, gate: Gate) -> float | None:
+def _figure(evaluation: EvaluationRecord | None, gate: Gate) -> float | None:
     return None if evaluation is None else evaluation.metric(gate.metric)
 
 
@@ -404,14 +404,18 @@ def _lists_kept(gate: Gate, new: NewList) -> GateVerdict:
 
 
 def _attributes_kept(gate: Gate, new: NewList) -> GateVerdict:
-    """Judge whether the item attributes of the live release are in the new one."""
-    return _names_kept(gate, new.live.columns, new.columns, new.live)
+    """Judge whether the item attributes of the live release are in the new one, and shown if they were."""
+    shown = new.live.attributes.shown
+    hidden = [name for name in shown if name in new.attributes.columns and name not in new.attributes.shown]
+    if hidden:
+        return _names_failed(gate, hidden, shown, f"not showing {', '.join(hidden)}, as {new.live.release} does")
+    return _names_kept(gate, new.live.attributes.columns, new.attributes.columns, new.live)
 
 
 def _attribute_kinds(gate: Gate, new: NewList) -> GateVerdict:
     """Judge whether the item attributes of both releases are numbers, or texts, as before."""
-    now = new.columns
-    before = new.live.columns
+    now = new.attributes.columns
+    before = new.live.attributes.columns
     common = before.keys() & now.keys()
     changed = sorted(name for name in common if now[name] != before[name])
     listed = ", ".join(f"{name} is {now[name]}" for name in changed)
@@ -477,7 +481,8 @@ KINDS = {
             Need.LIVE_NAMES,
             _attributes_kept,
             default=1.0,
-            remedy="publish again with {attributes} of a file that has the missing columns",
+            remedy="publish again with {attributes} of a file that has these columns, and {show} with those that were "
+            "shown",
         ),
         GateKind(
             "attribute_kinds",

@@ -2,10 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import polars as pl
 
@@ -33,25 +32,56 @@ _ISO_FORMATS = (
 )
 # Other times are numbers in another format.
 START_OF_1970, EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1970, 1971, 2100))  # noqa: DTZ001 -- naive UTC
-# In order of preference, without case, spaces and punctuation.
-_COMMON_NAMES = {
-    "user": "user uid username customer visitor member client account reviewer listener reader",
-    "item": "item iid movie product stockcode sku asin parentasin track article song artist book isbn video content",
-    "weight": "weight count plays playcount strength",
-    "quantity": "quantity qty",
-    "time": "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat",
-    "title": "title name description itemname itemtitle productname producttitle movietitle trackname",
-    "segment": "segment",
-    "score": "score prediction rating relevance similarity strength weight value",
-    "other": "other otheritem similar similaritem related relateditem neighbour neighbouritem neighbor neighboritem "
-    "recommended recommendeditem",
-    "category": "category categoryname genre department group",
-    "boost": "boost factor multiplier",
-    "event": "event eventtype eventname action behavior behaviour type",
+# How the values of a column become ids, numbers or times, and which of them are refused: see `rows`.
+Kind = Literal["id", "group", "text", "counted", "number", "amount", "score", "time"]
+
+
+class Role(NamedTuple):
+    """The meaning of a column.
+
+    kind   how its values are read
+    names  usual names, in order of preference, without case, spaces and punctuation; those of ids may end in `id`
+    """
+
+    kind: Kind
+    names: str = ""
+
+
+ROLES = {
+    "user": Role("id", "user uid username customer visitor member client account reviewer listener reader"),
+    "item": Role(
+        "id", "item iid movie product stockcode sku asin parentasin track article song artist book isbn video content"
+    ),
+    "other": Role(
+        "id",
+        "other otheritem similar similaritem related relateditem neighbour neighbouritem neighbor neighboritem "
+        "recommended recommendeditem",
+    ),
+    "segment": Role("group", "segment"),
+    "title": Role("text", "title name description itemname itemtitle productname producttitle movietitle trackname"),
+    "event": Role("text", "event eventtype eventname action behavior behaviour type"),
+    "category": Role(
+        "text",
+        "category categoryid categoryname categorynameid genre genreid department departmentid group groupid",
+    ),
+    "boost": Role("text", "boost factor multiplier"),
+    "count": Role("counted"),
+    "weight": Role("number", "weight count plays playcount strength"),
+    "rating": Role("number"),
+    "quantity": Role("amount", "quantity qty"),
+    "score": Role("score", "score prediction rating relevance similarity strength weight value"),
+    "time": Role(
+        "time",
+        "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat",
+    ),
 }
-_ID_ROLES = ("user", "item", "other", "category")
 # For files without a header.
 NUMBERED = "column_"
+
+
+def kind_of(role: str) -> Kind:
+    """Return how the values of a role are read; those of other columns are texts."""
+    return ROLES[role].kind if role in ROLES else "text"
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
@@ -69,41 +99,35 @@ def choose_columns(
     available: Sequence[str],
     source: str,
     *,
-    guessed: Iterable[str],
     required: Sequence[str],
+    optional: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Return the name of a column for each role that has one; a role is a meaning such as user, item or time.
+    """Return the name of a column for each role that has one; a role is a key of ROLES.
 
     named      columns that the caller names, by role; None for the others
     available  the columns of the file
     source     the file, for messages
-    guessed    roles that get a column with a usual name, in this order, unless named; "UserID" is a usual name of user.
-               A time named `none` gets no column
-    required   roles that need a column; in a file without a header, those not named get the free columns in order
+    required   roles that need a column: one that is named, or else the first free one with a usual name such as
+               "UserID"; without a header, those not named get the free columns in order
+    optional   roles that get a column in the same way, if there is one; a time named `none` gets no column
 
-    A guessed column has no other role. Raises DataError if a column that is named, or one of a required role, is
-    missing, and SettingError if one column is named for two roles of ids, such as user and item.
+    Raises DataError if a column that is named, or one of a required role, is missing, and SettingError if one column is
+    named for two ids, such as user and item.
     """
-    if named.get("time") == NO_TIMES:
-        named = {**named, "time": None}
-        guessed = [role for role in guessed if role != "time"]
     chosen = _named_columns(named, available, source)
 
     # Without a header, the columns are called column_1, column_2 and so on.
-    has_no_header = bool(available) and available[0].startswith(NUMBERED)
-    if has_no_header:
+    if available and available[0].startswith(NUMBERED):
         free = [column for column in available if column not in chosen.values()]
-        open_roles = [role for role in required if role not in chosen]
-        chosen |= zip(open_roles, free, strict=False)
+        chosen |= zip([role for role in required if role not in chosen], free, strict=False)
 
-    for role in guessed:
-        free = [column for column in available if column not in chosen.values()]
-        column = usual_column(role, free)
-        if role not in chosen and column is not None:
+    for role in (*required, *optional):
+        column = usual_column(role, [column for column in available if column not in chosen.values()])
+        if role in chosen or named.get(role) == NO_TIMES:
+            continue
+        if column is not None:
             chosen[role] = column
-
-    for role in required:
-        if role not in chosen:
+        elif role in required:
             option = f" or give --{role}-column" if role in named else ""
             raise DataError(
                 f"No column of {source} looks like the {role}; name it {role!r}{option}. Its columns are: "
@@ -121,62 +145,53 @@ def _named_columns(named: Mapping[str, str | None], available: Sequence[str], so
     columns = dict[str, str]()
     role_by_id_column = dict[str, str]()
     for role, name in named.items():
-        if name is None:
+        if name is None or (role == "time" and name == NO_TIMES):
             continue
         column = find_column(name, available, role, source)
         columns[role] = column
-        if role in _ID_ROLES and role_by_id_column.setdefault(column, role) != role:
+        if kind_of(role) == "id" and role_by_id_column.setdefault(column, role) != role:
             raise SettingError(f"The column {column!r} is named for the {role_by_id_column[column]} and the {role}.")
     return columns
 
 
 def usual_column(role: str, available: Sequence[str]) -> str | None:
-    """Return the column of *available* that has the first usual name for *role*, or None.
-
-    Case, spaces and punctuation do not count, and ids may end in `id`: `User-ID` is a user.
-    """
+    """Return the column of *available* that has the first usual name for *role*, or None; `User-ID` is a user."""
     column_by_name = {"".join(filter(str.isalnum, column.casefold())): column for column in reversed(available)}
-    endings = ("", "id") if role in _ID_ROLES else ("",)
-    for name in _COMMON_NAMES[role].split():
+    endings = ("", "id") if kind_of(role) == "id" else ("",)
+    for name in ROLES[role].names.split():
         for ending in endings:
-            column = column_by_name.get(name + ending)
-            if column is not None:
-                return column
+            if name + ending in column_by_name:
+                return column_by_name[name + ending]
     return None
 
 
-def usual_time(name: str, dtype: pl.DataType, sample: pl.Series) -> pl.Expr:
-    """Return an expression that reads the column *name* as `read_time`, each value as ISO 8601 or a time since 1970.
-
-    The format that reads most values of *sample* is tried first.
-    """
+def usual_time(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return an expression that reads the column *name* as `read_time`, each value as ISO 8601 or a time since 1970."""
     if _is_date(dtype):
         return read_time(name, dtype, EPOCH)
-
-    counts = dict[str, int]()
-    for layout in (EPOCH, *_ISO_FORMATS):
-        counts[layout] = int(_are_meant(_times_of(sample, layout), layout).sum())
-        if counts[layout] == len(sample):
-            break
-    first = max(counts, key=lambda layout: counts[layout])
-    return pl.col(name).map_batches(
-        partial(_usual_times, first=first), return_dtype=pl.Datetime("us"), is_elementwise=True
-    )
+    return pl.col(name).map_batches(_UsualTimes(), return_dtype=pl.Datetime("us"), is_elementwise=True)
 
 
-def _usual_times(values: pl.Series, first: str) -> pl.Series:
-    """Read *values* in the format *first*, or in another one if they are meant in it and not in *first*."""
-    times = _times_of(values, first)
-    is_open = values.is_not_null() & ~_are_meant(times, first)
-    for layout in (*_ISO_FORMATS, EPOCH):
-        places = is_open.arg_true()
-        if places.is_empty():
-            break
-        others = _times_of(values.gather(places), layout)
-        are_meant = _are_meant(others, layout)
-        times = times.scatter(places.filter(are_meant), others.filter(are_meant))
-        is_open = is_open.scatter(places, ~are_meant)
-    return times
+class _UsualTimes:
+    """Reads texts or numbers as times, in the format that most of the values before were written in, or in another."""
+
+    def __init__(self) -> None:
+        self._layouts = [EPOCH, *_ISO_FORMATS]
+
+    def __call__(self, values: pl.Series) -> pl.Series:
+        """Return the times; values that are meant in no format count as times since 1970, or are null."""
+        times = pl.Series(values.name, [None], pl.Datetime("us")).new_from_index(0, len(values))
+        unread = values.is_not_null().arg_true()
+        for layout in self._layouts:
+            if unread.is_empty():
+                break
+            read = _times_of(values.gather(unread), layout)
+            are_meant = _are_meant(read, layout)
+            if are_meant.sum() > len(values) / 2:
+                self._layouts = [layout, *(other for other in self._layouts if other != layout)]
+            times = times.scatter(unread.filter(are_meant), read.filter(are_meant))
+            unread = unread.filter(~are_meant)
+        return times.scatter(unread, _times_of(values.gather(unread), EPOCH))
 
 
 def _times_of(values: pl.Series, layout: str) -> pl.Series:

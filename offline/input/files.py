@@ -39,7 +39,6 @@ _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     ".events": "events",  # segments of the event log
 }
-_COMPRESSIONS = (".gz", ".zst", ".zstd")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
 # fsspec counts the query of a signed HTTP URL as part of its path.
@@ -55,12 +54,22 @@ class DataFile:
     """
 
     path: Path
-    kind: FileKind
     keys: Mapping[str, str | None] = field(default_factory=dict)
     origin: str | None = None
 
     def __str__(self) -> str:
         return self.origin or str(self.path)
+
+    @property
+    def kind(self) -> FileKind:
+        """The kind by the end of the name; raises DataError for an unknown one."""
+        plain = decompressed(self.path.name.lower())
+        kind = _KINDS.get(Path(plain).suffix)
+        if kind is None or (kind == "parquet" and plain != self.path.name.lower()):
+            raise DataError(
+                f"{self} is not of a known kind; its name must end in {', '.join(_KINDS)}, perhaps .gz or .zst."
+            )
+        return kind
 
 
 @contextmanager
@@ -112,7 +121,7 @@ def _frame_as_file(frame: Frame) -> Iterator[DataFile]:
             pl.DataFrame(frame).write_parquet(path)
         except (TypeError, ValueError, ImportError, pl.exceptions.PolarsError) as error:  # also pyarrow's errors
             raise DataError(f"The data frame cannot be read: {error!r:.200}.") from error
-        yield DataFile(path, "parquet", origin=_FRAME)
+        yield DataFile(path, origin=_FRAME)
 
 
 @contextmanager
@@ -190,8 +199,7 @@ def find_files(path: Path) -> list[DataFile]:
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
     if not path.is_file() and not path.is_dir():
         raise DataError(f"{path} is a pipe or a device, which can be read only once; write the data to a file first.")
-    found = _files_in_folder(path, {}) if path.is_dir() else [_Found(path, {})]
-    files = [DataFile(file.path, _kind_by_name(file.path), file.keys) for file in found]
+    files = [*_files_in_folder(path, {})] if path.is_dir() else [DataFile(path)]
     if not files:
         raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
 
@@ -204,14 +212,7 @@ def find_files(path: Path) -> list[DataFile]:
     return files
 
 
-class _Found(NamedTuple):
-    """A file, and the columns from names of folders above it (`DataFile.keys`)."""
-
-    path: Path
-    keys: Mapping[str, str | None]
-
-
-def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[_Found]:
+def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
     """Yield the visible files in *folder* and in its folders named `key=value`, as Hive and Spark write them.
 
     Such a folder, as `date=2026-01-01`, is a column `date` with the same value in all files below it. *keys* are those
@@ -223,7 +224,7 @@ def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[_
 
         key, equals, text = path.name.partition("=")
         if path.is_file():
-            yield _Found(path, keys)
+            yield DataFile(path, keys)
         elif equals:
             value = None if text == _HIVE_NULL else unquote(text)
             yield from _files_in_folder(path, {**keys, unquote(key): value})
@@ -237,18 +238,6 @@ def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[_
 def _is_hidden(name: str) -> bool:
     """Return whether a name stands for no data: an open segment of events, or a marker or checksum of Spark."""
     return name.startswith((".", "_")) or name.endswith(".crc")
-
-
-def _kind_by_name(file: Path) -> FileKind:
-    """Return the kind of a file by the end of its name; DataError for an unknown one."""
-    is_compressed = file.suffix.lower() in _COMPRESSIONS
-    suffix = file.with_suffix("").suffix if is_compressed else file.suffix
-    kind = _KINDS.get(suffix.lower())
-    if kind is None or (kind == "parquet" and is_compressed):
-        raise DataError(
-            f"{file} is not of a known kind; its name must end in {', '.join(_KINDS)}, perhaps .gz or .zst."
-        )
-    return kind
 
 
 def fingerprint(files: Sequence[DataFile]) -> str:

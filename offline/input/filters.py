@@ -9,7 +9,6 @@ import polars as pl
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.input.columns import find_column, iso_time, number_in
-from hotplate.offline.input.rows import RowFilter
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
 
@@ -38,21 +37,21 @@ class Filter:
     operator: str
     value: str
 
-    def on(self, table: Table) -> RowFilter:
-        """Return the filter for the rows of *table*; raises DataError and SettingError as `_condition`."""
-        name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
-        return RowFilter(self._condition(table, name), name)
+    def column_in(self, table: Table) -> str:
+        """Return the name of the column in *table*; raises DataError."""
+        return find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
 
-    def _condition(self, table: Table, name: str) -> pl.Expr:
-        """Return the filter as a condition over the column *name* of *table*.
+    def condition(self, table: Table) -> pl.Expr:
+        """Return the filter as a condition over its column of *table*.
 
         `~`, `!~`    search the text with the value as a regular expression
         `<`, `>` …  compare numbers if the value is one, else times
         `=`, `!=`    compare texts, where a missing value is an empty text, and numbers and times also by value
 
-        The condition is never null, also for a missing value. Raises DataError for a column of lists or bytes,
-        SettingError for a value that cannot be compared with the column.
+        The condition is never null, also for a missing value. Raises DataError for a missing column and one of lists or
+        bytes, SettingError for a value that cannot be compared with the column.
         """
+        name = self.column_in(table)
         if "~" in self.operator:
             matches = table.text(name).str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
@@ -146,7 +145,8 @@ class Filter:
         floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(number)))
         is_whole = abs(number) <= _MAX_WHOLE and number == number.to_integral_value()
         if isinstance(dtype, pl.Decimal):
-            return self._compare(column, pl.lit(number)) if _fits_decimal(number) else floats
+            has_few_digits = sum(map(str.isdigit, f"{number:f}")) <= _MAX_DECIMAL_DIGITS
+            return self._compare(column, pl.lit(number)) if has_few_digits else floats
         if not is_whole:
             return floats
 
@@ -198,14 +198,6 @@ def _spellings(number: Decimal) -> str:
 def _padded(whole: str, fraction: str) -> str:
     """Return a regular expression of a decimal number with any number of zeros at its end."""
     return rf"{whole}\.{fraction}0*" if fraction else rf"{whole}(\.0*)?"
-
-
-def _fits_decimal(number: Decimal) -> bool:
-    """Return whether polars holds *number* as a decimal."""
-    exponent = number.as_tuple().exponent
-    before_point = max(1, number.adjusted() + 1)
-    after_point = max(0, -exponent) if isinstance(exponent, int) else 0
-    return before_point + after_point <= _MAX_DECIMAL_DIGITS
 
 
 def _time_in(text: str) -> datetime | None:

@@ -86,16 +86,3 @@ def count_users_by_segment(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.D
     counts = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
     counts = counts.with_columns(pl.col("segment", "item").cast(pl.String))
     return counts.sort("segment", "item", "day").collect(engine="streaming")
-
-
-def most_frequent_segments(kept: pl.LazyFrame) -> pl.DataFrame:
-    """Return the segment of each user [user, segment]: the most frequent one in their rows, ties by alphabet.
-
-    A segment is a group of users, such as a country. *kept* are the rows of the input [user, segment, …]; users without
-    any segment are left out.
-    """
-    in_segment = kept.filter(pl.col("segment").is_not_null())
-    rows = in_segment.group_by("user", "segment").agg(pl.len().alias("rows"))
-    counts = rows.with_columns(pl.col("user", "segment").cast(pl.String)).collect(engine="streaming")
-    best_first = counts.sort("user", "rows", "segment", descending=[False, True, False])
-    return best_first.unique("user", keep="first", maintain_order=True).select("user", "segment")

@@ -9,28 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-import msgspec
 import polars as pl
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import DataFile, DataSource, fingerprint, input_files, named_paths
+from hotplate.offline.input.files import DataSource, fingerprint, input_files, named_paths
 from hotplate.offline.input.filters import parse_filter
-from hotplate.offline.input.grouping import count_users_by_segment, group_log, most_frequent_segments
+from hotplate.offline.input.grouping import count_users_by_segment, group_log
 from hotplate.offline.input.history import Weighing, Weighting
-from hotplate.offline.input.interaction_rows import TEXT_ROLES, Input, InputOptions, interaction_schema, open_inputs
+from hotplate.offline.input.interaction_rows import TEXT_ROLES, open_inputs
 from hotplate.offline.input.notes import (
     MAX_SEGMENTS,
-    Facts,
     describe_segments,
-    fact_aggregates,
     notes_of_columns,
     notes_of_events,
     notes_of_log,
     notes_of_rows,
-    notes_of_segments,
+    read_facts,
 )
-from hotplate.offline.input.rows import Rows, most_frequent_titles, texts_by_role
+from hotplate.offline.input.rows import Rows, most_frequent, most_frequent_titles, texts_by_role
 from hotplate.offline.options import Columns, Format
 
 # As fast as the default of polars, with less memory.
@@ -96,27 +93,34 @@ def read_interactions(
     title_paths = [] if titles is None else [titles]
 
     named = columns or Columns()
-    options = InputOptions(
-        columns=named if titles is None else replace(named, title=None),
-        event_weights=event_weights,
-        filters=[parse_filter(text) for text in where],
-        guesses_title=titles is None,
-        guesses_weight=weighting != "binary",
-    )
+    filters = [parse_filter(text) for text in where]
+    optional = ["segment", "time"]
+    if titles is None:
+        optional.append("title")
+    if weighting != "binary":
+        optional.append("weight")
+
     with (
         input_files(paths) as files,
         input_files(title_paths) as title_files,
         pl.Config(streaming_chunk_size=_ROWS_AT_ONCE),
         data_errors(source, files),
     ):
-        inputs = open_inputs(files, options, form or Format(), source)
-        rows = _read_rows(inputs, source)
-        facts = msgspec.convert(rows.facts, Facts)
+        inputs = open_inputs(
+            files,
+            source,
+            form or Format(),
+            named=named if titles is None else replace(named, title=None),
+            event_weights=event_weights,
+            filters=filters,
+            optional=optional,
+        )
+        rows = Rows(inputs.schemas, source, repeated=TEXT_ROLES)
+        facts = read_facts(rows.kept)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
 
-        columns_read = inputs[0].options.columns
-        chosen = _with_few_segments(columns_read, facts.segments, is_named=named.segment is not None)
+        chosen = _with_few_segments(inputs.columns, facts.segments, is_named=named.segment is not None)
         has_cancellations = facts.cancellations > 0
         log = group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
 
@@ -124,24 +128,25 @@ def read_interactions(
         user_segments = None
         if chosen.segment is not None:
             segments = count_users_by_segment(rows.kept, log if has_cancellations else None)
-            user_segments = most_frequent_segments(rows.kept)
+            user_segments = most_frequent(rows.kept, "user", "segment", pl.col("segment").cast(pl.String))
 
         title_rows = rows.kept
         if titles is not None:
-            title_rows = _read_titles(title_files, named_paths(title_paths), item=chosen.item, title=named.title)
+            columns_of_titles = {"item": chosen.item, "title": named.title}
+            title_source = named_paths(title_paths)
+            title_rows = texts_by_role(title_files, title_source, ["item", "title"], columns_of_titles).lazy()
 
         notes = [
-            *(note for table_input in inputs for note in table_input.notes),
-            *notes_of_segments(columns_read, facts),
-            *notes_of_columns(inputs[0].table, chosen),
+            *inputs.notes,
+            *notes_of_columns(inputs.schemas[0].table, inputs.columns, facts),
             *notes_of_rows(rows, facts, chosen),
-            *notes_of_events(rows, event_weights),
+            *notes_of_events(rows, event_weights or {}),
             *notes_of_log(log, chosen),
         ]
         return Interactions(
             log=log,
             weighing=weighing,
-            titles=most_frequent_titles(title_rows, source),
+            titles=most_frequent_titles(title_rows),
             segments=segments,
             user_segments=user_segments,
             rows=rows.total,
@@ -153,13 +158,6 @@ def read_interactions(
         )
 
 
-def _read_rows(inputs: Sequence[Input], source: str) -> Rows:
-    """Read the rows of all tables, and compute the aggregates of `Facts`; *source* names the data in errors."""
-    columns = inputs[0].options.columns
-    schemas = [interaction_schema(table_input) for table_input in inputs]
-    return Rows(schemas, source, *fact_aggregates(columns), repeated=TEXT_ROLES)
-
-
 def _with_few_segments(columns: Columns, count: int, *, is_named: bool) -> Columns:
     """Leave out a segment column of too many values (*count*); DataError if it *is_named*."""
     if count <= MAX_SEGMENTS:
@@ -167,9 +165,3 @@ def _with_few_segments(columns: Columns, count: int, *, is_named: bool) -> Colum
     if is_named:
         raise DataError(f"{describe_segments(columns, count)}; name a column with fewer.")
     return replace(columns, segment=None)
-
-
-def _read_titles(files: Sequence[DataFile], source: str, *, item: str | None, title: str | None) -> pl.LazyFrame:
-    """Return the rows of *files* [item, title], by the columns *item* and *title*, or else by usual names."""
-    columns = {"item": item, "title": title}
-    return texts_by_role(files, source, [*columns], columns).lazy()

@@ -52,20 +52,21 @@ class Facts:
         return None if self.first is None or self.last is None else (self.first, self.last)
 
 
-def fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
-    """Yield aggregates over the rows, such as the first time and the number of cancellations.
+# By the role that they need, and the name in `Facts`.
+_AGGREGATES = {
+    ("time", "first"): pl.col("time").min(),
+    ("time", "last"): pl.col("time").max(),
+    ("time", "timeless"): pl.col("time").null_count(),
+    ("quantity", "cancellations"): (pl.col("quantity") < 0).sum(),
+    ("segment", "segments"): pl.col("segment").drop_nulls().n_unique(),
+}
 
-    Their names are fields of `Facts`, which is made of the results. Those of roles without a column are left out.
-    """
-    time = pl.col("time")
-    if columns.time is not None:
-        yield time.min().alias("first")
-        yield time.max().alias("last")
-        yield time.null_count().alias("timeless")
-    if columns.quantity is not None:
-        yield (pl.col("quantity") < 0).sum().alias("cancellations")
-    if columns.segment is not None:
-        yield pl.col("segment").drop_nulls().n_unique().alias("segments")
+
+def read_facts(kept: pl.LazyFrame) -> Facts:
+    """Aggregate the rows *kept*."""
+    roles = kept.collect_schema()
+    aggregates = {name: aggregate for (role, name), aggregate in _AGGREGATES.items() if role in roles}
+    return Facts(**kept.select(pl.len().alias("rows"), **aggregates).collect(engine="streaming").row(0, named=True))
 
 
 def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:
@@ -93,22 +94,19 @@ def describe_segments(columns: Columns, count: int) -> str:
     return f"the segment column {columns.segment!r} has {count:,} different values, and {limit}"
 
 
-def notes_of_segments(columns: Columns, facts: Facts) -> Iterator[str]:
-    """Yield a sentence on a segment column that is left out because of too many values."""
+def notes_of_columns(table: Table, columns: Columns, facts: Facts) -> Iterator[str]:
+    """Yield sentences on a segment column of too many values, and unused columns: of events, or without a header."""
     if facts.segments > MAX_SEGMENTS:
         yield f"{describe_segments(columns, facts.segments)}; it is left out"
 
-
-def notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
-    """Yield a sentence on unused columns of a file without a header, and on an unused column of events."""
-    used = set(asdict(columns).values())
-    event = usual_column("event", [name for name in table.schema if name not in used])
+    unused = [name for name in table.schema if name not in asdict(columns).values()]
+    event = usual_column("event", unused)
     if columns.event is None and event is not None:
         yield f"the column {event!r} is not used; if it holds kinds of events, weigh them with --event-weights"
 
-    unused = [name.removeprefix(NUMBERED) for name in table.schema if name.startswith(NUMBERED) and name not in used]
-    if unused:
-        named = f"column {unused[0]} is" if len(unused) == 1 else f"columns {unused[0]} to {unused[-1]} are"
+    numbers = [name.removeprefix(NUMBERED) for name in unused if name.startswith(NUMBERED)]
+    if numbers:
+        named = f"column {numbers[0]} is" if len(numbers) == 1 else f"columns {numbers[0]} to {numbers[-1]} are"
         yield (
             f"{named} not used; --time-column, --weight-column and --title-column name them by number. If each line is "
             "a user and all items, write one line for each pair: "
@@ -116,21 +114,17 @@ def notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
         )
 
 
-def notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> Iterator[str]:
+def notes_of_events(rows: Rows, event_weights: Mapping[str, float]) -> Iterator[str]:
     """Yield a sentence for each kind of event in *event_weights* that no row kept has.
 
     If rows were left out whose kind of event has a similar name and no weight, the sentence suggests that name.
     """
-    if event_weights is None:
+    if not event_weights:
         return
-
     events_of_rows = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
-    unweighted_events = list[str]()
-    if UNKNOWN_EVENT in rows.left_out:
-        unweighted_events = [event for event in rows.values(UNKNOWN_EVENT) if event is not None]
-
+    unweighted_events = rows.values(UNKNOWN_EVENT)
     for event in event_weights.keys() - events_of_rows:
-        suggestion = did_you_mean(event, unweighted_events)
+        suggestion = did_you_mean(event, filter(None, unweighted_events))
         yield f"no row kept has the event {event!r} of --event-weights; {suggestion}".rstrip("; ")
 
 
@@ -140,18 +134,19 @@ def notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
     These are ids such as `null` that stand for a missing value, users with too many rows for a person, and items of
     which no two share a user.
     """
-    for role, column in (("user", columns.user), ("item", columns.item)):
-        weights = log.group_by(role).agg(pl.col("weight").sum())
-        shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
-
-        missing = shares.filter(_is_like_missing(role)).sort(role)
+    shares = {role: _shares(log, role) for role in ("user", "item")}
+    for role, ids in shares.items():
+        missing = ids.filter("is_missing").sort(role)
         for value, share in missing.select(role, "share").iter_rows():
             yield (
                 f"the {role} {value!r} looks like a missing value, and counts as one {role} with {share:.1%} of the "
-                f"weight; leave it out: --where '{column}!={value}'"
+                f"weight; leave it out: --where '{getattr(columns, role)}!={value}'"
             )
 
-    large = _large_users(log)
+    # Too many for a person.
+    has_many = (pl.col("share") >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS)
+    is_large = has_many & (pl.col("weight") >= _TIMES_THE_MEAN * pl.col("weight").mean()) & ~pl.col("is_missing")
+    large = shares["user"].filter(is_large).sort("share", descending=True).head(3)
     if not large.is_empty():
         users = ", ".join(f"{user!r} ({share:.1%})" for user, share in large.select("user", "share").iter_rows())
         yield (
@@ -162,24 +157,19 @@ def notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
     # Users of the category type are compared by their codes: an item with two different users is shared.
     user = pl.col("user").to_physical()
     is_shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
-    if log.get_column("user").n_unique() >= _FEWEST_USERS and not is_shared.any():
+    if shares["user"].height >= _FEWEST_USERS and not is_shared.any():
         yield "no two users have an item in common, so nothing can be learnt; is the item column right?"
 
 
-def _large_users(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the three largest users that have too many rows for a person [user, weight, rows, share].
+def _shares(log: pl.DataFrame, role: str) -> pl.DataFrame:
+    """Return the users or items of *log* [user or item, weight, rows, share of the weight, is_missing].
 
-    These have a large share of the whole weight or many rows, and at least 20 times the mean weight of a user. *log* is
-    [user, weight, …].
+    `is_missing` tells whether the id is a text that exports write for a missing value.
     """
     weight = pl.col("weight")
-    per_user = log.group_by("user").agg(weight.sum(), rows=pl.len())
-    users = per_user.with_columns(share=weight / weight.sum())
-    has_many = (pl.col("share") >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS)
-    is_large = has_many & (weight >= _TIMES_THE_MEAN * weight.mean())
-    return users.filter(is_large & ~_is_like_missing("user")).sort("share", descending=True).head(3)
-
-
-def _is_like_missing(role: str) -> pl.Expr:
-    """Return whether the text is one that exports write for a missing value."""
-    return pl.col(role).cast(pl.String).str.to_lowercase().is_in(_LIKE_MISSING)
+    name = pl.col(role).cast(pl.String)
+    return (
+        log.group_by(role)
+        .agg(weight.sum(), rows=pl.len())
+        .with_columns(name, share=weight / weight.sum(), is_missing=name.str.to_lowercase().is_in(_LIKE_MISSING))
+    )

@@ -79,7 +79,7 @@ def read_events(files: Sequence[DataFile], form: Format, event_weights: Mapping[
     # As in tables of files, ROW numbers the rows, and EXTRA is null unless a row is malformed.
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
-    table = Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
+    table = Table(files[0], frame, Format(max_bad_rows=form.max_bad_rows), dict(rows.schema))
     return RecordedEvents(table, notes, unweighted)
 
 

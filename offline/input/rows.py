@@ -6,15 +6,25 @@ tables of one input by their schemas. A *bad row* cannot be read; few are tolera
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from datetime import UTC, datetime, timedelta
+from math import inf
+from typing import NamedTuple
 
 import polars as pl
 
 from hotplate.base.report import format_count
 from hotplate.offline.errors import DataError
-from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, usual_column
+from hotplate.offline.input.columns import (
+    DECIMAL_COMMA,
+    EARLIEST,
+    START_OF_1970,
+    Kind,
+    choose_columns,
+    kind_of,
+    usual_column,
+)
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.input.tables import EXTRA, ROW, Table, open_tables
@@ -24,149 +34,204 @@ from hotplate.stores.encoding import MAX_ID_BYTES
 # Columns beside the values: the number of the table that a row is from, and the reason to leave it out, null if kept.
 FILE = "\0file"
 _REASON = "\0reason"
-_MALFORMED_ROW = "malformed row"
 _MOST_ROWS_SHOWN = 5
 # Texts of floats from 2**53 on, and what spreadsheets make of long numbers.
 _ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 # In a column of floats, `Table.text` keeps the point of whole numbers that the type rounds.
 _ROUNDED_FLOAT_PATTERN = r"\.0$|e\+|inf"
-_ROUNDED_FAULT = "is a rounded number"
-_ROUNDED_ADVICE = ", so different ids may have become one; write ids as whole numbers or texts"
+_UNREAD = datetime.min  # noqa: DTZ901 -- naive UTC
+_USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
 
 
 class Fault(NamedTuple):
-    """The fault of the values of a *column* in bad rows, as the end of a sentence: `is not a finite number`.
+    """What is wrong with a value, as the end of a sentence; *advice* follows the first value that is *advised*."""
 
-    The *advice* follows the first row whose value matches the pattern *advised*.
-    """
-
-    column: str
     text: str
     advice: str = ""
     advised: str = ""
 
 
-def number_fault(column: str) -> Fault:
-    """Return the fault of a value in *column* that is not a finite number."""
-    return Fault(column, "is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
+class Check(NamedTuple):
+    """A reason to leave out the rows that meet a *condition* over their values.
 
-
-class RowFilter(NamedTuple):
-    """A *condition* that a row must meet, and the *column* that it is about."""
+    fault    makes them bad rows, of which few are tolerated: what is wrong with their values in the table's *column*
+    example  the name of the value that explains the reason, if any
+    """
 
     condition: pl.Expr
-    column: str
+    fault: Fault = Fault("")
+    column: str = ""
+    example: str = ""
+
+
+class _KindCheck(NamedTuple):
+    """A check for roles of some *kinds*, by the value and the type of the column."""
+
+    kinds: Sequence[Kind]
+    reason: str
+    condition: Callable[[pl.Expr, pl.DataType], pl.Expr]
+    fault: Fault = Fault("")
+
+
+def _is_missing(value: pl.Expr, _: pl.DataType) -> pl.Expr:
+    return value.is_null()
+
+
+def _is_rounded(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    return value.str.contains(_ROUNDED_FLOAT_PATTERN if dtype.is_float() else _ROUNDED_PATTERN)
+
+
+def _is_in_future(time: pl.Expr, _: pl.DataType) -> pl.Expr:
+    # Ages count from the newest row. A day allows for time zones.
+    return time > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+
+
+def _is_long(value: pl.Expr, _: pl.DataType) -> pl.Expr:
+    return value.str.len_bytes() > MAX_ID_BYTES
+
+
+_ROUNDED = Fault("is a rounded number", ", so different ids may have become one; write ids as whole numbers or texts")
+_NO_NUMBER = Fault("is not a finite number", " (write a decimal point)", DECIMAL_COMMA)
+_NO_TIME = Fault("is not a time as {layout}")
+_NUMBERS: Sequence[Kind] = ("number", "amount", "score")
+# Why rows are left out, by the kind of a role, the first reason first. A rounded id, such as `1.23457E+15`, may stand
+# for several users or items.
+_CHECKS = (
+    _KindCheck(("id",), "no {role}", _is_missing),
+    _KindCheck(("id", "group"), f"{{role}} id over {MAX_ID_BYTES} bytes", _is_long),
+    _KindCheck(("id", "group"), "{role} id that was rounded", _is_rounded, _ROUNDED),
+    _KindCheck(("counted",), "no {column}", _is_missing),
+    _KindCheck(("number",), "no {role}", _is_missing),
+    _KindCheck(_NUMBERS, "{role} that is not a number", lambda value, _: value.is_infinite(), _NO_NUMBER),
+    _KindCheck(("time",), "{role} that cannot be read", lambda value, _: value < EARLIEST, _NO_TIME),
+    _KindCheck(("time",), "in the future", _is_in_future, Fault("lies in the future")),
+)
+
+
+def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
+    """Return how a column is read: texts; floats, infinite for other texts than numbers; and times.
+
+    A missing amount is 1, and a missing score is no number. Times that cannot be read become the year 1. Exports write
+    a missing time as the start of 1970, so it is null.
+    """
+    if kind == "time":
+        time = table.time(column)
+        is_missing = table.is_absent(column) | (time == START_OF_1970).fill_null(value=False)
+        return pl.when(~is_missing).then(time.fill_null(_UNREAD))
+    if kind == "amount":
+        number = table.number_or_inf(column)
+        return pl.when(number != 0).then(number).otherwise(1.0)
+    if kind == "score":
+        # float32 by its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
+        is_short = table.schema[column] == pl.Float32
+        number = pl.col(column).cast(pl.String).cast(pl.Float64) if is_short else table.number(column)
+        return number.fill_nan(None).fill_null(inf)
+    return table.number_or_inf(column) if kind == "number" else table.text(column)
 
 
 @dataclass(slots=True)
 class RowSchema:
-    """How to read the rows of a *table*: a value for each name, and reasons to leave a row out, the first one first.
+    """Which values the rows of a *table* become, and why rows are left out.
 
-    values     expressions over the table's columns, by name: what is read
-    filters    over the table's columns, by the reason to leave out rows that do not meet them
-    left_out   conditions over the values, by the reason to leave a row out that meets one, such as `no user`
-    bad        faults by reason, for rows that cannot be read; too many of them are an error
-    examples   by reason, the name of the value that explains it
-    counted    rows that the table leaves out already: their number by reason, and by the value that explains it
+    values   expressions over the table's columns, by name
+    checks   by reason; the first one that a row meets counts
+    counted  rows that the table leaves out already: their number by reason, and by the value that explains it
     """
 
     table: Table
     values: dict[str, pl.Expr] = field(default_factory=dict)
-    filters: dict[str, RowFilter] = field(default_factory=dict)
-    left_out: dict[str, pl.Expr] = field(default_factory=dict)
-    bad: dict[str, Fault] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
     counted: dict[str, Mapping[str | None, int]] = field(default_factory=dict)
 
-    def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
-        """Read *column* as the number *name*.
+    def __post_init__(self) -> None:
+        """Malformed rows are bad."""
+        self.values[EXTRA] = pl.col(EXTRA)
+        fault = Fault(self.table.malformed_fault)
+        self.checks["malformed row"] = Check(pl.col(EXTRA).is_not_null(), fault, EXTRA)
 
-        Rows without one are left out for the reason *missing*; another text makes a bad row, for the reason *invalid*.
-        """
-        self.values[name] = self.table.number_or_inf(column)
-        self.left_out[missing] = pl.col(name).is_null()
-        self.leave_out_bad(invalid, pl.col(name).is_infinite(), number_fault(column))
+    @classmethod
+    def of(cls, table: Table, columns: Mapping[str, str]) -> "RowSchema":
+        """Return how to read *columns* of a table, by role."""
+        schema = cls(table)
+        schema.read(columns)
+        return schema
 
-    def leave_out_bad(self, reason: str, condition: pl.Expr, fault: Fault) -> None:
-        """Leave rows out as bad."""
-        self.left_out[reason] = condition
-        self.bad[reason] = fault
+    def keep(self, reason: str, condition: pl.Expr, column: str) -> None:
+        """Leave out rows that do not meet a *condition* over the table's *column*, which explains the reason."""
+        # Both are read with the values, because the table's columns are gone afterwards.
+        self.values[f"\0{reason}"] = ~condition
+        self.values[f"\0column of {reason}"] = self.table.text(column)
+        self.checks[reason] = Check(pl.col(f"\0{reason}"), example=f"\0column of {reason}")
 
-    def leave_out_bad_ids(self, columns: Mapping[str, str], values: Mapping[str, str] | None = None) -> None:
-        """Leave out rows with an id that is missing, too long, or a number that was rounded.
+    def read(self, columns: Mapping[str, str]) -> None:
+        """Read columns, by role, and leave out rows with values that the kind of the role does not have."""
+        for role, column in columns.items():
+            self.values[role] = _value(self.table, column, kind_of(role))
 
-        *columns* are the table's columns of ids by role (`user`, `item`, `segment`), for messages. *values* are the
-        names of the ids in `values`, by role; by default the roles. A segment may be missing. A rounded id, such as
-        `1.23457E+15`, may stand for several users or items, so its row is bad, as one that cannot be read.
-        """
-        value_names = values or {role: role for role in columns}
-        ids = {role: pl.col(value_names[role]) for role in columns}
+        # In a file that was joined from several, the other headers are rows with the columns' names as values.
+        ids = {role: column for role, column in columns.items() if kind_of(role) == "id"}
+        if len(ids) > 1:
+            is_header = pl.all_horizontal(pl.col(role).eq_missing(column) for role, column in ids.items())
+            self.checks["header again"] = Check(is_header)
 
-        # A row counts for the first reason that applies, in the order in which they are added here. So missing ids of
-        # all roles come first.
-        for role, identifier in ids.items():
-            if role != "segment":
-                self.left_out[f"no {role}"] = identifier.is_null()
-
-        for role, identifier in ids.items():
-            self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = identifier.str.len_bytes() > MAX_ID_BYTES
-
-        for role, identifier in ids.items():
-            fault = Fault(columns[role], _ROUNDED_FAULT, _ROUNDED_ADVICE)
-            dtype = self.table.schema.get(columns[role])
-            pattern = _ROUNDED_FLOAT_PATTERN if dtype is not None and dtype.is_float() else _ROUNDED_PATTERN
-            self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(pattern), fault)
-
-
-def _reasons_in_order(schemas: Sequence[RowSchema]) -> list[str]:
-    """Return the reasons to leave a row out, in the order in which they apply."""
-    reasons = {_MALFORMED_ROW: None}
-    for schema in schemas:
-        reasons |= dict.fromkeys([*schema.filters, *schema.left_out])
-    return list(reasons)
+        layout = self.table.form.time_format or _USUAL_TIMES
+        for check in _CHECKS:
+            for role, column in columns.items():
+                if kind_of(role) in check.kinds:
+                    reason = check.reason.format(role=role, column=column)
+                    condition = check.condition(pl.col(role), self.table.schema[column])
+                    fault = check.fault._replace(text=check.fault.text.format(layout=layout))
+                    self.checks[reason] = Check(condition, fault, column if fault.text else "")
 
 
 class Rows:
     """The rows of several tables.
 
+    total     number of rows
+    kept_rows number of rows kept
     left_out  number of rows left out by reason, without zeros
-    facts     aggregates over the rows kept; `rows` is their number
     notes     a sentence with the first bad rows, if any
     """
 
     def __init__(
-        self, schemas: Sequence[RowSchema], source: str, *facts: pl.Expr, repeated: Sequence[str] = ()
+        self,
+        schemas: Sequence[RowSchema],
+        source: str,
+        *,
+        repeated: Sequence[str] = (),
+        may_be_empty: bool = False,
     ) -> None:
         """Read the tables of *schemas*, and count their rows by the reason to leave them out.
 
-        *source* names the data in messages. *facts* are aggregates over the rows kept. *repeated* are names of texts
-        that become categories; if there are any, all rows are kept in memory, else they are read again for each use.
-        Raises DataError if no row is kept, or too many rows are bad.
+        *source* names the data in messages. *repeated* are names of texts that become categories, to save memory; if
+        there are any, all rows are kept in memory, else they are read again for each use. Raises DataError if too many
+        rows are bad, and if no row is kept, unless the tables *may_be_empty* and have none.
         """
         self._schemas = schemas
-        self._reasons = pl.Enum(_reasons_in_order(schemas))
+        self._checks = {reason: check for schema in schemas for reason, check in schema.checks.items()}
+        self._reasons = pl.Enum(list(self._checks))
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
-        self._all = pl.concat(marked, how="diagonal")
+        self._with_values_of_checks = pl.concat(marked, how="diagonal")
+        of_checks = {name for schema in schemas for name in schema.values if name.startswith("\0")}
+        self._all = self._with_values_of_checks.drop(of_checks)
 
         with data_errors(source, [schema.table.file for schema in schemas]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
-            counted = self._all.group_by(_REASON).agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
+            counted = self._all.group_by(_REASON).len().collect(engine="streaming")
 
-        # The reason of rows that are kept is None.
-        groups = {group[_REASON]: group for group in counted.iter_rows(named=True)}
-        row_counts = Counter({reason: group["rows"] for reason, group in groups.items()})
+        row_counts = Counter[str | None](dict(counted.iter_rows()))
         for schema in schemas:
             for reason, rows_by_value in schema.counted.items():
                 row_counts[reason] += sum(rows_by_value.values())
         self.total = row_counts.total()
-        self.left_out = {reason: row_counts[reason] for reason in self._reasons.categories if row_counts[reason]}
+        self.kept_rows = row_counts[None]
+        self.left_out = {reason: row_counts[reason] for reason in self._checks if row_counts[reason]}
 
         bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
-        if None not in groups:
+        if not self.kept_rows and (self.total or not may_be_empty):
             raise self._nothing_left_error(source)
-        self.facts: dict[str, Any] = groups[None]
 
     @property
     def kept(self) -> pl.LazyFrame:
@@ -176,22 +241,16 @@ class Rows:
     def values(self, reason: str) -> list[str | None]:
         """Return the values that explain why rows were left out for *reason*, most frequent first.
 
-        These are the values that schemas name for the reason (`examples`), such as the event of an unknown event. For a
-        filter, they are those of its column, and the tables are read again.
+        Examples are the event of an unknown event, and the column of a filter, for which the tables are read again.
         """
         counts = Counter[str | None]()
-        left_out = self._rows_left_out(reason)
-        for file, schema in enumerate(self._schemas):
+        for schema in self._schemas:
             counts.update(schema.counted.get(reason, {}))
-            rows = left_out.filter(pl.col(FILE) == file)
-            if reason in schema.filters:
-                value = schema.table.text(schema.filters[reason].column)
-                rows = schema.table.frame.join(rows.select(ROW), on=ROW, how="semi")
-            elif reason in schema.examples:
-                value = pl.col(schema.examples[reason]).cast(pl.String)
-            else:
-                continue
-            counts.update(dict(rows.group_by(value=value).len().collect(engine="streaming").iter_rows()))
+        example = self._checks[reason].example
+        if example:
+            rows = self._with_values_of_checks if example.startswith("\0") else self._all
+            values = rows.filter(self._has(reason)).group_by(pl.col(example).cast(pl.String)).len()
+            counts.update(dict(values.collect(engine="streaming").iter_rows()))
         return sorted(counts, key=lambda value: (-counts[value], value is not None, value or ""))
 
     def _nothing_left_error(self, source: str) -> DataError:
@@ -214,14 +273,12 @@ class Rows:
         """Return sentences on the first bad rows of each reason; DataError if bad rows are too large a share of all.
 
         A bad row is one that cannot be read. Of the reasons to leave rows out (the keys of `left_out`, with their
-        numbers of rows), those of bad rows are malformed rows and the keys of a schema's `bad`. *source* names the
-        input in the error.
+        numbers of rows), those of bad rows have a fault. *source* names the input in the error.
         """
-        bad_reasons = {_MALFORMED_ROW}.union(*(schema.bad for schema in self._schemas))
         sentences = list[str]()
         bad_rows = 0
         for reason, count in self.left_out.items():
-            if reason in bad_reasons:
+            if self._checks[reason].fault.text:
                 bad_rows += count
                 sentences += self._describe_bad_rows(reason)
 
@@ -244,25 +301,24 @@ class Rows:
         """
         sentences = list[str]()
         is_advised = False
-        first_rows = self._rows_left_out(reason).select(FILE, ROW).group_by(FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW)
+        left_out = self._all.filter(self._has(reason)).select(FILE, ROW).sort(FILE, ROW)
         place_in_file = pl.int_range(pl.len()).over(FILE)
-        shown_rows = first_rows.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).collect()
+        shown_rows = left_out.sort(place_in_file, FILE).head(_MOST_ROWS_SHOWN).sort(FILE, ROW).collect()
 
         # FILE is the number of the table in `_schemas`, and ROW the index of the row in it.
-        for (file,), rows in shown_rows.group_by(FILE, maintain_order=True):
+        for file, row in shown_rows.iter_rows():
             schema = self._schemas[file]
-            fault = schema.bad.get(reason) or Fault(EXTRA, schema.table.malformed_fault)
-            for row in schema.table.describe_rows(rows.get_column(ROW).to_list(), fault.column):
-                sentence = f"{row.text} {fault.text}"
-                if not is_advised and re.match(fault.advised, row.value):
-                    sentence += fault.advice
-                    is_advised = True
-                sentences.append(sentence)
+            check = schema.checks[reason]
+            text, value = schema.table.describe(row, check.column)
+            sentence = f"{text} {check.fault.text}"
+            if not is_advised and re.match(check.fault.advised, value):
+                sentence += check.fault.advice
+                is_advised = True
+            sentences.append(sentence)
         return sentences
 
-    def _rows_left_out(self, reason: str) -> pl.LazyFrame:
-        """Return the rows left out for *reason*."""
-        return self._all.filter(pl.col(_REASON) == pl.lit(reason, self._reasons))
+    def _has(self, reason: str) -> pl.Expr:
+        return pl.col(_REASON) == pl.lit(reason, self._reasons)
 
     def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
         """Return the table of *schema* as a frame [ROW, its values, FILE, _REASON], one row for each of the table's.
@@ -270,24 +326,32 @@ class Rows:
         *file* is the number of the table. _REASON is the first reason to leave the row out, null if it is kept.
         *repeated* are names of texts that become categories, to save memory.
         """
-        # Conditions over the table's columns are computed together with the values, as temporary columns, because the
-        # table's columns are gone afterwards.
-        is_left_out = {_MALFORMED_ROW: pl.col(EXTRA).is_not_null()}
-        for reason, row_filter in schema.filters.items():
-            is_left_out[reason] = ~row_filter.condition
-        rows = schema.table.frame.select(ROW, **is_left_out, **schema.values)
+        rows = schema.table.frame.select(ROW, **schema.values)
 
         # Conditions over the values are a separate step, as polars would compute the values again for each of them.
-        conditions = {reason: pl.col(reason) for reason in is_left_out} | schema.left_out
-        reasons = list[pl.Expr]()
-        for reason, condition in conditions.items():
-            reasons.append(pl.when(condition).then(pl.lit(reason, self._reasons)))
+        reasons = [
+            pl.when(check.condition).then(pl.lit(reason, self._reasons)) for reason, check in schema.checks.items()
+        ]
 
         # The conditions are in the order in which they apply, so the first reason that is not null counts.
         marked = rows.with_columns(pl.lit(file, pl.UInt32).alias(FILE), pl.coalesce(reasons).alias(_REASON))
 
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
-        return marked.drop(*is_left_out).with_columns(categories)
+        return marked.with_columns(categories)
+
+
+def read_roles(
+    tables: Sequence[Table],
+    source: str,
+    named: Mapping[str, str | None],
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    may_be_empty: bool = False,
+) -> Rows:
+    """Read columns of *tables* by role, as `choose_columns` finds them; *source* names the tables in messages."""
+    columns = choose_columns(named, list(tables[0].schema), source, required=required, optional=optional)
+    return Rows([RowSchema.of(table, columns) for table in tables], source, may_be_empty=may_be_empty)
 
 
 def read_text(
@@ -295,7 +359,7 @@ def read_text(
 ) -> pl.DataFrame:
     """Return columns of a small file or folder of items as `texts_by_role`."""
     with input_files([path]) as files:
-        return texts_by_role(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
+        return texts_by_role(files, named_paths([path]), roles, named or {}, may_be_empty=may_be_empty)
 
 
 def with_found_header(form: Format, files: Sequence[DataFile], named: Mapping[str, str | None]) -> Format:
@@ -315,61 +379,42 @@ def texts_by_role(
     files: Sequence[DataFile],
     source: str,
     roles: Sequence[str],
-    named: Mapping[str, str | None] | None = None,
+    named: Mapping[str, str | None],
     form: Format | None = None,
     *,
     may_be_empty: bool = False,
 ) -> pl.DataFrame:
-    """Read columns of *files* as texts, and return them under the names of their roles, such as `item` and `title`.
+    """Read columns of *files* as texts, under the names of their roles, such as `item`, the first one, and `title`.
 
-    A role is the meaning of a column. *roles* are required: their columns are those of *named*, by role, and else those
-    with usual names. *source* names the files in messages. Rows without an item are left out. Raises DataError for a
-    missing role, a bad row, and no rows, unless the files *may_be_empty*.
+    *roles* are required: their columns are those of *named*, by role, and else those with usual names. *source* names
+    the files in messages. Rows without an item are left out. Raises DataError for a missing role, a bad row, and no
+    rows, unless the files *may_be_empty*.
     """
-    tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
-    available = list(tables[0].schema)
-
+    form = with_found_header(form or Format(), files, {role: named.get(role) for role in roles})
+    tables = open_tables(files, replace(form, max_bad_rows=0))
     # The name for the item may be that of the interactions' files, and these files may call it otherwise.
-    named_columns = dict(named or {})
-    if named_columns.get("item") not in available:
-        named_columns["item"] = None
-
-    columns = choose_columns(named_columns, available, source, guessed=roles, required=roles)
-    columns_in_order = {role: columns[role] for role in dict.fromkeys([*roles, *columns])}
-
+    if named.get("item") not in tables[0].schema:
+        named = {**named, "item": None}
     with data_errors(source, files):
-        if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
-            return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
-
-        schemas = [_text_schema(table, columns_in_order) for table in tables]
-        return Rows(schemas, source).kept.drop(FILE, ROW).collect(engine="streaming")
+        rows = read_roles(tables, source, named, required=roles, may_be_empty=may_be_empty)
+        return rows.kept.select("item", pl.exclude("item", FILE, ROW)).collect(engine="streaming")
 
 
-def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare how to read *columns* as texts, by role; rows without an item are left out, and rounded ids are bad."""
-    schema = RowSchema(table, {role: table.text(column) for role, column in columns.items()})
-    schema.leave_out_bad_ids({"item": columns["item"]})
-    return schema
+def most_frequent(rows: pl.LazyFrame, key: str, value: str, text: pl.Expr) -> pl.DataFrame:
+    """Return the most frequent *text* of the column *value* for each *key* in *rows*; ties by alphabet [key, value].
 
-
-def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
-    """Return the most frequent title of each item in *rows* [item, perhaps title], by item; ties by alphabet.
-
-    Items without a title are left out. *source* names the rows in a DataError.
+    Rows without a text are left out. *text* is computed of few rows: of each different value of a key.
     """
+    counts = rows.group_by(key, value).agg(rows=pl.len()).collect(engine="streaming")
+    texts = counts.select(pl.col(key).cast(pl.String), text.alias(value), "rows").filter(pl.col(value) != "")
+    # Different values may have the same text.
+    most_frequent_first = texts.group_by(key, value).sum().sort(key, "rows", value, descending=[False, True, False])
+    return most_frequent_first.unique(key, keep="first", maintain_order=True).drop("rows")
+
+
+def most_frequent_titles(rows: pl.LazyFrame) -> dict[str, str]:
+    """Return the most frequent title of each item in *rows* [item, perhaps title], by item."""
     if "title" not in rows.collect_schema():
         return {}
-
-    with data_errors(source):
-        counts = rows.group_by("item", "title").agg(rows=pl.len()).collect(engine="streaming")
-
-    # Categories become texts only after the grouping, when few rows are left. Titles that differ only by spaces around
-    # them become equal, so their rows are added up once more.
-    item = pl.col("item").cast(pl.String)
     title = pl.col("title").cast(pl.String).str.strip_chars()
-    titles = counts.with_columns(item, title).filter(pl.col("title") != "")
-    counts = titles.group_by("item", "title").agg(pl.col("rows").sum())
-
-    most_frequent_first = counts.sort("rows", "title", descending=[True, False])
-    best = most_frequent_first.unique("item", keep="first", maintain_order=True)
-    return dict(best.select("item", "title").iter_rows())
+    return dict(most_frequent(rows, "item", "title", title).iter_rows())

@@ -29,7 +29,6 @@ _DAYS_SCHEMA = {
     "day": pl.Int32(),
     "clicked": pl.Boolean(),
 }
-_USER_AND_ITEM = ["user", "item"]
 # Rows that are added before days are counted once.
 _ROWS_AT_ONCE = 2_000_000
 
@@ -109,22 +108,19 @@ def _one_row_a_day(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Return one row for each user, item and day of the last 30 days; it is clicked if any of its rows is."""
     rows = pl.concat(pieces)
     rows = rows.filter(pl.col("day") > pl.col("day").max() - REMEMBERED_DAYS)
-    return rows.group_by(*_USER_AND_ITEM, "day").agg(pl.col("clicked").any())
+    return rows.group_by("user", "item", "day").agg(pl.col("clicked").any())
 
 
 def _with_pair_numbers(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
     """Return the rows of known users and items [pair, day, clicked]; a pair is user * number of items + item."""
-    rows = shown.join(_numbers_of_ids("user", matrix.user_ids), on="user").join(
-        _numbers_of_ids("item", matrix.item_ids), on="item"
-    )
-    pair = pl.col("user_number") * len(matrix.item_ids) + pl.col("item_number")
-    return rows.select("day", "clicked", pair=pair)
+    user = _numbers("user", matrix.user_ids)
+    item = _numbers("item", matrix.item_ids)
+    return shown.select("day", "clicked", pair=user * len(matrix.item_ids) + item).drop_nulls("pair")
 
 
-def _numbers_of_ids(role: str, ids: Sequence[str]) -> pl.DataFrame:
-    """Return the number of each id, its place in *ids*, for a join on the column *role* [role, role_number]."""
-    known = pl.Series(role, ids, dtype=pl.String).cast(pl.Categorical)
-    return pl.DataFrame({role: known, f"{role}_number": np.arange(len(ids), dtype=np.int64)})
+def _numbers(role: str, ids: Sequence[str]) -> pl.Expr:
+    """Return the place of each id in *ids*, or null."""
+    return pl.col(role).cast(pl.String).cast(pl.Enum(ids), strict=False).to_physical().cast(pl.Int64)
 
 
 def _last_days(history: History, pairs: PairNumbers) -> Times:

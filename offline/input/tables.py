@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import escape
 from io import BytesIO
@@ -34,6 +34,10 @@ _NOT_TIMES: Sequence[type[pl.DataType]] = (*_NOT_TEXTS, pl.Boolean, pl.Time)
 _UUID_BYTES = 16
 _UUID_PATTERN = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
+# Surrogate pairs (and escaped backslashes), and escapes that remain without them; numbers that may be from 2**53 on.
+_WHOLE_PAIR = r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F].."
+_HALF_PAIR = r"\\u[dD][89a-fA-F]"
+_LARGE_FLOAT = r":\s*-?(\d{16,}\.|[\d.]+[eE]\+?\d)"
 _QUOTED_LINE_PATTERN = rf"^\ufeff?{_FIELD}(?:\t{_FIELD})*\r?$"
 
 
@@ -55,20 +59,17 @@ class Table:
 
     file: DataFile
     frame: pl.LazyFrame
-    schema: dict[str, pl.DataType]
-    form: Format = field(default_factory=Format)
+    form: Format
+    schema: dict[str, pl.DataType] = field(default_factory=dict)
     first_row: int = 1
     malformed_fault: str = ""
 
-    def text(self, name: str | None) -> pl.Expr:
-        """Return an expression for the column *name* as text, null for a missing or blank value; null without a name.
+    def text(self, name: str) -> pl.Expr:
+        """Return an expression for the column *name* as text, null for a missing or blank value.
 
         Whole numbers lose their point (`7.0` becomes `7`), as pandas writes integers as floats if values are missing.
         Raises DataError for a column of lists, structs, bytes or durations.
         """
-        if name is None:
-            return pl.lit(None, dtype=pl.String)
-
         dtype = self._dtype_of(name, "text")
         column = pl.col(name)
         if dtype.is_float():
@@ -112,9 +113,7 @@ class Table:
         dtype = self._dtype_of(name, "point in time", unusable=_NOT_TIMES)
         if self.form.time_format is not None:
             return read_time(name, dtype, self.form.time_format)
-        with data_errors(self.file, [self.file]):
-            present = self.frame.filter(~self.is_absent(name)).select(name).head(_HEAD_ROWS).collect()
-        return usual_time(name, dtype, present.get_column(name))
+        return usual_time(name, dtype)
 
     def _dtype_of(self, name: str, kind: str, unusable: Sequence[type[pl.DataType]] = _NOT_TEXTS) -> pl.DataType:
         """Return the type of the column *name*; raises DataError if it is nested or *unusable* as a *kind* of value."""
@@ -123,19 +122,15 @@ class Table:
             raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a {kind}; name another.")
         return dtype
 
-    def describe_rows(self, rows: Sequence[int], column: str) -> list[DescribedRow]:
-        """Describe each of *rows* by file, row number, column and value, as `log.csv, row 7, column 'price': 'abc'`.
+    def describe(self, row: int, column: str) -> DescribedRow:
+        """Describe a *row* by file, row number, column and value, as `log.csv, row 7, column 'price': 'abc'`.
 
-        *rows* are indices from 0 in `frame` (its column ROW). For malformed rows, *column* is EXTRA.
+        *row* is an index from 0 in `frame` (its column ROW). For a malformed row, *column* is EXTRA.
         """
+        value = self.frame.filter(pl.col(ROW) == row).select(column).head(1).collect(engine="streaming").item()
         place = "" if column == EXTRA else f", column {column!r}"
-        values = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
-        described = list[DescribedRow]()
-        for row, value in values.iter_rows():
-            shown = _MISSING if value is None else f"{value!r:.80}"
-            text = f"{self.file}, row {row + self.first_row}{place}: {shown}"
-            described.append(DescribedRow(text, str(value).strip()))
-        return described
+        shown = _MISSING if value is None else f"{value!r:.80}"
+        return DescribedRow(f"{self.file}, row {row + self.first_row}{place}: {shown}", str(value).strip())
 
 
 def _text_of_float(column: pl.Expr, limit: int) -> pl.Expr:
@@ -143,9 +138,9 @@ def _text_of_float(column: pl.Expr, limit: int) -> pl.Expr:
 
     Numbers from *limit* on keep their point, as the column's type does not hold every integer there.
     """
-    is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < limit)
-    whole = column.cast(pl.Int64, strict=False).cast(pl.String)
-    text = pl.when(is_whole).then(whole).otherwise(column.cast(pl.String))
+    whole = column.cast(pl.Int64, strict=False)
+    is_whole = column.is_finite() & (column == whole) & (column.abs() < limit)
+    text = pl.when(is_whole).then(whole.cast(pl.String)).otherwise(column.cast(pl.String))
     return pl.when(column.is_not_nan()).then(text)
 
 
@@ -164,35 +159,20 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
 def _open_table(file: DataFile, form: Format) -> Table:
     """Open one Parquet, JSON lines or CSV file as a table: its columns are known, its rows are read later.
 
-    The frame also has ROW, the index of a row, and EXTRA, the malformed part of a row, null in other rows. Raises
-    DataError for a file of another kind, and one that cannot be read.
+    Raises DataError for a file of another kind, and one that cannot be read.
     """
     if file.kind != "parquet":
         check_text(file)
 
     with data_errors(file, [file]):
-        scan = _scan_file(file, form)
+        table = _scan_file(file, form)
         # Names of folders such as date=2026-01-01 are columns, too.
-        frame = _with_constants(scan.frame, {**file.keys, EXTRA: None})
-        schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
+        names = table.frame.collect_schema().names()
+        constants = {name: value for name, value in {**file.keys, EXTRA: None}.items() if name not in names}
+        frame = table.frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in constants.items())
+        schema = dict(frame.drop(ROW, EXTRA).collect_schema())
         _check_schema(file, schema)
-
-        return Table(
-            file=file,
-            frame=frame,
-            schema=schema,
-            form=form,
-            first_row=scan.first_row,
-            malformed_fault=scan.malformed_fault,
-        )
-
-
-def _with_constants(frame: pl.LazyFrame, values: Mapping[str, str | None]) -> pl.LazyFrame:
-    """Add a column with the same text, or null, in all rows for each of *values*, unless *frame* has the column."""
-    names = frame.collect_schema().names()
-    return frame.with_columns(
-        pl.lit(value, pl.String).alias(name) for name, value in values.items() if name not in names
-    )
+        return replace(table, frame=frame, schema=schema)
 
 
 def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
@@ -207,33 +187,24 @@ def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
         )
 
 
-class _Scan(NamedTuple):
-    """The frame of a `Table`, perhaps without EXTRA, and without columns of folders; the others are the table's."""
-
-    frame: pl.LazyFrame
-    first_row: int = 1
-    malformed_fault: str = ""
-
-
-def _scan_file(file: DataFile, form: Format) -> _Scan:
+def _scan_file(file: DataFile, form: Format) -> Table:
     """Scan a file as Parquet by its kind, and else as JSON lines if it begins with a brace, or CSV.
 
-    Excel may write a first line such as `sep=;` to CSV: it names the delimiter, unless *form* has one, and is skipped.
-    *form* says how CSV is written.
+    The frame may lack EXTRA. Excel may write a first line such as `sep=;` to CSV: it names the delimiter, unless *form*
+    has one, and is skipped. *form* says how CSV is written.
     """
     if file.kind == "parquet":
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
         # A column without any value has no type. Categories, as of pandas, are texts.
         frame = frame.with_columns((cs.by_dtype(pl.Null) | cs.categorical() | cs.enum()).cast(pl.String))
-        return _Scan(_decode_binary_columns(frame))
+        return Table(file, _decode_binary_columns(frame), form)
 
     # The first two lines, empty texts if there are fewer.
     head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
     first, second = [*head, "", ""][:2]
     first = first.removeprefix("\ufeff")
-
     if first.lstrip().startswith("{"):
-        return _Scan(_scan_json(file), malformed_fault="is not a JSON object")
+        return Table(file, _scan_json(file), form, malformed_fault="is not a JSON object")
 
     separator_line = SEPARATOR_LINE.match(first)
     if separator_line is None:
@@ -241,7 +212,7 @@ def _scan_file(file: DataFile, form: Format) -> _Scan:
     return _scan_csv(file, form, first=second, delimiter=form.delimiter or separator_line[1], skipped=1)
 
 
-def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None, skipped: int) -> _Scan:
+def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None, skipped: int) -> Table:
     """Scan a CSV file, with all columns as texts.
 
     first      the text of the first line, a header or data
@@ -282,7 +253,7 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
     plain_names = {name: name.strip() for name in names if name != name.strip()}
     if plain_names:
         frame = frame.with_columns(pl.col(*names).str.strip_chars()).rename(plain_names)
-    return _Scan(frame, first_row=rows_before_data + 1, malformed_fault="stands after the last field")
+    return Table(file, frame, form, first_row=rows_before_data + 1, malformed_fault="stands after the last field")
 
 
 def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -349,65 +320,46 @@ def _csv_separator(first: str, delimiter: str | None) -> str:
 
 
 def _scan_json(file: DataFile) -> pl.LazyFrame:
-    """Scan a file with a JSON object per line; malformed lines become objects with the line as EXTRA.
+    """Scan a file with a JSON object per line, with all values as texts, but Booleans; malformed lines are in EXTRA.
 
-    polars refuses the whole file for a malformed line, and reads half a surrogate pair as NUL, so that different
-    ids would become one. In such files, each line is checked by orjson first, which takes longer.
+    polars refuses the whole file for a malformed line, reads half a surrogate pair as NUL, so that different ids would
+    become one, and does not tell rounded numbers from others. Such files are rewritten first, which takes longer.
     """
-    # Half pairs are the escapes that remain once whole pairs and escaped backslashes are removed.
     lines = pl.scan_lines(file.path, glob=False)
-    without_whole_pairs = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
-    has_half_pair = without_whole_pairs.str.contains(r"\\u[dD][89a-fA-F]")
-
-    if lines.filter(has_half_pair).head(1).collect(engine="streaming").is_empty():
+    line = pl.col("line")
+    is_large = line.str.contains(_LARGE_FLOAT)
+    has_half_pair = line.str.replace_all(_WHOLE_PAIR, "").str.contains(_HALF_PAIR)
+    # The first filter is fast, and leaves few lines for the second.
+    doubtful = lines.filter(is_large | line.str.contains(_HALF_PAIR)).filter(is_large | has_half_pair)
+    if doubtful.head(1).collect(engine="streaming").is_empty():
         try:
             return _scan_objects(escape(str(file.path)))  # polars takes names with [, * and ? for patterns
         except pl.exceptions.PolarsError:
             pass  # a malformed line
 
-    checked_lines = map(_checked_json_line, lines.collect().to_series())
-    return _scan_objects(BytesIO(b"\n".join(checked_lines)))
+    return _scan_objects(BytesIO(b"\n".join(map(_exact_json_line, lines.collect().to_series()))))
 
 
 def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
-    """Scan JSON lines, with numbers as texts, but Booleans; all lines tell the schema, as keys may appear late."""
-    schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
-
-    # A column of floats may also have whole numbers that a float does not hold. In such files, json reads each line.
-    floats = [name for name, dtype in schema.items() if dtype.is_float()]
-    if floats:
-        is_large = pl.any_horizontal(pl.col(name).abs() >= _WHOLE_FLOATS[pl.Float64()] for name in floats)
-        columns = pl.scan_ndjson(source, schema=dict.fromkeys(floats, pl.Float64()))
-        large = columns.filter(is_large).head(1).collect(engine="streaming")
-        if not large.is_empty():
-            lines = pl.scan_lines(source).collect().to_series()
-            return _scan_objects(BytesIO(b"\n".join(map(_json_line_without_floats, lines))))
-
-    dtypes = dict[str, pl.DataType]()
-    for name, dtype in schema.items():
-        is_kept = dtype.is_float() or dtype.is_nested() or dtype == pl.Boolean
-        dtypes[name] = dtype if is_kept else pl.String()
-    frame = pl.scan_ndjson(source, schema=dtypes, row_index_name=ROW)
-    return frame.with_columns(_text_of_float(pl.col(name), _WHOLE_FLOATS[pl.Float64()]) for name in floats)
+    """Scan JSON lines; all of them tell the schema, as keys may appear late."""
+    dtypes = dict[str, pl.DataType](pl.scan_ndjson(source, infer_schema_length=None).collect_schema())
+    for name, dtype in dtypes.items():
+        if not dtype.is_nested() and dtype != pl.Boolean:
+            dtypes[name] = pl.String()
+    return pl.scan_ndjson(source, schema=dtypes, row_index_name=ROW)
 
 
-def _checked_json_line(line: str) -> bytes:
-    """Return a *line* of JSON, or an object with a malformed one as EXTRA."""
-    line = line.removeprefix("\ufeff")
-    try:
-        is_object = not line.strip() or isinstance(orjson.loads(line), dict)
-    except orjson.JSONDecodeError:
-        is_object = False
-    return line.encode() if is_object else orjson.dumps({EXTRA: line})
-
-
-def _json_line_without_floats(line: str) -> bytes:
-    """Return a valid *line* of JSON with its numbers as texts, as exact as they are written."""
+def _exact_json_line(line: str) -> bytes:
+    """Return a *line* of JSON with its numbers as texts, as exact as they are written, or a malformed one as EXTRA."""
     line = line.removeprefix("\ufeff").strip()
     if not line:
         return b""
-    row = json.loads(line, parse_int=str, parse_float=_text_of_json_float, strict=False)
-    return json.dumps(row).encode()
+    try:
+        orjson.loads(line)  # stricter than json on surrogates and infinite numbers
+        row = json.loads(line, parse_int=str, parse_float=_text_of_json_float)
+        return json.dumps(dict(row.items())).encode()
+    except (ValueError, AttributeError):  # not JSON, or no object
+        return json.dumps({EXTRA: line}).encode()
 
 
 def _text_of_json_float(text: str) -> str:

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from hotplate.offline.evaluate.evaluation import most_tested_users
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
-    Engine,
     Params,
     engine_of,
     estimate_fit_bytes,
@@ -21,7 +19,6 @@ from hotplate.offline.train.engine import (
     estimate_ranking_s,
     spec_of,
 )
-from hotplate.offline.train.spec import product_terms
 from hotplate.stores.folders import room_bytes
 
 # Seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
@@ -31,10 +28,11 @@ BUDGET_BYTES = 650e6
 LAST_FIT_S = 900.0
 # Ranks cells as well as more iterations, in half of the time.
 TRIAL_ITERATIONS = 8
-# Measured: the price of all cells by that of the first ones, trials of recency per engine, lists per choice of repeats.
-_GROWTH = 1.6
-_RECENCIES = 10
-_REPEATS = 12
+# Measured: the price of all cells by that of the first ones, trials of recency per engine, and the share of the search
+# in the CPU of a training with an evaluation. All of that takes as long as the estimate of the search, on a new core.
+_GROWTH = 1.3
+_RECENCIES = 13
+_SEARCH_SHARE = 0.7
 # Seconds of a trial's metrics.
 _TRIAL_S = 0.02
 
@@ -124,85 +122,23 @@ class Budget:
         return sum(estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
 
 
-class Cost:
-    """Estimates the seconds of a core that a training takes with a search of *cells*."""
+def announced_s(
+    splits: Sequence[Parts], cells: Sequence[Params], *, growth: float, tries_recency: bool, is_evaluated: bool
+) -> float:
+    """Estimate the seconds of a core that a training takes with a search of *cells* on *splits*.
 
-    def __init__(self, splits: Sequence[Parts], user_items: UserItems, cells: Sequence[Params]) -> None:
-        self._splits = splits
-        self._user_items = user_items
-        self._cells = cells
-        self._by_engine: dict[Engine, list[Params]] = {}
-        for params in cells:
-            self._by_engine.setdefault(engine_of(params), []).append(params)
-
-    def seconds(self, *, growth: float, tries_recency: bool, is_evaluated: bool, has_repeats: bool) -> float:
-        """Estimate the seconds of a core of all steps of a training.
-
-        growth         the search tries further cells, and takes this many times as long as for the known ones
-        tries_recency  whether it tries recency: scores multiplied by recent popularity
-        is_evaluated   whether the model is evaluated, which also measures similar items
-        has_repeats    whether users chose items again, so that lists that keep seen items are measured, too
-        """
-        seconds = growth * sum(map(self._trial_s, self._cells)) + self._last_fit_s()
-        if tries_recency:
-            seconds += self._recency_s()
-        if is_evaluated:
-            seconds += self._evaluation_s() + self._similar_s()
-        if is_evaluated and has_repeats:
-            seconds += self._repeats_s()
-        return seconds
-
-    def _recency_s(self) -> float:
-        """Trials of recency, and the fits that are not kept for them."""
-        seconds = 0.0
-        for engine, cells in self._by_engine.items():
-            seconds += _RECENCIES * _mean(self._ranks_s(params) for params in cells)
-            if engine != "als":
-                seconds += _mean(self._fits_s(params) for params in cells)
-        return seconds
-
-    def _evaluation_s(self) -> float:
-        """Fits and lists of the best cell of each engine."""
-        tested = self._user_items[: most_tested_users(self._user_items.shape[1])]
-        seconds = 0.0
-        for cells in self._by_engine.values():
-            seconds += _mean(
-                estimate_fit_s(params, self._user_items) + estimate_ranking_s(params, tested) for params in cells
-            )
-        return seconds
-
-    def _last_fit_s(self) -> float:
-        """The fit on all data; ALS is preferred among equals."""
-        cells = self._by_engine.get("als", self._cells)
-        return _mean(estimate_fit_s(params, self._user_items) for params in cells)
-
-    def _similar_s(self) -> float:
-        """The choice of parameters on the splits, the evaluation, and the fit on all data."""
-        trains = [self._user_items, self._user_items, *(parts.train for parts in self._splits)]
-        return float(sum(2e-8 * product_terms(train) + 1.5e-5 * train.shape[1] for train in trains))
-
-    def _repeats_s(self) -> float:
-        """A fit, and lists that keep seen items."""
-        newest = self._splits[-1]
-        cells = self._by_engine.get("als", self._cells)
-        seconds = _mean(estimate_fit_s(with_fewer_iterations(params), newest.train) for params in cells)
-        return seconds + _REPEATS * _mean(
-            _TRIAL_S + 2 * estimate_ranking_s(params, _tested_rows(newest)) for params in cells
-        )
-
-    def _trial_s(self, params: Params) -> float:
-        return self._fits_s(params) + self._ranks_s(params)
-
-    def _fits_s(self, params: Params) -> float:
-        return sum(estimate_fit_s(with_fewer_iterations(params), parts.train) for parts in self._splits)
-
-    def _ranks_s(self, params: Params) -> float:
-        return sum(_TRIAL_S + estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
-
-
-def _mean(seconds: Iterable[float]) -> float:
-    """Return the mean, 0 without values."""
-    return fmean([*seconds] or [0.0])
+    growth         the search tries further cells, and takes this many times as long as for the known ones
+    tries_recency  whether the best cell of each engine is tried with several recencies
+    is_evaluated   whether the model is evaluated, and similar items and repeats are chosen, too
+    """
+    ranks_s = {params: sum(_TRIAL_S + estimate_ranking_s(params, _tested_rows(p)) for p in splits) for params in cells}
+    fits = [estimate_fit_s(with_fewer_iterations(params), parts.train) for params in cells for parts in splits]
+    seconds = growth * sum([*fits, *ranks_s.values()])
+    if tries_recency:
+        for engine in {engine_of(params) for params in cells}:
+            of_engine = [seconds for params, seconds in ranks_s.items() if engine_of(params) == engine]
+            seconds += _RECENCIES * fmean(of_engine)
+    return seconds if is_evaluated else _SEARCH_SHARE * seconds
 
 
 def _tested_rows(parts: Parts) -> UserItems:

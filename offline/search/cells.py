@@ -3,7 +3,7 @@
 A cell is an engine with its parameters. Those past an edge and those with recency depend on the cells tried before.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hotplate.offline.search.trials import Trial, is_as_good
@@ -35,58 +35,59 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
     """Return cells (each an engine with its parameters) to try next, beyond the range of those tried.
 
-    They are of engines whose best cell has the largest or the smallest value of a parameter. *best_first* are the cells
-    tried, the best first; *items* is the number of items in the catalogue.
+    They are of the engine of the best cell, if that has the largest or the smallest value of a parameter. *best_first*
+    are the cells tried, the best first; *items* is the number of items in the catalogue. Popularity has no more cells.
     """
-    cells = list[Params]()
-    for name, spec in ENGINES.items():
-        tried = [params for params in best_first if engine_of(params) == name]
-        if tried:
-            cells += spec.past_edge(tried, items)
-    return [params for params in dict.fromkeys(cells) if params not in best_first]
+    personal = [params for params in best_first if not isinstance(params, PopularityParams)]
+    if not personal:
+        return []
+    engine = engine_of(personal[0])
+    tried = [params for params in personal if engine_of(params) == engine]
+    cells = ENGINES[engine].past_edge(tried, items)
+    return [params for params in dict.fromkeys(cells) if params not in tried]
 
 
-def first_with_recency(params: Params, half_life_days: float) -> list[Params]:
-    """Return *params* with the recency to try first: a power (gamma) of 1, and the half-life of the best popularity.
+def with_recency_first(cells: Sequence[Params], half_life_days: float | None) -> list[Params]:
+    """Return *cells* with the recency to try first: a power (gamma) of 1, and the half-life of the best popularity.
 
-    Recency multiplies scores by a power of recent popularity, in which interactions count half per half-life.
+    Recency multiplies scores by a power of recent popularity, in which interactions count half per half-life. Without
+    *half_life_days*, the cells are returned as they are.
     """
-    return [] if isinstance(params, PopularityParams) else _cells_of(params, [Recency(half_life_days, gamma=1.0)])
+    if half_life_days is None:
+        return list(cells)
+    recency = Recency(half_life_days, gamma=1.0)
+    return [replace(params, recency=recency) for params in cells]  # type: ignore[arg-type]  # popularity has none
 
 
 def next_cells_with_recency(tried: Sequence[Trial]) -> list[Params]:
     """Return cells with half-lives and powers of recency near the best of the trials *tried*; empty if none is left.
 
-    Lower powers follow as long as they are as good, as their lists differ more between users.
+    Lower powers follow as long as they are as good, as their lists differ more between users. The last cell of these is
+    without recency.
     """
     known_cells = {trial.params for trial in tried}
     best = max(tried, key=lambda trial: trial.ndcg)
-    return [cell for cell in _cells_of(best.params, _around_best(best, tried)) if cell not in known_cells]
+    cells = [replace(best.params, recency=recency) for recency in _around_best(best, tried)]  # type: ignore[arg-type]
+    return [cell for cell in dict.fromkeys(cells) if cell not in known_cells]
 
 
-def _cells_of(params: Params, recencies: Iterable[Recency]) -> list[Params]:
-    """Return *params* with each of *recencies* in the range to try."""
-    cells = list[Params]()
-    for recency in recencies:
-        is_in_range = _SHORTEST_DAYS <= recency.half_life_days <= _LONGEST_DAYS
-        if is_in_range and _LOWEST_GAMMA <= recency.gamma <= _HIGHEST_GAMMA:
-            cells.append(replace(params, recency=recency))  # type: ignore[arg-type]  # popularity has none
-    return list(dict.fromkeys(cells))
-
-
-def _around_best(best: Trial, tried: Sequence[Trial]) -> Iterator[Recency]:
+def _around_best(best: Trial, tried: Sequence[Trial]) -> Iterator[Recency | None]:
     """Yield half-lives and powers of recency to try next, near those of the *best* of the trials of one engine.
 
     These are twice and half its half-life, and twice and half its power. Trials as good as the best are followed by
-    half their power, too.
+    half their power, too, and after the lowest power by none.
     """
     recency = recency_of(best.params)
     if recency is not None:
-        yield Recency(recency.half_life_days * _RECENCY_STEP, recency.gamma)
-        yield Recency(recency.half_life_days / _RECENCY_STEP, recency.gamma)
-        yield Recency(recency.half_life_days, recency.gamma * _RECENCY_STEP)
+        if recency.half_life_days < _LONGEST_DAYS:
+            yield Recency(recency.half_life_days * _RECENCY_STEP, recency.gamma)
+        if recency.half_life_days > _SHORTEST_DAYS:
+            yield Recency(recency.half_life_days / _RECENCY_STEP, recency.gamma)
+        if recency.gamma < _HIGHEST_GAMMA:
+            yield Recency(recency.half_life_days, recency.gamma * _RECENCY_STEP)
 
     for trial in tried:
         recency = recency_of(trial.params)
         if recency is not None and is_as_good(trial, best):
-            yield Recency(recency.half_life_days, recency.gamma / _RECENCY_STEP)
+            is_lowest = recency.gamma <= _LOWEST_GAMMA
+            yield None if is_lowest else Recency(recency.half_life_days, recency.gamma / _RECENCY_STEP)

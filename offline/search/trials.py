@@ -4,7 +4,6 @@ A cell is fitted to the train part of each split, and its lists are measured by 
 stored in a folder, for a search that is repeated.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -43,10 +42,10 @@ from hotplate.offline.train.engine import (
     with_recency,
     without_recency,
 )
-from hotplate.offline.train.popularity import Popularity, PopularityParams
+from hotplate.offline.train.popularity import Popularity, PopularityParams, Recency
 from hotplate.stores.verification import OnProgress
 
-# Fits of the best ALS cell that are kept for recency.
+# Fits of the best ALS cell that are kept for other recencies.
 _MOST_KEPT_BYTES = 200e6
 # Share of the best nDCG that a more personal trial may lack, even if chance explains more.
 _MOST_LOSS = 0.01
@@ -126,25 +125,29 @@ class Trials:
         self._folder = folder
         self._key = key
         self._on_trial = on_trial
-        self._fits = _Fits(splits)
+        self._times = [parts.train_times for parts in splits]
+        self._kept: _Kept | None = None
         self.done: list[Trial] = []
         self.short_of_memory: dict[Params, str] = {}
 
-    def run(self, cells: Sequence[Params], *, expected_later: int) -> list[Trial]:
-        """Try *cells* and return their trials; *expected_later* trials are expected to follow."""
+    def run(self, cells: Sequence[Params], *, expected_later: int, keeps_fits: bool = False) -> list[Trial]:
+        """Try *cells* and return their trials; *expected_later* trials are expected to follow.
+
+        With *keeps_fits*, those of the last cell stay in memory for cells that differ from it in recency alone.
+        """
         first = len(self.done)
         untried = [params for params in cells if params not in self.short_of_memory]
         expected_total = first + len(untried) + expected_later
         for params in untried:
             try:
-                self.done.append(self._stored_or_measured(params))
+                self.done.append(self._stored_or_measured(params, keeps_fits=keeps_fits))
             except MemoryShortage as error:
                 self.short_of_memory[params] = str(error)
                 expected_total -= 1
             self._on_trial(len(self.done), expected_total)
         return self.done[first:]
 
-    def _stored_or_measured(self, params: Params) -> Trial:
+    def _stored_or_measured(self, params: Params, *, keeps_fits: bool) -> Trial:
         """Return the trial of *params* that an earlier search has stored, or measure it, and store it; MemoryShortage.
 
         Without a folder, nothing is stored. A file is named by a digest of the data and settings (`_key`) and of the
@@ -164,26 +167,64 @@ class Trials:
                 return Trial(params, iterations, stored[_STORED_FIRST:], seconds, Spread(*spread))
 
         start = perf_counter()
-        per_user, spread = self._measure(params_of_trial)
+        per_user, spread = self._measure(params_of_trial, keeps_fits=keeps_fits)
         trial = Trial(params, iterations, per_user, round(perf_counter() - start, 3), spread)
 
         if file is not None:
             _store_trial(file, trial)
         return trial
 
-    def _measure(self, params: Params) -> tuple[Values, Spread]:
+    def _measure(self, params: Params, *, keeps_fits: bool) -> tuple[Values, Spread]:
         """Return the nDCG of each tested user, one split after the other, and the mean spread of their lists.
 
         All are zeros if the data cannot be fitted. Raises MemoryShortage.
         """
+        plain = without_recency(params)
         try:
-            ndcg, spread = measure(self._splits, self._fits.rankers(params), self._popularity, self._k)
+            fits = self._fits(plain, keeps_fits=keeps_fits)
+            rankers = self._with_recency(fits, recency_of(params))
+            ndcg, spread = measure(self._splits, rankers, self._popularity, self._k)
         except MemoryShortage:
             raise
         except DataError:
             return np.zeros(sum(len(parts.tested) for parts in self._splits)), NO_SPREAD
-        self._fits.keep_if_best(params, float(ndcg.mean()))
+
+        mean = float(ndcg.mean())
+        if isinstance(fits, list) and (self._kept is None or mean > self._kept.ndcg):
+            self._kept = _Kept(plain, fits, mean)
         return ndcg, spread
+
+    def _fits(self, plain: Params, *, keeps_fits: bool) -> Iterable[Ranker]:
+        """Return rankers (fitted models) of *plain*, parameters without recency, one for each split.
+
+        It is a list if they are to be kept: with *keeps_fits*, and for ALS, whose fits take an eighth of the CPU of a
+        large training, if they are small. All others are fitted one at a time, to save memory.
+        """
+        if self._kept is not None and self._kept.params == plain:
+            return self._kept.rankers
+
+        fits = (fit_parts(parts, plain) for parts in self._splits)
+        if keeps_fits:
+            self._kept = None  # the next fits need its memory
+            return list(fits)
+        return list(fits) if isinstance(plain, ALSParams) and self._are_small(plain) else fits
+
+    def _are_small(self, params: Params) -> bool:
+        """Return whether the fits to all splits take little memory."""
+        return sum(estimate_fit_bytes(params, parts.train) for parts in self._splits) <= _MOST_KEPT_BYTES
+
+    def _with_recency(self, fits: Iterable[Ranker], recency: Recency | None) -> Iterator[Ranker]:
+        """Yield *fits*, whose scores are multiplied by recent popularity if there is a *recency*."""
+        for ranker, parts, times in zip(fits, self._splits, self._times, strict=True):
+            yield ranker if recency is None else with_recency(ranker, recency.weights(parts.train, times))
+
+
+class _Kept(NamedTuple):
+    """Fits of *params*, one for each split, and the nDCG of their best trial."""
+
+    params: Params
+    rankers: list[Ranker]
+    ndcg: float
 
 
 def measure(
@@ -208,76 +249,6 @@ class _Fitted(NamedTuple):
 
     params: Params
     rankers: list[Ranker]
-
-
-class _Fits:
-    """Fits cells to each split, and keeps rankers that trials of recency need again.
-
-    These are the last ones ranked with recency and, until another engine is ranked with recency, those of the best ALS
-    cell if they are small: to fit them again takes an eighth of the CPU of a large training.
-    """
-
-    def __init__(self, splits: Sequence[Parts]) -> None:
-        self._splits = splits
-        self._times = [parts.train_times for parts in splits]
-        self._last: _Fitted | None = None
-        self._best: _Fitted | None = None
-        self._best_ndcg = -math.inf
-
-    def rankers(self, params: Params) -> Iterator[Ranker]:
-        """Yield a ranker (a fitted model) for each split, fitted with *params* to its train part.
-
-        Recency multiplies the scores of a fitted model, so cells that differ in recency alone share a fit: it is kept
-        from the first of these cells to the one without recency. The best fit of ALS is kept longer, if it is small,
-        because trials of recency need it again. All other fits are made one at a time, to save memory.
-        """
-        plain = without_recency(params)
-        recency = recency_of(params)
-        if recency is not None:
-            fitted = self._kept_or_fitted(plain)
-            for ranker, parts, times in zip(fitted, self._splits, self._times, strict=True):
-                yield with_recency(ranker, recency.weights(parts.train, times))
-            return
-
-        kept = self._kept_rankers(plain)
-        if kept is not None:
-            yield from kept
-            return
-        for parts in self._splits:
-            yield fit_parts(parts, plain)
-
-    def keep_if_best(self, params: Params, ndcg: float) -> None:
-        """Keep the rankers of *params* if they are the best of ALS, and small; others are released after their use."""
-        last = self._last
-        if last is None or last.params != without_recency(params):
-            return
-        if isinstance(params, ALSParams) and ndcg > self._best_ndcg:
-            fits_bytes = sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
-            if fits_bytes <= _MOST_KEPT_BYTES:
-                self._best = last
-                self._best_ndcg = ndcg
-        if recency_of(params) is None:
-            self._last = None
-
-    def _kept_or_fitted(self, plain: Params) -> list[Ranker]:
-        """Return the rankers of *plain*, parameters without recency: kept ones, or new ones, which are then kept."""
-        rankers = self._kept_rankers(plain)
-        if rankers is not None:
-            return rankers
-
-        # Rankers that are not needed any more are released before the next fit, to save memory.
-        self._last = None
-        if not isinstance(plain, ALSParams):
-            self._best = None
-        self._last = _Fitted(plain, [fit_parts(parts, plain) for parts in self._splits])
-        return self._last.rankers
-
-    def _kept_rankers(self, plain: Params) -> list[Ranker] | None:
-        """Return the kept rankers of *plain*, or None; separate, so that no variable keeps others alive."""
-        for fitted in (self._last, self._best):
-            if fitted is not None and fitted.params == plain:
-                return fitted.rankers
-        return None
 
 
 def _store_trial(path: Path, trial: Trial) -> None:

@@ -25,15 +25,15 @@ from hotplate.offline.search.budget import (
     BUDGET_S,
     TRIAL_ITERATIONS,
     Budget,
-    Cost,
+    announced_s,
     counts_by_engine,
     with_fewer_iterations,
 )
 from hotplate.offline.search.cells import (
     cells_past_edge,
     default_cells,
-    first_with_recency,
     next_cells_with_recency,
+    with_recency_first,
 )
 from hotplate.offline.search.popular_lists import ALL_TIME, PopularSearch, search_popular
 from hotplate.offline.search.repeat_weights import choose_repeats
@@ -61,7 +61,7 @@ from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.
 _SEARCHED_PAIRS = 1_000_000
-_EXTENSIONS = 3
+_EXTENSIONS = 2
 # Pieces of a log, prefixes in time, that are split; with one, a single week decides.
 _PIECES_IN_TIME = 3
 # Share of the best nDCG that the most varied choice may lack.
@@ -209,8 +209,9 @@ def tune(
     """Compare cells by the nDCG at *k* of their lists, on splits of *data* into train and test parts.
 
     A cell is an engine with its parameters. The cells of *tuning* are tried. If it has none, the default ones are, then
-    cells beyond those if the best lie at the edge, and for a split in time the best cell of each engine with recency:
-    with scores multiplied by a power of recent popularity. A log of more than a million pairs is sampled by user.
+    cells beyond those if the best lies at the edge. For a split in time all have recency, scores multiplied by a power
+    of recent popularity, and the best of each engine is tried with others. A log of more than a million pairs is
+    sampled by user.
 
     defaults       ALS parameters of the first cell; all cells of ALS take their iterations and seed
     trials_folder  where trials are stored for repeated searches
@@ -228,11 +229,12 @@ def tune(
     tries_recency = sample.options.in_time and not tuning.cells
     budget = Budget(splits, data.user_items, tuning.limit_s)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-    cost_s = Cost(splits, data.user_items, cells).seconds(
+    cost_s = announced_s(
+        splits,
+        cells,
         growth=1.0 if tuning.cells else budget.growth(cells),
         tries_recency=tries_recency,
         is_evaluated=data.evaluation is not None,
-        has_repeats=tries_recency and sample.has_repeats,
     )
     for notice in _notices(sample, data.user_items, len(cells), cost_s):
         on_notice(notice)
@@ -302,37 +304,25 @@ def _run_trials(
     """Try *cells*, each an engine with its parameters, as far as *budget* allows, then others that look promising.
 
     extends_cells  then try cells past the edge, with a larger or smaller value of a parameter than all others, if the
-                   best cell of their engine lies at the edge; at most three times
-    recent         the best recent popularity; if it has a half-life, the best cells are at last tried with recency:
-                   scores multiplied by a power of recent popularity
+                   best cell lies at the edge; at most twice
+    recent         the best recent popularity; if it has a half-life, all cells have recency, scores multiplied by a
+                   power of recent popularity, and at last the best cell of each engine is tried with others
 
     *items* is the number of items in the catalogue. All trials are added to *trials*.
     """
     half_life_days = recent.half_life_days
-    _try(trials, cells, budget, half_life_days)
+    later = int(half_life_days is not None)  # at least one trial of another recency
+    trials.run(with_recency_first(cells, half_life_days), expected_later=later)
 
     if extends_cells:
         for _ in range(_EXTENSIONS):
             tried = [without_recency(trial.params) for trial in sort_by_ndcg(trials.done)]
-            best_first = [*dict.fromkeys(tried), *trials.short_of_memory]
-            _try(trials, budget.affordable(cells_past_edge(best_first, items)), budget, half_life_days)
+            best_first = [*dict.fromkeys(tried), *map(without_recency, trials.short_of_memory)]
+            further = budget.affordable(cells_past_edge(best_first, items))
+            trials.run(with_recency_first(further, half_life_days), expected_later=later)
 
     if half_life_days is not None:
         _try_recency(trials, budget)
-
-
-def _try(trials: Trials, cells: Sequence[Params], budget: Budget, half_life_days: float | None) -> None:
-    """Try *cells*; with *half_life_days*, each also with recency, as the best scores may not be the best ones then.
-
-    A cell with recency is followed by the one without, which has the same fit.
-    """
-    pairs = list[Params]()
-    for params in cells:
-        if half_life_days is not None:
-            pairs += budget.affordable_recencies(first_with_recency(params, half_life_days))
-        pairs.append(params)
-    # At least one trial with recency follows the others.
-    trials.run(pairs, expected_later=int(half_life_days is not None))
 
 
 def _try_recency(trials: Trials, budget: Budget) -> None:
@@ -341,14 +331,15 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
     The next ones of an engine depend on its trials so far. An engine is done when none are left that may help, or when
     *budget* is spent. All trials are added to *trials*.
     """
-    # Fits of ALS are kept in memory until another engine is fitted.
+    # The best fit of ALS is kept in memory until another engine is fitted.
     engines = [engine_of(trial.params) for trial in best_of_each_engine(trials.done)]
     for engine in sorted(engines, key=lambda engine: engine != "als"):
         tried = [trial for trial in trials.done if engine_of(trial.params) == engine and recency_of(trial.params)]
         new = tried
         while new:
             # The expected total counts one more trial, until the results show that none follows.
-            new = trials.run(budget.affordable_recencies(next_cells_with_recency(tried)), expected_later=1)
+            cells = budget.affordable_recencies(next_cells_with_recency(tried))
+            new = trials.run(cells, expected_later=1, keeps_fits=True)
             tried += new
 
 
@@ -401,11 +392,6 @@ class _UserSample(NamedTuple):
     history: History | None
     options: SplitOptions
     is_drawn: bool
-
-    @property
-    def has_repeats(self) -> bool:
-        """Whether there are more rows than pairs."""
-        return self.history is not None and len(self.history.times) > self.user_items.nnz
 
     def splits(self) -> list[Parts]:
         """Return a split into train and test for each piece of the log; none if a part of one is empty.

@@ -55,7 +55,7 @@ _DROPOUT = 0.2
 # Rows; bounds memory.
 _ROWS_AT_ONCE = 512
 # Each won on some real data and split.
-_EASE_CELLS = (6.0, 20.0, 60.0)
+_EASE_CELLS = (20.0, 60.0)
 _NEIGHBOUR_CELLS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
     ("tfidf", (5, 10, 20, 100)),
     ("bm25", (5, 100)),

@@ -1,12 +1,12 @@
 """Routes of the service, and the reports of its answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from aiohttp import hdrs, web
-from aiohttp.http import RawRequestMessage
+from aiohttp import web
 from multidict import CIMultiDictProxy, istr
 
 from hotplate.serve.access.auth import Guard
@@ -15,7 +15,7 @@ from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.handlers import LIST_ORIGIN, ListHandlers
 from hotplate.serve.api.openapi import ServiceHandlers
 from hotplate.serve.api.parameters import with_query
-from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatch, Router, problem_for
+from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatch, Router
 from hotplate.serve.api.routes import EVENTS_TAG, LISTS_TAG, OPERATIONS, SCORING_TAG, SERVICE_TAG, USER_PATH
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
@@ -26,9 +26,13 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog, report
-from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
+from hotplate.serve.telemetry.records import RequestRecord
+from hotplate.serve.telemetry.spans import use_span
 from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from hotplate.serve.telemetry.tracing import RequestSpan, Tracer
 
 TRACEPARENT = istr("traceparent")  # found faster than a str
 TRACESTATE = istr("tracestate")
@@ -111,7 +115,7 @@ class Dispatcher:
         cors_origins: Sequence[str] = (),
         access_log: AccessLog | None = None,
         events: EventsHandler | None = None,
-        tracer: Tracer | None = None,
+        tracer: "Tracer | None" = None,
         watched: Sequence[WatchedFiles] = (),
     ) -> None:
         """*watched* are followed files, *consumed* the items to hide. Without a guard, no key is needed."""
@@ -143,47 +147,13 @@ class Dispatcher:
         """Report not ready, and close connections after their next answer."""
         self.readiness.drain()
 
-    def refuse_unread(
-        self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float
-    ) -> tuple[Problem, str] | None:
-        """Refuse a POST by its header, before its body is read, and report that.
-
-        *refusal* makes and counts the problem; *took_s* is the time since the request began, in seconds. Returns the
-        problem in the form of the route, and the request's id. Returns None, and refuses nothing, if `answer` has to
-        answer the request: other methods and unknown routes, all requests while the worker drains (stops), and those
-        of pages of other sites, because their answers need headers of CORS.
-        """
-        if message.method != "POST":
-            return None
-        path = message.path.partition("?")[0]
-        route = self._router.find(path, message.method).route
-        if route.find_handler(message.method) is None:
-            return None
-        if self.readiness.draining or hdrs.ORIGIN in message.headers:
-            return None
-
-        problem = problem_for(route, refusal())  # routes of scoring have another form
-        headers = message.headers
-        request_id = self.request_ids.of(headers)
-        record = RequestRecord(
-            route=route.template,
-            method="POST",
-            status=problem.status,
-            took_s=took_s,
-            size=len(problem.body),
-            request_id=request_id,
-            client=None,
-        )
-        self._report(record, self._begin_span(headers))
-        return problem, request_id
-
-    def _report(self, record: RequestRecord, span: RequestSpan | None) -> None:
+    def _report(self, record: RequestRecord, span: "RequestSpan | None") -> None:
         """Count an answered request, and report it to the access log and its span."""
         self.metrics.observe(request_cell(record.route, record.method, record.status), record.took_s)
         sampled_log = None if self.access_log is None else self.access_log.sampled()
         report(record, sampled_log, span)
 
-    def _begin_span(self, headers: CIMultiDictProxy[str]) -> RequestSpan | None:
+    def _begin_span(self, headers: CIMultiDictProxy[str]) -> "RequestSpan | None":
         if self.tracer is None:
             return None
         return self.tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))

@@ -25,8 +25,10 @@ from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
+    CONSUMED_PAIRS,
     CUSTOM,
     DISK_FAILED,
+    DROPPED,
     DURABLE,
     EVENT_COUNTS,
     IMPRESSION,
@@ -88,7 +90,7 @@ class EventsHandler:
             _refuse_unasked(request, self._origins)  # a page of another site, unless that is allowed
         events = parse_events(await read_json_body(request))
 
-        # The role of each release now, live, canary or other: it may have changed when the events are read.
+        # The role of each release now: it may have changed when the events are read.
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
         lines = b"".join(self._encode_lines(events, roles))
 
@@ -104,8 +106,8 @@ class EventsHandler:
     ) -> web.Response:
         """Wait until events are on disk; then hide consumed items, count the events, and answer with their number.
 
-        *durable* is done when they are on disk. *roles* has the role of each release that events name: live, canary or
-        other. Raises a Problem (503) if the disk fails, or takes longer than COMMIT_S.
+        *durable* is done when they are on disk. *roles* has the role of each release that events name. Raises a Problem
+        (503) if the disk fails, or takes longer than COMMIT_S.
         """
         try:
             async with asyncio.timeout(COMMIT_S):
@@ -140,7 +142,8 @@ class EventsHandler:
         for event in events:
             pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
             if pairs is not None:
-                self._consumed.hide(pairs)
+                forgotten = self._consumed.hide(pairs)
+                self._metrics.count_in(CONSUMED_PAIRS, DROPPED, number=forgotten)
                 all_pairs.append(pairs)
                 await asyncio.sleep(0)  # other requests run: 1000 items take 6 ms
 
@@ -150,8 +153,7 @@ class EventsHandler:
     def _encode_lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
         """Yield a line of the log for each event, in JSON, with an id and a time if the client sent none.
 
-        A time in the future becomes the present. *roles* has the role of each release that events name: live, canary
-        or other.
+        A time in the future becomes the present. *roles* has the role of each release that events name.
         """
         now = round(time.time(), 3)
         for event in events:

@@ -21,7 +21,7 @@ from hotplate.serve.paging import parse_cursor
 from hotplate.serve.problems import overloaded
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Shaper
-from hotplate.serve.telemetry.spans import ListOrigin
+from hotplate.serve.telemetry.records import ListOrigin
 from hotplate.stores.encoding import ITEM, POPULAR, USER
 
 PRIVATE = "private, no-cache"

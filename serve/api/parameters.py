@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from hotplate.serve.api.routes import JSON, MSGPACK, OPERATIONS, Operation
 from hotplate.serve.api.schemas import BatchBody, FoldInBody
-from hotplate.serve.list_options import ID_OPTIONS, MAX_EXCLUDED, MAX_N, FieldNames, Selection
+from hotplate.serve.list_options import ID_OPTIONS, MAX_EXCLUDED, MAX_N, Selection
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.stores.encoding import MAX_ID_BYTES, check_id
 from hotplate.stores.errors import StoreMisused
@@ -243,14 +243,12 @@ def _invalid_value(error: msgspec.ValidationError, route: str, names: Collection
     """Return the problem (400) of an invalid value, with the reason and the place from msgspec's error.
 
     msgspec's "Expected `int`, got `str` - at `$.n`" becomes "n cannot be used: expected `int`, got `str`". For an
-    unknown field, *names* of known ones follow, and for `fields` its values.
+    unknown field, *names* of known ones follow.
     """
     reason, _, place = str(error).partition(" - at `$")
     if "unknown field" in reason:
         reason = _with_known_fields(reason[: 2 * SHOWN_CHARS], route, names)
     field = place.rstrip("`").removeprefix(".")
-    if field == "fields" and "enum value" in reason:
-        reason = f"{reason[:SHOWN_CHARS]}; it is one of {' | '.join(get_args(FieldNames))}"
     reason = reason.replace("Object missing", "it is missing").replace("Object", "it")
     return bad_parameter(
         f"{field or 'the request'} cannot be used: {reason[:1].lower()}{reason[1:]}"[:MAX_REFUSAL_CHARS]

@@ -225,7 +225,8 @@ class EventsAnswer(Struct, frozen=True):
     durable: int
 
 
-User = Id | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+# Numbers of databases may be written as floats, as 42.0.
+User = Id | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float
 
 
 class ScoreRow(Struct, frozen=True):

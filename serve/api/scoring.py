@@ -21,6 +21,7 @@ from hotplate.serve.list_requests import ListRequest
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Shaper
+from hotplate.stores.attributes import EXACT_FLOATS
 from hotplate.stores.encoding import MAX_ID_BYTES, USER, check_id
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
@@ -36,7 +37,7 @@ _ARRAY = ord("[")
 _decode_body = msgspec.json.Decoder(ScoreBody).decode
 _decode_row = msgspec.json.Decoder(ScoreRow, strict=False).decode
 _decode_columns = msgspec.json.Decoder(ScoreColumns, strict=False).decode
-_decode_user = msgspec.json.Decoder[str | int](User).decode
+_decode_user = msgspec.json.Decoder[str | int | float](User).decode
 
 
 class Scoring:
@@ -122,6 +123,8 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
         else:
             row = ScoreRow(_decode_user(raw))
 
+        if isinstance(row.user, float):
+            row = ScoreRow(_whole(row.user), row.n)
         user = str(row.user)
         if len(user) * 4 > MAX_ID_BYTES:  # a character has up to 4 bytes, so shorter ids need no check
             check_id(user)
@@ -129,3 +132,10 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
         reason = orjson.dumps(f"the row is invalid: {error}")
         return b'{"user":null,"status":"invalid","items":[],"error":%b}' % reason
     return row
+
+
+def _whole(user: float) -> int:
+    """Return an id that was written as a float; ValueError if it may be another one's."""
+    if user.is_integer() and abs(user) < EXACT_FLOATS:
+        return int(user)
+    raise ValueError(f"the user {user!r} is no whole number below 2^53; write a string")

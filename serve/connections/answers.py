@@ -1,12 +1,11 @@
 """Answers as bytes, as aiohttp would write them, for requests that have no aiohttp request: refusals and problems."""
 
 from collections.abc import Mapping
+from email.utils import formatdate
 from http import HTTPStatus
 
-from aiohttp.helpers import rfc822_formatted_time
-
 from hotplate.serve.api.router import RequestIds
-from hotplate.serve.connections.line_limit import MAX_BYTES, MAX_CHUNKS, MAX_LINES
+from hotplate.serve.connections.framing import MAX_BYTES, MAX_CHUNKS
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
 from hotplate.serve.problems import CLOSE, CONTENT_TYPE, Problem, overloaded
 
@@ -28,7 +27,7 @@ class AnswerWriter:
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nContent-Type: {CONTENT_TYPE}\r\n"
             f"{header_lines(problem.headers)}Server: hotplate\r\nX-Request-Id: {request_id}\r\n"
             f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{self.vary}Content-Length: {len(body)}\r\n"
-            f"Date: {rfc822_formatted_time()}\r\n\r\n"
+            f"Date: {formatdate(usegmt=True)}\r\n\r\n"
         )
         return head.encode() + body
 
@@ -48,8 +47,8 @@ class AnswerWriter:
         """Count and return the refusal of a chunked body that would take too long to parse."""
         self.metrics.count_shed("chunks")
         detail = (
-            f"a body has at most {MAX_CHUNKS} chunks, {MAX_LINES} lines and {MAX_BYTES} bytes with their sizes; "
-            "send larger chunks, or Content-Length"
+            f"a body has at most {MAX_CHUNKS} chunks and {MAX_BYTES} bytes with their sizes; send larger chunks, or "
+            "Content-Length"
         )
         return Problem(413, "too-many-chunks", detail, CLOSE)
 

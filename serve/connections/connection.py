@@ -1,51 +1,50 @@
 """A connection: a state machine, with time limits for its states.
 
-`RequestReader` reads headers and bodies by aiohttp's parser. The fast lane or aiohttp's request and response classes
-answer one request after the other. `OpenConnections` has what connections share.
+The fast lane answers plain requests. Every other one is handed to aiohttp's own server, by itself: first its header;
+then, when aiohttp calls `respond` with the request, its body. So aiohttp alone decides what a header means, and the
+connection where each request ends. After the answer the next request may be the lane's.
 
 Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CONNECT, transfer codings other than
-`chunked`, expectations other than `100-continue`, and bodies that were not read close the connection.
+`chunked`, expectations other than `100-continue`, and bodies that were not read, if they are large or awaited by
+`Expect`, close the connection.
 """
 
 import asyncio
 import logging
-import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
 from contextvars import Context
 from enum import Enum
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from aiohttp import hdrs, web
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import RawRequestMessage, StreamWriter
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
-from hotplate.serve.api.parameters import unreadable
-from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.line_limit import TooManyLines
-from hotplate.serve.connections.request_reader import HEADER_END, RequestReader
+from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
+from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBody, SizedBody, TooManyChunks
 from hotplate.serve.problems import CLOSE, Problem, internal_error
-from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
-    from aiohttp.web_protocol import RequestHandler
-
-    from hotplate.serve.connections.lane import Lane
+    from hotplate.serve.connections.registry import ConnectionRegistry
 
 log = logging.getLogger(__name__)
 
+HEADER_END = b"\r\n\r\n"
+# How a client that assumes HTTP/2 begins; aiohttp's parser would take it without an error.
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+CONTINUE = "100-continue"
+CHUNKED = "chunked"
+# aiohttp's; it would log each header that it refuses, which is a problem here.
+SILENT = logging.getLogger(f"{__name__}.aiohttp")
+SILENT.disabled = True
+# Idle connections are closed by `check`.
+NEVER_S = 1e8
 MAX_BUFFERED_BYTES = 65_536
 # Pipelined requests answered before other connections.
 MAX_PIPELINED = 16
-# How long requests that a client sent behind a refused batch wait, at most: most of them would be refused, too.
-REFUSED_PAUSE_S = 0.1
 # A slow reader must take WRITE_STEP_BYTES in `Limits.write_s`, or in CROWDED_WRITE_S if answers fill half of their
 # room.
 WRITE_STEP_BYTES = 65_536
@@ -66,116 +65,80 @@ class State(Enum):
     HEADER = "a header has begun"
     STORE = "the fast lane waits for a store"
     BODY = "a request is being answered, and its body is incomplete"
-    ANSWER = "a complete request is being answered"
-    REFUSED = "a request is refused, and its body is discarded"
+    ANSWER = "a request is being answered; its body is complete, or aiohttp has not read its header yet"
     CLOSING = "the last answer is written; input is discarded until the client has read it"
     CLOSED = "the transport is gone"
 
 
 # Attributes of an Enum take ten times as long to read as names, and requests read several.
-OPENING, IDLE, HEADER, STORE, BODY, ANSWER, REFUSED, CLOSING, CLOSED = State
+OPENING, IDLE, HEADER, STORE, BODY, ANSWER, CLOSING, CLOSED = State
 # Every state may also change to CLOSED.
 TRANSITIONS = {
     OPENING: {IDLE},
     IDLE: {HEADER, STORE},
-    HEADER: {IDLE, STORE, BODY, ANSWER, REFUSED, CLOSING},
+    HEADER: {IDLE, STORE, ANSWER, CLOSING},
     STORE: {IDLE},
+    ANSWER: {IDLE, BODY, CLOSING},
     BODY: {ANSWER, CLOSING},
-    ANSWER: {IDLE, CLOSING},
-    REFUSED: {IDLE},
     CLOSING: set[State](),
     CLOSED: set[State](),
 }
 WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
 
 
-class _TlsWriter(StreamWriter):
-    """Writes bodies in pieces: over TLS, uvloop takes a whole write, and does not count what is not sent of it."""
+class RequestTransport(asyncio.Transport):
+    """The transport of aiohttp's handler; only the connection closes the real one."""
 
-    async def write_eof(self, chunk: bytes = b"") -> None:
-        """Write the last part of a body."""
-        for start in range(0, len(chunk), TLS_WRITE_BYTES):
-            await self.write(chunk[start : start + TLS_WRITE_BYTES])
-            await self.drain()
-        await super().write_eof()
+    __slots__ = ("connection",)
 
+    def __init__(self, connection: "Connection") -> None:
+        super().__init__()
+        self.connection = connection
 
-class OpenConnections:
-    """The open connections of a server, and what they share."""
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 -- see asyncio
+        """See asyncio."""
+        transport = self.connection.transport
+        return default if transport is None else transport.get_extra_info(name, default)
 
-    def __init__(
-        self,
-        limits: Limits,
-        writer: AnswerWriter,
-        lane: "Lane | None",
-        *,
-        answer: Callable[[web.BaseRequest, float], Awaitable[web.StreamResponse]],
-        shed: Callable[[RawRequestMessage, float], bytes | None],
-    ) -> None:
-        """*answer* is called with a request, and when it began by `time.monotonic`.
+    def is_closing(self) -> bool:
+        """See asyncio."""
+        transport = self.connection.transport
+        return transport is None or transport.is_closing()
 
-        *shed* is called with the header of a request with a body, and when it began; it may return a refusal.
-        """
-        self.limits = limits
-        self.metrics = writer.metrics
-        self.writer = writer
-        self.lane = lane
-        self.answer = answer
-        self.shed = shed
-        self.bytes_in_flight = 0
-        """Of unanswered requests and unread answers."""
-        self.open: dict[Connection, None] = {}
-        """All connections, the oldest first."""
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """See asyncio."""
+        self.connection.write(data)
 
-    def __len__(self) -> int:
-        return len(self.open)
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """See asyncio."""
+        self.connection.write(b"".join(list_of_data))
 
-    @property
-    def is_full(self) -> bool:
-        """Whether bytes in flight exceed their limit."""
-        return self.bytes_in_flight > self.limits.bytes_in_flight
+    def pause_reading(self) -> None:
+        """Receive no more of a body for now: see `aiohttp.StreamReader`."""
+        transport = self.connection.transport
+        if transport is not None:
+            transport.pause_reading()
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether a request is being answered or refused, or a last answer has not been read yet."""
-        return any(connection.idle_since == inf for connection in self.open)
+    def resume_reading(self) -> None:
+        """Receive more of a body."""
+        self.connection.resume_reading()
+
+    def close(self) -> None:
+        """End what aiohttp holds for the connection."""
+        self.connection.detach()
 
 
-class HeldBytes:
-    """Bytes in memory for one connection, which count as in flight for all connections together."""
-
-    __slots__ = ("_registry", "in_flight", "unread")
-
-    def __init__(self, registry: OpenConnections) -> None:
-        self._registry = registry
-        self.in_flight = 0
-        """Of unanswered requests, and of the answers of batches while they are made."""
-
-        self.unread = 0
-        """Of answers that the client has not read."""
-
-    def set_in_flight(self, count: int) -> None:
-        """Set `in_flight`."""
-        self._registry.bytes_in_flight += count - self.in_flight
-        self.in_flight = count
-
-    def set_unread(self, count: int) -> None:
-        """Set `unread`."""
-        self._registry.bytes_in_flight += count - self.unread
-        self.unread = count
-
-
-class Connection(BaseProtocol):
-    """An asyncio protocol that makes aiohttp's objects when needed.
+class Connection(asyncio.Protocol):
+    """An asyncio protocol for a client, and the owner of another one, aiohttp's, which is made when it is needed.
 
     Its state (`State`) changes by calls from four sides:
 
-    the transport       `connection_made`; `data_received`, which reads headers and bodies, answers by the lane, or
-                        starts the task of a request; `pause_writing` and `resume_writing` while the client reads an
-                        answer slowly; `eof_received`, `connection_lost`
+    the transport       `connection_made`; `data_received`, which reads headers, answers by the lane, and feeds
+                        aiohttp; `pause_writing` and `resume_writing` while the client reads an answer slowly;
+                        `eof_received`, `connection_lost`
     the lane            `_deliver`, once a store has returned the list that a request of the lane waits for
-    the task            `_respond`, which answers one request by aiohttp's classes; meanwhile `HttpServer.admit` counts
-                        the answer of a batch by `add_in_flight`
+    aiohttp             `respond`, which answers one request, in a task; meanwhile `HttpServer.admit` counts the
+                        answer of a batch by `add_in_flight`; `write`, without a request, to refuse a header
     the registry        `start` a new connection, `check` the limits of its state, and `cut` it to make room; at a stop,
                         `HttpServer` calls `close_if_idle`, then `give_up`
 
@@ -184,26 +147,27 @@ class Connection(BaseProtocol):
     """
 
     __slots__ = (
-        "_answer_task", "_buffer", "_handshake", "_held", "_is_half_closed", "_lane", "_reader", "_registry",
-        "_stalled_since", "since", "ssl_context", "state",
+        "_body", "_buffer", "_handler", "_handshake", "_in_flight", "_is_half_closed", "_is_tls", "_lane", "_registry",
+        "_request", "_stalled_since", "_unread", "since", "state", "transport",
     )  # fmt: skip
-    peername = sockname = None  # read by aiohttp's requests
 
-    def __init__(self, registry: "OpenConnections") -> None:
-        super().__init__(asyncio.get_running_loop())
+    def __init__(self, registry: "ConnectionRegistry") -> None:
         self.state = OPENING
-        self.ssl_context: SSLContext | None = None
+        self.transport: asyncio.Transport | None = None
+        self._is_tls = False
         self._handshake: asyncio.Task[object] | None = None
         self.since = monotonic()
         """When the current request or closing began, or the previous request was answered."""
         self._registry = registry
         self._lane = registry.lane
         self._buffer = bytearray()
-        self._reader = RequestReader()
         self._is_half_closed = False  # the client half-closed
-        self._answer_task: asyncio.Task[None] | None = None
-        self._held = HeldBytes(registry)
+        self._in_flight = 0  # bytes of unanswered requests, and of the answers of batches while they are made
+        self._unread = 0  # bytes of answers that the client has not read
         self._stalled_since = 0.0  # since when the client has not read WRITE_STEP_BYTES more
+        self._handler: asyncio.Protocol | None = None  # aiohttp's
+        self._request: web.BaseRequest | None = None  # that `respond` answers
+        self._body: SizedBody | ChunkedBody = NO_BODY
 
     def start(self, accepted: socket.socket, certificate: Certificate | None) -> None:
         """Start to serve an accepted socket, over TLS with a *certificate*.
@@ -244,31 +208,32 @@ class Connection(BaseProtocol):
     @property
     def idle_since(self) -> float:
         """Since when it waits for a whole request; inf while it answers, refuses or closes."""
-        return self.since if self.state in WAITS_FOR_REQUEST and not self._held.unread else inf
+        return self.since if self.state in WAITS_FOR_REQUEST and not self._unread else inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
-        super().connection_made(transport)
-        self.ssl_context = transport.get_extra_info("sslcontext")
-        if self.ssl_context is not None:
-            self._open_transport.set_write_buffer_limits(high=TLS_WRITE_BYTES)
+        self.transport = cast("asyncio.Transport", transport)
+        self._is_tls = transport.get_extra_info("sslcontext") is not None
+        if self._is_tls:
+            self.transport.set_write_buffer_limits(high=TLS_WRITE_BYTES)
         self._change_state(IDLE)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
-        self._held.set_in_flight(0)
-        self._held.set_unread(0)
+        self._hold(in_flight=0, unread=0)
         self._registry.open.pop(self, None)
+        is_unanswered = self.state is ANSWER and self._request is None
         self._change_state(CLOSED)
-        super().connection_lost(exc)
-        self._reader.close()
+        self.transport = None
+        if not is_unanswered:  # aiohttp would fail with a request that it has not begun; `respond` ends it
+            self.detach(exc)
 
     def eof_received(self) -> bool:
         """Answer a GET of a client that half-closed, and what follows a refusal; another POST is given up."""
         self._is_half_closed = True
-        is_refused = self.state is REFUSED and not self._reader.must_discard
-        is_answering = self.state in (STORE, ANSWER) and self._reader.payload is EMPTY_PAYLOAD
-        return (is_answering or is_refused) and self._open_transport.can_write_eof()  # TLS cannot half-close
+        has_body = self._request is not None and self._request.body_exists
+        is_answering = self.state in (STORE, ANSWER) and not has_body
+        return is_answering and self._open_transport.can_write_eof()  # TLS cannot half-close
 
     def data_received(self, data: bytes) -> None:
         """Handle bytes that arrived: of a new request, of the body of the current one, or of later requests.
@@ -282,14 +247,12 @@ class Connection(BaseProtocol):
                 return
 
         if self.state is BODY:
-            if not self._reader.has_failed:
+            if not self._has_failed:
                 self.add_in_flight(len(data))
                 if self._registry.is_full:
-                    self._reader.fail(self._registry.writer.no_room())
+                    self._fail(self._registry.writer.no_room())
             self._feed_body(data)
-        elif self.state is REFUSED and self._reader.must_discard:
-            self._discard_body(data)
-        elif self.state is not CLOSING and data:  # aiohttp resumes reading with no data
+        elif self.state is not CLOSING:
             self._receive_header(data)
 
     def _receive_header(self, data: bytes) -> None:
@@ -299,7 +262,7 @@ class Connection(BaseProtocol):
         """
         self._buffer += data
         self.add_in_flight(len(data))
-        if self._registry.is_full and (self.state not in (IDLE, HEADER) or self._held.unread):
+        if self._registry.is_full and (self.state not in (IDLE, HEADER) or self._unread):
             self._cut_slow_reader()
         if self.state in (IDLE, HEADER):
             self._read_headers()
@@ -308,7 +271,7 @@ class Connection(BaseProtocol):
 
     def _answer_in_lane(self, request: bytes) -> bool:
         """Answer a request by the fast lane, now or later; False if that leaves it to aiohttp."""
-        if self._lane is None or self._held.unread or self.transport is None:
+        if self._lane is None or self._unread or self.transport is None:
             return False
         answer = self._lane.answer(request, self.since, self._deliver)
         if answer is None:
@@ -322,24 +285,37 @@ class Connection(BaseProtocol):
 
     def pause_writing(self) -> None:
         """See asyncio."""
-        super().pause_writing()
-        self._held.set_unread(self._open_transport.get_write_buffer_size())
+        self._hold(unread=self._open_transport.get_write_buffer_size())
         self._stalled_since = monotonic()
+        if self._handler is not None:
+            self._handler.pause_writing()
 
     def resume_writing(self) -> None:
         """See asyncio."""
-        self._held.set_unread(0)
-        super().resume_writing()
+        self._hold(unread=0)
+        if self._handler is not None:
+            self._handler.resume_writing()
 
-    def pause_reading(self) -> None:
-        """Receive no more of a body for now: see `StreamReader`. Its parser goes on with what was received."""
-        self._open_transport.pause_reading()
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write a part of aiohttp's answer. Without a request, it is the refusal of a header: a problem replaces it."""
+        if self._request is not None and self.transport is not None:
+            self.transport.write(data)
+        elif self.state is ANSWER:
+            _, _, reason = bytes(data).partition(HEADER_END)
+            self._refuse(unreadable(400, reason.decode(errors="replace")))
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 -- as aiohttp calls it
-        """Receive more of a body; pipelined requests may still not be read ahead."""
+    def resume_reading(self) -> None:
+        """Receive more; pipelined requests may still not be read ahead."""
         transport = self.transport
         if transport is not None and not transport.is_reading() and len(self._buffer) <= MAX_BUFFERED_BYTES:
             transport.resume_reading()
+
+    def detach(self, error: Exception | None = None) -> None:
+        """End aiohttp's handler; a request that it still answers finds its client gone."""
+        handler = self._handler
+        self._handler = None
+        if handler is not None:
+            handler.connection_lost(error)
 
     @property
     def _open_transport(self) -> asyncio.Transport:
@@ -369,7 +345,7 @@ class Connection(BaseProtocol):
                 if is_answered:
                     self._wait_for_request()
             else:
-                self._read_header(header)
+                self._hand_over(header)
 
     def _take_header(self) -> bytes | None:
         """Remove the first header from the buffer and return it, with the empty line at its end.
@@ -404,121 +380,157 @@ class Connection(BaseProtocol):
             self._buffer = self._buffer.lstrip(b"\r\n")
             self.add_in_flight(len(self._buffer) - size)
 
-    def _read_header(self, header: bytes) -> None:
-        """Start the request with this header; answer a malformed one with a problem."""
-        try:
-            message = self._reader.read_header(header, self)
-        except Problem as problem:
-            self._refuse(problem)
-        else:
-            self._start_request(message)
-
-    def _start_request(self, message: RawRequestMessage) -> None:
-        """Start the task that answers a request, and give it the part of the body that has arrived.
-
-        *message* is the parsed header. Batches, POSTs for many lists, are refused while too many of them wait.
-        """
-        # A refused request's body is discarded without the parser, so that the connection can take the next request.
-        refusal = self._refusal_when_overloaded(message)
-        if refusal is not None:
-            self._open_transport.write(refusal)
-            self._reader.refuse()
-            self._change_state(REFUSED)
-            self._discard_body(self._take_buffer())
+    def _hand_over(self, header: bytes) -> None:
+        """Let aiohttp read a header; it calls `respond` in one of the next iterations of the loop."""
+        self._change_state(ANSWER)
+        if header == HTTP2_PREFACE:
+            self._refuse(_unknown_version(HttpVersion(2, 0)))
             return
+        if self._handler is None:
+            self._handler = self._new_handler()
+        self._handler.data_received(header)
 
-        payload = self._reader.payload
-        self._change_state(ANSWER if payload.is_eof() else BODY)
-        self._answer_task = asyncio.get_running_loop().create_task(self._respond(message, payload))
-        if self.state is BODY and self._buffer:
-            self._feed_body(self._take_buffer())
+    def _new_handler(self) -> asyncio.Protocol:
+        """Return a handler of aiohttp's server, connected to this connection."""
+        handler = self._registry.aiohttp_server()
+        handler.connection_made(RequestTransport(self))
+        if self._unread:
+            handler.pause_writing()
+        return handler
 
-    def _take_buffer(self) -> bytes:
-        """Return what has arrived, and empty the buffer."""
+    def _begin_body(self, request: web.BaseRequest) -> None:
+        """Check the header of a request, and feed the part of its body that has arrived. Raises Problem."""
+        if request.version not in (HttpVersion11, HttpVersion10):
+            raise _unknown_version(request.version)
+        expected = ",".join(request.headers.getall(hdrs.EXPECT, ()))
+        if expected.lower() not in ("", CONTINUE):
+            raise Problem(417, "unknown-expectation", f"the header Expect may only be {CONTINUE}")
+        self._body = NO_BODY
+        if request.content.is_eof():
+            return
+        is_chunked = bool(request.headers.get(hdrs.TRANSFER_ENCODING))
+        self._body = ChunkedBody() if is_chunked else SizedBody(request.content_length or 0)
+        self._change_state(BODY)
         data = bytes(self._buffer)
-        self._buffer = bytearray()
-        return data
-
-    def _refusal_when_overloaded(self, message: RawRequestMessage) -> bytes | None:
-        """Return the refusal of a request whose body can be discarded without a parser."""
-        can_discard = self._reader.must_discard and hdrs.EXPECT not in message.headers
-        if self._reader.must_close or self._held.unread or not can_discard:
-            return None
-        return self._registry.shed(message, self.since)
-
-    def _discard_body(self, data: bytes) -> None:
-        """Discard a part of a refused request's body; at its end, read the next request after a random pause."""
-        self._buffer += self._reader.discard(data)
-        if not self._reader.must_discard:
-            # At random, so that clients do not come back together.
-            pause_s = random.uniform(0, REFUSED_PAUSE_S) if self._buffer else 0.0  # noqa: S311 -- not cryptographic
-            asyncio.get_running_loop().call_later(pause_s, self._continue_after_answer)
+        self._buffer.clear()
+        self.resume_reading()
+        self._feed_body(data)
 
     def _feed_body(self, data: bytes) -> None:
-        """Give a part of a body to the request that is being answered; what follows the body stays in the buffer.
+        """Give a part of a body to aiohttp; what follows the body stays in the buffer.
 
-        A body in too many chunks is refused.
+        A body in too many chunks is refused, and so is one with an end that aiohttp does not find.
         """
+        if self._has_failed:
+            return
         try:
-            self._buffer += self._reader.feed(data)
-        except TooManyLines:
-            self._reader.fail(self._registry.writer.too_many_chunks())
-        if self._reader.is_complete:
+            size = self._body.take(data)
+        except TooManyChunks:
+            self._fail(self._registry.writer.too_many_chunks())
+            return
+        except MalformedBody as error:
+            self._fail(unreadable(400, str(error)))
+            return
+
+        if self._request is None or self._handler is None:
+            return
+        self._handler.data_received(data[:size])
+        if not self._body.is_complete:
+            return
+        self._buffer += data[size:]
+        if not self._request.content.is_eof():
+            self._fail(unreadable(400, "its body is malformed"))
+        else:
             self._change_state(ANSWER)
 
-    async def _respond(self, message: RawRequestMessage, payload: StreamReader) -> None:
-        """Answer a request with aiohttp's classes, then wait for the next one, or close the connection.
+    @property
+    def _has_failed(self) -> bool:
+        """Whether the request was given a problem instead of its body, which is discarded."""
+        return self._request is not None and self._request.content.exception() is not None
 
-        *message* is the parsed header, *payload* the stream of the body. The connection closes if the client wants
-        that, or bytes of the request's body were not read. An unexpected exception is answered with 500, unless a part
-        of the answer is written.
+    def _fail(self, problem: Problem) -> None:
+        """Let the request be answered with a problem, and discard the rest of its body."""
+        if self._request is not None and not self._has_failed:
+            self._request.content.set_exception(problem)
+
+    async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request of aiohttp's handler, then wait for the next one, or close the connection.
+
+        An unexpected exception is answered with 500, unless a part of the answer is written.
         """
-        writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
-        writer = writer_type(self, asyncio.get_running_loop())
-        request = self._request_of(message, payload, writer)
-
+        if self.state is not ANSWER:
+            self.detach()
+            return web.Response()
+        self._request = request
         try:
-            await writer.drain()  # until the client has read earlier answers
+            self._begin_body(request)
+            if self._unread:
+                await request.writer.drain()  # until the client has read earlier answers
             response = await self._registry.answer(request, self.since)
-
-            is_body_unread = request.can_read_body
-            if self._reader.must_close or is_body_unread:
+            if self._must_close(request):
                 response.force_close()
-            await response.prepare(request)
-            await response.write_eof()
+            await self._send(request, response)
+            if self.state is BODY and response.keep_alive:
+                await request.release()  # as it arrives
         except ConnectionError:
             self.cut()
         except asyncio.CancelledError:
             self.cut()
             raise
-        except Exception:
-            request_id = self._registry.writer.request_ids.new()
-            log.exception("request %s failed", request_id)
-            self._end_failed_request(request_id, has_begun=writer.output_size > 0)
+        except Exception as error:  # noqa: BLE001 -- logged if it is a defect
+            self._end_failed_request(error, is_answered=request.writer.output_size > 0)
         else:
             self._end_answered_request(keep_open=bool(response.keep_alive))
+            return response
         finally:
-            body_error = payload.exception()
+            self._request = None
+            body_error = request.content.exception()
             if body_error is not None:
                 body_error.__traceback__ = None  # its frames have the body, and the payload has the error
+        return web.Response()  # is not sent
 
-    def _request_of(self, message: RawRequestMessage, payload: StreamReader, writer: StreamWriter) -> web.BaseRequest:
-        """Return aiohttp's request for a header; it runs in the current task."""
-        # Of aiohttp's own protocol, requests read `transport`, `peername`, `sockname` and `ssl_context`.
-        protocol = cast("RequestHandler", self)
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
+    def _must_close(self, request: web.BaseRequest) -> bool:
+        """Return whether no other request may follow: a server may find another end, or the rest is not worth it."""
+        if not request.keep_alive or request.version < HttpVersion11 or request.method == hdrs.METH_CONNECT:
+            return True
+        headers = request.headers
+        if hdrs.TRANSFER_ENCODING in headers and headers.getall(hdrs.TRANSFER_ENCODING) != [CHUNKED]:
+            return True
+        if self.state is not BODY:
+            return False
+        is_large = (request.content_length or 0) > MAX_BODY_BYTES
+        return is_large or self._has_failed or hdrs.EXPECT in headers
 
-    def _end_failed_request(self, request_id: str, *, has_begun: bool) -> None:
-        """Answer with 500 and close the connection; cut it if a part of the answer is written."""
-        if has_begun or not self.is_open:
+    async def _send(self, request: web.BaseRequest, response: web.Response) -> None:
+        """Write a response; over TLS in pieces, because uvloop takes a whole write, and does not count it as unsent."""
+        await response.prepare(request)
+        body = response.body
+        if self._is_tls and isinstance(body, bytes) and request.method != hdrs.METH_HEAD:
+            response.body = None
+            for start in range(0, len(body), TLS_WRITE_BYTES):
+                await response.write(body[start : start + TLS_WRITE_BYTES])
+                await request.writer.drain()
+        await response.write_eof()
+
+    def _end_failed_request(self, error: Exception, *, is_answered: bool) -> None:
+        """Answer with a problem and close the connection; cut it if an answer is written, or a part of it.
+
+        An error that is not a Problem is a defect.
+        """
+        problem = error
+        if not isinstance(problem, Problem):
+            request_id = self._registry.writer.request_ids.new()
+            log.error("request %s failed", request_id, exc_info=error)
+            problem = internal_error(request_id)
+        if is_answered or not self.is_open:
             self.cut()
         else:
-            self._refuse(internal_error(request_id))
+            self._refuse(problem)
 
     def _end_answered_request(self, *, keep_open: bool) -> None:
         """Wait for the next request, or close the connection."""
-        self._answer_task = None
+        if isinstance(self._body, ChunkedBody):
+            self.detach()  # its parser keeps trailers
         if keep_open:
             self._continue_after_answer()
         elif self.is_open:
@@ -535,7 +547,6 @@ class Connection(BaseProtocol):
         """After an answer: wait for the next request, or begin with those that have arrived."""
         if not self.is_open:
             return
-        self._reader.end_request()
         self._wait_for_request()
         if self._buffer:
             self._read_buffered()
@@ -559,8 +570,8 @@ class Connection(BaseProtocol):
         """Wait for the next request; its first bytes may be in the buffer."""
         self._change_state(IDLE)
         self.since = monotonic()
-        if self._buffer or self._held.in_flight:
-            self._held.set_in_flight(len(self._buffer))
+        if self._buffer or self._in_flight:
+            self._hold(in_flight=len(self._buffer))
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
         """Answer with a problem, and close the connection; *reason* is one of SHED, or empty."""
@@ -572,39 +583,46 @@ class Connection(BaseProtocol):
         self._change_state(CLOSING)
         self.since = monotonic()
         self._buffer.clear()
-        self._held.set_in_flight(0)
+        self._hold(in_flight=0)
         if self._open_transport.can_write_eof() and not self._open_transport.is_closing():
             self._open_transport.write_eof()
             self._open_transport.resume_reading()  # pipelined requests may have paused it
         else:
             self._open_transport.close()
+        self.detach()
+
+    def _hold(self, *, in_flight: int | None = None, unread: int | None = None) -> None:
+        """Set `_in_flight` or `_unread`, which count for all connections together, too."""
+        before = self._in_flight + self._unread
+        if in_flight is not None:
+            self._in_flight = in_flight
+        if unread is not None:
+            self._unread = unread
+        self._registry.bytes_in_flight += self._in_flight + self._unread - before
 
     def add_in_flight(self, count: int) -> None:
         """Add *count*, perhaps negative, to the bytes held for this connection, down to zero."""
         if self.is_open:
-            self._held.set_in_flight(max(0, self._held.in_flight + count))
+            self._hold(in_flight=max(0, self._in_flight + count))
 
     def check(self, now: float) -> None:
         """Close the connection if its state has lasted longer than the limit for this state.
 
-        Called about once a second, with the time by `time.monotonic`. A slow header or body is answered with 408
-        first. In the state REFUSED, the answer is written and the body is discarded: then the connection is cut.
+        Called about once a second, with the time by `time.monotonic`. A slow header is answered with 408, and so is a
+        slow body unless its request is answered.
         """
         age_s = now - self.since
         limits = self._registry.limits
 
-        if self._held.unread:  # the client reads an answer slowly, in any state
+        if self._unread:  # the client reads an answer slowly, in any state
             self._check_reader(now)
         elif self.state is CLOSING:
             self._check_closing(age_s)
-        elif self.state is HEADER and age_s > limits.header_s:
+        elif self.state in (HEADER, ANSWER) and self._request is None and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
-        elif self.state is BODY and age_s > limits.body_s and not self._reader.has_failed:
+        elif self.state is BODY and age_s > limits.body_s and not self._has_failed:
             self._registry.metrics.count_shed("slow_body")
-            self._reader.fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
-        elif self.state is REFUSED and age_s > limits.body_s:
-            self._registry.metrics.count_shed("slow_body")
-            self.cut()
+            self._fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is IDLE and age_s > limits.idle_s:
             self._close_idle()
 
@@ -617,7 +635,7 @@ class Connection(BaseProtocol):
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
         write_s = self._registry.limits.write_s
-        linger_s = LINGER_S if self.ssl_context is None else write_s  # a TLS transport may hide unsent bytes
+        linger_s = LINGER_S if not self._is_tls else write_s  # a TLS transport may hide unsent bytes
         if not self._open_transport.get_write_buffer_size() and age_s > linger_s:
             self.cut()
         elif age_s > write_s:
@@ -635,8 +653,8 @@ class Connection(BaseProtocol):
             step_s = min(step_s, CROWDED_WRITE_S)
 
         unread_now = self._open_transport.get_write_buffer_size()
-        if unread_now <= self._held.unread - WRITE_STEP_BYTES:
-            self._held.set_unread(unread_now)
+        if unread_now <= self._unread - WRITE_STEP_BYTES:
+            self._hold(unread=unread_now)
             self._stalled_since = now
         elif now - self._stalled_since > step_s:
             self._cut_slow_reader()
@@ -660,5 +678,32 @@ class Connection(BaseProtocol):
     def give_up(self) -> None:
         """Close at once, and cancel the request."""
         self.cut()
-        if self._answer_task is not None:
-            self._answer_task.cancel()
+        if self._request is not None:
+            self._request.task.cancel()
+
+
+def create_aiohttp_server() -> web.Server:
+    """Create a server of aiohttp, each handler of which belongs to a `Connection`; needs a running loop."""
+    return web.Server(
+        _respond,
+        access_log=None,
+        auto_decompress=False,  # small bodies may be large uncompressed
+        keepalive_timeout=NEVER_S,
+        lingering_time=0,
+        logger=SILENT,
+        read_bufsize=MAX_BODY_BYTES,  # of unread bodies, twice as much is received
+        tcp_keepalive=False,
+    )
+
+
+async def _respond(request: web.BaseRequest) -> web.StreamResponse:
+    transport = request.transport
+    if isinstance(transport, RequestTransport):
+        return await transport.connection.respond(request)
+    return web.Response()  # is not sent: the client is gone
+
+
+def _unknown_version(version: HttpVersion) -> Problem:
+    status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
+    detail = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
+    return Problem(status, name, detail)

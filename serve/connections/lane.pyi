@@ -8,7 +8,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.telemetry.spans import Tracer
+from hotplate.serve.telemetry.tracing import Tracer
 
 SOURCE: str
 PENDING: bytes

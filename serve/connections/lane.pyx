@@ -37,11 +37,11 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import logging
 from array import array
+from email.utils import formatdate
 from math import inf
 from secrets import token_hex
 from time import time
 
-from aiohttp.helpers import rfc822_formatted_time
 from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.access.auth import Caller, bearer
@@ -61,7 +61,8 @@ from hotplate.serve.list_options import PagedSelection
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem, internal_error
 from hotplate.serve.telemetry.access_log import report
-from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, use_span
+from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
+from hotplate.serve.telemetry.spans import use_span
 from hotplate.serve.tiers import Origin
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
@@ -711,7 +712,7 @@ cdef class _LocalRelease:
         self.rows = rows
         self.seed = Checksum(release.manifest.release).seed
         self.lookups = release.tally.lookups
-        self.read_cell = tier.counters.read_cell
+        self.read_cell = tier.read_cell
 
 
 @cython.final
@@ -1298,7 +1299,7 @@ cdef class Lane:
         """Return the value of the Date header, which is made once a second."""
         cdef double now = _monotonic()
         if now >= self._date_until:
-            self._date = rfc822_formatted_time().encode()
+            self._date = formatdate(usegmt=True).encode()
             self._date_until = now + 1 - time() % 1
         return self._date
 

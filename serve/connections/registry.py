@@ -2,14 +2,23 @@
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from math import inf
 from time import monotonic
+from typing import TYPE_CHECKING
+
+from aiohttp import web
 
 from hotplate.serve.access.tls import Certificate
-from hotplate.serve.connections.connection import Connection, OpenConnections
+from hotplate.serve.connections.answers import AnswerWriter
+from hotplate.serve.connections.connection import Connection, create_aiohttp_server
 from hotplate.serve.connections.listeners import room_for_connections
+from hotplate.serve.settings import Limits
 from hotplate.stores.folders import return_free_memory
+
+if TYPE_CHECKING:
+    from hotplate.serve.connections.lane import Lane
 
 # Each tick of the sweep checks one of SLICES slices, so each connection about once a second: its slice changes when an
 # older one closes.
@@ -19,13 +28,45 @@ TICK_S = 0.1
 RETURNED_BYTES = 32 << 20
 
 
-class ConnectionRegistry(OpenConnections):
-    """Accepts and checks the connections of a server."""
+class ConnectionRegistry:
+    """Accepts and checks the connections of a server, and has what they share."""
 
     _peak_bytes = 0
     """Of `bytes_in_flight`, since memory was returned."""
     _ticks = 0
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(
+        self,
+        limits: Limits,
+        writer: AnswerWriter,
+        lane: "Lane | None",
+        answer: Callable[[web.BaseRequest, float], Awaitable[web.Response]],
+    ) -> None:
+        """*answer* is called with a request, and when it began by `time.monotonic`."""
+        self.limits = limits
+        self.metrics = writer.metrics
+        self.writer = writer
+        self.lane = lane
+        self.answer = answer
+        self.aiohttp_server = create_aiohttp_server()
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    def __len__(self) -> int:
+        return len(self.open)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered or refused, or a last answer has not been read yet."""
+        return any(connection.idle_since == inf for connection in self.open)
 
     @cached_property
     def _room(self) -> int:

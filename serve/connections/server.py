@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from aiohttp import HttpVersion11, web
-from aiohttp.http import RawRequestMessage
 from multidict import istr
 
 from hotplate.serve.access.tls import Certificate
@@ -18,16 +17,15 @@ from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.api.router import Gate
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
+from hotplate.serve.connections.connection import CONTINUE, RequestTransport
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.registry import ConnectionRegistry
-from hotplate.serve.connections.request_reader import CONTINUE
 from hotplate.serve.lookups import read_within
-from hotplate.serve.problems import Problem, bad_parameter
+from hotplate.serve.problems import ClientGone, Problem, bad_parameter
 from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from hotplate.serve.connections.connection import Connection
     from hotplate.serve.connections.lane import Lane
 
 # Share of a caller's time-out for reading lists.
@@ -52,10 +50,6 @@ class Answer(Protocol):
     ) -> Awaitable[web.Response]: ...
 
 
-# Refuses a POST before its body is read, or returns None: see `Dispatcher.refuse_unread`.
-RefuseUnread = Callable[[RawRequestMessage, Callable[[], Problem], float], tuple[Problem, str] | None]
-
-
 class HttpServer:
     """An HTTP/1.1 server with limited connections."""
 
@@ -65,18 +59,13 @@ class HttpServer:
         writer: AnswerWriter,
         limits: Limits | None = None,
         *,
-        refuse_unread: RefuseUnread = lambda _message, _refusal, _took_s: None,
         lane: "Lane | None" = None,
     ) -> None:
-        """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals.
-
-        *refuse_unread* is called with POSTs while too many batches wait.
-        """
+        """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals."""
         self._answer = answer
-        self._refuse_unread = refuse_unread
         self.admission = Admission(writer.metrics.count_shed)
         self.writer = writer
-        self.registry = ConnectionRegistry(limits or Limits(), writer, lane, answer=self.answer, shed=self.shed)
+        self.registry = ConnectionRegistry(limits or Limits(), writer, lane, self.answer)
 
     def listen(
         self,
@@ -120,20 +109,6 @@ class HttpServer:
             return self._answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)
 
-    def shed(self, message: RawRequestMessage, since: float) -> bytes | None:
-        """Return the refusal of a batch that would wait too long; None for other requests.
-
-        This costs a fifth of a refusal by aiohttp, which would be as much as many batches cost.
-        """
-        if not self.admission.is_full:
-            return None
-        took_s = monotonic() - since
-        refused = self._refuse_unread(message, self.admission.refuse, took_s)
-        if refused is None:
-            return None
-        problem, request_id = refused
-        return self.writer.write_problem(problem, request_id, took_s)
-
     async def _answer_in_time(self, request: web.BaseRequest, path: str, query: str, since: float) -> web.Response:
         """Answer a request with the header X-Request-Timeout-Ms, or refuse it if that is invalid or has passed.
 
@@ -157,7 +132,12 @@ class HttpServer:
         time-out (X-Request-Timeout-Ms) is invalid, or the worker overloaded or its bytes in flight above their limit,
         and ClientGone if the client disconnects during the wait. Reads of stores get READ_SHARE of the time left.
         """
-        connection = cast("Connection", request.protocol)
+        if self.admission.is_full:
+            raise self.admission.refuse()
+        transport = request.transport
+        if not isinstance(transport, RequestTransport):
+            raise ClientGone
+        connection = transport.connection
         try:
             deadline = deadline_of(request, connection.since)
             body = await self._read_body_when_ready(request)
@@ -185,8 +165,6 @@ class HttpServer:
         check_body(request)
         expects = request.headers.get("Expect", "").lower() == CONTINUE and request.version >= HttpVersion11
         if expects and request.transport is not None:
-            if self.admission.is_full:
-                raise self.admission.refuse()
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return await read_body(request)
 
@@ -195,7 +173,7 @@ def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane
     """Create the server of a worker; with *fast_lane*, plain requests are answered by the lane if it is compiled."""
     writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
     lane = lane_of(dispatcher, writer) if fast_lane else None
-    return HttpServer(dispatcher.answer, writer, limits, refuse_unread=dispatcher.refuse_unread, lane=lane)
+    return HttpServer(dispatcher.answer, writer, limits, lane=lane)
 
 
 async def _passed(is_over: Callable[[], bool], until: float) -> None:

@@ -1,4 +1,4 @@
-"""Entries of the stream of consumed items, through which the services of a shop share them.
+"""Entries of the log of consumed items, through which the services of a shop share them.
 
 An entry is for one user, and has at most MAX_PAIRS items: their hashes, the user's id, which an erasure must find, and
 the time until which the items are hidden. An entry with the time FORGOTTEN shows its items again, and names no user.

@@ -49,45 +49,46 @@ class ConsumedEvent(msgspec.Struct):
     time: float
 
 
-def restore(consumed: Consumed, folder: Path) -> None:
-    """Hide the items of all events in *folder* at a start, from the newest segment to the oldest.
+def restore(consumed: Consumed, folder: Path) -> int:
+    """Hide the items of all events in *folder* at a start; return the number of pairs that had no room.
 
-    A segment is a log file of events. Reading stops after RESTORE_S seconds, with a warning; unreadable segments
-    are logged and skipped. KEPT, with events of segments that were shipped away, is read last. The hours for which
-    this service hides items are written to the folder, for `hotplate events ship`.
+    Reading stops after RESTORE_S seconds, with a warning. The hours for which this service hides items are written to
+    the folder, for `hotplate events ship`.
     """
     _keep_hours(folder, consumed.hours)
+    forgotten = 0
+    deadline = time.monotonic() + RESTORE_S
+    for event in read_events(folder, consumed.hours, since=time.time() - consumed.window_s):
+        if time.monotonic() > deadline:
+            log.warning("not all events of %s were read in %.0f s: the oldest hide nothing", folder, RESTORE_S)
+            break
+        forgotten += consumed.add(event.type, event.user, event.items, event.time)
+    return forgotten
+
+
+def read_events(folder: Path, kinds: Collection[str], since: float) -> Iterator[ConsumedEvent]:
+    """Yield the events of the types *kinds* in *folder*, from the newest segment, a log file of events, to the oldest.
+
+    Segments that did not change since a Unix time are left out, and so are unreadable ones, which are logged. KEPT,
+    with events of segments that were shipped away, is read last. Raises OSError if the folder cannot be read.
+    """
+    names = {path.name for path in folder.iterdir()}
+    for name in filter(is_newer_segment, names):
+        log.warning("the events of %s were written by a newer hotplate, and hide nothing", folder / name)
 
     # The name of a segment begins with its time; that of an open one has a dot before it.
-    deadline = time.monotonic() + RESTORE_S
-    paths = list[Path]()
-    for path in folder.iterdir():
-        if is_newer_segment(path.name):
-            log.warning("the events of %s were written by a newer hotplate, and hide nothing", path)
-        elif is_segment(path.name) or is_open_segment(path.name):
-            paths.append(path)
-    paths.sort(key=lambda path: path.name.lstrip("."), reverse=True)
-    if (folder / KEPT).exists():
-        paths.append(folder / KEPT)
+    segments = [name for name in names if is_segment(name) or is_open_segment(name)]
+    segments.sort(key=lambda name: name.lstrip("."), reverse=True)
 
-    for path in paths:
-        if time.monotonic() > deadline:
-            log.warning("older events than of %s were not read in %.0f s: they hide nothing", path.name, RESTORE_S)
-            return
-        _restore_segment(consumed, path)
-
-
-def _restore_segment(consumed: Consumed, path: Path) -> None:
-    """Hide the items of the events in a segment; what cannot be read is logged."""
-    oldest = time.time() - consumed.window_s
-    try:
-        segment = SegmentReader(_read_since(oldest, path))
-        for _, event in hiding_events(segment, consumed.hours):
-            consumed.add(event.type, event.user, event.items, event.time)
-    except OSError as error:
-        log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
-    except WrittenByNewer as error:
-        log.warning("events of %s hide nothing: %s", path, error)
+    for name in [*segments, KEPT]:
+        path = folder / name
+        try:
+            for _, event in hiding_events(SegmentReader(_read_since(since, path)), kinds):
+                yield event
+        except OSError as error:
+            log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
+        except WrittenByNewer as error:
+            log.warning("events of %s hide nothing: %s", path, error)
 
 
 def remove_segments(paths: Sequence[Path], folder: Path) -> None:

@@ -1,8 +1,8 @@
 """The arms of an experiment, compared by their users' events once the horizon is reached.
 
-Arm B are the users of the canary, arm A the others; the horizon is the planned end. The arm follows from the user's id,
-so that a purchase need not name a release. Users are the unit, because events of one user are not independent (Deng,
-Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics").
+Arm A are the users of the live release, arm B the others; the horizon is the planned end. The arm follows from the
+user's id, so that a purchase need not name a release. Users are the unit, because events of one user are not
+independent (Deng, Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics").
 """
 
 from collections import defaultdict

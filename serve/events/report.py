@@ -117,7 +117,7 @@ class _EventCounter:
     def rows(self) -> list[PositionCounts]:
         """Return a row with impressions and clicks per release, role of the release, and position in the list.
 
-        They are in this order; of the positions, ALL is the first. The role is live, canary or other.
+        They are in this order; of the positions, ALL is the first.
         """
         order = (ALL, *POSITIONS)
         places = sorted(

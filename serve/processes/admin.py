@@ -21,24 +21,21 @@ from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.router import Gate, RequestIds, Route, Router, by_template
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.server import HttpServer
-from hotplate.serve.consumed.sender import stream_url
+from hotplate.serve.consumed.sender import sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import OTHER, Metrics
 from hotplate.serve.problems import Problem
 from hotplate.serve.processes.console import Console
-from hotplate.serve.processes.context import ProcessContext, ServiceMemory
+from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, json_of
 from hotplate.serve.processes.release_admin import ReleaseAdmin
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
-from hotplate.serve.releases.canary_judge import CanaryJudge
-from hotplate.serve.releases.probation import Probation
-from hotplate.serve.releases.service_canaries import ServiceCanaries
+from hotplate.serve.releases.withdrawal import ReleaseJudge
 from hotplate.serve.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tier_metrics import TierMetrics
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import catch_up, follow
 from hotplate.stores.errors import (
@@ -82,7 +79,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
 
     console = Console(context)
-    routes = console.routes() | ReleaseAdmin(context.settings).routes() | WorkerStates(context.memory).routes()
+    routes = console.routes() | ReleaseAdmin(context.settings).routes() | WorkerStates(context).routes()
     admin = AdminDispatcher(routes, guard, host)
     limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
     not_counted = Metrics(1, ())  # only requests to workers count
@@ -91,8 +88,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     # Background tasks, which end with the block.
     async with (
         background(follow(context.watched, leads=True)),
-        background(_judge_new_releases(context)),
-        background(_judge_canaries(context)),
+        background(_judge_releases(context)),
         aclosing(console),
         background(_share_consumed_items(context)),
         background(_report_heartbeats(context)),
@@ -137,7 +133,7 @@ async def _share_consumed_items(context: ProcessContext) -> None:
     """Exchange the items that users have consumed with other services, if the settings say so."""
     settings = context.settings
     memory = context.memory
-    url = stream_url(settings)
+    url = sharing_url(settings)
     if url is None or settings.events is None or memory.consumed is None or memory.sharing is None:
         return
     sharing = ConsumedSharing(
@@ -157,37 +153,30 @@ async def _report_heartbeats(context: ProcessContext) -> None:
     await Reporter(()).run(write_state)
 
 
-async def _judge_new_releases(context: ProcessContext) -> None:
-    """Withdraw new releases that are worse than the ones before them (see `Probation`), if the settings say so."""
+async def _judge_releases(context: ProcessContext) -> None:
+    """Judge the releases that are compared with others, for all workers (see `ReleaseJudge`)."""
     settings = context.settings
-    if not settings.probation_s:
-        return
-    probation = Probation(
+    memory = context.memory
+    judge = ReleaseJudge(
         dict(zip(tier_names(settings.stores), settings.stores, strict=True)),
-        context.memory.releases,
-        context.memory.states,
+        memory.comparisons,
+        memory.states,
+        memory.metrics,
         probation_s=settings.probation_s,
         admin_store=settings.admin_store,
     )
-    await probation.run()
-
-
-async def _judge_canaries(context: ProcessContext) -> None:
-    """Stop canaries that are worse than the live release, for all workers."""
-    memory = context.memory
-    judges = {
-        tier: CanaryJudge(TierMetrics(tier, memory.metrics).canary_counts)
-        for tier in tier_names(context.settings.stores)
-    }
-    await ServiceCanaries(judges, memory.verdicts, memory.states).run()
+    await judge.run()
 
 
 class WorkerStates:
     """Liveness, readiness and metrics, for monitoring."""
 
-    def __init__(self, memory: ServiceMemory) -> None:
+    def __init__(self, context: ProcessContext) -> None:
+        memory = context.memory
         self._states = memory.states
-        self._exposition = Exposition(memory.metrics, memory.states.all, memory.releases.probations)
+        self._comparisons = memory.comparisons
+        on_probation = memory.comparisons.all if context.settings.probation_s else tuple
+        self._exposition = Exposition(memory.metrics, memory.states.all, on_probation)
 
     def routes(self) -> dict[str, Route]:
         """Return the routes by path."""
@@ -203,7 +192,7 @@ class WorkerStates:
 
     async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /readyz`: the state of each worker."""
-        view = ReadyView.of(self._states.all())
+        view = ReadyView.of(self._states.all(), self._comparisons.trials())
         return json_of(view, view.status.probe_code)
 
     async def metrics_text(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:

@@ -103,7 +103,8 @@ class Console:
     async def state(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /console/state?after=`: the state of the service and its workers, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
-        ready = ReadyView.of(self._context.memory.states.all())
+        memory = self._context.memory
+        ready = ReadyView.of(memory.states.all(), memory.comparisons.trials())
         view = ServiceView(
             status=ready.status,
             workers=ready.workers,
@@ -194,7 +195,7 @@ class Console:
                     settings.stores,
                     budget_s=settings.budget_s,
                     deny_list=self._context.deny_list,
-                    verdicts=self._context.memory.verdicts,
+                    comparisons=self._context.memory.comparisons,
                 )
                 self._reader = await self._opened.enter_async_context(reader)
             try:

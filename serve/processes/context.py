@@ -9,17 +9,15 @@ from typing import Self
 from hotplate.serve.access.auth import CELLS, Guard
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.listeners import ConnectionBalance
-from hotplate.serve.consumed.sender import SharingState, stream_url
+from hotplate.serve.consumed.sender import SharingState, sharing_url
 from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed
 from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import Metrics, cells_per_worker
+from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
-from hotplate.serve.releases.canary_judge import VERDICT_BYTES, SharedVerdicts
+from hotplate.serve.releases.comparison import COMPARISONS_BYTES, COUNTS_BYTES, SharedComparisons
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
-from hotplate.serve.releases.live_counts import COUNTS_BYTES, SharedCounts
-from hotplate.serve.releases.probation_state import PROBATION_BYTES
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.states import SharedStates, state_bytes
@@ -44,12 +42,12 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("states", Kind.RECORD, state_bytes(len(tiers)), rows=workers + admin),
         Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
         Region("release counts", Kind.RECORD, COUNTS_BYTES * len(tiers), rows=workers),
-        Region("probations", Kind.RECORD, PROBATION_BYTES * len(tiers)),
-        Region("canary verdicts", Kind.RECORD, VERDICT_BYTES * len(tiers)),
+        Region("comparisons", Kind.RECORD, COMPARISONS_BYTES * len(tiers)),
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
         Region("consumed users", Kind.UINT32, USERS),
-        Region("consumed pairs", Kind.UINT64, WAYS, rows=BUCKETS),
+        Region("consumed tags", Kind.UINT32, WAYS, rows=BUCKETS),
+        Region("consumed times", Kind.UINT32, WAYS, rows=BUCKETS),
         Region("consumed sharing", Kind.FLOAT64, SharingState.CELLS),
         Region("files", Kind.RECORD, _FILES_BYTES, rows=MAX_WATCHED),
     )
@@ -62,8 +60,7 @@ class ServiceMemory:
     metrics: Metrics
     states: SharedStates
     kept: KeptReleases
-    releases: SharedCounts
-    verdicts: SharedVerdicts
+    comparisons: SharedComparisons
     balance: ConnectionBalance
     rates: "memoryview[float]"
     consumed: Consumed | None
@@ -80,17 +77,17 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     """
     tiers = tier_names(settings.stores)
     table = _reserve_table(settings.workers, tiers)
+    metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
 
     return ServiceMemory(
-        metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),  # the last slot is the admin process's
+        metrics=metrics,
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
-        releases=SharedCounts(table.records("release counts"), table.records("probations")),
-        verdicts=SharedVerdicts(table.records("canary verdicts")),
+        comparisons=SharedComparisons(table.records("comparisons"), table.records("release counts")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=table.floats("rates"),
-        consumed=_create_consumed(settings, table),
-        sharing=None if stream_url(settings) is None else SharingState(table.floats("consumed sharing")),
+        consumed=_create_consumed(settings, table, metrics),
+        sharing=None if sharing_url(settings) is None else SharingState(table.floats("consumed sharing")),
         files=table.records("files"),
     )
 
@@ -107,15 +104,19 @@ def _reserve_table(workers: int, tiers: Sequence[str]) -> SharedTable:
         ) from error
 
 
-def _create_consumed(settings: ServiceSettings, table: SharedTable) -> Consumed | None:
+def _create_consumed(settings: ServiceSettings, table: SharedTable, metrics: Metrics) -> Consumed | None:
     if not settings.hide_consumed:
         return None
     if settings.events is None:
         raise ServiceMisused("--hide-consumed learns from events; name their folder with --events")
-    users = table.integers("consumed users")
-    pairs = table.integers("consumed pairs")
-    consumed = Consumed(settings.hide_consumed, users=users, pairs=pairs)
-    restore(consumed, settings.events)
+    consumed = Consumed(
+        settings.hide_consumed,
+        users=table.integers("consumed users"),
+        tags=table.integers("consumed tags"),
+        times=table.integers("consumed times"),
+    )
+    forgotten = restore(consumed, settings.events)
+    metrics.count_in(CONSUMED_PAIRS, DROPPED, number=forgotten)
     return consumed
 
 

@@ -1,7 +1,6 @@
 """What operators see of a service: the JSON of the admin listener, as records."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import msgspec
@@ -13,11 +12,11 @@ from hotplate.base.recommendations import Item
 from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.readiness import Status
-from hotplate.serve.releases.canary import ReleaseCounts
+from hotplate.serve.releases.comparison import CanaryTrial
+from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.states import ProcessState, TierState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
-from hotplate.stores.transitions import rollback
+from hotplate.stores.transitions import rollback_target
 
 
 class RoleView(Struct):
@@ -68,12 +67,13 @@ class TierView(Struct, omit_defaults=True):
     canary: CanaryView | UnsetType = UNSET
 
     @classmethod
-    def of(cls, tier: TierState) -> Self:
-        """Return the view of a tier's state."""
+    def of(cls, tier: TierState, trial: CanaryTrial | None) -> Self:
+        """Return the view of a tier's state; *trial* has the counts of its canary."""
         canary: CanaryView | UnsetType = UNSET
-        counts = tier.canary_counts
-        if counts is not None:
-            canary = CanaryView(tier.canary, live=RoleView.of(counts.live), canary=RoleView.of(counts.canary))
+        if tier.canary is not None and trial is not None:
+            canary = CanaryView(
+                tier.canary, live=RoleView.of(trial.counts.live), canary=RoleView.of(trial.counts.canary)
+            )
         return cls(
             tier=tier.tier,
             release=tier.release,
@@ -101,15 +101,18 @@ class WorkerView(Struct, omit_defaults=True):
     warnings: list[str] = []
 
     @classmethod
-    def of(cls, number: int, state: ProcessState | None) -> Self:
-        """Return the view of a worker's state for operators; None is the state of one that has not reported."""
+    def of(cls, number: int, state: ProcessState | None, trials: Mapping[str, CanaryTrial]) -> Self:
+        """Return the view of a worker's state for operators; None is the state of one that has not reported.
+
+        *trials* are those of canaries, by tier.
+        """
         if state is None:
             return cls(number, status_now(None), tiers=[])
 
         return cls(
             worker=number,
             status=status_now(state),
-            tiers=[TierView.of(tier) for tier in state.tiers],
+            tiers=[TierView.of(tier, trials.get(tier.tier)) for tier in state.tiers],
             pid=state.pid,
             started_at=state.started_at,
             connections=state.connections,
@@ -126,9 +129,9 @@ class ReadyView(Struct):
     workers: list[WorkerView]
 
     @classmethod
-    def of(cls, states: Sequence[ProcessState | None]) -> Self:
-        """Return the view of all workers."""
-        workers = [WorkerView.of(number, state) for number, state in enumerate(states)]
+    def of(cls, states: Sequence[ProcessState | None], trials: Mapping[str, CanaryTrial]) -> Self:
+        """Return the view of all workers; *trials* are those of canaries, by tier."""
+        workers = [WorkerView.of(number, state, trials) for number, state in enumerate(states)]
         return cls(service_status(states), workers)
 
 
@@ -189,13 +192,14 @@ class CatalogueView(Struct):
         change its releases.
         """
         canary = catalogue.canary  # the release that a share of the users gets
+        previous = rollback_target(catalogue)
         return cls(
             tier,
             store,
             changeable,
             store_id=catalogue.store_id,
             live=catalogue.live,
-            previous=_previous(catalogue),
+            previous=None if previous is None else previous.id,
             canary=None if canary is None else CanaryShare(canary.release, canary.percent),
             experiment=catalogue.experiment,
             generation=catalogue.generation,
@@ -210,16 +214,6 @@ class CatalogueView(Struct):
                 for entry in catalogue.distinct
             ],
         )
-
-
-def _previous(catalogue: Catalogue) -> ReleaseId | None:
-    """Return the release that a rollback leads to, if any."""
-    live = catalogue.live
-    if live is None:
-        return None
-    with suppress(ReleaseNotFound, ReleaseConflict):
-        return rollback(catalogue, live).live
-    return None
 
 
 class StoresView(Struct):

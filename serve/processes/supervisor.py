@@ -32,19 +32,18 @@ from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
-from hotplate.serve.consumed.sender import stream_url
+from hotplate.serve.consumed.sender import LOG_NAME, sharing_url
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
-from hotplate.serve.metrics import STREAM
 from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.context import ProcessContext, create_memory
 from hotplate.serve.processes.health import Health, HealthListener
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.stores.connect import connect, open_stream
+from hotplate.stores.connect import connect, open_entry_log
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.event_log import LogSegment
 from hotplate.stores.folders import room_bytes
@@ -153,9 +152,9 @@ def _check_early(settings: ServiceSettings) -> None:
         connect(url)
     if settings.admin_store is not None:
         connect(settings.admin_store)
-    consumed_stream = stream_url(settings)
-    if consumed_stream is not None:
-        open_stream(consumed_stream, STREAM)
+    sharing = sharing_url(settings)
+    if sharing is not None:
+        open_entry_log(sharing, LOG_NAME)
     if settings.fold_in:
         load_numpy()
 

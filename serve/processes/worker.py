@@ -18,7 +18,7 @@ from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.registry import ConnectionRegistry
 from hotplate.serve.connections.server import HttpServer, server_of
-from hotplate.serve.consumed.sender import ConsumedSender, stream_url
+from hotplate.serve.consumed.sender import ConsumedSender, sharing_url
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
@@ -30,12 +30,11 @@ from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import ProcessState, Reporter, short
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time
 from hotplate.serve.watched import catch_up, follow
 
 if TYPE_CHECKING:
-    from hotplate.serve.telemetry.export import SpanQueue
+    from hotplate.serve.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ async def run_worker(
         reports = _StateReports(context, number, reader, dispatcher.readiness, server.registry)
         await stack.enter_async_context(background(reports.write_repeatedly()))
         if settings.probation_s:  # the admin process judges new releases by these counts
-            counter = ReleaseCounter(memory.releases, number, reader.tiers, memory.metrics)
+            counter = ReleaseCounter(memory.comparisons, number, reader.tiers, memory.metrics)
             await stack.enter_async_context(background(counter.run()))
 
         if not await _wait_until_ready_or_stopped(reader, memory, number, stop):
@@ -226,7 +225,7 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _Sh
         fold_in=settings.fold_in,
         kept=context.memory.kept.last(),
         warm=True,
-        verdicts=context.memory.verdicts,
+        comparisons=context.memory.comparisons,
     )
     await stack.enter_async_context(reader)
     for task in reader.following:
@@ -236,7 +235,7 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _Sh
 
 
 def _create_dispatcher(
-    context: ProcessContext, reader: TieredReader, tracer: Tracer | None, stack: AsyncExitStack
+    context: ProcessContext, reader: TieredReader, tracer: "Tracer | None", stack: AsyncExitStack
 ) -> Dispatcher:
     """Create the dispatcher, which answers requests, with the access log and the events that the settings ask for.
 
@@ -283,26 +282,26 @@ def _create_dispatcher(
     )
 
 
-def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: _ShutdownSignals) -> Tracer | None:
+def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: _ShutdownSignals) -> "Tracer | None":
     """Create the tracer, None without OpenTelemetry; *stack* sends the last spans when the worker ends."""
     telemetry = settings.telemetry
     if telemetry is None or not telemetry.traces:
         return None
-    from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
+    from hotplate.serve.telemetry.tracing import Tracer  # noqa: PLC0415 -- an extra
 
-    spans = SpanQueue(telemetry)
-    stack.push_async_callback(_flush, spans, stop)
-    return Tracer(telemetry.sampling, spans.add, settings.scheme)
+    tracer = Tracer(telemetry, exporters_for(telemetry).spans(), settings.scheme)
+    stack.push_async_callback(_flush, tracer, stop)
+    return tracer
 
 
 def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
     memory = context.memory
-    url = stream_url(context.settings)
+    url = sharing_url(context.settings)
     if url is None or memory.consumed is None or memory.sharing is None:
         return None
     return ConsumedSender(
         url,
-        consumed=memory.consumed,
         state=memory.sharing,
         metrics=memory.metrics,
         is_erased=reader.hidden_users.is_erased,
@@ -310,11 +309,10 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
 
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
-    followers = [tier.follower for tier in reader.tiers]
-    if any(follower.live is not None and follower.live.id == release for follower in followers):
-        return LIVE
-    is_canary = any(follower.canary is not None and follower.canary.release.id == release for follower in followers)
-    return CANARY if is_canary else OTHER_RELEASE
+    served = [own for tier in reader.tiers for own in tier.follower.releases if own.id == release]
+    if not served:
+        return OTHER_RELEASE
+    return CANARY if all(own.is_canary for own in served) else LIVE
 
 
 async def _wait_until_ready_or_stopped(
@@ -369,5 +367,5 @@ async def _drain(settings: ServiceSettings, server: HttpServer, stop: _ShutdownS
     await server.close(ends_at - loop_time())
 
 
-async def _flush(spans: "SpanQueue", stop: _ShutdownSignals) -> None:
-    await asyncio.to_thread(spans.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)
+async def _flush(tracer: "Tracer", stop: _ShutdownSignals) -> None:
+    await asyncio.to_thread(tracer.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)

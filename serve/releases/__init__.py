@@ -1,1 +1,1 @@
-"""Served releases and the canary."""
+"""Served releases, and their comparison."""

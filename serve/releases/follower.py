@@ -6,7 +6,7 @@ A catalogue of a lower generation is a stale read, unless the store was certainl
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from math import inf
@@ -19,9 +19,7 @@ from hotplate.serve.generation import Policy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.metrics import CANARY, LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
-from hotplate.serve.releases.canary import BothCounts, ServedCanary
-from hotplate.serve.releases.canary_follower import CanaryFollower
-from hotplate.serve.releases.canary_judge import CanaryJudge, Verdict
+from hotplate.serve.releases.canary import FollowedCanary, ServedCanary, Verdict, follow_canary
 from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.missing_rows import MissingRows
 from hotplate.serve.releases.preparation import prepare
@@ -47,7 +45,7 @@ RETRY_S = (0.1, 5.0)
 RESTORED_S = 30.0
 # Interval of reads while the store disagrees with the followed catalogue (`agreement.UNSETTLED`).
 STALE_POLL_S = 2.0
-# Interval for judging a canary, or loading it again.
+# Interval for stopping a canary, or loading it again.
 CANARY_S = 1.0
 # Interval of the search for rows that the store has dropped.
 MISSING_S = 30.0
@@ -64,28 +62,18 @@ class Follower:
     """Keeps `live` and `canary` of a tier current; both stay if the store cannot be read.
 
     Three tasks of `run` change them: one follows the store's changes, one reads the catalogue again while the store
-    disagrees with the followed one (`agreement`), and one loads and judges the canary (`canary_follower`). `_switching`
+    disagrees with the followed one (`agreement`), and one loads or stops the canary (`follow_canary`). `_switching`
     lets one of them at a time hide erased users, load and switch. Loading the release before the live one does not hold
     it.
     """
 
     live = Policy[ServedRelease | None]()
+    followed_canary = Policy[FollowedCanary]()
 
-    def __init__(
-        self,
-        reader: Reader,
-        canary_counts: Callable[[], BothCounts] = BothCounts,
-        *,
-        verdict: Verdict | None = None,
-        fold_in: "FoldIn | None" = None,
-    ) -> None:
-        """*canary_counts* returns the counts of all workers.
-
-        *verdict* stops a worse canary; by default, it is judged here. *fold_in* loads item factors.
-        """
+    def __init__(self, reader: Reader, *, verdict: Verdict = lambda _: None, fold_in: "FoldIn | None" = None) -> None:
+        """*verdict* stops a worse canary; by default, none is stopped. *fold_in* loads item factors."""
         self.live = None
-        verdict = verdict or CanaryJudge(canary_counts).judge
-        self.canary_follower = CanaryFollower(reader, canary_counts, verdict=verdict, fold_in=fold_in)
+        self.followed_canary = FollowedCanary()
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
         self.erasures = KnownErasures()
@@ -96,6 +84,7 @@ class Follower:
         self.ready = asyncio.Event()
         """Set once a release is served."""
         self._reader = reader
+        self._verdict = verdict
         self._fold_in = fold_in
         self._followed: Catalogue | None = None
         self._agreement = StoreAgreement()
@@ -122,8 +111,8 @@ class Follower:
             findings.append(ServiceFinding("store", self.last_error))
         if self._restored is not None:
             findings.append(ServiceFinding("restored", self._restored))
-        if self.canary_follower.followed.problem is not None:
-            findings.append(ServiceFinding("canary", self.canary_follower.followed.problem))
+        if self.followed_canary.problem is not None:
+            findings.append(ServiceFinding("canary", self.followed_canary.problem))
         if self.erasures.finding is not None:
             findings.append(self.erasures.finding)
         if self.live is not None and self.live.damaged:
@@ -135,7 +124,7 @@ class Follower:
     @property
     def canary(self) -> ServedCanary | None:
         """The canary, while it is loaded."""
-        return self.canary_follower.followed.loaded
+        return self.followed_canary.loaded
 
     @property
     def catalogue_age_s(self) -> float:
@@ -147,7 +136,7 @@ class Follower:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._read_while_unsettled())
-            group.create_task(repeat(self._look_at_canary, CANARY_S, "loading and judging a canary"))
+            group.create_task(repeat(self._look_at_canary, CANARY_S, "loading or stopping a canary"))
             group.create_task(repeat(lambda: self._missing.look(self.live), MISSING_S, "looking for missing rows"))
 
     @property
@@ -171,12 +160,12 @@ class Follower:
 
     def release_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
-        canary = self.canary_follower.followed.loaded
+        canary = self.canary
         return canary.release if canary is not None and canary.includes(row) else self.live
 
     def role_of(self, release: ServedRelease) -> ReleaseRole | None:
         """Return the role of a release during a canary; None without a canary."""
-        if self.canary_follower.followed.loaded is None:
+        if self.canary is None:
             return None
         return CANARY if release.is_canary else LIVE
 
@@ -188,7 +177,7 @@ class Follower:
         """
         if self.live is None or not rows:
             return []
-        canary = self.canary_follower.followed.loaded
+        canary = self.canary
         if canary is None:
             return [RowsOfRelease(self.live, rows)]
 
@@ -234,13 +223,18 @@ class Follower:
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _look_at_canary(self) -> None:
-        """Judge the canary that the followed catalogue names, or load it if it is not loaded."""
-        if not self._switching.locked():
-            self.canary_follower.apply_verdict()
-        if self.canary_follower.is_missing and self._followed is not None:
-            async with self._switching:
-                self.canary_follower.followed = await self.canary_follower.load(self._followed)
+        """Stop the canary that the followed catalogue names, or load it if it is not loaded."""
+        if self.followed_canary.entry is None or self._followed is None:
+            return
+        async with self._switching:
+            canary = await self._follow_canary(self._followed)
+            if canary != self.followed_canary:
+                self.followed_canary = canary
                 self._keep_open(self.releases)
+
+    async def _follow_canary(self, catalogue: Catalogue) -> FollowedCanary:
+        before = self.followed_canary
+        return await follow_canary(catalogue, before, self._reader, verdict=self._verdict, fold_in=self._fold_in)
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
         """Return the release *ref*, which was live before: `previous`, or loaded again after a restart of the worker.
@@ -263,8 +257,11 @@ class Follower:
             self.previous = loaded
         return loaded
 
-    def drop_previous(self, gone: ServedRelease) -> None:
-        """Forget the release before the live one, whose rows are gone."""
+    def drop(self, gone: ServedRelease) -> None:
+        """Stop using a release whose rows are gone: users of the canary get the live one, pages of others end."""
+        followed = self.followed_canary
+        if followed.entry is not None and followed.loaded is not None and followed.loaded.release is gone:
+            self.followed_canary = followed.replaced_by(followed.entry, "is not in this store any more")
         if self.previous is gone:
             self.previous = None
 
@@ -338,7 +335,9 @@ class Follower:
             return []
         entries = [catalogue.live_entry]
         canary = catalogue.canary_entry
-        if canary is not None and not self.canary_follower.followed.is_stopped(canary):
+        followed = self.followed_canary
+        is_stopped = followed.is_stopped and followed.entry == canary
+        if not is_stopped:
             entries.append(canary)
 
         known = self._known_releases
@@ -411,14 +410,14 @@ class Follower:
         live = catalogue.live_entry
         if live is not None and (before is None or not before.is_of(live)):
             release = await self._load_live(live)
-        canary = await self.canary_follower.load(catalogue)
+        canary = await self._follow_canary(catalogue)
 
         is_new = release is not before
         if is_new and before is not None:
             self.previous = replace(before, factors=None)
         # Without an await in between, so no user sees an older release.
         self.live = release
-        self.canary_follower.followed = canary
+        self.followed_canary = canary
         self._keep_open(self.releases)
 
         if release is not None and is_new:

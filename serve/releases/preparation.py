@@ -18,7 +18,7 @@ WARM_S = 120.0
 
 
 async def prepare(reader: Reader, releases: Sequence[ReleaseRef], *, warm: bool, is_first: bool) -> None:
-    """Prepare to serve *releases*, the live one and perhaps a canary, none of which is served yet.
+    """Prepare to serve *releases*, none of which is served yet.
 
     If *warm*, those of a local store are read into memory. With a remote store, this waits for a random time, at most
     SPREAD_S, so that not all processes read a new release at once, unless it *is_first* that is served here.

@@ -6,14 +6,17 @@ import sys
 import time
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import orjson
 
 from hotplate.serve.metrics import METHODS, OTHER
 from hotplate.serve.settings import timestamp
-from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan
+from hotplate.serve.telemetry.records import RequestRecord
 from hotplate.stores.encoding import length_of
+
+if TYPE_CHECKING:
+    from hotplate.serve.telemetry.tracing import RequestSpan
 
 
 class AccessLog:
@@ -37,7 +40,7 @@ class AccessLog:
         """Return this log for the share of requests that it takes, a random sample; None for the others."""
         return self if random.random() < self._share else None  # noqa: S311 -- not cryptographic
 
-    def write(self, record: RequestRecord, span: RequestSpan | None) -> None:
+    def write(self, record: RequestRecord, span: "RequestSpan | None") -> None:
         """Write a line of JSON about an answered request, with the ids of its trace if it has a *span*.
 
         The line of a list has its release, its source (such as `personal`), its tier (the store that it was read from),
@@ -68,7 +71,7 @@ class AccessLog:
         if record.user is not None and self._users != "none":
             fields["user"] = record.user if self._users == "plain" else self._hash_of(record.user)
         if span is not None:
-            fields |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+            fields |= {"trace_id": f"{span.context.trace_id:032x}", "span_id": f"{span.context.span_id:016x}"}
 
         self._write_line(orjson.dumps(fields).decode() + "\n")
 
@@ -76,7 +79,7 @@ class AccessLog:
         return blake2b(user.encode(), key=self._secret, digest_size=16).hexdigest()
 
 
-def report(record: RequestRecord, log: AccessLog | None, span: RequestSpan | None) -> None:
+def report(record: RequestRecord, log: AccessLog | None, span: "RequestSpan | None") -> None:
     """Write an answered request to the access log, if it is sampled for that, and end its span, if it has one."""
     if log is not None:
         log.write(record, span)

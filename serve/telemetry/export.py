@@ -1,9 +1,9 @@
-"""Export with OpenTelemetry's SDK: workers send spans, the admin process metrics."""
+"""Export with OpenTelemetry's SDK: exporters of spans and metrics, and the metrics that the admin process sends."""
 
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from threading import Event, Thread
@@ -21,17 +21,14 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
 )
 from opentelemetry.sdk.metrics.export import Metric as ExportedMetric
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import OTHER, REQUEST_TIMES, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.exposition import Snapshot, take_snapshot
-from hotplate.serve.telemetry.spans import Span, database_system_of
+from hotplate.serve.telemetry.tracing import database_system_of, make_resource
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.store import Attribute
 
@@ -101,77 +98,6 @@ def exporters_for(settings: TelemetrySettings) -> Exporters:
         partial(exporter.AzureMonitorTraceExporter, **options),
         cast("Callable[[], MetricExporter]", partial(exporter.AzureMonitorMetricExporter, **options)),
     )
-
-
-def make_resource(settings: TelemetrySettings, **process: str | int) -> Resource:
-    """Return the resource, in OpenTelemetry's sense, of the service, with the attributes of a *process*, if any.
-
-    OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence.
-    """
-    attributes: dict[str, Any] = {
-        "service.name": "hotplate",
-        "service.version": version("hotplate"),
-        "service.instance.id": settings.instance,
-        **process,
-    }
-    return Resource.create(attributes).merge(OTELResourceDetector().detect())
-
-
-class SpanQueue(SpanExporter):
-    """The SDK's span queue of one worker, created after the fork. The SDK logs lost spans."""
-
-    def __init__(self, settings: TelemetrySettings, exporter: SpanExporter | None = None) -> None:
-        self._exporter = exporter or exporters_for(settings).spans()
-        self._resource = make_resource(settings, **{"process.pid": os.getpid()})
-        try:
-            self._processor = BatchSpanProcessor(self)
-        except ValueError as error:  # such as a queue smaller than a batch
-            log.warning("spans are batched by default, because OTEL_BSP_… cannot be used: %s", error)
-            self._processor = BatchSpanProcessor(self, 2048, 5000, 512)
-
-    def add(self, span: Span) -> None:
-        """Queue a span."""
-        self._processor.on_end(cast("ReadableSpan", span))  # `export` converts it
-
-    def close(self, timeout_s: float) -> None:
-        """Send the queued spans within *timeout_s*."""
-        sending = Thread(target=self._processor.shutdown, name="last spans", daemon=True)
-        sending.start()
-        sending.join(timeout_s)
-
-    def export(self, spans: Sequence[Any]) -> SpanExportResult:
-        """Export a batch."""
-        return self._exporter.export([self._readable_span(span) for span in spans])
-
-    def shutdown(self) -> None:
-        """Give up on unsent spans."""
-        self._exporter.shutdown()
-
-    def _readable_span(self, span: Span) -> ReadableSpan:
-        """Convert a span of ours, of a request or of a call of a store, to one of OpenTelemetry's SDK."""
-        parent = None
-        if span.parent_id is not None:
-            # The parent of a request's span is the caller's; that of a call of a store is the request's.
-            parent = _context(span.trace_id, span.parent_id, is_remote=span.is_server)
-
-        return ReadableSpan(
-            span.name,
-            context=_context(span.trace_id, span.span_id, span.tracestate),
-            parent=parent,
-            resource=self._resource,
-            attributes=span.attributes,
-            links=[Link(_context(*link)) for link in span.links],
-            kind=SpanKind.SERVER if span.is_server else SpanKind.CLIENT,
-            status=Status(StatusCode.ERROR if span.failed else StatusCode.UNSET),
-            start_time=span.started_ns,
-            end_time=span.ended_ns,
-            instrumentation_scope=SCOPE,
-        )
-
-
-def _context(trace_id: int, span_id: int, tracestate: str | None = None, *, is_remote: bool = False) -> SpanContext:
-    state = TraceState.from_header([tracestate]) if tracestate else None
-    return SpanContext(trace_id, span_id, is_remote, TraceFlags(TraceFlags.SAMPLED), state)
 
 
 class MetricReport:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.readiness import Status
-from hotplate.serve.releases.probation_state import TierProbation
+from hotplate.serve.releases.comparison import TierComparisons
 from hotplate.serve.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 
 # Field of /proc/PID/stat, counted after the process name.
@@ -59,19 +60,13 @@ def _is_degraded(state: ProcessState) -> bool:
     return status_now(state) in {Status.DEGRADED, Status.NOT_READY, Status.SILENT}
 
 
-def _lookups(state: ProcessState) -> Values:
-    """Yield the labels, release and outcome, and the number of lists."""
-    for release, counts in state.lookups.items():
-        yield from (((release, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
-
-
-def _by_list(state: ProcessState) -> Values:
-    """Yield the labels, release, list and outcome, and the number of lists that were requested by name."""
-    for release, lists in state.by_list.items():
+def _lookups(state: ProcessState, *, are_named: bool) -> Values:
+    """Yield the labels, release, perhaps the name of a list, and outcome, and the number of lists."""
+    for release, lists in state.lookups.items():
         for name, counts in lists.items():
-            yield from (
-                ((release, name, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True)
-            )
+            if bool(name) is are_named:
+                labels = (release, name) if are_named else (release,)
+                yield from (((*labels, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
 
 
 def _releases(state: ProcessState) -> Values:
@@ -122,9 +117,10 @@ STATE_TABLE = (
     StateMetric("hotplate_consumed_lag_seconds",
                 "Time since all consumed items of other services were received, and all own ones sent.", "",
                 _of_worker(lambda state: state.consumed_lag_s)),
-    StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome", _lookups, "counter"),
-    StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome", _by_list,
-                "counter"),
+    StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome",
+                partial(_lookups, are_named=False), "counter"),
+    StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome",
+                partial(_lookups, are_named=True), "counter"),
     StateMetric("hotplate_worker_open_fds", "Open file descriptors of a worker.", "",
                 _process(lambda process: len([*(process / "fd").iterdir()]))),
     StateMetric("hotplate_worker_max_fds", "Limit of open file descriptors.", "", _process(_max_fds)),
@@ -139,7 +135,7 @@ STATE_TABLE = (
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",
                 "1 if a worker stopped serving the canary because it is worse than the live release.", "store",
-                _of_tiers(lambda tier, _: tier.stopped_canary is not None)),
+                _of_tiers(lambda tier, _: tier.is_canary_stopped)),
     StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.", "store",
                 _of_tiers(lambda tier, state: tier.catalogue_age_s
                           + (state.silent_s if state.silent_s > SILENT_S else 0.0))),
@@ -154,7 +150,7 @@ class ProbationMetric(NamedTuple):
 
     name: str
     help: str
-    read: Callable[[TierProbation], float]
+    read: Callable[[TierComparisons], float]
     kind: Literal["counter", "gauge"] = "gauge"
 
 
@@ -165,7 +161,7 @@ PROBATION_TABLE = (
                     lambda probation: probation.withdrawn, "counter"),
     ProbationMetric("hotplate_withdrawal_blocked",
                     "1 if the live release is worse than the one before, and this service cannot withdraw it.",
-                    lambda probation: bool(probation.blocked)),
+                    lambda probation: bool(probation.failure)),
 )  # fmt: skip
 
 
@@ -176,7 +172,7 @@ class Exposition(Collector):
         self,
         metrics: Metrics,
         states: Callable[[], States],
-        probations: Callable[[], Sequence[TierProbation]] = tuple,
+        probations: Callable[[], Sequence[TierComparisons]] = tuple,
     ) -> None:
         """*states* returns the workers' states by number, *probations* those of the tiers."""
         self._metrics = metrics

@@ -8,10 +8,11 @@ import asyncio
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -136,15 +137,16 @@ async def restore(
 
             entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
             restored = replace(saved, releases=entries)
-            is_restored = False
-            while not is_restored:  # repeated if the catalogue was changed meanwhile, as by the renewal of a lease
+            move_files = partial(_move_files, scratch / "releases", releases)
+            while True:  # repeated if the catalogue was changed meanwhile, as by the renewal of a lease
                 record = catalogue_file.record()
                 if not over:
                     await _check_replaceable(store, saved)
                 present = _parse_or_empty(catalogue_file, record, store.clock())
                 merged, record_changes = await _merge(store, present, restored, erased_in_backup)
-                swap = partial(_swap_in, catalogue_file, record, merged, record_changes, files=scratch / "releases")
-                is_restored = await _in_thread(swap)
+                with suppress(ReleaseConflict):
+                    await _in_thread(catalogue_file.swap, merged, partial(eq, record), record_changes, move_files)
+                    break
     return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied_bytes=copied)
 
 
@@ -224,29 +226,14 @@ def _parse_or_empty(catalogue_file: CatalogueFile, record: bytes | None, now: fl
         return Catalogue(now=now)
 
 
-def _swap_in(
-    catalogue_file: CatalogueFile,
-    expected: bytes | None,
-    new: Catalogue,
-    records: Sequence[RecordChange],
-    *,
-    files: Path,
-) -> bool:
-    """Replace the catalogue by *new*, after its records and the *files* of its releases; return False if it changed.
+def _move_files(source: Path, target: Path) -> None:
+    """Move the files in the folder *source*, durably.
 
-    *expected* are the bytes of the old one, *files* the folder that the releases are moved from. The records of erased
-    users come first, because a rebuild shows files without a catalogue.
+    After the records of erased users, because a rebuild shows files without a catalogue.
     """
-    releases = catalogue_file.folder / "releases"
-    with catalogue_file.locked() as lock:  # no erasure or prune in between
-        if catalogue_file.record() != expected:
-            return False
-        catalogue_file.write_records(records, lock)
-        for path in files.iterdir():
-            path.rename(releases / path.name)
-        flush(releases)
-        catalogue_file.replace(new, (), lock)
-        return True
+    for path in source.iterdir():
+        path.rename(target / path.name)
+    flush(target)
 
 
 @asynccontextmanager

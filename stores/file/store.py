@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
@@ -40,7 +41,6 @@ from hotplate.stores.folders import (
     remove_abandoned,
     replace_durably,
     take_lock,
-    write_all,
 )
 from hotplate.stores.store import (
     MAY_PUBLISH,
@@ -72,12 +72,10 @@ SCANNED_AT_ONCE = 256
 # Open files of releases that are not served, such as those that a publish reads back.
 MAX_OTHER_FILES = 8
 
-# Allocated size of the next record, as a multiple of this one, in whole blocks of the file system.
-ROOM = 2
-BLOCK_BYTES = 4096
-
-# Allocated for records, so that users can be erased on a full disk: one by one, or thousands at once.
+# Allocated for the catalogue and its records, so that a full disk takes them: users are erased one by one, or thousands
+# at once.
 RESERVED_BYTES = 256 << 10
+BLOCK_BYTES = 4096
 
 _NOT_A_FOLDER = "a part of the path {} is a file; a store is a folder"
 _SUFFIXES = {".mdb", ".draft", ".lock"}
@@ -87,14 +85,10 @@ _INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class CatalogueFile:
     """The catalogue of one folder, swapped by a rename, also on a full disk. Calls block.
 
-    catalogue.json     the record, padded with newlines
+    catalogue.json     the record
     catalogue.lock     locked during a swap or an erase
-    catalogue.spare    allocated blocks for the next record
+    catalogue.spare    allocated blocks, which a swap on a full disk takes, and a later one allocates again
     records/NAME.json  a record beside the catalogue, durable before the catalogue that counts on it
-    records/spare      allocated blocks for records
-
-    A swap takes the blocks of the next spare from those of the previous record. On a full disk, a record takes its
-    blocks from the end of the spare for records, which later swaps allocate again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,14 +96,12 @@ class CatalogueFile:
         self.path = folder / "catalogue.json"
         self._spare = folder / "catalogue.spare"
         self._lock = folder / "catalogue.lock"
-        self._records = folder / "records"
-        self._spare_of_records = self._records / "spare"
         self._last_read: tuple[bytes | None, Catalogue] = (None, Catalogue())
         """The last record that was read, and the catalogue in it: polls find the same record."""
 
     def record(self, name: str | None = None) -> bytes | None:
         """Return the stored bytes, unchecked, of the catalogue or of the record *name*; None if never written."""
-        path = self.path if name is None else self._records / f"{name}.json"
+        path = self.path if name is None else self._record_path(name)
         with translating_errors(path):
             try:
                 return path.read_bytes()
@@ -136,95 +128,68 @@ class CatalogueFile:
         new: Catalogue,
         is_expected: Callable[[bytes | None], bool],
         records: Sequence[RecordChange] = (),
+        move_files: Callable[[], None] = lambda: None,
     ) -> None:
         """Replace the catalogue by *new*, and write *records* beside it, under the lock.
 
         *is_expected* gets the stored bytes of the catalogue, None before the first swap. If it returns false, nothing
-        is written, and ReleaseConflict is raised. Raises NotSent if the lock cannot be taken.
+        is written, and ReleaseConflict is raised. *move_files* is called after the records are written, for releases
+        that come with the catalogue. Raises NotSent if the lock cannot be taken.
         """
         with tracked_swap() as progress, self.locked() as lock:
             if not is_expected(self.record()):
                 raise catalogue_changed()
             progress.is_sent = True
-            self.replace(new, records, lock)
+            self.replace(new, records, move_files, lock)
 
-    def replace(self, new: Catalogue, records: Sequence[RecordChange] = (), lock: int | None = None) -> None:
-        """Replace the catalogue unconditionally, first the records beside it.
+    def replace(
+        self,
+        new: Catalogue,
+        records: Sequence[RecordChange] = (),
+        move_files: Callable[[], None] = lambda: None,
+        lock: int | None = None,
+    ) -> None:
+        """Replace the catalogue unconditionally, first the records beside it, in order, each durable before the next.
 
-        *lock* is the descriptor of the held lock, None in a folder that no other process knows. Raises StoreUnavailable
-        if the file of the lock was removed.
-
-        The catalogue is written into the spare file, whose blocks were allocated by the call before, so that this
-        succeeds on a full disk. The spare is renamed over the catalogue, and another one allocated.
+        *move_files* is as of `swap`. *lock* is the descriptor of the held lock, None in a folder that no other process
+        knows. Raises StoreUnavailable if the file of the lock was removed.
         """
-        self.write_records(records, lock)
+        for change in records:
+            self._write(self._record_path(change.name), change.after, lock)
+        move_files()
+        self._write(self.path, dump(new), lock)
 
-        record = dump(new)
-        freed_bytes = 0
-        with translating_errors(self._spare):
-            with suppress(FileNotFoundError):
-                freed_bytes = self.path.stat().st_size
-            self._write_spare(record)
-            if lock is not None:
-                self.check_locked(lock)
-            self._spare.rename(self.path)
-            flush(self.folder)
+    def _record_path(self, name: str) -> Path:
+        return self.folder / "records" / f"{name}.json"
 
-        with suppress(OSError):  # the catalogue is written; the next swap tries again
-            self._allocate_spare(len(record), freed_bytes)
-            self._allocate_spare_of_records()
+    def _write(self, path: Path, content: bytes, lock: int | None) -> None:
+        """Replace a file durably; on a full disk in blocks of the spare, which then gets those of the old file."""
+        with translating_errors(path):
+            make_folder(path.parent)
+            try:
+                self._make_room(len(content) + 2 * BLOCK_BYTES)  # the last block, and one for a folder's entry
+                replace_durably(path, content, mode=0o644, before_rename=partial(self.check_locked, lock))
+            finally:
+                with suppress(OSError):  # a later write tries again
+                    self._reserve(RESERVED_BYTES)
 
-    def _write_spare(self, record: bytes) -> None:
-        """Write a record, durably, into the allocated blocks of the spare file; newlines fill the rest."""
-        with suppress(FileNotFoundError):
-            # A hard-linked copy of the folder shares it, or another user, such as root, owns it.
-            if self._spare.stat().st_nlink > 1 or not os.access(self._spare, os.W_OK, effective_ids=True):
-                self._spare.unlink()
+    def _make_room(self, needed_bytes: int) -> None:
+        """Free blocks of the spare if the disk has less than *needed_bytes*."""
+        status = os.statvfs(self.folder)
+        if status.f_bavail * status.f_frsize >= needed_bytes:
+            return
+        with suppress(OSError):  # no spare, or no room for what is left of it
+            left_bytes = self._spare.stat().st_size - needed_bytes
+            self._spare.unlink()  # it may be another user's, such as root's
+            self._reserve(left_bytes)
 
+    def _reserve(self, size: int) -> None:
+        """Allocate the blocks of the spare up to *size*, as far as the disk has them; OSError on a full disk."""
         self._spare.touch(0o644)
         with self._spare.open("r+b", buffering=0) as spare:
-            spare_bytes = os.fstat(spare.fileno()).st_size
-            write_all(spare.fileno(), record.ljust(spare_bytes, b"\n"), 0)
-            os.fsync(spare.fileno())
-
-    def _allocate_spare(self, record_bytes: int, freed_bytes: int) -> None:
-        """Allocate blocks for the record after one of *record_bytes*; OSError on a full disk.
-
-        First as many as the replaced record freed (*freed_bytes*): a full disk has no others.
-        """
-        needed_bytes = _in_blocks(ROOM * record_bytes)
-        _allocate(self._spare, min(freed_bytes or needed_bytes, needed_bytes), needed_bytes)
-
-    def _allocate_spare_of_records(self) -> None:
-        """Allocate blocks for records again, if some were taken; OSError on a full disk."""
-        with suppress(FileNotFoundError):
-            if self._spare_of_records.stat().st_size >= RESERVED_BYTES:
-                return
-        make_folder(self._records)
-        _allocate(self._spare_of_records, RESERVED_BYTES)
-
-    def write_records(self, records: Sequence[RecordChange], lock: int | None) -> None:
-        """Replace records beside the catalogue, in order, each durable before the next; *lock* is as of `replace`."""
-        if not records:
-            return
-
-        def check() -> None:
-            if lock is not None:
-                self.check_locked(lock)
-
-        with translating_errors(self._records):
-            make_folder(self._records)
-            for change in records:
-                self._take_from_spare(len(change.after))
-                replace_durably(self._records / f"{change.name}.json", change.after, before_rename=check)
-
-    def _take_from_spare(self, record_bytes: int) -> None:
-        """Free blocks for a record of *record_bytes* on a full disk."""
-        status = os.statvfs(self._records)
-        needed_bytes = _in_blocks(record_bytes) + BLOCK_BYTES
-        if status.f_bavail * status.f_frsize < needed_bytes and self._spare_of_records.exists():
-            left_bytes = self._spare_of_records.stat().st_size - needed_bytes
-            os.truncate(self._spare_of_records, max(0, left_bytes))
+            allocated_bytes = os.fstat(spare.fileno()).st_size
+            for start in range(allocated_bytes, size, BLOCK_BYTES):
+                os.posix_fallocate(spare.fileno(), start, BLOCK_BYTES)
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -244,23 +209,12 @@ class CatalogueFile:
         finally:
             os.close(descriptor)
 
-    def check_locked(self, lock: int) -> None:
-        """Raise StoreUnavailable if the file of a held lock was removed."""
+    def check_locked(self, lock: int | None) -> None:
+        """Raise StoreUnavailable if the file of a held lock was removed; None is no lock."""
+        if lock is None:
+            return
         with translating_errors(self._lock):
             check_held(lock, self._lock)
-
-
-def _in_blocks(size: int) -> int:
-    """Return the bytes of the blocks that hold *size* bytes."""
-    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
-
-
-def _allocate(path: Path, *sizes: int) -> None:
-    """Allocate blocks for a file, up to one size after the other; OSError on a full disk."""
-    path.touch(0o644)
-    with path.open("r+b", buffering=0) as file:
-        for size in sizes:
-            os.posix_fallocate(file.fileno(), 0, size)
 
 
 class LmdbStore(Store):
@@ -473,7 +427,7 @@ class LmdbStore(Store):
     def _removed_live(self, catalogue: Catalogue) -> ReleaseNotFound | None:
         """Return an error if the file of the live release was removed while it is mapped, else None.
 
-        If that of the canary was removed, it is unmapped, and its users get the live release.
+        If that of another release was removed, it is unmapped, and its users get the live one.
         """
         for release in catalogue.served:
             path = self._sealed_path(release)

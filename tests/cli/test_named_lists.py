@@ -79,6 +79,37 @@ def test_a_release_without_item_attributes_of_the_live_one_is_refused(url: str, 
     json_of("publish", model, "--store", url, "--list", f"basket={model}", "--force")
 
 
+def test_release_that_hides_attributes_which_the_live_one_shows_is_refused(
+    url: str, model: Path, tmp_path: Path
+) -> None:
+    items = write(tmp_path / "items.csv", "item,price,image,margin\np01,5,a.jpg,1\n")
+    options = ("publish", model, "--store", url, "--item-attributes", items)
+    shown = json_of(*options, "--show", "price, image")["release"]["about"]["item_attributes"]["shown"]
+    assert shown == ["price", "image"]
+    refused = hotplate(*options, "--show", "price")
+    failed(refused, "attributes_kept: 0.5 is below 1 (not showing image, as", code=3)
+    assert refused.stderr.index("--show with those that were shown") < refused.stderr.index("--force")
+    json_of(*options, "--show", "price", "--show", "image,margin")
+    assert "shown in answers: price, image, margin" in hotplate("releases", "show", "--store", url).stdout
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("prise", "The shown attribute prise: "),
+        ("prise", "did you mean price?"),
+        ("title", "The shown attribute title: an item has this field already; rename the column in"),
+    ],
+)
+def test_attribute_that_cannot_be_shown_is_refused_by_name(
+    url: str, model: Path, tmp_path: Path, names: str, sentence: str
+) -> None:
+    items = write(tmp_path / "items.csv", "item,price,title\np01,5,A\n")
+    failed(hotplate("publish", model, "--store", url, "--item-attributes", items, "--show", names), sentence, code=2)
+    alone = hotplate("publish", model, "--store", url, "--show", "price")
+    failed(alone, "Shown attributes are given without a file of attributes; give that, too", code=2)
+
+
 def test_an_attribute_that_changes_its_kind_never_goes_live_unforced(
     url: str, clicks: Path, model: Path, tmp_path: Path
 ) -> None:

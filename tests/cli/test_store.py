@@ -10,6 +10,8 @@ import pytest
 from hotplate.cli.releases import prune
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.event_log import LogSegment
+from hotplate.stores.file.store import open_url
+from hotplate.stores.lifecycle import rollback
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
@@ -326,6 +328,16 @@ def test_a_rollback_onto_a_file_that_was_cut_is_refused_unless_forced(tmp_path: 
         assert (catalogue_of(url)["live"], catalogue_of(url)["canary"]) == (live, None)
     assert hotplate("releases", "rollback", "--force", "--store", url).returncode == 0
     assert catalogue_of(url)["live"] == target
+
+
+def test_a_rebuild_lists_what_services_refused(tmp_path: Path, url: str) -> None:
+    releases(tmp_path / "store")
+    refused = releases(tmp_path / "store")
+    asyncio.run(rollback(open_url(url), reason="more errors than before"))
+    (tmp_path / "store" / "catalogue.json").unlink()
+    listed = hotplate("store", "rebuild", "--store", url)
+    (line,) = (line for line in listed.stdout.splitlines() if line.lstrip().startswith(refused))
+    assert (listed.returncode, "more errors" in line) == (2, True)
 
 
 def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path, url: str, lists: Path) -> None:

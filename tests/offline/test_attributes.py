@@ -128,13 +128,15 @@ def test_column_type_that_does_not_fit_is_refused(tmp_path: Path, kinds: dict[st
         read_attributes(path, kinds)
 
 
-@pytest.mark.parametrize("text", ["price", "price=date", "=number"])
-def test_a_kind_is_given_by_name(items: Path, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("price", "NAME=number"), ("price=date", "NAME=number"), ("=number", "no such column")]
+)
+def test_a_kind_is_given_by_name(items: Path, tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\nal,a,3\n")
     options = ("--store", f"file://{tmp_path}/store", "--attribute", text)
-    failed(hotplate("import", tmp_path / "lists.csv", "--item-attributes", items, *options), "NAME=number", code=2)
+    failed(hotplate("import", tmp_path / "lists.csv", "--item-attributes", items, *options), sentence, code=2)
     failed(
-        hotplate("import", tmp_path / "lists.csv", *options[:2], "--attribute", "a=text"), "--item-attributes", code=2
+        hotplate("import", tmp_path / "lists.csv", *options[:2], "--attribute", "a=text"), "file of attributes", code=2
     )
 
 
@@ -259,6 +261,27 @@ def test_long_numbers_of_parquet_are_texts_and_differ(tmp_path: Path, dtype: pl.
     assert entry_of(path)["columns"] == {"price": "text"}
     assert "numbers would not keep all digits" in entry_of(path)["notes"][0]
     assert [met_in(path, f"price:{value}") for value in values] == [[0], [1]]
+
+
+@pytest.mark.parametrize("dtype", [pl.Float16(), pl.Float32(), pl.Float64()])
+def test_floats_of_any_size_keep_their_fraction(dtype: pl.DataType, tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    prices = pl.Series([0.5, -1.25, 7.0, None], dtype=dtype)
+    pl.DataFrame({"item": ["p0", "p1", "p2", "p3"], "price": prices}).write_parquet(path)
+    assert met_in(path, "price<0.75") == [0, 1]
+    assert met_in(path, "price:0.5|7") == [0, 2]
+
+
+@pytest.mark.parametrize("value", ["1_000", "\u0661\u0660\u0660\u0660", "\uff11\uff10\uff10\uff10"])
+def test_a_number_is_written_in_ascii_digits_alone(tmp_path: Path, value: str) -> None:
+    path = write_column(tmp_path / "items.csv", ["1000", "2000"])
+    assert met_in(path, "price:1000") == [0]
+    assert met_in(path, f"price:{value}") is None
+    rows, _ = read_attributes(path)
+    overridden = Rejected(
+        ItemAttributes(b"".join(row.value for row in rows)), "price>0", {"price": {encode_id("p0"): value}}
+    )
+    assert encode_id("p0") in overridden, "the value is no number, and missing"
 
 
 def test_numbers_of_parquet_equal_what_was_written(tmp_path: Path) -> None:

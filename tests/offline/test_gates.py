@@ -195,7 +195,7 @@ async def test_metric_drop_gate_compares_equal_measurements(now: EvaluationRecor
 
 async def test_coverage_of_an_earlier_version_is_compared_with_no_other() -> None:
     store = MemoryStore()
-    record = evaluate(model().matrix, ALSParams(factors=4, iterations=2)).record
+    record = evaluate(model().matrix, ALSParams(factors=4, iterations=2))
     now = source(replace(model(), evaluation=record))
     earlier = source(replace(model(), evaluation=msgspec.structs.replace(record, coverage_of=msgspec.UNSET)))
     await publish_source(earlier, store)

@@ -143,6 +143,13 @@ def test_all_files_of_an_import_have_one_format(tmp_path: Path, titles: str, tit
     assert values["user:u"][0]["title"] == "An A"
 
 
+def test_header_lines_within_lists_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "lists.csv").write_text("user,item,score\nu,a,1\nuser,item,score\nv,b,2\n")
+    lists = imported(tmp_path, tmp_path / "lists.csv")
+    assert lists.left_out == {"header again": 1}
+    assert {key for key in rows_of(lists) if key.startswith("user:")} == {"user:u", "user:v"}
+
+
 def test_lists_of_similar_items_alone_are_a_release(tmp_path: Path) -> None:
     (tmp_path / "similar.csv").write_text("item,other,score\na,b,0.5\na,c,0.75\nq,c,1\n")
     (tmp_path / "titles.csv").write_text("item,title\nc,A C\n")

@@ -17,7 +17,7 @@ from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.search.tuning import SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params
+from hotplate.offline.train.engine import Params, params_from
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular
 from hotplate.offline.training import TrainSettings, train
@@ -37,8 +37,9 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     assert stages == ["read", "matrix", "choose", "evaluate", "fit", "save"]
     assert ("fit", 5, 5) in reports
     assert report.note is None
-    assert report.evaluation is not None
-    assert report.evaluation.model.metrics.ndcg > report.evaluation.baselines[0].metrics.ndcg
+    evaluation = report.model.evaluation
+    assert evaluation is not None
+    assert evaluation.model.ndcg > evaluation.baselines["popularity"].ndcg
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["users"] == 400
     assert facts["evaluation"]["model"]["k"] == 10
@@ -64,10 +65,12 @@ def test_params_of_another_type_are_a_misuse_that_names_the_known_ones(params: o
 def test_a_baseline_is_recommended_only_if_it_is_certainly_better(tmp_path: Path) -> None:
     sample(60, 30).write_csv(tmp_path / "sample.csv")
     report = train(TrainSettings(tmp_path / "sample.csv", params=PARAMS), tmp_path / "model")
-    assert report.evaluation is not None
+    assert report.model.evaluation is not None
+    known = report.model.evaluation.baselines
     for interval, is_recommended in (((-0.3, 0.1), False), ((-0.3, -0.1), True), (None, False)):
-        leads = tuple(Lead(-0.2, interval) for _ in report.evaluation.baselines)
-        warning = replace(report, evaluation=replace(report.evaluation, leads=leads)).warning
+        baselines = {name: replace(known[name], model_leads_by=Lead(-0.2, interval)) for name in known}
+        evaluation = msgspec.structs.replace(report.model.evaluation, baselines=baselines)
+        warning = replace(report, model=replace(report.model, evaluation=evaluation)).warning
         assert ("ranks better than this model on the test" in (warning or "")) == is_recommended
 
 
@@ -96,13 +99,11 @@ def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: P
     ]
     (tmp_path / "fashions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
     report = train(TrainSettings(tmp_path / "fashions.csv", params=PARAMS, k=5), tmp_path / "model")
-    assert report.evaluation is not None
-    overall, baseline = (baseline for baseline in report.evaluation.baselines if baseline.engine == "popularity")
-    assert [overall.name, baseline.name] == ["popularity", "recent popularity"]
-    assert baseline.as_served.ndcg > overall.as_served.ndcg
-    popular = baseline.params
-    assert isinstance(popular, PopularityParams)
-    assert popular.half_life_days is not None
+    assert report.model.evaluation is not None
+    baselines = report.model.evaluation.baselines
+    recent = baselines["recent popularity"]
+    assert recent.as_served.ndcg > baselines["popularity"].as_served.ndcg
+    assert recent.params["half_life_days"] is not None
     model = load(tmp_path / "model")
     first = [model.matrix.item_ids[item] for item in model.popular.items[:3]]
     assert sorted(first) == ["i50", "i51", "i52"], "those of the last ten days"
@@ -122,7 +123,7 @@ def test_small_data_give_a_model_without_evaluation(split: SplitKind, tmp_path: 
     (tmp_path / "a.csv").write_text("user,item\nu,i\nv,j\n")
     settings = TrainSettings(tmp_path / "a.csv", split=SplitOptions(split), params=PARAMS)
     report = train(settings, tmp_path / "model")
-    assert report.evaluation is not None or "none to test on" in str(report.note)
+    assert report.model.evaluation is not None or "none to test on" in str(report.note)
     assert load(tmp_path / "model").matrix.user_ids == ["u", "v"]
 
 
@@ -153,8 +154,10 @@ def test_search_does_not_use_test_data_and_trials_are_saved(tmp_path: Path) -> N
     trials = [msgspec.structs.replace(trial, seconds=0) for trial in model.search.trials]
     assert trials == [msgspec.structs.replace(trial, seconds=0) for trial in alone.record(None).trials]
     assert model.params == CELLS[model.search.best]
-    assert report.evaluation is not None
-    assert {evaluated.params for evaluated in (report.evaluation.model, *report.evaluation.baselines)} == set(CELLS)
+    assert report.model.evaluation is not None
+    baselines = report.model.evaluation.baselines
+    evaluated = [model.params, *(params_from(name, baselines[name].params) for name in baselines)]
+    assert set(evaluated) == set(CELLS)
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["tuning"] == json_values(model.search)
     assert facts["tuning_note"] is None
@@ -198,4 +201,4 @@ def test_data_frame_is_accepted_and_report_renders_in_a_notebook(kind: str, tmp_
     assert report.model.data.source == "the data frame"
     shown = report._repr_html_()
     assert f"60 users, {len(report.model.matrix.item_ids)} items" in shown
-    assert "<td>ndcg</td><td>0." in shown
+    assert "<td>nDCG@10</td><td>0." in shown

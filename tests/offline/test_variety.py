@@ -491,8 +491,7 @@ def test_lists_as_published_are_measured_under_the_rules_of_the_order() -> None:
     age_days = np.random.default_rng(7).uniform(begin, 60)
     history = History.of(user_items, (age_days * DAY_US).astype(np.int64))
     model = replace(model, matrix=replace(model.matrix, history=history))
-    evaluation = evaluate(model.matrix, model.params, SplitOptions(), similar=SimilarParams())
-    plain = evaluation.record
+    plain = evaluate(model.matrix, model.params, SplitOptions(), similar=SimilarParams())
     model = replace(model, evaluation=plain)
     diverse = evaluate_as_published(model, Rules(diversity=0.5), 20, keep_seen=False)
     explored = evaluate_as_published(model, Rules(explore=Explore(1, 20)), 20, keep_seen=False)

@@ -7,10 +7,8 @@ import time
 import msgspec
 
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import Status
-from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
 from hotplate.serve.states import (
     FINDINGS,
     RULE_CHARS,
@@ -33,7 +31,6 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
     """Return a state with *text* in every text field."""
     finding = ServiceFinding("restored", text[:SENTENCE_CHARS])
     release = text[:40]
-    counts = ReleaseCounts(1.0, 2.0, 3.0, reads=tuple(map(float, range(len(BUCKETS_S) + 1))))
     tier = TierState(
         "file",
         release,
@@ -42,16 +39,12 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
         1.0,
         2.0,
         canary=release,
-        canary_counts=BothCounts(counts, counts),
         followed_canary=Release(ReleaseId(release), release, State.WITHDRAWN, 1.0, release, 2.0),
-        canary_began_with=BothCounts(counts, counts),
-        stopped_canary=release,
+        is_canary_stopped=True,
         rules=short_rules([text[:RULE_CHARS]] * (RULES + 1)),
     )
-    by_list = {
-        f"{number:02}{release}": {f"{name:0{MAX_LIST_NAME}}": [1 << 40, 2, 3] for name in range(MAX_LISTS)}
-        for number in range(2 * tiers)
-    }
+    names = ["", *(f"{name:0{MAX_LIST_NAME}}" for name in range(MAX_LISTS))]
+    lookups = {f"{number:02}{release}": {name: [1 << 40, 2, 3] for name in names} for number in range(2 * tiers)}
     return ProcessState(
         os.getpid(),
         Status.READY,
@@ -59,10 +52,9 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
         2.0,
         0.0,
         [tier] * tiers,
-        {release: [1 << 40, 2, 3] for release in by_list},
+        lookups,
         3,
         [finding] * FINDINGS,
-        by_list=by_list,
     )
 
 

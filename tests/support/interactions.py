@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.evaluation import EvaluateOptions, Evaluation, evaluate_parts
+from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_parts
 from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics
 from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.evaluate.splits import SplitOptions, split
@@ -129,7 +129,7 @@ def evaluate(
     params: Params,
     options: SplitOptions | None = None,
     **how: Any,  # noqa: ANN401 -- fields of EvaluateOptions
-) -> Evaluation:
+) -> EvaluationRecord:
     """Split a matrix, by time if it has a history, and evaluate as `evaluate_parts`."""
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     parts = split(matrix.user_items, matrix.history, options)

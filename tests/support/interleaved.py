@@ -41,6 +41,7 @@ from hotplate.stores.catalogue import (
     ReleaseId,
     ReleaseRef,
     State,
+    UserShare,
     follows,
 )
 from hotplate.stores.connect import connect
@@ -671,7 +672,11 @@ class Interleaved(RuleBasedStateMachine):
         assert follower._followed.version == self.truth.version
         canary = self.truth.canary_entry
         if canary is None or canary.incarnation not in self.lost | self.excused:
-            assert (follower.canary and follower.canary.record) == self.truth.canary, follower.findings
+            served = follower.canary
+            users = served and (served.release.id, served.users)
+            expected = self.truth.canary
+            share = expected and (expected.release, UserShare.of(expected.percent, expected.salt))
+            assert users == share, follower.findings
 
     # At the end
 

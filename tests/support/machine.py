@@ -220,7 +220,9 @@ def _write_lists(folder: Path) -> None:
 def _write_items(folder: Path) -> None:
     kinds = ("shoes", "boots", "hats", "caps, flat", "mugs", "rugs", "jars", "clocks")
     categories = [kinds[place % len(kinds)] for place in range(len(ITEMS))]
-    items = pl.DataFrame({"item": ITEMS, "category": categories}).with_columns(price=19.5, stock=3)
+    items = pl.DataFrame({"item": ITEMS, "category": categories}).with_columns(
+        price=19.5, stock=3, image=pl.lit("/p.jpg")
+    )
     items.write_parquet(folder / "items.parquet")
     items.select("item", title="category").write_csv(folder / "titles.csv")
     items.select("item", score="price").write_csv(folder / "popular.csv")

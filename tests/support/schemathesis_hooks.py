@@ -7,7 +7,9 @@ from urllib.parse import quote
 
 import schemathesis
 
+from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.api.parameters import MAX_BATCH_ITEMS, MAX_BODY_BYTES
+from hotplate.serve.list_options import ALL_FIELDS
 from hotplate.serve.settings import Limits
 from hotplate.stores.encoding import MAX_ID_BYTES
 
@@ -40,11 +42,17 @@ def is_short(case: schemathesis.Case[Any]) -> bool:
     return len(quote(f"{case.path_parameters}{case.query}")) <= Limits().header_bytes // 2
 
 
+def names_attributes(options: Mapping[str, Any]) -> bool:
+    """Return whether options of a list name attributes of items."""
+    fields = str(options.get("fields", ALL_FIELDS)).split(",")
+    return bool(options.get("where") or options.get("per") or {*fields[1:]}.difference(ITEM_FIELDS))
+
+
 @schemathesis.hook
 def filter_case(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
     del context  # schemathesis passes it by this name
     if any("{" in str(value) for value in (case.query or {}).values()):
         return False  # an object becomes text in a query, and any text may be an id
-    if any(isinstance(part, Mapping) and part.get("where") for part in (case.query, case.body)):
-        return False  # only the attributes of a release make conditions valid
+    if any(isinstance(part, Mapping) and names_attributes(part) for part in (case.query, case.body)):
+        return False  # only a release knows whether it has them
     return all(map(fits, (case.path_parameters, case.query, case.body))) and is_small(case.body) and is_short(case)

@@ -16,4 +16,9 @@ def shared_states(workers: int, tiers: int = 1) -> SharedStates:
 
 def consumed_items(*hours: str) -> Consumed:
     shared = table()
-    return Consumed(hours, users=shared.integers("consumed users"), pairs=shared.integers("consumed pairs"))
+    return Consumed(
+        hours,
+        users=shared.integers("consumed users"),
+        tags=shared.integers("consumed tags"),
+        times=shared.integers("consumed times"),
+    )

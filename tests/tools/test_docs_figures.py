@@ -208,7 +208,6 @@ CITATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("a point read from Cosmos DB (emulated), 16 in flight", "the same through azure-cosmos"),
     ),
     "hotplate/base/background.py": ("takes {} µs of CPU", ("a list from `hotplate.open_sync`, decoded",)),
-    "serve/telemetry/spans.py": ("(a GET from Redis takes {} µs", ("a GET among 100,000 users in Redis",)),
 }
 
 

@@ -132,6 +132,17 @@ def test_invalid_region_or_currency_is_not_requested(region: str, currency: str)
         fetch_prices(region, currency, TODAY, "http://127.0.0.1:1/")
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("disk_gb_month", "disk_gb_mouth"), ("redis_quoted", "redis_qouted"), ("redis", "rediss")]
+)
+def test_a_misspelt_table_is_named(right: str, wrong: str, tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(azure_prices.OURS.read_text().replace(f"[{right}]", f"[{wrong}]"))
+    done = hotplate("plan", "--users", "1000", "--peak-rps", "10", "--prices", path)
+    assert done.returncode == 2
+    assert f"the table {wrong!r} is not known; did you mean {right}?" in done.stderr
+
+
 def test_command_writes_a_price_file_for_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prices.toml"
     with retail_list() as url:

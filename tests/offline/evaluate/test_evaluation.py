@@ -50,39 +50,41 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
     matrix = matrix_of(board())
     evaluation = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-user", 0.3))
-    for result in (evaluation.model, *evaluation.baselines):
-        assert result.metrics == evaluate_engine(parts, result.params, EvaluateOptions(k=5)).metrics
-        low, high = result.metrics.intervals["ndcg"]
-        assert low <= result.metrics.ndcg <= high
-        assert result.metrics.intervals.keys() == set(RANKING)
-    for result, lead in zip(evaluation.baselines, evaluation.leads, strict=True):
-        assert lead.ndcg == pytest.approx(evaluation.model.as_served.ndcg - result.as_served.ndcg)
+    whole_model = replace(evaluation.model, intervals=evaluation.intervals)
+    assert whole_model == evaluate_engine(parts, PARAMS, EvaluateOptions(k=5)).metrics
+    for metrics in (whole_model, *evaluation.baselines.values()):
+        low, high = metrics.intervals["ndcg"]
+        assert low <= metrics.ndcg <= high
+        assert metrics.intervals.keys() == set(RANKING)
+    for baseline in evaluation.baselines.values():
+        lead = baseline.model_leads_by
+        assert lead.ndcg == pytest.approx(evaluation.as_served.ndcg - baseline.as_served.ndcg)
         assert lead.interval is not None
         assert lead.interval[0] <= lead.ndcg <= lead.interval[1]
-    assert [baseline.engine for baseline in evaluation.baselines] == ["popularity", "neighbours"]
+    assert [*evaluation.baselines] == ["popularity", "neighbours"]
 
 
 def test_an_evaluation_of_one_user_is_told_without_an_interval() -> None:
-    record = evaluate(matrix_of(board(users=20)), PARAMS, k=5).record
+    record = evaluate(matrix_of(board(users=20)), PARAMS, k=5)
     of_one_user = structs.replace(record, as_served=replace(record.as_served, intervals={}))
     assert certainty(of_one_user) == "no interval is known, as it takes two users"
 
 
 def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     report = evaluate(matrix_of(board()), PARAMS, k=5, similar=SimilarParams())
-    facts = json.loads(json.dumps(report.record.to_json()))
-    assert facts["model"]["ndcg"] == report.model.metrics.ndcg
-    assert facts["model"]["coverage"] == report.model.metrics.coverage
-    assert facts["as_served"]["ndcg"] == report.model.as_served.ndcg
-    assert facts["intervals"]["ndcg"] == list(report.model.metrics.intervals["ndcg"])
+    facts = json.loads(json.dumps(report.to_json()))
+    assert facts["model"]["ndcg"] == report.model.ndcg
+    assert facts["model"]["coverage"] == report.model.coverage
+    assert facts["as_served"]["ndcg"] == report.as_served.ndcg
+    assert facts["intervals"]["ndcg"] == list(report.intervals["ndcg"])
     assert facts["split"] == asdict(SplitOptions())
     measured = {f"{table}.{name}" for table in ("model", "as_served") for name in facts[table].keys() - {"intervals"}}
     assert measured == set(metric_names(has_similar=False))
-    assert set(metric_names(has_similar=True)) <= set(report.record.metrics)
+    assert set(metric_names(has_similar=True)) <= set(report.metrics)
     popular = facts["baselines"]["popularity"]
-    assert popular["ndcg"] == report.baselines[0].metrics.ndcg
+    assert popular["ndcg"] == report.baselines["popularity"].ndcg
     assert popular["as_served"]["intervals"].keys() == set(RANKING)
-    assert popular["model_leads_by"]["ndcg"] == report.leads[0].ndcg
+    assert popular["model_leads_by"]["ndcg"] == report.baselines["popularity"].model_leads_by.ndcg
 
 
 def test_users_without_a_list_get_recent_popular_items_on_request() -> None:
@@ -112,16 +114,16 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     parts = Parts.of(train, test)
     evaluation = evaluate_parts(parts, PARAMS, EvaluateOptions(k=5))
     assert evaluation.split is None
-    assert evaluation.record.to_json()["split"] == {"kind": "given"}
-    assert evaluation.model.metrics.users == 10
-    assert evaluation.model.metrics.users_with_lists == 0
-    assert evaluation.model.metrics.ndcg == 0
-    assert evaluation.model.as_served == evaluation.baselines[0].as_served
-    assert evaluation.model.as_served.ndcg > 0
+    assert evaluation.to_json()["split"] == {"kind": "given"}
+    assert evaluation.model.users == 10
+    assert evaluation.model.users_with_lists == 0
+    assert evaluation.model.ndcg == 0
+    assert evaluation.as_served == evaluation.baselines["popularity"].as_served
+    assert evaluation.as_served.ndcg > 0
     popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
     lists = recommend_all(fit(train, PARAMS), parts, 5, popularity_of(parts, PopularityParams())).as_served
     assert lists[0].tolist() == popular.tolist()
-    assert measure_users(lists, parts.test).metrics == evaluation.model.as_served
+    assert measure_users(lists, parts.test).metrics == evaluation.as_served
 
 
 def test_item_pairs_without_users_are_counted() -> None:
@@ -137,9 +139,9 @@ def test_large_tests_use_a_reported_draw_of_users(monkeypatch: pytest.MonkeyPatc
     whole = evaluate(matrix_of(board()), PARAMS, k=5)
     monkeypatch.setattr("hotplate.offline.evaluate.evaluation.MOST_TESTED", 20)
     drawn = evaluate(matrix_of(board()), PARAMS, k=5)
-    assert whole.drawn_from is None
-    assert [evaluated.metrics.users for evaluated in (drawn.model, *drawn.baselines)] == [20, 20, 20]
-    assert drawn.drawn_from == drawn.record.to_json()["users_drawn_from"] == whole.model.metrics.users
+    assert whole.users_drawn_from is None
+    assert [metrics.users for metrics in (drawn.model, *drawn.baselines.values())] == [20, 20, 20]
+    assert drawn.users_drawn_from == drawn.to_json()["users_drawn_from"] == whole.model.users
     assert drawn.train_pairs == whole.train_pairs, "all users are learnt from"
-    low, high = drawn.model.metrics.intervals["ndcg"]
-    assert low <= whole.model.metrics.ndcg <= high
+    low, high = drawn.intervals["ndcg"]
+    assert low <= whole.model.ndcg <= high

@@ -48,8 +48,8 @@ def trained(folder: Path, params: Params, rows: list[Row] | None = None, **setti
         path, columns=Columns(user="user", item="item", time="time"), params=params, **settings
     )
     report = train(train_settings, folder / "model")
-    assert report.evaluation is not None
-    metrics: dict[str, Any] = json.loads(json.dumps(report.evaluation.record.to_json()))
+    assert report.model.evaluation is not None
+    metrics: dict[str, Any] = json.loads(json.dumps(report.model.evaluation.to_json()))
     return metrics
 
 

@@ -30,8 +30,8 @@ FRAME = pl.DataFrame(
 
 
 def kept(*texts: str, frame: pl.DataFrame = FRAME, form: Format | None = None) -> list[int]:
-    table = Table(DataFile(Path("a.csv"), "text"), frame.lazy(), dict(frame.schema), form or Format())
-    conditions = [row_filter.on(table).condition for row_filter in map(parse_filter, texts)]
+    table = Table(DataFile(Path("a.csv")), frame.lazy(), form or Format(), dict(frame.schema))
+    conditions = [parse_filter(text).condition(table) for text in texts]
     return frame.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
 

@@ -18,12 +18,13 @@ from hotplate.offline.evaluate.metrics import Spread
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
-from hotplate.offline.search.budget import Cost
+from hotplate.offline.search.budget import announced_s
+from hotplate.offline.search.cells import cells_past_edge, next_cells_with_recency
 from hotplate.offline.search.popular_lists import PopularSearch
 from hotplate.offline.search.trials import Trial
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
+from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, without_recency
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 
@@ -155,10 +156,12 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert {Recency(popular, 1.0), Recency(2 * popular, 1.0)} <= tried
     assert {recency.gamma for recency in tried if recency is not None} >= {0.5, 1, 2}
     assert len({cell.params for cell in recent}) == len(recent), "no cell is tried twice"
-    plain = max(cell.ndcg for cell in tuned.trials if recency_of(cell.params) is None)
     best = max(tuned.trials, key=lambda trial: trial.ndcg)
     assert recency_of(tuned.trials[tuned.recommended].params) is not None
-    assert best.ndcg > 1.2 * plain
+    (plain,) = search(
+        fashions, SplitOptions("by-time"), tuning=TuneOptions((without_recency(best.params),)), k=5
+    ).trials
+    assert best.ndcg > 1.2 * plain.ndcg
     drawn = [split(fashions.user_items, fashions.history, cell) for cell in tuned.split.by_piece]
     options = EvaluateOptions(k=5, popular=tuned.popular.for_new_users)
     metrics = [evaluate_engine(parts, best.params, options).as_served for parts in drawn]
@@ -168,6 +171,31 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert search(fashions, SplitOptions("by-time"), **settings).record(None) == tuned.record(None)
     chosen = tuned.trials[tuned.recommended].params
     assert params_from("ease", tuned.record(None).trials[tuned.recommended].params) == chosen
+
+
+def test_lower_powers_of_recency_end_without_it() -> None:
+    best = replace(SMALL, recency=Recency(2.0, 0.125))
+    cells = next_cells_with_recency([trial(best, 0.5, 0.6)])
+    assert replace(best, recency=None) in cells
+    assert replace(best, recency=Recency(2.0, 0.25)) in cells
+    assert all(recency is None or recency.gamma >= 0.125 for recency in map(recency_of, cells))
+
+    plain = trial(replace(best, recency=None), 0.7, 0.8)
+    assert next_cells_with_recency([trial(best, 0.5, 0.6), plain]) == []
+
+
+def test_a_cell_without_recency_is_tried_in_time_only_after_the_powers_of_it(fashions: Matrix) -> None:
+    tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL, k=5)
+    recencies = [recency_of(cell.params) for cell in tuned.trials if engine_of(cell.params) == "als"]
+    assert recencies[0] == Recency(tuned.popular.baselines[1].half_life_days or 0, 1.0)
+    assert None not in recencies[:5], "all default cells have recency"
+
+
+def test_only_the_engine_of_the_best_cell_goes_beyond_its_edge() -> None:
+    best_first: list[Params] = [PopularityParams(), EASEParams(60.0), EASEParams(20.0), NeighbourParams(neighbours=100)]
+    assert cells_past_edge(best_first, 1000) == [EASEParams(180.0)]
+    assert {engine_of(cell) for cell in cells_past_edge(best_first[::-1], 1000)} == {"neighbours"}
+    assert cells_past_edge([PopularityParams()], 1000) == []
 
 
 def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
@@ -181,8 +209,8 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
 
     monkeypatch.setattr("hotplate.offline.search.trials.fit_parts", counted)
     tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
-    plain = {trial.params for trial in tuned.trials if recency_of(trial.params) is None}
-    assert len(plain) < len(tuned.trials), "recency was tried"
+    plain = {without_recency(trial.params) for trial in tuned.trials}
+    assert len(plain) < len(tuned.trials), "several recencies were tried"
     assert sorted(map(repr, fits)) == sorted(map(repr, [*plain] * 3)), "there are three splits"
 
 
@@ -211,13 +239,13 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
 
 def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
-    cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
+    cells: list[Params] = [SMALL, EASEParams()]
     announced = [
-        cost.seconds(growth=1, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=False),
-        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=True),
+        announced_s([parts], cells, growth=1, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1.5, tries_recency=False, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=False),
+        announced_s([parts, parts], cells, growth=1.5, tries_recency=True, is_evaluated=True),
     ]
     assert announced == sorted(set(announced))
 
@@ -358,7 +386,7 @@ def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypat
     assert {engine_of(cell) for cell in tuned.left_out} == {"als", "ease", "neighbours"}
     assert {engine_of(cell.params) for cell in tuned.trials} == {"popularity"}
     assert notices[1].startswith("not tried within 36 s of a core, 0.0 GB, and ")
-    assert ": 5 of als, 3 of ease, 4 of neighbours; " in notices[1]
+    assert ": 5 of als, 2 of ease, 4 of neighbours; " in notices[1]
     assert notices[1].endswith("; --tune SECONDS allows more")
     assert {cell.engine for cell in tuned.record(None).left_out} == {"als", "ease", "neighbours"}
     for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):

@@ -76,9 +76,9 @@ def test_an_item_without_a_time_is_the_first_of_a_user() -> None:
 def test_an_evaluation_measures_similar_items_and_a_gate_can_be_set_on_them(series: Matrix) -> None:
     evaluation = evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5, similar=SimilarParams())
     assert evaluation.similar is not None
-    facts = evaluation.record.to_json()["similar"]
-    assert facts["hit_rate"] == evaluation.record.metric("similar.hit_rate") == evaluation.similar.hit_rate > 0.8
-    assert evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5).record.to_json()["similar"] is None
+    facts = evaluation.to_json()["similar"]
+    assert facts["hit_rate"] == evaluation.metric("similar.hit_rate") == evaluation.similar.hit_rate > 0.8
+    assert evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5).to_json()["similar"] is None
 
 
 def test_recency_is_chosen_for_recent_next_items() -> None:

@@ -180,6 +180,7 @@ async def test_scoring_job_gets_every_answer_in_order_for_any_batches(service: S
     "data",
     [
         [{"user": "7", "n": "5"}, {"user": 8, "n": 5.0}],
+        [{"user": 7.0, "n": 5}, [8.0, "5"]],
         [[7, 5], {"user": "8", "n": 5, "EventEnqueuedUtcTime": "2026-11-20T00:00:00Z", "nested": {"a": [1]}}],
         [["7", 5, "another column"], ["8", "5"]],
     ],
@@ -194,7 +195,7 @@ def test_invalid_row_fails_only_its_own_element(service: Service) -> None:
     nonsense: list[object] = [
         None, True, 1.5, "", [], {}, {"n": "5"}, {"user": None}, {"user": ["7"]}, {"user": ""}, {"user": "x" * 257},
         ["é" * 129], 2**64, int("9" * 300), ["7", "Mon"], ["7", 0], {"user": "7", "n": 1001}, {"user": "7", "n": ""},
-        [[[["7"]]]],
+        [[[["7"]]]], {"user": 2.0**53}, [-(2.0**60)],
     ]  # fmt: skip
     rows = [row for bad in nonsense for row in (bad, {"user": "7", "n": 2})]
     assert scored(service, []) == []

@@ -6,54 +6,30 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from inspect import signature
 from time import monotonic
 from unittest.mock import Mock
 
 import orjson
 import pytest
-from aiohttp import web
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
 from aiohttp.streams import StreamReader
 
-from hotplate.serve import settings
 from hotplate.serve.connections.connection import TRANSITIONS, WRITE_STEP_BYTES, Connection, State
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
-from tests.support.command import failed, hotplate
 from tests.support.lane import MemoryTransport, Pair, connected, needs_lane
 from tests.support.memory_store import MemoryStore
-from tests.support.paths import ROOT
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches
 from tests.support.virtual import virtual
 
-# Names of aiohttp that connections use though it documents none; pyproject.toml bounds the version.
-UNDOCUMENTED = {
-    BaseProtocol: ("transport", "pause_writing", "resume_writing", "connection_lost"),
-    HttpRequestParser: ("feed_data",),
-    RawRequestMessage: ("version", "should_close", "upgrade", "chunked", "_replace"),
-    StreamReader: ("is_eof", "set_exception", "exception"),
-    StreamWriter: ("drain", "output_size"),
-    web.BaseRequest: ("message", "payload", "protocol", "payload_writer", "task", "loop"),
-}
-ADVICE = 'pip install "aiohttp>=3.14.2,<3.15"'
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 LIST = b"GET /v1/popular HTTP/1.1\r\nHost: a\r\n\r\n"
 BODY = b'{"users": ["1"]}' + b" " * 30_000
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
-
-
-@pytest.mark.parametrize("installed", ["3.13.5", "3.14.1", "3.15.0a1", "4.0"])
-def test_service_refuses_to_start_with_an_untried_aiohttp(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ADVICE.removeprefix("pip install ") in (ROOT / "pyproject.toml").read_text()
-    monkeypatch.setattr(settings, "version", lambda _: installed)
-    failed(hotplate("serve", "--port", "0"), f"aiohttp is {installed}", ADVICE, code=2)
 
 
 @pytest.fixture
@@ -184,13 +160,13 @@ async def test_pipelined_request_has_no_deadline_of_another_request(memory: Memo
         _, limited = connected(pair.lane)
         _, transport = connected(pair.lane)
         limited.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 12000\r\n\r\n")
-        await turns(1)  # its read begins, and others in this turn of the loop join it
+        await turns(2)  # its read begins soon, and others in this turn of the loop join it
         by_lane = b"GET /v1/recommendations/2 HTTP/1.1\r\nHost: a\r\n\r\n"
         by_aiohttp = b"GET /v1/recommendations/3 HTTP/1.1\r\nHost: a\r\nX-Other: b\r\n\r\n"
         transport.feed(by_lane)
         transport.feed(by_aiohttp)
         await asyncio.sleep(30)
-        assert remote.reads == [["user:1", "user:2"], ["user:3"]]
+        assert [sorted(keys) for keys in remote.reads] == [["user:1", "user:2"], ["user:3"]]
         assert limited.written.count(b'"source":"personal"') == 1
         assert transport.written.count(b'"source":"personal"') == 2
 
@@ -221,7 +197,7 @@ async def test_defect_in_a_pipelined_request_closes_after_the_answer(
     await publish(memory, "first")
     remote = RemoteStore(memory)
     async with Pair(TieredReader({"store": remote})) as pair:
-        monkeypatch.setattr(pair.lane.registry, "shed", Mock(side_effect=RuntimeError("a defect")))
+        monkeypatch.setattr("aiohttp.web.Server.__call__", Mock(side_effect=RuntimeError("a defect")))
         _, transport = connected(pair.lane)
         transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
         transport.feed(POST)
@@ -322,12 +298,6 @@ async def test_slow_reader_is_cut_unless_it_reads_a_step_in_time(pair: Pair, mon
         assert not transport.is_closing()
     connection.check(now + write_s + 1)
     assert transport.is_closing()
-
-
-def test_undocumented_aiohttp_names_in_use_exist() -> None:
-    for owner, names in UNDOCUMENTED.items():
-        known = {*dir(owner), *signature(owner).parameters} if owner is web.BaseRequest else dir(owner)
-        assert set(names) <= set(known), f"aiohttp lacks a name of {owner.__name__} that connections use"
 
 
 def test_every_state_is_in_the_table_and_can_be_reached() -> None:

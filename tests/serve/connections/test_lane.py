@@ -25,7 +25,6 @@ from hotplate.serve.hidden_users import HiddenUsers
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.readiness import WorkerReadiness
-from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
@@ -293,7 +292,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
         "draining": vars(WorkerReadiness)["draining"],
         "current": vars(DenyListFile)["current"],
         "live": vars(Follower)["live"],
-        "canary": vars(CanaryFollower)["followed"],  # which the property Follower.canary reads
+        "canary": vars(Follower)["followed_canary"],  # which the property Follower.canary reads
         "erased": vars(KnownErasures)["erased"],
     }
     constants = {
@@ -439,7 +438,8 @@ async def test_client_that_hangs_up_during_a_read_disturbs_no_other() -> None:
 async def test_removed_named_list_is_counted_as_unknown() -> None:
     async with gated() as (pair, store):
         await exchange(pair.lane, [GET.replace(b"recommendations/1", b"popular?list=basket")])
-        assert [*Reporter(pair.reader.tiers).state().by_list.values()] == [{"basket": [1, 0, 0]}]
+        (lookups,) = Reporter(pair.reader.tiers).state().lookups.values()
+        assert lookups["basket"] == [1, 0, 0]
         _, transport = await waiting(pair, store.gate, GET.replace(b"/1 ", b"/2?list=basket "))
         await publish_rows(store.inner, [Row("popular:", a_list("new"))])
         await pair.reader.tiers[0].follower.refresh()

@@ -1,11 +1,10 @@
 """Items bought through one service disappear in the others: over Redis, also after kills and losses."""
 
 import asyncio
-import errno
 import json
-import os
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
-from hotplate.serve.consumed.segment_tail import RECENT_NS, SegmentTail
-from hotplate.serve.consumed.sender import ConsumedSender, SharingState, stream_url
+from hotplate.serve.consumed.sender import ConsumedSender, SharingState, sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
-from hotplate.serve.consumed.stored_events import ConsumedEvent, restore
-from hotplate.serve.consumed.table import ConsumedPairs
+from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
+from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.events.shipment import ship
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
 from hotplate.stores.catalogue import Catalogue
-from hotplate.stores.connect import open_stream
+from hotplate.stores.connect import open_entry_log
+from hotplate.stores.encoding import encode_id
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import read_erased
-from hotplate.stores.errors import AccessDenied, StoreUnavailable
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.event_log import LogSegment, line_of
 from hotplate.stores.users import erase_users
 from tests.support import patience
@@ -47,12 +45,12 @@ from tests.support.shared import consumed_items
 # A busy machine may be late with replies of Redis.
 pytestmark = pytest.mark.usefixtures("patience")
 
-LISTS = {f"user:{user}": a_list("a", "b", "c") for user in range(5)} | {"popular:": a_list("p1", "p2")}
+LISTS = {f"user:{user}": a_list("a", "b", "c") for user in range(10)} | {"popular:": a_list("p1", "p2")}
 HASHES = st.lists(st.integers(0, (1 << 64) - 1), max_size=50).map(tuple)
 # Source for services of which the workers alone send items, however late they are.
 BY_WORKERS = """
-from hotplate.serve.consumed import sender, sharing
-sender.SEND_S = sender.HEALTHY_S = sharing.SETTLE_S = 60.0
+from hotplate.serve.consumed import sender
+sender.SEND_S = 60.0
 """
 PAIRS = st.builds(ConsumedPairs, st.text(min_size=1, max_size=64), HASHES, st.integers(0, (1 << 32) - 1))
 
@@ -69,10 +67,9 @@ class Shop:
         return self.server.url(prefix="shop")
 
     @property
-    def stream(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        with redis.Redis(port=self.server.port) as client:
-            entries: list[tuple[bytes, dict[bytes, bytes]]] = client.xrange("{shop}:consumed")
-            return entries
+    def hiding(self) -> list[ConsumedPairs]:
+        """What the entries in Redis hide."""
+        return hiding_in(self.server, "shop")
 
     def service(self, name: str, *, hours: int = 24, before: str = "") -> AbstractContextManager[Service]:
         """Run a service, with a folder of events by its name; *before* as for `serving`."""
@@ -138,79 +135,6 @@ def events_of(*users: str) -> list[bytes]:
     return lines
 
 
-def next_users(tail: SegmentTail) -> list[str]:
-    return [event.user for event in tail.next_events(1000)]
-
-
-def test_a_tail_reads_each_event_of_a_growing_segment_once(tmp_path: Path) -> None:
-    before = LogSegment(tmp_path)
-    before.append(events_of("1"))
-    before.close()
-    tail = SegmentTail(tmp_path, consumed_items("buy=24"))
-    assert next_users(tail) == ["1"]
-    segment = LogSegment(tmp_path)
-    assert next_users(tail) == []
-    for users in (["2"], ["3", "4"]):
-        segment.append(events_of(*users))
-        assert next_users(tail) == users
-    segment.append(events_of("5"))
-    segment.close()
-    assert next_users(tail) == ["5"]
-    assert next_users(tail) == []
-    tail.restart()
-    assert sorted(tail.next_events(1), key=lambda event: event.user)
-    assert len(next_users(tail)) >= 1
-
-
-def test_a_tail_finds_events_that_were_shipped_before_it_read_them(tmp_path: Path) -> None:
-    folder = tmp_path / "events"
-    folder.mkdir()
-    consumed = consumed_items("buy=24")
-    restore(consumed, folder)
-    tail = SegmentTail(folder, consumed)
-    segment = LogSegment(folder)
-    segment.append(events_of("1"))
-    assert next_users(tail) == ["1"]
-    segment.append(events_of("2"))
-    segment.close()
-    ship(folder, f"file://{tmp_path / 'shipped'}")
-    assert set(next_users(tail)) | set(next_users(tail)) == {"1", "2"}
-    assert next_users(tail) == []
-
-
-def test_a_tail_that_looks_late_finds_a_segment_as_old_as_its_last_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tail = SegmentTail(tmp_path, consumed_items("buy=24"))
-    changed_at = tmp_path.stat().st_mtime_ns
-    monkeypatch.setattr(time, "time_ns", lambda: changed_at)
-    assert next_users(tail) == []
-    segment = LogSegment(tmp_path)
-    segment.append(events_of("1"))
-    os.utime(tmp_path, ns=(changed_at, changed_at))  # the clock of a file system ticks every few milliseconds
-    monkeypatch.setattr(time, "time_ns", lambda: changed_at + 2 * RECENT_NS)
-    assert next_users(tail) == ["1"]
-    segment.close()
-
-
-def test_a_tail_lists_a_folder_again_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tail = SegmentTail(tmp_path, consumed_items("buy=24"))
-    assert next_users(tail) == []
-    segment = LogSegment(tmp_path)
-    segment.append(events_of("1"))
-    os.utime(tmp_path, ns=(0, 0))  # long ago, so it is listed once
-
-    def refuse(folder: Path) -> Iterator[Path]:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(folder))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", refuse)
-        with pytest.raises(OSError, match="Too many open files"):
-            tail.next_events(1)
-    assert next_users(tail) == ["1"]
-    segment.close()
-
-
 def test_forgotten_items_are_shown_and_others_stay_hidden() -> None:
     consumed = consumed_items("buy=24")
     first = consumed.pairs_of("buy", "1", ["a", "b"], None)
@@ -219,12 +143,16 @@ def test_forgotten_items_are_shown_and_others_stay_hidden() -> None:
     assert other is not None
     consumed.hide(first)
     consumed.hide(other)
-    assert (consumed.hides(first), consumed.hides(other)) == (True, True)
+    assert (hidden_in(consumed, "1"), hidden_in(consumed, "2")) == ({"a", "b"}, {"a"})
     consumed.forget(first)
-    assert (consumed.hides(first), consumed.hides(other)) == (False, True)
-    consumed.clear()
-    assert not consumed.hides(other)
-    assert consumed.hidden_from("2") is None
+    assert (hidden_in(consumed, "1"), hidden_in(consumed, "2")) == (set(), {"a"})
+    consumed.hide(first)
+    assert hidden_in(consumed, "1") == {"a", "b"}
+
+
+def hidden_in(consumed: Consumed, user: str) -> set[str]:
+    hidden = consumed.hidden_from(user)
+    return set() if hidden is None else {item for item in ("a", "b") if encode_id(item) in hidden}
 
 
 @pytest.mark.parametrize(
@@ -237,16 +165,16 @@ def test_forgotten_items_are_shown_and_others_stay_hidden() -> None:
     ],
 )
 def test_the_first_redis_store_is_used_by_default(stores: tuple[str, ...], chosen: str | None, url: str | None) -> None:
-    assert stream_url(ServiceSettings(stores, hide_consumed=("buy=24",), share_consumed=chosen)) == url
-    assert stream_url(ServiceSettings(stores)) is None
+    assert sharing_url(ServiceSettings(stores, hide_consumed=("buy=24",), share_consumed=chosen)) == url
+    assert sharing_url(ServiceSettings(stores)) is None
 
 
 def test_sharing_without_hiding_is_refused() -> None:
     with pytest.raises(ServiceMisused, match="give both"):
-        stream_url(ServiceSettings(("redis://b",), share_consumed="redis://b"))
+        sharing_url(ServiceSettings(("redis://b",), share_consumed="redis://b"))
 
 
-async def test_workers_wait_until_the_stream_was_read() -> None:
+async def test_workers_wait_until_all_entries_were_read() -> None:
     state = SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d"))
     waiting = asyncio.create_task(state.wait_until_started())
     await asyncio.sleep(0.1)
@@ -301,10 +229,16 @@ def sharing_of(server: RedisServer, folder: Path) -> ConsumedSharing:
     )
 
 
-def entries_of(server: RedisServer, folder: Path) -> list[tuple[bytes, dict[bytes, bytes]]]:
+def hiding_in(server: RedisServer, prefix: str) -> list[ConsumedPairs]:
+    """Return what the entries of a log hide."""
     with redis.Redis(port=server.port) as client:
-        entries: list[tuple[bytes, dict[bytes, bytes]]] = client.xrange(f"{{{folder.name}}}:consumed")
-        return entries
+        entries: list[bytes] = client.zrange(f"{{{prefix}}}:consumed-items", 0, -1)
+    decoded = map(decode_pairs, entries)
+    return [pairs for pairs in decoded if pairs is not None and pairs.until]
+
+
+def users_in(server: RedisServer, prefix: str) -> set[str]:
+    return {pairs.user for pairs in hiding_in(server, prefix)}
 
 
 async def test_sharing_goes_on_after_a_defect(
@@ -314,61 +248,58 @@ async def test_sharing_goes_on_after_a_defect(
     monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", store.open)
     segment = LogSegment(tmp_path)
     segment.append(events_of("1"))
-    next_events = SegmentTail.next_events
     attempts = 0
 
-    def fail_first(tail: SegmentTail, most: int) -> list[ConsumedEvent]:
+    def fail_first(folder: Path, kinds: Collection[str], since: float) -> Iterator[ConsumedEvent]:
         nonlocal attempts
         attempts += 1
-        return next_events(tail, most if attempts > 1 else 1 // 0)
+        return read_events(folder, kinds, since if attempts > 1 else 1 // 0)
 
-    monkeypatch.setattr(SegmentTail, "next_events", fail_first)
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.read_events", fail_first)
     async with background(sharing_of(redis_server, tmp_path).run()), asyncio.timeout(60):
-        while users_in(entries_of(redis_server, tmp_path)) != {"1"}:
+        while users_in(redis_server, tmp_path.name) != {"1"}:
             await asyncio.sleep(0.01)
     assert caplog.text.count("ZeroDivisionError") == 1
     segment.close()
 
 
-async def test_user_erased_before_an_event_is_sent_does_not_enter_the_stream(
+async def test_user_erased_before_an_event_is_sent_does_not_enter_the_log(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()
     await publish(store, "first")
-    has_read_events = asyncio.Event()
-    has_read_erased = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    next_events = SegmentTail.next_events
+    has_read_events = threading.Event()
+    has_read_erased = threading.Event()
 
     @asynccontextmanager
     async def opened(_url: str) -> AsyncIterator[MemoryStore]:
         yield store
 
-    def read_events(tail: SegmentTail, most: int) -> list[ConsumedEvent]:
-        events = next_events(tail, most)
-        if events:
-            loop.call_soon_threadsafe(has_read_events.set)
-        return events
+    def read_slowly(folder: Path, kinds: Collection[str], since: float) -> Iterator[ConsumedEvent]:
+        yield from read_events(folder, kinds, since)
+        has_read_events.set()
+        has_read_erased.wait(60)
 
     async def read_users(reader: MemoryStore, catalogue: Catalogue) -> ErasedUsers:
         erased = await read_erased(reader, catalogue)
         if erased.covers_user("1"):
-            has_read_erased.set()
+            asyncio.get_running_loop().call_soon(has_read_erased.set)
         return erased
 
-    monkeypatch.setattr(SegmentTail, "next_events", read_events)
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.read_events", read_slowly)
     monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", opened)
     monkeypatch.setattr("hotplate.serve.consumed.sharing.read_erased", read_users)
-    monkeypatch.setattr("hotplate.serve.consumed.sharing.SETTLE_S", 3600.0)  # so that events are kept
     segment = LogSegment(tmp_path)
     segment.append(events_of("1", "2"))
     async with background(sharing_of(redis_server, tmp_path).run()), asyncio.timeout(60):
-        await has_read_events.wait()
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(has_read_events.wait)
         await erase_users(store, ["1"])
-        await has_read_erased.wait()
-        await asyncio.sleep(0.1)
-    assert "1" not in users_in(entries_of(redis_server, tmp_path))  # "2" may be left to the next start
+        while users_in(redis_server, tmp_path.name) != {"2"}:
+            await asyncio.sleep(0.01)
+    with redis.Redis(port=redis_server.port) as client:
+        assert (
+            client.zcard(f"{{{tmp_path.name}}}:consumed-items") == 2
+        )  # and the first entry: no trace of the other user
     segment.close()
 
 
@@ -387,10 +318,10 @@ def test_items_sold_by_one_service_are_hidden_by_the_other(shop: Shop) -> None:
         assert counted(first, "hotplate_consumed_lag_seconds") < 30
         second.kill()
         buy(first, 3, "a")
-        with shop.service("third") as third:  # has read the stream before its first answer
+        with shop.service("third") as third:  # has read the log before its first answer
             assert [hides(third, user, item) for user, item in ((1, "a"), (2, "b"), (3, "a"))] == [True, True, True]
         until(lambda: counted(first, "hotplate_consumed_pairs_total", outcome="received") == 4)
-    assert len(shop.stream) == 3
+    assert len(shop.hiding) == 3
 
 
 def test_items_are_hidden_during_a_redis_outage_and_shared_after_it(shop: Shop) -> None:
@@ -413,6 +344,24 @@ def test_items_are_hidden_during_a_redis_outage_and_shared_after_it(shop: Shop) 
         until(lambda: "are shared through" in first.log.read_text())
 
 
+def test_events_that_redis_loses_in_the_middle_of_others_are_sent_again(shop: Shop) -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(shop.service(name)) for name in ("first", "second"))
+        client = stack.enter_context(redis.Redis(port=shop.server.port))
+
+        def lose_between(earlier: int, later: int) -> None:
+            buy(first, earlier, "a")
+            until(lambda: hides(second, earlier, "a"))
+            client.flushall()
+            buy(second, later, "b")  # at once: before either service can look
+            until(lambda: users_in(shop.server, "shop") >= {str(earlier), str(later)})
+
+        for user in (0, 2, 4):
+            lose_between(user, user + 1)
+        with shop.service("third") as third:
+            assert hides(third, 4, "a")
+
+
 def test_events_of_a_killed_service_are_shared_by_its_next_start(shop: Shop) -> None:
     with shop.service("first") as first:
         shop.server.kill()
@@ -425,133 +374,76 @@ def test_events_of_a_killed_service_are_shared_by_its_next_start(shop: Shop) -> 
             until(lambda: hides(second, 1, "a"))
 
 
-def users_in(stream: list[tuple[bytes, dict[bytes, bytes]]]) -> set[str]:
-    entries = [decode_pairs(fields[b"1"]) for _, fields in stream]
-    return {entry.user for entry in entries if entry is not None and entry.until > 0}
-
-
-def test_erased_users_leave_the_stream_and_do_not_come_back(shop: Shop) -> None:
+def test_erased_users_leave_the_log_and_do_not_come_back(shop: Shop) -> None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(shop.service(name)) for name in ("first", "second"))
         for user in (1, 2):
             buy(first, user, "p1")
         until(lambda: hides(second, 1, "p1"))
         json_of("users", "erase", "1", "--store", f"file://{shop.folder / 'store'}")
-        until(lambda: users_in(shop.stream) == {"2"})
+        until(lambda: users_in(shop.server, "shop") == {"2"})
         until(lambda: shown(second, 1) == ["p1", "p2"] == shown(first, 1), "the erased user is not forgotten")
         shop.server.kill()
         shop.server.start()
-        until(lambda: users_in(shop.stream) == {"2"})
+        until(lambda: users_in(shop.server, "shop") == {"2"})
         buy(first, 1, "p2")
         buy(first, 3, "a")
         until(lambda: hides(second, 3, "a"))
         second.kill()
         with shop.service("second") as again:
             assert shown(again, 1) == ["p1", "p2"]
-        assert users_in(shop.stream) == {"2", "3"}
+        assert users_in(shop.server, "shop") == {"2", "3"}
 
 
-def test_the_stream_is_kept_for_the_longest_hours_of_its_services(shop: Shop) -> None:
+def test_the_log_is_kept_for_the_longest_hours_of_its_services(shop: Shop) -> None:
     with shop.service("long", hours=48) as long:
         buy(long, 1, "a")
-        until(lambda: len(shop.stream) == 1)
+        until(lambda: len(shop.hiding) == 1)
     with shop.service("short", hours=1) as short:
         buy(short, 2, "b")
-        until(lambda: len(shop.stream) == 2)
+        until(lambda: len(shop.hiding) == 2)
     with redis.Redis(port=shop.server.port) as client:
-        assert 47 * 3600 < client.ttl("{shop}:consumed") <= 48 * 3600 + 1
+        assert 47 * 3600 < client.ttl("{shop}:consumed-items") <= 48 * 3600 + 1
 
 
-@pytest.mark.parametrize(("count", "places"), [(700, [300, 699]), (750, [700]), (130, [20, 110]), (2, [0]), (1, [0])])
-async def test_erased_entries_leave_the_memory_of_the_server(
-    redis_server: RedisServer, count: int, places: list[int]
-) -> None:
-    """Also those in the last node of the stream, to which entries are still appended."""
+async def test_replaced_entries_leave_the_memory_of_a_full_server(redis_server: RedisServer) -> None:
     redis_server.execute_command("CONFIG", "SET", "rdbcompression", "no")
-    key = "{forgetful}:consumed"
-    stream = open_stream(redis_server.url(prefix="forgetful"), "consumed")
-    values = [b"entry of user %d." % number for number in range(count)]
-    await stream.append(values, keep_s=60, most=10_000)
-    entries = await stream.older()
-    erased_values = [values[place] for place in places]
-    erased = [entry for entry in entries if entry.value in erased_values]
-
-    await stream.erase(erased)
+    key = "{full}:consumed-items"
+    entries = open_entry_log(redis_server.url(prefix="full"), "consumed-items")
+    values = [b"entry of user %d." % number for number in range(350)]
+    await entries.append(values)
+    erased = [values[20], values[349]]
+    redis_server.execute_command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        await entries.append([b"nobody"], instead_of=erased)
+    finally:
+        redis_server.execute_command("CONFIG", "SET", "maxmemory", "0")
 
     with redis.Redis(port=redis_server.port) as client:
         dumped = client.dump(key)
     assert dumped is not None
-    assert [value for value in values if value not in dumped] == erased_values
-    assert redis_server.execute_command("XLEN", key) == count - len(places)
-    await stream.erase(erased)
-    assert redis_server.execute_command("XLEN", key) == count - len(places)
+    assert [value for value in values if value not in dumped] == erased
+    assert [entry.value for entry in await entries.before(None)] == [b"nobody", *reversed(values[:20] + values[21:349])]
     redis_server.execute_command("DEL", key)
-    await stream.erase(erased)
-    assert redis_server.execute_command("EXISTS", key) == 0
-    assert await stream.newer(0) is None
-    await stream.close()
+    await entries.close()
 
 
-async def test_entries_are_erased_from_a_full_server(redis_server: RedisServer) -> None:
-    stream = open_stream(redis_server.url(prefix="full"), "consumed")
-    await stream.append([b"entry %d" % number for number in range(350)], keep_s=60, most=1000)
-    erased = [entry for entry in await stream.older() if entry.value in (b"entry 20", b"entry 349")]
-    redis_server.execute_command("CONFIG", "SET", "maxmemory", "1")
-    try:
-        await stream.erase(erased)
-    finally:
-        redis_server.execute_command("CONFIG", "SET", "maxmemory", "0")
-    assert redis_server.execute_command("XLEN", "{full}:consumed") == 348
-    redis_server.execute_command("DEL", "{full}:consumed")
-    await stream.close()
+async def test_an_entry_that_is_appended_again_stays_where_it_is(redis_server: RedisServer) -> None:
+    entries = open_entry_log(redis_server.url(prefix="twice"), "consumed-items")
+    await entries.append([b"a", b"b"])
+    first, second = reversed(await entries.before(None))
+    await asyncio.gather(entries.append([b"a", b"c"]), entries.append([b"c", b"b"]))
+    newer = await entries.after(second.position)
+    assert newer is not None
+    assert [entry.value for entry in newer] == [b"c"]
+    assert await entries.before(second.position) == [first]
+    await entries.append([], instead_of=[b"b"])
+    assert await entries.after(second.position) is None
+    redis_server.execute_command("DEL", "{twice}:consumed-items")
+    await entries.close()
 
 
-async def test_a_user_without_eval_erases_nothing(redis_server: RedisServer) -> None:
-    """Entries that were only marked as deleted would stay in the memory, and no service could find them."""
-    users = users_of_the_guide("denied", redis_server.execute_command, redis_server.url)
-    stream = open_stream(users["serve"], "consumed")
-    await stream.append([b"entry"], keep_s=60, most=10_000)
-    erased = await stream.older()
-    redis_server.execute_command("ACL", "SETUSER", "denied-serve", "-eval")
-
-    with pytest.raises(AccessDenied, match="eval"):
-        await stream.erase(erased)
-
-    stream.rewind()
-    assert await stream.older() == erased
-    redis_server.execute_command("DEL", "{denied}:consumed")
-    await stream.close()
-
-
-async def test_erasing_at_once_in_a_full_stream_keeps_the_other_entries(redis_server: RedisServer) -> None:
-    """Also while another service appends, which trims the stream."""
-    streams = [open_stream(redis_server.url(prefix="both"), "consumed") for _ in range(4)]
-    values = [b"entry %d" % number for number in range(1000)]
-    try:
-        for _ in range(10):
-            await streams[0].append(values, keep_s=60, most=1000)
-            erased = [entry for entry in await streams[0].older() if entry.value in values[::200]]
-            assert len(erased) == 5
-
-            await asyncio.gather(
-                *(stream.erase(erased) for stream in streams[:3]),
-                *(streams[3].append([b"new"], keep_s=60, most=1100) for _ in range(5)),
-            )
-
-            streams[3].rewind()
-            left = []
-            while streams[3].has_older:
-                left += [entry.value or b"" for entry in await streams[3].older()]
-            assert sorted(left) == sorted([*set(values) - set(values[::200]), *[b"new"] * 5])
-            redis_server.execute_command("DEL", "{both}:consumed")
-            for stream in streams:
-                stream.rewind()
-    finally:
-        for stream in streams:
-            await stream.close()
-
-
-async def test_missing_tokens_of_the_stream_are_counted(
+async def test_missing_tokens_of_the_log_are_counted(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NoTokens(RotatingProvider):
@@ -560,12 +452,10 @@ async def test_missing_tokens_of_the_stream_are_counted(
 
     monkeypatch.setattr("hotplate.stores.redis.store.entra_provider", lambda: NoTokens([]).create)
     monkeypatch.setattr("hotplate.serve.consumed.sender.SEND_S", UNTIL_S)
-    monkeypatch.setattr("hotplate.serve.consumed.sender.HEALTHY_S", UNTIL_S)
     metrics = Metrics(1, ["file"])
     consumed = consumed_items("buy=24")
     sender = ConsumedSender(
         f"{redis_server.url('rediss')}&auth=entra",
-        consumed=consumed,
         state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
         metrics=metrics,
         is_erased=lambda _: False,
@@ -590,39 +480,32 @@ def test_the_store_is_used_with_the_rights_of_the_guide(redis_server: RedisServe
         buy(first, 1, "a")
         until(lambda: hides(second, 1, "a"))
         json_of("users", "erase", "1", "--store", urls["publish"])
-        with redis.Redis(port=redis_server.port) as client:
-            until(lambda: users_in(client.xrange("{guide}:consumed")) == set())
+        until(lambda: users_in(redis_server, "guide") == set())
 
 
-async def test_a_cluster_keeps_the_stream_in_the_slot_of_the_catalogue(redis_cluster: RedisCluster) -> None:
-    stream = open_stream(redis_cluster.url(prefix="streamed"), "consumed")
-    assert await stream.append([b"x", b"y"], keep_s=60, most=1000) == 0
-    assert [entry.value for entry in await stream.older()] == [b"y", b"x"]
-    assert await stream.newer(0) == []
-    await stream.append([b"z"], keep_s=60, most=1000)
-    entries = await stream.newer(1000)
-    assert entries is not None
-    assert [entry.value for entry in entries] == [b"z"]
-    await stream.erase(entries)
-    assert await stream.newer(0) is not None
-    stream.rewind()
-    assert [entry.value for entry in await stream.older()] == [b"y", b"x"]
-    await stream.close()
+async def test_a_cluster_keeps_the_log_in_the_slot_of_the_catalogue(redis_cluster: RedisCluster) -> None:
+    entries = open_entry_log(redis_cluster.url(prefix="logged"), "consumed-items")
+    await entries.append([b"x", b"y"])
+    newest, oldest = await entries.before(None)
+    assert (oldest.value, newest.value) == (b"x", b"y")
+    assert await entries.after(newest.position) == []
+    await entries.append([b"z"], instead_of=[b"x"])
+    newer = await entries.after(newest.position)
+    assert newer is not None
+    assert [entry.value for entry in newer] == [b"z"]
+    await entries.close()
 
 
-async def test_a_stream_is_bounded_by_number_and_time(redis_server: RedisServer) -> None:
-    stream = open_stream(redis_server.url(prefix="bounded"), "consumed")
-    for _ in range(5):
-        await stream.append([b"x"] * 500, keep_s=60, most=1000)
-    length = int(redis_server.execute_command("XLEN", "{bounded}:consumed"))
-    assert 1000 <= length < 1200
-    assert 0 < redis_server.execute_command("TTL", "{bounded}:consumed") <= 60
-    await stream.close()
+async def test_a_log_is_bounded_by_number_and_time(redis_server: RedisServer) -> None:
+    entries = open_entry_log(redis_server.url(prefix="bounded"), "consumed-items")
+    await entries.append([b"%d" % number for number in range(1500)])
+    (newest, *_) = await entries.before(None)
+    assert await entries.trim(newest.position, keep_s=60, most=1000) == 500
+    assert await entries.trim(newest.position, keep_s=60, most=1000) == 0
+    left = await entries.before(None)
+    assert [entry.value for entry in left] == [b"%d" % number for number in range(1499, 499, -1)]
+    assert 0 < redis_server.execute_command("TTL", "{bounded}:consumed-items") <= 60
 
-    old_entries = "for n = 1, 500 do redis.call('XADD', KEYS[1], '1-' .. n, '1', 'x') end"  # with times in 1970
-    redis_server.execute_command("EVAL", old_entries, "1", "{aged}:consumed")
-    stream = open_stream(redis_server.url(prefix="aged"), "consumed")
-    await stream.append([b"x"], keep_s=3600, most=1000)
-    await stream.append([b"x"], keep_s=3600, most=1000)
-    assert int(redis_server.execute_command("XLEN", "{aged}:consumed")) < 200
-    await stream.close()
+    assert await entries.trim(newest.position + 61_000_000, keep_s=60, most=1000) == 0
+    assert await entries.before(None) == []
+    await entries.close()

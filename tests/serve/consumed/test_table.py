@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.serve.consumed.stored_events import restore
-from hotplate.serve.consumed.table import HOUR_S
+from hotplate.serve.consumed.table import BUCKETS, CAPACITY, HOUR_S, Consumed
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
 from hotplate.stores.encoding import encode_id
@@ -80,7 +80,7 @@ def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list
 
 
 def test_a_full_table_forgets_the_pairs_that_expire_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", 1 << 12)
+    monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", 1 << 10)
     consumed = consumed_items("buy=1")
     items = [f"{n}" for n in range(100)]
     for user in range(640):  # twice what has room
@@ -243,3 +243,24 @@ def test_users_find_names_kept_events(tmp_path: Path) -> None:
 def test_contradictory_option_is_refused(text: str) -> None:
     with pytest.raises(ServiceMisused, match="as buy=24"):
         consumed_items(text)
+
+
+def test_a_table_holds_its_capacity_and_counts_what_it_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", BUCKETS >> 7)
+    consumed = consumed_items("buy=1")
+    users = [f"{number}" for number in range(CAPACITY >> 7)]
+    forgotten = sum(consumed.add("buy", user, ["a"], None) for user in users)
+    hidden = sum(is_hidden(consumed, user, "a") for user in users)
+    assert hidden == len(users)
+    assert forgotten == 0
+
+    further_users = [f"further {number}" for number in range(2 * len(users))]
+    forgotten = sum(consumed.add("buy", user, ["a"], None) for user in further_users)
+    hidden = sum(is_hidden(consumed, user, "a") for user in [*users, *further_users])
+    assert forgotten > 0
+    assert hidden == len(users) + len(further_users) - forgotten
+
+
+def is_hidden(consumed: Consumed, user: str, item: str) -> bool:
+    hidden = consumed.hidden_from(user)
+    return hidden is not None and encode_id(item) in hidden

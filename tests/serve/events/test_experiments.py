@@ -18,9 +18,9 @@ from hotplate.serve.events.experiments import (
     users_needed,
 )
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.canary import BothCounts, ServedCanary
+from hotplate.serve.releases.canary import ServedCanary
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import Arm, Canary, Experiment, ReleaseId
+from hotplate.stores.catalogue import Arm, Experiment, ReleaseId, UserShare
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.event_log import LogSegment, line_of
 from hotplate.stores.publication import Activation
@@ -110,7 +110,7 @@ async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tm
 
 def test_the_report_assigns_users_as_the_service_does() -> None:
     experiment = Experiment("salt", 30, START, END)
-    canary = ServedCanary(Canary(ReleaseId("r"), 30, "salt"), None, BothCounts())  # type: ignore[arg-type]  # no lookup is made
+    canary = ServedCanary(None, UserShare.of(30, "salt"))  # type: ignore[arg-type]  # no lookup is made
     for name in map(str, range(1000)):
         assert (experiment.arm_of(name) == "B") == canary.includes(RowKey(USER, name))
 

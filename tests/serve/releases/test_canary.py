@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import BUCKETS_S, CANARY, CANARY_LOOKUPS, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, ServedCanary, find_regression
+from hotplate.serve.releases.canary import ServedCanary
+from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.releases.follower import CANARY_S
+from hotplate.serve.releases.judgement import find_regression
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import GRACE_S, Canary, ReleaseId
+from hotplate.stores.catalogue import GRACE_S, ReleaseId, UserShare
 from hotplate.stores.encoding import EVERYBODY, ITEM, OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.transfer import copy
@@ -72,7 +74,7 @@ def test_canary_users_remain_at_larger_shares_and_canaries_are_independent(
     release = "no lookup is made of it"
 
     def seen(salt: str, percent: float) -> set[int]:
-        canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), release, BothCounts())  # type: ignore[arg-type]  # as it says
+        canary = ServedCanary(release, UserShare.of(percent, salt))  # type: ignore[arg-type]  # as it says
         assert not canary.includes(RowKey(ITEM, "1"))
         assert not canary.includes(EVERYBODY)
         return {user for user in range(1000) if canary.includes(RowKey(USER, str(user)))}
@@ -185,11 +187,11 @@ async def test_stopped_canary_stays_stopped_if_restarted_between_two_reads(memor
         for _ in range(10):
             await reader.personal_many(NAMES)
         await asyncio.sleep(2 * CANARY_S)
-        assert tier.follower.canary_follower.stopped == canary
+        assert tier.follower.followed_canary.is_stopped
         assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
         await publish(memory, "later", live=False)
         await tier.follower.refresh()
-        assert tier.follower.canary_follower.stopped == canary
+        assert tier.follower.followed_canary.is_stopped
         assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
 
 

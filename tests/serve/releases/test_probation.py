@@ -17,11 +17,18 @@ from hotplate.serve.breaker import FAILURES
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.processes.context import regions
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases import probation as probation_module
-from hotplate.serve.releases.canary import ReleaseCounts, find_regression
-from hotplate.serve.releases.live_counts import ReleaseCounter, SharedCounts
-from hotplate.serve.releases.probation import HOUR_S, LOOKUPS, NATURAL_LOSS, RETRY_S, Probation, expected_of
-from hotplate.serve.releases.probation_state import TierProbation
+from hotplate.serve.releases import withdrawal
+from hotplate.serve.releases.comparison import (
+    HOUR_S,
+    NATURAL_LOSS,
+    SharedComparisons,
+    TierComparisons,
+    expected_of,
+)
+from hotplate.serve.releases.counts import ReleaseCounts
+from hotplate.serve.releases.judgement import find_regression
+from hotplate.serve.releases.live_counts import ReleaseCounter
+from hotplate.serve.releases.withdrawal import LOOKUPS, RETRY_S, ReleaseJudge
 from hotplate.serve.shared_table import SharedTable
 from hotplate.serve.states import Reporter, SharedStates
 from hotplate.serve.telemetry.exposition import Exposition
@@ -132,16 +139,17 @@ class Rehearsal:
         self.reader = TieredReader({"tier": store})
         (self.tier,) = self.reader.tiers
         self.states = SharedStates(table.records("states"))
-        self.shared = SharedCounts(table.records("release counts"), table.records("probations"))
+        self.shared = SharedComparisons(table.records("comparisons"), table.records("release counts"))
         self.counter = ReleaseCounter(self.shared, 0, self.reader.tiers, self.reader.metrics)
         self.store = admin_store or store
-        self.probation = self.judge()
+        self.judge = self.admin()
 
-    def judge(self) -> Probation:
-        return Probation(
+    def admin(self) -> ReleaseJudge:
+        return ReleaseJudge(
             {"tier": self.store},  # type: ignore[dict-item]  # RemoteStore is read only
             self.shared,
             self.states,
+            self.reader.metrics,
             probation_s=PROBATION_S,
             clock=lambda: self.now,
         )
@@ -154,7 +162,7 @@ class Rehearsal:
         self.now += 1.0
         self.states.write(0, Reporter(self.reader.tiers).state())
         await self.counter.count()
-        await self.probation.look()
+        await self.judge.judge_live_releases()
 
     async def answer(self, names: Sequence[str] = NAMES) -> None:
         await self.reader.personal_many(names)
@@ -164,11 +172,11 @@ class Rehearsal:
     async def read(self, times: int, *, seconds: float) -> None:
         """Count reads of the store that took a time."""
         for _ in range(times):
-            self.reader.metrics.observe(self.tier.counters.read_cell, seconds)
+            self.reader.metrics.observe(self.tier.read_cell, seconds)
         await self.look()
 
-    def state(self) -> TierProbation:
-        (state,) = self.shared.probations()
+    def state(self) -> TierComparisons:
+        (state,) = self.shared.all()
         return state
 
 
@@ -200,7 +208,7 @@ async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) 
         await life.activate(memory, bad)
     await service.follow()
     assert (service.state().before, service.state().withdrawn) == (None, 1)
-    text = Exposition(service.reader.metrics, list, service.shared.probations).text().decode()
+    text = Exposition(service.reader.metrics, list, service.shared.all).text().decode()
     assert 'hotplate_releases_withdrawn_total{store="tier"} 1.0' in text
     assert 'hotplate_withdrawal_blocked{store="tier"} 0.0' in text
     await life.activate(memory, bad, override=life.Override.DAMAGE)  # an operator takes it as it is
@@ -259,12 +267,12 @@ async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole
         rows |= {key: b"damage" + rows[key] for key in rows if key.startswith("user:") and key.endswith(("1", "5"))}
     await service.answer()
     assert (await memory.catalogue()).live == bad
-    assert "damaged, too" in service.state().blocked
+    assert "damaged, too" in service.state().failure
     stored[1] |= whole
     service.now += RETRY_S
     await service.look()
     assert (await memory.catalogue()).live == first
-    assert service.state().blocked == ""
+    assert service.state().failure == ""
 
 
 async def test_rollback_and_first_release_are_not_on_probation(memory: MemoryStore) -> None:
@@ -318,7 +326,7 @@ async def test_failing_store_withdraws_nothing(memory: MemoryStore) -> None:
     for _ in range(3):
         await service.answer()
     assert (await memory.catalogue()).live == second
-    assert service.state().blocked == ""
+    assert service.state().failure == ""
 
 
 async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
@@ -363,10 +371,10 @@ async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
     with monkeypatch.context() as patch:
         patch.setattr(memory, "get_many", fail)
         await service.read(300, seconds=0.02)
-    assert service.state().blocked == "away"
+    assert service.state().failure == "away"
     service.now += RETRY_S
     await service.look()
-    assert service.state().blocked == ""  # as slow as the release before
+    assert service.state().failure == ""  # as slow as the release before
 
 
 async def test_one_slow_read_after_a_slow_period_withdraws_nothing(
@@ -408,13 +416,13 @@ async def test_service_without_the_right_to_write_says_so(
     for _ in range(30):
         await service.look()
     assert (await memory.catalogue()).live == bad
-    assert service.state().blocked == "this user may not write"
+    assert service.state().failure == "this user may not write"
     assert caplog.text.count("this service cannot withdraw it") == 1
-    text = Exposition(service.reader.metrics, list, service.shared.probations).text().decode()
+    text = Exposition(service.reader.metrics, list, service.shared.all).text().decode()
     assert 'hotplate_withdrawal_blocked{store="tier"} 1.0' in text
     service.now += HOUR_S
     await service.look()
-    assert (service.state().before, service.state().blocked) == (None, "this user may not write")
+    assert (service.state().before, service.state().failure) == (None, "this user may not write")
 
 
 class ExaminedStore(RemoteStore):
@@ -442,12 +450,12 @@ async def test_missing_right_to_withdraw_is_logged_once_when_the_store_can_be_re
     may_write: bool,
     raises: bool,
 ) -> None:
-    monkeypatch.setattr(probation_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(withdrawal, "RETRY_S", 0.0)
     store = ExaminedStore(memory)
     store.may_write = may_write
     store.raises = raises
     store.failure = StoreUnavailable("not reached")
-    checking = asyncio.create_task(Rehearsal(store).probation.check_rights())
+    checking = asyncio.create_task(Rehearsal(store).judge.check_rights("tier"))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not checking.done()
@@ -470,10 +478,10 @@ async def test_withdrawal_without_a_clear_result_is_counted_if_it_took_place(
         await life.rollback(store, if_live, reason=reason)
         raise TimeoutError
 
-    monkeypatch.setattr(probation_module, "rollback", roll_back_and_stop)
+    monkeypatch.setattr(withdrawal, "rollback", roll_back_and_stop)
     await service.answer()
     assert (await memory.catalogue()).live == first
-    assert (service.state().before, service.state().withdrawn, service.state().blocked) == (None, 1, "")
+    assert (service.state().before, service.state().withdrawn, service.state().failure) == (None, 1, "")
     assert "cannot withdraw" not in caplog.text
 
 
@@ -490,7 +498,7 @@ async def test_one_of_two_concurrent_services_withdraws(memory: MemoryStore) -> 
         await service.reader.personal_many(NAMES)
         await service.counter.count()
         await service.counter.count()
-    await asyncio.gather(*(service.probation.look() for service in services))
+    await asyncio.gather(*(service.judge.judge_live_releases() for service in services))
     assert (await memory.catalogue()).live == first
     assert sum(service.state().withdrawn for service in services) == 1
 
@@ -500,7 +508,7 @@ async def test_admin_process_that_ended_is_continued(memory: MemoryStore) -> Non
     await publish(memory, "bad", users=FEWER)
     await service.follow()
     began = service.state()
-    service.probation = service.judge()
+    service.judge = service.admin()
     assert service.state() == began
     await service.answer()
     assert (await memory.catalogue()).live == first
@@ -508,12 +516,12 @@ async def test_admin_process_that_ended_is_continued(memory: MemoryStore) -> Non
 
 async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) -> None:
     service, first = await rehearsed(memory)
-    counted = service.shared.read(0)
+    counted = service.shared.counted("tier")
     assert counted[0].counts.hit == 5 * USERS
     service.counter = ReleaseCounter(service.shared, 0, service.reader.tiers, service.reader.metrics)
     await service.look()
     await service.answer()
-    (entry,) = service.shared.read(0)
+    (entry,) = service.shared.counted("tier")
     assert (entry.release, entry.counts.hit) == (await ref_of(memory, first), 6 * USERS)
 
 
@@ -608,12 +616,12 @@ def answered(service: Service, release: str) -> float:
 
 # A probation does not end before a file exists.
 UNENDING = """
-from hotplate.serve.releases import probation
-judge = probation.Probation._judge
-async def judge_for_long(self, *arguments):
+from hotplate.serve.releases.withdrawal import ReleaseJudge
+judge = ReleaseJudge.judge_live_releases
+async def judge_for_long(self):
     self._probation_s = 5.0 if seen.exists() else 3600.0
-    await judge(self, *arguments)
-probation.Probation._judge = judge_for_long
+    await judge(self)
+ReleaseJudge.judge_live_releases = judge_for_long
 """
 
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from hotplate.serve.metrics import CANARY, CANARY_LOOKUPS, LIVE, Metrics
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.canary_judge import CanaryJudge, SharedVerdicts
+from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.follower import CANARY_S
-from hotplate.serve.releases.service_canaries import ServiceCanaries
+from hotplate.serve.releases.withdrawal import ReleaseJudge
 from hotplate.serve.states import Reporter, SharedStates
-from hotplate.serve.tier_metrics import TierMetrics
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from tests.support.memory_store import MemoryStore
@@ -33,17 +32,16 @@ class SharedCanary:
         self.metrics = Metrics(3, [TIER])
         shared = table(workers=2)
         self.states = SharedStates(shared.records("states"))
-        self.verdicts = SharedVerdicts(shared.records("canary verdicts"))
+        self.comparisons = SharedComparisons(shared.records("comparisons"), shared.records("release counts"))
         self.judge = self.admin()
 
-    def admin(self) -> ServiceCanaries:
-        judge = CanaryJudge(TierMetrics(TIER, self.metrics).canary_counts)
-        return ServiceCanaries({TIER: judge}, self.verdicts, self.states)
+    def admin(self) -> ReleaseJudge:
+        return ReleaseJudge({TIER: self.store}, self.comparisons, self.states, self.metrics)
 
     @asynccontextmanager
     async def worker(self, number: int) -> AsyncIterator[TieredReader]:
         metrics = self.metrics.in_slot(number)
-        async with TieredReader({TIER: self.store}, metrics=metrics, verdicts=self.verdicts) as reader:
+        async with TieredReader({TIER: self.store}, metrics=metrics, comparisons=self.comparisons) as reader:
             await reader.wait_until_ready(5)
             self.report(number, reader)
             yield reader
@@ -75,13 +73,13 @@ async def test_worse_canary_is_stopped_in_all_workers_and_those_that_start_later
     service = await with_canary(memory)
     both = {service.live, service.canary}
     async with service.worker(0) as first, service.worker(1) as second:
-        await service.judge.look()
+        await service.judge.judge_canaries()
         service.count(lost=0)
-        await service.judge.look()
+        await service.judge.judge_canaries()
         await asyncio.sleep(2 * CANARY_S)
         assert await shown(first) == await shown(second) == both
         service.count(lost=200)
-        await service.judge.look()
+        await service.judge.judge_canaries()
         await asyncio.sleep(2 * CANARY_S)
         assert await shown(first) == await shown(second) == {service.live}
 
@@ -95,25 +93,26 @@ async def test_worse_canary_is_stopped_in_all_workers_and_those_that_start_later
 async def test_verdict_outlives_the_admin_process_and_ends_with_the_canary(memory: MemoryStore) -> None:
     service = await with_canary(memory)
     async with service.worker(0) as reader:
+        await service.judge.judge_canaries()
         service.count(lost=500)
-        await service.judge.look()
+        await service.judge.judge_canaries()
         successor = service.admin()
         service.states.clear(0)  # the worker is replaced
-        await successor.look()
+        await successor.judge_canaries()
         service.report(0, reader)
-        await successor.look()
+        await successor.judge_canaries()
         await asyncio.sleep(2 * CANARY_S)
         assert await shown(reader) == {service.live}
 
         await life.abort(memory)
         await reader.tiers[0].follower.refresh()
         service.report(0, reader)
-        await successor.look()
-        assert service.verdicts.all() == []
+        await successor.judge_canaries()
+        assert service.comparisons.trials() == {}
         await life.start_canary(memory, service.canary, 50)
         await reader.tiers[0].follower.refresh()
         service.report(0, reader)
-        await successor.look()
+        await successor.judge_canaries()
         await asyncio.sleep(2 * CANARY_S)
         assert await shown(reader) == {service.live, service.canary}
 
@@ -126,7 +125,8 @@ async def test_worse_canary_that_many_gates_refuse_is_reported_and_stopped(memor
         memory.current, releases=tuple(replace(entry, refused_by=gates) for entry in memory.current.releases)
     )
     async with service.worker(0) as reader:
+        await service.judge.judge_canaries()
         service.count(lost=500)
-        await service.judge.look()
+        await service.judge.judge_canaries()
         await asyncio.sleep(2 * CANARY_S)
         assert await shown(reader) == {service.live}

@@ -10,7 +10,7 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.telemetry.spans import RequestRecord
+from hotplate.serve.telemetry.records import RequestRecord
 from tests.support.service import Service, a_list, publish_lists, running, until
 
 

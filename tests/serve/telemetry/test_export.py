@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
@@ -19,13 +19,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics, request_cell
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import CONNECTION_STRING, Sampling, TelemetrySettings, read_telemetry
-from hotplate.serve.telemetry.export import MetricReport, SpanQueue, exporters_for
-from hotplate.serve.telemetry.spans import Span, Tracer
+from hotplate.serve.telemetry.export import MetricReport, exporters_for
+from hotplate.serve.telemetry.tracing import Tracer
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account
 from tests.support.http_server import http_server
@@ -150,18 +152,27 @@ def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
         yield running_one
 
 
-def recorded(reader: TieredReader, *requests: bytes, lane: bool = True) -> list[Span]:
+def recorded(reader: TieredReader, *requests: bytes, lane: bool = True) -> list[ReadableSpan]:
     """Answer requests concurrently, each on a new connection; return the recorded spans."""
-    spans = list[Span]()
-    tracer = Tracer(Sampling(1.0, parent_based=True), spans.append)
 
-    async def answer() -> None:
+    async def answer(tracer: Tracer) -> None:
         async with Pair(reader, tracer=tracer) as pair:
             server = pair.lane if lane else pair.plain
             await asyncio.gather(*(exchange(server, [request], 0.01) for request in requests))
 
-    asyncio.run(answer())
-    return [span for span in spans if span.attributes.get("url.path") != "/livez"]
+    return recorded_by(answer)
+
+
+def recorded_by(answer: Callable[[Tracer], Coroutine[object, object, None]]) -> list[ReadableSpan]:
+    exporter = InMemorySpanExporter()
+    tracer = Tracer(SETTINGS, exporter)
+    asyncio.run(answer(tracer))
+    tracer.close(60)
+    return [span for span in exporter.get_finished_spans() if attributes_of(span).get("url.path") != "/livez"]
+
+
+def attributes_of(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
 
 
 async def remote() -> RemoteStore:
@@ -170,8 +181,9 @@ async def remote() -> RemoteStore:
     return RemoteStore(memory)
 
 
-def by_kind(spans: list[Span]) -> tuple[list[Span], list[Span]]:
-    return [span for span in spans if span.is_server], [span for span in spans if not span.is_server]
+def by_kind(spans: list[ReadableSpan]) -> tuple[list[ReadableSpan], list[ReadableSpan]]:
+    servers = [span for span in spans if span.kind is SpanKind.SERVER]
+    return servers, [span for span in spans if span.kind is SpanKind.CLIENT]
 
 
 @pytest.mark.parametrize("lane", [True, False])
@@ -181,35 +193,35 @@ def test_shared_read_is_a_child_span_of_the_first_linked_to_the_others(*, lane: 
     servers, clients = by_kind(spans)
     assert [span.name for span in servers] == ["GET /v1/recommendations/{user}"] * 2
     (read,) = clients
-    assert read.parent_id == servers[0].span_id
-    assert read.links == [(int(TRACE, 16), servers[1].span_id)]
-    assert {span.trace_id for span in spans} == {int(TRACE, 16)}
-    assert {span.parent_id for span in servers} == {int(CALLER, 16)}
-    assert all(span.attributes["url.path"] == "/v1/recommendations/REDACTED" for span in servers)
-    assert all(span.attributes["hotplate.source"] == "personal" for span in servers)
+    servers.sort(key=lambda span: span.context != read.parent)
+    assert read.parent == servers[0].context
+    assert [link.context for link in read.links] == [servers[1].context]
+    assert {span.context.trace_id for span in spans} == {int(TRACE, 16)}
+    assert {span.parent and span.parent.span_id for span in servers} == {int(CALLER, 16)}
+    assert all(attributes_of(span)["url.path"] == "/v1/recommendations/REDACTED" for span in servers)
+    assert all(attributes_of(span)["hotplate.source"] == "personal" for span in servers)
 
 
 def test_batch_from_files_has_no_store_span() -> None:
     reader = TieredReader({"file": asyncio.run(remote()).inner})
-    assert [span.is_server for span in recorded(reader, post(b'{"users":["1","2"]}'))] == [True]
+    servers, clients = by_kind(recorded(reader, post(b'{"users":["1","2"]}')))
+    assert (len(servers), clients) == (1, [])
 
 
 def test_failed_spans_have_the_reason_and_the_fallback() -> None:
     first = asyncio.run(remote())
     reader = TieredReader({"cosmos": first, "redis": asyncio.run(remote())}, budget_s=30.0)
 
-    async def fail_once_it_is_served() -> None:
-        async with Pair(reader, tracer=Tracer(Sampling(1.0, parent_based=True), spans.append)) as pair:
+    async def fail_once_it_is_served(tracer: Tracer) -> None:
+        async with Pair(reader, tracer=tracer) as pair:
             first.failure = StoreUnavailable("gone")
             await exchange(pair.lane, [get("/v1/recommendations/1")], 0.01)
 
-    spans = list[Span]()
-    asyncio.run(fail_once_it_is_served())
-    servers, (failed, read) = by_kind(spans)
-    assert (failed.attributes["error.type"], failed.failed) == ("StoreUnavailable", True)
-    assert (read.attributes["hotplate.tier"], read.failed) == ("redis", False)
-    assert servers[0].attributes["hotplate.tier"] == "redis"
-    assert not servers[0].failed
+    servers, (failed, read) = by_kind(recorded_by(fail_once_it_is_served))
+    assert (attributes_of(failed)["error.type"], failed.status.is_ok) == ("StoreUnavailable", False)
+    assert (attributes_of(read)["hotplate.tier"], read.status.is_ok) == ("redis", True)
+    assert attributes_of(servers[0])["hotplate.tier"] == "redis"
+    assert servers[0].status.is_ok
 
 
 def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
@@ -343,23 +355,12 @@ def test_invalid_connection_string_is_an_error() -> None:
         assert wrong not in str(refused.value)
 
 
-def all_sent(settings: TelemetrySettings, spans: Sequence[Span]) -> bool:
-    """Send spans by the exporter that the settings name; return whether all were taken."""
-    results = list[SpanExportResult]()
-    sending = exporters_for(settings).spans()
-    real = sending.export
-
-    def export(batch: Sequence[ReadableSpan]) -> SpanExportResult:
-        results.append(real(batch))
-        return results[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sending, "export", export)
-        queue = SpanQueue(settings, sending)
-        for span in spans:
-            queue.add(span)
-        queue.close(30)
-    return results == [SpanExportResult.SUCCESS]
+def all_sent(settings: TelemetrySettings, spans: Sequence[ReadableSpan]) -> bool:
+    """Send spans by the exporter that the settings name; return whether it took them."""
+    exporter = exporters_for(settings).spans()
+    result = exporter.export(spans)
+    exporter.shutdown()
+    return result is SpanExportResult.SUCCESS
 
 
 def azure(connection_string: str) -> TelemetrySettings:

@@ -1,20 +1,25 @@
 """Which requests are sampled, by the SDK's own decisions, and what the settings of every SDK say here."""
 
+from functools import cache
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry import trace
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from hotplate.serve.settings import Sampling, TelemetrySettings, read_telemetry
-from hotplate.serve.telemetry.spans import HALF, Span, Tracer
+from hotplate.serve.telemetry.tracing import Tracer
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{PARENT}-01"
 
 
-def ignore(span: Span) -> None:
-    """Take a span for nothing."""
+@cache
+def tracer(share: float, *, parent_based: bool = True) -> Tracer:
+    return Tracer(TelemetrySettings("otlp", Sampling(share, parent_based=parent_based)), InMemorySpanExporter())
 
 
 def settings(destination: str = "otlp", **environment: str) -> TelemetrySettings | None:
@@ -36,30 +41,48 @@ def settings(destination: str = "otlp", **environment: str) -> TelemetrySettings
 def test_traceparent_is_parsed_like_the_sdk(value: str) -> None:
     context = TraceContextTextMapPropagator().extract({"traceparent": value.strip(" \t")})
     read = trace.get_current_span(context).get_span_context()
-    always, never = (Tracer(Sampling(share, parent_based=share == 0), ignore) for share in (1.0, 0.0))
-    catalogue = always.begin(value.strip(" \t"), None)
-    assert catalogue is not None
-    assert (catalogue.parent_id is not None) == read.is_valid
-    if read.is_valid:
-        assert (catalogue.trace_id, catalogue.parent_id) == (read.trace_id, read.span_id)
-    assert (never.begin(value.strip(" \t"), None) is not None) == (read.is_valid and read.trace_flags.sampled)
-
-
-def test_share_of_new_traces_is_sampled_and_context_is_propagated() -> None:
-    begun = Tracer(Sampling(0.0, parent_based=True), ignore).begin(SAMPLED, "vendor=1")
+    begun = tracer(1.0, parent_based=False).begin(value.strip(" \t"), None)
     assert begun is not None
-    assert begun.headers(7) == f"traceparent: 00-{TRACE}-{7:016x}-01\r\ntracestate: vendor=1\r\n".encode()
-    some = [Tracer(Sampling(0.3, parent_based=True), ignore).begin(None, None) for _ in range(1000)]
-    taken = [span for span in some if span is not None]
-    assert 200 < len(taken) < 400
-    assert all(span.trace_id & HALF < 0.3 * HALF for span in taken)
+    assert (begun.context.trace_id == read.trace_id) == read.is_valid
+    assert (tracer(0.0).begin(value.strip(" \t"), None) is not None) == (read.is_valid and read.trace_flags.sampled)
+
+
+def headers_of_call(tracestate: str | None) -> list[bytes]:
+    """Return the header lines for the call of a store in a sampled request."""
+    begun = tracer(0.0).begin(SAMPLED, tracestate)
+    assert begun is not None
+    with begun.store_call("redis", 1, ()) as call:
+        return call.headers.splitlines()
+
+
+def test_context_is_propagated() -> None:
+    traceparent, tracestate = headers_of_call("vendor=1")
+    assert traceparent.startswith(f"traceparent: 00-{TRACE}-".encode())
+    assert traceparent.endswith(b"-01")
+    assert PARENT.encode() not in traceparent
+    assert tracestate == b"tracestate: vendor=1"
+
+
+def test_share_of_new_traces_is_sampled() -> None:
+    some = tracer(0.3)
+    taken = sum(some.begin(None, None) is not None for _ in range(1000))
+    assert 200 < taken < 400
+
+
+@given(st.integers(1, (1 << 128) - 1), st.sampled_from([0.0, 0.01, 0.3, 0.999, 1.0]))
+def test_traces_of_callers_are_sampled_by_their_ids_like_by_the_sdk(trace_id: int, share: float) -> None:
+    begun = tracer(share, parent_based=False).begin(f"00-{trace_id:032x}-{PARENT}-00", None)
+    decision = TraceIdRatioBased(share).should_sample(None, trace_id, "").decision
+    sampled = decision is Decision.RECORD_AND_SAMPLE
+    if sampled:
+        assert begun is not None
+        assert begun.context.trace_id == trace_id
+    assert sampled == (begun is not None)
 
 
 @pytest.mark.parametrize("state", ["", "a" * 513, "b=\r\nx: y", "b=\udce4"])
 def test_invalid_tracestate_is_not_propagated(state: str) -> None:
-    begun = Tracer(Sampling(1.0, parent_based=True), ignore).begin(SAMPLED, state)
-    assert begun is not None
-    assert begun.headers(1).count(b"\r\n") == 1
+    assert len(headers_of_call(state)) == 1
 
 
 def test_standard_sdk_variables_are_settings() -> None:

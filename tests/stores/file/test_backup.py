@@ -374,7 +374,7 @@ async def test_restore_interrupted_before_its_last_step_changes_no_readable_data
         raise StoreFull("ended")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.stores.file.store.CatalogueFile.replace", end)
+        patch.setattr("hotplate.stores.file.store.dump", end)
         with pytest.raises(StoreFull, match="ended"):
             await restore(target, store, over=True)
     assert await store.catalogue() == before

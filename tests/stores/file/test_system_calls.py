@@ -101,7 +101,7 @@ def check_next_swap(folder: Path) -> None:
     later = grown(catalogue, "later")
     (process,) = run(Schedule(), [swapping(folder, catalogue, later)])
     assert (process.outcomes, read(folder)) == ([later], later)
-    assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.spare", "catalogue.lock", "records"}
+    assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.spare", "catalogue.lock"}
 
 
 @LIMITS

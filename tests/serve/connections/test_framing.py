@@ -4,19 +4,18 @@ import asyncio
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 from itertools import pairwise
 from unittest.mock import Mock, create_autospec
 
 import pytest
 from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, parse_batch
 from hotplate.serve.api.schemas import MAX_USERS
-from hotplate.serve.connections.line_limit import MAX_CHUNKS, MAX_LINES, LineLimit, TooManyLines
-from hotplate.serve.connections.request_reader import RequestReader
+from hotplate.serve.connections.framing import MAX_CHUNKS, ChunkedBody, MalformedBody, TooManyChunks
 from hotplate.serve.embedded import Lists
 from hotplate.serve.problems import Problem
 from hotplate.serve.reader import TieredReader
@@ -110,14 +109,65 @@ async def test_chunks_of_ordinary_sizes_pass(pair: Pair, body: bytes, chunk_byte
     assert not transport.closed
 
 
-@given(data=st.binary(max_size=4000), cuts=st.lists(st.integers(0, 4000), max_size=5))
-def test_lines_are_counted_alike_however_a_body_is_cut(data: bytes, cuts: list[int]) -> None:
-    data = b"\r" * MAX_LINES + data
-    limit = LineLimit()
-    ends = [*sorted(cut + MAX_LINES for cut in cuts), len(data)]
-    with pytest.raises(TooManyLines) if data.count(b"\r") > MAX_LINES else nullcontext():
-        for start, end in pairwise([0, *ends]):
-            limit.count(data[start:end])
+def taken(sent: bytes, cuts: list[int]) -> int:
+    """Return how many bytes of *sent*, which is cut at these places, are the body; raises as `ChunkedBody`."""
+    body = ChunkedBody()
+    count = 0
+    for start, end in pairwise([0, *sorted(cuts), len(sent)]):
+        count += body.take(sent[start:end])
+    assert body.is_complete
+    return count
+
+
+CUTS = st.lists(st.integers(0, 5_000), max_size=6)
+
+
+@given(
+    chunks=st.lists(st.binary(min_size=1, max_size=300), max_size=12),
+    extension=st.sampled_from([b"", b";a", b" ; a=b"]),
+    trailers=st.lists(st.sampled_from([b"A: b\r\n", b"X-Request-Id: c\r\n"]), max_size=3),
+    after=st.binary(max_size=50),
+    cuts=CUTS,
+)
+def test_chunked_body_ends_at_the_same_byte_however_it_is_cut(
+    chunks: list[bytes], extension: bytes, trailers: list[bytes], after: bytes, cuts: list[int]
+) -> None:
+    sent = b"".join(b"%X%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
+    sent += b"0\r\n" + b"".join(trailers) + b"\r\n"
+    assert taken(sent + after, [min(cut, len(sent)) for cut in cuts]) == len(sent)
+
+
+@given(data=st.binary(max_size=4000), cuts=CUTS)
+def test_chunks_are_counted_alike_however_a_body_is_cut(data: bytes, cuts: list[int]) -> None:
+    sent = b"1\r\na\r\n" * (MAX_CHUNKS + 3) + data
+    with pytest.raises(TooManyChunks):
+        taken(sent, [min(cut * 5, len(sent)) for cut in cuts])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"zz\r\n",
+        b"\r\n",
+        b"-1\r\n",
+        b"0x1\r\n",
+        b"1\n",
+        b"1 \ra\r\n",
+        b"100000000\r\n",
+        b"1\r\na0\r\n\r\n",
+        b"a" * 9000,
+    ],
+)
+def test_malformed_chunks_are_found_at_once(sent: bytes) -> None:
+    for cut in range(min(len(sent), 9)):
+        with pytest.raises(MalformedBody):
+            taken(sent, [cut])
+
+
+async def test_long_trailers_are_refused(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    transport.feed(HEAD + b"0\r\n" + b"A: b\r\n" * 200_000)
+    assert (await answered(transport)).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
 
 
 async def test_requests_behind_a_chunked_body_are_not_counted_with_it(pair: Pair) -> None:
@@ -129,8 +179,8 @@ async def test_requests_behind_a_chunked_body_are_not_counted_with_it(pair: Pair
 
 
 async def test_empty_lines_before_a_request_are_skipped_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = create_autospec(RequestReader.read_header, side_effect=RequestReader.read_header)
-    monkeypatch.setattr(RequestReader, "read_header", read)
+    read = create_autospec(RequestHandler.data_received, side_effect=RequestHandler.data_received)
+    monkeypatch.setattr(RequestHandler, "data_received", read)
     for lines in (b"\r\n" * 50_000, b"\n\r" * 50_000 + b"\r"):
         _, transport = connected(pair.plain)
         transport.feed(lines)

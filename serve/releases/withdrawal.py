@@ -1,0 +1,264 @@
+"""Judges the releases of a service for all its workers, in the admin process, and withdraws those that are worse.
+
+A canary is compared with the live release, and no worker uses it any more once it is worse (`comparison`). A release
+that went live is on probation: it is compared, from its activation on, with the last hour of the release before, and
+withdrawn from the store if it is worse. Nothing is withdrawn while a circuit is open, as failures of the store are not
+held against the release; the release before must be whole and, if reads are slow, faster.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from hotplate.serve.log_once import LogOnce
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.releases.comparison import HOUR_S, SharedComparisons, TierComparisons, sum_of
+from hotplate.serve.releases.counts import NO_READS, ReleaseCounts, canary_counts
+from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
+from hotplate.serve.states import SharedStates
+from hotplate.serve.tasks import background, repeat
+from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
+from hotplate.stores.connect import opened
+from hotplate.stores.errors import ReleaseConflict, StoreError, StoreUnavailable
+from hotplate.stores.lifecycle import rollback
+from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Reader, Store
+from hotplate.stores.verification import read_servable
+
+log = logging.getLogger(__name__)
+
+# Interval of judging.
+JUDGE_S = 1.0
+# A probation lasts until there were this many lookups, but no longer than an hour.
+LOOKUPS = 300
+# Whose share a release on probation is compared with, as the end of a sentence.
+BASELINE = "expected from the release before"
+# Time limits of reading a catalogue and of a withdrawal, and the pause after one that failed.
+CATALOGUE_S = 5.0
+WITHDRAW_S = 60.0
+RETRY_S = 10.0
+
+
+class ReleaseJudge:
+    """Judges the canaries of all tiers, and their live releases on probation."""
+
+    def __init__(
+        self,
+        stores: Mapping[str, str | Store],
+        shared: SharedComparisons,
+        states: SharedStates,
+        metrics: Metrics,
+        *,
+        probation_s: float = 0.0,
+        admin_store: str | Store | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*stores* are URLs by tier, or stores; *admin_store* withdraws the releases of the tier whose store it is.
+
+        *shared* may have the comparisons of an earlier process.
+        """
+        self._stores = stores
+        self._shared = shared
+        self._states = states
+        self._metrics = metrics
+        self._probation_s = probation_s
+        self._admin_store = admin_store
+        self._clock = clock
+        known = {comparisons.tier: comparisons for comparisons in shared.all()}
+        self._tiers = [known.get(tier, TierComparisons(tier)) for tier in stores]
+
+    async def run(self) -> None:
+        """Judge until cancelled; with a probation, first log which stores this service may not write to."""
+        async with AsyncExitStack() as stack:
+            if self._probation_s:
+                on_probation = repeat(self.judge_live_releases, JUDGE_S, "judging the releases on probation")
+                for work in (on_probation, *map(self.check_rights, self._stores)):
+                    await stack.enter_async_context(background(work))
+            await repeat(self.judge_canaries, JUDGE_S, "judging the canaries")
+
+    async def check_rights(self, tier: str) -> None:
+        """Log if this service may not withdraw the releases of a tier, once its store can be read."""
+        unknown = LogOnce()
+        while True:
+            try:
+                async with asyncio.timeout(CATALOGUE_S), self._writable(tier) as store:
+                    rights = await _rights_in(store)
+                break
+            except (TimeoutError, StoreError) as error:
+                if unknown.met():
+                    obstacle = str(error) or f"the store did not answer in {CATALOGUE_S:.0f} s"
+                    log.warning("%s: whether this service may withdraw a release is not known yet: %s", tier, obstacle)
+            await asyncio.sleep(RETRY_S)
+
+        for finding in rights:
+            if finding.level is not Level.OK:
+                log.warning(
+                    "%s: a release that is worse stays live despite --probation, as this service may not write to the "
+                    "store: name a URL that may with --admin-store, or set --probation 0 (%s)",
+                    tier,
+                    finding.sentence,
+                )
+
+    async def judge_canaries(self) -> None:
+        """Judge once the canary that workers follow in each tier: the last one while any of them does, then another."""
+        for comparisons in self._tiers:
+            # Workers without a live release have not followed a catalogue yet.
+            reported = [own for own in self._states.of_tier(comparisons.tier) if own.release is not None]
+            if not reported:
+                continue
+            followed = [own.followed_canary for own in reported if own.followed_canary is not None]
+            canary = comparisons.canary
+            if canary not in followed:
+                canary = next(iter(followed), None)
+            counts = canary_counts(comparisons.tier, self._metrics)
+            comparisons.judge_canary(canary, counts, self._clock())
+        self._shared.keep(self._tiers)
+
+    async def judge_live_releases(self) -> None:
+        """Judge once the live release of each tier."""
+        try:
+            for comparisons in self._tiers:
+                await self._judge_live_release(comparisons)
+        finally:
+            self._shared.keep(self._tiers)
+
+    async def _judge_live_release(self, comparisons: TierComparisons) -> None:
+        """Judge the live release of a tier, if it is on probation, by the counts of all workers since its activation.
+
+        A tier is a store that the service reads. Workers count what each release answers, so the newest release in the
+        counts is the live one. Its probation ends after `self._probation_s` seconds, but not before there were LOOKUPS
+        lookups, or an hour has passed. Nothing is judged while a circuit breaker is open: then the store fails, and the
+        release may be good.
+        """
+        counted = self._shared.counted(comparisons.tier)  # an entry per worker and release
+        if not counted:
+            return
+        newest = max(counted, key=lambda entry: entry.since).release
+        if newest != comparisons.live:
+            catalogue = await self._read_catalogue(comparisons.tier)
+            if catalogue is None or catalogue.live_ref != newest:  # look again later
+                return
+            comparisons.begin_release(newest, catalogue, counted, self._clock())
+
+        counts = sum_of(counted, newest)
+        comparisons.add_sample(counts, self._clock())
+        is_store_failing = any(reported.breaker_open for reported in self._states.of_tier(comparisons.tier))
+        if comparisons.before is None or is_store_failing:
+            return
+
+        finding = find_regression(comparisons.expected, counts, baseline=BASELINE)  # a sentence, None if it is good
+        passed_s = self._clock() - comparisons.began_at
+        is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
+        if finding is None:
+            comparisons.failure = ""
+        elif self._clock() >= comparisons.retry_at:
+            await self._withdraw(comparisons, newest, comparisons.before, counts, finding)
+            comparisons.retry_at = self._clock() + RETRY_S
+        if is_over:
+            comparisons.before = None
+
+    async def _withdraw(
+        self, comparisons: TierComparisons, live: ReleaseRef, before: ReleaseRef, counts: ReleaseCounts, finding: str
+    ) -> None:
+        """Roll back a store from *live* to the release *before*, and end the probation.
+
+        *finding* is the sentence on how it is worse by its *counts*. The live release stays if the one before is
+        damaged, and if the only difference is slow reads and the one before is as slow now. Why a rollback fails is
+        logged once, and kept as `comparisons.failure`; the caller tries again later.
+        """
+        reason = f"probation: {finding}"
+        try:
+            async with asyncio.timeout(WITHDRAW_S), self._writable(comparisons.tier) as store:
+                await _check_whole(store, before)
+                if await _is_store_slow(store, live, before, expected=comparisons.expected, counts=counts):
+                    log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
+                    comparisons.failure = ""
+                    return
+
+                await rollback(store, live.id, reason=reason)
+        except ReleaseConflict as error:  # an operator or another service has changed the live release
+            log.info("release %s is not withdrawn here: %s", live.id, error)
+            return
+        except (TimeoutError, StoreError) as error:
+            # The rollback may have taken place, and only its answer failed.
+            if not await self._is_withdrawn(comparisons.tier, live, reason):
+                obstacle = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
+                if not comparisons.failure:
+                    sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
+                    log.error(sentence, live.id, before.id, obstacle, finding)  # noqa: TRY400 -- expected
+                comparisons.failure = obstacle
+                return
+
+        log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
+        comparisons.withdrawn += 1
+        comparisons.before = None
+        comparisons.failure = ""
+
+    async def _read_catalogue(self, tier: str) -> Catalogue | None:
+        """Return the catalogue of a tier's store; None if it cannot be read."""
+        try:
+            async with asyncio.timeout(CATALOGUE_S), opened(self._stores[tier]) as store:
+                return await store.catalogue()
+        except (TimeoutError, StoreError):
+            return None
+
+    async def _is_withdrawn(self, tier: str, release: ReleaseRef, reason: str) -> bool:
+        """Return whether a release was withdrawn for *reason*, by a rollback that seemed to fail after its swap."""
+        catalogue = await self._read_catalogue(tier)
+        entry = None if catalogue is None else catalogue.entry(release.incarnation)
+        return entry is not None and entry.state is State.WITHDRAWN and entry.refused_by == (reason,)
+
+    @asynccontextmanager
+    async def _writable(self, tier: str) -> AsyncIterator[Store]:
+        """Open the admin store if it is that of a tier, otherwise the tier's store."""
+        async with opened(self._stores[tier]) as store:
+            if self._admin_store is None:
+                yield store
+                return
+            async with opened(self._admin_store) as admin:
+                is_same = (await admin.catalogue()).store_id == (await store.catalogue()).store_id
+                yield admin if is_same else store
+
+
+async def _rights_in(store: Store) -> list[Finding]:
+    """Return the findings on the right to write to a store; raises StoreError if its servers could not be examined."""
+    findings = await store.examine()
+    rights = [finding for finding in findings if finding.subject == MAY_PUBLISH]
+    errors = [finding.sentence for finding in findings if finding.level is Level.ERROR]
+    if errors and not rights:
+        raise StoreUnavailable(errors[0])
+    return rights
+
+
+async def _check_whole(store: Store, release: ReleaseRef) -> None:
+    """Raise StoreError unless a release can be served; a fault of the store damages both releases."""
+    servable = await read_servable(store, release)
+    manifest = servable.manifest
+    examined = len(manifest.sample) + len(manifest.popular_keys)
+    if len(servable.damaged) > MORE_FALLBACKS * examined:
+        raise StoreError(f"release {release.id}, which was live before, is damaged, too")
+
+
+async def _is_store_slow(
+    store: Reader, live: ReleaseRef, before: ReleaseRef, *, expected: ReleaseCounts, counts: ReleaseCounts
+) -> bool:
+    """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now.
+
+    The rows that are read are the sample of keys in the manifest of *before*. As a few reads are slow by chance, the
+    slow ones of *live* must exceed twice those of *before* by a share MORE_SLOW of the rows.
+    """
+    is_worse_otherwise = find_regression(expected, counts._replace(reads=NO_READS)) is not None
+    if is_worse_otherwise:
+        return False
+
+    slow_after_s = slow_s(expected.reads)
+    slow_reads = dict.fromkeys((live, before), 0)
+    sample = (await read_servable(store, before)).manifest.sample
+    for key in sample:
+        for release in random.sample((before, live), 2):  # in turn, one might always meet the slower replica
+            started = time.perf_counter()
+            await store.get_many(release, [key])
+            slow_reads[release] += time.perf_counter() - started > slow_after_s
+    return slow_reads[live] <= 2 * slow_reads[before] + MORE_SLOW * len(sample)
