@@ -42,6 +42,8 @@ SILENT = logging.getLogger(f"{__name__}.aiohttp")
 SILENT.disabled = True
 # Idle connections are closed by `check`.
 NEVER_S = 1e8
+# How long an idle connection keeps aiohttp's handler, some 8 KB.
+DETACH_S = 10.0
 MAX_BUFFERED_BYTES = 65_536
 # Pipelined requests answered before other connections.
 MAX_PIPELINED = 16
@@ -75,8 +77,8 @@ OPENING, IDLE, HEADER, STORE, BODY, ANSWER, CLOSING, CLOSED = State
 # Every state may also change to CLOSED.
 TRANSITIONS = {
     OPENING: {IDLE},
-    IDLE: {HEADER, STORE},
-    HEADER: {IDLE, STORE, ANSWER, CLOSING},
+    IDLE: {IDLE, HEADER, STORE, ANSWER, CLOSING},
+    HEADER: {HEADER, IDLE, STORE, ANSWER, CLOSING},
     STORE: {IDLE},
     ANSWER: {IDLE, BODY, CLOSING},
     BODY: {ANSWER, CLOSING},
@@ -220,7 +222,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
-        self._hold(in_flight=0, unread=0)
+        self._hold(0, 0)
         self._registry.open.pop(self, None)
         is_unanswered = self.state is ANSWER and self._request is None
         self._change_state(CLOSED)
@@ -261,13 +263,15 @@ class Connection(asyncio.Protocol):
         If too many bytes are in flight, a client that sends more while it is being answered is cut.
         """
         self._buffer += data
-        self.add_in_flight(len(data))
-        if self._registry.is_full and (self.state not in (IDLE, HEADER) or self._unread):
-            self._cut_slow_reader()
+        self._hold(self._in_flight + len(data), self._unread)
         if self.state in (IDLE, HEADER):
-            self._read_headers()
-        if len(self._buffer) > MAX_BUFFERED_BYTES and self.is_open:
-            self._open_transport.pause_reading()
+            if self._registry.is_full and self._unread:
+                self._cut_slow_reader()
+            self._read_headers(refused=data)
+        elif self._registry.is_full:
+            self._cut_slow_reader()
+        if len(self._buffer) > MAX_BUFFERED_BYTES and self.transport is not None:
+            self.transport.pause_reading()
 
     def _answer_in_lane(self, request: bytes) -> bool:
         """Answer a request by the fast lane, now or later; False if that leaves it to aiohttp."""
@@ -285,14 +289,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See asyncio."""
-        self._hold(unread=self._open_transport.get_write_buffer_size())
+        self._hold(self._in_flight, self._open_transport.get_write_buffer_size())
         self._stalled_since = monotonic()
         if self._handler is not None:
             self._handler.pause_writing()
 
     def resume_writing(self) -> None:
         """See asyncio."""
-        self._hold(unread=0)
+        self._hold(self._in_flight, 0)
         if self._handler is not None:
             self._handler.resume_writing()
 
@@ -323,23 +327,20 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError("the client has gone")
         return self.transport
 
-    def _read_headers(self) -> None:
+    def _read_headers(self, refused: bytes = b"") -> None:
         """Start the requests in the buffer that have complete headers, one after the other.
 
         Stops at a request that is not answered at once; called again after its answer. A client may send several
         requests at once (pipelining). The fast lane, a compiled handler of plain GETs, answers up to MAX_PIPELINED of
-        them here, and aiohttp the others.
+        them here, and aiohttp the others. *refused* are bytes that the lane left to aiohttp.
         """
         lane_answers = 0
         while self._buffer and self.state in (IDLE, HEADER):
-            if self.state is IDLE:
-                self._change_state(HEADER)
-
             header = self._take_header()
             if header is None:
                 return
 
-            if lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
+            if header != refused and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
                 lane_answers += 1
                 is_answered = self.state is not STORE  # in which the lane waits for a store
                 if is_answered:
@@ -353,32 +354,25 @@ class Connection(asyncio.Protocol):
         Returns None if it is incomplete; also if it is not HTTP or too large: then it is refused and the connection
         closes. The buffer is not empty.
         """
-        self._skip_empty_lines()
-        if not self._buffer:
-            return None
-        if not self._buffer[:1].isalpha():  # as a TLS handshake begins
+        if self._buffer[0] in b"\r\n":  # empty lines before a request, all at once: each costs the parser a call
+            self._buffer = self._buffer.lstrip(b"\r\n")
+            self._hold(len(self._buffer), self._unread)
+        if self._buffer and not self._buffer[:1].isalpha():  # as a TLS handshake begins
             self._refuse(unreadable(400, None))
             return None
 
         end = self._buffer.find(HEADER_END)
-        is_complete = end >= 0
-        size = end + len(HEADER_END) if is_complete else len(self._buffer)
+        size = end + len(HEADER_END) if end >= 0 else len(self._buffer)
         if size > self._registry.limits.header_bytes:
             self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
             return None
-        if not is_complete:
+        if end < 0:
+            self._change_state(HEADER)
             return None
 
         header = bytes(self._buffer[:size])
         del self._buffer[:size]
         return header
-
-    def _skip_empty_lines(self) -> None:
-        """Remove the empty lines before a request from the buffer, all at once: each costs the parser a call."""
-        if self._buffer[0] in b"\r\n":
-            size = len(self._buffer)
-            self._buffer = self._buffer.lstrip(b"\r\n")
-            self.add_in_flight(len(self._buffer) - size)
 
     def _hand_over(self, header: bytes) -> None:
         """Let aiohttp read a header; it calls `respond` in one of the next iterations of the loop."""
@@ -402,18 +396,19 @@ class Connection(asyncio.Protocol):
         """Check the header of a request, and feed the part of its body that has arrived. Raises Problem."""
         if request.version not in (HttpVersion11, HttpVersion10):
             raise _unknown_version(request.version)
-        expected = ",".join(request.headers.getall(hdrs.EXPECT, ()))
-        if expected.lower() not in ("", CONTINUE):
+        headers = request.headers
+        if hdrs.EXPECT in headers and ",".join(headers.getall(hdrs.EXPECT)).lower() not in ("", CONTINUE):
             raise Problem(417, "unknown-expectation", f"the header Expect may only be {CONTINUE}")
         self._body = NO_BODY
         if request.content.is_eof():
             return
-        is_chunked = bool(request.headers.get(hdrs.TRANSFER_ENCODING))
+        is_chunked = bool(headers.get(hdrs.TRANSFER_ENCODING))
         self._body = ChunkedBody() if is_chunked else SizedBody(request.content_length or 0)
         self._change_state(BODY)
         data = bytes(self._buffer)
         self._buffer.clear()
-        self.resume_reading()
+        if len(data) > MAX_BUFFERED_BYTES:
+            self.resume_reading()
         self._feed_body(data)
 
     def _feed_body(self, data: bytes) -> None:
@@ -421,7 +416,8 @@ class Connection(asyncio.Protocol):
 
         A body in too many chunks is refused, and so is one with an end that aiohttp does not find.
         """
-        if self._has_failed:
+        request = self._request
+        if request is None or self._handler is None or self._has_failed:
             return
         try:
             size = self._body.take(data)
@@ -432,13 +428,11 @@ class Connection(asyncio.Protocol):
             self._fail(unreadable(400, str(error)))
             return
 
-        if self._request is None or self._handler is None:
-            return
         self._handler.data_received(data[:size])
         if not self._body.is_complete:
             return
         self._buffer += data[size:]
-        if not self._request.content.is_eof():
+        if not request.content.is_eof():
             self._fail(unreadable(400, "its body is malformed"))
         else:
             self._change_state(ANSWER)
@@ -571,7 +565,7 @@ class Connection(asyncio.Protocol):
         self._change_state(IDLE)
         self.since = monotonic()
         if self._buffer or self._in_flight:
-            self._hold(in_flight=len(self._buffer))
+            self._hold(len(self._buffer), self._unread)
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
         """Answer with a problem, and close the connection; *reason* is one of SHED, or empty."""
@@ -583,7 +577,7 @@ class Connection(asyncio.Protocol):
         self._change_state(CLOSING)
         self.since = monotonic()
         self._buffer.clear()
-        self._hold(in_flight=0)
+        self._hold(0, self._unread)
         if self._open_transport.can_write_eof() and not self._open_transport.is_closing():
             self._open_transport.write_eof()
             self._open_transport.resume_reading()  # pipelined requests may have paused it
@@ -591,19 +585,16 @@ class Connection(asyncio.Protocol):
             self._open_transport.close()
         self.detach()
 
-    def _hold(self, *, in_flight: int | None = None, unread: int | None = None) -> None:
-        """Set `_in_flight` or `_unread`, which count for all connections together, too."""
-        before = self._in_flight + self._unread
-        if in_flight is not None:
-            self._in_flight = in_flight
-        if unread is not None:
-            self._unread = unread
-        self._registry.bytes_in_flight += self._in_flight + self._unread - before
+    def _hold(self, in_flight: int, unread: int) -> None:
+        """Set the bytes held in memory for this connection, which count for all together, too."""
+        self._registry.bytes_in_flight += in_flight + unread - self._in_flight - self._unread
+        self._in_flight = in_flight
+        self._unread = unread
 
     def add_in_flight(self, count: int) -> None:
-        """Add *count*, perhaps negative, to the bytes held for this connection, down to zero."""
+        """Add *count*, perhaps negative, to the bytes of the current request, down to zero."""
         if self.is_open:
-            self._hold(in_flight=max(0, self._in_flight + count))
+            self._hold(max(0, self._in_flight + count), self._unread)
 
     def check(self, now: float) -> None:
         """Close the connection if its state has lasted longer than the limit for this state.
@@ -625,6 +616,8 @@ class Connection(asyncio.Protocol):
             self._fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is IDLE and age_s > limits.idle_s:
             self._close_idle()
+        elif self.state is IDLE and age_s > DETACH_S:
+            self.detach()
 
     def _close_idle(self) -> None:
         if self._open_transport.is_closing():  # the check before closed it, but unsent bytes or TLS kept it open
@@ -654,7 +647,7 @@ class Connection(asyncio.Protocol):
 
         unread_now = self._open_transport.get_write_buffer_size()
         if unread_now <= self._unread - WRITE_STEP_BYTES:
-            self._hold(unread=unread_now)
+            self._hold(self._in_flight, unread_now)
             self._stalled_since = now
         elif now - self._stalled_since > step_s:
             self._cut_slow_reader()

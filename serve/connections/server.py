@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from multidict import istr
 
 from hotplate.serve.access.tls import Certificate
@@ -17,7 +17,7 @@ from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.api.router import Gate
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import CONTINUE, RequestTransport
+from hotplate.serve.connections.connection import RequestTransport
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.registry import ConnectionRegistry
@@ -140,7 +140,10 @@ class HttpServer:
         connection = transport.connection
         try:
             deadline = deadline_of(request, connection.since)
-            body = await self._read_body_when_ready(request)
+            if hdrs.EXPECT in request.headers and request.version >= HttpVersion11:
+                check_body(request)
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = await read_body(request)
         except Problem as problem:
             raise problem.closing() from None  # the rest of the body may be unread
 
@@ -159,14 +162,6 @@ class HttpServer:
                 actual_bytes = response.content_length or 0
             connection.add_in_flight(actual_bytes - estimated_bytes)
             return response
-
-    async def _read_body_when_ready(self, request: web.BaseRequest) -> bytes:
-        """Read a body, after `100 Continue` if the client waits for that; raises Problem."""
-        check_body(request)
-        expects = request.headers.get("Expect", "").lower() == CONTINUE and request.version >= HttpVersion11
-        if expects and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return await read_body(request)
 
 
 def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane: bool) -> HttpServer:
