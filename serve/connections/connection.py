@@ -12,13 +12,12 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
 from contextvars import Context
 from enum import Enum
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
@@ -28,7 +27,7 @@ from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBo
 from hotplate.serve.problems import CLOSE, Problem, internal_error
 
 if TYPE_CHECKING:
-    from hotplate.serve.connections.registry import ConnectionRegistry
+    from hotplate.serve.connections.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +43,8 @@ SILENT.disabled = True
 NEVER_S = 1e8
 # How long an idle connection keeps aiohttp's handler, some 8 KB.
 DETACH_S = 10.0
+# What aiohttp, and handlers, ask a transport for.
+EXTRA_INFO = ("peername", "sockname", "socket", "sslcontext")
 MAX_BUFFERED_BYTES = 65_536
 # Pipelined requests answered before other connections.
 MAX_PIPELINED = 16
@@ -93,14 +94,9 @@ class RequestTransport(asyncio.Transport):
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: "Connection") -> None:
-        super().__init__()
+    def __init__(self, connection: "Connection", transport: asyncio.Transport) -> None:
+        super().__init__({name: transport.get_extra_info(name) for name in EXTRA_INFO})
         self.connection = connection
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 -- see asyncio
-        """See asyncio."""
-        transport = self.connection.transport
-        return default if transport is None else transport.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
         """See asyncio."""
@@ -110,10 +106,6 @@ class RequestTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See asyncio."""
         self.connection.write(data)
-
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """See asyncio."""
-        self.connection.write(b"".join(list_of_data))
 
     def pause_reading(self) -> None:
         """Receive no more of a body for now: see `aiohttp.StreamReader`."""
@@ -141,27 +133,40 @@ class Connection(asyncio.Protocol):
     the lane            `_deliver`, once a store has returned the list that a request of the lane waits for
     aiohttp             `respond`, which answers one request, in a task; meanwhile `HttpServer.admit` counts the
                         answer of a batch by `add_in_flight`; `write`, without a request, to refuse a header
-    the registry        `start` a new connection, `check` the limits of its state, and `cut` it to make room; at a stop,
-                        `HttpServer` calls `close_if_idle`, then `give_up`
+    the server          `start` a new connection, `check` the limits of its state, and `cut` it to make room; at a stop,
+                        `close_if_idle`, then `give_up`
 
     An answer ends in `_continue_after_answer`, which begins with the next request in the buffer, or in
     `_start_closing`.
     """
 
     __slots__ = (
-        "_body", "_buffer", "_handler", "_handshake", "_in_flight", "_is_half_closed", "_is_tls", "_lane", "_registry",
-        "_request", "_stalled_since", "_unread", "since", "state", "transport",
+        "_body",
+        "_buffer",
+        "_handler",
+        "_handshake",
+        "_in_flight",
+        "_is_half_closed",
+        "_is_tls",
+        "_lane",
+        "_request",
+        "_server",
+        "_stalled_since",
+        "_unread",
+        "since",
+        "state",
+        "transport",
     )  # fmt: skip
 
-    def __init__(self, registry: "ConnectionRegistry") -> None:
+    def __init__(self, server: "HttpServer") -> None:
         self.state = OPENING
         self.transport: asyncio.Transport | None = None
         self._is_tls = False
         self._handshake: asyncio.Task[object] | None = None
         self.since = monotonic()
         """When the current request or closing began, or the previous request was answered."""
-        self._registry = registry
-        self._lane = registry.lane
+        self._server = server
+        self._lane = server.lane
         self._buffer = bytearray()
         self._is_half_closed = False  # the client half-closed
         self._in_flight = 0  # bytes of unanswered requests, and of the answers of batches while they are made
@@ -195,17 +200,12 @@ class Connection(asyncio.Protocol):
         error = handshake.exception()
         if error is not None:
             log.debug("a connection could not be served", exc_info=error)
-            self._registry.open.pop(self, None)
+            self._server.open.pop(self, None)
 
     def _change_state(self, state: State) -> None:
         if state is not CLOSED and state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
         self.state = state
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the TLS handshake is done and the transport open."""
-        return self.state not in (OPENING, CLOSED)
 
     @property
     def idle_since(self) -> float:
@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._hold(0, 0)
-        self._registry.open.pop(self, None)
+        self._server.open.pop(self, None)
         is_unanswered = self.state is ANSWER and self._request is None
         self._change_state(CLOSED)
         self.transport = None
@@ -251,8 +251,8 @@ class Connection(asyncio.Protocol):
         if self.state is BODY:
             if not self._has_failed:
                 self.add_in_flight(len(data))
-                if self._registry.is_full:
-                    self._fail(self._registry.writer.no_room())
+                if self._server.is_full:
+                    self._fail(self._server.writer.no_room())
             self._feed_body(data)
         elif self.state is not CLOSING:
             self._receive_header(data)
@@ -265,10 +265,10 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         self._hold(self._in_flight + len(data), self._unread)
         if self.state in (IDLE, HEADER):
-            if self._registry.is_full and self._unread:
+            if self._server.is_full and self._unread:
                 self._cut_slow_reader()
             self._read_headers(refused=data)
-        elif self._registry.is_full:
+        elif self._server.is_full:
             self._cut_slow_reader()
         if len(self._buffer) > MAX_BUFFERED_BYTES and self.transport is not None:
             self.transport.pause_reading()
@@ -363,7 +363,7 @@ class Connection(asyncio.Protocol):
 
         end = self._buffer.find(HEADER_END)
         size = end + len(HEADER_END) if end >= 0 else len(self._buffer)
-        if size > self._registry.limits.header_bytes:
+        if size > self._server.limits.header_bytes:
             self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
             return None
         if end < 0:
@@ -386,8 +386,8 @@ class Connection(asyncio.Protocol):
 
     def _new_handler(self) -> asyncio.Protocol:
         """Return a handler of aiohttp's server, connected to this connection."""
-        handler = self._registry.aiohttp_server()
-        handler.connection_made(RequestTransport(self))
+        handler = self._server.aiohttp_server()
+        handler.connection_made(RequestTransport(self, self._open_transport))
         if self._unread:
             handler.pause_writing()
         return handler
@@ -422,7 +422,7 @@ class Connection(asyncio.Protocol):
         try:
             size = self._body.take(data)
         except TooManyChunks:
-            self._fail(self._registry.writer.too_many_chunks())
+            self._fail(self._server.writer.too_many_chunks())
             return
         except MalformedBody as error:
             self._fail(unreadable(400, str(error)))
@@ -460,7 +460,7 @@ class Connection(asyncio.Protocol):
             self._begin_body(request)
             if self._unread:
                 await request.writer.drain()  # until the client has read earlier answers
-            response = await self._registry.answer(request, self.since)
+            response = await self._server.answer(request, self.since)
             if self._must_close(request):
                 response.force_close()
             await self._send(request, response)
@@ -513,10 +513,10 @@ class Connection(asyncio.Protocol):
         """
         problem = error
         if not isinstance(problem, Problem):
-            request_id = self._registry.writer.request_ids.new()
+            request_id = self._server.writer.request_ids.new()
             log.error("request %s failed", request_id, exc_info=error)
             problem = internal_error(request_id)
-        if is_answered or not self.is_open:
+        if is_answered or self.transport is None:
             self.cut()
         else:
             self._refuse(problem)
@@ -527,7 +527,7 @@ class Connection(asyncio.Protocol):
             self.detach()  # its parser keeps trailers
         if keep_open:
             self._continue_after_answer()
-        elif self.is_open:
+        elif self.transport is not None:
             self._start_closing()
 
     def _deliver(self, answer: bytes) -> None:
@@ -539,7 +539,7 @@ class Connection(asyncio.Protocol):
 
     def _continue_after_answer(self) -> None:
         """After an answer: wait for the next request, or begin with those that have arrived."""
-        if not self.is_open:
+        if self.transport is None:
             return
         self._wait_for_request()
         if self._buffer:
@@ -569,7 +569,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
         """Answer with a problem, and close the connection; *reason* is one of SHED, or empty."""
-        self._open_transport.write(self._registry.writer.refuse(problem, reason, monotonic() - self.since))
+        self._open_transport.write(self._server.writer.refuse(problem, reason, monotonic() - self.since))
         self._start_closing()
 
     def _start_closing(self) -> None:
@@ -587,13 +587,13 @@ class Connection(asyncio.Protocol):
 
     def _hold(self, in_flight: int, unread: int) -> None:
         """Set the bytes held in memory for this connection, which count for all together, too."""
-        self._registry.bytes_in_flight += in_flight + unread - self._in_flight - self._unread
+        self._server.bytes_in_flight += in_flight + unread - self._in_flight - self._unread
         self._in_flight = in_flight
         self._unread = unread
 
     def add_in_flight(self, count: int) -> None:
         """Add *count*, perhaps negative, to the bytes of the current request, down to zero."""
-        if self.is_open:
+        if self.transport is not None:
             self._hold(max(0, self._in_flight + count), self._unread)
 
     def check(self, now: float) -> None:
@@ -603,7 +603,7 @@ class Connection(asyncio.Protocol):
         slow body unless its request is answered.
         """
         age_s = now - self.since
-        limits = self._registry.limits
+        limits = self._server.limits
 
         if self._unread:  # the client reads an answer slowly, in any state
             self._check_reader(now)
@@ -612,7 +612,7 @@ class Connection(asyncio.Protocol):
         elif self.state in (HEADER, ANSWER) and self._request is None and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
         elif self.state is BODY and age_s > limits.body_s and not self._has_failed:
-            self._registry.metrics.count_shed("slow_body")
+            self._server.writer.metrics.count_shed("slow_body")
             self._fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is IDLE and age_s > limits.idle_s:
             self._close_idle()
@@ -627,7 +627,7 @@ class Connection(asyncio.Protocol):
 
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
-        write_s = self._registry.limits.write_s
+        write_s = self._server.limits.write_s
         linger_s = LINGER_S if not self._is_tls else write_s  # a TLS transport may hide unsent bytes
         if not self._open_transport.get_write_buffer_size() and age_s > linger_s:
             self.cut()
@@ -640,9 +640,9 @@ class Connection(asyncio.Protocol):
         A client must read WRITE_STEP_BYTES in `Limits.write_s` seconds, or in fewer while bytes in flight, which are
         held in memory for all connections, fill half of their room.
         """
-        registry = self._registry
-        step_s = registry.limits.write_s
-        if registry.bytes_in_flight > registry.limits.bytes_in_flight // 2:
+        server = self._server
+        step_s = server.limits.write_s
+        if server.bytes_in_flight > server.limits.bytes_in_flight // 2:
             step_s = min(step_s, CROWDED_WRITE_S)
 
         unread_now = self._open_transport.get_write_buffer_size()
@@ -653,7 +653,7 @@ class Connection(asyncio.Protocol):
             self._cut_slow_reader()
 
     def _cut_slow_reader(self) -> None:
-        self._registry.metrics.count_shed("slow_reader")
+        self._server.writer.metrics.count_shed("slow_reader")
         self.cut()
 
     def cut(self) -> None:
