@@ -69,10 +69,12 @@ class Filter:
         """
         dtype = table.schema[name]
         text = table.text(name).fill_null("")
-        if dtype == pl.Boolean and self.value:
-            return self._is_boolean(table, name)
-
         value = self.value
+        if dtype == pl.Boolean and value:
+            if value.lower() not in _TRUE_AND_FALSE:
+                raise self._type_error(table, name)
+            return pl.col(name).eq_missing(_TRUE_AND_FALSE[value.lower()])
+
         if value.lower() in ("true", "false"):
             value = value.lower()
             text = text.str.to_lowercase()
@@ -87,41 +89,33 @@ class Filter:
 
         is_misspelt = number_in(value) is None and _NUMERIC_PATTERN.fullmatch(value) is not None
         if value and (is_date(dtype) or (dtype.is_numeric() and is_misspelt)):
-            raise self._column_error(table, name)
+            raise self._type_error(table, name)
         return is_equal
 
     def _is_in_order(self, table: Table, name: str) -> pl.Expr:
         """Return whether the column *name* is less or more than the value; null for what cannot be compared with it."""
         dtype = table.schema[name]
         if dtype == pl.Boolean:
-            raise self._boolean_error(table, name)
+            raise self._type_error(table, name)
         if number_in(self.value) is not None and not is_date(dtype):
             return self._compare_numbers(table, name)
 
         time = _time_in(self.value)
         if time is None:
-            raise self._column_error(table, name)
+            raise self._type_error(table, name)
         return self._compare(self._times(table, name), pl.lit(time, pl.Datetime("us")))
 
-    def _column_error(self, table: Table, name: str) -> SettingError:
-        return self._type_error(
-            f"the column {name!r} of {table.file} is of type {table.schema[name]}; write a date as 2026-01-31, a "
-            "number as 1000 or 2.5, or nothing for a missing value."
+    def _type_error(self, table: Table, name: str) -> SettingError:
+        """Return the error for a value that cannot be compared with the column *name*."""
+        dtype = table.schema[name]
+        reason = (
+            f"is of type {dtype}; write a date as 2026-01-31, a number as 1000 or 2.5, or nothing for a missing value."
         )
-
-    def _boolean_error(self, table: Table, name: str) -> SettingError:
-        return self._type_error(
-            f"the column {name!r} of {table.file} holds true and false; compare it with one of them by = or !=."
+        if dtype == pl.Boolean:
+            reason = "holds true and false; compare it with one of them by = or !=."
+        return SettingError(
+            f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} {reason}"
         )
-
-    def _type_error(self, reason: str) -> SettingError:
-        return SettingError(f"The filter {self.text!r} compares with {self.value!r}, but {reason}")
-
-    def _is_boolean(self, table: Table, name: str) -> pl.Expr:
-        truth = _TRUE_AND_FALSE.get(self.value.lower())
-        if truth is None:
-            raise self._boolean_error(table, name)
-        return pl.col(name).eq_missing(truth)
 
     def _times(self, table: Table, name: str) -> pl.Expr:
         """Return the column *name* as times, null for values that are not times."""
