@@ -32,6 +32,7 @@ from hotplate.offline.model import DataDescription, Model, check_target, save
 from hotplate.offline.options import Columns, Format
 from hotplate.offline.search.popular_lists import ALL_TIME, PopularSearch, search_popular
 from hotplate.offline.search.similar_items import choose_similar_params
+from hotplate.offline.search.trials import best_of_each_engine
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, search_repeats, tune
 from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
@@ -430,9 +431,7 @@ def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteratio
     # Later parameters replace earlier ones of the same engine.
     best = {engine_of(params): params for params in BASELINES}
     if choice.search is not None:
-        for number in choice.search.best_of_each:
-            params = choice.search.trials[number].params
-            best[engine_of(params)] = params
+        best |= {engine_of(trial.params): trial.params for trial in best_of_each_engine(choice.search.trials)}
     del best["popularity"]
 
     return evaluate_parts(

@@ -142,11 +142,6 @@ class Search:
         varied = [trial for trial in _within(_VARIETY_LOSS, [best, *personal]) if trial in personal]
         return {"accuracy": best, "balance": balanced, "variety": _most_personal(varied or [balanced])}
 
-    @property
-    def best_of_each(self) -> tuple[int, ...]:
-        """The index of each engine's best trial, the best first."""
-        return tuple(self.trials.index(trial) for trial in best_of_each_engine(self.trials))
-
     def record(self, repeats: RepeatSearch | None) -> SearchRecord:
         """Return the search, with that of *repeats*, without figures by user."""
         return SearchRecord(
