@@ -12,6 +12,8 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import socket
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -23,11 +25,13 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBody, SizedBody, TooManyChunks
 from hotplate.serve.problems import CLOSE, Problem, internal_error
+from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from hotplate.serve.connections.server import HttpServer
+    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +91,30 @@ TRANSITIONS = {
     CLOSED: set[State](),
 }
 WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
+
+
+class OpenConnections(ABC):
+    """The open connections of a server, and what they share."""
+
+    def __init__(self, limits: Limits, writer: AnswerWriter, lane: "Lane | None") -> None:
+        """*lane* answers plain requests without aiohttp, and *writer* writes refusals; needs a running loop."""
+        self.limits = limits
+        self.writer = writer
+        self.lane = lane
+        self.aiohttp_server = _create_aiohttp_server()
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @abstractmethod
+    def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
+        """Answer a request that began at *since*, by `time.monotonic`."""
 
 
 class RequestTransport(asyncio.Transport):
@@ -158,7 +186,7 @@ class Connection(asyncio.Protocol):
         "transport",
     )  # fmt: skip
 
-    def __init__(self, server: "HttpServer") -> None:
+    def __init__(self, server: OpenConnections) -> None:
         self.state = OPENING
         self.transport: asyncio.Transport | None = None
         self._is_tls = False
@@ -675,8 +703,8 @@ class Connection(asyncio.Protocol):
             self._request.task.cancel()
 
 
-def create_aiohttp_server() -> web.Server:
-    """Create a server of aiohttp, each handler of which belongs to a `Connection`; needs a running loop."""
+def _create_aiohttp_server() -> web.Server:
+    """Create a server of aiohttp, each handler of which belongs to a `Connection`."""
     return web.Server(
         _respond,
         access_log=None,
