@@ -94,18 +94,23 @@ async def activate(
     too.
     """
     seen = await store.catalogue()
-    entry = seen.find(release)
-    overridden = _overridden(entry, override)
-    update = partial(changes.activate, release=release, arm=arm, end_canary=end_canary, overridden=overridden)
+    change = partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
+    return await _try_serving(store, seen, seen.find(release), change, override)
 
+
+async def _try_serving(
+    store: Store, seen: Catalogue, entry: Release, change: Callable[..., Catalogue], override: Override
+) -> bool:
+    """Apply *change*, by which the release of *entry* becomes live or the canary; return whether it changes *seen*.
+
+    Its errors are raised before the release is prepared. It gets the reasons of a refusal that *override* accepts as
+    `overridden`: those in *entry*, none that follow.
+    """
+    overridden = () if override is Override.NOTHING else entry.refused_by
+    update = partial(change, overridden=overridden)
     is_changed = update(seen) != seen
     await _begin_serving(store, entry.ref, update, override)
     return is_changed
-
-
-def _overridden(entry: Release, override: Override) -> tuple[str, ...]:
-    """Return the reasons of a refusal that the caller overrides: those that are known now, none that follow."""
-    return () if override is Override.NOTHING else entry.refused_by
 
 
 async def prepare_served(store: Store, catalogue: Catalogue) -> None:
@@ -224,29 +229,23 @@ async def start_canary(
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
     seen = await store.catalogue()
-    entry = seen.find(release)
-    overridden = _overridden(entry, override)
 
-    def start_or_change(catalogue: Catalogue) -> Catalogue:
+    def start_or_change(catalogue: Catalogue, overridden: tuple[str, ...]) -> Catalogue:
         if seen.canary is not None and catalogue.canary is None:  # aborted or promoted since
             raise ReleaseConflict(f"release {release} is not the canary any more; see why before you start it again")
         return changes.start_canary(catalogue, release, percent, days, overridden=overridden)
 
-    start_or_change(seen)  # errors before the release is prepared
-    await _begin_serving(store, entry.ref, start_or_change, override)
+    await _try_serving(store, seen, seen.find(release), start_or_change, override)
 
 
 async def promote(
     store: Store, if_canary: ReleaseId | None = None, *, override: Override = Override.NOTHING
 ) -> ReleaseId:
     """Make the canary live, and return it; raises errors as `activate` and `abort`."""
-    catalogue = await store.catalogue()
-    canary = _canary_of(catalogue)
-    overridden = _overridden(canary, override)
-
-    update = partial(changes.promote, expected=if_canary or canary.id, overridden=overridden)
-    update(catalogue)  # errors before the release is prepared
-    await _begin_serving(store, canary.ref, update, override)
+    seen = await store.catalogue()
+    canary = _canary_of(seen)
+    change = partial(changes.promote, expected=if_canary or canary.id)
+    await _try_serving(store, seen, canary, change, override)
     return canary.id
 
 

@@ -123,7 +123,7 @@ async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
         if store.erases_rows:
             await store.erase_rows(release, [row.key for row in rows], partial(_check_recorded, recorded))
             outcome = "were deleted"
-        warn(f"users were erased while release {release.id} was written; {len(rows):,} rows of them {outcome}")
+        warn(f"users were erased after release {release.id} was begun; {len(rows):,} rows of them {outcome}")
     return catalogue.erased
 
 

@@ -26,6 +26,7 @@ ERRS_BY_ERRORS = 0.0001
 ERRS_BY_SLOW = 0.0001
 # Alternatives, as multiples of the bound, and their prior probabilities.
 ALTERNATIVES = ((1, 0.9), (4, 0.08), (16, 0.02))
+ALIKE = ((0, 1.0),)
 # A share this many standard deviations below the bound is within it.
 WITHIN = 2.5
 # Nodes of the integral over the share of the live release, in standard deviations of its logit.
@@ -91,10 +92,15 @@ class _Comparison(NamedTuple):
 
         If p is the share of bad outcomes of the reference, an alike release has the share p, and a worse one
         p + loss (1 - p). The loss is a multiple of the bound; ALTERNATIVES has the multiples and their probabilities.
+        """
+        return self._log_likelihood(ALTERNATIVES) - self._log_likelihood(ALIKE)
 
-        As p is known only by the outcomes of the reference, both likelihoods are averages over p, weighted by how well
-        it explains these. The integral over p is a sum over _NODES of its logit, log(p / (1 - p)), at equal distances:
-        they are in standard deviations from the estimate. Half an outcome is added to each kind (Jeffreys' prior).
+    def _log_likelihood(self, alternatives: Sequence[tuple[int, float]]) -> float:
+        """Return the logarithm of the likelihood that the loss is one of *alternatives*.
+
+        As p is known only by the outcomes of the reference, it is an average over p, weighted by how well it explains
+        these. The integral over p is a sum over _NODES of its logit, log(p / (1 - p)), at equal distances: they are in
+        standard deviations from the estimate. Half an outcome is added to each kind (Jeffreys' prior).
         """
         bad = self.judged.bad
         good = self.judged.total - bad
@@ -105,9 +111,7 @@ class _Comparison(NamedTuple):
         center = log(reference_bad / reference_good)
         deviation: float = (1 / reference_bad + 1 / reference_good) ** 0.5
 
-        # Logarithms of the terms of both sums.
-        alike = list[float]()
-        worse = list[float]()
+        terms = list[float]()  # their logarithms
         for node in _NODES:
             logit = center + node * deviation
             # The logarithms of p and 1 - p: `exp` does not overflow for either sign.
@@ -116,15 +120,15 @@ class _Comparison(NamedTuple):
 
             # How well this p explains the outcomes of the reference; then, times that, those of the judged release.
             log_weight = reference_bad * log_bad + reference_good * log_good
-            alike.append(log_weight + bad * log_bad + good * log_good)
-
-            for multiple, probability in ALTERNATIVES:
+            for multiple, probability in alternatives:
                 loss = multiple * self.rule.bound
-                log_worse_bad = log(loss + (1 - loss) * exp(log_bad))
-                log_worse_good = log1p(-loss) + log_good
-                worse.append(log(probability) + log_weight + bad * log_worse_bad + good * log_worse_good)
+                log_judged_bad = log(loss + (1 - loss) * exp(log_bad))
+                log_judged_good = log1p(-loss) + log_good
+                terms.append(log(probability) + log_weight + bad * log_judged_bad + good * log_judged_good)
 
-        return _log_sum(worse) - _log_sum(alike)
+        # The logarithm of the sum; the largest term is taken out of it, as it may be too small for `exp`.
+        largest = max(terms)
+        return largest + log(sum(exp(term - largest) for term in terms))
 
     def sentence(self, baseline: str) -> str:
         """Return the comparison in words; *baseline* says whose share the second one is."""
@@ -134,11 +138,6 @@ class _Comparison(NamedTuple):
 
 def _percent(share: float) -> str:
     return "less than 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
-
-
-def _log_sum(logarithms: Sequence[float]) -> float:
-    largest = max(logarithms)
-    return largest + log(sum(exp(logarithm - largest) for logarithm in logarithms))
 
 
 def find_regression(

@@ -7,12 +7,11 @@ probation a list counts as missing only if the release before has it.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hotplate.serve.metrics import HIT, MISS, Metrics
 from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.counts import CountedRelease, ReleaseCounts, live_reads
-from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.releases.served import ReleaseTally, ServedRelease
 from hotplate.serve.tasks import repeat
 from hotplate.serve.tiers import Tier, batches_of
 from hotplate.stores.catalogue import ReleaseRef
@@ -27,16 +26,6 @@ PRESENT_S = 1.0
 PRESENT_STORE_S = 0.9
 
 
-@dataclass(slots=True)
-class _Progress:
-    """How far the answers of a live release are counted."""
-
-    release: ServedRelease
-    totals: ReleaseCounts
-    unexamined: float = 0.0
-    """Misses; the release before may have the lists or not."""
-
-
 class ReleaseCounter:
     """Counts what the live releases of a worker answer; its successor continues."""
 
@@ -47,7 +36,6 @@ class ReleaseCounter:
         self._tiers = tiers
         self._metrics = metrics
         self._counted = shared.read_counts(worker)
-        self._progress = dict[str, _Progress]()
 
     async def run(self) -> None:
         """Count until cancelled."""
@@ -73,18 +61,18 @@ class ReleaseCounter:
         """
         totals = self._read_totals(tier, release)
         entry = self._live_entry(tier.name, release.ref)
-        progress = self._progress.get(tier.name)
-        if progress is None or progress.release is not release:  # counts begin with the first call for a release
-            self._progress[tier.name] = _Progress(release, totals)
-            release.tally.take_missed()  # discards the keys that it missed before
+        tally = release.tally
+        counted = tally.compared
+        tally.compared = totals
+        if counted is None:  # counts begin with the first call for a release
+            tally.take_missed()  # discards the keys that it missed before
             return
 
-        answered = totals.since(progress.totals)
-        progress.totals = totals
-        progress.unexamined += answered.miss
+        answered = totals.since(counted)
+        tally.unexamined += answered.miss
         lost = 0.0
         if before is not None:
-            lost = await _count_lost_lists(tier, progress, before)
+            lost = await _count_lost_lists(tier, tally, before)
         entry.counts = entry.counts.plus(answered._replace(miss=lost))
 
     def _live_entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
@@ -108,26 +96,25 @@ class ReleaseCounter:
         return ReleaseCounts(lookups[HIT], lookups[MISS], release.tally.damaged, reads=reads)
 
 
-async def _count_lost_lists(tier: Tier, progress: _Progress, before: ReleaseRef) -> float:
-    """Estimate how many of the unexamined misses are of lists that *before*, the release before, has.
+async def _count_lost_lists(tier: Tier, tally: ReleaseTally, before: ReleaseRef) -> float:
+    """Estimate how many of the unexamined misses of a release are of lists that *before*, the release before, has.
 
-    The tally has the keys of the last misses, a sample of all. The estimate is the number of misses times the share of
+    Its tally has the keys of the last misses, a sample of all. The estimate is the number of misses times the share of
     these keys that the release before has. If it cannot be read, returns 0, and the misses stay unexamined.
     """
-    misses = progress.unexamined
+    misses = tally.unexamined
     if not misses:
         return 0.0
     previous = await tier.follower.release_before(before)
     if previous is None:
         return 0.0
 
-    tally = progress.release.tally
     keys = tally.take_missed()
     share = await share_present(tier.reader, previous, keys)
     if share is None:
         tally.missed.extend(keys)  # examined later
         return 0.0
-    progress.unexamined = 0.0
+    tally.unexamined = 0.0
     return misses * share
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.metrics import LOOKUP_OUTCOMES
+from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import Decode
 from hotplate.stores.manifest import Manifest
@@ -39,6 +40,12 @@ class ReleaseTally:
 
     missed: deque[str] = field(default_factory=lambda: deque(maxlen=MISSED))
     """Keys of the last missing rows, for the comparison with the release before."""
+
+    compared: ReleaseCounts | None = None
+    """Totals up to which the answers count for this comparison; None before the release is live."""
+
+    unexamined: float = 0.0
+    """Misses since it is live of which it is unknown whether the release before has the list."""
 
     def count_named(self, name: str, outcome: int) -> None:
         """Count a list that was requested by *name*; *outcome* is an index of LOOKUP_OUTCOMES."""

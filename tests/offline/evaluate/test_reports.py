@@ -181,3 +181,11 @@ def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})
+
+
+def test_header_lines_within_a_truth_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text("user,item,rating\na,x,5\nuser,item,rating\nb,y,1\n")
+    read = read_truth(path, {"rating": "rating"})
+    assert read.pairs.rows() == [("a", "x", 5.0), ("b", "y", 1.0)]
+    assert read.left_out == {"header again": 1}
