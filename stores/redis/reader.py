@@ -215,7 +215,10 @@ class RedisReader(Reader):
         read = Multiplexer.get_each if self._is_clustered else Multiplexer.mget
         timeout_s = COMMAND_TIMEOUT_S if until_s is None else LOOKUP_TIMEOUT_S
         try:
-            connection = connections.current or await connections.connection()
+            connection = connections.current
+            if connection is None:
+                self._deployment.lifetime.check()  # an open connection refuses calls on another loop itself
+                connection = await connections.connection()
             try:
                 return await read(connection, names, timeout_s)
             except StoreUnavailable:
