@@ -28,7 +28,7 @@ from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Session, is_primary,
 from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.errors import PartDenied, ReadElsewhere
 from hotplate.stores.redis.footprint import BUCKETS
-from hotplate.stores.redis.keys import SEALED, Keys, unsealed
+from hotplate.stores.redis.keys import SEALED, Keys, LocatedRows, unsealed
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, Reconnector
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.store import Level, Reader, ReadResult, not_found, traced_call
@@ -77,21 +77,27 @@ class RedisReader(Reader):
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
 
         if self._is_clustered and keys:
-            slots = [names.slots[bucket] for bucket in rows.buckets]
-            values = await self._read(rows.names, slots, until_s)
-            if None in values:
-                await self._prove_absences(release, rows.buckets, values, until_s)
-            # One readable row shows that the release exists; without any, the failure is that of the whole read.
-            if all(isinstance(value, StoreError) for value in values):
-                error = next((value for value in values if isinstance(value, ReleaseNotFound)), values[0])
-                raise cast("StoreError", error)
-            return values
+            return await self._get_from_nodes(release, rows, until_s)
 
         state, *values = await self._read([names.state.encode(), *rows.names], names.slots[:1], until_s)
         if isinstance(state, StoreError):
             raise state
         if state is None or (state != SEALED and None in values):  # rows missing from a draft may still arrive
             raise not_found(release)
+        return values
+
+    async def _get_from_nodes(self, release: ReleaseRef, rows: LocatedRows, until_s: float | None) -> list[ReadResult]:
+        """Read rows of a release in a cluster, as `get_many` does."""
+        slot_of_bucket = self._keys.release(release).slots
+        slots = [slot_of_bucket[bucket] for bucket in rows.buckets]
+        values = await self._read(rows.names, slots, until_s)
+        if None in values:
+            await self._prove_absences(release, rows.buckets, values, until_s)
+
+        # One readable row shows that the release exists; without any, the failure is that of the whole read.
+        if all(isinstance(value, StoreError) for value in values):
+            error = next((value for value in values if isinstance(value, ReleaseNotFound)), values[0])
+            raise cast("StoreError", error)
         return values
 
     @property
@@ -209,7 +215,10 @@ class RedisReader(Reader):
         read = Multiplexer.get_each if self._is_clustered else Multiplexer.mget
         timeout_s = COMMAND_TIMEOUT_S if until_s is None else LOOKUP_TIMEOUT_S
         try:
-            connection = connections.current or await connections.connection()
+            connection = connections.current
+            if connection is None:
+                self._deployment.lifetime.check()  # an open connection refuses calls on another loop itself
+                connection = await connections.connection()
             try:
                 return await read(connection, names, timeout_s)
             except StoreUnavailable:
