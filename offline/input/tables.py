@@ -101,7 +101,7 @@ class Table:
         return pl.col(name).is_null()
 
     def number_or_inf(self, name: str) -> pl.Expr:
-        """Return the column as a float, null for a missing value, inf for what is no number."""
+        """Return the column as a float, null for a missing value, inf for any other text than a number."""
         number = self.number(name).fill_null(inf).fill_nan(inf)
         return pl.when(~self.is_absent(name)).then(number)
 
