@@ -166,15 +166,8 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
     return None
 
 
-def usual_time(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return an expression that reads the column *name* as `read_time`, each value as ISO 8601 or a time since 1970."""
-    if is_date(dtype):
-        return read_time(name, dtype, EPOCH)
-    return pl.col(name).map_batches(_UsualTimes(), return_dtype=pl.Datetime("us"), is_elementwise=True)
-
-
-class _UsualTimes:
-    """Reads texts or numbers as times, in the format that most of the values before were written in, or in another."""
+class UsualTimes:
+    """Reads texts or numbers as times: ISO 8601 or since 1970, first in the format of most values before."""
 
     def __init__(self) -> None:
         self._layouts = [EPOCH, *_ISO_FORMATS]

@@ -126,7 +126,12 @@ def read_interactions(
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
 
-        chosen = _with_few_segments(inputs.columns, facts.segments, is_named=named.segment is not None)
+        chosen = inputs.columns
+        if facts.segments > MAX_SEGMENTS:
+            if named.segment is not None:
+                raise DataError(f"{describe_segments(chosen, facts.segments)}; name a column with fewer.")
+            chosen = replace(chosen, segment=None)
+
         has_cancellations = facts.cancellations > 0
         log = group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
 
@@ -162,15 +167,6 @@ def read_interactions(
             columns=chosen,
             notes=notes,
         )
-
-
-def _with_few_segments(columns: Columns, count: int, *, is_named: bool) -> Columns:
-    """Leave out a segment column of too many values (*count*); DataError if it *is_named*."""
-    if count <= MAX_SEGMENTS:
-        return columns
-    if is_named:
-        raise DataError(f"{describe_segments(columns, count)}; name a column with fewer.")
-    return replace(columns, segment=None)
 
 
 class _Inputs(NamedTuple):

@@ -15,7 +15,7 @@ import polars as pl
 import polars.selectors as cs
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import NULL_VALUES, NUMBERED, read_time, usual_time
+from hotplate.offline.input.columns import EPOCH, NULL_VALUES, NUMBERED, UsualTimes, is_date, read_time
 from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.options import Format
@@ -101,7 +101,7 @@ class Table:
         return pl.col(name).is_null()
 
     def number_or_inf(self, name: str) -> pl.Expr:
-        """Return the column as a float, null for a missing value, inf for what is no number."""
+        """Return the column as a float, null for a missing value, inf for any other text than a number."""
         number = self.number(name).fill_null(inf).fill_nan(inf)
         return pl.when(~self.is_absent(name)).then(number)
 
@@ -112,9 +112,9 @@ class Table:
         column of Booleans or times of day, and as `text`.
         """
         dtype = self._dtype_of(name, "point in time", unusable=_NOT_TIMES)
-        if self.form.time_format is not None:
-            return read_time(name, dtype, self.form.time_format)
-        return usual_time(name, dtype)
+        if is_date(dtype) or self.form.time_format is not None:
+            return read_time(name, dtype, self.form.time_format or EPOCH)
+        return pl.col(name).map_batches(UsualTimes(), return_dtype=pl.Datetime("us"), is_elementwise=True)
 
     def _dtype_of(self, name: str, kind: str, unusable: Sequence[type[pl.DataType]] = _NOT_TEXTS) -> pl.DataType:
         """Return the type of the column *name*; raises DataError if it is nested or *unusable* as a *kind* of value."""
