@@ -83,9 +83,9 @@ def _read_candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candi
 
         async def read(store: Store) -> Candidate:
             release = await find_release(store, release_id or None)
-            return await candidate_from_release(store, release, f"{redacted(url)}#{release.id}", pairs, flags.k)
+            return await candidate_from_release(store, release, f"{redacted(url)}#{release.id}", pairs)
 
         return run_on_store(url, read)
     if is_model(Path(origin)):
         return candidate_from_model(load(origin), origin, pairs, flags.k)
-    return candidate_from_files(origin, pairs, flags.k, asdict(flags.columns), flags.text)
+    return candidate_from_files(origin, pairs, asdict(flags.columns), flags.text)
