@@ -100,18 +100,17 @@ def read_lists(
 
 def _read_candidate(origin: ListsToEvaluate, pairs: pl.DataFrame, settings: EvaluateSettings) -> Candidate:
     """Read the lists to measure: those of users in *pairs*, with the columns user and item."""
-    k = settings.k
     if isinstance(origin, Model):
-        return candidate_from_model(origin, "the model", pairs, k)
+        return candidate_from_model(origin, "the model", pairs, settings.k)
     if isinstance(origin, str) and is_store_url(origin):
         url, _, release_id = origin.partition("#")
 
         async def read(store: Store) -> Candidate:
             release = await find_release(store, release_id or None)
-            return await candidate_from_release(store, release, f"{redacted(url)}#{release.id}", pairs, k)
+            return await candidate_from_release(store, release, f"{redacted(url)}#{release.id}", pairs)
 
         return run_on(url, read, must_exist=True)
     if isinstance(origin, str | Path) and is_model(Path(origin)):
-        return candidate_from_model(load(origin), str(origin), pairs, k)
+        return candidate_from_model(load(origin), str(origin), pairs, settings.k)
     named = {role: settings.columns.get(role) for role in ("user", "item", "score")}
-    return candidate_from_files(origin, pairs, k, named, settings.form)
+    return candidate_from_files(origin, pairs, named, settings.form)

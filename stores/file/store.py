@@ -63,6 +63,7 @@ SCANNED_AT_ONCE = 256
 # Open files of releases that are not served, such as those that a publish reads back.
 MAX_OTHER_FILES = 8
 
+_REMEDY = "change its owner or its mode"
 _SUFFIXES = {".mdb", ".draft", ".lock"}
 _INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -148,10 +149,9 @@ class LmdbStore(Store):
     async def examine(self) -> list[Finding]:
         """Check this user's rights in the folder, and the file system under it."""
         with translating_errors(self.folder):
-            return self._findings()
+            return self._findings(self.folder)
 
-    def _findings(self) -> list[Finding]:
-        folder = self.folder
+    def _findings(self, folder: Path) -> list[Finding]:
         releases = self._releases
         if folder.is_dir():
             existing = folder
@@ -365,17 +365,7 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
     *mode* is os.R_OK or os.W_OK; a folder must also be enterable. A refused read is an error, but a refused write only
     a warning: a service needs no right to publish.
     """
-    if mode == os.R_OK:
-        level = Level.ERROR
-        subject = "may read"
-        purpose = "read"
-        aside = ""
-    else:
-        level = Level.WARNING
-        subject = MAY_PUBLISH
-        purpose = "publish"
-        aside = ", which is right for a service"
-
+    subject = "may read" if mode == os.R_OK else MAY_PUBLISH
     for path in paths:
         try:
             folder_mode = os.X_OK if path.is_dir() else 0
@@ -386,11 +376,12 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
             is_read_only = False
 
         if is_refused:
-            remedy = "change its owner or its mode"
-            if mode == os.W_OK and is_read_only:
-                remedy = "mount its file system for writing"
-            sentence = f"no: user {os.geteuid()} may not use {path}{aside}; to {purpose}, {remedy}"
-            return Finding(level, subject, sentence)
+            refused = f"no: user {os.geteuid()} may not use {path}"
+            if mode == os.R_OK:
+                return Finding(Level.ERROR, subject, f"{refused}; to read, {_REMEDY}")
+            remedy = "mount its file system for writing" if is_read_only else _REMEDY
+            sentence = f"{refused}, which is right for a service; to publish, {remedy}"
+            return Finding(Level.WARNING, subject, sentence)
     return Finding(Level.OK, subject, "yes")
 
 
