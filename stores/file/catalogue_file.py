@@ -29,14 +29,14 @@ class CatalogueFile:
 
     catalogue.json     the record
     catalogue.lock     locked during a swap or an erase
-    catalogue.spare    allocated blocks, which a swap on a full disk takes, and a later one allocates again
+    catalogue.reserve  allocated blocks, which a swap on a full disk takes, and a later one allocates again
     records/NAME.json  a record beside the catalogue, durable before the catalogue that counts on it
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "catalogue.json"
-        self._spare = folder / "catalogue.spare"
+        self._reserve_file = folder / "catalogue.reserve"
         self._lock = folder / "catalogue.lock"
         self._last_read: tuple[bytes | None, Catalogue] = (None, Catalogue())
         """The last record that was read, and the catalogue in it: polls find the same record."""
@@ -105,7 +105,7 @@ class CatalogueFile:
         return self.folder / "records" / f"{name}.json"
 
     def _write(self, path: Path, content: bytes, lock: int | None) -> None:
-        """Replace a file durably; on a full disk in blocks of the spare, which then gets those of the old file."""
+        """Replace a file durably; on a full disk in blocks of the reserve, which then gets those of the old file."""
         with translating_errors(path):
             make_folder(path.parent)
             try:
@@ -116,22 +116,22 @@ class CatalogueFile:
                     self._reserve(RESERVED_BYTES)
 
     def _make_room(self, needed_bytes: int) -> None:
-        """Free blocks of the spare if the disk has less than *needed_bytes*."""
+        """Free blocks of the reserve if the disk has less than *needed_bytes*."""
         status = os.statvfs(self.folder)
         if status.f_bavail * status.f_frsize >= needed_bytes:
             return
-        with suppress(OSError):  # no spare, or no room for what is left of it
-            left_bytes = self._spare.stat().st_size - needed_bytes
-            self._spare.unlink()  # it may be another user's, such as root's
+        with suppress(OSError):  # no reserve, or no room for what is left of it
+            left_bytes = self._reserve_file.stat().st_size - needed_bytes
+            self._reserve_file.unlink()  # it may be another user's, such as root's
             self._reserve(left_bytes)
 
     def _reserve(self, size: int) -> None:
-        """Allocate the blocks of the spare up to *size*, as far as the disk has them; OSError on a full disk."""
-        self._spare.touch(0o644)
-        with self._spare.open("r+b", buffering=0) as spare:
-            allocated_bytes = os.fstat(spare.fileno()).st_size
+        """Allocate the blocks of the reserve up to *size*, as far as the disk has them; OSError on a full disk."""
+        self._reserve_file.touch(0o644)
+        with self._reserve_file.open("r+b", buffering=0) as file:
+            allocated_bytes = os.fstat(file.fileno()).st_size
             for start in range(allocated_bytes, size, BLOCK_BYTES):
-                os.posix_fallocate(spare.fileno(), start, BLOCK_BYTES)
+                os.posix_fallocate(file.fileno(), start, BLOCK_BYTES)
 
     @contextmanager
     def locked(self) -> Iterator[int]:

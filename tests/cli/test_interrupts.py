@@ -182,4 +182,4 @@ def test_ctrl_c_without_a_reader_of_the_output_exits_with_130(*, has_output: boo
 def listed(store: Path) -> set[str]:
     """Return what lies in a store, but for what any writer leaves to the next."""
     files = {str(path.relative_to(store)) for path in store.rglob("*")}
-    return files - {"releases", "catalogue.lock", "catalogue.spare", "catalogue.former"}
+    return files - {"releases", "catalogue.lock", "catalogue.reserve", "catalogue.former"}

@@ -22,7 +22,7 @@ T = TypeVar("T")
 DEADLINE_S = 60.0
 
 # Names and sizes of these files of a store are looked at.
-_LOOKED_AT = (".json", ".new", ".spare", ".former", ".draft", ".lock", ".mdb")
+_LOOKED_AT = (".json", ".new", ".reserve", ".former", ".draft", ".lock", ".mdb")
 
 _current = threading.local()
 

@@ -108,15 +108,15 @@ async def test_users_are_erased_on_a_full_disk_and_its_reserve_is_allocated_agai
 
 async def test_reserved_catalogue_space_is_taken_again_when_available(disk: Path, store: LmdbStore) -> None:
     first, second = [await publish(store, SMALL, 100, plan=UNDERSTATED) for _ in range(2)]
-    spare = disk / "catalogue.spare"
-    spare.unlink()
+    reserve = disk / "catalogue.reserve"
+    reserve.unlink()
     fill(disk)
     with pytest.raises(StoreFull, match=r"no space left to write \S+catalogue\.json"):
         await rollback(store)
     assert (await store.catalogue()).live == second
     (disk / "filler").unlink()
     assert await rollback(store) == first
-    assert spare.stat().st_blocks * 512 == RESERVED_BYTES
+    assert reserve.stat().st_blocks * 512 == RESERVED_BYTES
     fill(disk)
     await activate(store, second)
     await store.close()

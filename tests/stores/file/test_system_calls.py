@@ -102,7 +102,7 @@ def check_next_swap(folder: Path) -> None:
     later = grown(catalogue, "later")
     (process,) = run(Schedule(), [swapping(folder, catalogue, later)])
     assert (process.outcomes, read(folder)) == ([later], later)
-    assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.spare", "catalogue.lock"}
+    assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.reserve", "catalogue.lock"}
 
 
 @LIMITS
@@ -142,7 +142,7 @@ def test_user_swaps_in_its_folder_after_root() -> None:
 @pytest.mark.parametrize("switches", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
 def test_draft_created_during_a_catalogue_swap_does_not_affect_it(folders: Folders, switches: int) -> None:
     for schedule, folder in folders():
-        (folder / "catalogue.spare").unlink()  # as after a full disk
+        (folder / "catalogue.reserve").unlink()  # as after a full disk
         create = [lambda at=folder: finish(LmdbStore(at).create(DRAFT, PLAN))]
         swapper, _ = run(schedule, [swapping(folder, SECOND, ONES)], create, switches=switches)
         assert read(folder) == ONES, swapper.calls
