@@ -11,9 +11,8 @@ from pathlib import Path
 from hotplate.base.report import Report, Row, format_value, from_json
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
-from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.statistics import Figure, Portions, compared, is_significant_growth
+from hotplate.bench.statistics import PERCENTS, Figure, Portions, compared, is_significant_growth
 from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.stores.errors import reason_of
 

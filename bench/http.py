@@ -1,9 +1,11 @@
 """The measurement of a service: rounds, a search for the highest rate, or a sweep of batches."""
 
+from collections.abc import Sized
 from dataclasses import replace
 
 from hotplate.base.report import Report
 from hotplate.bench.errors import BenchFailed
+from hotplate.bench.experiment import Ending, interrupted_report, until_stopped
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.http_report import HttpRuns, judge_rounds, report, report_popular
 from hotplate.bench.lists import check_answers, popular_complaint
@@ -12,7 +14,7 @@ from hotplate.bench.loadgen.load import Load, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.search import MOST_RUNS, STEP_DOWN, USUAL_RUNS, Trial, highest, search
-from hotplate.bench.verdict import BOUNDS, interrupted_report
+from hotplate.bench.verdict import BOUNDS
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics
@@ -47,12 +49,8 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
                 return report_popular(plan, sample)
         measurement = _HttpMeasurement(plan, worker, display)
-        is_interrupted = False
-        try:
-            measurement.run()
-        except KeyboardInterrupt:
-            is_interrupted = True
-    return measurement.report(is_interrupted=is_interrupted)
+        ending = until_stopped(measurement.run, measurement.results)
+    return measurement.report(ending)
 
 
 class _HttpMeasurement:
@@ -66,6 +64,12 @@ class _HttpMeasurement:
         self._samples = list[ResponseSample]()
         self._answers = 0  # of which the samples were drawn
         self._rounds = list[Result]()
+
+    @property
+    def results(self) -> Sized:
+        """The rounds or, with other loads before them or instead, the trials."""
+        is_at_one_rate = not (self._plan.batches or self._plan.options.find_max)
+        return self._rounds if is_at_one_rate else self._trials
 
     def run(self) -> None:
         """Make a warm-up, then a trial for each size of batches, or else rounds at one rate.
@@ -129,10 +133,10 @@ class _HttpMeasurement:
             if result.interrupted:
                 raise KeyboardInterrupt
 
-    def report(self, *, is_interrupted: bool) -> Report:
+    def report(self, ending: Ending) -> Report:
         store = self._plan.options.store
         checked = check_answers(store, self._samples, self._answers) if store else None
-        return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, is_interrupted))
+        return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, *ending))
 
     def _attempt(self, rate: float) -> Trial:
         """Load the service at *rate* requests/s, and judge the result by the objective and its popular lists."""

@@ -8,36 +8,36 @@ from typing import Any
 import numpy as np
 
 from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count, format_value
-from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, P99_9, POPULAR_LISTS, RATE
+from hotplate.bench.experiment import interrupted_report
+from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, lag_note, lag_us, latency_us
-from hotplate.bench.objective import PERCENTS, format_bound, format_ms
+from hotplate.bench.objective import format_bound, format_ms
 from hotplate.bench.search import Trial, first_outside, highest, knee, users_per_s
-from hotplate.bench.statistics import error_share, in_time, mean, percentile, plots_by_round, popular_share
-from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, interrupted_report, prefixed
+from hotplate.bench.statistics import (
+    LATENCY_COLUMNS,
+    PERCENTILES,
+    PERCENTS,
+    SHARE_COLUMNS,
+    error_share,
+    in_time,
+    latency,
+    mean,
+    plots_by_round,
+    share_rows,
+)
+from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, prefixed
 from hotplate.stores.urls import redacted
 
-PERCENTILES = (P50, P99, P99_9)
-ERRORS_AND_DROPS = "errors and drops"
-ERRORS = "errors"
 USERS = "users"
 AT_A_TIME = "batches at a time"
-RATE_COLUMNS = (
-    Column(P50, "p50\nms", "ms"),
-    Column(P99, "p99\nms", "ms"),
-    Column(P99_9, "p99.9\nms", "ms"),
-    Column(RATE, "answers\n/s", digits=4),
-    Column(ERRORS_AND_DROPS, "errors\n%", "%"),
-    Column(POPULAR_LISTS, "popular\n%", "%"),
-)
+RATE_COLUMNS = (*LATENCY_COLUMNS, Column(RATE, "answers\n/s", digits=4), *SHARE_COLUMNS)
 BATCH_COLUMNS = (
     Column(USERS, "users\n/s", digits=4),
-    Column(P50, "p50\nms", "ms"),
-    Column(P99, "p99\nms", "ms"),
+    *LATENCY_COLUMNS,
     Column(AT_A_TIME, "batches\nat a time"),
-    Column(ERRORS, "errors\n%", "%"),
-    Column(POPULAR_LISTS, "popular\n%", "%"),
+    *SHARE_COLUMNS,
 )
 # Some seconds of a search may be left out.
 SPARE = 1.6
@@ -77,6 +77,8 @@ class HttpRuns:
     rounds: tuple[Result, ...]
     checked: CheckResult | None
     interrupted: bool
+    failure: str = ""
+    """What ended them early, such as a generator that died."""
 
     @property
     def rate(self) -> float:
@@ -130,7 +132,7 @@ def judge(runs: HttpRuns) -> Verdict:
     timed = [rounds[place] for place in in_time([[result] for result in rounds])]
     if plan.options.find_max:
         timed = plan.objective.without_pauses(rounds)
-    findings = [*_list_findings(runs, rounds), *judge_rounds(plan, rounds, timed)]
+    findings = [*_findings_of_runs(runs, rounds), *judge_rounds(plan, rounds, timed)]
     if outside and not runs.rate:
         reasons = " and ".join(outside.broken or outside.doubts)
         no_rate = f"no rate was inside the objective {plan.objective}: at {outside.offered:,.4g} requests/s {reasons}"
@@ -146,7 +148,7 @@ def judge_rounds(plan: HttpPlan, rounds: Sequence[Result], timed: Sequence[Resul
     """
     if not rounds:
         return []
-    figures = {name: percentile(timed, PERCENTS[name]) for name in plan.objective.latency_us}
+    figures = {name: latency(timed, name) for name in plan.objective.latency_us}
     unknown = {name: figure.note for name, figure in figures.items() if figure.value is None}
     known = {name: bound_us for name, bound_us in plan.objective.latency_us.items() if name not in unknown}
     objective = replace(plan.objective, latency_us=known)
@@ -169,10 +171,11 @@ def _too_few_answers(name: str, note: str, rounds: Sequence[Result]) -> str:
     return f"{name} is not known at {rate:,.4g} requests/s ({note}); give --duration {needed_s}s"
 
 
-def _list_findings(runs: HttpRuns, results: Sequence[Result]) -> list[Finding]:
-    """Return what is wrong with the lists: others than those of the store, and popular ones in all *results*."""
+def _findings_of_runs(runs: HttpRuns, results: Sequence[Result]) -> list[Finding]:
+    """Return what ended the runs, and what is wrong with the lists: others than the store's, and popular ones."""
+    ended = findings_of(Gravity.UNMEASURED, filter(None, [runs.failure]))
     checked = runs.checked.findings if runs.checked else []
-    return [*checked, *runs.plan.popular_lists(results)]
+    return [*ended, *checked, *runs.plan.popular_lists(results)]
 
 
 def report(runs: HttpRuns) -> Report:
@@ -214,19 +217,6 @@ def report_popular(plan: HttpPlan, sample: Result) -> Report:
     return concluded(measured, plan.popular_lists([sample]))
 
 
-def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
-    for name in names:
-        yield percentile(results, PERCENTS[name]).row(subject, name, "us")
-
-
-def _share_rows(subject: str, results: Sequence[Result], errors: str) -> Iterator[Row]:
-    """Yield the share of *errors*, as they are named, and that of popular lists if any lists were seen."""
-    yield error_share(results).row(subject, errors, "share")
-    popular = popular_share(results)
-    if popular.value is not None:
-        yield popular.row(subject, POPULAR_LISTS, "share")
-
-
 def _rounds_report(runs: HttpRuns) -> Report:
     """Report rounds at one rate; without rounds, the search for it."""
     verdict = judge(runs)
@@ -259,8 +249,8 @@ def _answer(runs: HttpRuns, verdict: Verdict, figures: str) -> str:
         rate = f"{'at least ' if verdict.limit else ''}{verdict.best:,.0f} requests/s"
         if verdict.outside and not verdict.limit:
             rate += f" ({verdict.outside.offered:,.0f} is outside)"
-        latency = _latency(verdict.timed, objective.percentile)
-        return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
+        reached = _latency(verdict.timed, objective.percentile)
+        return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {reached}."
     if runs.trials and verdict.is_outside:
         longer = f"--duration {LONGER * runs.plan.load.duration_s:g}s"
         return f"No rate was confirmed inside {objective}: {figures} Give {longer}, which evens out disturbances."
@@ -297,7 +287,7 @@ def _figures(runs: HttpRuns, verdict: Verdict) -> str:
 
 
 def _latency(rounds: Sequence[Result], name: str) -> str:
-    figure = percentile(rounds, PERCENTS[name])
+    figure = latency(rounds, name)
     return f"not known ({figure.note})" if figure.value is None else format_ms(figure.value)
 
 
@@ -311,9 +301,9 @@ def _rows(runs: HttpRuns, verdict: Verdict) -> Iterator[Row]:
         yield Row(subject, HIGHEST_RATE, "/s", verdict.best, low=outside and verdict.best, high=outside, note=note)
 
     shown = {*PERCENTILES, runs.plan.objective.percentile}
-    yield from _latency_rows(subject, verdict.timed, [name for name in PERCENTS if name in shown])
+    yield from (latency(verdict.timed, name).row(subject, name, "us") for name in PERCENTS if name in shown)
     yield mean([result.ok_rate for result in rounds]).row(subject, RATE, "/s")
-    yield from _share_rows(subject, rounds, ERRORS_AND_DROPS)
+    yield from share_rows(subject, rounds)
     yield Row(subject, LATENESS, "us", lag_us(rounds, 99), main=False)
 
 
@@ -350,10 +340,7 @@ def _trials_plot(trials: Sequence[Trial], load: str, names: Sequence[str]) -> Pl
     """Plot percentiles of the latency over the load of trials, a point for each."""
     ascending = sorted(trials, key=lambda trial: trial.offered)
     loads = tuple(trial.offered for trial in ascending)
-    curves = [
-        Curve(name, loads, tuple(percentile([trial.result], PERCENTS[name]).value for trial in ascending))
-        for name in names
-    ]
+    curves = [Curve(name, loads, tuple(latency([trial.result], name).value for trial in ascending)) for name in names]
     return Plot(
         title=f"Latency over {load}",
         x=load,
@@ -413,7 +400,7 @@ def _batches_report(runs: HttpRuns) -> Report:
 
 def _batch_findings(runs: HttpRuns) -> list[Finding]:
     """Return what is wrong with the lists, and the reasons of trials to be broken or in doubt, with their sizes."""
-    findings = _list_findings(runs, [trial.result for trial in runs.trials])
+    findings = _findings_of_runs(runs, [trial.result for trial in runs.trials])
     is_popular = any(finding.gravity is Gravity.POPULAR for finding in findings)
     for trial in runs.trials:
         for finding in trial.findings:
@@ -428,9 +415,9 @@ def _batch_findings(runs: HttpRuns) -> list[Finding]:
 def _batch_rows(trial: Trial) -> Iterator[Row]:
     subject = f"batch of {trial.offered:,.0f}"
     yield Row(subject, USERS, "/s", users_per_s(trial))
-    yield from _latency_rows(subject, [trial.result], PERCENTILES)
+    yield from (latency([trial.result], name).row(subject, name, "us") for name in PERCENTILES)
     yield Row(subject, AT_A_TIME, "", float(trial.result.connections))
-    yield from _share_rows(subject, [trial.result], ERRORS)
+    yield from share_rows(subject, [trial.result])
 
 
 def _spectrum_plot(rounds: Sequence[Result]) -> Plot:

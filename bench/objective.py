@@ -9,15 +9,13 @@ import numpy as np
 
 from hotplate.base.report import rounded
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.figure_names import P50, P99, P99_9
+from hotplate.bench.figure_names import P99
 from hotplate.bench.loadgen.load import OK, REDIRECT, STATUS
 from hotplate.bench.loadgen.result import Result, lag_us, latency_us
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.statistics import error_share
+from hotplate.bench.statistics import ERRORS, PERCENTS, error_share
 from hotplate.bench.verdict import Finding, Gravity, findings_of
 
-PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
-ERRORS = "errors"
 USUAL_ERRORS = 0.001
 # A search leaves out pauses of the machine that are not more frequent, and one of a few seconds.
 PAUSE_EVERY_S = 5

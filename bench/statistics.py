@@ -7,7 +7,7 @@ of 800 answers it calls 3 to 7 of 100 equal pairs different, where a percentile 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc, stdtrit
 
 from hotplate.base.intervals import Z
-from hotplate.base.report import Curve, Plot, Row, rounded
-from hotplate.bench.figure_names import P99
+from hotplate.base.report import Column, Curve, Plot, Row, rounded
+from hotplate.bench.figure_names import P50, P99, P99_9, POPULAR_LISTS
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, Seconds, lateness, percentile_us
 
+PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
+PERCENTILES = (P50, P99, P99_9)
+ERRORS = "errors"
+LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
+SHARE_COLUMNS = (Column(ERRORS, "errors\n%", "%"), Column(POPULAR_LISTS, "popular\n%", "%"))
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
@@ -90,6 +95,11 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     if high_us > most_us > value_us:
         high_us = value_us * (high_us / value_us) ** UNSEEN
     return Figure(value_us, values_us, min(low_us, least_us), max(high_us, most_us), without=without)
+
+
+def latency(results: Sequence[Result], name: str) -> Figure:
+    """Return a percentile by its name, as "p99", of the latencies of all rounds together; see `percentile`."""
+    return percentile(results, PERCENTS[name])
 
 
 def _binomial_interval(rounds: Sequence[Seconds], percent: float, answers: int) -> tuple[float, float]:
@@ -197,6 +207,14 @@ def error_share(results: Sequence[Result]) -> Figure:
 def popular_share(results: Sequence[Result]) -> Figure:
     """Return the share of lists that were popular ones; unknown if no lists were seen."""
     return share([result.popular_lists for result in results], [result.lists for result in results])
+
+
+def share_rows(subject: str, results: Sequence[Result]) -> Iterator[Row]:
+    """Yield the share of errors, and that of popular lists if any lists were seen."""
+    yield error_share(results).row(subject, ERRORS, "share")
+    popular = popular_share(results)
+    if popular.value is not None:
+        yield popular.row(subject, POPULAR_LISTS, "share")
 
 
 def mean(values: Sequence[float]) -> Figure:

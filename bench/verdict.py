@@ -104,8 +104,3 @@ def _lead(findings: Sequence[Finding]) -> str:
 def no_verdict(reason: str) -> str:
     """Return the first line of a report without a verdict."""
     return f"There is no verdict: {reason}."
-
-
-def interrupted_report(kind: str) -> Report:
-    """Return the report of an experiment that was stopped before its first round."""
-    return Report(kind=kind, sentence=NOTHING_MEASURED, interrupted=True, machine=describe())

@@ -6,6 +6,7 @@ Public names are loaded on first use.
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.base.recommendations import Item, Recommendations
+    from hotplate.base.report import Report
     from hotplate.cli.run_work import run_pipeline as run
     from hotplate.client import (
         Answer,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
         RequestRefused,
         ServiceUnavailable,
     )
+    from hotplate.evaluation import EvaluateSettings, compare, evaluate
     from hotplate.offline.errors import DataError, GateFailed, ModelUnusable, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
     from hotplate.offline.exploration import Explore
@@ -99,6 +101,7 @@ __all__ = [
     "DataError",
     "DraftRef",
     "EASEParams",
+    "EvaluateSettings",
     "Explore",
     "Finding",
     "Format",
@@ -132,6 +135,7 @@ __all__ = [
     "ReleaseNotFound",
     "ReleaseRef",
     "ReleaseWithdrawn",
+    "Report",
     "RequestRefused",
     "Row",
     "Rules",
@@ -157,9 +161,11 @@ __all__ = [
     "WrittenByNewer",
     "__version__",
     "activate",
+    "compare",
     "connect",
     "copy",
     "dump_catalogue",
+    "evaluate",
     "load_model",
     "open",
     "open_sync",
@@ -174,7 +180,7 @@ __all__ = [
 
 
 # The homes of names that need the extra `offline`; others need `server`.
-_OFFLINE = ("hotplate.offline.", "hotplate.cli.run_work")
+_OFFLINE = ("hotplate.offline.", "hotplate.cli.run_work", "hotplate.evaluation")
 # The module and the name there of each public name.
 _HOMES = {
     "AccessDenied": "hotplate.stores.errors:AccessDenied",
@@ -192,12 +198,15 @@ _HOMES = {
     "ClientClosed": "hotplate.client:ClientClosed",
     "ClientError": "hotplate.client:ClientError",
     "Columns": "hotplate.offline.options:Columns",
+    "compare": "hotplate.evaluation:compare",
     "connect": "hotplate.stores.connect:connect",
     "copy": "hotplate.releases:copy",
     "DataError": "hotplate.offline.errors:DataError",
     "DraftRef": "hotplate.stores.catalogue:DraftRef",
     "dump_catalogue": "hotplate.stores.catalogue_record:dump",
     "EASEParams": "hotplate.offline.train.item_based:EASEParams",
+    "evaluate": "hotplate.evaluation:evaluate",
+    "EvaluateSettings": "hotplate.evaluation:EvaluateSettings",
     "Explore": "hotplate.offline.exploration:Explore",
     "Finding": "hotplate.stores.store:Finding",
     "Format": "hotplate.offline.options:Format",
@@ -237,6 +246,7 @@ _HOMES = {
     "ReleaseNotFound": "hotplate.stores.errors:ReleaseNotFound",
     "ReleaseRef": "hotplate.stores.catalogue:ReleaseRef",
     "ReleaseWithdrawn": "hotplate.stores.errors:ReleaseWithdrawn",
+    "Report": "hotplate.base.report:Report",
     "RequestRefused": "hotplate.client:RequestRefused",
     "rollback": "hotplate.releases:rollback",
     "Row": "hotplate.stores.store:Row",

@@ -358,54 +358,52 @@ def sort_lists(
         return SortedLists(partitions=[], list_counts=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
 
     folder.mkdir()
-    rows = scored.rows.kept_rows
-    on_progress(0, 2 * rows)
-    _divide_rows(scored, numbers, folder, lambda done: on_progress(done, 2 * rows))
-    return _sort_partitions(folder, numbers.ranks(), length, lambda done: on_progress(rows + done, 2 * rows))
-
-
-def _divide_rows(scored: Scored, numbers: ItemNumbers, folder: Path, on_done: Callable[[int], None]) -> None:
-    """Divide rows [owner, item, score] into partitions, ranges of owners, with a subfolder of *folder* for each.
-
-    Rows are read in batches, and each batch adds a file to the partitions that it has rows of. *numbers* gives each
-    item its number. *on_done* is called with the rows done.
-    """
-    done = 0
-    with data_errors(folder):
-        bounds = _partition_bounds(scored)
-        rows = scored.entries.select("owner", "item", "score")
-        for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
-            _append_to_partitions(batch, numbers, bounds, folder, f"{done}.arrow")
-            done += batch.height
-            on_done(done)
-
-
-def _sort_partitions(folder: Path, ranks: pl.Series, length: int, on_done: Callable[[int], None]) -> SortedLists:
-    """Replace each partition, a subfolder of *folder* with rows in files, by one file of its lists, as of `rank_rows`.
-
-    *ranks* are the ranks of items by number, which order equal scores. *length* is the most items of a list. *on_done*
-    is called with the rows done.
-    """
+    total = 2 * scored.rows.kept_rows
     done = 0
     partitions = list[Path]()
-    list_counts = np.zeros(len(ranks), dtype=np.int64)
     owners = 0
     duplicates = 0
-    for part in sorted(folder.iterdir(), key=lambda path: int(path.name)):
-        with data_errors(folder):
-            partition = pl.concat(pl.read_ipc(file) for file in part.iterdir())
+    with data_errors(folder):
+        on_progress(done, total)
+        for height in _divide_rows(scored, numbers, folder):
+            done += height
+            on_progress(done, total)
+
+        ranks = numbers.ranks()
+        list_counts = np.zeros(len(ranks), dtype=np.int64)
+        for part in sorted(folder.iterdir(), key=lambda path: int(path.name)):
+            rows = pl.concat(pl.read_ipc(file) for file in part.iterdir())
             shutil.rmtree(part)
-            ranked = rank_rows(partition, ranks, length)
+            ranked = rank_rows(rows, ranks, length)
             partitions.append(part.with_suffix(".arrow"))
             ranked.lists.write_ipc(partitions[-1])
 
-        owners += ranked.lists.height
-        duplicates += ranked.duplicates
-        items = ranked.lists.get_column("item").explode().to_numpy()
-        list_counts += np.bincount(items, minlength=len(ranks))
-        done += partition.height
-        on_done(done)
+            owners += ranked.lists.height
+            duplicates += ranked.duplicates
+            items = ranked.lists.get_column("item").explode().to_numpy()
+            list_counts += np.bincount(items, minlength=len(ranks))
+            done += rows.height
+            on_progress(done, total)
     return SortedLists(partitions=partitions, list_counts=list_counts, owners=owners, duplicates=duplicates)
+
+
+def _divide_rows(scored: Scored, numbers: ItemNumbers, folder: Path) -> Iterator[int]:
+    """Divide rows [owner, item, score] into partitions, ranges of owners, with a subfolder of *folder* for each.
+
+    The subfolders are called `0`, `1` and so on. Rows are read in batches, and each batch adds a file to the partitions
+    that it has rows of. *numbers* gives each item its number. Yields the number of rows of each batch.
+    """
+    bounds = _partition_bounds(scored)
+    rows = scored.entries.select("owner", "item", "score")
+    batches = rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False)
+    for place, batch in enumerate(batches):
+        # The number of each row's partition. As part of a polars query, this would load the whole input.
+        partition = bounds.search_sorted(batch.get_column("owner"), side="right")
+        numbered = batch.with_columns(numbers.number(batch.get_column("item")), partition=partition)
+        for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():
+            (folder / str(number)).mkdir(exist_ok=True)
+            part.write_ipc(folder / str(number) / f"{place}.arrow")
+        yield batch.height
 
 
 class RankedRows(NamedTuple):
@@ -461,23 +459,6 @@ def _partition_bounds(scored: Scored) -> pl.Series:
     step = -(-scored.rows.total // _SAMPLED_OWNERS)
     sampled = scored.entries.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
-    if owners.is_empty():
-        return owners
-
-    # Places in the sorted sample; an owner with more rows than a partition may be at several of them.
-    starts = [len(owners) * number // partitions for number in range(1, partitions)]
-    return owners.gather(starts).unique(maintain_order=True)
-
-
-def _append_to_partitions(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
-    """Write a batch of *rows* [owner, item, score], with items as numbers, to the folders of their partitions.
-
-    Partitions are ranges of owners between *bounds*. Their folders in *folder* are called `0`, `1` and so on; each that
-    rows fall into gets a file *name*.
-    """
-    # The number of each row's partition. As part of a polars query, this would load the whole input.
-    partition = bounds.search_sorted(rows.get_column("owner"), side="right")
-    numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)
-    for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():
-        (folder / str(number)).mkdir(exist_ok=True)
-        part.write_ipc(folder / str(number) / name)
+    # An owner with more rows than a partition may be at several places of the sorted sample.
+    size = -(-len(owners) // partitions) or 1
+    return owners.gather_every(size, offset=size).unique(maintain_order=True)

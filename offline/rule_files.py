@@ -8,6 +8,7 @@ import polars as pl
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.exploration import read_explore
+from hotplate.offline.input.columns import usual_column
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import input_files, named_paths
 from hotplate.offline.input.rows import read_text
@@ -16,7 +17,6 @@ from hotplate.offline.input.tables import open_tables
 from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.rules import MAX_BOOST, Rules
 
-_STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
 _LIKE_STOCK = re.compile(r"(?i)sto?c?k(?!.?(code|id))|qty|quant|avail")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]
 _OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
@@ -94,8 +94,8 @@ def _stock_column(path: Path) -> str | None:
     Raises DataError for a similar name, as items that are sold out would count as available.
     """
     with input_files([path]) as files:
-        names = open_tables(files, Format())[0].schema
-    stock = next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
+        names = list(open_tables(files, Format())[0].schema)
+    stock = usual_column("stock", names)
     alike = next(filter(_LIKE_STOCK.search, names), None)
     if stock is None and alike is not None:
         raise DataError(f"{named_paths([path])} has a column {alike!r}; call it stock, or remove it if it is none.")

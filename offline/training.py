@@ -30,8 +30,9 @@ from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import DataDescription, Model, check_target, save
 from hotplate.offline.options import Columns, Format
-from hotplate.offline.search.popular_lists import ALL_TIME, PopularSearch, search_popular
+from hotplate.offline.search.popular_lists import ALL_TIME, search_popular
 from hotplate.offline.search.similar_items import choose_similar_params
+from hotplate.offline.search.trials import best_of_each_engine
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, search_repeats, tune
 from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
@@ -400,25 +401,39 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
 
     Repeats are items that a user has already, in lists that keep them. The engine is searched if *settings* say so.
     Similar items and repeats are then searched, too, but only if the model is evaluated. *trials* is the folder that
-    keeps the trials of an interrupted search. *progress* is told the stages `tune` and `choose`.
+    keeps the trials of an interrupted search. *progress* is told the stages `tune` and `choose`. Raises SettingError if
+    time or memory allow no trial.
     """
     search = None
     if settings.tuning is not None:
         with progress.stage("tune") as on_trial:
-            search = _search_engine(data, settings, settings.tuning, trials, on_trial=on_trial, notice=progress.notice)
+            search = tune(
+                data,
+                settings.tuning,
+                k=settings.k,
+                defaults=settings.params if isinstance(settings.params, ALSParams) else None,
+                trials_folder=trials,
+                on_trial=on_trial,
+                on_notice=progress.notice,
+            )
+    if search is not None and not search.trials:
+        raise SettingError("the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune")
     engine = settings.params if search is None else search.trials[search.recommended].params
 
     with progress.stage("choose"):
-        popular = _search_popular(data, settings, search)
+        # The inner splits are made again, as those of the search would take memory until here.
+        splits = data.sample().splits() if data.evaluation is not None else []
+        popular = None if search is None else search.popular
+        if popular is None and splits:
+            popular = search_popular(splits, settings.k, in_time=data.split.in_time)
         popularity = ALL_TIME if popular is None else popular.for_new_users
         half_life_days = popularity.half_life_days
         similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
 
         repeats = None
         if settings.tuning is not None and data.evaluation is not None:
-            inner_splits = data.inner_splits()
-            if inner_splits:
-                similar = choose_similar_params(inner_splits, half_life_days, settings.k)
+            if splits:
+                similar = choose_similar_params(splits, half_life_days, settings.k)
             repeats = search_repeats(data, engine, k=settings.k, popular=popularity)
     return _Choice(
         engine=engine,
@@ -445,9 +460,7 @@ def _evaluate(
     # Later parameters replace earlier ones of the same engine.
     best = {engine_of(params): params for params in BASELINES}
     if choice.search is not None:
-        for number in choice.search.best_of_each:
-            params = choice.search.trials[number].params
-            best[engine_of(params)] = params
+        best |= {engine_of(trial.params): trial.params for trial in best_of_each_engine(choice.search.trials)}
     del best["popularity"]
 
     return evaluate_parts(
@@ -507,34 +520,6 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
     return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
-def _search_engine(
-    data: SearchData,
-    settings: TrainSettings,
-    tuning: TuneOptions,
-    trials: Path,
-    *,
-    on_trial: OnProgress,
-    notice: Notice,
-) -> Search | None:
-    """Search an engine and its parameters on *data*; None if there are too few pairs.
-
-    *trials* is the folder that keeps trials, so that an interrupted search resumes. *on_trial* is called with the
-    trials done and in all, *notice* with sentences on cost. Raises SettingError if time or memory allow no trial.
-    """
-    search = tune(
-        data,
-        tuning,
-        k=settings.k,
-        defaults=settings.params if isinstance(settings.params, ALSParams) else None,
-        trials_folder=trials,
-        on_trial=on_trial,
-        on_notice=notice,
-    )
-    if search is not None and not search.trials:
-        raise SettingError("the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune")
-    return search
-
-
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
     """Split *matrix* for the evaluation as *settings* say; None if they want none.
 
@@ -559,14 +544,6 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
         )
     on_notice(reason)
     return _Test.of(matrix, wanted.of("by-item"), settings)
-
-
-def _search_popular(data: SearchData, settings: TrainSettings, search: Search | None) -> PopularSearch | None:
-    """Return the popular lists that *search* has compared, or compare them on *data*; None without an evaluation."""
-    if search is not None:
-        return search.popular
-    splits = data.inner_splits() if data.evaluation is not None else []
-    return search_popular(splits, settings.k, in_time=data.split.in_time) if splits else None
 
 
 def _describe_data(interactions: Interactions, settings: TrainSettings) -> DataDescription:

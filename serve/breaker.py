@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from enum import Enum, auto
 
 from hotplate.base.timing import Backoff
 from hotplate.serve.errors import StoreDefect
@@ -19,24 +18,11 @@ FAILURES_OF_PARTS = 50
 PROBE_PAUSES_S = (0.1, 1.0)
 
 
-class BreakerState(Enum):
-    """Which reads a breaker allows."""
-
-    CLOSED = auto()
-    """All."""
-
-    OPEN = auto()
-    """None until the end of a pause, then one, the probe."""
-
-    PROBING = auto()
-    """None: the outcome of the probe is awaited."""
-
-
 class Breaker:
     """The circuit breaker of one store, which logs when it opens and closes.
 
-    Ask `allows` before each read, and report the outcome of each read that it allows by one call of `succeeded`,
-    `failed` or `timed_out`, or of `probe_cancelled`.
+    While it `is_open`, ask `allows` before each read. Report the outcome of each read that is sent by one call of
+    `succeeded` (needed after `failures` only), `failed` or `timed_out`, or of `probe_cancelled`.
     """
 
     def __init__(self, store: str, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
@@ -49,9 +35,14 @@ class Breaker:
 
         self._store = store
         self._clock = clock
-        self._state = BreakerState.CLOSED
-        self._failures = 0
+        self.is_open = False
+        """Whether no reads are sent but probes: one at a time, after a pause."""
+
+        self.failures = 0
         """Since the last success."""
+
+        self._is_probing = False
+        """Whether the outcome of a probe is awaited."""
 
         self._pauses = Backoff(*PROBE_PAUSES_S, min_jitter=min_jitter)
         self._probe_at = 0.0
@@ -60,44 +51,39 @@ class Breaker:
         self._fails_by_part = False
         """Whether a part of the store has failed by itself, as one shard or one partition does."""
 
-    @property
-    def is_open(self) -> bool:
-        """Whether at most probes are sent."""
-        return self._state is not BreakerState.CLOSED
-
     def allows(self) -> bool:
         """Return whether to send a read now; if the breaker is open, it is the probe."""
-        if self._state is BreakerState.CLOSED:
+        if not self.is_open:
             return True
-        if self._state is BreakerState.PROBING or self._clock() < self._probe_at:
+        if self._is_probing or self._clock() < self._probe_at:
             return False
-        self._state = BreakerState.PROBING
+        self._is_probing = True
         return True
 
     def succeeded(self) -> None:
         """Close the breaker."""
-        if self._failures == 0:
-            return  # fast path
         if self.is_open:
             log.warning("%s: circuit closed, the store answers", self._store)
-        self._state = BreakerState.CLOSED
-        self._failures = 0
+        self.is_open = False
+        self._is_probing = False
+        self.failures = 0
         self._pauses.reset()
 
     def failed(self, error: StoreError) -> None:
         """Open the breaker if the read was a probe, or if there were too many failures in a row."""
         by_part = isinstance(error, PartUnavailable)
         self._fails_by_part = self._fails_by_part or by_part
-        self._failures += 1
-        if self._state is BreakerState.OPEN:
+        self.failures += 1
+        if self.is_open and not self._is_probing:
             return  # the read was sent before
-        if self._state is BreakerState.CLOSED:
-            if self._failures < (FAILURES_OF_PARTS if by_part else FAILURES):
+        if not self.is_open:
+            if self.failures < (FAILURES_OF_PARTS if by_part else FAILURES):
                 return
             self.open_because = f"circuit open after repeated failures: {error}"
             cause = error.__cause__ if isinstance(error, StoreDefect) else None
             log.warning("%s: %s", self._store, self.open_because, exc_info=cause)
-        self._state = BreakerState.OPEN
+        self.is_open = True
+        self._is_probing = False
         self._probe_at = self._clock() + self._pauses.next_s()
 
     def timed_out(self, timeout_s: float) -> StoreUnavailable:
@@ -112,5 +98,4 @@ class Breaker:
 
     def probe_cancelled(self) -> None:
         """Allow another probe at once, after one that was cancelled or raised an unexpected exception."""
-        if self._state is BreakerState.PROBING:
-            self._state = BreakerState.OPEN
+        self._is_probing = False

@@ -46,8 +46,11 @@ class EncodedList(msgspec.Struct, frozen=True):
         return self.fallback.list or self.release.manifest.default_list
 
 
-class Fallbacks:
-    """Popular lists in the place of lists that are absent or cannot be read."""
+class EncodedLists:
+    """Makes the encoded list of each row from the result of its read, and counts it.
+
+    A result is the opened list, None if the row is absent, or an error. Rows without a list get popular lists.
+    """
 
     def __init__(self, tiers: Sequence[Tier], kept: TierRelease | None) -> None:
         """*kept* is used while no tier serves a release."""
@@ -73,7 +76,7 @@ class Fallbacks:
         errors = "; ".join(tier.error for tier in self._tiers if tier.error)
         return NotReady(errors or "the live release is being loaded; try again in a second")
 
-    def missed(self, origin: Origin, row: RowKey, result: ReadResult, fallback: RowKey) -> EncodedList:
+    def _missed(self, origin: Origin, row: RowKey, result: ReadResult, fallback: RowKey) -> EncodedList:
         """Return a popular list instead of the list with the key *row*, and count the miss or the error.
 
         *origin* is the store and the release in which the row was read. *result* is an error, None if the row is
@@ -138,16 +141,6 @@ class Fallbacks:
             for release in tier.follower.releases:
                 yield TierRelease(tier.name, release)
 
-
-class EncodedLists:
-    """Makes the encoded list of each row from the result of its read, and counts it.
-
-    A result is the opened list, None if the row is absent, or an error. Rows without a list get popular lists.
-    """
-
-    def __init__(self, fallbacks: Fallbacks) -> None:
-        self._fallbacks = fallbacks
-
     def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey, source: str = "") -> EncodedList:
         """Return a list that was read at *origin*; *source* is by default that of the kind of its row."""
         source = source or SOURCES[row.kind]
@@ -162,27 +155,22 @@ class EncodedLists:
         *origin* is where the row was read, None if no tier could be read.
         """
         if origin is None:
-            return self._fallbacks.unread(row, fallback)
+            return self.unread(row, fallback)
         if is_list(result):
             return self.hit(origin, row, result, fallback, source)
-        return self._fallbacks.missed(origin, row, result, fallback)
+        return self._missed(origin, row, result, fallback)
 
     def of_batch(self, batch: BatchWalk, fallbacks: Mapping[str, RowKey]) -> dict[str, EncodedList]:
         """Return the lists of a batch, all of users or all of items, by their id. Raises NotReady.
 
         *fallbacks* are the keys of the popular lists, by the name of the list.
         """
-        lists = self.of_parts(batch.parts, fallbacks)
-        for row in batch.unread:
-            lists[row.id] = self._fallbacks.unread(row, fallbacks[row.list])
-        return lists
-
-    def of_parts(self, parts: Sequence[RowsRead], fallbacks: Mapping[str, RowKey]) -> dict[str, EncodedList]:
-        """Return the lists of rows that were read, like `of_batch`."""
         lists = dict[str, EncodedList]()
-        for part in parts:
+        for part in batch.parts:
             if part.rows:
                 self._add_part(lists, part, fallbacks)
+        for row in batch.unread:
+            lists[row.id] = self.unread(row, fallbacks[row.list])
         return lists
 
     def _add_part(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:
@@ -201,7 +189,7 @@ class EncodedLists:
                 )
                 hits += 1
             else:
-                lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)  # counted there
+                lists[row.id] = self._missed(part.origin, row, result, fallback)  # counted there
 
         tier.count_lookup(release, source, HIT, kind, hits)
 

@@ -51,11 +51,6 @@ class Hedge:
         self._delay_s = FIRST_S
         self._tokens = BURST
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether a second place is known now."""
-        return self._store.has_replicas
-
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
     ) -> list[ReadResult]:

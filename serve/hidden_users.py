@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList, Fallbacks
+from hotplate.serve.encoded_lists import EncodedList, EncodedLists
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.tiers import Origin, Tier
 from hotplate.stores.encoding import USER, RowKey
@@ -12,10 +12,10 @@ from hotplate.stores.encoding import USER, RowKey
 class HiddenUsers:
     """The users that the deny-list names, or that are erased from a tier. Their rows are not read."""
 
-    def __init__(self, tiers: Sequence[Tier], deny_list: DenyListFile, fallbacks: Fallbacks, metrics: Metrics) -> None:
+    def __init__(self, tiers: Sequence[Tier], deny_list: DenyListFile, lists: EncodedLists, metrics: Metrics) -> None:
         self._tiers = tiers
         self._deny_list = deny_list
-        self._fallbacks = fallbacks
+        self._lists = lists
         self._metrics = metrics
 
     @property
@@ -54,5 +54,5 @@ class HiddenUsers:
         """
         self._metrics.count_lookup("popular", "miss")
         if origin is None:
-            return self._fallbacks.first(fallback, row, "unknown")
-        return self._fallbacks.of_release(origin.tier.name, origin.release, fallback, "unknown")
+            return self._lists.first(fallback, row, "unknown")
+        return self._lists.of_release(origin.tier.name, origin.release, fallback, "unknown")

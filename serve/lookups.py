@@ -1,11 +1,17 @@
 """Lookups: the walk of rows over tiers, in reading order, within a deadline (`TierWalk`), or without I/O.
 
+A row that needs I/O takes this way, and its list the same way back:
+
+    Lookups.add        The rows that are requested in one turn of the event loop are read together.
+    TierWalk.read      They are divided into calls of a tier: by release, and by the size of a call.
+    RemoteTier.read    Cache, circuit breaker, time limit, hedge; counts and decodes (`tiers`).
+    Reader.get_many    One call of the store.
+
 There are two policies. They differ in what a tier's answer settles:
 
     rows          A list settles its row. After an error, the row is read in the next tier; after an absence, in the
-                  next tier with another release (`RowWalk`). So are single rows, which `TurnLookups` reads together,
-                  and rows of pages, in one release by its id (`ReleaseWalk`). `get_nowait` is the same for one row,
-                  without I/O.
+                  next tier with another release (`RowWalk`). So are single rows, and rows of pages, in one release by
+                  its id. `Lookups.get_nowait` is the same for one row, without I/O.
     batch         The rows of one request. The first tier that can be read settles all (`BatchWalk`).
 
 The time limits of a read from a remote store, in the order in which they are set:
@@ -13,8 +19,8 @@ The time limits of a read from a remote store, in the order in which they are se
     caller        0.9 of what is left of X-Request-Timeout-Ms, if sent (`read_within`). A GET stops waiting for
                   its row, and is answered without it; the read goes on for other requests. The read of a batch ends.
     budget        --budget, 50 ms, from the turn or the batch on; 0.5 ms more for each user of a batch.
-    share         An equal part of the rest of the budget for this tier and each after it. At its end, `Tier` cancels
-                  the read, the circuit breaker counts a failure, and the next tier is read.
+    share         An equal part of the rest of the budget for this tier and each after it. At its end, the read is
+                  cancelled, the circuit breaker counts a failure, and the next tier is read.
     store share   0.9 of the share, passed to the store as `timeout_s`. Those that read key by key (Cosmos DB, Redis
                   Cluster) return the keys that they have by then; a single Redis server ignores it.
     hedge delay   1 to 100 ms, the running 95th percentile: then a replica is read, too (`hedging.Hedge`).
@@ -31,23 +37,32 @@ Other limits belong to the store, and reads fail at once in their pauses:
 """
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import msgspec
 
 from hotplate.serve.errors import ReleaseMoved
-from hotplate.serve.releases.follower import RowsOfRelease
+from hotplate.serve.generation import POLICIES
+from hotplate.serve.metrics import CACHE, CACHE_SHARED
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.tiers import Origin, Tier, loop_time
+from hotplate.serve.telemetry.spans import sampled_requests
+from hotplate.serve.tiers import Origin, RowsOfRelease, Tier, batches_of, loop_time
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult
+
+if TYPE_CHECKING:
+    from hotplate.serve.telemetry.tracing import RequestSpan
+
+log = logging.getLogger(__name__)
 
 # Of a batch, per user: its callers prefer waiting to popular lists.
 BUDGET_S_PER_USER = 0.0005
@@ -75,7 +90,7 @@ def caller_deadline() -> float | None:
 
 
 class RowRead(msgspec.Struct, frozen=True):
-    """Result of `get_nowait`."""
+    """Result of `Lookups.get_nowait`."""
 
     origin: Origin | None
     """Where the list was read, or else the first tier that lacks it; None if no tier could be read."""
@@ -92,6 +107,20 @@ class RowsRead(msgspec.Struct, frozen=True):
     results: Sequence[ReadResult]
 
 
+Deliver = Callable[[RowKey, Origin | None, bytes | None], None]
+"""Called with a row and its result, as in RowRead."""
+
+
+class Waiter(Protocol):
+    """A request that waits for a row: of the fast lane, or a future."""
+
+    def take(self, origin: Origin | None, row: RowKey, body: bytes | None) -> None:
+        """Take the result of the row, as in RowRead, once."""
+
+    def fail(self, error: Exception) -> None:
+        """Answer that no list can be delivered: *error* is NotReady, UnknownList, or a defect."""
+
+
 def is_list(result: ReadResult) -> TypeGuard[bytes]:
     """Return whether a read returned a list; an empty one counts as absent."""
     return isinstance(result, bytes) and len(result) > OFFSET_BYTES
@@ -100,33 +129,6 @@ def is_list(result: ReadResult) -> TypeGuard[bytes]:
 def _is_missed(missed: Iterable[Origin], release: ServedRelease) -> bool:
     """Return whether a row is absent in a release, which any tier may have: then it is not read in it again."""
     return any(origin.release.id == release.id for origin in missed)
-
-
-def get_nowait(
-    tiers: Sequence[Tier], row: RowKey, known: Origin | None = None, *, late: bool = False
-) -> RowRead | None:
-    """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
-
-    With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
-    """
-    missed = [] if known is None else [known]
-    for tier in tiers:
-        release = tier.follower.release_for(row)
-        if release is None or (missed and _is_missed(missed, release)):
-            continue
-
-        result = tier.get(release, row.text)
-        if isinstance(result, StoreError):  # also for a store that needs I/O
-            if late:
-                continue
-            return None
-
-        origin = Origin(tier, release)
-        if is_list(result):
-            return RowRead(origin, result)
-        missed.append(origin)
-
-    return RowRead(missed[0] if missed else None, None)
 
 
 @dataclass(kw_only=True)
@@ -149,8 +151,14 @@ class TierWalk(ABC):
     release: str | None = None
     """Id of the only release to read; by default, the one that each tier serves to a user."""
 
+    spans: "Mapping[RowKey, Sequence[RequestSpan]]" = field(default_factory=dict)
+    """Of sampled requests, by the row that they wait for."""
+
     failure: StoreError | None = None
     """The last error of a tier, other than damage."""
+
+    missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
+    """Where rows are absent that go on to the next tier."""
 
     @abstractmethod
     def settle(self, read: RowsRead) -> Sequence[RowKey]:
@@ -160,21 +168,17 @@ class TierWalk(ABC):
     def end(self, rows: Sequence[RowKey]) -> None:
         """Record the rows that no tier has settled."""
 
-    def groups(self, tier: Tier, rows: Sequence[RowKey]) -> Sequence[RowsOfRelease]:
-        """Return the releases of a tier to read *rows* in; none if it serves none, or lacks `release`."""
-        if self.release is None:
-            return tier.follower.grouped(rows)
-        release = tier.follower.find(self.release)
-        return [] if release is None else [RowsOfRelease(release, rows)]
-
     def calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
-        """Return the calls that read *rows* in a tier, and the rows that are not read in it."""
-        groups = self.groups(tier, rows)
-        return groups, () if groups else rows
+        """Return the calls that read *rows* in a tier, one for each release, and the rows that are not read in it.
 
-    def divided(self, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
-        """Divide the rows of a call into those to be read, and those that are known to be absent in its release."""
-        return call.rows, ()
+        These are all if the tier serves no release, or lacks `release`.
+        """
+        if self.release is None:
+            calls = tier.grouped(rows)
+        else:
+            release = tier.follower.find(self.release)
+            calls = [] if release is None else [RowsOfRelease(release, rows)]
+        return calls, () if calls else rows
 
     async def read(self, rows: Sequence[RowKey], first: int = 0) -> None:
         """Read *rows* in tier after tier, from the one at the index *first* on, until all are settled."""
@@ -203,14 +207,14 @@ class TierWalk(ABC):
 
         If the release is gone, all are read in its successor.
         """
-        tier = self.tiers[tier_index]
         remaining = call.rows
         next_tier = tier_index + 1
-        unread, absent = self.divided(call)
+        unread, absent = self._divided(call)
         try:
             if unread:
-                results = await self.results_of(tier_index, call.release, unread)
-                remaining = [*absent, *self.settle(RowsRead(Origin(tier, call.release), unread, results))]
+                results = await self._results_of(tier_index, call.release, unread)
+                origin = Origin(self.tiers[tier_index], call.release)
+                remaining = [*absent, *self.settle(RowsRead(origin, unread, results))]
         except ReleaseMoved:
             if self.release is None:
                 next_tier = tier_index
@@ -221,53 +225,20 @@ class TierWalk(ABC):
         if remaining:
             await self.read(remaining, next_tier)
 
-    async def results_of(self, tier_index: int, release: ServedRelease, rows: Sequence[RowKey]) -> list[ReadResult]:
+    async def _results_of(self, tier_index: int, release: ServedRelease, rows: Sequence[RowKey]) -> list[ReadResult]:
         """Return the results of a call, within the tier's share of the time; raises as `Tier.read`."""
-        keys = [row.text for row in rows]
+        if self.spans:
+            spans = [span for row in rows for span in self.spans.get(row, ())]
+            sampled_requests.set(tuple(spans))  # a context variable: for the read by this task
 
         # The tier counts it as a failure if its share of the time is over, but not if the caller's is.
-        reading = self.tiers[tier_index].read(release, keys, self.share_s(self.deadline, tier_index))
+        keys = [row.text for row in rows]
+        reading = self.tiers[tier_index].read(release, keys, self._share_s(self.deadline, tier_index))
         if self.caller_deadline is None:
             return await reading
-        return await _within(self.share_s(self.caller_deadline, tier_index), reading)
+        return await _within(self._share_s(self.caller_deadline, tier_index), reading)
 
-    def settle_nowait(self, tier: Tier, calls: Sequence[RowsOfRelease]) -> tuple[list[RowsOfRelease], list[RowKey]]:
-        """Settle the rows of *calls* that a tier has in memory.
-
-        Returns the calls for those that need I/O, and the rows to be read in the tiers after it.
-        """
-        uncached = list[RowsOfRelease]()
-        remaining = list[RowKey]()
-        for call in calls:
-            unread, absent = self.divided(call)
-            remaining += absent
-            results = {row: tier.get(call.release, row.text) for row in unread}
-            needs_io = [row for row, result in results.items() if isinstance(result, StoreError)]
-            if needs_io:
-                uncached.append(RowsOfRelease(call.release, needs_io))
-                for row in needs_io:
-                    del results[row]
-            if results:
-                remaining += self.settle(RowsRead(Origin(tier, call.release), [*results], [*results.values()]))
-        return uncached, remaining
-
-    def share_s(self, until: float, tier_index: int) -> float:
-        """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""
-        return max(0.0, until - loop_time()) / (len(self.tiers) - tier_index)
-
-
-@dataclass(kw_only=True)
-class RowWalk(TierWalk):
-    """Rows that fall through the tiers each by itself, until one has its list."""
-
-    missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
-    """Where a row is absent."""
-
-    @abstractmethod
-    def deliver(self, row: RowKey, origin: Origin | None, body: bytes | None) -> None:
-        """Take the result of a row, as in RowRead."""
-
-    def divided(self, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
+    def _divided(self, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
         """Divide the rows of a call into those to be read, and those that are known to be absent in its release."""
         if not self.missed:
             return call.rows, ()
@@ -276,6 +247,53 @@ class RowWalk(TierWalk):
         for row in call.rows:
             (absent if _is_missed(self.missed.get(row, ()), call.release) else unread).append(row)
         return unread, absent
+
+    def settle_nowait(self, tier: Tier, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
+        """Settle the rows of a call that a tier has in memory.
+
+        Returns the rows that need I/O, and those to be read in the tiers after it.
+        """
+        unread, absent = self._divided(call)
+        results = {row: tier.get(call.release, row.text) for row in unread}
+        needs_io = [row for row, result in results.items() if isinstance(result, StoreError)]
+        for row in needs_io:
+            del results[row]
+        read = RowsRead(Origin(tier, call.release), [*results], [*results.values()])
+        return needs_io, [*absent, *(self.settle(read) if results else ())]
+
+    def _share_s(self, until: float, tier_index: int) -> float:
+        """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""
+        return max(0.0, until - loop_time()) / (len(self.tiers) - tier_index)
+
+
+@dataclass(kw_only=True)
+class RowWalk(TierWalk):
+    """Rows that fall through the tiers each by itself, until one has its list."""
+
+    deliver: Deliver
+    """Called with each row as soon as it is settled."""
+
+    def calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
+        """Return the calls that read *rows* in a tier, and the rows that are not read in it.
+
+        A call takes at most `tier.keys_a_call` rows, and calls run at once. While the circuit breaker is open, because
+        the store fails, rows in the cache are delivered, one row probes the store, and the others are read in the next
+        store.
+        """
+        calls, skipped = super().calls(tier, rows)
+        if tier.breaker.is_open:
+            points = list[RowsOfRelease]()
+            others = [*skipped]
+            for call in calls:
+                needs_io, remaining = self.settle_nowait(tier, call)
+                points += [RowsOfRelease(call.release, [row]) for row in needs_io]
+                others += remaining
+            return points[:1], [*others, *(point.rows[0] for point in points[1:])]
+
+        size = tier.keys_a_call
+        if len(rows) <= size:
+            return calls, skipped
+        return [RowsOfRelease(call.release, part) for call in calls for part in batches_of(call.rows, size)], skipped
 
     def settle(self, read: RowsRead) -> Sequence[RowKey]:
         """Deliver the rows of *read* that have a list; return the others, and note which of them are absent."""
@@ -300,27 +318,6 @@ class RowWalk(TierWalk):
 
 
 @dataclass(kw_only=True)
-class ReleaseWalk(RowWalk):
-    """Rows of pages, in one release."""
-
-    bodies: dict[Origin | None, dict[RowKey, bytes | None]] = field(default_factory=dict)
-    """Of all rows, at the end, by where they were read or are absent; None if no tier could be read."""
-
-    def deliver(self, row: RowKey, origin: Origin | None, body: bytes | None) -> None:
-        """Record the result of a row."""
-        self.bodies.setdefault(origin, {})[row] = body
-
-    @property
-    def parts(self) -> list[RowsRead]:
-        """All rows that a tier could read."""
-        return [
-            RowsRead(origin, [*bodies], [*bodies.values()])
-            for origin, bodies in self.bodies.items()
-            if origin is not None
-        ]
-
-
-@dataclass(kw_only=True)
 class BatchWalk(TierWalk):
     """The rows of one request. The first tier that can be read settles all."""
 
@@ -339,9 +336,10 @@ class BatchWalk(TierWalk):
         """Record what the first tier with a release has in memory."""
         for tier in self.tiers:
             calls, _ = self.calls(tier, rows)
+            for call in calls:
+                needs_io, _ = self.settle_nowait(tier, call)
+                self.unread += needs_io
             if calls:
-                uncached, _ = self.settle_nowait(tier, calls)
-                self.unread += [row for call in uncached for row in call.rows]
                 return
         self.unread += rows
 
@@ -362,12 +360,112 @@ class BatchWalk(TierWalk):
 
 
 class Lookups:
-    """Reads the rows of one request, from the tiers of a service."""
+    """Reads rows from the tiers of a service: single ones for waiters, and those of one request. On one loop."""
 
     def __init__(self, tiers: Sequence[Tier], budget_s: float) -> None:
-        """*budget_s* limits the reads of a batch of one user; see BUDGET_S_PER_USER."""
+        """*budget_s* limits the reads of a turn, and those of a batch of one user; see BUDGET_S_PER_USER."""
         self._tiers = tiers
         self._budget_s = budget_s
+        self._turn = dict[RowKey, list[Waiter]]()
+        """Rows to read in this loop iteration, with their waiters."""
+
+        self._turn_spans = dict[RowKey, list["RequestSpan"]]()
+        self._waiting = dict[RowKey, list[Waiter]]()
+        """Of all rows that are not delivered yet, also of other turns."""
+
+        self._generation = POLICIES.number
+        """Of the policies, among them the followed releases, of the reads in `_waiting`."""
+
+        self._reads = set[asyncio.Task[None]]()
+
+    def get_nowait(self, row: RowKey, known: Origin | None = None, *, late: bool = False) -> RowRead | None:
+        """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
+
+        With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
+        """
+        missed = [] if known is None else [known]
+        for tier in self._tiers:
+            release = tier.follower.release_for(row)
+            if release is None or (missed and _is_missed(missed, release)):
+                continue
+
+            result = tier.get(release, row.text)
+            if isinstance(result, StoreError):  # also for a store that needs I/O
+                if late:
+                    continue
+                return None
+
+            origin = Origin(tier, release)
+            if is_list(result):
+                return RowRead(origin, result)
+            missed.append(origin)
+
+        return RowRead(missed[0] if missed else None, None)
+
+    # Single rows
+
+    def add(self, row: RowKey, waiter: Waiter) -> None:
+        """Read *row* together with the others of this iteration of the event loop, a turn; deliver it to *waiter*.
+
+        `self._turn` has the rows of the turn, and `self._waiting` the waiters of each row that is being read. A waiter
+        joins the read of an earlier turn if there is one for its row, unless another release went live since: that
+        changes the number of POLICIES.
+        """
+        is_first_of_turn = not self._turn
+        if is_first_of_turn and self._generation != POLICIES.number:
+            self._generation = POLICIES.number
+            self._waiting = {}  # earlier turns have the former dict, and deliver to its waiters
+
+        waiters = self._waiting.get(row)
+        if waiters is None:
+            self._waiting[row] = self._turn[row] = [waiter]
+            if is_first_of_turn:
+                task = asyncio.create_task(self._read_turn())
+                self._reads.add(task)
+                task.add_done_callback(self._reads.discard)
+        else:
+            waiters.append(waiter)
+            if is_first_of_turn:
+                return  # an earlier turn has sent the read, without the span of this request
+
+        spans = sampled_requests.get()  # of this request, if it is traced
+        if spans:
+            self._turn_spans.setdefault(row, []).extend(spans)
+
+    def leave(self, row: RowKey, waiter: Waiter) -> None:
+        """Deliver nothing to *waiter*, unless it waits for a release that was live before."""
+        waiters = self._waiting.get(row, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+
+    async def close(self) -> None:
+        """Wait for pending reads."""
+        while self._turn or self._reads:
+            await asyncio.sleep(0)
+            if self._reads:
+                await asyncio.wait(self._reads)
+
+    async def _read_turn(self) -> None:
+        """Read the rows that were added before this task began, and deliver all, even after an error."""
+        rows = self._turn
+        waiting = self._waiting
+        walk = RowWalk(
+            tiers=self._tiers,
+            deadline=loop_time() + self._budget_s,
+            spans=self._turn_spans,
+            deliver=partial(_deliver, waiting),
+        )
+        self._turn = {}
+        self._turn_spans = {}
+        try:
+            await walk.read(list(rows))
+        except Exception:
+            log.exception("a lookup failed")
+        finally:
+            # A row that was delivered may be in `waiting` again, for a later turn.
+            walk.end([row for row, waiters in rows.items() if waiting.get(row) is waiters])
+
+    # The rows of one request
 
     async def read_batch(self, rows: Sequence[RowKey], *, users: int = 0) -> BatchWalk:
         """Read *rows* from the first tier that can be read; the budget is for *users*, at least as many as rows."""
@@ -376,15 +474,29 @@ class Lookups:
         await batch.read(rows)
         return batch
 
-    async def read_release(self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier]) -> Sequence[RowsRead]:
-        """Return those of *rows* that *tiers* could read in a release, by its id, which they have."""
+    async def read_release(self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier], deliver: Deliver) -> None:
+        """Read *rows* in a release, by its id, which *tiers* have; *deliver* the result of each."""
         deadline = self._deadline(len(rows))
-        walk = ReleaseWalk(tiers=tiers, deadline=deadline, caller_deadline=caller_deadline(), release=release)
+        walk = RowWalk(
+            tiers=tiers, deadline=deadline, caller_deadline=caller_deadline(), release=release, deliver=deliver
+        )
         await walk.read(rows)
-        return walk.parts
 
     def _deadline(self, users: int) -> float:
         return loop_time() + self._budget_s + BUDGET_S_PER_USER * users
+
+
+def _deliver(waiting: dict[RowKey, list[Waiter]], row: RowKey, origin: Origin | None, body: bytes | None) -> None:
+    """Deliver the result of a row to all requests in *waiting* that wait for it."""
+    waiters = waiting.pop(row, ())
+    if len(waiters) > 1 and origin is not None:  # all but one had no read of their own
+        origin.tier.metrics.count_in(CACHE, origin.tier.name, CACHE_SHARED, number=len(waiters) - 1)
+
+    for waiter in waiters:
+        try:
+            waiter.take(origin, row, body)
+        except Exception as error:  # noqa: BLE001 -- answered by the waiter; others still wait
+            waiter.fail(error)
 
 
 async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[ReadResult]]) -> list[ReadResult]:

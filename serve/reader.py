@@ -14,21 +14,18 @@ from typing import NamedTuple, Self, TypedDict, Unpack
 
 from hotplate.serve.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList, EncodedLists, Fallbacks, unknown_list
+from hotplate.serve.encoded_lists import EncodedList, EncodedLists, unknown_list
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hidden_users import HiddenUsers
 from hotplate.serve.list_options import RECENCY, Selection
-from hotplate.serve.local_tier import LocalTier
-from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline, get_nowait
-from hotplate.serve.metrics import CACHE, CACHE_SHARED, Metrics
+from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline
+from hotplate.serve.metrics import Metrics
 from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.served import TierRelease
-from hotplate.serve.remote_tier import RemoteTier
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_metrics import StoreObserver
-from hotplate.serve.tiers import Origin, Tier, loop_time, tier_names
-from hotplate.serve.turn_lookups import TurnLookups, Waiter
+from hotplate.serve.tiers import LocalTier, Origin, RemoteTier, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
@@ -54,10 +51,8 @@ class _FutureWaiter:
     fallback: RowKey
     future: asyncio.Future[EncodedList]
 
-    def take_row(self, origin: Origin, row: RowKey, body: bytes) -> None:
-        self.take(self.lists.hit(origin, row, body, self.fallback))
-
-    def take(self, encoded: EncodedList) -> None:
+    def take(self, origin: Origin | None, row: RowKey, body: bytes | None) -> None:
+        encoded = self.lists.of_row(origin, row, body, self.fallback)
         if not self.future.done():
             self.future.set_result(encoded)
 
@@ -113,13 +108,9 @@ class TieredReader:
         """Tasks that follow the live releases, while this is entered."""
         self.kept = kept
         self.warm = warm
-        self.turns = TurnLookups(self.tiers, budget_s, self._complete)
-        """Reads single rows that `get_nowait` cannot."""
-
-        self._lookups = Lookups(self.tiers, budget_s)
-        self._fallbacks = Fallbacks(self.tiers, kept)
-        self.lists = EncodedLists(self._fallbacks)
-        self.hidden_users = HiddenUsers(self.tiers, self.deny_list, self._fallbacks, self.metrics)
+        self.lookups = Lookups(self.tiers, budget_s)
+        self.lists = EncodedLists(self.tiers, kept)
+        self.hidden_users = HiddenUsers(self.tiers, self.deny_list, self.lists, self.metrics)
 
     @classmethod
     def from_urls(
@@ -155,7 +146,7 @@ class TieredReader:
             task.cancel()
         await asyncio.gather(*self.following, return_exceptions=True)
         self.following.clear()
-        await self.turns.close()
+        await self.lookups.close()
         if self._fold_in is not None:
             self._fold_in.close()
         for tier in self.tiers:
@@ -172,7 +163,7 @@ class TieredReader:
         ready = [tier.follower.ready for tier in self.tiers]
         await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
         if self.first_live is None:
-            raise self._fallbacks.not_ready()
+            raise self.lists.not_ready()
 
     @property
     def first_live(self) -> TierRelease | None:
@@ -185,7 +176,7 @@ class TieredReader:
 
     def live_id(self) -> ReleaseId:
         """Return the id of the first release that is served, or the kept one; raises NotReady."""
-        return self._fallbacks.first(EVERYBODY).release.id
+        return self.lists.first(EVERYBODY).release.id
 
     def row_of(self, kind: str, identifier: str, name: str = "") -> RowKey:
         """Return the key of a row in the list *name*, by default the default one; raises UnknownList and NotReady.
@@ -195,7 +186,7 @@ class TieredReader:
         row = RowKey(kind, identifier)
         if not name:
             return row
-        release = self._fallbacks.first(EVERYBODY, row).release
+        release = self.lists.first(EVERYBODY, row).release
         stored = release.manifest.stored_name(name)
         if stored is None:
             raise unknown_list(name, release)
@@ -218,7 +209,7 @@ class TieredReader:
 
     def popular(self, segment: str = OVERALL, name: str = "") -> EncodedList:
         """Return the popular list of a segment, or the overall one."""
-        encoded = self._fallbacks.first(self.row_of(POPULAR, segment, name))
+        encoded = self.lists.first(self.row_of(POPULAR, segment, name))
         self.metrics.count_lookup("popular", "hit")
         return self.named(name, encoded)
 
@@ -243,8 +234,13 @@ class TieredReader:
         stored_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
         shown, hidden = self.hidden_users.split(stored_rows)
 
-        parts = await self._lookups.read_release(release, shown, [origin.tier for origin in origins])
-        lists = self.lists.of_parts(parts, {stored_name: fallback})  # by the id of the user or the item
+        lists = dict[str, EncodedList]()  # by the id of the user or the item
+
+        def deliver(row: RowKey, origin: Origin | None, body: bytes | None) -> None:
+            if origin is not None:
+                lists[row.id] = self.lists.of_row(origin, row, body, fallback)
+
+        await self.lookups.read_release(release, shown, [origin.tier for origin in origins], deliver)
         for row in hidden:
             lists[row.id] = self.hidden_users.answer(row, fallback, first)
 
@@ -268,7 +264,7 @@ class TieredReader:
         row = RowKey(POPULAR, segment, stored_name)
 
         self.metrics.count_lookup("popular", "hit")
-        encoded = self._fallbacks.of_release(origin.tier.name, origin.release, row, "ok")
+        encoded = self.lists.of_release(origin.tier.name, origin.release, row, "ok")
         return self.named(name, encoded)
 
     def _with_release(self, release_id: str, name: str) -> list[Origin]:
@@ -281,8 +277,8 @@ class TieredReader:
         return origins
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
-        """Return a list that was requested by *name*, if any: see `Fallbacks.named`."""
-        return self._fallbacks.named(name, encoded) if name else encoded
+        """Return a list that was requested by *name*, if any: see `EncodedLists.named`."""
+        return self.lists.named(name, encoded) if name else encoded
 
     def get_nowait(
         self, row: RowKey, fallback: RowKey = EVERYBODY, *, missed: Origin | None = None, late: bool = False
@@ -296,7 +292,7 @@ class TieredReader:
         if self.hidden_users.includes(row):
             return self.hidden_users.answer(row, fallback)
 
-        read = get_nowait(self.tiers, row, missed, late=late)
+        read = self.lookups.get_nowait(row, missed, late=late)
         return None if read is None else self.lists.of_row(read.origin, row, read.body, fallback)
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
@@ -310,10 +306,9 @@ class TieredReader:
         if encoded is not None:
             return encoded
 
-        # `turns` reads the row, and completes the future by `_complete`.
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self.lists, fallback, future)
-        self.turns.add(row, waiter)
+        self.lookups.add(row, waiter)
 
         deadline = caller_deadline()
         if deadline is None:
@@ -322,30 +317,12 @@ class TieredReader:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
-            self.turns.leave(row, waiter)  # the read goes on for other requests
+            self.lookups.leave(row, waiter)  # the read goes on for other requests
 
         encoded = self.get_nowait(row, fallback, late=True)
         if encoded is None:
-            encoded = self._fallbacks.unread(row, fallback)
+            encoded = self.lists.unread(row, fallback)
         return encoded
-
-    def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
-        """Answer all requests that wait for a row, *waiters*: with its list, or each with its popular list.
-
-        *origin* is the store and the release in which the row was read, None if no store could be read; *body* is the
-        list, None if the row is absent.
-        """
-        if len(waiters) > 1 and origin is not None:  # all but one had no read of their own
-            self.metrics.count_in(CACHE, origin.tier.name, CACHE_SHARED, number=len(waiters) - 1)
-
-        for waiter in waiters:
-            try:
-                if origin is not None and body is not None:
-                    waiter.take_row(origin, row, body)
-                else:
-                    waiter.take(self.lists.of_row(origin, row, body, waiter.fallback))
-            except Exception as error:  # noqa: BLE001 -- answered by the waiter; others still wait
-                waiter.fail(error)
 
     # Lists of many users
 
@@ -365,7 +342,7 @@ class TieredReader:
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
         shown, hidden = self.hidden_users.split(rows)
 
-        batch = await self._lookups.read_batch(shown, users=len(users))
+        batch = await self.lookups.read_batch(shown, users=len(users))
         if must_read:
             self._check_read(batch)
         lists = self.lists.of_batch(batch, fallbacks)
@@ -423,7 +400,7 @@ class TieredReader:
             denied=self.deny_list.current.items,
             excluded=selection.excluded,
         )
-        computed = await compute_list(basket, self.tiers, self._lookups, self._fold_in)
+        computed = await compute_list(basket, self.tiers, self.lookups, self._fold_in)
         encoded = self.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
         return FoldedIn(self.named(selection.list, encoded), computed.known, computed.unknown)
 

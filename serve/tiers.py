@@ -1,38 +1,60 @@
 """Tiers: stores of a service, each with a live release and a circuit breaker.
 
-A store in this process is a `LocalTier`, and one behind a network a `RemoteTier`. The result of reading a key is bytes
-(decoded: the opened list), None if the store has no row, or a StoreError.
+A store in this process is a `LocalTier`, and one behind a network a `RemoteTier`: with a cache, time limits, and hedged
+reads. The result of reading a key is bytes (decoded: the opened list), None if the store has no row, or a StoreError.
 """
 
 import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from time import perf_counter
 from typing import TypeVar
 
 import msgspec
 
 from hotplate.serve.breaker import Breaker
+from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
 from hotplate.serve.fold_in import FoldIn
-from hotplate.serve.metrics import CANARY_LOOKUPS, CORRUPT, LOOKUP_OUTCOMES, Metrics
+from hotplate.serve.hedging import Hedge
+from hotplate.serve.metrics import (
+    CACHE,
+    CACHE_HIT,
+    CACHE_MISS,
+    CANARY,
+    CANARY_LOOKUPS,
+    CORRUPT,
+    LIVE,
+    LOOKUP_OUTCOMES,
+    Metrics,
+    ReleaseRole,
+)
 from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
 from hotplate.serve.releases.counts import canary_counts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import USER
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError
+from hotplate.stores.encoding import USER, RowKey
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalRows, Reader, ReadResult
 from hotplate.stores.urls import require_url, scheme_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Keys of a local store read before other requests run: half a millisecond.
+KEYS_AT_ONCE = 256
+# A store that reads key by key returns after this share of its time.
+STORE_SHARE = 0.9
+
+_UNREADABLE = StoreError("the value cannot be read")
 
 
 def loop_time() -> float:
@@ -50,6 +72,13 @@ def tier_names(urls: Sequence[str]) -> list[str]:
         uses[scheme] += 1
         names.append(scheme if uses[scheme] == 1 else f"{scheme}-{uses[scheme]}")
     return names
+
+
+class RowsOfRelease(msgspec.Struct, frozen=True):
+    """Rows that are read from one release."""
+
+    release: ServedRelease
+    rows: Sequence[RowKey]
 
 
 class Tier(ABC):
@@ -117,6 +146,30 @@ class Tier(ABC):
         """Size of the cache; None without one."""
         return None
 
+    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
+        """Divide the keys *rows* among the releases that they are to be read in.
+
+        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
+        result is empty while no release is served.
+        """
+        live = self.follower.live
+        if live is None or not rows:
+            return []
+        canary = self.follower.followed_canary.loaded
+        if canary is None:
+            return [RowsOfRelease(live, rows)]
+
+        live_rows = [row for row in rows if not canary.includes(row)]
+        canary_rows = [row for row in rows if canary.includes(row)]
+        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary.release, canary_rows))
+        return [group for group in groups if group.rows]
+
+    def _role_of(self, release: ServedRelease) -> ReleaseRole | None:
+        """Return the role of a release during a canary; None without a canary."""
+        if self.follower.followed_canary.loaded is None:
+            return None
+        return CANARY if release.is_canary else LIVE
+
     def local_rows(self, release: ServedRelease) -> LocalRows | None:  # noqa: ARG002 -- of stores in this process
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
         return None
@@ -132,51 +185,31 @@ class Tier(ABC):
         Raises ReleaseMoved, and StoreError if nothing could be read in time.
         """
 
-    async def _read_or_follow(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
-        """Read *keys* in *release* from the store.
+    async def _follow(self, gone: ServedRelease, deadline: float) -> None:
+        """Follow the release that is live now, after a read said that *gone* is gone.
 
-        If the release is gone, read the catalogue, the record of the store's releases, and follow the release that is
-        live now. Then raise ReleaseMoved: the caller can read the keys in that one. Raises ReleaseNotFound if *release*
-        is still followed, as the live one or the canary.
+        Reads the catalogue, the record of the store's releases, until *deadline* at most. Raises ReleaseMoved unless
+        *gone* is still followed, as the live one or the canary: the caller can read the keys in another release.
         """
-        try:
-            return await self._read_all(release, keys, deadline)
-        except ReleaseNotFound:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self.follower.refresh()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self.follower.refresh()
 
-            self.follower.drop(release)
+        self.follower.drop(gone)
+        if all(followed is not gone for followed in self.follower.releases):
+            raise ReleaseMoved(f"release {gone.id} is gone")
 
-            if any(followed is release for followed in self.follower.releases):
-                raise
-            raise ReleaseMoved(f"release {release.id} is gone") from None
-
-    @abstractmethod
-    async def _read_all(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
-        """Read *keys* in calls of the store's size."""
-
-    async def _read_part(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
-        """Read one of several batches; its failure becomes the result of each of its keys.
-
-        ReleaseNotFound is raised at once, to leave time for the next release.
-        """
-        try:
-            return await self._read_batch(release, keys, deadline)
-        except ReleaseNotFound:
-            raise
-        except StoreError as error:
-            return [error] * len(keys)
-
-    async def _read_batch(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
-        """Read *keys* by one call of the store, which is counted and timed; return a decoded result per key.
+    async def _results_of(
+        self, call: Callable[[], Awaitable[list[ReadResult]]], release: ServedRelease, keys: Sequence[str]
+    ) -> list[ReadResult]:
+        """Read *keys* by *call*, a call of the store, which is counted and timed; return a decoded result per key.
 
         Raises ReleaseNotFound, and another StoreError if the call fails. Errors of single keys are results.
         """
         started = perf_counter()
         outcome = "error"
         try:
-            results = await self._call(release, keys, deadline)
+            results = await call()
             self._check_number(results, keys)
             outcome = "ok"
         except ReleaseNotFound:
@@ -187,33 +220,23 @@ class Tier(ABC):
                 raise StoreDefect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._result_of_error(release, error) from error.__cause__
         finally:
-            self._observe_call(outcome, perf_counter() - started, release)
+            self._observe_read(self.metrics.store[self.name, "get_many", outcome], perf_counter() - started, release)
 
-        return self._decode_results(release, keys, results)
+        return self._decoded(release, keys, results)
 
     def _check_number(self, results: Sequence[ReadResult], keys: Sequence[str]) -> None:
         """Raise StoreDefect unless the store has returned a result per key."""
         if len(results) != len(keys):
             raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")
 
-    @abstractmethod
-    def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
-        """Return the call of the store for *keys*, to be awaited."""
-
-    def _observe_call(self, outcome: str, took_s: float, release: ServedRelease) -> None:
-        """Count a call of the store for several keys; *outcome* is one of OUTCOMES."""
-        self._observe_read(self.metrics.store[self.name, "get_many", outcome], took_s, release)
-
     def _observe_read(self, cell: int, took_s: float, release: ServedRelease) -> None:
         """Count a read in the histogram that begins at *cell*; during a canary also by role, for its judgement."""
         self.metrics.observe(cell, took_s)
-        role = self.follower.role_of(release)
+        role = self._role_of(release)
         if role is not None:
             self.metrics.observe(self.metrics.canary_reads[self.name, role], took_s)
 
-    def _decode_results(
-        self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
-    ) -> list[ReadResult]:
+    def _decoded(self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]) -> list[ReadResult]:
         """Decode the values of *keys* in *results*; a damaged value becomes an error, which is counted.
 
         The result of a key is the bytes of its value, None if it is absent, or an error. Decoding checks the value, and
@@ -261,9 +284,171 @@ class Tier(ABC):
         release.tally.lookups[outcome] += lists
         outcome_name = LOOKUP_OUTCOMES[outcome]
         self.metrics.count_lookup(source, outcome_name, lists)
-        role = self.follower.role_of(release) if kind == USER else None
+        role = self._role_of(release) if kind == USER else None
         if role is not None:
             self.metrics.count_in(CANARY_LOOKUPS, self.name, role, outcome_name, number=lists)
+
+
+class LocalTier(Tier):
+    """A store in this process, such as files: one key is read at once, and without a time limit."""
+
+    damage_raises_anything = True
+
+    def local_rows(self, release: ServedRelease) -> LocalRows | None:
+        """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
+        try:
+            return self.reader.rows_of(release.ref)
+        except StoreError:
+            return None
+
+    def get(self, release: ServedRelease, key: str) -> ReadResult:
+        """Read, time and decode one key; damage is a StoreError."""
+        started = perf_counter()
+        try:
+            value = self.reader.get(release.ref, key)
+            took_s = perf_counter() - started
+            self._observe_read(self.read_cell, took_s, release)
+            return None if value is None else release.decode(key, value)
+        except StoreError as error:
+            return error
+        except Exception:  # noqa: BLE001 -- an unreadable page must not become a 500
+            return _UNREADABLE
+
+    async def read(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+        """Read *keys* in *release*, in batches, between which other requests run: one decoded result per key.
+
+        The time limit is only for reading the catalogue. Raises ReleaseMoved, and StoreError if nothing could be read.
+        """
+        deadline = loop_time() + timeout_s
+        results = list[ReadResult]()
+        try:
+            for batch in batches_of(keys, KEYS_AT_ONCE):
+                if results:
+                    await asyncio.sleep(0)
+                call = partial(self.reader.get_many, release.ref, batch)
+                results += await or_errors(self._results_of(call, release, batch), batch)
+        except ReleaseNotFound:
+            await self._follow(release, deadline)
+            raise
+        return unless_all_failed(results)
+
+
+class RemoteTier(Tier):
+    """A store behind a network."""
+
+    def __init__(
+        self,
+        name: str,
+        reader: Reader,
+        metrics: Metrics,
+        *,
+        cache_bytes: int = 0,
+        fold_in: FoldIn | None = None,
+        comparisons: SharedComparisons | None = None,
+    ) -> None:
+        """*cache_bytes* is the size of the cache; without one, it is 0."""
+        super().__init__(name, reader, metrics, fold_in=fold_in, comparisons=comparisons)
+        self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
+        self.needs_io = self._cache is None
+        self._hedge = Hedge(reader, name, metrics)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Size of the cache; None without one."""
+        return None if self._cache is None else self._cache.bytes
+
+    def get(self, release: ServedRelease, key: str) -> ReadResult:
+        """Return one key from the cache; NOT_CACHED, a StoreError, if it lacks it."""
+        if self._cache is None:
+            return NOT_CACHED
+        result = self._cache.get(release, key)
+        if result is not NOT_CACHED:
+            self.metrics.count_in(CACHE, self.name, CACHE_HIT)
+        return result
+
+    async def read(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+        """Read *keys* in *release*, from the cache where it has them, else from the store; return a result per key.
+
+        A result is the bytes of a list, None if it is absent, or an error. Raises ReleaseMoved if the release is gone
+        and another one is followed, and StoreError if nothing could be read in time or the circuit breaker is open.
+        """
+        if self._cache is None:
+            return await self._read_in_time(release, keys, timeout_s)
+
+        results = [self.get(release, key) for key in keys]
+        uncached = [index for index, result in enumerate(results) if result is NOT_CACHED]
+        if uncached:
+            uncached_results = await self._read_in_time(release, [keys[index] for index in uncached], timeout_s)
+            for index, result in zip(uncached, uncached_results, strict=True):
+                results[index] = result
+        return results
+
+    async def _read_in_time(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+        """Read *keys* from the store within a time limit, if the circuit breaker allows it; raises as `read`.
+
+        The breaker is told the outcome.
+        """
+        breaker = self.breaker
+        is_probe = breaker.is_open
+        if is_probe and not breaker.allows():
+            raise StoreUnavailable(f"the circuit of {self.name} is open")
+
+        deadline = loop_time() + timeout_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                results = await self._read_store(release, keys, deadline)
+        except TimeoutError:
+            raise breaker.timed_out(timeout_s) from None
+        except ReleaseMoved:  # the store has answered
+            breaker.succeeded()
+            raise
+        except StoreError as error:
+            breaker.failed(error)
+            raise
+        except BaseException:  # a cancellation or a defect says nothing about the store
+            if is_probe:
+                breaker.probe_cancelled()
+            raise
+
+        if breaker.failures:
+            breaker.succeeded()
+        return results
+
+    async def _read_store(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
+        """Read *keys* by calls of the store's size, at once."""
+        size = self.reader.batch
+        try:
+            if len(keys) <= size:
+                return await self._read_batch(release, keys, deadline)
+            parts = (or_errors(self._read_batch(release, part, deadline), part) for part in batches_of(keys, size))
+            return unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
+        except ReleaseNotFound:
+            await self._follow(release, deadline)
+            raise
+
+    async def _read_batch(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
+        """Read *keys* by one call of the store, and cache their lists."""
+        results = await self._results_of(partial(self._call, release, keys, deadline), release, keys)
+        if self._cache is not None:
+            self._cache.put(release, keys, results)
+            self.metrics.count_in(CACHE, self.name, CACHE_MISS, number=len(keys))
+        return results
+
+    def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
+        """Return the call of the store for *keys*, to be awaited; *deadline* is by `loop_time`.
+
+        It is hedged if the store has a replica: a late read is sent to it, too. If requests are traced, the call is
+        recorded as a span.
+        """
+        # Less than the time that is left: a store that reads key by key then returns the keys that it has.
+        timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
+        if self.reader.has_replicas and len(keys) <= self.keys_a_call:
+            call = self._hedge.get_many(release.ref, keys, release.decode, timeout_s=timeout_s)
+        else:
+            call = self.reader.get_many(release.ref, keys, timeout_s=timeout_s)
+
+        spans = sampled_requests.get()
+        return traced(call, spans, self.name, len(keys)) if spans else call
 
 
 def _judge(comparisons: TierComparisons, metrics: Metrics, canary: Release | None) -> str | None:
@@ -281,6 +466,19 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
 def batches_of(keys: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield *keys* in parts of a size."""
     return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+async def or_errors(reading: Awaitable[list[ReadResult]], keys: Sequence[str]) -> list[ReadResult]:
+    """Await the results of one of several batches; its failure becomes the result of each of its *keys*.
+
+    ReleaseNotFound is raised at once, to leave time for the next release.
+    """
+    try:
+        return await reading
+    except ReleaseNotFound:
+        raise
+    except StoreError as error:
+        return [error] * len(keys)
 
 
 def unless_all_failed(results: list[ReadResult]) -> list[ReadResult]:

@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 MAX_BYTES = 1 << 20
-# Of msgpack, at most, before a list and before each of its values.
-_LENGTH_BYTES = 5
 # Parses the files and applies them by one assignment, because it may run in a thread; returns why a part of them is
 # not in use, if so. Of errors, only the text of ServiceMisused is shown, because others may quote the file.
 LoadFiles = Callable[..., str | None]
@@ -65,8 +63,6 @@ class WatchedFiles:
 
     def share(self, records: Records, row: int) -> None:
         """Share valid content in a row of *records* with processes that are forked from now on."""
-        if records.size < len(self._paths) * (self._max_bytes + _LENGTH_BYTES) + _LENGTH_BYTES:
-            raise ValueError(f"{self.name} may have more bytes than a shared record")
         records.clear(row)
         self._shared = records
         self._row = row

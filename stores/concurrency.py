@@ -66,6 +66,11 @@ class SharedCall(Generic[T]):
             task.exception()  # mark as retrieved
 
 
+def other_loop(shown: str) -> StoreMisused:
+    """Return the error of a call on another event loop than that of the connections."""
+    return StoreMisused(f"the connections to {shown} belong to another event loop; connect to it on each loop")
+
+
 class Lifetime:
     """The time in which connections may be used: from the first use, on its event loop, until they are closed."""
 
@@ -86,9 +91,7 @@ class Lifetime:
         if self._loop is None:
             self._loop = loop
         elif loop is not self._loop:
-            raise StoreMisused(
-                f"the connections to {self._shown} belong to another event loop; connect to it on each loop"
-            )
+            raise other_loop(self._shown)
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:

@@ -10,7 +10,8 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, Erased
 from hotplate.stores.erasure import NOBODY
 from hotplate.stores.erasure_log import ErasureLog, erased_from
 from hotplate.stores.errors import AccessDenied
-from hotplate.stores.file.store import CatalogueFile, LmdbStore
+from hotplate.stores.file.catalogue_file import CatalogueFile
+from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Plan, RecordChange, Store

@@ -123,7 +123,7 @@ async def clear_erased(store: Store, release: ReleaseRef) -> Erased | None:
         if store.erases_rows:
             await store.erase_rows(release, [row.key for row in rows], partial(_check_recorded, recorded))
             outcome = "were deleted"
-        warn(f"users were erased while release {release.id} was written; {len(rows):,} rows of them {outcome}")
+        warn(f"users were erased after release {release.id} was begun; {len(rows):,} rows of them {outcome}")
     return catalogue.erased
 
 
@@ -146,14 +146,14 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
             if len(rows) > len(keys_by_id.get(entry.id, ())):
                 keys_by_id[entry.id] = [RowKey.parse(row.key) for row in rows]
 
-    names_by_id = {
-        release: dict.fromkeys(filter(None, (key.list for key in keys))) for release, keys in keys_by_id.items()
+    lists = {
+        release: tuple(dict.fromkeys(key.list for key in keys if key.list)) for release, keys in keys_by_id.items()
     }
     return Erasure(
         erased=tuple(user for user in wanted if erased.covers_user(user)),
         holding={release: tuple(dict.fromkeys(key.id for key in keys)) for release, keys in keys_by_id.items()},
         being_written=tuple(entry.id for entry in catalogue.releases if entry.state is State.DRAFT),
-        lists={release: tuple(names) for release, names in names_by_id.items() if names},
+        lists={release: names for release, names in lists.items() if names},
         lost=erased.lost,
     )
 

@@ -344,23 +344,18 @@ def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequenc
         )
 
 
-def _half_width(around: MetricInterval) -> float:
-    low, high = around
-    return (high - low) / 2
-
-
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Figures of one random split, in the metric of its column.
 
     value       of the model that `hotplate train` chooses
-    half        half the width of its interval
+    interval    of the value
     popularity  of the ranking by popularity
     described   engine and parameters of the model
     """
 
     value: float
-    half: float
+    interval: MetricInterval
     popularity: float
     described: str
 
@@ -375,7 +370,7 @@ def measure_draw(trainings: Trainings, random_split: RandomSplit) -> Draw:
     popularity = evaluation.baselines.get("popularity", evaluation.model)
     return Draw(
         value=getattr(evaluation.model, random_split.metric),
-        half=_half_width(evaluation.intervals[random_split.metric]),
+        interval=evaluation.intervals[random_split.metric],
         popularity=getattr(popularity, random_split.metric),
         described=described(report.chosen),
     )
@@ -384,7 +379,7 @@ def measure_draw(trainings: Trainings, random_split: RandomSplit) -> Draw:
 def draw_rows(data: DataSet, draws: Mapping[str, Draw]) -> Iterator[Sequence[str]]:
     """Yield a row for each random draw."""
     for name, draw in draws.items():
-        yield data.name, name, f"{draw.popularity:.4f}", f"{draw.value:.4f} ± {draw.half:.4f}, {draw.described}"
+        yield data.name, name, f"{draw.popularity:.4f}", f"{with_interval(draw.value, draw.interval)}, {draw.described}"
 
 
 def kept_or_measured(

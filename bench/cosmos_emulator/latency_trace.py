@@ -1,10 +1,9 @@
 """Latencies of a real Cosmos DB in a file: `bench stores --record` writes it, and the emulator replays it.
 
-A trace has the latencies of point reads as one machine saw them, by operation, region and hour of the day (UTC).
+A trace has the latencies of point reads as one machine saw them.
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -13,43 +12,26 @@ import msgspec
 
 from hotplate.bench.errors import BenchMisused
 
-FORMAT = 1
-
-
-class Latencies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Counts of latencies in µs, of one operation in one region and hour."""
-
-    operation: str
-    region: str
-    hour: int
-    counts: tuple[tuple[int, int], ...]
+FORMAT = 2
 
 
 class LatencyTrace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A recorded trace."""
+    """A recorded trace: latencies in µs, ascending, and how often each was measured."""
 
     format: int
     store: str
     date: str
-    latencies: tuple[Latencies, ...]
+    counts: tuple[tuple[int, int], ...]
 
     @property
     def count(self) -> int:
         """The number of reads."""
-        return sum(count for latencies in self.latencies for _, count in latencies.counts)
+        return sum(count for _, count in self.counts)
 
     def draws(self) -> Callable[[], float]:
-        """Return a function that draws a latency in seconds at each call, by the recorded frequencies.
-
-        Latencies of all operations, regions and hours count together.
-        """
-        counts = Counter[int]()
-        for latencies in self.latencies:
-            for latency_us, count in latencies.counts:
-                counts[latency_us] += count
-
-        values_us = sorted(counts)
-        cumulated_counts = list(accumulate(counts[value] for value in values_us))
+        """Return a function that draws a latency in seconds at each call, by the recorded frequencies."""
+        values_us = [latency_us for latency_us, _ in self.counts]
+        cumulated_counts = list(accumulate(count for _, count in self.counts))
         rng = random.Random(1)  # noqa: S311 -- repeatable
         return lambda: rng.choices(values_us, cum_weights=cumulated_counts)[0] / 1e6
 

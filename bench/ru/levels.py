@@ -15,11 +15,10 @@ from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
 from hotplate.bench.figure_names import AT_LEAST, EMULATOR, P50, P99, PROVISIONED, READS, level_name
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lag_note, lateness
-from hotplate.bench.objective import PERCENTS
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.search import TRIES, Trial
-from hotplate.bench.statistics import percentile
+from hotplate.bench.statistics import latency
 from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
@@ -316,7 +315,7 @@ class Sweep:
     regions     number of the account's regions
     region      the region that was read, if there are several
     missing     planned levels that were not measured, as RU/s and KB
-    failures    what ended the sweep too early
+    failure     what ended the sweep too early
     """
 
     options: SweepOptions
@@ -326,7 +325,7 @@ class Sweep:
     interrupted: bool
     region: str = ""
     missing: tuple[tuple[int, int], ...] = ()
-    failures: tuple[str, ...] = ()
+    failure: str = ""
 
     @property
     def emulated(self) -> bool:
@@ -373,7 +372,7 @@ def report(sweep: Sweep, prices: Prices) -> Report:
 
 def _findings(sweep: Sweep) -> list[Finding]:
     """Return what ended the sweep, and the levels that could not be measured, or answered with errors."""
-    findings = findings_of(Gravity.UNMEASURED, sweep.failures)
+    findings = findings_of(Gravity.UNMEASURED, filter(None, [sweep.failure]))
     for level in sweep.levels:
         text = f"{sweep.subject(level.ru, level.size_kb)}: {level.outcome.reason}"
         if level.outcome.standing is Standing.FAILED:
@@ -454,7 +453,7 @@ def _latency(sweep: Sweep, level: Level, name: str) -> Row:
     if level.calm is None:
         return Row(subject, name, "us", None, note=COMPUTED if level.is_computed else "not measured")
 
-    figure = percentile([level.calm.result], PERCENTS[name])
+    figure = latency([level.calm.result], name)
     if level.is_stopped and figure.value is None:
         figure = replace(figure, note=INTERRUPTED)
     row = Row(subject, name, "us", figure.value, note=figure.note)

@@ -10,6 +10,7 @@ from hotplate.base.report import Report
 from hotplate.bench import process
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.experiment import Ending, until_stopped
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
 from hotplate.bench.options import USER_PATH, SweepOptions, is_emulated, parse_rate, parse_seconds
@@ -28,7 +29,6 @@ from hotplate.stores.cosmos.url import (
     Throughput,
     minimum_ru,
 )
-from hotplate.stores.errors import StoreError
 
 MANUAL_LEVELS = "400,1k,4k,10k,11k"
 AUTOSCALE_LEVELS = "2k,4k,10k,11k"
@@ -130,17 +130,8 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     Raises BenchFailed and StoreError.
     """
     measurement = _SweepMeasurement(planned, display)
-    is_interrupted = False
-    failures: tuple[str, ...] = ()
-    try:
-        measurement.run()
-    except KeyboardInterrupt:
-        is_interrupted = True
-    except (BenchFailed, StoreError) as error:
-        if not measurement.levels:
-            raise
-        failures = (str(error),)
-    return measurement.report(failures, is_interrupted=is_interrupted)
+    ending = until_stopped(measurement.run, measurement.levels)
+    return measurement.report(ending)
 
 
 class _SweepMeasurement:
@@ -153,7 +144,7 @@ class _SweepMeasurement:
         self._regions: tuple[str, ...] = ("",)
         self.levels = list[Level]()
 
-    def report(self, failures: tuple[str, ...], *, is_interrupted: bool) -> Report:
+    def report(self, ending: Ending) -> Report:
         # An error on dropping the database may have replaced Ctrl-C.
         is_stopped = any(level.is_stopped for level in self.levels)
         measured = {(level.ru, level.size_kb) for level in self.levels}
@@ -163,10 +154,10 @@ class _SweepMeasurement:
             tuple(self.levels),
             self._publish_ru,
             len(self._regions),
-            interrupted=is_interrupted or is_stopped,
+            interrupted=ending.interrupted or is_stopped,
             region=self._regions[0],
             missing=tuple(level for level in planned if level not in measured),
-            failures=failures,
+            failure=ending.failure,
         )
         return levels.report(result, load_prices())
 

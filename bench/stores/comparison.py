@@ -6,20 +6,18 @@ from typing import NamedTuple
 
 from hotplate.base.report import Row, format_count, rounded
 from hotplate.bench.assumed_latency import as_assumed
-from hotplate.bench.figure_names import CPU, P50, P99, P99_9, POPULAR_LISTS
+from hotplate.bench.figure_names import CPU, P50, P99
 from hotplate.bench.lists import popular_complaint
-from hotplate.bench.objective import PERCENTS
 from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
 from hotplate.bench.planner.plan import CapacityPlan, break_even, calculate
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.statistics import Figure, Ranking, error_share, mean, percentile, popular_share, rank
+from hotplate.bench.statistics import PERCENTILES, Figure, Ranking, latency, mean, rank, share_rows
 from hotplate.bench.stores.rounds import Candidate, StoreRuns
 from hotplate.stores.connect import REDIS
 from hotplate.stores.cosmos.charges import load as load_charges
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 
-PERCENTILES = (P50, P99, P99_9)
 COST = "cost of a billion reads"
 # The percentile that is decisive for speed, unless no difference is proven.
 DECISIVE = P99
@@ -32,7 +30,6 @@ AT_RATE_MARK = "~"
 class Needs(NamedTuple):
     """RU/s for a rate of reads, and their monthly cost."""
 
-    used_ru: float
     needed_ru: int
     month: float
 
@@ -40,7 +37,7 @@ class Needs(NamedTuple):
 def needs(charge_ru: float, rate: float, prices: Prices) -> Needs:
     """Calculate the RU/s for *rate* reads a second of *charge_ru*."""
     needed = max(MANUAL_MIN, round_up(rate * charge_ru / UTILISATION, MANUAL_STEP))
-    return Needs(rate * charge_ru, needed, prices.ru_month(needed))
+    return Needs(needed, prices.ru_month(needed))
 
 
 def _plan_of(redis: Candidate, rate: float, prices: Prices) -> CapacityPlan:
@@ -101,7 +98,7 @@ def _cpu(store: StoreRuns) -> Figure:
 def latency_rows(store: StoreRuns) -> Iterator[Row]:
     """Yield the rows of percentiles, marked if they are assumed; unknown if the store failed its checks."""
     for name in PERCENTILES:
-        figure = percentile(store.results, PERCENTS[name]) if store.sound else store.unknown
+        figure = latency(store.results, name) if store.sound else store.unknown
         row = figure.row(store.candidate.name, name, "us")
         yield as_assumed(row) if store.candidate.emulated and figure.value is not None else row
 
@@ -114,12 +111,10 @@ def store_rows(store: StoreRuns, rate: float, prices: Prices) -> Iterator[Row]:
     """
     name = store.candidate.name
     cpu = _cpu(store) if store.sound else store.unknown
-    cost = _cost(store, cpu, rate, prices) if store.sound else Figure(None)
     yield from latency_rows(store)
     yield replace(cpu.row(name, CPU, "us"), mark=AT_RATE_MARK if cpu.value and cpu.note else "")
-    yield cost.row(name, COST, prices.currency)
-    yield popular_share(store.results).row(name, POPULAR_LISTS, "share", main=False)
-    yield error_share(store.results).row(name, "errors", "share", main=False)
+    yield _cost(store, cpu, rate, prices).row(name, COST, prices.currency)
+    yield from share_rows(name, store.results)
     if store.candidate.charge_ru is not None:
         yield Row(name, "RU a read", "RU", store.candidate.charge_ru, main=False)
 
@@ -190,8 +185,7 @@ class Comparison:
         if not timed:
             return "", "Latencies are assumed"
         if len(timed) == 1:
-            known = [f"{name} {self._ms(names[0], name)}" for name in PERCENTILES if self.rows[names[0], name].value]
-            return "", f"{names[0]}: {' ms, '.join(known)} ms"
+            return "", self._describe_latencies(names[0])
 
         known = [figure for figure in (DECISIVE, P50) if all(self.rows[name, figure].value for name in names)]
         for figure in known:
@@ -206,6 +200,10 @@ class Comparison:
             return "", f"{equal}: too few answers"
         shown = ", ".join(f"{name} {self._ms(name, known[0])} ms" for name in names)
         return "", f"{equal} ({known[0]}: {shown})"
+
+    def _describe_latencies(self, name: str) -> str:
+        figures = [figure for figure in PERCENTILES if self.rows[name, figure].value]
+        return f"{name}: {', '.join(f'{figure} {self._ms(name, figure)} ms' for figure in figures)}"
 
     def _ms(self, name: str, figure: str) -> str:
         return rounded((self.rows[name, figure].value or 0.0) / 1000)

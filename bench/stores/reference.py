@@ -7,16 +7,17 @@ from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.experiment import interrupted_report
 from hotplate.bench.figure_names import P50
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.statistics import LATENCY_COLUMNS
 from hotplate.bench.stores.comparison import Needs, latency_rows, needs
-from hotplate.bench.stores.report import LATENCY_COLUMNS
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
-from hotplate.bench.verdict import EMULATED_CHARGES, concluded, interrupted_report
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
 

@@ -11,6 +11,7 @@ from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.experiment import interrupted_report
 from hotplate.bench.figure_names import BY_SDK, CPU
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
@@ -18,11 +19,10 @@ from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, req
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS, plots_by_round
+from hotplate.bench.statistics import LATENCY_COLUMNS, MIN_ROUNDS, PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import (
     AT_RATE_MARK,
     COST,
-    PERCENTILES,
     Comparison,
     store_rows,
 )
@@ -40,14 +40,13 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of, interrupted_report
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
 
 # Of all rounds, if neither --budget nor --repeat is given.
 BUDGET_S = 130.0
-LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
 METHOD = (
     "Open loop: latency counts from a request's due time. Percentiles are of all rounds together. CPU is that of the "
     f"service, one process without cache, at full load ({FULL_CONNECTIONS} connections in a closed loop). Intervals of "

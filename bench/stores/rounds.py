@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
 from hotplate.base.report import format_value
 from hotplate.bench import process
-from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.experiment import until_stopped
 from hotplate.bench.figure_names import BY_REDIS_PY, BY_SDK, COSMOS_DB, COSMOS_EMULATOR, FILES
 from hotplate.bench.figure_names import REDIS as REDIS_NAME
 from hotplate.bench.lists import (
@@ -340,7 +342,7 @@ class Measured(NamedTuple):
     @property
     def findings(self) -> list[Finding]:
         """What ended the rounds too early, and what makes the figures of stores unusable."""
-        ended = findings_of(Gravity.UNMEASURED, [self.failure] if self.failure else [])
+        ended = findings_of(Gravity.UNMEASURED, filter(None, [self.failure]))
         return [*ended, *(finding for store in self.stores for finding in store.findings)]
 
 
@@ -362,6 +364,7 @@ class Rounds:
         self._settings = settings
         self._display = display
         self._rounds = list[Round]()
+        self._began_s = time.monotonic()
         self._samples = {candidate.name: list[ResponseSample]() for candidate in setup.candidates}
         self._answers = Counter[str]()  # of which the samples were drawn
 
@@ -372,21 +375,9 @@ class Rounds:
         in which the load generator was late are left out of the result if five others remain. Raises BenchFailed if
         the first round fails.
         """
-        interrupted = False
-        failure = ""
         with LoadWorker(process.GENERATOR_CORE) as worker:
-            began_s = time.monotonic()
-            try:
-                self._warm_up(worker)
-                began_s = time.monotonic()
-                self._run_all(worker, began_s)
-            except KeyboardInterrupt:
-                interrupted = True
-            except BenchFailed as error:
-                if not self._rounds:
-                    raise
-                failure = str(error)
-            took_s = time.monotonic() - began_s
+            ending = until_stopped(partial(self._run_all, worker), self._rounds)
+            took_s = time.monotonic() - self._began_s
 
         self._display.start("comparing answers with the stores")
         kept = undisturbed(self._rounds)
@@ -398,7 +389,7 @@ class Rounds:
             )
             for candidate in self._setup.candidates
         )
-        return Measured(stores, interrupted, len(self._rounds) - len(kept), took_s, failure)
+        return Measured(stores, ending.interrupted, len(self._rounds) - len(kept), took_s, ending.failure)
 
     def _warm_up(self, worker: LoadWorker) -> None:
         """Load each service for `warmup_s`, which is not measured."""
@@ -409,10 +400,12 @@ class Rounds:
             load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
             self._run_load(worker, candidate, load)
 
-    def _run_all(self, worker: LoadWorker, began_s: float) -> None:
-        """Make rounds up to their number, or the end of the time budget, which began at *began_s*."""
+    def _run_all(self, worker: LoadWorker) -> None:
+        """Warm up, then make rounds up to their number, or the end of the time budget, which begins after that."""
+        self._warm_up(worker)
+        self._began_s = time.monotonic()
         while len(self._rounds) < self._settings.rounds:
-            spent_s = time.monotonic() - began_s
+            spent_s = time.monotonic() - self._began_s
             if not self._has_time(spent_s):
                 return
             self._run_round(worker, self._settings.budget_s - spent_s)

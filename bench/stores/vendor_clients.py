@@ -30,7 +30,7 @@ from hotplate.stores.errors import StoreClosed, StoreUnavailable
 from hotplate.stores.redis import store as redis_store
 from hotplate.stores.redis import url as redis_url
 from hotplate.stores.redis.client import settings_of
-from hotplate.stores.redis.deployment import Standalone
+from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.keys import SEALED, Keys
 from hotplate.stores.store import ReadResult, not_found
@@ -48,7 +48,7 @@ class ReadByRedisPy(redis_store.RedisStore):
     """A Redis server; one MGET of redis-py reads the state and the rows."""
 
     def __init__(self, address: redis_url.RedisAddress) -> None:
-        super().__init__(Standalone(address))
+        super().__init__(Deployment(address))
         pool = BlockingConnectionPool(max_connections=MAX_CONNECTIONS, timeout=READ_TIMEOUT_S, **settings_of(address))
         self._redis = Redis.from_pool(pool)  # which closes it
         self._where = address.shown

@@ -5,7 +5,7 @@ Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) 
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -37,37 +37,6 @@ class Deadlines(Generic[T]):
         items = self._items.pop(tick)
         while items:  # *expire* may discard items
             self._expire(items.pop())
-
-
-class TaskDeadlines:
-    """Time-outs of awaits in tasks."""
-
-    def __init__(self) -> None:
-        self._deadlines = Deadlines(self._cancel)
-        self._cancelled = set[asyncio.Task[object]]()
-
-    async def until(self, at_s: float, work: Awaitable[T]) -> T:
-        """Await *work* in the current task; raises TimeoutError at *at_s* (loop time).
-
-        The deadline cancels the task. A cancellation by others at the same time is not turned into a TimeoutError.
-        """
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a deadline needs a running task")
-        same_deadline = self._deadlines.add(task, at_s)
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if task not in self._cancelled or task.uncancel() > 0:
-                raise  # cancelled from outside
-            raise TimeoutError from None
-        finally:
-            same_deadline.discard(task)
-            self._cancelled.discard(task)
-
-    def _cancel(self, task: asyncio.Task[object]) -> None:
-        self._cancelled.add(task)
-        task.cancel()
 
 
 class Pacer:

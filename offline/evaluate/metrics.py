@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hotplate.base.intervals import Z
 from hotplate.offline.input.pairs import Indices, Mask, UserItems, has_items, items_per_user, users_per_item
 
 # Low and high end of a 95 % interval; a plain tuple, as orjson writes no other.
@@ -16,7 +17,7 @@ Values = npt.NDArray[np.float64]
 # In a search, results within one standard error cannot be told apart (Breiman et al., 1984).
 EQUAL_WITHIN_SE = 1.0
 # The best of another kind leads by more, a 95 % interval.
-LEADING_BY_SE = 1.96
+LEADING_BY_SE = Z
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,28 +102,26 @@ def read_history(path: DataSource, named: Mapping[str, str | None], form: Format
 class Candidate:
     """Lists to evaluate.
 
-    lists        [user, item, score], best first; at most k contiguous rows a user, only users of the truth
-    predictions  [user, item, score] of the truth's pairs with a score
-    popular      the items served to users without a list, best first, if known
-    learnt       the interactions that were learnt, if known
+    lists           [user, item, score], contiguous rows a user, best first; only users of the truth
+    popular         the items served to users without a list, best first, if known
+    learnt          the interactions that were learnt, if known
     learnt_until_s  time of the newest of them in epoch seconds, if known
     """
 
     origin: str
     lists: pl.DataFrame
-    predictions: pl.DataFrame
     popular: pl.Series | None = None
     learnt: Matrix | None = None
     learnt_until_s: float | None = None
 
 
 def candidate_from_files(
-    path: DataSource, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
+    path: DataSource, pairs: pl.DataFrame, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
     """Read lists from files with rows of user, item and score, for the users of *pairs* [user, item].
 
-    A list holds the *k* items with the highest scores, ties by item id; of duplicates the highest score counts.
-    *named* are the names of columns by role, found by usual names if None. All scores of *pairs* are predictions.
+    A list has the items with the highest scores first, ties by item id; of duplicates the highest score counts. *named*
+    are the names of columns by role, found by usual names if None.
     """
     source = named_paths([path])
     tested_users = pairs.select("user").unique().lazy()
@@ -132,17 +130,13 @@ def candidate_from_files(
         tested_rows = rows.join(tested_users, on="user", how="semi")
         scores = tested_rows.group_by("user", "item").agg(pl.col("score").max())
         best_first = scores.sort("user", "score", "item", descending=[False, True, False])
-        ranked = best_first.collect(engine="streaming")
-
-    lists = ranked.group_by("user", maintain_order=True).head(k)
-    return Candidate(source, lists, _predictions(ranked, pairs))
+        return Candidate(source, best_first.collect(engine="streaming"))
 
 
 def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
     """Compute the lists of *k* items of a model for the users of *pairs* [user, item], without items that they have.
 
-    *pairs* are what users chose, to measure the lists by. *origin* names the model in the report. Only the scores of
-    listed items count as predictions of ratings.
+    *pairs* are what users chose, to measure the lists by. *origin* names the model in the report.
     """
     matrix = model.matrix
     user_ids = pl.Series("user", matrix.user_ids, dtype=pl.String)
@@ -163,20 +157,17 @@ def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int)
     return Candidate(
         origin=origin,
         lists=lists,
-        predictions=_predictions(lists, pairs),
         popular=item_ids.gather(model.popular.items),
         learnt=matrix,
         learnt_until_s=Origin(learnt_until=model.learnt_until).learnt_until_s,
     )
 
 
-async def candidate_from_release(
-    reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int
-) -> Candidate:
-    """Read the published lists of the users of *pairs* [user, item] from a store; their first *k* items are measured.
+async def candidate_from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame) -> Candidate:
+    """Read the published lists of the users of *pairs* [user, item] from a store.
 
-    *pairs* are what users chose, to measure the lists by; all of their scores in the lists count as predictions of
-    ratings. *origin* names the release in the report. Raises ReleaseCorrupt for a damaged row, and StoreError.
+    *pairs* are what users chose, to measure the lists by. *origin* names the release in the report. Raises
+    ReleaseCorrupt for a damaged row, and StoreError.
     """
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
@@ -192,19 +183,12 @@ async def candidate_from_release(
         else:
             rows += [(user, item["id"], item["score"]) for item in items]
 
-    published = pl.DataFrame(rows, schema=_LISTS_SCHEMA, orient="row")
     return Candidate(
         origin=origin,
-        lists=published.group_by("user", maintain_order=True).head(k),
-        predictions=_predictions(published, pairs),
+        lists=pl.DataFrame(rows, schema=_LISTS_SCHEMA, orient="row"),
         popular=pl.Series("item", popular, dtype=pl.String),
         learnt_until_s=manifest.origin.learnt_until_s,
     )
-
-
-def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of *lists* for *pairs* of user and item."""
-    return lists.join(pairs, on=["user", "item"], how="semi")
 
 
 class ServedMetrics(NamedTuple):
@@ -474,8 +458,8 @@ class Evaluator:
     def _item_numbers(self, candidate: Candidate) -> Indices:
         """Return the lists of *candidate* as item numbers [users, k], -1 after the end; DataError if no user has any.
 
-        The rows of `candidate.lists` (user, item) are at most k for a user, best first, so the rank of a row in the
-        list is its place among the user's rows. `_users` and `_items` number all ids.
+        The rows of `candidate.lists` (user, item) are best first, so the rank of a row in the list is its place among
+        the user's rows. `_users` and `_items` number all ids.
         """
         if candidate.lists.is_empty():
             tested = format_count(self.truth.pairs.get_column("user").n_unique(), "user")
@@ -484,10 +468,11 @@ class Evaluator:
                 "ids."
             )
 
-        users = _numbers_of_ids(candidate.lists.get_column("user"), self._users)
+        first_rows = candidate.lists.group_by("user", maintain_order=True).head(self._k)
+        users = _numbers_of_ids(first_rows.get_column("user"), self._users)
         ranks = rank_in_groups(users.astype(np.int64), np.arange(len(users))).ranks  # from 1
         lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
-        lists[users, ranks - 1] = _numbers_of_ids(candidate.lists.get_column("item"), self._items)
+        lists[users, ranks - 1] = _numbers_of_ids(first_rows.get_column("item"), self._items)
         return lists
 
     def _scored_pairs(self, candidate: Candidate) -> pl.DataFrame | None:
@@ -498,7 +483,7 @@ class Evaluator:
         if "rating" not in self.truth.pairs.columns:
             return None
 
-        scored = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
+        scored = candidate.lists.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
         if scored.is_empty():
             pairs = format_count(self.truth.pairs.height, "pair")
             raise DataError(f"Of {pairs} in the truth, none has a score in {candidate.origin}; omit --rating-column.")

@@ -65,6 +65,7 @@ ROLES = {
         "category categoryid categoryname categorynameid genre genreid department departmentid group groupid",
     ),
     "boost": Role("text", "boost factor multiplier"),
+    "stock": Role("text", "stock instock quantity qty available availability inventory"),
     "count": Role("counted"),
     "weight": Role("number", "weight count plays playcount strength"),
     "rating": Role("number"),
@@ -165,15 +166,8 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
     return None
 
 
-def usual_time(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return an expression that reads the column *name* as `read_time`, each value as ISO 8601 or a time since 1970."""
-    if _is_date(dtype):
-        return read_time(name, dtype, EPOCH)
-    return pl.col(name).map_batches(_UsualTimes(), return_dtype=pl.Datetime("us"), is_elementwise=True)
-
-
-class _UsualTimes:
-    """Reads texts or numbers as times, in the format that most of the values before were written in, or in another."""
+class UsualTimes:
+    """Reads texts or numbers as times: ISO 8601 or since 1970, first in the format of most values before."""
 
     def __init__(self) -> None:
         self._layouts = [EPOCH, *_ISO_FORMATS]
@@ -217,7 +211,7 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
     null.
     """
     column = pl.col(name)
-    if _is_date(dtype):
+    if is_date(dtype):
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
             column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return column.cast(pl.Datetime("us"))
@@ -254,7 +248,8 @@ def iso_time(text: str) -> datetime | None:
         return None
 
 
-def _is_date(dtype: pl.DataType) -> bool:
+def is_date(dtype: pl.DataType) -> bool:
+    """Return whether values are dates or times of a day that is known."""
     return dtype == pl.Date or isinstance(dtype, pl.Datetime)
 
 

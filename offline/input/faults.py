@@ -20,7 +20,7 @@ HEAD_BYTES = 1 << 16
 # Excel's first line, which names the delimiter.
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$')
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PARQUET = b"PAR1"
 _CUT = (EOFError, zlib.error, zstandard.ZstdError, OSError)
 _UTF_16 = "is UTF-16, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {{name}} > utf8-{{name}}"
@@ -106,7 +106,8 @@ def _first_line(error: Exception) -> str:
 def _compression(path: Path) -> str | None:
     """Return how a file is compressed, by its first bytes, as for polars."""
     with path.open("rb") as stream:
-        return _COMPRESSIONS.get(stream.read(2))
+        magic = stream.read(4)
+    return next((name for start, name in _COMPRESSIONS.items() if magic.startswith(start)), None)
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -8,7 +8,7 @@ from decimal import Decimal
 import polars as pl
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.input.columns import find_column, iso_time, number_in
+from hotplate.offline.input.columns import find_column, is_date, iso_time, number_in
 from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Format
 
@@ -69,10 +69,12 @@ class Filter:
         """
         dtype = table.schema[name]
         text = table.text(name).fill_null("")
-        if dtype == pl.Boolean and self.value:
-            return self._is_boolean(table, name)
-
         value = self.value
+        if dtype == pl.Boolean and value:
+            if value.lower() not in _TRUE_AND_FALSE:
+                raise self._type_error(table, name)
+            return pl.col(name).eq_missing(_TRUE_AND_FALSE[value.lower()])
+
         if value.lower() in ("true", "false"):
             value = value.lower()
             text = text.str.to_lowercase()
@@ -80,48 +82,40 @@ class Filter:
 
         number = _decimal_in(value)
         time = _time_in(value)
-        if number is not None and not _is_date(dtype):
+        if number is not None and not is_date(dtype):
             return is_equal | text.str.contains(_spellings(number))
         if time is not None and not isinstance(dtype, pl.Time):
             return is_equal | self._times(table, name).eq_missing(pl.lit(time, pl.Datetime("us")))
 
         is_misspelt = number_in(value) is None and _NUMERIC_PATTERN.fullmatch(value) is not None
-        if value and (_is_date(dtype) or (dtype.is_numeric() and is_misspelt)):
-            raise self._column_error(table, name)
+        if value and (is_date(dtype) or (dtype.is_numeric() and is_misspelt)):
+            raise self._type_error(table, name)
         return is_equal
 
     def _is_in_order(self, table: Table, name: str) -> pl.Expr:
         """Return whether the column *name* is less or more than the value; null for what cannot be compared with it."""
         dtype = table.schema[name]
         if dtype == pl.Boolean:
-            raise self._boolean_error(table, name)
-        if number_in(self.value) is not None and not _is_date(dtype):
+            raise self._type_error(table, name)
+        if number_in(self.value) is not None and not is_date(dtype):
             return self._compare_numbers(table, name)
 
         time = _time_in(self.value)
         if time is None:
-            raise self._column_error(table, name)
+            raise self._type_error(table, name)
         return self._compare(self._times(table, name), pl.lit(time, pl.Datetime("us")))
 
-    def _column_error(self, table: Table, name: str) -> SettingError:
-        return self._type_error(
-            f"the column {name!r} of {table.file} is of type {table.schema[name]}; write a date as 2026-01-31, a "
-            "number as 1000 or 2.5, or nothing for a missing value."
+    def _type_error(self, table: Table, name: str) -> SettingError:
+        """Return the error for a value that cannot be compared with the column *name*."""
+        dtype = table.schema[name]
+        reason = (
+            f"is of type {dtype}; write a date as 2026-01-31, a number as 1000 or 2.5, or nothing for a missing value."
         )
-
-    def _boolean_error(self, table: Table, name: str) -> SettingError:
-        return self._type_error(
-            f"the column {name!r} of {table.file} holds true and false; compare it with one of them by = or !=."
+        if dtype == pl.Boolean:
+            reason = "holds true and false; compare it with one of them by = or !=."
+        return SettingError(
+            f"The filter {self.text!r} compares with {self.value!r}, but the column {name!r} of {table.file} {reason}"
         )
-
-    def _type_error(self, reason: str) -> SettingError:
-        return SettingError(f"The filter {self.text!r} compares with {self.value!r}, but {reason}")
-
-    def _is_boolean(self, table: Table, name: str) -> pl.Expr:
-        truth = _TRUE_AND_FALSE.get(self.value.lower())
-        if truth is None:
-            raise self._boolean_error(table, name)
-        return pl.col(name).eq_missing(truth)
 
     def _times(self, table: Table, name: str) -> pl.Expr:
         """Return the column *name* as times, null for values that are not times."""
@@ -142,26 +136,17 @@ class Filter:
             # The nearest value of the column's type: no float32 equals 0.1.
             return self._compare(column.fill_nan(None), pl.lit(float(number), dtype))
 
+        exact = pl.lit(None)
+        if isinstance(dtype, pl.Decimal) and sum(map(str.isdigit, f"{number:f}")) <= _MAX_DECIMAL_DIGITS:
+            exact = self._compare(column, pl.lit(number))
+        elif abs(number) <= _MAX_WHOLE and number == number.to_integral_value():
+            whole = column if dtype.is_integer() else column.cast(pl.String).str.strip_chars()
+            exact = self._compare(whole.cast(pl.Int128, strict=False), pl.lit(int(number), pl.Int128))
         floats = self._compare(table.number(name).fill_nan(None), pl.lit(float(number)))
-        is_whole = abs(number) <= _MAX_WHOLE and number == number.to_integral_value()
-        if isinstance(dtype, pl.Decimal):
-            has_few_digits = sum(map(str.isdigit, f"{number:f}")) <= _MAX_DECIMAL_DIGITS
-            return self._compare(column, pl.lit(number)) if has_few_digits else floats
-        if not is_whole:
-            return floats
-
-        whole_number = pl.lit(int(number), pl.Int128)
-        if dtype.is_numeric():
-            return self._compare(column.cast(pl.Int128), whole_number)
-        whole_numbers = column.cast(pl.String).str.strip_chars().cast(pl.Int128, strict=False)
-        return pl.coalesce(self._compare(whole_numbers, whole_number), floats)
+        return pl.coalesce(exact, floats)
 
     def _compare(self, column: pl.Expr, value: pl.Expr) -> pl.Expr:
         return _ORDERS[self.operator](column, value)
-
-
-def _is_date(dtype: pl.DataType) -> bool:
-    return dtype == pl.Date or isinstance(dtype, pl.Datetime)
 
 
 def _decimal_in(text: str) -> Decimal | None:

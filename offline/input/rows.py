@@ -111,7 +111,7 @@ _CHECKS = (
 def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
     """Return how a column is read: texts; floats, infinite for other texts than numbers; and times.
 
-    A missing amount is 1, and a missing score is no number. Times that cannot be read become the year 1. Exports write
+    A missing amount is 1, and a missing score is infinite. Times that cannot be read become the year 1. Exports write
     a missing time as the start of 1970, so it is null.
     """
     if kind == "time":
@@ -164,7 +164,7 @@ class RowSchema:
         self.checks[reason] = Check(pl.col(f"\0{reason}"), example=f"\0column of {reason}")
 
     def read(self, columns: Mapping[str, str]) -> None:
-        """Read columns, by role, and leave out rows with values that the kind of the role does not have."""
+        """Read columns, by role, and leave out rows with values that its kind does not allow."""
         for role, column in columns.items():
             self.values[role] = _value(self.table, column, kind_of(role))
 

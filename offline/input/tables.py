@@ -1,6 +1,7 @@
 """Input files as tables, scanned by polars: Parquet, JSON lines and CSV."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +15,7 @@ import polars as pl
 import polars.selectors as cs
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import NULL_VALUES, NUMBERED, read_time, usual_time
+from hotplate.offline.input.columns import EPOCH, NULL_VALUES, NUMBERED, UsualTimes, is_date, read_time
 from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.options import Format
@@ -100,7 +101,7 @@ class Table:
         return pl.col(name).is_null()
 
     def number_or_inf(self, name: str) -> pl.Expr:
-        """Return the column as a float, null for a missing value, inf for what is no number."""
+        """Return the column as a float, null for a missing value, inf for any other text than a number."""
         number = self.number(name).fill_null(inf).fill_nan(inf)
         return pl.when(~self.is_absent(name)).then(number)
 
@@ -111,9 +112,9 @@ class Table:
         column of Booleans or times of day, and as `text`.
         """
         dtype = self._dtype_of(name, "point in time", unusable=_NOT_TIMES)
-        if self.form.time_format is not None:
-            return read_time(name, dtype, self.form.time_format)
-        return usual_time(name, dtype)
+        if is_date(dtype) or self.form.time_format is not None:
+            return read_time(name, dtype, self.form.time_format or EPOCH)
+        return pl.col(name).map_batches(UsualTimes(), return_dtype=pl.Datetime("us"), is_elementwise=True)
 
     def _dtype_of(self, name: str, kind: str, unusable: Sequence[type[pl.DataType]] = _NOT_TEXTS) -> pl.DataType:
         """Return the type of the column *name*; raises DataError if it is nested or *unusable* as a *kind* of value."""
@@ -208,22 +209,22 @@ def _scan_file(file: DataFile, form: Format) -> Table:
 
     separator_line = SEPARATOR_LINE.match(first)
     if separator_line is None:
-        return _scan_csv(file, form, first=first, delimiter=form.delimiter, skipped=0)
-    return _scan_csv(file, form, first=second, delimiter=form.delimiter or separator_line[1], skipped=1)
+        return _scan_csv(file, form, first)
+    form = replace(form, delimiter=form.delimiter or separator_line[1])
+    return _scan_csv(file, form, second, skipped=1)
 
 
-def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None, skipped: int) -> Table:
+def _scan_csv(file: DataFile, form: Format, first: str, skipped: int = 0) -> Table:
     """Scan a CSV file, with all columns as texts.
 
-    first      the text of the first line, a header or data
-    delimiter  None for the most frequent one of the first line
-    skipped    number of lines before the first line, which are not read
+    first    the text of the first line, a header or data
+    skipped  number of lines before the first line, which are not read
 
     Without a header, columns are numbered. A line with more fields than the header is malformed: the first surplus
     field is in the column EXTRA, which is null in other rows. If names in the header have blanks around them, as in
     `user, item`, these are stripped from the names and from all values; else blanks belong to the values.
     """
-    separator = _csv_separator(first, delimiter)
+    separator = _csv_separator(first, form.delimiter)
     has_quotes = separator != "\t" or _has_quoted_fields(file, first)
     scan = partial(
         pl.scan_csv,
@@ -236,10 +237,7 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
     )
 
     names = scan(infer_schema=False).collect_schema().names()
-    rows_before_data = skipped
-    if form.header:
-        rows_before_data += 1
-    else:
+    if not form.header:
         names = [f"{NUMBERED}{number}" for number in range(1, len(names) + 1)]
 
     # EXTRA is a column after the last: missing in most lines, and read from those with more fields.
@@ -253,7 +251,8 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
     plain_names = {name: name.strip() for name in names if name != name.strip()}
     if plain_names:
         frame = frame.with_columns(pl.col(*names).str.strip_chars()).rename(plain_names)
-    return Table(file, frame, form, first_row=rows_before_data + 1, malformed_fault="stands after the last field")
+    first_row = 1 + skipped + form.header
+    return Table(file, frame, form, first_row=first_row, malformed_fault="stands after the last field")
 
 
 def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -350,16 +349,19 @@ def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
 
 
 def _exact_json_line(line: str) -> bytes:
-    """Return a *line* of JSON with its numbers as texts, as exact as they are written, or a malformed one as EXTRA."""
+    """Return a *line* of JSON, with numbers as texts if some may be rounded, or a malformed line as EXTRA."""
     line = line.removeprefix("\ufeff").strip()
     if not line:
         return b""
     try:
-        orjson.loads(line)  # stricter than json on surrogates and infinite numbers
-        row = json.loads(line, parse_int=str, parse_float=_text_of_json_float)
-        return json.dumps(dict(row.items())).encode()
-    except (ValueError, AttributeError):  # not JSON, or no object
+        is_object = isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        is_object = False
+    if not is_object:
         return json.dumps({EXTRA: line}).encode()
+    if not re.search(_LARGE_FLOAT, line):
+        return line.encode()
+    return json.dumps(json.loads(line, parse_int=str, parse_float=_text_of_json_float)).encode()
 
 
 def _text_of_json_float(text: str) -> str:

@@ -115,7 +115,9 @@ class Budget:
 
     def _price(self, params: Params) -> float:
         """Return what a trial takes of the budget, fits and lists on all splits."""
-        fits = sum(spec_of(params).fit_price(with_fewer_iterations(params), parts.train) for parts in self._splits)
+        spec = spec_of(params)
+        price = spec.fit_price or spec.fit_s
+        fits = sum(price(with_fewer_iterations(params), parts.train) for parts in self._splits)
         return fits + self._ranking_price(params)
 
     def _ranking_price(self, params: Params) -> float:

@@ -207,11 +207,8 @@ class Trials:
         if keeps_fits:
             self._kept = None  # the next fits need its memory
             return list(fits)
-        return list(fits) if isinstance(plain, ALSParams) and self._are_small(plain) else fits
-
-    def _are_small(self, params: Params) -> bool:
-        """Return whether the fits to all splits take little memory."""
-        return sum(estimate_fit_bytes(params, parts.train) for parts in self._splits) <= _MOST_KEPT_BYTES
+        fits_bytes = sum(estimate_fit_bytes(plain, parts.train) for parts in self._splits)
+        return list(fits) if isinstance(plain, ALSParams) and fits_bytes <= _MOST_KEPT_BYTES else fits
 
     def _with_recency(self, fits: Iterable[Ranker], recency: Recency | None) -> Iterator[Ranker]:
         """Yield *fits*, whose scores are multiplied by recent popularity if there is a *recency*."""

@@ -139,13 +139,8 @@ class Search:
         balanced = best
         if best in personal:
             balanced = _most_personal(trial for trial in personal if is_as_good(trial, best))
-        varied = [trial for trial in _within(_VARIETY_LOSS, [best, *personal]) if trial in personal]
+        varied = [trial for trial in personal if trial.ndcg >= (1 - _VARIETY_LOSS) * best.ndcg]
         return {"accuracy": best, "balance": balanced, "variety": _most_personal(varied or [balanced])}
-
-    @property
-    def best_of_each(self) -> tuple[int, ...]:
-        """The index of each engine's best trial, the best first."""
-        return tuple(self.trials.index(trial) for trial in best_of_each_engine(self.trials))
 
     def record(self, repeats: RepeatSearch | None) -> SearchRecord:
         """Return the search, with that of *repeats*, without figures by user."""
@@ -179,10 +174,6 @@ class SearchData:
         if self.evaluation is not None:
             return self.evaluation
         return SplitOptions("by-item" if self.history is None else "by-time")
-
-    def inner_splits(self) -> list[Parts]:
-        """Return the splits on which cells are compared; none if a part of one is empty."""
-        return self.sample().splits()
 
     def sample(self, *, repeats: bool = False) -> "_UserSample":
         """Return the interactions of some users if there are more than a million pairs, else of all.
@@ -341,11 +332,6 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
             cells = budget.affordable_recencies(next_cells_with_recency(tried))
             new = trials.run(cells, expected_later=1, keeps_fits=True)
             tried += new
-
-
-def _within(loss: float, best_first: Sequence[Trial]) -> list[Trial]:
-    """Return those of *best_first* whose nDCG is at most a share *loss* below that of the first."""
-    return [trial for trial in best_first if trial.ndcg >= (1 - loss) * best_first[0].ndcg]
 
 
 def _most_personal(trials: Iterable[Trial]) -> Trial:

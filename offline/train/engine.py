@@ -23,7 +23,7 @@ from hotplate.offline.train.item_based import (
 )
 from hotplate.offline.train.popularity import POPULARITY, Popularity, PopularityParams, Recency
 from hotplate.offline.train.ranking import RecentWeights
-from hotplate.offline.train.spec import EngineSpec, OnIteration, ranking_s
+from hotplate.offline.train.spec import EngineSpec, OnIteration
 from hotplate.stores.folders import room_bytes
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
@@ -46,14 +46,7 @@ SPARK = EngineSpec(
     fit=_fit_on_spark,
     arrays=FACTOR_ARRAYS,
     restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
-    fit_s=lambda _params, user_items: 1e-8 * float(user_items.nnz),
-    fit_bytes=lambda _params, _user_items: 0,
-    ranking_s=lambda _params, rows: ranking_s(rows),
-    fit_price=lambda _params, user_items: 1e-8 * float(user_items.nnz),
-    memory_advice="",
     varied=lambda params: {"factors": params.factors, "reg_param": params.reg_param, "alpha": params.alpha},
-    cells=lambda _first, _items: (),
-    past_edge=lambda _best_first, _items: (),
 )
 # The specs are of different types, so they are not checked where they are called.
 ENGINES: dict[Engine, EngineSpec[Any, Any]] = {
@@ -193,7 +186,7 @@ def fit(
     """Fit the engine (algorithm) of *params* to *user_items* on all cores, or in the Spark session.
 
     user_items    float32 csr_matrix [users, items], canonical, above zero
-    on_iteration  called with the iterations done and their total, once for engines without iterations
+    on_iteration  called with the iterations done and their total, by engines that have any
     times         of the pairs, in the order of user_items.data; popularity with a half-life, and recency, need them
 
     Returns the fitted model. With recency, it multiplies scores by recent popularity. Raises DataError for an invalid

@@ -31,11 +31,9 @@ from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 from hotplate.offline.train.spec import (
     EngineSpec,
-    OnIteration,
     StoredArray,
     product_terms,
     ranking_s,
-    report_once,
     scales_past_edge,
 )
 
@@ -311,14 +309,6 @@ def _square_roots(user_items: UserItems) -> csr_matrix:
     return with_weights(user_items, np.sqrt(user_items.data, dtype=np.float64))
 
 
-def _fit_neighbours(
-    user_items: UserItems, params: NeighbourParams, on_iteration: OnIteration | None, _times: object
-) -> Neighbours:
-    ranker = fit_neighbours(user_items, params)
-    report_once(on_iteration)
-    return ranker
-
-
 def _neighbours_s(params: NeighbourParams, user_items: UserItems) -> float:
     items = float(user_items.shape[1])
     return 7e-9 * product_terms(user_items) + 1.5e-7 * min(params.neighbours, items) * items
@@ -373,12 +363,6 @@ def _powers_around(walk: NeighbourParams) -> Iterator[NeighbourParams]:
             yield replace(walk, walk_alpha=alpha, walk_beta=beta)
 
 
-def _fit_ease(user_items: UserItems, params: EASEParams, on_iteration: OnIteration | None, _times: object) -> EASE:
-    ranker = fit_ease(user_items, params)
-    report_once(on_iteration)
-    return ranker
-
-
 def _ease_s(_params: EASEParams, user_items: UserItems) -> float:
     return 1.1e-11 * float(user_items.shape[1]) ** 3 + 1.8e-8 * product_terms(user_items)
 
@@ -396,12 +380,11 @@ def _ease_past_edge(best_first: Sequence[EASEParams], _items: int) -> Iterator[E
 
 NEIGHBOURS = EngineSpec(
     params=NeighbourParams,
-    fit=_fit_neighbours,
+    fit=lambda user_items, params, _on_iteration, _times: fit_neighbours(user_items, params),
     arrays=(StoredArray("similarity", is_sparse=True),),
     restored=lambda arrays, params, recent: Neighbours(**arrays, params=params, recent=recent),
     fit_s=_neighbours_s,
     fit_bytes=_neighbours_bytes,
-    ranking_s=lambda _params, rows: ranking_s(rows),
     fit_price=lambda _params, user_items: 3e-8 * product_terms(user_items),
     memory_advice="take fewer neighbours, or raise --min-per-item",
     varied=_varied_of_neighbours,
@@ -410,13 +393,12 @@ NEIGHBOURS = EngineSpec(
 )
 EASE_ENGINE = EngineSpec(
     params=EASEParams,
-    fit=_fit_ease,
+    fit=lambda user_items, params, _on_iteration, _times: fit_ease(user_items, params),
     arrays=(StoredArray("weights"),),
     restored=lambda arrays, _params, recent: EASE(**arrays, recent=recent),
     fit_s=_ease_s,
     fit_bytes=_ease_bytes,
     ranking_s=lambda _params, rows: ranking_s(rows, of_interaction=3e-10),
-    fit_price=_ease_s,
     memory_advice="raise --min-per-item, or learn with --engine als",
     varied=lambda params: {"regularization": params.regularization},
     cells=lambda _first, _items: map(EASEParams, _EASE_CELLS),

@@ -21,7 +21,7 @@ from hotplate.offline.input.pairs import (
     items_per_user,
 )
 from hotplate.offline.train import ranking
-from hotplate.offline.train.spec import EngineSpec, OnIteration, StoredArray, ranking_s, report_once
+from hotplate.offline.train.spec import EngineSpec, StoredArray
 
 # Bounds memory.
 _RANKED_AT_ONCE = 4096
@@ -167,14 +167,6 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
     return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
 
 
-def _fit(
-    user_items: UserItems, params: PopularityParams, on_iteration: OnIteration | None, times: Times | None
-) -> Popularity:
-    ranker = fit(user_items, params, times)
-    report_once(on_iteration)
-    return ranker
-
-
 def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
     """Return the first *n* items of *best_first* for each user [users, n]; -1 after the end of a list.
 
@@ -251,21 +243,11 @@ def _top_items(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
     return Popular(items[first].astype(np.int32), counts[first].astype(np.float32))
 
 
-def _fit_s(_params: PopularityParams, user_items: UserItems) -> float:
-    return 1e-8 * float(user_items.nnz)
-
-
+# It has no cells, as a search compares half-lives before all of them.
 POPULARITY = EngineSpec(
     params=PopularityParams,
-    fit=_fit,
+    fit=lambda user_items, params, _on_iteration, times: fit(user_items, params, times),
     arrays=(StoredArray("counts"),),
     restored=lambda arrays, _params, _recent: Popularity(**arrays),
-    fit_s=_fit_s,
-    fit_bytes=lambda _params, _user_items: 0,
-    ranking_s=lambda _params, rows: ranking_s(rows),
-    fit_price=_fit_s,
-    memory_advice="",
     varied=lambda params: {} if params.half_life_days is None else {"half_life": f"{params.half_life_days:g}d"},
-    cells=lambda _first, _items: (),  # a search compares half-lives before all cells
-    past_edge=lambda _best_first, _items: (),
 )

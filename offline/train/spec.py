@@ -38,8 +38,8 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     fit_s          estimated seconds of a fit on one core
     fit_bytes      estimated memory of a fit, besides the matrix
     ranking_s      estimated seconds of a core to rank items for the users of a matrix
-    fit_price      price of a fit in the budget of a search, in rough seconds of a core; not *fit_s*, because the rules
-                   of the search were validated with the cells that these prices allow
+    fit_price      price of a fit in the budget of a search, in rough seconds of a core; where given, it replaces
+                   *fit_s*, because the rules of the search were validated with the cells that these prices allow
     memory_advice  what to do if memory does not suffice
     varied         names and values of the parameters that a search varies, as the command reads them
     cells          default ones of a search: called with (the first one, items)
@@ -50,20 +50,14 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     fit: Callable[[UserItems, ParamsT, OnIteration | None, Times | None], RankerT]
     arrays: tuple[StoredArray, ...]
     restored: Callable[[Mapping[str, Any], ParamsT, RecentWeights | None], RankerT]
-    fit_s: Callable[[ParamsT, UserItems], float]
-    fit_bytes: Callable[[ParamsT, UserItems], int]
-    ranking_s: Callable[[ParamsT, UserItems], float]
-    fit_price: Callable[[ParamsT, UserItems], float]
-    memory_advice: str
     varied: Callable[[ParamsT], dict[str, Any]]
-    cells: Callable[[ParamsT, int], Iterable[ParamsT]]
-    past_edge: Callable[[Sequence[ParamsT], int], Iterable[ParamsT]]
-
-
-def report_once(on_iteration: OnIteration | None) -> None:
-    """Report the end of a fit without iterations."""
-    if on_iteration is not None:
-        on_iteration(1, 1)
+    fit_s: Callable[[ParamsT, UserItems], float] = lambda _params, user_items: 1e-8 * float(user_items.nnz)
+    fit_bytes: Callable[[ParamsT, UserItems], int] = lambda _params, _user_items: 0
+    ranking_s: Callable[[ParamsT, UserItems], float] = lambda _params, rows: ranking_s(rows)
+    fit_price: Callable[[ParamsT, UserItems], float] | None = None
+    memory_advice: str = ""
+    cells: Callable[[ParamsT, int], Iterable[ParamsT]] = lambda _first, _items: ()
+    past_edge: Callable[[Sequence[ParamsT], int], Iterable[ParamsT]] = lambda _best_first, _items: ()
 
 
 def product_terms(user_items: UserItems) -> float:

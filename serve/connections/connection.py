@@ -12,23 +12,26 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from contextvars import Context
 from enum import Enum
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBody, SizedBody, TooManyChunks
 from hotplate.serve.problems import CLOSE, Problem, internal_error
+from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from hotplate.serve.connections.registry import ConnectionRegistry
+    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,10 @@ SILENT = logging.getLogger(f"{__name__}.aiohttp")
 SILENT.disabled = True
 # Idle connections are closed by `check`.
 NEVER_S = 1e8
+# How long an idle connection keeps aiohttp's handler, some 8 KB.
+DETACH_S = 10.0
+# What aiohttp, and handlers, ask a transport for.
+EXTRA_INFO = ("peername", "sockname", "socket", "sslcontext")
 MAX_BUFFERED_BYTES = 65_536
 # Pipelined requests answered before other connections.
 MAX_PIPELINED = 16
@@ -75,8 +82,8 @@ OPENING, IDLE, HEADER, STORE, BODY, ANSWER, CLOSING, CLOSED = State
 # Every state may also change to CLOSED.
 TRANSITIONS = {
     OPENING: {IDLE},
-    IDLE: {HEADER, STORE},
-    HEADER: {IDLE, STORE, ANSWER, CLOSING},
+    IDLE: {IDLE, HEADER, STORE, ANSWER, CLOSING},
+    HEADER: {HEADER, IDLE, STORE, ANSWER, CLOSING},
     STORE: {IDLE},
     ANSWER: {IDLE, BODY, CLOSING},
     BODY: {ANSWER, CLOSING},
@@ -86,19 +93,38 @@ TRANSITIONS = {
 WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
 
 
+class OpenConnections(ABC):
+    """The open connections of a server, and what they share."""
+
+    def __init__(self, limits: Limits, writer: AnswerWriter, lane: "Lane | None") -> None:
+        """*lane* answers plain requests without aiohttp, and *writer* writes refusals; needs a running loop."""
+        self.limits = limits
+        self.writer = writer
+        self.lane = lane
+        self.aiohttp_server = _create_aiohttp_server()
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @abstractmethod
+    def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
+        """Answer a request that began at *since*, by `time.monotonic`."""
+
+
 class RequestTransport(asyncio.Transport):
     """The transport of aiohttp's handler; only the connection closes the real one."""
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: "Connection") -> None:
-        super().__init__()
+    def __init__(self, connection: "Connection", transport: asyncio.Transport) -> None:
+        super().__init__({name: transport.get_extra_info(name) for name in EXTRA_INFO})
         self.connection = connection
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 -- see asyncio
-        """See asyncio."""
-        transport = self.connection.transport
-        return default if transport is None else transport.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
         """See asyncio."""
@@ -108,10 +134,6 @@ class RequestTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See asyncio."""
         self.connection.write(data)
-
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """See asyncio."""
-        self.connection.write(b"".join(list_of_data))
 
     def pause_reading(self) -> None:
         """Receive no more of a body for now: see `aiohttp.StreamReader`."""
@@ -139,27 +161,40 @@ class Connection(asyncio.Protocol):
     the lane            `_deliver`, once a store has returned the list that a request of the lane waits for
     aiohttp             `respond`, which answers one request, in a task; meanwhile `HttpServer.admit` counts the
                         answer of a batch by `add_in_flight`; `write`, without a request, to refuse a header
-    the registry        `start` a new connection, `check` the limits of its state, and `cut` it to make room; at a stop,
-                        `HttpServer` calls `close_if_idle`, then `give_up`
+    the server          `start` a new connection, `check` the limits of its state, and `cut` it to make room; at a stop,
+                        `close_if_idle`, then `give_up`
 
     An answer ends in `_continue_after_answer`, which begins with the next request in the buffer, or in
     `_start_closing`.
     """
 
     __slots__ = (
-        "_body", "_buffer", "_handler", "_handshake", "_in_flight", "_is_half_closed", "_is_tls", "_lane", "_registry",
-        "_request", "_stalled_since", "_unread", "since", "state", "transport",
+        "_body",
+        "_buffer",
+        "_handler",
+        "_handshake",
+        "_in_flight",
+        "_is_half_closed",
+        "_is_tls",
+        "_lane",
+        "_request",
+        "_server",
+        "_stalled_since",
+        "_unread",
+        "since",
+        "state",
+        "transport",
     )  # fmt: skip
 
-    def __init__(self, registry: "ConnectionRegistry") -> None:
+    def __init__(self, server: OpenConnections) -> None:
         self.state = OPENING
         self.transport: asyncio.Transport | None = None
         self._is_tls = False
         self._handshake: asyncio.Task[object] | None = None
         self.since = monotonic()
         """When the current request or closing began, or the previous request was answered."""
-        self._registry = registry
-        self._lane = registry.lane
+        self._server = server
+        self._lane = server.lane
         self._buffer = bytearray()
         self._is_half_closed = False  # the client half-closed
         self._in_flight = 0  # bytes of unanswered requests, and of the answers of batches while they are made
@@ -193,17 +228,12 @@ class Connection(asyncio.Protocol):
         error = handshake.exception()
         if error is not None:
             log.debug("a connection could not be served", exc_info=error)
-            self._registry.open.pop(self, None)
+            self._server.open.pop(self, None)
 
     def _change_state(self, state: State) -> None:
         if state is not CLOSED and state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
         self.state = state
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the TLS handshake is done and the transport open."""
-        return self.state not in (OPENING, CLOSED)
 
     @property
     def idle_since(self) -> float:
@@ -220,8 +250,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
-        self._hold(in_flight=0, unread=0)
-        self._registry.open.pop(self, None)
+        self._hold(0, 0)
+        self._server.open.pop(self, None)
         is_unanswered = self.state is ANSWER and self._request is None
         self._change_state(CLOSED)
         self.transport = None
@@ -249,8 +279,8 @@ class Connection(asyncio.Protocol):
         if self.state is BODY:
             if not self._has_failed:
                 self.add_in_flight(len(data))
-                if self._registry.is_full:
-                    self._fail(self._registry.writer.no_room())
+                if self._server.is_full:
+                    self._fail(self._server.writer.no_room())
             self._feed_body(data)
         elif self.state is not CLOSING:
             self._receive_header(data)
@@ -261,13 +291,15 @@ class Connection(asyncio.Protocol):
         If too many bytes are in flight, a client that sends more while it is being answered is cut.
         """
         self._buffer += data
-        self.add_in_flight(len(data))
-        if self._registry.is_full and (self.state not in (IDLE, HEADER) or self._unread):
-            self._cut_slow_reader()
+        self._hold(self._in_flight + len(data), self._unread)
         if self.state in (IDLE, HEADER):
-            self._read_headers()
-        if len(self._buffer) > MAX_BUFFERED_BYTES and self.is_open:
-            self._open_transport.pause_reading()
+            if self._server.is_full and self._unread:
+                self._cut_slow_reader()
+            self._read_headers(refused=data)
+        elif self._server.is_full:
+            self._cut_slow_reader()
+        if len(self._buffer) > MAX_BUFFERED_BYTES and self.transport is not None:
+            self.transport.pause_reading()
 
     def _answer_in_lane(self, request: bytes) -> bool:
         """Answer a request by the fast lane, now or later; False if that leaves it to aiohttp."""
@@ -285,14 +317,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See asyncio."""
-        self._hold(unread=self._open_transport.get_write_buffer_size())
+        self._hold(self._in_flight, self._open_transport.get_write_buffer_size())
         self._stalled_since = monotonic()
         if self._handler is not None:
             self._handler.pause_writing()
 
     def resume_writing(self) -> None:
         """See asyncio."""
-        self._hold(unread=0)
+        self._hold(self._in_flight, 0)
         if self._handler is not None:
             self._handler.resume_writing()
 
@@ -323,23 +355,20 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError("the client has gone")
         return self.transport
 
-    def _read_headers(self) -> None:
+    def _read_headers(self, refused: bytes = b"") -> None:
         """Start the requests in the buffer that have complete headers, one after the other.
 
         Stops at a request that is not answered at once; called again after its answer. A client may send several
         requests at once (pipelining). The fast lane, a compiled handler of plain GETs, answers up to MAX_PIPELINED of
-        them here, and aiohttp the others.
+        them here, and aiohttp the others. *refused* are bytes that the lane left to aiohttp.
         """
         lane_answers = 0
         while self._buffer and self.state in (IDLE, HEADER):
-            if self.state is IDLE:
-                self._change_state(HEADER)
-
             header = self._take_header()
             if header is None:
                 return
 
-            if lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
+            if header != refused and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
                 lane_answers += 1
                 is_answered = self.state is not STORE  # in which the lane waits for a store
                 if is_answered:
@@ -353,32 +382,25 @@ class Connection(asyncio.Protocol):
         Returns None if it is incomplete; also if it is not HTTP or too large: then it is refused and the connection
         closes. The buffer is not empty.
         """
-        self._skip_empty_lines()
-        if not self._buffer:
-            return None
-        if not self._buffer[:1].isalpha():  # as a TLS handshake begins
+        if self._buffer[0] in b"\r\n":  # empty lines before a request, all at once: each costs the parser a call
+            self._buffer = self._buffer.lstrip(b"\r\n")
+            self._hold(len(self._buffer), self._unread)
+        if self._buffer and not self._buffer[:1].isalpha():  # as a TLS handshake begins
             self._refuse(unreadable(400, None))
             return None
 
         end = self._buffer.find(HEADER_END)
-        is_complete = end >= 0
-        size = end + len(HEADER_END) if is_complete else len(self._buffer)
-        if size > self._registry.limits.header_bytes:
+        size = end + len(HEADER_END) if end >= 0 else len(self._buffer)
+        if size > self._server.limits.header_bytes:
             self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
             return None
-        if not is_complete:
+        if end < 0:
+            self._change_state(HEADER)
             return None
 
         header = bytes(self._buffer[:size])
         del self._buffer[:size]
         return header
-
-    def _skip_empty_lines(self) -> None:
-        """Remove the empty lines before a request from the buffer, all at once: each costs the parser a call."""
-        if self._buffer[0] in b"\r\n":
-            size = len(self._buffer)
-            self._buffer = self._buffer.lstrip(b"\r\n")
-            self.add_in_flight(len(self._buffer) - size)
 
     def _hand_over(self, header: bytes) -> None:
         """Let aiohttp read a header; it calls `respond` in one of the next iterations of the loop."""
@@ -392,8 +414,8 @@ class Connection(asyncio.Protocol):
 
     def _new_handler(self) -> asyncio.Protocol:
         """Return a handler of aiohttp's server, connected to this connection."""
-        handler = self._registry.aiohttp_server()
-        handler.connection_made(RequestTransport(self))
+        handler = self._server.aiohttp_server()
+        handler.connection_made(RequestTransport(self, self._open_transport))
         if self._unread:
             handler.pause_writing()
         return handler
@@ -402,18 +424,19 @@ class Connection(asyncio.Protocol):
         """Check the header of a request, and feed the part of its body that has arrived. Raises Problem."""
         if request.version not in (HttpVersion11, HttpVersion10):
             raise _unknown_version(request.version)
-        expected = ",".join(request.headers.getall(hdrs.EXPECT, ()))
-        if expected.lower() not in ("", CONTINUE):
+        headers = request.headers
+        if hdrs.EXPECT in headers and ",".join(headers.getall(hdrs.EXPECT)).lower() not in ("", CONTINUE):
             raise Problem(417, "unknown-expectation", f"the header Expect may only be {CONTINUE}")
         self._body = NO_BODY
         if request.content.is_eof():
             return
-        is_chunked = bool(request.headers.get(hdrs.TRANSFER_ENCODING))
+        is_chunked = bool(headers.get(hdrs.TRANSFER_ENCODING))
         self._body = ChunkedBody() if is_chunked else SizedBody(request.content_length or 0)
         self._change_state(BODY)
         data = bytes(self._buffer)
         self._buffer.clear()
-        self.resume_reading()
+        if len(data) > MAX_BUFFERED_BYTES:
+            self.resume_reading()
         self._feed_body(data)
 
     def _feed_body(self, data: bytes) -> None:
@@ -421,24 +444,23 @@ class Connection(asyncio.Protocol):
 
         A body in too many chunks is refused, and so is one with an end that aiohttp does not find.
         """
-        if self._has_failed:
+        request = self._request
+        if request is None or self._handler is None or self._has_failed:
             return
         try:
             size = self._body.take(data)
         except TooManyChunks:
-            self._fail(self._registry.writer.too_many_chunks())
+            self._fail(self._server.writer.too_many_chunks())
             return
         except MalformedBody as error:
             self._fail(unreadable(400, str(error)))
             return
 
-        if self._request is None or self._handler is None:
-            return
         self._handler.data_received(data[:size])
         if not self._body.is_complete:
             return
         self._buffer += data[size:]
-        if not self._request.content.is_eof():
+        if not request.content.is_eof():
             self._fail(unreadable(400, "its body is malformed"))
         else:
             self._change_state(ANSWER)
@@ -466,7 +488,7 @@ class Connection(asyncio.Protocol):
             self._begin_body(request)
             if self._unread:
                 await request.writer.drain()  # until the client has read earlier answers
-            response = await self._registry.answer(request, self.since)
+            response = await self._server.answer(request, self.since)
             if self._must_close(request):
                 response.force_close()
             await self._send(request, response)
@@ -519,10 +541,10 @@ class Connection(asyncio.Protocol):
         """
         problem = error
         if not isinstance(problem, Problem):
-            request_id = self._registry.writer.request_ids.new()
+            request_id = self._server.writer.request_ids.new()
             log.error("request %s failed", request_id, exc_info=error)
             problem = internal_error(request_id)
-        if is_answered or not self.is_open:
+        if is_answered or self.transport is None:
             self.cut()
         else:
             self._refuse(problem)
@@ -533,7 +555,7 @@ class Connection(asyncio.Protocol):
             self.detach()  # its parser keeps trailers
         if keep_open:
             self._continue_after_answer()
-        elif self.is_open:
+        elif self.transport is not None:
             self._start_closing()
 
     def _deliver(self, answer: bytes) -> None:
@@ -545,7 +567,7 @@ class Connection(asyncio.Protocol):
 
     def _continue_after_answer(self) -> None:
         """After an answer: wait for the next request, or begin with those that have arrived."""
-        if not self.is_open:
+        if self.transport is None:
             return
         self._wait_for_request()
         if self._buffer:
@@ -571,11 +593,11 @@ class Connection(asyncio.Protocol):
         self._change_state(IDLE)
         self.since = monotonic()
         if self._buffer or self._in_flight:
-            self._hold(in_flight=len(self._buffer))
+            self._hold(len(self._buffer), self._unread)
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
         """Answer with a problem, and close the connection; *reason* is one of SHED, or empty."""
-        self._open_transport.write(self._registry.writer.refuse(problem, reason, monotonic() - self.since))
+        self._open_transport.write(self._server.writer.refuse(problem, reason, monotonic() - self.since))
         self._start_closing()
 
     def _start_closing(self) -> None:
@@ -583,7 +605,7 @@ class Connection(asyncio.Protocol):
         self._change_state(CLOSING)
         self.since = monotonic()
         self._buffer.clear()
-        self._hold(in_flight=0)
+        self._hold(0, self._unread)
         if self._open_transport.can_write_eof() and not self._open_transport.is_closing():
             self._open_transport.write_eof()
             self._open_transport.resume_reading()  # pipelined requests may have paused it
@@ -591,19 +613,16 @@ class Connection(asyncio.Protocol):
             self._open_transport.close()
         self.detach()
 
-    def _hold(self, *, in_flight: int | None = None, unread: int | None = None) -> None:
-        """Set `_in_flight` or `_unread`, which count for all connections together, too."""
-        before = self._in_flight + self._unread
-        if in_flight is not None:
-            self._in_flight = in_flight
-        if unread is not None:
-            self._unread = unread
-        self._registry.bytes_in_flight += self._in_flight + self._unread - before
+    def _hold(self, in_flight: int, unread: int) -> None:
+        """Set the bytes held in memory for this connection, which count for all together, too."""
+        self._server.bytes_in_flight += in_flight + unread - self._in_flight - self._unread
+        self._in_flight = in_flight
+        self._unread = unread
 
     def add_in_flight(self, count: int) -> None:
-        """Add *count*, perhaps negative, to the bytes held for this connection, down to zero."""
-        if self.is_open:
-            self._hold(in_flight=max(0, self._in_flight + count))
+        """Add *count*, perhaps negative, to the bytes of the current request, down to zero."""
+        if self.transport is not None:
+            self._hold(max(0, self._in_flight + count), self._unread)
 
     def check(self, now: float) -> None:
         """Close the connection if its state has lasted longer than the limit for this state.
@@ -612,7 +631,7 @@ class Connection(asyncio.Protocol):
         slow body unless its request is answered.
         """
         age_s = now - self.since
-        limits = self._registry.limits
+        limits = self._server.limits
 
         if self._unread:  # the client reads an answer slowly, in any state
             self._check_reader(now)
@@ -621,10 +640,12 @@ class Connection(asyncio.Protocol):
         elif self.state in (HEADER, ANSWER) and self._request is None and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
         elif self.state is BODY and age_s > limits.body_s and not self._has_failed:
-            self._registry.metrics.count_shed("slow_body")
+            self._server.writer.metrics.count_shed("slow_body")
             self._fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is IDLE and age_s > limits.idle_s:
             self._close_idle()
+        elif self.state is IDLE and age_s > DETACH_S:
+            self.detach()
 
     def _close_idle(self) -> None:
         if self._open_transport.is_closing():  # the check before closed it, but unsent bytes or TLS kept it open
@@ -634,7 +655,7 @@ class Connection(asyncio.Protocol):
 
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
-        write_s = self._registry.limits.write_s
+        write_s = self._server.limits.write_s
         linger_s = LINGER_S if not self._is_tls else write_s  # a TLS transport may hide unsent bytes
         if not self._open_transport.get_write_buffer_size() and age_s > linger_s:
             self.cut()
@@ -647,20 +668,20 @@ class Connection(asyncio.Protocol):
         A client must read WRITE_STEP_BYTES in `Limits.write_s` seconds, or in fewer while bytes in flight, which are
         held in memory for all connections, fill half of their room.
         """
-        registry = self._registry
-        step_s = registry.limits.write_s
-        if registry.bytes_in_flight > registry.limits.bytes_in_flight // 2:
+        server = self._server
+        step_s = server.limits.write_s
+        if server.bytes_in_flight > server.limits.bytes_in_flight // 2:
             step_s = min(step_s, CROWDED_WRITE_S)
 
         unread_now = self._open_transport.get_write_buffer_size()
         if unread_now <= self._unread - WRITE_STEP_BYTES:
-            self._hold(unread=unread_now)
+            self._hold(self._in_flight, unread_now)
             self._stalled_since = now
         elif now - self._stalled_since > step_s:
             self._cut_slow_reader()
 
     def _cut_slow_reader(self) -> None:
-        self._registry.metrics.count_shed("slow_reader")
+        self._server.writer.metrics.count_shed("slow_reader")
         self.cut()
 
     def cut(self) -> None:
@@ -682,8 +703,8 @@ class Connection(asyncio.Protocol):
             self._request.task.cancel()
 
 
-def create_aiohttp_server() -> web.Server:
-    """Create a server of aiohttp, each handler of which belongs to a `Connection`; needs a running loop."""
+def _create_aiohttp_server() -> web.Server:
+    """Create a server of aiohttp, each handler of which belongs to a `Connection`."""
     return web.Server(
         _respond,
         access_log=None,

@@ -5,14 +5,16 @@ The parser does not tell at which byte a chunked body ends, and spends a microse
 
 import re
 
-# Chunks of a body. A batch of the most users, each in a chunk, fits twice.
+# Chunks of a body, and trailers. A batch of the most users, each in a chunk, fits twice.
 MAX_CHUNKS = 4096
+# A chunk has two, and so has the end.
+MAX_LINES = 2 * (MAX_CHUNKS + 1)
 # With the sizes of chunks, and their extensions, which aiohttp skips. The largest body in the most chunks fits.
 MAX_BYTES = 2 << 20
 # Of the size of a chunk, with its extensions, and of a trailer.
 MAX_LINE_BYTES = 8190
-_LINE_END = b"\r\n"
-_read_size = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").fullmatch
+LINE_END = b"\r\n"
+_match_size = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match
 
 
 class TooManyChunks(Exception):
@@ -61,44 +63,58 @@ class ChunkedBody:
 
     def take(self, data: bytes) -> int:
         """Return how many bytes of *data* belong to the body; raises TooManyChunks and MalformedBody."""
+        # The body goes on to the first empty line, so a flood of chunks is counted at once.
+        if data.count(b"\r", 0, data.find(2 * LINE_END)) > MAX_LINES:
+            raise TooManyChunks
+
         position = 0
         while position < len(data) and not self.is_complete:
-            if self._content_left:
-                size = min(self._content_left, len(data) - position)
-                self._content_left -= size
-                position += size
-                continue
-
-            end = data.find(b"\n", position) + 1
-            line = self._line + data[position : end or len(data)]
-            if len(line) > MAX_LINE_BYTES:
-                raise MalformedBody("a line is too long")
-            if end:
-                self._line = b""
-                self._read_line(line)
-                position = end
-            else:
-                self._line = line
+            received = len(data) - position
+            if self._content_left >= received:
+                self._content_left -= received
                 position = len(data)
+            else:
+                position = self._take_line(data, position + self._content_left)
+                if self._lines_left < 0:
+                    raise TooManyChunks
 
         self._bytes_left -= position
         if self._bytes_left < 0:
             raise TooManyChunks
         return position
 
-    def _read_line(self, line: bytes) -> None:
-        """Read a trailer, the empty line after them, or the size of a chunk."""
-        self._lines_left -= 1
-        if self._lines_left < 0:
-            raise TooManyChunks
-        if self._in_trailers:
-            self.is_complete = line == _LINE_END
-            return
+    def _take_line(self, data: bytes, start: int) -> int:
+        """Take the size of a chunk, a trailer, or the part of it that has arrived; return its end in *data*."""
+        self._content_left = 0
+        if not self._line and not self._in_trailers:
+            size = _match_size(data, start)
+            if size is not None:
+                self._read_size(size[1])
+                return size.end()
 
-        size = _read_size(line)
-        if size is None:
+        end = data.find(b"\n", start) + 1 or len(data)
+        self._line += data[start:end]
+        if len(self._line) > MAX_LINE_BYTES:
+            raise MalformedBody("a line is too long")
+        if self._line.endswith(b"\n"):
+            self._read_line(self._line)
+            self._line = b""
+        return end
+
+    def _read_line(self, line: bytes) -> None:
+        size = _match_size(line)
+        if self._in_trailers:
+            self._lines_left -= 1
+            self.is_complete = line == LINE_END
+        elif size is not None:
+            self._read_size(size[1])
+        else:
             raise MalformedBody("the size of a chunk is not a hexadecimal number")
-        content_bytes = int(size[1], 16)
-        self._in_trailers = content_bytes == 0
+
+    def _read_size(self, digits: bytes) -> None:
+        self._lines_left -= 1
+        content_bytes = int(digits, 16)
         if content_bytes:
-            self._content_left = content_bytes + len(_LINE_END)
+            self._content_left = content_bytes + len(LINE_END)
+        else:
+            self._in_trailers = True

@@ -744,13 +744,10 @@ cdef class _Delivery:
     cdef Lane lane
     cdef _Request request
     cdef object deliver
-    cdef readonly object fallback
+    cdef object fallback
 
-    def take_row(self, origin, row, body):
+    def take(self, origin, row, body):
         self.deliver(self.lane._answer_with_row(self, origin, row, body))
-
-    def take(self, encoded):
-        self.deliver(self.lane._answer_with(self.request, encoded))
 
     def fail(self, error):
         self.deliver(self.lane._answer_error(self.request, error))
@@ -763,7 +760,7 @@ cdef class Lane:
     cdef object _guard
     cdef object _reader
     cdef object _lists
-    cdef object _turns
+    cdef object _lookups
     cdef object _shaper
     cdef object _deny_list
     # By the hash of a user, until when items are hidden; of size 0 if none ever are.
@@ -803,7 +800,7 @@ cdef class Lane:
         self._guard = guard
         self._reader = reader
         self._lists = reader.lists
-        self._turns = reader.turns
+        self._lookups = reader.lookups
         self._shaper = shaper
         self._deny_list = reader.deny_list
         self._hidden_until = array("I") if consumed is None else consumed.hidden_until
@@ -1069,27 +1066,28 @@ cdef class Lane:
         delivery.deliver = deliver
         delivery.fallback = fallback
         if request.span is None:
-            self._turns.add(row, delivery)
+            self._lookups.add(row, delivery)
         else:
             with use_span(request.span):
-                self._turns.add(row, delivery)
+                self._lookups.add(row, delivery)
         return PENDING
 
     cdef object _answer_with_row(self, _Delivery delivery, object origin, object row, object body):
-        """Return the answer with a row that a store returned, and count it.
+        """Return the answer with the result of reading a row, and count it.
 
-        *origin* is the store and the release, and *body* the row after its checksum.
+        *origin* is the store and the release, and *body* the row after its checksum; see `Waiter`.
         """
         cdef _Request request = delivery.request
         cdef Py_buffer view
         cdef Span opened
-        cdef object release = origin.release
+        cdef object release
         cdef object answer
         if POLICIES.number is not self._generation:
             self._renew()
-        if self._has_canary or request.query.list_name:
-            return self._answer_with(request, self._lists.hit(origin, row, body, delivery.fallback))
+        if body is None or self._has_canary or request.query.list_name:
+            return self._answer_with(request, self._lists.of_row(origin, row, body, delivery.fallback))
 
+        release = origin.release
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             opened.start = <Bytes>view.buf

@@ -3,12 +3,12 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from multidict import istr
 
 from hotplate.serve.access.tls import Certificate
@@ -17,13 +17,13 @@ from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.api.router import Gate
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import CONTINUE, RequestTransport
+from hotplate.serve.connections.connection import Connection, OpenConnections, RequestTransport
 from hotplate.serve.connections.fast_lane import lane_of
-from hotplate.serve.connections.listeners import Acceptor
-from hotplate.serve.connections.registry import ConnectionRegistry
+from hotplate.serve.connections.listeners import Acceptor, room_for_connections
 from hotplate.serve.lookups import read_within
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter
 from hotplate.serve.settings import Limits
+from hotplate.stores.folders import return_free_memory
 
 if TYPE_CHECKING:
     from hotplate.serve.connections.lane import Lane
@@ -38,6 +38,12 @@ MOST_ANSWER_BYTES = 4 << 20
 # How long a stop lets idle clients send one more request.
 IDLE_GRACE_S = 0.5
 POLL_S = 0.01
+# A sweep checks one of SLICES slices, so each connection about once a second: its slice changes when an
+# older one closes.
+SLICES = 10
+SWEEP_S = 0.1
+# Memory of more freed bodies and answers is returned to the system.
+RETURNED_BYTES = 32 << 20
 
 T = TypeVar("T")
 
@@ -50,8 +56,13 @@ class Answer(Protocol):
     ) -> Awaitable[web.Response]: ...
 
 
-class HttpServer:
-    """An HTTP/1.1 server with limited connections."""
+class HttpServer(OpenConnections):
+    """An HTTP/1.1 server: it accepts connections within the limits of all together, and a sweep checks each."""
+
+    _peak_bytes = 0
+    """Of `bytes_in_flight`, since memory was returned."""
+    _sweeps = 0
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(
         self,
@@ -63,9 +74,18 @@ class HttpServer:
     ) -> None:
         """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals."""
         self._answer = answer
+        super().__init__(limits or Limits(), writer, lane)
         self.admission = Admission(writer.metrics.count_shed)
-        self.writer = writer
-        self.registry = ConnectionRegistry(limits or Limits(), writer, lane, self.answer)
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether a request is being answered or refused, or a last answer has not been read yet."""
+        return any(connection.idle_since == inf for connection in self.open)
+
+    @cached_property
+    def _room(self) -> int:
+        """How many connections may be open."""
+        return min(self.limits.connections, room_for_connections())
 
     def listen(
         self,
@@ -80,24 +100,65 @@ class HttpServer:
         see `Acceptor`.
         """
         listening.listen(backlog)
-        self.registry.start()
-        return Acceptor(listening, partial(self.registry.accept, certificate), has_most)
+        self._start_sweep()
+        return Acceptor(listening, partial(self.accept, certificate), has_most)
+
+    def accept(self, certificate: Certificate | None, accepted: socket.socket) -> None:
+        """Open a connection on an accepted socket, over TLS with a *certificate*; close it if there are too many.
+
+        If the limits allow it, the longest idle connection closes instead.
+        """
+        if len(self.open) < self._room or (self.limits.idle_gives_way and self._close_longest_idle()):
+            connection = Connection(self)
+            self.open[connection] = None
+            connection.start(accepted, certificate)
+        else:
+            self.writer.metrics.count_shed("connections")
+            accepted.close()
+
+    def _close_longest_idle(self) -> bool:
+        """Close the connection that is idle for longest; False if none is idle."""
+        longest_idle = min(self.open, key=lambda connection: connection.idle_since, default=None)
+        if longest_idle is None or longest_idle.idle_since == inf:
+            return False
+        del self.open[longest_idle]
+        longest_idle.cut()
+        return True
+
+    def _start_sweep(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._start_sweep()
+        self._sweeps += 1
+        now = monotonic()
+        for connection in list(self.open)[self._sweeps % SLICES :: SLICES]:
+            if connection.transport is not None:
+                connection.check(now)
+        self._return_memory()
+
+    def _return_memory(self) -> None:
+        self._peak_bytes = max(self._peak_bytes, self.bytes_in_flight)
+        if self._sweeps % SLICES == 0 and self._peak_bytes - self.bytes_in_flight > RETURNED_BYTES:
+            self._peak_bytes = self.bytes_in_flight
+            return_free_memory()
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until clients have closed (at most IDLE_GRACE_S) and requests are answered."""
         began = monotonic()
-        await _passed(lambda: not self.registry.open, began + min(IDLE_GRACE_S, timeout_s))
-        await _passed(lambda: not self.registry.is_answering, began + timeout_s)
+        await _passed(lambda: not self.open, began + min(IDLE_GRACE_S, timeout_s))
+        await _passed(lambda: not self._is_answering, began + timeout_s)
 
     async def close(self, timeout_s: float = 0.0) -> None:
         """Close idle connections now, and the others within *timeout_s*."""
-        for connection in list(self.registry.open):
+        for connection in list(self.open):
             connection.close_if_idle()
-        await _passed(lambda: not self.registry.is_answering, monotonic() + timeout_s)
-        for connection in list(self.registry.open):
+        await _passed(lambda: not self._is_answering, monotonic() + timeout_s)
+        for connection in list(self.open):
             connection.give_up()
         self.admission.stop()
-        self.registry.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         await asyncio.sleep(0)  # for the transports to end
 
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
@@ -140,12 +201,15 @@ class HttpServer:
         connection = transport.connection
         try:
             deadline = deadline_of(request, connection.since)
-            body = await self._read_body_when_ready(request)
+            if hdrs.EXPECT in request.headers and request.version >= HttpVersion11:
+                check_body(request)
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = await read_body(request)
         except Problem as problem:
             raise problem.closing() from None  # the rest of the body may be unread
 
         async with self.admission.admitted(deadline=deadline, is_gone=lambda: request.transport is None):
-            if self.registry.is_full:
+            if self.is_full:
                 raise self.writer.no_room()
 
             # The answer, which is held in memory until it is sent, counts before its size is known.
@@ -159,14 +223,6 @@ class HttpServer:
                 actual_bytes = response.content_length or 0
             connection.add_in_flight(actual_bytes - estimated_bytes)
             return response
-
-    async def _read_body_when_ready(self, request: web.BaseRequest) -> bytes:
-        """Read a body, after `100 Continue` if the client waits for that; raises Problem."""
-        check_body(request)
-        expects = request.headers.get("Expect", "").lower() == CONTINUE and request.version >= HttpVersion11
-        if expects and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return await read_body(request)
 
 
 def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane: bool) -> HttpServer:

@@ -27,8 +27,8 @@ OFF = "off"
 LOG_NAME = "consumed-items"
 # Most entries of the log. With ids of 10 characters, a million takes 140 MB, and 270 MB with MAX_PAIRS.
 MAX_ENTRIES = CAPACITY
-# Entries that are sent at once.
-BATCH = 500
+# Entries that a worker sends at once; more are left to the admin process.
+MOST_SENT = 500
 # How long a worker waits for Redis, and for how long it does not try again after a failure.
 SEND_S = 0.25
 RETRY_S = 2.0
@@ -136,7 +136,7 @@ class ConsumedSender:
 
         is_sent = False
         try:
-            if len(parts) <= BATCH and time.monotonic() > self._retry_at:
+            if len(parts) <= MOST_SENT and time.monotonic() > self._retry_at:
                 async with asyncio.timeout(SEND_S):
                     await send_pairs(self._entries, parts, self._metrics)
                 is_sent = True

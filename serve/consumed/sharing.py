@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.base.timing import Backoff
 from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, encode_pairs, parts_of
-from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, open_shared_log, send_pairs
+from hotplate.serve.consumed.sender import MAX_ENTRIES, SharingState, open_shared_log, send_pairs
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
 from hotplate.serve.consumed.table import HOUR_S, MAX_HOURS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
@@ -42,6 +42,8 @@ PAUSES_S = (0.05, 0.5)
 # How long sending waits for the erased users of stores that do not answer, and pauses between attempts.
 ERASED_S = 5.0
 ERASED_PAUSES_S = (0.2, 10.0)
+# Events that are read, and entries that are sent, at once: Redis answers others between them, after some 0.4 ms.
+BATCH = 100
 # For sending the last events at a stop.
 FLUSH_S = 1.0
 # By how much the clock of a file system may lag behind.
@@ -231,7 +233,7 @@ class ConsumedSharing:
         since = max(self._sent_until.at - SKEW_S, time.time() - self._consumed.window_s)
         events = read_events(self._folder, self._consumed.hours, since)
 
-        while batch := await asyncio.to_thread(lambda: list(islice(events, BATCH))):
+        while batch := await asyncio.to_thread(list, islice(events, BATCH)):
             parts = self._parts_of(batch)
             for start in range(0, len(parts), BATCH):
                 await send_pairs(self._entries, parts[start : start + BATCH], self._metrics)

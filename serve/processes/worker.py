@@ -16,7 +16,6 @@ import msgspec
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.listeners import Acceptor
-from hotplate.serve.connections.registry import ConnectionRegistry
 from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender, sharing_url
 from hotplate.serve.errors import NotReady
@@ -111,7 +110,7 @@ async def run_worker(
         server = server_of(dispatcher, settings.limits, fast_lane=not settings.no_fast_lane)
 
         # Reports for the parent and the admin process, in shared memory.
-        reports = _StateReports(context, number, reader, dispatcher.readiness, server.registry)
+        reports = _StateReports(context, number, reader, dispatcher.readiness, server)
         await stack.enter_async_context(background(reports.write_repeatedly()))
         if settings.probation_s:  # the admin process judges new releases by these counts
             counter = ReleaseCounter(memory.comparisons, number, reader.tiers, memory.metrics)
@@ -124,7 +123,7 @@ async def run_worker(
             listener,
             BACKLOG,
             certificate=context.certificate,
-            has_most=lambda waited: memory.balance.has_most(number, len(server.registry), waited=waited),
+            has_most=lambda waited: memory.balance.has_most(number, len(server.open), waited=waited),
         )
         reports.begin_listening()
         announce()
@@ -157,14 +156,14 @@ class _StateReports:
         number: int,
         reader: TieredReader,
         readiness: WorkerReadiness,
-        connections: ConnectionRegistry,
+        server: HttpServer,
     ) -> None:
         self._is_listening = False
         self._context = context
         self._number = number
         self._reader = reader
         self._readiness = readiness
-        self._connections = connections
+        self._server = server
         self._reporter = Reporter(reader.tiers)
 
     def begin_listening(self) -> None:
@@ -188,7 +187,7 @@ class _StateReports:
         return msgspec.structs.replace(
             state,
             status=readiness.status if self._is_listening else Status.STARTING,
-            connections=len(self._connections),
+            connections=len(self._server.open),
             findings=short(readiness.findings),
             certificate_expires_at=certificate.expires_at if certificate else None,
             consumed_lag_s=None if sharing is None else sharing.lag_s,

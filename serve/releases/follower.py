@@ -12,12 +12,9 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
-from hotplate.serve.metrics import CANARY, LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import FollowedCanary, ServedCanary, Verdict, follow_canary
 from hotplate.serve.releases.erasures import KnownErasures
@@ -49,13 +46,6 @@ STALE_POLL_S = 2.0
 CANARY_S = 1.0
 # Interval of the search for rows that the store has dropped.
 MISSING_S = 30.0
-
-
-class RowsOfRelease(msgspec.Struct, frozen=True):
-    """Rows that are read from one release."""
-
-    release: ServedRelease
-    rows: Sequence[RowKey]
 
 
 class Follower:
@@ -162,29 +152,6 @@ class Follower:
         """Return the release for a row: the canary for its users, otherwise the live one."""
         canary = self.canary
         return canary.release if canary is not None and canary.includes(row) else self.live
-
-    def role_of(self, release: ServedRelease) -> ReleaseRole | None:
-        """Return the role of a release during a canary; None without a canary."""
-        if self.canary is None:
-            return None
-        return CANARY if release.is_canary else LIVE
-
-    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
-        """Divide the keys *rows* among the releases that they are to be read in.
-
-        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
-        result is empty while no release is served.
-        """
-        if self.live is None or not rows:
-            return []
-        canary = self.canary
-        if canary is None:
-            return [RowsOfRelease(self.live, rows)]
-
-        live_rows = [row for row in rows if not canary.includes(row)]
-        canary_rows = [row for row in rows if canary.includes(row)]
-        groups = (RowsOfRelease(self.live, live_rows), RowsOfRelease(canary.release, canary_rows))
-        return [group for group in groups if group.rows]
 
     async def refresh(self) -> None:
         """Read the catalogue after a release was not found; concurrent callers share a read."""

@@ -28,9 +28,10 @@ from hotplate.stores.errors import (
     ReleaseNotFound,
     StoreMisused,
 )
+from hotplate.stores.file.catalogue_file import CatalogueFile
 from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translating_errors
-from hotplate.stores.file.store import RESTORED, CatalogueFile, LmdbStore
+from hotplate.stores.file.store import RESTORED, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
 from hotplate.stores.store import RecordChange
 from hotplate.stores.verification import OnProgress, unreported

@@ -1,6 +1,6 @@
 """The embedded store, `file://`: one LMDB file per release, shared by all processes of a machine.
 
-DIR/catalogue.json              the catalogue (`CatalogueFile`)
+DIR/catalogue.json              the catalogue (`catalogue_file.py`)
 DIR/records/NAME.json           a record beside it
 DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
 DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
@@ -14,15 +14,12 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from hotplate.stores.catalogue_record import dump, parse
-from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable, tracked_swap
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused
+from hotplate.stores.file.catalogue_file import NOT_A_FOLDER, CatalogueFile
 from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
 from hotplate.stores.file.release import (
     CHECK_HOLDS_S,
@@ -33,14 +30,11 @@ from hotplate.stores.file.release import (
     translating_errors,
 )
 from hotplate.stores.folders import (
-    check_held,
     flush,
     is_abandoned,
     make_folder,
     marked,
     remove_abandoned,
-    replace_durably,
-    take_lock,
 )
 from hotplate.stores.store import (
     MAY_PUBLISH,
@@ -52,7 +46,6 @@ from hotplate.stores.store import (
     RecordChange,
     Row,
     Store,
-    catalogue_changed,
     not_found,
     taken_over,
 )
@@ -64,157 +57,15 @@ RESTORED = "restored-"
 # Network file systems have unreliable locks, renames and memory maps.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
 
-LOCK_TIMEOUT_S = 5.0
-
 # Rows of a scan between two turns of the event loop: about 0.2 ms.
 SCANNED_AT_ONCE = 256
 
 # Open files of releases that are not served, such as those that a publish reads back.
 MAX_OTHER_FILES = 8
 
-# Allocated for the catalogue and its records, so that a full disk takes them: users are erased one by one, or thousands
-# at once.
-RESERVED_BYTES = 256 << 10
-BLOCK_BYTES = 4096
-
-_NOT_A_FOLDER = "a part of the path {} is a file; a store is a folder"
+_REMEDY = "change its owner or its mode"
 _SUFFIXES = {".mdb", ".draft", ".lock"}
 _INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class CatalogueFile:
-    """The catalogue of one folder, swapped by a rename, also on a full disk. Calls block.
-
-    catalogue.json     the record
-    catalogue.lock     locked during a swap or an erase
-    catalogue.spare    allocated blocks, which a swap on a full disk takes, and a later one allocates again
-    records/NAME.json  a record beside the catalogue, durable before the catalogue that counts on it
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "catalogue.json"
-        self._spare = folder / "catalogue.spare"
-        self._lock = folder / "catalogue.lock"
-        self._last_read: tuple[bytes | None, Catalogue] = (None, Catalogue())
-        """The last record that was read, and the catalogue in it: polls find the same record."""
-
-    def record(self, name: str | None = None) -> bytes | None:
-        """Return the stored bytes, unchecked, of the catalogue or of the record *name*; None if never written."""
-        path = self.path if name is None else self._record_path(name)
-        with translating_errors(path):
-            try:
-                return path.read_bytes()
-            except FileNotFoundError:
-                return None
-            except NotADirectoryError as error:
-                raise StoreMisused(_NOT_A_FOLDER.format(path.parent)) from error
-
-    def read(self, now: float) -> Catalogue:
-        """Return the catalogue, with *now* as its time; an empty one before the first swap."""
-        record = self.record()
-        last_record, catalogue = self._last_read
-        if record != last_record:
-            catalogue = self.parse(record, now)
-            self._last_read = (record, catalogue)
-        return replace(catalogue, now=now)
-
-    def parse(self, record: bytes | None, now: float) -> Catalogue:
-        """Decode a record read at *now*; None is that of an empty store."""
-        return Catalogue(now=now) if record is None else parse(record, now=now, where=str(self.path))
-
-    def swap(
-        self,
-        new: Catalogue,
-        is_expected: Callable[[bytes | None], bool],
-        records: Sequence[RecordChange] = (),
-        move_files: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Replace the catalogue by *new*, and write *records* beside it, under the lock.
-
-        *is_expected* gets the stored bytes of the catalogue, None before the first swap. If it returns false, nothing
-        is written, and ReleaseConflict is raised. *move_files* is called after the records are written, for releases
-        that come with the catalogue. Raises NotSent if the lock cannot be taken.
-        """
-        with tracked_swap() as progress, self.locked() as lock:
-            if not is_expected(self.record()):
-                raise catalogue_changed()
-            progress.is_sent = True
-            self.replace(new, records, move_files, lock)
-
-    def replace(
-        self,
-        new: Catalogue,
-        records: Sequence[RecordChange] = (),
-        move_files: Callable[[], None] = lambda: None,
-        lock: int | None = None,
-    ) -> None:
-        """Replace the catalogue unconditionally, first the records beside it, in order, each durable before the next.
-
-        *move_files* is as of `swap`. *lock* is the descriptor of the held lock, None in a folder that no other process
-        knows. Raises StoreUnavailable if the file of the lock was removed.
-        """
-        for change in records:
-            self._write(self._record_path(change.name), change.after, lock)
-        move_files()
-        self._write(self.path, dump(new), lock)
-
-    def _record_path(self, name: str) -> Path:
-        return self.folder / "records" / f"{name}.json"
-
-    def _write(self, path: Path, content: bytes, lock: int | None) -> None:
-        """Replace a file durably; on a full disk in blocks of the spare, which then gets those of the old file."""
-        with translating_errors(path):
-            make_folder(path.parent)
-            try:
-                self._make_room(len(content) + 2 * BLOCK_BYTES)  # the last block, and one for a folder's entry
-                replace_durably(path, content, mode=0o644, before_rename=partial(self.check_locked, lock))
-            finally:
-                with suppress(OSError):  # a later write tries again
-                    self._reserve(RESERVED_BYTES)
-
-    def _make_room(self, needed_bytes: int) -> None:
-        """Free blocks of the spare if the disk has less than *needed_bytes*."""
-        status = os.statvfs(self.folder)
-        if status.f_bavail * status.f_frsize >= needed_bytes:
-            return
-        with suppress(OSError):  # no spare, or no room for what is left of it
-            left_bytes = self._spare.stat().st_size - needed_bytes
-            self._spare.unlink()  # it may be another user's, such as root's
-            self._reserve(left_bytes)
-
-    def _reserve(self, size: int) -> None:
-        """Allocate the blocks of the spare up to *size*, as far as the disk has them; OSError on a full disk."""
-        self._spare.touch(0o644)
-        with self._spare.open("r+b", buffering=0) as spare:
-            allocated_bytes = os.fstat(spare.fileno()).st_size
-            for start in range(allocated_bytes, size, BLOCK_BYTES):
-                os.posix_fallocate(spare.fileno(), start, BLOCK_BYTES)
-
-    @contextmanager
-    def locked(self) -> Iterator[int]:
-        """Hold the lock of the catalogue, and yield its descriptor."""
-        with translating_errors(self.folder):
-            try:
-                make_folder(self.folder)
-            except FileNotFoundError as error:  # below /proc, where folders cannot be made
-                raise ReleaseNotFound(f"the folder {self.folder} cannot be made; name another") from error
-        with translating_errors(self._lock):
-            try:
-                descriptor = take_lock(self._lock, 0o644, LOCK_TIMEOUT_S)
-            except TimeoutError as error:
-                raise StoreUnavailable(str(error)) from error
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def check_locked(self, lock: int | None) -> None:
-        """Raise StoreUnavailable if the file of a held lock was removed; None is no lock."""
-        if lock is None:
-            return
-        with translating_errors(self._lock):
-            check_held(lock, self._lock)
 
 
 class LmdbStore(Store):
@@ -298,10 +149,9 @@ class LmdbStore(Store):
     async def examine(self) -> list[Finding]:
         """Check this user's rights in the folder, and the file system under it."""
         with translating_errors(self.folder):
-            return self._findings()
+            return self._findings(self.folder)
 
-    def _findings(self) -> list[Finding]:
-        folder = self.folder
+    def _findings(self, folder: Path) -> list[Finding]:
         releases = self._releases
         if folder.is_dir():
             existing = folder
@@ -311,7 +161,7 @@ class LmdbStore(Store):
         else:
             existing = next(path for path in (folder, *folder.parents) if path.exists())
             if not existing.is_dir():
-                raise StoreMisused(_NOT_A_FOLDER.format(folder))
+                raise StoreMisused(NOT_A_FOLDER.format(folder))
             readable = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
             writable = _access_finding(os.W_OK, [existing])
         return [readable, writable, _file_system_finding(existing)]
@@ -515,17 +365,7 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
     *mode* is os.R_OK or os.W_OK; a folder must also be enterable. A refused read is an error, but a refused write only
     a warning: a service needs no right to publish.
     """
-    if mode == os.R_OK:
-        level = Level.ERROR
-        subject = "may read"
-        purpose = "read"
-        aside = ""
-    else:
-        level = Level.WARNING
-        subject = MAY_PUBLISH
-        purpose = "publish"
-        aside = ", which is right for a service"
-
+    subject = "may read" if mode == os.R_OK else MAY_PUBLISH
     for path in paths:
         try:
             folder_mode = os.X_OK if path.is_dir() else 0
@@ -536,11 +376,12 @@ def _access_finding(mode: int, paths: Sequence[Path]) -> Finding:
             is_read_only = False
 
         if is_refused:
-            remedy = "change its owner or its mode"
-            if mode == os.W_OK and is_read_only:
-                remedy = "mount its file system for writing"
-            sentence = f"no: user {os.geteuid()} may not use {path}{aside}; to {purpose}, {remedy}"
-            return Finding(level, subject, sentence)
+            refused = f"no: user {os.geteuid()} may not use {path}"
+            if mode == os.R_OK:
+                return Finding(Level.ERROR, subject, f"{refused}; to read, {_REMEDY}")
+            remedy = "mount its file system for writing" if is_read_only else _REMEDY
+            sentence = f"{refused}, which is right for a service; to publish, {remedy}"
+            return Finding(Level.WARNING, subject, sentence)
     return Finding(Level.OK, subject, "yes")
 
 

@@ -13,13 +13,11 @@ from typing import Any
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import MovedError
 
-from hotplate.stores.errors import AccessDenied, PartUnavailable, StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import connect_to_reader
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode, any_of
-from hotplate.stores.redis.errors import PartDenied
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress
-from hotplate.stores.store import ReadResult
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +31,7 @@ class Cluster(Deployment):
     """The nodes of a cluster and their slots."""
 
     is_clustered = True
+    expects_replicas = True
 
     def __init__(self, cluster: ClusterAddress, credentials: Credentials | None = None) -> None:
         super().__init__(cluster.node, credentials)
@@ -145,20 +144,3 @@ class Cluster(Deployment):
         self.primaries = sorted(primaries)
         self.has_replicas = nodes > primaries
         self._nodes = nodes
-
-
-def late(deployment: Deployment) -> StoreUnavailable:
-    """Return the error of a value that did not arrive in time."""
-    return StoreUnavailable(f"a node of {deployment.shown} did not answer in time")
-
-
-def part_of(deployment: Deployment, value: ReadResult) -> ReadResult:
-    """Return a value, or the failure of its node as PartUnavailable, since other nodes may answer.
-
-    A failure schedules a discovery.
-    """
-    if not isinstance(value, StoreUnavailable):
-        return value
-    deployment.schedule_refresh()
-    failure = PartDenied if isinstance(value, AccessDenied) else PartUnavailable
-    return failure(str(value))

@@ -1,6 +1,6 @@
 """The servers of a deployment: which server has a key, and how to connect to it.
 
-A deployment is one server (`Standalone`), servers behind sentinels (`hotplate.stores.redis.sentinels`), or a cluster
+A deployment is one server, servers behind sentinels (`hotplate.stores.redis.sentinels`), or a cluster
 (`hotplate.stores.redis.cluster`). Redis hashes each key to one of 16,384 *slots*. A cluster divides them among its
 primaries; elsewhere one primary has them all. Primaries take writes, and replicas follow them.
 
@@ -11,11 +11,10 @@ after a failure or a redirection.
 import asyncio
 import logging
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import MovedError
 
@@ -28,6 +27,9 @@ from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowle
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding
+
+if TYPE_CHECKING:
+    from hotplate.stores.redis.multiplexed import Reconnector
 
 log = logging.getLogger(__name__)
 
@@ -57,19 +59,19 @@ class _Refresh(NamedTuple):
     failure: StoreError | None
 
 
-class Deployment(ABC):
+class Deployment:
     """The servers of one URL, and all connections to them; for one event loop.
+
+    This class is for one server, which the URL names; sentinels and clusters override how servers are found.
 
     It is asked for its servers; concurrent callers share one discovery. The servers are unknown until a discovery
     succeeds, and known from then on (`is_loaded`). In both states, a refresh may be scheduled.
-
-    Methods with a body are those of a deployment with a single primary, which has all slots.
     """
 
     is_clustered = False
     """Whether primaries share the keys by slot, so that only keys in one slot change atomically."""
 
-    expects_replicas = True
+    expects_replicas = False
     """Whether a replica is to take over from a primary that fails."""
 
     def __init__(self, common: RedisAddress, credentials: Credentials | None = None) -> None:
@@ -82,6 +84,9 @@ class Deployment(ABC):
         """Whether `primaries` are known."""
 
         self.primaries: Sequence[RedisNode] = ()
+        self.primary_reads: Reconnector | None = None
+        """The connection for reads of the only primary, once it is known; None in a cluster."""
+
         self.has_replicas = False
         """Whether `replica_of` knows a replica now."""
 
@@ -99,9 +104,10 @@ class Deployment(ABC):
         if credentials is not None:
             credentials.on_renewal(self.renew)
 
-    @abstractmethod
     async def ask(self) -> object:
         """Ask for the servers, and set `primaries` and `has_replicas`. Raises StoreError."""
+        self.follow_primary(RedisNode(self.common.host, self.common.port))
+        return self.primaries
 
     async def load(self) -> None:
         """Discover the servers if they are unknown; after a failure, raises its error until the next discovery."""
@@ -125,13 +131,20 @@ class Deployment(ABC):
             self._failed.add(failed)
         self._schedule(failure=None)
 
-    @abstractmethod
     def replica_of(self, slot: int) -> RedisNode | None:
         """Return a random replica of the primary of a slot; None if none is known."""
+        del slot
+        return None
 
-    @abstractmethod
     def address(self, node: RedisNode) -> RedisAddress:
         """Return the address of a server."""
+        del node
+        return self.common
+
+    def follow_primary(self, node: RedisNode) -> None:
+        """Take over the only primary."""
+        self.primaries = (node,)
+        self.primary_reads = self.server(node).reads
 
     def primary_of(self, slot: int) -> RedisNode | None:
         """Return the primary that has a slot; None if it is unknown, which schedules a discovery."""
@@ -193,7 +206,7 @@ class Deployment(ABC):
         sentence = f"{self.shown} is a node of a cluster; write redis+cluster:// instead of redis://"
         raise StoreMisused(sentence) from moved
 
-    async def confirm_primary(self) -> None:  # noqa: B027 -- only sentinels can tell
+    async def confirm_primary(self) -> None:
         """Raise StoreUnavailable if the primary was replaced, or if that cannot be found out."""
 
     async def ensure_replicated(self, session: Session, done: str, wait_s: float) -> None:
@@ -231,6 +244,7 @@ class Deployment(ABC):
         StoreMisused, and nothing is closed, on another event loop than that of the connections.
         """
         self.lifetime.end()  # first: calls that fail while connections are closed schedule a discovery
+        self.is_loaded = False
         try:
             if self.credentials is not None:
                 await self.credentials.close()
@@ -282,34 +296,6 @@ class Deployment(ABC):
             self._refresh = None
         if failure is not None and not self.is_loaded:  # else the next failure of a server asks again
             self._schedule(failure)
-
-
-class Standalone(Deployment):
-    """One server, which nothing has to discover."""
-
-    expects_replicas = False
-
-    def __init__(self, address: RedisAddress, credentials: Credentials | None = None) -> None:
-        super().__init__(address, credentials)
-        self.primaries = (RedisNode(address.host, address.port),)
-        self.is_loaded = True
-
-    async def ask(self) -> None:
-        """Return: the URL names the server."""
-
-    def schedule_refresh(self, failed: RedisNode | None = None) -> None:
-        """Return: the server stays the same."""
-        del failed
-
-    def replica_of(self, slot: int) -> RedisNode | None:
-        """Return None: nothing names replicas."""
-        del slot
-        return None
-
-    def address(self, node: RedisNode) -> RedisAddress:
-        """Return the address in the URL."""
-        del node
-        return self.common
 
 
 def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:

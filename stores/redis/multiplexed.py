@@ -20,7 +20,7 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
 
 from hotplate.base.timing import Backoff
-from hotplate.stores.concurrency import SharedCall
+from hotplate.stores.concurrency import SharedCall, other_loop
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing
 from hotplate.stores.redis.errors import ReadElsewhere, translated
@@ -131,7 +131,9 @@ class Multiplexer(asyncio.Protocol):
         return self._send(packed, len(names), timeout_s, replies_so_far)
 
     def _send(self, packed: bytes, count: int, timeout_s: float, replies_so_far: list[Any] | None) -> Replies:
-        """Send the encoded commands of a read, and return the future of its values."""
+        """Send the encoded commands of a read, and return the future of its values; StoreMisused on another loop."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise other_loop(self.where)
         read = _PendingRead(self._loop.create_future(), self._loop.time() + timeout_s, count, replies_so_far)
         if self.error is not None or self._transport is None:
             read.replies.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))

@@ -55,6 +55,8 @@ class SentinelAnswers(NamedTuple):
 class Sentinels(Deployment):
     """The primary and the replicas that sentinels name."""
 
+    expects_replicas = True
+
     def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
         super().__init__(address.server, credentials)
         self._name = address.name
@@ -175,9 +177,9 @@ class Sentinels(Deployment):
         """Take over the primary and the replicas; log a change of the primary."""
         if self.primaries and state.primary != self.primaries[0]:
             log.warning("the primary of %s is at %s now", self.shown, state.primary)
-        self.primaries = (state.primary,)
         self._replicas = state.replicas
         self.has_replicas = bool(state.replicas)
+        self.follow_primary(state.primary)
 
 
 def _usable(replicas: Sequence[Mapping[str, Any]]) -> tuple[RedisNode, ...]:

@@ -18,24 +18,22 @@ refuses scripts unless it has all of their keys.
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
 from hotplate.stores.errors import AccessDenied, NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import Command, Session, is_primary, raise_first_error
+from hotplate.stores.redis.client import Command, Session, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
-from hotplate.stores.redis.deployment import Deployment, Standalone
+from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.inventory import Inventory
-from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
-from hotplate.stores.redis.lookups import Lookups
+from hotplate.stores.redis.keys import SEALED, state_of, unsealed
+from hotplate.stores.redis.reader import RedisReader
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_offsets, wait_for_replicas
-from hotplate.stores.redis.routing import CommandRouter, evaluation
+from hotplate.stores.redis.routing import evaluation
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
@@ -43,17 +41,14 @@ from hotplate.stores.redis.writer import Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
     Finding,
-    Level,
     Observer,
     Plan,
-    ReadResult,
     RecordChange,
     Row,
     Store,
     catalogue_changed,
     not_found,
     sealed,
-    traced_call,
 )
 from hotplate.stores.timing import Retrier
 from hotplate.stores.urls import scheme_of
@@ -89,93 +84,18 @@ return stored
 """
 
 
-class StoredCatalogue(NamedTuple):
-    """The catalogue, and its record as stored; None before the first swap."""
-
-    record: bytes | None
-    catalogue: Catalogue
-
-
-class RedisStore(Store):
+class RedisStore(RedisReader, Store):
     """A Redis store with separate connections for lookups, control and writing."""
 
     erases_rows = True
-    batch = coalesce = 256
-    """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
-        self._is_clustered = deployment.is_clustered
-        self._keys = Keys(deployment.common.prefix, clustered=self._is_clustered)
-        self._router = CommandRouter(deployment)
-        self._lookups = Lookups(self._keys, self._router)
+        super().__init__(deployment)
         retry_for_s = CLUSTER_RETRY_FOR_S if self._is_clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=retry_for_s)
         patient_retrier = Retrier(time.monotonic, for_s=retry_for_s or RETRY_FOR_S)
         self._writer = Writer(self._router, self._keys, patient_retrier)
         self._inventory = Inventory(self._router, self._keys, patient_retrier)
-
-    async def get_many(
-        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
-    ) -> list[ReadResult]:
-        """See `Reader.get_many`; outside of a cluster, the caller applies the timeout."""
-        if (call := traced_call.get()) is not None:
-            command, count = ("GET", len(keys)) if self._is_clustered else ("MGET", 1)
-            self._deployment.common.describe(call, command, count)
-        return await self._lookups.get(release, keys, timeout_s)
-
-    @property
-    def has_replicas(self) -> bool:
-        return self._deployment.has_replicas
-
-    async def get_many_elsewhere(
-        self,
-        release: ReleaseRef,
-        keys: Sequence[str],
-        *,
-        timeout_s: float,  # noqa: ARG002 -- the caller applies it
-    ) -> list[ReadResult]:
-        return await self._lookups.get_from_replicas(release, keys)
-
-    async def missing(self, release: ReleaseRef, keys: Sequence[str]) -> list[str]:
-        names = self._keys.release(release).located(keys).names
-        try:
-            replies = await self._router.execute_each([("EXISTS", name) for name in names])
-        except AccessDenied:  # GET and MGET are granted, but keep rows from an eviction by `allkeys-lru`
-            replies = await self.get_many(release, keys)
-        return [key for key, reply in zip(keys, replies, strict=True) if not reply]
-
-    async def catalogue(self) -> Catalogue:
-        return (await self._router.run(self._keys.catalogue, self._read_catalogue)).catalogue
-
-    async def _read_catalogue(self, session: Session) -> StoredCatalogue:
-        """Read the catalogue, the server's clock and its role over one connection.
-
-        `now` of the catalogue is the server's time, `primary` whether the server said that it is one. Raises
-        StoreError.
-        """
-        record, clock, greeting = await session.replies(("GET", self._keys.catalogue), ("TIME",), ("HELLO",))
-        raise_first_error([record, clock])  # a refused HELLO counts as a replica
-
-        seconds, micros = clock
-        now = seconds + micros / 1e6
-        catalogue = Catalogue(now=now)
-        if record is not None:
-            catalogue = catalogue_record.parse(record, now=now, where=self._deployment.shown)
-        return StoredCatalogue(record, replace(catalogue, primary=is_primary(greeting)))
-
-    async def records(self, names: Sequence[str]) -> list[bytes | None]:
-        commands = [("GET", self._keys.record(name)) for name in names]
-        return await self._router.execute_all(self._keys.catalogue, *commands)
-
-    async def poll(self) -> Catalogue:
-        if self._deployment.is_loaded:  # else the read asks for the primary
-            with suppress(StoreError):  # a primary that was replaced may still answer
-                await self._deployment.confirm_primary()
-        return await self.catalogue()
-
-    async def close(self) -> None:
-        await self._deployment.close()
 
     async def check_durability(self) -> str | None:
         """Return how a failover or a restart may take changes back; see `Store.check_durability`.
@@ -208,15 +128,6 @@ class RedisStore(Store):
                     f"appendonly yes, and erase again after a restart"
                 )
         return None
-
-    async def warnings(self) -> list[str]:
-        """Return a sentence per primary that may drop lists once its memory is full."""
-        sentences = list[str]()
-        for server in await self._deployment.primary_servers():
-            eviction = (await examination.measure(server)).eviction()
-            if eviction.level == Level.ERROR:
-                sentences.append(f"{server.address.shown}: {eviction.sentence}")
-        return sentences
 
     async def examine(self) -> list[Finding]:
         return [*await self._deployment.examine(), *await examination.examine(self._deployment, self._keys)]
@@ -366,7 +277,7 @@ class RedisStore(Store):
     async def _read_rows(self, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
         """Read the rows that exist; raises the error of a row that cannot be read."""
         rows = list[Row]()
-        for key, result in zip(keys, await self._lookups.get(release, keys), strict=True):
+        for key, result in zip(keys, await self.get_many(release, keys), strict=True):
             if isinstance(result, StoreError):
                 raise result
             if result is not None:
@@ -513,7 +424,7 @@ def deployment_of(url: str, observer: Observer | None = None, *, provider: Creat
         sentinels = parse_sentinel(url)
         return Sentinels(sentinels, credentials(sentinels.server))
     server = parse(url)
-    return Standalone(server, credentials(server))
+    return Deployment(server, credentials(server))
 
 
 def open_url(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> RedisStore:

@@ -15,6 +15,7 @@ from rich.console import Console
 from hotplate.base.http1 import Response
 from hotplate.base.report import Report, to_json
 from hotplate.bench import http
+from hotplate.bench.errors import BenchFailed
 from hotplate.bench.http_plan import make_plan
 from hotplate.bench.http_report import HttpRuns, report
 from hotplate.bench.loadgen.load import Gets, Load, failure_by_status
@@ -408,6 +409,26 @@ def test_ctrl_c_before_the_first_round_ends_a_measurement(
     assert worker.runs == stopped
     assert stopped_report.interrupted
     assert stopped_report.exit_code == 1
+
+
+def test_a_generator_that_dies_leaves_a_report_of_the_rounds_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rounds were lost with it."""
+
+    def run(load: Load) -> Result:
+        return simulate(replace(load, requests=Gets("/"), check=failure_by_status), lambda arrival_s: arrival_s + 0.001)
+
+    for last, rounds in ((4, 2), (2, 0)):  # after a warm-up
+        worker = EndingWorker(last, run, BenchFailed("the process of the load generator died"))
+        monkeypatch.setattr(http, "LoadWorker", lambda worker=worker: worker)
+        monkeypatch.setattr(http, "send_one", lambda *_: Response(200, b"", b""))
+        plan = make_plan(HttpOptions(url=URL, path="/", duration="0.1s", repeat=5))
+        if not rounds:
+            with pytest.raises(BenchFailed, match="died"):
+                http.measure(plan, ProgressDisplay(Console(file=io.StringIO())))
+            continue
+        report_of_rounds = http.measure(plan, ProgressDisplay(Console(file=io.StringIO())))
+        assert len(report_of_rounds.extra["rounds"]) == rounds
+        assert report_of_rounds.failures == ("the process of the load generator died",)
 
 
 @pytest.mark.parametrize(("rate", "late_s", "code"), [(900, 0.0, 0), (1_100, 0.0, 3), (900, 0.005, 1)])

@@ -71,7 +71,7 @@ def test_report_without_a_round_is_empty() -> None:
 
 
 def test_needs_of_a_rate_are_rounded_up_and_priced() -> None:
-    assert needs(1.0, 180, load_prices())[:2] == (180.0, 400)
+    assert needs(1.0, 180, load_prices()).needed_ru == 400
     assert needs(4.76, 180, load_prices()).needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import hotplate as hotplate_library
+from hotplate.base.report import to_json
 from tests.support.command import failed, hotplate, json_of, succeeded
 
 HOSTILE = "</td><script>alert(1)</script>\x1b[31m\u202e" + "long " * 50
@@ -201,3 +203,30 @@ def test_a_report_is_a_page_that_loads_nothing_and_titles_are_text(model: Path, 
     assert not {"\x1b", "\u202e"} & set(text)
     assert HOSTILE[-60:] not in text
     assert "default-src 'none'" in text
+
+
+def test_library_measures_and_compares_as_the_command_does(folder: Path, model: Path) -> None:
+    store = f"file://{folder / 'store'}"
+    succeeded("publish", model, "--store", store)
+    truth = folder / "choices.csv"
+    truth.write_text("user,item\n" + "".join(f"n{n:02},in{n:02}\n" for n in range(20)))
+    settings = hotplate_library.EvaluateSettings(k=2)
+    chosen = pl.read_csv(truth)
+    for origin in (str(model), store):
+        expected = json_of("evaluate", origin, truth, "-k", "2")["ranking"]
+        for choices in (truth, chosen):
+            measured = hotplate_library.evaluate(origin, choices, settings=settings)
+            assert json.loads(json.dumps(to_json(measured)))["ranking"] == expected
+    loaded = hotplate_library.load_model(model)
+    assert hotplate_library.evaluate(loaded, chosen, settings=settings).row("lists", "ndcg") is not None
+    assert "cannot tell" in hotplate_library.compare(loaded, store, chosen, settings=settings).sentence
+
+    lists = pl.read_csv(folder / "good.csv")
+    truth_frame, history = pl.read_csv(folder / "truth.csv"), pl.read_csv(folder / "train.csv")
+    report = hotplate_library.evaluate(lists, truth_frame, history=history)
+    assert "better than the most popular items" in report.sentence
+    assert hotplate_library.compare(lists, folder / "bad.csv", truth_frame).exit_code == 3
+    with pytest.raises(hotplate_library.DataError, match="user"):
+        hotplate_library.evaluate(lists.rename({"user": "x"}), truth_frame)
+    with pytest.raises(hotplate_library.ReleaseNotFound):
+        hotplate_library.evaluate(f"{store}#other", truth_frame)

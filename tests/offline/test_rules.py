@@ -81,6 +81,7 @@ def test_coverage_is_of_all_items_that_the_model_learnt() -> None:
         ("item,stock\na,0\nb,3\nc,-1\n", frozenset({"b"})),
         ("item,In stock\na,false\nb,True\nc,yes\n", frozenset({"b", "c"})),
         ("item,quantity,price\na,0.0,1\nb,2.5,1\n", frozenset({"b"})),
+        ("item,quantity,stock\na,9,0\nb,0,3\n", frozenset({"b"})),
         ("StockCode,title\na,A\nb,B\n", frozenset({"a", "b"})),
         ("item,StockCode\na,A\nb,B\n", frozenset({"a", "b"})),
     ],

@@ -220,7 +220,7 @@ async def compare(case: Case, denied: Path) -> None:
             pages = await reader.in_release(release, [RowKey(USER, name) for name in names])
             answers = [None if answer is None else brief(answer) for answer in pages]
             assert answers == [model.in_release(release, user) for user in users]
-    await reader.turns.close()
+    await reader.lookups.close()
 
 
 @pytest.fixture(scope="module")

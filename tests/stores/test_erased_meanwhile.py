@@ -163,10 +163,10 @@ async def test_publish_erase_find_and_doctor_agree_on_a_user_erased_meanwhile(op
     said = await doctor_on_erased_users(store)
     assert found.being_written == ()
     if store.erases_rows:
-        assert f"release {draft} was written; 2 rows of them were deleted" in " ".join(warnings)
+        assert f"release {draft} was begun; 2 rows of them were deleted" in " ".join(warnings)
         assert (found.holding, said) == ({}, "1")
     else:
-        assert f"release {draft} was written; 2 rows of them are kept, hidden, until it is pruned" in " ".join(warnings)
+        assert f"release {draft} was begun; 2 rows of them are kept, hidden, until it is pruned" in " ".join(warnings)
         assert found.holding[draft] == (USER,)
         assert f"release {draft} keeps rows of them, hidden, until it is pruned" in said
 

@@ -123,7 +123,7 @@ async def main(examples: int, minutes: float, seed: int) -> None:
     memory = Guarded()
     async with TieredReader({"store": store}) as reader:
         await reader.wait_until_ready(30)
-        lane = server_of(Dispatcher(reader), fast_lane=True).registry.lane
+        lane = server_of(Dispatcher(reader), fast_lane=True).lane
         assert isinstance(lane, Lane)
         ends_at = time.monotonic() + 60 * minutes
         count = taken = 0

@@ -129,7 +129,7 @@ class Pair:
 
 def connected(server: HttpServer) -> tuple[Connection, MemoryTransport]:
     """Connect to a server in memory; return its end and the client's."""
-    connection = Connection(server.registry)
+    connection = Connection(server)
     transport = MemoryTransport(connection)
     connection.connection_made(transport)
     return connection, transport

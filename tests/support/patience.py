@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hotplate.stores.redis import client, cluster, lookups, multiplexed, sentinels, server
+from hotplate.stores.redis import client, cluster, multiplexed, reader, sentinels, server
 
 # Longer than a busy machine halts a process. Not taken from another module of tests: short programs import this one.
 LIMIT_S = 60.0
@@ -21,7 +21,7 @@ def install(replace: Callable[[object, str, object], None]) -> None:
         (cluster, "DISCOVERY_TIMEOUT_S"),
         (multiplexed, "CONNECT_TIMEOUT_S"),
         (sentinels, "DISCOVERY_TIMEOUT_S", "SETTLE_S"),
-        (lookups, "COMMAND_TIMEOUT_S", "LOOKUP_TIMEOUT_S"),
+        (reader, "COMMAND_TIMEOUT_S", "LOOKUP_TIMEOUT_S"),
         (server, "COMMAND_TIMEOUT_S"),
     ):
         for name in names:

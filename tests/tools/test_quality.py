@@ -110,7 +110,7 @@ def test_figures_are_kept_until_data_or_libraries_change(tmp_path: Path, monkeyp
 
     def measure(_trainings: Trainings, random_split: RandomSplit) -> Draw:
         measured.append(random_split)
-        return Draw(value=0.2, half=0.01, popularity=0.1, described="als")
+        return Draw(value=0.2, interval=(0.19, 0.21), popularity=0.1, described="als")
 
     monkeypatch.setattr("tools.quality.KEPT", tmp_path / "kept")
     file = tmp_path / "log.csv"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, Latencies, LatencyTrace, read_trace
+from hotplate.bench.cosmos_emulator.latency_trace import FORMAT, LatencyTrace, read_trace
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import Shape, publish_rows
 from hotplate.bench.stores.recording import record
@@ -22,7 +22,7 @@ PERCENTILES = (50, 99, 99.9)
 
 def a_trace(latencies_us: np.ndarray) -> LatencyTrace:
     counts = tuple(sorted(Counter(latencies_us.round().astype(int).tolist()).items()))
-    return LatencyTrace(FORMAT, "cosmos://shop/lists", "2026-11-26", (Latencies("read_item", "West US", 3, counts),))
+    return LatencyTrace(FORMAT, "cosmos://shop/lists", "2026-11-26", counts)
 
 
 def test_a_trace_is_replayed_within_5_percent(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_trace_is_replayed_within_5_percent(tmp_path: Path) -> None:
         assert np.percentile(replayed_us, percent) == pytest.approx(np.percentile(recorded_us, percent), rel=0.05)
 
 
-def test_reads_are_recorded_by_operation_region_and_hour(tmp_path: Path) -> None:
+def test_reads_are_recorded_with_their_latencies(tmp_path: Path) -> None:
     with emulator("--latency", "p50=4ms,p99=10ms") as account:
         url = f"cosmos+{account.endpoint}lists?ru=10000"
         shape = Shape(20, 5)
@@ -46,15 +46,12 @@ def test_reads_are_recorded_by_operation_region_and_hour(tmp_path: Path) -> None
     trace.save(tmp_path / "trace.json")
     assert read_trace(tmp_path / "trace.json") == trace
     assert trace.count == 300
-    (latencies,) = {(latency.operation, latency.region) for latency in trace.latencies}
-    assert latencies == ("read_item", "Emulated West")
-    assert all(0 <= latency.hour < 24 for latency in trace.latencies)
-    assert min(latency_us for latency in trace.latencies for latency_us, _ in latency.counts) > 0
+    assert min(latency_us for latency_us, _ in trace.counts) > 0
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    for text in ("{}", "nonsense", json.dumps({"format": 2, "store": "", "date": "", "latencies": []})):
+    for text in ("{}", "nonsense", json.dumps({"format": 2, "store": "", "date": "", "counts": []})):
         path.write_text(text)
         with pytest.raises(BenchMisused, match=r"trace\.json"):
             parse_latency(str(path))

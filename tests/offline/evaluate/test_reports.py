@@ -36,7 +36,7 @@ def written(folder: Path, **texts: str) -> list[Path]:
 def held(folder: Path, k: int = 2) -> tuple[Evaluator, Candidate]:
     truth, lists, train = written(folder, truth=TRUTH, lists=LISTS, train=HISTORY)
     read = read_truth(truth, {"rating": "rating"})
-    imported = candidate_from_files(lists, read.pairs, k, {})
+    imported = candidate_from_files(lists, read.pairs, {})
     return Evaluator(read, [imported], k, read_history(train, {})), imported
 
 
@@ -70,7 +70,7 @@ def test_report_rows_repeat_the_metrics(tmp_path: Path) -> None:
 def test_report_of_one_user_has_no_interval(tmp_path: Path) -> None:
     truth, lists, train = written(tmp_path, truth="user,item\na,x\n", lists=LISTS, train=HISTORY)
     pairs = read_truth(truth, {})
-    imported = candidate_from_files(lists, pairs.pairs, 2, {})
+    imported = candidate_from_files(lists, pairs.pairs, {})
     report = Evaluator(pairs, [imported], 2, read_history(train, {})).evaluate(imported)
     assert "Of 1 user, 100 % chose an item" in report.sentence
     assert report.origins == {
@@ -91,7 +91,7 @@ def test_popular_list_without_a_history_is_not_called_new_to_users(tmp_path: Pat
 def test_report_counts_users_without_a_list(tmp_path: Path) -> None:
     evaluator, _ = held(tmp_path)
     (path,) = written(tmp_path, one="user,item,score\nc,q,3\nc,x,2\nc,z,1\n")
-    sparse = evaluator.evaluate(candidate_from_files(path, evaluator.truth.pairs, 2, {}))
+    sparse = evaluator.evaluate(candidate_from_files(path, evaluator.truth.pairs, {}))
     assert sparse.notes[0] == "2 of 3 users have no list"
     assert not any("the popular items rank better" in note for note in sparse.notes), "both serve them"
 
@@ -99,7 +99,7 @@ def test_report_counts_users_without_a_list(tmp_path: Path) -> None:
 def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
     truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
     read = read_truth(truth, {"rating": "stars"})
-    imported = candidate_from_files(lists, read.pairs, 2, {})
+    imported = candidate_from_files(lists, read.pairs, {})
     with pytest.raises(DataError, match="Of 1 pair in the truth, none has a score"):
         Evaluator(read, [imported], 2, None).evaluate(imported)
 
@@ -137,7 +137,7 @@ def test_learnt_pairs_are_those_without_a_row_after_the_newest_learnt_one(
     newest_time = log.get_column("time").max()
     assert isinstance(newest_time, datetime)
     lists = pl.DataFrame({"user": ["u0"], "item": ["i0"], "score": [1.0]})
-    candidate = Candidate("model", lists, lists, learnt_until_s=newest_time.replace(tzinfo=UTC).timestamp())
+    candidate = Candidate("model", lists, learnt_until_s=newest_time.replace(tzinfo=UTC).timestamp())
     if knows_pairs:
         candidate = replace(candidate, learnt=to_matrix(log.with_columns(weight=1.0)))
     pairs = frame_of(truth_pairs)
@@ -181,3 +181,11 @@ def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})
+
+
+def test_header_lines_within_a_truth_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text("user,item,rating\na,x,5\nuser,item,rating\nb,y,1\n")
+    read = read_truth(path, {"rating": "rating"})
+    assert read.pairs.rows() == [("a", "x", 5.0), ("b", "y", 1.0)]
+    assert read.left_out == {"header again": 1}

@@ -21,7 +21,7 @@ from hotplate.offline.input.sample import sample
 from hotplate.offline.search.budget import announced_s
 from hotplate.offline.search.cells import cells_past_edge, next_cells_with_recency
 from hotplate.offline.search.popular_lists import PopularSearch
-from hotplate.offline.search.trials import Trial
+from hotplate.offline.search.trials import Trial, best_of_each_engine
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, without_recency
@@ -304,7 +304,7 @@ def test_popularity_is_chosen_only_for_a_significant_lead() -> None:
     sure = replace(popular, per_user=ease.per_user + 0.01)
     assert ranked(ease, sure).recommended == 1, "each user is better, however much users differ"
     assert ranked(popular, sure).recommended == 0
-    assert ranked(ease, popular, replace(ease, per_user=ease.per_user / 2)).best_of_each == (1, 0)
+    assert best_of_each_engine([ease, popular, replace(ease, per_user=ease.per_user / 2)]) == [popular, ease]
 
 
 def spread(items: float) -> Spread:

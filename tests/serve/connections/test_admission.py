@@ -204,7 +204,7 @@ async def test_a_batch_is_refused_before_its_body_is_read(full: Pair, path: byte
             transport.feed(piece)
         assert b"HTTP/1.1 200 " in await written(transport, 2)
         assert not transport.closed
-        assert server.registry.bytes_in_flight == 0
+        assert server.bytes_in_flight == 0
     routes = [(line["route"], line["status"]) for line in map(orjson.loads, logged)]
     assert routes.count((path.decode(), 503)) == 2
 

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from math import inf
 from time import monotonic
 from unittest.mock import Mock
 
@@ -74,9 +75,9 @@ async def test_pipelined_request_body_does_not_trigger_the_header_timeout(pair: 
 async def test_a_body_that_arrives_with_its_header_is_counted_once(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     transport.feed(POST + BODY)
-    assert pair.plain.registry.bytes_in_flight == len(POST + BODY)
+    assert pair.plain.bytes_in_flight == len(POST + BODY)
     await until_answered(transport, 1)
-    assert pair.plain.registry.bytes_in_flight == 0
+    assert pair.plain.bytes_in_flight == 0
 
 
 async def test_body_timeout_starts_when_its_request_is_handled(pair: Pair) -> None:
@@ -115,7 +116,7 @@ async def test_empty_lines_before_a_request_hold_no_memory(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     for _ in range(1000):
         transport.feed(b"\r\n" * 20)
-    assert pair.plain.registry.bytes_in_flight == 0
+    assert pair.plain.bytes_in_flight == 0
     transport.feed(GET)
     await until_answered(transport, 1)
 
@@ -126,7 +127,7 @@ async def test_a_cancelled_handler_closes_its_connection(pair: Pair, monkeypatch
     transport.feed(LIST)
     await turns(20)
     assert transport.closed
-    assert not pair.plain.registry.is_answering
+    assert not any(connection.idle_since == inf for connection in pair.plain.open)
 
 
 @needs_lane
@@ -243,7 +244,7 @@ async def test_batch_is_in_flight_until_a_slow_client_has_read_it(monkeypatch: p
 
     monkeypatch.setattr(MemoryTransport, "write", fill)
     async with Pair(TieredReader({"store": store}), limits=Limits(bytes_in_flight=least)) as pair:
-        registry = pair.plain.registry
+        server = pair.plain
 
         async def begin() -> tuple[Connection, MemoryTransport]:
             connection, transport = connected(pair.plain)
@@ -253,19 +254,19 @@ async def test_batch_is_in_flight_until_a_slow_client_has_read_it(monkeypatch: p
             return connection, transport
 
         connection, _ = await begin()
-        assert least < registry.bytes_in_flight
+        assert least < server.bytes_in_flight
         _, other = await begin()
         assert other.written.startswith(b"HTTP/1.1 503 ")
         connection.resume_writing()
         while connection.state is not State.IDLE:
             await asyncio.sleep(0)
-        assert registry.bytes_in_flight < least / 100, "they still count though they were taken"
+        assert server.bytes_in_flight < least / 100, "they still count though they were taken"
 
         _, gone = await begin()
-        assert registry.bytes_in_flight > least
+        assert server.bytes_in_flight > least
         gone.close()
         await turns(100)
-        assert registry.bytes_in_flight < least / 100, "they still count though their reader is gone"
+        assert server.bytes_in_flight < least / 100, "they still count though their reader is gone"
 
 
 async def test_idle_connections_are_closed_silently_after_their_time(pair: Pair) -> None:
@@ -275,7 +276,7 @@ async def test_idle_connections_are_closed_silently_after_their_time(pair: Pair)
     await until_answered(used[1], 1)
     for connection, transport in (unused, used):
         before = bytes(transport.written)
-        idle_s = pair.plain.registry.limits.idle_s
+        idle_s = pair.plain.limits.idle_s
         connection.check(connection.since + idle_s - 1)
         assert not transport.is_closing()
         connection.check(connection.since + idle_s + 1)
@@ -289,7 +290,7 @@ async def test_slow_reader_is_cut_unless_it_reads_a_step_in_time(pair: Pair, mon
     connection, transport = connected(pair.plain)
     connection.pause_writing()
     now = monotonic()
-    write_s = pair.plain.registry.limits.write_s
+    write_s = pair.plain.limits.write_s
     for _ in range(4):
         connection.check(now + write_s - 1)
         now += write_s - 1
@@ -336,7 +337,7 @@ async def test_accepted_connections_are_freed_without_the_garbage_collector(pair
         for server in (pair.lane, pair.plain):
             client, accepted = socket.socketpair()
             accepted.setblocking(False)
-            server.registry.accept(None, accepted)
+            server.accept(None, accepted)
             reader, writer = await asyncio.open_connection(sock=client)
             writer.write(LIST + POST + BODY[:-1])
             async with asyncio.timeout(30):

@@ -187,7 +187,7 @@ async def test_empty_lines_before_a_request_are_skipped_at_once(pair: Pair, monk
         transport.feed(lines + GET)
         assert (await answered(transport)).startswith(b"HTTP/1.1 200 ")
     assert read.call_count <= 2
-    assert pair.plain.registry.bytes_in_flight == 0
+    assert pair.plain.bytes_in_flight == 0
 
 
 async def test_body_that_is_not_read_yet_pauses_its_connection(pair: Pair) -> None:

@@ -97,8 +97,8 @@ def same(runner: asyncio.Runner, pair: Pair) -> Callable[..., None]:
 
 
 def lane_of(pair: Pair) -> "Lane":
-    assert pair.lane.registry.lane is not None
-    return pair.lane.registry.lane
+    assert pair.lane.lane is not None
+    return pair.lane.lane
 
 
 @pytest.fixture
@@ -406,13 +406,13 @@ async def test_requests_during_a_store_read_wait_in_a_bounded_queue() -> None:
         assert transport.is_reading()
         _, full = await waiting(pair, store.gate, *some, *[REAL] * 250)
         assert not full.is_reading()
-        held = pair.lane.registry.bytes_in_flight
+        held = pair.lane.bytes_in_flight
         assert held > 0
         _, cut = connected(pair.lane)
         cut.feed(GET)
-        pair.lane.registry.bytes_in_flight += pair.lane.registry.limits.bytes_in_flight
+        pair.lane.bytes_in_flight += pair.lane.limits.bytes_in_flight
         cut.feed(GET)
-        pair.lane.registry.bytes_in_flight -= pair.lane.registry.limits.bytes_in_flight
+        pair.lane.bytes_in_flight -= pair.lane.limits.bytes_in_flight
         assert cut.is_closing()
         assert not store.gate.is_set()
         store.gate.set()
@@ -422,7 +422,7 @@ async def test_requests_during_a_store_read_wait_in_a_bounded_queue() -> None:
         users = re.findall(rb'"user":"(\d)"', bytes(transport.written))
         assert users == [b"1", b"2", b"2"]
         assert full.is_reading()
-        assert pair.lane.registry.bytes_in_flight < held
+        assert pair.lane.bytes_in_flight < held
 
 
 async def test_client_that_hangs_up_during_a_read_disturbs_no_other() -> None:

@@ -28,7 +28,8 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.file.backup import READ_CHUNK, backup, restore
-from hotplate.stores.file.store import CatalogueFile, LmdbStore
+from hotplate.stores.file.catalogue_file import CatalogueFile
+from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import abort, activate, prune, rollback, start_canary
 from hotplate.stores.publication import begin
 from hotplate.stores.store import Row
@@ -187,7 +188,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from hotplate.stores.file.backup import backup
-from hotplate.stores.file.store import CatalogueFile, LmdbStore
+from hotplate.stores.file.store import LmdbStore
 
 def on_progress(done, total):
     print(done, flush=True)
@@ -374,7 +375,7 @@ async def test_restore_interrupted_before_its_last_step_changes_no_readable_data
         raise StoreFull("ended")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.stores.file.store.dump", end)
+        patch.setattr("hotplate.stores.file.catalogue_file.dump", end)
         with pytest.raises(StoreFull, match="ended"):
             await restore(target, store, over=True)
     assert await store.catalogue() == before

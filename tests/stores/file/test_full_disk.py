@@ -12,7 +12,8 @@ import pytest
 from hotplate.stores.catalogue import DRAFT_GRACE_S, LEASE_S, ReleaseId, State
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import StoreError, StoreFull, StoreUnavailable
-from hotplate.stores.file.store import RESERVED_BYTES, LmdbStore
+from hotplate.stores.file.catalogue_file import RESERVED_BYTES
+from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import begin
 from hotplate.stores.store import Plan, Row

@@ -19,9 +19,9 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import CatalogueUnreadable, NotSent, ReleaseNotFound, StoreMisused
+from hotplate.stores.file import catalogue_file
 from hotplate.stores.file import draft as file_draft
 from hotplate.stores.file import release as file_release
-from hotplate.stores.file import store as file_store
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Level, LocalRows, Plan, Row
@@ -303,7 +303,7 @@ async def test_release_has_the_format_that_is_read_whatever_lmdb_prefers(store: 
 
 
 async def test_a_stuck_lock_is_an_error_and_not_a_hang(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_store, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(catalogue_file, "LOCK_TIMEOUT_S", 0.05)
     await published(store)
     with (store.folder / "catalogue.lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -10,7 +10,8 @@ import pytest
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
 from hotplate.stores.errors import ReleaseConflict, StoreError
-from hotplate.stores.file.store import CatalogueFile, LmdbStore
+from hotplate.stores.file.catalogue_file import CatalogueFile
+from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, RecordChange
 from hotplate.stores.transitions import succeed
 from tests.support.system_calls import DEADLINE_S, Killed, Process, Schedule, finish, patch_calls, run, schedules
@@ -42,7 +43,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Ite
     """Return what yields schedules, each with a folder that has a catalogue and the room for the next."""
     patch_calls(monkeypatch)
     # A process that waits for a lock tries it again at each turn of it, whatever time has passed.
-    monkeypatch.setattr("hotplate.stores.file.store.LOCK_TIMEOUT_S", DEADLINE_S)
+    monkeypatch.setattr("hotplate.stores.file.catalogue_file.LOCK_TIMEOUT_S", DEADLINE_S)
     begun = tmp_path / "begun"
     for old, new in ((Catalogue(), FIRST), (FIRST, SECOND)):
         finish(LmdbStore(begun).swap(old, new))

@@ -213,7 +213,7 @@ async def test_hung_node_fails_no_read_when_a_replaced_client_is_closed(
     redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with until_sockets_are_closed(SOON_S):
-        monkeypatch.setattr("hotplate.stores.redis.lookups.LOOKUP_TIMEOUT_S", SOON_S)
+        monkeypatch.setattr("hotplate.stores.redis.reader.LOOKUP_TIMEOUT_S", SOON_S)
         servers = [node.server for node in redis_cluster.nodes]
         hung = redis_cluster.primaries[-1]
         provider = RotatingProvider(servers)

@@ -6,9 +6,9 @@ import pytest
 
 from hotplate.stores.errors import AccessDenied, StoreUnavailable
 from hotplate.stores.redis.client import settings_of
-from hotplate.stores.redis.deployment import Deployment, RedisNode
+from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.server import MAX_SESSIONS, Server
-from hotplate.stores.redis.url import RedisAddress, parse
+from hotplate.stores.redis.url import parse
 from tests.support.redis_server import SOON_S, RedisServer, commands_in
 from tests.support.streams import listening
 from tests.support.tcp_proxy import through
@@ -24,14 +24,6 @@ class Unreachable(Deployment):
     async def ask(self) -> None:
         self.asked += 1
         raise StoreUnavailable(f"question {self.asked} failed")
-
-    def replica_of(self, slot: int) -> RedisNode | None:
-        del slot
-        return None
-
-    def address(self, node: RedisNode) -> RedisAddress:
-        del node
-        return self.common
 
 
 async def test_callers_fail_at_once_after_a_discovery_in_the_background_failed() -> None:

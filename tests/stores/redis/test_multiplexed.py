@@ -10,7 +10,7 @@ from redis.asyncio import Connection
 
 from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import settings_of
-from hotplate.stores.redis.deployment import RedisNode, Standalone
+from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.multiplexed import Multiplexer, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
@@ -84,7 +84,7 @@ def well(command: list[bytes]) -> bytes:
 
 async def test_read_with_the_shortest_limit_closes_a_silent_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read without a limit may be before it."""
-    monkeypatch.setattr("hotplate.stores.redis.lookups.LOOKUP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("hotplate.stores.redis.reader.LOOKUP_TIMEOUT_S", 0.05)
     async with reading(well) as (server, store):
         await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=SOON_S)
         server.reply = lambda _command: b""
@@ -252,7 +252,7 @@ async def test_calls_after_a_lost_connection_share_the_next_one(monkeypatch: pyt
 
 
 async def test_close_ends_an_attempt_to_connect() -> None:
-    deployment = Standalone(parse("redis://127.0.0.1:1/0"))
+    deployment = Deployment(parse("redis://127.0.0.1:1/0"))
     opening = asyncio.create_task(deployment.server(RedisNode("127.0.0.1", 1)).reads.connection())
     await asyncio.sleep(0)
     closing = asyncio.create_task(deployment.close())

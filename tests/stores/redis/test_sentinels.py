@@ -15,9 +15,7 @@ from hotplate.stores.doctor import examine
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import AccessDenied, ReleaseNotFound, StoreClosed, StoreUnavailable
 from hotplate.stores.lifecycle import update_catalogue
-from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.lookups import Lookups
-from hotplate.stores.redis.routing import CommandRouter
+from hotplate.stores.redis.reader import RedisReader
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
@@ -179,8 +177,7 @@ async def test_late_read_asks_one_replica_of_a_primary() -> None:
         scripted(ScriptedSentinel(1, 1, first, second)) as deployment,
     ):
         await deployment.load()
-        lookups = Lookups(Keys("test"), CommandRouter(deployment))
-        slots = await lookups.get_from_replicas(release_ref(FIRST), keys)
+        slots = await RedisReader(deployment).get_many_elsewhere(release_ref(FIRST), keys, timeout_s=SOON_S)
     assert slots == [b"one"] * len(keys)
     assert len(asked) == len(keys)
     assert len(set(asked)) == 1
