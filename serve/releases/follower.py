@@ -6,7 +6,8 @@ A catalogue of a lower generation is a stale read, unless the store was certainl
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -169,7 +170,12 @@ class Follower:
         outage = Outage(*RETRY_S)
         while True:
             try:
-                await self._poll_changes(outage, warm=warm)
+                async with aclosing(self._prepared_changes(warm=warm)) as changes:
+                    async for catalogue in changes:
+                        async with self._switching:
+                            await self._handle_catalogue(catalogue, is_requested=False)
+                        self.attempted.set()
+                        outage.end()
             except Exception as error:  # noqa: BLE001 -- must not end this task
                 if self._followed is None or not outage.tolerates(error):
                     self._report(error)
@@ -242,52 +248,53 @@ class Follower:
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
 
-    async def _poll_changes(self, outage: Outage, *, warm: bool) -> None:
-        """Poll the store, and handle each catalogue of another version once its new releases are prepared.
+    async def _changes(self) -> AsyncGenerator[Catalogue]:
+        """Yield the catalogue now and after changes of its version; a failed poll ends the iteration with its error."""
+        seen_version = None
+        while True:
+            catalogue = await self._reader.poll()
+            self._polled_at = time.monotonic()
+            if catalogue.version != seen_version:
+                seen_version = catalogue.version
+                yield catalogue
+            await asyncio.sleep(self._reader.poll_s)
+
+    async def _prepared_changes(self, *, warm: bool) -> AsyncGenerator[Catalogue]:
+        """Yield each catalogue that the store reports once its new releases are prepared, as `prepare` says.
 
         The users that it erases are hidden before that. If another catalogue is reported meanwhile, only that one is
-        handled, as soon as its own new releases are prepared: a rollback does not wait for the release that it
-        withdraws. *outage* ends with each catalogue that was handled. Raises the error of a poll that fails.
+        yielded, as soon as its own new releases are prepared: a rollback does not wait for the release that it
+        withdraws.
         """
-        seen_version = None
+        changes = self._changes()
+        change = asyncio.ensure_future(anext(changes, None))  # the present one first
         preparing: asyncio.Task[None] | None = None
         releases = list[ReleaseRef]()  # that are being prepared
         try:
-            while True:
-                catalogue = await self._reader.poll()
-                self._polled_at = time.monotonic()
-                if catalogue.version != seen_version:
-                    seen_version = catalogue.version
-                    await self._hide_erased_users(catalogue)
-                    new_releases = self._new_releases(catalogue)
-                    if preparing is None or new_releases != releases:
-                        if preparing is not None:
-                            preparing.cancel()
-                        releases = new_releases
-                        work = prepare(self._reader, releases, warm=warm, is_first=self.live is None)
-                        preparing = asyncio.create_task(work)
+            while (catalogue := await change) is not None:
+                change = asyncio.ensure_future(anext(changes, None))
+                async with self._switching:
+                    if follows(catalogue, self._followed) and not self._may_lag_behind_restore(catalogue):
+                        await self.erasures.update(self._reader, catalogue)
 
-                if preparing is not None:
-                    await asyncio.wait((preparing,), timeout=self._reader.poll_s)
-                    if not preparing.done():
-                        continue
+                new_releases = self._new_releases(catalogue)
+                if preparing is None or new_releases != releases:
+                    if preparing is not None:
+                        preparing.cancel()
+                    releases = new_releases
+                    work = prepare(self._reader, releases, warm=warm, is_first=self.live is None)
+                    preparing = asyncio.create_task(work)
+
+                await asyncio.wait((preparing, change), return_when=asyncio.FIRST_COMPLETED)
+                if preparing.done():
                     preparing.result()  # raises a defect
                     preparing = None
-                    async with self._switching:
-                        await self._handle_catalogue(catalogue, is_requested=False)
-                    self.attempted.set()
-                    outage.end()
-                await asyncio.sleep(self._reader.poll_s)
+                    yield catalogue
         finally:
-            if preparing is not None:
-                preparing.cancel()
-                await asyncio.gather(preparing, return_exceptions=True)
-
-    async def _hide_erased_users(self, catalogue: Catalogue) -> None:
-        """Hide the users that a catalogue erases, unless it is not to be followed."""
-        async with self._switching:
-            if follows(catalogue, self._followed) and not self._may_lag_behind_restore(catalogue):
-                await self.erasures.update(self._reader, catalogue)
+            unfinished = [change] if preparing is None else [change, preparing]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
     def _new_releases(self, catalogue: Catalogue) -> list[ReleaseRef]:
         """Return the live release and the canary of a catalogue, unless they are known or it is not followed."""
