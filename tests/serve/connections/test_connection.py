@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import orjson
 import pytest
 from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
 
 from hotplate.serve.connections.connection import TRANSITIONS, WRITE_STEP_BYTES, Connection, State
 from hotplate.serve.connections.listeners import Acceptor
@@ -22,6 +23,7 @@ from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
 from tests.support.lane import MemoryTransport, Pair, connected, needs_lane
 from tests.support.memory_store import MemoryStore
+from tests.support.paths import ROOT
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches
@@ -299,6 +301,57 @@ async def test_slow_reader_is_cut_unless_it_reads_a_step_in_time(pair: Pair, mon
         assert not transport.is_closing()
     connection.check(now + write_s + 1)
     assert transport.is_closing()
+
+
+def test_service_uses_only_documented_modules_of_aiohttp() -> None:
+    for path in (ROOT / "serve").rglob("*.py*"):
+        if path.suffix in (".py", ".pyx"):
+            assert not re.search(r"(?m)^\s*(?:from|import) aiohttp\.", path.read_text()), path
+
+
+async def test_handler_of_an_idle_connection_is_freed_and_made_again(pair: Pair) -> None:
+    connection, transport = connected(pair.plain)
+    gc.collect()
+    before = count_objects(RequestHandler)
+    for count in (1, 2):
+        transport.feed(GET)
+        await until_answered(transport, count)
+        await turns(10)
+        connection.check(connection.since + 20)
+        await turns(10)
+        assert count_objects(RequestHandler) == before
+    assert not transport.is_closing()
+
+
+@pytest.mark.parametrize("path", [b"/nothing", b"/livez"], ids=["404", "405"])
+async def test_refused_post_keeps_its_connection_and_its_body_is_discarded(pair: Pair, path: bytes) -> None:
+    for server in (pair.lane, pair.plain):
+        _, transport = connected(server)
+        transport.feed(POST.replace(b"/v1/recommendations", path) + BODY[:100])
+        await turns(20)
+        assert re.match(rb"HTTP/1.1 40[45] ", transport.written)
+        transport.feed(BODY[100:] + LIST)
+        async with asyncio.timeout(30):
+            while b"HTTP/1.1 200 " not in transport.written:
+                await asyncio.sleep(0.001)
+        assert transport.written.count(b"HTTP/1.1 ") == 2
+        assert server.bytes_in_flight == 0
+        assert not transport.closed
+
+
+async def test_client_that_is_gone_before_its_request_begins_leaves_no_error(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    for request in (GET, POST, b"GET / HTTP/1.1\r\nHost : a\r\n\r\n"):
+        for count in range(6):
+            _, transport = connected(pair.plain)
+            transport.feed(request)
+            await turns(count)
+            transport.close()
+            del transport
+            await turns(20)
+    gc.collect()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_every_state_is_in_the_table_and_can_be_reached() -> None:
