@@ -27,9 +27,10 @@ OFF = "off"
 LOG_NAME = "consumed-items"
 # Most entries of the log. With ids of 10 characters, a million takes 140 MB, and 270 MB with MAX_PAIRS.
 MAX_ENTRIES = CAPACITY
-# Entries that a worker sends at once; more are left to the admin process.
-MOST_SENT = 500
-# How long a worker waits for Redis, and for how long it does not try again after a failure.
+# Entries that are sent at once.
+BATCH = 500
+# How long a worker waits for Redis, and for how long it does not try again after a failure, if the sharing lags by more
+# than this.
 SEND_S = 0.25
 RETRY_S = 2.0
 # How long a worker waits at its start for the first reading of all entries.
@@ -127,7 +128,7 @@ class ConsumedSender:
         """Append the items that events hide to the log in Redis through which the services of a shop share them.
 
         *hidden* has a user, and hashes of user and items, per event. Those of erased users are not sent. Nothing is
-        sent if they are too many, or if Redis does not answer in SEND_S, or did not within RETRY_S: the admin process
+        sent if they are too many, or if Redis does not answer in SEND_S or is known to be away: the admin process
         (`ConsumedSharing`) sends them later, from the events on disk.
         """
         parts = [part for pairs in hidden if not self._is_erased(pairs.user) for part in parts_of(pairs)]
@@ -136,7 +137,8 @@ class ConsumedSender:
 
         is_sent = False
         try:
-            if len(parts) <= MOST_SENT and time.monotonic() > self._retry_at:
+            is_away = time.monotonic() < self._retry_at and self._state.lag_s > RETRY_S
+            if len(parts) <= BATCH and not is_away:
                 async with asyncio.timeout(SEND_S):
                     await send_pairs(self._entries, parts, self._metrics)
                 is_sent = True

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.base.timing import Backoff
 from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, encode_pairs, parts_of
-from hotplate.serve.consumed.sender import MAX_ENTRIES, SharingState, open_shared_log, send_pairs
+from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, open_shared_log, send_pairs
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
 from hotplate.serve.consumed.table import HOUR_S, MAX_HOURS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
@@ -42,8 +42,6 @@ PAUSES_S = (0.05, 0.5)
 # How long sending waits for the erased users of stores that do not answer, and pauses between attempts.
 ERASED_S = 5.0
 ERASED_PAUSES_S = (0.2, 10.0)
-# Events that are read, and entries that are sent, at once: Redis answers others between them, after some 0.4 ms.
-BATCH = 100
 # For sending the last events at a stop.
 FLUSH_S = 1.0
 # By how much the clock of a file system may lag behind.

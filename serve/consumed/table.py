@@ -69,7 +69,7 @@ class PairTable:
             return False
 
         earliest = min(times)
-        if until > earliest:
+        if until >= earliest:
             place = times.tolist().index(earliest)
             tags[place] = tag
             times[place] = until
