@@ -141,7 +141,14 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
         "hotplate.serve.telemetry.export",
         "hotplate.serve.telemetry.tracing",
     )
-    extras = (*of_extras, "hotplate.testing", "hotplate.__main__", "hotplate.client", "hotplate.base.report_page")
+    extras = (
+        *of_extras,
+        "hotplate.testing",
+        "hotplate.__main__",
+        "hotplate.client",
+        "hotplate.evaluation",
+        "hotplate.base.report_page",
+    )
     names = [name_of(module) for module in modules_of(room)]
     names = [name for name in names if not name.startswith(extras) and not is_work_of_a_verb(name)]
     program = f"import sys, {', '.join(names)}; print(*sys.modules)"
