@@ -136,7 +136,7 @@ class RequestTransport(asyncio.Transport):
         self.connection.write(data)
 
     def pause_reading(self) -> None:
-        """Receive no more of a body for now: see `aiohttp.StreamReader`."""
+        """Receive no more of a body until its handler has read more of it."""
         transport = self.connection.transport
         if transport is not None:
             transport.pause_reading()
@@ -643,15 +643,9 @@ class Connection(asyncio.Protocol):
             self._server.writer.metrics.count_shed("slow_body")
             self._fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is IDLE and age_s > limits.idle_s:
-            self._close_idle()
+            self.close_if_idle()
         elif self.state is IDLE and age_s > DETACH_S:
             self.detach()
-
-    def _close_idle(self) -> None:
-        if self._open_transport.is_closing():  # the check before closed it, but unsent bytes or TLS kept it open
-            self.cut()
-        else:
-            self._open_transport.close()
 
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
@@ -693,7 +687,11 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close if no request has begun."""
-        if self.state is IDLE:
+        if self.state is not IDLE:
+            return
+        if self._open_transport.is_closing():  # it was closed before, but unsent bytes or TLS kept it open
+            self.cut()
+        else:
             self._open_transport.close()
 
     def give_up(self) -> None:
