@@ -318,7 +318,7 @@ def test_reads_without_a_charge_are_refused(tmp_path: Path) -> None:
 def test_missing_prices_leave_out_dependent_figures(tmp_path: Path) -> None:
     yours = tmp_path / "yours.toml"
     text = OURS.read_text().partition("[redis_gb_hour]")[0]
-    yours.write_text(re.sub(r"\[serverless_million_ru\]\n(?:[^\[].*\n|\n)*", "", text))
+    yours.write_text(re.sub(r"\[serverless_million_ru\]\n(?:[^\[\n].*\n|\n)*", "", text))
     figures = values(planned(*LEAST, "--prices", yours))
     assert "no sizes of Redis" in figures["redis_cost"]
     assert "no serverless_million_ru" in figures["serverless_cost"]
