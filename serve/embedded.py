@@ -13,10 +13,11 @@ from typing import Any, Self, TypedDict, Unpack
 
 from hotplate.base.background import Background, blocking
 from hotplate.base.recommendations import FilterOptions, ListOptions, Recommendations
-from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.list_options import DEFAULT_N, ID_OPTIONS, RECENCY, Selection
-from hotplate.serve.list_requests import (
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.options import DEFAULT_N, ID_OPTIONS, RECENCY, Selection
+from hotplate.serve.lists.paging import parse_cursor
+from hotplate.serve.lists.requests import (
     ListAnswer,
     ListRequest,
     answer_list,
@@ -25,11 +26,10 @@ from hotplate.serve.list_requests import (
     read_lists,
     shape_list,
 )
-from hotplate.serve.paging import parse_cursor
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Shaper
-from hotplate.serve.states import Reporter
+from hotplate.serve.lists.shaping import Shaper
+from hotplate.serve.processes.states import Reporter
 from hotplate.serve.tasks import background
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.watched import follow
 from hotplate.stores.encoding import ITEM, POPULAR, USER, check_id, decode
 from hotplate.stores.errors import StoreMisused

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Final, Literal, Self
 
 from hotplate.serve.api.routes import TEMPLATES
-from hotplate.serve.shared_table import private_floats
+from hotplate.serve.processes.shared_table import private_floats
 from hotplate.stores.store import TOKEN
 
 Labels = tuple[str, ...]

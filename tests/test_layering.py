@@ -137,7 +137,7 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
     of_extras = (
         "hotplate.stores.redis",
         "hotplate.stores.cosmos",
-        "hotplate.serve.item_factors",
+        "hotplate.serve.lists.item_factors",
         "hotplate.serve.telemetry.export",
         "hotplate.serve.telemetry.tracing",
     )

@@ -16,7 +16,7 @@ from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.options import VENDOR
 from hotplate.bench.process import RedisServer
 from hotplate.serve.embedded import open_lists, open_sync
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, USER, decode, encode

@@ -16,7 +16,7 @@ from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
 if TYPE_CHECKING:
-    from hotplate.serve.list_requests import ListRequest
+    from hotplate.serve.lists.requests import ListRequest
 
 
 def serve(
@@ -74,8 +74,8 @@ def lookup(
 
     A named list: hotplate lookup 12347 --list basket
     """
-    from hotplate.serve.list_options import Selection
-    from hotplate.serve.list_requests import ListRequest
+    from hotplate.serve.lists.options import Selection
+    from hotplate.serve.lists.requests import ListRequest
 
     request = ListRequest(USER, check_id(user), selection=Selection(n, segment=segment, list=name))
     answer = run_on_store(store, partial(_answer_request, request))
@@ -85,9 +85,9 @@ def lookup(
 async def _answer_request(request: "ListRequest", store: Store) -> Recommendations:
     """Return what a service that reads only *store* would answer to *request*."""
     from hotplate.serve.embedded import recommendations_of
-    from hotplate.serve.list_requests import answer_list
-    from hotplate.serve.reader import TieredReader
-    from hotplate.serve.shaping import Shaper
+    from hotplate.serve.lists.requests import answer_list
+    from hotplate.serve.lists.shaping import Shaper
+    from hotplate.serve.tiers.reader import TieredReader
 
     reader = TieredReader({"store": store}, budget_s=10.0)
     await reader.tiers[0].follower.refresh()  # reads the catalogue

@@ -19,8 +19,8 @@ from hotplate.serve.access.keys import IF_MISSING, READ, SCOPES, KeyHolder, dige
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.problems import Problem
+from hotplate.serve.processes.shared_table import private_floats
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_table import private_floats
 from hotplate.serve.watched import WatchedFiles
 
 API_KEY = istr("X-API-Key")

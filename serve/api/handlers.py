@@ -13,15 +13,15 @@ from xxhash import xxh3_64_hexdigest
 from hotplate.serve.api.parameters import parse_batch, parse_fold_in, parse_id, read_body, read_json_body
 from hotplate.serve.api.routes import JSON, MSGPACK
 from hotplate.serve.api.schemas import BatchBody, NoQuery, UserPage
-from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import FoldInFull
-from hotplate.serve.list_options import FILTERED, PagedSelection, Selection
-from hotplate.serve.list_requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
-from hotplate.serve.paging import parse_cursor
+from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.lists.options import FILTERED, PagedSelection, Selection
+from hotplate.serve.lists.paging import parse_cursor
+from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
+from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.problems import overloaded
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.records import ListOrigin
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import ITEM, POPULAR, USER
 
 PRIVATE = "private, no-cache"

@@ -11,9 +11,9 @@ from aiohttp import web
 from hotplate.serve.api.handlers import NO_STORE, conditional
 from hotplate.serve.api.routes import EVENTS_TAG, HTML, JSON, OPERATIONS, TEXT, Operation, Schema
 from hotplate.serve.api.schemas import NoQuery, ProblemAnswer
-from hotplate.serve.list_options import Id
+from hotplate.serve.lists.options import Id
 from hotplate.serve.problems import CONTENT_TYPE, Problem
-from hotplate.serve.readiness import WorkerReadiness
+from hotplate.serve.processes.readiness import WorkerReadiness
 
 SCRIPT = "text/javascript"
 STYLE = "text/css"

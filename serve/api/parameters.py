@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from hotplate.serve.api.routes import JSON, MSGPACK, OPERATIONS, Operation
 from hotplate.serve.api.schemas import BatchBody, FoldInBody
-from hotplate.serve.list_options import ID_OPTIONS, MAX_EXCLUDED, MAX_N, Selection
+from hotplate.serve.lists.options import ID_OPTIONS, MAX_EXCLUDED, MAX_N, Selection
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.stores.encoding import MAX_ID_BYTES, check_id
 from hotplate.stores.errors import StoreMisused

@@ -27,7 +27,7 @@ from hotplate.serve.api.schemas import (
     SimilarAnswer,
     StatusAnswer,
 )
-from hotplate.serve.list_options import PagedSelection
+from hotplate.serve.lists.options import PagedSelection
 
 Schema = dict[str, Any]
 

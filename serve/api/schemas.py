@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from hotplate.base.recommendations import Item
-from hotplate.serve.list_options import BEGIN, CURSOR_PATTERN, RECENCY, Count, Id, Selection
+from hotplate.serve.lists.options import BEGIN, CURSOR_PATTERN, RECENCY, Count, Id, Selection
 from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME
 
 # Users of a batch, and rows of one to score.

@@ -54,16 +54,16 @@ from hotplate.serve.api.routes import ITEM_PATH, POPULAR_PATH, USER_PATH
 from hotplate.serve.connections.answers import header_lines
 from hotplate.serve.connections.headers import IGNORED
 from hotplate.serve.connections.headers import READ as READ_HEADERS
-from hotplate.serve.encoded_lists import SOURCES, EncodedList
+from hotplate.serve.lists.encoded_lists import SOURCES, EncodedList
 from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
-from hotplate.serve.list_options import PagedSelection
+from hotplate.serve.lists.options import PagedSelection
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem, internal_error
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
 from hotplate.serve.telemetry.spans import use_span
-from hotplate.serve.tiers import Origin
+from hotplate.serve.tiers.tier import Origin
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
     EVERYBODY,

@@ -20,9 +20,9 @@ from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import Connection, OpenConnections, RequestTransport
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor, room_for_connections
-from hotplate.serve.lookups import read_within
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter
 from hotplate.serve.settings import Limits
+from hotplate.serve.tiers.lookups import read_within
 from hotplate.stores.folders import return_free_memory
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hotplate.serve.consumed.table import CAPACITY, ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import CONSUMED_ITEMS, CONSUMED_PAIRS, SENT, Metrics
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.tier_metrics import StoreObserver
+from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.stores.connect import REDIS, open_entry_log
 from hotplate.stores.errors import StoreError
 from hotplate.stores.urls import scheme_of

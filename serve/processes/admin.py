@@ -31,12 +31,12 @@ from hotplate.serve.processes.console import Console
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, json_of
 from hotplate.serve.processes.release_admin import ReleaseAdmin
+from hotplate.serve.processes.states import Reporter
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.releases.withdrawal import ReleaseJudge
-from hotplate.serve.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers import tier_names
+from hotplate.serve.tiers.tier import tier_names
 from hotplate.serve.watched import catch_up, follow
 from hotplate.stores.errors import (
     AccessDenied,

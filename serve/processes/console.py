@@ -20,13 +20,13 @@ from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.errors import InvalidClient, KeysUnreadable, NotReady, UnknownList
-from hotplate.serve.list_options import Id, ListName, Selection
-from hotplate.serve.list_requests import ListRequest, answer_list
+from hotplate.serve.lists.options import Id, ListName, Selection
+from hotplate.serve.lists.requests import ListRequest, answer_list
+from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, ServiceView, UserView, json_of, operator_of
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Shaper
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import USER, decode
 
 T = TypeVar("T")

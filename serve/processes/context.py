@@ -12,16 +12,16 @@ from hotplate.serve.connections.listeners import ConnectionBalance
 from hotplate.serve.consumed.sender import SharingState, sharing_url
 from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed
-from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.lists.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
+from hotplate.serve.processes.shared_table import Kind, Records, Region, SharedTable
+from hotplate.serve.processes.states import SharedStates, state_bytes
 from hotplate.serve.releases.comparison import COMPARISONS_BYTES, COUNTS_BYTES, SharedComparisons
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
-from hotplate.serve.states import SharedStates, state_bytes
-from hotplate.serve.tiers import tier_names
+from hotplate.serve.tiers.tier import tier_names
 from hotplate.serve.watched import WatchedFiles
 
 # Keys, the certificate with its key, the deny-list, and overrides; the last two may be the largest.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import orjson
 
-from hotplate.serve.readiness import Status
-from hotplate.serve.states import SILENT_S, SharedStates, service_status
+from hotplate.serve.processes.readiness import Status
+from hotplate.serve.processes.states import SILENT_S, SharedStates, service_status
 
 # Open connections, and length of the accept queue.
 CONNECTIONS = 16

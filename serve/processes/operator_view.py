@@ -11,10 +11,10 @@ from hotplate.base.intervals import Interval, rate_interval
 from hotplate.base.recommendations import Item
 from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
-from hotplate.serve.readiness import Status
+from hotplate.serve.processes.readiness import Status
+from hotplate.serve.processes.states import ProcessState, TierState, service_status, status_now
 from hotplate.serve.releases.comparison import CanaryTrial
 from hotplate.serve.releases.counts import ReleaseCounts
-from hotplate.serve.states import ProcessState, TierState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
 from hotplate.stores.transitions import rollback_target
 

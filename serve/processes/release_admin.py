@@ -17,7 +17,7 @@ from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.processes.operator_view import CatalogueView, StoresView, json_of, operator_of
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.tiers import tier_names
+from hotplate.serve.tiers.tier import tier_names
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import collected_warnings, with_warnings
 from hotplate.stores.connect import opened

@@ -33,9 +33,9 @@ from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
 from hotplate.serve.consumed.sender import LOG_NAME, sharing_url
-from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.fold_in import load_numpy
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.fold_in import load_numpy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.context import ProcessContext, create_memory

@@ -22,14 +22,14 @@ from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
-from hotplate.serve.reader import FIRST_READ_S, TieredReader
-from hotplate.serve.readiness import Status, WorkerReadiness
+from hotplate.serve.processes.readiness import Status, WorkerReadiness
+from hotplate.serve.processes.states import ProcessState, Reporter, short
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.states import ProcessState, Reporter, short
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
-from hotplate.serve.tiers import loop_time
+from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
+from hotplate.serve.tiers.tier import loop_time
 from hotplate.serve.watched import catch_up, follow
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Reader
 
 if TYPE_CHECKING:
-    from hotplate.serve.fold_in import FoldIn
+    from hotplate.serve.lists.fold_in import FoldIn
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from hotplate.serve.processes.shared_table import Records
 from hotplate.serve.releases.counts import BothCounts, CountedRelease, ReleaseCounts
 from hotplate.serve.releases.judgement import find_regression
-from hotplate.serve.shared_table import Records
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, State
 from hotplate.stores.transitions import rollback_target
 

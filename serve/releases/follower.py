@@ -32,7 +32,7 @@ from hotplate.stores.timing import Outage
 from hotplate.stores.verification import counted
 
 if TYPE_CHECKING:
-    from hotplate.serve.fold_in import FoldIn
+    from hotplate.serve.lists.fold_in import FoldIn
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import time
 
 import msgspec
 
+from hotplate.serve.processes.shared_table import Records, RecordTooLarge
 from hotplate.serve.releases.served import ServedRelease, TierRelease
-from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest

@@ -13,7 +13,7 @@ from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.counts import CountedRelease, ReleaseCounts, live_reads
 from hotplate.serve.releases.served import ReleaseTally, ServedRelease
 from hotplate.serve.tasks import repeat
-from hotplate.serve.tiers import Tier, batches_of
+from hotplate.serve.tiers.tier import Tier, batches_of
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import is_empty
 from hotplate.stores.errors import ReleaseCorrupt, StoreError

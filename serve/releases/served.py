@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
-from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
-from hotplate.serve.fold_in import FoldIn
+from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
+from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.metrics import LOOKUP_OUTCOMES
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
@@ -16,7 +16,7 @@ from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_servable
 
 if TYPE_CHECKING:
-    from hotplate.serve.item_factors import ItemFactors
+    from hotplate.serve.lists.item_factors import ItemFactors
 
 
 # Keys of missing rows that are remembered.

@@ -15,10 +15,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import Metrics
+from hotplate.serve.processes.states import SharedStates
 from hotplate.serve.releases.comparison import HOUR_S, SharedComparisons, TierComparisons, sum_of
 from hotplate.serve.releases.counts import NO_READS, ReleaseCounts, canary_counts
 from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
-from hotplate.serve.states import SharedStates
 from hotplate.serve.tasks import background, repeat
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
 from hotplate.stores.connect import opened

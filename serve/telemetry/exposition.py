@@ -13,9 +13,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
-from hotplate.serve.readiness import Status
+from hotplate.serve.processes.readiness import Status
+from hotplate.serve.processes.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 from hotplate.serve.releases.comparison import TierComparisons
-from hotplate.serve.states import REPORT_S, SILENT_S, ProcessState, TierState, status_now
 
 # Field of /proc/PID/stat, counted after the process name.
 _MAJOR_FAULTS = 9

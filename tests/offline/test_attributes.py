@@ -16,7 +16,7 @@ import hotplate as library
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.serve.filters import Rejected
+from hotplate.serve.lists.filters import Rejected
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.encoding import encode_id
 from hotplate.stores.errors import StoreMisused

@@ -10,10 +10,10 @@ import pytest
 import hotplate
 from hotplate.client import Client, RequestRefused
 from hotplate.serve.errors import UnknownList
-from hotplate.serve.list_options import Selection
+from hotplate.serve.lists.options import Selection
+from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Shaper
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey, decode
 from hotplate.stores.errors import StoreUnavailable

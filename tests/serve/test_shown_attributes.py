@@ -12,7 +12,7 @@ import pytest
 
 import hotplate
 from hotplate.base.recommendations import ITEM_FIELDS, Item
-from hotplate.serve.filters import ReleaseFilters
+from hotplate.serve.lists.filters import ReleaseFilters
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import encode
 from tests.support.service import UNTIL_S, Answer, Service, publish_lists, running, until

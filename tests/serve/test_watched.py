@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
+from hotplate.serve.processes.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.tasks import background
 from hotplate.serve.watched import WatchedFiles, follow
 

@@ -21,7 +21,7 @@ from redis import Redis
 
 from hotplate.offline import model
 from hotplate.offline.errors import ModelUnusable
-from hotplate.serve.filters import Rejected
+from hotplate.serve.lists.filters import Rejected
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.catalogue_record import FORMAT, dump, parse

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.tiers.reader import TieredReader
 from tests.support.service import a_list
 
 # For how long a condition is waited for, on however busy a machine.

@@ -2,8 +2,8 @@
 
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.processes.context import regions
-from hotplate.serve.shared_table import SharedTable
-from hotplate.serve.states import SharedStates
+from hotplate.serve.processes.shared_table import SharedTable
+from hotplate.serve.processes.states import SharedStates
 
 
 def table(workers: int = 1, tiers: int = 1) -> SharedTable:

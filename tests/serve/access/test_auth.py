@@ -8,7 +8,7 @@ import pytest
 from hotplate.serve.access.auth import CELLS, Guard, buckets_of
 from hotplate.serve.access.keys import KeyHolder, create
 from hotplate.serve.problems import Problem
-from hotplate.serve.shared_table import private_floats
+from hotplate.serve.processes.shared_table import private_floats
 from tests.support.service import running, until
 
 RATE = 200.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.api.parameters import QueryParser, parse_batch
 from hotplate.serve.api.schemas import NoQuery
-from hotplate.serve.list_options import PagedSelection
+from hotplate.serve.lists.options import PagedSelection
 from hotplate.serve.problems import Problem
 
 PARSER = QueryParser(PagedSelection, "GET /v1/popular")

@@ -18,7 +18,7 @@ from hotplate.serve.api.schemas import MAX_USERS
 from hotplate.serve.connections.framing import MAX_CHUNKS, ChunkedBody, MalformedBody, TooManyChunks
 from hotplate.serve.embedded import Lists
 from hotplate.serve.problems import Problem
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.tiers.reader import TieredReader
 from tests.support.lane import MemoryTransport, Pair, connected
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish

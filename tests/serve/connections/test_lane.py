@@ -18,18 +18,18 @@ import pytest
 from hotplate.serve.access.keys import create, revoke
 from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.server import HttpServer
-from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedLists
 from hotplate.serve.generation import Policy
-from hotplate.serve.hidden_users import HiddenUsers
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.encoded_lists import EncodedLists
+from hotplate.serve.lists.hidden_users import HiddenUsers
 from hotplate.serve.metrics import REQUEST_TIMES
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.readiness import WorkerReadiness
+from hotplate.serve.processes.readiness import WorkerReadiness
+from hotplate.serve.processes.states import Reporter
 from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
-from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.access_log import AccessLog
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore

@@ -17,8 +17,8 @@ from hotplate.serve.events.experiments import (
     skewness,
     users_needed,
 )
-from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.canary import ServedCanary
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Arm, Experiment, ReleaseId, UserShare
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey

@@ -11,8 +11,8 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.processes.health import LOOK_S, START_S, Health
-from hotplate.serve.readiness import Status
-from hotplate.serve.states import ProcessState
+from hotplate.serve.processes.readiness import Status
+from hotplate.serve.processes.states import ProcessState
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted
 from tests.support.redis_server import certify

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from xxhash import xxh3_64_intdigest
 
-from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId

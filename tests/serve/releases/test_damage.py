@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.tiers.reader import TieredReader
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 from tests.support.service import a_list, publish_lists, serving, until

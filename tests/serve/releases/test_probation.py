@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import redis
 
-from hotplate.serve.breaker import FAILURES
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.processes.context import regions
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.processes.shared_table import SharedTable
+from hotplate.serve.processes.states import Reporter, SharedStates
 from hotplate.serve.releases import withdrawal
 from hotplate.serve.releases.comparison import (
     HOUR_S,
@@ -29,9 +29,9 @@ from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.releases.judgement import find_regression
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.releases.withdrawal import LOOKUPS, RETRY_S, ReleaseJudge
-from hotplate.serve.shared_table import SharedTable
-from hotplate.serve.states import Reporter, SharedStates
 from hotplate.serve.telemetry.exposition import Exposition
+from hotplate.serve.tiers.breaker import FAILURES
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable

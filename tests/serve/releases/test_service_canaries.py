@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from hotplate.serve.metrics import CANARY, CANARY_LOOKUPS, LIVE, Metrics
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.processes.states import Reporter, SharedStates
 from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.follower import CANARY_S
 from hotplate.serve.releases.withdrawal import ReleaseJudge
-from hotplate.serve.states import Reporter, SharedStates
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from tests.support.memory_store import MemoryStore

@@ -24,10 +24,10 @@ from opentelemetry.trace import SpanKind
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics, request_cell
-from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import CONNECTION_STRING, Sampling, TelemetrySettings, read_telemetry
 from hotplate.serve.telemetry.export import MetricReport, exporters_for
 from hotplate.serve.telemetry.tracing import Tracer
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account
 from tests.support.http_server import http_server

@@ -3,9 +3,9 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from hotplate.serve.metrics import BUCKETS_S, ROUTES, Metrics, request_cell
-from hotplate.serve.states import Reporter
+from hotplate.serve.processes.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers import LocalTier
+from hotplate.serve.tiers.tier import LocalTier
 from tests.support.memory_store import MemoryStore
 
 

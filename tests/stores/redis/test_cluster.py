@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 from redis.crc import key_slot
 
-from hotplate.serve.breaker import FAILURES
+from hotplate.serve.tiers.breaker import FAILURES
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine

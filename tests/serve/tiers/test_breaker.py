@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.breaker import FAILURES, PROBE_PAUSES_S, Breaker
+from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S, Breaker
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.clock import FakeClock
 

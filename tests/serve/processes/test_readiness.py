@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.readiness import Status, WorkerReadiness
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.processes.readiness import Status, WorkerReadiness
+from hotplate.serve.tiers.reader import TieredReader
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import LOOKUP_COUNTS, LOOKUPS, Metrics
 from hotplate.serve.processes.context import create_memory, regions
+from hotplate.serve.processes.shared_table import Kind, Records, RecordTooLarge, Region, SharedTable
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_table import Kind, Records, RecordTooLarge, Region, SharedTable
 
 SIZE = 300
 ROWS = 3

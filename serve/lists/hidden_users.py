@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList, EncodedLists
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.encoded_lists import EncodedList, EncodedLists
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.tiers import Origin, Tier
+from hotplate.serve.tiers.tier import Origin, Tier
 from hotplate.stores.encoding import USER, RowKey
 
 

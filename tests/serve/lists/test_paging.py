@@ -13,12 +13,12 @@ import pytest
 
 import hotplate
 from hotplate.client import Client, RequestRefused
-from hotplate.serve.deny_list import NO_OVERRIDES, DenyList, DenyListFile
-from hotplate.serve.list_options import BEGIN, Selection
-from hotplate.serve.list_requests import ListRequest, answer_list, answer_nowait, read_lists, shape_list
-from hotplate.serve.paging import FIRST, Cursor, parse_cursor
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Shaper
+from hotplate.serve.lists.deny_list import NO_OVERRIDES, DenyList, DenyListFile
+from hotplate.serve.lists.options import BEGIN, Selection
+from hotplate.serve.lists.paging import FIRST, Cursor, parse_cursor
+from hotplate.serve.lists.requests import ListRequest, answer_list, answer_nowait, read_lists, shape_list
+from hotplate.serve.lists.shaping import Shaper
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.attributes import encode_attributes
 from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey, decode, encode_id
 from hotplate.stores.errors import StoreMisused

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplate.base.recommendations import Item
-from hotplate.serve.fold_in import FoldIn, from_similar, summed_weights
-from hotplate.serve.lookups import Lookups, is_list
-from hotplate.serve.tiers import Origin, Tier
+from hotplate.serve.lists.fold_in import FoldIn, from_similar, summed_weights
+from hotplate.serve.tiers.lookups import Lookups, is_list
+from hotplate.serve.tiers.tier import Origin, Tier
 from hotplate.stores.encoding import ITEM, RowKey, encode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ReadResult
 
 if TYPE_CHECKING:
-    from hotplate.serve.item_factors import ItemFactors
+    from hotplate.serve.lists.item_factors import ItemFactors
 
 # An item, and its weight (None for the usual one).
 BasketItem = tuple[str, float | None]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from hotplate.serve.embedded import Lists
-from hotplate.serve.hedging import BURST, HEDGED
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.tiers.hedging import BURST, HEDGED
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ReadResult

@@ -4,10 +4,10 @@ from collections.abc import Collection
 
 from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
-from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
-from hotplate.serve.list_options import ALL_FIELDS, Selection
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
+from hotplate.serve.lists.options import ALL_FIELDS, Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
     NO_OFFSET,

@@ -26,7 +26,7 @@ from hotplate.stores.store import Reader, read_one
 from hotplate.stores.verification import read_pieces
 
 if TYPE_CHECKING:
-    from hotplate.serve.item_factors import ItemFactors
+    from hotplate.serve.lists.item_factors import ItemFactors
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class FoldIn:
         """
         import numpy as np  # noqa: PLC0415 -- an extra
 
-        from hotplate.serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy
+        from hotplate.serve.lists.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy
 
         size = 4 * description.items * description.factors  # float32
         if size > MAX_BYTES:

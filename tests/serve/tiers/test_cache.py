@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.cache import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
-from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.list_options import Selection
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.lists.options import Selection
 from hotplate.serve.metrics import CACHE, LOOKUPS
-from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.tiers.cache import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable

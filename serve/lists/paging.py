@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_hexdigest
 
-from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.list_options import BEGIN, CURSOR_PATTERN
+from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.lists.options import BEGIN, CURSOR_PATTERN
 from hotplate.stores.encoding import NO_OFFSET, SEPARATOR, ids_of
 from hotplate.stores.errors import StoreMisused
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from hotplate.serve.deny_list import NO_OVERRIDES, Overrides
-from hotplate.serve.list_options import EXAMPLE, MAX_WHERE_CHARS, PER_PATTERN
+from hotplate.serve.lists.deny_list import NO_OVERRIDES, Overrides
+from hotplate.serve.lists.options import EXAMPLE, MAX_WHERE_CHARS, PER_PATTERN
 from hotplate.stores.attributes import EXACT_FLOATS, Column, ItemAttributes
 from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
 from hotplate.stores.errors import StoreMisused

@@ -7,9 +7,8 @@ import time
 import msgspec
 
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.readiness import Status
-from hotplate.serve.states import (
+from hotplate.serve.processes.readiness import Status
+from hotplate.serve.processes.states import (
     FINDINGS,
     RULE_CHARS,
     RULES,
@@ -20,6 +19,7 @@ from hotplate.serve.states import (
     service_status,
     short_rules,
 )
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import Release, ReleaseId, State
 from hotplate.stores.encoding import MAX_LIST_NAME, MAX_LISTS
 from tests.support.memory_store import MemoryStore

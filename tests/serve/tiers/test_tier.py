@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, PROBE_PAUSES_S
 from hotplate.serve.embedded import Lists
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.tier_metrics import StoreObserver
-from hotplate.serve.tiers import Tier
+from hotplate.serve.tiers.breaker import FAILURES, FAILURES_OF_PARTS, PROBE_PAUSES_S
+from hotplate.serve.tiers.observer import StoreObserver
+from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, ReadResult
@@ -97,7 +97,9 @@ async def test_circuit_opens_for_a_store_that_never_answers(
         await reader.personal_many(["0", "1", "2", "3"])
     assert tier.breaker.is_open
     assert tier.error == "circuit open after repeated failures: this one could not be read"
-    assert [record.levelname for record in caplog.records if record.name == "hotplate.serve.breaker"] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "hotplate.serve.tiers.breaker"] == [
+        "WARNING"
+    ]
 
 
 @virtual

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from hotplate.base.recommendations import RequestOptions
-from hotplate.serve.list_options import PagedSelection
+from hotplate.serve.lists.options import PagedSelection
 from tests.support.paths import ROOT
 
 
@@ -12,7 +12,7 @@ def test_option_that_only_calls_have_is_an_error_at_import() -> None:
     program = (
         "from hotplate.base.recommendations import RequestOptions\n"
         "RequestOptions.__optional_keys__ |= {'exclude_prefix'}\n"
-        "import hotplate.serve.list_options\n"
+        "import hotplate.serve.lists.options\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hotplate.serve.encoded_lists import SOURCES, EncodedList
-from hotplate.serve.list_options import Selection
-from hotplate.serve.paging import FIRST, MAX_ITEMS, Cursor, page_of
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Shaper
+from hotplate.serve.lists.encoded_lists import SOURCES, EncodedList
+from hotplate.serve.lists.options import Selection
+from hotplate.serve.lists.paging import FIRST, MAX_ITEMS, Cursor, page_of
+from hotplate.serve.lists.shaping import Shaper
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey
 
 

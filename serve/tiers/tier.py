@@ -17,11 +17,8 @@ from typing import TypeVar
 
 import msgspec
 
-from hotplate.serve.breaker import Breaker
-from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
-from hotplate.serve.fold_in import FoldIn
-from hotplate.serve.hedging import Hedge
+from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.metrics import (
     CACHE,
     CACHE_HIT,
@@ -39,6 +36,9 @@ from hotplate.serve.releases.counts import canary_counts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
+from hotplate.serve.tiers.breaker import Breaker
+from hotplate.serve.tiers.cache import NOT_CACHED, Cache
+from hotplate.serve.tiers.hedging import Hedge
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER, RowKey
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable

@@ -6,10 +6,10 @@ import msgspec
 
 from hotplate.serve.api.schemas import Status
 from hotplate.serve.errors import NotReady, UnknownList
-from hotplate.serve.lookups import BatchWalk, RowsRead, is_list
 from hotplate.serve.metrics import ERROR, HIT, MISS
 from hotplate.serve.releases.served import ServedRelease, TierRelease
-from hotplate.serve.tiers import Origin, Tier
+from hotplate.serve.tiers.lookups import BatchWalk, RowsRead, is_list
+from hotplate.serve.tiers.tier import Origin, Tier
 from hotplate.stores.encoding import EVERYBODY, ITEM, NO_OFFSET, POPULAR, USER, RowKey, is_empty
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ReadResult

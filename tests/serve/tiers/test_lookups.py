@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pytest
 from hypothesis import strategies as st
 
-from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import Tier
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.encoded_lists import EncodedList
+from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import Tier
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import USER, RowKey

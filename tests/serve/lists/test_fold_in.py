@@ -29,14 +29,14 @@ from hotplate.offline.train import similar
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences
 from hotplate.offline.train.popularity import most_popular
 from hotplate.offline.train.ranking import RecentWeights
-from hotplate.serve import fold_in
-from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import FoldInFull
-from hotplate.serve.fold_in import MAX_ITEMS, from_similar, summed_weights
-from hotplate.serve.item_factors import ItemFactors
-from hotplate.serve.list_options import RECENCY, Selection
+from hotplate.serve.lists import fold_in
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.fold_in import MAX_ITEMS, from_similar, summed_weights
+from hotplate.serve.lists.item_factors import ItemFactors
+from hotplate.serve.lists.options import RECENCY, Selection
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.reader import FoldedIn, TieredReader
+from hotplate.serve.tiers.reader import FoldedIn, TieredReader
 from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, decode, encode, encode_id
 from hotplate.stores.factors import ItemEntry, lift_of, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore

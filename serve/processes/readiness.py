@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import Tier
+from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import Tier
 from hotplate.serve.watched import WatchedFiles
 
 if TYPE_CHECKING:

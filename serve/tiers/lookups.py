@@ -54,7 +54,7 @@ from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import CACHE, CACHE_SHARED
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests
-from hotplate.serve.tiers import Origin, RowsOfRelease, Tier, batches_of, loop_time
+from hotplate.serve.tiers.tier import Origin, RowsOfRelease, Tier, batches_of, loop_time
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult

@@ -11,11 +11,11 @@ import msgspec
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.log_once import LogOnce
-from hotplate.serve.readiness import Status, status_of_tiers
+from hotplate.serve.processes.readiness import Status, status_of_tiers
+from hotplate.serve.processes.shared_table import Records, RecordTooLarge
 from hotplate.serve.releases.canary import identity
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.shared_table import Records, RecordTooLarge
-from hotplate.serve.tiers import Tier
+from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import Release
 
 log = logging.getLogger(__name__)

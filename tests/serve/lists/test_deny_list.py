@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.serve.deny_list import DenyListFile, DenyListInvalid, parse
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.lists.deny_list import DenyListFile, DenyListInvalid, parse
 from hotplate.stores.encoding import NO_OFFSET, body_of, cut_without, decode, encode_id
 from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
 

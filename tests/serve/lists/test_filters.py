@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 import hotplate
 from hotplate.base.recommendations import Item
-from hotplate.serve import filters
-from hotplate.serve.deny_list import DenyListInvalid, parse_overrides
-from hotplate.serve.filters import Condition, Rejected, ReleaseFilters, parse_where
-from hotplate.serve.reader import TieredReader
+from hotplate.serve.lists import filters
+from hotplate.serve.lists.deny_list import DenyListInvalid, parse_overrides
+from hotplate.serve.lists.filters import Condition, Rejected, ReleaseFilters, parse_where
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import EVERYBODY, decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
@@ -424,7 +424,7 @@ OVERRIDES = st.lists(
 @pytest.mark.parametrize("row", ["i{},,true", "i{},,", "", "i{},5,"], ids=["denied", "empty", "blank", "value"])
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
 def test_each_row_of_overrides_counts_towards_the_limit(monkeypatch: pytest.MonkeyPatch, row: str, end: str) -> None:
-    monkeypatch.setattr("hotplate.serve.deny_list.MAX_OVERRIDES", 10)
+    monkeypatch.setattr("hotplate.serve.lists.deny_list.MAX_OVERRIDES", 10)
 
     def written(rows: int) -> bytes:
         return end.join(["item,stock,deny", *(row.format(number) for number in range(rows))]).encode()

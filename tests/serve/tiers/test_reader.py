@@ -9,13 +9,13 @@ from math import inf
 
 import pytest
 
-from hotplate.serve.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.embedded import Lists
-from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.lookups import caller_deadline, read_within
+from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.metrics import FAILED, HISTOGRAM_CELLS, LOOKUPS
-from hotplate.serve.reader import FIRST_READ_S, TieredReader
-from hotplate.serve.tiers import loop_time
+from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S
+from hotplate.serve.tiers.lookups import caller_deadline, read_within
+from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
+from hotplate.serve.tiers.tier import loop_time
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey

@@ -12,20 +12,20 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypedDict, Unpack
 
-from hotplate.serve.baskets import Basket, BasketItem, compute_list
-from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList, EncodedLists, unknown_list
 from hotplate.serve.errors import UnknownList
-from hotplate.serve.fold_in import FoldIn
-from hotplate.serve.hidden_users import HiddenUsers
-from hotplate.serve.list_options import RECENCY, Selection
-from hotplate.serve.lookups import BatchWalk, Lookups, caller_deadline
+from hotplate.serve.lists.baskets import Basket, BasketItem, compute_list
+from hotplate.serve.lists.deny_list import DenyListFile
+from hotplate.serve.lists.encoded_lists import EncodedList, EncodedLists, unknown_list
+from hotplate.serve.lists.fold_in import FoldIn
+from hotplate.serve.lists.hidden_users import HiddenUsers
+from hotplate.serve.lists.options import RECENCY, Selection
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.tasks import log_defect
-from hotplate.serve.tier_metrics import StoreObserver
-from hotplate.serve.tiers import LocalTier, Origin, RemoteTier, Tier, loop_time, tier_names
+from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
+from hotplate.serve.tiers.observer import StoreObserver
+from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey

@@ -1,0 +1,1 @@
+"""Tiers: stores in reading order, and reads over them."""
