@@ -14,7 +14,8 @@ MAX_BYTES = 2 << 20
 # Of the size of a chunk, with its extensions, and of a trailer.
 MAX_LINE_BYTES = 8190
 LINE_END = b"\r\n"
-_match_size = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match
+# Of a chunk; zeros may lead.
+_match_size = re.compile(rb"(0*+[1-9A-Fa-f][0-9A-Fa-f]{0,7}|0++)[ \t]*(?:;[^\r\n]*)?\r\n").match
 
 
 class TooManyChunks(Exception):
