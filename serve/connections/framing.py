@@ -89,7 +89,7 @@ class ChunkedBody:
         self._content_left = 0
         if not self._line and not self._in_trailers:
             size = _match_size(data, start)
-            if size is not None:
+            if size is not None and size.end() - start <= MAX_LINE_BYTES:
                 self._read_size(size[1])
                 return size.end()
 
