@@ -425,7 +425,7 @@ class Connection(asyncio.Protocol):
         if request.version not in (HttpVersion11, HttpVersion10):
             raise _unknown_version(request.version)
         headers = request.headers
-        if hdrs.EXPECT in headers and ",".join(headers.getall(hdrs.EXPECT)).lower() not in ("", CONTINUE):
+        if not expectations_of(request) <= {CONTINUE}:
             raise Problem(417, "unknown-expectation", f"the header Expect may only be {CONTINUE}")
         self._body = NO_BODY
         if request.content.is_eof():
@@ -438,6 +438,8 @@ class Connection(asyncio.Protocol):
         if len(data) > MAX_BUFFERED_BYTES:
             self.resume_reading()
         self._feed_body(data)
+        if self._is_half_closed and self.state is BODY:
+            raise ConnectionResetError("the client has closed before the end of the body")
 
     def _feed_body(self, data: bytes) -> None:
         """Give a part of a body to aiohttp; what follows the body stays in the buffer.
@@ -720,6 +722,12 @@ async def _respond(request: web.BaseRequest) -> web.StreamResponse:
     if isinstance(transport, RequestTransport):
         return await transport.connection.respond(request)
     return web.Response()  # is not sent: the client is gone
+
+
+def expectations_of(request: web.BaseRequest) -> set[str]:
+    """Return the values of the headers Expect, each of which is a list."""
+    values = ",".join(request.headers.getall(hdrs.EXPECT, ()))
+    return {value.strip().lower() for value in values.split(",")} - {""}
 
 
 def _unknown_version(version: HttpVersion) -> Problem:

@@ -14,7 +14,8 @@ MAX_BYTES = 2 << 20
 # Of the size of a chunk, with its extensions, and of a trailer.
 MAX_LINE_BYTES = 8190
 LINE_END = b"\r\n"
-_match_size = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match
+# Of a chunk; zeros may lead.
+_match_size = re.compile(rb"(0*+[1-9A-Fa-f][0-9A-Fa-f]{0,7}|0++)[ \t]*(?:;[^\r\n]*)?\r\n").match
 
 
 class TooManyChunks(Exception):
@@ -88,7 +89,7 @@ class ChunkedBody:
         self._content_left = 0
         if not self._line and not self._in_trailers:
             size = _match_size(data, start)
-            if size is not None:
+            if size is not None and size.end() - start <= MAX_LINE_BYTES:
                 self._read_size(size[1])
                 return size.end()
 

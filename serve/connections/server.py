@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import HttpVersion11, web
 from multidict import istr
 
 from hotplate.serve.access.tls import Certificate
@@ -17,7 +17,7 @@ from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.api.router import Gate
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import Connection, OpenConnections, RequestTransport
+from hotplate.serve.connections.connection import Connection, OpenConnections, RequestTransport, expectations_of
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor, room_for_connections
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter
@@ -201,7 +201,7 @@ class HttpServer(OpenConnections):
         connection = transport.connection
         try:
             deadline = deadline_of(request, connection.since)
-            if hdrs.EXPECT in request.headers and request.version >= HttpVersion11:
+            if expectations_of(request) and request.version >= HttpVersion11:
                 check_body(request)
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = await read_body(request)

@@ -38,7 +38,7 @@ ALL_FIELDS = ",".join(ITEM_FIELDS)
 MAX_FIELDS = 20
 # `id` and names of other fields, also in the dialect of JSON Schema.
 FIELDS_PATTERN = rf"^id(,[\w.-]{{1,64}}){{0,{MAX_FIELDS - 1}}}$"
-_are_fields = re.compile(FIELDS_PATTERN, re.ASCII).fullmatch
+_are_fields = re.compile(FIELDS_PATTERN).fullmatch
 
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8.")

@@ -165,6 +165,16 @@ def test_overrides_replace_shown_values_at_once(folder: Path, tmp_path: Path) ->
         assert items_of(service.get(path_of("popular", ["id", "image"])))[0] == {"id": "hat", "image": "none.jpg"}
 
 
+def test_any_name_that_publish_takes_can_be_asked_for(tmp_path: Path) -> None:
+    names = ["größe", "a.b-c_d", "id2"]
+    rows, about = encode_attributes(["hat"], {name: [name] for name in names})
+    about["item_attributes"]["shown"] = names
+    lists = {"popular:": encode(LISTS["popular:"])[4:], **dict(rows)}
+    asyncio.run(publish_lists(tmp_path / "store", lists, about=about))
+    with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as opened:
+        assert opened.popular(1, fields=["id", *names]).items == [{"id": "hat", **{name: name for name in names}}]
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("5.50", 5.5), ("-0", 0), ("9007199254740993", 2**53 + 1.0), ("1e300", 1e300), ("9" * 300, 1e300), ("n/a", None)],

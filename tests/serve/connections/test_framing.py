@@ -78,6 +78,15 @@ async def test_extensions_of_chunks_count_towards_the_bytes_of_a_body(pair: Pair
         assert (await answered(transport)).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.parametrize("part_bytes", [1000, 1 << 20])
+async def test_long_extension_is_refused_in_any_pieces(pair: Pair, part_bytes: int) -> None:
+    sent = HEAD + b"f;" + b"a" * 9_000 + b"\r\n" + batch(15) + b"\r\n0\r\n\r\n"
+    _, transport = connected(pair.plain)
+    for start in range(0, len(sent), part_bytes):
+        transport.feed(sent[start : start + part_bytes])
+    assert (await answered(transport)).startswith(b"HTTP/1.1 400 ")
+
+
 async def test_chunks_that_are_too_many_do_not_reach_the_parser(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = Mock()
     monkeypatch.setattr(StreamReader, "begin_http_chunk_receiving", lambda _: parsed())

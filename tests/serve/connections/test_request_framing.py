@@ -64,7 +64,9 @@ def get(*headers: bytes) -> bytes:
         post(b"1.1", *JAVA),
         post(b"1.1", *WEBSOCKET),
         post(b"1.1", b"Expect: 100-continue"),
+        post(b"1.1", b"Expect: 100-continue", b"Expect: , 100-Continue"),
         chunked(),
+        chunked().replace(b"\r\n9\r\n", b"\r\n0000000000009\r\n").replace(b"\r\n0\r\n", b"\r\n0000000000\r\n"),
         chunked(*JAVA),
         chunked(*WEBSOCKET),
         chunked(b"Expect: 100-continue"),
@@ -185,6 +187,12 @@ async def test_expect_of_http_1_0_is_ignored(pair: Pair) -> None:
     assert b"100 Continue" not in await answered(transport)
 
 
+async def test_empty_expectation_is_not_answered(pair: Pair) -> None:
+    _, transport = connected(pair.plain)
+    transport.feed(post(b"1.1", b"Expect: ", b"Connection: close"))
+    assert b"100 Continue" not in await answered(transport)
+
+
 async def test_request_before_a_malformed_one_is_answered(pair: Pair) -> None:
     for server in (pair.lane, pair.plain):
         _, transport = connected(server)
@@ -199,6 +207,16 @@ async def test_half_closed_client_gets_its_answer(pair: Pair) -> None:
         transport.feed(GET)
         assert connection.eof_received(), "the connection would be closed at once"
         assert b" 200 OK" in await answered(transport)
+
+
+async def test_client_that_half_closes_before_the_end_of_a_body_is_given_up(pair: Pair) -> None:
+    for turns in range(5):
+        connection, transport = connected(pair.plain)
+        transport.feed(post(b"1.1")[:-1])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if connection.eof_received():  # otherwise its transport closes it
+            await answered(transport)
 
 
 async def test_refusal_of_a_late_list_counts_for_its_route(pair: Pair) -> None:
