@@ -724,3 +724,36 @@ async def test_items_missing_from_all_answers_are_not_wrong(store: Path) -> None
         shown = await check((0, 2, 3), (0, 1, 2))
         assert (shown.wrong, shown.filtered) == (1, 0)
         assert (await check((2, 0, 1))).wrong == 1
+
+
+class EmptyLists(BaseHTTPRequestHandler):
+    """A service with a list for each second request."""
+
+    protocol_version = "HTTP/1.1"
+    counter = itertools.count()
+
+    def do_GET(self) -> None:
+        listed = items(0, 1) if next(self.counter) % 2 else []
+        content = {"user": self.path.rpartition("/")[2], "release": "", "source": "personal", "items": listed}
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_compared_lists_are_drawn_from_all_answers_with_lists_or_without(store: Path, tmp_path: Path) -> None:
+    """20 lists were said to be drawn at random from 10 answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), EmptyLists) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        options = ("--rate", "40", "--duration", "0.5s", "--warmup", "0s", "--store", f"file://{store}")
+        done = bench("http", url, *options, "--json", "--out", tmp_path / "report")
+        server.shutdown()
+    report = from_json(json.loads(done.stdout))
+    assert report.extra["rounds"][0]["ok"] == 10
+    assert report.extra["checked"]["answers"] == report.extra["checked"]["drawn"] == 20
