@@ -35,6 +35,7 @@ from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.objective import parse_objective
 from hotplate.bench.options import HttpOptions
+from hotplate.bench.search import Trial
 from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.serve.access.keys import create
 from hotplate.stores.catalogue import ReleaseRef
@@ -724,6 +725,18 @@ async def test_items_missing_from_all_answers_are_not_wrong(store: Path) -> None
         shown = await check((0, 2, 3), (0, 1, 2))
         assert (shown.wrong, shown.filtered) == (1, 0)
         assert (await check((2, 0, 1))).wrong == 1
+
+
+def test_a_stopped_sweep_says_that_further_sizes_were_not_measured(report_page: ModuleType, tmp_path: Path) -> None:
+    """The smallest size was called the best one, and a comparison said "list index out of range"."""
+    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
+    trial = Trial(offered=10, result=simulate(load, lambda arrival_s: arrival_s + 0.001))
+    plan = make_plan(HttpOptions(url=load.url, users=USERS, batch="10,50"))
+    stopped = render(HttpRuns(plan, (trial,), (), None, interrupted=True))
+    assert stopped.sentence.startswith("Of the sizes before the sweep was stopped, the smallest batch that gives 90 %")
+    report_page.save(stopped, tmp_path / "sweep")
+    sweep = tmp_path / "sweep.json"
+    failed(bench("compare", sweep, sweep), "is no report of hotplate bench http with rounds: it has none", code=2)
 
 
 class EmptyLists(BaseHTTPRequestHandler):
