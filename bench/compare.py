@@ -115,7 +115,10 @@ def _load_options(report: Report) -> dict[str, object]:
     After a search, the rate is the highest that was found. Headers are compared by name, because reports do not keep
     their values. Raises a LookupError, TypeError, AttributeError or ValueError if the report has no such rounds.
     """
-    first_round = report.extra["rounds"][0]
+    rounds = report.extra["rounds"]
+    if not rounds:
+        raise ValueError("it has none")
+    first_round = rounds[0]
     options = report.configuration
     return {
         "--rate": f"{first_round['requested_rate']:.10g}",

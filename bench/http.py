@@ -181,5 +181,5 @@ class _HttpMeasurement:
         result = self._worker.run(load)
         if load.samples:
             self._samples += result.samples
-            self._answers += result.ok
+            self._answers += result.answers
         return result

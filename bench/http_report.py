@@ -384,6 +384,8 @@ def _batches_report(runs: HttpRuns) -> Report:
         p50 = format_ms(latency_us([best.result], 50))
         figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
         answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
+        if runs.interrupted:
+            answer = f"Of the sizes before the sweep was stopped, {answer[:1].lower()}{answer[1:]}"
 
     points = list(map(_trial_json, trials))
     measured = Report(

@@ -145,7 +145,7 @@ class CheckResult:
 
     `fallback` counts popular lists for users with personal ones, `filtered` lists without items that no answer shows.
     `failure` says why lists could not be compared. `drawn` is the number of the responses with these lists, a random
-    sample of all good `answers`.
+    sample of all `answers` without the status of an error.
     """
 
     compared: int

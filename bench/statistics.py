@@ -7,6 +7,7 @@ of 800 answers it calls 3 to 7 of 100 equal pairs different, where a percentile 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -89,7 +90,7 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     if len(parts) < MIN_ROUNDS:
         return Figure(value_us, values_us)
 
-    without = tuple(percentile_us(parts[:place] + parts[place + 1 :], percent) for place in range(len(parts)))
+    without = tuple(_percentiles_without_each(parts, percent))
     low_us, high_us = _jackknife_interval(value_us, without)
     least_us, most_us = _binomial_interval(rounds, percent, answers)
     if high_us > most_us > value_us:
@@ -100,6 +101,25 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
 def latency(results: Sequence[Result], name: str) -> Figure:
     """Return a percentile by its name, as "p99", of the latencies of all rounds together; see `percentile`."""
     return percentile(results, PERCENTS[name])
+
+
+def _percentiles_without_each(parts: Sequence[Seconds], percent: float) -> Iterator[float]:
+    """Yield the `percentile_us` of all *parts* but one, for each part left out.
+
+    All times are sorted once, as a run of ten minutes has 600 parts, and perhaps millions of times.
+    """
+    times_s = np.sort(np.concatenate(parts))
+    for part in parts:
+        left_out_s = np.sort(part)
+
+        def count_up_to(place: int, left_out_s: Seconds = left_out_s) -> int:
+            time_s = times_s[place]
+            counts = [np.searchsorted(sorted_s, time_s, side="right") for sorted_s in (times_s, left_out_s)]
+            return int(counts[0] - counts[1])
+
+        kept = times_s.size - part.size
+        rank = max(1, math.ceil(percent * kept / 100 - 1e-6))  # the product is not exact
+        yield 1e6 * float(times_s[bisect_left(range(times_s.size), rank, key=count_up_to)])
 
 
 def _binomial_interval(rounds: Sequence[Seconds], percent: float, answers: int) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from hotplate.base.report import Report
+from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.reports import (
     Candidate,
     Evaluator,
@@ -25,6 +26,7 @@ from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
 ListsToEvaluate = DataSource | Model
+COLUMN_ROLES = ("user", "item", "score", "time", "rating")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,12 @@ class EvaluateSettings:
     k: int = 10
     columns: Mapping[str, str | None] = field(default_factory=dict)
     form: Format = field(default_factory=Format)
+
+    def __post_init__(self) -> None:
+        """Check the roles of columns. Raises SettingError."""
+        for role in self.columns:
+            if role not in COLUMN_ROLES:
+                raise SettingError(f"columns has no role {role!r}; there are {', '.join(COLUMN_ROLES)}.")
 
 
 def evaluate(
@@ -70,6 +78,9 @@ def compare(
     The parameters and errors are those of `evaluate`.
     """
     evaluator, (before, after) = read_lists(truth, [first, second], settings or EvaluateSettings())
+    if before.origin == after.origin:  # as of two data frames
+        before = replace(before, origin=f"{before.origin} (first)")
+        after = replace(after, origin=f"{after.origin} (second)")
     return evaluator.compare(before, after)
 
 

@@ -125,6 +125,11 @@ class Result:
         return sum(len(second.latencies_s) for second in self.seconds)
 
     @property
+    def answers(self) -> int:
+        """Responses without the status of an error, from which `samples` are drawn, good ones or not."""
+        return sum(count for status, count in self.statuses.items() if status < 400)
+
+    @property
     def ok_rate(self) -> float:
         """Good answers per second."""
         return self.ok / self.duration_s if self.duration_s else 0.0

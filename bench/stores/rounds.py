@@ -442,7 +442,7 @@ class Rounds:
         # Sampled responses are kept apart, to be compared after all rounds.
         for name, run in runs.items():
             self._samples[name] += run.result.samples
-            self._answers[name] += run.result.ok
+            self._answers[name] += run.result.answers
             runs[name] = replace(run, result=replace(run.result, samples=()))
         self._rounds.append(runs)
 

@@ -239,7 +239,8 @@ class Figures:
         if interval := self.ranking.intervals.get("ndcg"):
             low, high = interval
             ndcg += f" ({low:.3f} to {high:.3f})"
-        return f"{lists} have {ndcg}. {hits_in_words(self.ranking)}; --train FILE compares them with popular items."
+        hits = hits_in_words(self.ranking)
+        return f"{lists} have {ndcg}. {hits}; with earlier interactions, they are compared with popular items."
 
     def notes(self) -> Iterator[str]:
         """Yield sentences on missing lists and pairs of the history."""
@@ -251,8 +252,8 @@ class Figures:
             yield f"{self.seen_pairs:,} of the pairs are of items that the user had before, which a model leaves out"
         if self.coverage is None and self.popularity is not None:
             yield (
-                "popular items count also where the user had them before, which lists may leave out; --train FILE "
-                "leaves them out"
+                "popular items count also where the user had them before, which lists may leave out; with earlier "
+                "interactions, they are left out"
             )
         if self.predicted:
             yield f"ratings of {format_count(self.predicted, 'pair')} were predicted"
@@ -486,7 +487,9 @@ class Evaluator:
         scored = candidate.lists.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
         if scored.is_empty():
             pairs = format_count(self.truth.pairs.height, "pair")
-            raise DataError(f"Of {pairs} in the truth, none has a score in {candidate.origin}; omit --rating-column.")
+            raise DataError(
+                f"Of {pairs} in the truth, none has a score in {candidate.origin}; omit the column of ratings."
+            )
         return scored
 
     def _pairs(self, pairs: pl.DataFrame) -> UserItems:

@@ -241,13 +241,6 @@ def measure(
     return np.concatenate(values), Spread.mean(spreads)
 
 
-class _Fitted(NamedTuple):
-    """The rankers of *params*, one for each split."""
-
-    params: Params
-    rankers: list[Ranker]
-
-
 def _store_trial(path: Path, trial: Trial) -> None:
     """Write the seconds, the spread, and the nDCG of each user; raises DataError."""
     try:

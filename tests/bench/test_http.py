@@ -35,6 +35,7 @@ from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.objective import parse_objective
 from hotplate.bench.options import HttpOptions
+from hotplate.bench.search import Trial
 from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.serve.access.keys import create
 from hotplate.stores.catalogue import ReleaseRef
@@ -724,3 +725,48 @@ async def test_items_missing_from_all_answers_are_not_wrong(store: Path) -> None
         shown = await check((0, 2, 3), (0, 1, 2))
         assert (shown.wrong, shown.filtered) == (1, 0)
         assert (await check((2, 0, 1))).wrong == 1
+
+
+def test_a_stopped_sweep_says_that_further_sizes_were_not_measured(report_page: ModuleType, tmp_path: Path) -> None:
+    """The smallest size was called the best one, and a comparison said "list index out of range"."""
+    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
+    trial = Trial(offered=10, result=simulate(load, lambda arrival_s: arrival_s + 0.001))
+    plan = make_plan(HttpOptions(url=load.url, users=USERS, batch="10,50"))
+    stopped = render(HttpRuns(plan, (trial,), (), None, interrupted=True))
+    assert stopped.sentence.startswith("Of the sizes before the sweep was stopped, the smallest batch that gives 90 %")
+    report_page.save(stopped, tmp_path / "sweep")
+    sweep = tmp_path / "sweep.json"
+    failed(bench("compare", sweep, sweep), "is no report of hotplate bench http with rounds: it has none", code=2)
+
+
+class EmptyLists(BaseHTTPRequestHandler):
+    """A service with a list for each second request."""
+
+    protocol_version = "HTTP/1.1"
+    counter = itertools.count()
+
+    def do_GET(self) -> None:
+        listed = items(0, 1) if next(self.counter) % 2 else []
+        content = {"user": self.path.rpartition("/")[2], "release": "", "source": "personal", "items": listed}
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_compared_lists_are_drawn_from_all_answers_with_lists_or_without(store: Path, tmp_path: Path) -> None:
+    """20 lists were said to be drawn at random from 10 answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), EmptyLists) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        options = ("--rate", "40", "--duration", "0.5s", "--warmup", "0s", "--store", f"file://{store}")
+        done = bench("http", url, *options, "--json", "--out", tmp_path / "report")
+        server.shutdown()
+    report = from_json(json.loads(done.stdout))
+    assert report.extra["rounds"][0]["ok"] == 10
+    assert report.extra["checked"]["answers"] == report.extra["checked"]["drawn"] == 20

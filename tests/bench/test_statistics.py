@@ -6,11 +6,13 @@ from functools import cache
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy.stats import norm
 
 from hotplate.bench.lists import popular_complaint
 from hotplate.bench.loadgen.load import Gets, Load
-from hotplate.bench.loadgen.result import Result
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, percentile_us
 from hotplate.bench.statistics import Figure, compared, mean, percentile, share
 from tests.support.virtual import simulate
 
@@ -45,6 +47,22 @@ def test_a_percentile_is_that_of_all_answers_of_all_rounds() -> None:
     assert figure.high is not None
     assert figure.low <= figure.value <= figure.high
     assert figure.low < 1e5  # 24 seconds with two stalls do not rule out one
+
+
+@given(
+    parts=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=60), min_size=5, max_size=8),
+    percent=st.sampled_from([50, 90, 100]),
+)
+def test_estimates_without_each_round_are_the_percentiles_of_the_others(parts: list[list[int]], percent: float) -> None:
+    """A report of 12,000,000 answers in 600 s took minutes, as the others were pooled anew for each second."""
+    assume(sum(map(len, parts)) * (100 - percent) / 100 >= ENOUGH_SAMPLES or percent == 100)
+    template = short_round()
+    rounds_s = [np.array(part, dtype=np.float32) for part in parts]
+    rounds = [
+        replace(template, seconds=(replace(template.seconds[0], latencies_s=latencies_s),)) for latencies_s in rounds_s
+    ]
+    expected = [percentile_us(rounds_s[:place] + rounds_s[place + 1 :], percent) for place in range(len(rounds_s))]
+    assert percentile(rounds, percent).without == tuple(expected)
 
 
 def test_answers_after_the_last_due_second_are_in_the_percentile() -> None:

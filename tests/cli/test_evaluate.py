@@ -230,3 +230,15 @@ def test_library_measures_and_compares_as_the_command_does(folder: Path, model: 
         hotplate_library.evaluate(lists.rename({"user": "x"}), truth_frame)
     with pytest.raises(hotplate_library.ReleaseNotFound):
         hotplate_library.evaluate(f"{store}#other", truth_frame)
+
+
+def test_library_names_frames_apart_and_refuses_unknown_roles(folder: Path) -> None:
+    """Two data frames had one name, and a misspelt role ended with a sentence on the user's column."""
+    lists = pl.read_csv(folder / "good.csv")
+    truth = pl.read_csv(folder / "truth.csv")
+    compared = hotplate_library.compare(lists, lists.head(20), truth)
+    assert "the data frame (second)" in compared.sentence
+    assert "the data frame (first)" in compared.sentence
+    assert "--" not in hotplate_library.evaluate(lists, truth).sentence
+    with pytest.raises(hotplate_library.SettingError, match="no role 'users'; there are user, item, score, time"):
+        hotplate_library.EvaluateSettings(columns={"users": "user"})

@@ -202,10 +202,6 @@ def test_records_of_hotplate_0_2_are_read() -> None:
     assert parse(orjson.dumps(fields), now=100.0, where="here") == catalogue
 
 
-HUGE = b'{"format":2,"store_id":"","generation":%d,"token":"","live":null,"canary":null,"entries":[],"checksum":""}'
-DEEP = b'{"format": 2, "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-
-
 def test_canary_needs_a_live_release_and_is_complete() -> None:
     with pytest.raises(ReleaseConflict, match="still being written"):
         changes.start_canary(evolved(), C, 5)

@@ -60,13 +60,6 @@ class RotatingProvider(StreamingCredentialProvider):
         for server in self.servers:
             server.execute_command("ACL", "DELUSER", former)
 
-    async def wait_until_used(self) -> None:
-        """Wait until a connection is the current user's."""
-        deadline_s = time.monotonic() + SOON_S
-        while not await asyncio.to_thread(_clients_of, self.servers, self.user):
-            assert time.monotonic() < deadline_s, f"no connection of {self.user}"
-            await asyncio.sleep(0.01)
-
     async def wait_until_unused(self, user: str) -> None:
         """Wait until no connection is a user's."""
         deadline_s = time.monotonic() + SOON_S
