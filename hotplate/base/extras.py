@@ -21,7 +21,7 @@ EXTRAS_BY_MODULE = {
     "msgspec": ("server",),
     "numpy": ("offline", "fold-in", "bench"),
     "openapi_ui_bundles": ("server",),
-    "opentelemetry": ("telemetry",),
+    "opentelemetry": ("telemetry", "azure-monitor"),
     "orjson": ("server",),
     "polars": ("offline",),
     "prometheus_client": ("server",),

@@ -168,7 +168,8 @@ def _check_early(settings: ServiceSettings) -> None:
             ) from error
 
     if settings.telemetry is not None:
-        with extra_installed("telemetry"):
+        extra = "telemetry" if settings.telemetry.destination == "otlp" else settings.telemetry.destination
+        with extra_installed(extra):
             from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
 
         exporters_for(settings.telemetry)

@@ -4,8 +4,11 @@ import asyncio
 import gzip
 import json
 import logging
+import os
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -368,3 +371,17 @@ def azure(connection_string: str) -> TelemetrySettings:
     assert read is not None
     assert read.delta
     return read
+
+
+@pytest.mark.parametrize(("destination", "extra"), [("otlp", "telemetry"), ("azure-monitor", "azure-monitor")])
+def test_one_command_installs_what_a_destination_needs(destination: str, extra: str) -> None:
+    program = "import sys; sys.modules['opentelemetry'] = None; from hotplate.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "serve", "--telemetry", destination, "--store", "file:///absent"],
+        env={**os.environ, CONNECTION_STRING: "InstrumentationKey=00000000-0000-0000-0000-000000000000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"pip install 'hotplate[{extra}]'" in done.stderr
