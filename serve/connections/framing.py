@@ -88,9 +88,16 @@ class ChunkedBody:
         self._content_left = 0
         if not self._line and not self._in_trailers:
             size = _match_size(data, start)
-            if size is not None:
-                self._read_size(size[1])
-                return size.end()
+            while size is not None:
+                content_bytes = int(size[1], 16)
+                start = size.end() + content_bytes + len(LINE_END)
+                if not content_bytes or start >= len(data):
+                    self._read_size(size[1])
+                    return size.end()
+                self._lines_left -= 1
+                if self._lines_left < 0:
+                    raise TooManyChunks
+                size = _match_size(data, start)
 
         end = data.find(b"\n", start) + 1 or len(data)
         self._line += data[start:end]
