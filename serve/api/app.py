@@ -1,6 +1,6 @@
 """Routes of the service, and the reports of its answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.handlers import LIST_ORIGIN, ListHandlers
 from hotplate.serve.api.openapi import ServiceHandlers
 from hotplate.serve.api.parameters import with_query
-from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatch, Router
+from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatch, Router, problem_for
 from hotplate.serve.api.routes import EVENTS_TAG, LISTS_TAG, OPERATIONS, SCORING_TAG, SERVICE_TAG, USER_PATH
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
@@ -146,6 +146,23 @@ class Dispatcher:
     def drain(self) -> None:
         """Report not ready, and close connections after their next answer."""
         self.readiness.drain()
+
+    def refuse_unread(
+        self, path: str, headers: CIMultiDictProxy[str], refusal: Callable[[], Problem]
+    ) -> tuple[Problem, str] | None:
+        """Refuse a POST in the form of its route, and report that; returns the problem, and the request's id.
+
+        *refusal* makes and counts the problem. Returns None, and refuses nothing, for unknown routes and methods, and
+        for all requests while the worker drains (stops): `answer` has to answer them.
+        """
+        route = self._router.find(path, "POST").route
+        if self.readiness.draining or route.find_handler("POST") is None:
+            return None
+        problem = problem_for(route, refusal())
+        request_id = self.request_ids.of(headers)
+        record = RequestRecord(route.template, "POST", problem.status, 0.0, len(problem.body), request_id, None)
+        self._report(record, self._begin_span(headers))
+        return problem, request_id
 
     def _report(self, record: RequestRecord, span: "RequestSpan | None") -> None:
         """Count an answered request, and report it to the access log and its span."""

@@ -113,6 +113,10 @@ class OpenConnections(ABC):
         return self.bytes_in_flight > self.limits.bytes_in_flight
 
     @abstractmethod
+    def shed(self, header: bytes, body_bytes: int) -> bytes | None:
+        """Return the refusal of a batch in overload, if it has arrived with its body; None for other requests."""
+
+    @abstractmethod
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
         """Answer a request that began at *since*, by `time.monotonic`."""
 
@@ -403,11 +407,21 @@ class Connection(asyncio.Protocol):
         return header
 
     def _hand_over(self, header: bytes) -> None:
-        """Let aiohttp read a header; it calls `respond` in one of the next iterations of the loop."""
+        """Let aiohttp read a header; it calls `respond` in one of the next iterations of the loop.
+
+        In overload, a batch that has arrived is refused without aiohttp.
+        """
         self._change_state(ANSWER)
         if header == HTTP2_PREFACE:
             self._refuse(_unknown_version(HttpVersion(2, 0)))
             return
+        if header.startswith(b"POST") and not self._unread:
+            refusal = self._server.shed(header, len(self._buffer))
+            if refusal is not None:
+                self._buffer.clear()
+                self._open_transport.write(refusal)
+                self._wait_for_request()
+                return
         if self._handler is None:
             self._handler = self._new_handler()
         self._handler.data_received(header)

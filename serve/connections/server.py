@@ -1,6 +1,7 @@
 """HTTP server of a worker."""
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from functools import cached_property, partial
@@ -8,8 +9,8 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from aiohttp import HttpVersion11, web
-from multidict import istr
+from aiohttp import HttpVersion11, hdrs, web
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.api.app import Dispatcher
@@ -45,6 +46,14 @@ SWEEP_S = 0.1
 # Memory of more freed bodies and answers is returned to the system.
 RETURNED_BYTES = 32 << 20
 
+# The path and the headers of a POST that aiohttp would read alike, and keep its connection open; it has no body of an
+# unknown size, and its answer no headers of CORS.
+_match_batch = re.compile(
+    r"(?ai)POST (/[!->@-~]*)[!-~]* HTTP/1\.1\r\n"
+    r"((?:(?!Transfer-Encoding:|Expect:|Origin:|Upgrade:|Connection:(?! *keep-alive\r))[\w-]+:[ -~]*\r\n)*)\r\n"
+).fullmatch
+_find_fields = re.compile(r"(.+?): *(.*?) *\r\n").findall
+
 T = TypeVar("T")
 
 
@@ -70,10 +79,17 @@ class HttpServer(OpenConnections):
         writer: AnswerWriter,
         limits: Limits | None = None,
         *,
+        refuse_unread: Callable[
+            [str, CIMultiDictProxy[str], Callable[[], Problem]], tuple[Problem, str] | None
+        ] = lambda *_: None,
         lane: "Lane | None" = None,
     ) -> None:
-        """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals."""
+        """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals.
+
+        *refuse_unread* refuses batches in overload: `Dispatcher.refuse_unread`.
+        """
         self._answer = answer
+        self._refuse_unread = refuse_unread
         super().__init__(limits or Limits(), writer, lane)
         self.admission = Admission(writer.metrics.count_shed)
 
@@ -161,6 +177,20 @@ class HttpServer(OpenConnections):
             self._timer.cancel()
         await asyncio.sleep(0)  # for the transports to end
 
+    def shed(self, header: bytes, body_bytes: int) -> bytes | None:
+        """Return the refusal of a batch in overload; None if aiohttp has to read the header, which takes longer.
+
+        The answer of a route that is not for batches needs aiohttp, and so does a body that has not arrived as a whole.
+        """
+        batch = self.admission.is_full and _match_batch(header.decode("latin-1"))
+        if not batch:
+            return None
+        headers = CIMultiDictProxy(CIMultiDict(_find_fields(batch[2])))
+        if headers.getall(hdrs.CONTENT_LENGTH, ()) != [str(body_bytes)]:
+            return None
+        refused = self._refuse_unread(batch[1], headers, self.admission.refuse)
+        return refused and self.writer.write_problem(*refused, 0.0)
+
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
         """Answer a request that began at *since*, by `time.monotonic`, within its time-out if it has one."""
         path, _, query = request.raw_path.partition("?")
@@ -229,7 +259,7 @@ def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane
     """Create the server of a worker; with *fast_lane*, plain requests are answered by the lane if it is compiled."""
     writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
     lane = lane_of(dispatcher, writer) if fast_lane else None
-    return HttpServer(dispatcher.answer, writer, limits, lane=lane)
+    return HttpServer(dispatcher.answer, writer, limits, refuse_unread=dispatcher.refuse_unread, lane=lane)
 
 
 async def _passed(is_over: Callable[[], bool], until: float) -> None:

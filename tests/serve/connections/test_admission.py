@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from math import inf
 from pathlib import Path
 from time import monotonic
+from unittest.mock import create_autospec
 
 import orjson
 import pytest
+from aiohttp.web_protocol import RequestHandler
 
 from hotplate.serve.connections.admission import TICK_S, Admission
 from hotplate.serve.connections.connection import State
@@ -207,6 +209,51 @@ async def test_a_batch_is_refused_before_its_body_is_read(full: Pair, path: byte
         assert server.bytes_in_flight == 0
     routes = [(line["route"], line["status"]) for line in map(orjson.loads, logged)]
     assert routes.count((path.decode(), 503)) == 2
+
+
+@pytest.mark.parametrize("path", [b"/v1/recommendations", b"/v1/recommendations?n=1", b"/score"])
+async def test_a_batch_with_its_body_is_refused_without_aiohttp(
+    full: Pair, path: bytes, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = create_autospec(RequestHandler.data_received, side_effect=RequestHandler.data_received)
+    monkeypatch.setattr(RequestHandler, "data_received", read)
+    _, transport = connected(full.plain)
+    transport.feed(HEAD % path + BATCH)
+    answer = bytes(transport.written)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"X-Request-Id: page-17\r\n" in answer
+    assert b"Retry-After: " in answer
+    assert (b'"status_code":503' in answer) == (path == b"/score")
+    assert [(line["route"], line["status"]) for line in map(orjson.loads, logged)] == [
+        (path.partition(b"?")[0].decode(), 503)
+    ]
+    read.assert_not_called()
+    transport.feed(GET)
+    assert b"HTTP/1.1 200 " in await written(transport, 2)
+    assert full.plain.bytes_in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"Transfer-Encoding: chunked", 400),
+        (b"Content-Length: 15", 400),
+        (b"Content-Length: 16", 400),
+        (b" folded: 1", 400),
+        (b"a b: 1", 400),
+        (b"A: \0", 400),
+        (b"no colon", 400),
+        (b"Expect: other", 417),
+        (b"Origin: https://shop.example", 503),
+        (b"Connection: close", 503),
+        (b"Upgrade: h2c", 503),
+    ],
+)
+async def test_unusual_batches_are_left_to_aiohttp_in_overload(full: Pair, line: bytes, status: int) -> None:
+    _, transport = connected(full.plain)
+    transport.feed((HEAD % b"/v1/recommendations").replace(b"Host: a", b"Host: a\r\n" + line) + BATCH)
+    assert not transport.written
+    assert (await written(transport, 1)).startswith(b"HTTP/1.1 %d " % status)
 
 
 @pytest.mark.parametrize("path", [b"/v1/recommendations?n=1", b"/score?api-version=1"])

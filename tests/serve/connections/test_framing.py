@@ -153,6 +153,24 @@ def test_chunks_are_counted_alike_however_a_body_is_cut(data: bytes, cuts: list[
         taken(sent, [min(cut * 5, len(sent)) for cut in cuts])
 
 
+PIECES = (b"0", b"1", b"2", b"0a", b";x", b" ", b"\r\n", b"\r\n", b"\r", b"\n", b"a\r\n", b"1\r\na\r\n")
+
+
+def outcome(sent: bytes, step: int) -> int | type[Exception]:
+    """Return what comes of taking *sent* in parts of *step* bytes: the size of the body, or an error."""
+    body = ChunkedBody()
+    try:
+        return sum(body.take(sent[start : start + step]) for start in range(0, len(sent), step))
+    except MalformedBody as error:
+        return type(error)
+
+
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=30))
+def test_whole_bodies_and_single_bytes_end_alike(pieces: list[bytes]) -> None:
+    sent = b"".join(pieces)
+    assert outcome(sent, len(sent) or 1) == outcome(sent, 1)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
