@@ -44,7 +44,7 @@ LOOP_TICK_S = 1e-3  # event loops round to milliseconds
 WAKE_S = 0.1  # longest sleep, so that `stop` is noticed
 AHEAD_S = 0.05  # before the first due request
 STOP_WITHIN_S = 5.0
-DIED = "the process of the load generator died; was it out of memory?"
+DIED = "the process of the load generator died, perhaps out of memory"
 # A worker sends READY with open connections; its parent a start time by CLOCK_MONOTONIC, and STOP.
 READY = "ready"
 STOP = "stop"

@@ -149,13 +149,16 @@ class Comparison:
         """The fastest and the cheapest store, and the rates at which Redis costs less than Cosmos DB."""
         fastest, speed = self._compare_speed()
         costs = self._rank(COST, self.stores)
-        cheapest = costs.least if costs else ""
+        cheapest = costs.least if costs and not costs.alike else ""
         sentences = [speed]
         if fastest:
             both = "Fastest and cheapest" if fastest == cheapest else "Fastest"
             sentences = [f"{both}: {self._with_place(fastest)} ({speed})"]
         if cheapest and fastest != cheapest:
             sentences.append(f"Cheapest: {self._with_place(cheapest)}")
+        if costs and costs.alike:
+            names = [costs.least, *(store.name for store in costs.alike)]
+            sentences.append(f"No difference in cost is proven between {', '.join(names[:-1])} and {names[-1]}")
         if shared := self._cheaper_shared_store():
             sentences.append(f"If servers share a store: {shared}")
         return f"{'. '.join(sentence[:1].upper() + sentence[1:] for sentence in sentences)}."

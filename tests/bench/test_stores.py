@@ -387,6 +387,14 @@ def test_emulator_latency_is_assumed_and_decides_nothing() -> None:
     assert comparison.used_marks["*"] == f"assumed: {waits}; this machine adds the rest"
 
 
+def test_no_store_of_two_equal_ones_is_called_the_cheapest() -> None:
+    """One was, by a difference in CPU that was not proven."""
+    runs = steady(0.002)
+    comparison = summary(store_runs("a", "file:///a", runs, 50.0), store_runs("b", "file:///b", runs, 50.0))
+    assert "heapest" not in comparison.sentence
+    assert comparison.sentence.endswith("No difference in cost is proven between a and b.")
+
+
 def test_popular_lists_break_a_store_and_the_verdict() -> None:
     popular = a_run(0.001, {"personal": 1_900, "popular": 100})
     comparison = summary(
