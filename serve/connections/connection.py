@@ -455,7 +455,7 @@ class Connection(asyncio.Protocol):
             self.resume_reading()
         self._feed_body(data)
         if self._is_half_closed and self.state is BODY:
-            raise ConnectionResetError("the client has closed before the end of the body")
+            self.cut()  # the rest of the body will not come
 
     def _feed_body(self, data: bytes) -> None:
         """Give a part of a body to aiohttp; what follows the body stays in the buffer.
