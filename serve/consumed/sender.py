@@ -107,9 +107,10 @@ class SharingState:
 
 
 async def send_pairs(entries: "EntryLog", parts: Sequence[ConsumedPairs], metrics: Metrics) -> None:
-    """Append an entry for each of *parts*, and count them; raises StoreError."""
-    await entries.append(list(map(encode_pairs, parts)))
-    metrics.count_in(CONSUMED_PAIRS, SENT, number=sum(len(part.pairs) for part in parts))
+    """Append an entry for each of *parts*, and count those that the log did not have yet; raises StoreError."""
+    appended = await entries.append(list(map(encode_pairs, parts)))
+    pairs = sum(len(part.pairs) for part, is_new in zip(parts, appended, strict=True) if is_new)
+    metrics.count_in(CONSUMED_PAIRS, SENT, number=pairs)
 
 
 class ConsumedSender:

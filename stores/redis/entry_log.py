@@ -28,7 +28,7 @@ PAGE = 1000
 # How often the primary is confirmed: one that was replaced may still answer.
 CONFIRM_S = 1.0
 # Removes entries, as many as the first argument says, and appends others. Removing comes first: after it, a full server
-# does not refuse the append.
+# does not refuse the append. Returns 1 for each appended entry, 0 for one that the log has already.
 REPLACE = """
 local removed = tonumber(ARGV[1])
 for at = 2, removed + 1 do
@@ -37,10 +37,12 @@ end
 local newest = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
 local now = redis.call('TIME')
 local position = math.max(now[1] * 1000000 + now[2], tonumber(newest[2] or 0))
+local appended = {}
 for at = removed + 2, #ARGV do
   position = position + 1
-  redis.call('ZADD', KEYS[1], 'NX', string.format('%.0f', position), ARGV[at])
+  appended[#appended + 1] = redis.call('ZADD', KEYS[1], 'NX', string.format('%.0f', position), ARGV[at])
 end
+return appended
 """
 
 
@@ -91,9 +93,11 @@ class EntryLog:
             return None
         return _entries(page)
 
-    async def append(self, values: Sequence[bytes], *, instead_of: Sequence[bytes] = ()) -> None:
-        """Append entries, and remove others, in one step."""
-        await self._execute_all(evaluation(REPLACE, [self._key], len(instead_of), *instead_of, *values))
+    async def append(self, values: Sequence[bytes], *, instead_of: Sequence[bytes] = ()) -> list[int]:
+        """Append entries, and remove others, in one step; return 1 for each entry, 0 if the log had it already."""
+        appended: list[int]
+        (appended,) = await self._execute_all(evaluation(REPLACE, [self._key], len(instead_of), *instead_of, *values))
+        return appended
 
     async def trim(self, newest: int, *, keep_s: int, most: int) -> int:
         """Remove entries that are *keep_s* seconds older than the position *newest*, and the oldest above *most*.
