@@ -389,9 +389,7 @@ class Connection(asyncio.Protocol):
         if self._buffer[0] in b"\r\n":  # empty lines before a request, all at once: each costs the parser a call
             self._buffer = self._buffer.lstrip(b"\r\n")
             self._hold(len(self._buffer), self._unread)
-        if not self._buffer:
-            return None
-        if not self._buffer[:1].isalpha():  # as a TLS handshake begins
+        if self._buffer and not self._buffer[:1].isalpha():  # as a TLS handshake begins
             self._refuse(unreadable(400, None))
             return None
 

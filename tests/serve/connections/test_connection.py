@@ -123,19 +123,6 @@ async def test_empty_lines_before_a_request_hold_no_memory(pair: Pair) -> None:
     await until_answered(transport, 1)
 
 
-@pytest.mark.parametrize("request_", [GET, POST + BODY])
-async def test_empty_line_after_a_request_does_not_begin_another_one(pair: Pair, request_: bytes) -> None:
-    for server in (pair.lane, pair.plain):
-        connection, transport = connected(server)
-        transport.feed(request_ + b"\r\n")
-        await until_answered(transport, 1)
-        await turns(10)
-        connection.check(monotonic() + 20)  # more than a header may take, and less than an idle connection may
-        assert connection.state is State.IDLE
-        transport.feed(GET)
-        await until_answered(transport, 2)
-
-
 async def test_a_cancelled_handler_closes_its_connection(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair.reader, "popular", Mock(side_effect=asyncio.CancelledError))
     _, transport = connected(pair.plain)
