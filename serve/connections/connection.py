@@ -50,6 +50,8 @@ DETACH_S = 10.0
 # What aiohttp, and handlers, ask a transport for.
 EXTRA_INFO = ("peername", "sockname", "socket", "sslcontext")
 MAX_BUFFERED_BYTES = 65_536
+# Of a chunked body that is read before other connections are served.
+CHUNKED_PIECE_BYTES = 4096
 # Pipelined requests answered before other connections.
 MAX_PIPELINED = 16
 # A slow reader must take WRITE_STEP_BYTES in `Limits.write_s`, or in CROWDED_WRITE_S if answers fill half of their
@@ -285,7 +287,9 @@ class Connection(asyncio.Protocol):
                 self.add_in_flight(len(data))
                 if self._server.is_full:
                     self._fail(self._server.writer.no_room())
-            self._feed_body(data)
+            self._buffer += data
+            if len(self._buffer) == len(data):  # otherwise the body is being fed in pieces
+                self._feed_buffered()
         elif self.state is not CLOSING:
             self._receive_header(data)
 
@@ -447,13 +451,32 @@ class Connection(asyncio.Protocol):
         is_chunked = bool(headers.get(hdrs.TRANSFER_ENCODING))
         self._body = ChunkedBody() if is_chunked else SizedBody(request.content_length or 0)
         self._change_state(BODY)
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        if len(data) > MAX_BUFFERED_BYTES:
+        self._feed_buffered()
+        if not self._buffer:
             self.resume_reading()
+
+    def _feed_buffered(self) -> None:
+        """Give what has arrived of a body to aiohttp: a piece of a chunked one, and then others after other work.
+
+        A piece has hundreds of the smallest chunks, each of which costs a microsecond or more.
+        """
+        size = CHUNKED_PIECE_BYTES if isinstance(self._body, ChunkedBody) else len(self._buffer)
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
         self._feed_body(data)
-        if self._is_half_closed and self.state is BODY:
+        if self.state is not BODY:
+            return
+        if self._buffer:
+            self._open_transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._feed_more)
+        elif self._is_half_closed:
             self.cut()  # the rest of the body will not come
+
+    def _feed_more(self) -> None:
+        if self.state is BODY and self._buffer:
+            self._feed_buffered()
+            if not self._buffer:
+                self.resume_reading()
 
     def _feed_body(self, data: bytes) -> None:
         """Give a part of a body to aiohttp; what follows the body stays in the buffer.
@@ -475,7 +498,7 @@ class Connection(asyncio.Protocol):
         self._handler.data_received(data[:size])
         if not self._body.is_complete:
             return
-        self._buffer += data[size:]
+        self._buffer[:0] = data[size:]
         if not request.content.is_eof():
             self._fail(unreadable(400, "its body is malformed"))
         else:

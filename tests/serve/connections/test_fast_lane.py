@@ -22,8 +22,7 @@ HOOK = ROOT / "hatch_build.py"
 SOURCE = ROOT / "serve" / "connections" / "lane.pyx"
 PACKAGE = "hotplate/serve/connections"
 # Tests of what answers requests.
-ROUTES = ("api", "access", "connections", "telemetry", "test_cache.py", "test_deny_list.py", "test_filters.py",
-          "test_fold_in.py", "test_named_lists.py", "test_tiers.py")  # fmt: skip
+ROUTES = ("api", "access", "connections", "telemetry", "lists", "tiers", "test_named_lists.py")
 # As if the extension were not installed, in a process and in those that it forks.
 WITHOUT = "import sys; sys.modules['hotplate.serve.connections.lane'] = None"
 needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
