@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 
 from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
@@ -220,8 +222,7 @@ class ModelLists:
         lists = RankedLists(
             owners=segments,
             lengths=np.array([len(popular.items) for popular in top]),
-            items=np.concatenate([popular.items for popular in top]),
-            scores=np.concatenate([popular.scores for popular in top]).astype(np.float64),
+            entries=pl.concat(_entries(popular.items, popular.scores) for popular in top),
         )
         return self.encoder.rows(prefix_of(POPULAR, self.name), lists)
 
@@ -310,11 +311,15 @@ class ModelLists:
         lists = RankedLists(
             owners=[ids[number] for number in batch[lengths > 0].tolist()],
             lengths=lengths[lengths > 0],
-            items=ranked.items[present],
-            scores=ranked.scores[present].astype(np.float64),
+            entries=_entries(ranked.items[present], ranked.scores[present]),
         )
         prefix = prefix_of(kind, self.name)
         return (self.encoder.rows(prefix, part) for part in lists.batches(_BATCH))
+
+
+def _entries(items: Indices, scores: npt.NDArray[np.floating[Any]]) -> pl.DataFrame:
+    """Return the entries of `RankedLists`."""
+    return pl.DataFrame({"item": items, "score": scores.astype(np.float64)})
 
 
 def load_lists(models: Mapping[str, AnyModel], settings: Mapping[str, ListSettings]) -> dict[str, ModelLists]:
