@@ -52,6 +52,11 @@ class Attributes(NamedTuple):
     rows: list[Row]
     about: OriginRecord
 
+    @property
+    def bytes(self) -> int:
+        """Those of the rows' values."""
+        return sum(len(row.value) for row in self.rows)
+
 
 def read_attributes(
     path: DataSource | None, kinds: Mapping[str, str] | None = None, shown: Collection[str] = ()

@@ -19,7 +19,12 @@ from hotplate.stores.store import Row
 MAX_LENGTH = 1000
 # Of popular lists.
 POPULAR_LENGTH = 100
+# Estimated bytes of a row besides its items.
+ROW_BYTES = 32
 
+# Estimated bytes of a score and the frame of an item's line; a computed score has fewer digits.
+_COMPUTED_BYTES = 20
+_SCORE_BYTES = 31
 # Items encoded at once, unless a list has more; fits into the CPU's cache.
 _ITEMS_AT_ONCE = 1 << 17
 
@@ -80,6 +85,13 @@ class ListEncoder:
         """
         self._computed = computed
         self._of_items = {"id": _members("id", ids), "title": _members("title", titles)}
+
+    @property
+    def line_bytes(self) -> npt.NDArray[np.float64]:
+        """The estimated bytes of each item in a list [items], by which stores check their room."""
+        rest = _COMPUTED_BYTES if self._computed else _SCORE_BYTES
+        members = [column.str.len_bytes().to_numpy() for column in self._of_items.values()]
+        return np.asarray(np.sum(members, axis=0) + rest, dtype=np.float64)
 
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
         """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite."""

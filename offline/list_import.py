@@ -30,7 +30,7 @@ from hotplate.offline.input.rows import (
     texts_by_role,
 )
 from hotplate.offline.input.tables import ROW, open_tables
-from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
+from hotplate.offline.list_encoder import POPULAR_LENGTH, ROW_BYTES, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.options import Format
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
@@ -52,10 +52,6 @@ _RANK = "\0rank"
 _BATCH = 4096
 # The roles of the columns of owners and items, by the kind of lists.
 _OWNERS_AND_ITEMS = {"lists": ("user", "item"), "similar": ("item", "other"), "popular": ("segment", "item")}
-# Estimated bytes of a score and an item's JSON.
-_SCORE_BYTES = 19
-_FRAME_BYTES = 20
-_ROW_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,32 +206,26 @@ class ImportedLists:
         self._fingerprint = sources.fingerprint
 
         self._items = numbers.ids()
-        self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
-        self._encoder = ListEncoder(self._items.to_list(), self._titles)
+        self._encoder = ListEncoder(self._items.to_list(), [titles.get(item) for item in self._items])
         self._attributes = read_attributes(settings.attributes, settings.attribute_kinds, settings.shown)
 
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
 
-        Each item in a list takes the bytes of its id and title, and of a score. Rows of attributes are `meta` rows.
+        Rows of attributes are `meta` rows.
         """
-        title_bytes = np.array([len((title or "").encode()) for title in self._titles])
-        item_bytes = self._items.str.len_bytes().to_numpy() + title_bytes + _SCORE_BYTES + _FRAME_BYTES
-
+        list_counts = np.bincount(self._popular_lists.items, minlength=len(self._items))
         rows = len(self._popular_lists.owners)
-        payload = len(self._popular_lists.items) * int(item_bytes.max())
         for lists in (self._users, self._similar):
+            list_counts[: len(lists.list_counts)] += lists.list_counts
             rows += lists.owners
-            # The bytes of each item, times the number of lists that have it.
-            payload += int(item_bytes[: len(lists.list_counts)] @ lists.list_counts)
 
-        attributes = self._attributes.rows
-        meta_bytes = sum(len(row.value) for row in attributes)
+        attributes = self._attributes
         return Plan(
-            rows=rows + len(attributes),
-            payload_bytes=payload + rows * _ROW_BYTES + meta_bytes,
-            meta_bytes=meta_bytes,
+            rows=rows + len(attributes.rows),
+            payload_bytes=int(self._encoder.line_bytes @ list_counts) + rows * ROW_BYTES + attributes.bytes,
+            meta_bytes=attributes.bytes,
         )
 
     def about(self) -> OriginRecord:

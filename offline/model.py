@@ -53,7 +53,6 @@ from hotplate.stores.urls import local_path
 # Changes when older versions of hotplate cannot read the folder.
 FORMAT = 3
 _DESCRIPTION = "model.json"
-_SIMILAR = "similar.npz"
 # New models, and former ones during a replacement and after a writer was killed in it.
 _NEW = ".{}.new-"
 _OLD = ".{}.old-"
@@ -317,7 +316,7 @@ def _load(path: Path) -> Model:
             evaluation=description.evaluation,
             data=description.data,
             created_at=datetime.fromisoformat(description.created_at),
-            similar=Similar(_csr_matrix(_read_arrays(path / _SIMILAR), (items.height, items.height))),
+            similar=Similar(_csr_matrix(_read_arrays(path / "similar.npz"), (items.height, items.height))),
             search=description.tuning,
             popular_half_life_days=description.popular_half_life_days,
             repeats=description.repeats,
@@ -504,8 +503,8 @@ def _write_tables(model: Model, folder: Path) -> None:
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
 
-    _write_arrays(folder / "user_items.npz", _arrays_of(matrix.user_items) | _arrays_of_history(matrix))
-    _write_arrays(folder / _SIMILAR, _arrays_of(model.similar.similarity))
+    _write_array(folder, "user_items", matrix.user_items, _arrays_of_history(matrix))
+    _write_array(folder, "similar", model.similar.similarity)
     _popular_frame(model).write_parquet(folder / "popular.parquet")
 
 
@@ -541,15 +540,11 @@ def _write_ranker(ranker: Ranker, params: Params, folder: Path) -> None:
     recent.npy has these by item.
     """
     for array in spec_of(params).arrays:
-        values = getattr(ranker, array.name)
-        if array.is_sparse:
-            _write_arrays(folder / f"{array.name}.npz", _arrays_of(values))
-        else:
-            np.save(folder / f"{array.name}.npy", values, allow_pickle=False)
+        _write_array(folder, array.name, getattr(ranker, array.name))
 
     if ranker.recent is not None:
-        factors = np.exp(ranker.recent.logs, dtype=np.float64)  # float32 holds no high power of a small number
-        np.save(folder / "recent.npy", factors, allow_pickle=False)
+        # In float64, as float32 holds no high power of a small number.
+        _write_array(folder, "recent", np.exp(ranker.recent.logs, dtype=np.float64))
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
@@ -586,18 +581,18 @@ def _read_array(path: Path, name: str, length: int) -> Array:
     return array
 
 
-def _write_arrays(path: Path, arrays: Arrays) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
+def _write_array(folder: Path, name: str, values: Any, more: Arrays | None = None) -> None:  # noqa: ANN401 -- scipy publishes no types
+    """Write an array as NAME.npy, or a csr_matrix as NAME.npz with its arrays and *more*."""
+    if isinstance(values, np.ndarray):
+        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        return
+    of_matrix = {"data": values.data, "indices": values.indices, "indptr": values.indptr}
+    np.savez(folder / f"{name}.npz", allow_pickle=False, **of_matrix, **(more or {}))
 
 
 def _read_arrays(path: Path) -> Arrays:
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
-
-
-def _arrays_of(pairs: UserItems) -> Arrays:
-    """Return the arrays of a csr_matrix by name."""
-    return {"data": pairs.data, "indices": pairs.indices, "indptr": pairs.indptr}
 
 
 def _csr_matrix(arrays: Arrays, shape: tuple[int, int]) -> UserItems:

@@ -337,7 +337,7 @@ def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
 
         test = _test_split(settings, matrix, progress.notice)
-        learned = matrix.standing()  # without users and items that have no pairs
+        learned = matrix.only_present_in(matrix.user_items)  # without users and items that have no pairs
         if settings.tuning is None:
             fit_s = estimate_fit_s(settings.params, learned.user_items)
             if fit_s > _LONG_FIT_S:
