@@ -23,7 +23,8 @@ from hotplate.offline.input.files import DataSource, check_source
 from hotplate.offline.input.pairs import Indices
 from hotplate.offline.list_encoder import ROW_BYTES, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
-from hotplate.offline.model import Model, Users, load
+from hotplate.offline.model import Model, Users
+from hotplate.offline.model_folder import load
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.sources import stored_names

@@ -28,7 +28,8 @@ from hotplate.offline.input.history import Weighing, Weighting
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
-from hotplate.offline.model import DataDescription, Model, check_target, save
+from hotplate.offline.model import DataDescription, Model
+from hotplate.offline.model_folder import check_target, save
 from hotplate.offline.options import Columns, Format
 from hotplate.offline.search.popular_lists import ALL_TIME, search_popular
 from hotplate.offline.search.similar_items import choose_similar_params
