@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 import polars as pl
 
-from hotplate.base.recommendations import ITEM_FIELDS
+from hotplate.base.recommendations import ALL_ITEM_FIELDS
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
@@ -51,6 +51,11 @@ class Attributes(NamedTuple):
 
     rows: list[Row]
     about: OriginRecord
+
+    @property
+    def bytes(self) -> int:
+        """Those of the rows' values."""
+        return sum(len(row.value) for row in self.rows)
 
 
 def read_attributes(
@@ -130,7 +135,7 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
             raise SettingError(f"{written}: {source} has no such column; {advice}")
-    if taken := next((name for name in (*ITEM_FIELDS, "filler", "source") if name in shown), None):
+    if taken := next((name for name in ALL_ITEM_FIELDS if name in shown), None):
         raise SettingError(
             f"The shown attribute {taken}: an item has this field already; rename the column in {source}."
         )

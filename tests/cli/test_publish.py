@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import load, save
+from hotplate.offline.model_folder import load, save
 from hotplate.offline.train.als import Factors
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.cosmos_account import Account

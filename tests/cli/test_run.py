@@ -20,7 +20,8 @@ import pytest
 
 from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import Description, describe, load, save
+from hotplate.offline.model import Description
+from hotplate.offline.model_folder import describe, load, save
 from hotplate.offline.run_folder import locked_folder
 from hotplate.offline.train.als import Factors
 from hotplate.stores import lifecycle, publication

@@ -208,12 +208,11 @@ scores = (
 
 def ranked(lists: list[list[tuple[int, float]]]) -> RankedLists:
     """Name owners by their place, and lay the lists one after another."""
-    flat = [item for row in lists for item in row]
+    columns = {"item": pl.UInt32, "score": pl.Float64}
     return RankedLists(
         owners=[f"{place:04}" for place in range(len(lists))],
         lengths=np.array([len(row) for row in lists], dtype=np.int64),
-        items=np.array([number for number, _ in flat], dtype=np.uint32),
-        scores=np.array([score for _, score in flat], dtype=np.float64),
+        entries=pl.DataFrame([item for row in lists for item in row], schema=columns, orient="row"),
     )
 
 

@@ -12,7 +12,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.records import Lead, json_values
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import load
+from hotplate.offline.model_folder import load
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.search.tuning import SearchData, TuneOptions, tune

@@ -22,7 +22,8 @@ from hotplate.offline.exploration import Explore, read_explore
 from hotplate.offline.input.history import DAY_US, History
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.showings import Showings, read_showings
-from hotplate.offline.model import Model, load
+from hotplate.offline.model import Model
+from hotplate.offline.model_folder import load
 from hotplate.offline.options import Columns
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules

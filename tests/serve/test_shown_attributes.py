@@ -165,6 +165,15 @@ def test_overrides_replace_shown_values_at_once(folder: Path, tmp_path: Path) ->
         assert items_of(service.get(path_of("popular", ["id", "image"])))[0] == {"id": "hat", "image": "none.jpg"}
 
 
+def test_filler_keeps_the_title_that_was_asked_for(tmp_path: Path) -> None:
+    filler = b'{"id":"hat","score":0.0,"filler":true,"title":"Hat"}'  # as `publish` writes it
+    asyncio.run(publish_lists(tmp_path / "store", {"popular:": filler}))
+    with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as opened:
+        assert opened.popular(fields=["id", "title"]).items == [{"id": "hat", "title": "Hat"}]
+        assert opened.popular(fields=["id", "score"]).items == [{"id": "hat", "score": 0.0}]
+        assert opened.popular().items == [{"id": "hat", "score": 0.0, "filler": True, "title": "Hat"}]
+
+
 def test_any_name_that_publish_takes_can_be_asked_for(tmp_path: Path) -> None:
     names = ["größe", "a.b-c_d", "id2"]
     rows, about = encode_attributes(["hat"], {name: [name] for name in names})

@@ -19,7 +19,7 @@ import orjson
 import pytest
 from redis import Redis
 
-from hotplate.offline import model
+from hotplate.offline import model_folder
 from hotplate.offline.errors import ModelUnusable
 from hotplate.serve.lists.filters import Rejected
 from hotplate.stores.attributes import ItemAttributes
@@ -126,7 +126,7 @@ async def test_a_store_in_redis_written_by_0_3_is_read_and_changed(
 
 
 def test_a_model_written_by_0_3_is_read(written: Path) -> None:
-    loaded = model.load(written / "model")
+    loaded = model_folder.load(written / "model")
     assert len(loaded.users(0, 8).ids) == 8
 
 
@@ -134,7 +134,7 @@ def test_a_model_of_another_format_is_refused_by_its_number(written: Path) -> No
     path = written / "model" / "model.json"
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"format": 1}))
     with pytest.raises(ModelUnusable, match=r"has the format 1; this hotplate reads .*: train it again"):
-        model.load(written / "model")
+        model_folder.load(written / "model")
 
 
 @pytest.mark.parametrize("format_", [1, 3])

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from hotplate.offline import model as models
+from hotplate.offline import model_folder as models
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.model_report import model_report
 from hotplate.offline.evaluate.records import SearchRecord, json_values, read_evaluation
