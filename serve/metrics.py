@@ -12,7 +12,6 @@ from typing import Final, Literal, Self
 
 from hotplate.serve.api.routes import TEMPLATES
 from hotplate.serve.processes.shared_table import private_floats
-from hotplate.stores.store import TOKEN
 
 Labels = tuple[str, ...]
 # One number per series, or the buckets and sum of a histogram.
@@ -176,7 +175,6 @@ class Metrics:
         self.store = self.cells[STORE_TIMES]
         self.canary_reads = self.cells[CANARY_TIMES]
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
-        self._failures = self.cells[FAILED]
         self._cells = private_floats(workers * self._slot_cells) if cells is None else cells
         self._own = self._cells[: self._slot_cells]
 
@@ -197,7 +195,7 @@ class Metrics:
         own[cell + bisect_left(BUCKETS_S, seconds)] += 1
         own[cell + HISTOGRAM_CELLS - 1] += seconds
 
-    def count(self, cell: int, number: int = 1) -> None:
+    def count(self, cell: int, number: float = 1) -> None:
         """Add to the counter at *cell*."""
         self._own[cell] += number
 
@@ -208,24 +206,6 @@ class Metrics:
     def count_in(self, row: Metric, *labels: str, number: float = 1) -> None:
         """Add to a series of a row."""
         self._own[self.cells[row][labels]] += number
-
-    def count_attempt(self, tier: str, what: str) -> None:
-        """Count a failed or throttled attempt, or a missing token; unknown failures count as other."""
-        if what == THROTTLED:
-            self.count_in(THROTTLES, tier)
-        elif what == TOKEN:
-            self.count_in(TOKEN_FAILURES, tier)
-        else:
-            self.count(self._failures.get((tier, what), self._failures[tier, OTHER]))
-
-    def observe_charge(self, tier: str, ru: float) -> None:
-        """Count the charge of a response."""
-        own = self._own
-        cell = self.cells[CHARGES][tier,]
-        own[cell + bisect_left(BUCKETS_RU, ru)] += 1
-        own[cell + CHARGES.cells - 1] += ru
-        self.count_in(CHARGED_RU, tier, number=ru)
-        self.count_in(CHARGED, tier)
 
     def count_shed(self, reason: str) -> None:
         """Count a refused or cut request by a reason in SHED."""

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 RETRY_S = (0.1, 5.0)
 # A store counts as restored after reads of the primary were older for this time.
 RESTORED_S = 30.0
-# Interval of reads while the store disagrees with the followed catalogue (`agreement.UNSETTLED`).
+# Interval of reads while the store disagrees with the followed catalogue (`agreement`).
 STALE_POLL_S = 2.0
 # Interval for stopping a canary, or loading it again.
 CANARY_S = 1.0
