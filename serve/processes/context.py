@@ -18,7 +18,7 @@ from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, Metrics, cells_per_w
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.processes.states import SharedStates, state_bytes
-from hotplate.serve.releases.comparison import COMPARISONS_BYTES, COUNTS_BYTES, SharedComparisons
+from hotplate.serve.releases.comparison import COMPARISONS_BYTES, SharedComparisons
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers.tier import tier_names
@@ -41,7 +41,6 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("metrics", Kind.FLOAT64, cells_per_worker(tiers), rows=workers + admin),
         Region("states", Kind.RECORD, state_bytes(len(tiers)), rows=workers + admin),
         Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
-        Region("release counts", Kind.RECORD, COUNTS_BYTES * len(tiers), rows=workers),
         Region("comparisons", Kind.RECORD, COMPARISONS_BYTES * len(tiers)),
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
@@ -83,7 +82,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         metrics=metrics,
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
-        comparisons=SharedComparisons(table.records("comparisons"), table.records("release counts")),
+        comparisons=SharedComparisons(table.records("comparisons")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=table.floats("rates"),
         consumed=_create_consumed(settings, table, metrics),

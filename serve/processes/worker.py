@@ -20,7 +20,7 @@ from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender, sharing_url
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
-from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
+from hotplate.serve.metrics import DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.processes.readiness import Status, WorkerReadiness
 from hotplate.serve.processes.states import ProcessState, Reporter, short
@@ -113,7 +113,7 @@ async def run_worker(
         reports = _StateReports(context, number, reader, dispatcher.readiness, server)
         await stack.enter_async_context(background(reports.write_repeatedly()))
         if settings.probation_s:  # the admin process judges new releases by these counts
-            counter = ReleaseCounter(memory.comparisons, number, reader.tiers, memory.metrics)
+            counter = ReleaseCounter(memory.comparisons, reader.tiers)
             await stack.enter_async_context(background(counter.run()))
 
         if not await _wait_until_ready_or_stopped(reader, memory, number, stop):
@@ -308,10 +308,10 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
 
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
-    served = [own for tier in reader.tiers for own in tier.follower.releases if own.id == release]
-    if not served:
-        return OTHER_RELEASE
-    return CANARY if all(own.is_canary for own in served) else LIVE
+    roles = {served.role for tier in reader.tiers for served in tier.follower.releases if served.id == release}
+    if len(roles) > 1:  # live in a tier that is ahead of another one
+        return LIVE
+    return roles.pop() if roles else OTHER_RELEASE
 
 
 async def _wait_until_ready_or_stopped(

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
+from hotplate.serve.metrics import LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import FollowedCanary, ServedCanary, Verdict, follow_canary
 from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.missing_rows import MissingRows
 from hotplate.serve.releases.preparation import prepare
-from hotplate.serve.releases.served import ServedRelease, load
+from hotplate.serve.releases.served import RowsOfRelease, ServedRelease, load
 from hotplate.serve.tasks import repeat
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.concurrency import SharedCall
@@ -152,6 +153,28 @@ class Follower:
         """Return the release for a row: the canary for its users, otherwise the live one."""
         canary = self.canary
         return canary.release if canary is not None and canary.includes(row) else self.live
+
+    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
+        """Divide the keys *rows* among the releases that they are to be read in.
+
+        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
+        result is empty while no release is served.
+        """
+        live = self.live
+        if live is None or not rows:
+            return []
+        canary = self.canary
+        if canary is None:
+            return [RowsOfRelease(live, rows)]
+
+        live_rows = [row for row in rows if not canary.includes(row)]
+        canary_rows = [row for row in rows if canary.includes(row)]
+        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary.release, canary_rows))
+        return [group for group in groups if group.rows]
+
+    def compared_role(self, release: ServedRelease) -> ReleaseRole | None:
+        """Return the role of a release during a canary, of which both releases are counted; None without a canary."""
+        return None if self.canary is None else release.role
 
     async def refresh(self) -> None:
         """Read the catalogue after a release was not found; concurrent callers share a read."""
@@ -401,7 +424,7 @@ class Follower:
         """Return a release that goes live; the canary is not loaded again."""
         canary = self.canary
         if canary is not None and canary.release.is_of(live):
-            return replace(canary.release, is_canary=False)
+            return replace(canary.release, role=LIVE)
         return await load(self._reader, live, self._fold_in)
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:

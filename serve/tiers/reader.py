@@ -20,7 +20,8 @@ from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.lists.hidden_users import HiddenUsers
 from hotplate.serve.lists.options import RECENCY, Selection
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.releases.comparison import SharedComparisons
+from hotplate.serve.releases.comparison import OwnComparisons, SharedComparisons
+from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
@@ -100,9 +101,15 @@ class TieredReader:
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
-        self.tiers = _tiers_of(
-            stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in, comparisons=comparisons
-        )
+        judge = comparisons or OwnComparisons(self.metrics)
+        remote = sum(not store.is_local for store in stores.values())
+        self.tiers = list[Tier]()
+        for name, store in stores.items():
+            follower = Follower(store, verdict=partial(judge.finding, name), fold_in=self._fold_in)
+            if store.is_local:
+                self.tiers.append(LocalTier(name, store, self.metrics, follower))
+            else:
+                self.tiers.append(RemoteTier(name, store, self.metrics, follower, cache_bytes // remote))
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""
@@ -403,28 +410,6 @@ class TieredReader:
         computed = await compute_list(basket, self.tiers, self.lookups, self._fold_in)
         encoded = self.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
         return FoldedIn(self.named(selection.list, encoded), computed.known, computed.unknown)
-
-
-def _tiers_of(
-    stores: Mapping[str, Reader],
-    metrics: Metrics,
-    *,
-    cache_bytes: int,
-    fold_in: FoldIn | None,
-    comparisons: SharedComparisons | None,
-) -> list[Tier]:
-    """Return a tier for each of *stores*, by name; the remote ones share *cache_bytes*."""
-    remote = sum(not store.is_local for store in stores.values())
-    tier_cache_bytes = cache_bytes // max(1, remote)
-    tiers = list[Tier]()
-    for name, store in stores.items():
-        if store.is_local:
-            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in, comparisons=comparisons))
-        else:
-            tiers.append(
-                RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in, comparisons=comparisons)
-            )
-    return tiers
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

@@ -18,29 +18,23 @@ from typing import TypeVar
 import msgspec
 
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
-from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.metrics import (
     CACHE,
     CACHE_HIT,
     CACHE_MISS,
-    CANARY,
-    CANARY_LOOKUPS,
     CORRUPT,
-    LIVE,
     LOOKUP_OUTCOMES,
+    ROLE_LOOKUPS,
     Metrics,
-    ReleaseRole,
 )
-from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
-from hotplate.serve.releases.counts import canary_counts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers.breaker import Breaker
 from hotplate.serve.tiers.cache import NOT_CACHED, Cache
 from hotplate.serve.tiers.hedging import Hedge
-from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import USER, RowKey
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalRows, Reader, ReadResult
 from hotplate.stores.urls import require_url, scheme_of
@@ -74,13 +68,6 @@ def tier_names(urls: Sequence[str]) -> list[str]:
     return names
 
 
-class RowsOfRelease(msgspec.Struct, frozen=True):
-    """Rows that are read from one release."""
-
-    release: ServedRelease
-    rows: Sequence[RowKey]
-
-
 class Tier(ABC):
     """One named store of a service, in one worker, on one loop. Its keys are texts, as those of stores."""
 
@@ -90,19 +77,8 @@ class Tier(ABC):
     damage_raises_anything = False
     """Whether an exception of a call of the store other than StoreError is due to a damaged value, and not a defect."""
 
-    def __init__(
-        self,
-        name: str,
-        reader: Reader,
-        metrics: Metrics,
-        *,
-        fold_in: FoldIn | None = None,
-        comparisons: SharedComparisons | None = None,
-    ) -> None:
-        """*reader* reads the store; *fold_in* loads the item factors of each release.
-
-        *comparisons* stop canaries; without them, each is judged here.
-        """
+    def __init__(self, name: str, reader: Reader, metrics: Metrics, follower: Follower) -> None:
+        """*reader* reads the store, and *follower* follows it."""
         self.name = name
         self.metrics = metrics
         """Metrics of the worker, in which the tier counts under its name."""
@@ -110,10 +86,7 @@ class Tier(ABC):
         self.read_cell = metrics.store[name, "get", "ok"]
         """The histogram of reads of a local store."""
 
-        verdict = partial(_judge, TierComparisons(name), metrics)
-        if comparisons is not None:
-            verdict = partial(comparisons.finding, name)
-        self.follower = Follower(reader, verdict=verdict, fold_in=fold_in)
+        self.follower = follower
         self.breaker = Breaker(name, loop_time)
         self.reader = reader
         self.keys_a_call = reader.coalesce
@@ -146,30 +119,6 @@ class Tier(ABC):
         """Size of the cache; None without one."""
         return None
 
-    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
-        """Divide the keys *rows* among the releases that they are to be read in.
-
-        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
-        result is empty while no release is served.
-        """
-        live = self.follower.live
-        if live is None or not rows:
-            return []
-        canary = self.follower.followed_canary.loaded
-        if canary is None:
-            return [RowsOfRelease(live, rows)]
-
-        live_rows = [row for row in rows if not canary.includes(row)]
-        canary_rows = [row for row in rows if canary.includes(row)]
-        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary.release, canary_rows))
-        return [group for group in groups if group.rows]
-
-    def _role_of(self, release: ServedRelease) -> ReleaseRole | None:
-        """Return the role of a release during a canary; None without a canary."""
-        if self.follower.followed_canary.loaded is None:
-            return None
-        return CANARY if release.is_canary else LIVE
-
     def local_rows(self, release: ServedRelease) -> LocalRows | None:  # noqa: ARG002 -- of stores in this process
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
         return None
@@ -189,7 +138,7 @@ class Tier(ABC):
         """Follow the release that is live now, after a read said that *gone* is gone.
 
         Reads the catalogue, the record of the store's releases, until *deadline* at most. Raises ReleaseMoved unless
-        *gone* is still followed, as the live one or the canary: the caller can read the keys in another release.
+        *gone* is still followed: the caller can read the keys in another release.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -230,11 +179,11 @@ class Tier(ABC):
             raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")
 
     def _observe_read(self, cell: int, took_s: float, release: ServedRelease) -> None:
-        """Count a read in the histogram that begins at *cell*; during a canary also by role, for its judgement."""
+        """Count a read in the histogram that begins at *cell*; also by role while two releases are compared."""
         self.metrics.observe(cell, took_s)
-        role = self._role_of(release)
+        role = self.follower.compared_role(release)
         if role is not None:
-            self.metrics.observe(self.metrics.canary_reads[self.name, role], took_s)
+            self.metrics.observe(self.metrics.role_reads[self.name, role], took_s)
 
     def _decoded(self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]) -> list[ReadResult]:
         """Decode the values of *keys* in *results*; a damaged value becomes an error, which is counted.
@@ -279,14 +228,14 @@ class Tier(ABC):
     def count_lookup(self, release: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
         """Count *lists* from a *source*, one of SOURCES; *outcome* is an index of LOOKUP_OUTCOMES, *kind* of the rows.
 
-        During a canary, lists of users are also counted by role, for its judgement.
+        While two releases are compared, lists of users are also counted by role.
         """
         release.tally.lookups[outcome] += lists
         outcome_name = LOOKUP_OUTCOMES[outcome]
         self.metrics.count_lookup(source, outcome_name, lists)
-        role = self._role_of(release) if kind == USER else None
+        role = self.follower.compared_role(release) if kind == USER else None
         if role is not None:
-            self.metrics.count_in(CANARY_LOOKUPS, self.name, role, outcome_name, number=lists)
+            self.metrics.count_in(ROLE_LOOKUPS, self.name, role, outcome_name, number=lists)
 
 
 class LocalTier(Tier):
@@ -336,18 +285,9 @@ class LocalTier(Tier):
 class RemoteTier(Tier):
     """A store behind a network."""
 
-    def __init__(
-        self,
-        name: str,
-        reader: Reader,
-        metrics: Metrics,
-        *,
-        cache_bytes: int = 0,
-        fold_in: FoldIn | None = None,
-        comparisons: SharedComparisons | None = None,
-    ) -> None:
+    def __init__(self, name: str, reader: Reader, metrics: Metrics, follower: Follower, cache_bytes: int) -> None:
         """*cache_bytes* is the size of the cache; without one, it is 0."""
-        super().__init__(name, reader, metrics, fold_in=fold_in, comparisons=comparisons)
+        super().__init__(name, reader, metrics, follower)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
         self._hedge = Hedge(reader, name, metrics)
@@ -449,11 +389,6 @@ class RemoteTier(Tier):
 
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
-
-
-def _judge(comparisons: TierComparisons, metrics: Metrics, canary: Release | None) -> str | None:
-    """Return how a canary is worse than the live release, by the counts in this process; None if it is not."""
-    return comparisons.judge_canary(canary, canary_counts(comparisons.tier, metrics), loop_time())
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):
