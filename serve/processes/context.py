@@ -21,7 +21,7 @@ from hotplate.serve.processes.states import SharedStates, state_bytes
 from hotplate.serve.releases.comparison import COMPARISONS_BYTES, SharedComparisons
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.tiers.tier import tier_names
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import WatchedFiles
 
 # Keys, the certificate with its key, the deny-list, and overrides; the last two may be the largest.
@@ -74,7 +74,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     Each field of the result gives access to one region of a table (see `regions`). Raises ServiceMisused if there is
     too little memory, or for settings of consumed items that contradict each other.
     """
-    tiers = tier_names(settings.stores)
+    tiers = [*tiers_of(settings.stores)]
     table = _reserve_table(settings.workers, tiers)
     metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
 

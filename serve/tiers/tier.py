@@ -33,7 +33,7 @@ from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers.breaker import Breaker
 from hotplate.serve.tiers.cache import NOT_CACHED, Cache
 from hotplate.serve.tiers.hedging import Hedge
-from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalRows, Reader, ReadResult
@@ -56,16 +56,16 @@ def loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 
-def tier_names(urls: Sequence[str]) -> list[str]:
-    """Return each store's scheme, numbered from its second use on."""
+def tiers_of(urls: Sequence[str]) -> dict[str, str]:
+    """Return the URLs of stores by their names: the scheme, numbered from its second use on."""
     uses = Counter[str]()
-    names = list[str]()
+    tiers = dict[str, str]()
     for url in urls:
         require_url(url)
         scheme = scheme_of(url)
         uses[scheme] += 1
-        names.append(scheme if uses[scheme] == 1 else f"{scheme}-{uses[scheme]}")
-    return names
+        tiers[scheme if uses[scheme] == 1 else f"{scheme}-{uses[scheme]}"] = url
+    return tiers
 
 
 class Tier(ABC):
@@ -90,8 +90,6 @@ class Tier(ABC):
         self.breaker = Breaker(name, loop_time)
         self.reader = reader
         self.keys_a_call = reader.coalesce
-        self._damaged = set[ReleaseRef]()
-        """Followed releases of which a damaged value was read."""
 
     @property
     def findings(self) -> list[ServiceFinding]:
@@ -100,7 +98,7 @@ class Tier(ABC):
         if self.breaker.is_open:
             findings.append(ServiceFinding("circuit", self.breaker.open_because))
         for release in self.follower.releases:
-            if release.ref in self._damaged:
+            if release.tally.damaged:
                 findings.append(ServiceFinding("damage", _damage_of(release.id)))
         return sorted(findings, key=lambda finding: not finding.is_error)
 
@@ -215,14 +213,10 @@ class Tier(ABC):
             return error
 
         self.metrics.count_in(CORRUPT, self.name)
-        release.tally.damaged += 1  # for the probation of the release
-
         damage = ReleaseCorrupt(_damage_of(release.id))
-        if release.ref not in self._damaged:
-            followed = {served.ref for served in self.follower.releases}
-            self._damaged &= followed
-            self._damaged.add(release.ref)
+        if not release.tally.damaged:
             log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
+        release.tally.damaged += 1
         return damage
 
     def count_lookup(self, release: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
