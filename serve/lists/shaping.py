@@ -6,7 +6,7 @@ from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
+from hotplate.serve.lists.filters import NO_FILTERS, BoundFilters
 from hotplate.serve.lists.options import ALL_FIELDS, Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
@@ -60,8 +60,7 @@ class Shaper:
 
         left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
         if selection.per:  # the last one: it counts items that are in no other
-            overrides = self._deny_list.current.overrides
-            left_out.append(_filters_of(encoded.release).limited(selection.per, overrides))
+            left_out.append(self._filters_of(encoded.release).limited(selection.per))
         items = self._filtered(encoded, selection, left_out)
         enough = selection.n
         if not selection.is_filtered:
@@ -93,7 +92,7 @@ class Shaper:
                 f"fields: items of this release have {', '.join((*ITEM_FIELDS, *shown))}, and no {unknown!r}"
             )
 
-        tails = release.filters.shown(tuple(wanted), self._deny_list.current.overrides)
+        tails = release.filters.under(self._deny_list.current.overrides).shown(tuple(wanted))
         return with_fields(items, selection.field_names, tails)
 
     def _listed_beside(
@@ -116,7 +115,7 @@ class Shaper:
             return cut_without(popular, selection.n, *left_out)
         if not where:
             return cut_without(encoded.body, selection.n, *left_out)
-        rejected = _filters_of(encoded.release).rejected(where, self._deny_list.current.overrides)
+        rejected = self._filters_of(encoded.release).rejected(where)
         return cut_without(encoded.body, selection.n, rejected, *left_out)
 
     def _popular_filling(
@@ -142,14 +141,13 @@ class Shaper:
         body = release.popular.get(fallback.text, NO_OFFSET)
         if not where:
             return body
-        return _filters_of(release).popular(fallback, body, where, self._deny_list.current.overrides)
+        return self._filters_of(release).popular(fallback, body, where)
 
-
-def _filters_of(release: ServedRelease) -> ReleaseFilters:
-    """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
-    if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
-        raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
-    return release.filters
+    def _filters_of(self, release: ServedRelease) -> BoundFilters:
+        """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
+        if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
+            raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
+        return release.filters.under(self._deny_list.current.overrides)
 
 
 def _marked(items: bytes) -> bytes:

@@ -5,7 +5,6 @@ It opens stores itself, so scrapes and activations cost workers nothing.
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -32,11 +31,11 @@ from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, json_of
 from hotplate.serve.processes.release_admin import ReleaseAdmin
 from hotplate.serve.processes.states import Reporter
-from hotplate.serve.processes.worker import BACKLOG, WATCHED
+from hotplate.serve.processes.worker import BACKLOG, ShutdownSignals
 from hotplate.serve.releases.withdrawal import ReleaseJudge
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers.tier import tier_names
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import catch_up, follow
 from hotplate.stores.errors import (
     AccessDenied,
@@ -73,7 +72,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     guard = None if is_local else context.guard
     certificate = None if is_local else context.certificate
 
-    stop_requested = _watch_for_stop(lifeline)
+    stop = ShutdownSignals(lifeline)  # SIGINT is for the workers: this process ends last
     # Log lines of all processes, which the console shows, come through a socket.
     asyncio.get_running_loop().add_reader(context.log.reading, context.log.read)
     await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
@@ -95,21 +94,9 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         _metric_export(context),
     ):
         acceptor = server.listen(listener, BACKLOG, certificate)
-        await stop_requested.wait()
+        await stop.requested.wait()
         acceptor.close()
         await server.close(STOP_S)
-
-
-def _watch_for_stop(lifeline: int) -> asyncio.Event:
-    """Return an event that is set by SIGTERM, or when *lifeline* becomes readable; other signals are ignored."""
-    stop_requested = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(lifeline, stop_requested.set)
-    loop.add_signal_handler(signal.SIGTERM, stop_requested.set)
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all, but this process ends last
-        loop.add_signal_handler(number, lambda: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    return stop_requested
 
 
 @asynccontextmanager
@@ -158,7 +145,7 @@ async def _judge_releases(context: ProcessContext) -> None:
     settings = context.settings
     memory = context.memory
     judge = ReleaseJudge(
-        dict(zip(tier_names(settings.stores), settings.stores, strict=True)),
+        tiers_of(settings.stores),
         memory.comparisons,
         memory.states,
         memory.metrics,

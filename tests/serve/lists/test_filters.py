@@ -315,14 +315,16 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
 def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(filters, "MAX_EXAMINED", most)
     monkeypatch.setattr(filters, "MAX_BOUND", most)
-    bound = ReleaseFilters(TABLE)
+    filters_of_release = ReleaseFilters(TABLE)
     body = encode([Item(id=item) for item in IDS])
     for overrides in ({}, {"price": {encode_id("i0"): "15"}}):
         for where in ("price<25", "colour:red", "price<25", "price>=30") * 2:
             kept = [item for item in IDS if encode_id(item) not in Rejected(TABLE, where, overrides)]
-            rejected = bound.rejected(where, overrides)
+            rejected = filters_of_release.under(overrides).rejected(where)
             assert [item for item in IDS * 2 if encode_id(item) not in rejected] == kept * 2
-            assert [item["id"] for item in decode(bound.popular(EVERYBODY, body, where, overrides)[4:])] == kept
+            assert [
+                item["id"] for item in decode(filters_of_release.under(overrides).popular(EVERYBODY, body, where)[4:])
+            ] == kept
 
 
 def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path, tmp_path: Path) -> None:

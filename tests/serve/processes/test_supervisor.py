@@ -140,9 +140,10 @@ def test_suspended_worker_is_replaced(folder: Path) -> None:
 
 # Each worker that starts after a file was made fails, and the parent has little patience.
 FAILING_STARTS = """
+import hotplate.serve.processes.health as health
 import hotplate.serve.processes.supervisor as supervisor
 supervisor.STUCK_S = supervisor.STUCK_BESIDE_OTHERS_S = 3.0
-supervisor.RESTART_S = (0.1, 1.0)
+health.RESTART_S = (0.1, 1.0)
 work = supervisor.run_worker
 async def fail(*arguments):
     if marker.exists():
