@@ -160,15 +160,17 @@ class Dispatcher:
             return None
         problem = problem_for(route, refusal())
         request_id = self.request_ids.of(headers)
-        record = RequestRecord(route.template, "POST", problem.status, 0.0, len(problem.body), request_id, None)
-        self._report(record, self._begin_span(headers))
+        sampled_log = self._count(route, "POST", problem.status, 0.0)
+        span = self._begin_span(headers)
+        if sampled_log is not None or span is not None:
+            record = RequestRecord(route.template, "POST", problem.status, 0.0, len(problem.body), request_id, None)
+            report(record, sampled_log, span)
         return problem, request_id
 
-    def _report(self, record: RequestRecord, span: "RequestSpan | None") -> None:
-        """Count an answered request, and report it to the access log and its span."""
-        self.metrics.observe(request_cell(record.route, record.method, record.status), record.took_s)
-        sampled_log = None if self.access_log is None else self.access_log.sampled()
-        report(record, sampled_log, span)
+    def _count(self, route: Route, method: str, status: int, took_s: float) -> AccessLog | None:
+        """Count an answered request; returns the access log if the request is sampled for that."""
+        self.metrics.observe(request_cell(route.template, method, status), took_s)
+        return None if self.access_log is None else self.access_log.sampled()
 
     def _begin_span(self, headers: CIMultiDictProxy[str]) -> "RequestSpan | None":
         if self.tracer is None:
@@ -195,14 +197,16 @@ class Dispatcher:
             with use_span(span):
                 response = await responding
 
-        record = _record_of(request, response, match, request_id=request_id, took_s=perf_counter() - started)
-        self._set_headers(request, response, record)
-        self._report(record, span)
+        took_s = perf_counter() - started
+        self._set_headers(request, response, took_s)
+        sampled_log = self._count(match.route, request.method, response.status, took_s)
+        if sampled_log is not None or span is not None:
+            report(_record_of(request, response, match, request_id=request_id, took_s=took_s), sampled_log, span)
         return response
 
-    def _set_headers(self, request: web.BaseRequest, response: web.Response, record: RequestRecord) -> None:
+    def _set_headers(self, request: web.BaseRequest, response: web.Response, took_s: float) -> None:
         """Set the headers of all answers; while draining, let the connection close."""
-        response.headers["Server-Timing"] = f"app;dur={record.took_s * 1000:.3f}"
+        response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
         if self.cors is not None:
             self.cors.admit(request, response)
         if self.readiness.draining:

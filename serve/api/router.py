@@ -29,8 +29,9 @@ CALLER = web.RequestKey("caller", Caller)
 # Other ids must not reach logs or headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
-# Called with a request, the id in its path, or an empty text, and its query, both percent-encoded; raises Problem.
-RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable["web.Response | DeferredResponse"]]
+# Called with a request, the id in its path, or an empty text, and its query, both percent-encoded; for a POST that
+# passed a gate, also with the body. Raises Problem.
+RouteHandler = Callable[..., Awaitable["web.Response | DeferredResponse"]]
 
 T = TypeVar("T")
 
@@ -45,8 +46,8 @@ class DeferredResponse:
 class Gate(Protocol):
     """Limits on POST requests."""
 
-    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[T]]) -> T:
-        """Do *work* once the request is read and admitted; raises Problem and ClientGone."""
+    async def admit(self, request: web.BaseRequest, work: Callable[[bytes], Awaitable[T]]) -> T:
+        """Do *work* with the body once the request is admitted; raises Problem and ClientGone."""
         ...
 
 

@@ -763,8 +763,8 @@ async def _respond(request: web.BaseRequest) -> web.StreamResponse:
 
 def expectations_of(request: web.BaseRequest) -> set[str]:
     """Return the values of the headers Expect, each of which is a list."""
-    values = ",".join(request.headers.getall(hdrs.EXPECT, ()))
-    return {value.strip().lower() for value in values.split(",")} - {""}
+    headers = request.headers.getall(hdrs.EXPECT, ())
+    return {value.strip().lower() for header in headers for value in header.split(",")} - {""}
 
 
 def _unknown_version(version: HttpVersion) -> Problem:

@@ -23,7 +23,7 @@ from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor, room_for_connections
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter
 from hotplate.serve.settings import Limits
-from hotplate.serve.tiers.lookups import read_within
+from hotplate.serve.tiers.lookups import caller_deadline, read_within
 from hotplate.stores.folders import return_free_memory
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class HttpServer(OpenConnections):
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # absolute form
-        if request.method == "POST" or TIMEOUT not in request.headers:  # `admit` checks a POST
+        if TIMEOUT not in request.headers:
             return self._answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)
 
@@ -205,32 +205,31 @@ class HttpServer(OpenConnections):
 
         *since*, by `time.monotonic`, is when the request began. Reads of stores get READ_SHARE of the time left.
         """
-        deadline = inf
+        left_s = inf
         refusal = None  # for the dispatcher, which counts and logs it as an answer of the route
         try:
-            deadline = deadline_of(request, since)
-            self.admission.check_deadline(deadline)
+            left_s = timeout_s_of(request) - (monotonic() - since)
+            if left_s < 0:
+                raise self.admission.refuse_late()
         except Problem as problem:
             refusal = problem.closing()
 
-        with read_within(READ_SHARE * (deadline - monotonic())):
+        with read_within(READ_SHARE * left_s):
             return await self._answer(request, path, query, gate=self, refusal=refusal)
 
-    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[T]]) -> T:
-        """Call *work*, the handler of a POST, when its body was read and this worker may start a further batch.
+    async def admit(self, request: web.BaseRequest, work: Callable[[bytes], Awaitable[T]]) -> T:
+        """Call *work*, the handler of a POST, with the body, when this worker may start a further batch.
 
-        Returns the answer of *work*, which reads the same body again from *request*. Raises Problem if the body or the
-        time-out (X-Request-Timeout-Ms) is invalid, or the worker overloaded or its bytes in flight above their limit,
-        and ClientGone if the client disconnects during the wait. Reads of stores get READ_SHARE of the time left.
+        Returns the answer of *work*. Raises Problem if the body is invalid, the caller's time-out has passed, or the
+        worker is overloaded or its bytes in flight above their limit, and ClientGone if the client disconnects during
+        the wait.
         """
         if self.admission.is_full:
             raise self.admission.refuse()
         transport = request.transport
         if not isinstance(transport, RequestTransport):
             raise ClientGone
-        connection = transport.connection
         try:
-            deadline = deadline_of(request, connection.since)
             if expectations_of(request) and request.version >= HttpVersion11:
                 check_body(request)
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -238,21 +237,23 @@ class HttpServer(OpenConnections):
         except Problem as problem:
             raise problem.closing() from None  # the rest of the body may be unread
 
-        async with self.admission.admitted(deadline=deadline, is_gone=lambda: request.transport is None):
+        async def work_in_memory() -> T:
             if self.is_full:
                 raise self.writer.no_room()
-
             # The answer, which is held in memory until it is sent, counts before its size is known.
             estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
-            connection.add_in_flight(estimated_bytes)
-            with read_within(READ_SHARE * (deadline - monotonic())):
-                response = await work()
+            transport.connection.add_in_flight(estimated_bytes)
+            response = await work(body)
 
             actual_bytes = 0  # of a deferred response, which has no body yet
             if isinstance(response, web.Response):
                 actual_bytes = response.content_length or 0
-            connection.add_in_flight(actual_bytes - estimated_bytes)
+            transport.connection.add_in_flight(actual_bytes - estimated_bytes)
             return response
+
+        return await self.admission.run(
+            work_in_memory, deadline=caller_deadline(), is_gone=lambda: request.transport is None
+        )
 
 
 def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane: bool) -> HttpServer:
@@ -267,11 +268,9 @@ async def _passed(is_over: Callable[[], bool], until: float) -> None:
         await asyncio.sleep(POLL_S)
 
 
-def deadline_of(request: web.BaseRequest, received: float) -> float:
-    """Return the end of the caller's time-out by `time.monotonic`, inf without one; raises Problem if it is invalid."""
-    timeout_ms = request.headers.get(TIMEOUT)
-    if timeout_ms is None:
-        return inf
+def timeout_s_of(request: web.BaseRequest) -> float:
+    """Return the time-out that a request gives; raises Problem if it is invalid."""
+    timeout_ms = request.headers.get(TIMEOUT, "")
     if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) <= 9):
         raise bad_parameter(f"{TIMEOUT} must be a whole number of milliseconds, not {timeout_ms[:40]!r}")
-    return received + min(int(timeout_ms) / 1000, MOST_TIMEOUT_S)
+    return min(int(timeout_ms) / 1000, MOST_TIMEOUT_S)
