@@ -20,7 +20,6 @@ from hotplate.serve.lists.paging import parse_cursor
 from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.problems import overloaded
-from hotplate.serve.telemetry.records import ListOrigin
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import ITEM, POPULAR, USER
 
@@ -42,8 +41,8 @@ ZERO_WEIGHT = re.compile(r"\bq=0(?:\.0*)?\s*(?:;|$)")
 RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
 
-# The origin of an answered list.
-LIST_ORIGIN = web.RequestKey("list origin", ListOrigin)
+# An answered list, for the access log and traces.
+LIST_ANSWER = web.RequestKey("list answer", ListAnswer)
 
 
 class ListHandlers:
@@ -112,7 +111,7 @@ class ListHandlers:
         encoded = result.encoded
         basket_items = [item for item, _ in basket]
         items = self._shaper.shape(encoded, options, beside=basket_items)
-        request[LIST_ORIGIN] = origin_of(encoded, items)  # for the access log and traces
+        request[LIST_ANSWER] = ListAnswer(encoded, items)
 
         counts = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
         response_body = list_body(counts, list_head(encoded), items)
@@ -145,7 +144,7 @@ class ListHandlers:
             kind, identifier, selection=query, after=parse_cursor(query.after) if query.after else None
         )
         answer = await answer_list(self._reader, self._shaper, wanted)
-        request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
+        request[LIST_ANSWER] = answer
 
         if answer.restarted:  # a first page instead of the requested one
             cache = NO_STORE
@@ -224,11 +223,6 @@ def list_head(encoded: EncodedList) -> bytes:
     name = b'"list":"%b",' % encoded.name.encode() if encoded.name else b""
     segment = b'"segment":%b,' % orjson.dumps(encoded.segment) if encoded.source == "popular" else b""
     return b'"release":"%b",%b%b"source":"%b",%b"tier":"%b","items":[' % (release, canary, name, source, segment, tier)
-
-
-def origin_of(encoded: EncodedList, items: bytes) -> ListOrigin:
-    """Return the origin of a list, for logs and spans."""
-    return ListOrigin(encoded.release.id, encoded.source, encoded.tier, items, encoded.name)
 
 
 def conditional(request: web.BaseRequest, body: bytes, headers: dict[str, str]) -> web.Response:

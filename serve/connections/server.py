@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property, partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import HttpVersion11, hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy, istr
@@ -15,10 +15,10 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.parameters import check_body, read_body
-from hotplate.serve.api.router import Gate
+from hotplate.serve.api.router import Router
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import Connection, OpenConnections, RequestTransport, expectations_of
+from hotplate.serve.connections.connection import Connection, create_aiohttp_server, expectations_of
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor, room_for_connections
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter
@@ -57,15 +57,7 @@ _find_fields = re.compile(r"(.+?): *(.*?) *\r\n").findall
 T = TypeVar("T")
 
 
-class Answer(Protocol):
-    """Answers a request for a raw path and query, or refuses it if there is a *refusal*: `Dispatcher.answer`."""
-
-    def __call__(  # noqa: D102 -- see the class
-        self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
-    ) -> Awaitable[web.Response]: ...
-
-
-class HttpServer(OpenConnections):
+class HttpServer:
     """An HTTP/1.1 server: it accepts connections within the limits of all together, and a sweep checks each."""
 
     _peak_bytes = 0
@@ -74,24 +66,27 @@ class HttpServer(OpenConnections):
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(
-        self,
-        answer: Answer,
-        writer: AnswerWriter,
-        limits: Limits | None = None,
-        *,
-        refuse_unread: Callable[
-            [str, CIMultiDictProxy[str], Callable[[], Problem]], tuple[Problem, str] | None
-        ] = lambda *_: None,
-        lane: "Lane | None" = None,
+        self, router: Router, writer: AnswerWriter, limits: Limits | None = None, lane: "Lane | None" = None
     ) -> None:
-        """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals.
+        """*lane* answers plain requests without aiohttp, *router* all others, and *writer* writes refusals.
 
-        *refuse_unread* refuses batches in overload: `Dispatcher.refuse_unread`.
+        Needs a running loop.
         """
-        self._answer = answer
-        self._refuse_unread = refuse_unread
-        super().__init__(limits or Limits(), writer, lane)
+        self._router = router
+        self.writer = writer
+        self.limits = limits or Limits()
+        self.lane = lane
+        self.aiohttp_server = create_aiohttp_server()
         self.admission = Admission(writer.metrics.count_shed)
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
 
     @property
     def _is_answering(self) -> bool:
@@ -188,7 +183,7 @@ class HttpServer(OpenConnections):
         headers = CIMultiDictProxy(CIMultiDict(_find_fields(batch[2])))
         if headers.getall(hdrs.CONTENT_LENGTH, ()) != [str(body_bytes)]:
             return None
-        refused = self._refuse_unread(batch[1], headers, self.admission.refuse)
+        refused = self._router.refuse_unread(batch[1], headers, self.admission.refuse)
         return refused and self.writer.write_problem(*refused, 0.0)
 
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
@@ -197,7 +192,7 @@ class HttpServer(OpenConnections):
         if path[:1] != "/":
             path = request.rel_url.raw_path  # absolute form
         if TIMEOUT not in request.headers:
-            return self._answer(request, path, query, gate=self)
+            return self._router.answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)
 
     async def _answer_in_time(self, request: web.BaseRequest, path: str, query: str, since: float) -> web.Response:
@@ -215,7 +210,7 @@ class HttpServer(OpenConnections):
             refusal = problem.closing()
 
         with read_within(READ_SHARE * left_s):
-            return await self._answer(request, path, query, gate=self, refusal=refusal)
+            return await self._router.answer(request, path, query, gate=self, refusal=refusal)
 
     async def admit(self, request: web.BaseRequest, work: Callable[[bytes], Awaitable[T]]) -> T:
         """Call *work*, the handler of a POST, with the body, when this worker may start a further batch.
@@ -226,13 +221,13 @@ class HttpServer(OpenConnections):
         """
         if self.admission.is_full:
             raise self.admission.refuse()
-        transport = request.transport
-        if not isinstance(transport, RequestTransport):
+        connection = request.transport
+        if not isinstance(connection, Connection):
             raise ClientGone
         try:
             if expectations_of(request) and request.version >= HttpVersion11:
                 check_body(request)
-                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = await read_body(request)
         except Problem as problem:
             raise problem.closing() from None  # the rest of the body may be unread
@@ -242,13 +237,13 @@ class HttpServer(OpenConnections):
                 raise self.writer.no_room()
             # The answer, which is held in memory until it is sent, counts before its size is known.
             estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
-            transport.connection.add_in_flight(estimated_bytes)
+            connection.add_in_flight(estimated_bytes)
             response = await work(body)
 
             actual_bytes = 0  # of a deferred response, which has no body yet
             if isinstance(response, web.Response):
                 actual_bytes = response.content_length or 0
-            transport.connection.add_in_flight(actual_bytes - estimated_bytes)
+            connection.add_in_flight(actual_bytes - estimated_bytes)
             return response
 
         return await self.admission.run(
@@ -260,7 +255,7 @@ def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane
     """Create the server of a worker; with *fast_lane*, plain requests are answered by the lane if it is compiled."""
     writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
     lane = lane_of(dispatcher, writer) if fast_lane else None
-    return HttpServer(dispatcher.answer, writer, limits, refuse_unread=dispatcher.refuse_unread, lane=lane)
+    return HttpServer(dispatcher, writer, limits, lane)
 
 
 async def _passed(is_over: Callable[[], bool], until: float) -> None:
