@@ -151,16 +151,6 @@ def test_half_of_the_truth_learnt_is_refused_and_a_hundredth_is_counted_first(sh
     failed(hotplate("evaluate", "compare", early, late, *half), f"{late} has learnt 101 of 121 pairs", code=2)
 
 
-def test_repeated_choice_after_the_learnt_rows_is_fair_and_without_times_it_is_learnt(shop: Path) -> None:
-    again = pl.read_csv(shop / "day.1.csv").with_columns(date=pl.lit("2026-02-01"))
-    again.write_csv(shop / "again.csv")
-    later = json_of("evaluate", shop / "late", shop / "again.csv")
-    assert (later["pairs"], later["seen_pairs"]) == (20, 20)
-    assert "learnt" not in later["sentence"]
-    timeless = hotplate("evaluate", shop / "late", shop / "again.csv", "--time-column", "none")
-    failed(timeless, "late has learnt 20 of 20 pairs of the truth", code=2)
-
-
 def test_what_lists_of_a_file_have_learnt_is_unknown_without_train(shop: Path) -> None:
     days = shop / "day.3.csv", shop / "day.4.csv"
     lists = shop / "lists.csv"

@@ -23,20 +23,6 @@ from tests.support.paths import ROOT
 from tests.support.service import until
 
 
-def test_three_verbs_lead_from_clicks_to_an_answer(model: Path, tmp_path: Path) -> None:
-    store = f"file://{tmp_path}/store"
-    published = json_of("publish", model, "--store", store)
-    assert published["live"]
-    assert published["release"]["counts"]["user"] == 120
-    listed = json_of("releases", "list", HOTPLATE_STORE=store)
-    assert listed["live"] == published["release"]["release"]
-    answer = json_of("lookup", "u001", "-n", "3", HOTPLATE_STORE=store)
-    assert (answer["source"], len(answer["items"])) == ("personal", 3)
-    assert answer["items"][0]["title"]
-    text = hotplate("lookup", "nobody", "-n", "3", HOTPLATE_STORE=store).stdout
-    assert text.startswith("nobody: popular, release ")
-
-
 def test_bad_input_is_explained_in_one_sentence(clicks: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     failed(hotplate("train", tmp_path / "absent.csv", "--out", out), "absent.csv")
