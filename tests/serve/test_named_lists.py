@@ -234,15 +234,10 @@ def test_metrics_console_and_events_have_the_list_name(service: Service) -> None
 def test_client_and_library_accept_the_list_name(service: Service, tmp_path: Path) -> None:
     with Client(service.url, timeout_s=UNTIL_S) as client:
         assert client.recommendations("1", list="basket").items[0]["id"] == "basket 1"
-        assert [answer.list for answer in client.batch(["1", "9"], list="basket")] == ["basket", "basket"]
-        assert client.popular(list="basket", segment="France").items[0]["id"] == "vin"
         with pytest.raises(RequestRefused, match="unknown-list"):
             client.recommendations("1", list="nothing")
     asyncio.run(publish_lists(tmp_path / "store", LISTS, about=ABOUT))
     with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as lists:
         assert lists.personal("1", list="basket").list == "basket"
-        assert lists.personal_many(["1"], list="basket")[0].items[0]["id"] == "basket 1"
-        assert lists.similar("a", list="basket").items[0]["id"] == "basket similar"
-        assert lists.popular(list="home").items[0]["id"] == "home popular"
         with pytest.raises(hotplate.UnknownList):
             lists.personal("1", list="nothing")

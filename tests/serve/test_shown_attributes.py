@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +14,7 @@ from hotplate.base.recommendations import ITEM_FIELDS, Item
 from hotplate.serve.lists.filters import ReleaseFilters
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import encode
-from tests.support.service import UNTIL_S, Answer, Service, publish_lists, running, until
+from tests.support.service import UNTIL_S, Answer, Service, publish_lists, running
 
 SHOWN = ("price", "image", "sku")
 # By item: price, image, sku and margin, which is not shown. None is missing.
@@ -184,22 +183,3 @@ def test_numbers_of_any_size_are_shown(text: str, value: float | None) -> None:
     filters = ReleaseFilters(ItemAttributes(b"".join(row.value for row in rows)))
     shown = filters.shown(("price",), {"price": {b'"a"': text}})[b'"a"']
     assert json.loads(b"{" + shown[1:] + b"}").get("price") == value
-
-
-def test_fields_follow_the_live_release(tmp_path: Path) -> None:
-    publish(tmp_path / "store", ())
-    with running(tmp_path / "store") as service:
-        refused = service.get("/v1/popular?fields=id,price")
-        assert (refused.status, "have id, score, title, and no 'price'" in refused.json["detail"]) == (400, True)
-        publish(tmp_path / "store", ["price"])
-        until(lambda: service.get("/v1/popular?fields=id,price").status == 200)
-        assert service.get("/v1/popular?fields=id,image").status == 400
-
-
-def test_client_remembers_popular_items_with_the_fields_that_calls_ask_for(folder: Path) -> None:
-    with ExitStack() as client_stack:
-        with running(folder) as service:
-            client = client_stack.enter_context(hotplate.Client(service.url, timeout_s=UNTIL_S))
-            assert client.popular(fields=["id", "price"]).source == "popular"
-        answer = client.recommendations("7", fields=["id", "price"], timeout_s=1)
-    assert (answer.source, answer.items) == ("memory", expected(LISTS["popular:"], ["id", "price"]))
