@@ -58,33 +58,43 @@ def test_an_empty_url_is_refused_and_is_not_the_default_store(model: Path, tmp_p
     assert list(tmp_path.iterdir()) == [lists]
 
 
-def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -> None:
-    for arguments in (["lookup", "42", "-n", "0"], ["serve", "--budget", "inf"], ["nosuchverb"], ["train"]):
-        done = hotplate(*arguments)
-        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    for *verb, option, value in (
-        ["releases", "scrub", "--rate", "inf"],
-        ["releases", "canary", "x", "--percent", "nan"],
-        ["events", "report", "events", "--min-effect", "1" + 400 * "0"],
-        ["train", "clicks.csv", "--out", "model", "--tune", "٣"],
-        ["train", "clicks.csv", "--out", "model", "--tune", "1" + 400 * "0"],
-    ):
-        failed(hotplate(*verb, option, value), f"'{option}': '{value}' is not a", code=2)
+@pytest.mark.parametrize("arguments", ["lookup 42 -n 0", "serve --budget inf", "nosuchverb", "train"])
+def test_misuse_of_options_exits_with_2(arguments: str) -> None:
+    done = hotplate(*arguments.split())
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        ("releases scrub", "--rate", "inf"),
+        ("releases canary x", "--percent", "nan"),
+        ("events report events", "--min-effect", "1" + 400 * "0"),
+        ("train clicks.csv --out model", "--tune", "٣"),
+        ("train clicks.csv --out model", "--tune", "1" + 400 * "0"),
+    ],
+)
+def test_number_that_an_option_does_not_take_is_named(verb: str, option: str, value: str) -> None:
+    failed(hotplate(*verb.split(), option, value), f"'{option}': '{value}' is not a", code=2)
+
+
+def test_errors_are_json_on_request(tmp_path: Path) -> None:
     done = hotplate("releases", "verify", "--json", "--store", f"file://{tmp_path}/nothing")
     assert done.returncode == 1
     assert json.loads(done.stderr)["kind"] == "ReleaseNotFound"
     for value, is_json in (("0", False), ("off", False), ("1", True)):
         done = hotplate("releases", "verify", "--store", "x", HOTPLATE_JSON=value)
         assert done.stderr.startswith("{") == is_json, value
+    done = hotplate("releases", "verify", "--json", "--concurrency", "x")
+    assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
+
+
+def test_arguments_that_cannot_be_used_are_refused_with_the_reason(tmp_path: Path) -> None:
     for verb in (["train", "\udcff.csv", "--out", "model"], ["store", "doctor", "--store", "file:///tmp/\udcff"]):
         done = hotplate(*verb, "--json")
         assert (done.returncode, "has bytes that are not UTF-8" in json.loads(done.stderr)["error"]) == (2, True)
-    done = hotplate("releases", "verify", "--json", "--concurrency", "x")
-    assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
-    done = hotplate("import", tmp_path, "--max-bad-rows", "5")
-    assert (done.returncode, "is not a number from 0 to 1" in done.stderr) == (2, True)
-    done = hotplate("publish", tmp_path, "--json", "--list-length", "x")
-    assert (done.returncode, "is not a whole number" in json.loads(done.stderr)["error"]) == (2, True)
+    failed(hotplate("import", tmp_path, "--max-bad-rows", "5"), "is not a number from 0 to 1", code=2)
+    failed(hotplate("publish", tmp_path, "--list-length", "x"), "is not a whole number", code=2)
 
 
 @pytest.mark.parametrize(("flags", "has_times"), [(TrainFlags, True), (ImportFlags, False), (ListFlags, True)])

@@ -8,8 +8,8 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
-from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
-from hotplate.stores.errors import NotSent, StoreThrottled, StoreUnavailable
+from hotplate.stores.catalogue import Catalogue, ReleaseId, State
+from hotplate.stores.errors import NotSent, StoreUnavailable
 from hotplate.stores.publication import begin
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.store import RecordChange, Store
@@ -243,69 +243,3 @@ async def test_later_failure_does_not_settle_an_unclear_swap(
     overtake(store, monkeypatch, activate_second)
     with pytest.raises(StoreUnavailable, match=r"^the reply was lost; whether the catalogue was changed is not known"):
         await life.update_catalogue(store, lambda catalogue: changes.activate(catalogue, first))
-
-
-class Provisioned(MemoryStore):
-    """Refuses, if told so, to change throughput once other releases are served."""
-
-    is_provisioned = True
-    throttles = False
-    is_throttled = False
-
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await super().swap(old, new, records)
-        self.is_throttled = self.throttles and new.served != old.served
-
-    async def prepare(self, release: ReleaseRef) -> None:
-        await super().prepare(release)
-        self._check()
-
-    async def scale_down(self, release: ReleaseRef) -> None:
-        self.find(release)
-        self._check()
-
-    def _check(self) -> None:
-        if self.is_throttled:
-            raise StoreThrottled("throughput was changed too often", retry_after_s=30.0)
-
-
-Step = Callable[[Store, ReleaseId], Awaitable[object]]
-
-
-@pytest.mark.parametrize(
-    ("step", "warning"),
-    [
-        pytest.param(life.activate, "is live; its throughput is not confirmed", id="activate"),
-        pytest.param(
-            lambda store, release: life.start_canary(store, release, 5),
-            "is the canary; its throughput is not confirmed",
-            id="start canary",
-        ),
-        pytest.param(lambda store, _: life.rollback(store), "is live; its throughput is not confirmed", id="roll back"),
-        pytest.param(lambda store, _: publish(store), "is live; its throughput is not confirmed", id="publish"),
-    ],
-)
-async def test_change_that_is_not_prepared_afterwards_is_done(
-    step: Step, warning: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = Provisioned()
-    for _ in range(2):
-        await publish(store)
-    ready = await publish(store, live=False)
-    before = await store.catalogue()
-    store.throttles = True
-    await step(store, ready)
-    after = await store.catalogue()
-    assert after.served != before.served
-    assert f"release {after.served[-1].id} {warning}: throughput was changed too often" in caplog.text
-
-
-async def test_aborted_canary_that_keeps_its_throughput_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    store = Provisioned()
-    await publish(store)
-    canary = await publish(store, live=False)
-    await life.start_canary(store, canary, 5)
-    store.throttles = True
-    assert await life.abort(store) == canary
-    assert (await store.catalogue()).canary is None
-    assert f"release {canary} was to be scaled down unless it is served; its throughput is not confirmed" in caplog.text
