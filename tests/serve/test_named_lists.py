@@ -145,27 +145,46 @@ async def test_list_that_only_the_canary_has_is_answered_to_its_users(memory: Me
         await reader.personal_many(users, name="basket")
 
 
+async def publish_swapped(store: MemoryStore) -> None:
+    """Publish a release of the same lists, of which the other one is the default."""
+    bodies = {"popular:": "B", "popular@home:": "H", "user:1": "B 1", "user@home:1": "H 1"}
+    rows = [Row(key, a_list(item)) for key, item in bodies.items()]
+    await publish(store, rows, about={"list": "basket", "lists": {"home": {}}})
+
+
 @virtual
-async def test_a_release_with_another_default_list_answers_by_name(memory: MemoryStore, remote: RemoteStore) -> None:
+async def test_list_is_answered_by_its_name_while_it_stops_being_the_default(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
     await release(memory)
-    swapped = [("popular:", "B"), ("popular@home:", "H"), ("user:1", "B 1"), ("user@home:1", "H 1")]
-    rows = [Row(key, a_list(item)) for key, item in swapped]
-    about = {"list": "basket", "lists": {"home": {}}}
     reader = await over(remote)
     remote.delay_s = 0.01
-    asked = [asyncio.ensure_future(reader.personal("1", name="home")) for _ in range(2)]
+    answers = [asyncio.ensure_future(reader.personal("1", name="home")) for _ in range(2)]
     await asyncio.sleep(0)
-    await publish(memory, rows, about=about)
+    await publish_swapped(memory)
     await reader.tiers[0].follower.refresh()
-    assert {first(answer)[2] for answer in await asyncio.gather(*asked)} == {"home"}
-    late = asyncio.ensure_future(reader.personal("1", name="home"))
+    assert {first(answer)[2] for answer in await asyncio.gather(*answers)} == {"home"}
+
+
+@virtual
+async def test_list_that_becomes_the_default_during_a_failed_read_has_its_popular_list(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish_swapped(memory)
+    reader = await over(remote)
     remote.delay_s = 0.05
+    late = asyncio.ensure_future(reader.personal("1", name="home"))
     await asyncio.sleep(0.001)
     remote.delay_s = 0.0
     await release(memory)
     await reader.tiers[0].follower.refresh()
     remote.failure = StoreUnavailable("gone")
     assert first(await late) == ("home popular", "popular", "home")
+
+
+@virtual
+async def test_canary_with_another_default_list_answers_by_name(memory: MemoryStore) -> None:
+    await publish_swapped(memory)
     canary = await release(memory, live=False)
     await life.start_canary(memory, canary, 99.9999)
     reader = await over(memory)
