@@ -68,18 +68,6 @@ def test_comparison_of_a_worse_model_exits_with_3(folder: Path) -> None:
     assert json.loads(better)["verdict"] == "better"
 
 
-def test_a_model_and_its_release_are_lists(folder: Path, model: Path) -> None:
-    store = f"file://{folder / 'store'}"
-    choices = folder / "choices.csv"
-    choices.write_text("user,item\n" + "".join(f"n{n:02},in{n:02}\n" for n in range(20)))
-    assert hotplate("publish", model, "--store", store).returncode == 0
-    release = json_of("releases", "list", "--store", store)["live"]
-    for origin in (str(model), store, f"{store}#{release}"):
-        assert json_of("evaluate", origin, choices, "-k", "2")["ranking"]["hit_rate"] == 1
-    assert "cannot tell" in succeeded("evaluate", "compare", model, model, "--truth", choices)
-    failed(hotplate("evaluate", f"{store}#other", choices), "other is not in this store")
-
-
 def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Path) -> None:
     users = [f"u{number:03}" for number in range(60)]
     bought = [(user, f"p{number % 7}") for number, user in enumerate(users)]
@@ -202,7 +190,8 @@ def test_library_measures_and_compares_as_the_command_does(folder: Path, model: 
     truth.write_text("user,item\n" + "".join(f"n{n:02},in{n:02}\n" for n in range(20)))
     settings = hotplate_library.EvaluateSettings(k=2)
     chosen = pl.read_csv(truth)
-    for origin in (str(model), store):
+    release = json_of("releases", "list", "--store", store)["live"]
+    for origin in (str(model), store, f"{store}#{release}"):
         expected = json_of("evaluate", origin, truth, "-k", "2")["ranking"]
         for choices in (truth, chosen):
             measured = hotplate_library.evaluate(origin, choices, settings=settings)

@@ -18,7 +18,7 @@ from hotplate.base.extras import install_command
 from hotplate.cli.flags import settings_of
 from hotplate.cli.options import ImportFlags, ListFlags, TrainFlags
 from hotplate.serve.settings import ServiceSettings
-from tests.support.command import failed, hotplate, hotplate_process, json_of
+from tests.support.command import failed, hotplate, json_of
 from tests.support.paths import ROOT
 from tests.support.service import until
 
@@ -161,15 +161,6 @@ def test_help_on_a_very_narrow_terminal_keeps_its_words_whole() -> None:
 def test_help_of_run_names_the_table_of_a_variable() -> None:
     shown = " ".join(hotplate("run", "--help", COLUMNS="100").stdout.split())
     assert "HOTPLATE_RUN_WAIT is wait of the table run." in shown
-
-
-def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_path: Path) -> None:
-    (tmp_path / "polars").mkdir()
-    (tmp_path / "polars" / "__init__.py").write_text(
-        "raise ModuleNotFoundError(\"No module named 'polars'\", name='polars')"
-    )
-    done = hotplate_process("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
-    failed(done, install_command("offline"), code=2)
 
 
 @pytest.mark.parametrize(("verb", "code"), [("--version --json >&-", 0), ("nosuchverb --json 2>&-", 2)])
