@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hotplate.stores import lifecycle
+from hotplate.stores import lifecycle, transitions
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.release_log import MAX_CHANGES, MAX_REASON, log_of, signed
@@ -75,7 +75,7 @@ class LosesFirst:
     async def __call__(self, old: Catalogue, new: Catalogue, records: list[RecordChange] = ()) -> None:  # type: ignore[assignment]
         if records and not self.lost:
             self.lost += 1
-            other = lifecycle.changes.succeed(old, old, token="another", store_id="other")
+            other = transitions.succeed(old, old, token="another", store_id="other")
             await self._swap(old, other, records)  # another process has renewed a lease
         await self._swap(old, new, records)
 
@@ -97,7 +97,7 @@ async def test_a_damaged_log_begins_anew(store: Store, caplog: pytest.LogCapture
     stored = await store.catalogue()
     (record,) = await store.records(["log"])
     damaged = [RecordChange("log", record, b'[{"at": "noon"')]
-    await store.swap(stored, lifecycle.changes.succeed(stored, stored, token="t", store_id=""), damaged)
+    await store.swap(stored, transitions.succeed(stored, stored, token="t", store_id=""), damaged)
     second = await publish(store)
     assert [change.live for change in await log_of(store)] == [second]
     assert "the log of releases cannot be read" in caplog.text
