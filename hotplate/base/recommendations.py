@@ -11,6 +11,8 @@ ITEM_FIELDS = ("id", "score", "title")
 class Item(TypedDict, total=False):
     """One item of a list; a *filler* is a popular item at the end of a list that is too short.
 
+    An item is *filled* if it does not meet the filter of the request, but the option `else_`.
+
     A request for other `fields` adds the attributes that the release shows, numbers or texts by their names.
     """
 
@@ -18,6 +20,7 @@ class Item(TypedDict, total=False):
     score: float
     title: str
     filler: bool
+    filled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,14 @@ class FilterOptions(TypedDict, total=False):
     """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
 
     *per*, as `brand:1`, limits the items with the same value of an attribute. Popular items that pass all of these fill
-    the list up to *n*. *fields* are those of items to return: the id, and by default
-    score and title; other names are item attributes that the release shows.
+    the list up to *n*, then the items of *else_*: other conditions, or `popular` for any popular items. *fields* are
+    those of items to return: the id, and by default score and title; other names are item attributes that the release
+    shows.
     """
 
     exclude: Collection[str]
     where: str
+    else_: str
     per: str
     fields: Sequence[str]
     list: str
