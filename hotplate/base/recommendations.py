@@ -9,7 +9,10 @@ MARK = "mark"
 
 
 class Item(TypedDict, total=False):
-    """An item of a list, and the attributes that were asked for; `source` marks popular items that fill a list up."""
+    """An item of a list, and the attributes that were asked for; `source` marks popular items that fill a list up.
+
+    An item is *filled* if it does not meet the filter of the request, but the option `else_`.
+    """
 
     # In the order of their encoding.
     id: Required[str]
@@ -18,6 +21,7 @@ class Item(TypedDict, total=False):
     """Whether this is a popular item at the end of a stored list that was too short."""
     title: str
     source: Annotated[Literal["popular"], MARK]
+    filled: Annotated[bool, MARK]
 
 
 _TYPES = get_type_hints(Item, include_extras=True)
@@ -53,12 +57,14 @@ class FilterOptions(TypedDict, total=False):
     """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
 
     *per*, as `brand:1`, limits the items with the same value of an attribute. Popular items that pass all of these fill
-    the list up to *n*. *fields* are those of items to return: the id, and by default
-    score and title; other names are item attributes that the release shows.
+    the list up to *n*, then the items of *else_*: other conditions, or `popular` for any popular items. *fields* are
+    those of items to return: the id, and by default score and title; other names are item attributes that the release
+    shows.
     """
 
     exclude: Collection[str]
     where: str
+    else_: str
     per: str
     fields: Sequence[str]
     list: str

@@ -41,7 +41,7 @@ class QueryParser(Generic[AnyStruct]):
         self._query = query
         self._route = route
         self._default = query()
-        defaults = {field.name: field.default for field in msgspec.structs.fields(query)}
+        defaults = {field.encode_name: field.default for field in msgspec.structs.fields(query)}
         self._defaults = {name: default for name, default in defaults.items() if name not in without}
         """By name; the type of a default tells how its parameter is read."""
 
@@ -155,7 +155,7 @@ def parse_body(body: bytes, kind: type[AnyStruct], media: str = JSON) -> AnyStru
     try:
         decoded = _decode_with_whole_n(body, kind, codec.decode)
     except msgspec.ValidationError as error:
-        raise _invalid_value(error, _ROUTE_OF_BODY[kind], kind.__struct_fields__) from None
+        raise _invalid_value(error, _ROUTE_OF_BODY[kind], kind.__struct_encode_fields__) from None
     except (ValueError, TypeError, RecursionError) as error:  # a TypeError: a map or list as a key in msgpack
         raise bad_parameter(f"the body is not {'msgpack' if media == MSGPACK else 'JSON'}: {error}") from None
     _check_ids_of(decoded)

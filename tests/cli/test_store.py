@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import hotplate as hotplate_library
 from hotplate.cli.releases import prune
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.event_log import LogSegment
@@ -386,3 +387,37 @@ def test_promotion_requires_the_canary_the_operator_saw(tmp_path: Path, url: str
     assert catalogue_of(url)["live"] == live
     assert hotplate("releases", "promote", other, "--store", url).returncode == 0
     assert catalogue_of(url)["live"] == other
+
+
+def test_log_says_what_went_live_by_whom_and_why(tmp_path: Path, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "alice")
+    store = ("--store", f"file://{tmp_path / 'store'}")
+    first = json_of("import", lists, *store, "--json", "--reason", "the first")["release"]["release"]
+    second = json_of("import", lists, *store, "--json", HOTPLATE_REASON="nightly")["release"]["release"]
+    succeeded("releases", "rollback", *store, "--reason", "too few shoes")
+    succeeded("releases", "canary", second, *store, "--percent", "5", "--force", "--reason", "with shoes")
+    succeeded("releases", "abort", *store)
+    folder = tmp_path / "backup"
+    succeeded("store", "backup", folder, *store)
+    succeeded("releases", "activate", second, *store, "--reason", "now")
+    succeeded("store", "restore", folder, *store, "--over", "--reason", "yesterday's")
+
+    changes = json_of("releases", "log", *store, "--json")["changes"]
+    assert [(change["live"], change["canary"], change["reason"]) for change in changes] == [
+        (first, None, "yesterday's"),
+        (second, None, "now"),
+        (first, None, ""),
+        (first, second, "with shoes"),
+        (first, None, "too few shoes"),
+        (second, None, "nightly"),
+        (first, None, "the first"),
+    ]
+    assert {change["by"].partition("@")[0] for change in changes} == {"alice"}
+    text = succeeded("releases", "log", *store)
+    assert text.startswith("7 changes of served releases in file://")
+    assert "canary " + second in text
+    assert "too few shoes" in text
+    library = hotplate_library.release_log(f"file://{tmp_path / 'store'}")
+    assert [change.reason for change in reversed(library)] == [change["reason"] for change in changes]
+    hotplate_library.activate(f"file://{tmp_path / 'store'}", second, reason="from Python")
+    assert hotplate_library.release_log(f"file://{tmp_path / 'store'}")[-1].reason == "from Python"
