@@ -4,22 +4,24 @@
     condition    COLUMN OPERATOR VALUE         : !: < <= > >=
                  COLUMN : VALUE|VALUE …        one of the values; !: none of them
 
-A value with a comma, bar or quote is written as a JSON string. An item without a value meets no condition on it.
+A value with a comma, bar or quote is written as a JSON string. An item without a value meets no condition on it. Of a
+list, one text must be among the values, or with !: none.
 """
 
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
+from time import time
 from typing import Any, NamedTuple
 
 import msgspec
 
 from hotplate.serve.lists.deny_list import NO_OVERRIDES, Overrides
 from hotplate.serve.lists.options import EXAMPLE, MAX_WHERE_CHARS, PER_PATTERN
-from hotplate.stores.attributes import EXACT_FLOATS, Column, ItemAttributes
+from hotplate.stores.attributes import EXPIRES, Column, ItemAttributes, Value
 from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
 from hotplate.stores.errors import StoreMisused
 
@@ -93,11 +95,15 @@ class _Attribute(NamedTuple):
     overrides: Mapping[bytes, str]
     """Values by item, which count instead of the release's."""
 
-    def value(self, row: int, identifier: bytes) -> float | str | None:
+    def value(self, row: int, identifier: bytes) -> Value:
         """Return the value of an item, which is in *row* of the table; NaN or None for a missing one."""
         if self.overrides and (override := self.overrides.get(identifier)) is not None:
             return self.column.parse(override)
         return self.column.value(row)
+
+    def shown(self, row: int, identifier: bytes) -> Value:
+        """Return the value of an item as JSON has it."""
+        return self.column.shown(self.value(row, identifier))
 
 
 def _attribute(attributes: ItemAttributes, name: str, overrides: Overrides) -> _Attribute:
@@ -152,18 +158,20 @@ class Rejected:
 def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     """Return a function that takes an item's value in *column* and says whether it meets *condition*.
 
-    A column is an attribute of items, of texts or of numbers. Without a value, an item has None or NaN, which meets no
-    condition. `:` means equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number.
-    Raises StoreMisused for an operator or value of another kind than the column's.
+    A column is an attribute of items. Without a value, an item has None or NaN, which meets no condition. `:` means
+    equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number or date. Raises
+    StoreMisused for an operator or value of another kind than the column's.
     """
+    if column.kind == "list":
+        return _accepted_list(condition)
     values: frozenset[Any] = frozenset(map(column.parse, condition.values))
     subject = f"{condition.column}{condition.operator}"
     if condition.operator[0] in "<>" and (column.texts or len(values) > 1):
-        raise StoreMisused(f"{subject} takes an attribute of numbers, and one value")
+        raise StoreMisused(f"{subject} takes an attribute of numbers or dates, and one value")
     if not column.texts and not all(map(isfinite, values)):
-        raise StoreMisused(
-            f"{condition.column} is a number, without leading zeros; write a condition such as {subject}50"
-        )
+        example = {"number": "a number, without leading zeros", "date": "a date"}[column.kind]
+        value = {"number": "50", "date": "2026-12-01"}[column.kind]
+        raise StoreMisused(f"{condition.column} is {example}; write a condition such as {subject}{value}")
 
     if condition.operator == ":":
         return values.__contains__
@@ -174,6 +182,16 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     # The bound comes first, so `value < bound` is written as `bound > value`. All are false for NaN.
     operators = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}
     return partial(operators[condition.operator], bound)
+
+
+def _accepted_list(condition: Condition) -> Callable[[tuple[str, ...] | None], bool]:
+    """Return a function like `_accepted` for a column of lists; raises StoreMisused for another operator."""
+    wanted = frozenset(condition.values)
+    if condition.operator == ":":
+        return lambda texts: texts is not None and not wanted.isdisjoint(texts)
+    if condition.operator == "!:":
+        return lambda texts: texts is not None and wanted.isdisjoint(texts)
+    raise StoreMisused(f"{condition.column}{condition.operator} takes an attribute of numbers or dates, and one value")
 
 
 class ShownValues(dict[bytes, bytes]):
@@ -201,7 +219,7 @@ class ShownValues(dict[bytes, bytes]):
     def __missing__(self, identifier: bytes) -> bytes:
         """Return the values of an item; without those that it lacks."""
         row = self._row_of(identifier)
-        values = {name: _shown_value(attribute.value(row, identifier)) for name, attribute in self._attributes.items()}
+        values = {name: attribute.shown(row, identifier) for name, attribute in self._attributes.items()}
         present = {name: value for name, value in values.items() if value is not None}
         encoded = b"," + msgspec.json.encode(present)[1:-1] if present else b""
         if self._may_remember():
@@ -209,20 +227,50 @@ class ShownValues(dict[bytes, bytes]):
         return encoded
 
 
-def _shown_value(value: float | str | None) -> float | str | None:
-    """Return a value as JSON has it: a whole number without a fraction, and None for a missing one."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isfinite(value):
-        return None
-    return int(value) if abs(value) < EXACT_FLOATS and value == int(value) else float(value)
+class Expiries(dict[bytes, float]):
+    """The Unix times at which items leave all lists, by id; inf for items that stay."""
+
+    def __init__(self, attribute: _Attribute, row_of: Callable[[bytes], int], may_remember: Callable[[], bool]) -> None:
+        """*may_remember*: whether there is room to remember one more item."""
+        super().__init__()
+        self._attribute = attribute
+        self._row_of = row_of
+        self._may_remember = may_remember
+
+    def __missing__(self, identifier: bytes) -> float:
+        """Return the time of an item."""
+        value = self._attribute.value(self._row_of(identifier), identifier)
+        expires = value if isinstance(value, float) and isfinite(value) else inf
+        if self._may_remember():
+            self[identifier] = expires
+        return expires
+
+    def first(self, identifiers: Collection[bytes]) -> float:
+        """Return the time of the item that leaves first."""
+        return min(map(self.__getitem__, identifiers), default=inf)
+
+
+class Expired:
+    """The ids of items that have left all lists by now."""
+
+    def __init__(self, expiries: Expiries) -> None:
+        self._expiries = expiries
+        self._now = time()
+
+    def __contains__(self, identifier: bytes, /) -> bool:
+        """Return whether the item has expired."""
+        return self._expiries[identifier] <= self._now
+
+    def isdisjoint(self, identifiers: Collection[bytes]) -> bool:
+        """Return whether none of the items has expired."""
+        return self._expiries.first(identifiers) > self._now
 
 
 class GroupLimit:
     """The ids of items whose group is full: at most some items have the same value of an attribute.
 
     A question whether an item is in the set counts the item, if it is not: ask once for each item that is shown. Items
-    without a value are in no group.
+    without a value are in no group, and those with a list in one for each text.
     """
 
     def __init__(self, attributes: ItemAttributes, per: str, overrides: Overrides) -> None:
@@ -236,18 +284,26 @@ class GroupLimit:
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Count an item to its group, and return whether that was full."""
-        value = _shown_value(self._attribute.value(self._row_of(identifier), identifier))
+        value = self._attribute.shown(self._row_of(identifier), identifier)
         if value is None:
             return False
-        self._left[value] -= 1
-        return self._left[value] < 0
+        groups = value if isinstance(value, tuple) else (value,)
+        if not all(self._left[group] for group in groups):
+            return True
+        for group in groups:
+            self._left[group] -= 1
+        return False
 
 
 class ReleaseFilters:
     """Conditions bound to one release, and its popular lists under them, which are remembered."""
 
     def __init__(self, attributes: ItemAttributes | None) -> None:
+        column = None if attributes is None else attributes.columns.get(EXPIRES)
         self.attributes = attributes
+        self.has_expiries = column is not None and column.kind == "date"
+        """Whether items may leave lists with time."""
+
         self._overrides = NO_OVERRIDES
         self._examined = 0
         """Items that were examined, by one of `_rejected` or several."""
@@ -255,6 +311,26 @@ class ReleaseFilters:
         self._rejected = dict[str, Rejected]()
         self._shown = dict[tuple[str, ...], ShownValues]()
         self._popular = dict[tuple[RowKey, str], bytes]()
+        self._expiries: Expiries | None = None
+
+    def expired(self, overrides: Overrides) -> Expired | None:
+        """Return the set of items that have left all lists; None for a release whose items stay."""
+        expiries = self._expiries_under(overrides)
+        return None if expiries is None else Expired(expiries)
+
+    def first_expiry(self, identifiers: Collection[bytes], overrides: Overrides) -> float:
+        """Return the Unix time at which the first of some items leaves all lists; inf if they stay."""
+        expiries = self._expiries_under(overrides)
+        return inf if expiries is None else expiries.first(identifiers)
+
+    def _expiries_under(self, overrides: Overrides) -> Expiries | None:
+        if self.attributes is None or not self.has_expiries:
+            return None
+        self._follow(overrides)
+        if self._expiries is None:
+            attribute = _attribute(self.attributes, EXPIRES, overrides)
+            self._expiries = Expiries(attribute, self.attributes.row_of, self._may_remember)
+        return self._expiries
 
     def rejected(self, where: str, overrides: Overrides) -> Rejected:
         """Return the set of items that the filter *where* leaves out, which remembers what it has found out.
@@ -303,6 +379,7 @@ class ReleaseFilters:
         if overrides is not self._overrides or self._examined > MAX_EXAMINED or bound > MAX_BOUND:
             self._overrides = overrides
             self._examined = 0
+            self._expiries = None
             for remembered in (self._rejected, self._shown, self._popular):
                 remembered.clear()
 

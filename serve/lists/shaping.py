@@ -1,6 +1,7 @@
 """Shaping: from a list that was read to the items of an answer. Items are hidden, filtered, filled up and cut."""
 
 from collections.abc import Collection
+from time import time
 
 from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
@@ -23,6 +24,9 @@ from hotplate.stores.encoding import (
 )
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
+# For how long caches may keep lists that everybody shares.
+MAX_AGE_S = 60
+
 
 class Shaper:
     """Shapes lists by the deny-list, and by the items that users consumed. One per worker."""
@@ -34,7 +38,7 @@ class Shaper:
     def shape(
         self, encoded: EncodedList, selection: Selection, *, user: str = "", beside: Collection[str] = ()
     ) -> bytes:
-        """Return the first items of a list that are not denied, not hidden, and pass the filter of *selection*.
+        """Return the first items of a list that are not denied, expired or hidden, and pass the filter of *selection*.
 
         The result is JSON objects with commas between them. The deny-list has items that are never shown. Hidden are
         the items that *user* has consumed, such as bought, or those that the list is shown *beside*, as of a basket.
@@ -44,24 +48,24 @@ class Shaper:
         Raises StoreMisused for an invalid `where` or `fields`, and StoreUnavailable if `where` needs attributes of
         items that cannot be read.
         """
-        denied = self._deny_list.current.items
+        current = self._deny_list.current
+        gone = [ids for ids in (current.items, encoded.release.filters.expired(current.overrides)) if ids]
 
         hidden: IdSet | None = None
         if beside:
-            hidden = self._listed_beside(encoded, selection, beside)
+            hidden = self._listed_beside(encoded, selection, beside, is_filled=bool(gone))
         elif user:
             hidden = self.consumed_by(user)
 
         # The usual case: nothing is left out.
         if not selection.is_filtered and hidden is None:
             items = cut(encoded.body, selection.n)
-            if not denied or denied.isdisjoint(ids_of(items)):
+            if not gone or all(ids.isdisjoint(ids_of(items)) for ids in gone):
                 return self._with_fields(encoded, selection, items)
 
-        left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
+        left_out: list[IdSet] = [*gone, *(ids for ids in (*selection.left_out, hidden) if ids)]
         if selection.per:  # the last one: it counts items that are in no other
-            overrides = self._deny_list.current.overrides
-            left_out.append(_filters_of(encoded.release).limited(selection.per, overrides))
+            left_out.append(_filters_of(encoded.release).limited(selection.per, current.overrides))
         items = self._filtered(encoded, selection, left_out)
         enough = selection.n
         if not selection.is_filtered:
@@ -72,6 +76,13 @@ class Shaper:
 
         filling = self._with_fields(encoded, selection, self._popular_filling(encoded, selection, left_out, items))
         return SEPARATOR.join(filter(None, [shown, _marked(filling)]))
+
+    def may_be_kept(self, release: ServedRelease, items: bytes) -> bool:
+        """Return whether none of the items of an answer expires while a cache may keep it, for MAX_AGE_S."""
+        if not release.filters.has_expiries:
+            return True
+        expiry = release.filters.first_expiry(ids_of(items), self._deny_list.current.overrides)
+        return expiry >= time() + MAX_AGE_S
 
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
@@ -97,14 +108,14 @@ class Shaper:
         return with_fields(items, selection.field_names, tails)
 
     def _listed_beside(
-        self, encoded: EncodedList, selection: Selection, beside: Collection[str]
+        self, encoded: EncodedList, selection: Selection, beside: Collection[str], *, is_filled: bool
     ) -> frozenset[bytes] | None:
         """Return the ids of the items *beside* a list; None if the answer cannot contain them.
 
-        A list that was made for these items lacks them, but popular items, which may follow it, do not.
+        A list that was made for these items lacks them, but popular items, which may follow it if it *is_filled*, do
+        not.
         """
-        may_have_popular = encoded.source == "popular" or selection.is_filtered
-        if may_have_popular or self._deny_list.current.items:
+        if is_filled or encoded.source == "popular" or selection.is_filtered:
             return frozenset(map(encode_id, beside))
         return None
 
