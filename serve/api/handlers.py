@@ -18,16 +18,16 @@ from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import FILTERED, PagedSelection, Selection
 from hotplate.serve.lists.paging import parse_cursor
 from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
-from hotplate.serve.lists.shaping import Shaper
+from hotplate.serve.lists.shaping import MAX_AGE_S, Shaper
 from hotplate.serve.problems import overloaded
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import ITEM, POPULAR, USER
 
 PRIVATE = "private, no-cache"
 # For lists that everybody shares; a CDN sees a new release a minute late.
-SHARED = "public, max-age=60"
+SHARED = f"public, max-age={MAX_AGE_S}"
 # The same with keys, which a shared cache would not check.
-UNSHARED = "private, max-age=60"
+UNSHARED = f"private, max-age={MAX_AGE_S}"
 # For fallbacks: the requested list may exist later.
 NO_STORE = "no-store"
 
@@ -146,7 +146,9 @@ class ListHandlers:
         answer = await answer_list(self._reader, self._shaper, wanted)
         request[LIST_ANSWER] = answer
 
-        if answer.restarted:  # a first page instead of the requested one
+        # A first page instead of the requested one, or an item that leaves soon.
+        is_shared = cache is self.shared_cache
+        if answer.restarted or (is_shared and not self._shaper.may_be_kept(answer.encoded.release, answer.items)):
             cache = NO_STORE
         headers = list_headers(answer.encoded, wanted.source, cache)
         body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
