@@ -4,22 +4,24 @@
     condition    COLUMN OPERATOR VALUE         : !: < <= > >=
                  COLUMN : VALUE|VALUE …        one of the values; !: none of them
 
-A value with a comma, bar or quote is written as a JSON string. An item without a value meets no condition on it.
+A value with a comma, bar or quote is written as a JSON string. An item without a value meets no condition on it. Of a
+list, one text must be among the values, or with !: none.
 """
 
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
+from time import time
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from hotplate.serve.lists.deny_list import NO_OVERRIDES, Overrides
 from hotplate.serve.lists.options import EXAMPLE, MAX_WHERE_CHARS, PER_PATTERN
-from hotplate.stores.attributes import EXACT_FLOATS, Column, ItemAttributes
+from hotplate.stores.attributes import EXPIRES, Column, ItemAttributes, Value
 from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
 from hotplate.stores.errors import StoreMisused
 
@@ -95,11 +97,15 @@ class _Attribute(NamedTuple):
     overrides: Mapping[bytes, str]
     """Values by item, which count instead of the release's."""
 
-    def value(self, row: int, identifier: bytes) -> float | str | None:
+    def value(self, row: int, identifier: bytes) -> Value:
         """Return the value of an item, which is in *row* of the table; NaN or None for a missing one."""
         if self.overrides and (override := self.overrides.get(identifier)) is not None:
             return self.column.parse(override)
         return self.column.value(row)
+
+    def shown(self, row: int, identifier: bytes) -> Value:
+        """Return the value of an item as JSON has it."""
+        return self.column.shown(self.value(row, identifier))
 
 
 def _attribute(attributes: ItemAttributes, name: str, overrides: Overrides) -> _Attribute:
@@ -163,18 +169,19 @@ class Rejected:
 def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     """Return a function that takes an item's value in *column* and says whether it meets *condition*.
 
-    A column is an attribute of items, of texts or of numbers. Without a value, an item has None or NaN, which meets no
-    condition. `:` means equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number.
-    Raises StoreMisused for an operator or value of another kind than the column's.
+    A column is an attribute of items. Without a value, an item has None or NaN, which meets no condition. `:` means
+    equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number or date. Raises
+    StoreMisused for an operator or value of another kind than the column's.
     """
-    values: frozenset[Any] = frozenset(map(column.parse, condition.values))
     subject = f"{condition.column}{condition.operator}"
-    if condition.operator[0] in "<>" and (column.texts or len(values) > 1):
-        raise StoreMisused(f"{subject} takes an attribute of numbers, and one value")
+    if condition.operator[0] in "<>" and (column.texts or len(condition.values) > 1):
+        raise StoreMisused(f"{subject} takes an attribute of numbers or dates, and one value")
+    if column.kind == "list":
+        return _accepted_list(condition)
+    values: frozenset[Any] = frozenset(map(column.parse, condition.values))
     if not column.texts and not all(map(isfinite, values)):
-        raise StoreMisused(
-            f"{condition.column} is a number, without leading zeros; write a condition such as {subject}50"
-        )
+        kind, value = ("a date", "2026-12-01") if column.kind == "date" else ("a number, without leading zeros", "50")
+        raise StoreMisused(f"{condition.column} is {kind}; write a condition such as {subject}{value}")
 
     if condition.operator == ":":
         return values.__contains__
@@ -187,28 +194,50 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     return partial(operators[condition.operator], bound)
 
 
+def _accepted_list(condition: Condition) -> Callable[[tuple[str, ...] | None], bool]:
+    """Return a function like `_accepted` for a column of lists."""
+    wanted = frozenset(condition.values)
+    if condition.operator == ":":
+        return lambda texts: texts is not None and not wanted.isdisjoint(texts)
+    return lambda texts: texts is not None and wanted.isdisjoint(texts)
+
+
 def _encoded_values(attributes: ItemAttributes | None, shown: Mapping[str, _Attribute], identifier: bytes) -> bytes:
     """Return the values of an item in *shown* to follow its other fields, as `,"price":19.5`, without missing ones."""
     row = -1 if attributes is None else attributes.row_of(identifier)
-    values = {name: _shown_value(attribute.value(row, identifier)) for name, attribute in shown.items()}
+    values = {name: attribute.shown(row, identifier) for name, attribute in shown.items()}
     present = {name: value for name, value in values.items() if value is not None}
     return b"," + msgspec.json.encode(present)[1:-1] if present else b""
 
 
-def _shown_value(value: float | str | None) -> float | str | None:
-    """Return a value as JSON has it: a whole number without a fraction, and None for a missing one."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isfinite(value):
-        return None
-    return int(value) if abs(value) < EXACT_FLOATS and value == int(value) else float(value)
+def _expiry(attributes: ItemAttributes, attribute: _Attribute, identifier: bytes) -> float:
+    """Return the Unix time at which an item leaves all lists; inf if it stays."""
+    expires = attribute.value(attributes.row_of(identifier), identifier)
+    return expires if isinstance(expires, float) and isfinite(expires) else inf
+
+
+class Expired:
+    """The ids of items that have left all lists by now."""
+
+    def __init__(self, expiries: Mapping[bytes, float]) -> None:
+        """*expiries* are Unix times."""
+        self._expiries = expiries
+        self._now = time()
+
+    def __contains__(self, identifier: bytes, /) -> bool:
+        """Return whether the item has left."""
+        return self._expiries[identifier] <= self._now
+
+    def isdisjoint(self, identifiers: Iterable[bytes], within_s: float = 0) -> bool:
+        """Return whether none of the items has left, or will *within_s* seconds."""
+        return min(map(self._expiries.__getitem__, identifiers), default=inf) > self._now + within_s
 
 
 class GroupLimit:
     """The ids of items whose group is full: at most some items have the same value of an attribute.
 
     A question whether an item is in the set counts the item, if it is not: ask once for each item that is shown. Items
-    without a value are in no group.
+    without a value are in no group, and those with a list in one for each text.
     """
 
     def __init__(self, attributes: ItemAttributes, per: str, overrides: Overrides) -> None:
@@ -222,11 +251,15 @@ class GroupLimit:
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Count an item to its group, and return whether that was full."""
-        value = _shown_value(self._attribute.value(self._row_of(identifier), identifier))
+        value = self._attribute.shown(self._row_of(identifier), identifier)
         if value is None:
             return False
-        self._left[value] -= 1
-        return self._left[value] < 0
+        groups = value if isinstance(value, tuple) else (value,)
+        if not all(self._left[group] for group in groups):
+            return True
+        for group in groups:
+            self._left[group] -= 1
+        return False
 
 
 class BoundFilters:
@@ -241,6 +274,16 @@ class BoundFilters:
         self._rejected = dict[str, Rejected]()
         self._shown = dict[tuple[str, ...], Mapping[bytes, bytes]]()
         self._popular = dict[tuple[RowKey, str], bytes]()
+        column = None if attributes is None else attributes.columns.get(EXPIRES)
+        self._expiries: Mapping[bytes, float] | None = None
+        if attributes is not None and column is not None and column.kind == "date":
+            compute = partial(_expiry, attributes, _attribute(attributes, EXPIRES, overrides))
+            self._expiries = Remembered(compute, self._may_remember)
+
+    @property
+    def expired(self) -> Expired | None:
+        """The items that have left all lists by now; None for a release whose items stay."""
+        return None if self._expiries is None else Expired(self._expiries)
 
     @property
     def is_full(self) -> bool:
@@ -302,6 +345,8 @@ class ReleaseFilters:
     def __init__(self, attributes: ItemAttributes | None) -> None:
         self._attributes = attributes
         self._bound = BoundFilters(attributes, NO_OVERRIDES)
+        self.has_expiries = self._bound.expired is not None
+        """Whether items leave lists with time."""
 
     def under(self, overrides: Overrides) -> BoundFilters:
         """Return the filters under these overrides; they are others once those change, or too much is remembered."""

@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN
-from hotplate.serve.api.router import Gate, RequestIds, Route, Router, by_template
+from hotplate.serve.api.router import Gate, Route, Router, by_template
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.consumed.sender import sharing_url
@@ -82,7 +82,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     admin = AdminDispatcher(routes, guard, host)
     limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
     not_counted = Metrics(1, ())  # only requests to workers count
-    server = HttpServer(admin.answer, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
+    server = HttpServer(admin, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
     # Background tasks, which end with the block.
     async with (
@@ -187,13 +187,12 @@ class WorkerStates:
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-class AdminDispatcher:
+class AdminDispatcher(Router):
     """Answers requests of operators, and logs those that are refused."""
 
     def __init__(self, routes: dict[str, Route], guard: Guard | None, host: str) -> None:
         """*host* is listened on, and *guard* checks keys, None on loopback."""
-        self.request_ids = RequestIds()
-        self._router = Router(routes, guard, problem_of=problem_of, no_route=NO_ROUTE, on_problem=self._log_refusal)
+        super().__init__(routes, guard, problem_of=problem_of, no_route=NO_ROUTE)
         self._host = host
         self._refusals = LogOnce(again_s=REFUSALS_S)
 
@@ -206,13 +205,9 @@ class AdminDispatcher:
         gate: Gate,  # noqa: ARG002 -- no limits for operators
         refusal: Problem | None = None,
     ) -> web.Response:
-        """Answer a request of an operator, after checking its origin and its key; errors become answers.
-
-        *path* and *query* are percent-encoded. *refusal* is the answer to a request that is refused already. Requests
-        that a page of another site made a browser send are refused here.
-        """
-        match = self._router.find(path, request.method)
-        response = await self._router.respond(
+        """Answer a request of an operator; refuse those that a page of another site made a browser send."""
+        match = self.find(path, request.method)
+        response = await self.respond(
             request,
             match,
             query,
@@ -222,7 +217,7 @@ class AdminDispatcher:
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    def _log_refusal(self, request: web.BaseRequest, route: Route, problem: Problem) -> None:
+    def on_problem(self, request: web.BaseRequest, route: Route, problem: Problem) -> None:
         """Log a request without permission, unless there were too many of late: these are counted in the next line."""
         if problem.status not in (401, 403):
             return

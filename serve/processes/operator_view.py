@@ -16,6 +16,7 @@ from hotplate.serve.processes.states import ProcessState, TierState, service_sta
 from hotplate.serve.releases.comparison import CanaryTrial
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
+from hotplate.stores.release_log import ReleaseChange
 from hotplate.stores.transitions import rollback_target
 
 
@@ -171,13 +172,14 @@ class CatalogueView(Struct):
     experiment: Experiment | UnsetType | None = UNSET
     generation: int | UnsetType = UNSET
     releases: list[ReleaseView] | UnsetType = UNSET
+    log: list[ReleaseChange] | UnsetType = UNSET
 
     @classmethod
-    def of(cls, tier: str, store: str, catalogue: Catalogue, *, changeable: bool) -> Self:
+    def of(cls, tier: str, store: str, catalogue: Catalogue, log: Sequence[ReleaseChange], *, changeable: bool) -> Self:
         """Return the view of a store's catalogue, the record of its releases, for operators.
 
-        *tier* is the name of the store, *store* its URL without secrets, and *changeable* tells whether the service may
-        change its releases.
+        *tier* is the name of the store, *store* its URL without secrets, *log* its log of releases, oldest first, and
+        *changeable* tells whether the service may change its releases.
         """
         previous = rollback_target(catalogue)
         return cls(
@@ -191,6 +193,7 @@ class CatalogueView(Struct):
             experiment=catalogue.experiment,
             generation=catalogue.generation,
             releases=msgspec.convert(catalogue.distinct, list[ReleaseView], from_attributes=True),
+            log=[*reversed(log)],
         )
 
 
@@ -213,10 +216,16 @@ class UserView(Struct, omit_defaults=True):
     """Its name."""
 
 
+def caller_of(request: web.BaseRequest) -> str:
+    """Return the name of the key of a request; empty without one."""
+    caller = request.get(CALLER)
+    return "" if caller is None else caller.name
+
+
 def operator_of(request: web.BaseRequest) -> str:
     """Return the words for the sender of a request in the log."""
-    caller = request.get(CALLER)
-    return "an operator" if caller is None else f"the operator {caller.name}"
+    name = caller_of(request)
+    return f"the operator {name}" if name else "an operator"
 
 
 def json_of(answer: object, status: int = 200) -> web.Response:

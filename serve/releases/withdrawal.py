@@ -24,6 +24,7 @@ from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import rollback
+from hotplate.stores.release_log import signed
 from hotplate.stores.store import MAY_PUBLISH, Finding, Level, Reader, Store
 from hotplate.stores.verification import read_servable
 
@@ -178,7 +179,8 @@ class ReleaseJudge:
                     comparisons.failure = ""
                     return
 
-                await rollback(store, live.id, reason=reason)
+                with signed(reason, "probation"):
+                    await rollback(store, live.id, reason=reason)
         except ReleaseConflict as error:  # an operator or another service has changed the live release
             log.info("release %s is not withdrawn here: %s", live.id, error)
             return

@@ -18,7 +18,7 @@ from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList, EncodedLists, unknown_list
 from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.lists.hidden_users import HiddenUsers
-from hotplate.serve.lists.options import RECENCY, Selection
+from hotplate.serve.lists.options import FILTERED, RECENCY, Selection
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.releases.comparison import OwnComparisons, SharedComparisons
 from hotplate.serve.releases.follower import Follower
@@ -391,11 +391,14 @@ class TieredReader:
 
         row = self.row_of(ITEM, "", selection.list)  # for the name under which the release stores the list
         fallback = row.popular(selection.segment)
+        examined = selection.examined
+        if any(release.filters.has_expiries for tier in self.tiers for release in tier.follower.releases):
+            examined = max(examined, FILTERED)
         basket = Basket(
             items=items,
             recency=recency,
             list=row.list,
-            n=selection.examined,
+            n=examined,
             denied=self.deny_list.current.items,
             excluded=selection.excluded,
         )
