@@ -387,10 +387,7 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     new = changes.succeed(empty, rebuilt, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
 
     try:
-        if survey.record is None:
-            await store.swap(Catalogue(), new, records)
-        else:
-            await store.replace_unreadable(survey.record, new, records)
+        await store.swap(Catalogue() if survey.record is None else survey.record, new, records)
     except (ReleaseConflict, StoreUnavailable):
         if await _read_token(store) != new.token:  # otherwise only the reply was lost
             raise

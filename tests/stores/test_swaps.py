@@ -29,7 +29,7 @@ class Lossy:
         self._requests = requests
         monkeypatch.setattr(store, "swap", self.swap)
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         self.swaps += 1
         lost = self.swaps in self.lose
         if not (lost and self._requests):
@@ -256,9 +256,9 @@ class Provisioned(MemoryStore):
     throttles = False
     is_throttled = False
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         await super().swap(old, new, records)
-        self.is_throttled = self.throttles and new.served != old.served
+        self.is_throttled = self.throttles and isinstance(old, Catalogue) and new.served != old.served
 
     async def prepare(self, release: ReleaseRef) -> None:
         await super().prepare(release)
