@@ -386,8 +386,11 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     empty = Catalogue(now=survey.now)
     new = changes.succeed(empty, rebuilt, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
 
+    replaced: Catalogue | bytes = Catalogue()
+    if survey.record is not None:
+        replaced = survey.record
     try:
-        await store.swap(Catalogue() if survey.record is None else survey.record, new, records)
+        await store.swap(replaced, new, records)
     except (ReleaseConflict, StoreUnavailable):
         if await _read_token(store) != new.token:  # otherwise only the reply was lost
             raise

@@ -151,12 +151,13 @@ class Deployment:
         """
         if failed is not None:
             self._failed.add(failed)
+        if self.refresh_at < inf or self._discovery.is_running:
+            return
         now = asyncio.get_running_loop().time()
         if now - self._refresh_asked_at > CALM_S:
             self._discovery.pauses.reset()
         self._refresh_asked_at = now
-        if self.refresh_at == inf:
-            self.refresh_at = now + self._discovery.pauses.next_s()
+        self.refresh_at = now + self._discovery.pauses.next_s()
 
     def replica_of(self, slot: int) -> RedisNode | None:
         """Return a random replica of the primary of a slot; None if none is known."""
