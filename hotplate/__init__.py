@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.input.showings import Showings
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.model import Model
-    from hotplate.offline.model import load as load_model
+    from hotplate.offline.model_folder import load as load_model
     from hotplate.offline.options import Columns, Format, PublishSettings
     from hotplate.offline.publish import Written
     from hotplate.offline.publish import publish_model as publish
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
     from hotplate.offline.train.popularity import PopularityParams, Recency
     from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
-    from hotplate.releases import activate, copy, prune, rollback, verify
+    from hotplate.releases import activate, copy, prune, release_log, rollback, verify
     from hotplate.serve.embedded import Lists, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from hotplate.serve.errors import NotReady, UnknownList
@@ -66,6 +66,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
         StoreUnavailable,
         WrittenByNewer,
     )
+    from hotplate.stores.release_log import ReleaseChange
     from hotplate.stores.store import (
         CheckCatalogue,
         Finding,
@@ -129,6 +130,7 @@ __all__ = [
     "Recommendations",
     "RecordChange",
     "RefusedByGates",
+    "ReleaseChange",
     "ReleaseConflict",
     "ReleaseCorrupt",
     "ReleaseId",
@@ -172,6 +174,7 @@ __all__ = [
     "parse_catalogue",
     "prune",
     "publish",
+    "release_log",
     "rollback",
     "run",
     "train",
@@ -217,7 +220,7 @@ _HOMES = {
     "Level": "hotplate.stores.store:Level",
     "Lists": "hotplate.serve.embedded:Lists",
     "ListSettings": "hotplate.offline.lists:ListSettings",
-    "load_model": "hotplate.offline.model:load",
+    "load_model": "hotplate.offline.model_folder:load",
     "META": "hotplate.stores.encoding:META",
     "Model": "hotplate.offline.model:Model",
     "ModelUnusable": "hotplate.offline.errors:ModelUnusable",
@@ -240,9 +243,11 @@ _HOMES = {
     "Recommendations": "hotplate.base.recommendations:Recommendations",
     "RecordChange": "hotplate.stores.store:RecordChange",
     "RefusedByGates": "hotplate.stores.errors:RefusedByGates",
+    "ReleaseChange": "hotplate.stores.release_log:ReleaseChange",
     "ReleaseConflict": "hotplate.stores.errors:ReleaseConflict",
     "ReleaseCorrupt": "hotplate.stores.errors:ReleaseCorrupt",
     "ReleaseId": "hotplate.stores.catalogue:ReleaseId",
+    "release_log": "hotplate.releases:release_log",
     "ReleaseNotFound": "hotplate.stores.errors:ReleaseNotFound",
     "ReleaseRef": "hotplate.stores.catalogue:ReleaseRef",
     "ReleaseWithdrawn": "hotplate.stores.errors:ReleaseWithdrawn",

@@ -413,7 +413,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         for name in call_options.keys() & COLLECTIONS:
             _check_collection(name, call_options[name])
             call_options[name] = tuple(call_options[name])  # an iterator would be empty for a repeat
-        call_options = {name: value for name, value in call_options.items() if value}
+        call_options = {name.removesuffix("_"): value for name, value in call_options.items() if value}
         if self._loop_state().is_closed:
             raise _closed()
         deadline = time.monotonic() + timeout_s

@@ -16,15 +16,19 @@ from hotplate.stores.connect import run_between, run_on
 from hotplate.stores.errors import ReleaseNotFound, StoreMisused
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import WrittenRelease
+from hotplate.stores.release_log import ReleaseChange, log_of, signed
 from hotplate.stores.store import Store
 from hotplate.stores.verification import OnProgress, unreported
 
 
-def activate(store: str | Store, release: str, *, end_canary: bool = False, force: bool = False) -> bool:
+def activate(
+    store: str | Store, release: str, *, end_canary: bool = False, force: bool = False, reason: str = ""
+) -> bool:
     """Make *release* live once its manifest, popular lists and sample were read; return False if it was live before.
 
     Raises ReleaseNotFound; ReleaseConflict for a draft; CanaryRunning while another release is the canary, unless
-    *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read.
+    *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read. `release_log` has the
+    *reason*.
     """
     make_live = partial(
         lifecycle.activate,
@@ -32,17 +36,24 @@ def activate(store: str | Store, release: str, *, end_canary: bool = False, forc
         end_canary=end_canary,
         override=lifecycle.Override.of(force=force),
     )
-    return run_on(store, make_live, must_exist=True)
+    with signed(reason):
+        return run_on(store, make_live, must_exist=True)
 
 
-def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
+def rollback(store: str | Store, *, force: bool = False, reason: str = "") -> ReleaseId:
     """Make the previously live release live again, and return its id. No data moves, and a canary ends.
 
-    Raises ReleaseNotFound if there is none, and, unless *force*, ReleaseCorrupt if it cannot be read.
+    Raises ReleaseNotFound if there is none, and, unless *force*, ReleaseCorrupt if it cannot be read. `release_log` has
+    the *reason*.
     """
-    return run_on(
-        store, lambda opened: lifecycle.rollback(opened, override=lifecycle.Override.of(force=force)), must_exist=True
-    )
+    roll_back = partial(lifecycle.rollback, override=lifecycle.Override.of(force=force))
+    with signed(reason):
+        return run_on(store, roll_back, must_exist=True)
+
+
+def release_log(store: str | Store) -> list[ReleaseChange]:
+    """Return the last 100 changes of the live release and the canary, the oldest first: when, by whom and why."""
+    return run_on(store, log_of, must_exist=True)
 
 
 def prune(
@@ -75,16 +86,20 @@ def copy(
     release: str | None = None,
     *,
     live: bool = True,
+    reason: str = "",
     on_progress: OnProgress = unreported,
 ) -> WrittenRelease:
     """Copy a *release*, by default the live one, to another store under the same id, verify it and make it *live*.
 
     A release that the target has is verified, and repaired if necessary. Another call continues an interrupted copy.
     The result counts *rows* written and *skipped*; *held_back* tells why a canary or gates kept it from going live.
-    *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under that id,
-    ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
+    *reason* is for the `release_log` of the target. *on_progress* is called with (rows, rows in all). Raises
+    ReleaseConflict if the target has other rows under that id, ReleaseCorrupt if the source is damaged, StoreMisused if
+    both stores are the same.
     """
-    return run_between(source, target, partial(find_and_copy, release=release, live=live, on_progress=on_progress))
+    copy_release = partial(find_and_copy, release=release, live=live, on_progress=on_progress)
+    with signed(reason):
+        return run_between(source, target, copy_release)
 
 
 def verify(

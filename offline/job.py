@@ -21,7 +21,7 @@ from hotplate.offline.errors import DataError, ModelUnusable
 from hotplate.offline.gates.judgement import AS_KEYS, refusal_by_gates
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import AnyModel, ListSettings, ModelLists, load_lists
-from hotplate.offline.model import describe, load
+from hotplate.offline.model_folder import describe, load
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, not_pruned, not_recorded, publish_source
 from hotplate.offline.release_status import PLACES, ReleaseStatus, activation_command, status_of, withdrawal
@@ -37,6 +37,7 @@ from hotplate.stores.errors import HeldBack, ReleaseConflict
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import Writer, WriterKind, begin, new_id
+from hotplate.stores.release_log import signed
 from hotplate.stores.store import Observer, Store
 from hotplate.stores.urls import redacted
 from hotplate.stores.verification import load_manifest
@@ -438,7 +439,8 @@ class Attempt:
                 f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
             )
 
-        await activate(store, release, arm=publishing.arm, end_canary=publishing.end_canary)
+        with signed(publishing.reason):
+            await activate(store, release, arm=publishing.arm, end_canary=publishing.end_canary)
 
     async def _read_published(self, release: ReleaseId, reason: str, store: Store) -> _Published:
         """Read the present state of a written release; *reason* says why this attempt did not make it live, if so.

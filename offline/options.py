@@ -22,6 +22,7 @@ RULES = "Business rules"
 Keep = Annotated[int, Flag("The number of earlier releases to keep, besides the live one.", at_least=0)]
 EndCanary = Annotated[bool, Flag("Go live even while a canary runs, and end it.", env=False)]
 ChosenArm = Annotated[Arm, Flag("The arm of a running experiment.", env=False)]
+Reason = Annotated[str, Flag("Why, for `hotplate releases log`.", metavar="WHY")]
 
 
 def check_settings(settings: Any) -> None:  # noqa: ANN401 -- any dataclass
@@ -174,6 +175,7 @@ class PublishSettings:
     end_canary      end a running canary
     arm             the arm of a running experiment that gets the release
     probation_wait  time for services to withdraw the release (`serve --probation`)
+    reason          why the release goes live, for the log of releases
     """
 
     encoding: Annotated[
@@ -197,6 +199,7 @@ class PublishSettings:
         str,
         Flag("Wait this long for services with `serve --probation` to withdraw the release.", env=False, is_time=True),
     ] = "0s"
+    reason: Reason = ""
 
     def __post_init__(self) -> None:
         check_settings(self)

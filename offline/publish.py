@@ -28,6 +28,7 @@ from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune, wait_for_probation
 from hotplate.stores.options import parse_seconds
 from hotplate.stores.publication import ParallelWriters, WrittenRelease
+from hotplate.stores.release_log import signed
 from hotplate.stores.store import Observer, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -112,7 +113,8 @@ async def publish_source(
     (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
     gate_check = GateCheck(source, settings, compared, steps)
 
-    result = await _write(source, store, settings, gate_check, steps, observer=observer, on_progress=on_progress)
+    with signed(settings.reason):
+        result = await _write(source, store, settings, gate_check, steps, observer=observer, on_progress=on_progress)
     steps |= result.seconds
 
     failure = await gate_check.refusal(result.manifest)

@@ -33,6 +33,7 @@ from hotplate.stores.errors import (
     StoreThrottled,
     StoreUnavailable,
 )
+from hotplate.stores.release_log import logged_change
 from hotplate.stores.store import RecordChange, Store
 from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
@@ -399,7 +400,8 @@ async def revise_catalogue(
     """Replace the catalogue by that of *revise* with its records, by compare-and-set, and return the new catalogue.
 
     *revise* is called again after a lost race, up to SWAP_ATTEMPTS times with pauses; then ReleaseConflict is raised.
-    Nothing is written if it changes nothing. The record of refusals is written with each change of them.
+    Nothing is written if it changes nothing. The record of refusals is written with each change of them, and the log of
+    releases with each change of what is served.
 
     A swap that fails with StoreUnavailable is unclear, unless it is NotSent, StoreThrottled or permanent: it may have
     taken place, or still take place. If the catalogue then has its token, it has; if the catalogue is unchanged,
@@ -430,7 +432,8 @@ async def revise_catalogue(
             return old
         if not old.generation:
             await check_nothing_to_rebuild(store)
-        records = [*records, *await _changes_of_refusals(store, old, revised)]
+        refusals = await _changes_of_refusals(store, old, revised)
+        records = [*records, *refusals, *await logged_change(store, old, revised)]
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
         new_by_token[new.token] = new
 

@@ -2,22 +2,33 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Required, TypedDict
+from typing import Annotated, Literal, Required, TypedDict, get_args, get_type_hints
 
-# The fields of every item, in the order of its encoding.
-ITEM_FIELDS = ("id", "score", "title")
+# Of a field that requests cannot name in `fields`.
+MARK = "mark"
 
 
 class Item(TypedDict, total=False):
-    """One item of a list; a *filler* is a popular item at the end of a list that is too short.
+    """An item of a list, and the attributes that were asked for; `source` marks popular items that fill a list up.
 
-    A request for other `fields` adds the attributes that the release shows, numbers or texts by their names.
+    An item is *filled* if it does not meet the filter of the request, but the option `else_`.
     """
 
+    # In the order of their encoding.
     id: Required[str]
     score: float
+    filler: Annotated[bool, MARK]
+    """Whether this is a popular item at the end of a stored list that was too short."""
     title: str
-    filler: bool
+    source: Annotated[Literal["popular"], MARK]
+    filled: Annotated[bool, MARK]
+
+
+_TYPES = get_type_hints(Item, include_extras=True)
+# All fields, those that `fields` may name, and texts that differ from list to list, unlike a title.
+ALL_ITEM_FIELDS = tuple(_TYPES)
+ITEM_FIELDS = tuple(name for name, kind in _TYPES.items() if MARK not in get_args(kind))
+ENTRY_TEXTS = tuple(name for name, kind in _TYPES.items() if kind is str and name != "title")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +57,14 @@ class FilterOptions(TypedDict, total=False):
     """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
 
     *per*, as `brand:1`, limits the items with the same value of an attribute. Popular items that pass all of these fill
-    the list up to *n*. *fields* are those of items to return: the id, and by default
-    score and title; other names are item attributes that the release shows.
+    the list up to *n*, then the items of *else_*: other conditions, or `popular` for any popular items. *fields* are
+    those of items to return: the id, and by default score and title; other names are item attributes that the release
+    shows.
     """
 
     exclude: Collection[str]
     where: str
+    else_: str
     per: str
     fields: Sequence[str]
     list: str

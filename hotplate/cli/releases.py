@@ -1,10 +1,12 @@
-"""`hotplate releases`: list, show, activate, rollback, canary, prune, copy, verify, scrub and repair."""
+"""`hotplate releases`: list, show, log, activate, rollback, canary, prune, copy, verify, scrub and repair."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Annotated
+
+import msgspec
 
 from hotplate.base.report import format_count
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
@@ -23,12 +25,13 @@ from hotplate.cli.terminal import (
     store_url_or_default,
     table,
 )
-from hotplate.offline.options import ChosenArm, EndCanary, Keep
+from hotplate.offline.options import ChosenArm, EndCanary, Keep, Reason
 from hotplate.stores import transitions
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.change_warnings import failure_as_warning, with_warnings
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.options import Argument, Flag
+from hotplate.stores.release_log import ReleaseChange, signed
 from hotplate.stores.store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 app = Verbs(
     no_args_is_help=True,
-    help="List, activate, roll back, try as a canary, prune, copy, verify and repair releases.\n\n"
+    help="List, log, activate, roll back, try as a canary, prune, copy, verify and repair releases.\n\n"
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
 
@@ -113,6 +116,30 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     print_gates(manifest.origin.gates)
 
 
+@app.command("log")
+def show_log(store: StoreUrl = None, as_json: Json = False) -> None:
+    """Show the last 100 changes of what is live or the canary, the newest first: when, by whom, and why (--reason).
+
+    Example: hotplate releases log --store file:///var/lib/hotplate
+    """
+    from hotplate.releases import release_log
+
+    changes = release_log(store_url_or_default(store))[::-1]
+    if as_json:
+        print_json({"changes": [msgspec.structs.asdict(change) for change in changes]})
+        return
+    out.print(f"{format_count(len(changes), 'change')} of served releases in {shown_store_url(store)}")
+    if changes:
+        rows = [(format_time(change.at), _served_in_words(change), change.by, change.reason) for change in changes]
+        out.print(table(("time", "live", "by", "reason"), rows))
+
+
+def _served_in_words(change: ReleaseChange) -> str:
+    """Return the live release after a change, and its canary."""
+    live = change.live or "none"
+    return live if change.canary is None else f"{live}, canary {change.canary} of {change.percent:g} %"
+
+
 @app.command()
 def activate(
     release: ReleaseArgument,
@@ -120,6 +147,7 @@ def activate(
     arm: ChosenArm = "A",
     end_canary: EndCanary = False,
     force: Force = False,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Make a committed release live, or that of arm B.
@@ -127,7 +155,7 @@ def activate(
     Its manifest, popular lists and a sample of its rows are read first. While another release is the canary, or if
     gates refused it at publishing, nothing is changed, and the exit code is 3.
 
-    Example: hotplate releases activate 20261120T064200Z-7f3a
+    Example: hotplate releases activate 20261120T064200Z-7f3a --reason "sale is over"
     """
     from hotplate.stores.lifecycle import Override
     from hotplate.stores.lifecycle import activate as activate_release
@@ -139,7 +167,8 @@ def activate(
         end_canary=end_canary,
         override=Override.of(force=force),
     )
-    is_changed = run_on_store(store, make_live)
+    with signed(reason):
+        is_changed = run_on_store(store, make_live)
 
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
@@ -148,7 +177,7 @@ def activate(
 
 
 @app.command()
-def rollback(store: StoreUrl = None, force: Force = False, as_json: Json = False) -> None:
+def rollback(store: StoreUrl = None, force: Force = False, reason: Reason = "", as_json: Json = False) -> None:
     """Make the release that was live before live again; no data moves, and a canary ends, but not an experiment.
 
     Its manifest, popular lists and a sample of its rows are read first.
@@ -157,7 +186,7 @@ def rollback(store: StoreUrl = None, force: Force = False, as_json: Json = False
     """
     from hotplate.releases import rollback as roll_back
 
-    release = roll_back(store_url_or_default(store), force=force)
+    release = roll_back(store_url_or_default(store), force=force, reason=reason)
     _print_change(store, {"live": release}, f"{release} is live again", as_json=as_json)
 
 
@@ -173,6 +202,7 @@ def canary(
         Flag("Run an experiment of this many days.", at_least=0.01, at_most=366, env=False, metavar="DAYS"),
     ] = None,
     force: Force = False,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Show a release to a share of the users, instead of the live one.
@@ -191,13 +221,20 @@ def canary(
 
     release_id = ReleaseId(release)
     override = Override.of(force=force)
-    run_on_store(store, lambda opened: start_canary(opened, release_id, percent, days, override=override))
+    with signed(reason):
+        run_on_store(store, lambda opened: start_canary(opened, release_id, percent, days, override=override))
     fields = {"canary": {"release": release, "percent": percent}}
     _print_change(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
 
 @app.command()
-def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = False, as_json: Json = False) -> None:
+def promote(
+    release: IfCanary = None,
+    store: StoreUrl = None,
+    force: Force = False,
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
     """Make the canary live.
 
     Example: hotplate releases promote 20261121T064200Z-09c1
@@ -207,12 +244,13 @@ def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = Fal
 
     expected = None if release is None else ReleaseId(release)
     override = Override.of(force=force)
-    release = run_on_store(store, lambda opened: promote_canary(opened, expected, override=override))
+    with signed(reason):
+        release = run_on_store(store, lambda opened: promote_canary(opened, expected, override=override))
     _print_change(store, {"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
-def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = False) -> None:
+def abort(release: IfCanary = None, store: StoreUrl = None, reason: Reason = "", as_json: Json = False) -> None:
     """End the canary, so all users see the live release; its release stays ready.
 
     Example: hotplate releases abort 20261121T064200Z-09c1
@@ -220,7 +258,8 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
     from hotplate.stores.lifecycle import abort as abort_canary
 
     expected = None if release is None else ReleaseId(release)
-    release = run_on_store(store, lambda opened: abort_canary(opened, expected))
+    with signed(reason):
+        release = run_on_store(store, lambda opened: abort_canary(opened, expected))
     fields = {"canary": None, "aborted": release}
     _print_change(store, fields, f"{release} is not the canary any more", as_json=as_json)
 
@@ -283,6 +322,7 @@ def copy(
     release: ReleaseOrLive = None,
     activate: Annotated[bool, Flag("Make the release live in the target.")] = True,
     max_ru: MaxRu = None,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Copy a release, by default the live one, to another store under the same id.
@@ -297,7 +337,7 @@ def copy(
 
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
-    with progress_bars(meter.progress) as on_progress:
+    with signed(reason), progress_bars(meter.progress) as on_progress:
         copy_release = partial(find_and_copy, release=release, live=activate, on_progress=partial(on_progress, "copy"))
         result = run_between(store_url_or_default(source), store_url_or_default(target), copy_release, meter)
     _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)

@@ -179,7 +179,7 @@ def read_job(pipeline: PipelineFile) -> Job:
     flags_without_store = {name: replace(flags, store=None) for name, flags in flags_by_list.items()}
     options = [
         train_flags,
-        replace(publish_flags, store=None),
+        replace(publish_flags, store=None, settings=replace(publish_flags.settings, reason="")),
         flags_without_store,
         gates,
         without_password(store_url),

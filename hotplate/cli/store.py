@@ -27,10 +27,12 @@ from hotplate.cli.terminal import (
     shown_store_url,
     table,
 )
+from hotplate.offline.options import Reason
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import with_warnings
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.options import Argument, Flag
+from hotplate.stores.release_log import signed
 from hotplate.stores.store import Finding, Level, Store, StoreUse
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ def restore(
     source: Annotated[Path, Argument("A folder written by `hotplate store backup`.", "FOLDER")],
     store: StoreUrl = None,
     over: Annotated[bool, Flag("Restore over an existing store, which may be in use.", env=False)] = False,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Restore a backup of a file:// store; services switch to its live release at once.
@@ -130,13 +133,14 @@ def restore(
     from hotplate.stores.file.backup import restore as restore_backup
 
     sentence = f"{shown_store_url(store)} is restored from {source}"
-    _copy_files(
-        "restore",
-        store,
-        copy=lambda opened, report: restore_backup(source, opened, report, over=over),
-        sentence=sentence,
-        as_json=as_json,
-    )
+    with signed(reason):
+        _copy_files(
+            "restore",
+            store,
+            copy=lambda opened, report: restore_backup(source, opened, report, over=over),
+            sentence=sentence,
+            as_json=as_json,
+        )
 
 
 @app.command()
@@ -146,6 +150,7 @@ def rebuild(
         str | None, Flag("The release to make live; needed if there are several.", env=False, metavar="RELEASE")
     ] = None,
     force: Annotated[bool, Flag("Make it live although gates refused it, or it is damaged.", env=False)] = False,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Write a new catalogue from the releases in a store, if the old one is lost or cannot be read.
@@ -156,7 +161,7 @@ def rebuild(
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
     live_id = None if live is None else ReleaseId(live)
-    with progress_bars() as on_progress:
+    with signed(reason), progress_bars() as on_progress:
         rebuild_catalogue = partial(_survey_and_rebuild, live=live_id, force=force, on_progress=on_progress)
         result = run_on_store(store, rebuild_catalogue)
 

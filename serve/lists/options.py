@@ -9,7 +9,7 @@ import re
 from functools import cached_property
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 from msgspec.structs import fields
 
 from hotplate.base.recommendations import ITEM_FIELDS, RequestOptions
@@ -23,6 +23,8 @@ MAX_WHERE_CHARS = 1024
 EXAMPLE = "category:shoes|boots,price<50"
 # The start of a condition in the dialect of JSON Schema, where values are not checked.
 WHERE_PATTERN = r"^$|^\s*[\w.-]{1,64}\s*(!?:|[<>]=?)"
+# The value of `else` that is no condition.
+POPULAR_ITEMS = "popular"
 # Of `per`, also in the dialect of JSON Schema.
 PER_PATTERN = r"(?P<column>[\w.-]{1,64}):(?P<most>[1-9][0-9]{0,3})"
 # `after` of a first page.
@@ -59,6 +61,15 @@ Where = Annotated[
         extra_json_schema={"pattern": WHERE_PATTERN},
         description=f"Conditions on item attributes, as `{EXAMPLE}`; all must hold. Operators are : !: < <= > >=; a "
         "value with a comma, bar or quote is a JSON string. Popular items that meet them fill the list up to n.",
+    ),
+]
+Else = Annotated[
+    str,
+    Meta(
+        max_length=MAX_WHERE_CHARS,
+        extra_json_schema={"pattern": rf"{WHERE_PATTERN}|^{POPULAR_ITEMS}$"},
+        description=f"What follows if `where` leaves less than n: items that meet these other conditions, or "
+        f"`{POPULAR_ITEMS}` for any popular items. They have `filled`.",
     ),
 ]
 Per = Annotated[
@@ -110,6 +121,7 @@ class Selection(Struct, frozen=True, dict=True):
     n: Count = DEFAULT_N
     exclude: Excluded = ()
     where: Where = ""
+    else_: Else = field(default="", name="else")
     per: Per = ""
     fields: Fields = ALL_FIELDS
     list: ListName = ""

@@ -1,7 +1,8 @@
 """Paging: a cursor names the place of the last item that was shown, in a list of one release.
 
 The places of a list are those of its items, then those of the popular items that fill it up: of the segment, then of
-everybody. They do not move when items are hidden, bought or filtered, so no item is shown twice and none is left out.
+everybody. Those of items that `else` adds follow, in the same order. They do not move when items are hidden, bought or
+filtered, so no item is shown twice and none is left out.
 """
 
 import re
@@ -11,6 +12,7 @@ from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import BEGIN, CURSOR_PATTERN
+from hotplate.serve.lists.shaping import FILLED_MARK
 from hotplate.stores.encoding import NO_OFFSET, SEPARATOR, ids_of
 from hotplate.stores.errors import StoreMisused
 
@@ -73,8 +75,11 @@ def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
     places = _places(encoded)  # by the id of the item
     places_and_items = list[tuple[int, bytes]]()  # after the cursor
     for identifier, item in zip(ids_of(items), items.split(SEPARATOR), strict=False):
-        if places[identifier] > cursor.place:
-            places_and_items.append((places[identifier], item))
+        place = places[identifier]
+        if item.endswith(FILLED_MARK):
+            place += len(places)
+        if place > cursor.place:
+            places_and_items.append((place, item))
 
     page = places_and_items[:n]
     following: str | None = None

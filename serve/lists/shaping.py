@@ -2,12 +2,14 @@
 
 from collections.abc import Collection
 
+import msgspec
+
 from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
-from hotplate.serve.lists.options import ALL_FIELDS, Selection
+from hotplate.serve.lists.filters import NO_FILTERS, BoundFilters, Expired
+from hotplate.serve.lists.options import ALL_FIELDS, POPULAR_ITEMS, Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
     NO_OFFSET,
@@ -23,6 +25,12 @@ from hotplate.stores.encoding import (
 )
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
+# For how long caches may keep lists that everybody shares.
+MAX_AGE_S = 60
+# The end of an item from a popular list that follows another list, and of one that `else` adds.
+POPULAR_MARK = b',"source":"popular"}'
+FILLED_MARK = b',"filled":true}'
+
 
 class Shaper:
     """Shapes lists by the deny-list, and by the items that users consumed. One per worker."""
@@ -34,34 +42,36 @@ class Shaper:
     def shape(
         self, encoded: EncodedList, selection: Selection, *, user: str = "", beside: Collection[str] = ()
     ) -> bytes:
-        """Return the first items of a list that are not denied, not hidden, and pass the filter of *selection*.
+        """Return the first items of a list that are not denied, expired or hidden, and pass the filter of *selection*.
 
         The result is JSON objects with commas between them. The deny-list has items that are never shown. Hidden are
         the items that *user* has consumed, such as bought, or those that the list is shown *beside*, as of a basket.
         If that leaves too few, popular items with the member `"source":"popular"` follow, up to *n* items in all. A
-        short list that lost none of its items is not filled, except under a filter.
+        short list that lost none of its items is not filled, except under a filter. Items of `else` come last, with
+        the member `"filled":true`.
 
-        Raises StoreMisused for an invalid `where` or `fields`, and StoreUnavailable if `where` needs attributes of
-        items that cannot be read.
+        Raises StoreMisused for an invalid `where`, `else` or `fields`, and StoreUnavailable if conditions need
+        attributes of items that cannot be read.
         """
-        denied = self._deny_list.current.items
+        gone = [ids for ids in (self._deny_list.current.items, self._expired(encoded.release)) if ids]
 
         hidden: IdSet | None = None
         if beside:
-            hidden = self._listed_beside(encoded, selection, beside)
+            hidden = self._listed_beside(encoded, selection, beside, is_filled=bool(gone))
         elif user:
             hidden = self.consumed_by(user)
 
         # The usual case: nothing is left out.
         if not selection.is_filtered and hidden is None:
             items = cut(encoded.body, selection.n)
-            if not denied or denied.isdisjoint(ids_of(items)):
+            if not gone or all(ids.isdisjoint(ids_of(items)) for ids in gone):
                 return self._with_fields(encoded, selection, items)
 
-        left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
+        if selection.where and selection.else_ not in ("", POPULAR_ITEMS):  # refused even if it is not needed
+            self._filters_of(encoded.release).rejected(selection.else_)
+        left_out: list[IdSet] = [*gone, *(ids for ids in (*selection.left_out, hidden) if ids)]
         if selection.per:  # the last one: it counts items that are in no other
-            overrides = self._deny_list.current.overrides
-            left_out.append(_filters_of(encoded.release).limited(selection.per, overrides))
+            left_out.append(self._filters_of(encoded.release).limited(selection.per))
         items = self._filtered(encoded, selection, left_out)
         enough = selection.n
         if not selection.is_filtered:
@@ -70,8 +80,20 @@ class Shaper:
         if length_of(items) >= enough:
             return shown
 
-        filling = self._with_fields(encoded, selection, self._popular_filling(encoded, selection, left_out, items))
-        return SEPARATOR.join(filter(None, [shown, _marked(filling)]))
+        popular = self._popular_filling(encoded, selection, left_out, items)
+        shown = _joined(shown, _marked(self._with_fields(encoded, selection, popular), POPULAR_MARK))
+        if not (selection.where and selection.else_) or length_of(shown) == selection.n:
+            return shown
+        return _joined(shown, self._else_filling(encoded, selection, left_out, shown))
+
+    def may_be_kept(self, release: ServedRelease, items: bytes) -> bool:
+        """Return whether none of the items of an answer expires while a cache may keep it, for MAX_AGE_S."""
+        expired = self._expired(release)
+        return expired is None or expired.isdisjoint(ids_of(items), within_s=MAX_AGE_S)
+
+    def _expired(self, release: ServedRelease) -> Expired | None:
+        """Return the items of a release that have expired, also by overrides; None if its items stay."""
+        return release.filters.under(self._deny_list.current.overrides).expired
 
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
@@ -93,18 +115,18 @@ class Shaper:
                 f"fields: items of this release have {', '.join((*ITEM_FIELDS, *shown))}, and no {unknown!r}"
             )
 
-        tails = release.filters.shown(tuple(wanted), self._deny_list.current.overrides)
+        tails = release.filters.under(self._deny_list.current.overrides).shown(tuple(wanted))
         return with_fields(items, selection.field_names, tails)
 
     def _listed_beside(
-        self, encoded: EncodedList, selection: Selection, beside: Collection[str]
+        self, encoded: EncodedList, selection: Selection, beside: Collection[str], *, is_filled: bool
     ) -> frozenset[bytes] | None:
         """Return the ids of the items *beside* a list; None if the answer cannot contain them.
 
-        A list that was made for these items lacks them, but popular items, which may follow it, do not.
+        A list that was made for these items lacks them, but popular items, which may follow it if it *is_filled*, do
+        not.
         """
-        may_have_popular = encoded.source == "popular" or selection.is_filtered
-        if may_have_popular or self._deny_list.current.items:
+        if is_filled or encoded.source == "popular" or selection.is_filtered:
             return frozenset(map(encode_id, beside))
         return None
 
@@ -116,7 +138,7 @@ class Shaper:
             return cut_without(popular, selection.n, *left_out)
         if not where:
             return cut_without(encoded.body, selection.n, *left_out)
-        rejected = _filters_of(encoded.release).rejected(where, self._deny_list.current.overrides)
+        rejected = self._filters_of(encoded.release).rejected(where)
         return cut_without(encoded.body, selection.n, rejected, *left_out)
 
     def _popular_filling(
@@ -133,25 +155,49 @@ class Shaper:
         for fallback in dict.fromkeys((of_segment, of_everybody)):  # which may be the same
             popular = self._popular(encoded.release, fallback, selection.where)
             more = cut_without(popular, selection.n - len(shown), shown, *left_out)
-            filling = SEPARATOR.join(filter(None, [filling, more]))
+            filling = _joined(filling, more)
             shown = shown.union(ids_of(more))
         return filling
+
+    def _else_filling(
+        self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], shown: bytes
+    ) -> bytes:
+        """Return the items of `else` to follow those that are *shown*, JSON with commas, up to `selection.n` in all.
+
+        They are the items of the list that meet these conditions, then popular ones.
+        """
+        shown_ids = frozenset(ids_of(shown))
+        left_out = [shown_ids, *left_out]  # before the limit of `per`, which counts the items that it is asked for
+        has_conditions = selection.else_ != POPULAR_ITEMS
+        second = msgspec.structs.replace(
+            selection,
+            n=selection.n - len(shown_ids),
+            where=selection.else_ if has_conditions else "",
+        )
+        items = self._filtered(encoded, second, left_out) if has_conditions else b""
+        popular = self._popular_filling(encoded, second, left_out, items)
+        shown_popular = _marked(self._with_fields(encoded, selection, popular), POPULAR_MARK)
+        return _marked(_joined(self._with_fields(encoded, selection, items), shown_popular), FILLED_MARK)
 
     def _popular(self, release: ServedRelease, fallback: RowKey, where: str) -> bytes:
         """Return the popular list of a key, without items that do not meet *where*; empty if the release has none."""
         body = release.popular.get(fallback.text, NO_OFFSET)
         if not where:
             return body
-        return _filters_of(release).popular(fallback, body, where, self._deny_list.current.overrides)
+        return self._filters_of(release).popular(fallback, body, where)
+
+    def _filters_of(self, release: ServedRelease) -> BoundFilters:
+        """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
+        if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
+            raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
+        return release.filters.under(self._deny_list.current.overrides)
 
 
-def _filters_of(release: ServedRelease) -> ReleaseFilters:
-    """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
-    if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
-        raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
-    return release.filters
+def _marked(items: bytes, mark: bytes) -> bytes:
+    """Return items with one more member each."""
+    return SEPARATOR.join([item[:-1] + mark for item in items.split(SEPARATOR) if item])
 
 
-def _marked(items: bytes) -> bytes:
-    """Return items with the source `popular`."""
-    return SEPARATOR.join([item[:-1] + b',"source":"popular"}' for item in items.split(SEPARATOR) if item])
+def _joined(items: bytes, more: bytes) -> bytes:
+    """Return items with more of them."""
+    return SEPARATOR.join(filter(None, [items, more]))

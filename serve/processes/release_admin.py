@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -15,14 +15,15 @@ from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.problems import Problem, bad_parameter
-from hotplate.serve.processes.operator_view import CatalogueView, StoresView, json_of, operator_of
+from hotplate.serve.processes.operator_view import CatalogueView, StoresView, caller_of, json_of, operator_of
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.tiers.tier import tier_names
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import collected_warnings, with_warnings
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.lifecycle import Override, abort, activate, promote, rollback, start_canary
+from hotplate.stores.release_log import ReleaseChange, log_of, signed
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
@@ -33,15 +34,19 @@ CATALOGUE_S = 5.0
 CHANGE_S = 60.0
 
 
-class _Rollback(Struct, frozen=True):
+class _Reason(Struct, frozen=True):
+    reason: str = ""
+
+
+class _Rollback(_Reason, frozen=True):
     if_live: ReleaseId = ReleaseId("")  # makes the request idempotent
 
 
-class _Abort(Struct, frozen=True):
+class _Abort(_Reason, frozen=True):
     if_canary: ReleaseId = ReleaseId("")
 
 
-class _Activate(Struct, frozen=True):
+class _Activate(_Reason, frozen=True):
     force: Literal["false", "true"] = "false"
 
     @property
@@ -87,7 +92,7 @@ async def _rollback(store: Store, _: ReleaseId, query: _Rollback) -> ReleaseId:
 class _Change:
     """A change of releases: the type of its parameters, what it does, and how the log says so."""
 
-    query: type[Struct]
+    query: type[_Reason]
     act: Callable[[Store, ReleaseId, Any], Awaitable[ReleaseId]]
     """Takes the release of the path, which may be empty; returns the release that was changed."""
     done: str
@@ -122,15 +127,17 @@ class ReleaseAdmin:
         A store is changeable if it is the admin store, which the service may write to. They are compared by their ids,
         because one store may have several URLs.
         """
-        urls = self._settings.stores
-        reading = asyncio.gather(*map(_read_catalogue, urls))  # each a catalogue, or a sentence why there is none
+        stores = tiers_of(self._settings.stores)
+        reading = asyncio.gather(*map(_read_store, stores.values()))  # each the records of a store, or why not
         admin_store_id, outcomes = await asyncio.gather(self._admin_store_id(), reading)
 
         tiers = list[CatalogueView]()
-        for name, url, outcome in zip(tier_names(urls), urls, outcomes, strict=True):
-            if isinstance(outcome, Catalogue):
-                is_changeable = outcome.store_id == admin_store_id
-                tiers.append(CatalogueView.of(name, redacted(url), outcome, changeable=is_changeable))
+        for (name, url), outcome in zip(stores.items(), outcomes, strict=True):
+            if isinstance(outcome, _StoreRecords):
+                is_changeable = outcome.catalogue.store_id == admin_store_id
+                tiers.append(
+                    CatalogueView.of(name, redacted(url), outcome.catalogue, outcome.log, changeable=is_changeable)
+                )
             else:
                 tiers.append(CatalogueView(name, redacted(url), changeable=False, error=outcome))
         return json_of(StoresView(tiers))
@@ -139,8 +146,8 @@ class ReleaseAdmin:
         """Return the id of the admin store; None if there is none, or it cannot be read."""
         if self._settings.admin_store is None:
             return None
-        outcome = await _read_catalogue(self._settings.admin_store)
-        return outcome.store_id if isinstance(outcome, Catalogue) else None
+        outcome = await _read_store(self._settings.admin_store)
+        return outcome.catalogue.store_id if isinstance(outcome, _StoreRecords) else None
 
     async def change(
         self, change: _Change, query: QueryParser[Any], request: web.BaseRequest, raw_id: str, raw_query: str
@@ -162,7 +169,7 @@ class ReleaseAdmin:
 
         release = ReleaseId(unquote(raw_id))
         try:
-            with collected_warnings():
+            with collected_warnings(), signed(parameters.reason, caller_of(request) or operator_of(request)):
                 async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
                     changed = await change.act(store, release, parameters)
                 answer = with_warnings({"release": changed})
@@ -185,10 +192,15 @@ class ReleaseAdmin:
         return json_of(answer)
 
 
-async def _read_catalogue(url: str) -> Catalogue | str:
-    """Return the catalogue of a store, or why it cannot be read."""
+class _StoreRecords(NamedTuple):
+    catalogue: Catalogue
+    log: list[ReleaseChange]
+
+
+async def _read_store(url: str) -> _StoreRecords | str:
+    """Return the catalogue and the log of releases of a store, or why they cannot be read."""
     try:
         async with opened(url) as store, asyncio.timeout(CATALOGUE_S):
-            return await store.catalogue()
+            return _StoreRecords(await store.catalogue(), await log_of(store))
     except (TimeoutError, StoreError) as error:
         return str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"

@@ -33,6 +33,7 @@ from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
+from hotplate.stores.release_log import logged_change
 from hotplate.stores.store import RecordChange
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -169,7 +170,7 @@ async def _merge(
     if not present.generation and await store.incarnations():
         # Lost with its generation, which may have been higher: readers follow another store at once.
         merged = replace(merged, store_id=secrets.token_hex(8))
-    return merged, record_changes
+    return merged, [*record_changes, *await logged_change(store, present, merged)]
 
 
 async def _join_erasures(

@@ -175,7 +175,7 @@ class SimulatedAccount:
             answer.body = self._change_account(answer.body)
         if self.scales_for_ever and path.startswith(b"/offers/"):
             answer.headers["x-ms-offer-replace-pending"] = "True"
-        if self.lose_answers and answer.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
+        if self.lose_answers and answer.status in (200, 201) and method != b"GET" and b'"catalogue":{' in body:
             self.lose_answers -= 1
             answer.reset = True
             await self.overtake()

@@ -7,6 +7,15 @@ const EVERY_MS = 15_000;
 const COMMITTED = ["ready", "superseded", "withdrawn"];
 const KINDS = { live: "good", dropping: "warn" };
 
+// Of the log.
+const SHOWN_CHANGES = 10;
+const LOG = [
+  ["Time", (one) => time(one.at), "number"],
+  ["Live", (one) => [one.live ?? "none", one.canary ? `, canary ${one.canary} of ${one.percent} %` : ""], "code"],
+  ["By", (one) => one.by],
+  ["Reason", (one) => one.reason ?? ""],
+];
+
 const isExperiment = (tier) => tier.experiment?.ended_at === null;
 const refusedBy = (one) => (["ready", "withdrawn"].includes(one?.state) ? one.refused_by.join(", ") : "");
 /** The ends of a question and of a button for a release that gates or services may have refused, and the parameter of the request. */
@@ -49,7 +58,8 @@ function tierOf(tier) {
   ];
   if (tier.changeable) columns.push(["Change", (one) => changes(tier, one), "actions"]);
   return h("div", { class: "tier" }, head, canaryOf(tier), tier.releases.length
-    ? table(`Releases of ${tier.tier}`, columns, [...tier.releases].reverse()) : muted("There is no release in this store yet."));
+    ? table(`Releases of ${tier.tier}`, columns, [...tier.releases].reverse()) : muted("There is no release in this store yet."),
+    tier.log.length ? table(`Log of ${tier.tier}`, LOG, tier.log.slice(0, SHOWN_CHANGES)) : null);
 }
 
 function states(tier, one) {
@@ -75,10 +85,13 @@ function canaryOf(tier) {
       : null);
 }
 
-/** Ask before a change, and send it when it is confirmed; *query* may be a function that is called then. */
-function change(route, query, { title, text, action, body }) {
-  confirm({ title, text, action, body, act: async () => {
-    const answer = await request(path(`v1/releases/${route}`, typeof query === "function" ? query() : query), "POST");
+/** Ask before a change and for its reason, and send both; *query* may be a function that is called then. */
+function change(route, query, { title, text, action, body = [] }) {
+  const reason = h("input", { id: "reason", maxlength: "300" });
+  const fields = [...body, h("div", { class: "field" }, h("label", { for: "reason" }, "Reason"), reason)];
+  confirm({ title, text, action, body: fields, act: async () => {
+    const wanted = typeof query === "function" ? query() : query;
+    const answer = await request(path(`v1/releases/${route}`, { ...wanted, reason: reason.value }), "POST");
     warnings = answer.warnings ?? [];
     await refresh();
   } });

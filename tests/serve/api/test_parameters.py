@@ -70,7 +70,7 @@ def test_any_body_is_understood_or_refused(body: bytes) -> None:
     [
         ("n=0", "n cannot be used: expected `int` >= 1"),
         ("n=" + "9" * 100, "n cannot be used"),
-        ("k=3", "unknown field `k`; GET /v1/popular takes n, exclude, where, per, fields, list, segment"),
+        ("k=3", "unknown field `k`; GET /v1/popular takes n, exclude, where, else, per, fields, list, segment"),
         ("n=3&n=3", "n is given twice"),
         ("segment=" + "x" * 257, "segment cannot be used: expected `str` of length <= 256"),
         ("exclude=" + ",".join(map(str, range(201))), "exclude cannot be used: expected `array` of length <= 200"),
@@ -85,7 +85,9 @@ def test_a_refusal_names_the_parameter_and_its_bound(raw: str, sentence: str) ->
 
 
 def test_route_refuses_parameters_of_other_routes() -> None:
-    with pytest.raises(Problem, match=r"`segment`; GET /v1/similar/\{item\} takes n, exclude, where, per, fields"):
+    with pytest.raises(
+        Problem, match=r"`segment`; GET /v1/similar/\{item\} takes n, exclude, where, else, per, fields"
+    ):
         QueryParser(PagedSelection, "GET /v1/similar/{item}", ["segment"]).parse("segment=x")
     with pytest.raises(Problem, match="`n`; POST /v1/recommendations takes nothing in its query"):
         QueryParser(NoQuery, "POST /v1/recommendations").parse("n=3")

@@ -127,6 +127,17 @@ def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: S
     assert (misspelt.status, misspelt.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
 
 
+def test_operators_give_a_reason_that_the_log_keeps(service: Service, releases: list[str]) -> None:
+    first, second = releases
+    service.admin(f"/v1/releases/{second}/activate", "POST")
+    assert service.admin(f"/v1/releases/{first}/activate?reason=the%20sale%20is%20over", "POST").status == 200
+    assert service.admin("/v1/releases/rollback?reason=" + "x" * 400, "POST").status == 200
+    (tier,) = service.admin("/v1/releases").json["tiers"]
+    rolled_back, activated = tier["log"][:2]
+    assert (rolled_back["live"], rolled_back["by"], len(rolled_back["reason"])) == (second, "an operator", 300)
+    assert (activated["live"], activated["reason"]) == (first, "the sale is over")
+
+
 def test_operators_start_promote_and_abort_a_canary(service: Service, releases: list[str]) -> None:
     first, second = releases
     service.admin(f"/v1/releases/{second}/activate", "POST")

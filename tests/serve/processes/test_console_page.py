@@ -86,6 +86,7 @@ async def test_an_operator_activates_rolls_back_and_tries_a_user(
         assert live(service) == before
         await click(page, f"Activate {candidate}…")
         assert "refused by ndcg" in await page.until("document.getElementById('confirm-title').innerText")
+        await page.evaluate("document.getElementById('reason').value = 'for the sale'")
         await click(page, "Activate all the same", "document.getElementById('confirm')")
         await page.until(
             f"document.querySelector('#releases-body .pill.good').closest('tr').innerText.includes('{candidate}')"
@@ -98,6 +99,8 @@ async def test_an_operator_activates_rolls_back_and_tries_a_user(
         await page.until(
             f"[...document.querySelectorAll('#workers td.code')].every((each) => each.innerText === '{candidate}')"
         )
+        log = "document.querySelector('#releases-body [aria-label^=\"Log of\"] tbody tr').innerText"
+        assert "for the sale" in await page.evaluate(log)
         await click(page, "Show")
         await page.until(f"document.querySelector('#try-result .facts-line')?.innerText.includes('{candidate}')")
         assert "Title <img src=x>" in await page.evaluate("document.querySelector('#try-result tbody').innerText")
