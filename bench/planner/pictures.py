@@ -31,7 +31,7 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
 
     def total(name: str) -> tuple[float | None, ...]:
-        return tuple(at.number(name) if at.is_possible(name) else None for at in plans)
+        return tuple(at.possible(name) for at in plans)
 
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     for cheaper in break_even(plan):
@@ -69,8 +69,9 @@ def _plot_day(plan: CapacityPlan) -> Plot:
         billed = tuple(hourly_billed_ru(plan.inputs.profile, maximum, plan.number("region_reads_ru")))
         curves.append(Curve("autoscale, as reached by a region", hours, billed))
     for label, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
-        if name in plan.figures and plan.is_possible(name):
-            curves.append(Curve(label, hours, (plan.number(name),) * HOURS))
+        ru = plan.possible(name)
+        if ru is not None:
+            curves.append(Curve(label, hours, (ru,) * HOURS))
     return Plot(title="A day's load, and the RU/s for it", x="hour of the day", y="RU/s", curves=tuple(curves))
 
 

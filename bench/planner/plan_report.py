@@ -311,7 +311,7 @@ def _usage_today(plan: CapacityPlan) -> str:
     if plan.number("today_use") > 1:
         return f"{today}; reads need {plan.number('reads_plain_ru'):,.0f}"
     used = f"{today}, {plan.number('today_use'):.1%} used by reads in the busiest hour"
-    over = plan.number("over_ru") if plan.is_possible("over_ru") else 0.0
+    over = plan.possible("over_ru")
     if over:
         used += f"; {over:,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
     return used
@@ -362,8 +362,8 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
     obstacle = plan.figures["short_ru"].obstacle
-    short = 0.0 if obstacle else plan.number("short_ru")
-    refused = round(plan.number("refused_reads"), 6) if plan.is_possible("refused_reads") else 0.0
+    short = plan.possible("short_ru")
+    refused = round(plan.possible("refused_reads") or 0.0, 6)
     if obstacle:
         shortage = f"RU/s are not possible for this load ({obstacle})"
     elif short:
@@ -402,16 +402,16 @@ def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
 def _throughput(plan: CapacityPlan, mode: str) -> str:
     """Return the RU/s to provision with a mode of Cosmos DB, and with the cheapest one."""
     modes = list(dict.fromkeys((mode, plan.cheapest or mode)))
-    provisioned = {name: plan.number(CONTAINERS[name].ru) for name in modes if name != "serverless"}
-    words = {"manual": "{:,.0f} RU/s", "autoscale": "autoscale up to {:,.0f} RU/s", "serverless": "serverless"}
-    throughput = " or ".join(words[name].format(provisioned.get(name)) for name in modes)
+    provisioned = {name: plan.figures[CONTAINERS[name].ru] for name in modes}
+    words = {"manual": "{}", "autoscale": "autoscale up to {}", "serverless": "serverless"}
+    throughput = " or ".join(words[name].format(ru) for name, ru in provisioned.items())
     if plan.inputs.regions > 1:
         throughput += f" in each of {plan.inputs.regions} regions"
-    if plan.inputs.have_ru is not None and plan.is_possible("over_ru") and plan.number("over_ru"):
+    if plan.possible("over_ru"):
         throughput += f" (today {plan.inputs.have_ru:,})"
 
     publish_ru = plan.number("publish_ru_s")
-    if any(publish_ru > ru for ru in provisioned.values()):
+    if any(publish_ru > ru.number for name, ru in provisioned.items() if name != "serverless"):
         throughput += f", {plan.figures['publish_ru_s']} while publishing"
     return throughput
 
