@@ -200,8 +200,6 @@ def test_highest_rate_inside_the_objective_is_used_of_a_search(tmp_path: Path) -
             {"configuration": {"store": "cosmos+http://localhost:8081/x"}},
             "measure again: cosmos+http://localhost:8081/x ",
         ),
-        ({"kind": "ru", "extra": {}}, "measure again: it does not say whether an account or an emulator was measured"),
-        ({"kind": "ru"}, "measure again: an emulator was measured, and its latencies are not marked as assumed"),
     ],
 )
 def test_invalid_report_is_refused(more: dict[str, Any], sentence: str, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_prices_of_all_pages_become_a_file_of_prices() -> None:
         ({"BillingCurrency": "USD"}, "prices are in USD, not in EUR"),
         ({"Items": 3}, "not a page of prices"),
         ({"Items": [item("x", "y", 1, retailPrice="dear")], "NextPageLink": None}, "not a page of prices"),
-        ({"CustomerEntityId": "x" * 5_000_000}, "more than 4,000,000 bytes"),
+        ({"CustomerEntityId": "x" * 5_000_000}, "not a page of prices: Input data was truncated"),
     ],
 )
 def test_malformed_price_answer_is_refused(change: dict[str, Any], sentence: str) -> None:
