@@ -178,7 +178,8 @@ async def test_plots_show_daily_cost_and_the_measured_sweep(browser: str, addres
         assert labels == [
             "Plot: What the store costs, by rate; USD a month over requests/s in the busiest hour",
             "Plot: A day's load, and the RU/s for it; RU/s over hour of the day",
-            "Plot: Throughput and p99, by RU/s; reads/s and p99 over RU/s provisioned",
+            "Plot: By RU/s: reads/s; reads/s over RU/s provisioned",
+            "Plot: By RU/s: p99; p99 over RU/s provisioned",
         ]
         cost = await page.evaluate(f"{texts('#plots .wide svg text')}.join(' ')")
         reason = await page.evaluate("document.getElementById('summary').textContent")
