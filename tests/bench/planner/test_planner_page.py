@@ -87,7 +87,7 @@ async def planner(browser: str, address: str, *, theme: str = "light", width: in
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         await page.call("Page.navigate", url=address)
-        await page.until("document.querySelectorAll('#plots figure').length === 3")
+        await page.until("document.querySelectorAll('#plots figure').length === 4")
         yield page
         assert page.complaints == []
         server = "{0.scheme}://{0.netloc}".format(urlsplit(address))
