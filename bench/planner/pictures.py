@@ -17,7 +17,7 @@ def pictures(plan: CapacityPlan, sweep: Report | None = None) -> tuple[Plot, ...
     """Return the plots of a plan, and that of *sweep*, a report of `hotplate bench ru`."""
     plots = [_plot_cost(plan), _plot_day(plan)]
     if sweep is not None:
-        plots.append(_plot_sweep(plan, sweep))
+        plots += _plots_of_sweep(plan, sweep)
     return tuple(plots)
 
 
@@ -75,13 +75,11 @@ def _plot_day(plan: CapacityPlan) -> Plot:
     return Plot(title="A day's load, and the RU/s for it", x="hour of the day", y="RU/s", curves=tuple(curves))
 
 
-def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
-    """Plot reads/s and, below, p99 over RU/s, as *sweep*, a report of `bench ru`, measured them for sizes of lists.
+def _plots_of_sweep(plan: CapacityPlan, sweep: Report) -> Iterator[Plot]:
+    """Plot reads/s and p99 over RU/s, as *sweep*, a report of `bench ru`, measured them for sizes of lists.
 
     Marks are the RU/s of this plan, and those of today if they are an input.
     """
-    throughput = tuple(_curves_by_size(sweep, READS))
-    p99 = tuple(_curves_by_size(sweep, P99))
     marks = {plan.number("serve_ru"): THIS_PLAN} if plan.is_possible("serve_ru") else {}
     if "have_ru" in plan.figures:
         marks[plan.number("have_ru")] = "today"
@@ -90,18 +88,19 @@ def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
     assumed = any(row.figure == P99 and row.mark for row in sweep.rows)
     p99_label = f"{P99}, assumed" if assumed else P99
     date = str(sweep.machine.get("date", ""))[:10]
-    return Plot(
-        title="Throughput and p99, by RU/s",
-        x=PROVISIONED,
-        y=READS,
-        curves=throughput,
-        log_x=True,
-        log_y=True,
-        points=True,
-        marks=marks,
-        caption=f"hotplate bench ru, {date}: {sweep.sentence}",
-        below=Plot(p99_label, PROVISIONED, p99_label, p99, y_unit="us", log_x=True, points=True, marks=marks),
-    )
+    for figure, label, unit in ((READS, READS, ""), (P99, p99_label, "us")):
+        yield Plot(
+            title=f"By RU/s: {label}",
+            x=PROVISIONED,
+            y=label,
+            y_unit=unit,
+            curves=tuple(_curves_by_size(sweep, figure)),
+            log_x=True,
+            log_y=True,
+            points=True,
+            marks=marks,
+            caption=f"hotplate bench ru, {date}: {sweep.sentence}",
+        )
 
 
 def _curves_by_size(sweep: Report, figure: str) -> Iterator[Curve]:

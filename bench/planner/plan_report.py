@@ -187,7 +187,6 @@ def _common_report(plan: CapacityPlan) -> Report:
     return Report(
         kind="plan",
         sentence="",
-        listed=True,
         notes=notes,
         tables=(_formulas(plan),),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},

@@ -464,16 +464,13 @@ class Rounds:
         if candidate.client == BY_SDK:
             rate = min(rate, SDK_RATE)
 
-        requests = Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number))
         return Load(
             url=candidate.service.url,
-            requests=requests,
+            requests=Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
             rate=rate,
             seed=number if settings.poisson else None,
             duration_s=settings.duration_s,
             connections=settings.connections,
-            check=requests.failure,
-            observe=("source",),
             samples=COMPARED,
         )
 

@@ -270,7 +270,7 @@ def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
         for ru in (2_000, 4_000)
     )
     sweep = reported(*levels, options=SweepOptions(autoscale=True))
-    *_, throughput = pictures(a_plan(), sweep)
+    *_, throughput, _ = pictures(a_plan(), sweep)
     assert [(curve.name, curve.x, curve.y) for curve in throughput.curves] == [
         ("autoscale, 1 KB", (2_000, 4_000), (2_000, 4_000)),
         ("autoscale, 4 KB", (2_000, 4_000), (500, 1_000)),
