@@ -52,6 +52,8 @@ class Shaper:
         attributes of items that cannot be read.
         """
         denied = self._deny_list.current.items
+        if selection.else_ and selection.else_ != POPULAR_ITEMS:  # refused even if it is not needed
+            _filters_of(encoded.release).rejected(selection.else_, self._deny_list.current.overrides)
 
         hidden: IdSet | None = None
         if beside:
@@ -65,8 +67,6 @@ class Shaper:
             if not denied or denied.isdisjoint(ids_of(items)):
                 return self._with_fields(encoded, selection, items)
 
-        if selection.where and selection.else_ not in ("", POPULAR_ITEMS):  # refused even if it is not needed
-            _filters_of(encoded.release).rejected(selection.else_, self._deny_list.current.overrides)
         left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
         if selection.per:  # the last one: it counts items that are in no other
             overrides = self._deny_list.current.overrides
