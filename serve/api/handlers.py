@@ -147,21 +147,24 @@ class ListHandlers:
         wanted = ListRequest(
             kind, identifier, selection=query, after=parse_cursor(query.after) if query.after else None
         )
-        if query.release:
-            self._guard.charge(request[CALLER], ADMIN)
-            answer = await self._preview(query.release, wanted)
-        else:
-            answer = await answer_list(self._reader, self._shaper, wanted)
-            request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
-
+        answer = await self._read(request, wanted, query.release)
         if answer.restarted or query.release:  # a first page instead of the requested one, or a preview
             cache = NO_STORE
         headers = list_headers(answer.encoded, wanted.source, cache)
         body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
         return conditional(request, body, headers)
 
-    async def _preview(self, release: str, wanted: ListRequest) -> ListAnswer:
-        """Return the answer to a request in the release of this id; raises a Problem: 404 if no store has it."""
+    async def _read(self, request: web.BaseRequest, wanted: ListRequest, release: str) -> ListAnswer:
+        """Return the answer in the release that is served to the caller or, for an operator, in that of this id.
+
+        The latter raises a Problem: 401 or 403 for others, 404 if it can be read in no store.
+        """
+        if not release:
+            answer = await answer_list(self._reader, self._shaper, wanted)
+            request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
+            return answer
+
+        self._guard.charge(request[CALLER], ADMIN)
         try:
             async with self._reader.preview(ReleaseId(release)) as reader:
                 return await answer_list(reader, self._shaper, wanted)
