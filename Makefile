@@ -78,10 +78,10 @@ image-check: ## build the images; train, publish, check health and request a lis
 	.ci/image-check $(VERSION) $(REVISION)
 
 # The soak includes the sanitizers of the fast lane, and stores of earlier versions, whose commits a shallow clone lacks.
-release-check: ## everything before a release: .ci/run, wheels, oldest and newest redis-py, images
+release-check: ## everything before a release: .ci/run, wheels, oldest and newest redis-py and aiohttp, images
 	.ci/run
 	$(MAKE) wheel
-	.ci/redis-versions
+	.ci/library-versions
 	$(MAKE) image-check
 
 sbom: image ## write the components of the images, as CycloneDX, to dist/

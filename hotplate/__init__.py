@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.input.showings import Showings
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.model import Model
-    from hotplate.offline.model import load as load_model
+    from hotplate.offline.model_folder import load as load_model
     from hotplate.offline.options import Columns, Format, PublishSettings
     from hotplate.offline.publish import Written
     from hotplate.offline.publish import publish_model as publish
@@ -220,7 +220,7 @@ _HOMES = {
     "Level": "hotplate.stores.store:Level",
     "Lists": "hotplate.serve.embedded:Lists",
     "ListSettings": "hotplate.offline.lists:ListSettings",
-    "load_model": "hotplate.offline.model:load",
+    "load_model": "hotplate.offline.model_folder:load",
     "META": "hotplate.stores.encoding:META",
     "Model": "hotplate.offline.model:Model",
     "ModelUnusable": "hotplate.offline.errors:ModelUnusable",

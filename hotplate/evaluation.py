@@ -18,7 +18,8 @@ from hotplate.offline.evaluate.reports import (
     read_truth,
 )
 from hotplate.offline.input.files import DataSource
-from hotplate.offline.model import Model, is_model, load
+from hotplate.offline.model import Model
+from hotplate.offline.model_folder import is_model, load
 from hotplate.offline.options import Format
 from hotplate.releases import find_release
 from hotplate.stores.connect import is_store_url, run_on

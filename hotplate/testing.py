@@ -97,6 +97,19 @@ def release_ref(release: ReleaseId) -> ReleaseRef:
     return draft_of(release).release
 
 
+# The releases of the tests, and an estimate of the size of ROWS.
+DRAFT = draft_of(FIRST)
+RELEASE = DRAFT.release
+OTHER_DRAFT = draft_of(SECOND)
+OTHER_RELEASE = OTHER_DRAFT.release
+PLAN = Plan(len(ROWS), 1000)
+
+
+def in_key_order(rows: Sequence[Row]) -> list[Row]:
+    """Return *rows* in the order of a scan: that of the bytes of their keys."""
+    return sorted(rows, key=lambda row: row.key.encode())
+
+
 def allow_erasure(catalogue: Catalogue) -> None:
     """Allow `Store.erase` to delete a release, whatever the catalogue says."""
     del catalogue
@@ -114,7 +127,9 @@ class RefuseErasure:
         raise ReleaseConflict("it is live again")
 
 
-async def write_release(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
+async def write_release(
+    store: Store, release: ReleaseId = FIRST, rows: Sequence[Row] = ROWS, *, seal: bool = True
+) -> None:
     """Create a draft, put *rows*, and seal it by default, so that it can be read."""
     await store.create(draft_of(release), Plan(len(rows), 1000))
     await store.put(draft_of(release), rows)
@@ -130,12 +145,19 @@ async def swap_catalogue(store: Store, change: Catalogue, records: Sequence[Reco
     return new
 
 
-async def begin_draft(store: Store, release: ReleaseId) -> Catalogue:
+async def begin_draft(store: Store, release: ReleaseId = FIRST) -> Catalogue:
     """Add a draft to the catalogue, and return the catalogue as stored."""
     return await swap_catalogue(store, catalogue_changes.begin(await store.catalogue(), draft_of(release)))
 
 
-async def scan_rows(store: Store, release: ReleaseId) -> list[Row]:
+async def commit_release(store: Store) -> Catalogue:
+    """Write a release as its publisher does, without making it live, and return the catalogue as stored."""
+    await begin_draft(store)
+    await write_release(store)
+    return await swap_catalogue(store, catalogue_changes.commit(await store.catalogue(), DRAFT))
+
+
+async def scan_rows(store: Store, release: ReleaseId = FIRST) -> list[Row]:
     """Return all rows of a sealed release in scan order."""
     return [row async for row in store.scan(release_ref(release))]
 
@@ -169,7 +191,7 @@ def writes_of(store: Store, sealed: ReleaseId, draft: DraftRef, stored: Catalogu
     """
     successor = catalogue_changes.succeed(stored, stored, token="successor", store_id="here")
     calls: dict[str, Call] = {
-        "create": partial(store.create, draft, Plan(len(ROWS), 1000)),
+        "create": partial(store.create, draft, PLAN),
         "put": partial(store.put, draft, ROWS),
         "resume_point": partial(store.resume_point, draft),
         "seal": partial(store.seal, draft),
@@ -266,31 +288,30 @@ class StoreContract:
 
         A local store, as of files, also reads one key without awaiting.
         """
-        await write_release(open_handle(), FIRST, ROWS)
+        await write_release(open_handle())
         reader = open_handle()
-        release = release_ref(FIRST)
         keys = [*(row.key for row in reversed(ROWS)), "user:absent", ROWS[-1].key]
         values = [*(row.value for row in reversed(ROWS)), None, ROWS[-1].value]
-        assert await reader.get_many(release, keys) == values
-        assert await reader.get_many(release, []) == []
+        assert await reader.get_many(RELEASE, keys) == values
+        assert await reader.get_many(RELEASE, []) == []
         if reader.is_local:
-            assert [reader.get(release, key) for key in keys] == values
-            await reader.warm(release)
+            assert [reader.get(RELEASE, key) for key in keys] == values
+            await reader.warm(RELEASE)
             with pytest.raises(ReleaseNotFound):
-                reader.get(release_ref(SECOND), "user:1")
+                reader.get(OTHER_RELEASE, "user:1")
 
     async def test_a_read_ends_after_its_time_limit_and_harms_no_later_one(self, store: Store) -> None:
         """With too little time, the read raises StoreUnavailable, or returns it for the keys without an answer."""
-        await write_release(store, FIRST, ROWS)
+        await write_release(store)
         keys = [row.key for row in ROWS]
         values = [row.value for row in ROWS]
         try:
-            results = await asyncio.wait_for(store.get_many(release_ref(FIRST), keys, timeout_s=1e-6), 60)
+            results = await asyncio.wait_for(store.get_many(RELEASE, keys, timeout_s=1e-6), 60)
         except StoreUnavailable as error:
             results = [error] * len(keys)
         for result, value in zip(results, values, strict=True):
             assert isinstance(result, StoreUnavailable) or result == value
-        assert await store.get_many(release_ref(FIRST), keys) == values
+        assert await store.get_many(RELEASE, keys) == values
 
     @pytest.mark.parametrize(("is_closed", "is_connected"), [(False, False), (False, True), (True, True)])
     async def test_a_read_of_a_stalled_store_ends_in_time_or_by_close_and_harms_no_other(
@@ -301,18 +322,17 @@ class StoreContract:
         A store that reads key by key, with a `coalesce` of 1, ends a read after its limit itself; for others, callers
         cancel it. `close` ends a read with StoreClosed, or another StoreUnavailable.
         """
-        release = release_ref(FIRST)
-        await write_release(open_handle(), FIRST, ROWS)
+        await write_release(open_handle())
         patient_reader = open_handle()
         reader = open_handle()
         if is_connected:
             for handle in (patient_reader, reader):
-                await handle.get_many(release, ["user:1"])
+                await handle.get_many(RELEASE, ["user:1"])
 
         with stall():
-            patient_read = asyncio.ensure_future(patient_reader.get_many(release, ["user:1"], timeout_s=LONG_S))
+            patient_read = asyncio.ensure_future(patient_reader.get_many(RELEASE, ["user:1"], timeout_s=LONG_S))
             limit_s = LONG_S if is_closed else SHORT_S
-            read = asyncio.ensure_future(reader.get_many(release, ["user:1"], timeout_s=limit_s))
+            read = asyncio.ensure_future(reader.get_many(RELEASE, ["user:1"], timeout_s=limit_s))
             ending = asyncio.ensure_future(asyncio.sleep(0))
             if is_closed:
                 await asyncio.wait([read], timeout=SHORT_S)
@@ -341,14 +361,12 @@ class StoreContract:
     ) -> None:
         """A swap may raise NotSent instead. Local files that are opened again have the same results as before."""
         writer = open_handle()
-        await begin_draft(writer, FIRST)
-        await write_release(writer, FIRST, ROWS)
-        stored = await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(FIRST)))
+        stored = await commit_release(writer)
 
         store = open_handle()
         is_local = self.is_local or store.is_local
         reads = reads_of(store, FIRST)
-        writes = writes_of(store, FIRST, draft_of(SECOND), stored)
+        writes = writes_of(store, FIRST, OTHER_DRAFT, stored)
         expected: dict[str, object] = {name: await call() for name, call in reads.items()}
         expected |= dict.fromkeys(writes) | {"resume_point": ROWS[-1].key, "erase_rows": 0}
         await store.close()
@@ -363,9 +381,9 @@ class StoreContract:
 
     async def test_releases_and_incarnations_do_not_see_each_other(self, store: Store) -> None:
         """A release that is written again has a new incarnation, the name of its data."""
-        erased = draft_of(FIRST)
+        erased = DRAFT
         again = erased._replace(incarnation="again")
-        other = draft_of(SECOND)
+        other = OTHER_DRAFT
         for draft in (erased, again, other):
             await store.create(draft, Plan(2, 100))
             await store.put(draft, [Row("user:1", draft.incarnation.encode())])
@@ -390,25 +408,25 @@ class StoreContract:
     async def test_scan_yields_sealed_rows_in_ascending_order_of_key_bytes(self, store: Store) -> None:
         """Only a sealed release, one that takes no more rows, can be scanned; `prepare` makes it fast to read."""
         meta = Row("meta:manifest", b"{}")
-        await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+        await store.create(DRAFT, PLAN)
         for start in range(0, len(ROWS), 2):
-            await store.put(draft_of(FIRST), ROWS[start : start + 2])
-        await store.put(draft_of(FIRST), [meta])
+            await store.put(DRAFT, ROWS[start : start + 2])
+        await store.put(DRAFT, [meta])
 
-        assert not await store.is_sealed(release_ref(FIRST))
+        assert not await store.is_sealed(RELEASE)
         with pytest.raises(ReleaseNotFound):
-            await scan_rows(store, FIRST)
-        await store.seal(draft_of(FIRST))
-        assert await store.is_sealed(release_ref(FIRST))
-        assert not await store.is_sealed(release_ref(SECOND))
+            await scan_rows(store)
+        await store.seal(DRAFT)
+        assert await store.is_sealed(RELEASE)
+        assert not await store.is_sealed(OTHER_RELEASE)
         assert not await store.is_sealed(ReleaseRef(SECOND, "../no-incarnation"))
         for _ in range(2):
-            await store.prepare(release_ref(FIRST))
+            await store.prepare(RELEASE)
 
-        assert await scan_rows(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
-        await store.check_size(release_ref(FIRST))
-        await store.check_integrity(release_ref(FIRST))
-        await store.check_room(draft_of(SECOND), Plan(1, 100))
+        assert await scan_rows(store) == in_key_order([*ROWS, meta])
+        await store.check_size(RELEASE)
+        await store.check_integrity(RELEASE)
+        await store.check_room(OTHER_DRAFT, Plan(1, 100))
         assert {type(sentence) for sentence in await store.warnings()} <= {str}
         assert Level.ERROR not in {finding.level for finding in await store.examine()}
 
@@ -417,19 +435,19 @@ class StoreContract:
     ) -> None:
         """A publisher that was interrupted puts rows again; rows out of order are not lost."""
         store = open_handle()
-        await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
-        await store.put(draft_of(FIRST), ROWS[4:])
-        await store.put(draft_of(FIRST), ROWS[4:])
-        await store.put(draft_of(FIRST), ROWS[:6])
-        await store.put(draft_of(FIRST), [Row("user:0", b"unsorted")])
-        await store.put(draft_of(FIRST), [])
+        await store.create(DRAFT, PLAN)
+        await store.put(DRAFT, ROWS[4:])
+        await store.put(DRAFT, ROWS[4:])
+        await store.put(DRAFT, ROWS[:6])
+        await store.put(DRAFT, [Row("user:0", b"unsorted")])
+        await store.put(DRAFT, [])
         for _ in range(2):
-            await store.seal(draft_of(FIRST))
+            await store.seal(DRAFT)
         for handle in (store, open_handle()):
             with pytest.raises(ReleaseConflict):
-                await handle.put(draft_of(FIRST), [Row("user:late", b"x")])
-        expected = sorted([*ROWS, Row("user:0", b"unsorted")], key=lambda row: row.key.encode())
-        assert await scan_rows(store, FIRST) == expected, "a scrub counts the rows of a scan"
+                await handle.put(DRAFT, [Row("user:late", b"x")])
+        expected = in_key_order([*ROWS, Row("user:0", b"unsorted")])
+        assert await scan_rows(store) == expected, "a scrub counts the rows of a scan"
 
     async def test_each_part_of_a_killed_writer_is_continued_from_its_resume_point(
         self, open_handle: OpenStore
@@ -439,29 +457,28 @@ class StoreContract:
         odd = [Row(f"user:{n:03}", b"odd") for n in range(1, 100, 2)]
         dictionary = Row("meta:dictionary", b"early")
         first = open_handle()
-        draft = draft_of(FIRST)
-        await first.create(draft, Plan(100, 1000))
-        await first.put(draft, [dictionary])
-        assert await first.resume_point(draft) is None
+        await first.create(DRAFT, Plan(100, 1000))
+        await first.put(DRAFT, [dictionary])
+        assert await first.resume_point(DRAFT) is None
 
-        await first.put(draft, even[:20], part=0)
-        await first.put(draft, odd[:30], part=1)
-        await first.put(draft, [dictionary], part=1)
-        await first.put(draft, even[20:40], part=0)
+        await first.put(DRAFT, even[:20], part=0)
+        await first.put(DRAFT, odd[:30], part=1)
+        await first.put(DRAFT, [dictionary], part=1)
+        await first.put(DRAFT, even[20:40], part=0)
         await first.close()
 
         second = open_handle()
-        await second.create(draft, Plan(100, 1000))
-        points = [await second.resume_point(draft, part) for part in range(3)]
+        await second.create(DRAFT, Plan(100, 1000))
+        points = [await second.resume_point(DRAFT, part) for part in range(3)]
         assert points == [even[39].key, odd[29].key, None]
 
-        await second.put(draft, odd[30:], part=1)
-        assert await second.resume_point(draft, part=0) == even[39].key
-        await second.put(draft, even[40:], part=0)
-        await second.seal(draft)
+        await second.put(DRAFT, odd[30:], part=1)
+        assert await second.resume_point(DRAFT, part=0) == even[39].key
+        await second.put(DRAFT, even[40:], part=0)
+        await second.seal(DRAFT)
 
-        assert await scan_rows(second, FIRST) == sorted([dictionary, *even, *odd])
-        assert await second.get_many(release_ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
+        assert await scan_rows(second) == sorted([dictionary, *even, *odd])
+        assert await second.get_many(RELEASE, [odd[7].key, even[7].key]) == [b"odd", b"even"]
 
     async def test_a_claimed_draft_takes_no_rows_from_its_earlier_writer(self, open_handle: OpenStore) -> None:
         """A second writer that creates the same draft claims it: it continues, and calls of the first are refused."""
@@ -469,14 +486,14 @@ class StoreContract:
         second = open_handle()
         before = draft_of(FIRST, "before")
         after = draft_of(FIRST, "after")
-        await first.create(before, Plan(len(ROWS), 1000))
+        await first.create(before, PLAN)
         await first.put(before, ROWS[:3])
 
         try:
-            await second.create(after, Plan(len(ROWS), 1000))
+            await second.create(after, PLAN)
         except ReleaseConflict:  # the store knows that the earlier writer is alive
             await first.close()
-            await second.create(after, Plan(len(ROWS), 1000))
+            await second.create(after, PLAN)
         else:
             late = [first.put(before, [Row(key, b"x")]) for key in ("user:late", "meta:late")]
             for call in (*late, first.resume_point(before), first.seal(before)):
@@ -489,11 +506,11 @@ class StoreContract:
 
         third = open_handle()
         with pytest.raises(ReleaseConflict):
-            await third.create(before, Plan(len(ROWS), 1000))
+            await third.create(before, PLAN)
         with pytest.raises(ReleaseConflict):
             await third.put(before, [Row("user:late", b"x")])
         await third.seal(draft_of(FIRST, "a third"))  # of a sealed release: no effect, whoever the writer is
-        assert await scan_rows(third, FIRST) == ROWS
+        assert await scan_rows(third) == ROWS
 
     @pytest.mark.parametrize("erased", [False, True])
     async def test_no_row_is_put_by_a_writer_that_has_lost_its_draft(
@@ -509,11 +526,11 @@ class StoreContract:
 
         async def put_each(store: Store) -> None:
             for row in early:
-                await store.put(draft_of(FIRST), [row])
+                await store.put(DRAFT, [row])
 
         first = open_handle()
         second = open_handle()
-        await first.create(draft_of(FIRST), Plan(100, 1000))
+        await first.create(DRAFT, Plan(100, 1000))
         putting = asyncio.ensure_future(put_each(first))
         await asyncio.sleep(0)
         lose_draft = partial(second.create, after, Plan(100, 1000))
@@ -531,15 +548,15 @@ class StoreContract:
             await second.put(after, [own])
             await second.seal(after)
             expected = [*(row for row in early if row.key <= point), own]
-            assert await scan_rows(second, FIRST) == expected, "put: a row was put into a draft that another claimed"
+            assert await scan_rows(second) == expected, "put: a row was put into a draft that another claimed"
 
     async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
-        await write_release(store, FIRST, ROWS)
+        await write_release(store)
         keys = ["user:1", "user:\ud800", "user:2"]
-        (results,) = await asyncio.gather(store.get_many(release_ref(FIRST), keys), return_exceptions=True)
+        (results,) = await asyncio.gather(store.get_many(RELEASE, keys), return_exceptions=True)
         assert results == [b"one", None, b""]
         if store.is_local:
-            assert store.get(release_ref(FIRST), keys[1]) is None
+            assert store.get(RELEASE, keys[1]) is None
 
     @pytest.mark.parametrize("seal", [True, False])
     async def test_a_catalogue_is_begun_over_drafts_but_not_over_sealed_releases(
@@ -547,7 +564,7 @@ class StoreContract:
     ) -> None:
         """A store with sealed releases and no catalogue has lost it; a new one would let their data be erased."""
         store = open_handle()
-        await write_release(store, FIRST, ROWS, seal=seal)
+        await write_release(store, seal=seal)
         if not seal:
             begun = await begin_release(open_handle(), SECOND)
             assert (await store.catalogue()).find_draft(SECOND).incarnation == begun.incarnation
@@ -556,18 +573,16 @@ class StoreContract:
             (error,) = await asyncio.gather(work, return_exceptions=True)
             assert "hotplate store rebuild" in str(error), "the next prune would erase the release"
         assert (await open_handle().catalogue()).generation == 0
-        assert await scan_rows(store, FIRST) == ROWS
+        assert await scan_rows(store) == ROWS
 
     async def test_a_release_that_was_never_created_is_not_found(self, store: Store) -> None:
-        release = release_ref(FIRST)
-        draft = draft_of(FIRST)
         calls = (
-            store.get_many(release, ["user:1"]),
-            store.put(draft, ROWS),
-            store.seal(draft),
-            scan_rows(store, FIRST),
+            store.get_many(RELEASE, ["user:1"]),
+            store.put(DRAFT, ROWS),
+            store.seal(DRAFT),
+            scan_rows(store),
         )
-        for call in (*calls, store.prepare(release)):
+        for call in (*calls, store.prepare(RELEASE)):
             with pytest.raises(ReleaseNotFound):
                 await call
 
@@ -578,18 +593,18 @@ class StoreContract:
         `incarnations` names all data in the store, also of drafts, that is, unsealed releases.
         """
         store = open_handle()
-        await write_release(store, FIRST, ROWS, seal=sealed)
+        await write_release(store, seal=sealed)
         await write_release(store, SECOND, ROWS[:1])
         incarnations = [release_ref(release).incarnation for release in (FIRST, SECOND)]
         assert sorted(await store.incarnations()) == sorted(incarnations)
-        await open_handle().erase(release_ref(FIRST), allow_erasure)
-        await store.erase(release_ref(FIRST), allow_erasure)
+        await open_handle().erase(RELEASE, allow_erasure)
+        await store.erase(RELEASE, allow_erasure)
         assert await store.incarnations() == incarnations[1:]
         with pytest.raises(ReleaseNotFound):
-            await open_handle().get_many(release_ref(FIRST), ["user:1"])
-        assert await store.get_many(release_ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
-        await store.create(draft_of(FIRST), Plan(1, 100))
-        assert await store.resume_point(draft_of(FIRST)) is None, "erase: a resume point was left"
+            await open_handle().get_many(RELEASE, ["user:1"])
+        assert await store.get_many(OTHER_RELEASE, [ROWS[0].key]) == [ROWS[0].value]
+        await store.create(DRAFT, Plan(1, 100))
+        assert await store.resume_point(DRAFT) is None, "erase: a resume point was left"
 
     @pytest.mark.parametrize("sealed", [True, False])
     async def test_erase_deletes_nothing_that_the_catalogue_read_last_forbids(
@@ -597,62 +612,61 @@ class StoreContract:
     ) -> None:
         """`erase` calls a function with the catalogue as it is then; if that raises, all rows stay."""
         store = open_handle()
-        await begin_draft(store, FIRST)
-        await write_release(store, FIRST, ROWS, seal=sealed)
+        await begin_draft(store)
+        await write_release(store, seal=sealed)
         refuse = RefuseErasure()
         for _ in range(2):
             # A change after `store` has read the catalogue: the writer's lease of the draft is renewed.
-            await swap_catalogue(store, catalogue_changes.renew(await store.catalogue(), draft_of(FIRST)))
+            await swap_catalogue(store, catalogue_changes.renew(await store.catalogue(), DRAFT))
             for handle in (store, open_handle()):
                 with pytest.raises(ReleaseConflict, match="live again"):
-                    await handle.erase(release_ref(FIRST), refuse)
+                    await handle.erase(RELEASE, refuse)
                 assert refuse.seen[-1] == await store.catalogue()
 
         expected = ROWS
         if not sealed:  # the draft takes rows as before
             later = Row("user:later", b"later")
-            await store.put(draft_of(FIRST), [later])
-            await store.seal(draft_of(FIRST))
-            expected = sorted([*ROWS, later], key=lambda row: row.key.encode())
-        assert await scan_rows(open_handle(), FIRST) == expected
-        assert await store.get_many(release_ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
+            await store.put(DRAFT, [later])
+            await store.seal(DRAFT)
+            expected = in_key_order([*ROWS, later])
+        assert await scan_rows(open_handle()) == expected
+        assert await store.get_many(RELEASE, ["user:1", "user:absent"]) == [b"one", None]
 
     async def test_rows_are_erased_if_the_catalogue_read_last_allows_it(self, open_handle: OpenStore) -> None:
         """Some stores delete rows of a sealed release; if the function that it calls raises, all rows stay."""
         store = open_handle()
         if not store.erases_rows:
             pytest.skip("erases no rows")
-        await begin_draft(store, FIRST)
-        await write_release(store, FIRST, ROWS)
-        await swap_catalogue(open_handle(), catalogue_changes.commit(await store.catalogue(), draft_of(FIRST)))
+        await commit_release(store)
+        await swap_catalogue(open_handle(), await store.catalogue())  # which *store* has not read
         refuse = RefuseErasure()
         with pytest.raises(ReleaseConflict, match="live again"):
-            await store.erase_rows(release_ref(FIRST), ["user:1"], refuse)
+            await store.erase_rows(RELEASE, ["user:1"], refuse)
         assert refuse.seen[-1] == await store.catalogue()
-        assert await scan_rows(store, FIRST) == ROWS
+        assert await scan_rows(store) == ROWS
 
         for deleted in (2, 0):
-            assert await store.erase_rows(release_ref(FIRST), ["user:1", "user:é", "user:no"], allow_erasure) == deleted
+            assert await store.erase_rows(RELEASE, ["user:1", "user:é", "user:no"], allow_erasure) == deleted
         reader = open_handle()
-        assert await reader.get_many(release_ref(FIRST), ["user:1", "user:2", "user:é"]) == [None, b"", None]
-        assert await scan_rows(reader, FIRST) == [row for row in ROWS if row.key not in {"user:1", "user:é"}]
+        assert await reader.get_many(RELEASE, ["user:1", "user:2", "user:é"]) == [None, b"", None]
+        assert await scan_rows(reader) == [row for row in ROWS if row.key not in {"user:1", "user:é"}]
         with pytest.raises(ReleaseNotFound):
-            await store.erase_rows(release_ref(SECOND), ["user:1"], allow_erasure)
+            await store.erase_rows(OTHER_RELEASE, ["user:1"], allow_erasure)
 
     async def test_a_release_that_is_scaled_down_can_be_read_and_prepared_again(self, store: Store) -> None:
         """A provisioned store reduces the cost of a release that is not live."""
         if not store.is_provisioned:
             pytest.skip("not provisioned")
-        await write_release(store, FIRST, ROWS)
+        await write_release(store)
         for _ in range(2):
-            await store.scale_down(release_ref(FIRST))
-        assert await store.get_many(release_ref(FIRST), ["user:1"]) == [b"one"]
-        await store.prepare(release_ref(FIRST))
-        assert await scan_rows(store, FIRST) == ROWS
+            await store.scale_down(RELEASE)
+        assert await store.get_many(RELEASE, ["user:1"]) == [b"one"]
+        await store.prepare(RELEASE)
+        assert await scan_rows(store) == ROWS
 
     async def test_a_swap_compares_generation_token_and_store(self, store: Store) -> None:
         """A swap replaces the stored catalogue only if that is the one that the caller has read."""
-        await begin_draft(store, FIRST)
+        await begin_draft(store)
         stored = await store.catalogue()
         successor = catalogue_changes.succeed(stored, stored, "next", "here")
         later = replace(stored, generation=stored.generation + 1)
@@ -669,7 +683,7 @@ class StoreContract:
         store = open_handle()
         reader = open_handle()
         assert await reader.records(["one", "other"]) == [None, None]
-        stored = await begin_draft(store, FIRST)
+        stored = await begin_draft(store)
         first = [RecordChange("one", None, b'1 "\x00\xff'), RecordChange("other", None, b"x" * 1_000_000)]
         second = [RecordChange("one", first[0].after, b"2")]
         for records in (first, second):
@@ -689,7 +703,7 @@ class StoreContract:
 
     async def test_one_of_many_concurrent_swaps_wins_with_its_record(self, open_handle: OpenStore) -> None:
         """All have read the same catalogue and the same record, which the others do not replace."""
-        await begin_draft(open_handle(), FIRST)
+        await begin_draft(open_handle())
         handles = [open_handle() for _ in range(8)]
         for handle in handles:  # connect one after the other
             seen = await handle.catalogue()
@@ -711,9 +725,7 @@ class StoreContract:
     async def test_an_unreadable_catalogue_is_replaced_by_one_of_several_handles(self, open_handle: OpenStore) -> None:
         """`replace_unreadable` takes the damaged record that a handle read, so that only the first one replaces it."""
         store = open_handle()
-        await begin_draft(store, FIRST)
-        await write_release(store, FIRST, ROWS)
-        committed = await swap_catalogue(store, catalogue_changes.commit(await store.catalogue(), draft_of(FIRST)))
+        committed = await commit_release(store)
         damaged = replace(committed, releases=committed.releases * 2)  # an entry twice is invalid
         await swap_catalogue(store, damaged)
         (unreadable,) = await asyncio.gather(open_handle().catalogue(), return_exceptions=True)
@@ -748,8 +760,8 @@ class StoreContract:
         assert await reader.poll() == catalogue
 
         failed_gates = ("ndcg", "overlap@10")
-        catalogue = catalogue_changes.commit(catalogue, draft_of(FIRST))
-        catalogue = catalogue_changes.commit(catalogue, draft_of(SECOND), failed_gates)
+        catalogue = catalogue_changes.commit(catalogue, DRAFT)
+        catalogue = catalogue_changes.commit(catalogue, OTHER_DRAFT, failed_gates)
         catalogue = await swap_catalogue(writer, catalogue_changes.activate(catalogue, FIRST))
         for percent, days in ((2.5, None), (50.0, 14)):
             change = catalogue_changes.start_canary(catalogue, SECOND, percent, days, overridden=failed_gates)

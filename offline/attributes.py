@@ -7,24 +7,33 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import polars as pl
 
-from hotplate.base.recommendations import ITEM_FIELDS
+from hotplate.base.recommendations import ALL_ITEM_FIELDS
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
+from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, is_date, named_values
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.rows import FILE, Rows, RowSchema
-from hotplate.offline.input.tables import ROW, Table, open_tables
+from hotplate.offline.input.tables import LIST_SEPARATOR, ROW, Table, open_tables
 from hotplate.offline.options import Format
-from hotplate.stores.attributes import ABOUT, CODE, EXACT_FLOATS, encode_attributes
+from hotplate.stores.attributes import (
+    ABOUT,
+    CODE,
+    EXACT_FLOATS,
+    EXPIRES,
+    SEVERAL,
+    Kind,
+    Value,
+    encode_attributes,
+    parse_date,
+    parse_list,
+)
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
-
-Kind = Literal["number", "text"]
 
 # As a condition of `where` can name it; `deny` is a column of overrides.
 _NAME = re.compile(r"(?!deny$)[\w.-]{1,64}")
@@ -40,9 +49,10 @@ _CELLS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """The values of one attribute, float64 or text, with a *note* on doubtful cells, empty without any."""
+    """The values of one attribute, with a *note* on doubtful cells, empty without any."""
 
-    values: pl.Series
+    kind: Kind
+    values: Sequence[Value]
     note: str = ""
 
 
@@ -52,6 +62,11 @@ class Attributes(NamedTuple):
     rows: list[Row]
     about: OriginRecord
 
+    @property
+    def bytes(self) -> int:
+        """Those of the rows' values."""
+        return sum(len(row.value) for row in self.rows)
+
 
 def read_attributes(
     path: DataSource | None, kinds: Mapping[str, str] | None = None, shown: Collection[str] = ()
@@ -59,9 +74,11 @@ def read_attributes(
     """Read a file with a column of items; the other columns are attributes, such as price, by which lists are filtered.
 
     Returns them as rows of a release and as an entry of its manifest; none without a *path*. Answers may have the
-    *shown* ones (`fields=id,price`). *kinds* are `number` or `text`, by column. Other columns of a text file are
-    numbers if 95 % of their cells are, and columns of Parquet keep their types; Booleans are texts. A column is also
-    one of texts if numbers would not keep all of its digits: those of whole numbers from 2**53 on, and leading zeros.
+    *shown* ones (`fields=id,price`). *kinds* are `number`, `text`, `date` or `list`, by column; the texts of a list are
+    separated by a bar, or by the character in `list;`. Other columns of a text file are numbers or dates if 95 % of
+    their cells are, lists if JSON has arrays, and columns of Parquet keep their types; Booleans are texts. A column is
+    also one of texts if numbers would not keep all of its digits: those of whole numbers from 2**53 on, and leading
+    zeros.
     In a column of numbers, a cell that is not a number counts as missing. The entry's `notes` show such cells.
 
     Raises DataError for a repeated item, and for attributes that are too large or cannot be named in a filter,
@@ -69,8 +86,12 @@ def read_attributes(
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
-        if kind not in get_args(Kind):
-            raise SettingError(f"The attribute {name!r} is {kind!r}; write NAME=number or NAME=text: price=number.")
+        is_list = kind.startswith("list") and len(kind) <= len("list;")
+        if kind not in get_args(Kind) and not is_list:
+            raise SettingError(
+                f"The attribute {name!r} is {kind!r}; write NAME=number, text, date or list: price=number, or "
+                "category=list; with the character between its texts."
+            )
     if path is None:
         if kinds or shown:
             given = "Kinds of attributes" if kinds else "Shown attributes"
@@ -85,10 +106,9 @@ def read_attributes(
         names = [name for name in schema if name != item]
         _check_names(names, kinds, shown, source)
 
-        if tables[0].file.kind == "parquet":
-            for name in names:
-                if not schema[name].is_numeric():
-                    kinds.setdefault(name, "text")
+        for name in names:
+            if (kind_by_type := _kind_by_type(name, tables)) is not None:
+                kinds.setdefault(name, kind_by_type)
 
         with data_errors(source, files):
             schemas = [_attribute_schema(table, item, names) for table in tables]
@@ -115,6 +135,16 @@ def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
+def _kind_by_type(name: str, tables: Sequence[Table]) -> str | None:
+    """Return the kind of a column by its type in the files; None if its cells decide."""
+    dtypes = [table.schema[name] for table in tables]
+    if any(isinstance(dtype, pl.List) for dtype in dtypes):
+        return f"list{LIST_SEPARATOR}"
+    if tables[0].file.kind != "parquet" or dtypes[0].is_numeric():
+        return None
+    return "date" if is_date(dtypes[0]) else "text"
+
+
 def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collection[str], source: str) -> None:
     """Check the names of a file's attribute columns.
 
@@ -130,7 +160,7 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
         if name not in columns:
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
             raise SettingError(f"{written}: {source} has no such column; {advice}")
-    if taken := next((name for name in (*ITEM_FIELDS, "filler", "source") if name in shown), None):
+    if taken := next((name for name in ALL_ITEM_FIELDS if name in shown), None):
         raise SettingError(
             f"The shown attribute {taken}: an item has this field already; rename the column in {source}."
         )
@@ -144,23 +174,31 @@ def _attribute_schema(table: Table, item: str, names: Sequence[str]) -> RowSchem
     """
     schema = RowSchema.of(table, {_ITEM: item})
     for number, name in enumerate(names):
-        schema.values[f"{number}"] = table.text(name)
+        schema.values[f"{number}"] = table.texts(name)
     return schema
 
 
 def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
-    """Return the values of the attribute *name* as numbers or texts.
+    """Return the values of the attribute *name*, of the kind that is wanted, or that its cells have.
 
     cells   [ROW, FILE, cell]: the number of a row, the index of its table in *tables*, and the value
-    wanted  `number` or `text`; None for numbers if nearly all cells are
+    wanted  the kind, or `list` and a separator; None for numbers or dates if nearly all cells are
     tables  for notes on doubtful cells
 
-    Raises SettingError if numbers are wanted and no cell is one.
+    Raises SettingError if numbers or dates are wanted and no cell is one.
     """
     values = cells.get_column("cell")
-    if wanted == "text":
-        return _Column(values)
+    if wanted is not None and wanted.startswith("list"):
+        separator = wanted.removeprefix("list") or SEVERAL
+        return _Column("list", [parse_list(cell or "", separator) or None for cell in values])
+    if wanted == "date":
+        return _column_of(name, "date", _dates_in(values), cells, tables)
+    return _Column("text", values.to_list()) if wanted == "text" else _guessed_column(name, cells, wanted, tables)
 
+
+def _guessed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
+    """Return a column of numbers, of dates if nearly all cells are some, or of texts, as `_typed_column`."""
+    values = cells.get_column("cell")
     digits = values.str.strip_chars()
     numbers = digits.cast(pl.Float64, strict=False)
     numbers = numbers.set(~numbers.is_finite(), None)
@@ -169,27 +207,42 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
 
     is_rounded = (numbers.abs() >= EXACT_FLOATS) & ~digits.str.contains(_FLOAT)
     numbers = numbers.set(is_rounded, None)
-    not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
     if wanted is None and share < _LEAST_NUMBERS:
-        return _Column(values, _note_on_texts(name, values, not_numbers, share, tables))
+        dates = _dates_in(values)
+        if dates.count() >= _LEAST_NUMBERS * present:
+            return _column_of(name, "date", dates, cells, tables)
+        not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
+        return _Column("text", values.to_list(), _note_on_texts(name, values, not_numbers, share, tables))
     codes = cells.filter(is_rounded | digits.str.contains(CODE))
     if wanted is None and not codes.is_empty():
         shown = _cells_in_words(name, codes.head(1), tables)
-        return _Column(values, f"{name} (text): numbers would not keep all digits of {shown}")
-    if wanted == "number" and present and not numbers.count():
-        cell = _cells_in_words(name, not_numbers.head(1), tables)
-        raise SettingError(
-            f"The attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file."
-        )
-    if not_numbers.is_empty():
-        return _Column(numbers)
+        return _Column("text", values.to_list(), f"{name} (text): numbers would not keep all digits of {shown}")
+    return _column_of(name, "number", numbers, cells, tables)
 
-    # A column of numbers, with some cells that are none.
-    are_missing = "cells are no numbers and are missing"
-    if not_numbers.height == 1:
-        are_missing = "cell is no number and is missing"
-    note = f"{name} (number): {not_numbers.height:,} {are_missing}: {_cells_in_words(name, not_numbers, tables)}"
-    return _Column(numbers, note)
+
+def _dates_in(values: pl.Series) -> pl.Series:
+    """Return the Unix times of texts that are dates, null for others."""
+    seconds = (None if cell is None else parse_date(cell) for cell in values)
+    return pl.Series(seconds, dtype=pl.Float64).fill_nan(None)
+
+
+def _column_of(name: str, kind: Kind, numbers: pl.Series, cells: pl.DataFrame, tables: Sequence[Table]) -> _Column:
+    """Return a column of *numbers* or dates, with a note on cells that are none; SettingError if no cell is one.
+
+    *cells* and *tables* are those of `_typed_column`; *numbers* has null for cells that are missing or of another kind.
+    """
+    others = cells.filter(pl.col("cell").is_not_null() & numbers.is_null())
+    if not others.is_empty() and not numbers.count():
+        cell = _cells_in_words(name, others.head(1), tables)
+        raise SettingError(
+            f"The attribute {name}={kind}: no cell is a {kind} ({cell}); leave it out, or mend the file."
+        )
+
+    note = ""
+    if not others.is_empty():
+        are_missing = f"cell is no {kind} and is" if others.height == 1 else f"cells are no {kind}s and are"
+        note = f"{name} ({kind}): {others.height:,} {are_missing} missing: {_cells_in_words(name, others, tables)}"
+    return _Column(kind, numbers.to_list(), note)
 
 
 def _note_on_texts(
@@ -231,14 +284,19 @@ def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -
     *ids* are those of the items, in the order of the values in *columns*; *source* names the files in errors. Raises
     DataError for repeated items and attributes that are too large.
     """
-    values = {name: column.values.to_list() for name, column in columns.items()}
-    texts = [name for name, column in columns.items() if column.values.dtype == pl.String]
+    values = {name: column.values for name, column in columns.items()}
+    kinds = {name: column.kind for name, column in columns.items()}
     try:
-        rows, about = encode_attributes(ids.to_list(), values, texts)
+        rows, about = encode_attributes(ids.to_list(), values, kinds)
     except StoreMisused as error:
         raise DataError(f"{source} cannot be published: {error}.") from error
 
     notes = [column.note for column in columns.values() if column.note]
+    if (expires := kinds.get(EXPIRES)) is not None:
+        effect = "each item leaves all lists at that time"
+        if expires != "date":
+            effect = "items leave lists at a date only; write 2026-12-31 or 2026-12-31T18:00Z"
+        notes.append(f"{EXPIRES} ({expires}): {effect}")
     if notes:
         about[ABOUT]["notes"] = notes
     return Attributes(rows, about)

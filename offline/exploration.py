@@ -11,11 +11,10 @@ from xxhash import xxh3_64_intdigest
 from hotplate.offline.errors import SettingError, require_at_least, require_between
 from hotplate.offline.input.columns import named_values
 from hotplate.offline.input.history import DAY_US, NO_TIME, Times
-from hotplate.offline.input.pairs import Floats, Indices, Mask, UserItems, users_per_item
+from hotplate.offline.input.pairs import Floats, Indices, Mask, UserItems, no_items, row_slices, users_per_item
 from hotplate.offline.model import Model, Users
 from hotplate.offline.train.popularity import order_by_popularity
 from hotplate.offline.train.ranking import Ranked
-from hotplate.offline.variety import row_slices
 
 _TEN = 10
 _MOST_NEW_PER_TEN = 5
@@ -127,7 +126,7 @@ class NewItems:
         already, and those that the user has, unless seen items are kept.
         """
         segments = users.segments or [None] * len(users.ids)
-        drawn = np.full((len(listed), n), -1, dtype=np.int32)
+        drawn = no_items(len(listed), n)
 
         # Blocks of users, as each user has a key for all new items.
         for rows in row_slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):

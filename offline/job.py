@@ -21,7 +21,7 @@ from hotplate.offline.errors import DataError, ModelUnusable
 from hotplate.offline.gates.judgement import AS_KEYS, refusal_by_gates
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import AnyModel, ListSettings, ModelLists, load_lists
-from hotplate.offline.model import describe, load
+from hotplate.offline.model_folder import describe, load
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, not_pruned, not_recorded, publish_source
 from hotplate.offline.release_status import PLACES, ReleaseStatus, activation_command, status_of, withdrawal

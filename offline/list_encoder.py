@@ -1,6 +1,6 @@
 """Ranked lists as flat arrays, and their encoding as rows of a release."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import orjson
 import polars as pl
 
+from hotplate.base.recommendations import ALL_ITEM_FIELDS
 from hotplate.offline.errors import require_between
 from hotplate.stores.encoding import MAX_OFFSET, SCORE_DIGITS, SEPARATOR, USUAL_CUT
 from hotplate.stores.errors import StoreMisused
@@ -18,8 +19,12 @@ from hotplate.stores.store import Row
 MAX_LENGTH = 1000
 # Of popular lists.
 POPULAR_LENGTH = 100
+# Estimated bytes of a row besides its items.
+ROW_BYTES = 32
 
-_FILLER = ',"filler":true'
+# Estimated bytes of a score and the frame of an item's line; a computed score has fewer digits.
+_COMPUTED_BYTES = 20
+_SCORE_BYTES = 31
 # Items encoded at once, unless a list has more; fits into the CPU's cache.
 _ITEMS_AT_ONCE = 1 << 17
 
@@ -37,14 +42,17 @@ class RankedLists:
 
     owners    ids of users, items or segments [lists]
     lengths   number of items [lists]
-    items     item numbers, from 0 [sum of lengths]
-    scores    float64 [sum of lengths]
+    entries   [item: its number, from 0, score: f64, and texts of other fields] of all lists
     """
 
     owners: Sequence[str]
     lengths: npt.NDArray[Any]
-    items: npt.NDArray[Any]
-    scores: npt.NDArray[np.float64]
+    entries: pl.DataFrame
+
+    @property
+    def items(self) -> npt.NDArray[Any]:
+        """The item numbers of all lists."""
+        return self.entries.get_column("item").to_numpy()
 
     def batches(self, most: int) -> Iterator["RankedLists"]:
         """Yield these lists in batches of at most *most* lists and _ITEMS_AT_ONCE items, but of one list at least."""
@@ -55,13 +63,10 @@ class RankedLists:
             # The end of the lists that have at most _ITEMS_AT_ONCE items in all.
             stop_by_items = int(np.searchsorted(item_ends, item_ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
             stop = min(start + most, max(stop_by_items, start + 1), len(self.owners))
-
-            items_of_batch = slice(item_ends[start], item_ends[stop])
             yield RankedLists(
                 owners=self.owners[start:stop],
                 lengths=self.lengths[start:stop],
-                items=self.items[items_of_batch],
-                scores=self.scores[items_of_batch],
+                entries=self.entries[item_ends[start] : item_ends[stop]],
             )
             start = stop
 
@@ -69,7 +74,8 @@ class RankedLists:
 class ListEncoder:
     """Encodes ranked lists of items, given by number, each with its title or None.
 
-    The constant bytes of items are made once; polars joins a batch of lists as one text, which is then cut.
+    The bytes of fields that an item has in all lists are made once; polars joins a batch of lists as one text, which is
+    then cut.
     """
 
     def __init__(self, ids: Sequence[str], titles: Sequence[str | None], *, computed: bool = False) -> None:
@@ -78,10 +84,14 @@ class ListEncoder:
         *computed* scores are rounded to SCORE_DIGITS, and items with a score of 0 are marked as fillers.
         """
         self._computed = computed
-        self._heads = _texts(b'{"id":%b,"score":' % orjson.dumps(identifier) for identifier in ids)
-        self._tails: pl.Series | None = None
-        if any(title is not None for title in titles):
-            self._tails = _texts(map(_tail, titles))
+        self._of_items = {"id": _members("id", ids), "title": _members("title", titles)}
+
+    @property
+    def line_bytes(self) -> npt.NDArray[np.float64]:
+        """The estimated bytes of each item in a list [items], by which stores check their room."""
+        rest = _COMPUTED_BYTES if self._computed else _SCORE_BYTES
+        members = [column.str.len_bytes().to_numpy() for column in self._of_items.values()]
+        return np.asarray(np.sum(members, axis=0) + rest, dtype=np.float64)
 
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
         """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite."""
@@ -97,7 +107,7 @@ class ListEncoder:
         these, so that the service can cut the list without a search; 0 if the digits cannot hold it.
         """
         # The lines of all lists are one text; each line ends with a separator.
-        lines = self._encode_lines(lists.items, lists.scores)
+        lines = self._encode_lines(lists.entries)
         line_bytes = lines.str.len_bytes().to_numpy()
         line_starts = np.concatenate([[0], np.cumsum(line_bytes, dtype=np.int64)])
 
@@ -118,37 +128,37 @@ class ListEncoder:
             for offset, start, end in zip(offsets.tolist(), starts.tolist(), ends.tolist(), strict=True)
         ]
 
-    def _encode_lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
-        """Return a JSON line such as `{"id":"p1","score":0.5,"title":"Mug"}` for each of *items*, in order.
+    def _encode_lines(self, entries: pl.DataFrame) -> pl.Series:
+        """Return a JSON line such as `{"id":"p1","score":0.5,"title":"Mug"}` for each of *entries*, in order.
 
-        *items* are numbers of items, with their *scores*. Raises StoreMisused for a score that is not finite.
+        *entries* are as in `RankedLists`. Raises StoreMisused for a score that is not finite.
         """
-        if not np.isfinite(scores).all():
-            raise StoreMisused("a score is not a finite number; leave such items out of the list")
-        if not len(scores):
+        if entries.is_empty():
             return pl.Series(dtype=pl.String)
 
+        members = {name: column.gather(entries.get_column("item")) for name, column in self._of_items.items()}
+        scores = entries.get_column("score")
+        if not scores.is_finite().all():
+            raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if self._computed:
-            scores = pl.Series(scores).round_sig_figs(SCORE_DIGITS).to_numpy()
+            scores = scores.round_sig_figs(SCORE_DIGITS)
+            is_filler = scores == 0
+            if is_filler.any():
+                members["filler"] = is_filler.replace_strict({True: ',"filler":true', False: ""})
 
         # orjson writes all scores at once, as `[0.5,0.25]`, with the same digits as in other JSON.
-        array = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY).decode()
-        digits = pl.Series([array[1:-1]]).str.split(",").explode()
+        array = orjson.dumps(scores.to_numpy(), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        members["score"] = ',"score":' + pl.Series([array[1:-1]]).str.split(",").explode()
+        for name in entries.columns[2:]:
+            members[name] = _members(name, entries.get_column(name))
 
-        # The parts of a line before and after the score were encoded once for each item.
-        heads = self._heads.gather(items)
-        tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)
-        if self._computed and not scores.all():
-            digits += pl.Series(np.where(scores == 0, _FILLER, ""))
-        return pl.select(pl.concat_str(heads, digits, tails)).to_series()
+        parts = [members[name] for name in ALL_ITEM_FIELDS if name in members]
+        return pl.select(pl.concat_str(*parts, pl.lit("}" + _SEPARATOR))).to_series()
 
 
-def _tail(title: str | None) -> bytes:
-    """Return the end of an item's line."""
-    name = b"" if title is None else b',"title":%b' % orjson.dumps(title)
-    return name + b"}" + SEPARATOR
-
-
-def _texts(encoded: Iterator[bytes]) -> pl.Series:
-    """Return UTF-8 bytes as a series of texts."""
-    return pl.Series([text.decode() for text in encoded], dtype=pl.String)
+def _members(name: str, values: Iterable[str | None]) -> pl.Series:
+    """Return the member *name* of JSON lines, empty without a value: `{"id":"p1"`, the first, or `,"title":"Mug"`."""
+    start = "{" if name == ALL_ITEM_FIELDS[0] else ","
+    start += f'"{name}":'
+    members = ["" if value is None else start + orjson.dumps(value).decode() for value in values]
+    return pl.Series(members, dtype=pl.String)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hotplate.base.recommendations import ENTRY_TEXTS
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.faults import data_errors
@@ -29,7 +30,7 @@ from hotplate.offline.input.rows import (
     texts_by_role,
 )
 from hotplate.offline.input.tables import ROW, open_tables
-from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
+from hotplate.offline.list_encoder import POPULAR_LENGTH, ROW_BYTES, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.options import Format
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
@@ -45,13 +46,12 @@ PARTITION_ROWS = 1_000_000
 # Beyond it, partitions get larger.
 MAX_PARTITIONS = 250
 _SAMPLED_OWNERS = 200_000
+# Columns beside those of entries.
+_PARTITION = "\0partition"
+_RANK = "\0rank"
 _BATCH = 4096
 # The roles of the columns of owners and items, by the kind of lists.
 _OWNERS_AND_ITEMS = {"lists": ("user", "item"), "similar": ("item", "other"), "popular": ("segment", "item")}
-# Estimated bytes of a score and an item's JSON.
-_SCORE_BYTES = 19
-_FRAME_BYTES = 20
-_ROW_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class SortedLists:
 
 
 class Scored(NamedTuple):
-    """The checked *rows* of files, and their *entries* [ROW, owner, item: str, score: f64]."""
+    """The checked *rows* of files, and their *entries* [ROW, owner, item: str, score: f64, perhaps more fields]."""
 
     rows: Rows
     entries: pl.LazyFrame
@@ -206,32 +206,26 @@ class ImportedLists:
         self._fingerprint = sources.fingerprint
 
         self._items = numbers.ids()
-        self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
-        self._encoder = ListEncoder(self._items.to_list(), self._titles)
+        self._encoder = ListEncoder(self._items.to_list(), [titles.get(item) for item in self._items])
         self._attributes = read_attributes(settings.attributes, settings.attribute_kinds, settings.shown)
 
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
 
-        Each item in a list takes the bytes of its id and title, and of a score. Rows of attributes are `meta` rows.
+        Rows of attributes are `meta` rows.
         """
-        title_bytes = np.array([len((title or "").encode()) for title in self._titles])
-        item_bytes = self._items.str.len_bytes().to_numpy() + title_bytes + _SCORE_BYTES + _FRAME_BYTES
-
+        list_counts = np.bincount(self._popular_lists.items, minlength=len(self._items))
         rows = len(self._popular_lists.owners)
-        payload = len(self._popular_lists.items) * int(item_bytes.max())
         for lists in (self._users, self._similar):
+            list_counts[: len(lists.list_counts)] += lists.list_counts
             rows += lists.owners
-            # The bytes of each item, times the number of lists that have it.
-            payload += int(item_bytes[: len(lists.list_counts)] @ lists.list_counts)
 
-        attributes = self._attributes.rows
-        meta_bytes = sum(len(row.value) for row in attributes)
+        attributes = self._attributes
         return Plan(
-            rows=rows + len(attributes),
-            payload_bytes=payload + rows * _ROW_BYTES + meta_bytes,
-            meta_bytes=meta_bytes,
+            rows=rows + len(attributes.rows),
+            payload_bytes=int(self._encoder.line_bytes @ list_counts) + rows * ROW_BYTES + attributes.bytes,
+            meta_bytes=attributes.bytes,
         )
 
     def about(self) -> OriginRecord:
@@ -293,12 +287,14 @@ def read_scored(
     finite makes a bad row. Raises DataError.
     """
     required = [role for role in (owner, item, "score") if role != "segment"]
-    optional = [role for role in (owner, "title") if role not in required]
+    optional = [role for role in (owner, "title", *ENTRY_TEXTS) if role not in required]
     rows = read_roles(open_tables(files, form), source, named, required=required, optional=optional)
     owners = pl.lit(OVERALL)
-    if owner in rows.kept.collect_schema():
+    columns = rows.kept.collect_schema()
+    if owner in columns:
         owners = pl.col(owner).fill_null(OVERALL)
-    return Scored(rows, rows.kept.select(ROW, "score", owner=owners, item=item))
+    texts = [name for name in ENTRY_TEXTS if name in columns]
+    return Scored(rows, rows.kept.select(ROW, owners.alias("owner"), pl.col(item).alias("item"), "score", *texts))
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
@@ -326,7 +322,7 @@ def _popular_lists(scored: Scored | None, lists: SortedLists, numbers: ItemNumbe
     overall = counts.filter(pl.col("score") > 0)
     rows = pl.DataFrame(schema={"owner": pl.String})
     if scored is not None:
-        rows = scored.entries.select("owner", "item", "score").collect(engine="streaming")
+        rows = scored.entries.drop(ROW).collect(engine="streaming")
     segments = rows.get_column("owner").n_unique()
     if segments >= MAX_POPULAR_LISTS:
         raise DataError(
@@ -394,27 +390,26 @@ def _divide_rows(scored: Scored, numbers: ItemNumbers, folder: Path) -> Iterator
     that it has rows of. *numbers* gives each item its number. Yields the number of rows of each batch.
     """
     bounds = _partition_bounds(scored)
-    rows = scored.entries.select("owner", "item", "score")
-    batches = rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False)
+    batches = scored.entries.drop(ROW).collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False)
     for place, batch in enumerate(batches):
         # The number of each row's partition. As part of a polars query, this would load the whole input.
         partition = bounds.search_sorted(batch.get_column("owner"), side="right")
-        numbered = batch.with_columns(numbers.number(batch.get_column("item")), partition=partition)
-        for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():
+        numbered = batch.with_columns(numbers.number(batch.get_column("item")), partition.alias(_PARTITION))
+        for (number,), part in numbered.partition_by(_PARTITION, as_dict=True, include_key=False).items():
             (folder / str(number)).mkdir(exist_ok=True)
             part.write_ipc(folder / str(number) / f"{place}.arrow")
         yield batch.height
 
 
 class RankedRows(NamedTuple):
-    """*lists* [owner, item: list, score: list], ascending by owner, and the number of *duplicates* left out."""
+    """*lists* [owner, and lists of items, scores and texts], ascending by owner, and the *duplicates* left out."""
 
     lists: pl.DataFrame
     duplicates: int
 
 
 def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
-    """Return the list of each owner (a user, an item or a segment) in *rows* [owner, item: its number, score].
+    """Return the list of each owner (a user, an item or a segment) in *rows* [owner, item: its number, score, texts].
 
     A list has at most *length* items, best first. Equal scores are sorted by the rank of the item; *ranks* has the rank
     of each item, by number. An item that an owner has several times counts with its highest score, and the other rows
@@ -424,24 +419,23 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
     owner = pl.col("owner").cast(pl.Enum(names))  # enums sort faster than strings
     score = pl.col("score") + 0.0  # turns -0.0 into 0.0
     rank = ranks.gather(rows.get_column("item"))
-    ranked = rows.select(owner, "item", score, rank=rank)
-    ranked = ranked.sort("owner", "score", "rank", descending=[False, True, False])
+    ranked = rows.with_columns(owner, score, rank.alias(_RANK))
+    ranked = ranked.sort("owner", "score", _RANK, descending=[False, True, False]).drop(_RANK)
 
     # The first row of an owner and an item has their highest score.
     pair = pl.col("owner").to_physical().cast(pl.UInt64) * len(ranks) + pl.col("item")
     best = ranked.filter(pair.is_first_distinct())
-    lists = best.group_by("owner", maintain_order=True).agg(pl.col("item", "score").head(length))
+    lists = best.group_by("owner", maintain_order=True).agg(pl.all().head(length))
     return RankedRows(lists.with_columns(pl.col("owner").cast(pl.String)), ranked.height - best.height)
 
 
 def ranked_lists(lists: pl.DataFrame) -> RankedLists:
     """Flatten the lists of `rank_rows`."""
-    items = lists.get_column("item")
+    entries = lists.drop("owner")
     return RankedLists(
         owners=lists.get_column("owner").to_list(),
-        lengths=items.list.len().to_numpy().astype(np.int64),
-        items=items.explode().to_numpy(),
-        scores=lists.get_column("score").explode().to_numpy(),
+        lengths=lists.get_column("item").list.len().to_numpy().astype(np.int64),
+        entries=entries.explode(entries.columns),
     )
 
 

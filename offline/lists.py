@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 
 from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
@@ -19,9 +21,10 @@ from hotplate.offline.evaluate.evaluation import evaluate_as_published
 from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.input.files import DataSource, check_source
 from hotplate.offline.input.pairs import Indices
-from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
+from hotplate.offline.list_encoder import ROW_BYTES, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
-from hotplate.offline.model import Model, Users, load
+from hotplate.offline.model import Model, Users
+from hotplate.offline.model_folder import load
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.sources import stored_names
@@ -35,9 +38,6 @@ from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096
-_SCORE_BYTES = 8
-_FRAME_BYTES = 32
-_ROW_BYTES = 32
 # A smaller share may be an incomplete file.
 LEAST_AVAILABLE = 0.5
 # A trained model, or its folder.
@@ -152,28 +152,25 @@ class ModelLists:
         Lists are taken to be full. `meta` rows are item attributes, and with `fold_in` (lists for visitors, computed by
         the service) pieces of item factors.
         """
-        items = self.model.matrix.item_ids
-        titled = zip(items, self.titles, strict=True)
-        item_bytes = np.mean(
-            [len(item.encode()) + len((title or "").encode()) + _FRAME_BYTES for item, title in titled]
-        )
-        list_bytes = int((item_bytes + _SCORE_BYTES) * min(self.settings.length, len(items)))
+        items = len(self.model.matrix.item_ids)
 
         # A list for each item and user, and the popular lists: the overall one and those of segments.
-        rows = len(items) + len(self.model.matrix.user_ids) + 1 + len(self.model.segments)
+        rows = items + len(self.model.matrix.user_ids) + 1 + len(self.model.segments)
+        item_bytes = float(self.encoder.line_bytes.mean())
+        list_bytes = int(item_bytes * min(self.settings.length, items)) + ROW_BYTES
 
-        meta_bytes = sum(len(row.value) for row in self.attributes.rows)
+        meta_bytes = self.attributes.bytes
         meta_rows = len(self.attributes.rows)
         ranker = self.model.ranker
         if self.settings.fold_in and isinstance(ranker, Factors):
             entry_bytes = int(item_bytes) + 4 * ranker.item_factors.shape[1]
-            meta_bytes += len(items) * entry_bytes
+            meta_bytes += items * entry_bytes
             # The description, and pieces filled to within two items, the last one less.
-            meta_rows += 2 + len(items) * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
+            meta_rows += 2 + items * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
 
         return Plan(
             rows=rows + meta_rows,
-            payload_bytes=rows * (list_bytes + _ROW_BYTES) + meta_bytes,
+            payload_bytes=rows * list_bytes + meta_bytes,
             meta_bytes=meta_bytes,
         )
 
@@ -220,8 +217,7 @@ class ModelLists:
         lists = RankedLists(
             owners=segments,
             lengths=np.array([len(popular.items) for popular in top]),
-            items=np.concatenate([popular.items for popular in top]),
-            scores=np.concatenate([popular.scores for popular in top]).astype(np.float64),
+            entries=pl.concat(_entries(popular.items, popular.scores) for popular in top),
         )
         return self.encoder.rows(prefix_of(POPULAR, self.name), lists)
 
@@ -310,11 +306,15 @@ class ModelLists:
         lists = RankedLists(
             owners=[ids[number] for number in batch[lengths > 0].tolist()],
             lengths=lengths[lengths > 0],
-            items=ranked.items[present],
-            scores=ranked.scores[present].astype(np.float64),
+            entries=_entries(ranked.items[present], ranked.scores[present]),
         )
         prefix = prefix_of(kind, self.name)
         return (self.encoder.rows(prefix, part) for part in lists.batches(_BATCH))
+
+
+def _entries(items: Indices, scores: npt.NDArray[np.floating[Any]]) -> pl.DataFrame:
+    """Return the entries of `RankedLists`."""
+    return pl.DataFrame({"item": items, "score": scores.astype(np.float64)})
 
 
 def load_lists(models: Mapping[str, AnyModel], settings: Mapping[str, ListSettings]) -> dict[str, ModelLists]:

@@ -19,7 +19,8 @@ from mlflow.models import Model as LoggedModel
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.metrics import measured
-from hotplate.offline.model import Description, describe
+from hotplate.offline.model import Description
+from hotplate.offline.model_folder import describe
 from hotplate.stores.folders import LOCK
 from hotplate.stores.urls import redacted
 

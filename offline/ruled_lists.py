@@ -16,7 +16,7 @@ from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserIte
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
-from hotplate.offline.train.ranking import Boosts, Ranked, are_first_of_kind, recommend, take_kept, without_repeats
+from hotplate.offline.train.ranking import Boosts, Ranked, are_first_of_kind, recommend
 from hotplate.offline.variety import (
     ItemSimilarity,
     level_scores,
@@ -141,16 +141,15 @@ class RuledLists:
         `min_history` items get an empty list.
         """
         width = min(self.length, len(self.model.matrix.item_ids))
-        items = np.full((len(users), width), -1, dtype=np.int32)
-        scores = np.zeros((len(users), width), dtype=np.float32)
+        lists = Ranked.empty(len(users), width)
 
         # Of these users alone: `items_per_user` would count those of all users again for each batch.
         starts = self.model.matrix.user_items.indptr
         has_enough = starts[users + 1] - starts[users] >= self.rules.min_history
-        items[has_enough], scores[has_enough] = self._ranked_under_cap(self._recommend, users[has_enough], self._depth)
+        lists.put(has_enough, self._ranked_under_cap(self._recommend, users[has_enough], self._depth))
 
         # Rearranged lists are no longer in the order of their scores.
-        return Ranked(items, level_scores(items, scores) if self.rules.rearranges else scores)
+        return lists._replace(scores=level_scores(*lists)) if self.rules.rearranges else lists
 
     def similar(self, items: Indices) -> Ranked:
         """Rank items similar to the columns *items*; short lists are not filled."""
@@ -296,7 +295,7 @@ class RuledLists:
         rows, width = lists.items.shape
         order = np.tile(np.arange(width, dtype=pool_order.dtype), (rows, 1))
         order[:, : pool.shape[1]] = pool_order
-        return Ranked(np.take_along_axis(lists.items, order, axis=1), np.take_along_axis(lists.scores, order, axis=1))
+        return lists.ordered(order)
 
     def _insert_new_items(self, new: NewItems, users: Indices, lists: Ranked) -> Ranked:
         """Insert *new* items, those with a recent first interaction, into the *lists* of *users* at random places.
@@ -312,14 +311,14 @@ class RuledLists:
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
         wider = new.insert_new_items(chosen, lists.items, lists.scores, self.length)
-        return without_repeats(wider.items, wider.scores, lists.items.shape[1])
+        return wider.without_repeats(lists.items.shape[1])
 
     def _put_pins_first(self, users: Indices, lists: Ranked) -> Ranked:
         """Put the items that the operator has pinned at the head of the *lists* of *users*, with the best score.
 
         A pinned item that the user has is left out, unless seen items are kept. Empty lists stay empty.
         """
-        # The pins of each list [users, pins]; -1 for those left out, which `without_repeats` removes.
+        # The pins of each list [users, pins]; -1 for those left out.
         pins = np.tile(self.pins, (len(users), 1))
         is_empty = lists.items[:, 0] < 0
         pins[is_empty] = -1
@@ -328,10 +327,7 @@ class RuledLists:
             pins[is_seen] = -1
 
         best_scores = np.broadcast_to(lists.scores[:, :1], pins.shape)
-
-        items = np.concatenate([pins, lists.items], axis=1)
-        scores = np.concatenate([best_scores, lists.scores], axis=1)
-        return without_repeats(items, scores, lists.items.shape[1])
+        return Ranked(pins, best_scores).followed_by(lists, lists.items.shape[1])
 
     def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
         """Rank items for *rows* (users or items), and return lists [rows, length] that keep the cap per category.
@@ -348,10 +344,7 @@ class RuledLists:
 
         total = len(self.model.matrix.item_ids)
         width = min(self.length, total)
-        lists = Ranked(
-            items=np.full((len(rows), width), -1, dtype=np.int32),
-            scores=np.zeros((len(rows), width), dtype=np.float32),
-        )
+        lists = Ranked.empty(len(rows), width)
 
         # Indices of lists: at first all, then those of short lists, which are ranked again, deeper.
         pending = np.arange(len(rows), dtype=np.int32)
@@ -372,9 +365,7 @@ class RuledLists:
 
         Returns the places of lists that are still short and that a deeper ranking may fill: it has more items.
         """
-        kept = take_kept(ranked.items, ranked.scores, self._are_under_cap(ranked.items), lists.items.shape[1])
-        lists.items[places, : kept.items.shape[1]] = kept.items
-        lists.scores[places, : kept.items.shape[1]] = kept.scores
+        lists.put(places, ranked.only(self._are_under_cap(ranked.items), lists.items.shape[1]))
 
         is_short = lists.items[places, -1] < 0
         has_more = ranked.items[:, -1] >= 0

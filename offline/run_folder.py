@@ -17,7 +17,8 @@ from msgspec import UNSET, UnsetType
 from hotplate.offline.errors import DataError
 from hotplate.offline.steps import timed
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.errors import reason_of
+from hotplate.stores.encoding import decode_versioned
+from hotplate.stores.errors import WrittenByNewer, reason_of
 from hotplate.stores.folders import LOCK, check_held, replace_durably, take_lock
 from hotplate.stores.origin import GateVerdict
 
@@ -123,12 +124,6 @@ class Run:
         return state | {"summary": {} if self.summary is None else self.summary.to_json()}
 
 
-class _StateHeader(msgspec.Struct, frozen=True):
-    """What the state files of all formats have."""
-
-    format: int
-
-
 class _State(msgspec.Struct, frozen=True, kw_only=True):
     """The state file: the last run as JSON values (`Run.from_json`), and when one succeeded, in seconds since 1970."""
 
@@ -160,20 +155,13 @@ class RunFolder:
         """Read the state file, if there is one; raises DataError."""
         path = self._path / _STATE
         try:
-            record = path.read_bytes()
-
-            # Only the format is read at first, as a newer one may have other fields.
-            header = msgspec.json.decode(record, type=_StateHeader)
-            if header.format > _STATE_FORMAT:
-                raise DataError(
-                    f"{path} has the format {header.format}, but this version reads {_STATE_FORMAT}; upgrade hotplate."
-                )
-
-            state = msgspec.json.decode(record, type=_State)
+            state = decode_versioned(path.read_bytes(), _State, newest=_STATE_FORMAT, subject=str(path))
             self.last = Run.from_json(state.run)
             self.succeeded_at = state.succeeded_at
         except FileNotFoundError:
             pass
+        except WrittenByNewer as error:
+            raise DataError(f"{error}.") from error
         except OSError as error:
             raise DataError(f"The state of the run cannot be read at present: {error}; try again.") from error
         except ValueError as error:  # of msgspec, too

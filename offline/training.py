@@ -28,7 +28,8 @@ from hotplate.offline.input.history import Weighing, Weighting
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
-from hotplate.offline.model import DataDescription, Model, check_target, save
+from hotplate.offline.model import DataDescription, Model
+from hotplate.offline.model_folder import check_target, save
 from hotplate.offline.options import Columns, Format
 from hotplate.offline.search.popular_lists import ALL_TIME, search_popular
 from hotplate.offline.search.similar_items import choose_similar_params
@@ -337,7 +338,7 @@ def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
 
         test = _test_split(settings, matrix, progress.notice)
-        learned = matrix.standing()  # without users and items that have no pairs
+        learned = matrix.only_present_in(matrix.user_items)  # without users and items that have no pairs
         if settings.tuning is None:
             fit_s = estimate_fit_s(settings.params, learned.user_items)
             if fit_s > _LONG_FIT_S:

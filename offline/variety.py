@@ -3,13 +3,12 @@
 Both rearrange the first candidates of a ranking, and shorten no list.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.input.pairs import Floats, Indices, UserItems, pair_numbers
+from hotplate.offline.input.pairs import Floats, Indices, UserItems, pair_numbers, row_slices
 from hotplate.offline.train.similar import Similar
 
 # The first places of a list are rearranged, with so many candidates for each.
@@ -163,10 +162,3 @@ def look_up_values(pairs: UserItems, lists: Indices) -> Floats:
     places = np.searchsorted(known, wanted)
     is_known = (lists >= 0) & (known.take(places, mode="clip") == wanted)
     return np.where(is_known, pairs.data.take(places, mode="clip"), np.float32(0))
-
-
-def row_slices(count: int, at_once: int) -> Iterator[slice]:
-    """Yield slices of *at_once* of *count* rows, or of one row if that is 0."""
-    step = max(1, at_once)
-    for start in range(0, count, step):
-        yield slice(start, start + step)

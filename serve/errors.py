@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 from hotplate.stores.errors import StoreError, StoreMisused, StoreThrottled, StoreUnavailable
 
 FindingSource = Literal[
-    "store", "circuit", "damage", "restored", "canary", "erased users", "rows", "missing", "file", "events", "state"
+    "store", "circuit", "damage", "restored", "release", "erased users", "rows", "missing", "file", "events", "state"
 ]
 
 

@@ -12,7 +12,6 @@ from typing import Final, Literal, Self
 
 from hotplate.serve.api.routes import TEMPLATES
 from hotplate.serve.processes.shared_table import private_floats
-from hotplate.stores.store import TOKEN
 
 Labels = tuple[str, ...]
 # One number per series, or the buckets and sum of a histogram.
@@ -104,10 +103,12 @@ CORRUPT = Metric("hotplate_store_corrupt", "Damaged values that were read.", _ST
 CACHE = Metric("hotplate_cache_requests",
                "Lookups in a store's cache: hit, shared with a read in progress, or miss.",
                {"store": TIERS, "outcome": CACHED}, shown="cache")
-CANARY_LOOKUPS = Metric("hotplate_canary_lookups", "Users' lists looked up during a canary.",
+ROLE_LOOKUPS = Metric("hotplate_canary_lookups", "Users' lists looked up during a canary.",
                         {"store": TIERS, "role": ROLES, "outcome": LOOKUP_OUTCOMES}, shown="canary")
-CANARY_TIMES = Metric("hotplate_canary_read_duration_seconds", "Time of one read during a canary.",
+ROLE_TIMES = Metric("hotplate_canary_read_duration_seconds", "Time of one read during a canary.",
                       {"store": TIERS, "role": ROLES}, buckets=BUCKETS_S)
+PROBATION_LOOKUPS = Metric("hotplate_probation_lookups", "Lookups by which a new release is judged.",
+                           {"store": TIERS, "outcome": LOOKUP_OUTCOMES}, shown="none")
 SHED_COUNTS = Metric("hotplate_shed", "Requests and connections refused or cut under load.",
                      {"reason": SHED})
 CHARGES = Metric("hotplate_store_request_charge", "RU charged per response.", _STORE,
@@ -134,9 +135,9 @@ CONSUMED_PAIRS = Metric("hotplate_consumed_pairs",
                         "was no room or they could not be read.", {"outcome": CONSUMED_OUTCOMES}, shown="counted")
 # The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
-    LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,
+    LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, ROLE_LOOKUPS, ROLE_TIMES, SHED_COUNTS,
     CHARGES, CHARGED_RU, CHARGED, THROTTLES, HEDGES, FAILED, TOKEN_FAILURES, EVENT_COUNTS, IMPRESSIONS, CLICKS,
-    DROPPED_LINES, CONSUMED_PAIRS,
+    DROPPED_LINES, CONSUMED_PAIRS, PROBATION_LOOKUPS,
 )
 # fmt: on
 
@@ -174,9 +175,8 @@ class Metrics:
                 starts[labels] = self._slot_cells
                 self._slot_cells += row.cells
         self.store = self.cells[STORE_TIMES]
-        self.canary_reads = self.cells[CANARY_TIMES]
+        self.role_reads = self.cells[ROLE_TIMES]
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
-        self._failures = self.cells[FAILED]
         self._cells = private_floats(workers * self._slot_cells) if cells is None else cells
         self._own = self._cells[: self._slot_cells]
 
@@ -197,7 +197,7 @@ class Metrics:
         own[cell + bisect_left(BUCKETS_S, seconds)] += 1
         own[cell + HISTOGRAM_CELLS - 1] += seconds
 
-    def count(self, cell: int, number: int = 1) -> None:
+    def count(self, cell: int, number: float = 1) -> None:
         """Add to the counter at *cell*."""
         self._own[cell] += number
 
@@ -208,24 +208,6 @@ class Metrics:
     def count_in(self, row: Metric, *labels: str, number: float = 1) -> None:
         """Add to a series of a row."""
         self._own[self.cells[row][labels]] += number
-
-    def count_attempt(self, tier: str, what: str) -> None:
-        """Count a failed or throttled attempt, or a missing token; unknown failures count as other."""
-        if what == THROTTLED:
-            self.count_in(THROTTLES, tier)
-        elif what == TOKEN:
-            self.count_in(TOKEN_FAILURES, tier)
-        else:
-            self.count(self._failures.get((tier, what), self._failures[tier, OTHER]))
-
-    def observe_charge(self, tier: str, ru: float) -> None:
-        """Count the charge of a response."""
-        own = self._own
-        cell = self.cells[CHARGES][tier,]
-        own[cell + bisect_left(BUCKETS_RU, ru)] += 1
-        own[cell + CHARGES.cells - 1] += ru
-        self.count_in(CHARGED_RU, tier, number=ru)
-        self.count_in(CHARGED, tier)
 
     def count_shed(self, reason: str) -> None:
         """Count a refused or cut request by a reason in SHED."""

@@ -1,7 +1,12 @@
-"""The item attributes of a release: columns of numbers and texts, by which answers are filtered.
+"""The item attributes of a release: columns of values by which answers are filtered, of one kind each.
 
-A number is what is written: digits that a float does not hold differ, and the code 007 is not the number 7. Tables of
-format 1 may have rounded their numbers when they were published, so conditions on them round, too.
+    number  what is written: digits that a float does not hold differ, and the code 007 is not the number 7
+    text    compared as a whole
+    list    several texts, as `men|shoes`
+    date    a date or a time as of ISO 8601, in UTC unless it has a zone
+
+Tables of format 1 may have rounded their numbers when they were published, so conditions on them round, too. Those of
+format 3 have lists or dates.
 
     meta:attributes/000000   the first PIECE_BYTES of the table
     meta:attributes/000001   the next ones
@@ -13,10 +18,11 @@ of pieces, and the kinds of the columns, under ABOUT.
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from math import isfinite, nan
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -28,7 +34,9 @@ from hotplate.stores.factors import PIECE_BYTES
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
 
-FORMAT = 2
+FORMAT = 3
+# Of a table without lists and dates, which services before 0.3 can read, too.
+_PLAIN_FORMAT = 2
 # Whole numbers below this are exact as floats.
 EXACT_FLOATS = 2**53
 WHOLE = r"[+-]?\d+"
@@ -37,15 +45,30 @@ CODE = r"^[+-]?0\d+$"
 ABOUT: Final = "item_attributes"  # a field of `Origin`
 MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 
-Texts = tuple[str | None, ...]
+# A date of an item that leaves all lists then.
+EXPIRES: Final = "expires"
+SEVERAL = "|"
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:.*)?")
+
+Kind = Literal["number", "text", "list", "date"]
+# A list is a tuple.
+Texts = tuple[str | tuple[str, ...] | None, ...]
+Value = float | str | tuple[str, ...] | None
 
 
-class _StoredColumn(Struct, frozen=True):
+class _StoredColumn(Struct, frozen=True, omit_defaults=True):
     """An array, little-endian as all: float64, NaN if missing, or uint32 numbers of *texts*, the first of them None."""
 
     name: str
     values: bytes
     texts: Texts | None
+    new_kind: Literal["list", "date"] | None = None
+    """Of format 3."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the values."""
+        return self.new_kind or ("number" if self.texts is None else "text")
 
 
 class _StoredTable(Struct, frozen=True):
@@ -53,22 +76,33 @@ class _StoredTable(Struct, frozen=True):
     """uint64."""
 
     columns: tuple[_StoredColumn, ...]
-    format: int = FORMAT
+    format: int
 
 
 class Column(NamedTuple):
-    """The values of one column, by row; *texts* is None for a column of numbers."""
+    """The values of one column, by row; *texts* is None for a column of numbers or dates, in Unix time."""
 
+    kind: Kind
     values: "array[Any]"
     texts: Texts | None
-    parse: Callable[[str], float | str]
-    """Returns a written value as one that compares with *values*; NaN for a text that is no number."""
+    parse: Callable[[str], float | str | tuple[str, ...]]
+    """Returns a written value as one of the column; NaN for a text that is no number or no date."""
 
-    def value(self, row: int) -> float | str | None:
-        """Return a number or a text; NaN or None for a missing value, as of the row -1."""
+    def value(self, row: int) -> Value:
+        """Return the value in a row; NaN or None for a missing value, as of the row -1."""
         if self.texts is None:
             return self.values[row] if row >= 0 else nan
         return self.texts[self.values[row]] if row >= 0 else None
+
+    def shown(self, value: Value) -> Value:
+        """Return a value as JSON has it: a whole number without a fraction, a date as text, None for a missing one."""
+        if not isinstance(value, float | int):
+            return value
+        if not isfinite(value):
+            return None
+        if self.kind == "date":
+            return format_date(value)
+        return int(value) if abs(value) < EXACT_FLOATS and value == int(value) else float(value)
 
 
 class ItemAttributes:
@@ -85,13 +119,13 @@ class ItemAttributes:
                 decode=msgspec.msgpack.decode,
             )
             self._hashes = array("Q", stored.hashes)
-            parse = parse_number if stored.format == FORMAT else _rounded_number
+            parsers = dict(_PARSERS)
+            if stored.format < _PLAIN_FORMAT:
+                parsers["number"] = _rounded_number
             self.columns = dict[str, Column]()
             for column in stored.columns:
-                if column.texts is None:
-                    self.columns[column.name] = Column(array("d", column.values), None, parse)
-                else:
-                    self.columns[column.name] = Column(array("I", column.values), column.texts, str)
+                values = array("d" if column.texts is None else "I", column.values)
+                self.columns[column.name] = Column(column.kind, values, column.texts, parsers[column.kind])
         except (msgspec.MsgspecError, ValueError) as error:
             raise ReleaseCorrupt(f"the item attributes cannot be read ({error}); {HEAL}") from error
 
@@ -121,16 +155,49 @@ def _rounded_number(text: str) -> float:
         return nan
 
 
+def parse_date(text: str) -> float:
+    """Return the Unix time of a date, or of a date and a time, of ISO 8601; in UTC without a zone. NaN for others."""
+    text = text.strip()
+    try:
+        time = datetime.fromisoformat(text) if _DATE.fullmatch(text) else None
+    except ValueError:
+        time = None
+    if time is None:
+        return nan
+    return time.replace(tzinfo=time.tzinfo or UTC).timestamp()
+
+
+def format_date(seconds: float) -> str:
+    """Return a Unix time as `2026-12-01`, or `2026-12-01T10:30:00Z` within a day."""
+    text = datetime.fromtimestamp(seconds, UTC).isoformat()
+    return text.removesuffix("T00:00:00+00:00").replace("+00:00", "Z")
+
+
+def parse_list(text: str, separator: str = SEVERAL) -> tuple[str, ...]:
+    """Return the texts of a list, such as `men|shoes`, each once."""
+    texts = map(str.strip, text.split(separator))
+    return tuple(dict.fromkeys(filter(None, texts)))
+
+
+_PARSERS: Mapping[Kind, Callable[[str], float | str | tuple[str, ...]]] = {
+    "number": parse_number,
+    "text": str,
+    "list": parse_list,
+    "date": parse_date,
+}
+
+
 def encode_attributes(
-    ids: Sequence[str], columns: Mapping[str, Sequence[Any]], texts: Collection[str] = ()
+    ids: Sequence[str], columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, Kind] | None = None
 ) -> tuple[list[Row], OriginRecord]:
     """Return the rows of a table, and its entry in the record of the manifest's origin.
 
-    The table is stored in pieces, one row each. *columns* have the values by name, in the order of *ids*: numbers or
-    texts, None if missing. A column named in *texts* is one of texts even if all are missing. The items are sorted by
-    the hashes of their ids, which take the place of the ids. Raises StoreMisused for a repeated item, and for too large
-    a table.
+    The table is stored in pieces, one row each. *columns* have the values by name, in the order of *ids*, None if
+    missing: those of *kinds*, else numbers, or texts if one is a text; a date is a Unix time, and a list a tuple of
+    texts. The items are sorted by the hashes of their ids, which take the place of the ids. Raises StoreMisused for a
+    repeated item, and for too large a table.
     """
+    kinds = kinds or {}
     hashes = [xxh3_64_intdigest(encode_id(identifier)) for identifier in ids]
     order = sorted(range(len(ids)), key=hashes.__getitem__)
     for row, next_row in pairwise(order):
@@ -139,32 +206,37 @@ def encode_attributes(
 
     sorted_hashes = array("Q", [hashes[row] for row in order])
     stored = tuple(
-        _stored_column(name, [values[row] for row in order], is_text=name in texts) for name, values in columns.items()
+        _stored_column(name, [values[row] for row in order], kinds.get(name)) for name, values in columns.items()
     )
-    table = msgspec.msgpack.encode(_StoredTable(sorted_hashes.tobytes(), stored))
+    table_format = FORMAT if any(column.new_kind for column in stored) else _PLAIN_FORMAT
+    table = msgspec.msgpack.encode(_StoredTable(sorted_hashes.tobytes(), stored, table_format))
     if len(table) > MAX_BYTES:
         raise StoreMisused(
             f"the item attributes have {len(table)} bytes, and at most {MAX_BYTES} are kept in memory; leave out "
             "columns that no filter needs"
         )
 
-    kinds = {column.name: "number" if column.texts is None else "text" for column in stored}
     pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
     rows = [Row(key, piece) for key, piece in zip(piece_keys(len(pieces)), pieces, strict=True)]
-    return rows, {ABOUT: {"pieces": len(pieces), "columns": kinds}}
+    described: dict[str, str] = {column.name: column.kind for column in stored}
+    return rows, {ABOUT: {"pieces": len(pieces), "columns": described}}
 
 
-def _stored_column(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:
-    """Encode the values of a column: texts if *is_text* is true or one value is a text, else numbers.
+def _stored_column(name: str, values: list[Any], kind: Kind | None) -> _StoredColumn:
+    """Encode the values of a column of a *kind*: without one, texts if one value is a text, else numbers.
 
-    Numbers are float64, NaN if missing. Texts are uint32 indexes into the distinct texts, sorted; index 0 is None.
+    Numbers and dates are float64, NaN if missing. Texts and lists are uint32 indexes into the distinct ones, sorted;
+    index 0 is None.
     """
-    if not is_text and not any(isinstance(value, str) for value in values):
+    if kind is None:
+        kind = "text" if any(isinstance(value, str) for value in values) else "number"
+    stored_kind = kind if kind in ("list", "date") else None
+    if kind in ("number", "date"):
         numbers = array("d", [nan if value is None else value for value in values])
-        return _StoredColumn(name, numbers.tobytes(), None)
+        return _StoredColumn(name, numbers.tobytes(), None, stored_kind)
     texts = (None, *sorted({value for value in values if value is not None}))
     index_of = {text: index for index, text in enumerate(texts)}
-    return _StoredColumn(name, array("I", [index_of[value] for value in values]).tobytes(), texts)
+    return _StoredColumn(name, array("I", [index_of[value] for value in values]).tobytes(), texts, stored_kind)
 
 
 def piece_keys(pieces: int) -> list[str]:

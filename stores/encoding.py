@@ -28,7 +28,7 @@ import msgspec
 import orjson
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from hotplate.base.recommendations import ITEM_FIELDS, Item
+from hotplate.base.recommendations import ALL_ITEM_FIELDS, Item
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, WrittenByNewer
 
 T = TypeVar("T")
@@ -38,7 +38,6 @@ CHECKSUM_BYTES = 8
 OFFSET_BYTES = 4
 HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
 USUAL_CUT = 10  # items before the offset; a request's default
-STORED_FIELDS = (*ITEM_FIELDS, "filler")
 SCORE_DIGITS = 6  # significant ones of computed scores: nearly the precision of float32
 
 # Offset of long lists, and of values that are not lists.
@@ -47,7 +46,8 @@ MAX_OFFSET = 0xFFFF
 
 # Quotes within an item are escaped, so `{"id":` only occurs at its start.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
-_FIELDS = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?(,"title":"[^"\\]*(?:\\.[^"\\]*)*")?')
+_VALUE = rb'(?:"[^"\\]*(?:\\.[^"\\]*)*"|[^,"}]*)'
+_FIELDS = re.compile(_ID.pattern + b"".join(b'(,"%b":%b)?' % (name.encode(), _VALUE) for name in ALL_ITEM_FIELDS[1:]))
 
 # Of the values of a release.
 Encoding = Literal["json", "zstd"]
@@ -145,7 +145,7 @@ def encode(items: Iterable[Item]) -> bytes:
     lines = list[bytes]()
     for item in items:
         values: Mapping[str, object] = item
-        line = orjson.dumps({name: values[name] for name in STORED_FIELDS if name in values})
+        line = orjson.dumps({name: values[name] for name in ALL_ITEM_FIELDS if name in values})
         if b'"score":null' in line:
             raise StoreMisused(f"the score of item {item['id']!r} is not a finite number")
         lines.append(line)
@@ -202,12 +202,12 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
 
 
 def with_fields(items: bytes, fields: Collection[str], tails: Mapping[bytes, bytes]) -> bytes:
-    """Return a list with the id and those of ITEM_FIELDS that are in *fields*, and more fields of each item.
+    """Return a list with the id and those of ALL_ITEM_FIELDS that are in *fields*, and more fields of each item.
 
     *tails* has these, encoded as `,"price":5`, by `encode_id`; its lookup of an id may compute them.
     """
-    score, title = (b"%b" if name in fields else b"%.0b" for name in ITEM_FIELDS[1:])
-    line = b'{"id":%b' + score + title + b"%b}"
+    more = b"".join(b"%b" if name in fields else b"%.0b" for name in ALL_ITEM_FIELDS[1:])
+    line = b'{"id":%b' + more + b"%b}"
     return SEPARATOR.join([line % (*found, tails[found[0]]) for found in _FIELDS.findall(items)])
 
 

@@ -6,16 +6,24 @@ Arguments are files of `make bench` (the latest RUNS are kept), and a JSON repor
 import argparse
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
-from hotplate.base.report import Report, format_value, from_json, markdown_page, markdown_table, print_report, to_json
+from hotplate.base.report import (
+    Report,
+    Row,
+    format_value,
+    from_json,
+    markdown_page,
+    markdown_table,
+    print_report,
+    to_json,
+)
 from hotplate.bench.process import ROOT
 
 FOLDER = ROOT / "tools" / "figures"
@@ -24,10 +32,7 @@ PAGE = ROOT / "docs" / "measuring.md"
 VERB = "figures"
 # Runs of a published median.
 RUNS = 3
-MACHINE = ("processor", "machine", "python_version", "system")
-CPU = ("brand_raw", "count")
-REPORT_MACHINE = ("cpu", "cores", "python", "date")
-STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
+MACHINE = ("cpu", "cores", "python", "date", "commit")
 REPORTS = ("stores", "ru")
 CPU_TIMER = "process_time"
 SAME = "the same"  # begins the label of another figure of the last subject
@@ -36,116 +41,94 @@ WIDTH = 80  # of a terminal, in the README
 PEERS = "peers"
 
 
-class Line(NamedTuple):
-    """A figure of a subject, such as "a GET", with a value for each run, or each round of one."""
-
-    subject: str
-    label: str
-    unit: str
-    values: list[float]
-    group: str
-
-    @property
-    def measured(self) -> str:
-        """The median, with the range if values differ."""
-        low = min(self.values)
-        high = max(self.values)
-        span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
-        return f"{format_value(median(self.values))} {self.unit}{span}"
+def read(file: Path) -> Report:
+    """Return a report of `hotplate bench`, or the results of pytest-benchmark as a report, without what is private."""
+    facts = json.loads(file.read_text())
+    report = from_json(facts) if "kind" in facts else _run_report(facts)
+    machine = {name: report.machine[name] for name in MACHINE if name in report.machine}
+    return replace(report, machine=machine, configuration={}, extra={}, plots=(), tables=())
 
 
-def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a file's JSON without names of hosts, users, branches and paths.
+def _run_report(facts: Mapping[str, Any]) -> Report:
+    """Return the results of a run of pytest-benchmark, named by its time, as `run-2026-11-05-0600`.
 
-    *facts* are a result of pytest-benchmark, or a report of `hotplate bench`, which has no "benchmarks".
+    A row has a figure of a subject, such as "a GET", by its label, with the value of each round; its note is the group
+    of the benchmark.
     """
-    if "benchmarks" not in facts:
-        report = from_json(facts)
-        machine = _selected(report.machine, REPORT_MACHINE)
-        return to_json(replace(report, machine=machine, configuration={}, extra={}, plots=(), tables=()))
+    rows = list[Row]()
+    subject = ""
+    for benchmark in facts["benchmarks"]:
+        for label, unit, values in _figures_of(benchmark):
+            # "the same: CPU" is a figure of the last subject; "the same GET" and "the same by …" are subjects.
+            named = label.partition(":")[0]
+            subject = subject if named == SAME else named
+            rows.append(Row(subject, label, unit, median(values), tuple(values), note=benchmark["group"]))
 
-    machine = facts["machine_info"]
-    return {
-        "datetime": facts["datetime"],
+    date = str(facts["datetime"])
+    cpu = facts["machine_info"].get("cpu", {})
+    machine = {
+        "cpu": cpu.get("brand_raw"),
+        "cores": cpu.get("count"),
+        "python": facts["machine_info"]["python_version"],
+        "date": date,
         "commit": facts["commit_info"].get("id"),
-        "machine": _selected(machine, MACHINE) | _selected(machine.get("cpu", {}), CPU),
-        "benchmarks": list(map(_stripped_benchmark, facts["benchmarks"])),
     }
+    minute = date[:16].replace(":", "").replace("T", "-")
+    return Report(kind=f"run-{minute}", sentence="", rows=tuple(rows), machine=machine)
 
 
-def _selected(facts: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return those of the named facts that are known."""
-    return {name: facts[name] for name in names if name in facts}
-
-
-def _stripped_benchmark(benchmark: Mapping[str, Any]) -> dict[str, Any]:
-    named = {name: benchmark[name] for name in ("group", "name", "extra_info")}
-    stats = {name: benchmark["stats"][name] for name in STATS}
-    return {**named, "options": {"timer": benchmark["options"]["timer"]}, "stats": stats}
+def _figures_of(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
+    info = benchmark["extra_info"]
+    if "count" in info:
+        measure = "CPU" if benchmark["options"]["timer"] == CPU_TIMER else "wall time"
+        yield f"{info['what']}: {measure}", "µs", [benchmark["stats"]["median"] * 1e6 / info["count"]]
+    yield from info.get("figures", ())
 
 
 def keep(files: Iterable[Path], folder: Path) -> None:
     """Copy JSON files of benchmark results and reports to *folder*, without names of hosts and users.
 
-    A report replaces that of its kind, as `stores.json`. Results of pytest-benchmark are named by their time, as
-    `run-2026-11-05-0600.json`, and only the latest RUNS are kept.
+    A report replaces that of its kind, as `stores.json`. Of results of pytest-benchmark, the latest RUNS are kept.
     """
     folder.mkdir(exist_ok=True)
     for file in files:
-        facts = stripped(json.loads(file.read_text()))
-        if "kind" in facts:
-            name = facts["kind"]
-        else:
-            minute = str(facts["datetime"])[:16].replace(":", "").replace("T", "-")
-            name = f"run-{minute}"
-        (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        report = read(file)
+        text = json.dumps(to_json(report), indent=1, ensure_ascii=False)
+        (folder / f"{report.kind}.json").write_text(f"{text}\n")
 
     for old in sorted(folder.glob("run-*.json"))[:-RUNS]:
         old.unlink()
 
 
-def kept_runs(folder: Path) -> list[Mapping[str, Any]]:
-    """Return the results of pytest-benchmark in *folder*, the latest last."""
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
+def benchmarks(folder: Path) -> list[Row]:
+    """Return the figures of the runs in *folder*, with a median over the runs that have it, and the values of these.
 
-
-def of_one_cpu(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the runs on the CPU of the last one: figures of different CPUs have no common median."""
-    return [run for run in runs if run["machine"].get("brand_raw") == runs[-1]["machine"].get("brand_raw")]
-
-
-def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Return a line of the tables for each figure in stored results of pytest-benchmark.
-
-    A line has the figure's median in each run that has the benchmark or, if only one run has it, the values of all
-    its rounds.
+    The values of a figure that one run has are those of its rounds. Runs on another CPU than the last one are left out:
+    figures of different CPUs have no common median.
     """
-    lines: dict[tuple[str, str], Line] = {}  # by subject and label
-    run_counts = Counter(benchmark["name"] for run in runs for benchmark in run["benchmarks"])
+    runs = [read(file) for file in sorted(folder.glob("run-*.json"))]
+    rows = dict[tuple[str, str], list[Row]]()
     for run in runs:
-        subject = ""
-        for benchmark in run["benchmarks"]:
-            for label, unit, values in _benchmark_figures(benchmark):
-                # "the same: CPU" is a figure of the last subject; "the same GET" and "the same by …" are subjects.
-                named = label.partition(":")[0]
-                subject = subject if named == SAME else named
-                new = Line(subject, label, unit=unit, values=[], group=benchmark["group"])
-                line = lines.setdefault((subject, label), new)
+        if run.machine["cpu"] == runs[-1].machine["cpu"]:
+            for row in run.rows:
+                rows.setdefault((row.subject, row.figure), []).append(row)
 
-                if run_counts[benchmark["name"]] > 1:
-                    line.values.append(median(values))
-                else:
-                    line.values.extend(values)
-    return list(lines.values())
+    pooled = list[Row]()
+    for measured in rows.values():
+        first = measured[0]
+        values = first.values
+        if len(measured) > 1:
+            values = tuple(row.value or 0.0 for row in measured)
+        pooled.append(replace(first, value=median(values), values=values))
+    return pooled
 
 
-def _benchmark_figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
-    info = benchmark["extra_info"]
-    stats = benchmark["stats"]
-    if "count" in info:
-        measure = "CPU" if benchmark["options"]["timer"] == CPU_TIMER else "wall time"
-        yield f"{info['what']}: {measure}", "µs", [stats["median"] * 1e6 / info["count"]]
-    yield from info.get("figures", ())
+def _described(row: Row) -> str:
+    """Return a figure's median, with the range if values differ."""
+    low = min(row.values)
+    high = max(row.values)
+    span = f" ({format_value(low)} to {format_value(high)})" if low < high else ""
+    return f"{format_value(median(row.values))} {row.unit}{span}"
 
 
 def printed(report: Report) -> str:
@@ -159,20 +142,22 @@ def write_tables(folder: Path, readme: Path, page: Path) -> None:
     """Replace the generated parts of two Markdown pages, which lie between marks, by the results stored in *folder*.
 
     *readme* gets the comparisons with peers (other servers and libraries) and the printed reports, *page* the table of
-    all other benchmarks. Only results from the same CPU as the last one are used.
+    all other benchmarks.
     """
-    lines = lines_of(of_one_cpu(kept_runs(folder)))
-    peers = [[line.label, line.measured] for line in lines if line.group == PEERS]
-    own = [[line.label, line.measured] for line in lines if line.group != PEERS]
-
-    readme_text = readme.read_text()
+    rows = benchmarks(folder)
+    text = readme.read_text()
     for name in REPORTS:
         file = folder / f"{name}.json"
         if file.exists():
-            report = from_json(json.loads(file.read_text()))
-            readme_text = markdown_page(readme_text, printed(report), f"{VERB}: {name}")
-    readme.write_text(markdown_page(readme_text, markdown_table(["compared", "measured"], peers), VERB))
-    page.write_text(markdown_page(page.read_text(), markdown_table(["benchmark", "measured"], own), VERB))
+            text = markdown_page(text, printed(read(file)), f"{VERB}: {name}")
+    peers = _table("compared", [row for row in rows if row.note == PEERS])
+    readme.write_text(markdown_page(text, peers, VERB))
+    own = _table("benchmark", [row for row in rows if row.note != PEERS])
+    page.write_text(markdown_page(page.read_text(), own, VERB))
+
+
+def _table(heading: str, rows: Sequence[Row]) -> str:
+    return markdown_table([heading, "measured"], [[row.figure, _described(row)] for row in rows])
 
 
 def main() -> None:

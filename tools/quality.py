@@ -1,7 +1,6 @@
 """`make quality`: measures lists on public data, by time and at random.
 
-Each cut and random draw is measured by a process of one thread, and kept in KEPT until the code or the data change, so
-that a run which was stopped goes on.
+Each cut and random draw is measured by a process of one thread.
 """
 
 import os
@@ -12,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -46,9 +43,6 @@ Part = TypeVar("Part")
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
-KEPT = ROOT / ".quality"
-# Their versions decide on kept figures.
-LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 # Of random draws and similar items: users and items with fewer are left out.
 LEAST_INTERACTIONS = 5
 CORE_OPTIONS = ("--min-per-user", str(LEAST_INTERACTIONS), "--min-per-item", str(LEAST_INTERACTIONS))
@@ -382,38 +376,10 @@ def draw_rows(data: DataSet, draws: Mapping[str, Draw]) -> Iterator[Sequence[str
         yield data.name, name, f"{draw.popularity:.4f}", f"{with_interval(draw.value, draw.interval)}, {draw.described}"
 
 
-def kept_or_measured(
-    kind: type[Figures], measure: Callable[[Trainings, Part], Figures], data: DataSet, part: Part, file: Path
-) -> Figures:
-    """Return the figures of one piece or random split of *data*, in *file*; measure them unless they are kept.
-
-    They are kept under a digest of the code, libraries and data: a change of any of them measures them again. *kind* is
-    their type.
-    """
-    kept = KEPT / f"{_digest(data, part, file)}.json"
-    if kept.exists():
-        return msgspec.json.decode(kept.read_bytes(), type=kind)
-
+def measured(measure: Callable[[Trainings, Part], Figures], data: DataSet, part: Part, data_at: Path) -> Figures:
+    """Return the figures of one piece or random split of *data*, whose file is in the folder *data_at*."""
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Trainings(data, file, Path(folder)), part)
-
-    # A rename, as a run may be stopped while it writes.
-    KEPT.mkdir(exist_ok=True)
-    half_written = kept.with_suffix(".new")
-    half_written.write_bytes(msgspec.json.encode(figures))
-    half_written.rename(kept)
-    return figures
-
-
-def _digest(data: DataSet, part: object, file: Path) -> str:
-    """Return a digest of a part of a data set, its file, the code in `offline/`, and the versions of its libraries."""
-    sources = sorted((ROOT / "offline").rglob("*.py"))
-    versions = [version(library) for library in LIBRARIES]
-
-    digest = blake2b(repr((data, part, versions)).encode(), digest_size=16)
-    for source in (*sources, file):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
+        return measure(Trainings(data, data_at / data.file, Path(folder)), part)
 
 
 class AllFigures(NamedTuple):
@@ -439,12 +405,12 @@ def measure_all(data_sets: Sequence[DataSet], data_at: Path) -> AllFigures:
 
         # Large pieces come first, as the last tasks run on few cores.
         pieces = {
-            (data, share): submit(kept_or_measured, Piece, measure_piece, data, share, data_at / data.file)
+            (data, share): submit(measured, measure_piece, data, share, data_at)
             for share in sorted(PIECES, reverse=True)
             for data in reversed(data_sets)
         }
         draws = {
-            (data, drawn.name): submit(kept_or_measured, Draw, measure_draw, data, drawn, data_at / data.file)
+            (data, drawn.name): submit(measured, measure_draw, data, drawn, data_at)
             for drawn in DRAWS
             for data in reversed(data_sets)
         }

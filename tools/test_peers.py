@@ -1,6 +1,6 @@
 """hotplate compared in alternating rounds with its peers.
 
-By wrk: nginx with one answer, with files, and with Lua and Redis, webdis, aiohttp. By CPU: polars, LMDB, implicit.
+By wrk: nginx with one answer, with files, and with Lua and Redis, webdis, aiohttp. By CPU: polars with LMDB.
 """
 
 import shutil
@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from hotplate.bench.lists import Shape, key_of
-from hotplate.bench.process import ROOT, RedisServer, Server
+from hotplate.bench.process import RedisServer, Server
 from hotplate.serve.access.keys import READ, create
 from hotplate.stores.encoding import OFFSET_BYTES, USER
 from tools.bare import COPIED, LENGTH, ROUTE, fetch
@@ -46,12 +46,6 @@ ITEMS = 20_000
 # Answers that nginx has as files.
 STATIC_FILES = 10_000
 BARE = (HOTPLATE[0], "-m", "tools.bare")
-RETAIL = ROOT.parent / "shared" / "data" / "online-retail" / "online_retail.parquet"
-RETAIL_OPTIONS = (
-    *("--where", "quantity>0", "--where", "unit_price>0", "--where", r"stock_code~^\d{5}"),
-    *("--count-column", "invoice_no", "--weighting", "binary", "--min-per-user", "5", "--min-per-item", "5"),
-)
-FACTORS = 256
 PLAIN = "plain:"
 pytestmark = pytest.mark.benchmark(group="peers")
 
@@ -249,27 +243,5 @@ def test_import_and_polars_with_lmdb(benchmark: Benchmark, shape: Shape, tmp_pat
         [f"importing {users * LENGTH:,} rows of CSV: CPU against polars and LMDB alone", TIMES, cpu_ratios],
         ["the same: memory", "MB", memory_mb],
         ["polars and LMDB alone: memory", "MB", bare_memory_mb],
-    ]
-    assert statistics.median(cpu_ratios) < 5
-
-
-@pytest.mark.skipif(not RETAIL.exists(), reason="the data set Online Retail is not beside the checkout")
-def test_training_and_implicit(benchmark: Benchmark, tmp_path: Path) -> None:
-    """Training and publishing take less than five times the CPU of implicit alone."""
-    cpu_ratios = list[float]()
-
-    def round_of_both() -> None:
-        model = tmp_path / "model"
-        store = tmp_path / "store"
-        for folder in (model, store):
-            shutil.rmtree(folder, ignore_errors=True)
-        train = run_command(*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--no-tune", "--out", str(model))
-        publish = run_command(*HOTPLATE, "publish", str(model), "--store", f"file://{store}")
-        bare = run_command(*BARE, "train", str(RETAIL), str(FACTORS))
-        cpu_ratios.append((train.cpu_s + publish.cpu_s) / bare.cpu_s)
-
-    benchmark.pedantic(round_of_both, rounds=1)
-    benchmark.extra_info["figures"] = [
-        ["Online Retail trained and published: CPU against implicit alone", TIMES, cpu_ratios]
     ]
     assert statistics.median(cpu_ratios) < 5

@@ -1,12 +1,10 @@
 """Arithmetic that records formulas, and values with unit, source and operands.
 
-An expression keeps the expressions that it was calculated from, so a plan is a graph, which can be explained
-(`explain`), or calculated again for another value of an input (`FigureTable.function_of`).
+An expression keeps the expressions that it was calculated from, so each figure of a plan can be explained (`explain`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 from operator import add, gt, mul, sub, truediv
 from typing import Any, Union
@@ -21,11 +19,7 @@ NOT_POSSIBLE = "not possible: "
 
 
 class NotPossible(Exception):
-    """A *limit*, such as "memory", rules out a way to serve a load; *detail* has the numbers."""
-
-    def __init__(self, limit: str, detail: str) -> None:
-        super().__init__(f"{limit}: {detail}")
-        self.limit = limit
+    """A limit rules out a way to serve a load; the message has its name, a colon, and the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +36,11 @@ class PlanFigure:
     source: str = ""
     operands: tuple["PlanFigure", ...] = field(default=(), repr=False)
     obstacle: str = ""
+
+    @property
+    def limit(self) -> str:
+        """The name of the limit that makes it impossible, as "memory"; empty if it is possible."""
+        return self.obstacle.partition(":")[0]
 
     @property
     def is_number(self) -> bool:
@@ -77,9 +76,6 @@ class Expression:
     formula: str
     rank: int = ATOM
     """SUM, PRODUCT or ATOM, by the operator of the formula that binds least."""
-
-    calculate: Callable[..., Any] | None = None
-    """Returns the value for the values of *arguments*; None for an input."""
 
     arguments: tuple["Expression", ...] = ()
     figure: PlanFigure | None = None
@@ -156,25 +152,13 @@ def apply(function: Callable[..., Any], *arguments: Expression, formula: str, ra
 
     It is impossible if an argument is, or if the function raises NotPossible.
     """
-    return _applied(partial(_unless_impossible, function), arguments, formula, rank)
-
-
-def _applied(
-    calculate: Callable[..., Any], arguments: tuple[Expression, ...], formula: str, rank: int = ATOM
-) -> Expression:
-    value = calculate(*[argument.value for argument in arguments])
-    return Expression(value, formula, rank, calculate, arguments)
-
-
-def _unless_impossible(function: Callable[..., Any], *values: Any) -> Any:  # noqa: ANN401 -- of any formula
-    """Return the result of *function*; NotPossible if it raises that, or if it is among the *values*."""
-    for value in values:
-        if isinstance(value, NotPossible):
-            return value
-    try:
-        return function(*values)
-    except NotPossible as error:
-        return error.with_traceback(None)
+    value = next((term.value for term in arguments if term.obstacle), None)
+    if value is None:
+        try:
+            value = function(*[term.value for term in arguments])
+        except NotPossible as error:
+            value = error.with_traceback(None)
+    return Expression(value, formula, rank, arguments)
 
 
 def choose(condition: Expression, when_true: Callable[[], Number], otherwise: Callable[[], Number]) -> Expression:
@@ -185,19 +169,13 @@ def choose(condition: Expression, when_true: Callable[[], Number], otherwise: Ca
 
 def least_possible(terms: Mapping[str, Expression]) -> Expression:
     """Return the least of the *terms*, by name, that are possible; the obstacles of all, if none is."""
-    possible = [term.formula for term in terms.values() if not term.obstacle]
-    formula = f"min({', '.join(possible or terms)})"
-    if len(possible) == 1:
-        formula = possible[0]
-    return _applied(partial(_least_possible, tuple(terms)), tuple(terms.values()), formula)
-
-
-def _least_possible(names: Sequence[str], *values: Any) -> Any:  # noqa: ANN401 -- a number or NotPossible
-    possible = [value for value in values if not isinstance(value, NotPossible)]
+    possible = [term for term in terms.values() if not term.obstacle]
     if possible:
-        return min(possible)
-    obstacles = "; ".join(f"{name}: {value}" for name, value in zip(names[1:], values[1:], strict=True))
-    return NotPossible(names[0], f"{values[0]}; {obstacles}")
+        least = possible[0] if len(possible) == 1 else smallest(*possible)
+        return replace(least, rank=ATOM, arguments=tuple(terms.values()), figure=None)
+    obstacles = "; ".join(f"{name}: {term.obstacle}" for name, term in terms.items())
+    formula = f"min({', '.join(term.formula for term in terms.values())})"
+    return Expression(NotPossible(obstacles), formula, arguments=tuple(terms.values()))
 
 
 def ceiling(number: Number, multiple_of: int = 1) -> Expression:
@@ -277,7 +255,7 @@ class FigureTable(Mapping[str, PlanFigure]):
         if figure.name in self._figures:
             raise ValueError(f"{figure.name} is a figure of this plan already")
         self._figures[figure.name] = figure
-        named = Expression(term.value, figure.name, ATOM, term.calculate, term.arguments, figure)
+        named = Expression(term.value, figure.name, ATOM, term.arguments, figure)
         self._terms[figure.name] = named
         return named
 
@@ -296,46 +274,14 @@ class FigureTable(Mapping[str, PlanFigure]):
         """Return whether a choice is one of *values*, as the condition of `choose`."""
         return apply(lambda value: value in values, self.choice(name), formula=name)
 
+    def given_or(self, name: str, fallback: Callable[[], Number]) -> Expression:
+        """Return an optional input if it was given, else the result of *fallback*."""
+        return choose(self.is_given(name), lambda: self.expression(name), fallback)
+
     def is_given(self, name: str) -> Expression:
         """Return whether an optional input was given, as the condition of `choose`."""
         arguments = (self._terms[name],) if name in self else ()
-        return Expression(name in self, name, calculate=lambda *_: name in self, arguments=arguments)
-
-    def function_of(self, input_name: str, *names: str) -> Callable[[float], dict[str, Any]]:
-        """Return a function that calculates figures again, by *names*, for other values of an input.
-
-        The function returns numbers, or NotPossible, and no texts: it is ten times as fast as another plan. Conditions
-        of `choose` must not depend on the input, because only the branches that were chosen are calculated.
-        """
-        changed = self._terms[input_name]
-        order = _dependants(changed, [self._terms[name] for name in names])
-
-        def calculate(value: float) -> dict[str, Any]:
-            values: dict[Expression, Any] = {changed: value}
-            for term in order:
-                arguments = [values.get(argument, argument.value) for argument in term.arguments]
-                values[term] = term.calculate(*arguments)  # type: ignore[misc]  # only inputs have none
-            return {name: values.get(self._terms[name], self._terms[name].value) for name in names}
-
-        return calculate
-
-
-def _dependants(changed: Expression, results: Iterable[Expression]) -> list[Expression]:
-    """Return the expressions that *results* are calculated from, and that depend on *changed*: operands first."""
-    order = list[Expression]()
-    depends: dict[Expression, bool] = {changed: True}
-
-    def visit(term: Expression) -> bool:
-        if term not in depends:
-            visited = [visit(argument) for argument in term.arguments]  # all of them
-            depends[term] = any(visited)
-            if depends[term]:
-                order.append(term)
-        return depends[term]
-
-    for result in results:
-        visit(result)
-    return order
+        return Expression(name in self, name, arguments=arguments)
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:

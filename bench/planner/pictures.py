@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 from hotplate.base.report import Curve, Plot, Report, Row, rounded
 from hotplate.bench.figure_names import P99, PROVISIONED, READS, level_name
-from hotplate.bench.planner.formulas import NotPossible
 from hotplate.bench.planner.inputs import HOURS, hourly_shares
-from hotplate.bench.planner.plan import CapacityPlan, break_even, totals_by_rate
+from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.serving_options import hourly_billed_ru
 
 PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # multiples of the plan's rate
@@ -28,9 +27,10 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
     (break-even).
     """
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
-    totals = [*map(totals_by_rate(plan), rates)]
-    cosmos = tuple(None if isinstance(at.cosmos, NotPossible) else at.cosmos for at in totals)
-    redis = tuple(None if isinstance(at.redis, NotPossible) else at.redis for at in totals)
+    plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
+
+    def total(name: str) -> tuple[float | None, ...]:
+        return tuple(at.number(name) if at.is_possible(name) else None for at in plans)
 
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     for cheaper in break_even(plan):
@@ -41,7 +41,10 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
         title="What the store costs, by rate",
         x="requests/s in the busiest hour",
         y=f"{plan.prices.currency} a month",
-        curves=(Curve("Cosmos DB at its cheapest", rates, cosmos), Curve("Redis", rates, redis)),
+        curves=(
+            Curve("Cosmos DB at its cheapest", rates, total("cheapest_total")),
+            Curve("Redis", rates, total("redis_total")),
+        ),
         log_x=True,
         log_y=True,
         marks=marks,

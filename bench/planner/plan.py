@@ -1,13 +1,12 @@
 """The plan for one set of inputs: inputs, then what they need, then what each option costs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import sqrt
 from typing import Any
 
 from hotplate.base.report import rounded
-from hotplate.bench.planner.formulas import FigureTable, NotPossible
+from hotplate.bench.planner.formulas import FigureTable
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.serving_options import STORES, add_costs
@@ -59,6 +58,22 @@ class CapacityPlan:
         """The capacity mode that was asked for; if that is not possible, the cheapest one."""
         capacity = self.inputs.capacity
         return capacity if self.is_possible(f"{capacity}_total") else self.cheapest
+
+    @property
+    def is_redis_cheaper(self) -> bool:
+        """Whether both are possible, and Redis costs less in all than Cosmos DB with its cheapest mode."""
+        if not self.is_possible("redis_total", "cheapest_total"):
+            return False
+        return self.number("redis_total") < self.number("cheapest_total")
+
+    @property
+    def limit(self) -> str:
+        """The limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
+        if limit := self.figures["redis_total"].limit:
+            return f"Redis is not possible ({limit})"
+        if not self.is_possible("cheapest_total"):
+            return f"Cosmos DB is not possible ({self.figures['manual_total'].limit})"
+        return ""
 
     def with_inputs(self, **changes: Any) -> "CapacityPlan":  # noqa: ANN401 -- inputs by name
         """Recalculate with changed inputs."""
@@ -123,72 +138,30 @@ class RateRange:
         return f"{start} {rounded(self.high, 3)} {unit}"
 
 
-@dataclass(frozen=True, slots=True)
-class RateTotals:
-    """Monthly totals at requests/s of the busiest hour; NotPossible for a store that a limit rules out."""
-
-    peak_rps: float
-    redis: float | NotPossible
-    cosmos: float | NotPossible
-    """With the cheapest capacity mode."""
-
-    cosmos_manual: float | NotPossible
-
-    @property
-    def is_redis_cheaper(self) -> bool:
-        """Whether both are possible, and Redis costs less than Cosmos DB, with pods and training."""
-        if isinstance(self.redis, NotPossible) or isinstance(self.cosmos, NotPossible):
-            return False
-        return self.redis < self.cosmos
-
-    @property
-    def limit(self) -> str:
-        """The limit that rules out Redis, or Cosmos DB with each mode; empty if both are possible."""
-        if isinstance(self.redis, NotPossible):
-            return f"Redis is not possible ({self.redis.limit})"
-        if isinstance(self.cosmos, NotPossible) and isinstance(self.cosmos_manual, NotPossible):
-            return f"Cosmos DB is not possible ({self.cosmos_manual.limit})"
-        return ""
-
-
-def totals_by_rate(plan: CapacityPlan) -> Callable[[float], RateTotals]:
-    """Return a function that calculates the totals for other requests/s, with the other inputs of *plan*."""
-    totals = plan.figures.function_of("peak_rps", "redis_total", "cheapest_total", "manual_total")
-
-    def totals_at(peak_rps: float) -> RateTotals:
-        at_rate = totals(peak_rps)
-        return RateTotals(peak_rps, at_rate["redis_total"], at_rate["cheapest_total"], at_rate["manual_total"])
-
-    return totals_at
-
-
 def break_even(plan: CapacityPlan) -> list[RateRange]:
     """Return at which requests/s Redis costs less in all than Cosmos DB with its cheapest mode, both being possible.
 
     Costs are calculated for rates from 0.01 to 10,000,000 requests/s. Ends of a range are exact to 1 %.
     """
-    totals_at = totals_by_rate(plan)
-    rates = [totals_at(10 ** (step / RATES_A_DECADE)) for step in range(*RATE_STEPS)]
+    plans = [plan.with_inputs(peak_rps=10 ** (step / RATES_A_DECADE)) for step in range(*RATE_STEPS)]
     ranges = list[RateRange]()
-    low = 0.0 if rates[0].is_redis_cheaper else None
-    for before, after in pairwise(rates):
+    low = 0.0 if plans[0].is_redis_cheaper else None
+    for before, after in pairwise(plans):
         if before.is_redis_cheaper == after.is_redis_cheaper:
             continue
-        below, above = _bisect(totals_at, before, after)
+        below, above = _bisect(before, after)
         if low is None:
-            low = above.peak_rps
+            low = above.inputs.peak_rps
         else:
-            ranges.append(RateRange(low, below.peak_rps, above.limit))
+            ranges.append(RateRange(low, below.inputs.peak_rps, above.limit))
             low = None
     return ranges if low is None else [*ranges, RateRange(low)]
 
 
-def _bisect(
-    totals_at: Callable[[float], RateTotals], before: RateTotals, after: RateTotals
-) -> tuple[RateTotals, RateTotals]:
-    """Return the totals of two close rates, between which the cheaper store changes as between *before* and *after*."""
-    while after.peak_rps / before.peak_rps > BREAK_EVEN_PRECISION:
-        middle = totals_at(sqrt(before.peak_rps * after.peak_rps))
+def _bisect(before: CapacityPlan, after: CapacityPlan) -> tuple[CapacityPlan, CapacityPlan]:
+    """Return the plans of two close rates, between which the cheaper store changes as between *before* and *after*."""
+    while after.inputs.peak_rps / before.inputs.peak_rps > BREAK_EVEN_PRECISION:
+        middle = before.with_inputs(peak_rps=sqrt(before.inputs.peak_rps * after.inputs.peak_rps))
         if middle.is_redis_cheaper == before.is_redis_cheaper:
             before = middle
         else:

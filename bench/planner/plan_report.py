@@ -165,8 +165,8 @@ def report(plan: CapacityPlan, prices_file: str, baseline: Baseline | None = Non
 def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Report:
     """Return the report of a check: the figures that have grown beyond their bound since *baseline* was saved."""
     grown = tuple(describe_growth(plan, baseline))
-    counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
-    answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+    counted = f"{len(baseline.check.agreed) - len(grown)} of {len(baseline.check.agreed)} figures"
+    answer = f"{counted} are inside {baseline.check.bound_percent:g} % of {baseline.layer.source}"
     return _concluded(plan, common, answer, grown)
 
 
@@ -192,7 +192,6 @@ def _common_report(plan: CapacityPlan) -> Report:
         notes=notes,
         tables=(_formulas(plan),),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
-        machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
         extra={
             "currency": plan.prices.currency,
             "inputs": [figure.to_json() for name, figure in plan.figures.items() if name in INPUT_FIELDS],
@@ -343,9 +342,8 @@ def _compare_redis(plan: CapacityPlan) -> str:
         return f"costs less than Cosmos DB {', and '.join(map(_describe_range, ranges))}"
 
     smallest = plan.with_inputs(peak_rps=INPUT_FIELDS["peak_rps"].metadata["low"])
-    for store, total in (("", "redis_total"), ("Cosmos DB ", "cheapest_total")):
-        if not smallest.is_possible(total):
-            return f"{store}is not possible at any rate"
+    if smallest.limit:
+        return f"{smallest.limit.removeprefix('Redis ')} at any rate"
     return "costs more than Cosmos DB at any rate at which both are possible"
 
 
@@ -363,22 +361,23 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
     obstacle = plan.figures["short_ru"].obstacle
-    if not plan.is_possible("refused_reads"):
-        yield f"RU/s are not possible for this load ({obstacle})"
-        return
-    short = plan.number("short_ru") if not obstacle else 0.0
-    refused = round(plan.number("refused_reads"), 6)
-    lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
+    short = 0.0 if obstacle else plan.number("short_ru")
+    refused = round(plan.number("refused_reads"), 6) if plan.is_possible("refused_reads") else 0.0
     if obstacle:
-        yield f"RU/s are not possible for this load ({obstacle}): {lost} reads get 429"
-    elif short and refused:
-        yield f"short by {short:,.0f} RU/s: {lost} reads get 429"
+        shortage = f"RU/s are not possible for this load ({obstacle})"
     elif short:
-        yield f"short by {short:,.0f} RU/s: the busiest hour fits as a mean, its peaks get 429"
-    elif refused:
-        have = plan.number("have_ru")
+        shortage = f"short by {short:,.0f} RU/s"
+    else:
         partitions = plan.number("have_partitions")
-        yield f"{have:,.0f} RU/s are split over {partitions:,.0f} partitions: {lost} reads get 429"
+        shortage = f"{plan.number('have_ru'):,.0f} RU/s are split over {partitions:,.0f} partitions"
+
+    if refused:
+        lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
+        yield f"{shortage}: {lost} reads get 429"
+    elif short:
+        yield f"{shortage}: the busiest hour fits as a mean, its peaks get 429"
+    elif obstacle:
+        yield shortage
 
 
 def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
@@ -447,21 +446,17 @@ def _compare_costs(plan: CapacityPlan, bounds: PriceBounds) -> str:
         cosmos_cost = _describe_cost(plan, plan.cheapest or "manual", one=True)
         return f"{cosmos_name} {cosmos_cost}; Redis {_describe_cost(plan, 'redis', one=True)}; {files}"
 
-    cosmos = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
-    currency = plan.prices.currency
-    cosmos_total = f"{_rounded(plan, f'{plan.cheapest}_total')} {currency}"
-    redis_total = f"{_rounded(plan, 'redis_total')} {currency}"
-    month = "a month in all"
-    if _is_surely_cheaper(bounds, "redis", plan.cheapest):
-        return f"Redis costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}); {files}"
-    if _is_surely_cheaper(bounds, plan.cheapest, "redis"):
-        return f"{cosmos} costs less ({cosmos_total} {month}) than Redis ({redis_total}); {files}"
-    difference = plan.number("redis_total") / plan.number("cheapest_total")
-    if difference > ABOUT_THE_SAME:
-        return f"{cosmos} probably costs less ({cosmos_total} {month}) than Redis ({redis_total}); {files}"
-    if difference < 1 / ABOUT_THE_SAME:
-        return f"Redis probably costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}); {files}"
-    return f"{cosmos} ({cosmos_total} {month}) and Redis ({redis_total}) cost about the same; {files}"
+    names = {plan.cheapest: f"Cosmos DB {COSMOS_MODES[plan.cheapest]}", "redis": "Redis"}
+    totals = {option: plan.number(f"{option}_total") for option in names}
+    cheaper, dearer = sorted(names, key=lambda option: totals[option])
+    less = f"({rounded(totals[cheaper], 3)} {plan.prices.currency} a month in all)"
+    more = f"({rounded(totals[dearer], 3)} {plan.prices.currency})"
+    certainty = ""
+    if not _is_surely_cheaper(bounds, cheaper, dearer):
+        if totals[dearer] <= ABOUT_THE_SAME * totals[cheaper]:
+            return f"{names[cheaper]} {less} and {names[dearer]} {more} cost about the same; {files}"
+        certainty = "probably "
+    return f"{names[cheaper]} {certainty}costs less {less} than {names[dearer]} {more}; {files}"
 
 
 def _describe_cost(plan: CapacityPlan, option: str, *, one: bool = False) -> str:

@@ -8,10 +8,10 @@ no request changes anything.
 import asyncio
 import secrets
 import shlex
-import signal
+import socket
 import webbrowser
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -41,26 +41,19 @@ POLICY = (
 )
 # Longest query that is read, in characters.
 MAX_QUERY = 4096
-# The page's inputs and their labels; others keep the values given to the command.
-LABELS = {
-    "users": "Users",
-    "peak_rps": "Requests/s in the busiest hour",
-    "profile": "Shape of a day",
-    "zipf": "Exponent of the Zipf law of users",
-    "hit_rate": "Share answered by a cache",
-    "regions": "Regions",
-    "consistency": "Consistency of reads",
-    "list_length": "Items in a list",
-    "encoding": "Encoding of lists",
-    "refresh_hours": "Hours between publishes",
-    "window_hours": "Hours that a publish may take",
-}
-HINTS = {
-    "peak_rps": "of all regions together",
-    "profile": "flat, evening, or 24 rates",
-    "zipf": "as 0.9; empty if all are alike",
-    "hit_rate": "0 to 1",
-    "regions": "each holds all data",
+# The page's inputs, labels and hints; others keep the values given to the command.
+FORM = {
+    "users": ("Users", ""),
+    "peak_rps": ("Requests/s in the busiest hour", "of all regions together"),
+    "profile": ("Shape of a day", "flat, evening, or 24 rates"),
+    "zipf": ("Exponent of the Zipf law of users", "as 0.9; empty if all are alike"),
+    "hit_rate": ("Share answered by a cache", "0 to 1"),
+    "regions": ("Regions", "each holds all data"),
+    "consistency": ("Consistency of reads", ""),
+    "list_length": ("Items in a list", ""),
+    "encoding": ("Encoding of lists", ""),
+    "refresh_hours": ("Hours between publishes", ""),
+    "window_hours": ("Hours that a publish may take", ""),
 }
 # Shown if neither the command nor the query names a load.
 EXAMPLE = {"users": "1000000", "peak_rps": "500"}
@@ -90,30 +83,22 @@ class PlannerPage:
         A field has the name of an input, a label and a hint, the choices of its value, and whether others are allowed.
         An invalid input keeps its text, to be corrected. Raises BenchMisused for an unknown one.
         """
-        values = self._inputs_in(query)
-        invalid: Mapping[str, str] = {}
+        values: Mapping[str, Any] = self._inputs_in(query)
         try:
             inputs = self._calculate(values).inputs
         except BenchMisused:
-            invalid = values
-            inputs = self._calculate(EXAMPLE).inputs
-        fields = []
-        for name, label in LABELS.items():
-            choices = INPUT_FIELDS[name].metadata["choices"]
-            value = getattr(inputs, name)
-            if isinstance(value, tuple):  # a profile of 24 rates
-                value = ", ".join(f"{rate:g}" for rate in value)
-            fields.append(
-                {
-                    "name": name,
-                    "label": label,
-                    "hint": HINTS.get(name, ""),
-                    "choices": list(DAY_SHAPES if name == "profile" else choices),
-                    "free": name == "profile",
-                    "value": invalid.get(name, value),
-                }
-            )
-        return fields
+            inputs = replace(self._calculate(EXAMPLE).inputs, **values)
+        return [
+            {
+                "name": name,
+                "label": label,
+                "hint": hint,
+                "choices": list(DAY_SHAPES if name == "profile" else INPUT_FIELDS[name].metadata["choices"]),
+                "free": name == "profile",
+                "value": _text_of(getattr(inputs, name)),
+            }
+            for name, (label, hint) in FORM.items()
+        ]
 
     def answer(self, query: str) -> dict[str, Any]:
         """Return what the page shows of a plan, as JSON: the report, partly as HTML, the same as a command and as TOML.
@@ -171,6 +156,11 @@ class PlannerPage:
     def _calculate(self, values: Mapping[str, str]) -> CapacityPlan:
         query = InputSource("page", values, "{name}")
         return calculate(merge([*self.layers, query]), self.prices, self.charges)
+
+
+def _text_of(value: object) -> object:
+    """Return the value of a field; a profile of 24 rates is one text."""
+    return ", ".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else value
 
 
 def application(page: PlannerPage, token: str) -> web.Application:
@@ -234,36 +224,19 @@ async def _protect(request: web.Request, handler: _Handler) -> web.StreamRespons
     return response
 
 
-async def serve(page: PlannerPage, query: str, announce: Callable[[str], None]) -> None:
-    """Serve the page on a free port of loopback until SIGINT or SIGTERM.
-
-    *announce* is called with the page's URL, which contains *query*, the first inputs, and a secret token.
-    """
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-
-    token = secrets.token_urlsafe(16)
-    runner = web.AppRunner(application(page, token), access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, HOST, 0)
-        await site.start()
-        (_, port), *_ = runner.addresses
-        announce(f"http://{HOST}:{port}/{token}/?{query}".rstrip("?"))
-        await stopped.wait()
-    finally:
-        await runner.cleanup()
-
-
 def open_page(page: PlannerPage, query: str, announce: Callable[[str], None], *, browser: bool) -> None:
-    """Serve the page and, with *browser*, open it in the user's. Raises BenchMisused for an invalid *query*."""
+    """Serve the page on a free port of loopback until SIGINT or SIGTERM and, with *browser*, open it in the user's.
+
+    *announce* is called with the page's URL, which contains *query*, the first inputs, and a secret token. Raises
+    BenchMisused for an invalid *query*.
+    """
     page.answer(query)  # an invalid input is refused before a browser opens
 
-    def opened(url: str) -> None:
+    token = secrets.token_urlsafe(16)
+    with socket.create_server((HOST, 0)) as listener:
+        _, port = listener.getsockname()
+        url = f"http://{HOST}:{port}/{token}/?{query}".rstrip("?")
         announce(url)
         if browser:
             webbrowser.open(url)
-
-    asyncio.run(serve(page, query, opened))
+        web.run_app(application(page, token), sock=listener, access_log=None, print=None)

@@ -5,17 +5,19 @@ https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-
 """
 
 import datetime as dt
-import json
 import re
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, build_opener
+
+import msgspec
+from msgspec import Meta
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.stores.errors import did_you_mean
@@ -27,13 +29,14 @@ BASES = {
     "quoted": "QUOTED BY OTHERS, NOT CHECKED",
     "assumed": "ASSUMED, NO PRICE WAS FOUND",
 }
-DEFAULT_WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
+USUAL_BOUNDS = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 DAYS_A_MONTH = 365.25 / 12
 HOURS_A_MONTH = 730  # as in Azure's estimates
 RETAIL = "https://prices.azure.com/api/retail/prices"
 COSMOS_FILTER = "serviceName eq 'Azure Cosmos DB'"
 MACHINES_FILTER = "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_D4s_v5'"
 REDIS_FILTER = "serviceName eq 'Redis Cache' and contains(productName,'Managed Redis')"
+MACHINE = "vCPU for an hour: a quarter of a Standard_D4s_v5"
 MACHINE_CPUS = 4
 OTHER_MACHINES = re.compile("Windows|Spot|Low Priority")  # machines other than Linux at full price
 AUTOSCALE_FACTOR = 1.5
@@ -41,21 +44,15 @@ HEAD = "# Azure's retail prices"
 DEADLINE_S = 60.0  # for all requests
 PAGES = 50
 PAGE_BYTES = 4_000_000
+MOST = 1e12  # of any number in the file
 
 
-class Meter(NamedTuple):
-    """A price of Cosmos DB in Azure's list: by the names of product and meter; *per* is what it is paid for."""
-
-    product: str
-    meter: str
-    per: str
-
-
+# Product and meter of prices of Cosmos DB in Azure's list.
 METERS = {
-    "ru_hour": Meter("Azure Cosmos DB", "100 RU/s", "100 RU/s provisioned for an hour, in each region"),
-    "autoscale": Meter("Azure Cosmos DB autoscale", "100 RU/s", "100 RU/s of autoscale for an hour, in each region"),
-    "serverless_million_ru": Meter("Azure Cosmos DB serverless", "1M RUs", "1,000,000 RU that were used"),
-    "storage_gb_month": Meter("Azure Cosmos DB", "Data Stored", "GB of items for a month, in each region"),
+    "ru_hour": ("Azure Cosmos DB", "100 RU/s"),
+    "autoscale": ("Azure Cosmos DB autoscale", "100 RU/s"),
+    "serverless_million_ru": ("Azure Cosmos DB serverless", "1M RUs"),
+    "storage_gb_month": ("Azure Cosmos DB", "Data Stored"),
 }
 ESSENTIAL_PRICES = ("ru_hour", "storage_gb_month", "cpu_hour")
 
@@ -64,23 +61,33 @@ class PricesUnreadable(BenchMisused):
     """The file of prices is missing or invalid."""
 
 
-@dataclass(frozen=True, slots=True)
+Amount = Annotated[float, Meta(ge=0, lt=MOST)]
+Positive = Annotated[float, Meta(gt=0, lt=MOST)]
+Count = Annotated[int, Meta(gt=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """A price in its file's currency; its basis is `listed`, `quoted` by a third party, or `assumed`."""
 
-    amount: float
+    amount: Amount
     per: str
     region: str
     date: dt.date
-    source: str
-    basis: str
-    within: float
-    """Relative error bound."""
+    source: Annotated[str, Meta(min_length=1)]
+    basis: Literal["listed", "quoted", "assumed"]
+    within: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    """Relative error bound; None for the usual one of the basis."""
+
+    @property
+    def error_bound(self) -> float:
+        """By which share of it the true price may be lower or higher."""
+        return USUAL_BOUNDS[self.basis] if self.within is None else self.within
 
     @property
     def provenance(self) -> str:
         """Basis, region, date, error bound and source."""
-        return f"{BASES[self.basis]}: {self.region}, {self.date}, ±{self.within:.0%}, {self.source}"
+        return f"{BASES[self.basis]}: {self.region}, {self.date}, ±{self.error_bound:.0%}, {self.source}"
 
     def age(self, today: dt.date) -> str:
         """Format the age in months or years."""
@@ -89,34 +96,36 @@ class Price:
 
     def moved(self, direction: int) -> "Price":
         """Return the upper (1) or lower (-1) bound."""
-        return replace(self, amount=self.amount * (1 + direction * self.within))
+        return replace(self, amount=self.amount * (1 + direction * self.error_bound))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedisSize:
     """A size of Azure Managed Redis; `node_hour` is the price of a node for an hour."""
 
     name: str
-    gb: float
-    vcpus: int
-    shards: int
-    gets_per_s: float
+    gb: Positive
+    vcpus: Count
+    shards: Count
+    gets_s: Positive
+    """GETs a second."""
+
     node_hour: Price
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
     """All prices of a file; None if missing."""
 
-    currency: str
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")]
     ru_hour: Price
     autoscale_factor: Price
     storage_gb_month: Price
     cpu_hour: Price
-    serverless_million_ru: Price | None
-    redis_gb_hour: Price | None
-    disk_gb_month: Price | None
-    redis: tuple[RedisSize, ...]
+    serverless_million_ru: Price | None = None
+    redis_gb_hour: Price | None = None
+    disk_gb_month: Price | None = None
+    redis: tuple[RedisSize, ...] = ()
     """In ascending order."""
 
     def by_name(self) -> dict[str, Price]:
@@ -139,9 +148,9 @@ class Prices:
         return replace(self, redis=sizes, **moved)
 
 
-REQUIRED_PRICES = ("ru_hour", "autoscale_factor", "storage_gb_month", "cpu_hour")
-OPTIONAL_PRICES = ("serverless_million_ru", "redis_gb_hour", "disk_gb_month")
-_TABLES = ("currency", *REQUIRED_PRICES, *OPTIONAL_PRICES, "redis", "redis_quoted")
+# In the file, keys for all sizes of Redis.
+REDIS_QUOTED = "redis_quoted"
+TABLES = (*(field.name for field in fields(Prices)), REDIS_QUOTED)
 
 
 def load(path: Path = OURS) -> Prices:
@@ -164,110 +173,44 @@ def parse(text: str) -> Prices:
     """
     tables = tomllib.loads(text)
     for name in tables:
-        if name not in _TABLES:
-            raise ValueError(f"the table {name!r} is not known; {did_you_mean(name, _TABLES) or 'leave it out'}")
-    currency = tables["currency"]
-    if not isinstance(currency, str) or not re.fullmatch("[A-Z]{3}", currency):
-        raise ValueError(f"currency is {currency!r}, and must be three letters, as USD or EUR")
+        if name not in TABLES:
+            raise ValueError(f"the table {name!r} is not known; {did_you_mean(name, TABLES) or 'leave it out'}")
 
-    prices: dict[str, Any] = {name: _read_price(tables[name], name) for name in REQUIRED_PRICES}
-    for name in OPTIONAL_PRICES:
-        prices[name] = _read_price(tables[name], name) if name in tables else None
-
-    price_per_gb = prices["redis_gb_hour"]
-    defaults = tables.get("redis_quoted", {})
-    sizes = [_read_redis_size(table, price_per_gb, defaults) for table in tables.get("redis", ())]
-    if len({size.name for size in sizes}) < len(sizes):
+    sizes = [size | {"node_hour": _price_of_node(size, tables)} for size in tables.get("redis", ())]
+    prices = msgspec.convert(tables | {"redis": sizes}, Prices)
+    if len({size.name for size in prices.redis}) < len(sizes):
         raise ValueError("two sizes of Redis have the same name")
-    return Prices(currency, **prices, redis=tuple(sorted(sizes, key=lambda size: size.gb)))
+    return replace(prices, redis=tuple(sorted(prices.redis, key=lambda size: size.gb)))
 
 
-def _read_price(table: Mapping[str, Any], name: str) -> Price:
-    """Return the price in a table of the prices file, such as [ru_hour]; *name* is for messages.
-
-    Keys are the fields of Price; `within`, the relative error bound, has a default by `basis`. Raises TypeError or
-    ValueError for missing or invalid ones.
-    """
-    try:
-        price = Price(
-            amount=float(table["amount"]),
-            per=str(table["per"]),
-            region=str(table["region"]),
-            date=table["date"],
-            source=str(table["source"]),
-            basis=str(table["basis"]),
-            within=float(table.get("within", DEFAULT_WITHIN.get(str(table["basis"]), 0.0))),
-        )
-    except KeyError as error:
-        raise ValueError(f"{name} has no {error.args[0]}") from error
-    _check_price(price, name)
-    return price
+def _price_of_node(size: Mapping[str, Any], tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the price of a node of a size of Redis for an hour, as a table: its own, or that of its GB."""
+    per = f"node of {size['name']} for an hour"
+    if "amount" in size:
+        return {"per": per, **tables.get(REDIS_QUOTED, {}), **size}
+    if "redis_gb_hour" not in tables:
+        raise ValueError(f"redis {size['name']} has no amount, and there is no redis_gb_hour")
+    of_gb = tables["redis_gb_hour"]
+    per = f"{per}: {size['gb']:g} GB at {of_gb['amount']:g}"
+    return {**of_gb, "amount": size["gb"] * of_gb["amount"], "per": per}
 
 
-def _check_price(price: Price, name: str) -> None:
-    """Raise TypeError or ValueError for an invalid field of a price; *name* is that of its table, for the message.
+class ListedPrice(msgspec.Struct, frozen=True, rename="camel"):
+    """An entry of Azure's price list; it applies from `tier_minimum_units` on, 0 but for discounts."""
 
-    `basis` says how the price is known, as "listed"; `within` is its relative error bound.
-    """
-    if price.basis not in BASES:
-        raise ValueError(f"basis of {name} is {price.basis!r}, and must be {', '.join(BASES)}")
-    if not isinstance(price.date, dt.date) or isinstance(price.date, dt.datetime):
-        raise TypeError(f"date of {name} is {price.date!r}, and must be a TOML date, as 2026-11-20 without quotes")
-    if not 0 <= price.amount < float("inf"):
-        raise ValueError(f"amount of {name} is {price.amount:g}, and must be 0 or more")
-    if not 0 <= price.within < 1:
-        raise ValueError(f"within of {name} is {price.within:g}, and is a share of the price, less than 1")
-    if not price.source:
-        raise ValueError(f"{name} needs a source")
+    product_name: str
+    meter_name: str
+    sku_name: str
+    retail_price: float
+    tier_minimum_units: float | None = None
 
 
-def _read_redis_size(table: Mapping[str, Any], price_per_gb: Price | None, defaults: Mapping[str, Any]) -> RedisSize:
-    """Return a size of Azure Managed Redis from its table in the prices file.
+class PricePage(msgspec.Struct, frozen=True, rename="pascal"):
+    """A page of Azure's price list."""
 
-    price_per_gb  of a GB for an hour, for a table without `amount`; None if the file has none
-    defaults      keys of a price, such as source and date, that the table need not have
-
-    Raises KeyError, TypeError or ValueError for an invalid table.
-    """
-    name = str(table["name"])
-    gb = _positive(table, "gb", name)
-
-    per = f"node of {name} for an hour"
-    if "amount" in table:
-        node_hour = _read_price({"per": per, **defaults, **table}, name)
-    elif price_per_gb is None:
-        raise ValueError(f"redis {name} has no amount, and there is no redis_gb_hour")
-    else:
-        per = f"{per}: {gb:g} GB at {price_per_gb.amount:g}"
-        node_hour = replace(price_per_gb, amount=gb * price_per_gb.amount, per=per)
-
-    return RedisSize(
-        name=name,
-        gb=gb,
-        vcpus=int(_positive(table, "vcpus", name)),
-        shards=int(_positive(table, "shards", name)),
-        gets_per_s=_positive(table, "gets_s", name),
-        node_hour=node_hour,
-    )
-
-
-def _positive(table: Mapping[str, Any], key: str, name: str) -> float:
-    """Return a number of a size of Redis. Raises KeyError, TypeError or ValueError for a missing or invalid one."""
-    number = float(table[key])
-    if not 0 < number < float("inf"):
-        raise ValueError(f"{key} of redis {name} is {number:g}, and must be more than 0")
-    return number
-
-
-@dataclass(frozen=True, slots=True)
-class ListedPrice:
-    """An entry of Azure's price list; it applies from *least_units* on, 0 but for discounts."""
-
-    product: str
-    meter: str
-    sku: str
-    price: float
-    least_units: float
+    billing_currency: str
+    items: tuple[ListedPrice, ...]
+    next_page_link: str | None = None
 
 
 def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list[str]:
@@ -300,9 +243,15 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
     cosmos, machines, redis = entries
 
     prices = _select_cosmos_prices(cosmos)
-    linux_machines = [listed for listed in machines if not OTHER_MACHINES.search(f"{listed.product} {listed.sku}")]
+    linux_machines = [
+        listed for listed in machines if not OTHER_MACHINES.search(f"{listed.product_name} {listed.sku_name}")
+    ]
     prices["cpu_hour"] = _agreed_price(linux_machines)
-    node_prices = _select_redis_prices(redis)
+    ours = load()
+    balanced = [entry for entry in redis if "Balanced" in entry.product_name]
+    node_prices = {
+        size.name: _agreed_price(entry for entry in balanced if entry.sku_name == size.name) for size in ours.redis
+    }
 
     missing = [name for name, price in {**prices, **node_prices}.items() if price is None]
     essential = [name for name in ESSENTIAL_PRICES if name in missing]
@@ -310,7 +259,7 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
         raise BenchFailed(
             f"Azure's price list has no {', '.join(essential)} for {region} in {currency}: is that its name?"
         )
-    return _format_prices(prices, node_prices, region=region, currency=currency, today=today), missing
+    return _format_prices(ours, prices, node_prices, region=region, currency=currency, today=today), missing
 
 
 def _check_region(region: str, currency: str) -> None:
@@ -324,21 +273,14 @@ def _select_cosmos_prices(entries: Sequence[ListedPrice]) -> dict[str, float | N
     """Return the price of each of METERS by its name, None if *entries* do not have it."""
     prices = dict[str, float | None]()
     for name, meter in METERS.items():
-        of_meter = [entry for entry in entries if (entry.product, entry.meter) == (meter.product, meter.meter)]
+        of_meter = [entry for entry in entries if (entry.product_name, entry.meter_name) == meter]
         prices[name] = _agreed_price(of_meter)
     return prices
 
 
-def _select_redis_prices(entries: Sequence[ListedPrice]) -> dict[str, float | None]:
-    """Return the price of a node of each size in our prices file by its name, None if *entries* do not have it."""
-    balanced = [entry for entry in entries if "Balanced" in entry.product]
-    names = [size["name"] for size in _our_redis_sizes()]
-    return {name: _agreed_price(entry for entry in balanced if entry.sku == name) for name in names}
-
-
 def _agreed_price(entries: Iterable[ListedPrice]) -> float | None:
     """Return the price in which all entries agree, besides free ones and discounts; None without such a price."""
-    prices = {entry.price for entry in entries if entry.price > 0 and not entry.least_units}
+    prices = {entry.retail_price for entry in entries if entry.retail_price > 0 and not entry.tier_minimum_units}
     return prices.pop() if len(prices) == 1 else None
 
 
@@ -352,30 +294,16 @@ def _listed_prices(url: str, condition: str, currency: str, deadline_s: float) -
     page_url = f"{url}?{query}"
     for _ in range(PAGES):
         page = _read_page(page_url, deadline_s)
-        if page.get("BillingCurrency") != currency:
-            raise BenchFailed(f"{url}: prices are in {str(page.get('BillingCurrency'))[:20]}, not in {currency}")
-        yield from (_parse_entry(entry, url) for entry in page["Items"])
+        if page.billing_currency != currency:
+            raise BenchFailed(f"{url}: prices are in {page.billing_currency[:20]}, not in {currency}")
+        yield from page.items
 
-        page_url = str(page.get("NextPageLink") or "")
-        if not page_url:
+        if not page.next_page_link:
             return
+        page_url = page.next_page_link
         if _host(page_url) != _host(url):
             raise BenchFailed(f"{url}: the next page is on another host, {urlsplit(page_url).netloc[:80]}")
     raise BenchFailed(f"{url}: more than {PAGES} pages for {condition}")
-
-
-def _parse_entry(entry: Any, url: str) -> ListedPrice:  # noqa: ANN401 -- JSON
-    """Return an entry of Azure's price list, a JSON object. Raises BenchFailed for any other value."""
-    try:
-        return ListedPrice(
-            product=str(entry["productName"]),
-            meter=str(entry["meterName"]),
-            sku=str(entry["skuName"]),
-            price=float(entry["retailPrice"]),
-            least_units=float(entry.get("tierMinimumUnits") or 0),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BenchFailed(f"{url}: the answer is not a page of prices: {error!r}") from error
 
 
 def _host(url: str) -> tuple[str, str | None, int | None]:
@@ -388,8 +316,8 @@ class _NoRedirect(HTTPRedirectHandler):
         """Refuse redirects to other hosts."""
 
 
-def _read_page(url: str, deadline_s: float) -> dict[str, Any]:
-    """Return a page of Azure's price list: JSON with "Items", a list.
+def _read_page(url: str, deadline_s: float) -> PricePage:
+    """Return a page of Azure's price list.
 
     Raises BenchFailed for another answer, one of more than `PAGE_BYTES`, and if reading lasts until *deadline_s*, a
     monotonic time.
@@ -404,52 +332,18 @@ def _read_page(url: str, deadline_s: float) -> dict[str, Any]:
                     raise BenchFailed(
                         f"{shown}: an answer of more than {PAGE_BYTES:,} bytes, or all of {DEADLINE_S:g} s"
                     )
-        page = json.loads(body)
+        return msgspec.json.decode(body, type=PricePage)
     except HTTPError as error:
         raise BenchFailed(f"{shown}: status {error.code}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise BenchFailed(f"{shown}: {error}") from error
-    if not isinstance(page, dict) or not isinstance(page.get("Items"), list):
-        raise BenchFailed(f"{shown}: the answer is not a page of prices")
-    return page
-
-
-def _our_redis_sizes() -> Sequence[Mapping[str, Any]]:
-    """Return the tables of Redis sizes in our prices file."""
-    sizes: Sequence[Mapping[str, Any]] = tomllib.loads(OURS.read_text(encoding="utf-8"))["redis"]
-    return sizes
-
-
-class _Tariff(NamedTuple):
-    """A table of the file of prices: its name, the price, and what the price is for."""
-
-    name: str
-    amount: float
-    per: str
-
-
-def _tariffs(prices: Mapping[str, float | None]) -> Iterator[_Tariff]:
-    """Yield the tables of a file of prices, except those of Redis: name, amount and unit of each price that is known.
-
-    A vCPU costs a share of the price of a machine. Autoscale is written as a factor of the price of manual RU/s.
-    """
-    for name, meter in METERS.items():
-        amount = prices[name]
-        if amount is not None and name != "autoscale":
-            yield _Tariff(name, amount, meter.per)
-
-    machine = prices["cpu_hour"] or 0
-    per = f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
-    yield _Tariff("cpu_hour", machine / MACHINE_CPUS, per)
-
-    factor = AUTOSCALE_FACTOR
-    if prices["autoscale"] and prices["ru_hour"]:
-        factor = round(prices["autoscale"] / prices["ru_hour"], 6)
-    yield _Tariff("autoscale_factor", factor, "price of an autoscale RU/s by that of a manual one")
+    except ValueError as error:
+        raise BenchFailed(f"{shown}: the answer is not a page of prices: {error}") from error
 
 
 def _format_prices(
-    prices: Mapping[str, float | None],
+    ours: Prices,
+    prices: dict[str, float | None],
     node_prices: Mapping[str, float | None],
     *,
     region: str,
@@ -458,19 +352,31 @@ def _format_prices(
 ) -> str:
     """Return a file of prices as TOML, without those that are None.
 
+    A vCPU costs a share of the price of a machine. Autoscale is written as a factor of the price of manual RU/s.
+
+    ours         our prices, which say what a price is for, and what a size of Redis has
     prices       by the names of METERS, and that of a machine with `MACHINE_CPUS` as "cpu_hour"
     node_prices  of a node of Redis for an hour, by the name of its size
     """
+    factor = AUTOSCALE_FACTOR
+    if prices["autoscale"] and prices["ru_hour"]:
+        factor = round(prices["autoscale"] / prices["ru_hour"], 6)
+    machine = prices["cpu_hour"] or 0
+    amounts = prices | {"cpu_hour": machine / MACHINE_CPUS, "autoscale_factor": factor}
+
     command = f"hotplate plan --prices-from-azure {region} {currency}"
     origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
     lines = [f"{HEAD} of {today}, by {command}", f'currency = "{currency}"', ""]
-    for tariff in _tariffs(prices):
-        lines += [f"[{tariff.name}]", f"amount = {tariff.amount:.10g}", f'per = "{tariff.per}"', origin]
+    for name, price in ours.by_name().items():
+        amount = amounts.get(name)
+        if amount is not None:
+            per = f"{MACHINE} at {machine:g}" if name == "cpu_hour" else price.per
+            lines += [f"[{name}]", f"amount = {amount:.10g}", f'per = "{per}"', origin]
 
-    for size in _our_redis_sizes():
-        price = node_prices[size["name"]]
-        if price is not None:
-            lines += ["[[redis]]", f'name = "{size["name"]}"', f"amount = {price:.10g}", 'basis = "listed"']
-            lines += [*(f"{key} = {size[key]}" for key in ("gb", "vcpus", "shards", "gets_s")), ""]
-    lines += ["[redis_quoted]", origin]  # the origin of all sizes of Redis
+    for size in ours.redis:
+        node_hour = node_prices[size.name]
+        if node_hour is not None:
+            lines += ["[[redis]]", f'name = "{size.name}"', f"amount = {node_hour:.10g}"]
+            lines += [*(f"{key} = {getattr(size, key)}" for key in ("gb", "vcpus", "shards", "gets_s")), ""]
+    lines += [f"[{REDIS_QUOTED}]", origin]  # the origin of all sizes of Redis
     return "\n".join(lines)

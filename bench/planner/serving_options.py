@@ -62,7 +62,7 @@ def _price(table: FigureTable, name: str) -> Expression:
     """Return a price; an obstacle if the prices file has none."""
     if f"price_{name}" in table:
         return table.expression(f"price_{name}")
-    return Expression(NotPossible("price", f"the prices file has no {name}"), f"price_{name}")
+    return Expression(NotPossible(f"price: the prices file has no {name}"), f"price_{name}")
 
 
 def _add_carried_load(table: FigureTable, cost_unit: str) -> None:
@@ -72,10 +72,8 @@ def _add_carried_load(table: FigureTable, cost_unit: str) -> None:
     reads: it gets `skew` times an even share.
     """
     term = table.expression
-    has_today = table.is_given("have_ru")
-    ru = choose(has_today, lambda: term("have_ru"), lambda: term("serve_ru"))
-    ru = table.add_calculated("carried_ru", "RU/s", ru)
-    skew = choose(has_today, lambda: _add_todays_skew(table), lambda: term("skew"))
+    ru = table.add_calculated("carried_ru", "RU/s", table.given_or("have_ru", lambda: term("serve_ru")))
+    skew = choose(table.is_given("have_ru"), lambda: _add_todays_skew(table), lambda: term("skew"))
 
     source = "the highest rate without a 429, if nothing else is read or written"
     region_reads = ru / term("mean_read_ru") / skew
@@ -246,16 +244,18 @@ def _require_serverless(needs: ServerlessNeeds) -> None:
     """Raise NotPossible if a serverless container cannot serve a load."""
     container_gb = cosmos.SERVERLESS_BYTES / GB
     if needs.regions > 1:
-        raise NotPossible("regions", f"{needs.regions:.0f}, and serverless has one")
+        raise NotPossible(f"regions: {needs.regions:.0f}, and serverless has one")
     if needs.release_gb > container_gb:
-        detail = f"{needs.release_gb:,.0f} GB a release, and a serverless container holds {container_gb:,.0f}"
-        raise NotPossible("storage", detail)
+        raise NotPossible(
+            f"storage: {needs.release_gb:,.0f} GB a release, and a serverless container holds {container_gb:,.0f}"
+        )
     if needs.reads_ru > needs.most_ru:
-        detail = f"{needs.reads_ru:,.0f} for reads, above {needs.most_ru:,.0f} of its container"
-        raise NotPossible("RU/s", detail)
+        raise NotPossible(f"RU/s: {needs.reads_ru:,.0f} for reads, above {needs.most_ru:,.0f} of its container")
     if needs.publish_hours > needs.refresh_hours:
-        detail = f"{needs.publish_hours:,.1f} hours at {needs.most_ru:,.0f} RU/s"
-        raise NotPossible("time of a publish", f"{detail}, and the next begins after {needs.refresh_hours:g}")
+        raise NotPossible(
+            f"time of a publish: {needs.publish_hours:,.1f} hours at {needs.most_ru:,.0f} RU/s, and the next begins "
+            f"after {needs.refresh_hours:g}"
+        )
 
 
 def _add_redis(table: FigureTable, prices: Prices) -> None:
@@ -326,24 +326,25 @@ def cheapest_redis_size(sizes: Sequence[RedisSize], needs: RedisNeeds) -> RedisS
     all are too small.
     """
     if not sizes:
-        raise NotPossible("price", "the prices file has no sizes of Redis")
+        raise NotPossible("price: the prices file has no sizes of Redis")
     held_gb = dict[str, float]()
     for size in sizes:
         held_gb[size.name] = size.gb * (1 - needs.reserved) / fullest_shard_factor(size.shards, needs.releases)
     roomy = [size for size in sizes if needs.gb <= held_gb[size.name]]
     if not roomy:
         name = max(held_gb, key=lambda name: held_gb[name])
-        detail = f"{rounded(needs.gb, 3)} GB, above the {rounded(held_gb[name], 3)} that {name}, the largest, holds"
-        raise NotPossible("memory", detail)
+        raise NotPossible(
+            f"memory: {rounded(needs.gb, 3)} GB, above the {rounded(held_gb[name], 3)} that {name}, the largest, holds"
+        )
 
     rates = {size.name: needs.utilisation * _highest_rate(size, sizes, needs.hot_user) for size in roomy}
     fitting = [size for size in roomy if needs.reads_per_s <= rates[size.name]]
     if not fitting:
         most_rate = max(rates.values())
         detail = f"{needs.reads_per_s:,.0f}, above {most_rate:,.0f} of an instance at {needs.utilisation:.0%}"
-        if most_rate < max(size.gets_per_s for size in roomy) * needs.utilisation:
+        if most_rate < max(size.gets_s for size in roomy) * needs.utilisation:
             detail += ", as one shard has the busiest user"
-        raise NotPossible("reads/s", detail)
+        raise NotPossible(f"reads/s: {detail}")
     return min(fitting, key=lambda size: size.node_hour.amount)
 
 
@@ -354,8 +355,8 @@ def _highest_rate(size: RedisSize, sizes: Sequence[RedisSize], hot_user: float) 
     most of any size with no more CPU for each shard.
     """
     cpus = size.vcpus / size.shards
-    shard_rate = max(other.gets_per_s / other.shards for other in sizes if other.vcpus / other.shards <= cpus)
-    return min(size.gets_per_s, shard_rate / (hot_user + (1 - hot_user) / size.shards))
+    shard_rate = max(other.gets_s / other.shards for other in sizes if other.vcpus / other.shards <= cpus)
+    return min(size.gets_s, shard_rate / (hot_user + (1 - hot_user) / size.shards))
 
 
 def fullest_shard_factor(shards: float, releases: float) -> float:
@@ -396,11 +397,7 @@ def pod_store(option: str) -> str:
 def _add_training_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of training before each publish."""
     term = table.expression
-    node_price = choose(
-        table.is_given("train_node_hour"),
-        lambda: term("train_node_hour"),
-        lambda: term("train_cpus") * term("price_cpu_hour"),
-    )
+    node_price = table.given_or("train_node_hour", lambda: term("train_cpus") * term("price_cpu_hour"))
     node_price = table.add_calculated("train_price", "a node and hour", node_price)
     training = term("train_nodes") * term("train_hours") * node_price * term("publishes")
     table.add_calculated("training_cost", cost_unit, training)

@@ -80,8 +80,7 @@ def _add_list_sizes(table: FigureTable) -> None:
 
     is_compressed = table.is_choice("encoding", "zstd")
     encoded = partial(choose, is_compressed, lambda: json_bytes * term("zstd_share"), lambda: json_bytes)
-    list_bytes = choose(table.is_given("list_bytes"), lambda: term("list_bytes"), encoded)
-    table.add_calculated("stored_bytes", "bytes", list_bytes)
+    table.add_calculated("stored_bytes", "bytes", table.given_or("list_bytes", encoded))
 
 
 def _add_row_sizes(table: FigureTable) -> None:
@@ -155,7 +154,7 @@ def _share_of_busiest_user(table: FigureTable) -> Expression:
         return apply(lambda users: 1 / max(1, round(users)), term("users_then"), formula=formula)
 
     by_law = partial(choose, table.is_given("zipf"), by_zipf, all_alike)
-    return choose(table.is_given("hot_share"), lambda: term("hot_share"), by_law)
+    return table.given_or("hot_share", by_law)
 
 
 def first_share_by_zipf(keys: int, exponent: float) -> float:
@@ -180,7 +179,7 @@ def _stored_item_bytes(table: FigureTable) -> Expression:
 
 def _require_item_size(item_bytes: float) -> float:
     if item_bytes > MAX_ITEM_BYTES:
-        raise NotPossible("size of an item", f"{item_bytes:,.0f} bytes, above {MAX_ITEM_BYTES:,}")
+        raise NotPossible(f"size of an item: {item_bytes:,.0f} bytes, above {MAX_ITEM_BYTES:,}")
     return item_bytes
 
 
@@ -239,10 +238,8 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
     lists_ru = term("rows") * (term("list_write_ru") + term("read_back_ru"))
     total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + rest)
 
-    rate = choose(
-        table.is_given("publish_ru"),
-        lambda: term("publish_ru"),
-        lambda: total_ru / (smallest(term("window_hours"), term("refresh_hours")) * 3600),
+    rate = table.given_or(
+        "publish_ru", lambda: total_ru / (smallest(term("window_hours"), term("refresh_hours")) * 3600)
     )
     whole_steps = largest(cosmos.MANUAL_MIN, ceiling(rate, multiple_of=cosmos.MANUAL_STEP))
     provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, whole_steps))
@@ -260,7 +257,7 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
 def _billed_hours(hours: float, refresh_hours: float) -> float:
     """Return the hours that a publish is billed for. Raises NotPossible if the next one begins before its end."""
     if hours > refresh_hours:
-        raise NotPossible("time of a publish", f"{hours:,.1f} hours, and the next begins after {refresh_hours:g}")
+        raise NotPossible(f"time of a publish: {hours:,.1f} hours, and the next begins after {refresh_hours:g}")
     return hours + 1
 
 
@@ -286,16 +283,15 @@ def fewest_partitions(reads_ru: float, hot_user: float, least: float, *, step: i
     hot_ru = reads_ru * hot_user
     if hot_ru > cosmos.PARTITION_RU:
         raise NotPossible(
-            "RU/s of a partition",
-            f"{hot_ru:,.0f} for the busiest user, with headroom, above {cosmos.PARTITION_RU:,}",
+            f"RU/s of a partition: {hot_ru:,.0f} for the busiest user, with headroom, above {cosmos.PARTITION_RU:,}"
         )
     partitions = round(least)
     while True:
         needed_ru = round_up(reads_ru * (1 + hot_user * (partitions - 1)), step)
         if needed_ru > cosmos.MAX_RU:
             raise NotPossible(
-                "RU/s of a container",
-                f"{needed_ru:,} for reads, above {cosmos.MAX_RU:,}, the most without a support ticket",
+                f"RU/s of a container: {needed_ru:,} for reads, above {cosmos.MAX_RU:,}, the most without a support "
+                "ticket"
             )
         if needed_ru <= partitions * cosmos.PARTITION_RU:
             return partitions
@@ -417,11 +413,7 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
     share `pod_utilisation`. With zones, those left carry the load of a lost one.
     """
     term = table.expression
-    pod_rate = choose(
-        table.is_given(f"{store}_pod_rps"),
-        lambda: term(f"{store}_pod_rps"),
-        lambda: 1_000_000 * term("pod_cpus") / term(f"{store}_cpu_us"),
-    )
+    pod_rate = table.given_or(f"{store}_pod_rps", lambda: 1_000_000 * term("pod_cpus") / term(f"{store}_cpu_us"))
     rate = table.add_calculated(f"{store}_pod_capacity", "requests/s", pod_rate)
     by_rate = ceiling(term("peak_region") / rate / term("pod_utilisation"))
     by_rate = table.add_calculated(f"{store}_pods_by_capacity", "pods", by_rate)

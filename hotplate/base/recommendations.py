@@ -2,25 +2,33 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Required, TypedDict
+from typing import Annotated, Literal, Required, TypedDict, get_args, get_type_hints
 
-# The fields of every item, in the order of its encoding.
-ITEM_FIELDS = ("id", "score", "title")
+# Of a field that requests cannot name in `fields`.
+MARK = "mark"
 
 
 class Item(TypedDict, total=False):
-    """One item of a list; a *filler* is a popular item at the end of a list that is too short.
+    """An item of a list, and the attributes that were asked for; `source` marks popular items that fill a list up.
 
     An item is *filled* if it does not meet the filter of the request, but the option `else_`.
-
-    A request for other `fields` adds the attributes that the release shows, numbers or texts by their names.
     """
 
+    # In the order of their encoding.
     id: Required[str]
     score: float
+    filler: Annotated[bool, MARK]
+    """Whether this is a popular item at the end of a stored list that was too short."""
     title: str
-    filler: bool
-    filled: bool
+    source: Annotated[Literal["popular"], MARK]
+    filled: Annotated[bool, MARK]
+
+
+_TYPES = get_type_hints(Item, include_extras=True)
+# All fields, those that `fields` may name, and texts that differ from list to list, unlike a title.
+ALL_ITEM_FIELDS = tuple(_TYPES)
+ITEM_FIELDS = tuple(name for name, kind in _TYPES.items() if MARK not in get_args(kind))
+ENTRY_TEXTS = tuple(name for name, kind in _TYPES.items() if kind is str and name != "title")
 
 
 @dataclass(frozen=True, slots=True)

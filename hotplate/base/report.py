@@ -36,8 +36,6 @@ SUBJECT_WIDTH = 24
 GAP = 2
 # From here on, cells have no decimals.
 WHOLE = 100
-# Fields of a report that are tuples of texts, and lists in JSON.
-TUPLES = ("emulated", "notes", "method", "broken", "failures")
 # Factors between the unit of rows and that of a column.
 SCALES = {("us", "ms"): 1e-3, ("us", "µs"): 1.0, ("share", "%"): 100.0}
 MARKDOWN_END = "<!-- up to here -->\n"
@@ -477,18 +475,11 @@ def from_json(facts: Mapping[str, Any]) -> Report:
         advice = "upgrade hotplate" if facts["format"] > FORMAT else "measure again"
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}; {advice}")
 
-    fields = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
-    extra = {name: value for name, value in facts.items() if name not in {*fields, "format", "exit_code"}}
-    fields |= {name: tuple(fields.get(name, ())) for name in TUPLES}
-    fields["rows"] = tuple(map(_row_from_json, facts["rows"]))
-    fields["columns"] = tuple(Column(**column) for column in fields.get("columns", ()))
-    fields |= {"plots": (), "tables": (), "extra": extra}
-    return Report(**fields)
+    import msgspec  # noqa: PLC0415 -- most reports are not read again
 
-
-def _row_from_json(fields: Mapping[str, Any]) -> Row:
-    """Return a row, in which lists of JSON are tuples again."""
-    return Row(**{**fields, "values": tuple(fields["values"]), "without": tuple(fields.get("without", ()))})
+    names = {*Report.__dataclass_fields__, "format", "exit_code"}
+    extra = {name: value for name, value in facts.items() if name not in names}
+    return msgspec.convert({**facts, "plots": (), "tables": (), "extra": extra}, Report)
 
 
 def write_file(file: Path, text: str) -> None:

@@ -129,7 +129,8 @@ class ReleaseFlags:
     attribute: Annotated[
         tuple[str, ...],
         Flag(
-            "The type of an attribute, number or text, as price=number; by default it is guessed.", metavar="NAME=KIND"
+            "The type of an attribute: number, text, date, or list, as category=list; by default it is guessed.",
+            metavar="NAME=KIND",
         ),
     ] = ()
     show: Annotated[

@@ -181,7 +181,7 @@ def _write_and_print(
     if planned.exit_code and _is_same_file(flags.save, flags.check):
         err.print(f"{flags.save} is kept: the plan fails the check against it; --save another file to replace it")
     elif flags.save is not None:
-        bound_percent = BOUND_PERCENT if checked_plan is None else checked_plan.bound_percent
+        bound_percent = BOUND_PERCENT if checked_plan is None else checked_plan.check.bound_percent
         write_file(flags.save, to_toml(capacity_plan, bound_percent))
 
     if flags.why is not None and not flags.as_json:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from hotplate.base.recommendations import Recommendations
+from hotplate.base.recommendations import ITEM_FIELDS, Recommendations
 from hotplate.cli.terminal import Json, StoreUrl, err, print_result, run_on_store, store_url_or_default, table
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging, read_telemetry
@@ -118,8 +118,8 @@ def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
 
     role = ", the canary" if answer.canary else ""
     sentence = f"{user}: {source}, release {answer.release}{role}"
-    rows = [(item["id"], item["score"], item.get("title")) for item in answer.items]
-    print_result(facts, sentence, table(("item", "score", "title"), rows), as_json=as_json)
+    rows = [[item.get(name) for name in ITEM_FIELDS] for item in answer.items]
+    print_result(facts, sentence, table(("item", *ITEM_FIELDS[1:]), rows), as_json=as_json)
 
 
 def demo(

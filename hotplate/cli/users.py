@@ -204,7 +204,7 @@ def _users_in_backup(folder: Path, users: Sequence[str]) -> list[str]:
 
 def _users_in_model(folder: Path, users: Sequence[str]) -> list[str]:
     """Return the users that a model was trained on, in the given order."""
-    from hotplate.offline.model import load  # an extra
+    from hotplate.offline.model_folder import load  # an extra
 
     known = set(load(folder).matrix.user_ids)
     return [user for user in dict.fromkeys(users) if user in known]

@@ -17,7 +17,8 @@ from hotplate.offline.evaluate.records import (
     json_values,
 )
 from hotplate.offline.input.pairs import Indices, items_per_user
-from hotplate.offline.model import Model, describe, load
+from hotplate.offline.model import Model
+from hotplate.offline.model_folder import describe, load
 from hotplate.offline.train.engine import described, name_of
 
 _SHOWN_USERS = 10

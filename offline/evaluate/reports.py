@@ -37,7 +37,7 @@ from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Matrix, to_matrix
-from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
+from hotplate.offline.input.pairs import Indices, UserItems, no_items, users_per_item
 from hotplate.offline.input.rows import read_roles, with_found_header
 from hotplate.offline.input.tables import open_tables
 from hotplate.offline.list_encoder import check_length
@@ -472,7 +472,7 @@ class Evaluator:
         first_rows = candidate.lists.group_by("user", maintain_order=True).head(self._k)
         users = _numbers_of_ids(first_rows.get_column("user"), self._users)
         ranks = rank_in_groups(users.astype(np.int64), np.arange(len(users))).ranks  # from 1
-        lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
+        lists = no_items(self._test.shape[0], self._k)
         lists[users, ranks - 1] = _numbers_of_ids(first_rows.get_column("item"), self._items)
         return lists
 

@@ -15,6 +15,7 @@ from hotplate.offline.input.pairs import (
     are_among,
     items_per_user,
     k_core,
+    no_items,
     pair_numbers,
     row_of_each_pair,
     select_pairs,
@@ -313,6 +314,6 @@ def lists_of_tested(parts: Parts, k: int, of_tested: Indices) -> Indices:
     *of_tested* are the lists of these users, `parts.tested`, in their order [len(parts.tested), any length].
     """
     of_tested = of_tested[:, :k]
-    lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
+    lists = no_items(parts.test.shape[0], k)
     lists[parts.tested, : of_tested.shape[1]] = of_tested
     return lists

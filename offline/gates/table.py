@@ -413,11 +413,15 @@ def _attributes_kept(gate: Gate, new: NewList) -> GateVerdict:
 
 
 def _attribute_kinds(gate: Gate, new: NewList) -> GateVerdict:
-    """Judge whether the item attributes of both releases are numbers, or texts, as before."""
+    """Judge whether the item attributes are of the kinds of the live release; texts may become dates.
+
+    The dates of releases before 0.3 were texts, and conditions on them hold as before.
+    """
     now = new.attributes.columns
     before = new.live.attributes.columns
     common = before.keys() & now.keys()
-    changed = sorted(name for name in common if now[name] != before[name])
+    kept = {name for name in common if now[name] == before[name] or (before[name], now[name]) == ("text", "date")}
+    changed = sorted(common - kept)
     listed = ", ".join(f"{name} is {now[name]}" for name in changed)
     previous = ", ".join(dict.fromkeys(before[name] for name in changed))
     return _names_failed(gate, changed, common, f"{listed}, and {previous} in {new.live.release}")

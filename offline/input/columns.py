@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from hotplate.base.recommendations import ENTRY_TEXTS
 from hotplate.offline.errors import DataError, SettingError
 
 # Missing values in CSV, without NA, which is also a country code.
@@ -76,6 +77,8 @@ ROLES = {
         "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat",
     ),
 }
+# Other texts of items in imported lists have columns of the same name.
+ROLES |= {name: Role("text", name) for name in ENTRY_TEXTS}
 # For files without a header.
 NUMBERED = "column_"
 

@@ -69,10 +69,6 @@ class Matrix:
         """The numbers of users, items and pairs."""
         return {"users": len(self.user_ids), "items": len(self.item_ids), "pairs": int(self.user_items.nnz)}
 
-    def standing(self) -> "Matrix":
-        """Return the matrix of users and items with pairs."""
-        return self.only_present_in(self.user_items)
-
     def only_present_in(self, pairs: UserItems) -> "Matrix":
         """Return the matrix of the users and items that have a pair in *pairs* [users, items], in the same order."""
         users, items = _present_users_and_items(pairs)

@@ -4,6 +4,7 @@ A pair is a user and an item with an interaction, and its pair number is user * 
 only users with a minimum number of items, and items with a minimum number of users.
 """
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,18 @@ Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 # user * number of items + item, see `pair_numbers`.
 PairNumbers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+
+
+def row_slices(count: int, at_once: int) -> Iterator[slice]:
+    """Yield slices of *at_once* of *count* rows, or of one row if that is 0."""
+    step = max(1, at_once)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
+
+
+def no_items(lists: int, n: int) -> Indices:
+    """Return lists of item numbers without any [lists, n], to be changed in place."""
+    return np.full((lists, n), -1, dtype=np.int32)
 
 
 def pair_numbers(user_items: UserItems) -> PairNumbers:

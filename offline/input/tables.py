@@ -23,6 +23,8 @@ from hotplate.offline.options import Format
 # Columns added to a scan: the row's index, and its malformed part, if any: fields after the last, or a line not JSON.
 ROW = "\0row"
 EXTRA = "\0extra"
+# Between the values of a list, as no text of a list has it.
+LIST_SEPARATOR = "\x1f"
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
 # How a message shows a null.
@@ -84,6 +86,13 @@ class Table:
         is_after_blanks = text >= "!"
         stripped = pl.when(~is_after_blanks).then(text).str.strip_chars()
         return pl.when(is_after_blanks | (stripped != "")).then(text)
+
+    def texts(self, name: str) -> pl.Expr:
+        """Return a column of lists as texts, joined by LIST_SEPARATOR, or any other column as `text` does."""
+        dtype = self.schema[name]
+        if not isinstance(dtype, pl.List) or pl.List(dtype.inner).inner.is_nested():
+            return self.text(name)
+        return pl.col(name).cast(pl.List(pl.String)).list.join(LIST_SEPARATOR)
 
     def number(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing number and any other text; raises DataError as `text`."""

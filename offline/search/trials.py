@@ -90,9 +90,7 @@ class Trial:
             ndcg=self.ndcg,
             se=self.se,
             seconds=self.seconds,
-            shared_items=self.spread.shared_items,
-            half_places=self.spread.half_places,
-            effective_items=self.spread.effective_items,
+            **self.spread._asdict(),
         )
 
 

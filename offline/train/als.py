@@ -13,7 +13,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from implicit.recommender_base import ModelFitError
 
 from hotplate.offline.errors import DataError, SettingError, require_above_zero, require_at_least, require_between
-from hotplate.offline.input.pairs import Floats, Indices, UserItems, check_user_items
+from hotplate.offline.input.pairs import Floats, Indices, UserItems, check_user_items, row_slices
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 from hotplate.offline.train.spec import EngineSpec, OnIteration, StoredArray, ranking_s, scales_past_edge
@@ -111,8 +111,7 @@ class Factors:
 
         factors = np.empty((user_items.shape[0], self.item_factors.shape[1]), dtype=np.float32)
         with ranking.one_blas_thread():
-            for start in range(0, user_items.shape[0], _SOLVED_AT_ONCE):
-                batch = slice(start, start + _SOLVED_AT_ONCE)
+            for batch in row_slices(user_items.shape[0], _SOLVED_AT_ONCE):
                 rows = user_items[batch]
                 try:
                     factors[batch] = model.recalculate_user(np.arange(rows.shape[0]), rows)

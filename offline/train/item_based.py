@@ -24,6 +24,7 @@ from hotplate.offline.input.pairs import (
     check_user_items,
     pair_numbers,
     row_of_each_pair,
+    row_slices,
     users_per_item,
     with_weights,
 )
@@ -274,8 +275,8 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
     # In blocks of rows, to save memory; everything below overwrites this table.
     by_item = csr_matrix(scaled.T)
     gram = np.empty((user_items.shape[1], user_items.shape[1]), dtype=np.float32)
-    for start in range(0, len(gram), _ROWS_AT_ONCE):
-        gram[start : start + _ROWS_AT_ONCE] = (by_item[start : start + _ROWS_AT_ONCE] @ scaled).toarray()
+    for rows in row_slices(len(gram), _ROWS_AT_ONCE):
+        gram[rows] = (by_item[rows] @ scaled).toarray()
 
     diagonal = np.diag_indices_from(gram)
     gram[diagonal] = gram[diagonal] / (1 - _DROPOUT) + params.regularization
@@ -297,11 +298,10 @@ def _mirror_upper_triangle(table: Floats) -> None:
 
     This is done in blocks of rows, to save memory.
     """
-    for start in range(0, len(table), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    for rows in row_slices(len(table), _ROWS_AT_ONCE):
         upper = np.triu(table[rows, rows], 1)
         table[rows, rows] = upper + upper.T
-        table[rows, :start] = table[:start, rows].T
+        table[rows, : rows.start] = table[: rows.start, rows].T
 
 
 def _square_roots(user_items: UserItems) -> csr_matrix:

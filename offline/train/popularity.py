@@ -19,6 +19,8 @@ from hotplate.offline.input.pairs import (
     check_user_items,
     has_items,
     items_per_user,
+    no_items,
+    row_slices,
 )
 from hotplate.offline.train import ranking
 from hotplate.offline.train.spec import EngineSpec, StoredArray
@@ -123,9 +125,8 @@ class Popularity:
         best_first = order_by_popularity(listable_counts)[:listable_items]
 
         n = min(n, all_items)
-        lists = np.full((len(users), n), -1, dtype=np.int32)
-        for start in range(0, len(users), _RANKED_AT_ONCE):
-            batch = slice(start, start + _RANKED_AT_ONCE)
+        lists = no_items(len(users), n)
+        for batch in row_slices(len(users), _RANKED_AT_ONCE):
             lists[batch] = _first_items(best_first, user_items[users[batch]], n, keep_seen=keep_seen)
         return ranking.Ranked(lists, scores=np.where(lists >= 0, self.counts[lists], np.float32(0)))
 
@@ -148,9 +149,9 @@ class Popularity:
 
         width = lists.items.shape[1]
         popular = self.recommend(user_items, users[short], width, keep_seen=keep_seen, allowed=allowed)
-        filled = ranking.fill_lists(ranking.Ranked(lists.items[short], lists.scores[short]), popular.items)
-        lists.items[short] = filled.items
-        lists.scores[short] = filled.scores
+        fillers = ranking.Ranked(popular.items, np.zeros_like(popular.scores))
+        filled = ranking.Ranked(lists.items[short], lists.scores[short]).followed_by(fillers, width)
+        lists.put(short, filled)
         return lists
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
@@ -173,7 +174,7 @@ def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: boo
     *rows* are the users' items [users, items]. A user's own items are skipped, unless *keep_seen*. A user without items
     gets an empty list.
     """
-    lists = np.full((rows.shape[0], n), -1, dtype=np.int32)
+    lists = no_items(rows.shape[0], n)
     incomplete_users = np.flatnonzero(items_per_user(rows))
 
     # Few of the best items complete most lists. For the other users, four times as many are considered in each turn.

@@ -11,7 +11,17 @@ from implicit.cpu.topk import topk
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import require_at_least
-from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user, row_of_each_pair
+from hotplate.offline.input.pairs import (
+    Allowed,
+    Floats,
+    Indices,
+    Mask,
+    UserItems,
+    items_per_user,
+    no_items,
+    row_of_each_pair,
+    row_slices,
+)
 from hotplate.stores.factors import lift_of
 
 # Bounds memory; `topk` holds a hundred rows per core.
@@ -29,6 +39,41 @@ class Ranked(NamedTuple):
 
     items: Indices
     scores: Floats
+
+    @classmethod
+    def empty(cls, lists: int, n: int) -> "Ranked":
+        """Return lists without items, to be changed in place."""
+        return cls(no_items(lists, n), np.zeros((lists, n), dtype=np.float32))
+
+    def put(self, places: npt.NDArray[np.integer[Any]] | Mask | slice, lists: "Ranked") -> None:
+        """Replace the lists at *places* in place, from their first items on."""
+        width = lists.items.shape[1]
+        self.items[places, :width] = lists.items
+        self.scores[places, :width] = lists.scores
+
+    def ordered(self, order: npt.NDArray[np.integer[Any]]) -> "Ranked":
+        """Return the items of each list at the places in *order* [lists, any]."""
+        return Ranked(np.take_along_axis(self.items, order, axis=1), np.take_along_axis(self.scores, order, axis=1))
+
+    def followed_by(self, others: "Ranked", n: int) -> "Ranked":
+        """Return lists of *n* items: these, and then *others*, as by `without_repeats`."""
+        items = np.concatenate([self.items, others.items], axis=1)
+        scores = np.concatenate([self.scores, others.scores], axis=1)
+        return Ranked(items, scores).without_repeats(n)
+
+    def without_repeats(self, n: int) -> "Ranked":
+        """Return lists of *n* items, each at its first place in its list; -1 entries are left out."""
+        return self.only((self.items >= 0) & are_first_of_kind(self.items, 1), n)
+
+    def only(self, kept: Mask, n: int) -> "Ranked":
+        """Return lists of the first *n* items that are *kept* [lists, any], then -1 with score 0."""
+        # A stable sort of the mask moves the kept entries to the front, in their order.
+        order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
+        return self.ordered(order).where(np.take_along_axis(kept, order, axis=1))
+
+    def where(self, listed: Mask) -> "Ranked":
+        """Return -1 with a score of 0 in the place of items that are not *listed*."""
+        return Ranked(np.where(listed, self.items, np.int32(-1)), np.where(listed, self.scores, np.float32(0)))
 
 
 class RecentWeights(NamedTuple):
@@ -143,10 +188,9 @@ def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int,
     items are -1 and scores 0.
     """
     require_at_least("The length of a list", n)
-    items = np.full((len(rows), n), -1, dtype=np.int32)
-    scores = np.zeros((len(rows), n), dtype=np.float32)
-    for start in range(0, len(rows), _SPARSE_AT_ONCE):
-        batch_scores = score_batch(rows[start : start + _SPARSE_AT_ONCE])
+    items, scores = lists = Ranked.empty(len(rows), n)
+    for batch in row_slices(len(rows), _SPARSE_AT_ONCE):
+        batch_scores = score_batch(rows[batch])
         is_listable = batch_scores.data > 0
         if allowed is not None:
             is_listable &= allowed[batch_scores.indices]
@@ -164,11 +208,11 @@ def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int,
 
         # Put each score at its row and rank.
         is_listed = ranks < n
-        listed_rows = start + score_rows[is_listed]
+        listed_rows = batch.start + score_rows[is_listed]
         listed_ranks = ranks[is_listed]
         items[listed_rows, listed_ranks] = score_items[is_listed]
         scores[listed_rows, listed_ranks] = values[is_listed]
-    return Ranked(items, scores)
+    return lists
 
 
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
@@ -219,53 +263,17 @@ def _best_of_tables(score_batch: Callable[[Indices], ScoreTable], users: Indices
     """
     require_at_least("The length of a list", n)
     not_allowed = None if allowed is None else np.flatnonzero(~allowed)
-    items = np.full((len(users), n), -1, dtype=np.int32)
-    scores = np.zeros((len(users), n), dtype=np.float32)
+    lists = Ranked.empty(len(users), n)
     with one_blas_thread():
-        for start in range(0, len(users), _RANKED_AT_ONCE):
-            batch = slice(start, start + _RANKED_AT_ONCE)
+        for batch in row_slices(len(users), _RANKED_AT_ONCE):
             queries = _Queries(score_batch, users[batch])
             no_factors = np.empty((0, 0))
-            best_items, best_scores = topk(no_factors, queries, n, filter_items=not_allowed)
+            best = Ranked(*topk(no_factors, queries, n, filter_items=not_allowed))
 
             # Equal scores are put in the order of items.
-            order = np.lexsort((best_items, -best_scores), axis=1)
-            best_items = np.take_along_axis(best_items, order, axis=1)
-            best_scores = np.take_along_axis(best_scores, order, axis=1)
-
-            is_listed = best_scores > 0  # `topk` gives filtered items the least float
-            items[batch] = np.where(is_listed, best_items, -1)
-            scores[batch] = np.where(is_listed, best_scores, 0)
-    return Ranked(items, scores)
-
-
-def take_kept(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
-    """Return lists [rows, n] of the first n entries of *items* that are *kept*, then -1 with score 0.
-
-    *items*, *scores* and the mask *kept* are [rows, any].
-    """
-    # A stable sort of the mask moves the kept entries to the front, in their order.
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
-    first_items = np.take_along_axis(items, order, axis=1)
-    first_scores = np.take_along_axis(scores, order, axis=1)
-    are_kept = np.take_along_axis(kept, order, axis=1)
-    return Ranked(np.where(are_kept, first_items, np.int32(-1)), np.where(are_kept, first_scores, np.float32(0)))
-
-
-def without_repeats(items: Indices, scores: Floats, n: int) -> Ranked:
-    """Return lists [rows, n] of *items* [rows, any], each at its first place in its row; -1 entries are left out."""
-    return take_kept(items, scores, (items >= 0) & are_first_of_kind(items, 1), n)
-
-
-def fill_lists(ranked: Ranked, filler: Indices) -> Ranked:
-    """Fill the free places (-1) of lists with items of *filler* [rows, any] that they lack, and keep their width.
-
-    The filled items have a score of 0.
-    """
-    items, scores = ranked
-    everything = np.concatenate([items, filler], axis=1)
-    values = np.concatenate([scores, np.zeros(filler.shape, dtype=scores.dtype)], axis=1)
-    return without_repeats(everything, values, items.shape[1])
+            best = best.ordered(np.lexsort((best.items, -best.scores), axis=1))
+            lists.put(batch, best.where(best.scores > 0))  # `topk` gives filtered items the least float
+    return lists
 
 
 def are_first_of_kind(kinds: Indices, most: int) -> Mask:

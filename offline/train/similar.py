@@ -19,6 +19,7 @@ from hotplate.offline.input.pairs import (
     UserItems,
     items_per_user,
     row_of_each_pair,
+    row_slices,
     select_pairs,
     users_per_item,
     with_weights,
@@ -83,8 +84,8 @@ def similarities_by_params(
 
     # The products of all items at once would exceed the memory.
     blocks: list[list[Similarities]] = [[] for _ in candidates]
-    for start in range(0, len(items), _ITEMS_AT_ONCE):
-        block = items[start : start + _ITEMS_AT_ONCE]
+    for rows in row_slices(len(items), _ITEMS_AT_ONCE):
+        block = items[rows]
         common_users = items_by_users[block] @ users_by_items  # the number of users of both [len(block), all items]
         cosines = _cosines(common_users, block, user_counts)
 

@@ -12,10 +12,10 @@ from multidict import CIMultiDictProxy, istr
 from hotplate.serve.access.auth import CALLER, Guard
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.events import EventsHandler
-from hotplate.serve.api.handlers import LIST_ORIGIN, ListHandlers
+from hotplate.serve.api.handlers import LIST_ANSWER, ListHandlers
 from hotplate.serve.api.openapi import ServiceHandlers
 from hotplate.serve.api.parameters import with_query
-from hotplate.serve.api.router import Gate, RequestIds, Route, RouteMatch, Router, problem_for
+from hotplate.serve.api.router import Gate, Route, RouteMatch, Router, problem_for
 from hotplate.serve.api.routes import EVENTS_TAG, LISTS_TAG, OPERATIONS, SCORING_TAG, SERVICE_TAG, USER_PATH
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
@@ -25,7 +25,7 @@ from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.processes.readiness import WorkerReadiness
 from hotplate.serve.telemetry.access_log import AccessLog, report
-from hotplate.serve.telemetry.records import RequestRecord
+from hotplate.serve.telemetry.records import ListOrigin, RequestRecord
 from hotplate.serve.telemetry.spans import use_span
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.watched import WatchedFiles
@@ -78,17 +78,20 @@ def problem_of(error: Exception) -> Problem | None:
 def _record_of(
     request: web.BaseRequest, response: web.Response, match: RouteMatch, *, request_id: str, took_s: float
 ) -> RequestRecord:
-    """Return what metrics, the access log and traces need of an answered request, which took *took_s* seconds.
+    """Return what the access log and traces need of an answered request, which took *took_s* seconds.
 
-    *request* is a mapping, too: the router has stored the caller in it, and the handler the origin of the list.
+    *request* is a mapping, too: the router has stored the caller in it, and the handler the list.
     """
     template = match.route.template
     caller = request.get(CALLER)
-    list_origin = request.get(LIST_ORIGIN)  # release, source, tier and items; None for other answers
+    answer = request.get(LIST_ANSWER)
 
     user = None
-    if template == USER_PATH and list_origin is not None:
-        user = unquote(match.raw_id)
+    list_origin = None
+    if answer is not None:
+        encoded = answer.encoded
+        list_origin = ListOrigin(encoded.release.id, encoded.source, encoded.tier, answer.items, encoded.name)
+        user = unquote(match.raw_id) if template == USER_PATH else None
 
     return RequestRecord(
         route=template,
@@ -103,7 +106,7 @@ def _record_of(
     )
 
 
-class Dispatcher:
+class Dispatcher(Router):
     """Answers requests by their raw path; one per worker."""
 
     def __init__(
@@ -139,9 +142,8 @@ class Dispatcher:
                 SERVICE_TAG: service,
             }
         )
-        self.cors = Cors(cors_origins) if cors_origins else None
-        self._router = Router(routes, self.guard, problem_of=problem_of, cors=self.cors)
-        self.request_ids = RequestIds()
+        cors = Cors(cors_origins) if cors_origins else None
+        super().__init__(routes, self.guard, problem_of=problem_of, cors=cors)
 
     def drain(self) -> None:
         """Report not ready, and close connections after their next answer."""
@@ -150,25 +152,23 @@ class Dispatcher:
     def refuse_unread(
         self, path: str, headers: CIMultiDictProxy[str], refusal: Callable[[], Problem]
     ) -> tuple[Problem, str] | None:
-        """Refuse a POST in the form of its route, and report that; returns the problem, and the request's id.
-
-        *refusal* makes and counts the problem. Returns None, and refuses nothing, for unknown routes and methods, and
-        for all requests while the worker drains (stops): `answer` has to answer them.
-        """
-        route = self._router.find(path, "POST").route
+        """Refuse a batch in overload: see `Router`. Not for unknown routes and methods, nor while the worker stops."""
+        route = self.find(path, "POST").route
         if self.readiness.draining or route.find_handler("POST") is None:
             return None
         problem = problem_for(route, refusal())
         request_id = self.request_ids.of(headers)
-        record = RequestRecord(route.template, "POST", problem.status, 0.0, len(problem.body), request_id, None)
-        self._report(record, self._begin_span(headers))
+        sampled_log = self._count(route, "POST", problem.status, 0.0)
+        span = self._begin_span(headers)
+        if sampled_log is not None or span is not None:
+            record = RequestRecord(route.template, "POST", problem.status, 0.0, len(problem.body), request_id, None)
+            report(record, sampled_log, span)
         return problem, request_id
 
-    def _report(self, record: RequestRecord, span: "RequestSpan | None") -> None:
-        """Count an answered request, and report it to the access log and its span."""
-        self.metrics.observe(request_cell(record.route, record.method, record.status), record.took_s)
-        sampled_log = None if self.access_log is None else self.access_log.sampled()
-        report(record, sampled_log, span)
+    def _count(self, route: Route, method: str, status: int, took_s: float) -> AccessLog | None:
+        """Count an answered request; returns the access log if the request is sampled for that."""
+        self.metrics.observe(request_cell(route.template, method, status), took_s)
+        return None if self.access_log is None else self.access_log.sampled()
 
     def _begin_span(self, headers: CIMultiDictProxy[str]) -> "RequestSpan | None":
         if self.tracer is None:
@@ -178,31 +178,29 @@ class Dispatcher:
     async def answer(
         self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
     ) -> web.Response:
-        """Answer a request, then report it to the metrics, the access log and its span.
-
-        *path* and *query* are percent-encoded. *gate* delays or refuses POSTs while the worker is busy. *refusal* is
-        the answer to a request that is refused already. Problems become answers, as do unexpected exceptions, with 500.
-        """
+        """Answer a request, then report it to the metrics, the access log and its span: see `Router`."""
         started = perf_counter()
-        match = self._router.find(path, request.method)
+        match = self.find(path, request.method)
         request_id = self.request_ids.of(request.headers)
         span = self._begin_span(request.headers)  # None if the request is not traced
 
-        responding = self._router.respond(request, match, query, request_id=request_id, gate=gate, refusal=refusal)
+        responding = self.respond(request, match, query, request_id=request_id, gate=gate, refusal=refusal)
         if span is None:
             response = await responding
         else:
             with use_span(span):
                 response = await responding
 
-        record = _record_of(request, response, match, request_id=request_id, took_s=perf_counter() - started)
-        self._set_headers(request, response, record)
-        self._report(record, span)
+        took_s = perf_counter() - started
+        self._set_headers(request, response, took_s)
+        sampled_log = self._count(match.route, request.method, response.status, took_s)
+        if sampled_log is not None or span is not None:
+            report(_record_of(request, response, match, request_id=request_id, took_s=took_s), sampled_log, span)
         return response
 
-    def _set_headers(self, request: web.BaseRequest, response: web.Response, record: RequestRecord) -> None:
+    def _set_headers(self, request: web.BaseRequest, response: web.Response, took_s: float) -> None:
         """Set the headers of all answers; while draining, let the connection close."""
-        response.headers["Server-Timing"] = f"app;dur={record.took_s * 1000:.3f}"
+        response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
         if self.cors is not None:
             self.cors.admit(request, response)
         if self.readiness.draining:

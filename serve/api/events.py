@@ -16,7 +16,7 @@ from aiohttp import web
 
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
-from hotplate.serve.api.parameters import checked_id, parse_body, read_json_body
+from hotplate.serve.api.parameters import checked_id, parse_body
 from hotplate.serve.api.router import DeferredResponse
 from hotplate.serve.api.routes import JSON
 from hotplate.serve.api.schemas import Event, EventsAnswer, EventsBody, NoQuery
@@ -80,7 +80,7 @@ class EventsHandler:
         self._prefix = secrets.token_hex(6)
         self._count = count(1)
 
-    async def report(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> DeferredResponse:
+    async def report(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery, body: bytes) -> DeferredResponse:
         """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
 
         Returns a deferred response: the router awaits it outside of the limit of running POSTs, so that waiting for
@@ -88,7 +88,7 @@ class EventsHandler:
         """
         if not self._with_keys or credential_of(request.headers) is None:
             _refuse_unasked(request, self._origins)  # a page of another site, unless that is allowed
-        events = parse_events(await read_json_body(request))
+        events = parse_events(body)
 
         # The role of each release now: it may have changed when the events are read.
         roles = {release: self._role_of(release) for release in {event.release for event in events}}

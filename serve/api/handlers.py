@@ -12,7 +12,7 @@ from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.access.auth import CALLER, Guard
 from hotplate.serve.access.keys import ADMIN
-from hotplate.serve.api.parameters import parse_batch, parse_fold_in, parse_id, read_body, read_json_body
+from hotplate.serve.api.parameters import parse_batch, parse_fold_in, parse_id
 from hotplate.serve.api.routes import JSON, MSGPACK
 from hotplate.serve.api.schemas import BatchBody, NoQuery, UserPage
 from hotplate.serve.errors import FoldInFull
@@ -20,9 +20,8 @@ from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import FILTERED, PreviewSelection, Selection
 from hotplate.serve.lists.paging import parse_cursor
 from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
-from hotplate.serve.lists.shaping import Shaper
+from hotplate.serve.lists.shaping import MAX_AGE_S, Shaper
 from hotplate.serve.problems import Problem, overloaded
-from hotplate.serve.telemetry.records import ListOrigin
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import ITEM, POPULAR, USER
@@ -30,9 +29,9 @@ from hotplate.stores.errors import ReleaseNotFound
 
 PRIVATE = "private, no-cache"
 # For lists that everybody shares; a CDN sees a new release a minute late.
-SHARED = "public, max-age=60"
+SHARED = f"public, max-age={MAX_AGE_S}"
 # The same with keys, which a shared cache would not check.
-UNSHARED = "private, max-age=60"
+UNSHARED = f"private, max-age={MAX_AGE_S}"
 # For fallbacks: the requested list may exist later.
 NO_STORE = "no-store"
 
@@ -46,8 +45,8 @@ ZERO_WEIGHT = re.compile(r"\bq=0(?:\.0*)?\s*(?:;|$)")
 RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
 
-# The origin of an answered list.
-LIST_ORIGIN = web.RequestKey("list origin", ListOrigin)
+# An answered list, for the access log and traces.
+LIST_ANSWER = web.RequestKey("list answer", ListAnswer)
 
 
 class ListHandlers:
@@ -65,14 +64,16 @@ class ListHandlers:
         """`GET /v1/recommendations/{user}`."""
         return await self._answer(request, USER, raw_id, query, cache=PRIVATE)
 
-    async def recommend_many(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
+    async def recommend_many(
+        self, request: web.BaseRequest, _raw_id: str, _query: NoQuery, body: bytes
+    ) -> web.Response:
         """`POST /v1/recommendations`: answer with the lists of many users, as JSON or, by the Accept header, msgpack.
 
         The body has the users and the parameters for all of them. The answer is an object with the release and a
         result per user, in their order; a user without a list gets the popular one. It is made in pieces of about
         PIECE_ITEMS items, and other requests run between them.
         """
-        batch = parse_batch(await read_body(request), request.content_type)
+        batch = parse_batch(body, request.content_type)
         requests = _requests_of(batch)
         lists = await read_lists(self._reader, requests)
 
@@ -86,27 +87,27 @@ class ListHandlers:
         users_per_piece = _users_per_piece(batch, requests)
         if _accepts_msgpack(request.headers.get(hdrs.ACCEPT, "")):
             media = MSGPACK
-            body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, users_per_piece, _packed))
+            content = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, users_per_piece, _packed))
         else:
             media = JSON
             joined = b",\n".join(await in_pieces(elements, users_per_piece))
-            body = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
+            content = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
         headers = {"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **release_headers}
-        return web.Response(body=body, headers=headers)
+        return web.Response(body=content, headers=headers)
 
-    async def fold_in(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
+    async def fold_in(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery, body: bytes) -> web.Response:
         """`POST /v1/recommendations/fold-in`: answer with a list for a basket of items, as of a visitor without an id.
 
         The list is computed from the item factors of the release; it is the popular list if no item of the basket is
         known. The answer has the numbers of items that are known and unknown. Raises a Problem (503) while too many
         lists are being computed.
         """
-        body = parse_fold_in(await read_json_body(request))
+        options = parse_fold_in(body)
 
         # Pairs of an item's id and its weight; None is the default weight.
-        basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
+        basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in options.items]
         try:
-            result = await self._reader.fold_in(basket, body, recency=body.recency)
+            result = await self._reader.fold_in(basket, options, recency=options.recency)
         except FoldInFull as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
@@ -114,8 +115,8 @@ class ListHandlers:
         # Filter and cut the list; items of the basket are not recommended.
         encoded = result.encoded
         basket_items = [item for item, _ in basket]
-        items = self._shaper.shape(encoded, body, beside=basket_items)
-        request[LIST_ORIGIN] = origin_of(encoded, items)  # for the access log and traces
+        items = self._shaper.shape(encoded, options, beside=basket_items)
+        request[LIST_ANSWER] = ListAnswer(encoded, items)
 
         counts = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
         response_body = list_body(counts, list_head(encoded), items)
@@ -148,7 +149,11 @@ class ListHandlers:
             kind, identifier, selection=query, after=parse_cursor(query.after) if query.after else None
         )
         answer = await self._read(request, wanted, query.release)
-        if answer.restarted or query.release:  # a first page instead of the requested one, or a preview
+
+        # A first page instead of the requested one, a preview, or an item that leaves soon.
+        is_shared = cache is self.shared_cache
+        is_leaving = is_shared and not self._shaper.may_be_kept(answer.encoded.release, answer.items)
+        if answer.restarted or query.release or is_leaving:
             cache = NO_STORE
         headers = list_headers(answer.encoded, wanted.source, cache)
         body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
@@ -161,7 +166,7 @@ class ListHandlers:
         """
         if not release:
             answer = await answer_list(self._reader, self._shaper, wanted)
-            request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
+            request[LIST_ANSWER] = answer
             return answer
 
         self._guard.charge(request[CALLER], ADMIN)
@@ -244,11 +249,6 @@ def list_head(encoded: EncodedList) -> bytes:
     return b'"release":"%b",%b%b"source":"%b",%b"tier":"%b","items":[' % (release, canary, name, source, segment, tier)
 
 
-def origin_of(encoded: EncodedList, items: bytes) -> ListOrigin:
-    """Return the origin of a list, for logs and spans."""
-    return ListOrigin(encoded.release.id, encoded.source, encoded.tier, items, encoded.name)
-
-
 def conditional(request: web.BaseRequest, body: bytes, headers: dict[str, str]) -> web.Response:
     """Answer with *body* and its ETag, or with 304 if the caller has it, by `If-None-Match`; changes *headers*."""
     headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
@@ -329,8 +329,9 @@ async def in_pieces(
     """Join *elements* in pieces of *size*; other requests run between them."""
     pieces = list[bytes]()
     while piece := list(islice(elements, size)):
+        if pieces:
+            await asyncio.sleep(0)
         pieces.append(join(piece))
-        await asyncio.sleep(0)
     return pieces
 
 

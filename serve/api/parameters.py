@@ -79,13 +79,17 @@ class QueryParser(Generic[AnyStruct]):
 
 
 def with_query(operation: Operation, handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a handler whose query is parsed, unless the route ignores it, before *handler* is called."""
-    if operation.query is None:
-        return handler
-    parser = QueryParser(operation.query, operation.name, operation.without)
+    """Return a handler that checks the query, unless the route ignores it, and the media type of a body.
 
-    async def handle(request: web.BaseRequest, raw_id: str, raw_query: str) -> Any:  # noqa: ANN401 -- of the handler
-        return await handler(request, raw_id, parser.parse(raw_query))
+    *handler* is called with the request, the encoded id, the parsed query and the body, if any.
+    """
+    parse = str if operation.query is None else QueryParser(operation.query, operation.name, operation.without).parse
+
+    def handle(request: web.BaseRequest, raw_id: str, raw_query: str, *body: bytes) -> Any:  # noqa: ANN401 -- of the handler
+        query = parse(raw_query)
+        if body and request.content_type == MSGPACK and MSGPACK not in operation.media:
+            raise Problem(415, "not-json", f"this route takes JSON, not {MSGPACK}")
+        return handler(request, raw_id, query, *body)
 
     return handle
 
@@ -111,13 +115,6 @@ async def read_body(request: web.BaseRequest) -> bytes:
     except ConnectionError:
         raise ClientGone from None
     return body
-
-
-async def read_json_body(request: web.BaseRequest) -> bytes:
-    """Return the body of a route that takes no msgpack; raises Problem and ClientGone."""
-    if request.content_type == MSGPACK:
-        raise Problem(415, "not-json", f"this route takes JSON, not {MSGPACK}")
-    return await read_body(request)
 
 
 def unreadable(status: int, message: str | None) -> Problem:

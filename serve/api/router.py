@@ -27,8 +27,9 @@ GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 # Other ids must not reach logs or headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
-# Called with a request, the id in its path, or an empty text, and its query, both percent-encoded; raises Problem.
-RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable["web.Response | DeferredResponse"]]
+# Called with a request, the id in its path, or an empty text, and its query, both percent-encoded; for a POST that
+# passed a gate, also with the body. Raises Problem.
+RouteHandler = Callable[..., Awaitable["web.Response | DeferredResponse"]]
 
 T = TypeVar("T")
 
@@ -43,8 +44,8 @@ class DeferredResponse:
 class Gate(Protocol):
     """Limits on POST requests."""
 
-    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[T]]) -> T:
-        """Do *work* once the request is read and admitted; raises Problem and ClientGone."""
+    async def admit(self, request: web.BaseRequest, work: Callable[[bytes], Awaitable[T]]) -> T:
+        """Do *work* with the body once the request is admitted; raises Problem and ClientGone."""
         ...
 
 
@@ -117,7 +118,7 @@ class RequestIds:
 
 
 class Router:
-    """The routes of one listener."""
+    """Answers the requests to one listener by its routes."""
 
     def __init__(
         self,
@@ -127,21 +128,43 @@ class Router:
         problem_of: Callable[[Exception], Problem | None],
         no_route: Route = NO_ROUTE,
         cors: Cors | None = None,
-        on_problem: Callable[[web.BaseRequest, Route, Problem], None] | None = None,
     ) -> None:
         """*routes* are by path; a path may have one id, written as `{id}`, as its last segment or the one before.
 
         *guard* checks the keys of callers; None if no route takes one. *problem_of* returns the answer to an error of a
         handler; None for a defect, which is logged. *no_route* answers paths that *routes* lack, and *cors*
-        preflight requests. *on_problem* is called with each problem that becomes an answer.
+        preflight requests.
         """
+        self.request_ids = RequestIds()
         self._fixed = {path: route for path, route in routes.items() if "{" not in path}
         self._with_id = [(_pattern_of(path), route) for path, route in routes.items() if "{" in path]
         self._guard = guard
         self._problem_of = problem_of
         self._no_route = no_route
-        self._cors = cors
-        self._on_problem = on_problem
+        self.cors = cors
+
+    async def answer(
+        self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
+    ) -> web.Response:
+        """Answer a request; problems become answers, as do unexpected exceptions, with 500.
+
+        *path* and *query* are percent-encoded. *gate* delays or refuses POSTs while the worker is busy. *refusal* is
+        the answer to a request that is refused already.
+        """
+        raise NotImplementedError
+
+    def refuse_unread(
+        self, path: str, headers: CIMultiDictProxy[str], refusal: Callable[[], Problem]
+    ) -> tuple[Problem, str] | None:
+        """Refuse a POST in overload in the form of its route, and report that.
+
+        *refusal* makes and counts the problem. Returns it, with the request's id; None if `answer` has to answer the
+        request. Not called for a router that uses no gate.
+        """
+        raise NotImplementedError
+
+    def on_problem(self, request: web.BaseRequest, route: Route, problem: Problem) -> None:
+        """Report a problem that becomes an answer."""
 
     def find(self, path: str, method: str) -> RouteMatch:
         """Return the route of a raw path.
@@ -203,8 +226,7 @@ class Router:
         if problem is None:
             log.error("request %s failed", request_id, exc_info=error)
             problem = internal_error(request_id)
-        if self._on_problem is not None:
-            self._on_problem(request, route, problem)
+        self.on_problem(request, route, problem)
         return problem_for(route, problem).response()
 
     async def _call_handler(
@@ -216,8 +238,8 @@ class Router:
         key. *gate*, if any, decides when a POST runs. Raises a Problem, and errors of the handler.
         """
         route = match.route
-        if self._cors is not None and route.methods:
-            preflight = self._cors.preflight(request, route.methods)
+        if self.cors is not None and route.methods:
+            preflight = self.cors.preflight(request, route.methods)
             if preflight is not None:
                 return preflight
 

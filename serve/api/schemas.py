@@ -110,19 +110,13 @@ UserStatus = Annotated[
 ]
 
 
-class ListedItem(Item, total=False):
-    """An item; `source` marks popular items that fill a list up."""
-
-    source: Literal["popular"]
-
-
 class ListAnswer(Struct, frozen=True):
     """Any list."""
 
     release: ReleaseName
     source: Source
     tier: TierName
-    items: list[ListedItem]
+    items: list[Item]
     segment: UsedSegment = UNSET
     list: UsedList = UNSET
 
@@ -268,7 +262,7 @@ class Score(Struct, frozen=True):
             "of the last two get the popular list. `invalid`: the row cannot be used; `error` gives the reason."
         ),
     ]
-    items: list[ListedItem]
+    items: list[Item]
     source: str | UnsetType = UNSET
     segment: UsedSegment = UNSET
     release: str | UnsetType = UNSET

@@ -13,7 +13,7 @@ from aiohttp import web
 from msgspec import Raw
 
 from hotplate.serve.api.handlers import NO_STORE, RELEASE, conditional, in_pieces, releases, results
-from hotplate.serve.api.parameters import MAX_BATCH_ITEMS, read_json_body
+from hotplate.serve.api.parameters import MAX_BATCH_ITEMS
 from hotplate.serve.api.routes import JSON
 from hotplate.serve.api.schemas import MAX_USERS, NoQuery, ScoreBody, ScoreColumns, ScoreError, ScoreRow, User
 from hotplate.serve.lists.options import DEFAULT_N, Selection
@@ -47,13 +47,13 @@ class Scoring:
         self._reader = reader
         self._shaper = shaper
 
-    async def score(self, request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
+    async def score(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str, body: bytes) -> web.Response:
         """`POST /score`: answer a batch of rows as an Azure ML endpoint does.
 
         A row has a user, and the number of items. The answer is a JSON array with an element per row, in their order:
         the user's list or, for an invalid row, an error, which does not fail the others.
         """
-        rows = _parse_rows(await read_json_body(request))
+        rows = _parse_rows(body)
         valid_rows = [row for row in rows if isinstance(row, ScoreRow)]
 
         release = self._reader.live_id()  # raises NotReady, also if no row is valid
@@ -66,10 +66,10 @@ class Scoring:
         # Merge the elements of valid and invalid rows. Those of valid ones are made when they are iterated over.
         valid_elements = results(requests, lists, self._shaper)
         elements = (next(valid_elements) if isinstance(row, ScoreRow) else row for row in rows)
-        body = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
+        content = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
 
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
-        return web.Response(body=body, headers=headers)
+        return web.Response(body=content, headers=headers)
 
     async def swagger(self, request: web.BaseRequest, _raw_id: str, _query: NoQuery) -> web.Response:
         """`GET /swagger.json`."""

@@ -9,11 +9,10 @@ time counts: refusing does not shorten that of other processes.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from math import inf
 from time import monotonic, thread_time
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from hotplate.serve.problems import ClientGone, Problem, overloaded
 
@@ -29,6 +28,8 @@ IDLE_SHARE = 0.5
 MAX_WAITING = 256
 # Weight of the last batch in the mean time between the ends of two batches.
 PACE_WEIGHT = 0.1
+
+T = TypeVar("T")
 
 
 class _WaitingBatch(NamedTuple):
@@ -74,10 +75,9 @@ class Admission:
         if self._timer is not None:
             self._timer.cancel()
 
-    def check_deadline(self, deadline: float) -> None:
-        """Raise a Problem if *deadline*, by `time.monotonic`, has passed."""
-        if monotonic() > deadline:
-            raise self._counted_refusal("deadline", "the time that X-Request-Timeout-Ms gives has passed")
+    def refuse_late(self) -> Problem:
+        """Count and return the refusal of a request that cannot be answered in its time."""
+        return self._counted_refusal("deadline", "the time that X-Request-Timeout-Ms gives has passed")
 
     @property
     def is_full(self) -> bool:
@@ -90,16 +90,19 @@ class Admission:
         self._refused_at = monotonic()
         return self._counted_refusal("batch_delay", "more batches come than can be answered in time")
 
-    @asynccontextmanager
-    async def admitted(self, *, deadline: float, is_gone: Callable[[], bool]) -> AsyncIterator[None]:
-        """Begin the block, the work of a batch, when it may run; raises Problem if that is too late, and ClientGone."""
+    async def run(self, work: Callable[[], Awaitable[T]], *, deadline: float | None, is_gone: Callable[[], bool]) -> T:
+        """Call *work*, that of a batch, when it may run.
+
+        Raises ClientGone, and Problem if *deadline*, by the loop's time, has passed then.
+        """
         await self._wait_until_admitted()
         try:
             if is_gone():
                 self._count("gone")
                 raise ClientGone
-            self.check_deadline(deadline)
-            yield
+            if deadline is not None and asyncio.get_running_loop().time() > deadline:
+                raise self.refuse_late()
+            return await work()
         finally:
             self._count_ended_batch()
 

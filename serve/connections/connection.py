@@ -12,7 +12,6 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import socket
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from contextvars import Context
 from enum import Enum
@@ -25,13 +24,11 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
-from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBody, SizedBody, TooManyChunks
 from hotplate.serve.problems import CLOSE, Problem, internal_error
-from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from hotplate.serve.connections.lane import Lane
+    from hotplate.serve.connections.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +44,6 @@ SILENT.disabled = True
 NEVER_S = 1e8
 # How long an idle connection keeps aiohttp's handler, some 8 KB.
 DETACH_S = 10.0
-# What aiohttp, and handlers, ask a transport for.
-EXTRA_INFO = ("peername", "sockname", "socket", "sslcontext")
 MAX_BUFFERED_BYTES = 65_536
 # Of a chunked body that is read before other connections are served.
 CHUNKED_PIECE_BYTES = 4096
@@ -95,69 +90,8 @@ TRANSITIONS = {
 WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
 
 
-class OpenConnections(ABC):
-    """The open connections of a server, and what they share."""
-
-    def __init__(self, limits: Limits, writer: AnswerWriter, lane: "Lane | None") -> None:
-        """*lane* answers plain requests without aiohttp, and *writer* writes refusals; needs a running loop."""
-        self.limits = limits
-        self.writer = writer
-        self.lane = lane
-        self.aiohttp_server = _create_aiohttp_server()
-        self.bytes_in_flight = 0
-        """Of unanswered requests and unread answers."""
-        self.open: dict[Connection, None] = {}
-        """All connections, the oldest first."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether bytes in flight exceed their limit."""
-        return self.bytes_in_flight > self.limits.bytes_in_flight
-
-    @abstractmethod
-    def shed(self, header: bytes, body_bytes: int) -> bytes | None:
-        """Return the refusal of a batch in overload, if it has arrived with its body; None for other requests."""
-
-    @abstractmethod
-    def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
-        """Answer a request that began at *since*, by `time.monotonic`."""
-
-
-class RequestTransport(asyncio.Transport):
-    """The transport of aiohttp's handler; only the connection closes the real one."""
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: "Connection", transport: asyncio.Transport) -> None:
-        super().__init__({name: transport.get_extra_info(name) for name in EXTRA_INFO})
-        self.connection = connection
-
-    def is_closing(self) -> bool:
-        """See asyncio."""
-        transport = self.connection.transport
-        return transport is None or transport.is_closing()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """See asyncio."""
-        self.connection.write(data)
-
-    def pause_reading(self) -> None:
-        """Receive no more of a body until its handler has read more of it."""
-        transport = self.connection.transport
-        if transport is not None:
-            transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Receive more of a body."""
-        self.connection.resume_reading()
-
-    def close(self) -> None:
-        """End what aiohttp holds for the connection."""
-        self.connection.detach()
-
-
-class Connection(asyncio.Protocol):
-    """An asyncio protocol for a client, and the owner of another one, aiohttp's, which is made when it is needed.
+class Connection(asyncio.Protocol, asyncio.Transport):
+    """An asyncio protocol for a client, and the transport of another one, aiohttp's, which is made when it is needed.
 
     Its state (`State`) changes by calls from four sides:
 
@@ -166,7 +100,8 @@ class Connection(asyncio.Protocol):
                         `eof_received`, `connection_lost`
     the lane            `_deliver`, once a store has returned the list that a request of the lane waits for
     aiohttp             `respond`, which answers one request, in a task; meanwhile `HttpServer.admit` counts the
-                        answer of a batch by `add_in_flight`; `write`, without a request, to refuse a header
+                        answer of a batch by `add_in_flight`; the methods of a transport: `write`, without a request, to
+                        refuse a header, and `close`, which ends aiohttp's handler
     the server          `start` a new connection, `check` the limits of its state, and `cut` it to make room; at a stop,
                         `close_if_idle`, then `give_up`
 
@@ -192,7 +127,8 @@ class Connection(asyncio.Protocol):
         "transport",
     )  # fmt: skip
 
-    def __init__(self, server: OpenConnections) -> None:
+    def __init__(self, server: "HttpServer") -> None:
+        super().__init__()
         self.state = OPENING
         self.transport: asyncio.Transport | None = None
         self._is_tls = False
@@ -262,7 +198,7 @@ class Connection(asyncio.Protocol):
         self._change_state(CLOSED)
         self.transport = None
         if not is_unanswered:  # aiohttp would fail with a request that it has not begun; `respond` ends it
-            self.detach(exc)
+            self.close(exc)
 
     def eof_received(self) -> bool:
         """Answer a GET of a client that half-closed, and what follows a refusal; another POST is given up."""
@@ -336,6 +272,14 @@ class Connection(asyncio.Protocol):
         if self._handler is not None:
             self._handler.resume_writing()
 
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """See asyncio."""
+        return default if self.transport is None else self.transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        """See asyncio."""
+        return self.transport is None or self.transport.is_closing()
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write a part of aiohttp's answer. Without a request, it is the refusal of a header: a problem replaces it."""
         if self._request is not None and self.transport is not None:
@@ -344,13 +288,18 @@ class Connection(asyncio.Protocol):
             _, _, reason = bytes(data).partition(HEADER_END)
             self._refuse(unreadable(400, reason.decode(errors="replace")))
 
+    def pause_reading(self) -> None:
+        """Receive no more of a body until its handler has read more of it."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
     def resume_reading(self) -> None:
         """Receive more; pipelined requests may still not be read ahead."""
         transport = self.transport
         if transport is not None and not transport.is_reading() and len(self._buffer) <= MAX_BUFFERED_BYTES:
             transport.resume_reading()
 
-    def detach(self, error: Exception | None = None) -> None:
+    def close(self, error: Exception | None = None) -> None:
         """End aiohttp's handler; a request that it still answers finds its client gone."""
         handler = self._handler
         self._handler = None
@@ -433,7 +382,7 @@ class Connection(asyncio.Protocol):
     def _new_handler(self) -> asyncio.Protocol:
         """Return a handler of aiohttp's server, connected to this connection."""
         handler = self._server.aiohttp_server()
-        handler.connection_made(RequestTransport(self, self._open_transport))
+        handler.connection_made(self)
         if self._unread:
             handler.pause_writing()
         return handler
@@ -520,7 +469,7 @@ class Connection(asyncio.Protocol):
         An unexpected exception is answered with 500, unless a part of the answer is written.
         """
         if self.state is not ANSWER:
-            self.detach()
+            self.close()
             return web.Response()
         self._request = request
         try:
@@ -591,7 +540,7 @@ class Connection(asyncio.Protocol):
     def _end_answered_request(self, *, keep_open: bool) -> None:
         """Wait for the next request, or close the connection."""
         if isinstance(self._body, ChunkedBody):
-            self.detach()  # its parser keeps trailers
+            self.close()  # its parser keeps trailers
         if keep_open:
             self._continue_after_answer()
         elif self.transport is not None:
@@ -650,7 +599,7 @@ class Connection(asyncio.Protocol):
             self._open_transport.resume_reading()  # pipelined requests may have paused it
         else:
             self._open_transport.close()
-        self.detach()
+        self.close()
 
     def _hold(self, in_flight: int, unread: int) -> None:
         """Set the bytes held in memory for this connection, which count for all together, too."""
@@ -684,7 +633,7 @@ class Connection(asyncio.Protocol):
         elif self.state is IDLE and age_s > limits.idle_s:
             self.close_if_idle()
         elif self.state is IDLE and age_s > DETACH_S:
-            self.detach()
+            self.close()
 
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
@@ -740,8 +689,8 @@ class Connection(asyncio.Protocol):
             self._request.task.cancel()
 
 
-def _create_aiohttp_server() -> web.Server:
-    """Create a server of aiohttp, each handler of which belongs to a `Connection`."""
+def create_aiohttp_server() -> web.Server:
+    """Create a server of aiohttp, each handler of which belongs to a `Connection`; needs a running loop."""
     return web.Server(
         _respond,
         access_log=None,
@@ -754,17 +703,19 @@ def _create_aiohttp_server() -> web.Server:
     )
 
 
-async def _respond(request: web.BaseRequest) -> web.StreamResponse:
-    transport = request.transport
-    if isinstance(transport, RequestTransport):
-        return await transport.connection.respond(request)
-    return web.Response()  # is not sent: the client is gone
+def _respond(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+    connection = request.transport
+    return connection.respond(request) if isinstance(connection, Connection) else _unsent()
+
+
+async def _unsent() -> web.Response:
+    return web.Response()  # the client is gone
 
 
 def expectations_of(request: web.BaseRequest) -> set[str]:
     """Return the values of the headers Expect, each of which is a list."""
-    values = ",".join(request.headers.getall(hdrs.EXPECT, ()))
-    return {value.strip().lower() for value in values.split(",")} - {""}
+    headers = request.headers.getall(hdrs.EXPECT, ())
+    return {value.strip().lower() for header in headers for value in header.split(",")} - {""}
 
 
 def _unknown_version(version: HttpVersion) -> Problem:

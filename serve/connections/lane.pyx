@@ -48,7 +48,7 @@ from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.app import problem_of
 from hotplate.serve.api.router import is_request_id
-from hotplate.serve.api.handlers import PRIVATE, is_known, list_head, list_headers
+from hotplate.serve.api.handlers import NO_STORE, PRIVATE, is_known, list_head, list_headers
 from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.api.routes import ITEM_PATH, POPULAR_PATH, USER_PATH
 from hotplate.serve.connections.answers import header_lines
@@ -667,6 +667,7 @@ cdef class _Template:
     cdef str source
     cdef str tier
     cdef object fallback
+    cdef str cache
     cdef str list_name
     # Of status 200 and of 304, up to the ETag.
     cdef bytes head
@@ -682,6 +683,7 @@ cdef class _Template:
         self.source = encoded.source
         self.tier = encoded.tier
         self.fallback = encoded.fallback
+        self.cache = cache
         self.list_name = encoded.name
         self.head = f"HTTP/1.1 200 OK\r\n{first}{lines}".encode()
         self.head_not_modified = f"HTTP/1.1 304 Not Modified\r\n{lines}".encode()
@@ -775,8 +777,9 @@ cdef class Lane:
     cdef bint _is_draining
     # Whether a tier has a canary, whose lookups are counted by role.
     cdef bint _has_canary
-    # Whether a list may lose denied items.
+    # Whether a list may lose denied items, or items with time.
     cdef bint _denies_items
+    cdef bint _has_expiries
     # Where rows are read without the reader; None if it must read them.
     cdef _LocalRelease _local
     # Whether each row of the default list needs I/O, so that the reader need not be asked before.
@@ -855,7 +858,8 @@ cdef class Lane:
         hides_users = self._reader.hidden_users.exist
         self._is_draining = self._readiness.draining
         self._has_canary = any(tier.follower.canary is not None for tier in tiers)
-        self._denies_items = bool(self._deny_list.current.items)
+        self._has_expiries = any(release.filters.has_expiries for tier in tiers for release in tier.follower.releases)
+        self._denies_items = self._has_expiries or bool(self._deny_list.current.items)
         self._by_key = {}
         self._by_authorization = {}
         self._anonymous = _KnownCaller(self._guard.anonymous)
@@ -1033,7 +1037,7 @@ cdef class Lane:
         lookups[HIT] += 1
         if self._must_shape(request):
             return self._finish(request, EncodedList(tier, release, route.source, _bytes(opened), "ok", EVERYBODY))
-        return self._write(request, self._template(route, release, route.source, tier, EVERYBODY), items)
+        return self._write(request, self._template(route, release, route.source, tier, EVERYBODY, route.cache), items)
 
     # By the reader: other stores, canaries, hidden users, named lists ------------------------------------------------
 
@@ -1124,7 +1128,8 @@ cdef class Lane:
         cdef _Route route = request.route
         cdef Py_buffer view
         cdef Span items
-        cdef _Template template = self._template(route, encoded.release, encoded.source, encoded.tier, encoded.fallback)
+        cdef _Template template
+        cdef object cache = route.cache
         if route.place == RECOMMENDATIONS:
             body = self._shaper.shape(encoded, request.query.selection, user=request.text_id())
         elif route.place == SIMILAR_ITEMS:
@@ -1132,6 +1137,9 @@ cdef class Lane:
         else:
             body = self._shaper.shape(encoded, request.query.selection)
 
+        if self._has_expiries and route.place != RECOMMENDATIONS and not self._shaper.may_be_kept(encoded.release, body):
+            cache = NO_STORE
+        template = self._template(route, encoded.release, encoded.source, encoded.tier, encoded.fallback, cache)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             items.start = <Bytes>view.buf
@@ -1140,8 +1148,8 @@ cdef class Lane:
         finally:
             PyBuffer_Release(&view)
 
-    cdef _Template _template(self, _Route route, object release, str source, str tier, object fallback):
-        """Return the template of answers with lists of this origin."""
+    cdef _Template _template(self, _Route route, object release, str source, str tier, object fallback, object cache):
+        """Return the template of answers with lists of this origin, and this Cache-Control."""
         cdef _Template last = route.template
         cdef object key
         cdef object template
@@ -1151,16 +1159,17 @@ cdef class Lane:
             and last.source is source
             and last.tier is tier
             and last.fallback is fallback
+            and last.cache is cache
         ):
             return last
 
-        key = (route.place, release.load_id, release.is_canary, source, tier, fallback)
+        key = (route.place, release.load_id, release.is_canary, source, tier, fallback, cache)
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()
             encoded = EncodedList(tier, release, source, NO_OFFSET, "ok", fallback)
-            template = _Template(encoded, route.source, route.cache)
+            template = _Template(encoded, route.source, cache)
             self._templates[key] = template
         route.template = <_Template>template
         return <_Template>template

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property, partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import HttpVersion11, hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy, istr
@@ -15,15 +15,15 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.parameters import check_body, read_body
-from hotplate.serve.api.router import Gate
+from hotplate.serve.api.router import Router
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import Connection, OpenConnections, RequestTransport, expectations_of
+from hotplate.serve.connections.connection import Connection, create_aiohttp_server, expectations_of
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor, room_for_connections
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter
 from hotplate.serve.settings import Limits
-from hotplate.serve.tiers.lookups import read_within
+from hotplate.serve.tiers.lookups import caller_deadline, read_within
 from hotplate.stores.folders import return_free_memory
 
 if TYPE_CHECKING:
@@ -57,15 +57,7 @@ _find_fields = re.compile(r"(.+?): *(.*?) *\r\n").findall
 T = TypeVar("T")
 
 
-class Answer(Protocol):
-    """Answers a request for a raw path and query, or refuses it if there is a *refusal*: `Dispatcher.answer`."""
-
-    def __call__(  # noqa: D102 -- see the class
-        self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
-    ) -> Awaitable[web.Response]: ...
-
-
-class HttpServer(OpenConnections):
+class HttpServer:
     """An HTTP/1.1 server: it accepts connections within the limits of all together, and a sweep checks each."""
 
     _peak_bytes = 0
@@ -74,24 +66,27 @@ class HttpServer(OpenConnections):
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(
-        self,
-        answer: Answer,
-        writer: AnswerWriter,
-        limits: Limits | None = None,
-        *,
-        refuse_unread: Callable[
-            [str, CIMultiDictProxy[str], Callable[[], Problem]], tuple[Problem, str] | None
-        ] = lambda *_: None,
-        lane: "Lane | None" = None,
+        self, router: Router, writer: AnswerWriter, limits: Limits | None = None, lane: "Lane | None" = None
     ) -> None:
-        """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals.
+        """*lane* answers plain requests without aiohttp, *router* all others, and *writer* writes refusals.
 
-        *refuse_unread* refuses batches in overload: `Dispatcher.refuse_unread`.
+        Needs a running loop.
         """
-        self._answer = answer
-        self._refuse_unread = refuse_unread
-        super().__init__(limits or Limits(), writer, lane)
+        self._router = router
+        self.writer = writer
+        self.limits = limits or Limits()
+        self.lane = lane
+        self.aiohttp_server = create_aiohttp_server()
         self.admission = Admission(writer.metrics.count_shed)
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
 
     @property
     def _is_answering(self) -> bool:
@@ -188,7 +183,7 @@ class HttpServer(OpenConnections):
         headers = CIMultiDictProxy(CIMultiDict(_find_fields(batch[2])))
         if headers.getall(hdrs.CONTENT_LENGTH, ()) != [str(body_bytes)]:
             return None
-        refused = self._refuse_unread(batch[1], headers, self.admission.refuse)
+        refused = self._router.refuse_unread(batch[1], headers, self.admission.refuse)
         return refused and self.writer.write_problem(*refused, 0.0)
 
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
@@ -196,8 +191,8 @@ class HttpServer(OpenConnections):
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # absolute form
-        if request.method == "POST" or TIMEOUT not in request.headers:  # `admit` checks a POST
-            return self._answer(request, path, query, gate=self)
+        if TIMEOUT not in request.headers:
+            return self._router.answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)
 
     async def _answer_in_time(self, request: web.BaseRequest, path: str, query: str, since: float) -> web.Response:
@@ -205,48 +200,45 @@ class HttpServer(OpenConnections):
 
         *since*, by `time.monotonic`, is when the request began. Reads of stores get READ_SHARE of the time left.
         """
-        deadline = inf
+        left_s = inf
         refusal = None  # for the dispatcher, which counts and logs it as an answer of the route
         try:
-            deadline = deadline_of(request, since)
-            self.admission.check_deadline(deadline)
+            left_s = timeout_s_of(request) - (monotonic() - since)
+            if left_s < 0:
+                raise self.admission.refuse_late()
         except Problem as problem:
             refusal = problem.closing()
 
-        with read_within(READ_SHARE * (deadline - monotonic())):
-            return await self._answer(request, path, query, gate=self, refusal=refusal)
+        with read_within(READ_SHARE * left_s):
+            return await self._router.answer(request, path, query, gate=self, refusal=refusal)
 
-    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[T]]) -> T:
-        """Call *work*, the handler of a POST, when its body was read and this worker may start a further batch.
+    async def admit(self, request: web.BaseRequest, work: Callable[[bytes], Awaitable[T]]) -> T:
+        """Call *work*, the handler of a POST, with the body, when this worker may start a further batch.
 
-        Returns the answer of *work*, which reads the same body again from *request*. Raises Problem if the body or the
-        time-out (X-Request-Timeout-Ms) is invalid, or the worker overloaded or its bytes in flight above their limit,
-        and ClientGone if the client disconnects during the wait. Reads of stores get READ_SHARE of the time left.
+        Returns the answer of *work*. Raises Problem if the body is invalid, the caller's time-out has passed, or the
+        worker is overloaded or its bytes in flight above their limit, and ClientGone if the client disconnects during
+        the wait.
         """
         if self.admission.is_full:
             raise self.admission.refuse()
-        transport = request.transport
-        if not isinstance(transport, RequestTransport):
+        connection = request.transport
+        if not isinstance(connection, Connection):
             raise ClientGone
-        connection = transport.connection
         try:
-            deadline = deadline_of(request, connection.since)
             if expectations_of(request) and request.version >= HttpVersion11:
                 check_body(request)
-                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = await read_body(request)
         except Problem as problem:
             raise problem.closing() from None  # the rest of the body may be unread
 
-        async with self.admission.admitted(deadline=deadline, is_gone=lambda: request.transport is None):
+        async def work_in_memory() -> T:
             if self.is_full:
                 raise self.writer.no_room()
-
             # The answer, which is held in memory until it is sent, counts before its size is known.
             estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
             connection.add_in_flight(estimated_bytes)
-            with read_within(READ_SHARE * (deadline - monotonic())):
-                response = await work()
+            response = await work(body)
 
             actual_bytes = 0  # of a deferred response, which has no body yet
             if isinstance(response, web.Response):
@@ -254,12 +246,16 @@ class HttpServer(OpenConnections):
             connection.add_in_flight(actual_bytes - estimated_bytes)
             return response
 
+        return await self.admission.run(
+            work_in_memory, deadline=caller_deadline(), is_gone=lambda: request.transport is None
+        )
+
 
 def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane: bool) -> HttpServer:
     """Create the server of a worker; with *fast_lane*, plain requests are answered by the lane if it is compiled."""
     writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
     lane = lane_of(dispatcher, writer) if fast_lane else None
-    return HttpServer(dispatcher.answer, writer, limits, refuse_unread=dispatcher.refuse_unread, lane=lane)
+    return HttpServer(dispatcher, writer, limits, lane)
 
 
 async def _passed(is_over: Callable[[], bool], until: float) -> None:
@@ -267,11 +263,9 @@ async def _passed(is_over: Callable[[], bool], until: float) -> None:
         await asyncio.sleep(POLL_S)
 
 
-def deadline_of(request: web.BaseRequest, received: float) -> float:
-    """Return the end of the caller's time-out by `time.monotonic`, inf without one; raises Problem if it is invalid."""
-    timeout_ms = request.headers.get(TIMEOUT)
-    if timeout_ms is None:
-        return inf
+def timeout_s_of(request: web.BaseRequest) -> float:
+    """Return the time-out that a request gives; raises Problem if it is invalid."""
+    timeout_ms = request.headers.get(TIMEOUT, "")
     if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) <= 9):
         raise bad_parameter(f"{TIMEOUT} must be a whole number of milliseconds, not {timeout_ms[:40]!r}")
-    return received + min(int(timeout_ms) / 1000, MOST_TIMEOUT_S)
+    return min(int(timeout_ms) / 1000, MOST_TIMEOUT_S)

@@ -28,8 +28,6 @@ from hotplate.stores.connect import opened
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreError
-from hotplate.stores.store import Reader
-from hotplate.stores.timing import Outage
 
 if TYPE_CHECKING:
     from hotplate.stores.redis.entry_log import Entry
@@ -257,43 +255,28 @@ class ConsumedSharing:
         return parts
 
     async def _follow_erased(self, url: str) -> None:
-        """Learn of the users who are erased from a store, whose failures the workers report.
-
-        After an outage that is not short, the store is opened again.
-        """
-        outage = Outage(*ERASED_PAUSES_S)
-        defects = LogOnce()
-        while True:
-            try:
-                async with opened(url) as store:
-                    await self._learn_erased(store, url, outage)
-            except StoreError:
-                pass
-            except Exception:
-                if defects.met():
-                    log.exception("the erased users of a store cannot be read")
-            await asyncio.sleep(outage.next_pause_s())
-
-    async def _learn_erased(self, store: Reader, url: str, outage: Outage) -> None:
         """Forget the consumed items of users who are erased from a store, now and after each change, until cancelled.
 
-        *store* is open, and *url* names it. Raises StoreError if an outage is not short.
+        *url* is that of the store. Its failures are reported by the workers; only defects are logged here.
         """
+        backoff = Backoff(*ERASED_PAUSES_S)
+        defects = LogOnce()
         followed = None  # of the catalogue, which says whether there are further erased users
-        while True:
-            try:
-                catalogue = await store.poll()
-                if catalogue.erased != followed:
-                    self._forget_erased(await read_erased(store, catalogue))
-                    followed = catalogue.erased
-            except StoreError as error:
-                if not outage.tolerates(error):
-                    raise
-                await asyncio.sleep(outage.next_pause_s())
-            else:
-                self._unread_stores.discard(url)  # events may be sent once none is left
-                outage.end()
-                await asyncio.sleep(store.poll_s)
+        async with opened(url) as store:
+            while True:
+                try:
+                    catalogue = await store.poll()
+                    if catalogue.erased != followed:
+                        self._forget_erased(await read_erased(store, catalogue))
+                        followed = catalogue.erased
+                except Exception as error:
+                    if not isinstance(error, StoreError) and defects.met():
+                        log.exception("the erased users of a store cannot be read")
+                    await asyncio.sleep(backoff.next_s())
+                else:
+                    self._unread_stores.discard(url)  # events may be sent once none is left
+                    backoff.reset()
+                    await asyncio.sleep(store.poll_s)
 
     def _forget_erased(self, users: ErasedUsers) -> None:
         """Read the log and all events again if more users are erased."""

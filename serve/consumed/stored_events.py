@@ -62,7 +62,9 @@ def restore(consumed: Consumed, folder: Path) -> int:
         if time.monotonic() > deadline:
             log.warning("not all events of %s were read in %.0f s: the oldest hide nothing", folder, RESTORE_S)
             break
-        forgotten += consumed.add(event.type, event.user, event.items, event.time)
+        pairs = consumed.pairs_of(event.type, event.user, event.items, event.time)
+        if pairs is not None:
+            forgotten += consumed.hide(pairs)
     return forgotten
 
 

@@ -163,11 +163,6 @@ class Consumed:
         pairs = tuple(xxh3_64_intdigest(encode_id(item), seed) for item in items)
         return ConsumedPairs(user, pairs, until)
 
-    def add(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> int:
-        """Hide the items of an event of this kind, which happened now or at a Unix time; returns as `hide`."""
-        pairs = self.pairs_of(kind, user, items, happened_at)
-        return 0 if pairs is None else self.hide(pairs)
-
     def hide(self, pairs: ConsumedPairs) -> int:
         """Hide items from a user; return the number of pairs that were forgotten for lack of room."""
         now = time.time()

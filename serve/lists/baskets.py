@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.base.recommendations import Item
 from hotplate.serve.lists.fold_in import FoldIn, from_similar, summed_weights
@@ -39,27 +39,20 @@ class Basket:
     excluded: frozenset[bytes]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputedList:
-    """The items that were computed for a basket."""
+class ComputedList(NamedTuple):
+    """The list that was computed for a basket."""
 
     origin: Origin | None
     """None if no tier could be read."""
 
-    items: Sequence[Item]
+    result: ReadResult
+    """As if it were a row: the items encoded; without any, None, or the failure of a list of similar items."""
+
     known: int
     """Number of different items of the basket from which it was computed."""
 
     unknown: int
     """Number of the others."""
-
-    failure: StoreError | None = None
-    """Of a list of similar items."""
-
-    @property
-    def result(self) -> ReadResult:
-        """As if it were a row: the items encoded or, without any, the failure or None."""
-        return encode(self.items) if self.items else self.failure
 
 
 async def compute_list(basket: Basket, tiers: Sequence[Tier], lookups: Lookups, fold_in: FoldIn | None) -> ComputedList:
@@ -86,7 +79,7 @@ async def _compute_by_similar(basket: Basket, lookups: Lookups) -> ComputedList:
     weights = summed_weights(basket.items, 1.0, basket.recency)  # by the id of the item
     batch = await lookups.read_batch([RowKey(ITEM, item, basket.list) for item in weights])
     if batch.unread:  # no store could be read; a few cached lists would not make a list
-        return ComputedList(origin=None, items=[], known=0, unknown=len(weights))
+        return ComputedList(None, None, 0, len(weights))
 
     (part,) = batch.parts  # one tier and, as all rows are of items, one release
     lists = dict[str, bytes]()
@@ -98,9 +91,7 @@ async def _compute_by_similar(basket: Basket, lookups: Lookups) -> ComputedList:
             lists[row.id] = result
 
     items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)
-    return ComputedList(
-        origin=part.origin, items=items, known=len(lists), unknown=len(weights) - len(lists), failure=failure
-    )
+    return ComputedList(part.origin, encode(items) if items else failure, len(lists), len(weights) - len(lists))
 
 
 async def _compute_by_factors(
@@ -116,4 +107,5 @@ async def _compute_by_factors(
     items = list[Item]()
     if known_weights:
         items = await fold_in.recommend(factors, known_weights, basket.n, basket.denied, basket.excluded)
-    return ComputedList(origin=origin, items=items, known=len(known_weights), unknown=len(weights) - len(known_weights))
+    encoded = encode(items) if items else None
+    return ComputedList(origin, encoded, len(known_weights), len(weights) - len(known_weights))

@@ -25,6 +25,7 @@ import orjson
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.watched import WatchedFiles
+from hotplate.stores.attributes import SEVERAL
 from hotplate.stores.encoding import ITEM, USER, check_id, encode_id
 from hotplate.stores.errors import StoreMisused, did_you_mean
 
@@ -40,7 +41,7 @@ DENIED = {"true": True, "1": True, "false": False, "0": False, "": False}
 Overrides = Mapping[str, Mapping[bytes, str]]
 NO_OVERRIDES: Overrides = {}
 
-_decode_row = msgspec.json.Decoder(dict[str, str | int | float | bool | None]).decode
+_decode_row = msgspec.json.Decoder(dict[str, str | int | float | bool | list[str] | None]).decode
 
 
 class DenyListInvalid(ServiceMisused):
@@ -164,10 +165,12 @@ def _too_many_overrides() -> DenyListInvalid:
     return DenyListInvalid(f"it has over {MAX_OVERRIDES:,} rows or values; publish the item attributes again")
 
 
-def _text_of(cell: str | float | None) -> str:
+def _text_of(cell: str | float | list[str] | None) -> str:
     """Return a cell as text; a boolean of a JSON object as "true" or "false"."""
     if cell is None:
         return ""
+    if isinstance(cell, list):
+        return SEVERAL.join(cell)
     if isinstance(cell, str):
         return cell
     return str(cell).lower()

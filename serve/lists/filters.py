@@ -4,24 +4,28 @@
     condition    COLUMN OPERATOR VALUE         : !: < <= > >=
                  COLUMN : VALUE|VALUE …        one of the values; !: none of them
 
-A value with a comma, bar or quote is written as a JSON string. An item without a value meets no condition on it.
+A value with a comma, bar or quote is written as a JSON string. An item without a value meets no condition on it. Of a
+list, one text must be among the values, or with !: none.
 """
 
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from math import isfinite
-from typing import Any, NamedTuple
+from math import inf, isfinite
+from time import time
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from hotplate.serve.lists.deny_list import NO_OVERRIDES, Overrides
 from hotplate.serve.lists.options import EXAMPLE, MAX_WHERE_CHARS, PER_PATTERN
-from hotplate.stores.attributes import EXACT_FLOATS, Column, ItemAttributes
+from hotplate.stores.attributes import EXPIRES, Column, ItemAttributes, Value
 from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
 from hotplate.stores.errors import StoreMisused
+
+T = TypeVar("T")
 
 MAX_VALUES = 100
 # Remembered for each release: conditions and popular lists under them, and which items fail (about 7 MB).
@@ -93,11 +97,15 @@ class _Attribute(NamedTuple):
     overrides: Mapping[bytes, str]
     """Values by item, which count instead of the release's."""
 
-    def value(self, row: int, identifier: bytes) -> float | str | None:
+    def value(self, row: int, identifier: bytes) -> Value:
         """Return the value of an item, which is in *row* of the table; NaN or None for a missing one."""
         if self.overrides and (override := self.overrides.get(identifier)) is not None:
             return self.column.parse(override)
         return self.column.value(row)
+
+    def shown(self, row: int, identifier: bytes) -> Value:
+        """Return the value of an item as JSON has it."""
+        return self.column.shown(self.value(row, identifier))
 
 
 def _attribute(attributes: ItemAttributes, name: str, overrides: Overrides) -> _Attribute:
@@ -108,6 +116,23 @@ def _attribute(attributes: ItemAttributes, name: str, overrides: Overrides) -> _
             f"items have no attribute {name!r} in this release; they have {', '.join(attributes.columns)}"
         )
     return _Attribute(column, overrides.get(name, {}))
+
+
+class Remembered(dict[bytes, T]):
+    """What was computed of items, by their ids."""
+
+    def __init__(self, compute: Callable[[bytes], T], may_remember: Callable[[], bool]) -> None:
+        """*may_remember*: whether there is room to remember one more item."""
+        super().__init__()
+        self._compute = compute
+        self._may_remember = may_remember
+
+    def __missing__(self, identifier: bytes) -> T:
+        """Compute it, and remember it if there is room."""
+        value = self._compute(identifier)
+        if self._may_remember():
+            self[identifier] = value
+        return value
 
 
 class Rejected:
@@ -125,10 +150,7 @@ class Rejected:
         Raises StoreMisused for an invalid condition, an unknown column, or a value of another kind.
         """
         self._row_of = attributes.row_of
-        self._may_remember = may_remember
-        self._known = dict[bytes, bool]()
-        """Whether an item fails, for those that are remembered."""
-
+        self._fails = Remembered(self._test, may_remember)
         self._tests = list[tuple[_Attribute, Callable[[Any], bool]]]()
         for condition in parse_where(where):
             attribute = _attribute(attributes, condition.column, overrides)
@@ -136,14 +158,9 @@ class Rejected:
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Return whether the item fails a condition; 0.1 µs if that is remembered, else 0.7 µs."""
-        fails = self._known.get(identifier)
-        if fails is None:
-            fails = self._fails(identifier)
-            if self._may_remember():
-                self._known[identifier] = fails
-        return fails
+        return self._fails[identifier]
 
-    def _fails(self, identifier: bytes) -> bool:
+    def _test(self, identifier: bytes) -> bool:
         """Return whether an item fails a condition."""
         row = self._row_of(identifier)
         return not all(accept(attribute.value(row, identifier)) for attribute, accept in self._tests)
@@ -152,18 +169,19 @@ class Rejected:
 def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     """Return a function that takes an item's value in *column* and says whether it meets *condition*.
 
-    A column is an attribute of items, of texts or of numbers. Without a value, an item has None or NaN, which meets no
-    condition. `:` means equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number.
-    Raises StoreMisused for an operator or value of another kind than the column's.
+    A column is an attribute of items. Without a value, an item has None or NaN, which meets no condition. `:` means
+    equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number or date. Raises
+    StoreMisused for an operator or value of another kind than the column's.
     """
-    values: frozenset[Any] = frozenset(map(column.parse, condition.values))
     subject = f"{condition.column}{condition.operator}"
-    if condition.operator[0] in "<>" and (column.texts or len(values) > 1):
-        raise StoreMisused(f"{subject} takes an attribute of numbers, and one value")
+    if condition.operator[0] in "<>" and (column.texts or len(condition.values) > 1):
+        raise StoreMisused(f"{subject} takes an attribute of numbers or dates, and one value")
+    if column.kind == "list":
+        return _accepted_list(condition)
+    values: frozenset[Any] = frozenset(map(column.parse, condition.values))
     if not column.texts and not all(map(isfinite, values)):
-        raise StoreMisused(
-            f"{condition.column} is a number, without leading zeros; write a condition such as {subject}50"
-        )
+        kind, value = ("a date", "2026-12-01") if column.kind == "date" else ("a number, without leading zeros", "50")
+        raise StoreMisused(f"{condition.column} is {kind}; write a condition such as {subject}{value}")
 
     if condition.operator == ":":
         return values.__contains__
@@ -176,53 +194,50 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
     return partial(operators[condition.operator], bound)
 
 
-class ShownValues(dict[bytes, bytes]):
-    """The values of some attributes by the item's id, encoded to follow its other fields, as `,"price":19.5`."""
-
-    def __init__(
-        self,
-        attributes: ItemAttributes | None,
-        names: Sequence[str],
-        overrides: Overrides,
-        may_remember: Callable[[], bool],
-    ) -> None:
-        """*overrides* count instead of *attributes*, None for a release whose attributes could not be read.
-
-        *may_remember*: whether there is room to remember one more item.
-        """
-        super().__init__()
-        self._attributes = dict[str, _Attribute]()
-        self._row_of: Callable[[bytes], int] = lambda _: -1
-        if attributes is not None:
-            self._row_of = attributes.row_of
-            self._attributes = {name: _attribute(attributes, name, overrides) for name in names}
-        self._may_remember = may_remember
-
-    def __missing__(self, identifier: bytes) -> bytes:
-        """Return the values of an item; without those that it lacks."""
-        row = self._row_of(identifier)
-        values = {name: _shown_value(attribute.value(row, identifier)) for name, attribute in self._attributes.items()}
-        present = {name: value for name, value in values.items() if value is not None}
-        encoded = b"," + msgspec.json.encode(present)[1:-1] if present else b""
-        if self._may_remember():
-            self[identifier] = encoded
-        return encoded
+def _accepted_list(condition: Condition) -> Callable[[tuple[str, ...] | None], bool]:
+    """Return a function like `_accepted` for a column of lists."""
+    wanted = frozenset(condition.values)
+    if condition.operator == ":":
+        return lambda texts: texts is not None and not wanted.isdisjoint(texts)
+    return lambda texts: texts is not None and wanted.isdisjoint(texts)
 
 
-def _shown_value(value: float | str | None) -> float | str | None:
-    """Return a value as JSON has it: a whole number without a fraction, and None for a missing one."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isfinite(value):
-        return None
-    return int(value) if abs(value) < EXACT_FLOATS and value == int(value) else float(value)
+def _encoded_values(attributes: ItemAttributes | None, shown: Mapping[str, _Attribute], identifier: bytes) -> bytes:
+    """Return the values of an item in *shown* to follow its other fields, as `,"price":19.5`, without missing ones."""
+    row = -1 if attributes is None else attributes.row_of(identifier)
+    values = {name: attribute.shown(row, identifier) for name, attribute in shown.items()}
+    present = {name: value for name, value in values.items() if value is not None}
+    return b"," + msgspec.json.encode(present)[1:-1] if present else b""
+
+
+def _expiry(attributes: ItemAttributes, attribute: _Attribute, identifier: bytes) -> float:
+    """Return the Unix time at which an item leaves all lists; inf if it stays."""
+    expires = attribute.value(attributes.row_of(identifier), identifier)
+    return expires if isinstance(expires, float) and isfinite(expires) else inf
+
+
+class Expired:
+    """The ids of items that have left all lists by now."""
+
+    def __init__(self, expiries: Mapping[bytes, float]) -> None:
+        """*expiries* are Unix times."""
+        self._expiries = expiries
+        self._now = time()
+
+    def __contains__(self, identifier: bytes, /) -> bool:
+        """Return whether the item has left."""
+        return self._expiries[identifier] <= self._now
+
+    def isdisjoint(self, identifiers: Iterable[bytes], within_s: float = 0) -> bool:
+        """Return whether none of the items has left, or will *within_s* seconds."""
+        return min(map(self._expiries.__getitem__, identifiers), default=inf) > self._now + within_s
 
 
 class GroupLimit:
     """The ids of items whose group is full: at most some items have the same value of an attribute.
 
     A question whether an item is in the set counts the item, if it is not: ask once for each item that is shown. Items
-    without a value are in no group.
+    without a value are in no group, and those with a list in one for each text.
     """
 
     def __init__(self, attributes: ItemAttributes, per: str, overrides: Overrides) -> None:
@@ -236,80 +251,108 @@ class GroupLimit:
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Count an item to its group, and return whether that was full."""
-        value = _shown_value(self._attribute.value(self._row_of(identifier), identifier))
+        value = self._attribute.shown(self._row_of(identifier), identifier)
         if value is None:
             return False
-        self._left[value] -= 1
-        return self._left[value] < 0
+        groups = value if isinstance(value, tuple) else (value,)
+        if not all(self._left[group] for group in groups):
+            return True
+        for group in groups:
+            self._left[group] -= 1
+        return False
 
 
-class ReleaseFilters:
-    """Conditions bound to one release, and its popular lists under them, which are remembered."""
+class BoundFilters:
+    """Filters of one release under overrides, and its popular lists under them, which are remembered."""
 
-    def __init__(self, attributes: ItemAttributes | None) -> None:
-        self.attributes = attributes
-        self._overrides = NO_OVERRIDES
+    def __init__(self, attributes: ItemAttributes | None, overrides: Overrides) -> None:
+        self.overrides = overrides
+        self._attributes = attributes
         self._examined = 0
         """Items that were examined, by one of `_rejected` or several."""
 
         self._rejected = dict[str, Rejected]()
-        self._shown = dict[tuple[str, ...], ShownValues]()
+        self._shown = dict[tuple[str, ...], Mapping[bytes, bytes]]()
         self._popular = dict[tuple[RowKey, str], bytes]()
+        column = None if attributes is None else attributes.columns.get(EXPIRES)
+        self._expiries: Mapping[bytes, float] | None = None
+        if attributes is not None and column is not None and column.kind == "date":
+            compute = partial(_expiry, attributes, _attribute(attributes, EXPIRES, overrides))
+            self._expiries = Remembered(compute, self._may_remember)
 
-    def rejected(self, where: str, overrides: Overrides) -> Rejected:
+    @property
+    def expired(self) -> Expired | None:
+        """The items that have left all lists by now; None for a release whose items stay."""
+        return None if self._expiries is None else Expired(self._expiries)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether too much is remembered."""
+        bound = len(self._rejected) + len(self._shown) + len(self._popular)
+        return self._examined > MAX_EXAMINED or bound > MAX_BOUND
+
+    def rejected(self, where: str) -> Rejected:
         """Return the set of items that the filter *where* leaves out, which remembers what it has found out.
 
-        *overrides* are values that replace attributes of the release. Sets are kept for later calls, until `_follow`
-        drops them. Raises StoreMisused if *where* is invalid, or the release has no attributes.
+        Raises StoreMisused if *where* is invalid, or the release has no attributes.
         """
-        attributes = self._required("where")
-        self._follow(overrides)
         rejected = self._rejected.get(where)
         if rejected is None:
-            rejected = Rejected(attributes, where, overrides, self._may_remember)
+            rejected = Rejected(self._required("where"), where, self.overrides, self._may_remember)
             self._rejected[where] = rejected
         return rejected
 
-    def limited(self, per: str, overrides: Overrides) -> GroupLimit:
+    def limited(self, per: str) -> GroupLimit:
         """Return a new set of items whose group is full, as `brand:1` says; raises StoreMisused as `rejected`."""
-        return GroupLimit(self._required("per"), per, overrides)
+        return GroupLimit(self._required("per"), per, self.overrides)
 
-    def _required(self, option: str) -> ItemAttributes:
-        if self.attributes is None:
-            raise StoreMisused(f"this release has no item attributes for {option}; publish it with --item-attributes")
-        return self.attributes
+    def shown(self, names: tuple[str, ...]) -> Mapping[bytes, bytes]:
+        """Return the values of the attributes *names* for answers, encoded, by item.
 
-    def shown(self, names: tuple[str, ...], overrides: Overrides) -> "ShownValues":
-        """Return the values of the attributes *names* for answers, encoded; they are kept as those of `rejected`."""
-        self._follow(overrides)
+        They are empty for a release without attributes, or whose attributes could not be read.
+        """
         values = self._shown.get(names)
         if values is None:
-            values = ShownValues(self.attributes, names, overrides, self._may_remember)
+            shown = dict[str, _Attribute]()
+            if self._attributes is not None:
+                shown = {name: _attribute(self._attributes, name, self.overrides) for name in names}
+            values = Remembered(partial(_encoded_values, self._attributes, shown), self._may_remember)
             self._shown[names] = values
         return values
 
-    def popular(self, key: RowKey, body: bytes, where: str, overrides: Overrides) -> bytes:
+    def popular(self, key: RowKey, body: bytes, where: str) -> bytes:
         """Return the opened popular list of a key, *body*, under *where*."""
-        rejected = self.rejected(where, overrides)
         filtered = self._popular.get((key, where))
         if filtered is None:
-            filtered = NO_OFFSET + cut_without(body, MAX_POPULAR, rejected)
+            filtered = NO_OFFSET + cut_without(body, MAX_POPULAR, self.rejected(where))
             self._popular[key, where] = filtered
         return filtered
 
-    def _follow(self, overrides: Overrides) -> None:
-        """Forget all that is remembered if the overrides have changed, or if it is too much."""
-        bound = len(self._rejected) + len(self._shown) + len(self._popular)
-        if overrides is not self._overrides or self._examined > MAX_EXAMINED or bound > MAX_BOUND:
-            self._overrides = overrides
-            self._examined = 0
-            for remembered in (self._rejected, self._shown, self._popular):
-                remembered.clear()
+    def _required(self, option: str) -> ItemAttributes:
+        if self._attributes is None:
+            raise StoreMisused(f"this release has no item attributes for {option}; publish it with --item-attributes")
+        return self._attributes
 
     def _may_remember(self) -> bool:
         """Count one more examined item, and return whether there is room to remember it."""
         self._examined += 1
         return self._examined <= MAX_EXAMINED
+
+
+class ReleaseFilters:
+    """Filters of one release, under the latest overrides."""
+
+    def __init__(self, attributes: ItemAttributes | None) -> None:
+        self._attributes = attributes
+        self._bound = BoundFilters(attributes, NO_OVERRIDES)
+        self.has_expiries = self._bound.expired is not None
+        """Whether items leave lists with time."""
+
+    def under(self, overrides: Overrides) -> BoundFilters:
+        """Return the filters under these overrides; they are others once those change, or too much is remembered."""
+        if overrides is not self._bound.overrides or self._bound.is_full:
+            self._bound = BoundFilters(self._attributes, overrides)
+        return self._bound
 
 
 NO_FILTERS = ReleaseFilters(None)

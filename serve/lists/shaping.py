@@ -8,7 +8,7 @@ from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
+from hotplate.serve.lists.filters import NO_FILTERS, BoundFilters, Expired
 from hotplate.serve.lists.options import ALL_FIELDS, POPULAR_ITEMS, Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
@@ -25,6 +25,8 @@ from hotplate.stores.encoding import (
 )
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
+# For how long caches may keep lists that everybody shares.
+MAX_AGE_S = 60
 # The end of an item from a popular list that follows another list, and of one that `else` adds.
 POPULAR_MARK = b',"source":"popular"}'
 FILLED_MARK = b',"filled":true}'
@@ -40,7 +42,7 @@ class Shaper:
     def shape(
         self, encoded: EncodedList, selection: Selection, *, user: str = "", beside: Collection[str] = ()
     ) -> bytes:
-        """Return the first items of a list that are not denied, not hidden, and pass the filter of *selection*.
+        """Return the first items of a list that are not denied, expired or hidden, and pass the filter of *selection*.
 
         The result is JSON objects with commas between them. The deny-list has items that are never shown. Hidden are
         the items that *user* has consumed, such as bought, or those that the list is shown *beside*, as of a basket.
@@ -51,26 +53,25 @@ class Shaper:
         Raises StoreMisused for an invalid `where`, `else` or `fields`, and StoreUnavailable if conditions need
         attributes of items that cannot be read.
         """
-        denied = self._deny_list.current.items
         if selection.else_ and selection.else_ != POPULAR_ITEMS:  # refused even if it is not needed
-            _filters_of(encoded.release).rejected(selection.else_, self._deny_list.current.overrides)
+            self._filters_of(encoded.release).rejected(selection.else_)
+        gone = [ids for ids in (self._deny_list.current.items, self._expired(encoded.release)) if ids]
 
         hidden: IdSet | None = None
         if beside:
-            hidden = self._listed_beside(encoded, selection, beside)
+            hidden = self._listed_beside(encoded, selection, beside, is_filled=bool(gone))
         elif user:
             hidden = self.consumed_by(user)
 
         # The usual case: nothing is left out.
         if not selection.is_filtered and hidden is None:
             items = cut(encoded.body, selection.n)
-            if not denied or denied.isdisjoint(ids_of(items)):
+            if not gone or all(ids.isdisjoint(ids_of(items)) for ids in gone):
                 return self._with_fields(encoded, selection, items)
 
-        left_out = [ids for ids in (denied, *selection.left_out, hidden) if ids]
+        left_out: list[IdSet] = [*gone, *(ids for ids in (*selection.left_out, hidden) if ids)]
         if selection.per:  # the last one: it counts items that are in no other
-            overrides = self._deny_list.current.overrides
-            left_out.append(_filters_of(encoded.release).limited(selection.per, overrides))
+            left_out.append(self._filters_of(encoded.release).limited(selection.per))
         items = self._filtered(encoded, selection, left_out)
         enough = selection.n
         if not selection.is_filtered:
@@ -84,6 +85,15 @@ class Shaper:
         if not (selection.where and selection.else_) or length_of(shown) == selection.n:
             return shown
         return _joined(shown, self._else_filling(encoded, selection, left_out, shown))
+
+    def may_be_kept(self, release: ServedRelease, items: bytes) -> bool:
+        """Return whether none of the items of an answer expires while a cache may keep it, for MAX_AGE_S."""
+        expired = self._expired(release)
+        return expired is None or expired.isdisjoint(ids_of(items), within_s=MAX_AGE_S)
+
+    def _expired(self, release: ServedRelease) -> Expired | None:
+        """Return the items of a release that have expired, also by overrides; None if its items stay."""
+        return release.filters.under(self._deny_list.current.overrides).expired
 
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
@@ -105,18 +115,18 @@ class Shaper:
                 f"fields: items of this release have {', '.join((*ITEM_FIELDS, *shown))}, and no {unknown!r}"
             )
 
-        tails = release.filters.shown(tuple(wanted), self._deny_list.current.overrides)
+        tails = release.filters.under(self._deny_list.current.overrides).shown(tuple(wanted))
         return with_fields(items, selection.field_names, tails)
 
     def _listed_beside(
-        self, encoded: EncodedList, selection: Selection, beside: Collection[str]
+        self, encoded: EncodedList, selection: Selection, beside: Collection[str], *, is_filled: bool
     ) -> frozenset[bytes] | None:
         """Return the ids of the items *beside* a list; None if the answer cannot contain them.
 
-        A list that was made for these items lacks them, but popular items, which may follow it, do not.
+        A list that was made for these items lacks them, but popular items, which may follow it if it *is_filled*, do
+        not.
         """
-        may_have_popular = encoded.source == "popular" or selection.is_filtered
-        if may_have_popular or self._deny_list.current.items:
+        if is_filled or encoded.source == "popular" or selection.is_filtered:
             return frozenset(map(encode_id, beside))
         return None
 
@@ -128,7 +138,7 @@ class Shaper:
             return cut_without(popular, selection.n, *left_out)
         if not where:
             return cut_without(encoded.body, selection.n, *left_out)
-        rejected = _filters_of(encoded.release).rejected(where, self._deny_list.current.overrides)
+        rejected = self._filters_of(encoded.release).rejected(where)
         return cut_without(encoded.body, selection.n, rejected, *left_out)
 
     def _popular_filling(
@@ -174,14 +184,13 @@ class Shaper:
         body = release.popular.get(fallback.text, NO_OFFSET)
         if not where:
             return body
-        return _filters_of(release).popular(fallback, body, where, self._deny_list.current.overrides)
+        return self._filters_of(release).popular(fallback, body, where)
 
-
-def _filters_of(release: ServedRelease) -> ReleaseFilters:
-    """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
-    if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
-        raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
-    return release.filters
+    def _filters_of(self, release: ServedRelease) -> BoundFilters:
+        """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
+        if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
+            raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
+        return release.filters.under(self._deny_list.current.overrides)
 
 
 def _marked(items: bytes, mark: bytes) -> bytes:

@@ -5,7 +5,6 @@ It opens stores itself, so scrapes and activations cost workers nothing.
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -18,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN
-from hotplate.serve.api.router import Gate, RequestIds, Route, Router, by_template
+from hotplate.serve.api.router import Gate, Route, Router, by_template
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.consumed.sender import sharing_url
@@ -32,11 +31,11 @@ from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, json_of
 from hotplate.serve.processes.release_admin import ReleaseAdmin
 from hotplate.serve.processes.states import Reporter
-from hotplate.serve.processes.worker import BACKLOG, WATCHED
+from hotplate.serve.processes.worker import BACKLOG, ShutdownSignals
 from hotplate.serve.releases.withdrawal import ReleaseJudge
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers.tier import tier_names
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import catch_up, follow
 from hotplate.stores.errors import (
     AccessDenied,
@@ -73,7 +72,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     guard = None if is_local else context.guard
     certificate = None if is_local else context.certificate
 
-    stop_requested = _watch_for_stop(lifeline)
+    stop = ShutdownSignals(lifeline)  # SIGINT is for the workers: this process ends last
     # Log lines of all processes, which the console shows, come through a socket.
     asyncio.get_running_loop().add_reader(context.log.reading, context.log.read)
     await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
@@ -83,7 +82,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     admin = AdminDispatcher(routes, guard, host)
     limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
     not_counted = Metrics(1, ())  # only requests to workers count
-    server = HttpServer(admin.answer, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
+    server = HttpServer(admin, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
     # Background tasks, which end with the block.
     async with (
@@ -95,21 +94,9 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
         _metric_export(context),
     ):
         acceptor = server.listen(listener, BACKLOG, certificate)
-        await stop_requested.wait()
+        await stop.requested.wait()
         acceptor.close()
         await server.close(STOP_S)
-
-
-def _watch_for_stop(lifeline: int) -> asyncio.Event:
-    """Return an event that is set by SIGTERM, or when *lifeline* becomes readable; other signals are ignored."""
-    stop_requested = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(lifeline, stop_requested.set)
-    loop.add_signal_handler(signal.SIGTERM, stop_requested.set)
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all, but this process ends last
-        loop.add_signal_handler(number, lambda: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    return stop_requested
 
 
 @asynccontextmanager
@@ -158,7 +145,7 @@ async def _judge_releases(context: ProcessContext) -> None:
     settings = context.settings
     memory = context.memory
     judge = ReleaseJudge(
-        dict(zip(tier_names(settings.stores), settings.stores, strict=True)),
+        tiers_of(settings.stores),
         memory.comparisons,
         memory.states,
         memory.metrics,
@@ -200,13 +187,12 @@ class WorkerStates:
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-class AdminDispatcher:
+class AdminDispatcher(Router):
     """Answers requests of operators, and logs those that are refused."""
 
     def __init__(self, routes: dict[str, Route], guard: Guard | None, host: str) -> None:
         """*host* is listened on, and *guard* checks keys, None on loopback."""
-        self.request_ids = RequestIds()
-        self._router = Router(routes, guard, problem_of=problem_of, no_route=NO_ROUTE, on_problem=self._log_refusal)
+        super().__init__(routes, guard, problem_of=problem_of, no_route=NO_ROUTE)
         self._host = host
         self._refusals = LogOnce(again_s=REFUSALS_S)
 
@@ -219,13 +205,9 @@ class AdminDispatcher:
         gate: Gate,  # noqa: ARG002 -- no limits for operators
         refusal: Problem | None = None,
     ) -> web.Response:
-        """Answer a request of an operator, after checking its origin and its key; errors become answers.
-
-        *path* and *query* are percent-encoded. *refusal* is the answer to a request that is refused already. Requests
-        that a page of another site made a browser send are refused here.
-        """
-        match = self._router.find(path, request.method)
-        response = await self._router.respond(
+        """Answer a request of an operator; refuse those that a page of another site made a browser send."""
+        match = self.find(path, request.method)
+        response = await self.respond(
             request,
             match,
             query,
@@ -235,7 +217,7 @@ class AdminDispatcher:
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    def _log_refusal(self, request: web.BaseRequest, route: Route, problem: Problem) -> None:
+    def on_problem(self, request: web.BaseRequest, route: Route, problem: Problem) -> None:
         """Log a request without permission, unless there were too many of late: these are counted in the next line."""
         if problem.status not in (401, 403):
             return

@@ -18,10 +18,10 @@ from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, Metrics, cells_per_w
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.processes.states import SharedStates, state_bytes
-from hotplate.serve.releases.comparison import COMPARISONS_BYTES, COUNTS_BYTES, SharedComparisons
+from hotplate.serve.releases.comparison import COMPARISONS_BYTES, SharedComparisons
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.tiers.tier import tier_names
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import WatchedFiles
 
 # Keys, the certificate with its key, the deny-list, and overrides; the last two may be the largest.
@@ -41,7 +41,6 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("metrics", Kind.FLOAT64, cells_per_worker(tiers), rows=workers + admin),
         Region("states", Kind.RECORD, state_bytes(len(tiers)), rows=workers + admin),
         Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
-        Region("release counts", Kind.RECORD, COUNTS_BYTES * len(tiers), rows=workers),
         Region("comparisons", Kind.RECORD, COMPARISONS_BYTES * len(tiers)),
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
@@ -75,7 +74,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     Each field of the result gives access to one region of a table (see `regions`). Raises ServiceMisused if there is
     too little memory, or for settings of consumed items that contradict each other.
     """
-    tiers = tier_names(settings.stores)
+    tiers = [*tiers_of(settings.stores)]
     table = _reserve_table(settings.workers, tiers)
     metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
 
@@ -83,7 +82,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         metrics=metrics,
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
-        comparisons=SharedComparisons(table.records("comparisons"), table.records("release counts")),
+        comparisons=SharedComparisons(table.records("comparisons")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=table.floats("rates"),
         consumed=_create_consumed(settings, table, metrics),

@@ -3,13 +3,15 @@
 import selectors
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 
 import orjson
 
+from hotplate.base.timing import Backoff
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import SILENT_S, SharedStates, service_status
 
@@ -21,6 +23,8 @@ REQUEST_BYTES = 4096
 START_S = 30.0
 # Maximum silence per look: a paused parent hears no reports.
 LOOK_S = 2.0
+# First and longest pause before replacing a worker that failed at its start.
+RESTART_S = (0.1, 5.0)
 
 
 class ProbeResult(NamedTuple):
@@ -33,20 +37,55 @@ class ProbeResult(NamedTuple):
 Probe = Callable[[], ProbeResult]
 
 
+@dataclass(eq=False, slots=True)
+class Child:
+    """A child process of the parent: a worker, or the admin process, whose number follows those of the workers."""
+
+    number: int
+    name: str
+    pid: int = 0
+    """0 while it does not run."""
+
+    due: float = 0.0
+    started: float = 0.0
+    is_aborted: bool = False
+    """Whether it was sent SIGABRT."""
+
+    backoff: Backoff = field(default_factory=lambda: Backoff(*RESTART_S))
+    reported_at: float = 0.0
+    """Time of its last report; 0 before the first one."""
+
+    silent_s: float = 0.0
+    """Since its last report or its start, at the last look."""
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it runs and has not reported yet."""
+        return bool(self.pid) and not self.reported_at
+
+    def begin(self, pid: int) -> None:
+        """Note the start of the process."""
+        self.pid = pid
+        self.started = time.monotonic()
+        self.is_aborted = False
+        self.reported_at = 0.0
+        self.silent_s = 0.0
+
+
 class Health:
     """Measures how long each process has been silent, and answers probes."""
 
-    def __init__(self, states: SharedStates, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        states: SharedStates,
+        workers: Sequence[Child],
+        admin: Child,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._is_draining = False
-        processes = states.workers + 1  # the last is the admin process
-        self.silent_s = [0.0] * processes
-        """By process, at the last look."""
-
-        self.starting = set[int]()
-        """Workers that run and have not reported yet."""
-
-        self._reported_at = [0.0] * processes  # 0 before the first report
         self._states = states
+        self._workers = workers
+        self._admin = admin
         self._clock = clock
         self._looked_at = clock()
         self._workers_silent_s = 0.0  # since the last report of any worker
@@ -72,40 +111,26 @@ class Health:
         passed_s = min(now - self._looked_at, LOOK_S)
         self._looked_at = now
         self._workers_silent_s += passed_s
-        held_up = set[int]()
-        if any(self.silent_s[number] <= START_S for number in self.starting):
-            held_up = set(range(self._states.workers)) - self.starting
+        are_held_up = any(worker.is_starting and worker.silent_s <= START_S for worker in self._workers)
 
-        for number in range(len(self._reported_at)):
-            if number not in held_up:
-                self.silent_s[number] += passed_s
-            state = self._states.read(number)
-            if state is None or state.reported_at == self._reported_at[number]:
-                continue
-
-            # It has reported since the last call.
-            self._reported_at[number] = state.reported_at
-            self.silent_s[number] = 0.0
-            is_worker = number < self._states.workers
-            if is_worker:
-                self.starting.discard(number)
+        for worker in self._workers:
+            if worker.is_starting or not are_held_up:
+                worker.silent_s += passed_s
+            if self._has_reported(worker):
                 self._workers_silent_s = 0.0
                 self._allowed_s = SILENT_S  # until now START_S, for the start of the first worker
 
-    def started(self, number: int) -> None:
-        """Reset the silence of a new process."""
-        self._reported_at[number] = 0.0
-        self.silent_s[number] = 0.0
-        if number < self._states.workers:
-            self.starting.add(number)
+        self._admin.silent_s += passed_s
+        self._has_reported(self._admin)
 
-    def ended(self, number: int) -> None:
-        """Note that a process has ended: until the next start it holds up no worker."""
-        self.starting.discard(number)
-
-    def has_reported(self, number: int) -> bool:
-        """Return whether a process has reported since it started."""
-        return self._reported_at[number] > 0
+    def _has_reported(self, child: Child) -> bool:
+        """Return whether a process has reported since the last call; if so, its silence ends."""
+        state = self._states.read(child.number)
+        if state is None or state.reported_at == child.reported_at:
+            return False
+        child.reported_at = state.reported_at
+        child.silent_s = 0.0
+        return True
 
     def live(self) -> ProbeResult:
         """Answer 200 if a worker has reported recently, or just started."""

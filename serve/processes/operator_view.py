@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 import msgspec
 from aiohttp import web
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from hotplate.base.intervals import Interval, rate_interval
 from hotplate.base.recommendations import Item
@@ -53,9 +53,7 @@ class TierView(Struct, omit_defaults=True):
 
     tier: str
     release: str | None
-    open: bool
-    """Whether its circuit breaker is open."""
-
+    breaker_open: bool = field(name="open")
     detail: str | None
     warnings: list[str] = []
     written_at: float | None = None
@@ -65,27 +63,17 @@ class TierView(Struct, omit_defaults=True):
     rules: tuple[str, ...] = ()
     """Of the release, by name."""
 
-    canary: CanaryView | UnsetType = UNSET
+    trial: CanaryView | UnsetType = field(default=UNSET, name="canary")
 
     @classmethod
     def of(cls, tier: TierState, trial: CanaryTrial | None) -> Self:
         """Return the view of a tier's state; *trial* has the counts of its canary."""
-        canary: CanaryView | UnsetType = UNSET
+        view = msgspec.convert(tier, cls, from_attributes=True)
         if tier.canary is not None and trial is not None:
-            canary = CanaryView(
+            view.trial = CanaryView(
                 tier.canary, live=RoleView.of(trial.counts.live), canary=RoleView.of(trial.counts.canary)
             )
-        return cls(
-            tier=tier.tier,
-            release=tier.release,
-            open=tier.breaker_open,
-            detail=tier.detail,
-            warnings=tier.warnings,
-            written_at=tier.written_at,
-            learnt_until=tier.learnt_until,
-            rules=tier.rules,
-            canary=canary,
-        )
+        return view
 
 
 class WorkerView(Struct, omit_defaults=True):
@@ -152,7 +140,7 @@ class ServiceView(ReadyView):
 class ReleaseView(Struct):
     """A release in a catalogue."""
 
-    release: ReleaseId
+    id: ReleaseId = field(name="release")
     state: State
     created_at: float
     superseded_at: float | None
@@ -193,7 +181,6 @@ class CatalogueView(Struct):
         *tier* is the name of the store, *store* its URL without secrets, *log* its log of releases, oldest first, and
         *changeable* tells whether the service may change its releases.
         """
-        canary = catalogue.canary  # the release that a share of the users gets
         previous = rollback_target(catalogue)
         return cls(
             tier,
@@ -202,19 +189,10 @@ class CatalogueView(Struct):
             store_id=catalogue.store_id,
             live=catalogue.live,
             previous=None if previous is None else previous.id,
-            canary=None if canary is None else CanaryShare(canary.release, canary.percent),
+            canary=msgspec.convert(catalogue.canary, CanaryShare | None, from_attributes=True),
             experiment=catalogue.experiment,
             generation=catalogue.generation,
-            releases=[
-                ReleaseView(
-                    release=entry.id,
-                    state=entry.state,
-                    created_at=entry.created_at,
-                    superseded_at=entry.superseded_at,
-                    refused_by=entry.refused_by,
-                )
-                for entry in catalogue.distinct
-            ],
+            releases=msgspec.convert(catalogue.distinct, list[ReleaseView], from_attributes=True),
             log=[*reversed(log)],
         )
 

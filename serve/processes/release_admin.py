@@ -17,7 +17,7 @@ from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.processes.operator_view import CatalogueView, StoresView, caller_of, json_of, operator_of
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.tiers.tier import tier_names
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.change_warnings import collected_warnings, with_warnings
 from hotplate.stores.connect import opened
@@ -127,12 +127,12 @@ class ReleaseAdmin:
         A store is changeable if it is the admin store, which the service may write to. They are compared by their ids,
         because one store may have several URLs.
         """
-        urls = self._settings.stores
-        reading = asyncio.gather(*map(_read_store, urls))  # each the records of a store, or a sentence why not
+        stores = tiers_of(self._settings.stores)
+        reading = asyncio.gather(*map(_read_store, stores.values()))  # each the records of a store, or why not
         admin_store_id, outcomes = await asyncio.gather(self._admin_store_id(), reading)
 
         tiers = list[CatalogueView]()
-        for name, url, outcome in zip(tier_names(urls), urls, outcomes, strict=True):
+        for (name, url), outcome in zip(stores.items(), outcomes, strict=True):
             if isinstance(outcome, _StoreRecords):
                 is_changeable = outcome.catalogue.store_id == admin_store_id
                 tiers.append(

@@ -16,7 +16,7 @@ from hotplate.serve.processes.shared_table import Records, RecordTooLarge
 from hotplate.serve.releases.canary import identity
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.tier import Tier
-from hotplate.stores.catalogue import Release
+from hotplate.stores.catalogue import Release, ReleaseRef
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class TierState(msgspec.Struct, frozen=True):
     """Names of the release's rules, or the first ones and the number of the others (`short_rules`)."""
     attributes: list[str] | None = None
     """Names of the item attributes of served releases; None without a release, or if they are too long to report."""
+    live: ReleaseRef | None = None
     canary: str | None = None
     followed_canary: Release | None = None
     """The `identity` of the canary in the followed catalogue, served or not."""
@@ -238,6 +239,7 @@ def _tier_state(tier: Tier) -> TierState:
         tier=tier.name,
         release=None if release is None else release.id,
         findings=short(findings),
+        live=None if release is None else release.ref,
         breaker_open=tier.breaker.is_open,
         written_at=None if release is None else release.manifest.created_at,
         learnt_until=None if release is None else release.manifest.learnt_until,

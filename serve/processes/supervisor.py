@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
 from itertools import combinations
@@ -25,7 +25,6 @@ from typing import NamedTuple, NoReturn
 
 import uvloop
 
-from hotplate.base.timing import Backoff
 from hotplate.serve.access.auth import guard_of, is_loopback
 from hotplate.serve.access.oidc import verifier_of
 from hotplate.serve.access.tls import Certificate, certificate_of
@@ -39,7 +38,7 @@ from hotplate.serve.lists.fold_in import load_numpy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.context import ProcessContext, create_memory
-from hotplate.serve.processes.health import Health, HealthListener
+from hotplate.serve.processes.health import Child, Health, HealthListener
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
@@ -52,8 +51,6 @@ log = logging.getLogger(__name__)
 
 # A worker that has reported and lived this long did not fail at its start.
 HEALTHY_S = 5.0
-# First and longest pause before replacing a worker that failed at its start.
-RESTART_S = (0.1, 5.0)
 # Time after the drain before a worker is killed.
 KILL_AFTER_S = 5.0
 STDERR = 2
@@ -78,19 +75,6 @@ class _Listeners:
     workers: socket.socket
     admin: socket.socket
     health: socket.socket
-
-
-@dataclass(eq=False, slots=True)
-class _Child:
-    number: int
-    name: str
-    pid: int = 0
-    """0 while it does not run."""
-    due: float = 0.0
-    started: float = 0.0
-    is_aborted: bool = False
-    """Whether it was sent SIGABRT."""
-    backoff: Backoff = field(default_factory=lambda: Backoff(*RESTART_S))
 
 
 def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> None:
@@ -255,8 +239,8 @@ class _Supervisor:
         self._listeners = listeners
         self._announce = announce
         self._unannounced = _one_byte_pipe()
-        self._workers = [_Child(number, f"worker {number}") for number in range(settings.workers)]
-        self._admin = _Child(settings.workers, "admin process")
+        self._workers = [Child(number, f"worker {number}") for number in range(settings.workers)]
+        self._admin = Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
         self._tick_due = 0.0
         self._failing = LogOnce(again_s=LOG_EVERY_S)
@@ -264,7 +248,7 @@ class _Supervisor:
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
         self._signals = _Signals(self._selector)
-        self._health = Health(context.memory.states)
+        self._health = Health(context.memory.states, self._workers, self._admin)
         self._probes = HealthListener(listeners.health, self._selector, self._health.routes)
 
     def run(self) -> None:
@@ -314,7 +298,7 @@ class _Supervisor:
         for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
             key.data()
 
-    def _fork_child(self, child: _Child) -> None:
+    def _fork_child(self, child: Child) -> None:
         """Start a child process, a worker or the admin process; if that fails, plan another attempt after a pause."""
         # The child inherits the blocked signals, and unblocks them when it has handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
@@ -329,12 +313,9 @@ class _Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
-        child.pid = pid
-        child.started = time.monotonic()
-        child.is_aborted = False
-        self._health.started(child.number)
+        child.begin(pid)
 
-    def _run_child(self, child: _Child) -> NoReturn:
+    def _run_child(self, child: Child) -> NoReturn:
         """Do the work of *child*, a worker or the admin process, in the forked process, then exit.
 
         The exit code is 1 after an exception, which is logged.
@@ -376,9 +357,9 @@ class _Supervisor:
         else:
             self._listeners.admin.close()
 
-    def _plan_restart(self, child: _Child, code: int) -> None:
+    def _plan_restart(self, child: Child, code: int) -> None:
         pause_s = 0.0
-        if self._health.has_reported(child.number) and time.monotonic() - child.started >= HEALTHY_S:
+        if child.reported_at and time.monotonic() - child.started >= HEALTHY_S:
             child.backoff.reset()
         else:
             pause_s = child.backoff.next_s()
@@ -398,8 +379,7 @@ class _Supervisor:
             os.kill(aborted.pid, signal.SIGKILL)
             return
 
-        silent_s = self._health.silent_s  # seconds since the last report, by the child's number
-        child = max(silent, key=lambda child: silent_s[child.number], default=None)
+        child = max(silent, key=lambda child: child.silent_s, default=None)
         if child is None:
             return
 
@@ -408,31 +388,26 @@ class _Supervisor:
             "%s (process %d) has said nothing for %.0f s and is ended; its stack follows unless it is stopped",
             child.name,
             child.pid,
-            silent_s[child.number],
+            child.silent_s,
         )
         os.kill(child.pid, signal.SIGABRT)
 
-    def _silent_children(self) -> list[_Child]:
+    def _silent_children(self) -> list[Child]:
         """Return the child processes that have not reported for too long, and may be ended.
 
         While a worker starts, within its time for that, no worker may be ended: only the admin process.
         """
-        silent = list[_Child]()
-        for child in self._children:
-            if child.pid and self._health.silent_s[child.number] > self._patience_s(child):
-                silent.append(child)
-
-        starting = [worker for worker in self._workers if worker.number in self._health.starting]
-        if any(worker not in silent for worker in starting):
+        silent = [child for child in self._children if child.pid and child.silent_s > self._patience_s(child)]
+        if any(worker.is_starting and worker not in silent for worker in self._workers):
             return [child for child in silent if child is self._admin]
         return silent
 
-    def _patience_s(self, child: _Child) -> float:
+    def _patience_s(self, child: Child) -> float:
         """Return after how many seconds of silence a child is replaced."""
         is_needed = child is self._admin or not self._memory.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
-    def _reap_ended_children(self) -> Iterator[tuple[_Child, int]]:
+    def _reap_ended_children(self) -> Iterator[tuple[Child, int]]:
         """Yield ended children and exit codes; as process 1 of a container, also reap orphans."""
         with suppress(ChildProcessError):
             while True:
@@ -445,10 +420,9 @@ class _Supervisor:
                         self._forget(child)
                         yield child, os.waitstatus_to_exitcode(status)
 
-    def _forget(self, child: _Child) -> None:
+    def _forget(self, child: Child) -> None:
         """Delete the state of a process that has ended; its counters stay."""
         self._memory.states.clear(child.number)
-        self._health.ended(child.number)
         if child is not self._admin:
             self._memory.balance.leave(child.number)
 
@@ -481,7 +455,7 @@ class _Supervisor:
 
         self._send_signal([*self._workers, self._admin], signal.SIGKILL)  # those that still run
 
-    def _send_signal(self, children: Sequence[_Child], number: signal.Signals) -> None:
+    def _send_signal(self, children: Sequence[Child], number: signal.Signals) -> None:
         for child in children:
             if child.pid:
                 os.kill(child.pid, number)

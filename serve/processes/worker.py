@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -20,7 +20,7 @@ from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender, sharing_url
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
-from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
+from hotplate.serve.metrics import DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.processes.readiness import Status, WorkerReadiness
 from hotplate.serve.processes.states import ProcessState, Reporter, short
@@ -53,11 +53,13 @@ FLUSH_S = 2.0
 SWITCH_S = 0.0005
 
 
-class _ShutdownSignals:
-    def __init__(self, lifeline: int) -> None:
-        """*lifeline* is a pipe that becomes readable when the parent process dies."""
+class ShutdownSignals:
+    """Signals that stop a child process, and the death of its parent."""
+
+    def __init__(self, lifeline: int, on_interrupt: Callable[[Self], None] = lambda _: None) -> None:
+        """*lifeline* is a pipe that becomes readable when the parent process dies; *on_interrupt* handles SIGINT."""
         self.requested = asyncio.Event()
-        """Set when the worker is to stop: by SIGTERM, SIGINT, or the death of the parent."""
+        """Set when the process is to stop."""
 
         self.at_once = asyncio.Event()
         """Set when it is to stop without a delay in which it accepts connections."""
@@ -69,11 +71,13 @@ class _ShutdownSignals:
         loop = asyncio.get_running_loop()
         loop.add_reader(lifeline, self._end_alone)
         loop.add_signal_handler(signal.SIGTERM, self.requested.set)
-        loop.add_signal_handler(signal.SIGINT, self.request_at_once)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a terminal sends it to all; the parent handles it
+        # A terminal sends these to all processes; the parent handles them.
+        loop.add_signal_handler(signal.SIGINT, on_interrupt, self)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
     def request_at_once(self, _: object = None) -> None:
+        """Stop without a delay."""
         self.at_once.set()
         self.requested.set()
 
@@ -99,7 +103,7 @@ async def run_worker(
     """
     settings = context.settings
     memory = context.memory
-    stop = _ShutdownSignals(lifeline)
+    stop = ShutdownSignals(lifeline, on_interrupt=ShutdownSignals.request_at_once)
 
     async with AsyncExitStack() as stack:
         tracer = _create_tracer(settings, stack, stop)
@@ -110,10 +114,10 @@ async def run_worker(
         server = server_of(dispatcher, settings.limits, fast_lane=not settings.no_fast_lane)
 
         # Reports for the parent and the admin process, in shared memory.
-        reports = _StateReports(context, number, reader, dispatcher.readiness, server)
-        await stack.enter_async_context(background(reports.write_repeatedly()))
+        reports = _WorkerReporter(context, number, reader, dispatcher.readiness, server)
+        await stack.enter_async_context(background(reports.run(reports.write)))
         if settings.probation_s:  # the admin process judges new releases by these counts
-            counter = ReleaseCounter(memory.comparisons, number, reader.tiers, memory.metrics)
+            counter = ReleaseCounter(memory.comparisons, reader.tiers)
             await stack.enter_async_context(background(counter.run()))
 
         if not await _wait_until_ready_or_stopped(reader, memory, number, stop):
@@ -131,7 +135,7 @@ async def run_worker(
 
         await stop.requested.wait()
         dispatcher.drain()
-        reports.write_now()
+        reports.write(reports.state())
         await _stop_accepting(context, number, acceptor, stop)
         await _drain(settings, server, stop)
 
@@ -147,8 +151,8 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_S)
 
 
-class _StateReports:
-    """Reports of a worker's state, in shared memory, to the parent and the admin process."""
+class _WorkerReporter(Reporter):
+    """Reports the state of a worker, in shared memory, to the parent and the admin process."""
 
     def __init__(
         self,
@@ -158,34 +162,26 @@ class _StateReports:
         readiness: WorkerReadiness,
         server: HttpServer,
     ) -> None:
+        super().__init__(reader.tiers)
         self._is_listening = False
         self._context = context
         self._number = number
         self._reader = reader
         self._readiness = readiness
         self._server = server
-        self._reporter = Reporter(reader.tiers)
 
     def begin_listening(self) -> None:
         """Report from now on that the worker takes connections."""
         self._is_listening = True
-        self.write_now()
+        self.write(self.state())
 
-    async def write_repeatedly(self) -> None:
-        """Write the state about once a second, until cancelled."""
-        await self._reporter.run(self._write)
-
-    def write_now(self) -> None:
-        """Write the state between two regular reports, because it has changed."""
-        self._write(self._reporter.state())
-
-    def _with_service_state(self, state: ProcessState) -> ProcessState:
-        """Return *state*, in which the reporter has the state of the stores, with that of the service added."""
+    def state(self, lag_s: float = 0.0) -> ProcessState:
+        """Return the state of the stores, and of the service."""
         readiness = self._readiness.check()
         certificate = self._context.certificate
         sharing = self._context.memory.sharing
         return msgspec.structs.replace(
-            state,
+            super().state(lag_s),
             status=readiness.status if self._is_listening else Status.STARTING,
             connections=len(self._server.open),
             findings=short(readiness.findings),
@@ -193,23 +189,22 @@ class _StateReports:
             consumed_lag_s=None if sharing is None else sharing.lag_s,
         )
 
-    def _write(self, state: ProcessState) -> None:
-        """Write *state*, with that of the service, to shared memory, and what else the worker shares.
+    def write(self, state: ProcessState) -> None:
+        """Write *state* to shared memory, and what else the worker shares.
 
         That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
         workers that are started while no store can be read.
         """
         memory = self._context.memory
-        service_state = self._with_service_state(state)
-        memory.states.write(self._number, service_state)
-        memory.balance.update(self._number, service_state.connections)
+        memory.states.write(self._number, state)
+        memory.balance.update(self._number, state.connections)
         memory.metrics.count_in(DROPPED_LINES, number=self._context.stderr.take_dropped())
         first_live = self._reader.first_live
         if first_live is not None:
             memory.kept.keep(self._number, first_live)
 
 
-async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals) -> TieredReader:
+async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: ShutdownSignals) -> TieredReader:
     """Open the stores; *stack* closes them when the worker ends.
 
     Tasks of the reader follow new releases. If one fails, *stop* ends the worker.
@@ -281,7 +276,7 @@ def _create_dispatcher(
     )
 
 
-def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: _ShutdownSignals) -> "Tracer | None":
+def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: ShutdownSignals) -> "Tracer | None":
     """Create the tracer, None without OpenTelemetry; *stack* sends the last spans when the worker ends."""
     telemetry = settings.telemetry
     if telemetry is None or not telemetry.traces:
@@ -308,14 +303,14 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
 
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
-    served = [own for tier in reader.tiers for own in tier.follower.releases if own.id == release]
-    if not served:
-        return OTHER_RELEASE
-    return CANARY if all(own.is_canary for own in served) else LIVE
+    roles = {served.role for tier in reader.tiers for served in tier.follower.releases if served.id == release}
+    if len(roles) > 1:  # live in a tier that is ahead of another one
+        return LIVE
+    return roles.pop() if roles else OTHER_RELEASE
 
 
 async def _wait_until_ready_or_stopped(
-    reader: TieredReader, memory: ServiceMemory, number: int, stop: _ShutdownSignals
+    reader: TieredReader, memory: ServiceMemory, number: int, stop: ShutdownSignals
 ) -> bool:
     """Wait until the worker may listen, or is requested to stop; return whether it may listen."""
     stop_task = asyncio.create_task(stop.requested.wait())
@@ -343,7 +338,7 @@ async def _wait_until_ready(reader: TieredReader, memory: ServiceMemory, number:
             return
 
 
-async def _stop_accepting(context: ProcessContext, number: int, acceptor: Acceptor, stop: _ShutdownSignals) -> None:
+async def _stop_accepting(context: ProcessContext, number: int, acceptor: Acceptor, stop: ShutdownSignals) -> None:
     """Go on for `settings.drain_delay_s` seconds, then accept no more connections.
 
     A load balancer stops sending requests during the delay, which SIGINT and a dead parent end at once. Then the other
@@ -355,7 +350,7 @@ async def _stop_accepting(context: ProcessContext, number: int, acceptor: Accept
     context.memory.balance.leave(number)
 
 
-async def _drain(settings: ServiceSettings, server: HttpServer, stop: _ShutdownSignals) -> None:
+async def _drain(settings: ServiceSettings, server: HttpServer, stop: ShutdownSignals) -> None:
     """Finish requests and close connections, in `settings.drain_s` seconds."""
     if stop.orphaned:  # requests get only the time of the close
         log.warning("the parent of this worker is gone; it ends, too")
@@ -366,5 +361,5 @@ async def _drain(settings: ServiceSettings, server: HttpServer, stop: _ShutdownS
     await server.close(ends_at - loop_time())
 
 
-async def _flush(tracer: "Tracer", stop: _ShutdownSignals) -> None:
+async def _flush(tracer: "Tracer", stop: ShutdownSignals) -> None:
     await asyncio.to_thread(tracer.close, ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from hotplate.serve.metrics import CANARY
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, UserShare
 from hotplate.stores.encoding import USER, RowKey
@@ -90,7 +91,7 @@ async def follow_canary(
         release = loaded.release  # for another share of them
     else:
         try:
-            release = replace(await load(reader, entry, fold_in), is_canary=True)
+            release = replace(await load(reader, entry, fold_in), role=CANARY)
         except Exception as error:  # noqa: BLE001 -- must not harm the live release
             defect = None if isinstance(error, StoreError) else error
             return before.replaced_by(entry, f"cannot be loaded: {str(error) or type(error).__name__}", defect=defect)

@@ -4,12 +4,14 @@ The admin process judges them for all workers, and keeps them in shared memory: 
 metrics and the console show them, and its successor continues them.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
+from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.shared_table import Records
-from hotplate.serve.releases.counts import BothCounts, CountedRelease, ReleaseCounts
+from hotplate.serve.releases.counts import BothCounts, ReleaseCounts, canary_counts
 from hotplate.serve.releases.judgement import find_regression
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, State
 from hotplate.stores.transitions import rollback_target
@@ -24,9 +26,8 @@ NATURAL_LOSS = 0.0005
 # Withdrawn releases that are remembered: activated again by an operator, they are not on probation.
 REMEMBERED = 8
 
-# Per tier: a record of its comparisons, and one of two counted releases for each worker.
+# Of the comparisons of a tier.
 COMPARISONS_BYTES = 40_960
-COUNTS_BYTES = 2048
 
 
 class CanaryTrial(msgspec.Struct):
@@ -62,7 +63,7 @@ class CanaryTrial(msgspec.Struct):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """Counts of a release over all workers at a time of the monotonic clock."""
+    """Counts of live releases over all workers at a time of the monotonic clock."""
 
     at: float
     counts: ReleaseCounts
@@ -83,6 +84,10 @@ class TierComparisons(msgspec.Struct):
     """Why the live release, which is worse, was not withdrawn; empty if it is not worse."""
 
     began_at: float = 0.0
+    began_with: ReleaseCounts = ReleaseCounts()
+    counted: ReleaseCounts = ReleaseCounts()
+    """Counts of live releases when this was last judged."""
+
     retry_at: float = 0.0
     """When a withdrawal that failed is tried again."""
 
@@ -90,7 +95,7 @@ class TierComparisons(msgspec.Struct):
     """Counts of the release before, in its last hour."""
 
     history: list[Sample] = msgspec.field(default_factory=list[Sample])
-    """Of the live release, in the last hour, the oldest first; not empty once a release is live."""
+    """In the last hour, the oldest first; not empty once a release is live."""
 
     withdrawn_incarnations: list[str] = msgspec.field(default_factory=list[str])
     """Of releases that were withdrawn or rolled back, also before this service started; the newest last."""
@@ -124,14 +129,12 @@ class TierComparisons(msgspec.Struct):
         """Return the release to compare *release* with; None if that is not on probation."""
         return self.before if self.live == release else None
 
-    def begin_release(
-        self, live: ReleaseRef, catalogue: Catalogue, counted: Sequence[CountedRelease], now: float
-    ) -> None:
-        """Begin with *live*, a release that workers serve already.
+    def begin_release(self, live: ReleaseRef, catalogue: Catalogue, now: float) -> None:
+        """Begin with *live*, a release that a worker has begun to serve since this was last judged.
 
         It is on probation if a rollback would return to the release that was live before it here, whose counts of the
         last hour it is compared with. A release that was withdrawn earlier, and then activated again by an operator, is
-        not. *counted* has the counts of all workers.
+        not.
         """
         # An incarnation is the unique name of one write of a release: another one is drawn if it is published again.
         withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
@@ -145,34 +148,20 @@ class TierComparisons(msgspec.Struct):
         if target is not None and target.ref == previous and not was_withdrawn:
             self.before = previous
             counts_an_hour_ago = self.history[0].counts  # the oldest sample
-            last_hour = sum_of(counted, previous).since(counts_an_hour_ago)
-            self.expected = expected_of(last_hour)
+            self.expected = expected_of(self.counted.since(counts_an_hour_ago))
         self.live = live
         self.failure = ""
         self.began_at = now
+        self.began_with = self.counted
         self.retry_at = 0.0
-        self.history = [Sample(now, ReleaseCounts())]
+        self.history = [Sample(now, self.counted)]
 
-    def add_sample(self, counts: ReleaseCounts, now: float) -> None:
-        """Add *counts* of the live release to its history, with a sample per SAMPLE_S seconds of the last hour.
-
-        The history is never empty: its first sample has the counts at the start.
-        """
-        if counts.lookups < self.history[-1].counts.lookups:
-            # Counts began again: since the last call, the release was replaced and activated again.
-            self.history = [Sample(now, ReleaseCounts())]
+    def add_counts(self, counts: ReleaseCounts, now: float) -> None:
+        """Note the counts of live releases; the history has a sample of them per SAMPLE_S seconds of the last hour."""
+        self.counted = counts
         if now >= self.history[-1].at + SAMPLE_S:
             recent = [sample for sample in self.history if sample.at >= now - HOUR_S]
             self.history = [*recent, Sample(now, counts)]
-
-
-def sum_of(counted: Sequence[CountedRelease], release: ReleaseRef) -> ReleaseCounts:
-    """Return the counts of a release over all workers."""
-    total = ReleaseCounts()
-    for entry in counted:
-        if entry.release == release:
-            total = total.plus(entry.counts)
-    return total
 
 
 def expected_of(before: ReleaseCounts) -> ReleaseCounts:
@@ -182,23 +171,21 @@ def expected_of(before: ReleaseCounts) -> ReleaseCounts:
 
 
 class SharedComparisons:
-    """The comparisons of all tiers, and the counts of all workers, in shared memory."""
+    """The comparisons of all tiers in shared memory: one record, which the admin process writes."""
 
-    def __init__(self, comparisons: Records, counts: Records) -> None:
-        """*comparisons* has one row, written by the admin process, and *counts* a row per worker."""
-        self._comparisons = comparisons
-        self._counts = counts
+    def __init__(self, records: Records) -> None:
+        self._records = records
 
     def all(self) -> list[TierComparisons]:
         """Return the comparisons of all tiers; none before the first were written."""
-        payload = self._comparisons.read(0)
+        payload = self._records.read(0)
         if payload is None:
             return []
         return msgspec.msgpack.decode(payload, type=list[TierComparisons])
 
     def keep(self, comparisons: Sequence[TierComparisons]) -> None:
         """Write the comparisons of all tiers."""
-        self._comparisons.write(0, msgspec.msgpack.encode(comparisons))
+        self._records.write(0, msgspec.msgpack.encode(comparisons))
 
     def trials(self) -> dict[str, CanaryTrial]:
         """Return the trials of canaries, by tier."""
@@ -211,20 +198,16 @@ class SharedComparisons:
             return None
         return trial.finding
 
-    def read_counts(self, worker: int) -> dict[str, list[CountedRelease]]:
-        """Return what a worker, or an earlier one of its number, has counted of live releases, by tier."""
-        payload = self._counts.read(worker)
-        if payload is None:
-            return {}
-        return msgspec.msgpack.decode(payload, type=dict[str, list[CountedRelease]])
 
-    def write_counts(self, worker: int, counted: Mapping[str, Sequence[CountedRelease]]) -> None:
-        """Write the counts of a worker."""
-        self._counts.write(worker, msgspec.msgpack.encode(counted))
+class OwnComparisons:
+    """The comparisons of a process that judges alone, by what it counts itself."""
 
-    def counted(self, tier: str) -> list[CountedRelease]:
-        """Return the counts of all workers in a tier."""
-        counted = list[CountedRelease]()
-        for worker in range(self._counts.rows):
-            counted += self.read_counts(worker).get(tier, ())
-        return counted
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._tiers = dict[str, TierComparisons]()
+
+    def finding(self, tier: str, canary: Release | None) -> str | None:
+        """Judge the canary of a tier; returns as `SharedComparisons.finding`."""
+        comparisons = self._tiers.setdefault(tier, TierComparisons(tier))
+        now = asyncio.get_running_loop().time()
+        return comparisons.judge_canary(canary, canary_counts(tier, self._metrics), now)

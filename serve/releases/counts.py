@@ -1,15 +1,12 @@
-"""Counts of the releases that are compared: of a canary and the live release by role, and of each live release."""
+"""Counts of the releases that are compared, over all workers: of a canary and the live one, and of live ones."""
 
 from collections.abc import Callable
 from operator import add, sub
 from typing import NamedTuple
 
-import msgspec
-
 from hotplate.serve.metrics import (
     BUCKETS_S,
     CANARY,
-    CANARY_LOOKUPS,
     CLICKS,
     HISTOGRAM_CELLS,
     IMPRESSIONS,
@@ -17,10 +14,12 @@ from hotplate.serve.metrics import (
     LOOKUP_OUTCOMES,
     OPERATIONS,
     POSITIONS,
+    PROBATION_LOOKUPS,
+    ROLE_LOOKUPS,
+    Metric,
     Metrics,
     ReleaseRole,
 )
-from hotplate.stores.catalogue import ReleaseRef
 
 NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
@@ -80,40 +79,35 @@ def _role_counts(tier: str, metrics: Metrics, role: ReleaseRole) -> ReleaseCount
     Lookups and reads are those of this tier, one of the stores; shown lists and clicks are those of all, because events
     do not name a store. A list was shown if the item at its first position was.
     """
-    lookups = metrics.cells[CANARY_LOOKUPS]
-    hit, miss, error = (metrics.total(lookups[tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)
-    *reads, _sum_s = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
     first_position = POSITIONS[0]
     (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, first_position])
     clicks_by_position = metrics.total(metrics.cells[CLICKS][role, first_position], len(POSITIONS))
-    return ReleaseCounts(
-        hit=hit,
-        miss=miss,
-        error=error,
+    return _lookup_counts(metrics, ROLE_LOOKUPS, tier, role)._replace(
         shown=shown,
         clicks=sum(clicks_by_position),
-        reads=tuple(reads),
+        reads=_reads(metrics, metrics.role_reads[tier, role]),
     )
 
 
-def live_reads(tier: str, metrics: Metrics) -> tuple[float, ...]:
-    """Return how often the live release of a tier was read in this worker, by buckets of the time: without the canary.
+def live_counts(tier: str, metrics: Metrics) -> ReleaseCounts:
+    """Return the counts of the releases that are or were live in a tier, over all workers.
 
-    Metrics are cells of an array. A histogram has a cell for each bucket, then one for the sum of the values.
+    Misses are lists that the release before has, errors damaged values. Lookups count from the first second of a live
+    release on, and lost lists only on probation (`live_counts`). Reads are those of the store but for the canary's.
     """
-    first_cells = [metrics.store[tier, operation, "ok"] for operation in OPERATIONS]
-    first_cells.append(metrics.canary_reads[tier, CANARY])
-    histograms = [metrics.own_cells[first : first + HISTOGRAM_CELLS - 1] for first in first_cells]
-    reads = [max(0.0, sum(calls) - canary) for *calls, canary in zip(*histograms, strict=True)]
-    return tuple(reads)
+    all_reads = [_reads(metrics, metrics.store[tier, operation, "ok"]) for operation in OPERATIONS]
+    canary_reads = _reads(metrics, metrics.role_reads[tier, CANARY])
+    reads = tuple(max(0.0, sum(calls) - canary) for *calls, canary in zip(*all_reads, canary_reads, strict=True))
+    return _lookup_counts(metrics, PROBATION_LOOKUPS, tier)._replace(reads=reads)
 
 
-class CountedRelease(msgspec.Struct):
-    """What a worker has counted of a release that is or was live in a tier."""
+def _lookup_counts(metrics: Metrics, row: Metric, *labels: str) -> ReleaseCounts:
+    """Return the lookups of a metric by outcome, its last label."""
+    cells = metrics.cells[row]
+    hit, miss, error = (metrics.total(cells[*labels, outcome])[0] for outcome in LOOKUP_OUTCOMES)
+    return ReleaseCounts(hit, miss, error)
 
-    release: ReleaseRef
-    since: float
-    """When it became live here, by the monotonic clock."""
 
-    counts: ReleaseCounts = ReleaseCounts()
-    """Misses are lists that the release before has, errors damaged values, both only counted on probation."""
+def _reads(metrics: Metrics, first_cell: int) -> tuple[float, ...]:
+    """Return the buckets of a histogram of reads: a cell for each, before the one for the sum of the values."""
+    return tuple(metrics.total(first_cell, HISTOGRAM_CELLS - 1))

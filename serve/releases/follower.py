@@ -6,8 +6,7 @@ A catalogue of a lower generation is a stale read, unless the store was certainl
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
+from hotplate.serve.metrics import LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import FollowedCanary, ServedCanary, Verdict, follow_canary
 from hotplate.serve.releases.erasures import KnownErasures
 from hotplate.serve.releases.missing_rows import MissingRows
 from hotplate.serve.releases.preparation import prepare
-from hotplate.serve.releases.served import ServedRelease, load
+from hotplate.serve.releases.served import RowsOfRelease, ServedRelease, load
 from hotplate.serve.tasks import repeat
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.concurrency import SharedCall
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 RETRY_S = (0.1, 5.0)
 # A store counts as restored after reads of the primary were older for this time.
 RESTORED_S = 30.0
-# Interval of reads while the store disagrees with the followed catalogue (`agreement.UNSETTLED`).
+# Interval of reads while the store disagrees with the followed catalogue (`agreement`).
 STALE_POLL_S = 2.0
 # Interval for stopping a canary, or loading it again.
 CANARY_S = 1.0
@@ -102,7 +102,7 @@ class Follower:
         if self._restored is not None:
             findings.append(ServiceFinding("restored", self._restored))
         if self.followed_canary.problem is not None:
-            findings.append(ServiceFinding("canary", self.followed_canary.problem))
+            findings.append(ServiceFinding("release", self.followed_canary.problem))
         if self.erasures.finding is not None:
             findings.append(self.erasures.finding)
         if self.live is not None and self.live.damaged:
@@ -153,6 +153,28 @@ class Follower:
         canary = self.canary
         return canary.release if canary is not None and canary.includes(row) else self.live
 
+    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
+        """Divide the keys *rows* among the releases that they are to be read in.
+
+        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
+        result is empty while no release is served.
+        """
+        live = self.live
+        if live is None or not rows:
+            return []
+        canary = self.canary
+        if canary is None:
+            return [RowsOfRelease(live, rows)]
+
+        live_rows = [row for row in rows if not canary.includes(row)]
+        canary_rows = [row for row in rows if canary.includes(row)]
+        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary.release, canary_rows))
+        return [group for group in groups if group.rows]
+
+    def compared_role(self, release: ServedRelease) -> ReleaseRole | None:
+        """Return the role of a release during a canary, of which both releases are counted; None without a canary."""
+        return None if self.followed_canary.loaded is None else release.role
+
     async def refresh(self) -> None:
         """Read the catalogue after a release was not found; concurrent callers share a read."""
         await self._refreshing.result()
@@ -170,17 +192,59 @@ class Follower:
         outage = Outage(*RETRY_S)
         while True:
             try:
-                async with aclosing(self._prepared_changes(warm=warm)) as changes:
-                    async for catalogue in changes:
-                        async with self._switching:
-                            await self._handle_catalogue(catalogue, is_requested=False)
-                        self.attempted.set()
-                        outage.end()
+                await self._poll(outage, warm=warm)
             except Exception as error:  # noqa: BLE001 -- must not end this task
                 if self._followed is None or not outage.tolerates(error):
                     self._report(error)
                 self.attempted.set()
             await asyncio.sleep(outage.next_pause_s())
+
+    async def _poll(self, outage: Outage, *, warm: bool) -> None:
+        """Handle the catalogue now and after changes of its version, until a poll or handling it raises an error.
+
+        The users that a catalogue erases are hidden at once. It is handled once its new releases are prepared, as
+        `prepare` says. If the store reports another catalogue meanwhile, only that one is handled, as soon as its own
+        new releases are prepared: a rollback does not wait for the release that it withdraws.
+        """
+        seen: Catalogue | None = None
+        releases = list[ReleaseRef]()  # that are being prepared
+        preparing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                catalogue = await self._reader.poll()
+                self._polled_at = time.monotonic()
+                if seen is None or catalogue.version != seen.version:
+                    seen = catalogue
+                    await self._hide_erased(catalogue)
+                    new_releases = self._new_releases(catalogue)
+                    if preparing is None or new_releases != releases:
+                        if preparing is not None:
+                            preparing.cancel()
+                        releases = new_releases
+                        work = prepare(self._reader, releases, warm=warm, is_first=self.live is None)
+                        preparing = asyncio.create_task(work)
+
+                if preparing is not None:
+                    await asyncio.wait((preparing,), timeout=self._reader.poll_s)
+                    if not preparing.done():
+                        continue
+                    preparing.result()  # raises a defect
+                    preparing = None
+                    async with self._switching:
+                        await self._handle_catalogue(seen, is_requested=False)
+                    self.attempted.set()
+                    outage.end()
+                await asyncio.sleep(self._reader.poll_s)
+        finally:
+            if preparing is not None:
+                preparing.cancel()
+                await asyncio.gather(preparing, return_exceptions=True)
+
+    async def _hide_erased(self, catalogue: Catalogue) -> None:
+        """Hide the users that a catalogue erases, if it is going to be followed."""
+        async with self._switching:
+            if follows(catalogue, self._followed) and not self._may_lag_behind_restore(catalogue):
+                await self.erasures.update(self._reader, catalogue)
 
     async def _read_while_unsettled(self) -> None:
         while True:
@@ -247,54 +311,6 @@ class Follower:
                         return
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
-
-    async def _changes(self) -> AsyncGenerator[Catalogue]:
-        """Yield the catalogue now and after changes of its version; a failed poll ends the iteration with its error."""
-        seen_version = None
-        while True:
-            catalogue = await self._reader.poll()
-            self._polled_at = time.monotonic()
-            if catalogue.version != seen_version:
-                seen_version = catalogue.version
-                yield catalogue
-            await asyncio.sleep(self._reader.poll_s)
-
-    async def _prepared_changes(self, *, warm: bool) -> AsyncGenerator[Catalogue]:
-        """Yield each catalogue that the store reports once its new releases are prepared, as `prepare` says.
-
-        The users that it erases are hidden before that. If another catalogue is reported meanwhile, only that one is
-        yielded, as soon as its own new releases are prepared: a rollback does not wait for the release that it
-        withdraws.
-        """
-        changes = self._changes()
-        change = asyncio.ensure_future(anext(changes, None))  # the present one first
-        preparing: asyncio.Task[None] | None = None
-        releases = list[ReleaseRef]()  # that are being prepared
-        try:
-            while (catalogue := await change) is not None:
-                change = asyncio.ensure_future(anext(changes, None))
-                async with self._switching:
-                    if follows(catalogue, self._followed) and not self._may_lag_behind_restore(catalogue):
-                        await self.erasures.update(self._reader, catalogue)
-
-                new_releases = self._new_releases(catalogue)
-                if preparing is None or new_releases != releases:
-                    if preparing is not None:
-                        preparing.cancel()
-                    releases = new_releases
-                    work = prepare(self._reader, releases, warm=warm, is_first=self.live is None)
-                    preparing = asyncio.create_task(work)
-
-                await asyncio.wait((preparing, change), return_when=asyncio.FIRST_COMPLETED)
-                if preparing.done():
-                    preparing.result()  # raises a defect
-                    preparing = None
-                    yield catalogue
-        finally:
-            unfinished = [change] if preparing is None else [change, preparing]
-            for task in unfinished:
-                task.cancel()
-            await asyncio.gather(*unfinished, return_exceptions=True)
 
     def _new_releases(self, catalogue: Catalogue) -> list[ReleaseRef]:
         """Return the live release and the canary of a catalogue, unless they are known or it is not followed."""
@@ -401,7 +417,7 @@ class Follower:
         """Return a release that goes live; the canary is not loaded again."""
         canary = self.canary
         if canary is not None and canary.release.is_of(live):
-            return replace(canary.release, is_canary=False)
+            return replace(canary.release, role=LIVE)
         return await load(self._reader, live, self._fold_in)
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:

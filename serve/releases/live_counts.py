@@ -5,12 +5,11 @@ probation a list counts as missing only if the release before has it.
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 
-from hotplate.serve.metrics import HIT, MISS, Metrics
+from hotplate.serve.metrics import HIT, LOOKUP_OUTCOMES, MISS, PROBATION_LOOKUPS
 from hotplate.serve.releases.comparison import SharedComparisons
-from hotplate.serve.releases.counts import CountedRelease, ReleaseCounts, live_reads
+from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.releases.served import ReleaseTally, ServedRelease
 from hotplate.serve.tasks import repeat
 from hotplate.serve.tiers.tier import Tier, batches_of
@@ -27,15 +26,11 @@ PRESENT_STORE_S = 0.9
 
 
 class ReleaseCounter:
-    """Counts what the live releases of a worker answer; its successor continues."""
+    """Counts what the live releases of a worker answer, in its metrics."""
 
-    def __init__(self, shared: SharedComparisons, worker: int, tiers: Sequence[Tier], metrics: Metrics) -> None:
-        """*metrics* are of this worker."""
+    def __init__(self, shared: SharedComparisons, tiers: Sequence[Tier]) -> None:
         self._shared = shared
-        self._worker = worker
         self._tiers = tiers
-        self._metrics = metrics
-        self._counted = shared.read_counts(worker)
 
     async def run(self) -> None:
         """Count until cancelled."""
@@ -50,18 +45,16 @@ class ReleaseCounter:
                 own = comparisons.get(tier.name)
                 before = None if own is None else own.before_of(release.ref)
                 await self._count_release(tier, release, before)
-        self._shared.write_counts(self._worker, self._counted)
 
     async def _count_release(self, tier: Tier, release: ServedRelease, before: ReleaseRef | None) -> None:
-        """Add what *release*, the live one of a tier, has answered since the last call to its counts.
+        """Count what *release*, the live one of a tier, has answered since the last call.
 
         A tier is a store that the service reads. A new live release is on probation: the admin process compares it with
         *before*, the release before. A miss, the lookup of an absent list, counts only on probation, and only if the
         release before has the list.
         """
-        totals = self._read_totals(tier, release)
-        entry = self._live_entry(tier.name, release.ref)
         tally = release.tally
+        totals = ReleaseCounts(tally.lookups[HIT], tally.lookups[MISS], tally.damaged)
         counted = tally.compared
         tally.compared = totals
         if counted is None:  # counts begin with the first call for a release
@@ -73,27 +66,8 @@ class ReleaseCounter:
         lost = 0.0
         if before is not None:
             lost = await _count_lost_lists(tier, tally, before)
-        entry.counts = entry.counts.plus(answered._replace(miss=lost))
-
-    def _live_entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
-        """Return the counts of *release*, the live one of a tier. For a new one, begin them with 0.
-
-        `self._counted` has at most two entries per tier, in this order: of the release before, and of the live one.
-        """
-        counted = self._counted.setdefault(tier, [])
-        if not counted or counted[-1].release != release:
-            counted[:-1] = []  # forgets the release before the last one
-            counted.append(CountedRelease(release, time.monotonic()))
-        return counted[-1]
-
-    def _read_totals(self, tier: Tier, release: ServedRelease) -> ReleaseCounts:
-        """Return the totals of a release: the lookups that it answered, and the successful reads of its store.
-
-        Reads are counted by buckets of their time, since this worker started.
-        """
-        reads = live_reads(tier.name, self._metrics)
-        lookups = release.tally.lookups
-        return ReleaseCounts(lookups[HIT], lookups[MISS], release.tally.damaged, reads=reads)
+        for outcome, number in zip(LOOKUP_OUTCOMES, (answered.hit, lost, answered.error), strict=True):
+            tier.metrics.count_in(PROBATION_LOOKUPS, tier.name, outcome, number=number)
 
 
 async def _count_lost_lists(tier: Tier, tally: ReleaseTally, before: ReleaseRef) -> float:

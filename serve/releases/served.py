@@ -1,16 +1,19 @@
 """Served releases: what a worker keeps of a release while it answers from it."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.lists.fold_in import FoldIn
-from hotplate.serve.metrics import LOOKUP_OUTCOMES
+from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, ReleaseRole
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import Decode
+from hotplate.stores.encoding import Decode, RowKey
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_servable
@@ -77,7 +80,7 @@ class ServedRelease:
 
     factors: "ItemFactors | None" = None
     filters: ReleaseFilters = NO_FILTERS
-    is_canary: bool = False
+    role: ReleaseRole = LIVE
     load_id: str = field(default_factory=lambda: f"{next(_loads)} ", compare=False)
     """Differs for each load, which may have other lists; cached rows have it before their key."""
 
@@ -88,9 +91,21 @@ class ServedRelease:
         """The release id."""
         return self.ref.id
 
+    @property
+    def is_canary(self) -> bool:
+        """Whether a share of the users gets it instead of the live release."""
+        return self.role == CANARY
+
     def is_of(self, entry: Release) -> bool:
         """Return whether this is the release of a catalogue's entry, by the same writer."""
         return self.ref == entry.ref and self.writer == entry.writer
+
+
+class RowsOfRelease(msgspec.Struct, frozen=True):
+    """Rows that are read from one release."""
+
+    release: ServedRelease
+    rows: Sequence[RowKey]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

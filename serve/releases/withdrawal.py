@@ -16,8 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.states import SharedStates
-from hotplate.serve.releases.comparison import HOUR_S, SharedComparisons, TierComparisons, sum_of
-from hotplate.serve.releases.counts import NO_READS, ReleaseCounts, canary_counts
+from hotplate.serve.releases.comparison import HOUR_S, SharedComparisons, TierComparisons
+from hotplate.serve.releases.counts import NO_READS, ReleaseCounts, canary_counts, live_counts
 from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
 from hotplate.serve.tasks import background, repeat
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
@@ -128,34 +128,35 @@ class ReleaseJudge:
     async def _judge_live_release(self, comparisons: TierComparisons) -> None:
         """Judge the live release of a tier, if it is on probation, by the counts of all workers since its activation.
 
-        A tier is a store that the service reads. Workers count what each release answers, so the newest release in the
-        counts is the live one. Its probation ends after `self._probation_s` seconds, but not before there were LOOKUPS
-        lookups, or an hour has passed. Nothing is judged while a circuit breaker is open: then the store fails, and the
-        release may be good.
+        A tier is a store that the service reads. The live release is the one that the catalogue names, once a worker
+        reports it. Its probation ends after `self._probation_s` seconds, but not before there were LOOKUPS lookups, or
+        an hour has passed. Nothing is judged while a circuit breaker is open: then the store fails, and the release may
+        be good.
         """
-        counted = self._shared.counted(comparisons.tier)  # an entry per worker and release
-        if not counted:
-            return
-        newest = max(counted, key=lambda entry: entry.since).release
-        if newest != comparisons.live:
+        reported = self._states.of_tier(comparisons.tier)
+        live = {state.live for state in reported if state.live is not None}
+        if live - {comparisons.live}:
             catalogue = await self._read_catalogue(comparisons.tier)
-            if catalogue is None or catalogue.live_ref != newest:  # look again later
+            if catalogue is None or catalogue.live_ref not in live:  # look again later
                 return
-            comparisons.begin_release(newest, catalogue, counted, self._clock())
+            if catalogue.live_ref != comparisons.live:
+                comparisons.begin_release(catalogue.live_ref, catalogue, self._clock())
+        if comparisons.live is None:
+            return
 
-        counts = sum_of(counted, newest)
-        comparisons.add_sample(counts, self._clock())
-        is_store_failing = any(reported.breaker_open for reported in self._states.of_tier(comparisons.tier))
+        comparisons.add_counts(live_counts(comparisons.tier, self._metrics), self._clock())
+        is_store_failing = any(state.breaker_open for state in reported)
         if comparisons.before is None or is_store_failing:
             return
 
+        counts = comparisons.counted.since(comparisons.began_with)
         finding = find_regression(comparisons.expected, counts, baseline=BASELINE)  # a sentence, None if it is good
         passed_s = self._clock() - comparisons.began_at
         is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
         if finding is None:
             comparisons.failure = ""
         elif self._clock() >= comparisons.retry_at:
-            await self._withdraw(comparisons, newest, comparisons.before, counts, finding)
+            await self._withdraw(comparisons, comparisons.live, comparisons.before, counts, finding)
             comparisons.retry_at = self._clock() + RETRY_S
         if is_over:
             comparisons.before = None

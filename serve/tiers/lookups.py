@@ -52,9 +52,9 @@ import msgspec
 from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import CACHE, CACHE_SHARED
-from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.releases.served import RowsOfRelease, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests
-from hotplate.serve.tiers.tier import Origin, RowsOfRelease, Tier, batches_of, loop_time
+from hotplate.serve.tiers.tier import Origin, Tier, batches_of, loop_time
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult
@@ -174,7 +174,7 @@ class TierWalk(ABC):
         These are all if the tier serves no release, or lacks `release`.
         """
         if self.release is None:
-            calls = tier.grouped(rows)
+            calls = tier.follower.grouped(rows)
         else:
             release = tier.follower.find(self.release)
             calls = [] if release is None else [RowsOfRelease(release, rows)]
@@ -355,7 +355,7 @@ class BatchWalk(TierWalk):
         if release is None:
             return None
 
-        of_its_role = (part.origin for part in self.parts if part.origin.release.is_canary == release.is_canary)
+        of_its_role = (part.origin for part in self.parts if part.origin.release.role == release.role)
         return next(of_its_role, Origin(tier, release))
 
 

@@ -19,14 +19,15 @@ from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList, EncodedLists, unknown_list
 from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.lists.hidden_users import HiddenUsers
-from hotplate.serve.lists.options import RECENCY, Selection
+from hotplate.serve.lists.options import FILTERED, RECENCY, Selection
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.releases.comparison import SharedComparisons
-from hotplate.serve.releases.served import TierRelease
+from hotplate.serve.releases.comparison import OwnComparisons, SharedComparisons
+from hotplate.serve.releases.follower import Follower
+from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
-from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, loop_time, tier_names
+from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, loop_time, tiers_of
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
@@ -125,9 +126,15 @@ class TieredReader:
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
-        self.tiers = _tiers_of(
-            stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in, comparisons=comparisons
-        )
+        judge = comparisons or OwnComparisons(self.metrics)
+        remote = sum(not store.is_local for store in stores.values())
+        self.tiers = list[Tier]()
+        for name, store in stores.items():
+            follower = Follower(store, verdict=partial(judge.finding, name), fold_in=self._fold_in)
+            if store.is_local:
+                self.tiers.append(LocalTier(name, store, self.metrics, follower))
+            else:
+                self.tiers.append(RemoteTier(name, store, self.metrics, follower, cache_bytes // remote))
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""
@@ -146,13 +153,10 @@ class TieredReader:
         Each store gets a name, and counts its calls in *metrics*. *options* are those of the constructor. Raises
         StoreMisused, for an invalid URL, too.
         """
-        names = tier_names(urls)
+        tiers = tiers_of(urls)
         if metrics is None:
-            metrics = Metrics(1, names)
-
-        stores = dict[str, Reader]()
-        for name, url in zip(names, urls, strict=True):
-            stores[name] = connect(url, StoreObserver(name, metrics))
+            metrics = Metrics(1, [*tiers])
+        stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in tiers.items()}
         return cls(stores, metrics=metrics, **options)
 
     async def __aenter__(self) -> Self:
@@ -280,11 +284,9 @@ class TieredReader:
         if not origins:
             return [None] * len(rows)
 
-        # Keys have the name under which the release stores the list; its default list has none.
         first = origins[0]
-        stored_name = first.release.manifest.stored_name(name) or ""
-        fallback = RowKey(POPULAR, segment, stored_name)
-        stored_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
+        fallback = _popular_row(first.release, segment, name)
+        stored_rows = [RowKey(row.kind, row.id, fallback.list) for row in dict.fromkeys(rows)]
         shown, hidden = self.hidden_users.split(stored_rows)
 
         lists = dict[str, EncodedList]()  # by the id of the user or the item
@@ -311,11 +313,8 @@ class TieredReader:
         if not origins:
             return None
 
-        # Keys have the name under which the release stores the list; its default list has none.
         origin = origins[0]
-        stored_name = origin.release.manifest.stored_name(name) or ""
-        row = RowKey(POPULAR, segment, stored_name)
-
+        row = _popular_row(origin.release, segment, name)
         self.metrics.count_lookup("popular", "hit")
         encoded = self.lists.of_release(origin.tier.name, origin.release, row, "ok")
         return self.named(name, encoded)
@@ -445,11 +444,14 @@ class TieredReader:
 
         row = self.row_of(ITEM, "", selection.list)  # for the name under which the release stores the list
         fallback = row.popular(selection.segment)
+        examined = selection.examined
+        if any(release.filters.has_expiries for tier in self.tiers for release in tier.follower.releases):
+            examined = max(examined, FILTERED)
         basket = Basket(
             items=items,
             recency=recency,
             list=row.list,
-            n=selection.examined,
+            n=examined,
             denied=self.deny_list.current.items,
             excluded=selection.excluded,
         )
@@ -458,26 +460,9 @@ class TieredReader:
         return FoldedIn(self.named(selection.list, encoded), computed.known, computed.unknown)
 
 
-def _tiers_of(
-    stores: Mapping[str, Reader],
-    metrics: Metrics,
-    *,
-    cache_bytes: int,
-    fold_in: FoldIn | None,
-    comparisons: SharedComparisons | None,
-) -> list[Tier]:
-    """Return a tier for each of *stores*, by name; the remote ones share *cache_bytes*."""
-    remote = sum(not store.is_local for store in stores.values())
-    tier_cache_bytes = cache_bytes // max(1, remote)
-    tiers = list[Tier]()
-    for name, store in stores.items():
-        if store.is_local:
-            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in, comparisons=comparisons))
-        else:
-            tiers.append(
-                RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in, comparisons=comparisons)
-            )
-    return tiers
+def _popular_row(release: ServedRelease, segment: str, name: str) -> RowKey:
+    """Return the key of a popular list, with the name under which the release stores it; its default list has none."""
+    return RowKey(POPULAR, segment, release.manifest.stored_name(name) or "")
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

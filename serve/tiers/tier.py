@@ -18,29 +18,23 @@ from typing import TypeVar
 import msgspec
 
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
-from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.metrics import (
     CACHE,
     CACHE_HIT,
     CACHE_MISS,
-    CANARY,
-    CANARY_LOOKUPS,
     CORRUPT,
-    LIVE,
     LOOKUP_OUTCOMES,
+    ROLE_LOOKUPS,
     Metrics,
-    ReleaseRole,
 )
-from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
-from hotplate.serve.releases.counts import canary_counts
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tiers.breaker import Breaker
 from hotplate.serve.tiers.cache import NOT_CACHED, Cache
 from hotplate.serve.tiers.hedging import Hedge
-from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import USER, RowKey
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalRows, Reader, ReadResult
 from hotplate.stores.urls import require_url, scheme_of
@@ -62,23 +56,16 @@ def loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 
-def tier_names(urls: Sequence[str]) -> list[str]:
-    """Return each store's scheme, numbered from its second use on."""
+def tiers_of(urls: Sequence[str]) -> dict[str, str]:
+    """Return the URLs of stores by their names: the scheme, numbered from its second use on."""
     uses = Counter[str]()
-    names = list[str]()
+    tiers = dict[str, str]()
     for url in urls:
         require_url(url)
         scheme = scheme_of(url)
         uses[scheme] += 1
-        names.append(scheme if uses[scheme] == 1 else f"{scheme}-{uses[scheme]}")
-    return names
-
-
-class RowsOfRelease(msgspec.Struct, frozen=True):
-    """Rows that are read from one release."""
-
-    release: ServedRelease
-    rows: Sequence[RowKey]
+        tiers[scheme if uses[scheme] == 1 else f"{scheme}-{uses[scheme]}"] = url
+    return tiers
 
 
 class Tier(ABC):
@@ -90,19 +77,8 @@ class Tier(ABC):
     damage_raises_anything = False
     """Whether an exception of a call of the store other than StoreError is due to a damaged value, and not a defect."""
 
-    def __init__(
-        self,
-        name: str,
-        reader: Reader,
-        metrics: Metrics,
-        *,
-        fold_in: FoldIn | None = None,
-        comparisons: SharedComparisons | None = None,
-    ) -> None:
-        """*reader* reads the store; *fold_in* loads the item factors of each release.
-
-        *comparisons* stop canaries; without them, each is judged here.
-        """
+    def __init__(self, name: str, reader: Reader, metrics: Metrics, follower: Follower) -> None:
+        """*reader* reads the store, and *follower* follows it."""
         self.name = name
         self.metrics = metrics
         """Metrics of the worker, in which the tier counts under its name."""
@@ -110,15 +86,10 @@ class Tier(ABC):
         self.read_cell = metrics.store[name, "get", "ok"]
         """The histogram of reads of a local store."""
 
-        verdict = partial(_judge, TierComparisons(name), metrics)
-        if comparisons is not None:
-            verdict = partial(comparisons.finding, name)
-        self.follower = Follower(reader, verdict=verdict, fold_in=fold_in)
+        self.follower = follower
         self.breaker = Breaker(name, loop_time)
         self.reader = reader
         self.keys_a_call = reader.coalesce
-        self._damaged = set[ReleaseRef]()
-        """Followed releases of which a damaged value was read."""
 
     @property
     def findings(self) -> list[ServiceFinding]:
@@ -127,7 +98,7 @@ class Tier(ABC):
         if self.breaker.is_open:
             findings.append(ServiceFinding("circuit", self.breaker.open_because))
         for release in self.follower.releases:
-            if release.ref in self._damaged:
+            if release.tally.damaged:
                 findings.append(ServiceFinding("damage", _damage_of(release.id)))
         return sorted(findings, key=lambda finding: not finding.is_error)
 
@@ -145,30 +116,6 @@ class Tier(ABC):
     def cache_bytes(self) -> int | None:
         """Size of the cache; None without one."""
         return None
-
-    def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
-        """Divide the keys *rows* among the releases that they are to be read in.
-
-        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
-        result is empty while no release is served.
-        """
-        live = self.follower.live
-        if live is None or not rows:
-            return []
-        canary = self.follower.followed_canary.loaded
-        if canary is None:
-            return [RowsOfRelease(live, rows)]
-
-        live_rows = [row for row in rows if not canary.includes(row)]
-        canary_rows = [row for row in rows if canary.includes(row)]
-        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary.release, canary_rows))
-        return [group for group in groups if group.rows]
-
-    def _role_of(self, release: ServedRelease) -> ReleaseRole | None:
-        """Return the role of a release during a canary; None without a canary."""
-        if self.follower.followed_canary.loaded is None:
-            return None
-        return CANARY if release.is_canary else LIVE
 
     def local_rows(self, release: ServedRelease) -> LocalRows | None:  # noqa: ARG002 -- of stores in this process
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
@@ -189,7 +136,7 @@ class Tier(ABC):
         """Follow the release that is live now, after a read said that *gone* is gone.
 
         Reads the catalogue, the record of the store's releases, until *deadline* at most. Raises ReleaseMoved unless
-        *gone* is still followed, as the live one or the canary: the caller can read the keys in another release.
+        *gone* is still followed: the caller can read the keys in another release.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -230,11 +177,11 @@ class Tier(ABC):
             raise StoreDefect(f"{self.name} returned {len(results)} results for {len(keys)} keys")
 
     def _observe_read(self, cell: int, took_s: float, release: ServedRelease) -> None:
-        """Count a read in the histogram that begins at *cell*; during a canary also by role, for its judgement."""
+        """Count a read in the histogram that begins at *cell*; also by role while two releases are compared."""
         self.metrics.observe(cell, took_s)
-        role = self._role_of(release)
+        role = self.follower.compared_role(release)
         if role is not None:
-            self.metrics.observe(self.metrics.canary_reads[self.name, role], took_s)
+            self.metrics.observe(self.metrics.role_reads[self.name, role], took_s)
 
     def _decoded(self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]) -> list[ReadResult]:
         """Decode the values of *keys* in *results*; a damaged value becomes an error, which is counted.
@@ -266,27 +213,23 @@ class Tier(ABC):
             return error
 
         self.metrics.count_in(CORRUPT, self.name)
-        release.tally.damaged += 1  # for the probation of the release
-
         damage = ReleaseCorrupt(_damage_of(release.id))
-        if release.ref not in self._damaged:
-            followed = {served.ref for served in self.follower.releases}
-            self._damaged &= followed
-            self._damaged.add(release.ref)
+        if not release.tally.damaged:
             log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
+        release.tally.damaged += 1
         return damage
 
     def count_lookup(self, release: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
         """Count *lists* from a *source*, one of SOURCES; *outcome* is an index of LOOKUP_OUTCOMES, *kind* of the rows.
 
-        During a canary, lists of users are also counted by role, for its judgement.
+        While two releases are compared, lists of users are also counted by role.
         """
         release.tally.lookups[outcome] += lists
         outcome_name = LOOKUP_OUTCOMES[outcome]
         self.metrics.count_lookup(source, outcome_name, lists)
-        role = self._role_of(release) if kind == USER else None
+        role = self.follower.compared_role(release) if kind == USER else None
         if role is not None:
-            self.metrics.count_in(CANARY_LOOKUPS, self.name, role, outcome_name, number=lists)
+            self.metrics.count_in(ROLE_LOOKUPS, self.name, role, outcome_name, number=lists)
 
 
 class LocalTier(Tier):
@@ -336,18 +279,9 @@ class LocalTier(Tier):
 class RemoteTier(Tier):
     """A store behind a network."""
 
-    def __init__(
-        self,
-        name: str,
-        reader: Reader,
-        metrics: Metrics,
-        *,
-        cache_bytes: int = 0,
-        fold_in: FoldIn | None = None,
-        comparisons: SharedComparisons | None = None,
-    ) -> None:
+    def __init__(self, name: str, reader: Reader, metrics: Metrics, follower: Follower, cache_bytes: int) -> None:
         """*cache_bytes* is the size of the cache; without one, it is 0."""
-        super().__init__(name, reader, metrics, fold_in=fold_in, comparisons=comparisons)
+        super().__init__(name, reader, metrics, follower)
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
         self._hedge = Hedge(reader, name, metrics)
@@ -449,11 +383,6 @@ class RemoteTier(Tier):
 
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
-
-
-def _judge(comparisons: TierComparisons, metrics: Metrics, canary: Release | None) -> str | None:
-    """Return how a canary is worse than the live release, by the counts in this process; None if it is not."""
-    return comparisons.judge_canary(canary, canary_counts(comparisons.tier, metrics), loop_time())
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):

@@ -199,13 +199,6 @@ def test_cells_have_significant_digits(value: float, digits: int, text: str) -> 
     assert rounded(value, digits) == text
 
 
-def test_the_page_escapes_texts_and_loads_nothing(report_page: ModuleType) -> None:
-    text = report_page.page(RU)
-    assert "&lt;within&gt;" in text
-    assert text.count("<svg") == 2  # for wide and narrow screens
-    assert "http://" not in text.replace("http://www.w3.org", "")
-
-
 def test_the_page_keeps_the_letters_of_any_script(report_page: ModuleType) -> None:
     title = "東京\u3000店 Déjà\u00a0vu क्\u200dष"
     text = report_page.page(Report(kind="x", sentence=f"{title}\x07\udcff", plots=(Plot("", "", "", CURVES),)))

@@ -68,18 +68,6 @@ def test_comparison_of_a_worse_model_exits_with_3(folder: Path) -> None:
     assert json.loads(better)["verdict"] == "better"
 
 
-def test_a_model_and_its_release_are_lists(folder: Path, model: Path) -> None:
-    store = f"file://{folder / 'store'}"
-    choices = folder / "choices.csv"
-    choices.write_text("user,item\n" + "".join(f"n{n:02},in{n:02}\n" for n in range(20)))
-    assert hotplate("publish", model, "--store", store).returncode == 0
-    release = json_of("releases", "list", "--store", store)["live"]
-    for origin in (str(model), store, f"{store}#{release}"):
-        assert json_of("evaluate", origin, choices, "-k", "2")["ranking"]["hit_rate"] == 1
-    assert "cannot tell" in succeeded("evaluate", "compare", model, model, "--truth", choices)
-    failed(hotplate("evaluate", f"{store}#other", choices), "other is not in this store")
-
-
 def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Path) -> None:
     users = [f"u{number:03}" for number in range(60)]
     bought = [(user, f"p{number % 7}") for number, user in enumerate(users)]
@@ -151,16 +139,6 @@ def test_half_of_the_truth_learnt_is_refused_and_a_hundredth_is_counted_first(sh
     failed(hotplate("evaluate", "compare", early, late, *half), f"{late} has learnt 101 of 121 pairs", code=2)
 
 
-def test_repeated_choice_after_the_learnt_rows_is_fair_and_without_times_it_is_learnt(shop: Path) -> None:
-    again = pl.read_csv(shop / "day.1.csv").with_columns(date=pl.lit("2026-02-01"))
-    again.write_csv(shop / "again.csv")
-    later = json_of("evaluate", shop / "late", shop / "again.csv")
-    assert (later["pairs"], later["seen_pairs"]) == (20, 20)
-    assert "learnt" not in later["sentence"]
-    timeless = hotplate("evaluate", shop / "late", shop / "again.csv", "--time-column", "none")
-    failed(timeless, "late has learnt 20 of 20 pairs of the truth", code=2)
-
-
 def test_what_lists_of_a_file_have_learnt_is_unknown_without_train(shop: Path) -> None:
     days = shop / "day.3.csv", shop / "day.4.csv"
     lists = shop / "lists.csv"
@@ -212,7 +190,8 @@ def test_library_measures_and_compares_as_the_command_does(folder: Path, model: 
     truth.write_text("user,item\n" + "".join(f"n{n:02},in{n:02}\n" for n in range(20)))
     settings = hotplate_library.EvaluateSettings(k=2)
     chosen = pl.read_csv(truth)
-    for origin in (str(model), store):
+    release = json_of("releases", "list", "--store", store)["live"]
+    for origin in (str(model), store, f"{store}#{release}"):
         expected = json_of("evaluate", origin, truth, "-k", "2")["ranking"]
         for choices in (truth, chosen):
             measured = hotplate_library.evaluate(origin, choices, settings=settings)

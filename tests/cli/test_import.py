@@ -57,15 +57,6 @@ def test_import_reads_files_as_one(tmp_path: Path) -> None:
     assert [item["id"] for item in answer["items"]] == ["a"]
 
 
-def test_similar_items_alone_can_be_looked_up(tmp_path: Path) -> None:
-    (tmp_path / "similar.csv").write_text("item,other,score\na,b,0.5\na,c,0.75\n")
-    store = f"file://{tmp_path}/store"
-    facts = json_of("import", "--similar", tmp_path / "similar.csv", "--store", store)
-    assert facts["live"]
-    assert facts["release"]["counts"] == {"item": 1, "popular": 1}
-    failed(hotplate("import", "--store", store), "nothing to import", code=2)
-
-
 def test_import_supports_encodings_and_ready_releases(lists: Path, tmp_path: Path) -> None:
     store = f"file://{tmp_path}/store"
     facts = json_of("import", lists, "--store", store)

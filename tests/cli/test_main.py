@@ -18,23 +18,9 @@ from hotplate.base.extras import install_command
 from hotplate.cli.flags import settings_of
 from hotplate.cli.options import ImportFlags, ListFlags, TrainFlags
 from hotplate.serve.settings import ServiceSettings
-from tests.support.command import failed, hotplate, hotplate_process, json_of
+from tests.support.command import failed, hotplate, json_of
 from tests.support.paths import ROOT
 from tests.support.service import until
-
-
-def test_three_verbs_lead_from_clicks_to_an_answer(model: Path, tmp_path: Path) -> None:
-    store = f"file://{tmp_path}/store"
-    published = json_of("publish", model, "--store", store)
-    assert published["live"]
-    assert published["release"]["counts"]["user"] == 120
-    listed = json_of("releases", "list", HOTPLATE_STORE=store)
-    assert listed["live"] == published["release"]["release"]
-    answer = json_of("lookup", "u001", "-n", "3", HOTPLATE_STORE=store)
-    assert (answer["source"], len(answer["items"])) == ("personal", 3)
-    assert answer["items"][0]["title"]
-    text = hotplate("lookup", "nobody", "-n", "3", HOTPLATE_STORE=store).stdout
-    assert text.startswith("nobody: popular, release ")
 
 
 def test_bad_input_is_explained_in_one_sentence(clicks: Path, model: Path, tmp_path: Path) -> None:
@@ -72,33 +58,43 @@ def test_an_empty_url_is_refused_and_is_not_the_default_store(model: Path, tmp_p
     assert list(tmp_path.iterdir()) == [lists]
 
 
-def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -> None:
-    for arguments in (["lookup", "42", "-n", "0"], ["serve", "--budget", "inf"], ["nosuchverb"], ["train"]):
-        done = hotplate(*arguments)
-        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    for *verb, option, value in (
-        ["releases", "scrub", "--rate", "inf"],
-        ["releases", "canary", "x", "--percent", "nan"],
-        ["events", "report", "events", "--min-effect", "1" + 400 * "0"],
-        ["train", "clicks.csv", "--out", "model", "--tune", "٣"],
-        ["train", "clicks.csv", "--out", "model", "--tune", "1" + 400 * "0"],
-    ):
-        failed(hotplate(*verb, option, value), f"'{option}': '{value}' is not a", code=2)
+@pytest.mark.parametrize("arguments", ["lookup 42 -n 0", "serve --budget inf", "nosuchverb", "train"])
+def test_misuse_of_options_exits_with_2(arguments: str) -> None:
+    done = hotplate(*arguments.split())
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        ("releases scrub", "--rate", "inf"),
+        ("releases canary x", "--percent", "nan"),
+        ("events report events", "--min-effect", "1" + 400 * "0"),
+        ("train clicks.csv --out model", "--tune", "٣"),
+        ("train clicks.csv --out model", "--tune", "1" + 400 * "0"),
+    ],
+)
+def test_number_that_an_option_does_not_take_is_named(verb: str, option: str, value: str) -> None:
+    failed(hotplate(*verb.split(), option, value), f"'{option}': '{value}' is not a", code=2)
+
+
+def test_errors_are_json_on_request(tmp_path: Path) -> None:
     done = hotplate("releases", "verify", "--json", "--store", f"file://{tmp_path}/nothing")
     assert done.returncode == 1
     assert json.loads(done.stderr)["kind"] == "ReleaseNotFound"
     for value, is_json in (("0", False), ("off", False), ("1", True)):
         done = hotplate("releases", "verify", "--store", "x", HOTPLATE_JSON=value)
         assert done.stderr.startswith("{") == is_json, value
+    done = hotplate("releases", "verify", "--json", "--concurrency", "x")
+    assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
+
+
+def test_arguments_that_cannot_be_used_are_refused_with_the_reason(tmp_path: Path) -> None:
     for verb in (["train", "\udcff.csv", "--out", "model"], ["store", "doctor", "--store", "file:///tmp/\udcff"]):
         done = hotplate(*verb, "--json")
         assert (done.returncode, "has bytes that are not UTF-8" in json.loads(done.stderr)["error"]) == (2, True)
-    done = hotplate("releases", "verify", "--json", "--concurrency", "x")
-    assert (done.returncode, json.loads(done.stderr)["kind"]) == (2, "NoSuchOption")
-    done = hotplate("import", tmp_path, "--max-bad-rows", "5")
-    assert (done.returncode, "is not a number from 0 to 1" in done.stderr) == (2, True)
-    done = hotplate("publish", tmp_path, "--json", "--list-length", "x")
-    assert (done.returncode, "is not a whole number" in json.loads(done.stderr)["error"]) == (2, True)
+    failed(hotplate("import", tmp_path, "--max-bad-rows", "5"), "is not a number from 0 to 1", code=2)
+    failed(hotplate("publish", tmp_path, "--list-length", "x"), "is not a whole number", code=2)
 
 
 @pytest.mark.parametrize(("flags", "has_times"), [(TrainFlags, True), (ImportFlags, False), (ListFlags, True)])
@@ -165,15 +161,6 @@ def test_help_on_a_very_narrow_terminal_keeps_its_words_whole() -> None:
 def test_help_of_run_names_the_table_of_a_variable() -> None:
     shown = " ".join(hotplate("run", "--help", COLUMNS="100").stdout.split())
     assert "HOTPLATE_RUN_WAIT is wait of the table run." in shown
-
-
-def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_path: Path) -> None:
-    (tmp_path / "polars").mkdir()
-    (tmp_path / "polars" / "__init__.py").write_text(
-        "raise ModuleNotFoundError(\"No module named 'polars'\", name='polars')"
-    )
-    done = hotplate_process("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
-    failed(done, install_command("offline"), code=2)
 
 
 @pytest.mark.parametrize(("verb", "code"), [("--version --json >&-", 0), ("nosuchverb --json 2>&-", 2)])

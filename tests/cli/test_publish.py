@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import load, save
+from hotplate.offline.model_folder import load, save
 from hotplate.offline.train.als import Factors
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.cosmos_account import Account
@@ -210,29 +210,23 @@ def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> No
     failed(hotplate("import", lists, "--store", store, "--gate", "overlap=2"), "between 0 and 1", code=2)
 
 
-def test_lost_users_and_items_are_refused_without_any_gate(tmp_path: Path) -> None:
+def test_lost_items_are_refused_without_any_gate(tmp_path: Path) -> None:
     lists = tmp_path / "lists.csv"
     store = f"file://{tmp_path}/store"
     publish = ("import", lists, "--store", store)
 
-    def rows(users: int, items: int) -> str:
-        lines = (f"u{user},i{(user * 8 + place) % items},{9 - place}" for user in range(users) for place in range(8))
+    def rows(items: int) -> str:
+        lines = (f"u{user},i{(user * 8 + place) % items},{9 - place}" for user in range(100) for place in range(8))
         return "\n".join(["user,item,score", *lines]) + "\n"
 
-    lists.write_text(rows(100, 800))
+    lists.write_text(rows(800))
     assert "kept" not in succeeded(*publish), "nothing is live to compare with"
     live = live_in(store)
-    lists.write_text(rows(100, 2))
+    lists.write_text(rows(2))
     refused = hotplate(*publish)
     failed(refused, "Gate items_kept: 0.0025 is below 0.5 (2 of 800 items in live lists)", "--force", code=3)
     assert re.search(r"users_kept +1 +≥ 0.5 +passed +about 100 of 100 users with a list", refused.stdout)
-    dry = {gate["gate"]: gate["passed"] for gate in json_of(*publish, "--dry-run", code=3)["gates"]}
-    assert (dry["users_kept"], dry["items_kept"]) == (True, False)
-    lists.write_text(rows(9, 800))
-    failed(hotplate(*publish), "Gate users_kept: 0.09 is below 0.5 (about 9 of 100 users with a list)", code=3)
     assert live_in(store) == live
-    succeeded(*publish, "--gate", "users_kept=0.05", "--gate", "items_kept=0.05")
-    lists.write_text(rows(100, 2))
     succeeded(*publish, "--force")
 
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pytest
 
 from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import Description, describe, load, save
+from hotplate.offline.model import Description
+from hotplate.offline.model_folder import describe
 from hotplate.offline.run_folder import locked_folder
-from hotplate.offline.train.als import Factors
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.connect import run_on
@@ -112,31 +111,6 @@ def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, t
     assert (gated["gates"][0]["passed"], "gates" in gated["seconds"]) == (True, True)
 
 
-def spoil(path: Path) -> None:
-    """Give the items of a model one another's factors."""
-    model = load(path)
-    assert isinstance(model.ranker, Factors)
-    factors = np.random.default_rng(1).permutation(model.ranker.item_factors)
-    save(replace(model, ranker=replace(model.ranker, item_factors=factors)), path)
-
-
-def test_bad_model_is_stopped_by_a_gate_and_live_release_stays(folder_url: str, tmp_path: Path) -> None:
-    pipeline = write_pipeline(tmp_path, folder_url, "[gates]\noverlap = 0.75")
-    live = summary_of(hotplate("run", pipeline))["release"]
-    with (tmp_path / "clicks.csv").open("a") as data:
-        data.write((tmp_path / "clicks.csv").read_text().splitlines()[1] + "\n")
-    spoil(Path(summary_of(interrupted_run(pipeline))["model"]))
-    refused = hotplate("run", pipeline)
-    summary = summary_of(refused)
-    assert (refused.returncode, summary["outcome"], summary["gates"][0]["passed"]) == (3, "refused", False)
-    assert f"gate overlap@10: {summary['gates'][0]['measured']:.4g} is below 0.75" in refused.stderr.splitlines()[-1]
-    assert f"release {summary['release']} was written and is not live, and {live} stayed live" in refused.stderr
-    assert catalogue_of(folder_url).live == live
-    again = hotplate("run", pipeline)
-    assert (again.returncode, summary_of(again)["release"]) == (3, summary["release"])
-    assert hotplate("releases", "activate", summary["release"], "--force", "--store", folder_url).returncode == 0
-
-
 class RunningCanary(NamedTuple):
     """A pipeline whose next run has new data, the live release of its store, and the canary."""
 
@@ -169,15 +143,20 @@ def test_run_does_not_replace_a_running_canary_and_goes_live_after_it_ends(folde
     assert summary_of(hotplate("run", pipeline))["outcome"] == "unchanged"
 
 
+def start_experiment(folder: Path, url: str) -> None:
+    """Import a release for arm B of an experiment, and start it."""
+    release = json_of("import", folder / "clicks.csv", "--no-activate", "--store", url)["release"]["release"]
+    assert hotplate("releases", "canary", release, "--days", "14", "--store", url).returncode == 0
+
+
 def test_run_for_arm_b_renews_it_and_trains_nothing_without_an_experiment(folder_url: str, tmp_path: Path) -> None:
     live = summary_of(hotplate("run", write_pipeline(tmp_path, folder_url)))["release"]
-    first = json_of("import", tmp_path / "clicks.csv", "--no-activate", "--store", folder_url)["release"]["release"]
     pipeline = tmp_path / "arm-b.toml"
     pipeline.write_text((tmp_path / "nightly.toml").read_text().replace("[run]", 'arm = "B"\n\n[run]'))
     refused = hotplate("run", pipeline)
     assert (refused.returncode, "model" in summary_of(refused)) == (3, False)
     assert "No experiment is running" in refused.stderr
-    assert hotplate("releases", "canary", first, "--days", "14", "--store", folder_url).returncode == 0
+    start_experiment(tmp_path, folder_url)
     done = summary_of(hotplate("run", pipeline))
     catalogue = catalogue_of(folder_url)
     assert (done["outcome"], catalogue.live, catalogue.canary and catalogue.canary.release) == (
@@ -284,8 +263,7 @@ def test_release_for_arm_b_is_refused_if_the_experiment_ends_before_its_activati
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hotplate("run", write_pipeline(tmp_path, folder_url))
-    first = json_of("import", tmp_path / "clicks.csv", "--no-activate", "--store", folder_url)["release"]["release"]
-    assert hotplate("releases", "canary", first, "--days", "14", "--store", folder_url).returncode == 0
+    start_experiment(tmp_path, folder_url)
     pipeline = with_option(write_pipeline(tmp_path, folder_url), 'arm = "B"')
     interrupted_run(pipeline, "hotplate.stores.publication.activate")
 
@@ -301,8 +279,7 @@ def test_release_for_arm_b_is_refused_if_the_experiment_ends_before_its_activati
 
 def test_refused_release_that_was_forced_into_arm_b_is_published(folder_url: str, tmp_path: Path) -> None:
     hotplate("run", write_pipeline(tmp_path, folder_url))
-    first = json_of("import", tmp_path / "clicks.csv", "--no-activate", "--store", folder_url)["release"]["release"]
-    assert hotplate("releases", "canary", first, "--days", "14", "--store", folder_url).returncode == 0
+    start_experiment(tmp_path, folder_url)
     pipeline = with_option(write_pipeline(tmp_path, folder_url, "[gates]\ncoverage = 1.0"), 'arm = "B"')
     refused = hotplate("run", pipeline)
     release = summary_of(refused)["release"]
@@ -351,19 +328,6 @@ def test_release_after_which_nothing_was_pruned_is_published_with_a_warning(
     again = summary_of(hotplate("run", pipeline))
     assert (again["outcome"], again["release"]) == ("unchanged", release)
     assert "warnings" not in again
-
-
-def test_run_prunes_once(folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prunings = list[object]()
-
-    async def prune(*arguments: object, **_: object) -> list[ReleaseId]:
-        prunings.append(arguments)
-        return []
-
-    for module in ("publish", "job"):
-        monkeypatch.setattr(f"hotplate.offline.{module}.prune", prune)
-    assert summary_of(hotplate("run", write_pipeline(tmp_path, folder_url)))["outcome"] == "published"
-    assert len(prunings) == 1
 
 
 @pytest.mark.parametrize(
@@ -427,6 +391,7 @@ def test_changes_that_concern_publishing_keep_the_model(folder_url: str, tmp_pat
     with_option(pipeline, 'available = "available.csv"')
     refused = summary_of(hotplate("run", pipeline))
     assert (refused["outcome"], "train" in refused["seconds"]) == ("refused", True)
+    assert catalogue_of(folder_url).live is None
     models = trained(tmp_path)
 
     pipeline.write_text(pipeline.read_text().replace("coverage = 1.0", "coverage = 0.1"))

@@ -227,36 +227,53 @@ def published(url: str, lists: dict[str, bytes]) -> str:
     return asyncio.run(publish_to(url, lists))
 
 
-def test_users_are_erased_and_their_releases_are_named(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
+@pytest.fixture
+def people(tmp_path: Path) -> tuple[str, str]:
+    """The option of a store whose release has lists of the users u7 and u8."""
+    asyncio.run(publish_lists(tmp_path / "store", {"user:u7": a_list("a"), "user:u8": a_list("b")}))
+    return "--store", f"file://{tmp_path / 'store'}"
+
+
+def source_of(user: str, *store: str) -> object:
+    return json_of("lookup", user, "--json", *store)["source"]
+
+
+def test_erased_user_is_answered_as_unknown_also_after_a_restore(people: tuple[str, str], tmp_path: Path) -> None:
     backup = tmp_path / "backup"
-    store = ("--store", f"file://{folder}")
-    release = asyncio.run(publish_lists(folder, {"user:u7": a_list("a"), "user:u8": a_list("b")}))
-    assert succeeded("store", "backup", backup, *store)
-    assert json_of("lookup", "u7", "--json", *store)["source"] == "personal"
-    printed = succeeded("users", "erase", "u7", *store, "--backup", backup)
-    assert f"1 user of 1 erased from file://{folder}" in printed
+    release = json_of("releases", "list", *people)["live"]
+    assert succeeded("store", "backup", backup, *people)
+    assert source_of("u7", *people) == "personal"
+    printed = succeeded("users", "erase", "u7", *people, "--backup", backup)
+    assert f"1 user of 1 erased from {people[1]}" in printed
     assert f"release {release} holds 'u7' until it is pruned" in printed
     assert f"{backup} holds 'u7'" in printed
     assert "not searched: other stores, model folders, events" in printed
-    assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"
-    assert succeeded("store", "restore", backup, *store, "--over")
-    assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"
-    assert succeeded("releases", "verify", *store)
+    assert source_of("u7", *people) == "popular"
+    assert succeeded("store", "restore", backup, *people, "--over")
+    assert source_of("u7", *people) == "popular"
+    assert succeeded("releases", "verify", *people)
+    output = json_of("users", "find", "u7", "u8", "--json", *people)
+    assert (output["erased"], output["store"]) == (["u7"], people[1])
+
+
+def test_ids_without_any_list_are_named_as_perhaps_misspelt(people: tuple[str, str], tmp_path: Path) -> None:
     misspelt = "no release holds a list of an id given: check the ids"
-    assert misspelt in succeeded("users", "find", "u77", *store)
-    assert misspelt not in succeeded("users", "find", "u77", "u8", *store)
-    output = json_of("users", "find", "u7", "u8", "--json", *store)
-    assert (output["erased"], output["store"]) == (["u7"], f"file://{folder}")
+    assert misspelt in succeeded("users", "find", "u77", *people)
+    assert misspelt not in succeeded("users", "find", "u77", "u8", *people)
     failed(hotplate("users", "erase", "u7", "--store", f"file://{tmp_path}/none"), "Nothing was ever published")
-    shutil.rmtree(folder / "records")
-    assert "has lost 1 of them" in succeeded("users", "find", "u7", *store)
+
+
+def test_lost_record_of_erased_users_is_accepted_with_its_number(people: tuple[str, str], tmp_path: Path) -> None:
+    succeeded("users", "erase", "u7", *people)
+    shutil.rmtree(tmp_path / "store" / "records")
+    assert "has lost 1 of them" in succeeded("users", "find", "u7", *people)
     for wrong in ([], ["--lost", "2"]):
-        failed(hotplate("users", "accept-loss", *wrong, *store), "has lost the record of 1", "give --lost 1", code=2)
-    accepted = json_of("users", "accept-loss", "--lost", "1", *store)
-    assert accepted == {"store": f"file://{folder}", "accepted": 1}
-    assert "has lost no erased user" in succeeded("users", "accept-loss", *store)
-    failed(hotplate("users", "accept-loss", "--lost", "1", *store), "has lost no erased user, instead of 1", code=2)
+        refused = hotplate("users", "accept-loss", *wrong, *people)
+        failed(refused, "has lost the record of 1", "give --lost 1", code=2)
+    accepted = json_of("users", "accept-loss", "--lost", "1", *people)
+    assert accepted == {"store": people[1], "accepted": 1}
+    assert "has lost no erased user" in succeeded("users", "accept-loss", *people)
+    failed(hotplate("users", "accept-loss", "--lost", "1", *people), "has lost no erased user, instead of 1", code=2)
 
 
 @pytest.mark.parametrize("verb", ["erase", "find"])

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import load
+from hotplate.offline.model_folder import load
 from tests.support.command import failed, hotplate, json_of
 
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
@@ -129,7 +130,13 @@ def test_column_type_that_does_not_fit_is_refused(tmp_path: Path, kinds: dict[st
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("price", "NAME=number"), ("price=date", "NAME=number"), ("=number", "no such column")]
+    ("text", "sentence"),
+    [
+        ("price", "NAME=number"),
+        ("price=money", "NAME=number"),
+        ("price=date", "no cell is a date"),
+        ("=number", "no such column"),
+    ],
 )
 def test_a_kind_is_given_by_name(items: Path, tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\nal,a,3\n")
@@ -143,7 +150,7 @@ def test_a_kind_is_given_by_name(items: Path, tmp_path: Path, text: str, sentenc
 def test_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
     frame = pl.DataFrame({"item": [1, 2], "zip": ["007", "8"], "n": [3, None], "on": [True, None]})
     frame.with_columns(day=pl.lit(date(2026, 11, 26))).write_parquet(tmp_path / "items.parquet")
-    kinds = {"zip": "text", "n": "number", "on": "text", "day": "text"}
+    kinds = {"zip": "text", "n": "number", "on": "text", "day": "date"}
     assert read_attributes(tmp_path / "items.parquet")[1]["item_attributes"]["columns"] == kinds
 
 
@@ -319,3 +326,107 @@ def test_import_says_which_columns_became_texts_to_keep_digits(tmp_path: Path) -
     with library.open_sync(store) as lists:
         for where, expected in (("seller:1750000000000000001", ["a"]), ("zip:1099", ["b"]), ("price:10", ["a"])):
             assert [item["id"] for item in lists.personal("al", where=where).items] == expected, where
+
+
+def column_of(path: Path, name: str, **kinds: str) -> dict[str, Any]:
+    """Return the values of an attribute as answers show them, by the ids a, b, …"""
+    rows, about = read_attributes(path, kinds)
+    table = ItemAttributes(b"".join(row.value for row in rows))
+    column = table.columns[name]
+    assert about["item_attributes"]["columns"][name] == column.kind
+    items = "abcdefg"[: len(column.values)]
+    return {item: column.shown(column.value(table.row_of(encode_id(item)))) for item in items}
+
+
+DATES = {"a": "2026-12-01", "b": "2026-12-01T09:30:00Z", "c": "1999-01-02", "d": None}
+
+
+def test_dates_are_read_from_each_format_as_utc(tmp_path: Path) -> None:
+    written = ["2026-12-01", "2026-12-01T10:30:00+01:00", "1999-01-02T00:00", None]
+    table = tmp_path / "items.csv"
+    rows = [f"{item},{text or ''}\n" for item, text in zip("abcd", written, strict=True)]
+    table.write_text("".join(["item,until\n", *rows]))
+    lines = tmp_path / "items.jsonl"
+    pl.DataFrame({"item": list("abcd"), "until": written}).write_ndjson(lines)
+    parquet = tmp_path / "items.parquet"
+    times = [None if text is None else datetime.fromisoformat(text) for text in written]
+    utc = [None if time is None else time.replace(tzinfo=time.tzinfo or UTC) for time in times]
+    frame = pl.DataFrame({"item": list("abcd"), "until": utc}, schema_overrides={"until": pl.Datetime("us", "UTC")})
+    frame.with_columns(pl.col("until").dt.convert_time_zone("Asia/Tokyo")).write_parquet(parquet)
+    assert column_of(table, "until") == column_of(lines, "until") == column_of(parquet, "until") == DATES
+
+
+def test_cells_that_are_no_dates_are_missing_and_shown(tmp_path: Path) -> None:
+    path = write_column(tmp_path / "items.csv", [*["2026-12-01"] * 59, "soon"])
+    entry = entry_of(path)
+    assert (entry["columns"], entry["notes"]) == (
+        {"price": "date"},
+        [f"price (date): 1 cell is no date and is missing: {path}, row 61, column 'price': 'soon'"],
+    )
+    few = write_column(tmp_path / "few.csv", ["2026-12-01", "soon", "20261201", "2026-13-01", "12:30"])
+    assert entry_of(few)["columns"] == {"price": "text"}
+
+
+LISTS = {"a": ("men", "shoes"), "b": ("müsli 2/XL",), "c": None, "d": ("8", "x y")}
+
+
+def test_lists_are_read_from_each_format(tmp_path: Path) -> None:
+    table = tmp_path / "items.csv"
+    table.write_text("item,category\na,men| shoes|men\nb,müsli 2/XL\nc,\nd,8|x y\n")
+    semicolons = tmp_path / "semicolons.csv"
+    semicolons.write_text('item,category\na,men;shoes\nb,müsli 2/XL\nc,\nd,"8;x y;"\n')
+    lines = tmp_path / "items.jsonl"
+    lines.write_text(
+        '{"item":"a","category":["men","shoes"]}\n{"item":"b","category":["müsli 2/XL"]}\n'
+        '{"item":"c","category":[]}\n{"item":"d","category":["8","x y"]}\n'
+    )
+    parquet = tmp_path / "items.parquet"
+    pl.read_ndjson(lines).write_parquet(parquet)
+    assert column_of(table, "category", category="list") == LISTS
+    assert column_of(semicolons, "category", category="list;") == LISTS
+    assert column_of(lines, "category") == column_of(parquet, "category") == LISTS
+    assert column_of(table, "category")["a"] == "men| shoes|men", "a text unless it is declared"
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("category:men", "a"),
+        ("category:shoes|8", "ad"),
+        ("category!:shoes", "bd"),
+        ("category!:shoes|8", "b"),
+        ('category:"müsli 2/XL"', "b"),
+        ("category:men,category:shoes", "a"),
+    ],
+)
+def test_conditions_ask_for_one_text_of_a_list(tmp_path: Path, where: str, kept: str) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item,category\na,men|shoes\nb,müsli 2/XL\nc,\nd,8|x y\n")
+    rows, _ = read_attributes(path, {"category": "list"})
+    rejected = Rejected(ItemAttributes(b"".join(row.value for row in rows)), where)
+    assert "".join(item for item in "abcd" if encode_id(item) not in rejected) == kept
+    with pytest.raises(StoreMisused, match="category> takes an attribute of numbers or dates"):
+        Rejected(ItemAttributes(b"".join(row.value for row in rows)), "category>a")
+
+
+@pytest.mark.parametrize(
+    ("cell", "note"),
+    [
+        ("2026-12-01", "expires (date): each item leaves all lists at that time"),
+        ("1780000000", "expires (number): items leave lists at a date only; write 2026-12-31 or 2026-12-31T18:00Z"),
+    ],
+)
+def test_expires_is_named_when_it_is_published(tmp_path: Path, cell: str, note: str) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(f"item,expires\na,{cell}\n")
+    assert entry_of(path)["notes"] == [note]
+
+
+def test_tables_without_dates_and_lists_keep_the_format_of_earlier_services(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item,price,until\na,1,2026-12-01\n")
+    rows, _ = read_attributes(path, {"until": "text"})
+    assert msgspec.msgpack.decode(rows[0].value)["format"] == 2
+    assert "kind" not in str(msgspec.msgpack.decode(rows[0].value))
+    rows, _ = read_attributes(path)
+    assert msgspec.msgpack.decode(rows[0].value)["format"] == 3

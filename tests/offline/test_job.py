@@ -52,20 +52,6 @@ def test_failed_gate_is_an_error_and_live_release_stays(model: Path) -> None:
     assert refused.value.result.manifest.release != live == asyncio.run(store.catalogue()).live
 
 
-def test_a_pipeline_is_run_once_for_each_state_of_its_data(tmp_path: Path) -> None:
-    sample(users=40, items=20).write_csv(tmp_path / "clicks.csv")
-    url = f"file://{tmp_path / 'store'}"
-    pipeline = tmp_path / "nightly.toml"
-    train = '[train]\ndata = "clicks.csv"\nengine = "ease"\nno_tune = true'
-    pipeline.write_text(f'{train}\n[publish]\nstore = "{url}"\n[run]\nwork = "work"\n')
-    done = hotplate.run(pipeline)
-    assert (done["outcome"], done["release"]) == ("published", hotplate.verify(url).release)
-    assert hotplate.run(str(pipeline))["outcome"] == "unchanged"
-    pipeline.write_text("[trian]")
-    with pytest.raises(hotplate.SettingError, match="may have the tables"):
-        hotplate.run(pipeline)
-
-
 @pytest.mark.parametrize("name", ["state.json", "model.json", "items.parquet", "similar.npz"])
 def test_a_run_keeps_a_model_that_cannot_be_read_for_a_moment(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,15 +16,11 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.offline.list_import import ImportedLists, ImportSettings
-from hotplate.offline.options import Format, PublishSettings
-from hotplate.offline.publish import publish_source
+from hotplate.offline.options import Format
 from hotplate.stores.encoding import OFFSET_BYTES, decode, encode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
-from hotplate.stores.verification import verify
-from tests.support.memory_store import MemoryStore
 from tests.support.property import explored
-from tests.support.soak import SEED, scaled
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(
     lambda text: text.strip() not in ("", *NULL_VALUES)
@@ -69,41 +65,6 @@ def test_rows_in_any_order_become_the_expected_lists(
         lists = imported(folder, folder / "lists.parquet", length=length)
         assert rows_of(lists) == expected(rows, length)
         assert lists.plan().rows == len(expected(rows, length))
-
-
-@pytest.mark.parametrize(
-    ("count", "partition_rows"),
-    [
-        pytest.param(8_000, 800, id="quick"),
-        pytest.param(scaled(500_000, least=100_000), 70_000, id="soak", marks=pytest.mark.soak),
-    ],
-)
-async def test_rows_over_many_partitions_are_published_whole(
-    count: int, partition_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(list_import, "PARTITION_ROWS", partition_rows)
-    draw = np.random.default_rng(SEED)
-    frame = pl.DataFrame(
-        {
-            "user": draw.integers(0, count // 11, count),
-            "item": draw.integers(0, 500, count),
-            "score": draw.random(count).round(4).astype(np.float32),
-        }
-    )
-    frame.write_parquet(tmp_path / "lists.parquet")
-    lists = imported(tmp_path, tmp_path / "lists.parquet", length=8)
-    store = MemoryStore()
-    reports = list[tuple[int, int]]()
-    await publish_source(
-        lists, store, PublishSettings("zstd"), on_progress=lambda done, total: reports.append((done, total))
-    )
-    (release,) = (await store.catalogue()).releases
-    manifest = await verify(store, release.ref)
-    wanted = expected([(str(u), str(i), float(str(np.float32(s)))) for u, i, s in frame.iter_rows()], 8)
-    assert manifest.counts == {"meta": 1, "popular": 1, "user": len(wanted) - 1}
-    assert rows_of(lists) == wanted
-    assert reports[-1] == (len(wanted), len(wanted))
-    assert manifest.about["rows"] == count
 
 
 def test_popular_similar_and_titles_are_read_from_files(tmp_path: Path) -> None:
@@ -208,12 +169,11 @@ scores = (
 
 def ranked(lists: list[list[tuple[int, float]]]) -> RankedLists:
     """Name owners by their place, and lay the lists one after another."""
-    flat = [item for row in lists for item in row]
+    columns = {"item": pl.UInt32, "score": pl.Float64}
     return RankedLists(
         owners=[f"{place:04}" for place in range(len(lists))],
         lengths=np.array([len(row) for row in lists], dtype=np.int64),
-        items=np.array([number for number, _ in flat], dtype=np.uint32),
-        scores=np.array([score for _, score in flat], dtype=np.float64),
+        entries=pl.DataFrame([item for row in lists for item in row], schema=columns, orient="row"),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.model import save
+from hotplate.offline.model_folder import save
 from tests.support.command import failed, hotplate, json_of
 from tests.support.interactions import checkerboard_model, write
 

@@ -17,7 +17,8 @@ import pytest
 from hotplate.offline.errors import DataError, ModelUnusable
 from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import Model, load, save
+from hotplate.offline.model import Model
+from hotplate.offline.model_folder import load, save
 from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.engine import Params, described, fit
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams

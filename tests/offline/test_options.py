@@ -11,7 +11,7 @@ import pytest
 import hotplate
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import load
+from hotplate.offline.model_folder import load
 from hotplate.offline.options import Format, RuleFiles
 
 WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [

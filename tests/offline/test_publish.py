@@ -33,18 +33,6 @@ def rows_of(model: Model, **settings: object) -> dict[str, bytes]:
     return {key: body[OFFSET_BYTES:] for key, body in rows}
 
 
-def test_withheld_item_ranks_first_and_known_items_are_left_out() -> None:
-    model = checkerboard_model()
-    rows = rows_of(model)
-    for index, user in enumerate(model.matrix.user_ids):
-        items = decode(rows[f"user:{user}"])
-        assert items[0]["id"] == model.matrix.item_ids[index]
-        known = {model.matrix.item_ids[item] for item in model.matrix.user_items[index].indices}
-        assert not known & {item["id"] for item in items}
-        assert [item["score"] for item in items] == sorted((item["score"] for item in items), reverse=True)
-    assert decode(rows["user:n0"])[0].get("title") == 'The "first"'
-
-
 def test_popular_lists_exist_overall_and_per_segment() -> None:
     rows = rows_of(checkerboard_model())
     assert len(decode(rows["popular:"])) == 5

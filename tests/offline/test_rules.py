@@ -20,7 +20,7 @@ from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import Factors
 from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams, most_popular
-from hotplate.offline.train.ranking import RecentWeights
+from hotplate.offline.train.ranking import Ranked, RecentWeights
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.encoding import OFFSET_BYTES, decode
@@ -183,38 +183,51 @@ def model_with(scores: list[list[float]], recent: RecentWeights | None = None) -
     )
 
 
+def with_recency(scores: list[list[float]], gamma: float | None) -> Model:
+    """Return a model with these scores of eight items, of which the last was chosen most recently."""
+    if gamma is None:
+        return model_with(scores)
+    logs = (gamma * np.log(np.linspace(0.001, 1, 8))).astype(np.float32)
+    return model_with(scores, RecentWeights(logs, gamma))
+
+
+def personal(model: Model, boosts: dict[str, float], length: int = 7) -> Ranked:
+    """Return the lists under boosts of all users but the last one, who has no scores."""
+    users = np.arange(len(model.matrix.user_ids) - 1, dtype=np.int32)
+    return RuledLists.of(model, Rules(boosts=boosts), length, keep_seen=False).personal(users)
+
+
+TABLES = st.lists(st.lists(SCORES, min_size=8, max_size=8), min_size=1, max_size=4)
+GAMMAS = st.sampled_from([None, 0.25, 16.0, 64.0])
+BOOSTS = st.dictionaries(st.sampled_from([f"i{item}" for item in range(1, 8)]), st.floats(1, 1e6), min_size=1)
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    scores=st.lists(st.lists(SCORES, min_size=8, max_size=8), min_size=1, max_size=4),
-    boosts=st.dictionaries(st.sampled_from([f"i{item}" for item in range(1, 8)]), st.floats(1, 1e6), min_size=1),
-    gamma=st.sampled_from([None, 0.25, 16.0, 64.0]),
-    length=st.integers(1, 7),
-)
-def test_boosts_never_lower_an_item_and_the_largest_is_in_every_list(
-    scores: list[list[float]], boosts: dict[str, float], gamma: float | None, length: int
-) -> None:
-    recent = None
-    if gamma is not None:
-        recent = RecentWeights((gamma * np.log(np.linspace(0.001, 1, 8))).astype(np.float32), gamma)
-    model = model_with(scores, recent)
-    users = np.arange(len(scores), dtype=np.int32)
-    item, boost = min(boosts.items())
-    before = RuledLists.of(model, Rules(boosts={**boosts, item: 1.0}), 7, keep_seen=False).personal(users)
-    after = RuledLists.of(model, Rules(boosts=boosts), 7, keep_seen=False).personal(users)
+@given(scores=TABLES, gamma=GAMMAS, boosts=BOOSTS)
+def test_boosts_never_lower_an_item(scores: list[list[float]], gamma: float | None, boosts: dict[str, float]) -> None:
+    model = with_recency(scores, gamma)
+    item = min(boosts)
+    before = personal(model, {**boosts, item: 1.0})
+    after = personal(model, boosts)
     number = int(item[1:])
     for plain, boosted, values in zip(before.items, after.items, after.scores, strict=True):
-        assert boosted.tolist().index(number) <= plain.tolist().index(number), (item, boost)
+        assert boosted.tolist().index(number) <= plain.tolist().index(number), item
         assert np.isfinite(values).all()
         assert (np.diff(values) <= 0).all()
 
+
+@settings(max_examples=60, deadline=None)
+@given(scores=TABLES, gamma=GAMMAS, boosts=BOOSTS, length=st.integers(1, 7))
+def test_items_with_the_largest_boost_come_first_in_their_order(
+    scores: list[list[float]], gamma: float | None, boosts: dict[str, float], length: int
+) -> None:
+    model = with_recency(scores, gamma)
     largest = {f"i{number}": 1e6 for number in range(1, 4)}
-    firsts = RuledLists.of(model, Rules(boosts=boosts | largest), length, keep_seen=False).personal(users)
-    alone = RuledLists.of(model, Rules(boosts=largest), 7, keep_seen=False).personal(users)
-    others = max([boost for boosted, boost in boosts.items() if boosted not in largest], default=1.0)
-    if others > 1e6 - 50:
-        return
-    for items, all_items, of_user in zip(firsts.items.tolist(), alone.items.tolist(), scores, strict=True):
-        assert {1, 2, 3}.issuperset(items[:3]), "the largest boost"
+    others = {item: min(boost, 1e6 - 50) for item, boost in boosts.items()}
+    firsts = personal(model, others | largest, length).items.tolist()
+    alone = personal(model, largest).items.tolist()
+    for items, all_items, of_user in zip(firsts, alone, scores, strict=True):
+        assert {1, 2, 3}.issuperset(items[:3])
         ordered = [item for item in items[:3] if of_user[item] > 0]
         assert ordered == [item for item in all_items if item in {1, 2, 3} and of_user[item] > 0][: len(ordered)]
 

@@ -12,7 +12,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.records import Lead, json_values
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
 from hotplate.offline.input.sample import sample
-from hotplate.offline.model import load
+from hotplate.offline.model_folder import load
 from hotplate.offline.ruled_lists import RuledLists
 from hotplate.offline.rules import Rules
 from hotplate.offline.search.tuning import SearchData, TuneOptions, tune
@@ -89,33 +89,40 @@ def test_a_split_by_name_is_a_misuse_of_the_settings(tmp_path: Path) -> None:
         TrainSettings(tmp_path / "clicks.csv", split="none")  # type: ignore[arg-type]  # as a caller without types
 
 
-def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: Path) -> None:
+@pytest.fixture
+def fashions(tmp_path: Path) -> Path:
+    """A log in which users choose among three items for ten days each, and of fewer and fewer users."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [
-        f"u{(user + day) % 40:02},i{day // 10}{choice},{(start + timedelta(days=day, minutes=user)).isoformat()}"
+        f"u{(user + day) % 40:02},i{day // 10}{user % 3},{(start + timedelta(days=day, minutes=user)).isoformat()}"
         for day in range(60)
-        for user in range(day % 7 + 20 - day // 4)  # fewer and fewer users: old items stay ahead overall
-        for choice in (user % 3,)
+        for user in range(day % 7 + 20 - day // 4)
     ]
-    (tmp_path / "fashions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
-    report = train(TrainSettings(tmp_path / "fashions.csv", params=PARAMS, k=5), tmp_path / "model")
+    path = tmp_path / "fashions.csv"
+    path.write_text("\n".join(["user,item,time", *rows]) + "\n")
+    return path
+
+
+def test_popular_list_and_baseline_use_best_half_life_before_the_cut(fashions: Path, tmp_path: Path) -> None:
+    report = train(TrainSettings(fashions, params=PARAMS, k=5), tmp_path / "model")
     assert report.model.evaluation is not None
     baselines = report.model.evaluation.baselines
     recent = baselines["recent popularity"]
     assert recent.as_served.ndcg > baselines["popularity"].as_served.ndcg
     assert recent.params["half_life_days"] is not None
     model = load(tmp_path / "model")
-    first = [model.matrix.item_ids[item] for item in model.popular.items[:3]]
-    assert sorted(first) == ["i50", "i51", "i52"], "those of the last ten days"
-    ruled = RuledLists.of(model, Rules(excluded=frozenset({"gone"})), 5, keep_seen=False).popular()[OVERALL]
-    assert ruled.items[:3].tolist() == model.popular.items[:3].tolist(), "under rules, too"
     wanted = most_popular(model.matrix, 100, model.popular_half_life_days)
     assert model.popular.items.tolist() == wanted.items.tolist()
-    at_random = TrainSettings(tmp_path / "fashions.csv", params=PARAMS, split=SplitOptions("by-item"), k=5)
-    assert (
-        train(at_random, tmp_path / "overall").model.popular.items.tolist()
-        == most_popular(model.matrix, 100).items.tolist()
-    )
+    first = [model.matrix.item_ids[item] for item in wanted.items[:3]]
+    assert sorted(first) == ["i50", "i51", "i52"], "those of the last ten days"
+    ruled = RuledLists.of(model, Rules(excluded=frozenset({"gone"})), 5, keep_seen=False).popular()[OVERALL]
+    assert ruled.items[:3].tolist() == wanted.items[:3].tolist(), "under rules, too"
+
+
+def test_popular_list_has_no_half_life_after_a_random_split(fashions: Path, tmp_path: Path) -> None:
+    at_random = TrainSettings(fashions, params=PARAMS, split=SplitOptions("by-item"), k=5)
+    model = train(at_random, tmp_path / "model").model
+    assert model.popular.items.tolist() == most_popular(model.matrix, 100).items.tolist()
 
 
 @pytest.mark.parametrize("split", ["random", "by-item"])

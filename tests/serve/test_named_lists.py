@@ -145,27 +145,46 @@ async def test_list_that_only_the_canary_has_is_answered_to_its_users(memory: Me
         await reader.personal_many(users, name="basket")
 
 
+async def publish_swapped(store: MemoryStore) -> None:
+    """Publish a release of the same lists, of which the other one is the default."""
+    bodies = {"popular:": "B", "popular@home:": "H", "user:1": "B 1", "user@home:1": "H 1"}
+    rows = [Row(key, a_list(item)) for key, item in bodies.items()]
+    await publish(store, rows, about={"list": "basket", "lists": {"home": {}}})
+
+
 @virtual
-async def test_a_release_with_another_default_list_answers_by_name(memory: MemoryStore, remote: RemoteStore) -> None:
+async def test_list_is_answered_by_its_name_while_it_stops_being_the_default(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
     await release(memory)
-    swapped = [("popular:", "B"), ("popular@home:", "H"), ("user:1", "B 1"), ("user@home:1", "H 1")]
-    rows = [Row(key, a_list(item)) for key, item in swapped]
-    about = {"list": "basket", "lists": {"home": {}}}
     reader = await over(remote)
     remote.delay_s = 0.01
-    asked = [asyncio.ensure_future(reader.personal("1", name="home")) for _ in range(2)]
+    answers = [asyncio.ensure_future(reader.personal("1", name="home")) for _ in range(2)]
     await asyncio.sleep(0)
-    await publish(memory, rows, about=about)
+    await publish_swapped(memory)
     await reader.tiers[0].follower.refresh()
-    assert {first(answer)[2] for answer in await asyncio.gather(*asked)} == {"home"}
-    late = asyncio.ensure_future(reader.personal("1", name="home"))
+    assert {first(answer)[2] for answer in await asyncio.gather(*answers)} == {"home"}
+
+
+@virtual
+async def test_list_that_becomes_the_default_during_a_failed_read_has_its_popular_list(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish_swapped(memory)
+    reader = await over(remote)
     remote.delay_s = 0.05
+    late = asyncio.ensure_future(reader.personal("1", name="home"))
     await asyncio.sleep(0.001)
     remote.delay_s = 0.0
     await release(memory)
     await reader.tiers[0].follower.refresh()
     remote.failure = StoreUnavailable("gone")
     assert first(await late) == ("home popular", "popular", "home")
+
+
+@virtual
+async def test_canary_with_another_default_list_answers_by_name(memory: MemoryStore) -> None:
+    await publish_swapped(memory)
     canary = await release(memory, live=False)
     await life.start_canary(memory, canary, 99.9999)
     reader = await over(memory)
@@ -234,15 +253,10 @@ def test_metrics_console_and_events_have_the_list_name(service: Service) -> None
 def test_client_and_library_accept_the_list_name(service: Service, tmp_path: Path) -> None:
     with Client(service.url, timeout_s=UNTIL_S) as client:
         assert client.recommendations("1", list="basket").items[0]["id"] == "basket 1"
-        assert [answer.list for answer in client.batch(["1", "9"], list="basket")] == ["basket", "basket"]
-        assert client.popular(list="basket", segment="France").items[0]["id"] == "vin"
         with pytest.raises(RequestRefused, match="unknown-list"):
             client.recommendations("1", list="nothing")
     asyncio.run(publish_lists(tmp_path / "store", LISTS, about=ABOUT))
     with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as lists:
         assert lists.personal("1", list="basket").list == "basket"
-        assert lists.personal_many(["1"], list="basket")[0].items[0]["id"] == "basket 1"
-        assert lists.similar("a", list="basket").items[0]["id"] == "basket similar"
-        assert lists.popular(list="home").items[0]["id"] == "home popular"
         with pytest.raises(hotplate.UnknownList):
             lists.personal("1", list="nothing")

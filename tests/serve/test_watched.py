@@ -162,9 +162,10 @@ def test_byte_order_mark_is_not_part_of_a_file_and_utf_16_is_named(tmp_path: Pat
     file.write_bytes(b"\xef\xbb\xbf{}")
     watched = WatchedFiles([file], used.extend)
     assert used == [b"{}"]
-    file.write_bytes("{}".encode("utf-16"))
-    polled(watched)
-    assert "file is UTF-16; save it as UTF-8" in str(watched.warning)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        file.write_bytes("{}".encode(encoding))
+        polled(watched)
+        assert "file is UTF-16; save it as UTF-8" in str(watched.warning)
 
 
 def test_last_valid_content_is_shared_with_processes_that_start_later(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from hotplate.stores.doctor import READS, examine
 from hotplate.stores.errors import HEAL, AccessDenied, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Finding, Level, Plan, ReadResult, Row, Store, StoreUse
-from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
@@ -249,13 +248,3 @@ async def test_a_file_in_the_place_of_a_folder_is_one_error(tmp_path: Path) -> N
 async def test_missing_folder_is_reported(tmp_path: Path) -> None:
     level, sentence = await finding_of(LmdbStore(tmp_path / "typo"), "may read")
     assert (level, sentence) == (Level.OK, f"{tmp_path / 'typo'} does not exist yet; the first publish makes it")
-
-
-async def test_a_damaged_record_of_erased_users_is_counted(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path)
-    await publish(store)
-    await erase_users(store, ["7"])
-    for path in (tmp_path / "records").iterdir():
-        path.write_bytes(path.read_bytes().replace(b"groups", b"grouqs"))
-    level, sentence = await finding_of(LmdbStore(tmp_path), "erased users")
-    assert (level, "has lost 1 of them" in sentence) == (Level.WARNING, True)

@@ -84,11 +84,6 @@ def test_cut_beyond_four_digits_is_found_item_by_item() -> None:
     assert cut(NO_OFFSET, 10) == b""
 
 
-def test_item_is_one_line_for_any_title() -> None:
-    value = encode([Item(id="a,\nb", score=1, title='"},\n{"'), Item(id="c", score=0.5)])[OFFSET_BYTES:]
-    assert value.split(b",\n") == [orjson.dumps(item) for item in decode(value)]
-
-
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_non_finite_score_is_refused(score: float) -> None:
     with pytest.raises(StoreMisused, match="finite"):

@@ -104,18 +104,6 @@ def store_deletes(store: Store) -> bool:
     return store.erases_rows
 
 
-@on_every_store
-async def test_a_repeated_erasure_counts_no_row_twice(open_store: OpenStore) -> None:
-    store = open_store()
-    release = await ref_of(store, await publish(store, ROWS))
-    await erase_users(store, ["1", "2"])
-    counted = (await erased_from(store)).missing_from(release)
-    assert (counted.sums.rows, len(counted.key_hashes), counted.unsummed_rows) == (2, 2, 0)
-    await erase_users(store, ["1", "2"])
-    assert (await erased_from(store)).missing_from(release) == counted
-    await verify(store, release)
-
-
 async def test_returning_rows_do_not_hide_a_loss() -> None:
     """As from the node of a cluster that restarted with older data, while the record stayed."""
     store = MemoryStore()
@@ -131,14 +119,6 @@ async def test_returning_rows_do_not_hide_a_loss() -> None:
     await store.erase_rows(release, ["user:9"], allow_erasure)
     with pytest.raises(ReleaseCorrupt, match="1 of 14 rows are missing"):
         await verify(store, release)
-
-
-async def test_damaged_row_of_an_erased_user_is_no_damage_of_its_release() -> None:
-    store = MemoryStore()
-    release = await ref_of(store, await publish(store, ROWS))
-    store.find(release).rows["user:1"] = b"damaged"
-    await erase_users(store, ["1", "2"])
-    await verify(store, release)
 
 
 @on_every_store

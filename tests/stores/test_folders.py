@@ -141,36 +141,25 @@ def test_replaced_file_keeps_its_mode_and_leaves_no_draft(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_replaced_file_keeps_its_mode_if_its_owner_cannot_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "record.json"
-    replace_durably(path, b"first")
-    path.chmod(0o600)
-
-    def refuse(*_: int) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "fchown", refuse)
-    replace_durably(path, b"second")
-    assert path.read_bytes() == b"second"
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_replaced_file_keeps_its_group_if_its_owner_cannot_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("may_set_group", [True, False])
+def test_replaced_file_keeps_its_mode_and_group_if_its_owner_cannot_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, may_set_group: bool
 ) -> None:
     path = tmp_path / "record.json"
     replace_durably(path, b"first")
+    path.chmod(0o600)
     group = path.stat().st_gid
     kept = list[int]()
 
     def refuse_another_owner(_: int, uid: int, gid: int) -> None:
-        if uid != -1:
+        if uid != -1 or not may_set_group:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         kept.append(gid)
 
     monkeypatch.setattr(os, "fchown", refuse_another_owner)
     replace_durably(path, b"second")
-    assert kept == [group]
+    assert kept == [group] * may_set_group
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"second", 0o600)
 
 
 def test_replacement_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,7 @@ import orjson
 import pytest
 from redis import Redis
 
-from hotplate.offline import model
-from hotplate.offline.errors import ModelUnusable
+from hotplate.offline import model_folder
 from hotplate.serve.lists.filters import Rejected
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId
@@ -30,7 +29,6 @@ from hotplate.stores.doctor import survey
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, Checksum, encode_id
 from hotplate.stores.erasure_log import ID, SNAPSHOT, erased_from, read_log
 from hotplate.stores.errors import CatalogueUnreadable, WrittenByNewer
-from hotplate.stores.event_log import segments
 from hotplate.stores.factors import read_description
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
@@ -126,15 +124,8 @@ async def test_a_store_in_redis_written_by_0_3_is_read_and_changed(
 
 
 def test_a_model_written_by_0_3_is_read(written: Path) -> None:
-    loaded = model.load(written / "model")
+    loaded = model_folder.load(written / "model")
     assert len(loaded.users(0, 8).ids) == 8
-
-
-def test_a_model_of_another_format_is_refused_by_its_number(written: Path) -> None:
-    path = written / "model" / "model.json"
-    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"format": 1}))
-    with pytest.raises(ModelUnusable, match=r"has the format 1; this hotplate reads .*: train it again"):
-        model.load(written / "model")
 
 
 @pytest.mark.parametrize("format_", [1, 3])
@@ -233,9 +224,3 @@ def read_newer_attributes() -> None:
 def test_other_records_of_a_newer_format_ask_for_an_upgrade(read: Callable[[], None]) -> None:
     with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
         read()
-
-
-def test_events_of_a_newer_format_ask_for_an_upgrade(tmp_path: Path) -> None:
-    (tmp_path / "20261120T064200Z-00000000-00000000.events2.zst").touch()
-    with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
-        segments(tmp_path)

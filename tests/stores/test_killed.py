@@ -108,6 +108,21 @@ async def test_killed_publish_continues_after_acknowledged_rows(url: str, acknow
     await store.close()
 
 
+async def killed_erasure(url: str, steps: int, kill_after_s: float) -> set[str]:
+    """Kill an eraser in or after this many of its steps; return the users that it had erased for certain."""
+    with started(ERASER, url) as eraser:
+        assert eraser.stdin is not None
+        assert eraser.stdout is not None
+        eraser.stdin.write("\n" * steps)  # no more, however late it is killed
+        eraser.stdin.flush()
+        reached = 0
+        for _ in range(steps):
+            reached = int(await asyncio.to_thread(eraser.stdout.readline))
+        await asyncio.sleep(kill_after_s)
+        eraser.send_signal(signal.SIGKILL)
+    return {str(number) for number in range(reached)}
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(scaled(30), marks=pytest.mark.soak)])
 async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills: int) -> None:
     store = connect(url)
@@ -116,18 +131,7 @@ async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills
     erased = set[str]()
     draw = random.Random(SEED)
     for _ in range(kills):
-        with started(ERASER, url) as eraser:
-            assert eraser.stdin is not None
-            assert eraser.stdout is not None
-            steps = draw.randint(1, 8)
-            eraser.stdin.write("\n" * steps)  # no more, however late it is killed
-            eraser.stdin.flush()
-            reached = 0
-            for _ in range(steps):
-                reached = int(await asyncio.to_thread(eraser.stdout.readline))
-            await asyncio.sleep(draw.uniform(0, 0.05))
-            eraser.send_signal(signal.SIGKILL)
-        erased |= {str(number) for number in range(reached)}
+        erased |= await killed_erasure(url, draw.randint(1, 8), draw.uniform(0, 0.05))
         known = await erased_from(store)
         assert all(known.covers(f"user:{user}") for user in erased)
         for release in releases:

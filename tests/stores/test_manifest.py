@@ -14,7 +14,6 @@ from hotplate.stores.encoding import HEADER_BYTES, MANIFEST, NO_OFFSET, Checksum
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused, WrittenByNewer
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from hotplate.stores.store import Row
-from tests.support.property import explored
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 rows = st.lists(
@@ -35,26 +34,15 @@ def manifest(*content: Row) -> Manifest:
     return describe(ID, tally([Row("popular:", b"{}"), *content]), created_at=1.5, encoding="json", about={"k": 1})
 
 
-@explored(40, 2_000, one=rows, other=rows)
-def test_sums_do_not_depend_on_order_or_partition(one: list[Row], other: list[Row]) -> None:
-    whole = tally(one + other)
-    parts = tally(one, other)
-    backwards = tally(other[::-1], one[::-1])
-    merged = tally(one)
-    merged.merge(tally(other))
-    for sums in (parts, backwards, merged):
-        assert (sums.counts, sums.bytes, sums.digest, sums.drawn) == (
-            whole.counts, whole.bytes, whole.digest, whole.drawn,
-        )  # fmt: skip
-
-
 KINDS = ["item", "meta", "popular", "user", "item@a", "popular@a", "user@B-1_c"]
 keys = st.builds("{}:{}".format, st.sampled_from(KINDS), st.text(max_size=9))
 
 
 @given(st.lists(st.builds(Row, keys, st.binary()), max_size=30))
 def test_rows_of_any_kinds_in_any_order_are_counted_by_kind(content: list[Row]) -> None:
-    sums = tally([*content, Row("meta:manifest", b"{}")])
+    half = len(content) // 2
+    sums = tally(content[:half])
+    sums.merge(tally([*content[half:], Row("meta:manifest", b"{}")]))
     counted = [Row(key, value) for key, value in content if key != "meta:manifest"]
     assert sums.counts == Counter(key.partition(":")[0] for key, _ in counted)
     assert sums.bytes == sum(len(key.encode()) + len(value) for key, value in counted)
@@ -64,15 +52,6 @@ def test_rows_of_any_kinds_in_any_order_are_counted_by_kind(content: list[Row]) 
     assert sums.digest == sum(digests) % (1 << 128)
     lists = [key for key, _ in counted if key.startswith(("item", "user"))]
     assert sums.drawn == sorted((xxh3_64_intdigest(key.encode()), key) for key in lists)
-
-
-@given(st.sampled_from(["user:1", "user:2"]), st.binary(min_size=1))
-def test_changed_lost_and_added_rows_are_found(key: str, value: bytes) -> None:
-    stated = manifest(Row("user:1", b""))
-    with pytest.raises(ReleaseCorrupt, match="does not add up"):
-        compare(stated, tally([Row("popular:", b"{}"), Row(key, value)]))
-    with pytest.raises(ReleaseCorrupt, match="rows"):
-        compare(stated, tally([Row("popular:", b"{}")]))
 
 
 def test_manifest_round_trips() -> None:

@@ -69,19 +69,6 @@ async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(open_
     assert await life.rollback(store) == first
 
 
-async def test_release_refused_by_gates_is_not_live_unless_forced(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path / "store")
-    await publish(store, "good")
-    bad = await publish(store, "bad", **refused_by("ndcg"))
-    await spoil(store)
-    surveyed = await survey(store)
-    with pytest.raises(StoreMisused, match="say with --live ID"):
-        surveyed.only()
-    with pytest.raises(RefusedByGates, match="was refused by ndcg"):
-        await rebuild(store, surveyed, bad)
-    assert (await rebuild(store, surveyed, bad, force=True)).live == bad
-
-
 @on_every_rebuildable_store
 async def test_release_that_services_refused_is_not_live_unless_forced(open_store: OpenStore) -> None:
     store = open_store()

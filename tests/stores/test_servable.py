@@ -14,7 +14,6 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import ReadResult, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import load_manifest
@@ -223,18 +222,6 @@ async def test_release_withdrawn_while_it_is_prepared_is_not_served_again(
     assert bad not in [release.id for release in catalogue.served]
     await verb(store, bad, override=life.Override.REFUSAL)  # the refusal is known now
     assert bad in [release.id for release in (await store.catalogue()).served]
-
-
-async def test_gates_refusing_a_resumed_draft_mark_it_despite_its_manifest(clock: FakeClock) -> None:
-    store = MemoryStore(clock)
-
-    async def refused_now(_: Manifest) -> tuple[str, ...]:
-        return ("overlap@10",)
-
-    release = await publish(store, live=False, refused_by=refused_now)
-    assert (await store.catalogue()).find(release).refused_by == ("overlap@10",)
-    with pytest.raises(RefusedByGates):
-        await life.activate(store, release)
 
 
 async def test_rollback_to_a_forced_release_is_not_refused(clock: FakeClock) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import transitions as changes
-from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
-from hotplate.stores.errors import NotSent, StoreThrottled, StoreUnavailable
+from hotplate.stores.catalogue import Catalogue, ReleaseId, State
+from hotplate.stores.errors import NotSent, StoreUnavailable
 from hotplate.stores.publication import begin
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.store import RecordChange, Store
@@ -123,12 +123,17 @@ def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], A
     monkeypatch.setattr(store, "swap", overtaken)
 
 
-async def test_overtaken_rollback_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+async def prune_all(store: Store) -> None:
+    await life.update_catalogue(store, lambda catalogue: changes.prune(catalogue, 0, 0.0))
+
+
+@pytest.mark.parametrize("step", [prune_all, lambda store: begin(store, ReleaseId("draft"))], ids=["prune", "begin"])
+async def test_overtaken_rollback_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, step: Callable[[Store], Awaitable[object]]
+) -> None:
     store = MemoryStore()
     _, second, _ = [await publish(store) for _ in range(3)]
-    overtake(
-        store, monkeypatch, lambda: life.update_catalogue(store, lambda catalogue: changes.prune(catalogue, 0, 0.0))
-    )
+    overtake(store, monkeypatch, lambda: step(store))
     with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
         await life.rollback(store)
     assert (await store.catalogue()).live == second
@@ -168,15 +173,6 @@ async def test_activation_overtaken_by_a_draft_has_taken_place(monkeypatch: pyte
     overtake(store, monkeypatch, lambda: begin(store, ReleaseId("draft")))
     assert await life.activate(store, ready)
     assert (await store.catalogue()).live == ready
-
-
-async def test_rollback_overtaken_by_a_draft_has_an_unknown_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryStore()
-    first, _ = [await publish(store) for _ in range(2)]
-    overtake(store, monkeypatch, lambda: begin(store, ReleaseId("draft")))
-    with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
-        await life.rollback(store)
-    assert (await store.catalogue()).live == first
 
 
 @pytest.mark.parametrize("failures", [1, 1000])
@@ -247,69 +243,3 @@ async def test_later_failure_does_not_settle_an_unclear_swap(
     overtake(store, monkeypatch, activate_second)
     with pytest.raises(StoreUnavailable, match=r"^the reply was lost; whether the catalogue was changed is not known"):
         await life.update_catalogue(store, lambda catalogue: changes.activate(catalogue, first))
-
-
-class Provisioned(MemoryStore):
-    """Refuses, if told so, to change throughput once other releases are served."""
-
-    is_provisioned = True
-    throttles = False
-    is_throttled = False
-
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await super().swap(old, new, records)
-        self.is_throttled = self.throttles and new.served != old.served
-
-    async def prepare(self, release: ReleaseRef) -> None:
-        await super().prepare(release)
-        self._check()
-
-    async def scale_down(self, release: ReleaseRef) -> None:
-        self.find(release)
-        self._check()
-
-    def _check(self) -> None:
-        if self.is_throttled:
-            raise StoreThrottled("throughput was changed too often", retry_after_s=30.0)
-
-
-Step = Callable[[Store, ReleaseId], Awaitable[object]]
-
-
-@pytest.mark.parametrize(
-    ("step", "warning"),
-    [
-        pytest.param(life.activate, "is live; its throughput is not confirmed", id="activate"),
-        pytest.param(
-            lambda store, release: life.start_canary(store, release, 5),
-            "is the canary; its throughput is not confirmed",
-            id="start canary",
-        ),
-        pytest.param(lambda store, _: life.rollback(store), "is live; its throughput is not confirmed", id="roll back"),
-        pytest.param(lambda store, _: publish(store), "is live; its throughput is not confirmed", id="publish"),
-    ],
-)
-async def test_change_that_is_not_prepared_afterwards_is_done(
-    step: Step, warning: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = Provisioned()
-    for _ in range(2):
-        await publish(store)
-    ready = await publish(store, live=False)
-    before = await store.catalogue()
-    store.throttles = True
-    await step(store, ready)
-    after = await store.catalogue()
-    assert after.served != before.served
-    assert f"release {after.served[-1].id} {warning}: throughput was changed too often" in caplog.text
-
-
-async def test_aborted_canary_that_keeps_its_throughput_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    store = Provisioned()
-    await publish(store)
-    canary = await publish(store, live=False)
-    await life.start_canary(store, canary, 5)
-    store.throttles = True
-    assert await life.abort(store) == canary
-    assert (await store.catalogue()).canary is None
-    assert f"release {canary} was to be scaled down unless it is served; its throughput is not confirmed" in caplog.text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.stores import lifecycle as life
-from hotplate.stores import publication, users
+from hotplate.stores import users
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
 from hotplate.stores.catalogue_record import dump, parse
 from hotplate.stores.doctor import rebuild, survey
@@ -18,13 +18,13 @@ from hotplate.stores.erasure_log import ErasureLog, erased_from, read_log
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.store import Plan, Reader, Row, Store
+from hotplate.stores.store import Reader, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users, find_users
-from hotplate.stores.verification import read_servable, verify
+from hotplate.stores.verification import verify
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, allow_erasure, batches, on_every_store, publish, ref_of
+from tests.support.stores import OpenStore, on_every_store, publish, ref_of
 from tests.support.virtual import virtual
 
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(8))]
@@ -43,15 +43,6 @@ async def published(store: Store) -> ReleaseId:
 
 async def is_erased(store: Store, user: str) -> bool:
     return (await erased_from(store)).covers(f"user:{user}")
-
-
-@on_every_store
-async def test_rows_of_erased_users_are_not_missing(open_store: OpenStore) -> None:
-    store = open_store()
-    release = await ref_of(store, await published(store))
-    await erase_users(store, [str(number) for number in range(5)])
-    await verify(store, release)
-    assert (await read_servable(store, release)).damaged == ()
 
 
 @on_every_store
@@ -82,22 +73,6 @@ async def test_erasure_pauses_after_lost_races_and_gives_up_once(monkeypatch: py
         await erase_users(store, ["1"])
     assert len(lost_at_s) == life.SWAP_ATTEMPTS
     assert len(set(lost_at_s)) == life.SWAP_ATTEMPTS
-
-
-async def test_lost_rows_are_reported_beside_erased_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryStore()
-    release = await ref_of(store, await published(store))
-    for _ in range(3):
-        with monkeypatch.context() as patch:
-            patch.setattr(store, "erase_rows", None)  # interrupted
-            with pytest.raises(TypeError):
-                await erase_users(store, ["7"])
-        await verify(store, release)
-    assert (await erase_users(store, ["7"])).deleted == 1
-    await verify(store, release)
-    await store.erase_rows(release, ["user:3", "user:4", "user:5"], allow_erasure)
-    with pytest.raises(ReleaseCorrupt, match="3 of 10 rows are missing"):
-        await verify(store, release)
 
 
 @on_every_store
@@ -150,16 +125,6 @@ async def test_user_erased_during_a_copy_is_erased_in_the_target(open_store: Ope
     await verify(target, await ref_of(target, release))
 
 
-async def test_copy_applies_target_erasures_unknown_to_the_source(folder: LmdbStore) -> None:
-    target = MemoryStore()
-    await published(target)
-    await erase_users(target, ["7"])
-    release = await published(folder)
-    await copy(folder, target, release)
-    assert not (await find_users(target, ["7"])).holding
-    await verify(target, await ref_of(target, release))
-
-
 async def test_a_restore_over_a_store_keeps_its_erased_users(folder: LmdbStore, tmp_path: Path) -> None:
     await published(folder)
     await backup(folder, tmp_path / "before")
@@ -175,17 +140,6 @@ async def test_a_restore_over_a_store_keeps_its_erased_users(folder: LmdbStore, 
     for entry in (await other.catalogue()).releases:
         await verify(other, entry.ref)
     await other.close()
-
-
-async def test_a_rebuilt_catalogue_names_the_erased_users(folder: LmdbStore) -> None:
-    release = await published(folder)
-    await erase_users(folder, ["7"])
-    await erase_users(folder, ["6"])
-    (folder.folder / "catalogue.json").write_text("{")
-    surveyed = await survey(folder)
-    assert surveyed.others == {}
-    await rebuild(folder, surveyed, release)
-    assert [user for user in "567" if await is_erased(folder, user)] == ["6", "7"]
 
 
 async def test_erasing_twice_changes_nothing_and_too_many_are_refused() -> None:
@@ -234,24 +188,6 @@ async def test_user_is_erased_although_the_file_of_a_release_was_cut(folder: Lmd
     assert erasure.erased == ("7", "nobody")
     assert erasure.holding == {damaged: ("7", "nobody"), intact: ("7",)}
     await verify(folder, await ref_of(folder, intact))
-
-
-async def test_row_written_during_an_erasure_is_deleted_by_the_publish() -> None:
-    store = MemoryStore()
-    await published(store)
-
-    async def rows() -> AsyncIterator[Sequence[Row]]:
-        async for batch in batches(ROWS[:-1], 500):
-            yield batch
-        await erase_users(store, ["7"])
-        async for batch in batches(ROWS[-1:], 500):
-            yield batch
-
-    plan = Plan(len(ROWS), sum(len(row.key) + len(row.value) for row in ROWS))
-    release = (await publication.publish_release(store, rows(), plan=plan)).manifest.release
-    assert release not in (await find_users(store, ["7"])).holding
-    assert (await erase_users(store, ["7"])).deleted == 0
-    await verify(store, await ref_of(store, release))
 
 
 async def test_prune_during_an_erasure_keeps_records_named_later(monkeypatch: pytest.MonkeyPatch) -> None:

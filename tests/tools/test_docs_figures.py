@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -19,17 +18,7 @@ from hotplate.bench.planner.plan import break_even, calculate
 from hotplate.stores.cosmos import charges as cosmos_charges
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
-from tools.docs_figures import (
-    FOLDER,
-    RUNS,
-    keep,
-    kept_runs,
-    lines_of,
-    of_one_cpu,
-    printed,
-    stripped,
-    write_tables,
-)
+from tools.docs_figures import FOLDER, RUNS, benchmarks, keep, printed, write_tables
 
 PLAN = "--users 1M --peak-rps 500 --profile evening --zipf 0.9"
 STATS = dict.fromkeys(("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations"), 1.0)
@@ -77,21 +66,31 @@ def a_report() -> Report:
     )  # fmt: skip
 
 
-def test_only_a_measured_cpu_time_is_called_cpu() -> None:
+def kept(folder: Path, *results: dict[str, Any]) -> list[Row]:
+    """Keep results of runs in *folder*, and return the figures of all of them."""
+    folder.mkdir()
+    files = [folder / f"result-{number}.json" for number in range(len(results))]
+    for file, facts in zip(files, results, strict=True):
+        file.write_text(json.dumps(facts))
+    keep(files, folder / "kept")
+    return benchmarks(folder / "kept")
+
+
+def test_only_a_measured_cpu_time_is_called_cpu(tmp_path: Path) -> None:
     """Wall time of a publish was once published as its CPU time."""
-    assert lines_of([run(1)])[0].label == "a read: CPU"
-    assert lines_of([run(1, timer="perf_counter")])[0].label == "a read: wall time"
+    assert kept(tmp_path / "cpu", run(1))[0].figure == "a read: CPU"
+    assert kept(tmp_path / "wall", run(1, timer="perf_counter"))[0].figure == "a read: wall time"
 
 
-def test_a_subject_that_begins_with_the_same_has_figures_of_its_own() -> None:
+def test_a_subject_that_begins_with_the_same_has_figures_of_its_own(tmp_path: Path) -> None:
     """The CPU of a GET compared with nginx and Lua was once pooled into that compared with webdis."""
     results = run(1)
     figures = [["a GET: rate", "/s", [10.0]], ["the same: CPU", "µs", [12.0]],
                ["the same GET: rate", "/s", [20.0]], ["the same: CPU", "µs", [14.0]]]  # fmt: skip
     results["benchmarks"][1]["extra_info"]["figures"] = figures
-    lines = lines_of([stripped(results)])[1:]
-    assert [[line.label, line.unit, line.values] for line in lines] == figures
-    assert [line.subject for line in lines] == ["a GET", "a GET", "the same GET", "the same GET"]
+    rows = kept(tmp_path / "results", results)[1:]
+    assert [[row.figure, row.unit, list(row.values)] for row in rows] == figures
+    assert [row.subject for row in rows] == ["a GET", "a GET", "the same GET", "the same GET"]
 
 
 def test_the_tables_of_the_docs_are_of_the_kept_runs(tmp_path: Path) -> None:
@@ -103,19 +102,21 @@ def test_the_tables_of_the_docs_are_of_the_kept_runs(tmp_path: Path) -> None:
         assert copy.read_text() == page.read_text()
 
 
-def test_figures_of_different_cpus_are_not_merged() -> None:
+def test_figures_of_different_cpus_are_not_merged(tmp_path: Path) -> None:
     """A table had "0.636 to 3.46 µs", of two kinds of CPU."""
-    runs = [stripped(run(day, median_s=0.001 * day)) for day in (1, 2, 3)]
-    runs[0]["machine"]["brand_raw"] = "Xeon"
-    (line, *_) = lines_of(of_one_cpu(runs))
-    assert line.values == [2.0, 3.0]
+    runs = [run(day, median_s=0.001 * day) for day in (1, 2, 3)]
+    runs[0]["machine_info"]["cpu"] = {"brand_raw": "Xeon"}
+    row, *_ = kept(tmp_path / "results", *runs)
+    assert row.values == (2.0, 3.0)
 
 
-def test_hosts_branches_and_paths_are_not_kept() -> None:
-    for facts in (run(1), to_json(a_report())):
-        kept = json.dumps(stripped(facts))
-        assert "secret" not in kept
-        assert "EPYC" in kept
+def test_hosts_branches_and_paths_are_not_kept(tmp_path: Path) -> None:
+    kept(tmp_path / "results", run(1), to_json(a_report()))
+    files = list((tmp_path / "results" / "kept").iterdir())
+    assert len(files) == 2
+    for file in files:
+        assert "secret" not in file.read_text()
+        assert "EPYC" in file.read_text()
 
 
 def test_the_latest_runs_become_tables_between_the_marks_of_both_pages(tmp_path: Path) -> None:
@@ -184,8 +185,8 @@ def cpu_by_stores(subject: str) -> float:
 
 def benchmarked() -> dict[tuple[str, str], float]:
     """Return the published medians by subject and figure, as ("a read from Redis, 16 in flight", "CPU")."""
-    lines = lines_of(of_one_cpu(kept_runs(FOLDER)))
-    return {(line.subject, line.label.rpartition(": ")[2]): median(line.values) for line in lines}
+    rows = benchmarks(FOLDER)
+    return {(row.subject, row.figure.rpartition(": ")[2]): row.value or 0.0 for row in rows}
 
 
 # Sentences with measured figures, as {}, and the benchmarks that measured them.

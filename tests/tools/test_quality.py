@@ -19,7 +19,6 @@ from tests.support.paths import DATA
 from tools.quality import (
     AS_TYPED,
     DATA_SETS,
-    DRAWS,
     HEADINGS,
     PIECES,
     POPULARITIES,
@@ -27,10 +26,8 @@ from tools.quality import (
     SIMILAR_COLUMNS,
     DataSet,
     Draw,
-    RandomSplit,
     Trainings,
     draw_rows,
-    kept_or_measured,
     measure_piece,
     other_rows,
     time_rows,
@@ -105,28 +102,11 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
         assert written == pytest.approx([*piece.similar.values(), *piece.repeats.values()], abs=1e-4)
 
 
-def test_figures_are_kept_until_data_or_libraries_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = list[RandomSplit]()
-
-    def measure(_trainings: Trainings, random_split: RandomSplit) -> Draw:
-        measured.append(random_split)
-        return Draw(value=0.2, interval=(0.19, 0.21), popularity=0.1, described="als")
-
-    monkeypatch.setattr("tools.quality.KEPT", tmp_path / "kept")
-    file = tmp_path / "log.csv"
-    file.write_text("user,item\n")
-    data = DataSet("A log", "log.csv")
-    task = Draw, measure, data, DRAWS[0], file
-    first = kept_or_measured(*task)
-    assert kept_or_measured(*task) == first
-    assert len(measured) == 1
-    file.write_text("user,item\na,b\n")
-    kept_or_measured(*task)
-    assert len(measured) == 2
-    monkeypatch.setattr("tools.quality.version", lambda library: f"another {library}")
-    kept_or_measured(*task)
-    assert len(measured) == 3
-    assert [*draw_rows(data, {"by item": first})] == [("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")]
+def test_a_random_draw_is_a_row_beside_popularity() -> None:
+    draw = Draw(value=0.2, interval=(0.19, 0.21), popularity=0.1, described="als")
+    assert [*draw_rows(DataSet("A log", "log.csv"), {"by item": draw})] == [
+        ("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")
+    ]
 
 
 def choices(*, drift: float, seed: int) -> pl.DataFrame:

@@ -388,7 +388,7 @@ def test_break_even_ends_where_redis_is_not_possible() -> None:
     assert "Redis is not possible (reads/s: 300,000, above 297,000 " in planned.sentence
     assert "Redis costs" not in planned.sentence
     memory = report(a_plan(users=1_000_000_000), "prices.toml")
-    assert memory.verdicts["Redis"] == "is not possible at any rate"
+    assert memory.verdicts["Redis"] == "is not possible (memory) at any rate"
 
 
 def test_hot_user_beyond_a_partition_rules_out_cosmos() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.model import load
+from hotplate.offline.model_folder import load
 from hotplate.offline.options import Columns
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import ALSParams

@@ -2,23 +2,20 @@
 
 import json
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
-from hotplate.offline import model as models
+from hotplate.offline import model_folder as models
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.model_report import model_report
-from hotplate.offline.evaluate.records import SearchRecord, json_values, read_evaluation
-from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.evaluate.records import read_evaluation
 from hotplate.offline.train.als import ALSParams, SparkParams
 from hotplate.offline.train.engine import Params
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.repeats import RepeatParams
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Tally, describe
 from hotplate.stores.origin import GateVerdict
@@ -104,35 +101,6 @@ def test_malformed_evaluation_is_reported() -> None:
     assert read_evaluation({"k": 10}) is None
     with pytest.raises(DataError, match="train it again"):
         read_evaluation({"k": 10, "model": {}})
-
-
-def test_search_is_read_as_it_was_written() -> None:
-    facts = {
-        "objective": "ndcg@10",
-        "split": asdict(SplitOptions()),
-        "users_searched": 7,
-        "trials": [{"engine": "als", "params": {}, "iterations": 8, "ndcg": 0.5, "se": 0.1, "seconds": 0.25}],
-        "left_out": [{"engine": "ease", "params": {"regularization": 9.0}}],
-        "best": 0,
-        "repeats": {
-            "share": 0.25,
-            "k": 10,
-            "without": 0.1,
-            "alone": 0.2,
-            "blended": 0.3,
-            "params": {
-                "half_life_days": 120.0,
-                "weight": 3.0,
-                "recency": {"half_life_days": 8.0, "gamma": 0.25},
-            },
-        },
-    }
-    search = msgspec.convert(facts, SearchRecord)
-    assert search.repeats is not None
-    assert search.repeats.params == RepeatParams(120.0, 3.0, Recency(8.0, 0.25))
-    assert json.dumps(json_values(search)) == json.dumps(facts)
-    without = msgspec.convert(facts | {"repeats": None}, SearchRecord)
-    assert without.repeats is None
 
 
 def test_gates_of_an_earlier_manifest_are_read() -> None:

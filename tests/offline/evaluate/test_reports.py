@@ -58,15 +58,6 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     assert low <= ranking["recall"] <= high
 
 
-def test_report_rows_repeat_the_metrics(tmp_path: Path) -> None:
-    evaluator, lists = held(tmp_path)
-    facts = to_json(evaluator.evaluate(lists))
-    rows = {(row["subject"], row["figure"]): row["value"] for row in facts["rows"]}
-    assert rows["lists", "recall"] == facts["ranking"]["recall"]
-    assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
-    assert rows["popularity, as served", "ndcg"] == facts["popularity"]["ndcg"]
-
-
 def test_report_of_one_user_has_no_interval(tmp_path: Path) -> None:
     truth, lists, train = written(tmp_path, truth="user,item\na,x\n", lists=LISTS, train=HISTORY)
     pairs = read_truth(truth, {})
@@ -181,11 +172,3 @@ def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):
         read_truth(path, {"rating": "rating"})
-
-
-def test_header_lines_within_a_truth_are_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "truth.csv"
-    path.write_text("user,item,rating\na,x,5\nuser,item,rating\nb,y,1\n")
-    read = read_truth(path, {"rating": "rating"})
-    assert read.pairs.rows() == [("a", "x", 5.0), ("b", "y", 1.0)]
-    assert read.left_out == {"header again": 1}

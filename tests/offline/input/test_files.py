@@ -21,7 +21,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.model import save
+from hotplate.offline.model_folder import save
 from hotplate.offline.options import Columns, Format
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model, pairs_of, write

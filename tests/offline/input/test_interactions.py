@@ -80,9 +80,10 @@ def test_the_same_rows_in_every_format_give_the_same_interactions(fmt: str, tmp_
 
 
 letters = st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\n\t")
-some_ids = (
-    st.text(letters, min_size=1, max_size=6) | st.sampled_from(['"', ",", '",', '"\n"', "a\nb", "0", "1.50"])
-).filter(lambda text: text.strip() not in {"", *NULL_VALUES})
+ODD_IDS = ['"', ",", '",', '"\n"', "a\nb", "0", "1.50", "12E4", "1e5", "9007199254740993", "123456789012345678", "7.5e"]
+some_ids = (st.text(letters, min_size=1, max_size=6) | st.sampled_from(ODD_IDS)).filter(
+    lambda text: text.strip() not in {"", *NULL_VALUES}
+)
 
 
 some_weights = st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2)
@@ -122,6 +123,8 @@ def test_ids_are_unchanged_and_whole_floats_become_integers(tmp_path: Path) -> N
     interactions = read_interactions(tmp_path / "a.parquet")
     assert pairs_of(interactions) == [("12.5", "3", 1.0), ("17850", "1", 1.0)]
     assert interactions.left_out == {"no user": 2}
+    decimals = pl.DataFrame({"user": [Decimal("7.00"), Decimal("7.50")], "item": ["a", "b"]})
+    assert pairs_of(read_interactions(decimals)) == [("7", "a", 1.0), ("7.50", "b", 1.0)]
 
 
 def test_missing_values_are_not_users_items_or_weights(tmp_path: Path) -> None:
@@ -231,29 +234,32 @@ def test_a_file_of_titles_has_its_own_names_for_columns(tmp_path: Path) -> None:
     assert named.titles == {"1": "x", "2": "y", "3": "z"}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "1700000000",
-        "1700000000000000",
-        "2023-11-14T22:13:20Z",
-        "2023-11-14T23:13:20+01:00",
-        "2023-11-14T22:13:20.000",
-        "2023-11-14 22:13:20 UTC",
-        "2023-11-14 22:13:20.000000 UTC",
-        "2023-11-14T22:13:20+00",
-        "20231114T221320Z",
-        "20231114T231320+0100",
-        "20231114T221320",
-        "20231114221320",
-        "2023-W46-2T22:13:20Z",
-        "2023W462T221320Z",
-        "2023-318T22:13:20Z",
-    ],
+WITH_SECONDS = (
+    "1700000000",
+    "1700000000000000",
+    "2023-11-14T22:13:20Z",
+    "2023-11-14T23:13:20+01:00",
+    "2023-11-14T22:13:20.000",
+    "2023-11-14 22:13:20 UTC",
+    "2023-11-14 22:13:20.000000 UTC",
+    "2023-11-14T22:13:20+00",
+    "20231114T221320Z",
+    "20231114T231320+0100",
+    "20231114T221320",
+    "20231114221320",
+    "2023-W46-2T22:13:20Z",
+    "2023W462T221320Z",
+    "2023-318T22:13:20Z",
 )
-def test_times_are_read_in_many_ways(text: str, tmp_path: Path) -> None:
+WITHOUT_SECONDS = ("2023-11-14T22:13Z", "2023-11-14T23:13+01:00", "2023-11-14 22:13 UTC", "20231114T2213Z")
+
+
+@pytest.mark.parametrize(
+    ("text", "second"), [*((text, 20) for text in WITH_SECONDS), *((text, 0) for text in WITHOUT_SECONDS)]
+)
+def test_times_are_read_in_many_ways(text: str, second: int, tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", f"user,item,time\nu,i,{text}\nv,j,\n")
-    moment = datetime(2023, 11, 14, 22, 13, 20)  # noqa: DTZ001 -- naive UTC
+    moment = datetime(2023, 11, 14, 22, 13, second)  # noqa: DTZ001 -- naive UTC
     assert read_interactions(file).time_range == (moment, moment)
 
 
@@ -275,17 +281,6 @@ def test_rare_forms_of_iso_8601_are_read_in_columns_and_filters(text: str, momen
     read = read_interactions(file, where=[f"time={text}"])
     assert (read.rows, read.time_range) == (2, (moment, moment))
     assert len(read_interactions(file, where=[f"time<{text}"]).log) == 1
-
-
-@pytest.mark.parametrize(
-    "text", ["2023-11-14T22:13Z", "2023-11-14T23:13+01:00", "2023-11-14 22:13 UTC", "20231114T2213Z"]
-)
-def test_times_without_seconds_are_read(text: str, tmp_path: Path) -> None:
-    moment = datetime(2023, 11, 14, 22, 13)  # noqa: DTZ001 -- naive UTC
-    assert read_interactions(write(tmp_path / "a.csv", f"user,item,time\nu,i,{text}\nv,j,\n")).time_range == (
-        moment,
-        moment,
-    )
 
 
 def test_a_column_may_mix_layouts_of_times(tmp_path: Path) -> None:
@@ -471,14 +466,7 @@ def test_a_misspelt_event_is_named_with_the_events_of_the_data(tmp_path: Path) -
     assert not any("'buy'" in note for note in notes)
 
 
-def test_rounded_ids_are_refused(tmp_path: Path) -> None:
-    big = [2.0**53 + 2 * step for step in range(4)]
-    pl.DataFrame({"user": big, "item": list("abab")}).write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"row 1, column 'user': 9007199254740992.0 is a rounded number"):
-        read_interactions(tmp_path / "a.parquet")
-    pl.DataFrame({"user": list("abab"), "item": [1e17] * 4}).write_parquet(tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"column 'item': 1e\+17 is a rounded number"):
-        read_interactions(tmp_path / "b.parquet")
+def test_rounded_ids_of_a_spreadsheet_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "c.csv", "user,item\n1.2346E+11,a\n1.2347E+11,b\n")
     with pytest.raises(DataError, match=r"'1\.2346E\+11' is a rounded number, so different ids may have become one"):
         read_interactions(file)
@@ -499,12 +487,6 @@ def test_float_ids_are_read_as_far_as_their_type_holds_every_integer(
     pl.DataFrame({"user": ["u", "v"], "item": pl.Series([math.inf, 1], dtype=dtype)}).write_parquet(path)
     with pytest.raises(DataError, match="row 1, column 'item': inf is a rounded number"):
         read_interactions(path)
-
-
-def test_float_ids_in_json_are_refused_where_they_are_rounded(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", '{"user": 1.0, "item": "a"}\n{"user": 9007199254740993.0, "item": "b"}\n')
-    with pytest.raises(DataError, match=r"row 2, column 'user': '9007199254740992\.0' is a rounded number"):
-        read_interactions(file)
 
 
 @pytest.mark.parametrize("user", ["9007199254740993", "18446744073709551615", "123456789012345678901234567890"])
@@ -531,33 +513,27 @@ def write_frame(frame: pl.DataFrame, path: Path) -> None:
         frame.write_parquet(path)
 
 
+# The users whose rows meet a filter.
+KEPT = {
+    "price=5": "u",
+    "price!=5": "vwx",
+    "price=0.1": "v",
+    "price!=-1.5": "uvw",
+    "price=-1.50": "x",
+    "price=": "w",
+    "paid=True": "ux",
+    "paid!=TRUE": "vw",
+    "paid!=": "uwx",
+}
+
+
 @pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
-def test_filters_on_numbers_keep_the_same_rows_of_every_format(fmt: str, tmp_path: Path) -> None:
+def test_filters_keep_the_same_rows_of_every_format(fmt: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{fmt}"
     prices = pl.Series([Decimal("5.00"), Decimal("0.10"), None, Decimal("-1.50")]).cast(pl.Decimal(38, 2))
+    columns = {"user": list("uvwx"), "item": list("aabb"), "paid": [True, None, False, True]}
     for price in (prices, prices.cast(pl.Float64)):
-        write_frame(pl.DataFrame({"user": list("uvwx"), "item": list("aabb"), "price": price}), path)
-        for text, users in (("=5", "u"), ("!=5", "vwx"), ("=0.1", "v"), ("!=-1.5", "uvw"), ("=-1.50", "x"), ("=", "w")):
-            log = read_interactions(path, where=[f"price{text}"]).log
-            assert sorted(log.get_column("user").cast(pl.String)) == [*users]
-
-
-@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
-def test_a_filter_on_booleans_keeps_the_same_rows_of_every_format(fmt: str, tmp_path: Path) -> None:
-    path = tmp_path / f"a.{fmt}"
-    write_frame(pl.DataFrame({"user": list("uvwx"), "item": list("aabb"), "paid": [True, None, False, True]}), path)
-    assert pairs_of(read_interactions(path, where=["paid=True"])) == [("u", "a", 1.0), ("x", "b", 1.0)]
-    assert pairs_of(read_interactions(path, where=["paid!=TRUE"])) == [("v", "a", 1.0), ("w", "b", 1.0)]
-    assert read_interactions(path, where=["paid!="]).left_out == {"not paid!=": 1}
-
-
-def test_ids_resembling_rounded_numbers_are_kept(tmp_path: Path) -> None:
-    ids = ["12E4", "1e5", "9007199254740993", "123456789012345678", "7.5e", "1.5"]
-    file = write(tmp_path / "a.csv", "user,item\n" + "".join(f"{user},i{at}\n" for at, user in enumerate(ids)))
-    assert {user for user, _, _ in pairs_of(read_interactions(file))} == {*ids}
-
-
-def test_whole_decimals_become_integers(tmp_path: Path) -> None:
-    frame = pl.DataFrame({"user": [Decimal("7.00"), Decimal("7.50")], "item": ["a", "b"]})
-    frame.write_parquet(tmp_path / "a.parquet")
-    assert {user for user, _, _ in pairs_of(read_interactions(tmp_path / "a.parquet"))} == {"7", "7.50"}
+        write_frame(pl.DataFrame({**columns, "price": price}), path)
+        for text, users in KEPT.items():
+            log = read_interactions(path, where=[text]).log
+            assert sorted(log.get_column("user").cast(pl.String)) == [*users], text

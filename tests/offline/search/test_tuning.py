@@ -361,24 +361,6 @@ def test_popular_list_is_that_of_new_users_if_they_are_enough(new_users: int, ex
     assert engine[~is_new].tolist() == all_time.per_user[~is_new].tolist()
 
 
-def test_trials_are_measured_as_served_with_new_users() -> None:
-    """New users choose what is popular, and others what their group likes: both count in a trial."""
-    rows = [(f"u{user}", f"i{user % 2}{item}", user + item) for user in range(60) for item in range(4)]
-    rows += [(f"n{user}", f"i0{item}", 1_000 + user) for user in range(40) for item in range(2)]
-    log = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
-    matrix = to_matrix(log.with_columns(pl.col("time").cast(pl.Datetime("us")), weight=pl.lit(1.0)))
-    tuned = search(matrix, SplitOptions("by-time"), tuning=TuneOptions((SMALL,)))
-    parts = split(matrix.user_items, matrix.history, tuned.split.by_piece[-1])
-    assert tuned.trials[0].ndcg > 0
-    options = EvaluateOptions(popular=tuned.popular.for_new_users)
-    served = [
-        evaluate_engine(split(matrix.user_items, matrix.history, piece), SMALL, options).served_per_user
-        for piece in tuned.split.by_piece
-    ]
-    assert tuned.trials[0].per_user == pytest.approx(np.concatenate(served))
-    assert len(parts.tested)
-
-
 def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.search.budget.BUDGET_BYTES", 5_000)
     notices: list[str] = []

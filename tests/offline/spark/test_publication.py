@@ -17,7 +17,8 @@ from pyspark.sql import SparkSession
 from hotplate.offline import lists as offline_lists
 from hotplate.offline import spark as offline_spark
 from hotplate.offline.lists import Block, ListSettings, ModelLists
-from hotplate.offline.model import Model, save
+from hotplate.offline.model import Model
+from hotplate.offline.model_folder import save
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import publish_source
 from hotplate.offline.spark import SparkLists

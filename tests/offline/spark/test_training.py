@@ -15,7 +15,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.model import load, save
+from hotplate.offline.model_folder import load, save
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.spark import cause_of, check_master, spark_session

@@ -316,21 +316,6 @@ def test_too_large_fit_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
             fit(user_items.astype(np.float32), params)
 
 
-def test_popular_lists_are_heads_of_one_ranking(board: UserItems, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("hotplate.offline.train.popularity.Popularity.score")
-    popular = fit(board, PopularityParams())
-    has = board.toarray() > 0
-    order = np.argsort(-has.sum(axis=0), kind="stable")
-    options: tuple[dict[str, Any], ...] = ({}, {"keep_seen": True}, {"allowed": everyone() > 2})
-    for how in options:
-        items, scores = popular.recommend(board, everyone(), 4, **how)
-        for user in everyone().tolist():
-            allowed = how.get("allowed", everyone() >= 0)
-            best = [item for item in order if allowed[item] and ("keep_seen" in how or not has[user, item])]
-            assert items[user].tolist() == best[:4]
-        assert np.array_equal(scores, has.sum(axis=0)[items])
-
-
 def test_sparse_scores_give_the_lists_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     has = csr_matrix((rng.random((60, 300)) < 0.03).astype(np.float32))

@@ -200,16 +200,6 @@ def test_any_id_can_be_excluded(service: Service) -> None:
         assert [item["id"] for item in result["items"]] == remaining
 
 
-def test_fields_parameter_selects_item_fields(service: Service) -> None:
-    path = "/v1/recommendations/42?n=1"
-    assert service.get(f"{path}&fields=id").json["items"] == [{"id": "0"}]
-    assert service.get(f"{path}&fields=id,score").json["items"] == [{"id": "0", "score": 1.0}]
-    whole = [{"id": "0", "score": 1.0, "title": "Title 0"}]
-    assert service.get(f"{path}&fields=id%2Cscore%2Ctitle").json["items"] == service.get(path).json["items"] == whole
-    assert ids(service.get("/v1/recommendations/odd?fields=id")) == ODD
-    assert batch(service, users=["42"], n=1, fields="id")["results"][0]["items"] == [{"id": "0"}]
-
-
 def test_fallback_answers_are_not_cacheable(service: Service) -> None:
     def cache_of(path: str) -> str:
         return service.get(path).headers["cache-control"]

@@ -45,11 +45,7 @@ class Gate:
             await self.end.wait()
             return name
 
-        async def admitted() -> str:
-            async with self.admission.admitted(deadline=deadline, is_gone=is_gone):
-                return await work()
-
-        return asyncio.create_task(admitted())
+        return asyncio.create_task(self.admission.run(work, deadline=deadline, is_gone=is_gone))
 
 
 @pytest.fixture

@@ -18,14 +18,13 @@ from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pair
 from hotplate.serve.consumed.sender import ConsumedSender, SharingState, sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
-from hotplate.serve.consumed.table import Consumed, ConsumedPairs
+from hotplate.serve.consumed.table import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.connect import open_entry_log
-from hotplate.stores.encoding import encode_id
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreUnavailable
@@ -135,26 +134,6 @@ def events_of(*users: str) -> list[bytes]:
     return lines
 
 
-def test_forgotten_items_are_shown_and_others_stay_hidden() -> None:
-    consumed = consumed_items("buy=24")
-    first = consumed.pairs_of("buy", "1", ["a", "b"], None)
-    other = consumed.pairs_of("buy", "2", ["a"], None)
-    assert first is not None
-    assert other is not None
-    consumed.hide(first)
-    consumed.hide(other)
-    assert (hidden_in(consumed, "1"), hidden_in(consumed, "2")) == ({"a", "b"}, {"a"})
-    consumed.forget(first)
-    assert (hidden_in(consumed, "1"), hidden_in(consumed, "2")) == (set(), {"a"})
-    consumed.hide(first)
-    assert hidden_in(consumed, "1") == {"a", "b"}
-
-
-def hidden_in(consumed: Consumed, user: str) -> set[str]:
-    hidden = consumed.hidden_from(user)
-    return set() if hidden is None else {item for item in ("a", "b") if encode_id(item) in hidden}
-
-
 @pytest.mark.parametrize(
     ("stores", "chosen", "url"),
     [
@@ -172,15 +151,6 @@ def test_the_first_redis_store_is_used_by_default(stores: tuple[str, ...], chose
 def test_sharing_without_hiding_is_refused() -> None:
     with pytest.raises(ServiceMisused, match="give both"):
         sharing_url(ServiceSettings(("redis://b",), share_consumed="redis://b"))
-
-
-async def test_workers_wait_until_all_entries_were_read() -> None:
-    state = SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d"))
-    waiting = asyncio.create_task(state.wait_until_started())
-    await asyncio.sleep(0.1)
-    assert not waiting.done()
-    state.note_started()
-    await waiting
 
 
 class FlakyStore(MemoryStore):

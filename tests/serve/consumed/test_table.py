@@ -62,6 +62,12 @@ def shown(service: Service, path: str) -> list[str]:
     return list(ids)
 
 
+def hide(consumed: Consumed, kind: str, user: str, items: Sequence[str], happened_at: float | None) -> int:
+    """Hide what an event hides, if anything; return the number of pairs that had no room."""
+    pairs = consumed.pairs_of(kind, user, items, happened_at)
+    return 0 if pairs is None else consumed.hide(pairs)
+
+
 @settings(max_examples=50)
 @given(EVENTS)
 def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list[tuple[str, str, str, int]]) -> None:
@@ -70,7 +76,7 @@ def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list
     now = time.time()
     expected = defaultdict[str, set[str]](set)
     for kind, user, item, age_h in events:
-        consumed.add(kind, user, [item], now - age_h * HOUR_S)
+        hide(consumed, kind, user, [item], now - age_h * HOUR_S)
         if max(0, age_h) < hours.get(kind, 0.0):
             expected[user].add(item)
     for user in ("1", "2", "é", "a,b", 'quo"te', "other"):
@@ -84,7 +90,7 @@ def test_a_full_table_forgets_the_pairs_that_expire_first(monkeypatch: pytest.Mo
     consumed = consumed_items("buy=1")
     items = [f"{n}" for n in range(100)]
     for user in range(640):  # twice what has room
-        consumed.add("buy", f"{user}", items, None)
+        hide(consumed, "buy", f"{user}", items, None)
     hidden = consumed.hidden_from("639")
     assert hidden is not None
     assert sum(encode_id(item) in hidden for item in items) > 90
@@ -250,13 +256,13 @@ def test_a_table_holds_its_capacity_and_counts_what_it_forgets(parts: int, monke
     monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", BUCKETS // parts)
     consumed = consumed_items("buy=1")
     users = [f"{number}" for number in range(CAPACITY // parts)]
-    forgotten = sum(consumed.add("buy", user, ["a"], None) for user in users)
+    forgotten = sum(hide(consumed, "buy", user, ["a"], None) for user in users)
     hidden = sum(is_hidden(consumed, user, "a") for user in users)
     assert hidden == len(users) - forgotten
     assert forgotten <= CAPACITY // parts * 1e-5
 
     further_users = [f"further {number}" for number in range(2 * len(users))]
-    forgotten += sum(consumed.add("buy", user, ["a"], None) for user in further_users)
+    forgotten += sum(hide(consumed, "buy", user, ["a"], None) for user in further_users)
     hidden = sum(is_hidden(consumed, user, "a") for user in [*users, *further_users])
     assert forgotten > len(users) // 10
     assert hidden == len(users) + len(further_users) - forgotten

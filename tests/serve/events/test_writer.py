@@ -91,7 +91,7 @@ async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterato
 
     async def answer(request: web.Request) -> web.Response:
         try:
-            response = await handler.report(request, "", NoQuery())
+            response = await handler.report(request, "", NoQuery(), await request.read())
             assert isinstance(response, DeferredResponse)
             return await response.resolve()
         except Problem as problem:

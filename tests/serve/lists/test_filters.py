@@ -164,6 +164,7 @@ NUMBERS = st.integers(2**53 - 3, 2**53 + 3) | st.integers(-(10**30), 10**30) | s
 @given(item=NUMBERS, value=NUMBERS, comparison=st.sampled_from(sorted(COMPARISONS)))
 @example(2**53, 2**53 + 1, ":")
 @example(10**30, 10**30 + 1, "<")
+@example(Decimal("9007199254740993." + "1" * 5000), 2**53, ">=")
 def test_numbers_compare_as_in_python_however_long_they_are(
     item: int | Decimal, value: int | Decimal, comparison: str
 ) -> None:
@@ -173,12 +174,6 @@ def test_numbers_compare_as_in_python_however_long_they_are(
     assert encode_id("i0") in overridden, "which has no price"
     texts = table_of(colour=[str(item), None, None, None, None])
     assert (encode_id("i0") not in Rejected(texts, f"colour:{value}")) == (str(item) == str(value))
-
-
-def test_override_with_thousands_of_digits_is_compared() -> None:
-    for where, kept in (("price>=9007199254740992", ["i1"]), ("price<9007199254740992", ["i2", "i3", "i4"])):
-        rejected = Rejected(TABLE, where, {"price": {encode_id("i1"): "9007199254740993." + "1" * 5000}})
-        assert [item for item in IDS if encode_id(item) not in rejected] == kept
 
 
 def test_override_with_a_leading_zero_is_no_number() -> None:
@@ -223,12 +218,6 @@ def test_lists_are_filtered_and_filled_with_popular_items_under_the_filter(servi
     assert unknown["source"] == "popular"
     assert ids(service.get("/v1/similar/shoe1?where=category:hats")) == ["hat1", "top2+"]
     assert ids(service.get("/v1/popular?where=category:hats")) == ["top2"]
-
-
-def test_excluded_items_are_replaced_up_to_n_for_short_lists(service: Service) -> None:
-    assert ids(service.get("/v1/similar/shoe1?n=3")) == ["shoe2", "hat1"]
-    assert ids(service.get("/v1/similar/shoe1?n=3&exclude=hat1")) == ["shoe2", "top1+", "hat2+"]
-    assert ids(service.get("/v1/similar/shoe1?n=3&exclude=nothing")) == ["shoe2", "hat1", "top1+"]
 
 
 def test_items_named_in_the_request_are_not_used_as_fillers(tmp_path: Path) -> None:
@@ -299,12 +288,8 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
         options: dict[str, Any] = {"where": "category:shoes,price<50", "exclude": ["shoe3"]}
         for answer in (lists.personal("1", **options), client.recommendations("1", **options)):
             assert [item["id"] for item in answer.items] == ["shoe1", "top1"]
-        for many in (lists.personal_many(["1"], 1, **options), client.batch(["1"], 1, **options)):
-            assert [item["id"] for item in many[0].items] == ["shoe1"]
         for answer in (lists.fold_in(["shoe1"], where="stock:1"), client.fold_in(["shoe1"], where="stock:1")):
             assert [item["id"] for item in answer.items] == ["shoe2"]
-        for answer in (lists.similar("shoe1", where="stock:1"), lists.popular(where="category:shoes")):
-            assert len(answer.items) == 1
         with pytest.raises(hotplate.StoreMisused, match="no attribute 'size'"):
             lists.popular(where="size:4")
         with pytest.raises(hotplate.RequestRefused, match="no attribute 'size'"):
@@ -315,14 +300,16 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
 def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(filters, "MAX_EXAMINED", most)
     monkeypatch.setattr(filters, "MAX_BOUND", most)
-    bound = ReleaseFilters(TABLE)
+    filters_of_release = ReleaseFilters(TABLE)
     body = encode([Item(id=item) for item in IDS])
     for overrides in ({}, {"price": {encode_id("i0"): "15"}}):
         for where in ("price<25", "colour:red", "price<25", "price>=30") * 2:
             kept = [item for item in IDS if encode_id(item) not in Rejected(TABLE, where, overrides)]
-            rejected = bound.rejected(where, overrides)
+            rejected = filters_of_release.under(overrides).rejected(where)
             assert [item for item in IDS * 2 if encode_id(item) not in rejected] == kept * 2
-            assert [item["id"] for item in decode(bound.popular(EVERYBODY, body, where, overrides)[4:])] == kept
+            assert [
+                item["id"] for item in decode(filters_of_release.under(overrides).popular(EVERYBODY, body, where)[4:])
+            ] == kept
 
 
 def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -362,6 +349,7 @@ def test_misspelt_column_of_new_overrides_is_refused_with_the_right_name(folder:
             )
         )
         assert ids(in_stock()) == ["shoe2"], "the last good version is in use"
+        until(lambda: "did you mean stock?" in service.log.read_text())  # of another process
         replace(live, '{"item": "shoe2", "Deny": true}\n')
         until(lambda: "a column Deny, which is no attribute" in str(service.states()))
         assert "did you mean deny?" in str(service.states())
@@ -400,6 +388,8 @@ def test_overrides_follow_the_attributes_of_the_live_release(tmp_path: Path) -> 
         publish(store, names=("price", "category", "size"))
         until(lambda: service.get("/readyz").json["status"] == "ready")
         assert ids(service.get("/v1/recommendations/1?where=size:44")) == ["shoe1"]
+        # The process that keeps the last valid file for later workers may read it later than the worker.
+        until(lambda: f"loaded {live} again" in service.log.read_text())
 
         publish(store)  # without sizes again
         until(lambda: service.get("/readyz").json["status"] == "degraded")

@@ -7,7 +7,7 @@ import math
 import random
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -364,32 +364,57 @@ def post(service: Service, body: object) -> tuple[int, bytes]:
     return answer.status, answer.body
 
 
-async def test_service_answers_fold_in_in_every_form_and_explains_errors(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path / "store")
-    release = await publish_model(store, model())
-    await store.close()
-    with running(tmp_path / "store", "--fold-in") as service:
-        status, body = post(service, {"items": ["i003", {"id": "i004", "weight": 2}, {"id": "who"}], "n": 2.0})
-        fields = json.loads(body)
-        expected = [item["id"] for item in loaded_once().recommend({3: RECENCY**2, 4: 2 * RECENCY}, 2)]
-        assert status == 200
-        assert [item["id"] for item in fields.pop("items")] == expected
-        assert fields == {"known": 2, "unknown": 1, "release": release, "source": "fold-in", "tier": "file"}
-        items = json.loads(post(service, {"items": ["i003"], "n": 2, "fields": "id"})[1])["items"]
-        assert [[*item] for item in items] == [["id"]] * 2
-        for wrong, sentence in (
-            ({}, "items"),
-            ({"items": [{"id": "i003", "weight": 0}]}, "items[0].weight cannot be used: expected `float` > 0.0"),
-            ({"items": ["i003"] * 201}, "of length <= 200"),
-            ({"items": ["i003"], "recency": 0}, "recency cannot be used: expected `float` > 0.0"),
-            ({"items": ["i003"], "users": ["1"]}, "unknown field `users`; POST /v1/recommendations/fold-in takes"),
-        ):
-            status, body = post(service, wrong)
-            assert (status, sentence in json.loads(body)["detail"]) == (400, True), body
-        assert service.get(PATH).json["user"] == "fold-in"
-        samples = [line for line in service.admin("/metrics").body.decode().splitlines() if "fold-in" in line]
-        assert any('code="200"' in line and 'method="POST"' in line for line in samples)
-        assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
-    with running(tmp_path / "store") as service:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store with a model that has factors, and its release."""
+    folder = tmp_path_factory.mktemp("fold-in") / "store"
+
+    async def publish() -> str:
+        store = LmdbStore(folder)
+        release = await publish_model(store, model())
+        await store.close()
+        return release
+
+    return folder, asyncio.run(publish())
+
+
+@pytest.fixture(scope="module")
+def service(folder: tuple[Path, str]) -> Iterator[Service]:
+    with running(folder[0], "--fold-in") as service:
+        yield service
+
+
+def test_service_folds_a_basket_in_and_counts_the_answer(service: Service, folder: tuple[Path, str]) -> None:
+    status, body = post(service, {"items": ["i003", {"id": "i004", "weight": 2}, {"id": "who"}], "n": 2.0})
+    fields = json.loads(body)
+    expected = [item["id"] for item in loaded_once().recommend({3: RECENCY**2, 4: 2 * RECENCY}, 2)]
+    assert status == 200
+    assert [item["id"] for item in fields.pop("items")] == expected
+    assert fields == {"known": 2, "unknown": 1, "release": folder[1], "source": "fold-in", "tier": "file"}
+    items = json.loads(post(service, {"items": ["i003"], "n": 2, "fields": "id"})[1])["items"]
+    assert [[*item] for item in items] == [["id"]] * 2
+    samples = [line for line in service.admin("/metrics").body.decode().splitlines() if "fold-in" in line]
+    assert any('code="200"' in line and 'method="POST"' in line for line in samples)
+    assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
+    assert service.get(PATH).json["user"] == "fold-in", "GET reads the list of a user"
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({}, "items"),
+        ({"items": [{"id": "i003", "weight": 0}]}, "items[0].weight cannot be used: expected `float` > 0.0"),
+        ({"items": ["i003"] * 201}, "of length <= 200"),
+        ({"items": ["i003"], "recency": 0}, "recency cannot be used: expected `float` > 0.0"),
+        ({"items": ["i003"], "users": ["1"]}, "unknown field `users`; POST /v1/recommendations/fold-in takes"),
+    ],
+)
+def test_basket_that_cannot_be_used_is_refused(service: Service, body: object, sentence: str) -> None:
+    status, answer = post(service, body)
+    assert (status, sentence in json.loads(answer)["detail"]) == (400, True), answer
+
+
+def test_service_without_factors_folds_in_by_similar_items(folder: tuple[Path, str]) -> None:
+    with running(folder[0]) as service:
         answer = service.request("POST", PATH, b'{"items": ["i003"], "n": 2}')
         assert (answer.status, answer.json["source"], len(answer.json["items"])) == (200, "fold-in", 2)

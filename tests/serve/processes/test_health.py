@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.access.keys import create
-from hotplate.serve.processes.health import LOOK_S, START_S, Health
+from hotplate.serve.processes.health import LOOK_S, START_S, Child, Health
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import ProcessState
 from tests.support.clock import FakeClock
@@ -179,7 +179,8 @@ def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(fold
 
 def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
     states = shared_states(2)
-    health = Health(states, clock)
+    first, second, admin = (Child(number, "a process") for number in range(3))
+    health = Health(states, [first, second], admin, clock)
 
     def is_any_alive() -> bool:
         return health.live()[0] == 200
@@ -196,60 +197,60 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
 
     passes(int(START_S))
     assert is_any_alive()
-    assert not health.has_reported(0)
+    assert not first.reported_at
     passes(1)
     assert not is_any_alive(), "it has never said anything"
     passes(20, of=0)
-    assert (health.silent_s[0], health.silent_s[1]) == (0.0, START_S + 21)
+    assert (first.silent_s, second.silent_s) == (0.0, START_S + 21)
     assert is_any_alive()
     clock.now += 3600  # the parent stood still, and perhaps all
     health.look()
-    assert health.silent_s[0] == LOOK_S
+    assert first.silent_s == LOOK_S
     assert is_any_alive()
     passes(10)
-    assert health.silent_s[0] == LOOK_S + 10
+    assert first.silent_s == LOOK_S + 10
     assert not is_any_alive()
-    health.started(1)
-    assert health.silent_s[1] == 0.0
+    second.begin(1)
+    assert second.silent_s == 0.0
 
 
 @pytest.mark.parametrize("start_s", [1, 20])
 def test_silence_does_not_grow_while_another_worker_starts(clock: FakeClock, start_s: int) -> None:
     states = shared_states(3)
-    health = Health(states, clock)
-    failing, stuck, slow = range(3)
+    failing, stuck, slow, admin = (Child(number, "a process") for number in range(4))
+    health = Health(states, [failing, stuck, slow], admin, clock)
 
-    def report(worker: int) -> None:
-        states.write(worker, ProcessState(1, Status.READY, 0.0, clock.now, 0.0, [], {}))
+    def report(worker: Child) -> None:
+        states.write(worker.number, ProcessState(1, Status.READY, 0.0, clock.now, 0.0, [], {}))
 
     for worker in (stuck, slow):
-        health.started(worker)
+        worker.begin(1)
         report(worker)
     health.look()
     for _ in range(20):
-        health.started(failing)
+        failing.begin(1)
         for _ in range(start_s):  # both are held up
             clock.now += 1
             health.look()
-        health.ended(failing)
-        states.clear(failing)
+        failing.pid = 0
+        states.clear(failing.number)
         for _ in range(3):
             clock.now += 1
             report(slow)
             health.look()
-            assert health.silent_s[slow] == 0.0
-    assert health.silent_s[stuck] == 60.0
+            assert slow.silent_s == 0.0
+    assert stuck.silent_s == 60.0
 
-    health.started(failing)  # and hangs
+    failing.begin(1)  # and hangs
     for _ in range(int(START_S)):
         clock.now += 1
         health.look()
-    assert health.silent_s[slow] == 0.0
+    assert slow.silent_s == 0.0
     clock.now += 2
     health.look()
     clock.now += 1
     health.look()
-    assert health.silent_s[slow] == 1.0
+    assert slow.silent_s == 1.0
 
 
 def test_every_input_gets_one_answer_and_oldest_connection_is_dropped(folder: Path) -> None:

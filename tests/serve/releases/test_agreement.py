@@ -1,26 +1,16 @@
-"""The table of agreement with a store: complete, every state reachable, and times that do not restart."""
+"""Agreement with a store: which reads begin and settle a disagreement, and times that do not restart."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.releases.agreement import CURRENT, TRANSITIONS, UNSETTLED, Agreement, ReadOutcome, StoreAgreement
+from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from tests.support.virtual import VirtualLoop, in_virtual_time
 
-
-def test_table_names_every_read_and_state_and_reaches_each() -> None:
-    assert TRANSITIONS.keys() == set(ReadOutcome)
-    for row in TRANSITIONS.values():
-        assert row.keys() == set(Agreement)
-    reached = {state for row in TRANSITIONS.values() for state in row.values()}
-    assert reached == set(Agreement)
+STEPS = st.lists(st.sampled_from([*ReadOutcome, 1.0, 7.0]), max_size=50)
+ENDS_OLDER = {ReadOutcome.CONFIRMED, ReadOutcome.EMPTY}
 
 
-def test_confirmation_ends_every_disagreement() -> None:
-    assert set(TRANSITIONS[ReadOutcome.CONFIRMED].values()) == {Agreement.CONFIRMED}
-    assert Agreement.CONFIRMED not in UNSETTLED
-
-
-@given(st.lists(st.sampled_from([*ReadOutcome, 1.0, 7.0]), max_size=50))
+@given(STEPS)
 def test_older_time_counts_from_the_first_older_read_also_over_failures(steps: list[ReadOutcome | float]) -> None:
     async def work(loop: VirtualLoop) -> None:
         agreement = StoreAgreement()
@@ -30,13 +20,51 @@ def test_older_time_counts_from_the_first_older_read_also_over_failures(steps: l
                 loop.advance(step)
                 continue
             agreement.record_read(step)
-            if step in {ReadOutcome.CONFIRMED, ReadOutcome.EMPTY}:
+            if step in ENDS_OLDER:
                 older_since = None
             elif step is ReadOutcome.OLDER and older_since is None:
                 older_since = loop.time()
             assert agreement.older_s == (0.0 if older_since is None else loop.time() - older_since)
-            assert agreement.is_unsettled == (agreement.state in UNSETTLED)
             if older_since is not None:
-                assert agreement.state not in CURRENT
+                assert agreement.is_unsettled
+
+    in_virtual_time(work)
+
+
+@given(STEPS, st.sampled_from([*ReadOutcome]))
+def test_only_a_confirmation_settles_and_a_failure_changes_nothing(
+    steps: list[ReadOutcome | float], last: ReadOutcome
+) -> None:
+    async def work(_loop: VirtualLoop) -> None:
+        agreement = StoreAgreement()
+        for step in steps:
+            if isinstance(step, ReadOutcome):
+                agreement.record_read(step)
+        was_unsettled = agreement.is_unsettled
+        agreement.record_read(last)
+        if last is ReadOutcome.FAILED:
+            assert agreement.is_unsettled == was_unsettled
+        else:
+            assert agreement.is_unsettled == (last is not ReadOutcome.CONFIRMED)
+
+    in_virtual_time(work)
+
+
+@given(STEPS)
+def test_time_of_agreement_stands_still_from_the_first_read_that_does_not_confirm(
+    steps: list[ReadOutcome | float],
+) -> None:
+    async def work(_loop: VirtualLoop) -> None:
+        agreement = StoreAgreement()
+        is_current = False
+        for step in steps:
+            if not isinstance(step, ReadOutcome):
+                continue
+            agreement.record_read(step)
+            if step is not ReadOutcome.ANOTHER:
+                is_current = step is ReadOutcome.CONFIRMED
+            first = agreement.current_at
+            second = agreement.current_at
+            assert (second > first) if is_current else (second == first)
 
     in_virtual_time(work)

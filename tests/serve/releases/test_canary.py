@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.metrics import BUCKETS_S, CANARY, CANARY_LOOKUPS, LIVE, Metrics
+from hotplate.serve.metrics import BUCKETS_S, CANARY, LIVE, ROLE_LOOKUPS, Metrics
 from hotplate.serve.processes.states import Reporter
 from hotplate.serve.releases.canary import ServedCanary
 from hotplate.serve.releases.counts import ReleaseCounts
@@ -102,7 +102,7 @@ async def test_unknown_or_unreadable_user_gets_popular_list_of_assigned_release(
     remote.failure = StoreUnavailable("gone")
     check(await asyncio.gather(*map(reader.personal, NAMES)), "popular")
     check(await reader.personal_many(NAMES), "popular")
-    cells = reader.metrics.cells[CANARY_LOOKUPS]
+    cells = reader.metrics.cells[ROLE_LOOKUPS]
     counted = {labels: reader.metrics.total(cell)[0] for labels, cell in cells.items()}
     assert counted["tier", CANARY, "miss"] == len(chosen)
     assert counted["tier", LIVE, "hit"] == USERS - len(chosen)
@@ -277,15 +277,15 @@ async def test_a_batch_names_the_release_of_each_user_and_both_in_its_headers(me
 async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory: MemoryStore) -> None:
     live, canary = await with_canary(memory)
     metrics = Metrics(3, ["tier"])
-    metrics.count_in(CANARY_LOOKUPS, "tier", CANARY, "miss", number=1000)  # of a canary before this one
+    metrics.count_in(ROLE_LOOKUPS, "tier", CANARY, "miss", number=1000)  # of a canary before this one
     async with TieredReader({"tier": memory}, metrics=metrics) as reader:
         await reader.wait_until_ready(5)
         await asyncio.sleep(2 * CANARY_S)
         assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live, canary}
         for worker in (1, 2):
             own = metrics.in_slot(worker)
-            own.count_in(CANARY_LOOKUPS, "tier", LIVE, "hit", number=600)
-            own.count_in(CANARY_LOOKUPS, "tier", CANARY, "miss", number=60)
+            own.count_in(ROLE_LOOKUPS, "tier", LIVE, "hit", number=600)
+            own.count_in(ROLE_LOOKUPS, "tier", CANARY, "miss", number=60)
         await asyncio.sleep(2 * CANARY_S)
         assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
 

@@ -25,7 +25,7 @@ from hotplate.serve.releases.comparison import (
     TierComparisons,
     expected_of,
 )
-from hotplate.serve.releases.counts import ReleaseCounts
+from hotplate.serve.releases.counts import ReleaseCounts, live_counts
 from hotplate.serve.releases.judgement import find_regression
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.releases.withdrawal import LOOKUPS, RETRY_S, ReleaseJudge
@@ -139,8 +139,8 @@ class Rehearsal:
         self.reader = TieredReader({"tier": store})
         (self.tier,) = self.reader.tiers
         self.states = SharedStates(table.records("states"))
-        self.shared = SharedComparisons(table.records("comparisons"), table.records("release counts"))
-        self.counter = ReleaseCounter(self.shared, 0, self.reader.tiers, self.reader.metrics)
+        self.shared = SharedComparisons(table.records("comparisons"))
+        self.counter = ReleaseCounter(self.shared, self.reader.tiers)
         self.store = admin_store or store
         self.judge = self.admin()
 
@@ -241,8 +241,7 @@ async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(memory:
     await service.follow()
     assert service.state().before is not None
     await service.answer(["a visitor without a list in both"])
-    (counted,) = (counted for counted in service.shared.counted("tier") if counted.release.id == canary)
-    assert counted.counts.miss == 0
+    assert live_counts("tier", service.reader.metrics).miss == 0
 
 
 async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: MemoryStore) -> None:
@@ -516,22 +515,21 @@ async def test_admin_process_that_ended_is_continued(memory: MemoryStore) -> Non
 
 async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) -> None:
     service, first = await rehearsed(memory)
-    counted = service.shared.counted("tier")
-    assert counted[0].counts.hit == 5 * USERS
-    service.counter = ReleaseCounter(service.shared, 0, service.reader.tiers, service.reader.metrics)
+    assert live_counts("tier", service.reader.metrics).hit == 5 * USERS
+    service.counter = ReleaseCounter(service.shared, service.reader.tiers)
     await service.look()
     await service.answer()
-    (entry,) = service.shared.counted("tier")
-    assert (entry.release, entry.counts.hit) == (await ref_of(memory, first), 6 * USERS)
+    assert live_counts("tier", service.reader.metrics).hit == 6 * USERS
+    assert service.state().live == await ref_of(memory, first)
 
 
 async def test_worker_that_restarts_during_a_probation_counts_missing_lists(memory: MemoryStore) -> None:
     service, first = await rehearsed(memory)
     await publish(memory, "bad", users=FEWER)
     await service.follow()
-    service.reader = TieredReader({"tier": memory})
+    service.reader = TieredReader({"tier": memory}, metrics=service.reader.metrics)  # its successor's, in shared memory
     (service.tier,) = service.reader.tiers
-    service.counter = ReleaseCounter(service.shared, 0, service.reader.tiers, service.reader.metrics)
+    service.counter = ReleaseCounter(service.shared, service.reader.tiers)
     await service.follow()
     await service.answer()
     assert (await memory.catalogue()).live == first

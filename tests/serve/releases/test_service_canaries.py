@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from hotplate.serve.metrics import CANARY, CANARY_LOOKUPS, LIVE, Metrics
+from hotplate.serve.metrics import CANARY, LIVE, ROLE_LOOKUPS, Metrics
 from hotplate.serve.processes.states import Reporter, SharedStates
 from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.follower import CANARY_S
@@ -32,7 +32,7 @@ class SharedCanary:
         self.metrics = Metrics(3, [TIER])
         shared = table(workers=2)
         self.states = SharedStates(shared.records("states"))
-        self.comparisons = SharedComparisons(shared.records("comparisons"), shared.records("release counts"))
+        self.comparisons = SharedComparisons(shared.records("comparisons"))
         self.judge = self.admin()
 
     def admin(self) -> ReleaseJudge:
@@ -52,9 +52,9 @@ class SharedCanary:
     def count(self, *, lost: int) -> None:
         """Count lookups of both releases, of which the canary has *lost* some."""
         metrics = self.metrics.in_slot(1)
-        metrics.count_in(CANARY_LOOKUPS, TIER, LIVE, "hit", number=1000)
-        metrics.count_in(CANARY_LOOKUPS, TIER, CANARY, "hit", number=1000 - lost)
-        metrics.count_in(CANARY_LOOKUPS, TIER, CANARY, "miss", number=lost)
+        metrics.count_in(ROLE_LOOKUPS, TIER, LIVE, "hit", number=1000)
+        metrics.count_in(ROLE_LOOKUPS, TIER, CANARY, "hit", number=1000 - lost)
+        metrics.count_in(ROLE_LOOKUPS, TIER, CANARY, "miss", number=lost)
 
 
 async def with_canary(memory: MemoryStore) -> SharedCanary:

@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hotplate.serve.metrics import BUCKETS_S, ROUTES, Metrics, request_cell
 from hotplate.serve.processes.states import Reporter
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers.tier import LocalTier
+from hotplate.serve.tiers.reader import TieredReader
 from tests.support.memory_store import MemoryStore
 
 
@@ -16,7 +16,7 @@ def test_a_scrape_adds_up_what_all_workers_counted() -> None:
         for seconds in (0.0001, 0.00025, 0.3, 99.0):
             own.observe(request_cell(ROUTES[0], "GET", 200), seconds)
     metrics.count_lookup("personal", "hit")
-    reporter = Reporter([LocalTier("memory", MemoryStore(), metrics)])
+    reporter = Reporter(TieredReader({"memory": MemoryStore()}, metrics=metrics).tiers)
     text = Exposition(metrics, lambda: [reporter.state(), None]).text().decode()
     values = {
         sample.name: [(other.labels, other.value) for other in family.samples if other.name == sample.name]

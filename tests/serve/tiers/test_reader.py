@@ -16,7 +16,6 @@ from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.tiers.lookups import caller_deadline, read_within
 from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
 from hotplate.serve.tiers.tier import loop_time
-from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
@@ -282,20 +281,6 @@ async def test_next_tier_answers_if_the_first_is_slow_or_raises_and_is_named(
 
 
 @virtual
-async def test_a_miss_falls_through_to_a_tier_with_another_release_only(
-    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
-) -> None:
-    await publish(memory, "first")
-    await publish(fallback.inner, "second", users=range(9))
-    same = RemoteStore(memory)
-    reader = await over(remote, same, fallback)
-    same.failure = StoreUnavailable("must not be read")
-    assert brief(await reader.personal("8")) == ("tier2", "personal", b"second for 8")
-    assert brief(await reader.personal("nobody")) == ("tier0", "popular", b"first")
-    assert not reader.tiers[1].breaker.is_open
-
-
-@virtual
 async def test_large_batch_has_no_short_deadline_and_local_store_is_never_late(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
@@ -307,17 +292,6 @@ async def test_large_batch_has_no_short_deadline_and_local_store_is_never_late(
         batches = await asyncio.gather(*(reader.personal_many(users) for _ in range(5)))
         assert {answer.source for answers in batches for answer in answers} == {"personal"}
         assert [answer.body[OFFSET_BYTES:] for answer in batches[0]] == [f"first for {user}".encode() for user in users]
-
-
-@virtual
-async def test_an_answer_for_many_is_of_one_release(remote: RemoteStore, fallback: RemoteStore) -> None:
-    reader = await over_two_releases(remote, fallback, users=range(9))
-    answers = await reader.personal_many(["1", "8"])
-    assert [brief(answer) for answer in answers] == [
-        ("tier0", "personal", b"first for 1"),
-        ("tier0", "popular", b"first"),
-    ]
-    assert len({answer.release.id for answer in answers}) == 1
 
 
 @virtual
@@ -333,24 +307,6 @@ async def test_an_answer_for_many_is_of_one_release_for_hidden_users_too(remote:
     await reader.refresh()
     assert reader.live_id() == second  # while the users are read in the first
     assert [answer.release.id for answer in await answering] == [first, first]
-
-
-@virtual
-async def test_hidden_users_of_a_batch_are_answered_by_the_store_that_was_read(
-    remote: RemoteStore, fallback: RemoteStore
-) -> None:
-    reader = await over_two_releases(remote, fallback)
-    await life.start_canary(fallback.inner, await publish(fallback.inner, "canary", live=False), 50.0)
-    await reader.refresh()
-    canary = reader.tiers[1].follower.canary
-    assert canary is not None
-    user_by_role = {canary.includes(RowKey(USER, str(number))): str(number) for number in range(64)}
-    await erase_users(fallback.inner, [user_by_role[True]])  # no list is read in the canary
-    await reader.refresh()
-    remote.failure = StoreUnavailable("gone")
-    answers = await reader.personal_many([user_by_role[False], user_by_role[True]])
-    assert [answer.tier for answer in answers] == ["tier1", "tier1"]
-    assert answers[1].release.is_canary
 
 
 @virtual
@@ -501,19 +457,6 @@ async def test_slow_point_read_delays_only_its_own_key(clock: FakeClock) -> None
     assert texts(await personal(reader, 0, 2, 3)) == ["first for 0", "first for 2", "first for 3"]
     assert loop_time() == started
     assert texts([await slow]) == ["first for 1"]
-
-
-@virtual
-async def test_each_key_of_a_batch_falls_through_separately(store: RemoteStore, other: RemoteStore) -> None:
-    await publish(store.inner, "first", users=range(3))
-    await publish(other.inner, "second", users=range(5))
-    reader = await over(store, other)
-    store.broken_keys = {"user:1"}
-    answers = await personal(reader, 0, 1, 2, 3, "nobody")
-    assert texts(answers) == ["first for 0", "second for 1", "first for 2", "second for 3", "first"]
-    assert [answer.tier for answer in answers] == ["tier0", "tier1", "tier0", "tier1", "tier0"]
-    assert [answer.status for answer in answers] == ["ok"] * 4 + ["unknown"]
-    assert other.reads == [["user:1", "user:3", "user:nobody"]]
 
 
 @virtual

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -18,12 +18,12 @@ from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import open_url
 from hotplate.stores.cosmos.url import parse
-from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.store import ChargeCounter, Row
 from hotplate.stores.urls import SecretFile
 from tests.support.cosmos_account import NAME, PATIENCE_S, Account, emulated_account, filled
 from tests.support.cosmos_server import emulator_thread
-from tests.support.stores import FIRST, SECOND, draft_of, release_ref, write_release
+from tests.support.stores import FIRST, SECOND, release_ref, write_release
 from tests.support.streams import listening
 from tests.support.tcp_proxy import through
 
@@ -178,41 +178,3 @@ async def test_wrong_clock_is_named_as_the_cause(account: Account, ahead_s: floa
     with pytest.raises(CosmosUnavailable, match=r"does not accept the time .* correct the clock .*server's clock"):
         await client.read("c", NAME, PATIENCE_S)
     await client.close()
-
-
-@pytest.mark.parametrize("was_used", [False, True])
-async def test_closed_store_says_at_once_that_it_was_closed(account: Account, *, was_used: bool) -> None:
-    store = open_url(account.url(f"d{secrets.token_hex(4)}"))
-    if was_used:
-        await write_release(store, FIRST, ROWS)
-        await store.get_many(release_ref(FIRST), ["user:1"])
-    await store.close()
-    calls: tuple[Callable[[], Awaitable[object]], ...] = (
-        store.catalogue,
-        store.incarnations,
-        lambda: store.put(draft_of(FIRST), ROWS),
-        lambda: store.get_many(release_ref(FIRST), ["user:1"]),
-        lambda: store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S),
-        store.poll,
-    )
-    for call in calls:
-        with pytest.raises(StoreClosed, match="was closed by this process"):
-            await call()
-    await store.close()
-
-
-@pytest.mark.parametrize("turns", [1, 10, 30, 100])
-async def test_call_in_flight_ends_when_the_store_is_closed(account: Account, turns: int) -> None:
-    store = open_url(account.url(f"d{secrets.token_hex(4)}"))
-    await write_release(store, FIRST, ROWS)
-    await store.get_many(release_ref(FIRST), ["user:1"])
-    account.inject_faults({"kind": "slow", "delay_ms": 60_000, "operation": "read item"})
-    try:
-        reading = asyncio.create_task(store.get_many(release_ref(FIRST), ["user:1"], timeout_s=PATIENCE_S))
-        for _ in range(turns):
-            await asyncio.sleep(0)  # the request is prepared, and sent
-        await store.close()
-        with pytest.raises(StoreClosed):
-            await reading
-    finally:
-        account.inject_faults()

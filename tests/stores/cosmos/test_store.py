@@ -104,18 +104,6 @@ async def test_lost_swap_reply_is_told_from_a_rival_swap(account: SimulatedAccou
     assert (await store.catalogue()).token == renewed.token
 
 
-@simulated
-async def test_rollback_overtaken_after_a_lost_reply_has_an_unknown_result(account: SimulatedAccount) -> None:
-    store = account.store()
-    rival = account.store()
-    first, _ = [await publish(store) for _ in range(2)]
-    account.lose_answers = 1
-    account.overtake = partial(begin_draft, rival, R)
-    with pytest.raises(StoreUnavailable, match="whether the catalogue was changed is not known"):
-        await life.rollback(store)
-    assert (await store.catalogue()).live == first
-
-
 @pytest.mark.parametrize("operation", ["read item", "create item"])
 @simulated
 async def test_swap_that_fails_before_its_write_was_not_sent(account: SimulatedAccount, operation: str) -> None:
@@ -354,19 +342,6 @@ async def test_no_read_of_records_goes_on_after_an_error(account: SimulatedAccou
     with pytest.raises(CosmosUnavailable):
         await store.records([f"erased-{number:02}" for number in range(32)])
     assert asyncio.all_tasks() == tasks
-
-
-@simulated
-async def test_erased_rows_are_deleted_and_the_release_verifies(account: SimulatedAccount) -> None:
-    store = account.store()
-    release = await publish(store)
-    assert (await erase_users(store, ["1", "nobody"])).deleted == 1
-    (entry,) = (await store.catalogue()).releases
-    erased, kept = await store.get_many(entry.ref, ["user:1", "popular:"])
-    assert (erased, isinstance(kept, bytes)) == (None, True)
-    assert (await verify(store, entry.ref)).release == release
-    with pytest.raises(ReleaseNotFound):
-        await store.erase_rows(release_ref(release), ["user:1"], allow_erasure)
 
 
 def test_a_worker_that_only_serves_never_imports_the_control_plane(cosmos_http: Account) -> None:

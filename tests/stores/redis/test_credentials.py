@@ -68,7 +68,7 @@ def place(request: pytest.FixtureRequest, prefix: str) -> Place:
     return Place(url, RotatingProvider(servers))
 
 
-async def rotated(place: Place, store: RedisStore, *, rotations: int = ROTATIONS, pause_s: float = 0.2) -> int:
+async def rotated(place: Place, store: RedisStore, *, rotations: int, pause_s: float) -> int:
     """Rotate the credentials while *store* is read and published to; return how many rows were read."""
     release = await ref_of(store, await publish(store, ROWS))
     keys = [row.key for row in ROWS]
@@ -107,21 +107,18 @@ async def rotated(place: Place, store: RedisStore, *, rotations: int = ROTATIONS
     return reading.result()
 
 
-async def test_no_read_and_no_publish_fails_while_credentials_rotate(place: Place) -> None:
-    store = place.opened()
-    try:
-        assert await rotated(place, store) > ROTATIONS
-    finally:
-        await store.close()
+SLOW_PAUSE_S = MINUTES * 6 / (SLOW_ROTATIONS + 1)
+SLOW_MARKS = [pytest.mark.soak, pytest.mark.timeout(3600)]
+SLOWLY = pytest.param(SLOW_ROTATIONS, SLOW_PAUSE_S, marks=SLOW_MARKS, id="slowly")
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-async def test_no_read_and_no_publish_fails_while_credentials_rotate_slowly(place: Place) -> None:
+@pytest.mark.parametrize(("rotations", "pause_s"), [(ROTATIONS, 0.2), SLOWLY])
+async def test_no_read_and_no_publish_fails_while_credentials_rotate(
+    place: Place, rotations: int, pause_s: float
+) -> None:
     store = place.opened()
     try:
-        pause_s = MINUTES * 6 / (SLOW_ROTATIONS + 1)
-        assert await rotated(place, store, rotations=SLOW_ROTATIONS, pause_s=pause_s) > SLOW_ROTATIONS
+        assert await rotated(place, store, rotations=rotations, pause_s=pause_s) > rotations
     finally:
         await store.close()
 

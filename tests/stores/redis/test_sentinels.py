@@ -3,9 +3,11 @@
 import asyncio
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -39,6 +41,8 @@ from tests.support.stores import (
 )
 from tests.support.streams import listening
 from tests.support.tcp_proxy import through
+
+T = TypeVar("T")
 
 ONE, TWO = Row("user:1", b"one"), Row("user:2", b"two")
 BOTH = [ONE.key, TWO.key, "user:3"]
@@ -231,92 +235,93 @@ async def test_the_doctor_names_what_a_failover_would_lack(
     assert any("No such master" in finding.sentence for finding in findings if finding.subject == "servers")
 
 
-async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
-    deployment: SentinelDeployment, stores: AsyncExitStack
-) -> None:
+@dataclass
+class Failover:
+    """A replica that becomes the primary before any sentinel says so."""
+
+    primary: RedisServer
+    successor: RedisServer
+    sentinels: list[ScriptedSentinel]
+    url: str
+
+    def promote(self) -> None:
+        """Promote the successor; the other replica goes on following the former primary."""
+        self.primary.wait_for_replicas(2)
+        self.successor.execute_command("REPLICAOF", "NO", "ONE")
+
+    async def started(self, work: Coroutine[Any, Any, T], command: str) -> asyncio.Task[T]:
+        """Start *work*, and return it when it has called a command of the former primary, and waits."""
+        calls = self.primary.calls(command)
+        task = asyncio.create_task(work)
+        while self.primary.calls(command) == calls and not task.done():
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        return task
+
+    def announce(self) -> None:
+        """Let all sentinels name the new primary."""
+        for sentinel in self.sentinels:
+            sentinel.epoch = 2
+            sentinel.primary = self.successor.port
+            sentinel.replicas = ()
+
+
+@asynccontextmanager
+async def failing_over(deployment: SentinelDeployment) -> AsyncIterator[Failover]:
     primary = deployment.primary
-    (successor, other) = deployment.replicas
+    successor, other = deployment.replicas
     sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
-        prefix = secrets.token_hex(4)
-        store = opened(stores, f"{url}/0?prefix={prefix}")
-        await begin_draft(store, FIRST)
-        await write_release(store, FIRST, [ONE, TWO], seal=False)
-        primary.wait_for_replicas(2)
-        successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet, and the other goes on following
-        await opened(stores, f"redis://127.0.0.1:{primary.port}/0?prefix={prefix}").seal(draft_of(FIRST))
-        calls = primary.calls("eval")
-        committing = asyncio.create_task(update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST))))
-        while primary.calls("eval") == calls:
-            await asyncio.sleep(0.01)
-        assert not committing.done()
-        sentinels[2].epoch = 2
-        sentinels[2].primary = successor.port
-        with pytest.raises(StoreUnavailable, match="lost the end of release"):
-            await committing
-        assert (await store.catalogue()).find(FIRST).state == "draft"
-        await store.close()
+        yield Failover(primary, successor, sentinels, url)
     successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
 
 
-async def test_seal_on_a_replaced_primary_fails_until_repeated(
-    deployment: SentinelDeployment, stores: AsyncExitStack
-) -> None:
-    primary = deployment.primary
-    (successor, other) = deployment.replicas
-    sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
-    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
-        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(deployment: SentinelDeployment) -> None:
+    async with failing_over(deployment) as failover, AsyncExitStack() as stores:
+        prefix = secrets.token_hex(4)
+        store = opened(stores, f"{failover.url}/0?prefix={prefix}")
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, [ONE, TWO], seal=False)
-        primary.wait_for_replicas(2)
-        successor.execute_command("REPLICAOF", "NO", "ONE")
-        calls = primary.calls("wait")
-        sealing = asyncio.create_task(store.seal(draft_of(FIRST)))
-        while primary.calls("wait") == calls and not sealing.done():
-            await asyncio.sleep(0.01)
-        assert not sealing.done()
-        for sentinel in sentinels:
-            sentinel.epoch = 2
-            sentinel.primary = successor.port
-            sentinel.replicas = ()
+        failover.promote()
+        direct = opened(stores, f"redis://127.0.0.1:{failover.primary.port}/0?prefix={prefix}")
+        await direct.seal(draft_of(FIRST))
+        change = update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))
+        committing = await failover.started(change, "eval")
+        failover.sentinels[2].epoch = 2
+        failover.sentinels[2].primary = failover.successor.port
+        with pytest.raises(StoreUnavailable, match="lost the end of release"):
+            await committing
+        assert (await store.catalogue()).find(FIRST).state == "draft"
+
+
+async def test_seal_on_a_replaced_primary_fails_until_repeated(deployment: SentinelDeployment) -> None:
+    async with failing_over(deployment) as failover, AsyncExitStack() as stores:
+        store = opened(stores, f"{failover.url}/0?prefix={secrets.token_hex(4)}")
+        await begin_draft(store, FIRST)
+        await write_release(store, FIRST, [ONE, TWO], seal=False)
+        failover.promote()
+        sealing = await failover.started(store.seal(draft_of(FIRST)), "wait")
+        failover.announce()
         with pytest.raises(StoreUnavailable, match="was replaced"):
             await sealing
         with pytest.raises(ReleaseNotFound):
             await store.prepare(draft_of(FIRST).release)
         await store.seal(draft_of(FIRST))
         await store.prepare(draft_of(FIRST).release)
-        await store.close()
-    successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
 
 
-async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(
-    deployment: SentinelDeployment, stores: AsyncExitStack
-) -> None:
-    primary = deployment.primary
-    (successor, other) = deployment.replicas
-    sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
-    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
-        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(deployment: SentinelDeployment) -> None:
+    async with failing_over(deployment) as failover, AsyncExitStack() as stores:
+        store = opened(stores, f"{failover.url}/0?prefix={secrets.token_hex(4)}")
         await publish(store, [Row("popular:", b"{}"), ONE, TWO])
-        primary.wait_for_replicas(2)
-        successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet
-        calls = primary.calls("wait")
-        erasing = asyncio.create_task(erase_users(store, ["1"]))
-        while primary.calls("wait") == calls and not erasing.done():
-            await asyncio.sleep(0.01)
-        assert not erasing.done()
-        for sentinel in sentinels:
-            sentinel.epoch = 2
-            sentinel.primary = successor.port
-            sentinel.replicas = ()
+        failover.promote()
+        erasing = await failover.started(erase_users(store, ["1"]), "wait")
+        failover.announce()
         assert (await erasing).erased == ("1",)
         catalogue = await store.catalogue()
         assert (await read_erased(store, catalogue)).covers_user("1")
         found = await store.get_many(catalogue.releases[0].ref, BOTH)
         assert [value is None for value in found] == [True, False, True]
-        await store.close()
-    successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
 
 
 async def test_no_erasure_while_most_sentinels_are_unreachable(

@@ -17,9 +17,7 @@ from hotplate.stores.errors import (
     NotSent,
     ReleaseConflict,
     ReleaseNotFound,
-    StoreClosed,
     StoreFull,
-    StoreMisused,
     StoreUnavailable,
 )
 from hotplate.stores.lifecycle import activate, prune, rollback
@@ -49,47 +47,6 @@ async def test_cancelled_caller_disturbs_no_other(redis: RedisStore) -> None:
         slots = await asyncio.gather(*tasks, return_exceptions=True)
         for place, (row, slot) in enumerate(zip(USERS, slots, strict=False)):
             assert slot == [row.value] or (place % 3 == 0 and isinstance(slot, asyncio.CancelledError))
-
-
-@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
-@pytest.mark.parametrize("was_used", [False, True])
-async def test_closed_store_says_that_it_was_closed(
-    request: pytest.FixtureRequest, place: str, prefix: str, *, was_used: bool
-) -> None:
-    store = open_url(request.getfixturevalue(place).url(prefix=prefix))
-    if was_used:
-        await store.catalogue()
-    await store.close()
-    for call in (
-        store.catalogue(),
-        store.put(draft_of(FIRST), USERS[:1]),
-        store.get_many(release_ref(FIRST), ["user:1"]),
-        store.poll(),
-    ):
-        with pytest.raises(StoreClosed, match="was closed by this process"):
-            await call
-    await store.close()
-
-
-@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
-@pytest.mark.parametrize("was_read", [False, True])
-def test_read_on_another_loop_is_refused(
-    request: pytest.FixtureRequest, place: str, prefix: str, *, was_read: bool
-) -> None:
-    store = open_url(request.getfixturevalue(place).url(prefix=prefix))
-    row = USERS[0]
-
-    async def read() -> None:
-        assert await store.get_many(release_ref(FIRST), [row.key]) == [row.value]
-
-    with asyncio.Runner() as runner:
-        runner.run(write_release(store, FIRST, [row]))
-        if was_read:
-            runner.run(read())
-        with pytest.raises(StoreMisused, match="another event loop"):
-            asyncio.run(read())
-        runner.run(read())
-        runner.run(store.close())
 
 
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
