@@ -58,6 +58,7 @@ from hotplate.serve.lists.encoded_lists import SOURCES, EncodedList
 from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.lists.options import PagedSelection
+from hotplate.serve.lists.shaping import MAX_AGE_S as _MAX_AGE_S
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem, internal_error
 from hotplate.serve.telemetry.access_log import report
@@ -111,6 +112,7 @@ cdef enum:
 if (ROW_CHECKSUM, ROW_HEADER) != (CHECKSUM_BYTES, CHECKSUM_BYTES + OFFSET_BYTES):
     raise ImportError("the layout of stored values has changed; change lane.pyx with it")
 
+cdef double MAX_AGE_S = _MAX_AGE_S
 # Entries of each table of remembered credentials, queries and heads, which are emptied when full.
 cdef Py_ssize_t MAX_REMEMBERED = 1024
 cdef Py_ssize_t MAX_TEMPLATES = 64
@@ -275,6 +277,21 @@ cdef inline Span _until(Span* span, unsigned char byte) noexcept nogil:
         taken.end = <Bytes>memchr(span.start, byte, span.end - span.start)
     if taken.end != NULL:
         span.start = taken.end + 1
+    return taken
+
+
+cdef inline Span _take_text(Span* span) noexcept nogil:
+    """Return the JSON text that *span* begins with, in its quotes, and move behind it; without one, the end is NULL."""
+    cdef Span taken
+    taken.start = span.start
+    taken.end = NULL
+    if not _skip(span, b'"', 1):
+        return taken
+    while span.start < span.end and span.start[0] != 34:
+        span.start += 2 if span.start[0] == 92 else 1  # a backslash, and what follows it
+    if span.start < span.end:
+        span.start += 1
+        taken.end = span.start
     return taken
 
 
@@ -777,9 +794,13 @@ cdef class Lane:
     cdef bint _is_draining
     # Whether a tier has a canary, whose lookups are counted by role.
     cdef bint _has_canary
-    # Whether a list may lose denied items, or items with time.
+    # Whether a list may lose denied items.
     cdef bint _denies_items
+    # Whether a list may lose items with time.
     cdef bint _has_expiries
+    # The last release of which a list may lose items, and the times at which they leave.
+    cdef object _expiring
+    cdef object _expiries
     # Where rows are read without the reader; None if it must read them.
     cdef _LocalRelease _local
     # Whether each row of the default list needs I/O, so that the reader need not be asked before.
@@ -859,7 +880,8 @@ cdef class Lane:
         self._is_draining = self._readiness.draining
         self._has_canary = any(tier.follower.canary is not None for tier in tiers)
         self._has_expiries = any(release.filters.has_expiries for tier in tiers for release in tier.follower.releases)
-        self._denies_items = self._has_expiries or bool(self._deny_list.current.items)
+        self._expiring = None
+        self._denies_items = bool(self._deny_list.current.items)
         self._by_key = {}
         self._by_authorization = {}
         self._anonymous = _KnownCaller(self._guard.anonymous)
@@ -1035,7 +1057,7 @@ cdef class Lane:
             return None
         self._cells[route.hit_cell] += 1
         lookups[HIT] += 1
-        if self._must_shape(request):
+        if self._must_shape(request) or (self._has_expiries and self._may_expire(route, release, items)):
             return self._finish(request, EncodedList(tier, release, route.source, _bytes(opened), "ok", EVERYBODY))
         return self._write(request, self._template(route, release, route.source, tier, EVERYBODY, route.cache), items)
 
@@ -1122,6 +1144,31 @@ cdef class Lane:
             return False
         until = self._hidden_until[<uint64_t>xxh3_64_intdigest(request.identifier) % <uint64_t>users]
         return until != 0 and until > time()
+
+    cdef bint _may_expire(self, _Route route, object release, Span items) except -1:
+        """Return whether one of the items has left all lists, or leaves them while a cache may keep the answer.
+
+        True, too, if an item does not begin with its id, so that it cannot be told.
+        """
+        cdef double until = time() + (0 if route.place == RECOMMENDATIONS else MAX_AGE_S)
+        cdef object expiries
+        cdef Span identifier
+        if release is not self._expiring:
+            self._expiring = release
+            self._expiries = release.filters.under(self._deny_list.current.overrides).expiries
+        expiries = self._expiries
+        if expiries is None:
+            return False
+        while items.start < items.end:
+            if not _skip(&items, b'{"id":', 6):
+                return True
+            identifier = _take_text(&items)
+            if identifier.end == NULL or <double>expiries[_bytes(identifier)] <= until:
+                return True
+            _until(&items, 10)  # the line feed between items
+            if items.start == identifier.end:  # after the last one
+                return False
+        return False
 
     cdef object _finish(self, _Request request, object encoded):
         """Shape a list (leave out items that must not be shown, and cut it), and answer with it."""

@@ -41,60 +41,17 @@ class ConsumedPairs:
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class PairTable:
-    """The shared memory of pairs of user and item: tags and times of BUCKETS times WAYS places."""
-
-    tags: "memoryview[int]"
-    times: "memoryview[int]"
-
-    def until(self, pair: int) -> int:
-        """Return until when the item of a pair is hidden; 0 if it is not. *pair* is a hash of user and item."""
-        places, tag = _bucket_of(pair)
-        tags = self.tags[places].tolist()
-        return self.times[places][tags.index(tag)] if tag in tags else 0
-
-    def add(self, pair: int, until: int, now: float) -> bool:
-        """Hide the item of a pair until a Unix time, or for longer if it is already.
-
-        Returns whether a pair, this or another one, was forgotten for lack of room.
-        """
-        places, tag = _bucket_of(pair)
-        tags = self.tags[places]
-        times = self.times[places]
-        known_tags = tags.tolist()
-        if tag in known_tags:
-            place = known_tags.index(tag)
-            times[place] = max(times[place], until)
-            return False
-
-        earliest = min(times)
-        if until >= earliest:
-            place = times.tolist().index(earliest)
-            tags[place] = tag
-            times[place] = until
-        return earliest > now
-
-    def remove(self, pair: int) -> None:
-        """Show the item of a pair again."""
-        places, tag = _bucket_of(pair)
-        times = self.times[places]
-        for place, other_tag in enumerate(self.tags[places]):
-            if other_tag == tag:
-                times[place] = 0
-
-
 class HiddenItems:
     """The items that are hidden from one user."""
 
-    def __init__(self, pairs: PairTable, user: int, now: float) -> None:
-        self._pairs = pairs
+    def __init__(self, consumed: "Consumed", user: int, now: float) -> None:
+        self._consumed = consumed
         self._user = user
         self._now = now
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Return whether an item, its id as by `encode_id`, is hidden; 0.9 µs."""
-        return self._pairs.until(xxh3_64_intdigest(identifier, self._user)) > self._now
+        return self._consumed.until(xxh3_64_intdigest(identifier, self._user)) > self._now
 
 
 class Consumed:
@@ -110,7 +67,8 @@ class Consumed:
         self.hours = dict[str, float]()
         """How long events hide their items, by type."""
         self._users = users
-        self._pairs = PairTable(tags, times)
+        self._tags = tags
+        self._times = times
         for text in hours:
             kind, _, number = text.partition("=")
             try:
@@ -129,7 +87,7 @@ class Consumed:
         if not until:
             return None
         now = time.time()
-        return HiddenItems(self._pairs, user_hash, now) if until > now else None
+        return HiddenItems(self, user_hash, now) if until > now else None
 
     @property
     def hidden_until(self) -> "memoryview[int]":
@@ -163,20 +121,49 @@ class Consumed:
         pairs = tuple(xxh3_64_intdigest(encode_id(item), seed) for item in items)
         return ConsumedPairs(user, pairs, until)
 
+    def until(self, pair: int) -> int:
+        """Return until when the item of a pair is hidden; 0 if it is not. *pair* is a hash of user and item."""
+        places, tag = _bucket_of(pair)
+        tags = self._tags[places].tolist()
+        return self._times[places][tags.index(tag)] if tag in tags else 0
+
     def hide(self, pairs: ConsumedPairs) -> int:
         """Hide items from a user; return the number of pairs that were forgotten for lack of room."""
         now = time.time()
-        forgotten = 0
-        for pair in pairs.pairs:
-            forgotten += self._pairs.add(pair, pairs.until, now)
+        forgotten = sum(self._add(pair, pairs.until, now) for pair in pairs.pairs)
         slot = _hash_of(pairs.user) % USERS
         self._users[slot] = max(self._users[slot], pairs.until)
         return forgotten
 
+    def _add(self, pair: int, until: int, now: float) -> bool:
+        """Hide the item of a pair until a Unix time, or for longer if it is already.
+
+        Returns whether a pair, this or another one, was forgotten for lack of room.
+        """
+        places, tag = _bucket_of(pair)
+        tags = self._tags[places]
+        times = self._times[places]
+        known_tags = tags.tolist()
+        if tag in known_tags:
+            place = known_tags.index(tag)
+            times[place] = max(times[place], until)
+            return False
+
+        earliest = min(times)
+        if until >= earliest:
+            place = times.tolist().index(earliest)
+            tags[place] = tag
+            times[place] = until
+        return earliest > now
+
     def forget(self, pairs: ConsumedPairs) -> None:
         """Show items to a user again."""
         for pair in pairs.pairs:
-            self._pairs.remove(pair)
+            places, tag = _bucket_of(pair)
+            times = self._times[places]
+            for place, other_tag in enumerate(self._tags[places]):
+                if other_tag == tag:
+                    times[place] = 0
 
 
 def _hash_of(user: str) -> int:

@@ -275,15 +275,17 @@ class BoundFilters:
         self._shown = dict[tuple[str, ...], Mapping[bytes, bytes]]()
         self._popular = dict[tuple[RowKey, str], bytes]()
         column = None if attributes is None else attributes.columns.get(EXPIRES)
-        self._expiries: Mapping[bytes, float] | None = None
+        self.expiries: Mapping[bytes, float] | None = None
+        """Unix times at which items leave all lists, by id; None for a release whose items stay."""
+
         if attributes is not None and column is not None and column.kind == "date":
             compute = partial(_expiry, attributes, _attribute(attributes, EXPIRES, overrides))
-            self._expiries = Remembered(compute, self._may_remember)
+            self.expiries = Remembered(compute, self._may_remember)
 
     @property
     def expired(self) -> Expired | None:
         """The items that have left all lists by now; None for a release whose items stay."""
-        return None if self._expiries is None else Expired(self._expiries)
+        return None if self.expiries is None else Expired(self.expiries)
 
     @property
     def is_full(self) -> bool:
@@ -345,7 +347,7 @@ class ReleaseFilters:
     def __init__(self, attributes: ItemAttributes | None) -> None:
         self._attributes = attributes
         self._bound = BoundFilters(attributes, NO_OVERRIDES)
-        self.has_expiries = self._bound.expired is not None
+        self.has_expiries = self._bound.expiries is not None
         """Whether items leave lists with time."""
 
     def under(self, overrides: Overrides) -> BoundFilters:

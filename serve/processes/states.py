@@ -16,7 +16,7 @@ from hotplate.serve.processes.shared_table import Records, RecordTooLarge
 from hotplate.serve.releases.canary import identity
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.tier import Tier
-from hotplate.stores.catalogue import Release, ReleaseRef
+from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class TierState(msgspec.Struct, frozen=True):
     """A tier's state in one worker."""
 
     tier: str
-    release: str | None
+    live: ReleaseRef | None
     findings: list[ServiceFinding]
     breaker_open: bool
     written_at: float | None
@@ -55,12 +55,16 @@ class TierState(msgspec.Struct, frozen=True):
     """Names of the release's rules, or the first ones and the number of the others (`short_rules`)."""
     attributes: list[str] | None = None
     """Names of the item attributes of served releases; None without a release, or if they are too long to report."""
-    live: ReleaseRef | None = None
     canary: str | None = None
     followed_canary: Release | None = None
     """The `identity` of the canary in the followed catalogue, served or not."""
     is_canary_stopped: bool = False
     """Whether the canary is not used any more, because it is worse than the live release."""
+
+    @property
+    def release(self) -> ReleaseId | None:
+        """The id of the live release."""
+        return None if self.live is None else self.live.id
 
     @property
     def detail(self) -> str | None:
@@ -237,9 +241,8 @@ def _tier_state(tier: Tier) -> TierState:
 
     return TierState(
         tier=tier.name,
-        release=None if release is None else release.id,
-        findings=short(findings),
         live=None if release is None else release.ref,
+        findings=short(findings),
         breaker_open=tier.breaker.is_open,
         written_at=None if release is None else release.manifest.created_at,
         learnt_until=None if release is None else release.manifest.learnt_until,

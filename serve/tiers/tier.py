@@ -71,6 +71,8 @@ def tiers_of(urls: Sequence[str]) -> dict[str, str]:
 class Tier(ABC):
     """One named store of a service, in one worker, on one loop. Its keys are texts, as those of stores."""
 
+    _cache: Cache | None = None
+
     needs_io = False
     """Whether no row can be read at once."""
 
@@ -115,7 +117,7 @@ class Tier(ABC):
     @property
     def cache_bytes(self) -> int | None:
         """Size of the cache; None without one."""
-        return None
+        return None if self._cache is None else self._cache.bytes
 
     def local_rows(self, release: ServedRelease) -> LocalRows | None:  # noqa: ARG002 -- of stores in this process
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
@@ -285,11 +287,6 @@ class RemoteTier(Tier):
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
         self.needs_io = self._cache is None
         self._hedge = Hedge(reader, name, metrics)
-
-    @property
-    def cache_bytes(self) -> int | None:
-        """Size of the cache; None without one."""
-        return None if self._cache is None else self._cache.bytes
 
     def get(self, release: ServedRelease, key: str) -> ReadResult:
         """Return one key from the cache; NOT_CACHED, a StoreError, if it lacks it."""

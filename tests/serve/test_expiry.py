@@ -17,7 +17,7 @@ from hotplate.stores.errors import StoreMisused
 from tests.support.service import UNTIL_S, Answer, Service, a_list, publish_lists, running, until
 
 DAY_S = 86_400
-ITEMS = [f"i{number:02}" for number in range(40)]
+ITEMS = ["i00", 'a"b\\', "\\", "müsli 2/XL", *(f"i{number:02}" for number in range(4, 40))]
 RANDOM = Random(3)
 NOW = time.time()
 # Days from now; None for an item that stays. The last two items have no attributes.
@@ -160,38 +160,38 @@ def test_item_leaves_when_its_time_comes_and_no_cache_keeps_it(tmp_path: Path) -
     store = tmp_path / "store"
     live = tmp_path / "live.csv"
     live.write_text("item,expires\n")
-    lists = {"user:1": ["i01", "i02", "i03"], "item:i09": ["i02", "i03"], "item:i08": ["i03", "i04"]}
-    expires: dict[str, float | None] = dict.fromkeys(["i01", "i02", "i03", "i04"], NOW + DAY_S)
-    publish(store, expires, lists, {OVERALL: ["i02", "i04"]})
+    lists = {"user:1": ["i11", "i12", "i13"], "item:i19": ["i12", "i13"], "item:i18": ["i13", "i14"]}
+    expires: dict[str, float | None] = dict.fromkeys(["i11", "i12", "i13", "i14"], NOW + DAY_S)
+    publish(store, expires, lists, {OVERALL: ["i12", "i14"]})
     with (
         running(store, "--overrides", str(live)) as service,
         hotplate.open_sync(f"file://{store}", timeout_s=UNTIL_S) as opened,
     ):
-        similar = service.get("/v1/similar/i09")
-        assert (ids(similar), similar.headers["cache-control"]) == (["i02", "i03"], "public, max-age=60")
-        expires["i02"] = soon = time.time() + 4
-        release = publish(store, expires, lists, {OVERALL: ["i02", "i04"]})
+        similar = service.get("/v1/similar/i19")
+        assert (ids(similar), similar.headers["cache-control"]) == (["i12", "i13"], "public, max-age=60")
+        expires["i12"] = soon = time.time() + 4
+        release = publish(store, expires, lists, {OVERALL: ["i12", "i14"]})
         until(lambda: service.get("/v1/popular").headers["x-hotplate-release"] == release)
 
         first = service.get("/v1/recommendations/1")
-        similar = service.get("/v1/similar/i09")
+        similar = service.get("/v1/similar/i19")
         popular = service.get("/v1/popular")
         if time.time() < soon:  # not on a machine that was too slow
-            assert ids(first) == ["i01", "i02", "i03"]
-            assert (ids(similar), ids(popular)) == (["i02", "i03"], ["i02", "i04"])
+            assert ids(first) == ["i11", "i12", "i13"]
+            assert (ids(similar), ids(popular)) == (["i12", "i13"], ["i12", "i14"])
             assert similar.headers["cache-control"] == popular.headers["cache-control"] == "no-store"
-        assert service.get("/v1/similar/i08").headers["cache-control"] == "public, max-age=60"
+        assert service.get("/v1/similar/i18").headers["cache-control"] == "public, max-age=60"
 
-        until(lambda: ids(service.get("/v1/recommendations/1")) == ["i01", "i03", "i04"])
+        until(lambda: ids(service.get("/v1/recommendations/1")) == ["i11", "i13", "i14"])
         assert soon <= time.time()
         again = service.get("/v1/recommendations/1", **{"If-None-Match": first.headers["etag"]})
-        assert again.status == (200 if "i02" in ids(first) else 304)
-        assert ids(service.get("/v1/popular")) == ["i04"]
+        assert again.status == (200 if "i12" in ids(first) else 304)
+        assert ids(service.get("/v1/popular")) == ["i14"]
         assert service.get("/v1/popular").headers["cache-control"] == "public, max-age=60"
-        until(lambda: [item["id"] for item in opened.personal("1").items] == ["i01", "i03", "i04"])
+        until(lambda: [item["id"] for item in opened.personal("1").items] == ["i11", "i13", "i14"])
 
-        live.write_text("item,expires\ni02,2999-01-01\ni03,2020-01-01T10:00+01:00\n")
-        until(lambda: ids(service.get("/v1/recommendations/1")) == ["i01", "i02", "i04"])
+        live.write_text("item,expires\ni12,2999-01-01\ni13,2020-01-01T10:00+01:00\n")
+        until(lambda: ids(service.get("/v1/recommendations/1")) == ["i11", "i12", "i14"])
 
 
 def test_dates_are_shown_as_they_are_written(service: Service) -> None:

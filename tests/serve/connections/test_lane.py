@@ -297,7 +297,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     }
     constants = {
         "tiers", "follower", "local_rows", "needs_io", "manifest", "encoding", "users", "items", "anonymous", "number",
-        "template", "hidden_users", "exist", "erasures",
+        "template", "hidden_users", "exist", "erasures", "releases", "filters", "has_expiries",
     }  # fmt: skip
     assert attributes == policies.keys() | constants
     for name, policy in policies.items():

@@ -20,7 +20,7 @@ from hotplate.serve.processes.states import (
     short_rules,
 )
 from hotplate.serve.tiers.reader import TieredReader
-from hotplate.stores.catalogue import Release, ReleaseId, State
+from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import MAX_LIST_NAME, MAX_LISTS
 from tests.support.memory_store import MemoryStore
 from tests.support.service import publish_through
@@ -33,7 +33,7 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
     release = text[:40]
     tier = TierState(
         "file",
-        release,
+        ReleaseRef(ReleaseId(release), release),
         [finding] * findings,
         False,
         1.0,
