@@ -217,6 +217,10 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self.since = monotonic()
             if self._answer_in_lane(data):
                 return
+            if self._is_whole_header(data):
+                self._hold(len(data), 0)
+                self._hand_over(data)
+                return
 
         if self.state is BODY:
             if not self._has_failed:
@@ -229,6 +233,12 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         elif self.state is not CLOSING:
             self._receive_header(data)
 
+    def _is_whole_header(self, data: bytes) -> bool:
+        """Return whether *data* is one header that is not too large, and nothing else."""
+        if not data.endswith(HEADER_END) or data.find(HEADER_END) + len(HEADER_END) < len(data):
+            return False
+        return len(data) <= self._server.limits.header_bytes and data[:1].isalpha() and not self._unread
+
     def _receive_header(self, data: bytes) -> None:
         """Buffer bytes until a header is complete and the request before it is answered; limit the buffer.
 
@@ -239,7 +249,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         if self.state in (IDLE, HEADER):
             if self._server.is_full and self._unread:
                 self._cut_slow_reader()
-            self._read_headers(refused=data)
+            self._read_headers()
         elif self._server.is_full:
             self._cut_slow_reader()
         if len(self._buffer) > MAX_BUFFERED_BYTES and self.transport is not None:
@@ -312,12 +322,12 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             raise ConnectionResetError("the client has gone")
         return self.transport
 
-    def _read_headers(self, refused: bytes = b"") -> None:
+    def _read_headers(self) -> None:
         """Start the requests in the buffer that have complete headers, one after the other.
 
         Stops at a request that is not answered at once; called again after its answer. A client may send several
         requests at once (pipelining). The fast lane, a compiled handler of plain GETs, answers up to MAX_PIPELINED of
-        them here, and aiohttp the others. *refused* are bytes that the lane left to aiohttp.
+        them here, and aiohttp the others.
         """
         lane_answers = 0
         while self._buffer and self.state in (IDLE, HEADER):
@@ -325,7 +335,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             if header is None:
                 return
 
-            if header != refused and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
+            if lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
                 lane_answers += 1
                 is_answered = self.state is not STORE  # in which the lane waits for a store
                 if is_answered:
