@@ -489,7 +489,8 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             response = await self._server.answer(request, self.since)
             if self._must_close(request):
                 response.force_close()
-            await self._send(request, response)
+            await response.prepare(request)
+            await (self._write_in_pieces(request, response) if self._is_tls else response.write_eof())
             if self.state is BODY and response.keep_alive:
                 await request.release()  # as it arrives
         except ConnectionError:
@@ -521,11 +522,10 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         is_large = (request.content_length or 0) > MAX_BODY_BYTES
         return is_large or self._has_failed or hdrs.EXPECT in headers
 
-    async def _send(self, request: web.BaseRequest, response: web.Response) -> None:
-        """Write a response; over TLS in pieces, because uvloop takes a whole write, and does not count it as unsent."""
-        await response.prepare(request)
+    async def _write_in_pieces(self, request: web.BaseRequest, response: web.Response) -> None:
+        """Write a body over TLS: uvloop takes a whole write, and does not count it as unsent."""
         body = response.body
-        if self._is_tls and isinstance(body, bytes) and request.method != hdrs.METH_HEAD:
+        if isinstance(body, bytes) and request.method != hdrs.METH_HEAD:
             response.body = None
             for start in range(0, len(body), TLS_WRITE_BYTES):
                 await response.write(body[start : start + TLS_WRITE_BYTES])
