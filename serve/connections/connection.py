@@ -12,6 +12,7 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from contextvars import Context
 from enum import Enum
@@ -24,11 +25,13 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBody, SizedBody, TooManyChunks
 from hotplate.serve.problems import CLOSE, Problem, internal_error
+from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from hotplate.serve.connections.server import HttpServer
+    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +93,34 @@ TRANSITIONS = {
 WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
 
 
+class OpenConnections(ABC):
+    """The open connections of a server, and what they share."""
+
+    def __init__(self, limits: Limits, writer: AnswerWriter, lane: "Lane | None") -> None:
+        """*lane* answers plain requests without aiohttp, and *writer* writes refusals; needs a running loop."""
+        self.limits = limits
+        self.writer = writer
+        self.lane = lane
+        self.aiohttp_server = _create_aiohttp_server()
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @abstractmethod
+    def shed(self, header: bytes, body_bytes: int) -> bytes | None:
+        """Return the refusal of a batch in overload, if it has arrived with its body; None for other requests."""
+
+    @abstractmethod
+    def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
+        """Answer a request that began at *since*, by `time.monotonic`."""
+
+
 class Connection(asyncio.Protocol, asyncio.Transport):
     """An asyncio protocol for a client, and the transport of another one, aiohttp's, which is made when it is needed.
 
@@ -127,7 +158,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         "transport",
     )  # fmt: skip
 
-    def __init__(self, server: "HttpServer") -> None:
+    def __init__(self, server: OpenConnections) -> None:
         super().__init__()
         self.state = OPENING
         self.transport: asyncio.Transport | None = None
@@ -699,7 +730,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self._request.task.cancel()
 
 
-def create_aiohttp_server() -> web.Server:
+def _create_aiohttp_server() -> web.Server:
     """Create a server of aiohttp, each handler of which belongs to a `Connection`; needs a running loop."""
     return web.Server(
         _respond,
