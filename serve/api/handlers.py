@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -60,9 +60,9 @@ class ListHandlers:
         self.shared_cache = UNSHARED if guard.reads_take_a_key else SHARED
         """The Cache-Control of lists that everybody shares."""
 
-    async def recommend(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> web.Response:
+    def recommend(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
         """`GET /v1/recommendations/{user}`."""
-        return await self._answer(request, USER, raw_id, query, cache=PRIVATE)
+        return self._answer(request, USER, raw_id, query, cache=PRIVATE)
 
     async def recommend_many(
         self, request: web.BaseRequest, _raw_id: str, _query: NoQuery, body: bytes
@@ -122,13 +122,13 @@ class ListHandlers:
         response_body = list_body(counts, list_head(encoded), items)
         return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
 
-    async def similar(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> web.Response:
+    def similar(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
         """`GET /v1/similar/{item}`."""
-        return await self._answer(request, ITEM, raw_id, query, cache=self.shared_cache)
+        return self._answer(request, ITEM, raw_id, query, cache=self.shared_cache)
 
-    async def popular(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> web.Response:
+    def popular(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
         """`GET /v1/popular`."""
-        return await self._answer(request, POPULAR, raw_id, query, cache=self.shared_cache)
+        return self._answer(request, POPULAR, raw_id, query, cache=self.shared_cache)
 
     async def _answer(
         self, request: web.BaseRequest, kind: str, raw_id: str, query: PreviewSelection, *, cache: str
