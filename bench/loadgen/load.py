@@ -127,7 +127,6 @@ class AnsweredBatch(msgspec.Struct, gc=False):
     results: list[AnsweredList]
 
 
-# Decoded by msgspec, a list takes 1.7 µs with its checks; searching its bytes for key and items took 2.2 µs.
 DECODERS: Mapping[bytes, Callable[..., Any]] = {b"json": msgspec.json.decode, b"msgpack": msgspec.msgpack.decode}
 MEDIA_TYPE = re.compile(rb"\r\ncontent-type:\s*application/(json|msgpack)\s*[;\r]", re.IGNORECASE)
 # The begin of an array that is not empty, in JSON and in msgpack.
