@@ -52,6 +52,8 @@ METERS = {
     "serverless_million_ru": ("Azure Cosmos DB serverless", "1M RUs"),
     "storage_gb_month": ("Azure Cosmos DB", "Data Stored"),
 }
+# Prices that a file of Azure's prices needs no meter for: one is a quotient, the other for sizes of Redis without one.
+NOT_ASKED = ("autoscale_factor", "redis_gb_hour")
 ESSENTIAL_PRICES = ("ru_hour", "storage_gb_month", "cpu_hour")
 
 
@@ -249,6 +251,7 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
     }
 
     missing = [name for name, price in {**prices, **node_prices}.items() if price is None]
+    missing += [name for name in ours.by_name() if name not in {*prices, *NOT_ASKED}]
     essential = [name for name in ESSENTIAL_PRICES if name in missing]
     if essential:
         raise BenchFailed(
