@@ -123,7 +123,7 @@ def test_sync_methods_refuse_invalid_arguments(url: str) -> None:
 
 def test_an_option_that_a_call_does_not_take_is_refused_by_name(url: str) -> None:
     with hotplate.open_sync(url) as lists:
-        with pytest.raises(TypeError, match="this list takes exclude, fields, list, per, where, not segment"):
+        with pytest.raises(TypeError, match="this list takes else_, exclude, fields, list, per, where, not segment"):
             lists.similar("a", segment="France")  # type: ignore[call-arg]  # as in a program without type checks
         for call in (lists.personal_many, lists.fold_in):
             with pytest.raises(TypeError, match="this list takes exclude, fields, list, per, segment, where, not fild"):
