@@ -50,7 +50,8 @@ def releases(folder: Path) -> dict[str, str]:
 def keys(folder: Path) -> dict[str, str]:
     path = folder / "keys.json"
     return {name: create(path, name, [name]).key for name in ("read", "admin")} | {
-        "both": create(path, "both", ["read", "admin"]).key
+        "both": create(path, "both", ["read", "admin"]).key,
+        "slow": create(path, "slow", ["read", "admin"], rate=1.0).key,
     }
 
 
@@ -129,6 +130,15 @@ def test_it_counts_nowhere_and_changes_no_later_answer(
     assert service.get("/v1/recommendations/42", **key).body == plain.body
     until(lambda: counts()["hotplate_release_lookups_total"] > plain_lookups)
     assert set(counts().values()) == {plain_lookups + 1}
+
+
+def test_a_preview_counts_once_against_the_rate_limit(
+    service: Service, releases: dict[str, str], keys: dict[str, str]
+) -> None:
+    """Of one request a second, of which there is one."""
+    path = f"/v1/popular?release={releases['draft']}"
+    assert service.get(path, X_API_Key=keys["slow"]).status == 200
+    assert service.get(path, X_API_Key=keys["slow"]).status == 429
 
 
 def test_the_command_looks_at_a_release(folder: Path, releases: dict[str, str]) -> None:
