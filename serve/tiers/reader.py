@@ -117,12 +117,13 @@ class TieredReader:
         kept: TierRelease | None = None,
         warm: bool = False,
         comparisons: SharedComparisons | None = None,
+        previewed: Mapping[str, Follower] | None = None,
     ) -> None:
         """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. *comparisons* stop worse releases; without them, this judges them. Raises
-        StoreMisused for *fold_in* without numpy.
+        releases into memory first. *comparisons* stop worse releases; without them, this judges them. *previewed* are
+        the followers of the service, by tier name, in a preview. Raises StoreMisused for *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
@@ -130,7 +131,12 @@ class TieredReader:
         remote = sum(not store.is_local for store in stores.values())
         self.tiers = list[Tier]()
         for name, store in stores.items():
-            follower = Follower(store, verdict=partial(judge.finding, name), fold_in=self._fold_in)
+            follower = Follower(
+                store,
+                verdict=partial(judge.finding, name),
+                fold_in=self._fold_in,
+                previewed=None if previewed is None else previewed[name],
+            )
             if store.is_local:
                 self.tiers.append(LocalTier(name, store, self.metrics, follower))
             else:
@@ -199,7 +205,12 @@ class TieredReader:
             tier.name: _PreviewedStore(tier.reader, catalogue, release)
             for tier, catalogue in zip(self.tiers, catalogues, strict=True)
         }
-        reader = type(self)(cast("Mapping[str, Reader]", stores), budget_s=PREVIEW_S, deny_list=self.deny_list)
+        reader = type(self)(
+            cast("Mapping[str, Reader]", stores),
+            budget_s=PREVIEW_S,
+            deny_list=self.deny_list,
+            previewed={tier.name: tier.follower for tier in self.tiers},
+        )
         try:
             await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
             if reader.first_live is None:

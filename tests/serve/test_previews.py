@@ -2,19 +2,24 @@
 
 import asyncio
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
 from hotplate.serve.access.keys import create
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import run_on
+from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from tests.support.command import failed, hotplate, json_of
 from tests.support.limited_service import samples
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving, until
+from tests.support.stores import publish
 
 LISTS = {
     mark: {
@@ -139,6 +144,30 @@ def test_a_preview_counts_once_against_the_rate_limit(
     path = f"/v1/popular?release={releases['draft']}"
     assert service.get(path, X_API_Key=keys["slow"]).status == 200
     assert service.get(path, X_API_Key=keys["slow"]).status == 429
+
+
+def test_a_previewed_release_is_not_logged_as_live(
+    service: Service, releases: dict[str, str], keys: dict[str, str]
+) -> None:
+    for release in releases.values():
+        assert service.get(f"/v1/popular?release={release}", X_API_Key=keys["both"]).status == 200
+    until(lambda: f"release {releases['live']} is live" in service.log.read_text())
+    for mark in ("old", "draft"):
+        assert f"release {releases[mark]} is live" not in service.log.read_text()
+
+
+async def test_users_whose_erasure_the_store_has_lost_stay_hidden(memory: MemoryStore) -> None:
+    await publish(memory, [Row("popular:", a_list("p")), Row("user:1", a_list("secret"))])
+    ready = await publish(memory, [Row("popular:", a_list("p")), Row("user:1", a_list("secret"))], live=False)
+    reader = TieredReader({"memory": memory})
+    older = deepcopy(vars(memory))
+    await erase_users(memory, ["1"])
+    await reader.tiers[0].follower.refresh()
+    vars(memory).update(older)
+    async with reader.preview(ready) as preview:
+        assert (await preview.personal("1")).source == "popular"
+        assert (await preview.personal("2")).source == "popular"
+    assert (await reader.personal("1")).source == "popular"
 
 
 def test_the_command_looks_at_a_release(folder: Path, releases: dict[str, str]) -> None:
