@@ -6,12 +6,12 @@ all time limits of a remote read), and the results become lists, or popular list
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, TypedDict, Unpack, cast
+from typing import NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.lists.baskets import Basket, BasketItem, compute_list
@@ -35,9 +35,11 @@ from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import Reader
 
+T = TypeVar("T")
+
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
-# The budget of a request in a preview.
+# The time for opening a preview, and the budget of a request in it.
 PREVIEW_S = 10.0
 
 
@@ -196,9 +198,10 @@ class TieredReader:
         """Yield a reader of the same stores in which only *release* is served, in whatever state it is.
 
         It has separate metrics, caches and breakers. Raises ReleaseNotFound if the release can be read in no store, and
-        StoreUnavailable.
+        StoreUnavailable, also after PREVIEW_S.
         """
-        catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
+        deadline = loop_time() + PREVIEW_S
+        catalogues = await _read_by(deadline, [tier.reader.catalogue() for tier in self.tiers])
         if not any(catalogue.get(release) for catalogue in catalogues):
             catalogues[0].find(release)  # raises ReleaseNotFound
         stores = {
@@ -212,7 +215,7 @@ class TieredReader:
             previewed={tier.name: tier.follower for tier in self.tiers},
         )
         try:
-            await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
+            await _read_by(deadline, [tier.follower.refresh() for tier in reader.tiers])
             if reader.first_live is None:
                 reason = reader.lists.not_ready()
                 raise ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {reason}")
@@ -483,3 +486,12 @@ async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: 
     finally:
         for task in waiting:
             task.cancel()
+
+
+async def _read_by(deadline: float, reads: Sequence[Awaitable[T]]) -> list[T]:
+    """Return the results of reads for a preview; StoreUnavailable at *deadline*, a time of the loop."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.gather(*reads)
+    except TimeoutError:
+        raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None

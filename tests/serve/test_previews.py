@@ -10,16 +10,19 @@ import pytest
 from hotplate.serve.access.keys import create
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle, publication
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import run_on
+from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from tests.support.command import failed, hotplate, json_of
 from tests.support.limited_service import samples
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
+from tests.support.remote import RemoteStore
 from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving, until
 from tests.support.stores import publish
+from tests.support.virtual import virtual
 
 LISTS = {
     mark: {
@@ -168,6 +171,31 @@ async def test_users_whose_erasure_the_store_has_lost_stay_hidden(memory: Memory
         assert (await preview.personal("1")).source == "popular"
         assert (await preview.personal("2")).source == "popular"
     assert (await reader.personal("1")).source == "popular"
+
+
+class Hanging(RemoteStore):
+    """A store in which reads of rows, or those of the catalogue too, take an hour."""
+
+    hanging = "get_many"
+
+    async def catalogue(self) -> Catalogue:
+        if self.hanging == "catalogue":
+            await asyncio.sleep(3600)
+        return await super().catalogue()
+
+
+@pytest.mark.parametrize("hanging", ["get_many", "catalogue"])
+@virtual
+async def test_a_preview_of_a_store_that_hangs_is_given_up(memory: MemoryStore, hanging: str) -> None:
+    ready = await publish(memory, live=False)
+    store = Hanging(memory)
+    store.hanging = hanging
+    store.delay_s = 3600.0
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(StoreUnavailable, match="could not be read in 10 s"):
+        async with TieredReader({"remote": store}).preview(ready):
+            pass
+    assert asyncio.get_running_loop().time() - began < 11
 
 
 def test_the_command_looks_at_a_release(folder: Path, releases: dict[str, str]) -> None:
