@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "log"
 MAX_CHANGES = 100
-# Longer reasons are cut.
+# Longer reasons and names are cut.
 MAX_REASON = 300
 
 
@@ -56,10 +56,9 @@ class ReleaseChange(Struct, frozen=True, omit_defaults=True):
 def signed(reason: str, caller: str = "") -> Iterator[None]:
     """Log changes of releases in the block with a reason, and a caller, by default USER@HOST.
 
-    Line ends and control characters of the reason become blanks, and it is cut after MAX_REASON characters.
+    Line ends and control characters of both become blanks, and they are cut after MAX_REASON characters.
     """
-    printable = "".join(character if character.isprintable() else " " for character in reason)
-    token = _signature.set((printable.strip()[:MAX_REASON], caller))
+    token = _signature.set((reason, caller))
     try:
         yield
     finally:
@@ -76,7 +75,8 @@ async def logged_change(reader: Reader, old: Catalogue, new: Catalogue) -> list[
     """Return the change of the log for the swap of *old* by *new*; nothing if they serve the same releases.
 
     A store that writes records before the catalogue keeps the entry of a swap that then fails. The next attempt
-    replaces it, because it has the same outcome.
+    replaces it, because it has the same outcome. So has an entry from before changes by a version without a log, whose
+    release has left service since; it stays.
     """
     if (old.live, old.canary) == (new.live, new.canary):
         return []
@@ -84,15 +84,15 @@ async def logged_change(reader: Reader, old: Catalogue, new: Catalogue) -> list[
     canary = new.canary
     change = ReleaseChange(
         at=old.now,
-        by=caller or _process_owner(),
+        by=_printable(caller or _process_owner()),
         live=new.live,
         canary=None if canary is None else canary.release,
         percent=None if canary is None else canary.percent,
-        reason=reason,
+        reason=_printable(reason),
     )
     (record,) = await reader.records([RECORD])
     changes = _parse(record)
-    if changes and changes[-1].outcome == change.outcome:
+    if changes and changes[-1].outcome == change.outcome and not _is_over(changes[-1], old):
         changes.pop()
     changes.append(change)
     return [RecordChange(RECORD, record, msgspec.json.encode(changes[-MAX_CHANGES:]))]
@@ -104,6 +104,18 @@ def _parse(record: bytes | None) -> list[ReleaseChange]:
     except msgspec.MsgspecError as error:
         log.warning("the log of releases cannot be read: %s", error)
         return []
+
+
+def _is_over(change: ReleaseChange, catalogue: Catalogue) -> bool:
+    """Return whether the release that a change made live has left service after it."""
+    release = None if change.live is None else catalogue.get(change.live)
+    return release is not None and (release.superseded_at or 0.0) >= change.at
+
+
+def _printable(text: str) -> str:
+    """Return a text of one line, without control characters and bytes that are not UTF-8."""
+    characters = [character if character.isprintable() else " " for character in text]
+    return "".join(characters).strip()[:MAX_REASON]
 
 
 def _process_owner() -> str:

@@ -176,8 +176,16 @@ class Guard:
     def charge(self, caller: Caller, scope: str) -> None:
         """Check that a caller may use *scope*, such as "read", and count the request against its rate limit.
 
-        Raises a Problem: 401 if a key is needed, 403 if the key lacks the scope, 429 beyond the rate.
+        Raises a Problem: those of `require`, and 429 beyond the rate.
         """
+        self.require(caller, scope)
+        wait_s = 0.0 if caller.bucket is None else caller.bucket.take()
+        if wait_s > 0:
+            detail = "this client has sent all the requests that it may for now"
+            raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
+
+    def require(self, caller: Caller, scope: str) -> None:
+        """Check that a caller may use *scope*; raises a Problem: 401 if a key is needed, 403 if the key lacks it."""
         if scope not in caller.scopes:
             if caller is self.anonymous:
                 detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
@@ -185,11 +193,6 @@ class Guard:
             detail = f"this takes the scope {scope}, which the key or token of {caller.name} lacks"
             challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
             raise Problem(403, "missing-scope", detail, {"WWW-Authenticate": challenge})
-
-        wait_s = 0.0 if caller.bucket is None else caller.bucket.take()
-        if wait_s > 0:
-            detail = "this client has sent all the requests that it may for now"
-            raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
 
 
 def guard_of(

@@ -169,7 +169,7 @@ class ListHandlers:
             request[LIST_ANSWER] = answer
             return answer
 
-        self._guard.charge(request[CALLER], ADMIN)
+        self._guard.require(request[CALLER], ADMIN)
         try:
             async with self._reader.preview(ReleaseId(release)) as reader:
                 return await answer_list(reader, self._shaper, wanted)

@@ -129,9 +129,10 @@ class TierComparisons(msgspec.Struct):
         """Return the release to compare *release* with; None if that is not on probation."""
         return self.before if self.live == release else None
 
-    def begin_release(self, live: ReleaseRef, catalogue: Catalogue, now: float) -> None:
+    def begin_release(self, live: ReleaseRef, catalogue: Catalogue, counts: ReleaseCounts, now: float) -> None:
         """Begin with *live*, a release that a worker has begun to serve since this was last judged.
 
+        *counts* are those of live releases so far.
         It is on probation if a rollback would return to the release that was live before it here, whose counts of the
         last hour it is compared with. A release that was withdrawn earlier, and then activated again by an operator, is
         not.
@@ -141,6 +142,7 @@ class TierComparisons(msgspec.Struct):
         others = [incarnation for incarnation in self.withdrawn_incarnations if incarnation not in withdrawn]
         self.withdrawn_incarnations = [*others, *withdrawn][-REMEMBERED:]
 
+        self.counted = counts
         previous = self.live
         target = rollback_target(catalogue)
         self.before = None

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -60,13 +61,24 @@ class Follower:
     live = Policy[ServedRelease | None]()
     followed_canary = Policy[FollowedCanary]()
 
-    def __init__(self, reader: Reader, *, verdict: Verdict = lambda _: None, fold_in: "FoldIn | None" = None) -> None:
-        """*verdict* stops a worse canary; by default, none is stopped. *fold_in* loads item factors."""
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        verdict: Verdict = lambda _: None,
+        fold_in: "FoldIn | None" = None,
+        previewed: "Follower | None" = None,
+    ) -> None:
+        """*verdict* stops a worse canary; by default, none is stopped. *fold_in* loads item factors.
+
+        *previewed* follows the same store for a service: users who are erased there are hidden here, too, and a release
+        that is only looked at here is not logged as live.
+        """
         self.live = None
         self.followed_canary = FollowedCanary()
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
-        self.erasures = KnownErasures()
+        self.erasures: KnownErasures = KnownErasures() if previewed is None else copy(previewed.erasures)
         self.last_error: str | None = None
         """Why the store cannot be read or followed."""
         self.attempted = asyncio.Event()
@@ -76,6 +88,7 @@ class Follower:
         self._reader = reader
         self._verdict = verdict
         self._fold_in = fold_in
+        self._is_preview = previewed is not None
         self._followed: Catalogue | None = None
         self._agreement = StoreAgreement()
         self._switching = asyncio.Lock()
@@ -413,7 +426,8 @@ class Follower:
 
         if release is not None and is_new:
             self.ready.set()
-            log.info("release %s is live", release.id, extra={"release": release.id})
+            if not self._is_preview:
+                log.info("release %s is live", release.id, extra={"release": release.id})
             if release.damaged:
                 log.warning("release %s is %s", release.id, counted(release.damaged))
 

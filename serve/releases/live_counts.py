@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from hotplate.serve.metrics import HIT, LOOKUP_OUTCOMES, MISS, PROBATION_LOOKUPS
-from hotplate.serve.releases.comparison import SharedComparisons
+from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.releases.served import ReleaseTally, ServedRelease
 from hotplate.serve.tasks import repeat
@@ -38,20 +38,22 @@ class ReleaseCounter:
 
     async def count(self) -> None:
         """Count what was answered since the last call."""
-        comparisons = {own.tier: own for own in self._shared.all()}
         for tier in self._tiers:
             release = tier.follower.live
             if release is not None:
-                own = comparisons.get(tier.name)
-                before = None if own is None else own.before_of(release.ref)
-                await self._count_release(tier, release, before)
+                await self._count_release(tier, release)
 
-    async def _count_release(self, tier: Tier, release: ServedRelease, before: ReleaseRef | None) -> None:
+    def _comparisons_of(self, tier: Tier) -> TierComparisons:
+        """Return the comparisons of a tier, as the admin process keeps them now."""
+        kept = {comparisons.tier: comparisons for comparisons in self._shared.all()}
+        return kept.get(tier.name, TierComparisons(tier.name))
+
+    async def _count_release(self, tier: Tier, release: ServedRelease) -> None:
         """Count what *release*, the live one of a tier, has answered since the last call.
 
         A tier is a store that the service reads. A new live release is on probation: the admin process compares it with
-        *before*, the release before. A miss, the lookup of an absent list, counts only on probation, and only if the
-        release before has the list.
+        the release before. A miss, the lookup of an absent list, counts only on probation, and only if the release
+        before has the list. Nothing counts of a release that other workers have left for the one that is compared.
         """
         tally = release.tally
         totals = ReleaseCounts(tally.lookups[HIT], tally.lookups[MISS], tally.damaged)
@@ -64,8 +66,11 @@ class ReleaseCounter:
         answered = totals.since(counted)
         tally.unexamined += answered.miss
         lost = 0.0
+        before = self._comparisons_of(tier).before_of(release.ref)
         if before is not None:
             lost = await _count_lost_lists(tier, tally, before)
+        if self._comparisons_of(tier).live != release.ref:  # or it has changed meanwhile
+            return
         for outcome, number in zip(LOOKUP_OUTCOMES, (answered.hit, lost, answered.error), strict=True):
             tier.metrics.count_in(PROBATION_LOOKUPS, tier.name, outcome, number=number)
 

@@ -137,10 +137,11 @@ class ReleaseJudge:
         live = {state.live for state in reported if state.live is not None}
         if live - {comparisons.live}:
             catalogue = await self._read_catalogue(comparisons.tier)
-            if catalogue is None or catalogue.live_ref not in live:  # look again later
-                return
-            if catalogue.live_ref != comparisons.live:
-                comparisons.begin_release(catalogue.live_ref, catalogue, self._clock())
+            release = None if catalogue is None else catalogue.live_ref
+            if catalogue is not None and release in live and release != comparisons.live:
+                counts = live_counts(comparisons.tier, self._metrics)
+                comparisons.begin_release(release, catalogue, counts, self._clock())
+                self._shared.keep(self._tiers)  # from now on, workers count for this release
         if comparisons.live is None:
             return
 

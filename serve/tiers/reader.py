@@ -6,12 +6,12 @@ all time limits of a remote read), and the results become lists, or popular list
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, TypedDict, Unpack, cast
+from typing import NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.lists.baskets import Basket, BasketItem, compute_list
@@ -35,9 +35,11 @@ from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import Reader
 
+T = TypeVar("T")
+
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
-# The budget of a request in a preview.
+# The time for opening a preview, and the budget of a request in it.
 PREVIEW_S = 10.0
 
 
@@ -117,12 +119,13 @@ class TieredReader:
         kept: TierRelease | None = None,
         warm: bool = False,
         comparisons: SharedComparisons | None = None,
+        previewed: Mapping[str, Follower] | None = None,
     ) -> None:
         """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. *comparisons* stop worse releases; without them, this judges them. Raises
-        StoreMisused for *fold_in* without numpy.
+        releases into memory first. *comparisons* stop worse releases; without them, this judges them. *previewed* are
+        the followers of the service, by tier name, in a preview. Raises StoreMisused for *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self._fold_in = FoldIn() if fold_in else None
@@ -130,7 +133,12 @@ class TieredReader:
         remote = sum(not store.is_local for store in stores.values())
         self.tiers = list[Tier]()
         for name, store in stores.items():
-            follower = Follower(store, verdict=partial(judge.finding, name), fold_in=self._fold_in)
+            follower = Follower(
+                store,
+                verdict=partial(judge.finding, name),
+                fold_in=self._fold_in,
+                previewed=None if previewed is None else previewed[name],
+            )
             if store.is_local:
                 self.tiers.append(LocalTier(name, store, self.metrics, follower))
             else:
@@ -190,18 +198,24 @@ class TieredReader:
         """Yield a reader of the same stores in which only *release* is served, in whatever state it is.
 
         It has separate metrics, caches and breakers. Raises ReleaseNotFound if the release can be read in no store, and
-        StoreUnavailable.
+        StoreUnavailable, also after PREVIEW_S.
         """
-        catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
+        deadline = loop_time() + PREVIEW_S
+        catalogues = await _read_by(deadline, [tier.reader.catalogue() for tier in self.tiers])
         if not any(catalogue.get(release) for catalogue in catalogues):
             catalogues[0].find(release)  # raises ReleaseNotFound
         stores = {
             tier.name: _PreviewedStore(tier.reader, catalogue, release)
             for tier, catalogue in zip(self.tiers, catalogues, strict=True)
         }
-        reader = type(self)(cast("Mapping[str, Reader]", stores), budget_s=PREVIEW_S, deny_list=self.deny_list)
+        reader = type(self)(
+            cast("Mapping[str, Reader]", stores),
+            budget_s=PREVIEW_S,
+            deny_list=self.deny_list,
+            previewed={tier.name: tier.follower for tier in self.tiers},
+        )
         try:
-            await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
+            await _read_by(deadline, [tier.follower.refresh() for tier in reader.tiers])
             if reader.first_live is None:
                 reason = reader.lists.not_ready()
                 raise ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {reason}")
@@ -472,3 +486,12 @@ async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: 
     finally:
         for task in waiting:
             task.cancel()
+
+
+async def _read_by(deadline: float, reads: Sequence[Awaitable[T]]) -> list[T]:
+    """Return the results of reads for a preview; StoreUnavailable at *deadline*, a time of the loop."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.gather(*reads)
+    except TimeoutError:
+        raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None

@@ -2,19 +2,27 @@
 
 import asyncio
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
 from hotplate.serve.access.keys import create
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle, publication
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import run_on
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from tests.support.command import failed, hotplate, json_of
 from tests.support.limited_service import samples
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
+from tests.support.remote import RemoteStore
 from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving, until
+from tests.support.stores import publish
+from tests.support.virtual import virtual
 
 LISTS = {
     mark: {
@@ -50,7 +58,8 @@ def releases(folder: Path) -> dict[str, str]:
 def keys(folder: Path) -> dict[str, str]:
     path = folder / "keys.json"
     return {name: create(path, name, [name]).key for name in ("read", "admin")} | {
-        "both": create(path, "both", ["read", "admin"]).key
+        "both": create(path, "both", ["read", "admin"]).key,
+        "slow": create(path, "slow", ["read", "admin"], rate=1.0).key,
     }
 
 
@@ -129,6 +138,64 @@ def test_it_counts_nowhere_and_changes_no_later_answer(
     assert service.get("/v1/recommendations/42", **key).body == plain.body
     until(lambda: counts()["hotplate_release_lookups_total"] > plain_lookups)
     assert set(counts().values()) == {plain_lookups + 1}
+
+
+def test_a_preview_counts_once_against_the_rate_limit(
+    service: Service, releases: dict[str, str], keys: dict[str, str]
+) -> None:
+    """Of one request a second, of which there is one."""
+    path = f"/v1/popular?release={releases['draft']}"
+    assert service.get(path, X_API_Key=keys["slow"]).status == 200
+    assert service.get(path, X_API_Key=keys["slow"]).status == 429
+
+
+def test_a_previewed_release_is_not_logged_as_live(
+    service: Service, releases: dict[str, str], keys: dict[str, str]
+) -> None:
+    for release in releases.values():
+        assert service.get(f"/v1/popular?release={release}", X_API_Key=keys["both"]).status == 200
+    until(lambda: f"release {releases['live']} is live" in service.log.read_text())
+    for mark in ("old", "draft"):
+        assert f"release {releases[mark]} is live" not in service.log.read_text()
+
+
+async def test_users_whose_erasure_the_store_has_lost_stay_hidden(memory: MemoryStore) -> None:
+    await publish(memory, [Row("popular:", a_list("p")), Row("user:1", a_list("secret"))])
+    ready = await publish(memory, [Row("popular:", a_list("p")), Row("user:1", a_list("secret"))], live=False)
+    reader = TieredReader({"memory": memory})
+    older = deepcopy(vars(memory))
+    await erase_users(memory, ["1"])
+    await reader.tiers[0].follower.refresh()
+    vars(memory).update(older)
+    async with reader.preview(ready) as preview:
+        assert (await preview.personal("1")).source == "popular"
+        assert (await preview.personal("2")).source == "popular"
+    assert (await reader.personal("1")).source == "popular"
+
+
+class Hanging(RemoteStore):
+    """A store in which reads of rows, or those of the catalogue too, take an hour."""
+
+    hanging = "get_many"
+
+    async def catalogue(self) -> Catalogue:
+        if self.hanging == "catalogue":
+            await asyncio.sleep(3600)
+        return await super().catalogue()
+
+
+@pytest.mark.parametrize("hanging", ["get_many", "catalogue"])
+@virtual
+async def test_a_preview_of_a_store_that_hangs_is_given_up(memory: MemoryStore, hanging: str) -> None:
+    ready = await publish(memory, live=False)
+    store = Hanging(memory)
+    store.hanging = hanging
+    store.delay_s = 3600.0
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(StoreUnavailable, match="could not be read in 10 s"):
+        async with TieredReader({"remote": store}).preview(ready):
+            pass
+    assert asyncio.get_running_loop().time() - began < 11
 
 
 def test_the_command_looks_at_a_release(folder: Path, releases: dict[str, str]) -> None:

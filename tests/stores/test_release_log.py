@@ -38,6 +38,34 @@ async def test_each_change_of_what_is_served_is_logged_with_caller_and_reason(st
     assert [change.at for change in changes] == sorted(change.at for change in changes)
 
 
+async def test_callers_of_one_printable_line_are_logged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of the environment may have any bytes."""
+    monkeypatch.setenv("LOGNAME", "e\x1b[31mve\udcff")
+    await publish(store)
+    second = await publish(store, live=False)
+    with signed("", "a\nname"):
+        await lifecycle.activate(store, second)
+    first, last = [change.by for change in await log_of(store)]
+    assert first.startswith("e [31mve @")
+    assert last == "a name"
+
+
+async def test_changes_that_an_earlier_version_has_undone_stay_logged(store: Store) -> None:
+    first = await publish(store)
+    with signed("a new model"):
+        second = await publish(store)
+    seen = await store.catalogue()
+    undone = transitions.rollback(seen, expected=second, reason="")
+    await store.swap(seen, transitions.succeed(seen, undone, token="earlier", store_id=""))
+    with signed("it was not the model"):
+        await lifecycle.activate(store, second)
+    assert [(change.live, change.reason) for change in await log_of(store)] == [
+        (first, ""),
+        (second, "a new model"),
+        (second, "it was not the model"),
+    ]
+
+
 async def test_log_keeps_the_last_100_changes_over_prunes(store: Store) -> None:
     """Those of pruned releases, too."""
     first = await publish(store)

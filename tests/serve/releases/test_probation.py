@@ -535,6 +535,67 @@ async def test_worker_that_restarts_during_a_probation_counts_missing_lists(memo
     assert (await memory.catalogue()).live == first
 
 
+async def test_misses_of_a_bad_release_do_not_withdraw_the_next_one(memory: MemoryStore) -> None:
+    """Those that a worker has counted since the last judgement."""
+    service, _ = await rehearsed(memory)
+    await publish(memory, "bad", users=FEWER)
+    await service.follow()
+    for _ in range(3):
+        await service.answer(NAMES[30:])
+    await service.reader.personal_many(NAMES)
+    await service.counter.count()
+    good = await publish(memory, "good", users=ALL)
+    await service.follow()
+    for _ in range(3):
+        await service.answer()
+    assert (await memory.catalogue()).live == good
+
+
+class LateWorker:
+    """Another worker of a rehearsed service, which reports a release and leaves it when it is told to."""
+
+    def __init__(self, service: Rehearsal) -> None:
+        service.states = SharedStates(SharedTable(regions(2, ["tier"])).records("states"))
+        service.judge = service.admin()
+        self.states = service.states
+        self.reader = TieredReader({"tier": service.store})
+
+    async def follow(self) -> None:
+        await self.reader.tiers[0].follower.refresh()
+        self.states.write(1, Reporter(self.reader.tiers).state())
+
+
+async def test_live_release_is_judged_while_a_worker_serves_the_one_before(memory: MemoryStore) -> None:
+    """Also while a newer one is loaded."""
+    service, _ = await rehearsed(memory)
+    late = LateWorker(service)
+    await late.follow()
+    second = await publish(memory, "second", users=ALL)
+    await service.follow()
+    await publish(memory, "bad", users=FEWER)
+    for _ in range(5):
+        await service.answer()
+    await service.follow()
+    for _ in range(3):
+        await service.answer()
+    assert (await memory.catalogue()).live == second
+
+
+async def test_answers_of_a_release_that_other_workers_have_left_do_not_count(memory: MemoryStore) -> None:
+    service, _ = await rehearsed(memory)
+    late = LateWorker(service)
+    second = await publish(memory, "second", users=ALL)
+    await late.follow()
+    await service.look()
+    assert service.state().live == await ref_of(memory, second)
+    counted = live_counts("tier", service.reader.metrics).lookups
+    await service.answer()
+    assert live_counts("tier", service.reader.metrics).lookups == counted
+    await service.follow()
+    await service.answer()
+    assert live_counts("tier", service.reader.metrics).lookups == counted + USERS
+
+
 # With real services ---------------------------------------------------------------------------------------------------
 
 MANY = 2000
