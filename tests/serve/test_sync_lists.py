@@ -126,7 +126,7 @@ def test_an_option_that_a_call_does_not_take_is_refused_by_name(url: str) -> Non
         with pytest.raises(TypeError, match="this list takes else_, exclude, fields, list, per, where, not segment"):
             lists.similar("a", segment="France")  # type: ignore[call-arg]  # as in a program without type checks
         for call in (lists.personal_many, lists.fold_in):
-            with pytest.raises(TypeError, match="this list takes else_, exclude, fields, list, per, segment, where, not fild"):
+            with pytest.raises(TypeError, match="takes else_, exclude, fields, list, per, segment, where, not fild"):
                 call(["42"], fild="id")  # type: ignore[call-arg]  # as in a program without type checks
         with pytest.raises(TypeError, match="not after"):
             lists.fold_in(["a"], after="0")  # type: ignore[call-arg]  # as in a program without type checks
