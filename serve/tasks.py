@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ async def repeat(work: Callable[[], Awaitable[None]], interval_s: float, name: s
     An error does not end it. The first one is logged, and later ones every LOG_EVERY_S with their number. *name* is the
     subject of the sentence in the log.
     """
-    failing = LogOnce(again_s=LOG_EVERY_S, clock=asyncio.get_running_loop().time)
+    failing = LogOnce(again_s=LOG_EVERY_S, clock=loop_time)
     while True:
         await asyncio.sleep(interval_s)
         try:

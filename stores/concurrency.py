@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from hotplate.base.timing import Backoff
+from hotplate.base.timing import Backoff, loop_time
 from hotplate.stores.errors import StoreClosed, StoreMisused
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class SharedCall(Generic[T]):
 
     async def result(self) -> T:
         """Return the result of the running call, or of a new one; raises the error of the last one in the pause."""
-        if self._failure is not None and asyncio.get_running_loop().time() < self._retry_at and not self.is_running:
+        if self._failure is not None and loop_time() < self._retry_at and not self.is_running:
             raise self._failure.with_traceback(None)
         task = self.start()
         await asyncio.wait([task])

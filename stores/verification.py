@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 
+from hotplate.base.timing import loop_time
 from hotplate.stores.attributes import ItemAttributes, piece_keys
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
@@ -67,16 +68,15 @@ async def read_rows(
 
     With *rows_per_s*, chunks are smaller, and pauses keep to that rate. *on_progress* gets rows read and in all.
     """
-    loop = asyncio.get_running_loop()
     done = 0
-    began = loop.time()
+    began = loop_time()
 
     async for chunk in _chunks(store.scan(release), max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))):
         yield chunk
 
         done += len(chunk)
         on_progress(done, manifest.rows + 1)
-        await asyncio.sleep(began + done / rows_per_s - loop.time())  # in any case, let leases be renewed
+        await asyncio.sleep(began + done / rows_per_s - loop_time())  # in any case, let leases be renewed
 
 
 async def _chunks(rows: AsyncIterator[Row], chunk_rows: int) -> AsyncIterator[list[Row]]:

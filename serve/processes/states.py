@@ -9,6 +9,7 @@ from operator import add
 
 import msgspec
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.processes.readiness import Status, status_of_tiers
@@ -189,15 +190,14 @@ class Reporter:
 
         The state has the largest lateness of SAMPLES timers since the last one: by how much the event loop lags.
         """
-        clock = asyncio.get_running_loop().time
         lag_s = 0.0
         while True:
             write(self.state(lag_s))
             lag_s = 0.0
             for _ in range(SAMPLES):
-                due = clock() + REPORT_S / SAMPLES
+                due = loop_time() + REPORT_S / SAMPLES
                 await asyncio.sleep(REPORT_S / SAMPLES)
-                lag_s = max(lag_s, clock() - due)
+                lag_s = max(lag_s, loop_time() - due)
 
     def state(self, lag_s: float = 0.0) -> ProcessState:
         """Return the current state of this process; *lag_s* is by how many seconds its event loop is late."""

@@ -8,6 +8,8 @@ import asyncio
 import time
 from enum import Enum, auto
 
+from hotplate.base.timing import loop_time
+
 
 class ReadOutcome(Enum):
     """What a read of the catalogue says of the followed one."""
@@ -64,7 +66,7 @@ class StoreAgreement:
         if outcome in (ReadOutcome.CONFIRMED, ReadOutcome.EMPTY):
             self._older_since = None
         elif outcome is ReadOutcome.OLDER and self._older_since is None:
-            self._older_since = asyncio.get_running_loop().time()
+            self._older_since = loop_time()
 
     @property
     def is_unsettled(self) -> bool:
@@ -83,4 +85,4 @@ class StoreAgreement:
     @property
     def older_s(self) -> float:
         """Seconds since the primary names an older catalogue; 0 if it does not."""
-        return 0.0 if self._older_since is None else asyncio.get_running_loop().time() - self._older_since
+        return 0.0 if self._older_since is None else loop_time() - self._older_since

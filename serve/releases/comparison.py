@@ -4,11 +4,11 @@ The admin process judges them for all workers, and keeps them in shared memory: 
 metrics and the console show them, and its successor continues them.
 """
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.shared_table import Records
 from hotplate.serve.releases.counts import BothCounts, ReleaseCounts, canary_counts
@@ -209,5 +209,5 @@ class OwnComparisons:
     def finding(self, tier: str, canary: Release | None) -> str | None:
         """Judge the canary of a tier; returns as `SharedComparisons.finding`."""
         comparisons = self._tiers.setdefault(tier, TierComparisons(tier))
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         return comparisons.judge_canary(canary, canary_counts(tier, self._metrics), now)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
@@ -86,7 +87,7 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
-        self._failing = LogOnce(again_s=LOG_EVERY_S, clock=lambda: asyncio.get_running_loop().time())
+        self._failing = LogOnce(again_s=LOG_EVERY_S, clock=loop_time)
         self._missing = MissingRows(reader, self.erasures, self.refresh)
 
     @property

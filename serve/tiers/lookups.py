@@ -49,12 +49,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import msgspec
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import CACHE, CACHE_SHARED
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests
-from hotplate.serve.tiers.tier import Origin, Tier, batches_of, loop_time
+from hotplate.serve.tiers.tier import Origin, Tier, batches_of
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult

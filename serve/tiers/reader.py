@@ -13,6 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypedDict, Unpack, cast
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.lists.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
@@ -27,7 +28,7 @@ from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
-from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, loop_time, tiers_of
+from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, tiers_of
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
 from hotplate.serve.metrics import (
     CACHE,
@@ -49,11 +50,6 @@ KEYS_AT_ONCE = 256
 STORE_SHARE = 0.9
 
 _UNREADABLE = StoreError("the value cannot be read")
-
-
-def loop_time() -> float:
-    """Return the time of the running loop."""
-    return asyncio.get_running_loop().time()
 
 
 def tiers_of(urls: Sequence[str]) -> dict[str, str]:
