@@ -134,7 +134,7 @@ async def run_worker(
         _tune_interpreter()
 
         await stop.requested.wait()
-        dispatcher.drain()
+        dispatcher.readiness.drain()
         reports.write(reports.state())
         await _stop_accepting(context, number, acceptor, stop)
         await _drain(settings, server, stop)

@@ -249,9 +249,9 @@ class Follower:
 
     async def _read_while_unsettled(self) -> None:
         while True:
-            await self._agreement.wait_until_unsettled()
+            await self._agreement.unsettled.wait()
             await self._refresh()
-            if self._agreement.is_unsettled:
+            if self._agreement.unsettled.is_set():
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _look_at_canary(self) -> None:
@@ -349,7 +349,7 @@ class Follower:
             self._agreement.record_read(ReadOutcome.CONFIRMED)
             self._set_error(never_published())
         elif catalogue.version == followed.version:
-            await self._confirm(catalogue, check=is_requested or self._agreement.is_unsettled)
+            await self._confirm(catalogue, check=is_requested or self._agreement.unsettled.is_set())
         elif is_requested:
             await self._handle_older_catalogue(catalogue, followed)
         else:  # perhaps an outdated read, from a replica or a cache: `_read_while_unsettled` reads it again
