@@ -30,7 +30,7 @@ from hotplate.stores.erasure import ErasedUsers, MissingRows
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, count_of, read_manifest
-from hotplate.stores.store import Reader, Row, Store, read_one
+from hotplate.stores.store import Reader, Row, Store, batches_of, read_one
 
 # Scans of a release, as erasures may change it meanwhile.
 SCANS = 3
@@ -244,8 +244,7 @@ async def read_results(
 
     Raises any other StoreError.
     """
-    for start in range(0, len(keys), reader.batch):
-        chunk = keys[start : start + reader.batch]
+    for chunk in batches_of(keys, reader.batch):
         for key, result in zip(chunk, await reader.get_many(release, chunk), strict=True):
             if isinstance(result, StoreError) and not isinstance(result, ReleaseCorrupt):
                 raise result
@@ -266,8 +265,8 @@ async def read_present(
 async def read_pieces(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> AsyncIterator[bytes]:
     """Yield the bodies of `meta` rows of up to 64 KiB, few read at a time; raises ReleaseCorrupt for a missing one."""
     check = Checksum(release.id).open
-    for start in range(0, len(keys), PIECES_AT_ONCE):
-        async for key, value in read_present(reader, release, keys[start : start + PIECES_AT_ONCE]):
+    for batch in batches_of(keys, PIECES_AT_ONCE):
+        async for key, value in read_present(reader, release, batch):
             if isinstance(value, ReleaseCorrupt):
                 raise value
             yield check(key, value)[OFFSET_BYTES:]

@@ -28,6 +28,7 @@ from hotplate.stores.connect import opened
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreError
+from hotplate.stores.store import batches_of
 
 if TYPE_CHECKING:
     from hotplate.stores.redis.entry_log import Entry
@@ -231,8 +232,8 @@ class ConsumedSharing:
 
         while batch := await asyncio.to_thread(list, islice(events, BATCH)):
             parts = self._parts_of(batch)
-            for start in range(0, len(parts), BATCH):
-                await send_pairs(self._entries, parts[start : start + BATCH], self._metrics)
+            for sent in batches_of(parts, BATCH):
+                await send_pairs(self._entries, sent, self._metrics)
             await self._read_newer()
             if self._must_read_all:
                 return

@@ -55,11 +55,11 @@ from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import CACHE, CACHE_SHARED
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests
-from hotplate.serve.tiers.tier import Origin, Tier, batches_of
+from hotplate.serve.tiers.tier import Origin, Tier
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
-from hotplate.stores.store import ReadResult
+from hotplate.stores.store import ReadResult, batches_of
 
 if TYPE_CHECKING:
     from hotplate.serve.telemetry.tracing import RequestSpan

@@ -8,12 +8,11 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from time import perf_counter
-from typing import TypeVar
 
 import msgspec
 
@@ -37,12 +36,10 @@ from hotplate.serve.tiers.hedging import Hedge
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalRows, Reader, ReadResult
+from hotplate.stores.store import LocalRows, Reader, ReadResult, batches_of
 from hotplate.stores.urls import require_url, scheme_of
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Keys of a local store read before other requests run: half a millisecond.
 KEYS_AT_ONCE = 256
@@ -383,11 +380,6 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
 
     tier: Tier
     release: ServedRelease
-
-
-def batches_of(keys: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield *keys* in parts of a size."""
-    return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 async def or_errors(reading: Awaitable[list[ReadResult]], keys: Sequence[str]) -> list[ReadResult]:
