@@ -9,6 +9,7 @@ from typing import Any
 
 from hotplate.base.timing import loop_time
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
+from hotplate.stores.concurrency import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,7 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)
 
 
 def log_defect(what: str, task: asyncio.Task[None]) -> None:

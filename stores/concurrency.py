@@ -25,6 +25,13 @@ async def all_done(*calls: Awaitable[T]) -> list[T]:
     return results
 
 
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks, and wait for their end; their errors are not raised."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class SharedCall(Generic[T]):
     """Runs *call* in a task, once at a time; its callers share the result.
 
@@ -73,8 +80,7 @@ class SharedCall(Generic[T]):
     async def close(self) -> None:
         """Cancel the call and wait for its end."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks(self._task)
 
     def _done(self, task: asyncio.Task[T]) -> None:
         self._task = None

@@ -21,6 +21,7 @@ from hotplate.base.timing import loop_time
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
+from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.encoding import META, Checksum
 from hotplate.stores.erasure_log import erased_from, lost_sentence
 from hotplate.stores.errors import (
@@ -574,8 +575,7 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[CheckLease]:
     try:
         yield check
     finally:
-        renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)  # `check` has raised its error
+        await end_tasks(renewal)  # `check` has raised its error
 
 
 async def _renew(store: Store, draft: DraftRef, until: float) -> float:

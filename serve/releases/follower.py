@@ -24,7 +24,7 @@ from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease, load
 from hotplate.serve.tasks import repeat
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
-from hotplate.stores.concurrency import SharedCall
+from hotplate.stores.concurrency import SharedCall, end_tasks
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
 from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
@@ -238,8 +238,7 @@ class Follower:
                 await asyncio.sleep(self._reader.poll_s)
         finally:
             if preparing is not None:
-                preparing.cancel()
-                await asyncio.gather(preparing, return_exceptions=True)
+                await end_tasks(preparing)
 
     async def _hide_erased(self, catalogue: Catalogue) -> None:
         """Hide the users that a catalogue erases, if it is going to be followed."""

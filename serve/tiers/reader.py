@@ -30,6 +30,7 @@ from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, tiers_of
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
+from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
@@ -172,9 +173,7 @@ class TieredReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self.following:
-            task.cancel()
-        await asyncio.gather(*self.following, return_exceptions=True)
+        await end_tasks(*self.following)
         self.following.clear()
         await self.close()
 
