@@ -10,7 +10,7 @@ from operator import add
 import msgspec
 
 from hotplate.base.timing import loop_time
-from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.errors import ServiceFinding, first_error
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.processes.readiness import Status, status_of_tiers
 from hotplate.serve.processes.shared_table import Records, RecordTooLarge
@@ -70,7 +70,7 @@ class TierState(msgspec.Struct, frozen=True):
     @property
     def detail(self) -> str | None:
         """Why lists cannot be read."""
-        return next((finding.sentence for finding in self.findings if finding.is_error), None)
+        return first_error(self.findings)
 
     @property
     def warnings(self) -> list[str]:

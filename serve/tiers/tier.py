@@ -17,7 +17,7 @@ from time import perf_counter
 import msgspec
 
 from hotplate.base.timing import loop_time
-from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
+from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect, first_error
 from hotplate.serve.metrics import (
     CACHE,
     CACHE_HIT,
@@ -100,7 +100,7 @@ class Tier(ABC):
     @property
     def error(self) -> str | None:
         """Why some or all lists cannot be read; None while all can."""
-        return next((finding.sentence for finding in self.findings if finding.is_error), None)
+        return first_error(self.findings)
 
     async def close(self) -> None:
         """Cancel a read of the catalogue, if one is in progress, and close the store."""
