@@ -1,4 +1,4 @@
-"""The loop's clock, deadlines, pacing, backoff and rate limits.
+"""Units, the loop's clock, deadlines, pacing, backoff and rate limits.
 
 Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) costs 3 µs.
 """
@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+HOUR_S = 3600
+DAY_S = 24 * HOUR_S
 
 TICK_S = 0.002  # the most that a deadline is late
 

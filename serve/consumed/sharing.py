@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotplate.base.timing import Backoff
+from hotplate.base.timing import HOUR_S, Backoff
 from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, encode_pairs, parts_of
 from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, open_shared_log, send_pairs
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
-from hotplate.serve.consumed.table import HOUR_S, MAX_HOURS, Consumed, ConsumedPairs
+from hotplate.serve.consumed.table import MAX_HOURS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, Metrics
 from hotplate.stores.connect import opened

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from xxhash import xxh3_64_intdigest
 
+from hotplate.base.timing import HOUR_S
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.encoding import encode_id
 
@@ -28,7 +29,6 @@ USERS = 1 << 18
 BUCKETS = 1 << 16
 WAYS = 32
 TAG_SHIFT = 32
-HOUR_S = 3600
 MAX_HOURS = 24 * 366
 
 
