@@ -20,6 +20,7 @@ StoreError
         └── FoldInFull      too many visitors wait for a list from item factors
 """
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from hotplate.stores.errors import StoreError, StoreMisused, StoreThrottled, StoreUnavailable
@@ -39,6 +40,11 @@ class ServiceFinding(NamedTuple):
     def is_error(self) -> bool:
         """Whether some or all lists cannot be read."""
         return self.source in {"store", "circuit", "damage", "missing"}
+
+
+def first_error(findings: Iterable[ServiceFinding]) -> str | None:
+    """Return why some or all lists cannot be read; None while all can."""
+    return next((finding.sentence for finding in findings if finding.is_error), None)
 
 
 class ServiceMisused(Exception):

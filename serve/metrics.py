@@ -178,36 +178,32 @@ class Metrics:
         self.role_reads = self.cells[ROLE_TIMES]
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
         self._cells = private_floats(workers * self._slot_cells) if cells is None else cells
-        self._own = self._cells[: self._slot_cells]
+        self.own_cells = self._cells[: self._slot_cells]
+        """The slot of this process, also for the fast lane."""
 
     def in_slot(self, number: int) -> Self:
         """Return the same counters for another process, which counts in the slot of this number, from 0."""
         metrics = copy(self)
-        metrics._own = self._cells[number * self._slot_cells : (number + 1) * self._slot_cells]  # noqa: SLF001 -- its class
+        metrics.own_cells = self._cells[number * self._slot_cells : (number + 1) * self._slot_cells]
         return metrics
-
-    @property
-    def own_cells(self) -> "memoryview[float]":
-        """The slot of this worker, for the fast lane."""
-        return self._own
 
     def observe(self, cell: int, seconds: float) -> None:
         """Count a time in the histogram that begins at *cell*."""
-        own = self._own
+        own = self.own_cells
         own[cell + bisect_left(BUCKETS_S, seconds)] += 1
         own[cell + HISTOGRAM_CELLS - 1] += seconds
 
     def count(self, cell: int, number: float = 1) -> None:
         """Add to the counter at *cell*."""
-        self._own[cell] += number
+        self.own_cells[cell] += number
 
     def count_lookup(self, source: str, outcome: str, lists: int = 1) -> None:
         """Count lists by source and outcome."""
-        self._own[LOOKUPS[source, outcome]] += lists
+        self.own_cells[LOOKUPS[source, outcome]] += lists
 
     def count_in(self, row: Metric, *labels: str, number: float = 1) -> None:
         """Add to a series of a row."""
-        self._own[self.cells[row][labels]] += number
+        self.own_cells[self.cells[row][labels]] += number
 
     def count_shed(self, reason: str) -> None:
         """Count a refused or cut request by a reason in SHED."""
@@ -219,7 +215,7 @@ class Metrics:
         *kind* is IMPRESSION or CLICK, and *role* that of the release: live, canary or other. *position* is None if
         unknown. Positions after COUNTED_POSITIONS are counted together, as "more".
         """
-        own = self._own
+        own = self.own_cells
         cells = self._listed[kind]  # the index of each counter in `own`, by its labels
         if position is None:
             own[cells[role, "unknown"]] += items

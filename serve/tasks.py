@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
+from hotplate.stores.concurrency import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +22,7 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)
 
 
 def log_defect(what: str, task: asyncio.Task[None]) -> None:
@@ -39,7 +40,7 @@ async def repeat(work: Callable[[], Awaitable[None]], interval_s: float, name: s
     An error does not end it. The first one is logged, and later ones every LOG_EVERY_S with their number. *name* is the
     subject of the sentence in the log.
     """
-    failing = LogOnce(again_s=LOG_EVERY_S, clock=asyncio.get_running_loop().time)
+    failing = LogOnce(again_s=LOG_EVERY_S, clock=loop_time)
     while True:
         await asyncio.sleep(interval_s)
         try:

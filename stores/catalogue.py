@@ -58,8 +58,6 @@ GRACE_S = 600.0
 # How long a draft can be resumed after its lease has lapsed.
 DRAFT_GRACE_S = 6 * 3600.0
 
-DAY_S = 86_400
-
 
 class State(StrEnum):
     """The state of a release.

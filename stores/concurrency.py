@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from hotplate.base.timing import Backoff
+from hotplate.base.timing import Backoff, loop_time
 from hotplate.stores.errors import StoreClosed, StoreMisused
 
 T = TypeVar("T")
@@ -23,6 +23,13 @@ async def all_done(*calls: Awaitable[T]) -> list[T]:
             raise result
         results.append(result)
     return results
+
+
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks, and wait for their end; their errors are not raised."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class SharedCall(Generic[T]):
@@ -62,7 +69,7 @@ class SharedCall(Generic[T]):
 
     async def result(self) -> T:
         """Return the result of the running call, or of a new one; raises the error of the last one in the pause."""
-        if self._failure is not None and asyncio.get_running_loop().time() < self._retry_at and not self.is_running:
+        if self._failure is not None and loop_time() < self._retry_at and not self.is_running:
             raise self._failure.with_traceback(None)
         task = self.start()
         await asyncio.wait([task])
@@ -73,8 +80,7 @@ class SharedCall(Generic[T]):
     async def close(self) -> None:
         """Cancel the call and wait for its end."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks(self._task)
 
     def _done(self, task: asyncio.Task[T]) -> None:
         self._task = None

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from itertools import cycle, islice
 from statistics import median
 
+from hotplate.base.timing import HOUR_S
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import (
     DRAFT_GRACE_S,
@@ -59,7 +60,6 @@ READS = 20
 # Time limit of each.
 READ_S = 5.0
 NAMED = 5
-HOUR_S = 3600
 # Longer ages are shown in days.
 DAYS_FROM_HOURS = 48
 # Called with (release, its rows read, its rows in all).
@@ -251,7 +251,7 @@ async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding
         elif entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) > 0:
             being_written = f"; {entry.id} is being written"
         elif entry.state is State.DRAFT:
-            grace = f"{DRAFT_GRACE_S / 3600:g} hours after its lease has lapsed"
+            grace = f"{DRAFT_GRACE_S / HOUR_S:g} hours after its lease has lapsed"
             advice = f"continue it with --resume; `hotplate releases prune` erases it {grace}"
             sentences.append(f"the writer of the draft {entry.id} is gone; {advice}")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from hotplate.base.timing import Backoff
+from hotplate.base.timing import Backoff, loop_time
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
 from hotplate.stores.change_warnings import failure_as_warning
@@ -355,7 +355,7 @@ class _Swaps:
         if error.permanent and self.unclear is None:
             raise error
         if not self.failures:
-            self.give_up_at = asyncio.get_running_loop().time() + FAILING_S
+            self.give_up_at = loop_time() + FAILING_S
         self.failures.append(error)
         if error.permanent or isinstance(error, NotSent | StoreThrottled):
             return
@@ -368,7 +368,7 @@ class _Swaps:
         """Whether no further swap is to be sent."""
         if len(self.failures) < FAILED_SWAPS:
             return False
-        return self.failures[-1].permanent or asyncio.get_running_loop().time() >= self.give_up_at
+        return self.failures[-1].permanent or loop_time() >= self.give_up_at
 
     def is_outcome_unknown(self, catalogue: Catalogue) -> bool:
         """Return whether others have changed the catalogue since the first unclear swap, which may have been made.
@@ -516,13 +516,12 @@ async def _read_after(store: Store, swaps: _Swaps) -> Catalogue:
         return await store.catalogue()
 
     backoff = Backoff(*SETTLE_PAUSES_S)
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + SETTLE_S
+    give_up_at = loop_time() + SETTLE_S
     while True:
         try:
             return await store.catalogue()
         except StoreUnavailable as error:
-            if loop.time() >= give_up_at:
+            if loop_time() >= give_up_at:
                 raise swaps.unknown() from error
         await asyncio.sleep(backoff.next_s())
 

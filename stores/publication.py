@@ -17,9 +17,11 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
+from hotplate.base.timing import loop_time
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
+from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.encoding import META, Checksum
 from hotplate.stores.erasure_log import erased_from, lost_sentence
 from hotplate.stores.errors import (
@@ -550,22 +552,21 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[CheckLease]:
     has run out by the local clock. The writer calls it before each step. In a process that was suspended beyond the
     lease, it waits for the renewal that is due.
     """
-    clock = asyncio.get_running_loop().time
-    ends_at = clock() + LEASE_S
+    ends_at = loop_time() + LEASE_S
     renewed = asyncio.Event()
 
     async def keep_renewed() -> None:
         nonlocal ends_at
         while True:
-            await asyncio.sleep((ends_at - clock()) / 3)
-            ends_at = await _renew(store, draft, until=max(ends_at, clock() + RENEWAL_GRACE_S))
+            await asyncio.sleep((ends_at - loop_time()) / 3)
+            ends_at = await _renew(store, draft, until=max(ends_at, loop_time() + RENEWAL_GRACE_S))
             renewed.set()
 
     renewal = asyncio.create_task(keep_renewed())
     renewal.add_done_callback(lambda _: renewed.set())  # wakes `check` if renewing has failed
 
     async def check() -> None:
-        while clock() >= ends_at and not renewal.done():
+        while loop_time() >= ends_at and not renewal.done():
             renewed.clear()
             await renewed.wait()
         if renewal.done():
@@ -574,8 +575,7 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[CheckLease]:
     try:
         yield check
     finally:
-        renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)  # `check` has raised its error
+        await end_tasks(renewal)  # `check` has raised its error
 
 
 async def _renew(store: Store, draft: DraftRef, until: float) -> float:
@@ -584,22 +584,21 @@ async def _renew(store: Store, draft: DraftRef, until: float) -> float:
     Attempts that fail with StoreUnavailable are repeated until the time *until*. If the process was suspended beyond
     it, further attempts are made for RENEWAL_GRACE_S, because nobody else may have taken the draft.
     """
-    clock = asyncio.get_running_loop().time
     while True:
-        began_at = clock()
+        began_at = loop_time()
         try:
             async with asyncio.timeout_at(until):
                 await update_catalogue(store, partial(changes.renew, draft=draft))
             return began_at + LEASE_S
         except TimeoutError as error:
-            if clock() - until < LAST_RENEWAL_S:
+            if loop_time() - until < LAST_RENEWAL_S:
                 raise StoreUnavailable(
                     f"the lease of release {draft.id} was not renewed in time, so another process may write it"
                 ) from error
         except StoreUnavailable:
-            if abs(clock() - until) < LAST_RENEWAL_S:
+            if abs(loop_time() - until) < LAST_RENEWAL_S:
                 raise
-        if clock() >= until:  # suspended meanwhile
-            until = clock() + RENEWAL_GRACE_S
+        if loop_time() >= until:  # suspended meanwhile
+            until = loop_time() + RENEWAL_GRACE_S
         else:
-            await asyncio.sleep((until - clock()) / 3)
+            await asyncio.sleep((until - loop_time()) / 3)

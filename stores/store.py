@@ -1,14 +1,16 @@
 """The store contract: a backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock."""
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
+
+T = TypeVar("T")
 
 # Rows acknowledged together by a store that keeps lists of keys.
 BATCH_ROWS = 1000
@@ -47,6 +49,11 @@ class RecordChange(NamedTuple):
     name: str
     before: bytes | None
     after: bytes
+
+
+def batches_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield *items*, such as keys or rows, in parts of a size; the last one may be smaller."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 class LocalRows(Protocol):

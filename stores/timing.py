@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
-from hotplate.base.timing import Backoff
+from hotplate.base.timing import Backoff, loop_time
 from hotplate.stores.errors import StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Outage:
 
     def tolerates(self, error: Exception) -> bool:
         """Note a failure; return whether the outage is short so far, and may end by itself."""
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         if self._began_at is None:
             self._began_at = now
         is_transient = isinstance(error, StoreUnavailable) and not error.permanent

@@ -6,8 +6,8 @@ Functions return a new catalogue, or the same if there is nothing to change, as 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from hotplate.base.timing import DAY_S
 from hotplate.stores.catalogue import (
-    DAY_S,
     DRAFT_GRACE_S,
     GRACE_S,
     LEASE_S,

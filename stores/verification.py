@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 
+from hotplate.base.timing import loop_time
 from hotplate.stores.attributes import ItemAttributes, piece_keys
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
@@ -29,7 +30,7 @@ from hotplate.stores.erasure import ErasedUsers, MissingRows
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, count_of, read_manifest
-from hotplate.stores.store import Reader, Row, Store, read_one
+from hotplate.stores.store import Reader, Row, Store, batches_of, read_one
 
 # Scans of a release, as erasures may change it meanwhile.
 SCANS = 3
@@ -67,16 +68,15 @@ async def read_rows(
 
     With *rows_per_s*, chunks are smaller, and pauses keep to that rate. *on_progress* gets rows read and in all.
     """
-    loop = asyncio.get_running_loop()
     done = 0
-    began = loop.time()
+    began = loop_time()
 
     async for chunk in _chunks(store.scan(release), max(1, int(min(CHUNK_ROWS, rows_per_s / 10)))):
         yield chunk
 
         done += len(chunk)
         on_progress(done, manifest.rows + 1)
-        await asyncio.sleep(began + done / rows_per_s - loop.time())  # in any case, let leases be renewed
+        await asyncio.sleep(began + done / rows_per_s - loop_time())  # in any case, let leases be renewed
 
 
 async def _chunks(rows: AsyncIterator[Row], chunk_rows: int) -> AsyncIterator[list[Row]]:
@@ -244,8 +244,7 @@ async def read_results(
 
     Raises any other StoreError.
     """
-    for start in range(0, len(keys), reader.batch):
-        chunk = keys[start : start + reader.batch]
+    for chunk in batches_of(keys, reader.batch):
         for key, result in zip(chunk, await reader.get_many(release, chunk), strict=True):
             if isinstance(result, StoreError) and not isinstance(result, ReleaseCorrupt):
                 raise result
@@ -266,8 +265,8 @@ async def read_present(
 async def read_pieces(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> AsyncIterator[bytes]:
     """Yield the bodies of `meta` rows of up to 64 KiB, few read at a time; raises ReleaseCorrupt for a missing one."""
     check = Checksum(release.id).open
-    for start in range(0, len(keys), PIECES_AT_ONCE):
-        async for key, value in read_present(reader, release, keys[start : start + PIECES_AT_ONCE]):
+    for batch in batches_of(keys, PIECES_AT_ONCE):
+        async for key, value in read_present(reader, release, batch):
             if isinstance(value, ReleaseCorrupt):
                 raise value
             yield check(key, value)[OFFSET_BYTES:]

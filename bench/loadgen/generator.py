@@ -27,6 +27,7 @@ from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.load import OK, Load, Request, Target, decode_lists
 from hotplate.bench.loadgen.result import AnsweredList, ResponseSample, Result, Second
 from hotplate.bench.process import on_core, raised_priority, stop_process
+from hotplate.stores.concurrency import end_tasks
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -272,10 +273,7 @@ class LoadGenerator:
         self._waiting.clear()  # or closing would open new connections
         for connection in list(self._open):
             connection.close()
-        tasks = [sweep, *self._opening]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(sweep, *self._opening)
 
     def _offer_due(self) -> float | None:
         """Offer the requests that are due, and record their delay; return when to call it again, None at the end.

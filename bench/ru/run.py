@@ -7,6 +7,7 @@ from functools import partial
 from math import ceil
 
 from hotplate.base.report import Report
+from hotplate.base.timing import HOUR_S
 from hotplate.bench import process
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
@@ -39,7 +40,6 @@ CONNECTIONS = 128
 TRIALS = 2
 BETWEEN_S = 1.5
 SETUP_S = 20.0
-HOUR_S = 3600
 
 
 @dataclass(frozen=True, slots=True)

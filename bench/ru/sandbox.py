@@ -35,7 +35,7 @@ from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Checksum, encode
 from hotplate.stores.errors import StoreError
-from hotplate.stores.store import ChargeCounter, Observer, Plan, Row
+from hotplate.stores.store import ChargeCounter, Observer, Plan, Row, batches_of
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO
@@ -143,11 +143,10 @@ class Sandbox:
         self._used = True
         rows = lists.rows()
         data_bytes = sum(len(row.key) + len(row.value) for row in rows)
-        batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
         spent = ChargeCounter()
         live = run_on(
             _store_at(self.address, spent),
-            lambda store: publish_rows(store, batches, Plan(len(rows), data_bytes)),
+            lambda store: publish_rows(store, batches_of(rows, BATCH), Plan(len(rows), data_bytes)),
         )
 
         user_row = rows[-1]

@@ -13,7 +13,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from hotplate.base.proxies import Proxy
-from hotplate.base.timing import Backoff, Deadlines
+from hotplate.base.timing import Backoff, Deadlines, loop_time
 
 Tag = TypeVar("Tag")
 FailureKind = Literal["connect", "reset", "malformed", "timeout"]
@@ -395,11 +395,11 @@ class ConnectionPool:
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening.discard(opening)
-        self._dispatch(asyncio.get_running_loop().time())
+        self._dispatch(loop_time())
 
     def _pause(self) -> None:
         self._backoff = self._backoff or Backoff(*PAUSE_S)
-        self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
+        self._retry_at = loop_time() + self._backoff.next_s()
 
     def _close_idle(self, before: float) -> None:
         while self._idle and self._open[self._idle[0]] < before:  # longest idle first
@@ -407,11 +407,11 @@ class ConnectionPool:
 
     def on_ready(self, connection: ClientConnection[Pending]) -> None:
         if connection not in self._open:
-            self._open[connection] = asyncio.get_running_loop().time()
+            self._open[connection] = loop_time()
         while self._waiting:
             message, pending = self._waiting.popleft()
             if not pending.done():
-                self._send(connection, message, pending, asyncio.get_running_loop().time())
+                self._send(connection, message, pending, loop_time())
                 return
         self._idle.append(connection)
 
@@ -434,4 +434,4 @@ class ConnectionPool:
         self._open.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._dispatch(asyncio.get_running_loop().time())
+        self._dispatch(loop_time())

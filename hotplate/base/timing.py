@@ -1,4 +1,4 @@
-"""Deadlines, pacing, backoff and rate limits.
+"""Units, the loop's clock, deadlines, pacing, backoff and rate limits.
 
 Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) costs 3 µs.
 """
@@ -10,10 +10,18 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+HOUR_S = 3600
+DAY_S = 24 * HOUR_S
+
 TICK_S = 0.002  # the most that a deadline is late
 
 BURST_S = 0.1
 MIN_PAUSE_S = 0.002  # shorter ones accumulate: event loops sleep with millisecond resolution
+
+
+def loop_time() -> float:
+    """Return the time of the running loop."""
+    return asyncio.get_running_loop().time()
 
 
 class Deadlines(Generic[T]):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from hotplate.base.report import format_count
+from hotplate.base.timing import DAY_S
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
 from hotplate.cli.manifests import manifest_facts, print_gates, print_quality
@@ -44,7 +45,6 @@ app = Verbs(
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
 
-DAY_S = 86_400
 # Ten years; dates of any grace can be printed.
 MAX_GRACE_S = 3_650 * DAY_S
 

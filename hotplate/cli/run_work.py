@@ -18,6 +18,7 @@ import xxhash
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
 
 from hotplate.base.exit_codes import REFUSED
+from hotplate.base.timing import DAY_S
 from hotplate.cli import publish_work, train_work
 from hotplate.cli.costs import RequestUnitMeter
 from hotplate.cli.flags import settings_from_table, values_of
@@ -41,7 +42,6 @@ from hotplate.offline.training import TrainSettings
 from hotplate.stores.store import Store
 from hotplate.stores.urls import default_url, redacted, url_of, without_password
 
-DAY_S = 86_400
 PUSH_TIMEOUT_S = 10.0
 TABLES = ("train", "publish", "lists", "gates", "run")
 # Flags of `train` and `publish` that a pipeline cannot set.

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
+from hotplate.base.timing import DAY_S
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.input.history import DAY_US, NO_TIME, History, Times
@@ -19,7 +20,6 @@ from hotplate.offline.input.recorded_events import read_segment
 
 # Older impressions are forgotten.
 REMEMBERED_DAYS = 30
-_DAY_S = 86_400
 _IMPRESSION = "impression"
 _CLICK = "click"
 _EVENT_SCHEMA = {"user": pl.String(), "type": pl.String(), "items": pl.List(pl.String()), "time": pl.Float64()}
@@ -100,7 +100,7 @@ def _read_shown_items(file: DataFile) -> pl.DataFrame:
     """Return the items shown or clicked in one file of events [user, item, day, clicked], a row for each."""
     events = read_segment(file, _EVENT_SCHEMA).events
     shown = events.filter(pl.col("type").is_in([_IMPRESSION, _CLICK])).explode("items")
-    rows = shown.select("user", item="items", day=pl.col("time") // _DAY_S, clicked=pl.col("type") == _CLICK)
+    rows = shown.select("user", item="items", day=pl.col("time") // DAY_S, clicked=pl.col("type") == _CLICK)
     return rows.cast(_DAYS_SCHEMA)  # type: ignore[arg-type]  # polars wants its classes
 
 

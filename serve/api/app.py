@@ -145,10 +145,6 @@ class Dispatcher(Router):
         cors = Cors(cors_origins) if cors_origins else None
         super().__init__(routes, self.guard, problem_of=problem_of, cors=cors)
 
-    def drain(self) -> None:
-        """Report not ready, and close connections after their next answer."""
-        self.readiness.drain()
-
     def refuse_unread(
         self, path: str, headers: CIMultiDictProxy[str], refusal: Callable[[], Problem]
     ) -> tuple[Problem, str] | None:

@@ -14,6 +14,7 @@ from math import inf
 from time import monotonic, thread_time
 from typing import NamedTuple, TypeVar
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.problems import ClientGone, Problem, overloaded
 
 # Interval of the timer, which runs during batches; if it is later, at most one batch runs.
@@ -100,7 +101,7 @@ class Admission:
             if is_gone():
                 self._count("gone")
                 raise ClientGone
-            if deadline is not None and asyncio.get_running_loop().time() > deadline:
+            if deadline is not None and loop_time() > deadline:
                 raise self.refuse_late()
             return await work()
         finally:

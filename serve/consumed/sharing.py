@@ -17,17 +17,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotplate.base.timing import Backoff
+from hotplate.base.timing import HOUR_S, Backoff
 from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, encode_pairs, parts_of
 from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, open_shared_log, send_pairs
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
-from hotplate.serve.consumed.table import HOUR_S, MAX_HOURS, Consumed, ConsumedPairs
+from hotplate.serve.consumed.table import MAX_HOURS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, Metrics
 from hotplate.stores.connect import opened
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreError
+from hotplate.stores.store import batches_of
 
 if TYPE_CHECKING:
     from hotplate.stores.redis.entry_log import Entry
@@ -231,8 +232,8 @@ class ConsumedSharing:
 
         while batch := await asyncio.to_thread(list, islice(events, BATCH)):
             parts = self._parts_of(batch)
-            for start in range(0, len(parts), BATCH):
-                await send_pairs(self._entries, parts[start : start + BATCH], self._metrics)
+            for sent in batches_of(parts, BATCH):
+                await send_pairs(self._entries, sent, self._metrics)
             await self._read_newer()
             if self._must_read_all:
                 return

@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 import zstandard
 
-from hotplate.serve.consumed.table import HOUR_S, Consumed
+from hotplate.base.timing import HOUR_S
+from hotplate.serve.consumed.table import Consumed
 from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.event_log import (
     LEVEL,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from xxhash import xxh3_64_intdigest
 
+from hotplate.base.timing import HOUR_S
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.encoding import encode_id
 
@@ -28,7 +29,6 @@ USERS = 1 << 18
 BUCKETS = 1 << 16
 WAYS = 32
 TAG_SHIFT = 32
-HOUR_S = 3600
 MAX_HOURS = 24 * 366
 
 
@@ -66,7 +66,11 @@ class Consumed:
         """
         self.hours = dict[str, float]()
         """How long events hide their items, by type."""
-        self._users = users
+        self.hidden_until = users
+        """When the last item is shown again, by the hash of a user modulo USERS; 0 if none is hidden.
+
+        The fast lane, the compiled handler of plain GETs, looks up most users here.
+        """
         self._tags = tags
         self._times = times
         for text in hours:
@@ -83,19 +87,11 @@ class Consumed:
     def hidden_from(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, or None; 0.2 µs."""
         user_hash = _hash_of(user)
-        until = self._users[user_hash % USERS]
+        until = self.hidden_until[user_hash % USERS]
         if not until:
             return None
         now = time.time()
         return HiddenItems(self, user_hash, now) if until > now else None
-
-    @property
-    def hidden_until(self) -> "memoryview[int]":
-        """When the last item is shown again, by the hash of a user modulo USERS; 0 if none is hidden.
-
-        For the fast lane, the compiled handler of plain GETs, which looks up most users here.
-        """
-        return self._users
 
     @property
     def window_s(self) -> float:
@@ -132,7 +128,7 @@ class Consumed:
         now = time.time()
         forgotten = sum(self._add(pair, pairs.until, now) for pair in pairs.pairs)
         slot = _hash_of(pairs.user) % USERS
-        self._users[slot] = max(self._users[slot], pairs.until)
+        self.hidden_until[slot] = max(self.hidden_until[slot], pairs.until)
         return forgotten
 
     def _add(self, pair: int, until: int, now: float) -> bool:

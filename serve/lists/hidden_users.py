@@ -25,11 +25,7 @@ class HiddenUsers:
 
     def is_erased(self, user: str) -> bool:
         """Return whether a user is erased from any tier, as others may be older."""
-        for tier in self._tiers:
-            erased = tier.follower.erasures.erased
-            if erased and erased.covers_user(user):
-                return True
-        return False
+        return any(tier.follower.erasures.erased.covers_user(user) for tier in self._tiers)
 
     def includes(self, row: RowKey) -> bool:
         """Return whether *row* is of a hidden user."""

@@ -62,7 +62,7 @@ class WorkerReadiness:
         self.draining = False
 
     def drain(self) -> None:
-        """Be draining from now on."""
+        """Report not ready from now on, and close connections after their next answer."""
         self.draining = True
 
     def check(self) -> Readiness:

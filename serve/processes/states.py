@@ -9,7 +9,8 @@ from operator import add
 
 import msgspec
 
-from hotplate.serve.errors import ServiceFinding
+from hotplate.base.timing import loop_time
+from hotplate.serve.errors import ServiceFinding, first_error
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.processes.readiness import Status, status_of_tiers
 from hotplate.serve.processes.shared_table import Records, RecordTooLarge
@@ -69,7 +70,7 @@ class TierState(msgspec.Struct, frozen=True):
     @property
     def detail(self) -> str | None:
         """Why lists cannot be read."""
-        return next((finding.sentence for finding in self.findings if finding.is_error), None)
+        return first_error(self.findings)
 
     @property
     def warnings(self) -> list[str]:
@@ -189,15 +190,14 @@ class Reporter:
 
         The state has the largest lateness of SAMPLES timers since the last one: by how much the event loop lags.
         """
-        clock = asyncio.get_running_loop().time
         lag_s = 0.0
         while True:
             write(self.state(lag_s))
             lag_s = 0.0
             for _ in range(SAMPLES):
-                due = clock() + REPORT_S / SAMPLES
+                due = loop_time() + REPORT_S / SAMPLES
                 await asyncio.sleep(REPORT_S / SAMPLES)
-                lag_s = max(lag_s, clock() - due)
+                lag_s = max(lag_s, loop_time() - due)
 
     def state(self, lag_s: float = 0.0) -> ProcessState:
         """Return the current state of this process; *lag_s* is by how many seconds its event loop is late."""

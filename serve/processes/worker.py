@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.listeners import Acceptor
@@ -29,7 +30,6 @@ from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
-from hotplate.serve.tiers.tier import loop_time
 from hotplate.serve.watched import catch_up, follow
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ async def run_worker(
         _tune_interpreter()
 
         await stop.requested.wait()
-        dispatcher.drain()
+        dispatcher.readiness.drain()
         reports.write(reports.state())
         await _stop_accepting(context, number, acceptor, stop)
         await _drain(settings, server, stop)

@@ -8,6 +8,8 @@ import asyncio
 import time
 from enum import Enum, auto
 
+from hotplate.base.timing import loop_time
+
 
 class ReadOutcome(Enum):
     """What a read of the catalogue says of the followed one."""
@@ -42,12 +44,13 @@ class StoreAgreement:
         self._older_since: float | None = None
         """By the loop's clock, as the pauses between reads; None unless the primary names an older catalogue."""
 
-        self._unsettled = asyncio.Event()
+        self.unsettled = asyncio.Event()
+        """Set while the store must be read again to know which catalogue to follow."""
 
     def record_read(self, outcome: ReadOutcome) -> None:
         """Note what a read of the catalogue said of the one that is followed.
 
-        A disagreement is to be settled by further reads (`wait_until_unsettled`). A failed read neither begins one nor
+        A disagreement is to be settled by further reads (`unsettled`). A failed read neither begins one nor
         settles it, and only a confirmation or an empty store ends the time since which the primary has an older one.
         """
         was_current = self._is_current
@@ -57,23 +60,14 @@ class StoreAgreement:
             self._left_current_at = time.monotonic()
 
         if outcome is ReadOutcome.CONFIRMED:
-            self._unsettled.clear()
+            self.unsettled.clear()
         elif outcome is not ReadOutcome.FAILED:
-            self._unsettled.set()
+            self.unsettled.set()
 
         if outcome in (ReadOutcome.CONFIRMED, ReadOutcome.EMPTY):
             self._older_since = None
         elif outcome is ReadOutcome.OLDER and self._older_since is None:
-            self._older_since = asyncio.get_running_loop().time()
-
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether the store must be read again to know which catalogue to follow."""
-        return self._unsettled.is_set()
-
-    async def wait_until_unsettled(self) -> None:
-        """Wait for a disagreement."""
-        await self._unsettled.wait()
+            self._older_since = loop_time()
 
     @property
     def current_at(self) -> float:
@@ -83,4 +77,4 @@ class StoreAgreement:
     @property
     def older_s(self) -> float:
         """Seconds since the primary names an older catalogue; 0 if it does not."""
-        return 0.0 if self._older_since is None else asyncio.get_running_loop().time() - self._older_since
+        return 0.0 if self._older_since is None else loop_time() - self._older_since

@@ -4,11 +4,11 @@ The admin process judges them for all workers, and keeps them in shared memory: 
 metrics and the console show them, and its successor continues them.
 """
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
 
+from hotplate.base.timing import HOUR_S, loop_time
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.shared_table import Records
 from hotplate.serve.releases.counts import BothCounts, ReleaseCounts, canary_counts
@@ -19,7 +19,6 @@ from hotplate.stores.transitions import rollback_target
 # The counts of a canary restart after this time, so a good hour hides no bad minute.
 WINDOW_S = 60.0
 # The release before is judged by its last hour, sampled each minute.
-HOUR_S = 3600.0
 SAMPLE_S = 60.0
 # The share of the lists that a good release may lose: those of users whose last event has become too old.
 NATURAL_LOSS = 0.0005
@@ -211,5 +210,5 @@ class OwnComparisons:
     def finding(self, tier: str, canary: Release | None) -> str | None:
         """Judge the canary of a tier; returns as `SharedComparisons.finding`."""
         comparisons = self._tiers.setdefault(tier, TierComparisons(tier))
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         return comparisons.judge_canary(canary, canary_counts(tier, self._metrics), now)

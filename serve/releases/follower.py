@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
@@ -24,7 +25,7 @@ from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease, load
 from hotplate.serve.tasks import repeat
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
-from hotplate.stores.concurrency import SharedCall
+from hotplate.stores.concurrency import SharedCall, end_tasks
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
 from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
@@ -99,7 +100,7 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
-        self._failing = LogOnce(again_s=LOG_EVERY_S, clock=lambda: asyncio.get_running_loop().time())
+        self._failing = LogOnce(again_s=LOG_EVERY_S, clock=loop_time)
         self._missing = MissingRows(reader, self.erasures, self.refresh)
 
     @property
@@ -250,8 +251,7 @@ class Follower:
                 await asyncio.sleep(self._reader.poll_s)
         finally:
             if preparing is not None:
-                preparing.cancel()
-                await asyncio.gather(preparing, return_exceptions=True)
+                await end_tasks(preparing)
 
     async def _pause_until(self, preparing: "asyncio.Task[None]") -> None:
         """Pause for the time between two polls, or until releases are prepared."""
@@ -269,9 +269,9 @@ class Follower:
 
     async def _read_while_unsettled(self) -> None:
         while True:
-            await self._agreement.wait_until_unsettled()
+            await self._agreement.unsettled.wait()
             await self._refresh()
-            if self._agreement.is_unsettled:
+            if self._agreement.unsettled.is_set():
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _look_at_canary(self) -> None:
@@ -369,7 +369,7 @@ class Follower:
             self._agreement.record_read(ReadOutcome.CONFIRMED)
             self._set_error(never_published())
         elif catalogue.version == followed.version:
-            await self._confirm(catalogue, check=is_requested or self._agreement.is_unsettled)
+            await self._confirm(catalogue, check=is_requested or self._agreement.unsettled.is_set())
         elif is_requested:
             await self._handle_older_catalogue(catalogue, followed)
         else:  # perhaps an outdated read, from a replica or a cache: `_read_while_unsettled` reads it again

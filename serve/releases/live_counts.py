@@ -12,11 +12,11 @@ from hotplate.serve.releases.comparison import SharedComparisons, TierComparison
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.releases.served import ReleaseTally, ServedRelease
 from hotplate.serve.tasks import repeat
-from hotplate.serve.tiers.tier import Tier, batches_of
+from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import is_empty
 from hotplate.stores.errors import ReleaseCorrupt, StoreError
-from hotplate.stores.store import Reader, ReadResult
+from hotplate.stores.store import Reader, ReadResult, batches_of
 
 # Interval of counting.
 COUNT_S = 1.0

@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Sequence
 
+from hotplate.base.timing import loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Reader
@@ -33,8 +34,7 @@ async def prepare(reader: Reader, releases: Sequence[ReleaseRef], *, warm: bool,
 
 async def _warm(reader: Reader, release: ReleaseRef) -> None:
     """Read a release into memory, for WARM_S at most; it is served in any case."""
-    clock = asyncio.get_running_loop().time
-    started = clock()
+    started = loop_time()
     try:
         async with asyncio.timeout(WARM_S):
             await reader.warm(release)
@@ -43,4 +43,4 @@ async def _warm(reader: Reader, release: ReleaseRef) -> None:
     except StoreError:
         return  # loading it reports the error, without harm to the other release
     else:
-        log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)
+        log.info("release %s was brought into memory in %.1f s", release.id, loop_time() - started)

@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from hotplate.base.timing import HOUR_S
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.states import SharedStates
-from hotplate.serve.releases.comparison import HOUR_S, SharedComparisons, TierComparisons
+from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
 from hotplate.serve.releases.counts import NO_READS, ReleaseCounts, canary_counts, live_counts
 from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
 from hotplate.serve.tasks import background, repeat

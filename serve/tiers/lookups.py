@@ -49,15 +49,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import msgspec
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import CACHE, CACHE_SHARED
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests
-from hotplate.serve.tiers.tier import Origin, Tier, batches_of, loop_time
+from hotplate.serve.tiers.tier import Origin, Tier
+from hotplate.stores.concurrency import all_done
 from hotplate.stores.encoding import OFFSET_BYTES, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
-from hotplate.stores.store import ReadResult
+from hotplate.stores.store import ReadResult, batches_of
 
 if TYPE_CHECKING:
     from hotplate.serve.telemetry.tracing import RequestSpan
@@ -196,11 +198,7 @@ class TierWalk(ABC):
             await reads[0]
             return
 
-        # Each ends before an exception of one is raised.
-        outcomes = await asyncio.gather(*reads, return_exceptions=True)
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        await all_done(*reads)
 
     async def _read_call(self, tier_index: int, call: RowsOfRelease) -> None:
         """Read rows of one release in the tier at *tier_index*, and those that it does not settle in the next tiers.

@@ -13,6 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.lists.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
@@ -27,8 +28,9 @@ from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
-from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, loop_time, tiers_of
+from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, tiers_of
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
+from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
@@ -179,9 +181,7 @@ class TieredReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self.following:
-            task.cancel()
-        await asyncio.gather(*self.following, return_exceptions=True)
+        await end_tasks(*self.following)
         self.following.clear()
         await self.close()
 

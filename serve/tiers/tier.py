@@ -8,16 +8,16 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from time import perf_counter
-from typing import TypeVar
 
 import msgspec
 
-from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
+from hotplate.base.timing import loop_time
+from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect, first_error
 from hotplate.serve.metrics import (
     CACHE,
     CACHE_HIT,
@@ -36,12 +36,10 @@ from hotplate.serve.tiers.hedging import Hedge
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalRows, Reader, ReadResult
+from hotplate.stores.store import LocalRows, Reader, ReadResult, batches_of
 from hotplate.stores.urls import require_url, scheme_of
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Keys of a local store read before other requests run: half a millisecond.
 KEYS_AT_ONCE = 256
@@ -49,11 +47,6 @@ KEYS_AT_ONCE = 256
 STORE_SHARE = 0.9
 
 _UNREADABLE = StoreError("the value cannot be read")
-
-
-def loop_time() -> float:
-    """Return the time of the running loop."""
-    return asyncio.get_running_loop().time()
 
 
 def tiers_of(urls: Sequence[str]) -> dict[str, str]:
@@ -107,7 +100,7 @@ class Tier(ABC):
     @property
     def error(self) -> str | None:
         """Why some or all lists cannot be read; None while all can."""
-        return next((finding.sentence for finding in self.findings if finding.is_error), None)
+        return first_error(self.findings)
 
     async def close(self) -> None:
         """Cancel a read of the catalogue, if one is in progress, and close the store."""
@@ -387,11 +380,6 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
 
     tier: Tier
     release: ServedRelease
-
-
-def batches_of(keys: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield *keys* in parts of a size."""
-    return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 async def or_errors(reading: Awaitable[list[ReadResult]], keys: Sequence[str]) -> list[ReadResult]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from hotplate.base.http1 import Response, Transport
+from hotplate.base.timing import loop_time
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.cosmos.errors import TRANSIENT, CosmosUnavailable, ErrorKind, object_in
 from hotplate.stores.cosmos.requests import RequestBuilder
@@ -120,7 +121,7 @@ class AccountRegions:
 
         Raises StoreError, at the latest at *deadline_s* (loop time).
         """
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         if not self.readable:
             try:
                 async with asyncio.timeout_at(deadline_s):
@@ -142,16 +143,15 @@ class AccountRegions:
 
         If none answers, raises the error of the first one that was asked.
         """
-        loop = asyncio.get_running_loop()
         failures = list[StoreError]()
         for region in dict.fromkeys([self.server, *self.readable]):
             try:
                 self._update(await self._read_in(region))
             except StoreError as error:
                 failures.append(error)
-                self.refresh_at = loop.time() + MIN_REFRESH_INTERVAL_S
+                self.refresh_at = loop_time() + MIN_REFRESH_INTERVAL_S
             else:
-                self.refresh_at = loop.time() + REFRESH_INTERVAL_S * random.uniform(0.9, 1.1)  # noqa: S311 -- spreads workers
+                self.refresh_at = loop_time() + REFRESH_INTERVAL_S * random.uniform(0.9, 1.1)  # noqa: S311 -- spreads workers
                 return self
         raise failures[0]
 
@@ -183,7 +183,7 @@ class AccountRegions:
         count. The second attempt goes to another region, the one that is skipped for the shortest time from now, or to
         the same one if there is no other.
         """
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
 
         # A short timeout is the caller's choice, and says nothing about the region.
         is_long_timeout = kind == "timeout" and now - began_at >= MIN_WAIT_S
@@ -215,7 +215,7 @@ class AccountRegions:
 
     def refresh_early(self) -> None:
         """Refresh soon, after a response that contradicts the known regions."""
-        self.refresh_at = min(self.refresh_at, asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S)
+        self.refresh_at = min(self.refresh_at, loop_time() + MIN_REFRESH_INTERVAL_S)
 
     def _update(self, properties: AccountProperties) -> None:
         """Take over the properties of an account; regions that were listed before keep their connections.

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from hotplate.base.timing import loop_time
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.cosmos.errors import CosmosDenied, CosmosUnavailable, first_line
 from hotplate.stores.cosmos.url import KEY, Address
@@ -79,7 +80,7 @@ class KeySigner(Signer):
     async def has_replaced(self, version: int) -> bool:
         """Return whether the refused key is replaced by now; reads its file, unless that was done a moment ago."""
         is_in_use = version == self.version
-        may_be_read = self._reading.is_running or asyncio.get_running_loop().time() >= self._read_again_at
+        may_be_read = self._reading.is_running or loop_time() >= self._read_again_at
         if is_in_use and may_be_read and self._address.key_from is not None:
             await self._reading.result()
         return version != self.version
@@ -89,7 +90,7 @@ class KeySigner(Signer):
 
     async def _read_again(self) -> None:
         """Use the key that its file has now; only the first of consecutive failures is logged."""
-        self._read_again_at = asyncio.get_running_loop().time() + KEY_PAUSE_S
+        self._read_again_at = loop_time() + KEY_PAUSE_S
         try:
             key = await asyncio.to_thread(self._address.read_key)
             signer = self._hmac_of(key)

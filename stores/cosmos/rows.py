@@ -22,7 +22,7 @@ from hotplate.stores.cosmos.paced_items import PacedItems
 from hotplate.stores.cosmos.release_state import METAS, SEALED, ReleaseState, ReleaseStates, rows_kind
 from hotplate.stores.encoding import META, KeySpan, bounds, merge_packed_keys
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.store import BATCH_ROWS, Row, not_found
+from hotplate.stores.store import BATCH_ROWS, Row, batches_of, not_found
 from hotplate.stores.timing import Retrier
 
 T = TypeVar("T")
@@ -103,8 +103,8 @@ class ReleaseRows:
         async def write_row(row: tuple[str, bytes]) -> None:
             await self._retrier.call(self._create_row, draft, *row)
 
-        for start in range(0, len(rows), BATCH_ROWS):
-            values = dict(rows[start : start + BATCH_ROWS])  # the last value of a key wins
+        for batch in batches_of(rows, BATCH_ROWS):
+            values = dict(batch)  # the last value of a key wins
             await for_each(list(values.items()), write_row)  # all, before they are acknowledged
             await self._retrier.call(self._batches.append, container_of(draft), series, list(values))
 

@@ -19,6 +19,7 @@ import orjson
 
 from hotplate.base.http1 import ConnectionPool, RequestFailed, Response, Transport
 from hotplate.base.proxies import proxy_for
+from hotplate.base.timing import loop_time
 from hotplate.stores.concurrency import Lifetime
 from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
@@ -142,24 +143,23 @@ class SignedClient:
         first error is raised. A region whose answer was still missing at half of the time counts as failed, too, if the
         caller is cancelled.
         """
-        loop = asyncio.get_running_loop()
         account = self._account
-        began_s = loop.time()
+        began_s = loop_time()
         deadline_s = began_s + timeout_s
         if began_s >= account.refresh_at:
             await account.ensure_known(deadline_s)
-            began_s = loop.time()
+            began_s = loop_time()
 
         region = account.nearest(began_s)
         try:
             return await self._read_in(region, container, name, deadline_s)
         except (CosmosThrottled, CosmosUnavailable) as error:
             second_region, pause_s = self._second_attempt(region, error, began_s)
-            if second_region is None or loop.time() + pause_s > deadline_s - MIN_ATTEMPT_S:
+            if second_region is None or loop_time() + pause_s > deadline_s - MIN_ATTEMPT_S:
                 raise
         except asyncio.CancelledError:
             half_time_s = began_s + (deadline_s - began_s) / 2
-            if loop.time() >= half_time_s:  # a caller that gives up earlier says nothing about the region
+            if loop_time() >= half_time_s:  # a caller that gives up earlier says nothing about the region
                 account.failed(region, "timeout", began_s)
             raise
 
@@ -184,7 +184,7 @@ class SignedClient:
 
     async def read_elsewhere(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
         """Read like `read`, once, in the region after the nearest one."""
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         region = self._account.second(now)
         if region is None:
             raise CosmosUnavailable(f"{self._where} has no other region to read", "unavailable")
@@ -213,7 +213,7 @@ class SignedClient:
         If the account allows session tokens, those of this process's writes are sent, one for each range of keys: a
         replica that lacks these writes does not answer.
         """
-        deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
+        deadline_s = loop_time() + DEADLINE_S
         await self._account.ensure_known(deadline_s)
 
         headers = b""
@@ -264,7 +264,7 @@ class SignedClient:
                 tokens[key_range] = token
             return WriteResult(response.status == expected[0], charge_ru)
 
-        deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
+        deadline_s = loop_time() + DEADLINE_S
         await self._account.ensure_known(deadline_s)
         return await self._send(self._account.write, request, deadline_s, expected=expected, parse=parse)
 
@@ -274,7 +274,7 @@ class SignedClient:
 
     async def known_account(self) -> AccountRegions:
         """Return the account as it was read in the last minutes."""
-        await self._account.ensure_known(asyncio.get_running_loop().time() + DEADLINE_S)
+        await self._account.ensure_known(loop_time() + DEADLINE_S)
         return self._account
 
     def check_open(self) -> None:
@@ -293,7 +293,7 @@ class SignedClient:
         def parse(response: Response, _charge_ru: float) -> AccountProperties:
             return properties_in(response, self._scheme)
 
-        deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
+        deadline_s = loop_time() + DEADLINE_S
         return await self._send(region, ItemRequest(b"GET"), deadline_s, expected=(200,), parse=parse)
 
     async def _send(
@@ -338,7 +338,7 @@ class SignedClient:
 
     async def _response(self, region: Region, message: bytes, deadline_s: float) -> Response:
         """Send a message, and return the response. Raises CosmosUnavailable without one."""
-        timeout_s = deadline_s - asyncio.get_running_loop().time()
+        timeout_s = deadline_s - loop_time()
         try:
             return await region.transport.request(message, timeout_s)
         except RequestFailed as failure:

@@ -25,7 +25,7 @@ from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
 from hotplate.stores.file.checksums import append_checksums, overhead
 from hotplate.stores.file.release import translating_errors
 from hotplate.stores.folders import check_held, flush, release_map, take_lock
-from hotplate.stores.store import Row, not_found, sealed
+from hotplate.stores.store import Row, batches_of, not_found, sealed
 
 # Address space reserved for a draft: at least, under a limit of it (`ulimit -v`), and as a multiple of its size.
 MAP_BYTES = 1 << 36
@@ -94,8 +94,8 @@ class DraftFile:
         """
         pairs = [(key.encode(), value) for key, value in rows]
         with self._claimed(sum(len(key) + len(value) for key, value in pairs)):
-            for start in range(0, len(pairs), TRANSACTION_ROWS):
-                self._write(pairs[start : start + TRANSACTION_ROWS], part)
+            for batch in batches_of(pairs, TRANSACTION_ROWS):
+                self._write(batch, part)
             self._release_pages(sum(len(value) for _, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
@@ -188,7 +188,7 @@ class DraftFile:
             return self.path.stat().st_ino == self._inode
         return False
 
-    def _write(self, pairs: list[tuple[bytes, bytes]], part: int) -> None:
+    def _write(self, pairs: Sequence[tuple[bytes, bytes]], part: int) -> None:
         """Write rows, pairs of a key and a value, and the resume point of their part in one transaction.
 
         The resume point is the greatest key of the rows. Appending is faster than inserting, but works only for

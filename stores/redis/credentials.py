@@ -18,7 +18,7 @@ from typing import cast
 from redis.credentials import CredentialProvider, StreamingCredentialProvider
 from redis.exceptions import ConnectionError  # noqa: A004 -- redis-py's name
 
-from hotplate.stores.concurrency import SharedCall
+from hotplate.stores.concurrency import SharedCall, end_tasks
 from hotplate.stores.errors import StoreMisused, StoreUnavailable, extra_installed
 from hotplate.stores.store import TOKEN, Observer
 from hotplate.stores.urls import SecretFile
@@ -88,9 +88,7 @@ class Credentials(CredentialProvider):
             if self._provider is not None:
                 self._provider.on_next(None)  # type: ignore[arg-type]  # redis-entraid renews no more then
         finally:
-            for task in self._renewals:
-                task.cancel()
-            await asyncio.gather(*self._renewals, return_exceptions=True)
+            await end_tasks(*self._renewals)
             await self._fetching.close()
 
     async def _fetch(self) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
+from hotplate.base.timing import loop_time
 from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
 from hotplate.stores.errors import PartUnavailable, StoreClosed, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, raise_first_error, settings_of
@@ -136,7 +137,7 @@ class Deployment:
         self.lifetime.check()
         if not self.is_loaded:
             await self.discover()
-        elif asyncio.get_running_loop().time() >= self.refresh_at:
+        elif loop_time() >= self.refresh_at:
             self.refresh_at = inf
             self._discovery.start()
 
@@ -153,7 +154,7 @@ class Deployment:
             self._failed.add(failed)
         if self.refresh_at < inf or self._discovery.is_running:
             return
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         if now - self._refresh_asked_at > CALM_S:
             self._discovery.pauses.reset()
         self._refresh_asked_at = now

@@ -29,6 +29,7 @@ from hotplate.stores.redis.client import Command, evaluation
 from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.keys import SEALED, Keys
 from hotplate.stores.redis.writer import BUSY_SHARE
+from hotplate.stores.store import batches_of
 from hotplate.stores.timing import Retrier
 
 MAX_KEYS = 1000  # per command: about half a millisecond of the server
@@ -133,11 +134,11 @@ class Inventory:
         if not is_member:  # a full server refuses SADD even for a member
             await self._deployment.execute("SADD", name, member)
 
-    async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
+    async def chunks(self, release: ReleaseRef) -> AsyncIterator[Sequence[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
         async for keys in merge_packed_keys(await self._spans(release), partial(self._fetch, release)):
-            for start in range(0, len(keys), MAX_KEYS):
-                yield keys[start : start + MAX_KEYS]
+            for chunk in batches_of(keys, MAX_KEYS):
+                yield chunk
 
     async def _fetch(self, release: ReleaseRef, spans: Sequence[KeySpan]) -> list[bytes | None]:
         """Return the packed keys of batches; None for a batch that is not listed any more."""
@@ -233,8 +234,8 @@ class Inventory:
         """
         erasures = list[Command]()
         for state, rows in self._keys.release(release).by_first_state(names).items():
-            for start in range(0, len(rows), MAX_KEYS):
-                erasures.append(evaluation(ERASE, (state, *rows[start : start + MAX_KEYS])))
+            for batch in batches_of(rows, MAX_KEYS):
+                erasures.append(evaluation(ERASE, (state, *batch)))
         await self._erase(release, erasures)
 
     async def _erase(self, release: ReleaseRef, erasures: Sequence[Command]) -> None:

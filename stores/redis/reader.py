@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, cast
 
+from hotplate.base.timing import loop_time
 from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.concurrency import all_done
@@ -72,7 +73,7 @@ class RedisReader(Reader):
 
         names = self._keys.release(release)
         rows = names.located(keys)
-        until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        until_s = None if timeout_s is None else loop_time() + timeout_s
 
         if self._is_clustered and keys:
             return await self._get_from_nodes(release, rows, until_s)
@@ -154,7 +155,7 @@ class RedisReader(Reader):
         is read once more. Raises StoreError if the servers cannot be discovered, or the only one fails.
         """
         deployment = self._deployment
-        if asyncio.get_running_loop().time() >= deployment.refresh_at:
+        if loop_time() >= deployment.refresh_at:
             await deployment.load()
         if deployment.primary_reads is not None:
             return await self._read_over(deployment.primary_reads, names, until_s)

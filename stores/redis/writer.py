@@ -25,7 +25,7 @@ from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.errors import RowsLost, translated
 from hotplate.stores.redis.keys import SEALED, Keys, state_of
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
-from hotplate.stores.store import Row, sealed, taken_over
+from hotplate.stores.store import Row, batches_of, sealed, taken_over
 from hotplate.stores.timing import Retrier
 
 META_POINT = "meta"  # the part of `meta` rows, which have a separate resume point
@@ -144,8 +144,8 @@ class Writer:
         batches_for_one_server = max(1.0, len(rows) / MAX_ROWS, value_bytes / MAX_BYTES)
         size = max(1, int(len(rows) / batches_for_one_server * servers))
 
-        for start in range(0, len(rows), size):
-            yield Batch.of(rows[start : start + size], list_name, part)
+        for batch in batches_of(rows, size):
+            yield Batch.of(batch, list_name, part)
 
     def forget(self, draft: DraftRef) -> None:
         """Forget the acknowledged batches of a draft, with which `check_kept` compares those of the server."""

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hotplate.base.timing import HOUR_S
 from hotplate.serve.consumed.stored_events import restore
-from hotplate.serve.consumed.table import BUCKETS, CAPACITY, HOUR_S, Consumed
+from hotplate.serve.consumed.table import BUCKETS, CAPACITY, Consumed
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
 from hotplate.stores.encoding import encode_id

@@ -26,7 +26,7 @@ def test_older_time_counts_from_the_first_older_read_also_over_failures(steps: l
                 older_since = loop.time()
             assert agreement.older_s == (0.0 if older_since is None else loop.time() - older_since)
             if older_since is not None:
-                assert agreement.is_unsettled
+                assert agreement.unsettled.is_set()
 
     in_virtual_time(work)
 
@@ -40,12 +40,12 @@ def test_only_a_confirmation_settles_and_a_failure_changes_nothing(
         for step in steps:
             if isinstance(step, ReadOutcome):
                 agreement.record_read(step)
-        was_unsettled = agreement.is_unsettled
+        was_unsettled = agreement.unsettled.is_set()
         agreement.record_read(last)
         if last is ReadOutcome.FAILED:
-            assert agreement.is_unsettled == was_unsettled
+            assert agreement.unsettled.is_set() == was_unsettled
         else:
-            assert agreement.is_unsettled == (last is not ReadOutcome.CONFIRMED)
+            assert agreement.unsettled.is_set() == (last is not ReadOutcome.CONFIRMED)
 
     in_virtual_time(work)
 

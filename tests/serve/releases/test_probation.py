@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import redis
 
+from hotplate.base.timing import HOUR_S
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.processes.context import regions
 from hotplate.serve.processes.shared_table import SharedTable
 from hotplate.serve.processes.states import Reporter, SharedStates
 from hotplate.serve.releases import withdrawal
 from hotplate.serve.releases.comparison import (
-    HOUR_S,
     NATURAL_LOSS,
     SharedComparisons,
     TierComparisons,

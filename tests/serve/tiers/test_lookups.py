@@ -168,7 +168,9 @@ def brief(answer: EncodedList) -> Brief:
 
 async def published(content: Published, name: str) -> tuple[MemoryStore, dict[ReleaseId, range]]:
     """Return a store with *content*, and the users of each release."""
-    store = MemoryStore(FakeClock())
+    clock = FakeClock()
+    clock.now += int(name)  # or releases of two stores could draw the same id
+    store = MemoryStore(clock)
     lists = {await publish(store, f"{name} live", users=content.live): content.live}
     if content.canary is not None:
         canary = await publish(store, f"{name} canary", live=False, users=content.canary)

@@ -9,13 +9,13 @@ from math import inf
 
 import pytest
 
+from hotplate.base.timing import loop_time
 from hotplate.serve.embedded import Lists
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.metrics import FAILED, HISTOGRAM_CELLS, LOOKUPS
 from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.tiers.lookups import caller_deadline, read_within
 from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
-from hotplate.serve.tiers.tier import loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
