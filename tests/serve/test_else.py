@@ -110,9 +110,10 @@ def test_lists_equal_brute_force(lists: SyncLists, examples: int) -> None:
         )
 
 
-def test_pages_show_each_item_once_and_filled_ones_last(lists: SyncLists) -> None:
+@pytest.mark.parametrize("else_", ["price>1", "popular"])
+def test_pages_show_each_item_once_and_filled_ones_last(lists: SyncLists, else_: str) -> None:
     for user in LISTS:
-        options: Any = {"where": "brand:acme", "else_": "price>1"}
+        options: Any = {"where": "brand:acme", "else_": else_}
         whole = lists.personal(user, 1000, **options).items
         pages = list[Any]()
         after: str | None = "0"
