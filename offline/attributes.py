@@ -17,19 +17,21 @@ from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, is_dat
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.rows import FILE, Rows, RowSchema
-from hotplate.offline.input.tables import LIST_SEPARATOR, ROW, Table, open_tables
+from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import (
     ABOUT,
     CODE,
     EXACT_FLOATS,
     EXPIRES,
+    IN_ARRAY,
     SEVERAL,
     Kind,
     Value,
     encode_attributes,
     parse_date,
     parse_list,
+    parse_text,
 )
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.origin import OriginRecord
@@ -138,8 +140,8 @@ def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
 def _kind_by_type(name: str, tables: Sequence[Table]) -> str | None:
     """Return the kind of a column by its type in the files; None if its cells decide."""
     dtypes = [table.schema[name] for table in tables]
-    if any(isinstance(dtype, pl.List) for dtype in dtypes):
-        return f"list{LIST_SEPARATOR}"
+    if any(isinstance(dtype, pl.List | pl.Array) for dtype in dtypes):
+        return f"list{IN_ARRAY}"
     if tables[0].file.kind != "parquet" or dtypes[0].is_numeric():
         return None
     return "date" if is_date(dtypes[0]) else "text"
@@ -193,7 +195,9 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
         return _Column("list", [parse_list(cell or "", separator) or None for cell in values])
     if wanted == "date":
         return _column_of(name, "date", _dates_in(values), cells, tables)
-    return _Column("text", values.to_list()) if wanted == "text" else _guessed_column(name, cells, wanted, tables)
+    if wanted == "text":
+        return _Column("text", [parse_text(cell or "") or None for cell in values])
+    return _guessed_column(name, cells, wanted, tables)
 
 
 def _guessed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:

@@ -18,7 +18,7 @@ of pieces, and the kinds of the columns, under ABOUT.
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import isfinite, nan
@@ -48,6 +48,8 @@ MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 # A date of an item that leaves all lists then.
 EXPIRES: Final = "expires"
 SEVERAL = "|"
+# Before each text of an array, instead of any other separator, as no text has it.
+IN_ARRAY = "\x1f"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:.*)?")
 
 Kind = Literal["number", "text", "list", "date"]
@@ -173,15 +175,25 @@ def format_date(seconds: float) -> str:
     return text.removesuffix("T00:00:00+00:00").replace("+00:00", "Z")
 
 
+def join_array(texts: Iterable[str]) -> str:
+    """Return an array as one text for `parse_list`."""
+    return "".join(f"{IN_ARRAY}{text}" for text in texts)
+
+
+def parse_text(text: str) -> str:
+    """Return a text, and an array as `men|shoes`."""
+    return text.removeprefix(IN_ARRAY).replace(IN_ARRAY, SEVERAL)
+
+
 def parse_list(text: str, separator: str = SEVERAL) -> tuple[str, ...]:
-    """Return the texts of a list, such as `men|shoes`, each once."""
-    texts = map(str.strip, text.split(separator))
+    """Return the texts of a list, such as `men|shoes` or an array, each once."""
+    texts = map(str.strip, text.split(IN_ARRAY if text.startswith(IN_ARRAY) else separator))
     return tuple(dict.fromkeys(filter(None, texts)))
 
 
 _PARSERS: Mapping[Kind, Callable[[str], float | str | tuple[str, ...]]] = {
     "number": parse_number,
-    "text": str,
+    "text": parse_text,
     "list": parse_list,
     "date": parse_date,
 }

@@ -388,6 +388,22 @@ def test_lists_are_read_from_each_format(tmp_path: Path) -> None:
     assert column_of(table, "category")["a"] == "men| shoes|men", "a text unless it is declared"
 
 
+@pytest.mark.parametrize("kind", ["list", "list;"])
+def test_arrays_are_lists_of_their_texts_whatever_separator_is_given(tmp_path: Path, kind: str) -> None:
+    lines = tmp_path / "items.jsonl"
+    lines.write_text('{"item":"a","category":["men","sale|50","x;y"]}\n{"item":"b","category":["men"]}\n')
+    parquet = tmp_path / "items.parquet"
+    pl.read_ndjson(lines).write_parquet(parquet)
+    fixed = tmp_path / "fixed.parquet"
+    pl.DataFrame(
+        {"item": ["a"], "category": pl.Series([["men", "shoes"]], dtype=pl.Array(pl.String, 2))}
+    ).write_parquet(fixed)
+    for path in (lines, parquet):
+        assert column_of(path, "category", category=kind) == {"a": ("men", "sale|50", "x;y"), "b": ("men",)}
+        assert column_of(path, "category", category="text") == {"a": "men|sale|50|x;y", "b": "men"}
+    assert column_of(fixed, "category") == {"a": ("men", "shoes")}
+
+
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
