@@ -190,6 +190,8 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     Raises SettingError if numbers or dates are wanted and no cell is one.
     """
     values = cells.get_column("cell")
+    if name == EXPIRES and not values.count():  # also if no item expires for now
+        wanted = "date"
     if wanted is not None and wanted.startswith("list"):
         separator = wanted.removeprefix("list") or SEVERAL
         return _Column("list", [parse_list(cell or "", separator) or None for cell in values])
@@ -215,8 +217,11 @@ def _guessed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: 
         dates = _dates_in(values)
         if dates.count() >= _LEAST_NUMBERS * present:
             return _column_of(name, "date", dates, cells, tables)
-        not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
-        return _Column("text", values.to_list(), _note_on_texts(name, values, not_numbers, share, tables))
+        if dates.count() > numbers.count():
+            note = _note_on_texts(name, "date", cells, dates, tables)
+        else:
+            note = _note_on_texts(name, "number", cells, numbers, tables)
+        return _Column("text", values.to_list(), note)
     codes = cells.filter(is_rounded | digits.str.contains(CODE))
     if wanted is None and not codes.is_empty():
         shown = _cells_in_words(name, codes.head(1), tables)
@@ -249,26 +254,29 @@ def _column_of(name: str, kind: Kind, numbers: pl.Series, cells: pl.DataFrame, t
     return _Column(kind, numbers.to_list(), note)
 
 
-def _note_on_texts(
-    name: str, values: pl.Series, not_numbers: pl.DataFrame, share: float, tables: Sequence[Table]
-) -> str:
-    """Return a note on why a column with some numbers is read as texts; empty if few cells are numbers.
+def _note_on_texts(name: str, kind: Kind, cells: pl.DataFrame, numbers: pl.Series, tables: Sequence[Table]) -> str:
+    """Return a note on why a column with some numbers or dates is read as texts; empty if few cells are of this kind.
 
-    values       the texts of the column *name*
-    not_numbers  the cells that are not numbers
-    share        that of the cells that are numbers
-    tables       for the places of cells in files
+    *numbers* are those of the cells, or the times of dates, null for others; the rest as for `_typed_column`.
     """
+    values = cells.get_column("cell")
+    others = cells.filter(values.is_not_null() & numbers.is_null())
     commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
-        shown = _cells_in_words(name, not_numbers.head(1), tables)
+        shown = _cells_in_words(name, others.head(1), tables)
         return f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"
 
+    arrays = others.filter(pl.col("cell").str.starts_with('["'))
+    if not arrays.is_empty():
+        shown = _cells_in_words(name, arrays.head(1), tables)
+        return f"{name} (text): {arrays.height:,} of its cells are arrays; write all as arrays for a list: {shown}"
+
+    share = numbers.count() / max(1, values.count())
     if share < _FEW_NUMBERS:
         return ""
     return (
-        f"{name} (text): {share:.0%} of its cells are numbers, and {_LEAST_NUMBERS:.0%} would make it one of numbers; "
-        f"--attribute {name}=number takes the other cells as missing: {_cells_in_words(name, not_numbers, tables)}"
+        f"{name} (text): {share:.0%} of its cells are {kind}s, and {_LEAST_NUMBERS:.0%} would make it one of {kind}s; "
+        f"--attribute {name}={kind} takes the other cells as missing: {_cells_in_words(name, others, tables)}"
     )
 
 
@@ -299,7 +307,7 @@ def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -
     if (expires := kinds.get(EXPIRES)) is not None:
         effect = "each item leaves all lists at that time"
         if expires != "date":
-            effect = "items leave lists at a date only; write 2026-12-31 or 2026-12-31T18:00Z"
+            effect = f"no item leaves lists; write 2026-12-31 or 2026-12-31T18:00Z, and --attribute {EXPIRES}=date"
         notes.append(f"{EXPIRES} ({expires}): {effect}")
     if notes:
         about[ABOUT]["notes"] = notes

@@ -51,6 +51,10 @@ SEVERAL = "|"
 # Before each text of an array, instead of any other separator, as no text has it.
 IN_ARRAY = "\x1f"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:.*)?")
+# As Unix times, the first second of the year 1 and the last one of 9999, as which earlier and later ones are read: a
+# zone or rounding of the microseconds may lead to another year.
+_FIRST_S = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST_S = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 Kind = Literal["number", "text", "list", "date"]
 # A list is a tuple.
@@ -166,7 +170,8 @@ def parse_date(text: str) -> float:
         time = None
     if time is None:
         return nan
-    return time.replace(tzinfo=time.tzinfo or UTC).timestamp()
+    seconds = time.replace(tzinfo=time.tzinfo or UTC).timestamp()
+    return min(max(seconds, _FIRST_S), _LAST_S)
 
 
 def format_date(seconds: float) -> str:
