@@ -163,8 +163,9 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
             raise SettingError(f"{written}: {source} has no such column; {advice}")
     if taken := next((name for name in ALL_ITEM_FIELDS if name in shown), None):
+        advice = " Titles of answers are those of `train` or `import`, as by --titles FILE." if taken == "title" else ""
         raise SettingError(
-            f"The shown attribute {taken}: an item has this field already; rename the column in {source}."
+            f"The shown attribute {taken}: an item has this field already; rename the column in {source}.{advice}"
         )
 
 

@@ -68,7 +68,7 @@ class Shaper:
                 return self._with_fields(encoded, selection, items)
 
         if selection.where and selection.else_ not in ("", POPULAR_ITEMS):  # refused even if it is not needed
-            self._filters_of(encoded.release).rejected(selection.else_)
+            self._check_else(encoded.release, selection.else_)
         left_out: list[IdSet] = [*gone, *(ids for ids in (*selection.left_out, hidden) if ids)]
         if selection.per:  # the last one: it counts items that are in no other
             left_out.append(self._filters_of(encoded.release).limited(selection.per))
@@ -178,6 +178,14 @@ class Shaper:
         popular = self._popular_filling(encoded, second, left_out, items)
         shown_popular = _marked(self._with_fields(encoded, selection, popular), POPULAR_MARK)
         return _marked(_joined(self._with_fields(encoded, selection, items), shown_popular), FILLED_MARK)
+
+    def _check_else(self, release: ServedRelease, conditions: str) -> None:
+        """Raise StoreMisused for invalid conditions of `else`; raises as `_filters_of`, too."""
+        filters = self._filters_of(release)
+        try:
+            filters.rejected(conditions)
+        except StoreMisused as error:
+            raise StoreMisused(f"else: {error}") from None
 
     def _popular(self, release: ServedRelease, fallback: RowKey, where: str) -> bytes:
         """Return the popular list of a key, without items that do not meet *where*; empty if the release has none."""

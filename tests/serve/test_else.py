@@ -135,7 +135,7 @@ def test_fields_apply_to_filled_items(lists: SyncLists) -> None:
 
 @pytest.mark.parametrize("else_", ["size:8", "price<much", "nonsense"])
 def test_an_unusable_second_filter_is_refused_even_if_the_first_leaves_enough(lists: SyncLists, else_: str) -> None:
-    with pytest.raises(hotplate.StoreMisused):
+    with pytest.raises(hotplate.StoreMisused, match=r"^else: "):
         lists.popular(1, where="price>1", else_=else_)
 
 
