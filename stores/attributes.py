@@ -35,7 +35,7 @@ from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
 
 FORMAT = 3
-# Of a table without lists and dates, which services before 0.3 can read, too.
+# Of a table without lists and dates, which earlier services can read, too.
 _PLAIN_FORMAT = 2
 # Whole numbers below this are exact as floats.
 EXACT_FLOATS = 2**53

@@ -2,7 +2,8 @@
 
 The places of a list are those of its items, then those of the popular items that fill it up: of the segment, then of
 everybody. Those of items that `else` adds follow: of the list, then of the popular lists, which may have items of the
-list, too. They do not move when items are hidden, bought or filtered, so no item is shown twice and none is left out.
+list, too. They do not move when items are hidden, bought or filtered, so no item is shown twice and none is left out,
+unless new overrides move an item from `where` to `else`.
 """
 
 import re
