@@ -5,10 +5,10 @@ One figure decides, chosen beforehand: with four at 5 % each, one in six equal p
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from hotplate.base.report import Report, Row, format_value, from_json
+from hotplate.base.report import Column, Report, Row, format_value, from_json
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
 from hotplate.bench.options import parse_seconds, parse_share
@@ -18,25 +18,6 @@ from hotplate.stores.errors import reason_of
 
 MATTERS = 0.10  # smallest change
 MORE_ERRORS = 0.001  # largest increase of the error share that does not matter
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One figure of both reports, a latency in µs or, by the name RATE, a rate; and their ratio, B / A."""
-
-    name: str
-    first: Row
-    second: Row
-    ratio: Figure
-
-    def rows(self, *, main: bool) -> list[Row]:
-        """Return a line of the table; only *main* lines are shown, and the JSON report has the others, too."""
-        unit = "" if self.name == RATE else "us"
-        return [
-            replace(self.first, subject=self.name, figure="A", unit=unit, main=main),
-            replace(self.second, subject=self.name, figure="B", unit=unit, main=main),
-            self.ratio.row(self.name, "B / A", main=main),
-        ]
 
 
 def read(path: Path) -> Report:
@@ -68,9 +49,11 @@ def compare(first: Report, second: Report, decides: str = P99) -> Report:
     is missing in one of them or has no interval.
     """
     _require_same_load(first, second)
-    changes = {change.name: change for change in _changes(first, second)}
-    if decides not in changes:
-        raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
+    before = _figures(first)
+    after = _figures(second)
+    ratios = {name: compared(before[name], after[name]) for name in before if name in after}
+    if decides not in ratios:
+        raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(ratios)}")
 
     errors = _growth_of_errors(first, second)
     notes = list(_notes(first, second))
@@ -79,20 +62,27 @@ def compare(first: Report, second: Report, decides: str = P99) -> Report:
         answer = ""
     else:
         lateness_us = max(_value(first, LATENESS), _value(second, LATENESS))
-        answer, findings = _judge(changes[decides], lateness_us)
+        answer, findings = _judge(before[decides], after[decides], ratios[decides], lateness_us)
         if errors:
             notes.insert(0, f"{errors.capitalize()}, which may be chance.")
 
-    shown = {decides, RATE, P50, P99}
+    rows = list[Row]()
+    for name, ratio in ratios.items():
+        rows += [replace(before[name], subject="A"), replace(after[name], subject="B"), ratio.row("B / A", name)]
     measured = Report(
         kind="compare",
         sentence="",
-        rows=tuple(row for change in changes.values() for row in change.rows(main=change.name in shown)),
+        rows=tuple(rows),
+        columns=tuple(_column(name) for name in ratios if name in {decides, RATE, P50, P99}),
         origins={"measured": f"all rounds of each; {decides} decides, and the others are for information"},
         notes=tuple(notes),
         configuration={"A": first.configuration, "B": second.configuration},
     )
     return concluded(measured, findings, answer)
+
+
+def _column(name: str) -> Column:
+    return Column(name, "answers\n/s", digits=4) if name == RATE else Column(name, f"{name}\nms", "ms", digits=3)
 
 
 def _require_same_load(first: Report, second: Report) -> None:
@@ -143,16 +133,9 @@ def _failures(report: Report) -> Portions:
     )
 
 
-def _changes(first: Report, second: Report) -> Iterator[Change]:
-    """Yield each latency and rate that both reports have, with its value in both and the ratio *second* / *first*.
-
-    A row of a report is one figure; figures without values by round are left out.
-    """
-    figures = {row.figure: row for row in second.rows}
-    for row in first.rows:
-        if row.unit in {"us", "/s"} and row.values and row.figure in figures:
-            after = figures[row.figure]
-            yield Change(row.figure, row, after, compared(row, after))
+def _figures(report: Report) -> dict[str, Row]:
+    """Return the latencies and rates of a report by name; figures without values by round are left out."""
+    return {row.figure: row for row in report.rows if row.unit in {"us", "/s"} and row.values}
 
 
 def _growth_of_errors(first: Report, second: Report) -> str:
@@ -177,15 +160,14 @@ def _notes(first: Report, second: Report) -> Iterator[str]:
         yield f"Measured on different machines, which may be the difference: A on {before}, B on {after}."
 
 
-def _judge(change: Change, lateness_us: float) -> tuple[str, list[Finding]]:
-    """Judge a change by the 95 % interval of its ratio, second report / first: a sentence, or a regression.
+def _judge(before: Row, after: Row, ratio: Figure, lateness_us: float) -> tuple[str, list[Finding]]:
+    """Judge a change by the 95 % interval of its *ratio*, after / before: a sentence, or a regression.
 
     A rate is better if it grows, a latency if it falls. A p99 or higher percentile that changed by no more than
     *lateness_us*, the p99 of the load generator's delays, is not judged. Raises BenchMisused if the interval is
     unknown.
     """
-    name = change.name
-    ratio = change.ratio
+    name = before.figure
     if ratio.value is None or ratio.low is None or ratio.high is None:
         raise BenchMisused(
             f"{name} cannot be compared: {ratio.note}; give both the same --repeat, 5 or more, and a longer --duration "
@@ -198,7 +180,7 @@ def _judge(change: Change, lateness_us: float) -> tuple[str, list[Finding]]:
     if ratio.low <= 1 <= ratio.high:
         return f"No difference is proven: {changed}. More or longer rounds narrow the interval.", []
 
-    difference_us = abs((change.second.value or 0.0) - (change.first.value or 0.0))
+    difference_us = abs((after.value or 0.0) - (before.value or 0.0))
     if PERCENTS.get(name, 0) >= PERCENTS[P99] and difference_us <= lateness_us:
         late = format_value(lateness_us, "us")
         return f"No difference is proven: {changed}, and the generator itself was up to {late} late.", []

@@ -29,8 +29,4 @@ BY_AZURE_COSMOS = "azure-cosmos"  # BY_SDK in earlier reports
 PROVISIONED = "RU/s provisioned"
 READS = "reads/s"
 EMULATOR = "emulator"  # what was measured without an account
-
-
-def level_name(ru: float) -> str:
-    """Return the beginning of a subject of `bench ru`, as "4,000 RU/s"."""
-    return f"{ru:,.0f} RU/s"
+LEVEL_UNIT = " RU/s"  # of a subject, as "4,000 RU/s"

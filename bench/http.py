@@ -1,20 +1,49 @@
-"""The measurement of a service: rounds, a search for the highest rate, or a sweep of batches."""
+"""The measurement of a service over HTTP: rounds at one rate, with the search for it, or a sweep of batches."""
 
-from collections.abc import Sized
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
 
-from hotplate.base.report import Report
+import numpy as np
+
+from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count, format_value
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.experiment import Ending, interrupted_report, until_stopped
+from hotplate.bench.experiment import Ending, Runs, interrupted_report, until_stopped
+from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
 from hotplate.bench.http_plan import HttpPlan
-from hotplate.bench.http_report import HttpRuns, judge_rounds, report, report_popular
-from hotplate.bench.lists import check_answers, popular_complaint
+from hotplate.bench.lists import CheckResult, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Load, send_one
-from hotplate.bench.loadgen.result import ResponseSample, Result
+from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, lag_note, lag_us, latency_us
+from hotplate.bench.objective import format_bound, format_ms
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.search import MOST_RUNS, STEP_DOWN, USUAL_RUNS, Trial, highest, search
-from hotplate.bench.verdict import BOUNDS
+from hotplate.bench.search import (
+    MOST_RUNS,
+    STEP_DOWN,
+    USUAL_RUNS,
+    Trial,
+    first_outside,
+    highest,
+    knee,
+    search,
+    users_per_s,
+)
+from hotplate.bench.statistics import (
+    ERRORS,
+    LATENCY_COLUMNS,
+    PERCENTILES,
+    PERCENTS,
+    SHARE_COLUMNS,
+    Figure,
+    in_time,
+    latency,
+    mean,
+    plots_by_round,
+    share_rows,
+)
+from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, prefixed
 from hotplate.stores.urls import redacted
 
 PARALLEL = 20  # as from Stream Analytics
@@ -27,6 +56,28 @@ SAMPLE_S = 0.5
 SAMPLE_POPULAR = 0.5
 
 
+USERS = "users"
+AT_A_TIME = "batches at a time"
+RATE_COLUMNS = (*LATENCY_COLUMNS, Column(RATE, "answers\n/s", digits=4), *SHARE_COLUMNS)
+BATCH_COLUMNS = (
+    Column(USERS, "users\n/s", digits=4),
+    *LATENCY_COLUMNS,
+    Column(AT_A_TIME, "batches\nat a time"),
+    *SHARE_COLUMNS,
+)
+# Some seconds of a search may be left out.
+SPARE = 1.6
+LONGER = 3
+NOTHING_KNOWN = {Gravity.POPULAR, Gravity.UNMEASURED}
+OPEN_LOOP = "open loop: latency counts from a request's due time"
+CLOSED_LOOP = (
+    "closed loop: latency counts from sending; where the service refused more at a time (429, 503), fewer were sent"
+)
+SPECTRUM_POINTS = 100
+# Percentiles at x = 1 / (1 - percentile), the usual axis of HDR plots.
+SPECTRUM_TICKS = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
+
+
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     """Measure a service over HTTP as planned, and report it; Ctrl-C ends it with a report of the runs until then.
 
@@ -34,7 +85,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     more is measured. Raises BenchFailed if the service does not answer, or refuses the API key.
     """
     load = plan.load
-    response = send_one(load.url, next(load.rendered()), load.timeout_s)
+    response = send_one(load.url, next(load.rendered()).data, load.timeout_s)
     if response.status in KEY_REFUSED:
         raise BenchFailed(
             f"{redacted(load.url)} answers {response.status}, so nothing was measured; give a key that may read, as "
@@ -47,8 +98,9 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
             if sample.interrupted:
                 return interrupted_report("http")
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
-                return report_popular(plan, sample)
-        measurement = _HttpMeasurement(plan, worker, display)
+                unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
+                return concluded(unmeasured, plan.popular_lists([sample]))
+        measurement = _HttpMeasurement(plan, Runs(worker, display), display)
         ending = until_stopped(measurement.run, measurement.results)
     return measurement.report(ending)
 
@@ -56,13 +108,11 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
 class _HttpMeasurement:
     """The runs of one plan; `run` can be interrupted, and `report` tells of all runs until then."""
 
-    def __init__(self, plan: HttpPlan, worker: LoadWorker, display: ProgressDisplay) -> None:
+    def __init__(self, plan: HttpPlan, runs: Runs, display: ProgressDisplay) -> None:
         self._plan = plan
-        self._worker = worker
+        self._runs = runs
         self._display = display
         self._trials = list[Trial]()
-        self._samples = list[ResponseSample]()
-        self._answers = 0  # of which the samples were drawn
         self._rounds = list[Result]()
 
     @property
@@ -80,14 +130,12 @@ class _HttpMeasurement:
         plan = self._plan
         load = plan.load
         if plan.warmup_s:
-            warmup = self._run_load("warm-up", replace(load, duration_s=plan.warmup_s, samples=0))
+            warmup = self._runs.run(replace(load, duration_s=plan.warmup_s, samples=0), shown="warm-up")
             if warmup.interrupted:
                 raise KeyboardInterrupt
         if plan.batches:
             self._sweep_batches()
-            return
-
-        if plan.options.find_max:
+        elif plan.options.find_max:
             self._search()
         else:
             self._run_rounds(load)
@@ -115,9 +163,8 @@ class _HttpMeasurement:
         step = STEP_DOWN
         while True:
             self._run_rounds(replace(self._plan.load, rate=rate))
-            timed = self._plan.objective.without_pauses(self._rounds)
-            findings = judge_rounds(self._plan, self._rounds, timed)
-            broken = [finding for finding in findings if finding.gravity in BOUNDS]
+            runs = HttpRuns(self._plan, (), tuple(self._rounds), None, interrupted=False)
+            broken = [finding for finding in runs.judged_rounds if finding.gravity in BOUNDS]
             if not broken or len(self._trials) + repeat > MOST_RUNS + repeat // 2:
                 return
             self._trials += [Trial(offered=rate, result=result, findings=broken) for result in self._rounds]
@@ -128,21 +175,24 @@ class _HttpMeasurement:
     def _run_rounds(self, load: Load) -> None:
         repeat = self._plan.options.repeat
         for number in range(1, repeat + 1):
-            result = self._run_load(f"round {number} of {repeat}", load)
+            result = self._runs.run(load, shown=f"round {number} of {repeat}")
             self._rounds.append(result)
             if result.interrupted:
                 raise KeyboardInterrupt
 
     def report(self, ending: Ending) -> Report:
         store = self._plan.options.store
-        checked = check_answers(store, self._samples, self._answers) if store else None
+        checked = self._runs.check(store) if store else None
         return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, *ending))
 
     def _attempt(self, rate: float) -> Trial:
-        """Load the service at *rate* requests/s, and judge the result by the objective and its popular lists."""
-        result = self._run_load(f"{rate:,.0f} requests/s", replace(self._plan.load, rate=rate))
+        """Load the service at *rate* requests/s, and judge the result."""
+        return self._judged(rate, self._runs.run(replace(self._plan.load, rate=rate), shown=f"{rate:,.0f} requests/s"))
+
+    def _judged(self, offered: float, result: Result) -> Trial:
+        """Judge a result by the objective and its popular lists."""
         findings = [*self._plan.objective.judge(result), *self._plan.popular_lists([result])]
-        return Trial(offered=rate, result=result, findings=findings)
+        return Trial(offered=offered, result=result, findings=findings)
 
     def _sweep_batches(self) -> None:
         """Request batches of each planned size for as long as a round, at full speed, and append a trial for each size.
@@ -153,12 +203,10 @@ class _HttpMeasurement:
         plan = self._plan
         parallel = min(PARALLEL, plan.load.connections)
         for posts in plan.batches:
-            load = replace(plan.load, requests=posts, check=posts.failure, rate=None, connections=parallel)
+            load = replace(plan.load, requests=posts, rate=None, connections=parallel)
             result = self._run_batches(posts.batch, load)
             parallel = result.connections
-
-            findings = [*plan.objective.judge(result), *plan.popular_lists([result])]
-            self._trials.append(Trial(offered=posts.batch, result=result, findings=findings))
+            self._trials.append(self._judged(posts.batch, result))
             if result.interrupted:
                 raise KeyboardInterrupt
 
@@ -168,18 +216,368 @@ class _HttpMeasurement:
         It is a closed loop: each connection sends a batch of *size* users, waits for the response, and sends the next.
         """
         while True:
-            result = self._run_load(f"batch {size:,}, {load.connections} at a time", load)
+            result = self._runs.run(load, shown=f"batch {size:,}, {load.connections} at a time")
             refused = sum(result.statuses.get(status, 0) for status in REFUSED)
             are_accepted = refused <= self._plan.objective.errors * result.due
             if load.connections == 1 or result.interrupted or are_accepted:
                 return result
             load = replace(load, connections=max(1, load.connections // FEWER))
 
-    def _run_load(self, name: str, load: Load) -> Result:
-        """Run a load, shown as *name*, and keep its sampled responses."""
-        self._display.start(name)
-        result = self._worker.run(load)
-        if load.samples:
-            self._samples += result.samples
-            self._answers += result.answers
-        return result
+
+@dataclass(frozen=True)
+class HttpRuns:
+    """All runs of a plan, and what they show.
+
+    checked  the comparison of sampled responses with a store, if one was given
+    failure  what ended the runs early, such as a generator that died
+    """
+
+    plan: HttpPlan
+    trials: tuple[Trial, ...]
+    rounds: tuple[Result, ...]
+    checked: CheckResult | None
+    interrupted: bool
+    failure: str = ""
+
+    @property
+    def rate(self) -> float:
+        """The rate of the rounds or, before them, the highest one inside the objective; 0 if there is none."""
+        if self.rounds:
+            return self.rounds[0].requested_rate or 0.0
+        best = highest(self.trials)
+        return best.offered if best else 0.0
+
+    @cached_property
+    def timed(self) -> Sequence[Result]:
+        """The rounds without late ones or, after a search, without the seconds of pauses."""
+        if self.plan.options.find_max:
+            return self.plan.objective.without_pauses(self.rounds)
+        return [self.rounds[place] for place in in_time([[result] for result in self.rounds])]
+
+    @cached_property
+    def outside(self) -> Trial | None:
+        """A trial at the lowest rate outside, by which a complete search ended."""
+        has_ended = self.trials and (self.rounds or not self.interrupted)
+        return first_outside(self.trials, self.rate) if has_ended else None
+
+    @cached_property
+    def findings(self) -> Sequence[Finding]:
+        """What ended the runs, what is wrong with the lists, and which bounds the service did not keep."""
+        results = [trial.result for trial in self.trials] if self.plan.batches else self.rounds
+        popular = self.plan.popular_lists(results)
+        findings = [*findings_of(Gravity.UNMEASURED, filter(None, [self.failure])), *popular, *self.judged_rounds]
+        if self.checked:
+            findings += self.checked.findings
+        if self.plan.batches:
+            return [*findings, *self._findings_of_batches(is_popular=bool(popular))]
+        if self.outside and not self.rate:
+            reasons = " and ".join(self.outside.broken or self.outside.doubts)
+            at_rate = f"at {self.outside.offered:,.4g} requests/s {reasons}"
+            no_rate = f"no rate was inside the objective {self.plan.objective}: {at_rate}"
+            findings.append(Finding(Gravity.OUTSIDE, no_rate))
+        return findings
+
+    @cached_property
+    def judged_rounds(self) -> Sequence[Finding]:
+        """What the objective says of rounds at one rate, and their validity.
+
+        A percentile with too few answers is only named if no bound is broken, and of invalid rounds the first.
+        """
+        if not self.rounds:
+            return []
+        bounds_us = self.plan.objective.latency_us
+        figures = {name: latency(self.timed, name) for name in bounds_us}
+        known = {name: bound_us for name, bound_us in bounds_us.items() if figures[name].value is not None}
+        objective = replace(self.plan.objective, latency_us=known)
+        findings = [*objective.errors_beyond(self.rounds), *objective.judge_latency(self.timed)]
+        if self.plan.options.find_max:
+            findings = prefixed(findings, f"the rounds at {self.rate:,.4g} requests/s: ")
+
+        reasons = [
+            f"round {number}: {reason}"
+            for number, result in enumerate(self.timed, 1)
+            for reason in result.invalid_reasons
+        ][:1]
+        if not any(finding.gravity in BOUNDS for finding in findings):
+            reasons += [self._too_few_answers(name, figures[name].note) for name in bounds_us if name not in known]
+        return [*findings_of(Gravity.UNMEASURED, reasons), *findings]
+
+    def _too_few_answers(self, name: str, note: str) -> str:
+        """Return a sentence on a percentile that is not known, with the duration that gives enough answers."""
+        slower_share = 1 - PERCENTS[name] / 100
+        needed_s = math.ceil(SPARE * ENOUGH_SAMPLES / slower_share / self.rate / len(self.rounds))
+        return f"{name} is not known at {self.rate:,.4g} requests/s ({note}); give --duration {needed_s}s"
+
+    def _findings_of_batches(self, *, is_popular: bool) -> Iterator[Finding]:
+        """Yield the reasons of trials to be broken or in doubt, with their sizes.
+
+        A complaint on the popular lists of all sizes stands for those of single ones.
+        """
+        for trial in self.trials:
+            for finding in prefixed(trial.findings, f"batch {trial.offered:,}: "):
+                if finding.gravity is not Gravity.POPULAR:
+                    yield finding
+                elif not is_popular:
+                    yield Finding(Gravity.ERRORS, finding.text)
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the service did not keep a bound."""
+        return any(finding.gravity in BOUNDS for finding in self.findings)
+
+    @property
+    def best(self) -> float | None:
+        """The highest rate inside the objective, which the rounds confirm; None without a search, or without a rate."""
+        return self.rate if self.trials and self.rate and not self.is_outside else None
+
+    @property
+    def limit(self) -> str:
+        """Why the highest rate may be higher; empty if the service ended the search."""
+        return self.outside.doubts[0] if self.best and self.outside and self.outside.is_unclear else ""
+
+
+def report(runs: HttpRuns) -> Report:
+    """Report a measurement over HTTP: its rounds at one rate, or a sweep of batches.
+
+    If too many answers were the popular list, and not the users' own, latencies and rates say nothing: only shares are
+    left. The figures follow a finding unless nothing is known.
+    """
+    if not runs.rounds and not runs.trials:
+        return interrupted_report("http")
+
+    measured, figures = _report_batches(runs) if runs.plan.batches else _report_rounds(runs)
+    gravities = {finding.gravity for finding in runs.findings}
+    if Gravity.POPULAR in gravities:
+        measured = replace(measured, rows=tuple(row for row in measured.rows if row.unit == "share"), plots=())
+    if runs.checked:
+        notes = (*measured.notes, *runs.checked.notes)
+        measured = replace(measured, notes=notes, extra={**measured.extra, "checked": asdict(runs.checked)})
+    complete = replace(measured, interrupted=runs.interrupted, configuration=runs.plan.options.to_json())
+    if gravities & NOTHING_KNOWN:
+        figures = ""
+    return concluded(complete, runs.findings, measured.sentence, figures=figures, answered=BOUNDS)
+
+
+def _report_rounds(runs: HttpRuns) -> tuple[Report, str]:
+    """Report rounds at one rate or, without rounds, the search for it; and the figures in a sentence."""
+    rows = list(_rows(runs)) if runs.rounds else []
+    figures = _figures(runs, {row.figure: row for row in rows}) if runs.rounds else ""
+    rounds = f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}"
+    method = f"{rounds}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
+    measured = Report(
+        kind="http",
+        sentence=_answer(runs, figures),
+        rows=tuple(rows),
+        columns=RATE_COLUMNS,
+        origins={"measured": method},
+        plots=tuple(_plots(runs, rows)),
+        notes=tuple(_notes(runs)),
+        extra=_extra(runs),
+    )
+    return measured, figures
+
+
+def _answer(runs: HttpRuns, figures: str) -> str:
+    """Return the highest rate inside the objective, if it was searched for; else whether the rounds keep it.
+
+    Without an objective among the options, return the *figures*: p99 and the rate of good answers.
+    """
+    objective = runs.plan.objective
+    if not runs.rounds:
+        return _answer_without_rounds(runs)
+    if runs.best:
+        rate = f"{'at least ' if runs.limit else ''}{runs.best:,.0f} requests/s"
+        if runs.outside and not runs.limit:
+            rate += f" ({runs.outside.offered:,.0f} is outside)"
+        reached = _in_ms(latency(runs.timed, objective.percentile))
+        return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {reached}."
+    if runs.trials and runs.is_outside:
+        longer = f"--duration {LONGER * runs.plan.load.duration_s:g}s"
+        return f"No rate was confirmed inside {objective}: {figures} Give {longer}, which evens out disturbances."
+    if not runs.plan.options.slo and not runs.trials:
+        return figures
+    return f"{'Outside' if runs.is_outside else 'Within'} the objective: {figures}"
+
+
+def _answer_without_rounds(runs: HttpRuns) -> str:
+    objective = runs.plan.objective
+    if not runs.interrupted:
+        return f"No rate is inside {objective}."
+    if runs.best is None:
+        return f"The search was stopped before a rate was inside {objective}."
+    return f"The search was stopped: {runs.best:,.0f} requests/s are inside {objective}, and perhaps more."
+
+
+def _figures(runs: HttpRuns, rows: Mapping[str, Row]) -> str:
+    """Return the latencies beside their bounds, or p99, with the rate of good answers and the share of errors.
+
+    *rows* have the figures by name.
+    """
+    objective = runs.plan.objective
+    rate = format_value(rows[RATE].value or 0)
+    errors = rows[ERRORS].value
+    failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
+    if not runs.plan.options.slo and not runs.trials:
+        return f"p99 is {_in_ms(rows[P99])} at {rate} answers/s, {failed}."
+
+    if errors:
+        failed += f" of {format_value(objective.errors, 'share')}"
+    bounds = [f"{name} {_in_ms(rows[name])} of {format_bound(us)}" for name, us in objective.latency_us.items()]
+    latencies = ", ".join(bounds) or f"p99 {_in_ms(rows[P99])}"
+    return f"{latencies} at {rate} answers/s, {failed}."
+
+
+def _in_ms(figure: Figure | Row) -> str:
+    return f"not known ({figure.note})" if figure.value is None else format_ms(figure.value)
+
+
+def _rows(runs: HttpRuns) -> Iterator[Row]:
+    """Yield the figures of the service, one line of the table: highest rate, latencies, rate, and shares."""
+    subject = redacted(runs.plan.load.url)
+    if runs.best:
+        outside = None if runs.limit or not runs.outside else runs.outside.offered
+        note = AT_LEAST if runs.limit else ""
+        yield Row(subject, HIGHEST_RATE, "/s", runs.best, low=outside and runs.best, high=outside, note=note)
+
+    shown = {*PERCENTILES, *runs.plan.objective.latency_us}
+    yield from (latency(runs.timed, name).row(subject, name, "us") for name in PERCENTS if name in shown)
+    yield mean([result.ok_rate for result in runs.rounds]).row(subject, RATE, "/s")
+    yield from share_rows(subject, runs.rounds)
+    yield Row(subject, LATENESS, "us", lag_us(runs.rounds, 99), main=False)
+
+
+def _notes(runs: HttpRuns) -> Iterator[str]:
+    late_rounds = len(runs.rounds) - len(runs.timed)
+    if late_rounds:
+        yield f"{late_rounds} of {format_count(len(runs.rounds), 'round')} are left out, as the generator was late."
+    unsolicited = sum(result.unsolicited for result in runs.rounds)
+    if unsolicited:
+        yield f"{format_count(unsolicited, 'connection')} sent bytes that were no answer to a request, and were closed."
+    seconds = sum(len(result.seconds) for result in runs.rounds)
+    left_out = seconds - sum(len(result.seconds) for result in runs.timed)
+    if left_out and not late_rounds:
+        longest = format_value(latency_us(runs.rounds, 100), "us")
+        pauses = f"{left_out} of {format_count(seconds, 'second')} are left out of the latencies, as pauses"
+        yield f"{pauses} of the machine: the longest answer took {longest}."
+    if runs.limit:
+        yield f"The search ended because of the generator, and not of the service: {runs.limit}."
+    late = lag_note(runs.timed)
+    if late:
+        yield f"{late.capitalize()}."
+
+
+def _plots(runs: HttpRuns, rows: Sequence[Row]) -> Iterator[Plot]:
+    if runs.trials:
+        marks = {runs.best: "highest inside"} if runs.best else {}
+        yield replace(_trials_plot(runs.trials, "requests/s", [runs.plan.objective.percentile]), marks=marks)
+    if runs.rounds:
+        yield _spectrum_plot(runs.rounds)
+        yield from plots_by_round(rows)
+
+
+def _trials_plot(trials: Sequence[Trial], load: str, names: Sequence[str]) -> Plot:
+    """Plot percentiles of the latency over the load of trials, a point for each."""
+    ascending = sorted(trials, key=lambda trial: trial.offered)
+    loads = tuple(trial.offered for trial in ascending)
+    curves = [Curve(name, loads, tuple(latency([trial.result], name).value for trial in ascending)) for name in names]
+    return Plot(
+        title=f"Latency over {load}",
+        x=load,
+        y="latency",
+        curves=tuple(curves),
+        y_unit="us",
+        log_y=True,
+        points=True,
+    )
+
+
+def _extra(runs: HttpRuns) -> dict[str, Any]:
+    """Return the fields "rounds" and, after a search for the highest rate, "search" of the JSON report.
+
+    A point is a trial of the search. "highest" is the highest rate in requests/s inside the objective, None if there is
+    none; "outside" is the lowest one outside; "at_least" says why it may be higher.
+    """
+    rounds = {"rounds": [result.to_json() for result in runs.rounds]}
+    if not runs.trials:
+        return rounds
+
+    search = {
+        "highest": runs.best,
+        "outside": runs.outside and runs.outside.offered,
+        "at_least": runs.limit,
+        "objective": str(runs.plan.objective),
+        "points": list(map(_trial_json, runs.trials)),
+    }
+    return {**rounds, "search": search}
+
+
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    """Return a point of the search or of the sweep, as in the JSON report."""
+    result = trial.result
+    latencies = {f"{name}_us": latency_us([result], PERCENTS[name]) for name in PERCENTILES}
+    return {
+        "at": trial.offered,
+        "inside": trial.is_inside,
+        "broken": trial.broken,
+        "doubts": trial.doubts,
+        **latencies,
+        "ok_rate": result.ok_rate,
+        "error_share": result.error_share,
+        "parallel": result.connections,
+    }
+
+
+def _report_batches(runs: HttpRuns) -> tuple[Report, str]:
+    """Report a sweep, with a trial for each size of batches; and its answer.
+
+    The answer is the smallest size that gives 90 % of the most users/s, with its p50.
+    """
+    trials = runs.trials
+    best = knee(trials)
+    answer = "No batch was served without errors, even one at a time; see below."
+    if best is not None:
+        p50 = format_ms(latency_us([best.result], 50))
+        figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
+        answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
+        if runs.interrupted:
+            answer = f"Of the sizes before the sweep was stopped, {answer[:1].lower()}{answer[1:]}"
+
+    points = list(map(_trial_json, trials))
+    measured = Report(
+        kind="http",
+        sentence=answer,
+        rows=tuple(row for trial in trials for row in _batch_rows(trial)),
+        columns=BATCH_COLUMNS,
+        origins={"measured": CLOSED_LOOP},
+        plots=(_trials_plot(trials, "batch size", (P50, P99)),),
+        extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
+    )
+    return measured, answer
+
+
+def _batch_rows(trial: Trial) -> Iterator[Row]:
+    subject = f"batch of {trial.offered:,.0f}"
+    yield Row(subject, USERS, "/s", users_per_s(trial))
+    yield from (latency([trial.result], name).row(subject, name, "us") for name in PERCENTILES)
+    yield Row(subject, AT_A_TIME, "", float(trial.result.connections))
+    yield from share_rows(subject, [trial.result])
+
+
+def _spectrum_plot(rounds: Sequence[Result]) -> Plot:
+    """Plot the latency of all rounds together over its percentile.
+
+    x is 1 / (1 - percentile), so that p99 and p99.9 are as far apart as p90 and p99. One answer is beyond the last.
+    """
+    furthest = max(2, sum(result.ok for result in rounds))
+    x = np.geomspace(1, furthest, SPECTRUM_POINTS).tolist()
+    return Plot(
+        title="Latency by percentile",
+        x="percentile",
+        y="latency",
+        curves=(Curve("all rounds", tuple(x), tuple(latency_us(rounds, 100 - 100 / position) for position in x)),),
+        y_unit="us",
+        log_x=True,
+        log_y=True,
+        ticks={position: name for position, name in SPECTRUM_TICKS.items() if position <= furthest},
+        caption="All answers of all rounds, from due times.",
+    )

@@ -104,18 +104,15 @@ def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
     if options.store and keys is not None:
         samples = COMPARED_BATCHES if options.batch else COMPARED
 
-    requests = Gets(options.path, keys)
     return Load(
         url=options.url,
-        requests=requests,
+        requests=Gets(options.path, keys),
         rate=parse_rate(options.rate),
         seed=1 if options.poisson else None,
         duration_s=parse_seconds(options.duration),
         connections=options.connections,
         headers=_parse_headers(options.headers),
         timeout_s=parse_seconds(options.timeout),
-        check=requests.failure,
-        observe=("source",),
         samples=samples,
     )
 

@@ -6,14 +6,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
-import orjson
 
 from hotplate.base.recommendations import Item
 from hotplate.base.report import format_count, format_value
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.loadgen.load import LIST_LENGTH, decode_body
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
 from hotplate.bench.verdict import Finding, Gravity
@@ -131,7 +131,6 @@ async def read_charge(store: Store, charges: ChargeCounter, users: Sequence[str]
     return (charges.ru - spent_before_ru) / len(drawn)
 
 
-DEFAULT_N = 10
 SIMILAR = "/similar"
 EXAMPLES = 5
 # Lists of a batch that are compared, drawn at random.
@@ -272,7 +271,7 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample], answer
             lists = list(_received_lists(sample))
             for received in random.sample(lists, min(len(lists), BATCH_LISTS)):
                 by_release.setdefault(received.result["release"], []).append(received)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             comparison.compared += 1
             comparison.wrong.append(f"{sample.body[:80]!r} is not an answer: {error!r}")
 
@@ -284,39 +283,24 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample], answer
 def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
     """Yield the lists in a sampled response, each with what its request asked for.
 
-    The response is to a GET of one list (`/v1/recommendations/USER?n=10`), to a POST of a batch, or to the same in
-    Azure ML's scoring format, which has rows in "data". Raises ValueError, KeyError or TypeError for a body that is no
-    such response.
+    The response is to a GET of one list (`/v1/recommendations/USER?n=10&list=basket`), to a POST of a batch, or to the
+    same in Azure ML's scoring format. Raises ValueError, KeyError, TypeError or AttributeError for another body.
     """
-    head, _, body = sample.request.partition(b"\r\n\r\n")
-    request_line = head.split(b"\r\n", 1)[0].decode()
-    method, target, _ = request_line.split(" ")
-
-    response = orjson.loads(sample.body)
-    if method == "GET":
-        yield _received_list(target, response)
-        return
-
-    batch = orjson.loads(body)
-    if "data" in batch:
-        for row, result in zip(batch["data"], response, strict=True):
-            yield ReceivedList(RowKey(USER, row["user"]), row["n"], result)
-    else:
-        for user, result in zip(batch["users"], response["results"], strict=True):
-            yield ReceivedList(RowKey(USER, user), batch["n"], result)
-
-
-def _received_list(target: str, response: dict[str, Any]) -> ReceivedList:
-    """Return the list in the response to a GET of *target*, as `/v1/recommendations/USER?n=10&list=basket`."""
-    parts = urlsplit(target)
-    route, _, subject = parts.path.rpartition("/")
+    _, target, _ = sample.request.split(b" ", 2)
+    parts = urlsplit(target.decode())
     query = dict(parse_qsl(parts.query))
-    return ReceivedList(
-        key=RowKey(ITEM if route.endswith(SIMILAR) else USER, unquote(subject), query.get("list", "")),
-        n=int(query.get("n", DEFAULT_N)),
-        result=response,
-        fields=query["fields"].split(",") if "fields" in query else (),
-    )
+    route, _, _ = parts.path.rpartition("/")
+    kind = ITEM if route.endswith(SIMILAR) else USER
+
+    response = decode_body(sample.head, sample.body)
+    results = response if isinstance(response, list) else response.get("results", [response])
+    for key, result in zip(sample.keys, results, strict=True):
+        yield ReceivedList(
+            key=RowKey(kind, key, query.get("list", "")),
+            n=int(query.get("n", LIST_LENGTH)),
+            result=result,
+            fields=query["fields"].split(",") if "fields" in query else (),
+        )
 
 
 class _Comparison:

@@ -723,7 +723,7 @@ class StoreContract:
         assert await handles[0].records(["one"]) == [winner], "swap: one that lost has replaced a record"
 
     async def test_an_unreadable_catalogue_is_replaced_by_one_of_several_handles(self, open_handle: OpenStore) -> None:
-        """`replace_unreadable` takes the damaged record that a handle read, so that only the first one replaces it."""
+        """`swap` takes the bytes of a damaged record that a handle read, so that only the first one replaces it."""
         store = open_handle()
         committed = await commit_release(store)
         damaged = replace(committed, releases=committed.releases * 2)  # an entry twice is invalid
@@ -737,15 +737,15 @@ class StoreContract:
         assert record is not None
 
         with pytest.raises(ReleaseConflict):
-            await store.replace_unreadable(record + b" ", rebuilt)
+            await store.swap(record + b" ", rebuilt)
         handles = [open_handle() for _ in range(3)]
-        tries = (handle.replace_unreadable(record, rebuilt) for handle in handles)
+        tries = (handle.swap(record, rebuilt) for handle in handles)
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 2
 
         assert await open_handle().catalogue() == rebuilt
         with pytest.raises(ReleaseConflict):
-            await store.replace_unreadable(record, rebuilt)
+            await store.swap(record, rebuilt)
 
     async def test_a_poll_reads_the_catalogue_and_soon_each_change(self, open_handle: OpenStore) -> None:
         """`poll` is how a service follows a store, every `poll_s` seconds; it may lag behind a swap for a while.

@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest
 from hotplate.offline.errors import SettingError, require_at_least, require_between
 from hotplate.offline.input.columns import named_values
 from hotplate.offline.input.history import DAY_US, NO_TIME, Times
-from hotplate.offline.input.pairs import Floats, Indices, Mask, UserItems, no_items, row_slices, users_per_item
+from hotplate.offline.input.pairs import Indices, Mask, UserItems, no_items, row_slices, users_per_item
 from hotplate.offline.model import Model, Users
 from hotplate.offline.train.popularity import order_by_popularity
 from hotplate.offline.train.ranking import Ranked
@@ -92,13 +92,14 @@ class NewItems:
         self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
         self._segments, self._weights = self._draw_weights(model)
 
-    def insert_new_items(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
+    def insert_new_items(self, users: Users, lists: Ranked, length: int) -> Ranked:
         """Insert new items into the lists of *users*: `explore.new` at random places of each ten, with a score of -inf.
 
-        *items* and *scores* are [users, n], the result is wider; -1 stands at places without an item. The items behind
-        an inserted one move back, and the first of ten places keeps its item. Items in the first *length* places are
-        not drawn, but an item further down may then be listed twice. Empty lists stay empty.
+        The result is wider than *lists*; -1 stands at places without an item. The items behind an inserted one move
+        back, and the first of ten places keeps its item. Items in the first *length* places are not drawn, but an item
+        further down may then be listed twice. Empty lists stay empty.
         """
+        items, scores = lists
         # The first *length* places, in groups of ten.
         tens = -(-length // _TEN)
         drawn = self._draw_items(users, items[:, :length], tens * self.explore.new)
@@ -112,12 +113,12 @@ class NewItems:
         padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
 
         # A mask is filled row by row, and each row has as many places as items.
-        lists = np.empty((len(items), width), dtype=np.int32)
-        lists[is_inserted] = drawn.ravel()
-        lists[~is_inserted] = np.pad(items, padding, constant_values=-1).ravel()
-        values = np.full((len(items), width), -np.inf, dtype=np.float32)
-        values[~is_inserted] = np.pad(scores, padding).ravel()
-        return Ranked(lists, values)
+        wider = Ranked.empty(len(items), width)
+        wider.items[is_inserted] = drawn.ravel()
+        wider.items[~is_inserted] = np.pad(items, padding, constant_values=-1).ravel()
+        wider.scores[is_inserted] = -np.inf
+        wider.scores[~is_inserted] = np.pad(scores, padding).ravel()
+        return wider
 
     def _draw_items(self, users: Users, listed: Indices, n: int) -> Indices:
         """Draw *n* new items for each user [users, n], -1 if there are fewer.

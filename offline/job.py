@@ -240,7 +240,7 @@ class Attempt:
         self.summary = last
 
         if run.is_unnoted:
-            self._repeat_note(folder, is_live=catalogue.live == run.release)
+            self._note_release(folder, is_live=catalogue.live == run.release)
 
         if run.outcome is Outcome.REFUSED and status is not ReleaseStatus.PUBLISHED:
             if status is ReleaseStatus.MISSING:  # so it cannot be activated, as the summary advises
@@ -279,7 +279,7 @@ class Attempt:
 
         self._summarize(published, folder.run.seconds)
         if logged is not None:
-            self._note_release(folder, logged, is_live=published.is_live)
+            self._note_release(folder, is_live=published.is_live, logged=logged)
         if published.status is not ReleaseStatus.READY:
             folder.finish(self.summary)
 
@@ -312,33 +312,26 @@ class Attempt:
             self._update_summary(tracked=logged.uri)
         return logged
 
-    def _note_release(self, folder: RunFolder, logged: "Logged", *, is_live: bool) -> None:
+    def _note_release(self, folder: RunFolder, *, is_live: bool, logged: "Logged | None" = None) -> None:
         """Note in MLflow which release the model is in; a live one moves the alias.
 
-        A failure is a warning, and recorded in *folder* for the next attempt.
+        The model is looked up there unless it is *logged*. A failure is a warning, and recorded in *folder* for the
+        next attempt.
         """
         from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
 
         release = folder.run.release
         is_unnoted = False
         try:
-            mlflow_models.record_release(logged.uri, self._job.store, release)
-            if is_live:
+            logged = logged or self._log_model(folder)
+            if logged is not None:
+                mlflow_models.record_release(logged.uri, self._job.store, release)
+            if logged is not None and is_live:
                 mlflow_models.set_alias(logged)
         except DataError as error:
             is_unnoted = True
             warn(not_recorded(release, error))
         folder.record(replace(folder.run, is_unnoted=is_unnoted))
-
-    def _repeat_note(self, folder: RunFolder, *, is_live: bool) -> None:
-        """Note the release of a run that has ended in MLflow, which failed before; a failure is a warning again."""
-        try:
-            logged = self._log_model(folder)
-        except DataError as error:
-            warn(not_recorded(folder.run.release, error))
-            return
-        if logged is not None:
-            self._note_release(folder, logged, is_live=is_live)
 
     def _measured_lists(self, folder: RunFolder) -> NamedLists:
         """Load the models of the default list and of the named ones, and evaluate their lists under the rules.

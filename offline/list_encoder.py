@@ -11,6 +11,7 @@ import polars as pl
 
 from hotplate.base.recommendations import ALL_ITEM_FIELDS
 from hotplate.offline.errors import require_between
+from hotplate.offline.input.pairs import offsets
 from hotplate.stores.encoding import MAX_OFFSET, SCORE_DIGITS, SEPARATOR, USUAL_CUT
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
@@ -57,7 +58,7 @@ class RankedLists:
     def batches(self, most: int) -> Iterator["RankedLists"]:
         """Yield these lists in batches of at most *most* lists and _ITEMS_AT_ONCE items, but of one list at least."""
         # List i has the items from item_ends[i] to item_ends[i + 1].
-        item_ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        item_ends = offsets(self.lengths)
         start = 0
         while start < len(self.owners):
             # The end of the lists that have at most _ITEMS_AT_ONCE items in all.
@@ -109,7 +110,7 @@ class ListEncoder:
         # The lines of all lists are one text; each line ends with a separator.
         lines = self._encode_lines(lists.entries)
         line_bytes = lines.str.len_bytes().to_numpy()
-        line_starts = np.concatenate([[0], np.cumsum(line_bytes, dtype=np.int64)])
+        line_starts = offsets(line_bytes)
 
         # Lists as numbers of lines, then as bytes of the text, without the separator of the last line.
         stop_lines = np.cumsum(lists.lengths)
@@ -120,12 +121,12 @@ class ListEncoder:
         cut_ends = np.maximum(line_starts[cut_lines] - len(SEPARATOR), starts)
 
         cut_bytes = cut_ends - starts
-        offsets = np.where(cut_bytes <= MAX_OFFSET, cut_bytes, 0)
+        cut_offsets = np.where(cut_bytes <= MAX_OFFSET, cut_bytes, 0)
 
         text = lines.str.join("").cast(pl.Binary).item()
         return [
             b"%04x%b" % (offset, text[start:end])
-            for offset, start, end in zip(offsets.tolist(), starts.tolist(), ends.tolist(), strict=True)
+            for offset, start, end in zip(cut_offsets.tolist(), starts.tolist(), ends.tolist(), strict=True)
         ]
 
     def _encode_lines(self, entries: pl.DataFrame) -> pl.Series:

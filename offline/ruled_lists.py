@@ -310,7 +310,7 @@ class RuledLists:
             factors=None,
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
-        wider = new.insert_new_items(chosen, lists.items, lists.scores, self.length)
+        wider = new.insert_new_items(chosen, lists, self.length)
         return wider.without_repeats(lists.items.shape[1])
 
     def _put_pins_first(self, users: Indices, lists: Ranked) -> Ranked:

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, Generic, TypeVar
 
+from hotplate.base.timing import Backoff
 from hotplate.stores.errors import StoreClosed, StoreMisused
 
 T = TypeVar("T")
@@ -29,10 +31,22 @@ class SharedCall(Generic[T]):
     A cancelled caller does not cancel it. Callers at its `close` get the error that *closed* returns.
     """
 
-    def __init__(self, call: Callable[[], Coroutine[Any, Any, T]], closed: Callable[[], Exception]) -> None:
+    def __init__(
+        self,
+        call: Callable[[], Coroutine[Any, Any, T]],
+        closed: Callable[[], Exception],
+        pauses_s: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        """*pauses_s* are the first and the longest pause after a failure, in which callers get its error at once."""
         self._call = call
         self._closed = closed
+        self.pauses = Backoff(*pauses_s)
         self._task: asyncio.Task[T] | None = None
+        self._failure: BaseException | None = None
+        """The error of the last call that failed."""
+
+        self._retry_at = -inf
+        """Time of the loop's clock at which the pause after it ends."""
 
     @property
     def is_running(self) -> bool:
@@ -47,7 +61,9 @@ class SharedCall(Generic[T]):
         return self._task
 
     async def result(self) -> T:
-        """Return the result of the running call, or of a new one."""
+        """Return the result of the running call, or of a new one; raises the error of the last one in the pause."""
+        if self._failure is not None and asyncio.get_running_loop().time() < self._retry_at and not self.is_running:
+            raise self._failure.with_traceback(None)
         task = self.start()
         await asyncio.wait([task])
         if task.cancelled():
@@ -62,8 +78,9 @@ class SharedCall(Generic[T]):
 
     def _done(self, task: asyncio.Task[T]) -> None:
         self._task = None
-        if not task.cancelled():
-            task.exception()  # mark as retrieved
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._retry_at = task.get_loop().time() + self.pauses.next_s()
 
 
 def other_loop(shown: str) -> StoreMisused:

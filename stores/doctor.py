@@ -388,11 +388,11 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     records += await logged_change(store, empty, rebuilt)
     new = changes.succeed(empty, rebuilt, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
 
+    replaced: Catalogue | bytes = Catalogue()
+    if survey.record is not None:
+        replaced = survey.record
     try:
-        if survey.record is None:
-            await store.swap(Catalogue(), new, records)
-        else:
-            await store.replace_unreadable(survey.record, new, records)
+        await store.swap(replaced, new, records)
     except (ReleaseConflict, StoreUnavailable):
         if await _read_token(store) != new.token:  # otherwise only the reply was lost
             raise

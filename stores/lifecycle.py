@@ -432,8 +432,7 @@ async def revise_catalogue(
             return old
         if not old.generation:
             await check_nothing_to_rebuild(store)
-        refusals = await _changes_of_refusals(store, old, revised)
-        records = [*records, *refusals, *await logged_change(store, old, revised)]
+        records = [*records, *await _changes_beside(store, old, revised, is_logged=not swaps.failures)]
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
         new_by_token[new.token] = new
 
@@ -452,6 +451,15 @@ async def revise_catalogue(
 def _refusals(catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
     """Return why releases were refused, by their incarnations."""
     return {entry.incarnation: entry.refused_by for entry in catalogue.releases if entry.refused_by}
+
+
+async def _changes_beside(store: Store, old: Catalogue, new: Catalogue, *, is_logged: bool) -> list[RecordChange]:
+    """Return the changes of the records beside a catalogue that is replaced: refusals and, if *is_logged*, the log.
+
+    No change of the catalogue is to fail because of the log, as where slots of a cluster are being moved.
+    """
+    refusals = await _changes_of_refusals(store, old, new)
+    return refusals if not is_logged else [*refusals, *await logged_change(store, old, new)]
 
 
 async def _changes_of_refusals(store: Store, old: Catalogue, new: Catalogue) -> list[RecordChange]:

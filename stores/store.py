@@ -252,8 +252,10 @@ class Store(Reader, Protocol):
         """Make a sealed release ready to be live (warm, scaled). Idempotent."""
 
     @abstractmethod
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace *old* by *new*, compared by `version`, even on a full store; ReleaseConflict after another swap.
+
+        A catalogue that is unreadable is replaced by its bytes, the `record` of CatalogueUnreadable.
 
         *records*, of up to 2 MB, are written in the same atomic step, or else before it, in order and durably. Only
         then does a store compare what they were before: ReleaseConflict for another value, but not for the new one.
@@ -276,10 +278,6 @@ class Store(Reader, Protocol):
     @abstractmethod
     async def incarnations(self) -> list[str]:
         """Return the incarnations with data, even without a readable catalogue."""
-
-    @abstractmethod
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace a CatalogueUnreadable's *record* by *new*, as `swap`; ReleaseConflict if the stored bytes differ."""
 
     async def scale_down(self, release: ReleaseRef) -> None:
         """Reduce the cost of a release until `prepare`. Idempotent; raises ReleaseNotFound."""

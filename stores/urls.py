@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qs, urlsplit
@@ -118,8 +118,12 @@ def _escaped(url: str) -> str:
     return _CA.sub(lambda match: match[1] + match[3].replace("@", "%40"), url)
 
 
-def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
-    """Return the query parameters; StoreMisused for an unknown or repeated one."""
+Options = Mapping[str, tuple[str, str]]
+"""The pattern of each query parameter of a URL, and the advice for other values."""
+
+
+def parameters(parts: SplitResult, known: Options, shown: str) -> dict[str, str]:
+    """Return the query parameters; StoreMisused for an unknown, repeated or invalid one."""
     options = parse_qs(parts.query, keep_blank_values=True)
     for name, values in options.items():
         if name not in known:
@@ -128,7 +132,13 @@ def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[s
             )
         if len(values) > 1:
             raise StoreMisused(f"{shown} has the parameter {name!r} twice")
+        pattern, advice = known[name]
+        if not re.fullmatch(pattern, values[0]):
+            raise StoreMisused(f"{name}={values[0][:90]} of {shown} is not valid; write {advice}")
     return {name: values[0] for name, values in options.items()}
+
+
+CA = (r".+", "the path of a file with certificates")
 
 
 def certificate(options: Mapping[str, str], shown: str) -> str | None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -330,11 +331,10 @@ def saturate(server: Server, requests: bytes) -> Saturation:
         raise RuntimeError(f"wrk printed {output[-500:]}")
     answers = int(request_count[1])
 
-    after = lookups(server)
-    lists = after.lists - before.lists
-    popular = after.popular - before.popular
-    if popular > MAX_POPULAR * lists:
-        raise RuntimeError(f"{popular:,.0f} of {lists:,.0f} lists were popular ones; is the machine busy?")
+    answered = lookups(server) - before
+    popular = answered[POPULAR_SOURCE]
+    if popular > MAX_POPULAR * answered.total():
+        raise RuntimeError(f"{popular:,} of {answered.total():,} lists were popular ones; is the machine busy?")
     return Saturation(answers / WRK_SECONDS, used_s * 1e6 / answers)
 
 
@@ -357,21 +357,14 @@ def _run_wrk(server: Server, requests: bytes) -> str:
     return ended.stdout + ended.stderr
 
 
-class Lookups(NamedTuple):
-    """Lists that a service has answered, and how many of them were the popular list."""
-
-    lists: float
-    popular: float
-
-
-def lookups(server: Server) -> Lookups:
-    """Return the lists that a service has answered since its start, by its metrics; zeros for a peer."""
-    if not server.admin_url:
-        return Lookups(0.0, 0.0)
-    metrics = read_samples(f"{server.admin_url}/metrics")
-    samples = [sample for sample in metrics if sample.name == "hotplate_lookups_total"]
-    popular = [sample for sample in samples if sample.labels["source"] == POPULAR_SOURCE]
-    return Lookups(sum(sample.value for sample in samples), sum(sample.value for sample in popular))
+def lookups(server: Server) -> Counter[str]:
+    """Return the lists that a service has answered since its start, by their source; none for a peer."""
+    counts = Counter[str]()
+    if server.admin_url:
+        for sample in read_samples(f"{server.admin_url}/metrics"):
+            if sample.name == "hotplate_lookups_total":
+                counts[sample.labels["source"]] += round(sample.value)
+    return counts
 
 
 # A child's peak memory starts at its parent's.

@@ -398,9 +398,8 @@ def measure_all(data_sets: Sequence[DataSet], data_at: Path) -> AllFigures:
     os.environ["OMP_NUM_THREADS"] = "1"
 
     started = perf_counter()
-    tasks = len(data_sets) * (len(PIECES) + len(DRAWS))
     cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(min(cores, tasks), mp_context=get_context("spawn")) as processes:
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as processes:
         submit = processes.submit
 
         # Large pieces come first, as the last tasks run on few cores.
@@ -415,13 +414,10 @@ def measure_all(data_sets: Sequence[DataSet], data_at: Path) -> AllFigures:
             for data in reversed(data_sets)
         }
 
-        names: dict[Future[Any], str] = {}
-        names |= {future: f"{data.name}, first {share:.0%}" for (data, share), future in pieces.items()}
-        names |= {future: f"{data.name}, {name}" for (data, name), future in draws.items()}
-        for done, future in enumerate(as_completed(names), start=1):
+        tasks: list[Future[Any]] = [*pieces.values(), *draws.values()]
+        for done, future in enumerate(as_completed(tasks), start=1):
             future.result()  # raises the task's error at once
-            minutes = (perf_counter() - started) / 60
-            print(f"{done} of {tasks} after {minutes:.1f} min: {names[future]}", flush=True)
+            print(f"{done} of {len(tasks)} after {(perf_counter() - started) / 60:.1f} min", flush=True)
 
     return AllFigures(
         pieces={part: future.result() for part, future in pieces.items()},

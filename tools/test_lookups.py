@@ -3,10 +3,10 @@
 import asyncio
 import itertools
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ import pytest
 
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.options import VENDOR
-from hotplate.bench.process import RedisServer
 from hotplate.serve.embedded import open_lists, open_sync
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
@@ -110,20 +109,27 @@ async def read_all(store: Reader, release: ReleaseRef, keys: Sequence[str]) -> N
     await asyncio.gather(*(read_one_by_one(store, release, keys[first::IN_FLIGHT]) for first in range(IN_FLIGHT)))
 
 
+@contextmanager
+def opened(run: Run, url: str) -> Iterator[Store]:
+    """Open a store on the shared loop until the block ends."""
+
+    async def connected_store() -> Store:
+        return connect(url)
+
+    store: Store = run(connected_store())
+    yield store
+    run(store.close())
+
+
 @pytest.mark.parametrize("case", REMOTE)
 def test_remote_read(benchmark: Benchmark, request: pytest.FixtureRequest, run: Run, case: str) -> None:
     store = REMOTE[case]
     filled: FilledStore = request.getfixturevalue(store.fixture)
     keys = random_keys(filled.shape.users, REMOTE_COUNT)
-
-    async def opened() -> Store:
-        return connect(store.client + filled.url)
-
-    reader = run(opened())
-    run(read_all(reader, filled.release, keys))
     benchmark.extra_info |= {"what": store.what, "count": REMOTE_COUNT}
-    benchmark(lambda: run(read_all(reader, filled.release, keys)))
-    run(reader.close())
+    with opened(run, store.client + filled.url) as reader:
+        run(read_all(reader, filled.release, keys))
+        benchmark(lambda: run(read_all(reader, filled.release, keys)))
 
 
 @pytest.mark.parametrize("keys_at_once", REDIS_BATCHES)
@@ -132,23 +138,16 @@ def test_batch_from_redis(benchmark: Benchmark, redis: FilledStore, run: Run, ve
     keys = random_keys(redis.shape.users, REMOTE_COUNT)
     batches = [keys[start : start + keys_at_once] for start in range(0, REMOTE_COUNT, keys_at_once)]
 
-    async def opened() -> Store:
-        return connect(vendor + redis.url)
-
-    reader = run(opened())
-
-    async def read_batches() -> None:
+    async def read_batches(reader: Reader) -> None:
         for batch in batches:
             assert len(await reader.get_many(redis.release, batch, timeout_s=TIMEOUT_S)) == len(batch)
 
-    run(read_batches())
     client = "redis-py" if vendor else "our connection"
-    benchmark.extra_info |= {
-        "what": f"a key from Redis through {client}, {keys_at_once} at once",
-        "count": REMOTE_COUNT,
-    }
-    benchmark(lambda: run(read_batches()))
-    run(reader.close())
+    what = f"a key from Redis through {client}, {keys_at_once} at once"
+    benchmark.extra_info |= {"what": what, "count": REMOTE_COUNT}
+    with opened(run, vendor + redis.url) as reader:
+        run(read_batches(reader))
+        benchmark(lambda: run(read_batches(reader)))
 
 
 def test_encode(benchmark: Benchmark, values: list[bytes]) -> None:
@@ -199,22 +198,19 @@ def test_answer(benchmark: Benchmark, files: FilledStore, pair: Pair, run: Run, 
 
 
 @pytest.mark.benchmark(group="publishing", timer=time.process_time)
-def test_publish_to_files(benchmark: Benchmark, shape: Shape, values: list[bytes], tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    benchmark.extra_info |= {"what": f"publishing {shape.users:,} lists to files", "count": shape.users}
-    benchmark.pedantic(
-        lambda: publish_lists(f"file://{store}", shape, values),
-        setup=lambda: shutil.rmtree(store, ignore_errors=True),
-        rounds=PUBLISHES,
-    )
-    (file,) = (store / "releases").glob("*.mdb")
-    assert file.stat().st_size < 1.5 * shape.plan.payload_bytes
-
-
-@pytest.mark.benchmark(group="publishing", timer=time.process_time)
-def test_publish_to_redis(benchmark: Benchmark, shape: Shape, values: list[bytes], redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("kind", ["files", "Redis"])
+def test_publish(
+    benchmark: Benchmark,
+    request: pytest.FixtureRequest,
+    shape: Shape,
+    values: list[bytes],
+    tmp_path: Path,
+    *,
+    kind: str,
+) -> None:
+    url = f"file://{tmp_path}/published-"
+    if kind == "Redis":
+        url = request.getfixturevalue("redis_server").url("published-")
     numbers = itertools.count()
-    benchmark.extra_info |= {"what": f"publishing {shape.users:,} lists to Redis", "count": shape.users}
-    benchmark.pedantic(
-        lambda: publish_lists(redis_server.url(f"published-{next(numbers)}"), shape, values), rounds=PUBLISHES
-    )
+    benchmark.extra_info |= {"what": f"publishing {shape.users:,} lists to {kind}", "count": shape.users}
+    benchmark.pedantic(lambda: publish_lists(f"{url}{next(numbers)}", shape, values), rounds=PUBLISHES)

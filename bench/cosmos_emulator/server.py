@@ -5,14 +5,16 @@ import ipaddress
 import signal
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.messages import (
@@ -31,6 +33,7 @@ from hotplate.stores.cosmos.url import EMULATOR_KEY
 
 REGIONS = ("Emulated West", "Emulated East")
 PAGES = "/__emulation/"
+PREFIX = "hotplate_cosmos_emulator_"
 CERTIFICATE_LIFE = timedelta(days=30)
 # Until connections that were just accepted are known: with TLS, once their handshake is done.
 ACCEPTING_S = 0.01
@@ -137,7 +140,7 @@ def _answer(service: Service, request: Request) -> HttpResponse:
         return service.answer(request)
     match request.method, request.path.removeprefix(PAGES):
         case "GET", "metrics":
-            return HttpResponse(200, _metrics(service), content_type="text/plain; version=0.0.4; charset=utf-8")
+            return HttpResponse(200, generate_latest(_Metrics(service)), content_type=CONTENT_TYPE_LATEST)
         case "PUT", "faults":
             try:
                 service.faults.replace(parse_json(request.body), service.account.clock())
@@ -147,49 +150,32 @@ def _answer(service: Service, request: Request) -> HttpResponse:
     return HttpError(404, f"there are GET {PAGES}metrics and PUT {PAGES}faults").response()
 
 
-def _metrics(service: Service) -> bytes:
-    """Return metrics in Prometheus' text format.
+class _Metrics(Collector):
+    """Requests and request units by operation and status; request units, 429s and RU/s of physical partitions."""
 
-    They are the numbers of requests and their request units by operation and status, and for each physical partition
-    the admitted request units, the 429s and the provisioned RU/s.
-    """
-    lines = list[str]()
-    for name, counted in (("requests", service.counts.requests), ("request_units", service.counts.charges_ru)):
-        samples = list[Sample]()
-        for (operation, status), value in counted.items():
-            samples.append(({"operation": operation, "status": str(status)}, value))
-        lines += _samples(f"{name}_total", samples)
-    lines += _partition_metrics(service)
-    return "\n".join([*lines, ""]).encode()
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        service = self._service
+        for name, counted in (("requests", service.requests), ("request_units", service.charges_ru)):
+            total = CounterMetricFamily(PREFIX + name, "By operation and status.", labels=("operation", "status"))
+            for (operation, status), value in counted.items():
+                total.add_metric((operation, str(status)), value)
+            yield total
 
-def _partition_metrics(service: Service) -> Iterator[str]:
-    """Yield lines of Prometheus's text format: RU charged, throttled requests and RU/s of each physical partition."""
-    charges_ru = list[Sample]()
-    throttled = list[Sample]()
-    provisioned_ru = list[Sample]()
-    for container in service.account.containers():
-        for partition in container.partitions.all:
-            labels = {"container": f"{container.database.name}/{container.name}", "partition": partition.id}
-            charges_ru.append((labels, partition.admitted_ru))
-            throttled.append((labels, partition.throttled))
-            provisioned_ru.append((labels, partition.budgets[0].rate))  # it is the same in all regions
-
-    yield from _samples("partition_request_units_total", charges_ru)
-    yield from _samples("partition_throttled_total", throttled)
-    yield from _samples("partition_throughput", provisioned_ru, "gauge")
-
-
-# Labels and value.
-Sample = tuple[Mapping[str, str], float]
-
-
-def _samples(name: str, samples: Iterable[Sample], kind: str = "counter") -> Iterator[str]:
-    """Yield the lines of a metric."""
-    yield f"# TYPE hotplate_cosmos_emulator_{name} {kind}"
-    for labels, value in samples:
-        pairs = ",".join(f"{label}={orjson.dumps(text).decode()}" for label, text in labels.items())
-        yield f"hotplate_cosmos_emulator_{name}{{{pairs}}} {float(value)}"
+        labels = ("container", "partition")
+        charges_ru = CounterMetricFamily(f"{PREFIX}partition_request_units", "Charged.", labels=labels)
+        throttled = CounterMetricFamily(f"{PREFIX}partition_throttled", "Refused requests.", labels=labels)
+        provisioned_ru = GaugeMetricFamily(f"{PREFIX}partition_throughput", "In RU/s, of a region.", labels=labels)
+        for container in service.account.containers():
+            for partition in container.partitions.all:
+                values = (f"{container.database.name}/{container.name}", partition.id)
+                charges_ru.add_metric(values, partition.admitted_ru)
+                throttled.add_metric(values, partition.throttled)
+                provisioned_ru.add_metric(values, partition.budgets[0].rate)
+        yield from (charges_ru, throttled, provisioned_ru)
 
 
 async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:

@@ -7,7 +7,7 @@ import base64
 import binascii
 import hmac
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
@@ -163,19 +163,6 @@ def operation_of(request: Request, route: ResourceRoute) -> str:
     return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
 
 
-class Counts:
-    """Requests and charges by operation and status."""
-
-    def __init__(self) -> None:
-        self.requests = defaultdict[tuple[str, int], int](int)
-        self.charges_ru = defaultdict[tuple[str, int], float](float)
-
-    def count(self, operation: str, status: int, charge_ru: float) -> None:
-        """Count one response."""
-        self.requests[operation, status] += 1
-        self.charges_ru[operation, status] += charge_ru
-
-
 @dataclass(slots=True)
 class Service:
     """Answers requests."""
@@ -183,7 +170,9 @@ class Service:
     account: EmulatedAccount
     authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
-    counts: Counts = field(default_factory=Counts)
+    # By operation and status.
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    charges_ru: defaultdict[tuple[str, int], float] = field(default_factory=lambda: defaultdict(float))
     latency: Callable[[], float] | None = None  # delay of the data plane's responses
 
     _activities: int = 0
@@ -208,7 +197,8 @@ class Service:
 
         if self.latency is not None and operation in ITEM_OPERATIONS:
             response.delay_s += self.latency()
-        self.counts.count(operation, response.status, response.charge_ru)
+        self.requests[operation, response.status] += 1
+        self.charges_ru[operation, response.status] += response.charge_ru
 
         self._activities += 1
         response.headers["x-ms-activity-id"] = f"00000000-0000-0000-0000-{self._activities:012x}"

@@ -4,20 +4,19 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import itertools
+import math
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
 from array import array
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Awaitable, Callable, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,8 +24,8 @@ import uvloop
 
 from hotplate.base.http1 import ClientConnection, FailureKind
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.load import Load, Target
-from hotplate.bench.loadgen.result import ResponseSample, Result, Second
+from hotplate.bench.loadgen.load import OK, Load, Request, Target, decode_lists
+from hotplate.bench.loadgen.result import AnsweredList, ResponseSample, Result, Second
 from hotplate.bench.process import on_core, raised_priority, stop_process
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ WAKE_S = 0.1  # longest sleep, so that `stop` is noticed
 AHEAD_S = 0.05  # before the first due request
 STOP_WITHIN_S = 5.0
 DIED = "the process of the load generator died, perhaps out of memory"
-# A worker sends READY with open connections; its parent a start time by CLOCK_MONOTONIC, and STOP.
-READY = "ready"
+# Ends a run early.
 STOP = "stop"
 Clock = Callable[[], float]
 Begin = Callable[[], Awaitable[float]]  # returns the start time by the generator's clock
@@ -58,19 +56,11 @@ class SentRequest(msgspec.Struct, frozen=True):
     """A request in flight, and when it was due by the generator's clock."""
 
     due_s: float
-    request: bytes
+    request: Request
 
 
 LoadConnection = ClientConnection[SentRequest]
 Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # takes a protocol factory
-
-
-class Counts(NamedTuple):
-    """Requests that were due and sent, and good responses, since a run began."""
-
-    due: int = 0
-    sent: int = 0
-    good: int = 0
 
 
 async def run_when_due(tick: Tick) -> None:
@@ -139,36 +129,35 @@ class _TimerFile:
 
 
 class Recorder:
-    """Counts and times of one run, at 8 bytes a request."""
+    """Counts and times of one run, at 8 bytes a request.
 
-    def __init__(self, observe: Sequence[str] = (), samples: int = 0) -> None:
-        """Count values of the fields *observe* of JSON bodies, and draw at most *samples* responses at random."""
-        self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
+    Requests belong to the second in which they were due, and their sending and answers to those in which they happened.
+    """
+
+    def __init__(self, samples: int = 0) -> None:
+        """Draw at most *samples* responses at random."""
         self._most_samples = samples
         self._candidates = 0  # responses of which the sample is drawn
-        self._seen: dict[str, Counter[bytes]] = {name: Counter() for name in observe}
-        self._counts_by_second = [Counts()]
-        self.latencies_s = array("f")  # of good responses
+        # By second of the run.
+        self.due: Counter[int] = Counter()
+        self.sent: Counter[int] = Counter()
+        self.latencies_s = defaultdict[int, "array[float]"](lambda: array("f"))  # of good responses
         self.lags_s = array("f")  # delays of due requests
         self.samples = list[ResponseSample]()
         self.errors: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
-        self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
+        self.sources: Counter[str] = Counter()
+        self.dropped = self.opened = self.unsolicited = 0
 
     def record_response(self, response: ResponseSample) -> None:
-        """Count a response's status and the values of observed JSON fields, and perhaps keep it as a sample.
+        """Count a response's status and the sources of its lists, and perhaps keep it as a sample.
 
         All responses are in the sample with the same probability (a reservoir): each n-th one would miss a server that
-        errs periodically. `_fields` has a pattern for each observed field, a string field such as "source", and `_seen`
-        the counts of its values. A GET has one value per field, a POST (a batch) one for each list: the first, as items
-        may have the field, too. An absent field counts as "".
+        errs periodically.
         """
         self.statuses[response.status] += 1
-        for name, pattern in self._fields.items():
-            values = self._seen[name]
-            for text in (response.fields,) if response.fields else response.lists:
-                match = pattern.search(text)
-                values[match[1] if match else b""] += len(response.lists) if response.fields else 1
+        for answered in response.lists or ():
+            self.sources[answered.source or ""] += 1
 
         if self._most_samples:
             self._candidates += 1
@@ -177,33 +166,15 @@ class Recorder:
             elif (place := int(random.random() * self._candidates)) < self._most_samples:  # noqa: S311 -- no secret
                 self.samples[place] = response
 
-    def end_second(self) -> None:
-        """Record the counts at the end of a second."""
-        self._counts_by_second.append(Counts(due=self.due, sent=self.sent, good=len(self.latencies_s)))
-
-    @property
-    def values(self) -> Mapping[str, Mapping[str, int]]:
-        """Counts of observed values by field; "" is an absent field."""
-        return {
-            name: {value.decode(errors="replace"): count for value, count in counts.items()}
-            for name, counts in self._seen.items()
-        }
-
-    def seconds(self) -> tuple[Second, ...]:
-        """Return counts and latencies of each second of the run; late responses belong to the last.
-
-        `_counts_by_second` has the counts so far at the end of each second, which are subtracted in pairs. Latencies
-        are in the order of responses, so the number of good responses before a second is the index of its first one.
-        """
-        self.end_second()
-        latencies_s = np.array(self.latencies_s, dtype=np.float32)
+    def seconds(self, count: int) -> tuple[Second, ...]:
+        """Return counts and latencies of the first *count* seconds of the run."""
         return tuple(
             Second(
-                due=after.due - before.due,
-                sent=after.sent - before.sent,
-                latencies_s=latencies_s[before.good : after.good],
+                due=self.due[number],
+                sent=self.sent[number],
+                latencies_s=np.array(self.latencies_s[number], dtype=np.float32),
             )
-            for before, after in itertools.pairwise(self._counts_by_second)
+            for number in range(count)
         )
 
 
@@ -239,9 +210,10 @@ class LoadGenerator:
         self._end_s = 0.0
         self._last_sent_s = 0.0
         self._last_read_s = 0.0
-        self._second_ends_s = float("inf")
+        # Of the run; it also has the responses that come late.
+        self._last_second = max(0, math.ceil(load.duration_s - SWEEP_S) - 1)
         self._target = Target.of(load.url)
-        self._recorder = Recorder(load.observe, load.samples)
+        self._recorder = Recorder(load.samples)
 
     async def run(self, begin: Begin | None = None) -> Result:
         """Connect, run the load, wait for requests in flight, close all connections, and return counts and times.
@@ -256,8 +228,6 @@ class LoadGenerator:
             await asyncio.wait(self._opening)
 
             self._start_s = self._clock() if begin is None else await begin()
-            self._second_ends_s = self._start_s + 1
-
             busy_s = _busy_s()
             await self._traffic()
             busy_s = _busy_s() - busy_s
@@ -321,8 +291,6 @@ class LoadGenerator:
                 return min(due_s, now_s + WAKE_S)
             if now_s > began_s + WAKE_S:
                 return now_s
-            if due_s >= self._second_ends_s:
-                self._end_second(now_s)
             self._next_s = next(self._dues, None)
             self._offer(due_s)
             # Sent at once, or only queued: the wait for a connection is the service's.
@@ -332,7 +300,7 @@ class LoadGenerator:
 
     def _offer(self, due_s: float) -> None:
         """Send the request due at *due_s*, or let it wait for a connection; drop it if too many wait."""
-        self._recorder.due += 1
+        self._recorder.due[self._second(due_s)] += 1
         if self._idle:
             self._send(self._idle.popleft(), due_s)
         elif len(self._waiting) < self._load.backlog:
@@ -342,26 +310,22 @@ class LoadGenerator:
             self._recorder.dropped += 1
 
     def _send(self, connection: LoadConnection, due_s: float) -> None:
-        self._recorder.sent += 1
         request = next(self._requests)
-        connection.send(request, SentRequest(due_s, request))
+        connection.send(request.data, SentRequest(due_s, request))
         self._last_sent_s = self._clock()
+        self._recorder.sent[self._second(self._last_sent_s)] += 1
+
+    def _second(self, at_s: float) -> int:
+        """Return the second of the run that a time by the generator's clock is in."""
+        return min(int(at_s - self._start_s), self._last_second)
 
     async def _sweep(self) -> None:
-        """Every SWEEP_S, end a second of the record, and fail requests that have timed out, until cancelled."""
+        """Every SWEEP_S, fail requests that have timed out, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            now_s = self._clock()
-            self._end_second(now_s)
-            self._expire_waiting(now_s - self._load.timeout_s)
-            self._expire_in_flight(now_s - self._load.timeout_s)
-
-    def _end_second(self, now_s: float) -> None:
-        """End a second of the record, except the last one, which also has the answers that come late."""
-        is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
-        if now_s >= self._second_ends_s and not is_last_second:
-            self._second_ends_s += 1
-            self._recorder.end_second()
+            oldest_due_s = self._clock() - self._load.timeout_s
+            self._expire_waiting(oldest_due_s)
+            self._expire_in_flight(oldest_due_s)
 
     def _expire_waiting(self, oldest_due_s: float) -> None:
         """Fail requests that wait for a connection and were due before, the oldest first."""
@@ -423,18 +387,22 @@ class LoadGenerator:
         """
         now_s = self._clock()
         self._last_read_s = now_s
-        if now_s >= self._second_ends_s:
-            self._end_second(now_s)
-        response = self._load.requests.received(tag.request, connection.status, connection.head, connection.body)
+        response = self._response(connection, tag.request)
         self._recorder.record_response(response)
 
         error = self._load.check(response)
         if error is None:
-            self._recorder.latencies_s.append(now_s - tag.due_s)
+            self._recorder.latencies_s[self._second(now_s)].append(now_s - tag.due_s)
             if self._load.rate is None:
                 self._offer_one()
         else:
             self._failed(error)
+
+    def _response(self, connection: LoadConnection, request: Request) -> ResponseSample:
+        lists: Sequence[AnsweredList] | None = ()
+        if connection.status == OK:
+            lists = decode_lists(connection.head, connection.body, self._load.requests.form)
+        return ResponseSample(request.data, connection.status, connection.body, connection.head, request.keys, lists)
 
     def on_failure(self, tag: SentRequest, kind: FailureKind) -> None:
         """See `hotplate.base.http1.ConnectionListener`."""
@@ -467,14 +435,16 @@ class LoadGenerator:
         """
         load = self._load
         recorder = self._recorder
-        elapsed_s = max(self._start_s, self._last_sent_s, self._last_read_s) - self._start_s
+        end_s = max(self._start_s, self._last_sent_s, self._last_read_s)
+        elapsed_s = end_s - self._start_s
+        last_second = self._second(end_s) if self._stopped.is_set() else self._last_second
         return Result(
             url=load.url,
             requested_rate=load.rate,
             connections=load.connections,
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
-            seen=recorder.values,
+            sources=recorder.sources,
             dropped=recorder.dropped,
             errors=recorder.errors,
             statuses=recorder.statuses,
@@ -482,7 +452,7 @@ class LoadGenerator:
             unsolicited=recorder.unsolicited,
             cpu_share=cpu_share,
             samples=tuple(msgspec.structs.replace(response, lists=()) for response in recorder.samples),
-            seconds=recorder.seconds(),
+            seconds=recorder.seconds(last_second + 1),
             lags_s=np.array(recorder.lags_s, dtype=np.float32),
         )
 
@@ -530,67 +500,50 @@ class LoadWorker:
     def run(self, load: Load, *, on_the_second: bool = False) -> Result:
         """Make one run in the load generator's process, and return its result when it ends.
 
-        The process connects, answers READY, and begins at the start time that it is sent: soon or, *on_the_second*, at
-        the next full second of the clock, as RU/s budgets do. Ctrl-C stops the run, and gives an `interrupted` result.
-        Raises BenchFailed if the process dies.
+        The run begins once all connections were tried: soon or, *on_the_second*, at the next full second of the clock,
+        as RU/s budgets do. Ctrl-C stops the run, and gives an `interrupted` result. Raises BenchFailed if the process
+        dies.
         """
         with raised_priority(self.pid):
-            self._channel.send(load)
+            self._channel.send((load, on_the_second))
             try:
-                while self._receive() != READY:
-                    pass  # the result of an earlier run, stopped twice
-
-                wait_s = AHEAD_S
-                if on_the_second:
-                    wait_s += 1 - (time.time() + AHEAD_S) % 1
-                self._channel.send(time.monotonic() + wait_s)
-                return self._result()
+                return self._receive()
             except KeyboardInterrupt:
                 self._channel.send(STOP)
-                return self._result()
+                return self._receive()
 
-    def _result(self) -> Result:
-        while not isinstance(message := self._receive(), Result):
-            pass  # of a run stopped at once
-        return message
-
-    def _receive(self) -> object:
-        """Receive a message of the process, and raise it if it is an exception; BenchFailed if the process died."""
+    def _receive(self) -> Result:
+        """Receive the result of a run, or raise its exception; BenchFailed if the process died."""
         try:
-            message: object = self._channel.recv()
+            outcome: Result | Exception = self._channel.recv()
         except (EOFError, ConnectionError) as error:
             raise BenchFailed(DIED) from error
-        if isinstance(message, Exception):
-            raise message
-        return message
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
-async def make_run(channel: Channel, load: Load) -> Result:
+async def make_run(channel: Channel, load: Load, *, on_the_second: bool) -> Result:
     """Make one run of the load generator in its process, and return the result.
 
-    The parent gets READY once all connections are open, then sends the start time (by `time.monotonic`), and perhaps
-    STOP. A parent that ends stops the run, too.
+    Any message of the parent stops the run, and so does its end.
     """
     generator = LoadGenerator(load)
     loop = asyncio.get_running_loop()
-    start_s: asyncio.Future[float] = loop.create_future()
 
     def on_message() -> None:
-        try:
-            message = channel.recv()
-        except (EOFError, OSError):
-            message = STOP
-            loop.remove_reader(channel.fileno())
-        if message == STOP:
-            generator.stop()
-        if not start_s.done():
-            start_s.set_result(message if isinstance(message, float) else time.monotonic())
+        with contextlib.suppress(EOFError, OSError):
+            channel.recv()
+        loop.remove_reader(channel.fileno())
+        generator.stop()
 
     async def begin() -> float:
         gc.collect()
         gc.disable()  # pauses would count as latency
-        channel.send(READY)
-        return await start_s
+        wait_s = AHEAD_S
+        if on_the_second:
+            wait_s += 1 - (time.time() + AHEAD_S) % 1
+        return time.monotonic() + wait_s
 
     loop.add_reader(channel.fileno(), on_message)
     try:
@@ -611,11 +564,12 @@ def work_until_closed(channel: Channel) -> None:
 
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            load = channel.recv()
-            if not isinstance(load, Load):
-                continue  # a late STOP
+            message = channel.recv()
+            if message == STOP:
+                continue  # of a run that had ended
+            load, on_the_second = message
             try:
-                outcome: Result | Exception = uvloop.run(make_run(channel, load))
+                outcome: Result | Exception = uvloop.run(make_run(channel, load, on_the_second=on_the_second))
             except Exception as error:  # noqa: BLE001 -- raised again by the parent
                 outcome = error
             channel.send(outcome)

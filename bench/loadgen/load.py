@@ -2,13 +2,13 @@
 
 import asyncio
 import itertools
+import math
+import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, TypeAlias
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import numpy as np
@@ -17,22 +17,16 @@ from numpy.typing import NDArray
 
 from hotplate.base.http1 import ConnectionPool, RequestFailed, Response
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.loadgen.result import ResponseSample
+from hotplate.bench.loadgen.result import AnsweredList, ResponseSample
 from hotplate.stores.errors import reason_of
 from hotplate.stores.urls import redacted
 
 KEY = "{key}"
 BATCH_PATH = "/v1/recommendations"
 SCORE_PATH = "/score"
+LIST_LENGTH = 10  # by default
 BLOCK = 256  # few enough not to delay a request
 OK = 200
-JSON = b"application/json"
-MSGPACK = b"application/msgpack"
-END_OF_HEAD = b"\r\n\r\n"
-END_OF_TARGET = b" HTTP/1.1\r\n"
-USER = b'{"user":'
-ITEM = b'{"item":'
-ITEMS = b'"items":[{'  # the first item has begun
 # Kinds of errors.
 REDIRECT = "redirect"
 STATUS = "status"
@@ -40,10 +34,8 @@ CONTENT_TYPE = "content type"
 MISSING_LIST = "missing list"
 EMPTY_LIST = "empty list"
 # Parameters of a request that allow an empty list.
-FILTERS = ("where=", "exclude=", "after=")
+FILTERS = (b"where=", b"exclude=", b"after=")
 ROUNDING = 1e-9
-
-_encode = msgspec.json.Encoder().encode
 
 Positions = NDArray[np.int64]
 ResponseCheck = Callable[[ResponseSample], str | None]  # returns the kind of error, None for a good response
@@ -129,12 +121,55 @@ class RequestKeys:
             yield from block
 
 
+class AnsweredBatch(msgspec.Struct, gc=False):
+    """The response to a batch."""
+
+    results: list[AnsweredList]
+
+
+DECODERS: Mapping[bytes, Callable[..., Any]] = {b"json": msgspec.json.decode, b"msgpack": msgspec.msgpack.decode}
+MEDIA_TYPE = re.compile(rb"\r\ncontent-type:\s*application/(json|msgpack)\s*[;\r]", re.IGNORECASE)
+# The begin of an array that is not empty, in JSON and in msgpack.
+HAS_ITEMS = re.compile(rb"\[\s*[^\s\]]|[\x91-\x9f\xdc\xdd]")
+
+
+def decode_body(head: bytes, body: bytes, form: Any = Any) -> Any:  # noqa: ANN401 -- as of msgspec
+    """Decode a body in JSON or msgpack as a *form*; None for another media type, ValueError for another form."""
+    media_type = MEDIA_TYPE.search(head)
+    if media_type is None:
+        return None
+    try:
+        return DECODERS[media_type[1].lower()](body, type=form)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def decode_lists(head: bytes, body: bytes, form: Any) -> Sequence[AnsweredList] | None:  # noqa: ANN401 -- as of msgspec
+    """Return the lists of a response, none if it has another *form*; None if it is neither JSON nor msgpack."""
+    try:
+        answer = decode_body(head, body, form)
+    except ValueError:
+        return ()
+    if isinstance(answer, AnsweredList):
+        return (answer,)
+    lists: Sequence[AnsweredList] | None = answer.results if isinstance(answer, AnsweredBatch) else answer
+    return lists
+
+
+class Request(NamedTuple):
+    """A complete request, and the keys of the lists that it requests."""
+
+    data: bytes
+    keys: Sequence[str] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Gets:
     """GETs of a path, with an id for `{key}`."""
 
     path: str
     keys: RequestKeys | None = None
+    form: ClassVar[Any] = AnsweredList
 
     def __post_init__(self) -> None:
         _check_text(self.path)
@@ -143,36 +178,16 @@ class Gets:
         if self.keys is not None and KEY not in self.path:
             raise BenchMisused(f"a path for keys has a {KEY} in it, and this is {self.path!r}")
 
-    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[Request]:
         """Yield complete GETs, infinitely; without keys, all are the same."""
         before, _, after = self.path.partition(KEY)
         head = f"GET {before}".encode()
         tail = after.encode() + _request_tail(host, headers)
-        for key in self.keys or itertools.repeat(""):
-            yield head + quote(key, safe="").encode() + tail
-
-    @staticmethod
-    def received(request: bytes, status: int, head: bytes, body: bytes) -> ResponseSample:
-        """Return the response to a request."""
-        return ResponseSample(request, status, body, head, (body,))
-
-    def failure(self, response: ResponseSample) -> str | None:
-        """Return the kind of error of a response without the list of the requested key, as a `ResponseCheck`.
-
-        Without keys, all responses of status 200 are good.
-        """
-        if response.status != OK or self.keys is None:
-            return failure_by_status(response)
-
-        start, after_key = _around_key(self.path)
-        request = response.request
-        encoded_key = request[start : request.index(END_OF_TARGET) - after_key]
-        if _begins_as_list_of(encoded_key, response.body) and response.head.find(JSON) > 0:
-            return None
-
-        key = unquote(encoded_key.decode())
-        may_be_empty = any(name in self.path for name in FILTERS)
-        return _failure_of_content(response, [key], is_batch=False, may_be_empty=may_be_empty)
+        if self.keys is None:
+            yield from itertools.repeat(Request(head + tail))
+            return
+        for key in self.keys:
+            yield Request(head + quote(key, safe="").encode() + tail, (key,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +196,14 @@ class Posts:
 
     keys: RequestKeys
     batch: int
-    n: int = 10
     score: bool = False
 
-    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+    @property
+    def form(self) -> Any:  # noqa: ANN401 -- as of msgspec
+        """The form of a response."""
+        return list[AnsweredList] if self.score else AnsweredBatch
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[Request]:
         """Yield HTTP requests, complete and without end, each for the lists of the next `batch` users.
 
         The body is that of hotplate's batches or, with `score`, of Azure ML's scoring: a row for each user.
@@ -192,44 +211,14 @@ class Posts:
         next_users = iter(self.keys)
         path = SCORE_PATH if self.score else BATCH_PATH
         while True:
-            users = list(itertools.islice(next_users, self.batch))
-            content: dict[str, Any] = {"users": users, "n": self.n}
+            users = tuple(itertools.islice(next_users, self.batch))
+            content: dict[str, Any] = {"users": users, "n": LIST_LENGTH}
             if self.score:
-                content = {"data": [{"user": user, "n": self.n} for user in users]}
+                content = {"data": [{"user": user, "n": LIST_LENGTH} for user in users]}
 
             body = orjson.dumps(content)
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-            yield f"POST {path}".encode() + _request_tail(host, fields) + body
-
-    def received(self, request: bytes, status: int, head: bytes, body: bytes) -> ResponseSample:
-        """Return the response to a request, split into lists. Valid msgpack is converted to JSON.
-
-        All lists of a batch have the same fields before their items, unless some are of another source: then it is
-        split before each user, and else at these fields, so that each part ends with a user.
-        """
-        if not body.startswith((b"{", b"[")) and _media_type(head) == MSGPACK:
-            with suppress(ValueError, TypeError):
-                body = orjson.dumps(msgspec.msgpack.decode(body))
-
-        first_user = body.find(USER) + len(USER)
-        fields = body[body.find(b'",', first_user) + 1 : body.find(ITEMS) + len(ITEMS)]
-        if fields:
-            parts = body.split(fields)
-            if len(parts) == self.batch + 1:
-                return ResponseSample(request, status, body, head, parts[:-1], fields)
-        return ResponseSample(request, status, body, head, body.split(USER)[1:] or (body,))
-
-    def failure(self, response: ResponseSample) -> str | None:
-        """Return the kind of error of a response without all lists of the batch, as a `ResponseCheck`."""
-        kind = failure_by_status(response)
-        if kind is not None:
-            return kind
-        _, _, body = response.request.partition(END_OF_HEAD)
-        content = orjson.loads(body)
-        users = [row["user"] for row in content["data"]] if self.score else content["users"]
-        if _are_lists_of(users, response) and _media_type(response.head) in {JSON, MSGPACK}:
-            return None
-        return _failure_of_content(response, users, is_batch=True)
+            yield Request(f"POST {path}".encode() + _request_tail(host, fields) + body, users)
 
 
 def _check_url(url: str) -> None:
@@ -266,72 +255,21 @@ def failure_by_status(response: ResponseSample) -> str | None:
     return REDIRECT if 300 <= response.status < 400 else STATUS
 
 
-@cache
-def _around_key(path: str) -> tuple[int, int]:
-    """Return where the key begins in GETs of a path, and the length of the path after it."""
-    before, _, after = path.partition(KEY)
-    return len("GET ") + len(before), len(after)
+def failure_of_lists(response: ResponseSample) -> str | None:
+    """Return the kind of error of a response without the lists of its keys, in their order, as a `ResponseCheck`.
 
-
-def _media_type(head: bytes) -> bytes:
-    media_type = Response(OK, head, b"").header(b"content-type") or b""
-    return media_type.partition(b";")[0].strip().lower()
-
-
-def _failure_of_content(
-    response: ResponseSample, keys: Sequence[str], *, is_batch: bool, may_be_empty: bool = False
-) -> str | None:
-    """Return the kind of error of a response by its parsed content, the lists of *keys* in their order.
-
-    It is only for responses that are not written as hotplate's are: parsing takes longer than all else of a request.
+    Without keys, all responses of status 200 are good.
     """
-    if _media_type(response.head) not in {JSON, MSGPACK}:
+    if response.status != OK or not response.keys:
+        return failure_by_status(response)
+    if response.lists is None:
         return CONTENT_TYPE
-    try:
-        results = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
+    if [answered.user or answered.item for answered in response.lists] != list(response.keys):
         return MISSING_LIST
-
-    if not is_batch:
-        results = [results]
-    elif isinstance(results, dict):
-        results = results.get("results")
-    if not isinstance(results, list) or len(results) != len(keys):
-        return MISSING_LIST
-    if not all(_is_list_of(key, result) for key, result in zip(keys, results, strict=True)):
-        return MISSING_LIST
-    return None if may_be_empty or all(result["items"] for result in results) else EMPTY_LIST
-
-
-def _begins_as_list_of(encoded_key: bytes, body: bytes) -> bool:
-    """Return whether a body has the key, an item and the end of a list, as hotplate writes it.
-
-    A key that is not percent-encoded in a path is the same in JSON. Operators that search bytes are slower than `find`.
-    """
-    return (
-        body.startswith(b'"' + encoded_key + b'",', len(USER))
-        and body.startswith((USER, ITEM))
-        and body.find(ITEMS) > 0
-        and body.endswith(b"]}")
-        and encoded_key.find(b"%") < 0
-    )
-
-
-def _is_list_of(key: str, result: object) -> bool:
-    if not isinstance(result, dict):
-        return False
-    return key in (result.get("user"), result.get("item")) and isinstance(result.get("items"), list)
-
-
-def _are_lists_of(users: Sequence[str], response: ResponseSample) -> bool:
-    """Return whether a response has the lists of these users in their order, as hotplate writes them."""
-    lists = response.lists
-    encoded_users = map(_encode, users)
-    if len(lists) != len(users) or not response.body.endswith((b"]}", b"}]")):
-        return False
-    if response.fields:
-        return all(map(bytes.endswith, lists, [USER + user for user in encoded_users]))
-    return all(map(bytes.startswith, lists, encoded_users)) and all(text.find(ITEMS) > 0 for text in lists)
+    if all(HAS_ITEMS.match(answered.items) for answered in response.lists):
+        return None
+    request_line = response.request.partition(b"\r\n")[0]
+    return None if any(name in request_line for name in FILTERS) else EMPTY_LIST
 
 
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:
@@ -339,22 +277,19 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
 
     They are evenly spaced at *rate* a second or, with a *seed*, at random by a Poisson process of this mean rate.
     """
-    rng = None if seed is None else np.random.default_rng(seed)
+    end = rate * duration_s - ROUNDING  # in units of the mean interval, 1 / rate
+    if seed is None:
+        yield from (number / rate for number in range(math.ceil(end)))
+        return
 
-    # Times are computed in blocks, in units of the mean interval, 1 / rate.
-    end = rate * duration_s - ROUNDING
-    last_random = 0.0
-    for block in itertools.count():
-        if rng is None:
-            times = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64)
-        else:
-            times = last_random + np.cumsum(rng.exponential(1.0, BLOCK))
-            last_random = times[-1]
-
-        times_before_end = times[times < end]
-        yield from (times_before_end / rate).tolist()
-        if len(times_before_end) < BLOCK:
-            return
+    rng = np.random.default_rng(seed)
+    due = 0.0
+    while True:
+        for interval in rng.exponential(1.0, BLOCK).tolist():
+            due += interval
+            if due >= end:
+                return
+            yield due / rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,7 +301,6 @@ class Load:
     timeout_s  a request fails this many seconds after it was due
     backlog    due requests that may wait for a connection; further ones are dropped
     check      says why a response is not good
-    observe    names of string fields of a compact JSON body, of which each value is counted
     samples    most responses that are kept, drawn at random
     """
 
@@ -379,8 +313,7 @@ class Load:
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 5.0
     backlog: int = 10_000
-    check: ResponseCheck = failure_by_status
-    observe: Sequence[str] = ()
+    check: ResponseCheck = failure_of_lists
     samples: int = 0
 
     def __post_init__(self) -> None:
@@ -400,7 +333,7 @@ class Load:
             return iter(())
         return dues(self.rate, self.duration_s, self.seed)
 
-    def rendered(self) -> Iterator[bytes]:
+    def rendered(self) -> Iterator[Request]:
         """Yield complete requests, infinitely."""
         return self.requests.rendered(self.url.partition("://")[2].rstrip("/"), self.headers)
 

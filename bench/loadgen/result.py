@@ -46,13 +46,21 @@ class Second:
     latencies_s: NDArray[np.float32]
 
 
+class AnsweredList(msgspec.Struct, gc=False):
+    """A list in a response; its items are not decoded, which would take most of the time."""
+
+    items: msgspec.Raw
+    user: str | None = None
+    item: str | None = None
+    source: str | None = None
+
+
 class ResponseSample(msgspec.Struct, frozen=True):
     """A request and its response, for a check.
 
-    body   of a batch in JSON, even if it was msgpack
     head   status line and headers
-    lists  parts of a batch, each with a user; of another response, the body
-    fields of all lists of a batch, between user and items; empty if they differ
+    keys   of the lists that were requested
+    lists  of the response, none if they cannot be read; None for a body that is neither JSON nor msgpack
 
     A Struct, as a tuple takes 0.2 us more to make.
     """
@@ -61,8 +69,8 @@ class ResponseSample(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     head: bytes = b""
-    lists: Sequence[bytes] = ()
-    fields: bytes = b""
+    keys: Sequence[str] = ()
+    lists: Sequence[AnsweredList] | None = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +91,8 @@ class Result:
     statuses: Mapping[int, int]
     opened: int
     unsolicited: int
-    seen: Mapping[str, Mapping[str, int]]
-    """Counts of observed values, in batches of each list."""
+    sources: Mapping[str, int]
+    """Received lists by their source, "" for none."""
 
     cpu_share: float
     """CPU that the generator's process used or waited for, as a share of a core."""
@@ -146,17 +154,13 @@ class Result:
 
     @property
     def lists(self) -> int:
-        """Received lists, if the load observed `source`."""
-        return sum(count for source, count in self._sources.items() if source)
+        """Received lists with a source."""
+        return sum(count for source, count in self.sources.items() if source)
 
     @property
     def popular_lists(self) -> int:
-        """Received popular lists, if the load observed `source`."""
-        return self._sources.get(POPULAR_SOURCE, 0)
-
-    @property
-    def _sources(self) -> Mapping[str, int]:
-        return self.seen.get("source", {})
+        """Received popular lists."""
+        return self.sources.get(POPULAR_SOURCE, 0)
 
     @property
     def invalid_reasons(self) -> list[str]:

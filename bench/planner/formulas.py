@@ -260,19 +260,12 @@ class FigureTable(Mapping[str, PlanFigure]):
         return named
 
     def expression(self, name: str) -> Expression:
-        """Return a figure for use in formulas, with its name as the formula. Raises TypeError for a choice."""
-        figure = self[name]
-        if not (figure.is_number or figure.obstacle):
-            raise TypeError(f"{name} is {figure.value!r}, and not a number")
-        return self._terms[name]
-
-    def choice(self, name: str) -> Expression:
-        """Return a figure that may be a text, such as an encoding, for `apply` and `decided_by`."""
+        """Return a figure, perhaps a choice such as an encoding, for use in formulas, with its name as the formula."""
         return self._terms[name]
 
     def is_choice(self, name: str, *values: str) -> Expression:
         """Return whether a choice is one of *values*, as the condition of `choose`."""
-        return apply(lambda value: value in values, self.choice(name), formula=name)
+        return apply(lambda value: value in values, self.expression(name), formula=name)
 
     def given_or(self, name: str, fallback: Callable[[], Number]) -> Expression:
         """Return an optional input if it was given, else the result of *fallback*."""

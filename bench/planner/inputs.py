@@ -20,16 +20,10 @@ from hotplate.bench.figure_names import (
     BY_AZURE_COSMOS,
     BY_REDIS_PY,
     BY_SDK,
-    COSMOS_DB,
-    COSMOS_EMULATOR,
     CPU,
-    EMULATOR,
-    FILES,
     HIGHEST_RATE,
     P99,
     POPULAR_LISTS,
-    PROVISIONED,
-    REDIS,
 )
 from hotplate.bench.options import MAX_POPULAR, is_emulated, parse_number
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
@@ -59,8 +53,7 @@ DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
 }  # fmt: skip
 MOST = 1e12  # sums beyond it lose whole units
 KEY_BYTES = len("user:")  # prefix of a row's key
-# Kinds of store with which subjects of `bench stores` begin, and the clients besides ours.
-STORE_KINDS = {COSMOS_DB: "cosmos", COSMOS_EMULATOR: "cosmos", REDIS: "redis", FILES: "files"}
+# The clients of `bench stores` besides ours.
 OTHER_CLIENTS = (BY_SDK, BY_REDIS_PY, BY_AZURE_COSMOS)
 # The load of a plan with --have-ru only.
 PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
@@ -336,13 +329,11 @@ def from_report(report: Report, path: Path, p99_ms: float | None = None) -> Inpu
     input, but plans plot it. *path* is the report's file. Raises PlanMisused for a report with nothing to use.
     """
     values = dict[str, object]()
-    is_plotted = False
     if report.kind == "http":
         values = _measured_rate(report, p99_ms)
     elif report.kind == "stores":
         values = _measured_cpu(report)
-    elif report.kind == "ru":
-        is_plotted = any(row.figure == PROVISIONED for row in report.rows)
+    is_plotted = report.kind == "ru" and not report.is_empty
     if not values and not is_plotted:
         objective = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
         emulated = f"; {', '.join(report.emulated)} was emulated" if report.emulated else ""
@@ -360,8 +351,8 @@ def from_report(report: Report, path: Path, p99_ms: float | None = None) -> Inpu
 def _unsound(report: Report) -> str:
     """Return why a report cannot be used; empty if it is sound.
 
-    It has too many popular lists, which are cheap, or a complaint; or it may have latencies of an emulator, which are
-    assumed, without saying so.
+    It has too many popular lists, which are cheap, or a complaint; or it is of a service, and the store behind it is
+    unknown, or an emulator.
     """
     popular = [row for row in report.rows if row.figure == POPULAR_LISTS and (row.value or 0) > MAX_POPULAR]
     if popular:
@@ -369,47 +360,21 @@ def _unsound(report: Report) -> str:
         return f"{worst.value:.1%} of the lists of {worst.subject or 'the service'} were popular ones"
     if report.complaints:
         return report.complaints[0]
-    if report.kind == "http":
-        return _unsound_store(str(report.configuration.get("store", "")))
-    if report.kind == "ru":
-        return _unsound_latencies(report)
-    return ""
+    if report.kind != "http":
+        return ""
 
-
-def _unsound_store(url: str) -> str:
-    """Return why requests/s of a service cannot be used, by the URL of the store behind it; empty if they can."""
+    # Requests/s of a service are those of the store behind it.
+    url = str(report.configuration.get("store", ""))
     if not url:
         return "it does not say which store the service read, which may be an emulator; give --store URL"
     if is_emulated(url):
         return f"{url} is an emulator, so its latencies are assumed"
-    return "" if _store_of_url(url) else f"{url} is not Cosmos DB, Redis or files"
+    return "" if _store_of(url) else f"{url} is not Cosmos DB, Redis or files"
 
 
-def _unsound_latencies(report: Report) -> str:
-    """Return why the p99 of a report of `bench ru` cannot be used; empty if it can."""
-    account = str(report.extra.get("subject", ""))
-    if not account:
-        return "it does not say whether an account or an emulator was measured"
-    latencies = [row for row in report.rows if row.figure == P99 and row.value is not None]
-    if (account == EMULATOR or is_emulated(account)) and not all(row.mark for row in latencies):
-        return "an emulator was measured, and its latencies are not marked as assumed"
-    return ""
-
-
-def _store_of_url(url: str) -> str:
-    """Return which of POD_STORES a URL names; empty if none."""
-    return next((store for store in POD_STORES if url.lower().startswith(store.removesuffix("s"))), "")
-
-
-def _store_of_subject(subject: str) -> str:
-    """Return which of POD_STORES a subject of `bench stores` is; empty if none, or if another client read it.
-
-    A subject of earlier reports is a URL.
-    """
-    if any(client in subject for client in OTHER_CLIENTS):
-        return ""
-    kinds = (store for kind, store in STORE_KINDS.items() if subject.startswith(kind))
-    return next(kinds, _store_of_url(subject))
+def _store_of(name: str) -> str:
+    """Return which of POD_STORES a URL, or a subject of `bench stores`, names; empty if none."""
+    return next((store for store in POD_STORES if name.lower().startswith(store.removesuffix("s"))), "")
 
 
 def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
@@ -423,7 +388,7 @@ def _measured_rate(report: Report, p99_ms: float | None) -> dict[str, object]:
         for row in report.rows
         if row.figure == HIGHEST_RATE and row.value and _is_p99_within(report, row.subject, p99_ms)
     ]
-    store = _store_of_url(str(report.configuration["store"]))
+    store = _store_of(str(report.configuration["store"]))
     return {f"{store}_pod_rps": max(rates)} if rates else {}
 
 
@@ -434,12 +399,10 @@ def _measured_cpu(report: Report) -> dict[str, object]:
     are left out.
     """
     cpus_us = dict[str, object]()
-    # Reports of earlier versions do not list emulated subjects, but mark their latencies as assumed.
-    emulated = {*report.emulated, *(row.subject for row in report.rows if row.figure == P99 and row.mark)}
-    rows = [row for row in report.rows if row.figure == CPU and row.value]
+    rows = [row for row in report.rows if row.figure == CPU and row.value and row.subject not in report.emulated]
     for row in sorted(rows, key=lambda row: row.value or 0):
-        store = _store_of_subject(row.subject)
-        if store and row.subject not in emulated:
+        store = _store_of(row.subject)
+        if store and not any(client in row.subject for client in OTHER_CLIENTS):
             cpus_us[f"{store}_cpu_us"] = round(row.value or 0, 2)
     return cpus_us
 

@@ -1,9 +1,10 @@
 """The pictures of a plan: cost over the rate, a day's load, and measured throughput over RU/s."""
 
 from collections.abc import Iterator
+from operator import itemgetter
 
-from hotplate.base.report import Curve, Plot, Report, Row, rounded
-from hotplate.bench.figure_names import P99, PROVISIONED, READS, level_name
+from hotplate.base.report import Curve, Plot, Report, rounded
+from hotplate.bench.figure_names import LEVEL_UNIT, P99, PROVISIONED, READS
 from hotplate.bench.planner.inputs import HOURS, hourly_shares
 from hotplate.bench.planner.plan import CapacityPlan, break_even
 from hotplate.bench.planner.serving_options import hourly_billed_ru
@@ -16,7 +17,7 @@ def pictures(plan: CapacityPlan, sweep: Report | None = None) -> tuple[Plot, ...
     """Return the plots of a plan, and that of *sweep*, a report of `hotplate bench ru`."""
     plots = [_plot_cost(plan), _plot_day(plan)]
     if sweep is not None:
-        plots.append(_plot_sweep(plan, sweep))
+        plots += _plots_of_sweep(plan, sweep)
     return tuple(plots)
 
 
@@ -30,7 +31,7 @@ def _plot_cost(plan: CapacityPlan) -> Plot:
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
 
     def total(name: str) -> tuple[float | None, ...]:
-        return tuple(at.number(name) if at.is_possible(name) else None for at in plans)
+        return tuple(at.possible(name) for at in plans)
 
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     for cheaper in break_even(plan):
@@ -68,18 +69,17 @@ def _plot_day(plan: CapacityPlan) -> Plot:
         billed = tuple(hourly_billed_ru(plan.inputs.profile, maximum, plan.number("region_reads_ru")))
         curves.append(Curve("autoscale, as reached by a region", hours, billed))
     for label, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
-        if name in plan.figures and plan.is_possible(name):
-            curves.append(Curve(label, hours, (plan.number(name),) * HOURS))
+        ru = plan.possible(name)
+        if ru is not None:
+            curves.append(Curve(label, hours, (ru,) * HOURS))
     return Plot(title="A day's load, and the RU/s for it", x="hour of the day", y="RU/s", curves=tuple(curves))
 
 
-def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
-    """Plot reads/s and, below, p99 over RU/s, as *sweep*, a report of `bench ru`, measured them for sizes of lists.
+def _plots_of_sweep(plan: CapacityPlan, sweep: Report) -> Iterator[Plot]:
+    """Plot reads/s and p99 over RU/s, as *sweep*, a report of `bench ru`, measured them for sizes of lists.
 
     Marks are the RU/s of this plan, and those of today if they are an input.
     """
-    throughput = tuple(_curves_by_size(sweep, READS))
-    p99 = tuple(_curves_by_size(sweep, P99))
     marks = {plan.number("serve_ru"): THIS_PLAN} if plan.is_possible("serve_ru") else {}
     if "have_ru" in plan.figures:
         marks[plan.number("have_ru")] = "today"
@@ -88,18 +88,19 @@ def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
     assumed = any(row.figure == P99 and row.mark for row in sweep.rows)
     p99_label = f"{P99}, assumed" if assumed else P99
     date = str(sweep.machine.get("date", ""))[:10]
-    return Plot(
-        title="Throughput and p99, by RU/s",
-        x=PROVISIONED,
-        y=READS,
-        curves=throughput,
-        log_x=True,
-        log_y=True,
-        points=True,
-        marks=marks,
-        caption=f"hotplate bench ru, {date}: {sweep.sentence}",
-        below=Plot(p99_label, PROVISIONED, p99_label, p99, y_unit="us", log_x=True, points=True, marks=marks),
-    )
+    for figure, label, unit in ((READS, READS, ""), (P99, p99_label, "us")):
+        yield Plot(
+            title=f"By RU/s: {label}",
+            x=PROVISIONED,
+            y=label,
+            y_unit=unit,
+            curves=tuple(_curves_by_size(sweep, figure)),
+            log_x=True,
+            log_y=True,
+            points=True,
+            marks=marks,
+            caption=f"hotplate bench ru, {date}: {sweep.sentence}",
+        )
 
 
 def _curves_by_size(sweep: Report, figure: str) -> Iterator[Curve]:
@@ -108,16 +109,13 @@ def _curves_by_size(sweep: Report, figure: str) -> Iterator[Curve]:
     A subject of the report is RU/s and a size, as "400 RU/s, 2 KB", whose size, "2 KB", names the curve. With a single
     size, the subject is "400 RU/s", and the curve is "measured".
     """
-    rows_by_size = dict[str, list[Row]]()
-    ru_by_subject = {
-        row.subject: row.value for row in sweep.rows if row.figure == PROVISIONED and row.value is not None
-    }
+    rows_by_size = dict[str, list[tuple[float, float | None]]]()
     for row in sweep.rows:
-        if row.figure == figure and row.subject in ru_by_subject:
-            level = level_name(ru_by_subject[row.subject])
-            size = row.subject.removeprefix(level).lstrip(", ") or "measured"
-            rows_by_size.setdefault(size, []).append(row)
+        provisioned = sweep.row(row.subject, PROVISIONED)
+        if row.figure == figure and provisioned is not None and provisioned.value is not None:
+            size = row.subject.partition(LEVEL_UNIT)[2].lstrip(", ") or "measured"
+            rows_by_size.setdefault(size, []).append((provisioned.value, row.value))
 
-    for size, rows in rows_by_size.items():
-        rows.sort(key=lambda row: ru_by_subject[row.subject])
-        yield Curve(size, tuple(ru_by_subject[row.subject] for row in rows), tuple(row.value for row in rows))
+    for size, points in rows_by_size.items():
+        ru, values = zip(*sorted(points, key=itemgetter(0)), strict=True)
+        yield Curve(size, ru, values)

@@ -1,6 +1,7 @@
 """The plan for one set of inputs: inputs, then what they need, then what each option costs."""
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from math import sqrt
 from typing import Any
@@ -19,7 +20,7 @@ RATE_STEPS = (-2 * RATES_A_DECADE, 7 * RATES_A_DECADE + 1)
 BREAK_EVEN_PRECISION = 1.01
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CapacityPlan:
     """Requirements of a load, and costs of the options to serve it."""
 
@@ -36,6 +37,11 @@ class CapacityPlan:
     def number(self, name: str) -> float:
         """Return a figure's value. Raises TypeError if it is not a number."""
         return self.figures[name].number
+
+    def possible(self, name: str) -> float | None:
+        """Return a figure's number; None if the plan has none, or a limit rules it out."""
+        figure = self.figures.get(name)
+        return figure.number if figure is not None and figure.is_number else None
 
     def is_possible(self, *names: str) -> bool:
         """Whether figures are numbers, and nothing rules them out."""
@@ -138,6 +144,7 @@ class RateRange:
         return f"{start} {rounded(self.high, 3)} {unit}"
 
 
+@lru_cache(maxsize=1)  # the report and the plot need that of one plan
 def break_even(plan: CapacityPlan) -> list[RateRange]:
     """Return at which requests/s Redis costs less in all than Cosmos DB with its cheapest mode, both being possible.
 

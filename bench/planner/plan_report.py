@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 from hotplate.base.report import Column, Report, Row, TextTable, format_count, format_value, rounded
@@ -188,7 +187,6 @@ def _common_report(plan: CapacityPlan) -> Report:
     return Report(
         kind="plan",
         sentence="",
-        listed=True,
         notes=notes,
         tables=(_formulas(plan),),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
@@ -251,7 +249,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
         container = CONTAINERS[plan.mode]
         yield "reads", _reads_reason(plan, container)
         spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number(container.publish_hours))}"
-        yield "publish", f"{number(container.publish_ru):,.0f} RU/s: {spent}  (--why {container.publish_ru})"
+        yield "publish", f"{plan.figures[container.publish_ru]}: {spent}  (--why {container.publish_ru})"
         yield "429s", _first_refused_rate(plan, container)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{format_count(round(number('rows')), 'list')} of {number('stored_bytes'):,.0f} bytes"
@@ -282,7 +280,9 @@ def _reads_reason(plan: CapacityPlan, container: ContainerFigures) -> str:
     limit = ""
     if ru >= needed_ru + container.step:
         limit = f", {container.limit}; {needed_ru:,.0f} are taken"
-    return f"{ru:,.0f} RU/s{limit}: {reads} / {plan.inputs.ru_utilisation:g} in use  (--why {container.ru})"
+    return (
+        f"{plan.figures[container.ru]}{limit}: {reads} / {plan.inputs.ru_utilisation:g} in use  (--why {container.ru})"
+    )
 
 
 def _describe_obstacles(obstacles: Mapping[str, str]) -> Iterator[str]:
@@ -304,13 +304,13 @@ def _format_hours(hours: float) -> str:
 
 def _usage_today(plan: CapacityPlan) -> str:
     """Say what is provisioned today, what it costs, and how much of it is used."""
-    today = f"{plan.number('have_ru'):,.0f} RU/s for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
+    today = f"{plan.figures['have_ru']} for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
     if not plan.is_possible("today_use"):
         return today
     if plan.number("today_use") > 1:
         return f"{today}; reads need {plan.number('reads_plain_ru'):,.0f}"
     used = f"{today}, {plan.number('today_use'):.1%} used by reads in the busiest hour"
-    over = plan.number("over_ru") if plan.is_possible("over_ru") else 0.0
+    over = plan.possible("over_ru")
     if over:
         used += f"; {over:,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
     return used
@@ -361,15 +361,14 @@ def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
     obstacle = plan.figures["short_ru"].obstacle
-    short = 0.0 if obstacle else plan.number("short_ru")
-    refused = round(plan.number("refused_reads"), 6) if plan.is_possible("refused_reads") else 0.0
+    short = plan.possible("short_ru")
+    refused = round(plan.possible("refused_reads") or 0.0, 6)
     if obstacle:
         shortage = f"RU/s are not possible for this load ({obstacle})"
     elif short:
-        shortage = f"short by {short:,.0f} RU/s"
+        shortage = f"short by {plan.figures['short_ru']}"
     else:
-        partitions = plan.number("have_partitions")
-        shortage = f"{plan.number('have_ru'):,.0f} RU/s are split over {partitions:,.0f} partitions"
+        shortage = f"{plan.figures['have_ru']} are split over {plan.figures['have_partitions']}"
 
     if refused:
         lost = f"{100 * refused:.0f} of 100" if refused >= 0.005 else f"{1e6 * refused:,.0f} of 1,000,000"
@@ -402,31 +401,31 @@ def _recommendation(plan: CapacityPlan, bounds: PriceBounds) -> str:
 def _throughput(plan: CapacityPlan, mode: str) -> str:
     """Return the RU/s to provision with a mode of Cosmos DB, and with the cheapest one."""
     modes = list(dict.fromkeys((mode, plan.cheapest or mode)))
-    provisioned = {name: plan.number(CONTAINERS[name].ru) for name in modes if name != "serverless"}
-    words = {"manual": "{:,.0f} RU/s", "autoscale": "autoscale up to {:,.0f} RU/s", "serverless": "serverless"}
-    throughput = " or ".join(words[name].format(provisioned.get(name)) for name in modes)
+    provisioned = {name: plan.figures[CONTAINERS[name].ru] for name in modes}
+    words = {"manual": "{}", "autoscale": "autoscale up to {}", "serverless": "serverless"}
+    throughput = " or ".join(words[name].format(ru) for name, ru in provisioned.items())
     if plan.inputs.regions > 1:
         throughput += f" in each of {plan.inputs.regions} regions"
-    if plan.inputs.have_ru is not None and plan.is_possible("over_ru") and plan.number("over_ru"):
+    if plan.possible("over_ru"):
         throughput += f" (today {plan.inputs.have_ru:,})"
 
     publish_ru = plan.number("publish_ru_s")
-    if any(publish_ru > ru for ru in provisioned.values()):
-        throughput += f", {publish_ru:,.0f} RU/s while publishing"
+    if any(publish_ru > ru.number for name, ru in provisioned.items() if name != "serverless"):
+        throughput += f", {plan.figures['publish_ru_s']} while publishing"
     return throughput
 
 
 def _carried_load(plan: CapacityPlan) -> str:
     """Return the sentence that says which load `have_ru`, the RU/s of today, carries."""
     if obstacle := plan.figures["carried_reads"].obstacle:
-        return f"{plan.number('carried_ru'):,.0f} RU/s carry nothing: reads are not possible ({obstacle})"
+        return f"{plan.figures['carried_ru']} carry nothing: reads are not possible ({obstacle})"
     reads = format_value(plan.number("carried_reads"))
     mean = format_value(plan.number("carried_mean"))
     lists = format_value(plan.number("carried_lists"))
     regions = plan.inputs.regions
     where = f" in each of {regions} regions" if regions > 1 else ""
     return (
-        f"{plan.number('carried_ru'):,.0f} RU/s{where} carry {reads} reads/s{' in all' if where else ''}, "
+        f"{plan.figures['carried_ru']}{where} carry {reads} reads/s{' in all' if where else ''}, "
         f"{mean} with room for peaks, or {lists} lists published/s, for {_rounded(plan, 'carried_cost')} "
         f"{plan.prices.currency} a month"
     )
@@ -513,21 +512,19 @@ def _figure_rows(plan: CapacityPlan, bounds: PriceBounds) -> Iterator[Row]:
 
 def _figure_groups(plan: CapacityPlan) -> dict[str, dict[str, str]]:
     """Return the names of the figures to show, by their words, for each group; without users, only what RU/s carry."""
-    carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED} if plan.is_possible("carried_ru") else {}
+    carried = {f"What {plan.figures['carried_ru']} carry": CARRIED} if plan.is_possible("carried_ru") else {}
     if plan.sourced.carries_only:
         return {**carried, "Cosmos DB: request units": UNITS}
     return {"Today": TODAY, **carried, **OUTLINE}
 
 
 def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
-    """Yield three sentences: the source and age of the prices, what is not priced, and which inputs are assumed."""
+    """Yield three sentences: the source and date of the prices, what is not priced, and which inputs are assumed."""
     prices = plan.prices.by_name()
-    today = datetime.now(UTC).date()
-    oldest = min(prices.values(), key=lambda price: price.date)
+    oldest = min(price.date for price in prices.values())
     doubtful = ", ".join(name for name, price in prices.items() if price.basis != "listed")
     unchecked = f"; quoted or assumed, not checked: {doubtful}" if doubtful else ""
-    age = f"the oldest of {oldest.date}, {oldest.age(today)}"
-    yield f"prices in {plan.prices.currency} from {prices_file}, {age}{unchecked}"
+    yield f"prices in {plan.prices.currency} from {prices_file}, the oldest of {oldest}{unchecked}"
     yield f"not priced: {', '.join((*_unpriced_fees(plan), *NOT_PRICED))}"
 
     used_names: Iterable[str] = plan.figures
@@ -569,11 +566,10 @@ def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
 
     if plan.number("publish_ru_s") >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
-    control = plan.number("control_ru")
-    if control > MANUAL_MIN:
+    if plan.number("control_ru") > MANUAL_MIN:
         yield (
-            f"the pods poll the catalogue with {plan.number('polls_ru'):,.0f} RU/s in all; its container is created "
-            f"with {MANUAL_MIN}: scale it to {control:,.0f}"
+            f"the pods poll the catalogue with {plan.figures['polls_ru']} in all; its container is created with "
+            f"{MANUAL_MIN}: scale it to {plan.figures['control_ru']}"
         )
 
     for name in dict.fromkeys(CONTAINERS[name].publish_hours for name in (mode, cheapest)):
@@ -587,13 +583,12 @@ def _cosmos_warnings(plan: CapacityPlan, mode: str) -> Iterator[str]:
 
 def _hot_user_warnings(plan: CapacityPlan, container: ContainerFigures) -> Iterator[str]:
     """Warn of a hot user. The skew is what the fullest partition needs, as a multiple of an even share."""
-    hot = plan.number("hot_key_ru")
+    figures = plan.figures
     skew = plan.number(container.skew)
-    partitions = plan.number(container.partitions)
-    if hot > INITIAL_PARTITION_RU * plan.inputs.ru_utilisation or skew >= COSTLY_SKEW:
+    if plan.number("hot_key_ru") > INITIAL_PARTITION_RU * plan.inputs.ru_utilisation or skew >= COSTLY_SKEW:
         yield (
-            f"the busiest user takes {hot:,.0f} RU/s, and each of {partitions:,.0f} partitions gets as many as the "
-            f"fullest, {skew:,.1f} times an even load: use a cache"
+            f"the busiest user takes {figures['hot_key_ru']}, and each of {figures[container.partitions]} gets as many "
+            f"as the fullest, {skew:,.1f} times an even load: use a cache"
         )
 
 
@@ -606,14 +601,14 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
     if created > partitions and needed > NOTABLE_SKEW * serve:
         yield (
             f"create a container with at most {INITIAL_PARTITION_RU * partitions:,.0f} RU/s, and scale it to "
-            f"{serve:,.0f} when it goes live: with {plan.number('creation_ru'):,.0f}, its {created:,.0f} partitions "
+            f"{serve:,.0f} when it goes live: with {plan.figures['creation_ru']}, its {plan.figures['new_partitions']} "
             f"need {needed:,.0f}"
         )
 
     for_serving = max(plan.number("partitions_by_gb"), -(-serve // INITIAL_PARTITION_RU))
     if created > for_serving:
         yield (
-            f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "
-            f"and {for_serving:,.0f} would do: a hot user has {plan.number('partition_ru'):,.0f} of {serve:,.0f} RU/s; "
-            f"publish more slowly"
+            f"a container created with {plan.figures['creation_ru']} has {plan.figures['new_partitions']} for life, "
+            f"and {for_serving:,.0f} would do: a hot user has {plan.figures['partition_ru']} of {serve:,.0f}; publish "
+            "more slowly"
         )

@@ -169,8 +169,12 @@ def application(page: PlannerPage, token: str) -> web.Application:
     All paths begin with the secret *token*, so that no other page can request them. Another user of the machine can,
     who reads the token in the list of processes: a browser that is opened has the URL in its command line.
     """
-    drawing = asyncio.Lock()  # matplotlib's settings are global
-    pictures_of = lru_cache(page.pictures)  # drawing takes most of a second, and reloading the page need not repeat it
+    answers: dict[str, Callable[[str], Any]] = {
+        "fields": page.fields,
+        "plan": page.answer,
+        # Drawing takes most of a second, and reloading the page need not repeat it.
+        "plots": lru_cache(page.pictures),
+    }
 
     async def file(request: web.Request) -> web.Response:
         name = request.match_info.get("file") or "index.html"
@@ -179,31 +183,29 @@ def application(page: PlannerPage, token: str) -> web.Application:
             raise web.HTTPNotFound
         return web.Response(text=resource.read_text("utf-8"), content_type=MEDIA[Path(name).suffix], charset="utf-8")
 
-    async def fields(request: web.Request) -> web.Response:
-        return _json_of(page.fields, request)
-
-    async def plan(request: web.Request) -> web.Response:
-        return _json_of(page.answer, request)
-
-    async def plots(request: web.Request) -> web.Response:
-        async with drawing:
-            return await asyncio.to_thread(_json_of, pictures_of, request)
-
     page_routes = web.Application(middlewares=[_protect])
     page_routes.router.add_get(f"/{token}/", file)
-    page_routes.router.add_get(f"/{token}/fields", fields)
-    page_routes.router.add_get(f"/{token}/plan", plan)
-    page_routes.router.add_get(f"/{token}/plots", plots)
+    for name, compute in answers.items():
+        page_routes.router.add_get(f"/{token}/{name}", _json_handler(compute))
     page_routes.router.add_get(f"/{token}/page/{{file}}", file)
     return page_routes
 
 
-def _json_of(compute: Callable[[str], Any], request: web.Request) -> web.Response:
-    """Return what *compute* makes of the request's query, or its error with status 422."""
-    try:
-        return web.json_response(compute(request.query_string))
-    except BenchMisused as error:
-        return web.json_response({"error": str(error)}, status=422)
+def _json_handler(compute: Callable[[str], Any]) -> _Handler:
+    """Return a handler that answers with what *compute* makes of the request's query, or its error with status 422.
+
+    It computes in a thread, one answer at a time: the settings of matplotlib are global.
+    """
+    turn = asyncio.Lock()
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            async with turn:
+                return web.json_response(await asyncio.to_thread(compute, request.query_string))
+        except BenchMisused as error:
+            return web.json_response({"error": str(error)}, status=422)
+
+    return handle
 
 
 @web.middleware

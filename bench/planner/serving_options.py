@@ -166,7 +166,7 @@ def _add_autoscale_ru(table: FigureTable) -> None:
 
     billed = apply(
         lambda profile, maximum, busiest: fmean(hourly_billed_ru(profile, maximum, busiest)),
-        table.choice("profile"),
+        term("profile"),
         term("autoscale_top_ru"),
         busiest_ru,
         formula="the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then",
@@ -385,7 +385,7 @@ def _add_totals(table: FigureTable, cost_unit: str) -> None:
 
     totals = {option: term(f"{option}_total") for option in CAPACITIES}
     table.add_calculated("cheapest_total", cost_unit, least_possible(totals), source="Cosmos DB with its cheapest mode")
-    capacity = table.choice("capacity")
+    capacity = term("capacity")
     table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.value}_total").decided_by(capacity))
 
 

@@ -126,7 +126,7 @@ def _add_workload(table: FigureTable) -> None:
     peak_then = table.add_calculated("peak_then", "requests/s", term("peak_rps") * growth)
     peak_region = table.add_calculated("peak_region", "requests/s", peak_then * term("region_share"))
     formula = "the mean of profile by its busiest hour"
-    mean_share = apply(lambda profile: fmean(hourly_shares(profile)), table.choice("profile"), formula=formula)
+    mean_share = apply(lambda profile: fmean(hourly_shares(profile)), term("profile"), formula=formula)
     table.add_calculated("mean_of_peak", "share", mean_share)
 
     table.add_calculated("hot_user", "share", _share_of_busiest_user(table))

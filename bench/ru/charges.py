@@ -1,10 +1,10 @@
 """`hotplate bench charges`: measures charges, sequentially through azure-cosmos, in a temporary database."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -27,8 +27,6 @@ SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
 # The median counts.
 TIMES = 3
 CONTAINER = "items"
-# Sections with points, by operation.
-POINTS = {"read": "read", "write": "create"}
 
 
 class Charge(NamedTuple):
@@ -95,36 +93,22 @@ class MeasuredCharges:
     def to_toml(self) -> str:
         """Return the text of a TOML file for `--charges`, with all coefficients, each marked as measured or as ours.
 
-        `read_missing`, as an example, is the line "missing" of the section [read]. A section of an operation that was
-        measured by size also has points: KB and request units.
+        A coefficient is named by its section and its key: `read_missing` is `read.missing`. Points are pairs of KB and
+        request units.
         """
+        largest_kb = max(charge.size_kb for charge in self.by_size)
+        beyond = f"measured up to {largest_kb} KB; ours beyond"
+        measured: dict[str, tuple[Any, str]] = {name: (ru, "measured") for name, ru in self.small.items()}
+        measured |= {"read_points": (self.points("read"), beyond), "write_points": (self.points("create"), beyond)}
         lines = [
             f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}.",
             "# For hotplate plan --charges and hotplate cosmos-emulator --charges.",
         ]
-        names = sorted(field.name for field in msgspec.structs.fields(Charges))
-        for section, names_of_section in groupby(names, lambda name: name.partition("_")[0]):
-            lines += ["", f"[{section}]"]
-
-            operation = POINTS.get(section)
-            if operation is not None:
-                points = ", ".join(f"[{size_kb:g}, {ru:.2f}]" for size_kb, ru in self.points(operation))
-                largest_kb = max(charge.size_kb for charge in self.by_size)
-                lines += [f"# measured up to {largest_kb} KB; ours beyond", f"points = [{points}]"]
-
-            coefficients = [name for name in names_of_section if not name.endswith("_points")]
-            lines += [self._toml_line(name) for name in coefficients]
+        for name, ours in sorted(msgspec.structs.asdict(self.ours).items()):
+            value, origin = measured.get(name, (ours, "not measured: ours"))
+            section, _, key = name.partition("_")
+            lines.append(f"{section}.{key} = {json.dumps(value)}  # {origin}")  # JSON is TOML, too
         return "\n".join(lines) + "\n"
-
-    def _toml_line(self, coefficient: str) -> str:
-        """Return the line of a coefficient, as `read_missing`, in its section, as `[read]`."""
-        origin = "measured"
-        value = self.small.get(coefficient)
-        if value is None:
-            origin = "not measured: ours"
-            value = getattr(self.ours, coefficient)
-        shown = str(value).lower() if isinstance(value, bool) else f"{value:g}"
-        return f"{coefficient.partition('_')[2]} = {shown}  # {origin}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

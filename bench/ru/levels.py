@@ -3,16 +3,16 @@
 Load exceeds the counted seconds at both ends, so a window of 10 s holds 10 seconds' budget.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple
 
 from hotplate.base.report import Column, Report, Row, format_value, rounded
 from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
-from hotplate.bench.figure_names import AT_LEAST, EMULATOR, P50, P99, PROVISIONED, READS, level_name
+from hotplate.bench.experiment import Ending
+from hotplate.bench.figure_names import AT_LEAST, EMULATOR, LEVEL_UNIT, P50, P99, PROVISIONED, READS
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lag_note, lateness
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
@@ -167,14 +167,16 @@ MEASURED = Outcome()
 class Level:
     """One setting of a container's throughput, a level, with its trials and what they say.
 
-    ru         provisioned RU/s
-    size_kb    size of the lists that are read
-    charge_ru  request units of one read
+    ru          provisioned RU/s
+    size_kb     size of the lists that are read
+    charge_ru   request units of one read
+    publish_ru  request units of one published list
     """
 
     ru: int
     size_kb: int
     charge_ru: float
+    publish_ru: float
     trials: tuple[LevelTrial, ...] = ()
     outcome: Outcome = MEASURED
 
@@ -307,25 +309,19 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     return Outcome(Standing.BROKEN, reason)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, kw_only=True)
 class Sweep:
-    """Results of `bench ru`, which measures several levels (settings of RU/s) in turn.
+    """`bench ru`, which measures several levels (settings of RU/s) in turn.
 
-    publish_ru  request units of publishing a list, by its size in KB
-    regions     number of the account's regions
-    region      the region that was read, if there are several
-    missing     planned levels that were not measured, as RU/s and KB
-    failure     what ended the sweep too early
+    planned  the levels to measure, as RU/s and KB
+    levels   those that were measured
+    regions  of the account; the first one is read
     """
 
     options: SweepOptions
-    levels: tuple[Level, ...]
-    publish_ru: Mapping[int, float]
-    regions: int
-    interrupted: bool
-    region: str = ""
-    missing: tuple[tuple[int, int], ...] = ()
-    failure: str = ""
+    planned: Sequence[tuple[int, int]]
+    levels: list[Level] = field(default_factory=list)
+    regions: tuple[str, ...] = ("",)
 
     @property
     def emulated(self) -> bool:
@@ -334,16 +330,22 @@ class Sweep:
 
     def subject(self, ru: int, size_kb: int) -> str:
         """Return a level's name, with the size of lists if there are several."""
-        name = level_name(ru)
+        name = f"{ru:,}{LEVEL_UNIT}"
         if self.options.autoscale:
             name += ", autoscale"
-        if len({level.size_kb for level in self.levels} | {size_kb for _, size_kb in self.missing}) > 1:
+        if len({size_kb for _, size_kb in self.planned}) > 1:
             name += f", {size_kb} KB"
         return name
 
+    @property
+    def missing(self) -> list[str]:
+        """The names of levels that were not measured."""
+        measured = {(level.ru, level.size_kb) for level in self.levels}
+        return [self.subject(*level) for level in self.planned if level not in measured]
 
-def report(sweep: Sweep, prices: Prices) -> Report:
-    """Return the report of a sweep over levels, settings of RU/s: a line for each level.
+
+def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
+    """Return the report of a sweep over levels, settings of RU/s, by its *ending*: a line for each level.
 
     Marks are signs beside figures that were not simply measured, and are explained below the table.
     """
@@ -363,16 +365,17 @@ def report(sweep: Sweep, prices: Prices) -> Report:
         },
         origins=_origins(sweep, prices),
         notes=tuple(_notes(sweep)),
-        interrupted=sweep.interrupted,
+        # An error on dropping the database may have replaced Ctrl-C.
+        interrupted=ending.interrupted or any(level.is_stopped for level in sweep.levels),
         configuration=sweep.options.to_json(),
         extra={"subject": EMULATOR if account is None else redacted(account)},
     )
-    return concluded(measured, _findings(sweep), answer, figures=answer)
+    return concluded(measured, _findings(sweep, ending), answer, figures=answer)
 
 
-def _findings(sweep: Sweep) -> list[Finding]:
+def _findings(sweep: Sweep, ending: Ending) -> list[Finding]:
     """Return what ended the sweep, and the levels that could not be measured, or answered with errors."""
-    findings = findings_of(Gravity.UNMEASURED, filter(None, [sweep.failure]))
+    findings = findings_of(Gravity.UNMEASURED, filter(None, [ending.failure]))
     for level in sweep.levels:
         text = f"{sweep.subject(level.ru, level.size_kb)}: {level.outcome.reason}"
         if level.outcome.standing is Standing.FAILED:
@@ -389,16 +392,16 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     """
     measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
     regions = ""
-    if sweep.regions > 1:
-        measured += f"; reads of one region, {sweep.region}"
-        regions = f", all {sweep.regions} regions"
+    if len(sweep.regions) > 1:
+        measured += f"; reads of one region, {sweep.regions[0]}"
+        regions = f", all {len(sweep.regions)} regions"
     lines = {"measured": measured}
 
-    charges_ru = {level.size_kb: level.charge_ru for level in sweep.levels}
-    if charges_ru:
+    of_sizes = {level.size_kb: level for level in sweep.levels}
+    if of_sizes:
         charges = ", ".join(
-            f"{read_ru:.2f} RU a read of {size_kb} KB, {sweep.publish_ru[size_kb]:.2f} a list written and read back"
-            for size_kb, read_ru in charges_ru.items()
+            f"{level.charge_ru:.2f} RU a read of {size_kb} KB, {level.publish_ru:.2f} a list written and read back"
+            for size_kb, level in of_sizes.items()
         )
         lines["exact"] = f"{EMULATED_CHARGES}{charges}" if sweep.emulated else charges
 
@@ -417,30 +420,29 @@ def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
     """
     subject = sweep.subject(level.ru, level.size_kb)
     reads_per_s = level.reads_per_s
-    publish_ru = sweep.publish_ru[level.size_kb]
     autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
     billion_usd = None
     if reads_per_s:
         billion_usd = _month_usd(sweep, level, prices) / (reads_per_s * SECONDS_A_MONTH) * 1e9
 
     yield Row(subject, READS, "", reads_per_s, note=level.qualifier.note, mark=level.qualifier.mark)
-    yield Row(subject, PUBLISHED, "", level.ru / publish_ru)
+    yield Row(subject, PUBLISHED, "", level.ru / level.publish_ru)
     yield from (_latency(sweep, level, figure) for figure in (P50, P99))
     if level.qualifier.mark:  # what exceeds the capacity, of 110 % of it
         yield Row(subject, REFUSED, "share", (OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
     else:
         yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
-    yield Row(subject, MANUAL, "", prices.ru_month(level.ru, regions=sweep.regions))
-    yield Row(subject, AUTOSCALE, "", prices.ru_month(autoscale.ru, autoscale=True, regions=sweep.regions))
+    yield Row(subject, MANUAL, "", prices.ru_month(level.ru, regions=len(sweep.regions)))
+    yield Row(subject, AUTOSCALE, "", prices.ru_month(autoscale.ru, autoscale=True, regions=len(sweep.regions)))
     yield Row(subject, BILLION, "", billion_usd)
     yield Row(subject, PROVISIONED, "", level.ru, main=False)
     yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)
-    yield Row(subject, "charge of a published list", "RU", publish_ru, main=False)
+    yield Row(subject, "charge of a published list", "RU", level.publish_ru, main=False)
 
 
 def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
     """Return the price a month of a level as it was provisioned, manual or autoscale in full use, for all regions."""
-    return prices.ru_month(level.ru, autoscale=sweep.options.autoscale, regions=sweep.regions)
+    return prices.ru_month(level.ru, autoscale=sweep.options.autoscale, regions=len(sweep.regions))
 
 
 def _latency(sweep: Sweep, level: Level, name: str) -> Row:
@@ -499,7 +501,7 @@ def _notes(sweep: Sweep) -> Iterator[str]:
     for reason, names in subjects.items():
         yield f"{', '.join(names)}: {reason}."
     if sweep.missing:
-        yield f"{', '.join(itertools.starmap(sweep.subject, sweep.missing))}: not measured."
+        yield f"{', '.join(sweep.missing)}: not measured."
 
 
 def _limits(sweep: Sweep, level: Level) -> Iterator[str]:

@@ -10,7 +10,7 @@ from hotplate.base.report import Report
 from hotplate.bench import process
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.experiment import Ending, until_stopped
+from hotplate.bench.experiment import until_stopped
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
 from hotplate.bench.options import USER_PATH, SweepOptions, is_emulated, parse_rate, parse_seconds
@@ -129,57 +129,39 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
 
     Raises BenchFailed and StoreError.
     """
-    measurement = _SweepMeasurement(planned, display)
-    ending = until_stopped(measurement.run, measurement.levels)
-    return measurement.report(ending)
+    levels_of_sizes = [(ru, size_kb) for size_kb in planned.sizes_kb for ru in planned.levels]
+    measured = Sweep(options=planned.options, planned=levels_of_sizes)
+    ending = until_stopped(_SweepMeasurement(planned, display, measured).run, measured.levels)
+    return levels.report(measured, ending, load_prices())
 
 
+@dataclass(frozen=True, slots=True)
 class _SweepMeasurement:
-    """The levels of one plan; `run` can be interrupted, and `report` tells of all levels until then."""
+    """Measures the levels of one plan, and appends them to `sweep`."""
 
-    def __init__(self, planned: SweepPlan, display: ProgressDisplay) -> None:
-        self._planned = planned
-        self._display = display
-        self._publish_ru = dict[int, float]()
-        self._regions: tuple[str, ...] = ("",)
-        self.levels = list[Level]()
-
-    def report(self, ending: Ending) -> Report:
-        # An error on dropping the database may have replaced Ctrl-C.
-        is_stopped = any(level.is_stopped for level in self.levels)
-        measured = {(level.ru, level.size_kb) for level in self.levels}
-        planned = [(ru, size_kb) for size_kb in self._planned.sizes_kb for ru in self._planned.levels]
-        result = Sweep(
-            self._planned.options,
-            tuple(self.levels),
-            self._publish_ru,
-            len(self._regions),
-            interrupted=ending.interrupted or is_stopped,
-            region=self._regions[0],
-            missing=tuple(level for level in planned if level not in measured),
-            failure=ending.failure,
-        )
-        return levels.report(result, load_prices())
+    planned: SweepPlan
+    display: ProgressDisplay
+    sweep: Sweep
 
     def run(self) -> None:
         """Measure all levels for each size of lists, each in a new database of the account, or of an emulator.
 
         Raises KeyboardInterrupt after a trial that Ctrl-C ended, which is kept.
         """
-        options = self._planned.options
+        options = self.planned.options
         with ExitStack() as stack:
             url = options.account
             environment = None
             servers = list[process.Server]()
             if url is None:
-                self._display.start("starting an emulator of Cosmos DB")
+                self.display.start("starting an emulator of Cosmos DB")
                 servers.append(stack.enter_context(process.emulator_serving(latency=options.latency)))
                 url = f"cosmos+{servers[0].url}/bench"
                 environment = dict[str, str]()  # no keys of real accounts
             generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
 
-            for size_kb in self._planned.sizes_kb:
-                with sandbox(url, self._planned.levels[-1], environment, autoscale=options.autoscale) as database:
+            for size_kb in self.planned.sizes_kb:
+                with sandbox(url, self.planned.levels[-1], environment, autoscale=options.autoscale) as database:
                     self._measure_size(database, size_kb, servers, generator)
 
     def _measure_size(
@@ -189,16 +171,18 @@ class _SweepMeasurement:
 
         *servers* has the emulator, and is empty for a real account.
         """
-        self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
-        highest_throughput = self._throughput(self._planned.levels[-1])
+        self.display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
+        highest_throughput = self._throughput(self.planned.levels[-1])
         lists = SizedLists(size_kb, LISTS, highest_throughput.initial_partitions)
         users = lists.users
-        self._regions = database.regions()
+        self.sweep.regions = database.regions()
         published = database.publish(lists)
-        self._publish_ru[size_kb] = published.list_ru
-        levels_of_size = [Level(ru=ru, size_kb=size_kb, charge_ru=published.read_ru) for ru in self._planned.levels]
+        levels_of_size = [
+            Level(ru=ru, size_kb=size_kb, charge_ru=published.read_ru, publish_ru=published.list_ru)
+            for ru in self.planned.levels
+        ]
 
-        self._display.start("starting a service")
+        self.display.start("starting a service")
         # Service and emulator get a higher priority, or other processes make the service miss its deadline of 50 ms.
         with (
             process.service_serving(
@@ -219,7 +203,7 @@ class _SweepMeasurement:
         scale: Callable[[Throughput], None],
         attempt: Callable[[Level, float], LevelTrial],
     ) -> None:
-        """Measure *planned*, settings of RU/s in ascending order, and append them to `self.levels`.
+        """Measure *planned*, settings of RU/s in ascending order, and append them to `self.sweep.levels`.
 
         Once this machine does not drive a level, all higher ones are computed, without trials. Raises KeyboardInterrupt
         after a trial that Ctrl-C ended.
@@ -227,18 +211,18 @@ class _SweepMeasurement:
         scale    changes the container's RU/s
         attempt  runs a trial of a level at a share of its capacity
         """
-        account = self._planned.options.account
+        account = self.planned.options.account
         emulated = account is None or is_emulated(account)
         for number, level in enumerate(planned, 1):
             scale(self._throughput(level.ru))
             measured = levels.measure_level(level, partial(attempt, level), emulated=emulated)
-            self.levels.append(measured)
+            self.sweep.levels.append(measured)
 
             if measured.is_stopped:
                 raise KeyboardInterrupt
             if measured.outcome.standing is Standing.COMPUTED:
                 computed = Outcome(Standing.COMPUTED, f"this machine does not drive {level.ru:,} RU/s")
-                self.levels += [replace(higher, outcome=computed) for higher in planned[number:]]
+                self.sweep.levels += [replace(higher, outcome=computed) for higher in planned[number:]]
                 return
 
     def _attempt(
@@ -254,11 +238,11 @@ class _SweepMeasurement:
             url=service.url,
             requests=Gets(USER_PATH, RequestKeys(users, InTurn())),
             rate=rate,
-            duration_s=float(self._planned.duration_s + LEAD_S + TAIL_S),
+            duration_s=float(self.planned.duration_s + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
             check=levels.from_store,
         )
-        self._display.start(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
+        self.display.start(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
 
         counts_before = process.store_counts(service)
         result = generator.run(load, on_the_second=True)
@@ -268,4 +252,4 @@ class _SweepMeasurement:
         return levels.trial(share, result, counts.throttled, counts.timeouts)
 
     def _throughput(self, ru: int) -> Throughput:
-        return Throughput(ru, self._planned.options.autoscale)
+        return Throughput(ru, self.planned.options.autoscale)

@@ -88,11 +88,12 @@ def _cpu(store: StoreRuns) -> Figure:
     It is measured at full load if each round has such a run (`full`), and not too many answers were popular lists,
     which cost less; otherwise at the rate of the rounds, which the note says.
     """
-    full = [run.full for run in store.runs if run.full is not None]
-    if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
-        return mean([run.cpu_us for run in full])
-    note = f"at {store.results[0].requested_rate:g}/s"
-    return replace(mean([run.cpu_us for run in store.runs]), note=note)
+    runs = [run.full for run in store.runs if run.full is not None]
+    note = ""
+    if len(runs) < len(store.runs) or popular_complaint([run.result for run in runs]):
+        runs = list(store.runs)
+        note = f"at {store.results[0].requested_rate:g}/s"
+    return replace(mean([run.cpu_us for run in runs]), note=note)
 
 
 def latency_rows(store: StoreRuns) -> Iterator[Row]:

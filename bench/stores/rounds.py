@@ -6,7 +6,6 @@ import random
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from hotplate.bench.lists import (
 )
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, KeyDraw, Load, RequestKeys
-from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lateness
+from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
@@ -365,8 +364,6 @@ class Rounds:
         self._display = display
         self._rounds = list[Round]()
         self._began_s = time.monotonic()
-        self._samples = {candidate.name: list[ResponseSample]() for candidate in setup.candidates}
-        self._answers = Counter[str]()  # of which the samples were drawn
 
     def run(self) -> Measured:
         """Make all rounds, which measure the stores in turn; then compare sampled responses with the stores' lists.
@@ -381,15 +378,15 @@ class Rounds:
 
         self._display.start("comparing answers with the stores")
         kept = undisturbed(self._rounds)
-        stores = tuple(
-            StoreRuns(
-                candidate,
-                tuple(runs[candidate.name] for runs in kept),
-                check_answers(candidate.url, self._samples[candidate.name], self._answers[candidate.name]),
-            )
-            for candidate in self._setup.candidates
-        )
+        stores = tuple(self._runs_of(candidate, kept) for candidate in self._setup.candidates)
         return Measured(stores, ending.interrupted, len(self._rounds) - len(kept), took_s, ending.failure)
+
+    def _runs_of(self, candidate: Candidate, kept: Sequence[Round]) -> StoreRuns:
+        """Return the runs of a store in the rounds *kept*, with the check of sampled responses of all rounds."""
+        results = [runs[candidate.name].result for runs in self._rounds]
+        samples = [sample for result in results for sample in result.samples]
+        checked = check_answers(candidate.url, samples, sum(result.answers for result in results))
+        return StoreRuns(candidate, tuple(runs[candidate.name] for runs in kept), checked)
 
     def _warm_up(self, worker: LoadWorker) -> None:
         """Load each service for `warmup_s`, which is not measured."""
@@ -438,12 +435,6 @@ class Rounds:
             random.shuffle(self._order)
         for candidate in self._order:
             runs[candidate.name] = self._run_candidate(worker, candidate, number)
-
-        # Sampled responses are kept apart, to be compared after all rounds.
-        for name, run in runs.items():
-            self._samples[name] += run.result.samples
-            self._answers[name] += run.result.answers
-            runs[name] = replace(run, result=replace(run.result, samples=()))
         self._rounds.append(runs)
 
     def _run_candidate(self, worker: LoadWorker, candidate: Candidate, number: int) -> ServiceRun:
@@ -473,16 +464,13 @@ class Rounds:
         if candidate.client == BY_SDK:
             rate = min(rate, SDK_RATE)
 
-        requests = Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number))
         return Load(
             url=candidate.service.url,
-            requests=requests,
+            requests=Gets(USER_PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
             rate=rate,
             seed=number if settings.poisson else None,
             duration_s=settings.duration_s,
             connections=settings.connections,
-            check=requests.failure,
-            observe=("source",),
             samples=COMPARED,
         )
 

@@ -18,9 +18,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
-from rich.table import Column as RichColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -28,8 +28,6 @@ from hotplate.base.exit_codes import FAILED, REFUSED
 
 FORMAT = 3
 UNKNOWN = "—"
-# Wider than any table.
-ANY_WIDTH = 10_000
 # Longer subjects are folded if the terminal is too narrow for all columns.
 SUBJECT_WIDTH = 24
 # Between columns of a table.
@@ -100,7 +98,6 @@ class Plot:
 
     marks   labels of vertical lines, by x
     ticks   labels of the x axis by x, instead of numbers
-    below   another plot with the same x axis and legend
     """
 
     title: str
@@ -115,7 +112,6 @@ class Plot:
     marks: Mapping[float, str] = field(default_factory=dict)
     ticks: Mapping[float, str] = field(default_factory=dict)
     caption: str = ""
-    below: "Plot | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +130,13 @@ class Report:
 
     sentence    the answer
     emulated    subjects of which the figures are those of an emulator
-    columns     of the table; without, all main rows are shown
+    columns     of the table; without, each main row has a line
     marks       explanations of the rows' marks
     verdicts    comparisons of figures, by name
     origins     what is measured, exact, assumed and priced
     method      how it was measured, on the page and in the JSON only
     failures    what could not be measured
     broken      what was measured and is not acceptable
-    listed      on a terminal, one line for each row instead of a matrix, as on pages without columns
     extra       only in the JSON
     """
 
@@ -160,7 +155,6 @@ class Report:
     broken: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     interrupted: bool = False
-    listed: bool = False
     configuration: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -260,20 +254,18 @@ def rounded(value: float, digits: int = 2) -> str:
     return f"{nearest:,.{decimals}f}"
 
 
-def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
+def format_row(row: Row) -> tuple[str, str]:
     """Return the text of a row's value, as "1.3 ms", and that of its interval and note, as "1.2 ms … 1.4 ms, assumed".
 
-    The second may be empty. Without *unit*, as below a heading that has it, only times and shares are shown with their
-    units.
+    The second may be empty.
     """
     if row.value is None:
         return UNKNOWN, row.note
 
-    shown_unit = row.unit if unit or row.unit in {"us", "share"} else ""
     interval = ""
     if row.low is not None and row.high is not None:
-        interval = f"{format_value(row.low, shown_unit)} … {format_value(row.high, shown_unit)}"
-    return format_value(row.value, shown_unit), ", ".join(filter(None, (interval, row.note)))
+        interval = f"{format_value(row.low, row.unit)} … {format_value(row.high, row.unit)}"
+    return format_value(row.value, row.unit), ", ".join(filter(None, (interval, row.note)))
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -302,8 +294,7 @@ def print_report(report: Report, console: Console) -> None:
 def _print_rows(report: Report, console: Console) -> None:
     """Print the rows of a report as a table with its columns, and explain the marks in it.
 
-    Without columns, the main rows are printed: with a column for each figure, if the console is wide enough and the
-    report does not want a list, else with a line for each row.
+    Without columns, there is a line for each main row.
     """
     if report.columns and report.rows:
         for columns in _blocks_of_columns(report, console.width):
@@ -314,14 +305,8 @@ def _print_rows(report: Report, console: Console) -> None:
         return
 
     main_rows = [row for row in report.rows if row.main]
-    if not main_rows:
-        return
-
-    table = _table_of_figures(main_rows)
-    width = console.measure(table, options=console.options.update(max_width=ANY_WIDTH)).maximum
-    if report.listed or width > console.width:
-        table = _table_of_rows(main_rows)
-    _print_stripped(table, console)
+    if main_rows:
+        _print_stripped(_table_of_rows(main_rows), console)
 
 
 def _print_stripped(table: Table, console: Console) -> None:
@@ -417,24 +402,6 @@ def _marked_cell(row: Row | None, column: Column) -> str:
     return f"{format_cell(row, column)} {mark:1}"
 
 
-def _table_of_figures(rows: Sequence[Row]) -> Table:
-    """Return a table with a line for each subject and a column for each figure, as "p99"; a row is one cell of it.
-
-    Intervals are below the values.
-    """
-    heading_by_figure = _headings(rows)
-    subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
-    table = Table(subjects, box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-    for heading in heading_by_figure.values():
-        table.add_column(heading, justify="right")
-
-    cells = {(row.subject, row.figure): format_row(row, unit=False) for row in rows}
-    for subject in dict.fromkeys(row.subject for row in rows):
-        texts = [cells.get((subject, figure), ("", "")) for figure in heading_by_figure]
-        table.add_row(Text(subject), *(Text(f"{value}\n{interval}".rstrip()) for value, interval in texts))
-    return table
-
-
 def _table_of_rows(rows: Sequence[Row]) -> Table:
     """Return a table with a line for each row: its figure, value and interval, below the name of the subject.
 
@@ -447,15 +414,6 @@ def _table_of_rows(rows: Sequence[Row]) -> Table:
             value, interval = format_row(row)
             table.add_row(Text(row.figure), Text(value), Text(interval))
     return table
-
-
-def _headings(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the heading of each figure by its name: the name, and the unit if the cells have none."""
-    heading_by_figure = dict[str, str]()
-    for row in rows:
-        has_unit = row.unit in {"", "us", "share"} or row.unit in row.figure
-        heading_by_figure[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
-    return heading_by_figure
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -475,11 +433,12 @@ def from_json(facts: Mapping[str, Any]) -> Report:
         advice = "upgrade hotplate" if facts["format"] > FORMAT else "measure again"
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}; {advice}")
 
-    import msgspec  # noqa: PLC0415 -- most reports are not read again
-
-    names = {*Report.__dataclass_fields__, "format", "exit_code"}
-    extra = {name: value for name, value in facts.items() if name not in names}
-    return msgspec.convert({**facts, "plots": (), "tables": (), "extra": extra}, Report)
+    fields = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
+    extra = {name: value for name, value in facts.items() if name not in {*fields, "format", "exit_code"}}
+    try:
+        return msgspec.convert({**fields, "plots": (), "tables": (), "extra": extra}, Report)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
 
 
 def write_file(file: Path, text: str) -> None:

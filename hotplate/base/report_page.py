@@ -228,18 +228,15 @@ def draw(plot: Plot) -> str:
 
 
 def _plot_as_svg(plot: Plot, width: float) -> str:
-    """Return a plot as an SVG element of *width* inches, with the plot below it, which shares its x axis."""
+    """Return a plot as an SVG element of *width* inches."""
     with rc_context(STYLE):
-        panels = [plot] if plot.below is None else [plot, plot.below]
-        figure = Figure(figsize=(width, HEIGHT * len(panels)))
-        axes_of_panels: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
-        for axes, panel in zip(axes_of_panels, panels, strict=True):
-            _draw_curves(axes, panel)
-            _draw_marks(axes, panel.marks)
-        _draw_x_axis(axes_of_panels[-1].xaxis, panels)
-        _draw_legend(axes_of_panels[0], LETTERS * width / WIDTH)
-        y_labels = " and ".join(panel.y for panel in panels)
-        return _svg_of(figure, f"Plot: {plot.title}; {y_labels} over {plot.x}")
+        figure = Figure(figsize=(width, HEIGHT))
+        axes = figure.subplots()
+        _draw_curves(axes, plot)
+        _draw_marks(axes, plot.marks)
+        _draw_x_axis(axes.xaxis, plot)
+        _draw_legend(axes, LETTERS * width / WIDTH)
+        return _svg_of(figure, f"Plot: {plot.title}; {plot.y} over {plot.x}")
 
 
 def _draw_curves(axes: Axes, plot: Plot) -> None:
@@ -269,15 +266,10 @@ def _draw_marks(axes: Axes, marks: Mapping[float, str]) -> None:
         )
 
 
-def _draw_x_axis(axis: Axis, panels: Sequence[Plot]) -> None:
-    """Draw the x axis of all *panels*, with the label, unit, scale and ticks of the first one."""
-    plot = panels[0]
+def _draw_x_axis(axis: Axis, plot: Plot) -> None:
+    """Draw the x axis of a plot, with its label, unit, scale and ticks."""
     axis.set_label_text(plot.x)
-    values = list[float]()
-    for panel in panels:
-        values += panel.marks
-        for curve in panel.curves:
-            values += curve.x
+    values = [*plot.marks, *(x for curve in plot.curves for x in curve.x)]
     _set_scale(axis, values, plot.x_unit, is_log=plot.log_x)
     if plot.ticks:
         axis.set_major_locator(FixedLocator(list(plot.ticks)))

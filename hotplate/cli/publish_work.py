@@ -6,7 +6,7 @@ name; the first one is the default list, which is stored without a name, and may
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -290,34 +290,39 @@ def publish_lists(
 
     Raises GateFailed or HeldBack, after printing the result, if the release was refused, held back or withdrawn.
     """
+    meter = RequestUnitMeter()
+    written = _publish(read_lists, flags, meter)
     if flags.dry_run:
-        rehearsal = rehearse_lists(read_lists, flags)
-        _print_rehearsal(rehearsal.manifest, flags)
-        refused = rehearsal.refused
+        _print_rehearsal(written.result.manifest, flags)
     else:
-        meter = RequestUnitMeter()
-        written = write_lists(read_lists, flags, meter)
         try:
             on_written(written.result.manifest.release)
         finally:  # the release is written, whatever fails after it
             _print_result(written, flags, meter, imported)
-        refused = written.refused
-    if refused is not None:
-        raise refused
+    if written.refused is not None:
+        raise written.refused
 
 
-def write_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, meter: RequestUnitMeter) -> Written:
-    """Write lists as a release, make it live, and prune old releases; *meter* counts request units (RU) of Cosmos DB.
+def _publish(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, meter: RequestUnitMeter) -> Written:
+    """Write lists as a release, make it live, and prune old releases; a dry run does so in a stand-in for the store.
 
-    The other parameters are those of `publish_lists`. If the release may not go live, the result has the error that
-    says why, and it is not raised.
+    *meter* counts request units (RU) of Cosmos DB. The other parameters are those of `publish_lists`. If the release
+    may not go live, the result has the error that says why, and it is not raised.
     """
-    run_on_store(flags.store, check_store, may_be_new=True)
+    if not flags.dry_run:
+        run_on_store(flags.store, check_store, may_be_new=True)
     with progress_bars(meter.progress) as on_progress:
         lists = run_interruptibly(lambda: read_lists(on_progress))
-        report = partial(on_progress, "publish")
-        write = partial(publish_source, lists, settings=flags.settings, observer=meter, on_progress=report)
-        return run_on_store(flags.store, write, meter, may_be_new=True)
+        publish = partial(
+            publish_source,
+            lists,
+            settings=flags.settings,
+            observer=meter,
+            on_progress=partial(on_progress, "publish"),
+        )
+        if flags.dry_run:
+            publish = partial(_rehearse, lists, flags, partial(on_progress, "dry run"))
+        return run_on_store(flags.store, publish, meter, may_be_new=True)
 
 
 async def check_store(store: Store) -> None:
@@ -327,31 +332,11 @@ async def check_store(store: Store) -> None:
         err.print(f"warning: {sentence}")
 
 
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """A dry run: the manifest that a release would have, and the error if it would not go live."""
+async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store) -> Written:
+    """Publish *lists* to a stand-in for *store*, a temporary folder; nothing is written to the store.
 
-    manifest: Manifest
-    refused: GateFailed | HeldBack | None
-
-
-def rehearse_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags) -> Rehearsal:
-    """Publish lists to a stand-in for the store, a temporary folder; nothing is written to the store.
-
-    Gates, bounds that a release must meet to go live, compare with the live release of the store itself. The parameters
-    are those of `publish_lists`.
-    """
-    with progress_bars() as on_progress:
-        lists = run_interruptibly(lambda: read_lists(on_progress))
-        report = partial(on_progress, "dry run")
-        return run_on_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
-
-
-async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store) -> Rehearsal:
-    """Publish *lists* to a stand-in for *store*, a temporary store.
-
-    Gates, bounds that a release must meet to go live, refuse nothing there; their verdicts are read from the manifest,
-    the description of the release, afterwards.
+    Gates, bounds that a release must meet to go live, compare with the live release of the store itself. They refuse
+    nothing; their verdicts are read from the manifest, the description of the release, afterwards.
     """
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
@@ -364,7 +349,7 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
     failed = failures(simulated.manifest.origin.gates.verdicts)
     if failed and not flags.settings.force:
         refused = GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
-    return Rehearsal(simulated.manifest, refused)
+    return replace(written, refused=refused)
 
 
 def _print_rehearsal(manifest: Manifest, flags: ReleaseFlags) -> None:

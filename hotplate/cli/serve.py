@@ -10,6 +10,7 @@ from hotplate.base.recommendations import ITEM_FIELDS, Recommendations
 from hotplate.cli.terminal import Json, StoreUrl, err, print_result, run_on_store, store_url_or_default, table
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging, read_telemetry
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import USER, check_id
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.store import Store
@@ -66,6 +67,7 @@ def lookup(
     n: Annotated[int, Flag("Show this many items.", name="-n", at_least=1, at_most=1000)] = 10,
     segment: Annotated[str, Flag("Fall back to the popular list of this segment.", metavar="SEGMENT")] = "",
     name: Annotated[str, Flag("The name of a list; by default the default list.", name="list", metavar="NAME")] = "",
+    release: Annotated[str | None, Flag("Look at this release, live or not.", env=False, metavar="RELEASE")] = None,
     as_json: Json = False,
 ) -> None:
     """Show the list that the service would answer for one user.
@@ -73,23 +75,28 @@ def lookup(
     Example: hotplate lookup 12347 -n 5
 
     A named list: hotplate lookup 12347 --list basket
+
+    Before it goes live: hotplate lookup 12347 --release 20261120T064200Z-7f3a
     """
     from hotplate.serve.lists.options import Selection
     from hotplate.serve.lists.requests import ListRequest
 
     request = ListRequest(USER, check_id(user), selection=Selection(n, segment=segment, list=name))
-    answer = run_on_store(store, partial(_answer_request, request))
+    answer = run_on_store(store, partial(_answer_request, request, release))
     _print_list(user, answer, as_json=as_json)
 
 
-async def _answer_request(request: "ListRequest", store: Store) -> Recommendations:
-    """Return what a service that reads only *store* would answer to *request*."""
+async def _answer_request(request: "ListRequest", release: str | None, store: Store) -> Recommendations:
+    """Return what a service that reads only *store* would answer to *request*, perhaps in another *release*."""
     from hotplate.serve.embedded import recommendations_of
     from hotplate.serve.lists.requests import answer_list
     from hotplate.serve.lists.shaping import Shaper
     from hotplate.serve.tiers.reader import TieredReader
 
     reader = TieredReader({"store": store}, budget_s=10.0)
+    if release is not None:
+        async with reader.preview(ReleaseId(release)) as preview:
+            return recommendations_of(await answer_list(preview, Shaper(reader.deny_list), request))
     await reader.tiers[0].follower.refresh()  # reads the catalogue
     return recommendations_of(await answer_list(reader, Shaper(reader.deny_list), request))
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from hotplate.offline.input.pairs import Indices, Mask, UserItems, has_items, it
 # Low and high end of a 95 % interval; a plain tuple, as orjson writes no other.
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
+CandidateT = TypeVar("CandidateT")
 # In a search, results within one standard error cannot be told apart (Breiman et al., 1984).
 EQUAL_WITHIN_SE = 1.0
 # The best of another kind leads by more, a 95 % interval.
@@ -172,6 +173,12 @@ def leads_by(values: Values, baseline: Values) -> float:
     if error:
         return float(apart.mean()) / error
     return math.copysign(math.inf, apart.mean()) if apart.any() else 0.0
+
+
+def unbeaten(values: Mapping[CandidateT, Values]) -> list[CandidateT]:
+    """Return the candidates that the best one does not lead by more than a 95 % interval; *values* are per user."""
+    best = max(values.values(), key=lambda per_user: float(per_user.mean()))
+    return [candidate for candidate, per_user in values.items() if leads_by(best, per_user) <= LEADING_BY_SE]
 
 
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:

@@ -311,7 +311,6 @@ class Evaluator:
             rows=tuple(figures.rows()),
             origins=origins,
             notes=tuple(figures.notes()),
-            listed=True,
             extra=asdict(figures),
         )
 

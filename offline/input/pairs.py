@@ -31,6 +31,11 @@ def row_slices(count: int, at_once: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def offsets(lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return where each of several parts begins, one after another, and where the last one ends [parts + 1]."""
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+
+
 def no_items(lists: int, n: int) -> Indices:
     """Return lists of item numbers without any [lists, n], to be changed in place."""
     return np.full((lists, n), -1, dtype=np.int32)
@@ -77,7 +82,7 @@ def k_core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserI
 
 def select_pairs(user_items: UserItems, kept: Mask) -> UserItems:
     """Return the sparse matrix of the pairs whose mask *kept* [pairs] is True; the mask is in the order of the data."""
-    ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
+    ends = offsets(kept)[user_items.indptr].astype(user_items.indptr.dtype)
     pairs = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
     pairs.has_canonical_format = user_items.has_canonical_format
     return pairs
@@ -135,7 +140,7 @@ def matrix_of_pairs(numbers: PairNumbers, weights: Floats, shape: tuple[int, int
     users, items = np.divmod(numbers, shape[1])
     counts = np.bincount(users, minlength=shape[0])
     # Row r of a csr_matrix is the data from row_ends[r] to row_ends[r + 1].
-    row_ends = np.concatenate(([0], np.cumsum(counts)))
+    row_ends = offsets(counts)
     pairs = csr_matrix((weights, items.astype(np.int32), row_ends.astype(np.int32)), shape=shape)
     pairs.has_canonical_format = True
     return pairs

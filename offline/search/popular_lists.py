@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 
 from hotplate.offline.evaluate.evaluation import popularity_of
-from hotplate.offline.evaluate.metrics import LEADING_BY_SE, leads_by
+from hotplate.offline.evaluate.metrics import unbeaten
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.pairs import Mask, items_per_user
 from hotplate.offline.search.trials import Trial, measure
@@ -49,13 +49,7 @@ class PopularSearch:
         """
         able = list(self.trials)
         if np.count_nonzero(self.is_new) >= _LEAST_NEW:
-            of_new = [trial.per_user[self.is_new] for trial in self.trials]
-            best = max(of_new, key=lambda values: float(values.mean()))
-            able = [
-                trial
-                for trial, values in zip(self.trials, of_new, strict=True)
-                if leads_by(best, values) <= LEADING_BY_SE
-            ]
+            able = unbeaten({trial: trial.per_user[self.is_new] for trial in self.trials})
         return max(able, key=lambda trial: float(trial.per_user[self.is_newest].mean()))
 
     @property

@@ -1,11 +1,11 @@
 """The choice of the parameters of similar items, by the hit rate of their lists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from hotplate.offline.evaluate.metrics import LEADING_BY_SE, Values, leads_by
+from hotplate.offline.evaluate.metrics import Values, unbeaten
 from hotplate.offline.evaluate.similar_hits import NextItemsTest, next_items_test
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.train.popularity import Recency
@@ -37,16 +37,10 @@ def choose_similar_params(splits: Sequence[Parts], half_life_days: float | None,
         return default
 
     rates = _hit_rates_by_params(splits, tests, candidates, k)
-    chosen = _first_not_beaten(rates)
+    chosen = unbeaten(rates)[0]
     without_shrink = replace(chosen, shrink=0.0)
     rates_without_shrink = _hit_rates_by_params(splits, tests, [without_shrink], k)
-    return _first_not_beaten({chosen: rates[chosen], **rates_without_shrink})
-
-
-def _first_not_beaten(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
-    """Return the first parameters of *rates* that the best ones do not lead by more than a 95 % interval."""
-    best_rates = max(rates.values(), key=lambda per_user: float(per_user.sum()))
-    return next(params for params, per_user in rates.items() if leads_by(best_rates, per_user) <= LEADING_BY_SE)
+    return unbeaten({chosen: rates[chosen], **rates_without_shrink})[0]
 
 
 def _hit_rates_by_params(

@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from time import monotonic
 
+from aiohttp import web
 from multidict import istr
 from xxhash import xxh3_64_intdigest
 
@@ -94,6 +95,8 @@ class Caller:
     bucket: Bucket | None = None
 
 
+# The caller of an admitted request, if its route takes a key.
+CALLER = web.RequestKey("caller", Caller)
 # Verifies a token, given with its digest; raises a Problem.
 VerifyToken = Callable[[str, bytes], Awaitable[Caller]]
 

@@ -9,13 +9,13 @@ from urllib.parse import unquote
 from aiohttp import web
 from multidict import CIMultiDictProxy, istr
 
-from hotplate.serve.access.auth import Guard
+from hotplate.serve.access.auth import CALLER, Guard
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.handlers import LIST_ANSWER, ListHandlers
 from hotplate.serve.api.openapi import ServiceHandlers
 from hotplate.serve.api.parameters import with_query
-from hotplate.serve.api.router import CALLER, Gate, Route, RouteMatch, Router, problem_for
+from hotplate.serve.api.router import Gate, Route, RouteMatch, Router, problem_for
 from hotplate.serve.api.routes import EVENTS_TAG, LISTS_TAG, OPERATIONS, SCORING_TAG, SERVICE_TAG, USER_PATH
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
@@ -127,7 +127,7 @@ class Dispatcher(Router):
         self.shaper = Shaper(reader.deny_list, consumed)
         self.guard = guard or Guard()
         self.readiness = WorkerReadiness(reader, watched=watched, writer=None if events is None else events.writer)
-        self.handlers = ListHandlers(reader, self.shaper, take_a_key=self.guard.reads_take_a_key)
+        self.handlers = ListHandlers(reader, self.shaper, self.guard)
         self.access_log = access_log
         self.tracer = tracer
         self.metrics = reader.metrics

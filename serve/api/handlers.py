@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -10,18 +10,22 @@ import orjson
 from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
+from hotplate.serve.access.auth import CALLER, Guard
+from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.parameters import parse_batch, parse_fold_in, parse_id
 from hotplate.serve.api.routes import JSON, MSGPACK
 from hotplate.serve.api.schemas import BatchBody, NoQuery, UserPage
 from hotplate.serve.errors import FoldInFull
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.lists.options import FILTERED, PagedSelection, Selection
+from hotplate.serve.lists.options import FILTERED, PreviewSelection, Selection
 from hotplate.serve.lists.paging import parse_cursor
 from hotplate.serve.lists.requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
 from hotplate.serve.lists.shaping import MAX_AGE_S, Shaper
-from hotplate.serve.problems import overloaded
+from hotplate.serve.problems import Problem, overloaded
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import ITEM, POPULAR, USER
+from hotplate.stores.errors import ReleaseNotFound
 
 PRIVATE = "private, no-cache"
 # For lists that everybody shares; a CDN sees a new release a minute late.
@@ -48,16 +52,17 @@ LIST_ANSWER = web.RequestKey("list answer", ListAnswer)
 class ListHandlers:
     """Each handler takes a request, an encoded id, and a query."""
 
-    def __init__(self, reader: TieredReader, shaper: Shaper, *, take_a_key: bool = False) -> None:
-        """*take_a_key*: whether reads need a key."""
+    def __init__(self, reader: TieredReader, shaper: Shaper, guard: Guard) -> None:
+        """*guard* checks who may look at releases that are not live."""
         self._reader = reader
         self._shaper = shaper
-        self.shared_cache = UNSHARED if take_a_key else SHARED
+        self._guard = guard
+        self.shared_cache = UNSHARED if guard.reads_take_a_key else SHARED
         """The Cache-Control of lists that everybody shares."""
 
-    async def recommend(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
+    def recommend(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
         """`GET /v1/recommendations/{user}`."""
-        return await self._answer(request, USER, raw_id, query, cache=PRIVATE)
+        return self._answer(request, USER, raw_id, query, cache=PRIVATE)
 
     async def recommend_many(
         self, request: web.BaseRequest, _raw_id: str, _query: NoQuery, body: bytes
@@ -117,16 +122,16 @@ class ListHandlers:
         response_body = list_body(counts, list_head(encoded), items)
         return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
 
-    async def similar(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
+    def similar(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
         """`GET /v1/similar/{item}`."""
-        return await self._answer(request, ITEM, raw_id, query, cache=self.shared_cache)
+        return self._answer(request, ITEM, raw_id, query, cache=self.shared_cache)
 
-    async def popular(self, request: web.BaseRequest, raw_id: str, query: PagedSelection) -> web.Response:
+    def popular(self, request: web.BaseRequest, raw_id: str, query: PreviewSelection) -> Awaitable[web.Response]:
         """`GET /v1/popular`."""
-        return await self._answer(request, POPULAR, raw_id, query, cache=self.shared_cache)
+        return self._answer(request, POPULAR, raw_id, query, cache=self.shared_cache)
 
     async def _answer(
-        self, request: web.BaseRequest, kind: str, raw_id: str, query: PagedSelection, *, cache: str
+        self, request: web.BaseRequest, kind: str, raw_id: str, query: PreviewSelection, *, cache: str
     ) -> web.Response:
         """Read a list, and answer with it, or with 304 if the client has it (`If-None-Match`).
 
@@ -143,16 +148,33 @@ class ListHandlers:
         wanted = ListRequest(
             kind, identifier, selection=query, after=parse_cursor(query.after) if query.after else None
         )
-        answer = await answer_list(self._reader, self._shaper, wanted)
-        request[LIST_ANSWER] = answer
+        answer = await self._read(request, wanted, query.release)
 
-        # A first page instead of the requested one, or an item that leaves soon.
+        # A first page instead of the requested one, a preview, or an item that leaves soon.
         is_shared = cache is self.shared_cache
-        if answer.restarted or (is_shared and not self._shaper.may_be_kept(answer.encoded.release, answer.items)):
+        is_leaving = is_shared and not self._shaper.may_be_kept(answer.encoded.release, answer.items)
+        if answer.restarted or query.release or is_leaving:
             cache = NO_STORE
         headers = list_headers(answer.encoded, wanted.source, cache)
         body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
         return conditional(request, body, headers)
+
+    async def _read(self, request: web.BaseRequest, wanted: ListRequest, release: str) -> ListAnswer:
+        """Return the answer in the release that is served to the caller or, for an operator, in that of this id.
+
+        The latter raises a Problem: 401 or 403 for others, 404 if it can be read in no store.
+        """
+        if not release:
+            answer = await answer_list(self._reader, self._shaper, wanted)
+            request[LIST_ANSWER] = answer
+            return answer
+
+        self._guard.charge(request[CALLER], ADMIN)
+        try:
+            async with self._reader.preview(ReleaseId(release)) as reader:
+                return await answer_list(reader, self._shaper, wanted)
+        except ReleaseNotFound as error:
+            raise Problem(404, "no-such-release", str(error)) from None
 
 
 def _requests_of(batch: BatchBody) -> list[ListRequest]:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from aiohttp import web
 from multidict import CIMultiDictProxy, istr
 
-from hotplate.serve.access.auth import Caller, Guard
+from hotplate.serve.access.auth import CALLER, Guard
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.scoring import scoring_refusal
@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 # The client disconnected; nginx logs this code.
 CLIENT_GONE = 499
 GIVEN_ID = istr("X-Request-Id")  # found faster than a str
-# The caller of an admitted request, if its route takes a key.
-CALLER = web.RequestKey("caller", Caller)
 # Other ids must not reach logs or headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 

@@ -27,7 +27,7 @@ from hotplate.serve.api.schemas import (
     SimilarAnswer,
     StatusAnswer,
 )
-from hotplate.serve.lists.options import PagedSelection
+from hotplate.serve.lists.options import PreviewSelection
 
 Schema = dict[str, Any]
 
@@ -134,7 +134,7 @@ _EVENTS_EXAMPLE = {
 OPERATIONS = (
     Operation(
         "GET", USER_PATH, "recommend", "A user's list; for an unknown user the popular list",
-        PersonalAnswer, query=PagedSelection,
+        PersonalAnswer, query=PreviewSelection,
     ),
     Operation(
         "POST", "/v1/recommendations", "recommend_many", "The lists of many users",
@@ -146,9 +146,9 @@ OPERATIONS = (
     ),
     Operation(
         "GET", ITEM_PATH, "similar", "Similar items; for an unknown item the popular list",
-        SimilarAnswer, query=PagedSelection, without=("segment",),
+        SimilarAnswer, query=PreviewSelection, without=("segment",),
     ),
-    Operation("GET", POPULAR_PATH, "popular", "The popular list", PopularAnswer, query=PagedSelection),
+    Operation("GET", POPULAR_PATH, "popular", "The popular list", PopularAnswer, query=PreviewSelection),
     Operation(
         "POST", "/v1/events", "report", "Report what was shown and chosen; answered once it is durable",
         EventsAnswer, tag=EVENTS_TAG, scope=EVENTS, body=EventsBody, example=_EVENTS_EXAMPLE,

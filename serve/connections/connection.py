@@ -12,6 +12,7 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from contextvars import Context
 from enum import Enum
@@ -24,11 +25,13 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBody, SizedBody, TooManyChunks
 from hotplate.serve.problems import CLOSE, Problem, internal_error
+from hotplate.serve.settings import Limits
 
 if TYPE_CHECKING:
-    from hotplate.serve.connections.server import HttpServer
+    from hotplate.serve.connections.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +93,34 @@ TRANSITIONS = {
 WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
 
 
+class OpenConnections(ABC):
+    """The open connections of a server, and what they share."""
+
+    def __init__(self, limits: Limits, writer: AnswerWriter, lane: "Lane | None") -> None:
+        """*lane* answers plain requests without aiohttp, and *writer* writes refusals; needs a running loop."""
+        self.limits = limits
+        self.writer = writer
+        self.lane = lane
+        self.aiohttp_server = _create_aiohttp_server()
+        self.bytes_in_flight = 0
+        """Of unanswered requests and unread answers."""
+        self.open: dict[Connection, None] = {}
+        """All connections, the oldest first."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether bytes in flight exceed their limit."""
+        return self.bytes_in_flight > self.limits.bytes_in_flight
+
+    @abstractmethod
+    def shed(self, header: bytes, body_bytes: int) -> bytes | None:
+        """Return the refusal of a batch in overload, if it has arrived with its body; None for other requests."""
+
+    @abstractmethod
+    def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
+        """Answer a request that began at *since*, by `time.monotonic`."""
+
+
 class Connection(asyncio.Protocol, asyncio.Transport):
     """An asyncio protocol for a client, and the transport of another one, aiohttp's, which is made when it is needed.
 
@@ -127,7 +158,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         "transport",
     )  # fmt: skip
 
-    def __init__(self, server: "HttpServer") -> None:
+    def __init__(self, server: OpenConnections) -> None:
         super().__init__()
         self.state = OPENING
         self.transport: asyncio.Transport | None = None
@@ -217,6 +248,10 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self.since = monotonic()
             if self._answer_in_lane(data):
                 return
+            if self._is_whole_header(data):
+                self._hold(len(data), 0)
+                self._hand_over(data)
+                return
 
         if self.state is BODY:
             if not self._has_failed:
@@ -229,6 +264,12 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         elif self.state is not CLOSING:
             self._receive_header(data)
 
+    def _is_whole_header(self, data: bytes) -> bool:
+        """Return whether *data* is one header that is not too large, and nothing else."""
+        if not data.endswith(HEADER_END) or data.find(HEADER_END) + len(HEADER_END) < len(data):
+            return False
+        return len(data) <= self._server.limits.header_bytes and data[:1].isalpha() and not self._unread
+
     def _receive_header(self, data: bytes) -> None:
         """Buffer bytes until a header is complete and the request before it is answered; limit the buffer.
 
@@ -239,7 +280,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         if self.state in (IDLE, HEADER):
             if self._server.is_full and self._unread:
                 self._cut_slow_reader()
-            self._read_headers(refused=data)
+            self._read_headers()
         elif self._server.is_full:
             self._cut_slow_reader()
         if len(self._buffer) > MAX_BUFFERED_BYTES and self.transport is not None:
@@ -312,12 +353,12 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             raise ConnectionResetError("the client has gone")
         return self.transport
 
-    def _read_headers(self, refused: bytes = b"") -> None:
+    def _read_headers(self) -> None:
         """Start the requests in the buffer that have complete headers, one after the other.
 
         Stops at a request that is not answered at once; called again after its answer. A client may send several
         requests at once (pipelining). The fast lane, a compiled handler of plain GETs, answers up to MAX_PIPELINED of
-        them here, and aiohttp the others. *refused* are bytes that the lane left to aiohttp.
+        them here, and aiohttp the others.
         """
         lane_answers = 0
         while self._buffer and self.state in (IDLE, HEADER):
@@ -325,7 +366,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             if header is None:
                 return
 
-            if header != refused and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
+            if lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
                 lane_answers += 1
                 is_answered = self.state is not STORE  # in which the lane waits for a store
                 if is_answered:
@@ -479,7 +520,8 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             response = await self._server.answer(request, self.since)
             if self._must_close(request):
                 response.force_close()
-            await self._send(request, response)
+            await response.prepare(request)
+            await (self._write_in_pieces(request, response) if self._is_tls else response.write_eof())
             if self.state is BODY and response.keep_alive:
                 await request.release()  # as it arrives
         except ConnectionError:
@@ -511,11 +553,10 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         is_large = (request.content_length or 0) > MAX_BODY_BYTES
         return is_large or self._has_failed or hdrs.EXPECT in headers
 
-    async def _send(self, request: web.BaseRequest, response: web.Response) -> None:
-        """Write a response; over TLS in pieces, because uvloop takes a whole write, and does not count it as unsent."""
-        await response.prepare(request)
+    async def _write_in_pieces(self, request: web.BaseRequest, response: web.Response) -> None:
+        """Write a body over TLS: uvloop takes a whole write, and does not count it as unsent."""
         body = response.body
-        if self._is_tls and isinstance(body, bytes) and request.method != hdrs.METH_HEAD:
+        if isinstance(body, bytes) and request.method != hdrs.METH_HEAD:
             response.body = None
             for start in range(0, len(body), TLS_WRITE_BYTES):
                 await response.write(body[start : start + TLS_WRITE_BYTES])
@@ -689,7 +730,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self._request.task.cancel()
 
 
-def create_aiohttp_server() -> web.Server:
+def _create_aiohttp_server() -> web.Server:
     """Create a server of aiohttp, each handler of which belongs to a `Connection`; needs a running loop."""
     return web.Server(
         _respond,

@@ -18,7 +18,7 @@ from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.api.router import Router
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.connection import Connection, create_aiohttp_server, expectations_of
+from hotplate.serve.connections.connection import Connection, OpenConnections, expectations_of
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor, room_for_connections
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter
@@ -57,7 +57,7 @@ _find_fields = re.compile(r"(.+?): *(.*?) *\r\n").findall
 T = TypeVar("T")
 
 
-class HttpServer:
+class HttpServer(OpenConnections):
     """An HTTP/1.1 server: it accepts connections within the limits of all together, and a sweep checks each."""
 
     _peak_bytes = 0
@@ -73,20 +73,8 @@ class HttpServer:
         Needs a running loop.
         """
         self._router = router
-        self.writer = writer
-        self.limits = limits or Limits()
-        self.lane = lane
-        self.aiohttp_server = create_aiohttp_server()
+        super().__init__(limits or Limits(), writer, lane)
         self.admission = Admission(writer.metrics.count_shed)
-        self.bytes_in_flight = 0
-        """Of unanswered requests and unread answers."""
-        self.open: dict[Connection, None] = {}
-        """All connections, the oldest first."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether bytes in flight exceed their limit."""
-        return self.bytes_in_flight > self.limits.bytes_in_flight
 
     @property
     def _is_answering(self) -> bool:

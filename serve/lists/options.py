@@ -164,6 +164,19 @@ class PagedSelection(Selection, frozen=True, dict=True):
     after: After = ""
 
 
+class PreviewSelection(PagedSelection, frozen=True, dict=True):
+    """The same, of a list that may be read in a release that is not live."""
+
+    release: Annotated[
+        str,
+        Meta(
+            max_length=MAX_ID_BYTES,
+            description="A release to look at, such as a ready one or the canary, instead of that of the caller; takes "
+            "a key of the scope `admin`.",
+        ),
+    ] = ""
+
+
 # Options that are lists of ids.
 ID_OPTIONS = tuple(option.name for option in fields(Selection) if isinstance(option.default, tuple))
 

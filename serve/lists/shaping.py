@@ -53,6 +53,8 @@ class Shaper:
         Raises StoreMisused for an invalid `where`, `else` or `fields`, and StoreUnavailable if conditions need
         attributes of items that cannot be read.
         """
+        if selection.else_ and selection.else_ != POPULAR_ITEMS:  # refused even if it is not needed
+            self._check_else(encoded.release, selection.else_)
         gone = [ids for ids in (self._deny_list.current.items, self._expired(encoded.release)) if ids]
 
         hidden: IdSet | None = None
@@ -67,8 +69,6 @@ class Shaper:
             if not gone or all(ids.isdisjoint(ids_of(items)) for ids in gone):
                 return self._with_fields(encoded, selection, items)
 
-        if selection.where and selection.else_ not in ("", POPULAR_ITEMS):  # refused even if it is not needed
-            self._check_else(encoded.release, selection.else_)
         left_out: list[IdSet] = [*gone, *(ids for ids in (*selection.left_out, hidden) if ids)]
         if selection.per:  # the last one: it counts items that are in no other
             left_out.append(self._filters_of(encoded.release).limited(selection.per))

@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from hotplate.base.intervals import Interval, rate_interval
 from hotplate.base.recommendations import Item
-from hotplate.serve.api.router import CALLER
+from hotplate.serve.access.auth import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import ProcessState, TierState, service_status, status_now

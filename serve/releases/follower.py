@@ -225,7 +225,7 @@ class Follower:
                         preparing = asyncio.create_task(work)
 
                 if preparing is not None:
-                    await asyncio.wait((preparing,), timeout=self._reader.poll_s)
+                    await self._pause_until(preparing)
                     if not preparing.done():
                         continue
                     preparing.result()  # raises a defect
@@ -239,6 +239,14 @@ class Follower:
             if preparing is not None:
                 preparing.cancel()
                 await asyncio.gather(preparing, return_exceptions=True)
+
+    async def _pause_until(self, preparing: "asyncio.Task[None]") -> None:
+        """Pause for the time between two polls, or until releases are prepared."""
+        pause = asyncio.create_task(asyncio.sleep(self._reader.poll_s))
+        try:
+            await asyncio.wait((preparing, pause), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
 
     async def _hide_erased(self, catalogue: Catalogue) -> None:
         """Hide the users that a catalogue erases, if it is going to be followed."""

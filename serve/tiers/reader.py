@@ -6,11 +6,12 @@ all time limits of a remote read), and the results become lists, or popular list
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, TypedDict, Unpack
+from typing import NamedTuple, Self, TypedDict, Unpack, cast
 
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.lists.baskets import Basket, BasketItem, compute_list
@@ -27,15 +28,17 @@ from hotplate.serve.tasks import log_defect
 from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, loop_time, tiers_of
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
-from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import Reader
 
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
+# The budget of a request in a preview.
+PREVIEW_S = 10.0
 
 
 class FoldedIn(NamedTuple):
@@ -60,6 +63,28 @@ class _FutureWaiter:
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class _PreviewedStore:
+    """An open store in whose catalogue one release is live, whatever its state."""
+
+    def __init__(self, reader: Reader, catalogue: Catalogue, release: ReleaseId) -> None:
+        self._reader = reader
+        entry = catalogue.get(release)
+        releases = () if entry is None else (replace(entry, state=State.LIVE),)
+        self._catalogue = replace(catalogue, releases=releases, canary=None, experiment=None)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._reader, name)
+
+    async def catalogue(self) -> Catalogue:
+        return self._catalogue
+
+    def keep_open(self, releases: Sequence[ReleaseRef]) -> None:
+        """Leave those open that the service serves."""
+
+    async def close(self) -> None:
+        """Leave the store open."""
 
 
 class ReaderOptions(TypedDict, total=False):
@@ -150,11 +175,39 @@ class TieredReader:
             task.cancel()
         await asyncio.gather(*self.following, return_exceptions=True)
         self.following.clear()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the stores; reads that were begun end first."""
         await self.lookups.close()
         if self._fold_in is not None:
             self._fold_in.close()
         for tier in self.tiers:
             await tier.close()
+
+    @asynccontextmanager
+    async def preview(self, release: ReleaseId) -> AsyncIterator[Self]:
+        """Yield a reader of the same stores in which only *release* is served, in whatever state it is.
+
+        It has separate metrics, caches and breakers. Raises ReleaseNotFound if the release can be read in no store, and
+        StoreUnavailable.
+        """
+        catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
+        if not any(catalogue.get(release) for catalogue in catalogues):
+            catalogues[0].find(release)  # raises ReleaseNotFound
+        stores = {
+            tier.name: _PreviewedStore(tier.reader, catalogue, release)
+            for tier, catalogue in zip(self.tiers, catalogues, strict=True)
+        }
+        reader = type(self)(cast("Mapping[str, Reader]", stores), budget_s=PREVIEW_S, deny_list=self.deny_list)
+        try:
+            await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
+            if reader.first_live is None:
+                reason = reader.lists.not_ready()
+                raise ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {reason}")
+            yield reader
+        finally:
+            await reader.close()
 
     async def wait_until_attempted(self, timeout_s: float) -> None:
         """Wait *timeout_s* at most until each store was read or failed."""

@@ -56,35 +56,26 @@ class ControlContainer:
             return None
         return None if item is None else value_of(item)
 
-    async def begin_swap(self, old: Catalogue, records: Sequence[RecordChange]) -> str | None:
-        """Write *records*, one by one, if the version of *old* is stored; return the etag for `write`.
+    async def begin_swap(self, old: Catalogue | bytes, records: Sequence[RecordChange]) -> str | None:
+        """Write *records*, one by one, if *old* is stored, by its version or bytes; return the etag for `write`.
 
-        None stands for an *old* catalogue that was never stored. Raises ReleaseConflict if another version is stored,
+        None stands for an *old* catalogue that was never stored. Raises ReleaseConflict if another one is stored,
         ContainerMissing if there is no container for *records*.
         """
         await self.check_single_write_region()  # elsewhere, If-Match would not exclude a second writer
 
-        was_never_stored = old.version == Catalogue().version
         etag = None
-        if not was_never_stored:
+        if old != Catalogue():  # stored once
             stored = await self._read_catalogue()
-            if self._parsed(stored.item, stored.now).version != old.version:
+            if isinstance(old, bytes):
+                is_stored = stored.item is not None and _record_in(stored.item) == old
+            else:
+                is_stored = self._parsed(stored.item, stored.now).version == old.version
+            if not is_stored:
                 raise catalogue_changed()
             etag = stored.etag
         await self._write_records(records)
         return etag
-
-    async def begin_replacement(self, record: bytes, records: Sequence[RecordChange]) -> str:
-        """Write *records* if the bytes *record*, which cannot be decoded, are stored; return the etag for `write`.
-
-        Raises ReleaseConflict if other bytes are stored by now.
-        """
-        await self.check_single_write_region()
-        stored = await self._read_catalogue()
-        if stored.item is None or _record_in(stored.item) != record:
-            raise catalogue_changed()
-        await self._write_records(records)
-        return stored.etag
 
     async def write(self, new: Catalogue, etag: str | None) -> None:
         """Replace the version *etag* of the catalogue, or create it; ReleaseConflict if another version is stored.

@@ -12,7 +12,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from math import inf
@@ -313,28 +313,24 @@ class CosmosStore(Store):
         with container_expected(release):
             await self._containers_retrier.call(scale_to_minimum, self._containers, container_of(release))
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        begin = partial(self._control.begin_swap, old, records)
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         try:
-            await self._replace_catalogue(begin, new)
+            await self._replace_catalogue(old, new, records)
         except ContainerMissing:  # before the first publish: create the container of the catalogue
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             with tracked_swap():  # until the container exists, the catalogue cannot have been written
                 await self._create_container(CONTROL, throughput)
-            await self._replace_catalogue(begin, new)
+            await self._replace_catalogue(old, new, records)
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await self._replace_catalogue(partial(self._control.begin_replacement, record, records), new)
+    async def _replace_catalogue(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange]) -> None:
+        """Replace *old*, the catalogue or its bytes, by *new*.
 
-    async def _replace_catalogue(self, begin: Callable[[], Awaitable[str | None]], new: Catalogue) -> None:
-        """Replace the version of the catalogue whose etag *begin* returns (None: absent) by *new*.
-
-        Repeats *begin*, and writes that the service has not processed, as after a 429 or when another region takes
-        writes. A write without a response is not repeated: if another process has replaced *new* since, the second
-        attempt would be refused as if the first had lost a race.
+        Repeats all that comes before it, and writes that the service has not processed, as after a 429 or when another
+        region takes writes. A write without a response is not repeated: if another process has replaced *new* since,
+        the second attempt would be refused as if the first had lost a race.
         """
         with tracked_swap() as progress:
-            etag = await self._control_retrier.call(begin)
+            etag = await self._control_retrier.call(self._control.begin_swap, old, records)
             progress.is_sent = True
             await self._swap_retrier.call(self._write_catalogue, new, etag)
         self._rates.follow(new)

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import TracedCall
-from hotplate.stores.urls import LOOPBACK, SecretFile, certificate, parameters, redacted, secret, secret_file, split
+from hotplate.stores.urls import CA, LOOPBACK, SecretFile, certificate, parameters, redacted, secret, secret_file, split
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000
@@ -38,7 +38,6 @@ CONSISTENCIES = {
     "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
     "strong": "Strong",
 }  # fmt: skip
-# Options of the URL: pattern and advice.
 OPTIONS = {
     "ru": (
         r"([4-9]|[1-9][0-9]{1,3})00|1000000|autoscale-([1-9][0-9]{0,2}000|1000000)|serverless",
@@ -48,7 +47,7 @@ OPTIONS = {
     "consistency": ("|".join(CONSISTENCIES), ", ".join(CONSISTENCIES)),
     "region": (r".+", "the name of a region, as the account lists it"),
     "failover": (r"no", "no, to read one region only"),
-    "ca": (r".+", "the path of a file with certificates"),
+    "ca": CA,
     "subscription": (r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", "the id that `az account show` prints"),
     "resource_group": (r"[\w().-]{1,90}", "a name of 1 to 90 letters, digits or any of _ - . ( )"),
 }
@@ -213,11 +212,6 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-
-    for name, text in options.items():
-        pattern, advice = OPTIONS[name]
-        if not re.fullmatch(pattern, text):
-            raise StoreMisused(f"{name}={text[:90]} of {shown} is not valid; write {advice}")
 
     return Address(
         shown,

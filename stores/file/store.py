@@ -238,18 +238,15 @@ class LmdbStore(Store):
         self._kept_open = {release.incarnation for release in releases}
         self._close_gone()
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace the catalogue under its lock, in a thread; see `Store`."""
-        parse_record = self._catalogue.parse
-        await asyncio.to_thread(
-            self._catalogue.swap,
-            new,
-            lambda current: parse_record(current, new.now).version == old.version,
-            records,
-        )
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await asyncio.to_thread(self._catalogue.swap, new, lambda current: current == record, records)
+        def is_expected(current: bytes | None) -> bool:
+            if isinstance(old, bytes):
+                return current == old
+            return self._catalogue.parse(current, new.now).version == old.version
+
+        await asyncio.to_thread(self._catalogue.swap, new, is_expected, records)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Unlink the files of a release under the catalogue's lock, and close them; see `Store`."""

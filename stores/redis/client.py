@@ -186,20 +186,16 @@ def login_of(address: RedisAddress) -> dict[str, Any]:
 class Session:
     """One connection to a server, for commands that belong together.
 
-    `node` is the server's host and port, `where` its name in errors. `identity` compares unequal once the connection
-    was opened again.
+    `node` is the server's host and port, `where` its name in errors.
     """
 
-    def __init__(
-        self, client: Redis, address: RedisAddress, connection: Connection, identity: object, *, asking: bool
-    ) -> None:
+    def __init__(self, client: Redis, address: RedisAddress, connection: Connection, *, asking: bool) -> None:
         """*client* parses replies.
 
         With *asking*, ASKING precedes each command, as a node expects for a slot that is moving to it.
         """
         self.node = address.host, address.port
         self.where = address.shown
-        self.identity = identity
         self._client = client
         self._connection = connection
         self._prefix: tuple[Command, ...] = (("ASKING",),) if asking else ()
@@ -266,6 +262,11 @@ class Session:
             if isinstance(error, ReadOnlyError):
                 raise  # a new connection may lead to the primary
             return translated(error, self.where)
+
+
+def evaluation(script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Command:
+    """Return the command that runs a script on keys of one slot."""
+    return ("EVAL", script, len(names), *names, *args)
 
 
 def raise_first_error(replies: Sequence[object]) -> None:

@@ -4,26 +4,33 @@ A deployment is one server, servers behind sentinels (`hotplate.stores.redis.sen
 (`hotplate.stores.redis.cluster`). Redis hashes each key to one of 16,384 *slots*. A cluster divides them among its
 primaries; elsewhere one primary has them all. Primaries take writes, and replicas follow them.
 
+Commands are sent to the server that has their key. A cluster's redirections are followed here, because a session keeps
+its connection: redis-py sends ASKING as a separate command of a pool, and so perhaps over another connection than the
+command that it is for. A redirected command was refused, so it may be sent again.
+
 Sentinels and the nodes of a cluster are asked over connections of redis-py: before the first command, and, with pauses,
-after a failure or a redirection.
+when a command follows a failure or a redirection.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from redis.exceptions import MovedError
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError
 
-from hotplate.base.timing import Backoff
 from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
-from hotplate.stores.errors import StoreClosed, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import Session, settings_of
+from hotplate.stores.errors import PartUnavailable, StoreClosed, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.client import Command, Session, raise_first_error, settings_of
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.replication import wait_for_replicas, warn_unacknowledged
+from hotplate.stores.redis.replication import Replication, wait_for_replicas, warn_unacknowledged
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding
@@ -33,9 +40,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
+SETTLE_PAUSE_S = 0.1  # between waits for replicas
 CALM_S = 5.0  # time without a new discovery that resets the pauses
+MAX_REDIRECTIONS = 8
 
 
 class RedisNode(NamedTuple):
@@ -48,15 +59,19 @@ class RedisNode(NamedTuple):
         return show(self.host, self.port)
 
 
-class _Refresh(NamedTuple):
-    """A discovery in the background, after a pause.
+AfterCommands = Callable[[Session], Awaitable[object]]
+"""Called with the session of a server after the commands to it."""
 
-    *failure* is the error of the discovery before it, which callers get until this one has ended. It is None if the
-    servers are known, and only asked for again.
-    """
 
-    task: asyncio.Task[None]
-    failure: StoreError | None
+class _Target(NamedTuple):
+    """A server to send commands to; with *is_asking*, each after ASKING."""
+
+    node: RedisNode
+    is_asking: bool = False
+
+
+_Batches = dict[_Target, list[int]]
+"""The positions of the commands to each server."""
 
 
 class Deployment:
@@ -65,7 +80,7 @@ class Deployment:
     This class is for one server, which the URL names; sentinels and clusters override how servers are found.
 
     It is asked for its servers; concurrent callers share one discovery. The servers are unknown until a discovery
-    succeeds, and known from then on (`is_loaded`). In both states, a refresh may be scheduled.
+    succeeds, and known from then on (`is_loaded`).
     """
 
     is_clustered = False
@@ -73,6 +88,9 @@ class Deployment:
 
     expects_replicas = False
     """Whether a replica is to take over from a primary that fails."""
+
+    settle_s = 0.0
+    """How long to wait for replicas that the primary lacks for a moment."""
 
     def __init__(self, common: RedisAddress, credentials: Credentials | None = None) -> None:
         """*common* has the settings of all servers; *credentials* replace its user and password."""
@@ -97,10 +115,11 @@ class Deployment:
         self._closing = set[asyncio.Task[None]]()
         """Tasks that close connections that are no longer needed."""
 
-        self._discovery = SharedCall(self._discover, partial(StoreClosed, common.shown))
-        self._refresh: _Refresh | None = None
-        self._refresh_asked_at = float("-inf")
-        self._backoff = Backoff(*DISCOVERY_PAUSES_S)
+        self._discovery = SharedCall(self._discover, partial(StoreClosed, common.shown), DISCOVERY_PAUSES_S)
+        self.refresh_at = -inf
+        """Time of the loop's clock from which `load` asks for the servers (again)."""
+
+        self._refresh_asked_at = -inf
         if credentials is not None:
             credentials.on_renewal(self.renew)
 
@@ -110,26 +129,35 @@ class Deployment:
         return self.primaries
 
     async def load(self) -> None:
-        """Discover the servers if they are unknown; after a failure, raises its error until the next discovery."""
+        """Discover the servers: now if they are unknown, or in the background if a refresh is due.
+
+        After a failure, raises its error until the pause before the next discovery is over.
+        """
         self.lifetime.check()
-        if self.is_loaded:
-            return
-        if self._refresh is not None and self._refresh.failure is not None:
-            raise self._refresh.failure.with_traceback(None)
-        await self.discover()
+        if not self.is_loaded:
+            await self.discover()
+        elif asyncio.get_running_loop().time() >= self.refresh_at:
+            self.refresh_at = inf
+            self._discovery.start()
 
     async def discover(self) -> None:
-        """Discover the servers now, or wait for the discovery in progress; raises StoreError."""
+        """Discover the servers, or wait for the discovery in progress; raises StoreError."""
         await self._discovery.result()
 
     def schedule_refresh(self, failed: RedisNode | None = None) -> None:
-        """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S.
+        """Let a later call discover the servers again, after a pause that doubles while refreshes are asked for.
 
         *failed* is a server that did not answer. If it hangs, asking it first would delay the discovery.
         """
         if failed is not None:
             self._failed.add(failed)
-        self._schedule(failure=None)
+        if self.refresh_at < inf or self._discovery.is_running:
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._refresh_asked_at > CALM_S:
+            self._discovery.pauses.reset()
+        self._refresh_asked_at = now
+        self.refresh_at = now + self._discovery.pauses.next_s()
 
     def replica_of(self, slot: int) -> RedisNode | None:
         """Return a random replica of the primary of a slot; None if none is known."""
@@ -210,20 +238,156 @@ class Deployment:
         """Raise StoreUnavailable if the primary was replaced, or if that cannot be found out."""
 
     async def ensure_replicated(self, session: Session, done: str, wait_s: float) -> None:
-        """Wait up to *wait_s* until all replicas have the writes of *session*.
+        """Wait up to *wait_s* until all replicas have the writes of *session*, repeatedly during `settle_s`.
 
         If some do not, warns that a failover could lose the writes; *done* says what was written, for example
         "release R is written". Raises StoreUnavailable if the primary was replaced meanwhile.
         """
-        expected = await self.named_replicas(session.node)
-        replication = await wait_for_replicas(session, expected=expected, timeout_s=wait_s)
-        if replication is not None and replication.is_short:
-            warn_unacknowledged(done, replication, session.where, wait_s)
+        give_up_at = time.monotonic() + self.settle_s
+        while True:
+            replication = await wait_for_replicas(session, timeout_s=wait_s)
+            named = await self.named_replicas(session.node)
+            if replication is None:  # this user may not wait for replicas
+                give_up_at = -inf
+                replication = Replication(0)
+            replication = replication._replace(replicas=max(replication.replicas, named))
+            if not replication.is_short:
+                return
+            if time.monotonic() >= give_up_at:
+                warn_unacknowledged(done, replication, session.where, wait_s)
+                return
+            await asyncio.sleep(SETTLE_PAUSE_S)
 
     async def named_replicas(self, primary: tuple[str, int]) -> int:
-        """Return how many replicas of a primary may take over, also while they are not linked to it; 0 if unknown."""
+        """Return how many replicas of a primary may take over, also while they are not linked to it; 0 if unknown.
+
+        Raises StoreUnavailable if the primary was replaced.
+        """
         del primary
         return 0
+
+    async def execute(self, command: str, key: str | bytes, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+        """Send a command with one key, and return its reply; raises StoreError."""
+        return await self.run(key, lambda session: session.execute(command, key, *args))
+
+    async def execute_all(self, key: str | bytes, *commands: Command) -> list[Any]:
+        """Send commands at once to the primary that has *key*, and return their replies in order; raises StoreError."""
+        return await self.run(key, lambda session: session.execute_all(*commands))
+
+    async def run(self, key: str | bytes, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Call *work* with a session, a connection to the primary that has *key*, and return its result.
+
+        In a cluster, a node may answer that another one has the key, for good (MovedError) or while the key is being
+        moved (AskError). Then *work* is called again with a session there. Raises PartUnavailable, after which other
+        keys may still be served, if no node has the key's slot, or after MAX_REDIRECTIONS calls.
+        """
+        await self.load()
+        slot = _slot_of(key)
+        target = self._target_of(slot)
+        for _ in range(MAX_REDIRECTIONS):
+            try:
+                async with self._session_at(target) as session:
+                    return await work(session)
+            except AskError as error:
+                target = await self._redirected(error, target.node)
+        raise self._disagreement(slot)
+
+    async def execute_each(self, commands: Sequence[Command], after: AfterCommands | None = None) -> list[Any]:
+        """Send commands, each to the primary that has its key; return their replies in order.
+
+        All nodes are asked at once, each for all its commands. A node that does not have a key, or is moving it,
+        refuses the command with AskError (MovedError is one). Such commands are sent to the nodes that these errors
+        name, again to all at once. *after* is called with the session of a node after the commands to it, for example
+        to wait for its replicas. Raises the first StoreError among the replies, or that of a node, once no node works
+        on a command any more: the caller may send them all again. Raises PartUnavailable as `run` does.
+        """
+        await self.load()
+        slots = [_slot_of(_key_of(command)) for command in commands]
+        by_primary = self.positions_by_primary(slots)
+        unsent = by_primary.pop(None, [])
+        batches = {_Target(node): positions for node, positions in by_primary.items() if node is not None}
+        replies = dict[int, Any]()  # by position
+
+        # Each turn sends what was redirected in the turn before.
+        for _ in range(MAX_REDIRECTIONS):
+            received = await self._send_batches(commands, batches, after)
+            replies.update(received)
+            batches = await self._redirected_batches(batches, received)
+            for position in unsent:
+                primary = self._target_of(slots[position])  # perhaps known by now
+                batches.setdefault(primary, []).append(position)
+            unsent = []
+
+            if not batches:
+                ordered = [replies[position] for position in range(len(commands))]
+                raise_first_error(ordered)
+                return ordered
+
+        first_position = next(iter(batches.values()))[0]
+        raise self._disagreement(slots[first_position])
+
+    async def _send_batches(
+        self, commands: Sequence[Command], batches: _Batches, after: AfterCommands | None
+    ) -> dict[int, Any]:
+        """Send all batches at once, and return the replies by the position of the command; some may be errors.
+
+        *batches* has the positions of the commands to each server. *after* is called with a server's session once it
+        has replied to its batch.
+        """
+        replies = dict[int, Any]()
+
+        async def send(target: _Target, positions: Sequence[int]) -> None:
+            async with self._session_at(target) as session:
+                received = await session.replies(*(commands[position] for position in positions))
+                if after is not None:
+                    await after(session)
+            replies.update(zip(positions, received, strict=True))
+
+        await all_done(*(send(target, positions) for target, positions in batches.items()))
+        return replies
+
+    async def _redirected_batches(self, batches: _Batches, replies: Mapping[int, Any]) -> _Batches:
+        """Return the commands of *batches* that were redirected, as positions by the server to send them to.
+
+        *replies* are by position; a redirection is a reply that is an AskError, which names the other server.
+        """
+        redirected: _Batches = {}
+        for sender, positions in batches.items():
+            for position in positions:
+                reply = replies[position]
+                if isinstance(reply, AskError):
+                    target = await self._redirected(reply, sender.node)
+                    redirected.setdefault(target, []).append(position)
+        return redirected
+
+    def _target_of(self, slot: int) -> _Target:
+        """Return the primary that has a slot; raises PartUnavailable if it is unknown."""
+        node = self.primary_of(slot)
+        if node is None:
+            shown = self.shown
+            raise PartUnavailable(f"no node of {shown} serves slot {slot}; see hotplate store doctor")
+        return _Target(node)
+
+    async def _redirected(self, error: AskError, sender: RedisNode) -> _Target:
+        """Return the server that *sender* names in a redirection."""
+        if isinstance(error, MovedError):
+            return _Target(await self.follow_moved(error, sender))
+        return _Target(RedisNode(error.host or sender.host, error.port), is_asking=True)
+
+    def _disagreement(self, slot: int) -> PartUnavailable:
+        """Return the error of a command that was redirected too often."""
+        return PartUnavailable(f"the nodes of {self.shown} disagree about slot {slot}")
+
+    @asynccontextmanager
+    async def _session_at(self, target: _Target) -> AsyncIterator[Session]:
+        """Hold a session at *target* during the block; a failure schedules a discovery."""
+        server = self.server(target.node)
+        try:
+            async with server.session(asking=target.is_asking) as session:
+                yield session
+        except StoreUnavailable:
+            self.schedule_refresh(target.node)
+            raise
 
     async def examine(self) -> list[Finding]:
         """Return the findings of `hotplate store doctor` about the discovery of servers."""
@@ -243,8 +407,8 @@ class Deployment:
 
         StoreMisused, and nothing is closed, on another event loop than that of the connections.
         """
-        self.lifetime.end()  # first: calls that fail while connections are closed schedule a discovery
-        self.is_loaded = False
+        self.lifetime.end()
+        self.refresh_at = -inf  # so that reads ask `load`, which refuses them
         try:
             if self.credentials is not None:
                 await self.credentials.close()
@@ -253,49 +417,24 @@ class Deployment:
 
     async def close_connections(self) -> None:
         """Close all connections, and wait for those that are being closed; `close` does so once renewals have ended."""
-        if self._refresh is not None:
-            self._refresh.task.cancel()
-            await asyncio.gather(self._refresh.task, return_exceptions=True)
         await self._discovery.close()
         await all_done(*(server.close() for server in self._servers.values()), *self._closing)
 
     async def _discover(self) -> None:
-        try:
-            await self.ask()
-        except StoreError as error:
-            self._schedule(failure=error)
-            raise
+        await self.ask()
         self._failed.clear()
         self.is_loaded = True
+        self.refresh_at = inf
 
-    def _schedule(self, failure: StoreError | None) -> None:
-        """Schedule a discovery in the background, unless one is scheduled or the deployment is closed.
 
-        *failure* is the error of the discovery before it, which `load` raises until this one has ended; None if the
-        servers are known.
-        """
-        if self._refresh is not None or self.lifetime.is_over:
-            return
+def _key_of(command: Command) -> str | bytes:
+    """Return the first key of a command."""
+    key = command[3] if command[0] == "EVAL" else command[1]
+    return str(key) if isinstance(key, int) else key
 
-        now = asyncio.get_running_loop().time()
-        if now - self._refresh_asked_at > CALM_S:
-            self._backoff.reset()
-        self._refresh_asked_at = now
 
-        task = asyncio.create_task(self._discover_later(self._backoff.next_s()))
-        self._refresh = _Refresh(task, failure)
-
-    async def _discover_later(self, pause_s: float) -> None:
-        failure: StoreError | None = None
-        try:
-            await asyncio.sleep(pause_s)
-            await self.discover()
-        except StoreError as error:
-            failure = error
-        finally:
-            self._refresh = None
-        if failure is not None and not self.is_loaded:  # else the next failure of a server asks again
-            self._schedule(failure)
+def _slot_of(key: str | bytes) -> int:
+    return key_slot(key.encode() if isinstance(key, str) else key)
 
 
 def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:

@@ -13,10 +13,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from hotplate.stores.errors import StoreError
-from hotplate.stores.redis.client import Command
+from hotplate.stores.redis.client import Command, evaluation
 from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.store import deployment_of
 from hotplate.stores.store import Observer
 
@@ -65,7 +64,6 @@ class EntryLog:
         self.shown = deployment.shown
         self._key = Keys(deployment.common.prefix).record(name)
         self._deployment = deployment
-        self._router = CommandRouter(deployment)
         self._confirmed_at = time.monotonic()
 
     async def before(self, position: int | None) -> list[Entry]:
@@ -120,7 +118,7 @@ class EntryLog:
         return ("ZRANGE", self._key, start, stop, "BYSCORE", *order, "LIMIT", 0, PAGE, "WITHSCORES")
 
     async def _execute_all(self, *commands: Command) -> list[Any]:
-        return await self._router.execute_all(self._key, *commands)
+        return await self._deployment.execute_all(self._key, *commands)
 
 
 def open_entry_log(url: str, name: str, observer: Observer | None = None) -> EntryLog:

@@ -25,9 +25,9 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merge_packed_keys, unpack
 from hotplate.stores.errors import AccessDenied, ReleaseConflict, StoreError
-from hotplate.stores.redis.client import Command
+from hotplate.stores.redis.client import Command, evaluation
+from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.keys import SEALED, Keys
-from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.writer import BUSY_SHARE
 from hotplate.stores.timing import Retrier
 
@@ -68,9 +68,8 @@ return 1
 class Inventory:
     """Lists incarnations and keys, and erases releases, paced to spare readers."""
 
-    def __init__(self, router: CommandRouter, keys: Keys, retrier: Retrier) -> None:
-        self._router = router
-        self._deployment = router.deployment
+    def __init__(self, deployment: Deployment, keys: Keys, retrier: Retrier) -> None:
+        self._deployment = deployment
         self._keys = keys
         self._retrier = retrier
 
@@ -83,7 +82,7 @@ class Inventory:
         corrected if this user may write.
         """
         current_ids = await self._replication_ids()  # before the search, during which a server may restart
-        members: Iterable[bytes] = await self._router.execute("SMEMBERS", self._keys.incarnations)
+        members: Iterable[bytes] = await self._deployment.execute("SMEMBERS", self._keys.incarnations)
         names = {member.decode() for member in members}
         searched_ids = {name for name in names if name.startswith(HISTORY)}
         recorded = names - searched_ids
@@ -102,7 +101,7 @@ class Inventory:
             for replication_id in new_ids:
                 await self.add(replication_id)
             for replication_id in searched_ids - new_ids:
-                await self._router.execute("SREM", self._keys.incarnations, replication_id)
+                await self._deployment.execute("SREM", self._keys.incarnations, replication_id)
         return sorted(recorded | with_keys)
 
     async def _incarnations_with_keys(self) -> set[str]:
@@ -130,9 +129,9 @@ class Inventory:
     async def add(self, member: str) -> None:
         """Record an incarnation before it holds data, or a replication id after its keys were searched."""
         name = self._keys.incarnations
-        is_member = await self._router.execute("SISMEMBER", name, member)
+        is_member = await self._deployment.execute("SISMEMBER", name, member)
         if not is_member:  # a full server refuses SADD even for a member
-            await self._router.execute("SADD", name, member)
+            await self._deployment.execute("SADD", name, member)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
@@ -144,7 +143,7 @@ class Inventory:
         """Return the packed keys of batches; None for a batch that is not listed any more."""
         home = self._keys.release(release).state
         commands = [("LINDEX", span.source, span.place) for span in spans]
-        return await self._retrier.call(self._router.execute_all, home, *commands)
+        return await self._retrier.call(self._deployment.execute_all, home, *commands)
 
     async def erase(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> None:
         """Erase a release or draft: its states, then its rows, then its lists of keys; see `Store.erase`.
@@ -244,11 +243,11 @@ class Inventory:
             raise self._conflict(release)
 
     async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
-        return await self._retrier.call(self._router.execute, command, key, *args)
+        return await self._retrier.call(self._deployment.execute, command, key, *args)
 
     async def _execute_each(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands to the primaries that have their keys; after a failure, all of them again."""
-        return await self._retrier.call(self._router.execute_each, commands)
+        return await self._retrier.call(self._deployment.execute_each, commands)
 
     def _conflict(self, release: ReleaseRef) -> ReleaseConflict:
         return ReleaseConflict(

@@ -19,7 +19,6 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
 
-from hotplate.base.timing import Backoff
 from hotplate.stores.concurrency import SharedCall, other_loop
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing
@@ -282,12 +281,7 @@ class Reconnector:
         self._where = where
         self._settings = settings
         self._connection: Multiplexer | None = None
-        self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{where} was closed"))
-        self._backoff = Backoff(*RECONNECT_PAUSES_S)
-        self._retry_at = 0.0
-        self._failure = StoreUnavailable("")
-        """The error of the last attempt that failed."""
-
+        self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{where} was closed"), RECONNECT_PAUSES_S)
         self._is_closed = False
 
     @property
@@ -340,16 +334,16 @@ class Reconnector:
     async def _open(self) -> Multiplexer:
         if (current := self.current) is not None:  # `renew` has opened it since this call began
             return current
-        await self._close_ended()
-        if asyncio.get_running_loop().time() < self._retry_at:
-            raise self._failure.with_traceback(None)
+        ended = self._connection
+        self._connection = None
+        if ended is not None:
+            await ended.close()
+            if not ended.was_useful:  # as if it could not be opened
+                raise StoreUnavailable(ended.error or "")
+            self._opening.pauses.reset()
 
         connection = self._new_connection()
-        try:
-            await connection.open()
-        except StoreUnavailable as error:
-            self._record_failure(error)
-            raise
+        await connection.open()
         await self._replace(connection)
         return connection
 
@@ -362,20 +356,3 @@ class Reconnector:
         self._connection = connection
         if former is not None:
             await former.retire()
-
-    async def _close_ended(self) -> None:
-        """Drop a connection that has ended. Unless it was useful, that counts as a failed attempt to connect."""
-        ended = self._connection
-        self._connection = None
-        if ended is None:
-            return
-        if ended.was_useful:
-            self._backoff.reset()
-        else:
-            self._record_failure(StoreUnavailable(ended.error or ""))
-        await ended.close()
-
-    def _record_failure(self, error: StoreUnavailable) -> None:
-        """Fail callers with *error* until the next attempt is allowed."""
-        self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
-        self._failure = error

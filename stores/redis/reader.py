@@ -30,7 +30,6 @@ from hotplate.stores.redis.errors import PartDenied, ReadElsewhere
 from hotplate.stores.redis.footprint import BUCKETS
 from hotplate.stores.redis.keys import SEALED, Keys, LocatedRows, unsealed
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, Reconnector
-from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.store import Level, Reader, ReadResult, not_found, traced_call
 
 LOOKUP_TIMEOUT_S = 1.0  # without a reply, after which a connection is closed; callers pass shorter ones
@@ -57,7 +56,6 @@ class RedisReader(Reader):
         self._deployment = deployment
         self._is_clustered = deployment.is_clustered
         self._keys = Keys(deployment.common.prefix, clustered=self._is_clustered)
-        self._router = CommandRouter(deployment)
 
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
@@ -156,7 +154,7 @@ class RedisReader(Reader):
         is read once more. Raises StoreError if the servers cannot be discovered, or the only one fails.
         """
         deployment = self._deployment
-        if not deployment.is_loaded:
+        if asyncio.get_running_loop().time() >= deployment.refresh_at:
             await deployment.load()
         if deployment.primary_reads is not None:
             return await self._read_over(deployment.primary_reads, names, until_s)
@@ -233,7 +231,7 @@ class RedisReader(Reader):
         """Read a key where another node has it; return its value or error."""
         try:
             async with asyncio.timeout_at(until_s):
-                return [await self._router.execute("GET", name)]
+                return [await self._deployment.execute("GET", name)]
         except TimeoutError:
             return [self._late()]
         except StoreError as error:
@@ -242,13 +240,13 @@ class RedisReader(Reader):
     async def missing(self, release: ReleaseRef, keys: Sequence[str]) -> list[str]:
         names = self._keys.release(release).located(keys).names
         try:
-            replies = await self._router.execute_each([("EXISTS", name) for name in names])
+            replies = await self._deployment.execute_each([("EXISTS", name) for name in names])
         except AccessDenied:  # GET and MGET are granted, but keep rows from an eviction by `allkeys-lru`
             replies = await self.get_many(release, keys)
         return [key for key, reply in zip(keys, replies, strict=True) if not reply]
 
     async def catalogue(self) -> Catalogue:
-        return (await self._router.run(self._keys.catalogue, self._read_catalogue)).catalogue
+        return (await self._deployment.run(self._keys.catalogue, self._read_catalogue)).catalogue
 
     async def _read_catalogue(self, session: Session) -> StoredCatalogue:
         """Read the catalogue, the server's clock and its role over one connection.
@@ -268,7 +266,7 @@ class RedisReader(Reader):
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         commands = [("GET", self._keys.record(name)) for name in names]
-        return await self._router.execute_all(self._keys.catalogue, *commands)
+        return await self._deployment.execute_all(self._keys.catalogue, *commands)
 
     async def poll(self) -> Catalogue:
         if self._deployment.is_loaded:  # else the read asks for the primary

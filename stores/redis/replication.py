@@ -37,21 +37,18 @@ def replicas_in(info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
-async def wait_for_replicas(
-    session: Session, *, wanted: int | None = None, expected: int = 0, timeout_s: float
-) -> Replication | None:
+async def wait_for_replicas(session: Session, *, wanted: int | None = None, timeout_s: float) -> Replication | None:
     """Wait until *wanted* replicas, by default all, have the writes of *session*, which is blocked meanwhile.
 
-    Only replicas that are linked to the primary are waited for. Returns the number of replicas, which is at least
-    *expected*, and of those that have acknowledged within *timeout_s*; None if the user may not send INFO or WAIT.
+    Only replicas that are linked to the primary are waited for. Returns their number, and that of those that have
+    acknowledged within *timeout_s*; None if the user may not send INFO or WAIT.
     """
     try:
         linked = len(replicas_in(await session.execute("INFO", "replication")))
-        replicas = max(linked, expected)
         if not linked:
-            return Replication(replicas)
+            return Replication(0)
         count = min(wanted or linked, linked)
-        return Replication(replicas, int(await session.execute("WAIT", count, int(timeout_s * 1000))))
+        return Replication(linked, int(await session.execute("WAIT", count, int(timeout_s * 1000))))
     except AccessDenied:
         return None
 

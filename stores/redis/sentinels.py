@@ -7,32 +7,21 @@ first sentinel that replies.
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
-
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreUnavailable
-from hotplate.stores.redis.client import Session, settings_of
+from hotplate.stores.redis.client import settings_of
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode, any_of
 from hotplate.stores.redis.errors import translated
-from hotplate.stores.redis.replication import (
-    Replication,
-    wait_for_replicas,
-    warn_unacknowledged,
-)
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, SentinelAddress
 from hotplate.stores.store import Finding, Level, StoreUse
 
 log = logging.getLogger(__name__)
-
-SETTLE_S = 5.0  # for replicas that sentinels name and the primary lacks
-SETTLE_PAUSE_S = 0.1
 
 UNUSABLE = ("is_sdown", "is_odown", "is_disconnected")  # of replicas, as redis-py calls a sentinel's flags
 
@@ -56,6 +45,7 @@ class Sentinels(Deployment):
     """The primary and the replicas that sentinels name."""
 
     expects_replicas = True
+    settle_s = 5.0
 
     def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
         super().__init__(address.server, credentials)
@@ -82,37 +72,18 @@ class Sentinels(Deployment):
             sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
             raise StoreUnavailable(f"{sentence}: {'; '.join(answers.errors)}")
 
-    async def ensure_replicated(self, session: Session, done: str, wait_s: float) -> None:
-        """Wait until as many replicas as the sentinels name have the writes of *session*, or warn.
+    async def named_replicas(self, primary: tuple[str, int]) -> int:
+        """Return how many replicas the sentinels name; StoreUnavailable if they name another primary.
 
         A replica that is being promoted no longer follows the primary, some seconds before the sentinels say so. So
-        the primary's own count is not enough, and the wait is repeated for up to SETTLE_S. Raises StoreUnavailable if
-        the primary was replaced.
+        the primary's own count is not enough.
         """
-        give_up_at = time.monotonic() + SETTLE_S
-        where = session.where
-        while True:
-            replication = await wait_for_replicas(session, timeout_s=wait_s)
-            try:
-                await self.confirm_primary()
-            except (AccessDenied, StoreClosed) as error:  # permanent, which would say that nothing was written
-                raise StoreUnavailable(str(error)) from error
-            if self.address(self.primaries[0]).shown != where:  # the writes of *session* may be lost
-                raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")
-
-            named_replicas = len(self._replicas)
-            acknowledged = 0 if replication is None else replication.acknowledged
-            if acknowledged >= named_replicas:
-                return
-
-            is_refused = replication is None  # this user may not wait for replicas
-            if is_refused or time.monotonic() > give_up_at:
-                warn_unacknowledged(done, Replication(named_replicas, acknowledged), where, wait_s)
-                return
-            await asyncio.sleep(SETTLE_PAUSE_S)
-
-    async def named_replicas(self, primary: tuple[str, int]) -> int:
-        del primary
+        try:
+            await self.confirm_primary()
+        except (AccessDenied, StoreClosed) as error:  # permanent, which would say that nothing was written
+            raise StoreUnavailable(str(error)) from error
+        if self.primaries[0] != primary:  # what was written to it may be lost
+            raise StoreUnavailable(f"{RedisNode(*primary)} was replaced by {self.primaries[0]} while it was written to")
         return len(self._replicas)
 
     async def ask(self) -> SentinelAnswers:
@@ -140,9 +111,9 @@ class Sentinels(Deployment):
             where = sentinel.address.shown
             try:
                 primaries.add((await self._ask_one(sentinel)).primary)
-                await sentinel.client.sentinel_ckquorum(self._name)
+                await sentinel.execute("SENTINEL CKQUORUM", self._name)
                 findings.append(Finding(Level.OK, "sentinel", f"{where}: a quorum of sentinels can be reached"))
-            except (StoreError, RedisError) as error:
+            except StoreError as error:
                 level = Level.ERROR if "NOQUORUM" in str(error) else Level.WARNING  # others may form a quorum
                 findings.append(Finding(level, "sentinel", f"{where}: {error}", prevents=()))
 
@@ -162,13 +133,14 @@ class Sentinels(Deployment):
         """
         where = sentinel.address.shown
         try:
-            async with asyncio.timeout(DISCOVERY_TIMEOUT_S), sentinel.client.pipeline(transaction=False) as pipeline:
-                pipeline.sentinel_get_master_addr_by_name(self._name)
-                pipeline.sentinel_master(self._name)
-                pipeline.sentinel_slaves(self._name)
-                (host, port), primary, replicas = await pipeline.execute()
+            async with asyncio.timeout(DISCOVERY_TIMEOUT_S), sentinel.session() as session:
+                (host, port), primary, replicas = await session.execute_all(
+                    ("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name),
+                    ("SENTINEL MASTER", self._name),
+                    ("SENTINEL SLAVES", self._name),
+                )
             return SentinelState(int(primary["config-epoch"]), RedisNode(host.decode(), int(port)), _usable(replicas))
-        except (RedisError, TimeoutError) as error:
+        except TimeoutError as error:
             raise translated(error, where) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{where} replied in an unknown format") from error

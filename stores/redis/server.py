@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
@@ -56,11 +55,8 @@ class Server:
         self.reads = Reconnector(address.shown, settings)
         self.reads_of_replica = Reconnector(address.shown, settings if reading is None else reading)
         self._settings = settings
-        self._identities = WeakKeyDictionary[AbstractConnection, object]()
-        """A new object for each time that a connection of the pool was opened."""
-
-        self._pool = self._new_pool()
-        self.client = Redis(connection_pool=self._pool)
+        self._pool = Pool(**settings)
+        self._client = Redis(connection_pool=self._pool)  # parses replies
         self._sessions = asyncio.Semaphore(MAX_SESSIONS)
         self._is_closed = False
 
@@ -77,7 +73,7 @@ class Server:
             pool = self._pool  # `renew` replaces it
             connection = await self._take_from(pool)
             try:
-                yield Session(self.client, self.address, connection, self._identities[connection], asking=asking)
+                yield Session(self._client, self.address, connection, asking=asking)
             finally:
                 await pool.release(connection)
 
@@ -115,12 +111,12 @@ class Server:
 
         Raises StoreUnavailable if one for reads cannot be opened; then the former stays open.
         """
-        replacing = self._replace_pool(self._new_pool())
+        replacing = self._replace_pool(Pool(**self._settings))
         await all_done(replacing, self.reads.renew(), self.reads_of_replica.renew())
 
     async def retire(self) -> None:
         """Close all connections, those in use after their calls; callers that wait get a session before."""
-        last_pool = self._new_pool()
+        last_pool = Pool(**self._settings)
         last_pool.is_retired = True
         await all_done(self._replace_pool(last_pool), self.reads.retire(), self.reads_of_replica.retire())
 
@@ -137,12 +133,4 @@ class Server:
         """
         former = self._pool
         self._pool = pool
-        self.client = Redis(connection_pool=pool)
         await finish_closing(former.retire(in_use=False), self.address.shown)
-
-    def _new_pool(self) -> Pool:
-        return Pool(**{**self._settings, "redis_connect_func": self._connect})
-
-    async def _connect(self, connection: AbstractConnection) -> None:
-        self._identities[connection] = object()
-        await self._settings["redis_connect_func"](connection)

@@ -24,7 +24,7 @@ from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
 from hotplate.stores.errors import AccessDenied, NotSent, StoreError, StoreUnavailable, tracked_swap
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import Command, Session, raise_first_error
+from hotplate.stores.redis.client import Command, Session, evaluation, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.deployment import Deployment
@@ -33,7 +33,6 @@ from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, state_of, unsealed
 from hotplate.stores.redis.reader import RedisReader
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_offsets, wait_for_replicas
-from hotplate.stores.redis.routing import evaluation
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
@@ -94,8 +93,8 @@ class RedisStore(RedisReader, Store):
         retry_for_s = CLUSTER_RETRY_FOR_S if self._is_clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=retry_for_s)
         patient_retrier = Retrier(time.monotonic, for_s=retry_for_s or RETRY_FOR_S)
-        self._writer = Writer(self._router, self._keys, patient_retrier)
-        self._inventory = Inventory(self._router, self._keys, patient_retrier)
+        self._writer = Writer(self._deployment, self._keys, patient_retrier)
+        self._inventory = Inventory(self._deployment, self._keys, patient_retrier)
 
     async def check_durability(self) -> str | None:
         """Return how a failover or a restart may take changes back; see `Store.check_durability`.
@@ -162,12 +161,12 @@ class RedisStore(RedisReader, Store):
         release is sealed.
         """
         keys = self._keys.release(draft)
-        if not await self._router.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
+        if not await self._deployment.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
             with suppress(AccessDenied):  # of INFO; the server itself refuses rows that do not fit
                 await self.check_room(draft, plan)
         await self._inventory.add(draft.incarnation)  # before the states, so that a prune finds them after a crash
 
-        former_state = await self._router.run(keys.state, partial(self._claim_first_state, draft))
+        former_state = await self._deployment.run(keys.state, partial(self._claim_first_state, draft))
         if former_state == SEALED:
             raise sealed(draft)
         await self._claim_other_states(draft)
@@ -206,7 +205,7 @@ class RedisStore(RedisReader, Store):
         for _ in range(MAX_CLAIMS):
             # In this order: if the check passes, these values were not written by a later writer.
             _, *states = await self._states(draft)
-            check_owned(draft, await self._router.execute("GET", keys.state))
+            check_owned(draft, await self._deployment.execute("GET", keys.state))
 
             claims = list[Command]()
             for group, state in zip(other_groups, states, strict=True):
@@ -214,7 +213,7 @@ class RedisStore(RedisReader, Store):
                     claims.append(evaluation(REPLACE, group.states, claimed, "if", state or ABSENT))
             if not claims:
                 return
-            await self._router.execute_each(claims)
+            await self._deployment.execute_each(claims)
         raise StoreUnavailable(f"other writers keep claiming the draft {draft.id}; publish again")
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
@@ -223,7 +222,7 @@ class RedisStore(RedisReader, Store):
         Raises ReleaseNotFound or ReleaseConflict unless the draft is the writer's.
         """
         keys = self._keys.release(draft)
-        point, state = await self._router.execute_all(keys.state, ("HGET", keys.points, part), ("GET", keys.state))
+        point, state = await self._deployment.execute_all(keys.state, ("HGET", keys.points, part), ("GET", keys.state))
         check_owned(draft, state)
         self._writer.forget(draft)  # the publish goes on after the stored point, even if that was set back
         return None if point is None else point.decode()
@@ -255,11 +254,11 @@ class RedisStore(RedisReader, Store):
                 check_owned(draft, former_state)
             await wait_for_replication(session)
 
-        await self._router.run(keys.state, seal_first)
+        await self._deployment.run(keys.state, seal_first)
 
         # Also those that name another writer, which may have started to seal; but an absent one means lost rows.
         seals = [evaluation(REPLACE, group.states, SEALED, "unless", SEALED, ABSENT) for group in others]
-        former_states = await self._router.execute_each(seals, after=wait_for_replication)
+        former_states = await self._deployment.execute_each(seals, after=wait_for_replication)
         if None in former_states:
             raise not_found(draft)
 
@@ -296,23 +295,23 @@ class RedisStore(RedisReader, Store):
         if unsealed_count := sum(state != SEALED for state in states):
             raise unsealed(release, unsealed_count, len(states))
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace the catalogue and *records* by one script, if the stored catalogue has the version of *old*.
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        """Replace the catalogue and *records* by one script, if the stored catalogue has the version or bytes of *old*.
 
-        Raises ReleaseConflict if the stored version differs; RowsLost if *new* commits a release that a single server
-        has not sealed. Bookkeeping, a change of drafts alone such as the renewal of a lease, waits for one replica.
-        Other changes confirm the primary first, and wait for all replicas: StoreUnavailable if the primary was
-        replaced, a warning if a replica is late. See `Store.swap`.
+        Raises ReleaseConflict if it has not; RowsLost if *new* commits a release that a single server has not sealed.
+        Bookkeeping, a change of drafts alone such as the renewal of a lease, waits for one replica. Other changes
+        confirm the primary first, and wait for all replicas: StoreUnavailable if the primary was replaced, a warning if
+        a replica is late. See `Store.swap`.
         """
-        is_relied_on = not is_bookkeeping(old, new)
+        replaced = old if isinstance(old, Catalogue) else Catalogue()
+        committed = newly_committed(replaced, new)
+        is_relied_on = not is_bookkeeping(replaced, new)
 
         async def change(session: Session) -> None:
-            await self._check_sealed(session, newly_committed(old, new))
-            stored = await self._read_catalogue(session)
-            if stored.catalogue.version != old.version:
-                raise catalogue_changed()
+            await self._check_sealed(session, committed)
+            expected = old if isinstance(old, bytes) else await self._record_of(old, session)
             progress.is_sent = True
-            await self._replace(session, stored.record, new, records)
+            await self._replace(session, expected, new, records)
             if is_relied_on:
                 await self._deployment.ensure_replicated(session, "the catalogue was changed", CONTROL_WAIT_S)
             else:
@@ -321,23 +320,14 @@ class RedisStore(RedisReader, Store):
         with tracked_swap() as progress:
             if is_relied_on:
                 await self._deployment.confirm_primary()
-            await self._router.run(self._keys.catalogue, change)
+            await self._deployment.run(self._keys.catalogue, change)
 
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace the bytes *record*, a catalogue that cannot be parsed, by *new*; writes *records* in the same script.
-
-        Raises ReleaseConflict if other bytes are stored by now; RowsLost if a single server lacks a release of *new*.
-        """
-
-        async def change(session: Session) -> None:
-            await self._check_sealed(session, new.committed)
-            progress.is_sent = True
-            await self._replace(session, record, new, records)
-            await self._deployment.ensure_replicated(session, "the catalogue was replaced", CONTROL_WAIT_S)
-
-        with tracked_swap() as progress:
-            await self._deployment.confirm_primary()
-            await self._router.run(self._keys.catalogue, change)
+    async def _record_of(self, catalogue: Catalogue, session: Session) -> bytes:
+        """Return the stored bytes of a catalogue, none for an empty one; ReleaseConflict if it has another version."""
+        stored = await self._read_catalogue(session)
+        if stored.catalogue.version != catalogue.version:
+            raise catalogue_changed()
+        return stored.record or b""
 
     async def _check_sealed(self, session: Session, releases: Sequence[Release]) -> None:
         """Raise RowsLost unless all *releases* are sealed on a single server; a cluster is not checked.
@@ -352,14 +342,13 @@ class RedisStore(RedisReader, Store):
                 raise RowsLost(f"{self._deployment.shown}: {unsealed(release.ref, 1, 1)}")
 
     async def _replace(
-        self, session: Session, record: bytes | None, new: Catalogue, records: Sequence[RecordChange]
+        self, session: Session, expected: bytes, new: Catalogue, records: Sequence[RecordChange]
     ) -> None:
-        """Replace the catalogue's stored *record* (None: absent), and write *records*, by one script.
+        """Replace the catalogue's stored bytes (*expected*, empty if absent), and write *records*, by one script.
 
         Raises ReleaseConflict if another record is stored, NotSent if the server refuses the script, which then has
         changed nothing.
         """
-        expected = record or b""
         names = (self._keys.catalogue, *(self._keys.record(change.name) for change in records))
         values = (catalogue_record.dump(new), *(change.after for change in records))
         (stored,) = await session.replies(evaluation(SWAP, names, expected, *values))
@@ -392,9 +381,9 @@ class RedisStore(RedisReader, Store):
             return sum(deleted_counts)
 
         if not self._is_clustered:
-            return await self._router.run(self._keys.catalogue, erase)
+            return await self._deployment.run(self._keys.catalogue, erase)
         check(await self.catalogue())
-        return sum(await self._router.execute_each(deletions, after=wait_for_replication))
+        return sum(await self._deployment.execute_each(deletions, after=wait_for_replication))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
         """Read the states of a release, one per group: a single server has one group, a cluster one per bucket.
@@ -402,7 +391,7 @@ class RedisStore(RedisReader, Store):
         A state is `draft:WRITER` or `sealed`, or None if it is absent.
         """
         groups = self._keys.release(release).groups
-        return await self._router.execute_each([("GET", group.first) for group in groups])
+        return await self._deployment.execute_each([("GET", group.first) for group in groups])
 
 
 def deployment_of(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> Deployment:

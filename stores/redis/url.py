@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import TracedCall
-from hotplate.stores.urls import SecretFile, certificate, parameters, redacted, secret, secret_file, split
+from hotplate.stores.urls import CA, Options, SecretFile, certificate, parameters, redacted, secret, secret_file, split
 
 PORT = 6379
 SENTINEL_PORT = 26379
@@ -20,15 +20,16 @@ SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 --
 
 ENTRA = "entra"
 
-COMMON = ("prefix",)
-OVER_TLS = ("ca", "auth")
-PARAMETERS = {
+COMMON: Options = {"prefix": (r"[A-Za-z0-9._-]{1,64}", "1 to 64 letters, digits or any of . _ -")}
+SENTINEL: Options = {"sentinel_user": (r".+", "the user of the sentinels")}
+OVER_TLS: Options = {"ca": CA, "auth": (ENTRA, ENTRA)}
+PARAMETERS: Mapping[str, Options] = {
     "redis": COMMON,
-    "rediss": (*COMMON, *OVER_TLS),
-    "redis+sentinel": (*COMMON, "sentinel_user"),
-    "rediss+sentinel": (*COMMON, "sentinel_user", *OVER_TLS),
+    "rediss": {**COMMON, **OVER_TLS},
+    "redis+sentinel": {**COMMON, **SENTINEL},
+    "rediss+sentinel": {**COMMON, **SENTINEL, **OVER_TLS},
     "redis+cluster": COMMON,
-    "rediss+cluster": (*COMMON, *OVER_TLS),
+    "rediss+cluster": {**COMMON, **OVER_TLS},
 }
 
 
@@ -165,20 +166,13 @@ def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
     parts = split(url)
 
     options = parameters(parts, PARAMETERS[parts.scheme], shown)
-    if options.get("auth", ENTRA) != ENTRA:
-        raise StoreMisused(f"auth={options['auth'][:90]} of {shown} is not valid; write {ENTRA}")
-
     by_entra = "auth" in options
     if by_entra and (parts.username or parts.password):
         raise StoreMisused(f"{shown} has auth={ENTRA} and a user or a password; leave one out")
 
-    prefix = options.get("prefix", PREFIX)
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
-        raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
-
     server = RedisAddress(
         shown,
-        prefix,
+        options.get("prefix", PREFIX),
         tls=parts.scheme.startswith("rediss"),
         ca=certificate(options, shown),
         user=unquote(parts.username) if parts.username else None,

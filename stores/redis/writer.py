@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -21,11 +20,11 @@ from hotplate.base.timing import Pacer
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import META, pack
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import Command, Session
+from hotplate.stores.redis.client import Command, Session, evaluation
+from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.errors import RowsLost, translated
 from hotplate.stores.redis.keys import SEALED, Keys, state_of
 from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
-from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.store import Row, sealed, taken_over
 from hotplate.stores.timing import Retrier
 
@@ -95,22 +94,11 @@ class Batch(NamedTuple):
             raise StoreMisused("a key is not valid Unicode text") from error
 
 
-@dataclass(slots=True)
-class Acknowledged:
-    """The batches of a draft that the server has acknowledged."""
-
-    last_keys: dict[int | str, str] = field(default_factory=dict)
-    """By part."""
-
-    checked: object = None
-    """The identity of the session over which `Writer.check_kept` last compared them."""
-
-
 class Writer:
     """Puts batches one at a time, paced to spare readers."""
 
-    def __init__(self, router: CommandRouter, keys: Keys, retrier: Retrier) -> None:
-        self._router = router
+    def __init__(self, deployment: Deployment, keys: Keys, retrier: Retrier) -> None:
+        self._deployment = deployment
         self._keys = keys
         self._retrier = retrier
         self._lock = asyncio.Lock()
@@ -118,7 +106,8 @@ class Writer:
         self._lagging = set[tuple[str, int]]()
         """Nodes whose replicas do not keep up; not waited for before the seal."""
 
-        self._acknowledged = defaultdict[DraftRef, Acknowledged](Acknowledged)
+        self._acknowledged = defaultdict[DraftRef, dict[int | str, str]](dict)
+        """The last key that the server has acknowledged, by part."""
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a *part* of a draft in batches, each acknowledged before the next; raises as `Store.put`.
@@ -140,7 +129,7 @@ class Writer:
         write = self._write_by_bucket if self._keys.clustered else self._write_in_transaction
         async with self._lock:
             pause_s = await self._retrier.call(write, draft, batch)
-            self._acknowledged[draft].last_keys[batch.part] = batch.last_key
+            self._acknowledged[draft][batch.part] = batch.last_key
             await asyncio.sleep(pause_s)
 
     def _batches(self, rows: Sequence[Row], list_name: str, part: int | str) -> Iterator[Batch]:
@@ -150,7 +139,7 @@ class Writer:
         are primaries, and still send at most MAX_ROWS rows and MAX_BYTES of values to each. *list_name* and *part* are
         those of `Batch`.
         """
-        servers = len(self._router.deployment.primaries) or 1
+        servers = len(self._deployment.primaries) or 1
         value_bytes = sum(len(row.value) for row in rows)
         batches_for_one_server = max(1.0, len(rows) / MAX_ROWS, value_bytes / MAX_BYTES)
         size = max(1, int(len(rows) / batches_for_one_server * servers))
@@ -172,18 +161,13 @@ class Writer:
         are compared with those that this writer remembers, and RowsLost is raised if one differs.
 
         *sending* is the last key of a batch that is being written, if any. An earlier attempt may have written it, and
-        its response may have been lost, so this key is also accepted as a resume point. A batch is checked only on a
-        new connection: on one that was checked before, another writer may have advanced the resume point.
+        its response may have been lost, so this key is also accepted as a resume point.
 
         If *watched*, the next transaction of the session fails if the state changes before it. The state is
         `draft:WRITER` or `sealed`, or None if it is absent; whether it is this writer's is left to the caller.
         """
         keys = self._keys.release(draft)
-        acknowledged = self._acknowledged[draft]
-        last_key_by_part = acknowledged.last_keys
-        was_checked = session.identity is acknowledged.checked
-        if sending is not None and was_checked:
-            last_key_by_part = {}  # read the state only
+        last_key_by_part = self._acknowledged[draft]
 
         commands = list[Command]()
         if watched:
@@ -200,7 +184,6 @@ class Writer:
                 rows_kept = False
         if state == state_of(draft) and not rows_kept:
             raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
-        acknowledged.checked = session.identity
         return state
 
     async def _write_in_transaction(self, draft: DraftRef, batch: Batch) -> float:
@@ -242,12 +225,12 @@ class Writer:
 
             return self._pacer.pause_s(time.monotonic() - started)
 
-        return await self._router.run(keys.state, transact)
+        return await self._deployment.run(keys.state, transact)
 
     async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
         """Write the rows of each bucket, then acknowledge the batch; return how many seconds to pause."""
         pause_s = await self._write_rows_by_bucket(draft, batch.rows)
-        await self._router.run(self._keys.release(draft).state, partial(self._acknowledge, draft, batch))
+        await self._deployment.run(self._keys.release(draft).state, partial(self._acknowledge, draft, batch))
         return pause_s
 
     async def _write_rows_by_bucket(self, draft: DraftRef, rows: Sequence[Row]) -> float:
@@ -274,7 +257,7 @@ class Writer:
             writing_s = time.monotonic() - started  # of the last node, without the wait for its replica
             await self._wait_for_a_replica(session)
 
-        for state in await self._router.execute_each(commands, after=wait_for_replica):
+        for state in await self._deployment.execute_each(commands, after=wait_for_replica):
             check_owned(draft, state)  # a script replies with the state that it found, and stored nothing for another
 
         return self._pacer.pause_s(writing_s)

@@ -40,7 +40,7 @@ REPORTS = st.builds(
     marks=st.dictionaries(TEXT, TEXT, max_size=2), verdicts=st.dictionaries(TEXT, TEXT, max_size=2),
     notes=st.lists(TEXT, max_size=2).map(tuple),
     broken=st.lists(TEXT, max_size=2).map(tuple), interrupted=st.booleans(),
-    listed=st.booleans(), configuration=st.dictionaries(TEXT, NUMBER, max_size=2),
+    configuration=st.dictionaries(TEXT, NUMBER, max_size=2),
     extra=st.just({}) | st.just({"runs": [1, 2]}),
 )  # fmt: skip
 CURVES = (Curve(r"a $\x$ b", (1.0, 2.0), (1.0, 2.0)), Curve("c", (1.0, 2.0), (2.0, 1.0)))
@@ -90,9 +90,8 @@ def test_any_report_is_printed_and_laid_out(report_page: ModuleType, report: Rep
     assert report_page.page(report).count("<h1>") == 1
 
 
-@pytest.mark.parametrize("listed", [False, True])
-def test_the_terminal_shows_each_main_figure_once(*, listed: bool) -> None:
-    text = printed(Report(kind="ru", sentence=RU.sentence, rows=RU.rows, listed=listed), width=160)
+def test_the_terminal_shows_each_main_figure_once() -> None:
+    text = printed(Report(kind="ru", sentence=RU.sentence, rows=RU.rows), width=160)
     assert [text.count(phrase) for phrase in ("10.3 ms", "assumed", "COMPUTED", "not driven", "80 µs")] == [
         1, 1, 1, 1, 0,
     ]  # fmt: skip

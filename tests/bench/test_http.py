@@ -26,9 +26,9 @@ from rich.console import Console
 from hotplate.base.report import Report, from_json, print_report, rounded, to_json
 from hotplate.bench import http, http_plan
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.bench.http import HttpRuns
+from hotplate.bench.http import report as render
 from hotplate.bench.http_plan import make_plan
-from hotplate.bench.http_report import HttpRuns
-from hotplate.bench.http_report import report as render
 from hotplate.bench.lists import CheckResult, check_answers, check_samples
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, Load
@@ -49,6 +49,7 @@ from tests.support.service import Service, a_list, publish_lists, publish_throug
 from tests.support.virtual import EndingWorker, delayed, simulate
 
 USERS = 40
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -549,7 +550,8 @@ def test_dead_generator_fails_the_run(service: Service) -> None:
 
 def answered(user: str, items: list[dict[str, Any]], source: str, release: str | None, n: int = 2) -> ResponseSample:
     body = json.dumps({"user": user, "release": release, "source": source, "items": items})
-    return ResponseSample(f"GET /v1/recommendations/{user}?n={n} HTTP/1.1\r\n\r\n".encode(), 200, body.encode())
+    request = f"GET /v1/recommendations/{user}?n={n} HTTP/1.1\r\n\r\n"
+    return ResponseSample(request.encode(), 200, body.encode(), JSON_HEAD, (user,))
 
 
 def items(*places: int, of: str = "i1-") -> list[dict[str, Any]]:
@@ -618,7 +620,10 @@ async def test_wrong_lists_and_fallbacks_are_counted_separately(store: Path) -> 
         ]  # fmt: skip
         samples = [answered(*fields, release) for fields in lists]
         request = b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n"
-        samples += [ResponseSample(request, 200, b"oops"), ResponseSample(request, 503, b'{"status": 503}')]
+        samples += [
+            ResponseSample(request, 200, b"oops", JSON_HEAD, ("1",)),
+            ResponseSample(request, 503, b'{"status": 503}'),
+        ]
         checked = await check_samples(read, samples)
         assert (checked.compared, checked.wrong, checked.fallback, checked.filtered) == (6, 3, 1, 0)
         assert len(checked.examples) == 3
@@ -655,7 +660,8 @@ async def test_named_lists_similar_items_and_fields_are_compared_with_their_rows
 
     def sample(path: str, *items: dict[str, Any], source: str = "personal") -> ResponseSample:
         body = json.dumps({"release": release, "source": source, "items": items})
-        return ResponseSample(f"GET {path} HTTP/1.1\r\n\r\n".encode(), 200, body.encode())
+        key = urlsplit(path).path.rpartition("/")[2]
+        return ResponseSample(f"GET {path} HTTP/1.1\r\n\r\n".encode(), 200, body.encode(), JSON_HEAD, (key,))
 
     def score(name: str, place: int) -> dict[str, Any]:
         return {"id": name, "score": 1 / (place + 1)}

@@ -27,7 +27,7 @@ NAME = "Cosmos emulator"
 def measured(late_s: float = 0.0) -> Measured:
     load = Load(url="http://h", requests=Gets("/"), rate=180, seed=1, duration_s=10, connections=200)
     result = delayed(simulate(load, lambda arrival_s: arrival_s + 0.005), late_s)
-    result = replace(result, seen={"source": {"personal": result.ok}}, samples=())
+    result = replace(result, sources={"personal": result.ok}, samples=())
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 10}, 5_000, "", (), (), {})
     candidate = Candidate(NAME, "cosmos+http://127.0.0.1:1/d?ru=11000", manifest, Server("http://h", 0), 1.0)
     run = ServiceRun(result, 1e-4 * result.ok)

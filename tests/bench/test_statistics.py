@@ -235,7 +235,7 @@ def test_a_ratio_is_that_of_the_pooled_figures_and_inside_its_interval() -> None
 
 
 def answered(popular: int, personal: int) -> Result:
-    return replace(short_round(), seen={"source": {"popular": popular, "personal": personal}})
+    return replace(short_round(), sources={"popular": popular, "personal": personal})
 
 
 def test_popular_lists_are_counted_over_all_rounds() -> None:
@@ -245,4 +245,4 @@ def test_popular_lists_are_counted_over_all_rounds() -> None:
     assert complaint.startswith("15 of 1,000 lists (1.50%) were the popular list")
     assert popular_complaint([answered(15, 85)], allowed=0.2) is None
     assert popular_complaint([]) is None
-    assert popular_complaint([replace(answered(0, 0), seen={"source": {"": 500}})]) is None  # no service of ours
+    assert popular_complaint([replace(answered(0, 0), sources={"": 500})]) is None  # no service of ours

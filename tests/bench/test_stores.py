@@ -79,7 +79,7 @@ def simulated(answer_s: float, rate: float) -> Result:
 
 def a_run(answer_s: float, sources: Mapping[str, int] | None = None, *, rate: float = 2_000) -> Result:
     result = simulated(answer_s, rate)
-    return replace(result, seen={"source": sources or {"personal": result.ok}}, samples=())
+    return replace(result, sources=sources or {"personal": result.ok}, samples=())
 
 
 SMALL_RELEASE = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})

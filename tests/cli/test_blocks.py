@@ -174,6 +174,7 @@ BEFORE = {
     },
     "docs/integration.md": {"": SERVES},
     "docs/releases.md": {
+        "hotplate lookup 42": f"{READY}; {SERVES}",
         "hotplate publish --list": SERVES,
         "hotplate publish model --no-activate": f"hotplate releases rollback; {READY}",
         "hotplate store rebuild": "accepted='2 3'; ID=$(release live); rm $FOLDER/var/lib/hotplate/catalogue.json",

@@ -94,7 +94,10 @@ def trained(folder: Path) -> list[bytes]:
 
 def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, url)
+    began = time.perf_counter()
     first = summary_of(hotplate("run", pipeline))
+    elapsed_s = time.perf_counter() - began
+    assert all(0 <= seconds <= elapsed_s for seconds in first["seconds"].values()), "no step takes longer than the run"
     assert (first["outcome"], catalogue_of(url).live) == ("published", first["release"])
     of_training = {"read", "matrix", "choose", "fit", "save", "train"}
     of_publishing = {"measure", "load", "lists", "gates", "activate", "publish"}

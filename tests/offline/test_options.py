@@ -75,7 +75,7 @@ def test_unknown_kind_of_attribute_is_refused(model: Path, tmp_path: Path) -> No
     lists = hotplate.ListSettings(
         attributes=pl.DataFrame({"item": ["p1"], "price": ["1"]}), attribute_kinds={"price": "txt"}
     )
-    with pytest.raises(SettingError, match="'price' is 'txt'; write NAME=number or NAME=text"):
+    with pytest.raises(SettingError, match="'price' is 'txt'; write NAME=number, text, date or list"):
         hotplate.publish(model, f"file://{tmp_path / 'store'}", lists=lists)
 
 

@@ -44,7 +44,7 @@ USER = "1"
 
 PRIMITIVES = (
     "catalogue", "records", "get_many", "create", "put", "resume_point", "seal", "is_sealed", "prepare", "swap",
-    "erase_rows", "incarnations", "replace_unreadable",
+    "erase_rows", "incarnations",
 )  # fmt: skip
 
 on_three_stores = pytest.mark.parametrize("open_store", ["file", "redis", "cosmos+http"], indirect=True)

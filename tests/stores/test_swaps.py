@@ -29,7 +29,7 @@ class Lossy:
         self._requests = requests
         monkeypatch.setattr(store, "swap", self.swap)
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         self.swaps += 1
         lost = self.swaps in self.lose
         if not (lost and self._requests):

@@ -40,8 +40,8 @@ class Handles:
 class OverwritesRecords(MemoryStore):
     """Writes records ahead of the catalogue, and compares none with `before`."""
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        if self.current.version != old.version:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        if isinstance(old, bytes) or self.current.version != old.version:
             raise catalogue_changed()
         await asyncio.sleep(0)
         self.beside |= {change.name: change.after for change in records}

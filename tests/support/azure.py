@@ -210,7 +210,7 @@ class ResourceManager:
                 headers["retry-after"] = str(ceil(float(wait_ms) / 1000))
             wrapped = {"error": body} if isinstance(error, ArmError) else body
             response = HttpResponse(error.status, orjson.dumps(wrapped), headers)
-        self.service.counts.count(operation, response.status, 0.0)
+        self.service.requests[operation, response.status] += 1
         return response
 
     def _fail(self, request: Request, operation: str) -> None:

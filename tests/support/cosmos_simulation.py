@@ -111,7 +111,7 @@ class SimulatedAccount:
         self.service.faults.replace(list(faults), self.now())
 
     def answers(self, status: int, operation: str = "") -> int:
-        counted = self.service.counts.requests.items()
+        counted = self.service.requests.items()
         return sum(
             number
             for (counted_operation, counted_status), number in counted
@@ -120,9 +120,7 @@ class SimulatedAccount:
 
     def spent_ru(self, operation: str = "") -> float:
         return sum(
-            ru
-            for (counted_operation, _), ru in self.service.counts.charges_ru.items()
-            if operation in counted_operation
+            ru for (counted_operation, _), ru in self.service.charges_ru.items() if operation in counted_operation
         )
 
     def throughput(self, release: ReleaseId) -> Throughput:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.encoding import META
-from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import (
     CheckCatalogue,
     LocalRows,
@@ -113,8 +112,8 @@ class MemoryStore(Store):
     async def prepare(self, release: ReleaseRef) -> None:
         self.find(release)
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        if self.current.version != old.version:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        if isinstance(old, bytes) or self.current.version != old.version:  # a catalogue in memory is readable
             raise catalogue_changed()
         self.current = new
         self.beside |= {change.name: change.after for change in records}
@@ -130,11 +129,6 @@ class MemoryStore(Store):
 
     async def incarnations(self) -> list[str]:
         return list(self.releases)
-
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Refuse, because a catalogue in memory is always readable."""
-        del record, new, records
-        raise ReleaseConflict("the catalogue can be read")
 
     def _claimed(self, draft: DraftRef) -> _StoredRelease:
         stored = self.find(draft)

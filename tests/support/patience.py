@@ -16,13 +16,14 @@ patience.install(setattr)
 
 def install(replace: Callable[[object, str, object], None]) -> None:
     """Replace the time limits of connecting and of replies; later stores have them."""
-    for module, *names in (
+    for owner, *names in (
         (client, "COMMAND_TIMEOUT_S", "CONNECT_TIMEOUT_S"),
         (cluster, "DISCOVERY_TIMEOUT_S"),
         (multiplexed, "CONNECT_TIMEOUT_S"),
-        (sentinels, "DISCOVERY_TIMEOUT_S", "SETTLE_S"),
+        (sentinels, "DISCOVERY_TIMEOUT_S"),
+        (sentinels.Sentinels, "settle_s"),
         (reader, "COMMAND_TIMEOUT_S", "LOOKUP_TIMEOUT_S"),
         (server, "COMMAND_TIMEOUT_S"),
     ):
         for name in names:
-            replace(module, name, LIMIT_S)
+            replace(owner, name, LIMIT_S)

@@ -45,7 +45,8 @@ def is_short(case: schemathesis.Case[Any]) -> bool:
 def names_attributes(options: Mapping[str, Any]) -> bool:
     """Return whether options of a list name attributes of items."""
     fields = str(options.get("fields", ALL_FIELDS)).split(",")
-    return bool(options.get("where") or options.get("per") or {*fields[1:]}.difference(ITEM_FIELDS))
+    conditions = [options.get(name) for name in ("where", "else", "per")]
+    return any(conditions) or bool({*fields[1:]}.difference(ITEM_FIELDS))
 
 
 @schemathesis.hook

@@ -276,8 +276,13 @@ class Stepped(Store):
     async def prepare(self, release: ReleaseRef) -> None:
         await self._do(lambda: self._store.prepare(release))
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        swapped = partial(self._process.watch.swapped, self._process, old, new)
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        watch = self._process.watch
+
+        def swapped() -> None:
+            if isinstance(old, Catalogue):
+                watch.swapped(self._process, old, new)
+
         await self._do(lambda: self._store.swap(old, new, records), swapped)
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
@@ -301,9 +306,6 @@ class Stepped(Store):
 
     async def incarnations(self) -> list[str]:
         return await self._do(self._store.incarnations)
-
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await self._do(lambda: self._store.replace_unreadable(record, new, records))
 
     async def _do(self, primitive: Callable[[], Awaitable[T]], done: Callable[[], None] = lambda: None) -> T:
         await self._process.pause()

@@ -22,9 +22,9 @@ class ThrottledStore(file_store.LmdbStore):
     is_provisioned = True
     is_throttled = False
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         await super().swap(old, new, records)
-        if new.served != old.served:
+        if isinstance(old, Catalogue) and new.served != old.served:
             self.is_throttled = True
 
     async def prepare(self, release: ReleaseRef) -> None:

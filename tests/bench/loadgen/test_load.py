@@ -37,15 +37,15 @@ def test_unknown_users_have_their_share() -> None:
 def test_requests_go_over_the_wire_whole() -> None:
     keys = RequestKeys(["a/b ü"], InTurn())
     (get,) = itertools.islice(Gets("/v1/{key}?n=3", keys).rendered("h:1", {"X-Key": "1"}), 1)
-    assert get == b"GET /v1/a%2Fb%20%C3%BC?n=3 HTTP/1.1\r\nHost: h:1\r\nX-Key: 1\r\n\r\n"
-    (post,) = itertools.islice(Posts(keys, 2, n=3).rendered("h", {}), 1)
-    head, _, body = post.partition(b"\r\n\r\n")
-    assert body == '{"users":["a/b ü","a/b ü"],"n":3}'.encode()
+    assert get.data == b"GET /v1/a%2Fb%20%C3%BC?n=3 HTTP/1.1\r\nHost: h:1\r\nX-Key: 1\r\n\r\n"
+    (post,) = itertools.islice(Posts(keys, 2).rendered("h", {}), 1)
+    head, _, body = post.data.partition(b"\r\n\r\n")
+    assert body == '{"users":["a/b ü","a/b ü"],"n":10}'.encode()
     assert f"Content-Length: {len(body)}".encode() in head
     assert head.startswith(b"POST /v1/recommendations HTTP/1.1\r\nHost: h\r\n")
-    (scored,) = itertools.islice(Posts(keys, 1, n=3, score=True).rendered("h", {}), 1)
-    assert scored.startswith(b"POST /score HTTP/1.1\r\n")
-    assert scored.endswith('\r\n\r\n{"data":[{"user":"a/b ü","n":3}]}'.encode())
+    (scored,) = itertools.islice(Posts(keys, 1, score=True).rendered("h", {}), 1)
+    assert scored.data.startswith(b"POST /score HTTP/1.1\r\n")
+    assert scored.data.endswith('\r\n\r\n{"data":[{"user":"a/b ü","n":10}]}'.encode())
 
 
 def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ async def planner(browser: str, address: str, *, theme: str = "light", width: in
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         await page.call("Page.navigate", url=address)
-        await page.until("document.querySelectorAll('#plots figure').length === 3")
+        await page.until("document.querySelectorAll('#plots figure').length === 4")
         yield page
         assert page.complaints == []
         server = "{0.scheme}://{0.netloc}".format(urlsplit(address))
@@ -178,7 +178,8 @@ async def test_plots_show_daily_cost_and_the_measured_sweep(browser: str, addres
         assert labels == [
             "Plot: What the store costs, by rate; USD a month over requests/s in the busiest hour",
             "Plot: A day's load, and the RU/s for it; RU/s over hour of the day",
-            "Plot: Throughput and p99, by RU/s; reads/s and p99 over RU/s provisioned",
+            "Plot: By RU/s: reads/s; reads/s over RU/s provisioned",
+            "Plot: By RU/s: p99; p99 over RU/s provisioned",
         ]
         cost = await page.evaluate(f"{texts('#plots .wide svg text')}.join(' ')")
         reason = await page.evaluate("document.getElementById('summary').textContent")

@@ -10,6 +10,7 @@ from rich.console import Console
 from hotplate.base.report import Report, Row, print_report, to_json
 from hotplate.bench.cosmos_emulator.partitions import Budget
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.experiment import Ending
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.pictures import pictures
@@ -90,7 +91,7 @@ def measured(
     emulated: bool = True,
     **account: float,
 ) -> Level:
-    level = Level(ru=ru, size_kb=1, charge_ru=charge_ru)
+    level = Level(ru=ru, size_kb=1, charge_ru=charge_ru, publish_ru=6.25)
     attempt = Account(ru, charge_ru, **account).attempt(level, 10 if ru < 2_000 else 3)
     return measure_level(level, attempt, emulated=emulated)
 
@@ -147,7 +148,7 @@ def throttling(level: Level, share_through: float) -> Callable[[float], LevelTri
 
 @pytest.mark.parametrize("emulated", [True, False])
 def test_level_beyond_this_machine_is_computed(*, emulated: bool) -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     measured_level = measure_level(level, throttling(level, 0.5), emulated=emulated)
     assert measured_level.is_computed
     assert measured_level.reads_per_s == 400
@@ -163,7 +164,7 @@ def test_level_beyond_this_machine_is_computed(*, emulated: bool) -> None:
 
 def test_nearly_reached_level_keeps_its_measurement() -> None:
     """On two slow cores no level from 4,000 RU/s on had a p99, and the headline ended at 1,000 RU/s."""
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     levels = list[float]()
     slow = throttling(level, 0.87)
     idle = Account(400, 1.0).attempt(level, 3)
@@ -187,7 +188,7 @@ def test_nearly_reached_level_keeps_its_measurement() -> None:
 
 def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
     """Ctrl-C in the first second of the trial of latencies ended `bench ru` with a ValueError, without a report."""
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     complete = Account(400, 1.0).attempt(level, 3)
 
     def attempt(share: float) -> LevelTrial:
@@ -198,8 +199,10 @@ def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
 
     measured_level = measure_level(level, attempt, emulated=True)
     assert measured_level.at(CALM).result.seconds == ()
-    sweep = Sweep(SweepOptions(), (measured_level,), {1: 6.25}, 1, interrupted=True, missing=((1_000, 1), (4_000, 1)))
-    reported_run = report(sweep, load_prices())
+    planned = [(400, 1), (1_000, 1), (4_000, 1)]
+    sweep = Sweep(options=SweepOptions(), planned=planned, levels=[measured_level])
+    reported_run = report(sweep, Ending(), load_prices())
+    assert reported_run.interrupted
     assert "400 RU/s: p99 is not known, it was interrupted." in reported_run.notes
     assert "1,000 RU/s, 4,000 RU/s: not measured." in reported_run.notes
     assert row(reported_run, "p99").value is None
@@ -208,7 +211,7 @@ def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
 
 def test_unreachable_deadline_is_reported() -> None:
     """An account 70 ms away gave 0 of 400 reads/s, computed, and exit code 0."""
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     attempt = throttling(level, 0.0)
 
     def far(share: float) -> LevelTrial:
@@ -221,7 +224,7 @@ def test_unreachable_deadline_is_reported() -> None:
 
 
 def test_answer_is_about_the_highest_requested_level() -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     attempt = Account(400, 1.0).attempt(level, 3)
     small = measure_level(level, attempt, emulated=True)
     reported_run = reported(
@@ -245,9 +248,10 @@ def test_answer_is_about_the_highest_requested_level() -> None:
 
 def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     """The answer said 234 USD beside an autoscale price of 350 in the table."""
-    level = Level(ru=4_000, size_kb=1, charge_ru=1.0, outcome=Outcome(Standing.COMPUTED, "this machine is slow"))
-    sweep = Sweep(SweepOptions(autoscale=True), (level,), {1: 6.25}, 1, interrupted=False)
-    reported_run = report(sweep, load_prices())
+    level = Level(
+        ru=4_000, size_kb=1, charge_ru=1.0, publish_ru=6.25, outcome=Outcome(Standing.COMPUTED, "this machine is slow")
+    )
+    reported_run = reported(level, options=SweepOptions(autoscale=True))
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 8.76 USD a month by autoscale; "
         "4,000 RU/s carry (computed) 4,000 for 350 USD."
@@ -261,12 +265,12 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
     finding = Outcome(Standing.COMPUTED, "this machine is slow")
     levels = tuple(
-        Level(ru=ru, size_kb=size_kb, charge_ru=float(size_kb), outcome=finding)
+        Level(ru=ru, size_kb=size_kb, charge_ru=float(size_kb), publish_ru=6.25, outcome=finding)
         for size_kb in (1, 4)
         for ru in (2_000, 4_000)
     )
-    sweep = Sweep(SweepOptions(autoscale=True), levels, {1: 6.25, 4: 9.0}, 1, interrupted=False)
-    *_, throughput = pictures(a_plan(), report(sweep, load_prices()))
+    sweep = reported(*levels, options=SweepOptions(autoscale=True))
+    *_, throughput, _ = pictures(a_plan(), sweep)
     assert [(curve.name, curve.x, curve.y) for curve in throughput.curves] == [
         ("autoscale, 1 KB", (2_000, 4_000), (2_000, 4_000)),
         ("autoscale, 4 KB", (2_000, 4_000), (500, 1_000)),
@@ -274,7 +278,7 @@ def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
 
 
 def test_level_with_a_late_generator_has_no_latency() -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     attempt = Account(400, 1.0).attempt(level, 3)
 
     def late(share: float) -> LevelTrial:
@@ -286,7 +290,7 @@ def test_level_with_a_late_generator_has_no_latency() -> None:
 
 
 def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
-    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     full = Account(400, 1.0).attempt(level, 3)
     lossy = throttling(level, 0.8)
     measured_level = measure_level(
@@ -297,9 +301,10 @@ def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
     assert row(reported_run, "p99").value is None
 
 
-def reported(*levels: Level, account: str | None = None) -> Report:
-    options = SweepOptions(account=account)
-    return report(Sweep(options, levels, {1: 6.25}, 1, interrupted=False), load_prices())
+def reported(*levels: Level, account: str | None = None, options: SweepOptions | None = None) -> Report:
+    planned = [(level.ru, level.size_kb) for level in levels]
+    sweep = Sweep(options=options or SweepOptions(account=account), planned=planned, levels=list(levels))
+    return report(sweep, Ending(), load_prices())
 
 
 def row(report: Report, figure: str, subject: str = "400 RU/s") -> Row:

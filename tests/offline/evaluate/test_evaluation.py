@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import (
@@ -15,6 +16,7 @@ from hotplate.offline.evaluate.evaluation import (
     recommend_all,
 )
 from hotplate.offline.evaluate.metrics import RANKING, measure_users
+from hotplate.offline.evaluate.model_report import certainty
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
@@ -60,6 +62,12 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
         assert lead.interval is not None
         assert lead.interval[0] <= lead.ndcg <= lead.interval[1]
     assert [*evaluation.baselines] == ["popularity", "neighbours"]
+
+
+def test_an_evaluation_of_one_user_is_told_without_an_interval() -> None:
+    record = evaluate(matrix_of(board(users=20)), PARAMS, k=5)
+    of_one_user = structs.replace(record, as_served=replace(record.as_served, intervals={}))
+    assert certainty(of_one_user) == "no interval is known, as it takes two users"
 
 
 def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:

@@ -239,6 +239,15 @@ async def test_release_pruned_while_it_is_opened_is_not_found(
         await store.get_many(release, ["user:000001"])
 
 
+async def test_rows_in_any_order_are_written(store: LmdbStore) -> None:
+    draft = draft_of(FIRST)
+    await store.create(draft, Plan(4, 1000))
+    keys = ["user:1", "user:4", "user:2", "user:3"]
+    await store.put(draft, [Row(key, key.encode()) for key in keys])
+    await store.seal(draft)
+    assert [row.key async for row in store.scan(release_ref(FIRST))] == sorted(keys)
+
+
 async def test_more_rows_than_planned_are_written(store: LmdbStore) -> None:
     assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
 

@@ -32,7 +32,6 @@ from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.deployment import RedisNode
 from hotplate.stores.redis.footprint import BUCKETS
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.server import MAX_SESSIONS
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
@@ -129,7 +128,7 @@ async def test_batch_that_fails_at_one_node_ends_at_all_before_it_may_be_repeate
     going_on = asyncio.get_running_loop().call_later(0.5, go_on)
     try:
         with pytest.raises(StoreUnavailable, match="does not accept this user and password"):
-            await CommandRouter(deployment).execute_each([("GET", key) for key in keys])
+            await deployment.execute_each([("GET", key) for key in keys])
         assert not is_slow.is_set()
     finally:
         going_on.cancel()
@@ -370,7 +369,7 @@ async def test_redirected_commands_are_sent_at_once_to_each_node(
             source.server.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
     try:
         commands = [("SET", name, name) for name in redirected]
-        await CommandRouter(deployment).execute_each(commands, after=count)
+        await deployment.execute_each(commands, after=count)
     finally:
         await deployment.close()
         if not is_moved:

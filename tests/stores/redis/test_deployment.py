@@ -26,21 +26,19 @@ class Unreachable(Deployment):
         raise StoreUnavailable(f"question {self.asked} failed")
 
 
-async def test_callers_fail_at_once_after_a_discovery_in_the_background_failed() -> None:
+async def test_callers_fail_at_once_in_the_pause_after_a_failed_discovery() -> None:
     deployment = Unreachable()
     with pytest.raises(StoreUnavailable, match="question 1 failed"):
         await deployment.load()
+    with pytest.raises(StoreUnavailable, match="question 1 failed"):
+        deployment.load().send(None)  # without a further question
     async with asyncio.timeout(SOON_S):
         while deployment.asked < 2:
             await asyncio.sleep(0.001)
-    for _ in range(10):  # until the task has ended
-        await asyncio.sleep(0)
-    with pytest.raises(StoreUnavailable):
-        deployment.load().send(None)  # without a further question
+            with pytest.raises(StoreUnavailable):
+                await deployment.load()
     await deployment.close()
-    asked = deployment.asked
-    await asyncio.sleep(0)
-    assert deployment.asked == asked
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.parametrize("turns", range(12))

@@ -23,8 +23,7 @@ from hotplate.stores.encoding import OFFSET_BYTES, USER, Checksum, encode
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.publication import LIVE, publish_release
-from hotplate.stores.redis import sentinels
-from hotplate.stores.redis.sentinels import SETTLE_S
+from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.store import Level, Plan, Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
@@ -35,6 +34,9 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 # In 40 minutes, 200 on each deployment; those of a cluster and of sentinels take 2 to 5 s each.
 VERBS = scaled(50, least=20)
+
+# How long to wait for the replicas of a new primary, before other tests make it longer.
+SETTLE_S = Sentinels.settle_s
 
 USERS = 200
 VERB_TIMEOUT_S = 180.0
@@ -218,11 +220,11 @@ class Harness:
 
 @pytest.fixture(autouse=True)
 def settles_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore SETTLE_S, how long to wait for the replicas of a new primary: after most faults, it has none.
+    """Restore SETTLE_S: after most faults, a new primary has no replicas.
 
     The other limits stay long: a server that was killed refuses at once, and a late one must not count as a fault.
     """
-    monkeypatch.setattr(sentinels, "SETTLE_S", SETTLE_S)
+    monkeypatch.setattr(Sentinels, "settle_s", SETTLE_S)
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ CATALOGUE = Keys("test").catalogue
 
 CALLS = (
     "catalogue", "create", "erase", "erase_rows", "get_many", "incarnations", "prepare", "put", "records",
-    "replace_unreadable", "resume_point", "seal", "swap",
+    "resume_point", "seal", "swap",
 )  # fmt: skip
 
 # Long enough for connections to notice their end; if not, calls fail as after a cut.

@@ -67,7 +67,7 @@ def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> N
         ("redis://:secret@a/?timeout=3", "no parameter 'timeout'; redis:// takes prefix"),
         ("redis://:secret@a/?ca=x", "no parameter 'ca'"),
         ("redis://:secret@a/?prefix=a&prefix=b", "twice"),
-        ("redis://:secret@a/?prefix=a:b", "other characters"),
+        ("redis://:secret@a/?prefix=a:b", "prefix=a:b of .* is not valid; write 1 to 64 letters"),
         ("redis://:secret@a/first", "not a number"),
         ("redis://:secret@a:99999/0", "port"),
         ("redis://:secret@/0", "names no server"),

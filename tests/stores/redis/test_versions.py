@@ -15,7 +15,7 @@ from hotplate.testing import OpenStore, StoreContract
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 
-# Commands that redis-py itself sends, and `SENTINEL …`.
+# Commands that redis-py itself sends.
 COMMANDS_OF_REDIS_PY = {
     "AUTH",
     "SELECT",
@@ -29,6 +29,13 @@ COMMANDS_OF_REDIS_PY = {
 # Allowed: HELLO without AUTH (redis-py discards the server's role), ASKING (redis-py sends it over a pool), and what
 # its `RedisCluster` sends, which is not used (`stores/redis/cluster.py` says why).
 OWN_COMMANDS = {"HELLO", "ASKING", "CLUSTER SLOTS", "READONLY"}
+# Sent over our connections, as those to servers, with the timeouts of these; redis-py parses the replies.
+COMMANDS_TO_SENTINELS = {
+    "SENTINEL CKQUORUM",
+    "SENTINEL GET-MASTER-ADDR-BY-NAME",
+    "SENTINEL MASTER",
+    "SENTINEL SLAVES",
+}
 
 MODULES = sorted((ROOT / "stores" / "redis").glob("*.py"))
 
@@ -59,14 +66,16 @@ def test_store_sends_no_command_that_redis_py_sends_by_itself() -> None:
         if module.name == "url.py":
             continue  # it has a parameter named "auth", and sends nothing
         literals = {literal.upper() for literal in literals_in(module)}
-        own = {command for command in literals if command in COMMANDS_OF_REDIS_PY or command.startswith("SENTINEL ")}
+        own = literals & COMMANDS_OF_REDIS_PY
         assert not own, f"{module.name} sends {own}, which redis-py does"
+        sentinel = {command for command in literals if command.startswith("SENTINEL ")}
+        assert sentinel <= COMMANDS_TO_SENTINELS, "redis-py parses the replies to these; is it so for others?"
     assert set().union(*map(literals_in, MODULES)) >= OWN_COMMANDS, "update the note of what is allowed"
 
 
 def test_store_uses_one_private_name_of_redis_py() -> None:
     private = {(module.name, name) for module in MODULES for name in private_names_in(module)}
-    private -= {("examination.py", "_replace")}  # of a named tuple
+    private -= {("examination.py", "_replace"), ("deployment.py", "_replace")}  # of named tuples
     assert private == {("multiplexed.py", "_writer")}
 
 

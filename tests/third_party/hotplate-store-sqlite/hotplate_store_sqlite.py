@@ -106,9 +106,13 @@ class SqliteStore(Store):
         if not await self.is_sealed(release):
             raise ReleaseNotFound(f"release {release.id} is not in this store")
 
-    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+    async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         with self._transaction():
-            if (await self.catalogue()).version != old.version:
+            if isinstance(old, bytes):
+                is_stored = self._get(*CATALOGUE) == old
+            else:
+                is_stored = (await self.catalogue()).version == old.version
+            if not is_stored:
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
             self._write_control(new, records)
 
@@ -121,12 +125,6 @@ class SqliteStore(Store):
         with self._connection() as connection:
             owners = connection.execute("SELECT DISTINCT owner FROM rows WHERE owner != ''")
             return [owner for (owner,) in owners]
-
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        with self._transaction():
-            if self._get(*CATALOGUE) != record:
-                raise ReleaseConflict("the catalogue was changed by somebody else first")
-            self._write_control(new, records)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         free = shutil.disk_usage(self._path.parent).free
