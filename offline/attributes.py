@@ -17,19 +17,21 @@ from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, is_dat
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.rows import FILE, Rows, RowSchema
-from hotplate.offline.input.tables import LIST_SEPARATOR, ROW, Table, open_tables
+from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import (
     ABOUT,
     CODE,
     EXACT_FLOATS,
     EXPIRES,
+    IN_ARRAY,
     SEVERAL,
     Kind,
     Value,
     encode_attributes,
     parse_date,
     parse_list,
+    parse_text,
 )
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.origin import OriginRecord
@@ -138,8 +140,8 @@ def parse_names(texts: Iterable[str]) -> tuple[str, ...]:
 def _kind_by_type(name: str, tables: Sequence[Table]) -> str | None:
     """Return the kind of a column by its type in the files; None if its cells decide."""
     dtypes = [table.schema[name] for table in tables]
-    if any(isinstance(dtype, pl.List) for dtype in dtypes):
-        return f"list{LIST_SEPARATOR}"
+    if any(isinstance(dtype, pl.List | pl.Array) for dtype in dtypes):
+        return f"list{IN_ARRAY}"
     if tables[0].file.kind != "parquet" or dtypes[0].is_numeric():
         return None
     return "date" if is_date(dtypes[0]) else "text"
@@ -161,8 +163,9 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], shown: Collec
             advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
             raise SettingError(f"{written}: {source} has no such column; {advice}")
     if taken := next((name for name in ALL_ITEM_FIELDS if name in shown), None):
+        advice = " Titles of answers are those of `train` or `import`, as by --titles FILE." if taken == "title" else ""
         raise SettingError(
-            f"The shown attribute {taken}: an item has this field already; rename the column in {source}."
+            f"The shown attribute {taken}: an item has this field already; rename the column in {source}.{advice}"
         )
 
 
@@ -188,12 +191,16 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     Raises SettingError if numbers or dates are wanted and no cell is one.
     """
     values = cells.get_column("cell")
+    if name == EXPIRES and not values.count():  # also if no item expires for now
+        wanted = "date"
     if wanted is not None and wanted.startswith("list"):
         separator = wanted.removeprefix("list") or SEVERAL
         return _Column("list", [parse_list(cell or "", separator) or None for cell in values])
     if wanted == "date":
         return _column_of(name, "date", _dates_in(values), cells, tables)
-    return _Column("text", values.to_list()) if wanted == "text" else _guessed_column(name, cells, wanted, tables)
+    if wanted == "text":
+        return _Column("text", [parse_text(cell or "") or None for cell in values])
+    return _guessed_column(name, cells, wanted, tables)
 
 
 def _guessed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
@@ -211,8 +218,11 @@ def _guessed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: 
         dates = _dates_in(values)
         if dates.count() >= _LEAST_NUMBERS * present:
             return _column_of(name, "date", dates, cells, tables)
-        not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
-        return _Column("text", values.to_list(), _note_on_texts(name, values, not_numbers, share, tables))
+        if dates.count() > numbers.count():
+            note = _note_on_texts(name, "date", cells, dates, tables)
+        else:
+            note = _note_on_texts(name, "number", cells, numbers, tables)
+        return _Column("text", values.to_list(), note)
     codes = cells.filter(is_rounded | digits.str.contains(CODE))
     if wanted is None and not codes.is_empty():
         shown = _cells_in_words(name, codes.head(1), tables)
@@ -245,26 +255,29 @@ def _column_of(name: str, kind: Kind, numbers: pl.Series, cells: pl.DataFrame, t
     return _Column(kind, numbers.to_list(), note)
 
 
-def _note_on_texts(
-    name: str, values: pl.Series, not_numbers: pl.DataFrame, share: float, tables: Sequence[Table]
-) -> str:
-    """Return a note on why a column with some numbers is read as texts; empty if few cells are numbers.
+def _note_on_texts(name: str, kind: Kind, cells: pl.DataFrame, numbers: pl.Series, tables: Sequence[Table]) -> str:
+    """Return a note on why a column with some numbers or dates is read as texts; empty if few cells are of this kind.
 
-    values       the texts of the column *name*
-    not_numbers  the cells that are not numbers
-    share        that of the cells that are numbers
-    tables       for the places of cells in files
+    *numbers* are those of the cells, or the times of dates, null for others; the rest as for `_typed_column`.
     """
+    values = cells.get_column("cell")
+    others = cells.filter(values.is_not_null() & numbers.is_null())
     commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
-        shown = _cells_in_words(name, not_numbers.head(1), tables)
+        shown = _cells_in_words(name, others.head(1), tables)
         return f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"
 
+    arrays = others.filter(pl.col("cell").str.starts_with('["'))
+    if not arrays.is_empty():
+        shown = _cells_in_words(name, arrays.head(1), tables)
+        return f"{name} (text): {arrays.height:,} of its cells are arrays; write all as arrays for a list: {shown}"
+
+    share = numbers.count() / max(1, values.count())
     if share < _FEW_NUMBERS:
         return ""
     return (
-        f"{name} (text): {share:.0%} of its cells are numbers, and {_LEAST_NUMBERS:.0%} would make it one of numbers; "
-        f"--attribute {name}=number takes the other cells as missing: {_cells_in_words(name, not_numbers, tables)}"
+        f"{name} (text): {share:.0%} of its cells are {kind}s, and {_LEAST_NUMBERS:.0%} would make it one of {kind}s; "
+        f"--attribute {name}={kind} takes the other cells as missing: {_cells_in_words(name, others, tables)}"
     )
 
 
@@ -295,7 +308,7 @@ def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -
     if (expires := kinds.get(EXPIRES)) is not None:
         effect = "each item leaves all lists at that time"
         if expires != "date":
-            effect = "items leave lists at a date only; write 2026-12-31 or 2026-12-31T18:00Z"
+            effect = f"no item leaves lists; write 2026-12-31 or 2026-12-31T18:00Z, and --attribute {EXPIRES}=date"
         notes.append(f"{EXPIRES} ({expires}): {effect}")
     if notes:
         about[ABOUT]["notes"] = notes

@@ -58,8 +58,9 @@ _OWNERS_AND_ITEMS = {"lists": ("user", "item"), "similar": ("item", "other"), "p
 class ImportSettings:
     """The files of a release, and the length of its lists; *columns* are names by role, None to guess.
 
-    *lists* and *more* have the same columns. *similar* or *popular* alone suffice. *attribute_kinds* are `number` or
-    `text` by attribute, for those that are not to be guessed; *shown* are attributes that answers may have.
+    *lists* and *more* have the same columns. *similar* or *popular* alone suffice. *attribute_kinds* are `number`,
+    `text`, `date` or `list` by attribute, for those that are not to be guessed; *shown* are attributes that answers
+    may have.
     """
 
     lists: Path | None = None

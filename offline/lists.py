@@ -54,7 +54,7 @@ class ListSettings:
     keep_seen        recommend items that users have
     fold_in          publish item factors, for visitors
     attributes       a file of items and their attributes, for filters of requests
-    attribute_kinds  `number` or `text` by attribute, for those that are not to be guessed
+    attribute_kinds  `number`, `text`, `date` or `list` by attribute, for those that are not to be guessed
     shown            attributes that answers may have, as price in `fields=id,price`
     force            publish even if `Rules.available` has less than half of the items, as PublishSettings.force does
     """

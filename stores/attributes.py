@@ -18,7 +18,7 @@ of pieces, and the kinds of the columns, under ABOUT.
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import isfinite, nan
@@ -35,7 +35,7 @@ from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
 
 FORMAT = 3
-# Of a table without lists and dates, which services before 0.3 can read, too.
+# Of a table without lists and dates, which earlier services can read, too.
 _PLAIN_FORMAT = 2
 # Whole numbers below this are exact as floats.
 EXACT_FLOATS = 2**53
@@ -48,7 +48,13 @@ MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 # A date of an item that leaves all lists then.
 EXPIRES: Final = "expires"
 SEVERAL = "|"
+# Before each text of an array, instead of any other separator, as no text has it.
+IN_ARRAY = "\x1f"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:.*)?")
+# As Unix times, the first second of the year 1 and the last one of 9999, as which earlier and later ones are read: a
+# zone or rounding of the microseconds may lead to another year.
+_FIRST_S = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST_S = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 Kind = Literal["number", "text", "list", "date"]
 # A list is a tuple.
@@ -164,7 +170,8 @@ def parse_date(text: str) -> float:
         time = None
     if time is None:
         return nan
-    return time.replace(tzinfo=time.tzinfo or UTC).timestamp()
+    seconds = time.replace(tzinfo=time.tzinfo or UTC).timestamp()
+    return min(max(seconds, _FIRST_S), _LAST_S)
 
 
 def format_date(seconds: float) -> str:
@@ -173,15 +180,25 @@ def format_date(seconds: float) -> str:
     return text.removesuffix("T00:00:00+00:00").replace("+00:00", "Z")
 
 
+def join_array(texts: Iterable[str]) -> str:
+    """Return an array as one text for `parse_list`."""
+    return "".join(f"{IN_ARRAY}{text}" for text in texts)
+
+
+def parse_text(text: str) -> str:
+    """Return a text, and an array as `men|shoes`."""
+    return text.removeprefix(IN_ARRAY).replace(IN_ARRAY, SEVERAL)
+
+
 def parse_list(text: str, separator: str = SEVERAL) -> tuple[str, ...]:
-    """Return the texts of a list, such as `men|shoes`, each once."""
-    texts = map(str.strip, text.split(separator))
+    """Return the texts of a list, such as `men|shoes` or an array, each once."""
+    texts = map(str.strip, text.split(IN_ARRAY if text.startswith(IN_ARRAY) else separator))
     return tuple(dict.fromkeys(filter(None, texts)))
 
 
 _PARSERS: Mapping[Kind, Callable[[str], float | str | tuple[str, ...]]] = {
     "number": parse_number,
-    "text": str,
+    "text": parse_text,
     "list": parse_list,
     "date": parse_date,
 }

@@ -11,7 +11,7 @@ MARK = "mark"
 class Item(TypedDict, total=False):
     """An item of a list, and the attributes that were asked for; `source` marks popular items that fill a list up.
 
-    An item is *filled* if it does not meet the filter of the request, but the option `else_`.
+    An item is `filled` if it does not meet the filter of the request, but its `else`.
     """
 
     # In the order of their encoding.

@@ -25,7 +25,7 @@ DEFAULTS = tuple(kind.gate(kind.default, kind.depth) for kind in KINDS.values() 
 AS_FLAGS = {
     "lists": "--list NAME=SOURCE",
     "attributes": "--item-attributes",
-    "kind": "--attribute NAME=number or NAME=text",
+    "kind": "--attribute NAME=number, text, date or list",
     "show": "--show",
     "gate": "--gate {name}=0.1",
 }

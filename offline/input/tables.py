@@ -19,12 +19,11 @@ from hotplate.offline.input.columns import EPOCH, NULL_VALUES, NUMBERED, UsualTi
 from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
 from hotplate.offline.input.files import DataFile
 from hotplate.offline.options import Format
+from hotplate.stores.attributes import IN_ARRAY
 
 # Columns added to a scan: the row's index, and its malformed part, if any: fields after the last, or a line not JSON.
 ROW = "\0row"
 EXTRA = "\0extra"
-# Between the values of a list, as no text of a list has it.
-LIST_SEPARATOR = "\x1f"
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
 # How a message shows a null.
@@ -88,11 +87,11 @@ class Table:
         return pl.when(is_after_blanks | (stripped != "")).then(text)
 
     def texts(self, name: str) -> pl.Expr:
-        """Return a column of lists as texts, joined by LIST_SEPARATOR, or any other column as `text` does."""
+        """Return a column of arrays as texts, IN_ARRAY before each value, or any other column as `text` does."""
         dtype = self.schema[name]
-        if not isinstance(dtype, pl.List) or pl.List(dtype.inner).inner.is_nested():
+        if not isinstance(dtype, pl.List | pl.Array) or pl.List(dtype.inner).inner.is_nested():
             return self.text(name)
-        return pl.col(name).cast(pl.List(pl.String)).list.join(LIST_SEPARATOR)
+        return pl.lit(IN_ARRAY) + pl.col(name).cast(pl.List(pl.String)).list.join(IN_ARRAY)
 
     def number(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing number and any other text; raises DataError as `text`."""

@@ -8,6 +8,7 @@ import openapi_ui_bundles
 import orjson
 from aiohttp import web
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.api.handlers import NO_STORE, conditional
 from hotplate.serve.api.routes import EVENTS_TAG, HTML, JSON, OPERATIONS, TEXT, Operation, Schema
 from hotplate.serve.api.schemas import NoQuery, ProblemAnswer
@@ -153,6 +154,9 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
             described["security"] = []
         methods = paths.setdefault(operation.path, {})
         methods[operation.method.lower()] = described
+
+    # The attributes that were asked for.
+    schemas[Item.__name__]["additionalProperties"] = True
 
     security: list[Schema] = [{name: []} for name in KEYS]
     if not takes_key:

@@ -25,7 +25,7 @@ import orjson
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.watched import WatchedFiles
-from hotplate.stores.attributes import SEVERAL
+from hotplate.stores.attributes import join_array
 from hotplate.stores.encoding import ITEM, USER, check_id, encode_id
 from hotplate.stores.errors import StoreMisused, did_you_mean
 
@@ -170,7 +170,7 @@ def _text_of(cell: str | float | list[str] | None) -> str:
     if cell is None:
         return ""
     if isinstance(cell, list):
-        return SEVERAL.join(cell)
+        return join_array(cell)
     if isinstance(cell, str):
         return cell
     return str(cell).lower()

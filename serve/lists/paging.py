@@ -1,8 +1,9 @@
 """Paging: a cursor names the place of the last item that was shown, in a list of one release.
 
 The places of a list are those of its items, then those of the popular items that fill it up: of the segment, then of
-everybody. Those of items that `else` adds follow, in the same order. They do not move when items are hidden, bought or
-filtered, so no item is shown twice and none is left out.
+everybody. Those of items that `else` adds follow: of the list, then of the popular lists, which may have items of the
+list, too. They do not move when items are hidden, bought or filtered, so no item is shown twice and none is left out,
+unless new overrides move an item from `where` to `else`.
 """
 
 import re
@@ -12,14 +13,16 @@ from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import BEGIN, CURSOR_PATTERN
-from hotplate.serve.lists.shaping import FILLED_MARK
-from hotplate.stores.encoding import NO_OFFSET, SEPARATOR, ids_of
+from hotplate.serve.lists.shaping import FILLED_MARK, POPULAR_MARK
+from hotplate.stores.encoding import NO_OFFSET, SEPARATOR, ids_of, length_of
 from hotplate.stores.errors import StoreMisused
 
 # Items of all pages of a list.
 MAX_ITEMS = 1000
 # Before the first item.
 _BEGINNING = -1
+# The end of a popular item that `else` adds.
+_FILLED_POPULAR = POPULAR_MARK.removesuffix(b"}") + FILLED_MARK
 _is_cursor = re.compile(CURSOR_PATTERN).fullmatch
 
 
@@ -72,11 +75,17 @@ def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
     *items* are JSON objects with a separator between them, all that are shown of the list, in its order: some may be
     left out, so their places have gaps. The page's `next` is the cursor of its last item, None if no items follow.
     """
-    places = _places(encoded)  # by the id of the item
+    popular = encoded.release.popular
+    fallbacks = dict.fromkeys((encoded.fallback, encoded.fallback.popular()))  # which may be the same
+    popular_bodies = [popular.get(key.text, NO_OFFSET) for key in fallbacks]
+    places = _places(encoded.body, *popular_bodies)
+    filled_places = _places(*popular_bodies)
     places_and_items = list[tuple[int, bytes]]()  # after the cursor
     for identifier, item in zip(ids_of(items), items.split(SEPARATOR), strict=False):
         place = places[identifier]
-        if item.endswith(FILLED_MARK):
+        if item.endswith(_FILLED_POPULAR):
+            place = len(places) + length_of(encoded.body) + filled_places[identifier]
+        elif item.endswith(FILLED_MARK):
             place += len(places)
         if place > cursor.place:
             places_and_items.append((place, item))
@@ -89,15 +98,11 @@ def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
     return Page(SEPARATOR.join([item for _, item in page]), following)
 
 
-def _places(encoded: EncodedList) -> dict[bytes, int]:
-    """Return the places of items by their ids: from 0 in the list, then in the popular lists that may follow it.
+def _places(*bodies: bytes) -> dict[bytes, int]:
+    """Return the places of items by their ids: from 0 in the first body, then in the next ones.
 
-    These are the popular list of the request's segment, and the one for everybody. An item has its first place.
+    An item has its first place.
     """
-    popular = encoded.release.popular
-    fallbacks = dict.fromkeys((encoded.fallback, encoded.fallback.popular()))  # which may be the same
-    bodies = [encoded.body, *(popular.get(key.text, NO_OFFSET) for key in fallbacks)]
-
     places = dict[bytes, int]()
     for body in bodies:
         for identifier in ids_of(body):

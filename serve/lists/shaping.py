@@ -54,7 +54,7 @@ class Shaper:
         attributes of items that cannot be read.
         """
         if selection.else_ and selection.else_ != POPULAR_ITEMS:  # refused even if it is not needed
-            self._filters_of(encoded.release).rejected(selection.else_)
+            self._check_else(encoded.release, selection.else_)
         gone = [ids for ids in (self._deny_list.current.items, self._expired(encoded.release)) if ids]
 
         hidden: IdSet | None = None
@@ -178,6 +178,14 @@ class Shaper:
         popular = self._popular_filling(encoded, second, left_out, items)
         shown_popular = _marked(self._with_fields(encoded, selection, popular), POPULAR_MARK)
         return _marked(_joined(self._with_fields(encoded, selection, items), shown_popular), FILLED_MARK)
+
+    def _check_else(self, release: ServedRelease, conditions: str) -> None:
+        """Raise StoreMisused for invalid conditions of `else`; raises as `_filters_of`, too."""
+        filters = self._filters_of(release)
+        try:
+            filters.rejected(conditions)
+        except StoreMisused as error:
+            raise StoreMisused(f"else: {error}") from None
 
     def _popular(self, release: ServedRelease, fallback: RowKey, where: str) -> bytes:
         """Return the popular list of a key, without items that do not meet *where*; empty if the release has none."""

@@ -101,6 +101,7 @@ def test_release_that_hides_attributes_which_the_live_one_shows_is_refused(
         ("prise", "The shown attribute prise: "),
         ("prise", "did you mean price?"),
         ("title", "The shown attribute title: an item has this field already; rename the column in"),
+        ("title", "Titles of answers are those of `train` or `import`, as by --titles FILE"),
     ],
 )
 def test_attribute_that_cannot_be_shown_is_refused_by_name(

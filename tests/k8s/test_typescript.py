@@ -26,6 +26,8 @@ const rest = await service.GET("/v1/recommendations/{user}", {
   params: { path: { user: "42" }, query: { n: 2, exclude: ["a", "b"] } },
 });
 console.log(JSON.stringify(rest.data?.items.map((item) => item.id)));
+// An attribute that the release shows.
+void rest.data?.items.map((item) => item.filled === true || String(item.price));
 // @ts-expect-error -- no such route
 void service.GET("/v1/recommendations/{person}", { params: { path: { person: "42" } } });
 // @ts-expect-error -- no such parameter

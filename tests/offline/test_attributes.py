@@ -365,6 +365,40 @@ def test_cells_that_are_no_dates_are_missing_and_shown(tmp_path: Path) -> None:
     )
     few = write_column(tmp_path / "few.csv", ["2026-12-01", "soon", "20261201", "2026-13-01", "12:30"])
     assert entry_of(few)["columns"] == {"price": "text"}
+    most = write_column(tmp_path / "most.csv", [*["2026-12-01"] * 9, "never"])
+    assert entry_of(most)["columns"] == {"price": "text"}
+    (note,) = entry_of(most)["notes"]
+    assert note.startswith("price (text): 90% of its cells are dates, and 95% would make it one of dates; ")
+    assert note.endswith(f"takes the other cells as missing: {most}, row 11, column 'price': 'never'")
+
+
+def test_dates_beyond_the_years_that_can_be_shown_are_the_first_or_last(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(
+        "item,until\na,9999-12-31T23:59:59.9999999\nb,9999-12-31T23:00-02:00\nc,0001-01-01T00:00+01:00\nd,9999-12-31\n"
+    )
+    assert column_of(path, "until") == {
+        "a": "9999-12-31T23:59:59Z",
+        "b": "9999-12-31T23:59:59Z",
+        "c": "0001-01-01",
+        "d": "9999-12-31",
+    }
+
+
+def test_expires_without_any_value_stays_a_date(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item,expires\na,\nb,\n")
+    parquet = tmp_path / "items.parquet"
+    pl.DataFrame({"item": ["a"], "expires": [None]}).write_parquet(parquet)
+    assert column_of(path, "expires") == {"a": None, "b": None}
+    assert entry_of(path)["columns"] == entry_of(parquet)["columns"] == {"expires": "date"}
+
+
+def test_arrays_among_texts_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"item":"a","category":"hats"}\n{"item":"b","category":["men","shoes"]}\n')
+    (note,) = entry_of(path)["notes"]
+    assert note.startswith("category (text): 1 of its cells are arrays; write all as arrays for a list: ")
 
 
 LISTS = {"a": ("men", "shoes"), "b": ("müsli 2/XL",), "c": None, "d": ("8", "x y")}
@@ -386,6 +420,22 @@ def test_lists_are_read_from_each_format(tmp_path: Path) -> None:
     assert column_of(semicolons, "category", category="list;") == LISTS
     assert column_of(lines, "category") == column_of(parquet, "category") == LISTS
     assert column_of(table, "category")["a"] == "men| shoes|men", "a text unless it is declared"
+
+
+@pytest.mark.parametrize("kind", ["list", "list;"])
+def test_arrays_are_lists_of_their_texts_whatever_separator_is_given(tmp_path: Path, kind: str) -> None:
+    lines = tmp_path / "items.jsonl"
+    lines.write_text('{"item":"a","category":["men","sale|50","x;y"]}\n{"item":"b","category":["men"]}\n')
+    parquet = tmp_path / "items.parquet"
+    pl.read_ndjson(lines).write_parquet(parquet)
+    fixed = tmp_path / "fixed.parquet"
+    pl.DataFrame(
+        {"item": ["a"], "category": pl.Series([["men", "shoes"]], dtype=pl.Array(pl.String, 2))}
+    ).write_parquet(fixed)
+    for path in (lines, parquet):
+        assert column_of(path, "category", category=kind) == {"a": ("men", "sale|50", "x;y"), "b": ("men",)}
+        assert column_of(path, "category", category="text") == {"a": "men|sale|50|x;y", "b": "men"}
+    assert column_of(fixed, "category") == {"a": ("men", "shoes")}
 
 
 @pytest.mark.parametrize(
@@ -413,7 +463,13 @@ def test_conditions_ask_for_one_text_of_a_list(tmp_path: Path, where: str, kept:
     ("cell", "note"),
     [
         ("2026-12-01", "expires (date): each item leaves all lists at that time"),
-        ("1780000000", "expires (number): items leave lists at a date only; write 2026-12-31 or 2026-12-31T18:00Z"),
+        (
+            "1780000000",
+            (
+                "expires (number): no item leaves lists; write 2026-12-31 or 2026-12-31T18:00Z, and --attribute "
+                "expires=date"
+            ),
+        ),
     ],
 )
 def test_expires_is_named_when_it_is_published(tmp_path: Path, cell: str, note: str) -> None:

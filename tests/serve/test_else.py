@@ -110,9 +110,10 @@ def test_lists_equal_brute_force(lists: SyncLists, examples: int) -> None:
         )
 
 
-def test_pages_show_each_item_once_and_filled_ones_last(lists: SyncLists) -> None:
+@pytest.mark.parametrize("else_", ["price>1", "popular"])
+def test_pages_show_each_item_once_and_filled_ones_last(lists: SyncLists, else_: str) -> None:
     for user in LISTS:
-        options: Any = {"where": "brand:acme", "else_": "price>1"}
+        options: Any = {"where": "brand:acme", "else_": else_}
         whole = lists.personal(user, 1000, **options).items
         pages = list[Any]()
         after: str | None = "0"
@@ -135,7 +136,7 @@ def test_fields_apply_to_filled_items(lists: SyncLists) -> None:
 @pytest.mark.parametrize("else_", ["size:8", "price<much", "nonsense"])
 def test_an_unusable_second_filter_is_refused_even_if_it_is_not_needed(lists: SyncLists, else_: str) -> None:
     for where in ("price>1", ""):
-        with pytest.raises(hotplate.StoreMisused):
+        with pytest.raises(hotplate.StoreMisused, match=r"^else: "):
             lists.popular(1, where=where, else_=else_)
 
 

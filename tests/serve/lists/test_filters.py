@@ -465,3 +465,22 @@ def test_client_remembers_popular_lists_by_condition(folder: Path) -> None:
         assert ([item["id"] for item in kept.items], kept.source) == (["top1"], "memory")
         with pytest.raises(hotplate.ServiceUnavailable):
             client.recommendations("1", where="category:hats")
+
+
+def test_overrides_with_arrays_keep_their_texts() -> None:
+    rows, _ = encode_attributes(IDS, {"category": [("men",)] * 5, "colour": COLOURS}, {"category": "list"})
+    table = ItemAttributes(b"".join(row.value for row in rows))
+    lines = (
+        b'{"item": "i1", "category": ["sale|50", "men"], "colour": ["red", "blue"]}\n{"item": "i2", "category": "a|b"}'
+    )
+    filters_of_release = ReleaseFilters(table).under(parse_overrides(lines).overrides)
+    kept = {
+        where: [item for item in IDS if encode_id(item) not in filters_of_release.rejected(where)]
+        for where in ('category:"sale|50"', "category:sale|a", "category:men", 'colour:"red|blue"')
+    }
+    assert kept == {
+        'category:"sale|50"': ["i1"],
+        "category:sale|a": ["i2"],
+        "category:men": ["i0", "i1", "i3", "i4"],
+        'colour:"red|blue"': ["i1"],
+    }
