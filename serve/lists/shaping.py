@@ -73,13 +73,17 @@ class Shaper:
         if selection.per:  # the last one: it counts items that are in no other
             left_out.append(self._filters_of(encoded.release).limited(selection.per))
         items = self._filtered(encoded, selection, left_out)
+
         enough = selection.n
         if not selection.is_filtered:
             enough = min(selection.n, length_of(encoded.body))
-        shown = self._with_fields(encoded, selection, items)
         if length_of(items) >= enough:
-            return shown
+            return self._with_fields(encoded, selection, items)
+        return self._filled(encoded, selection, left_out, items)
 
+    def _filled(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes) -> bytes:
+        """Return *items* of a list with its fields, then popular items and those of `else`, up to `selection.n`."""
+        shown = self._with_fields(encoded, selection, items)
         popular = self._popular_filling(encoded, selection, left_out, items)
         shown = _joined(shown, _marked(self._with_fields(encoded, selection, popular), POPULAR_MARK))
         if not (selection.where and selection.else_) or length_of(shown) == selection.n:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from hotplate.base.timing import HOUR_S
@@ -135,14 +135,7 @@ class ReleaseJudge:
         be good.
         """
         reported = self._states.of_tier(comparisons.tier)
-        live = {state.live for state in reported if state.live is not None}
-        if live - {comparisons.live}:
-            catalogue = await self._read_catalogue(comparisons.tier)
-            release = None if catalogue is None else catalogue.live_ref
-            if catalogue is not None and release in live and release != comparisons.live:
-                counts = live_counts(comparisons.tier, self._metrics)
-                comparisons.begin_release(release, catalogue, counts, self._clock())
-                self._shared.keep(self._tiers)  # from now on, workers count for this release
+        await self._begin_new_release(comparisons, {state.live for state in reported if state.live is not None})
         if comparisons.live is None:
             return
 
@@ -162,6 +155,20 @@ class ReleaseJudge:
             comparisons.retry_at = self._clock() + RETRY_S
         if is_over:
             comparisons.before = None
+
+    async def _begin_new_release(self, comparisons: TierComparisons, live: Collection[ReleaseRef]) -> None:
+        """Judge another release from now on, if workers report one as *live* that the catalogue names."""
+        if not {*live} - {comparisons.live}:
+            return
+        catalogue = await self._read_catalogue(comparisons.tier)
+        if catalogue is None:
+            return
+        release = catalogue.live_ref
+        if release is None or release not in live or release == comparisons.live:
+            return
+        counts = live_counts(comparisons.tier, self._metrics)
+        comparisons.begin_release(release, catalogue, counts, self._clock())
+        self._shared.keep(self._tiers)  # from now on, workers count for this release
 
     async def _withdraw(
         self, comparisons: TierComparisons, live: ReleaseRef, before: ReleaseRef, counts: ReleaseCounts, finding: str
