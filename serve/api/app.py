@@ -192,6 +192,8 @@ class Dispatcher(Router):
         sampled_log = self._count(match.route, request.method, response.status, took_s)
         if sampled_log is not None or span is not None:
             report(_record_of(request, response, match, request_id=request_id, took_s=took_s), sampled_log, span)
+        if LIST_ANSWER in request:  # aiohttp keeps the last request of an idle connection
+            del request[LIST_ANSWER]
         return response
 
     def _set_headers(self, request: web.BaseRequest, response: web.Response, took_s: float) -> None:

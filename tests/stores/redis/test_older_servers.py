@@ -198,7 +198,7 @@ class Harness:
             drafts = [entry for entry in catalogue.releases if entry.state is State.DRAFT]
             left_over = {finding.subject: finding for finding in await examine(store)}["left over"]
             assert drafts or left_over.level is Level.OK, left_over.sentence
-            named = ("}:catalogue", "}:incarnations", "}:erased")
+            named = ("}:catalogue", "}:incarnations", "}:erased", "}:log")
             orphans = [
                 key
                 for key in await asyncio.to_thread(self.deployment.keys)
