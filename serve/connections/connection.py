@@ -273,7 +273,8 @@ class Connection(asyncio.Protocol, asyncio.Transport):
     def _receive_header(self, data: bytes) -> None:
         """Buffer bytes until a header is complete and the request before it is answered; limit the buffer.
 
-        If too many bytes are in flight, a client that sends more while it is being answered is cut.
+        If too many bytes are in flight, a client that sends more than the rest of a short request while it is being
+        answered is cut.
         """
         self._buffer += data
         self._hold(self._in_flight + len(data), self._unread)
@@ -281,7 +282,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             if self._server.is_full and self._unread:
                 self._cut_slow_reader()
             self._read_headers()
-        elif self._server.is_full:
+        elif self._server.is_full and len(self._buffer) > self._server.limits.header_bytes:  # more than a short body
             self._cut_slow_reader()
         if len(self._buffer) > MAX_BUFFERED_BYTES and self.transport is not None:
             self.transport.pause_reading()
