@@ -92,7 +92,7 @@ def read_attributes(
         if kind not in get_args(Kind) and not is_list:
             raise SettingError(
                 f"The attribute {name!r} is {kind!r}; write NAME=number, text, date or list: price=number, or "
-                "category=list; with the character between its texts."
+                "category=list; for texts between semicolons."
             )
     if path is None:
         if kinds or shown:
