@@ -9,7 +9,7 @@ PREFIX:{INCARNATION.B}:@state     string: `draft:WRITER` or `sealed`; a release 
 PREFIX:{INCARNATION.B}:@dropping  set: tokens of the erasures that are about to delete this state
 PREFIX:{INCARNATION.0}:@keys      list: the packed keys of each acknowledged batch
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which are not in order
-PREFIX:{INCARNATION.0}:@points    hash: the last acknowledged key by part
+PREFIX:{INCARNATION.0}:@points    hash: the last acknowledged key by part, and by writer
 
 A release is one attempt to publish, named by its INCARNATION. Its rows are spread over 256 buckets, so that a cluster
 spreads them over its nodes: a cluster keeps keys with the same text in braces in one slot. The bucket B of a row is

@@ -7,8 +7,8 @@ has them, their keys are listed and the resume point advances. The names of keys
 """
 
 import asyncio
+import secrets
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -39,7 +39,7 @@ MAX_BYTES = 1 << 20
 BUSY_SHARE = 0.5
 
 # PUT: KEYS state, rows; ARGV expected state, values. ACKNOWLEDGE: KEYS first state, list of keys, points; ARGV expected
-# state, packed batch, part, point. Both return the former state.
+# state, packed batch, and the resume points as fields and values. Both return the former state.
 PUT = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
@@ -55,7 +55,7 @@ ACKNOWLEDGE = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
 redis.call('RPUSH', KEYS[2], ARGV[2])
-redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
+redis.call('HSET', KEYS[3], unpack(ARGV, 3))
 return state
 """
 
@@ -106,8 +106,11 @@ class Writer:
         self._lagging = set[tuple[str, int]]()
         """Nodes whose replicas do not keep up; not waited for before the seal."""
 
-        self._acknowledged = defaultdict[DraftRef, dict[int | str, str]](dict)
-        """The last key that the server has acknowledged, by part."""
+        self._last_acknowledged = dict[DraftRef, str]()
+        """The last key that the server has acknowledged to this writer."""
+
+        self._field = f"writer:{secrets.token_hex(4)}"
+        """Where the server keeps that key; two processes may write one part, each with its own progress."""
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a *part* of a draft in batches, each acknowledged before the next; raises as `Store.put`.
@@ -129,7 +132,7 @@ class Writer:
         write = self._write_by_bucket if self._keys.clustered else self._write_in_transaction
         async with self._lock:
             pause_s = await self._retrier.call(write, draft, batch)
-            self._acknowledged[draft][batch.part] = batch.last_key
+            self._last_acknowledged[draft] = batch.last_key
             await asyncio.sleep(pause_s)
 
     def _batches(self, rows: Sequence[Row], list_name: str, part: int | str) -> Iterator[Batch]:
@@ -147,41 +150,39 @@ class Writer:
         for batch in batches_of(rows, size):
             yield Batch.of(batch, list_name, part)
 
+    def _points(self, batch: Batch) -> tuple[int | str, ...]:
+        """Return what is stored with a batch, as fields and values: the resume point of its part and this writer's."""
+        return (batch.part, batch.last_key, self._field, batch.last_key)
+
     def forget(self, draft: DraftRef) -> None:
-        """Forget the acknowledged batches of a draft, with which `check_kept` compares those of the server."""
-        self._acknowledged.pop(draft, None)
+        """Forget the last acknowledged key of a draft, which `check_kept` compares with that of the server."""
+        self._last_acknowledged.pop(draft, None)
 
     async def check_kept(
         self, draft: DraftRef, session: Session, *, sending: str | None = None, watched: bool = False
     ) -> bytes | None:
         """Check that the server still has the acknowledged rows of a draft; return the draft's state.
 
-        A server that restarted, or a replica that became primary, may have lost rows. It has then lost their resume
-        points, too: for each part of the draft, the last key that the server acknowledged. So the stored resume points
-        are compared with those that this writer remembers, and RowsLost is raised if one differs.
+        A server that restarted, or a replica that became primary, may have lost rows. It has then lost what it stored
+        with them, too: the last key that it acknowledged to this writer. RowsLost is raised if the stored key is not
+        the one that this writer remembers.
 
         *sending* is the last key of a batch that is being written, if any. An earlier attempt may have written it, and
-        its response may have been lost, so this key is also accepted as a resume point.
+        its response may have been lost, so this key is also accepted.
 
         If *watched*, the next transaction of the session fails if the state changes before it. The state is
         `draft:WRITER` or `sealed`, or None if it is absent; whether it is this writer's is left to the caller.
         """
         keys = self._keys.release(draft)
-        last_key_by_part = self._acknowledged[draft]
-
-        commands = list[Command]()
+        commands: list[Command] = [("GET", keys.state), ("HGET", keys.points, self._field)]
         if watched:
-            commands.append(("WATCH", keys.state))
-        commands.append(("GET", keys.state))
-        commands.append(("HMGET", keys.points, "", *last_key_by_part))  # HMGET needs a field, so "" comes first
+            commands.insert(0, ("WATCH", keys.state))
         replies = await session.execute_all(*commands)
         state: bytes | None = replies[-2]
-        stored_points: list[bytes | None] = replies[-1][1:]  # without that of ""
+        stored_key: bytes | None = replies[-1]
 
-        rows_kept = True
-        for last_key, point in zip(last_key_by_part.values(), stored_points, strict=True):
-            if point is None or point.decode() not in (last_key, sending):
-                rows_kept = False
+        last_key = self._last_acknowledged.get(draft)
+        rows_kept = last_key is None or (stored_key is not None and stored_key.decode() in (last_key, sending))
         if state == state_of(draft) and not rows_kept:
             raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
         return state
@@ -190,8 +191,9 @@ class Writer:
         """Write and acknowledge a batch by one transaction; used on a single server.
 
         The transaction stores the rows, appends their packed keys to the list of batches, and stores the batch's last
-        key as the resume point of its part. Nothing is stored, and StoreUnavailable is raised, if the draft's state
-        changes after it was checked. Returns how many seconds to pause, so that readers are not delayed.
+        key as the resume point of its part, and for `check_kept`. Nothing is stored, and StoreUnavailable is raised, if
+        the draft's state changes after it was checked. Returns how many seconds to pause, so that readers are not
+        delayed.
         """
         keys = self._keys.release(draft)
         row_names = keys.rows([row.key for row in batch.rows])
@@ -214,7 +216,7 @@ class Writer:
                 ("MULTI",),
                 ("MSET", *names_and_values),
                 ("RPUSH", batch.list_name, batch.packed_keys),
-                ("HSET", keys.points, batch.part, batch.last_key),
+                ("HSET", keys.points, *self._points(batch)),
                 ("EXEC",),
             )
             if replies is None:  # the watched state has changed
@@ -274,7 +276,7 @@ class Writer:
         check_owned(draft, state_before)
 
         key_names = (keys.state, batch.list_name, keys.points)
-        acknowledge = evaluation(ACKNOWLEDGE, key_names, state_of(draft), batch.packed_keys, batch.part, batch.last_key)
+        acknowledge = evaluation(ACKNOWLEDGE, key_names, state_of(draft), batch.packed_keys, *self._points(batch))
         state = await session.execute(*acknowledge)  # another writer may have claimed the draft since the check
         check_owned(draft, state)
 

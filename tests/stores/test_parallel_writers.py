@@ -70,6 +70,29 @@ async def test_lost_and_repeated_parts_add_up_to_one_release(open_store: OpenSto
 
 
 @on_shared_stores
+async def test_a_part_that_two_write_at_different_speeds_is_complete(open_store: OpenStore) -> None:
+    """As Spark's speculative execution does: what the faster attempt wrote is not lost for the slower one."""
+    slow, fast = open_store(), open_store()
+    faster_is_done = asyncio.Event()
+
+    async def paused(rows: Sequence[Row]) -> AsyncIterator[Sequence[Row]]:
+        async for batch in batches(rows, 10):
+            yield batch
+            await faster_is_done.wait()
+
+    async def twice(context: PartContext) -> WrittenPart:
+        slower = asyncio.create_task(write_part(slow, context, 1, paused(PARTS[0])))
+        await asyncio.sleep(0)
+        await write_part(fast, context, 1, batches(PARTS[0], 7))
+        faster_is_done.set()
+        return await slower
+
+    store = open_store()
+    result = await publish_release(store, batches(POPULAR), plan=PLAN, others=ParallelWriters((), twice))
+    assert await published_rows(store, result.manifest.release) == [*POPULAR, *PARTS[0]]
+
+
+@on_shared_stores
 async def test_draft_of_dead_writers_resumes_each_part(open_store: OpenStore) -> None:
     store = open_store()
 
