@@ -6,18 +6,16 @@ WAIT and ASKING hold for a connection.
 """
 
 import asyncio
-import logging
 import ssl
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis import exceptions
-from redis.asyncio import Connection, Redis, SSLConnection
-from redis.asyncio.connection import AbstractConnection, RedisSSLContext
+from redis.asyncio import Connection, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
@@ -27,8 +25,6 @@ from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.credentials import PasswordFile
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.url import RedisAddress
-
-log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 1.0
 COMMAND_TIMEOUT_S = 5.0  # for the replies to all commands that are sent at once
@@ -40,65 +36,75 @@ Command = Sequence[str | bytes | int]
 """The name of a command and its arguments."""
 
 
-class CertifiedContext(ssl.SSLContext):
-    """A TLS context that expects a certificate for another name than the host's.
-
-    redis-py's `SSLConnection` has no such name.
-    """
-
-    certified_as: str | None = None
-
-    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:  # noqa: ANN401 -- those of `SSLContext`
-        """See `SSLContext.wrap_bio`."""
-        if self.certified_as is not None:
-            options["server_hostname"] = self.certified_as
-        return super().wrap_bio(*args, **options)
-
-
 @lru_cache(maxsize=8)
-def _ssl_context(ca: str | None, certified_as: str | None, _changed_at: int) -> CertifiedContext:
+def _ssl_context(ca: str | None, _changed_at: int) -> ssl.SSLContext:
     """Return a context that trusts the system's certificates and those in the file *ca*.
 
     Cached, because creating a context takes 20 ms; *_changed_at* is when the file changed, which calls for another one.
     """
-    context = CertifiedContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.certified_as = certified_as
-    context.verify_flags = ssl.create_default_context().verify_flags
-    context.load_default_certs()
+    context = ssl.create_default_context()
     if ca is not None:
         context.load_verify_locations(ca)
     return context
 
 
-class TrustedCertificates(RedisSSLContext):
-    """The TLS context of a connection, which reads a changed file of certificates before it connects again.
+class ServerConnection(Connection):
+    """A connection of redis-py that is closed at once, also if it is cancelled while it is opened.
 
-    redis-py's own keeps its first context, also in idle connections of a pool.
+    asyncio closes a connection after it has sent everything, and one of TLS after the server has agreed, or after 30 s.
+    Until then, its socket is open, also after redis-py's `disconnect`.
     """
 
-    def __init__(self, ca: str | None, certified_as: str | None) -> None:
-        super().__init__(ca_certs=ca)
+    def __init__(self, *, tls: bool, ca: str | None, certified_as: str | None, **settings: Any) -> None:  # noqa: ANN401 -- redis-py's own
+        """*ca* is a file of certificates to trust, *certified_as* the name in the server's, by default its host."""
+        super().__init__(**settings)
+        self._tls = tls
+        self._ca = ca
         self._certified_as = certified_as
 
-    def get(self) -> ssl.SSLContext:
-        """Return the context; raises redis-py's ConnectionError."""
-        ca = self.ca_certs
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The transport; None unless it is connected."""
+        return None if self._writer is None else cast("asyncio.Transport", self._writer.transport)
+
+    def abort(self) -> None:
+        """Close the transport, if any, in the next turn of the event loop."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def disconnect(self, nowait: bool = False, **details: Any) -> None:  # type: ignore[override]  # noqa: ANN401, FBT001, FBT002 -- redis-py's own
+        """See `AbstractConnection.disconnect`, which has nothing to wait for then."""
+        del nowait
+        self.abort()
+        await super().disconnect(nowait=True, **details)
+
+    async def _connect(self) -> None:
+        """Connect as redis-py does, but keep the streams from the first, to close them after a cancellation."""
+
+        def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._reader = reader
+            self._writer = writer
+
+        loop = asyncio.get_running_loop()
+        stream = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), keep, loop)
+        context = self._context() if self._tls else None
+        try:
+            async with asyncio.timeout(self.socket_connect_timeout):
+                await loop.create_connection(
+                    lambda: stream, self.host, self.port, ssl=context, server_hostname=self._certified_as
+                )
+        except BaseException:
+            await self.disconnect()
+            raise
+
+    def _context(self) -> ssl.SSLContext:
+        """Return a context with the certificates that the file has now; raises redis-py's ConnectionError."""
+        ca = self._ca
         try:
             changed_at = Path(ca).stat().st_mtime_ns if ca else 0
-            return _ssl_context(ca, self._certified_as, changed_at)
+            return _ssl_context(ca, changed_at)
         except OSError as error:
             raise exceptions.ConnectionError(f"the certificates in {ca} cannot be read: {error}") from error
-
-
-class TLSConnection(SSLConnection):
-    """A connection of redis-py over TLS.
-
-    *ca* is a file of certificates to trust, *certified_as* the name that the server's certificate must hold.
-    """
-
-    def __init__(self, *, ca: str | None = None, certified_as: str | None = None, **settings: Any) -> None:  # noqa: ANN401 -- redis-py's own
-        super().__init__(**settings)
-        self.ssl_context = TrustedCertificates(ca, certified_as)
 
 
 def is_primary(greeting: object) -> bool:
@@ -117,12 +123,8 @@ async def connect_to_any(connection: AbstractConnection) -> None:
     """
     try:
         await connection.on_connect()
-    except Exception:
-        with suppress(RedisError):  # over TLS, the server did not answer; the connection is closed nevertheless
-            await connection.disconnect()
-        raise
-    except BaseException:  # cancelled: the caller does not wait
-        await connection.disconnect(nowait=True)
+    except BaseException:
+        await connection.disconnect()
         raise
 
 
@@ -159,7 +161,10 @@ def settings_of(address: RedisAddress, credentials: CredentialProvider | None = 
         "retry": NO_RETRIES,
         "socket_timeout": None,  # callers have time limits
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "connection_class": Connection,
+        "connection_class": ServerConnection,
+        "tls": address.tls,
+        "ca": address.ca,
+        "certified_as": address.certified_as,
         "redis_connect_func": connect_to_primary if address.is_primary else connect_to_any,
     }
 
@@ -167,9 +172,6 @@ def settings_of(address: RedisAddress, credentials: CredentialProvider | None = 
         settings["credential_provider"] = credentials
     else:
         settings |= login_of(address)
-
-    if address.tls:
-        settings |= {"connection_class": TLSConnection, "ca": address.ca, "certified_as": address.certified_as}
     return settings
 
 
@@ -228,10 +230,10 @@ class Session:
                 await connection.send_packed_command(packed, check_health=False)
                 return [await self._read(str(command[0])) for command in commands]
         except (RedisError, TimeoutError) as error:
-            await connection.disconnect(nowait=True)
+            await connection.disconnect()
             raise translated(error, self.where) from error
         except (TypeError, ValueError, LookupError, AttributeError) as error:  # of redis-py's parsers
-            await connection.disconnect(nowait=True)
+            await connection.disconnect()
             raise StoreUnavailable(f"{self.where} replied in an unknown format; the connection was closed") from error
 
     def _pack(self, commands: Sequence[Command]) -> list[bytes]:
@@ -274,15 +276,3 @@ def raise_first_error(replies: Sequence[object]) -> None:
     for reply in replies:
         if isinstance(reply, StoreError | AskError):
             raise reply
-
-
-async def finish_closing(closing: Awaitable[None], where: str) -> None:
-    """Wait until connections to *where* are closed.
-
-    Over TLS, redis-py raises TimeoutError after CONNECT_TIMEOUT_S if the server does not answer. That is only logged,
-    because the connection is closed nevertheless.
-    """
-    try:
-        await closing
-    except RedisError as error:
-        log.info("%s did not answer while connections were closed: %s", where, error)

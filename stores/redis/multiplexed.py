@@ -16,12 +16,12 @@ from math import inf
 from typing import Any, cast
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.connection import DefaultParser
 from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisError  # noqa: A004 -- redis-py's name
 
 from hotplate.stores.concurrency import SharedCall, other_loop
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, finish_closing
+from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, ServerConnection
 from hotplate.stores.redis.errors import ReadElsewhere, translated
 from hotplate.stores.store import ReadResult
 
@@ -63,7 +63,7 @@ class Multiplexer(asyncio.Protocol):
     Replies are matched to reads by their order, so an unexpected reply closes it, as does a timeout.
     """
 
-    def __init__(self, connection: AbstractConnection, where: str) -> None:
+    def __init__(self, connection: ServerConnection, where: str) -> None:
         """*connection* is not open yet; *where* names the server in errors."""
         self.where = where
         self.error: str | None = None
@@ -83,8 +83,6 @@ class Multiplexer(asyncio.Protocol):
 
         self._parser = hiredis.Reader(replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE)
         self._transport: asyncio.Transport | None = None
-        self._former_protocol: asyncio.BaseProtocol | None = None
-        """redis-py's, which waits for the end of the transport when it disconnects."""
 
     async def open(self) -> None:
         """Connect by redis-py, which logs in and checks the role of the server, then take over its transport.
@@ -100,14 +98,12 @@ class Multiplexer(asyncio.Protocol):
                     # Data in redis-py's buffer would be lost to this protocol's parser.
                     raise ConnectionError("it sent a reply without a command")  # noqa: TRY301 -- as redis-py's
         except BaseException as error:
-            await connection.disconnect(nowait=True)
+            await connection.disconnect()
             if isinstance(error, RedisError | TimeoutError):
                 raise translated(error, self.where) from error
             raise
 
-        writer = cast("asyncio.StreamWriter", connection._writer)  # noqa: SLF001 -- there is no other way to it
-        transport = cast("asyncio.Transport", writer.transport)
-        self._former_protocol = transport.get_protocol()
+        transport = cast("asyncio.Transport", connection.transport)
         transport.set_protocol(self)
         self._transport = transport
 
@@ -154,15 +150,12 @@ class Multiplexer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail pending commands."""
-        self._transport = None  # Python 3.11.2 fails to abort a transport of TLS that was closed
         self._end(f"{self.where} cannot be reached: {error or 'it closed the connection'}")
-        if self._former_protocol is not None:
-            self._former_protocol.connection_lost(error)
 
     async def close(self) -> None:
         """Close the connection and fail pending commands."""
         self._end(f"{self.where} was closed")
-        await finish_closing(self._connection.disconnect(), self.where)
+        await self._connection.disconnect()
 
     async def retire(self) -> None:
         """Close the connection once pending reads have their replies."""
@@ -264,8 +257,7 @@ class Multiplexer(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._transport is not None:
-            self._transport.abort()
+        self._connection.abort()
 
         while self._pending:
             replies = self._pending.popleft().replies
@@ -328,7 +320,7 @@ class Reconnector:
 
     def _new_connection(self) -> Multiplexer:
         settings = dict(self._settings)
-        connection: AbstractConnection = settings.pop("connection_class")(**settings)
+        connection: ServerConnection = settings.pop("connection_class")(**settings)
         return Multiplexer(connection, self._where)
 
     async def _open(self) -> Multiplexer:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import StoreClosed, StoreUnavailable
-from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Session, finish_closing
+from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Session
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.multiplexed import Reconnector
 from hotplate.stores.redis.url import RedisAddress
@@ -36,7 +36,7 @@ class Pool(ConnectionPool):
     async def release(self, connection: AbstractConnection) -> None:
         """See `ConnectionPool.release`."""
         if self.is_retired:
-            await connection.disconnect(nowait=True)
+            await connection.disconnect()
         await super().release(connection)
 
 
@@ -123,8 +123,7 @@ class Server:
     async def close(self) -> None:
         """Close all connections; calls in progress fail, and none is opened afterwards."""
         self._is_closed = True
-        closing = finish_closing(self._pool.retire(in_use=True), self.address.shown)
-        await all_done(closing, self.reads.close(), self.reads_of_replica.close())
+        await all_done(self._pool.retire(in_use=True), self.reads.close(), self.reads_of_replica.close())
 
     async def _replace_pool(self, pool: Pool) -> None:
         """Use another pool from now on, and close the connections of the former one.
@@ -133,4 +132,4 @@ class Server:
         """
         former = self._pool
         self._pool = pool
-        await finish_closing(former.retire(in_use=False), self.address.shown)
+        await former.retire(in_use=False)

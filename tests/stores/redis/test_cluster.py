@@ -38,6 +38,7 @@ from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, ReadResult, Row
 from hotplate.stores.users import erase_users, find_users
 from hotplate.testing import OpenStore, Stall, StoreContract
+from tests.support.interrupted import turns_with_sockets_left
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import SOON_S, array, commands_in, users_of_the_guide
@@ -65,6 +66,13 @@ class TestCluster(StoreContract):
     @pytest.fixture
     def stall(self, redis_cluster: RedisCluster) -> Stall:
         return redis_cluster.stopped
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "closed"])
+def test_connections_that_are_being_opened_are_closed_with_the_store(
+    redis_cluster: RedisCluster, prefix: str, *, is_cancelled: bool
+) -> None:
+    assert turns_with_sockets_left(redis_cluster.url("rediss+cluster", prefix), is_cancelled=is_cancelled) == []
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError,
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish_release
 from hotplate.stores.redis import replication
-from hotplate.stores.redis import server as redis_server
+from hotplate.stores.redis import server as server_module
 from hotplate.stores.redis import store as redis_store
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, ReadResult, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
+from tests.support.interrupted import turns_with_sockets_left
 from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import RedisServer, certify, replica_of, running
 from tests.support.stores import (
@@ -155,9 +156,9 @@ async def test_call_waits_for_earlier_ones_no_longer_than_for_a_reply(
 ) -> None:
     await redis.catalogue()
     with server.stopped():
-        calls = [asyncio.create_task(redis.catalogue()) for _ in range(redis_server.MAX_SESSIONS)]
+        calls = [asyncio.create_task(redis.catalogue()) for _ in range(server_module.MAX_SESSIONS)]
         await asyncio.sleep(0)
-        monkeypatch.setattr(redis_server, "COMMAND_TIMEOUT_S", 0.01)
+        monkeypatch.setattr(server_module, "COMMAND_TIMEOUT_S", 0.01)
         with pytest.raises(StoreUnavailable, match="8 earlier calls still wait for it"):
             await redis.catalogue()
     await asyncio.gather(*calls, return_exceptions=True)
@@ -197,13 +198,13 @@ async def test_wrong_password_error_does_not_show_it(tmp_path: Path) -> None:
         await entitled.close()
 
 
-async def test_connection_whose_setup_failed_is_closed_before_the_error_is_raised(server: RedisServer) -> None:
-    """Over TLS, closing waits for the server; a loop that ended before would leave the socket open."""
+async def test_connection_whose_setup_failed_is_closed_at_once(server: RedisServer) -> None:
     store = open_url(server.url("rediss").replace("/0?", "/99?"))
     before = open_sockets()
     for call in (store.catalogue, lambda: store.get_many(release_ref(FIRST), ["user:1"])):
         with pytest.raises(StoreUnavailable, match="DB index is out of range"):
             await call()
+        await asyncio.sleep(0)
         assert open_sockets() == before
     await store.close()
 
@@ -323,14 +324,23 @@ async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
         assert await swap_catalogue(remote, changes.renew(catalogue, draft_of(FIRST))) == await remote.catalogue()
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "closed"])
+def test_connections_that_are_being_opened_are_closed_with_the_store(
+    redis_server: RedisServer, prefix: str, *, is_cancelled: bool
+) -> None:
+    assert turns_with_sockets_left(redis_server.url("rediss", prefix), is_cancelled=is_cancelled) == []
+
+
 @pytest.mark.usefixtures("real_limits")
 async def test_store_closes_without_an_error_while_its_server_hangs(server: RedisServer) -> None:
-    async with until_sockets_are_closed(RECOVERS_WITHIN_S):
-        store = open_url(server.url("rediss"))
-        await write_release(store, FIRST, TEN)
-        assert await store.get_many(release_ref(FIRST), [TEN[0].key]) == [TEN[0].value]
-        with server.stopped():
-            await store.close()
+    before = open_sockets()
+    store = open_url(server.url("rediss"))
+    await write_release(store, FIRST, TEN)
+    assert await store.get_many(release_ref(FIRST), [TEN[0].key]) == [TEN[0].value]
+    with server.stopped():
+        await store.close()
+        await asyncio.sleep(0)
+        assert open_sockets() == before
 
 
 async def test_changed_certificate_of_an_authority_is_read_again(server: RedisServer, tmp_path: Path) -> None:

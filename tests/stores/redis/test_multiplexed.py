@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from redis.asyncio import Connection
 
 from hotplate.stores.errors import StoreClosed, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import settings_of
@@ -18,6 +17,7 @@ from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, release_ref
 from tests.support.streams import listening
+from tests.support.tcp_proxy import through
 
 BOB = Row("user:bob", b"bob's list")
 UNENCODABLE = "user:\ud800"
@@ -214,41 +214,18 @@ async def test_reconnects_with_backoff_after_a_refusal_with_an_invalid_reply() -
         assert server.accepted == 1
 
 
-class SlowlyClosed(Multiplexer):
-    """A connection that is never opened; `close` waits for an event."""
-
-    def __init__(self, may_close: asyncio.Event) -> None:
-        super().__init__(Connection(), "nowhere")
-        self._may_close = may_close
-        self.was_useful = True
-
-    async def open(self) -> None:
-        """Do nothing."""
-
-    async def close(self) -> None:
-        await self._may_close.wait()
-
-
-async def test_calls_after_a_lost_connection_share_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    may_close = asyncio.Event()
-    opened = list[Multiplexer]()
-
-    def new_connection(*_: object) -> Multiplexer:
-        opened.append(SlowlyClosed(may_close))
-        return opened[-1]
-
-    monkeypatch.setattr("hotplate.stores.redis.multiplexed.Multiplexer", new_connection)
-    reconnector = reconnector_to(1)
-    lost = await reconnector.connection()
-    lost.error = "it was lost"
-    calls = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
-    for _ in range(10):
-        await asyncio.sleep(0)
-    may_close.set()
-    async with asyncio.timeout(SOON_S):
-        first, second = await asyncio.gather(*calls)
-    assert first is second
-    assert opened == [lost, first]
+async def test_calls_after_a_lost_connection_share_the_next_one(redis_server: RedisServer) -> None:
+    async with asyncio.timeout(SOON_S), through(redis_server.port) as proxy:
+        reconnector = reconnector_to(proxy.port)
+        lost = await reconnector.connection()
+        await lost.mget([b"a"], SOON_S)
+        proxy.reset()
+        while reconnector.current is not None:
+            await asyncio.sleep(0.01)
+        first, second = await asyncio.gather(reconnector.connection(), reconnector.connection())
+        assert first is second
+        assert proxy.accepted == 2
+        await reconnector.close()
 
 
 async def test_close_ends_an_attempt_to_connect() -> None:

@@ -25,6 +25,7 @@ from hotplate.stores.store import Finding, Level, Row
 from hotplate.stores.transitions import commit
 from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
+from tests.support.interrupted import turns_with_sockets_left
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, array, certify, commands_in
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
@@ -117,6 +118,14 @@ async def test_sentinels_with_another_password_deny_access(
     store = opened(stores, guarded.url(secrets.token_hex(4)))
     with pytest.raises(AccessDenied, match=r"no sentinel of .* does not accept this user and password"):
         await store.catalogue()
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "closed"])
+def test_connections_that_are_being_opened_are_closed_with_the_store(
+    guarded: SentinelDeployment, prefix: str, monkeypatch: pytest.MonkeyPatch, *, is_cancelled: bool
+) -> None:
+    monkeypatch.setenv("HOTPLATE_REDIS_SENTINEL_PASSWORD", str(guarded.password))
+    assert turns_with_sockets_left(guarded.url(prefix), is_cancelled=is_cancelled) == []
 
 
 async def test_replica_answers_while_the_primary_does_not(

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import inspect
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from packaging.requirements import Requirement
 from redis.asyncio import Connection
 
 from hotplate.stores.connect import connect
+from hotplate.stores.redis.client import ServerConnection
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
@@ -73,10 +75,14 @@ def test_store_sends_no_command_that_redis_py_sends_by_itself() -> None:
     assert set().union(*map(literals_in, MODULES)) >= OWN_COMMANDS, "update the note of what is allowed"
 
 
-def test_store_uses_one_private_name_of_redis_py() -> None:
+def test_store_uses_these_private_names_of_redis_py() -> None:
     private = {(module.name, name) for module in MODULES for name in private_names_in(module)}
-    private -= {("examination.py", "_replace"), ("deployment.py", "_replace")}  # of named tuples
-    assert private == {("multiplexed.py", "_writer")}
+    assert private == {("examination.py", "_replace"), ("deployment.py", "_replace")}  # of named tuples
+    inherited = {name for name in dir(Connection()) if name.startswith("_") and not name.startswith("__")}
+    tree = ast.parse(inspect.getsource(ServerConnection))
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef)}
+    assert names & inherited == {"_connect", "_reader", "_writer"}
 
 
 def test_store_imports_these_modules_of_redis_py() -> None:
@@ -96,15 +102,13 @@ def test_store_imports_these_modules_of_redis_py() -> None:
     }
 
 
-async def test_the_transport_of_a_connection_is_that_of_its_attribute_writer(redis_server: RedisServer) -> None:
+async def test_a_connection_keeps_its_streams_in_two_attributes(redis_server: RedisServer) -> None:
     connection = Connection(port=redis_server.port)
     await connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest
-    writer = getattr(connection, "_writer", None)
-    assert isinstance(writer, asyncio.StreamWriter), (
-        f"redis-py {redis.__version__} keeps the transport elsewhere than in Connection._writer, from which "
-        f"`Multiplexer.open` takes it; change that"
+    streams = [getattr(connection, name, None) for name in ("_reader", "_writer")]
+    assert list(map(type, streams)) == [asyncio.StreamReader, asyncio.StreamWriter], (
+        f"redis-py {redis.__version__} keeps the streams elsewhere than `ServerConnection` sets them; change that"
     )
-    assert isinstance(writer.transport, asyncio.Transport)
     await connection.disconnect()
 
 
