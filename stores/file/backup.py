@@ -182,18 +182,13 @@ async def _join_erasures(
     changes if no user is erased. *present* is the store's catalogue, of generation 0 if it has none. Users that either
     record has lost are still counted.
     """
-    if present.generation:
-        erased_in_store = await read_erased(store, present)
-    else:
-        erased_in_store = (await read_log(store)).users  # records that were left without a catalogue
-
-    all_erased = erased_in_store.union(erased_in_backup)
+    log = await read_log(store)  # also records that were left without a catalogue
+    all_erased = log.users.union(erased_in_backup)
     if not all_erased and not present.erased:
         return None, []
 
-    count_in_store = erased_in_store.count + erased_in_store.lost
+    count_in_store = 0 if present.erased is None else present.erased.count
     count_in_backup = erased_in_backup.count + erased_in_backup.lost
-    log = replace(await read_log(store), is_whole=False)  # so that a new snapshot is written
     return log.changes_for(all_erased, min_count=max(count_in_store, count_in_backup))
 
 

@@ -16,8 +16,7 @@ from hotplate.stores.store import RecordChange, catalogue_changed
 
 LOCK_TIMEOUT_S = 5.0
 
-# Allocated for the catalogue and its records, so that a full disk takes them: users are erased one by one, or thousands
-# at once.
+# Allocated for the catalogue and its records, so that a full disk takes them: that of 10,000 erased users, too.
 RESERVED_BYTES = 256 << 10
 BLOCK_BYTES = 4096
 
