@@ -33,7 +33,7 @@ from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
-from hotplate.stores.release_log import logged_change
+from hotplate.stores.release_log import changes_beside
 from hotplate.stores.store import RecordChange
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -69,7 +69,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
             stored_records = zip(NAMES, await store.records(NAMES), strict=True)
             new_records = [RecordChange(name, None, value) for name, value in stored_records if value is not None]
             saved = replace(catalogue, token=secrets.token_hex(8))
-            await _in_thread(CatalogueFile(scratch).replace, saved, new_records)
+            await LmdbStore(scratch).swap(Catalogue(), saved, new_records)
 
             # Renamed, it is no scratch folder any more, so its lock is removed.
             with translating_errors(target):
@@ -170,7 +170,7 @@ async def _merge(
     if not present.generation and await store.incarnations():
         # Lost with its generation, which may have been higher: readers follow another store at once.
         merged = replace(merged, store_id=secrets.token_hex(8))
-    return merged, [*record_changes, *await logged_change(store, present, merged)]
+    return merged, [*record_changes, *await changes_beside(store, present, merged)]
 
 
 async def _join_erasures(
