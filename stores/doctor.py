@@ -47,10 +47,10 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import check_nothing_to_rebuild, read_refusals
+from hotplate.stores.lifecycle import check_nothing_to_rebuild
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.release_log import logged_change
+from hotplate.stores.release_log import changes_beside, read_refusals
 from hotplate.stores.store import Finding, Level, Plan, RecordChange, Store, StoreUse, read_one
 from hotplate.stores.users import clear_erased
 from hotplate.stores.verification import counted, read_servable, verify
@@ -385,7 +385,7 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
         rebuilt = replace(rebuilt, erased=erased)
 
     empty = Catalogue(now=survey.now)
-    records += await logged_change(store, empty, rebuilt)
+    records += await changes_beside(store, empty, rebuilt)
     new = changes.succeed(empty, rebuilt, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
 
     replaced: Catalogue | bytes = Catalogue()

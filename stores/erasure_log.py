@@ -1,13 +1,13 @@
-"""The record of erased users: a log in records beside the catalogue.
+"""The record of erased users, beside the catalogue.
 
-    erased            the snapshot: all users erased up to the part of some NUMBER
-    erased-00 … 31    the last parts, each what one change added; part NUMBER is in the record NUMBER mod 32
+    erased            all erased users, as of the change NUMBER
+    erased-00 … 31    parts by earlier versions, of which each holds what one change added
 
-Snapshot and parts have the same content (`hotplate.stores.erasure`): hashes of user ids by salt, called groups in the
-stored JSON, and the missing rows of releases, in base64 or hex. A change reads all records and writes the next part;
-every 16 parts also a new snapshot. The catalogue has the number of the last part, and the count of the hashes of ids.
-Where parts and catalogue are not written in one atomic step, parts come first: an interrupted change leaves a part that
-the catalogue does not name, and counts all the same.
+All have the same content (`hotplate.stores.erasure`): the number of a change, hashes of user ids by salt, called groups
+in the stored JSON, and the missing rows of releases, in base64 or hex. A change reads all records, writes the first one
+anew, and empties the others. The catalogue has the number of the last change, and the count of the hashes of ids. Where
+records and catalogue are not written in one atomic step, records come first: users of an interrupted change, which the
+catalogue does not name, count all the same.
 
 A lost record degrades a store: fewer ids than the catalogue counts are found (`ErasedUsers.lost`), and these must be
 erased again. Nothing is refused because of it.
@@ -34,9 +34,6 @@ SNAPSHOT = "erased"
 PARTS = 32
 NAMES = (SNAPSHOT, *(f"{SNAPSHOT}-{slot:02}" for slot in range(PARTS)))
 
-# Half of PARTS: a new part replaces only one that the snapshot holds, even if the snapshot is written late.
-PARTS_SINCE_SNAPSHOT = 16
-
 
 # What errors call the record.
 _SUBJECT = "the record of erased users"
@@ -62,20 +59,16 @@ class _Part(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class ErasureLog:
-    """The log as it was read.
+    """The record as it was read.
 
-    *last_part* is the number of the last part, *snapshot_part* that of the last part in the snapshot, *stored* the
-    bytes of all records by name. *is_whole* is false if there is no log, or if the snapshot or a part after it is
-    missing or unreadable: *damage* says why, *unreadable* are the names.
+    *last* is the number of the last change, *stored* the bytes of all records by name. *damage* says that one of them
+    is missing or unreadable.
     """
 
     users: ErasedUsers
-    last_part: int = 0
-    snapshot_part: int = 0
+    last: int = 0
     stored: Mapping[str, bytes] = field(default_factory=dict)
-    is_whole: bool = False
     damage: str | None = None
-    unreadable: tuple[str, ...] = ()
 
     def changes_for(self, users: ErasedUsers, *, min_count: int = 0) -> tuple[Erased, list[RecordChange]]:
         """Return the changes that make *users* the erased ones: the catalogue's entry, and those of the records.
@@ -84,75 +77,40 @@ class ErasureLog:
         StoreMisused if there are too many users.
         """
         users.check_bounds()
-        number = self.last_part + 1
-        new_part = f"{SNAPSHOT}-{number % PARTS:02}"
-        changes = list[RecordChange]()
-
-        # The snapshot holds the users before this change; the new part adds the others.
-        if not self.is_whole or number > self.snapshot_part + PARTS_SINCE_SNAPSHOT:
-            changes.append(self._change(SNAPSHOT, self.last_part, self.users))
-        changes.append(self._change(new_part, number, _added(self.users, users)))
-
-        # Unreadable parts become empty ones of number 0, which readers skip, as all parts up to the snapshot's number.
-        for name in self.unreadable:
-            if name not in (SNAPSHOT, new_part):
-                changes.append(self._change(name, 0, NOBODY))
+        number = self.last + 1
+        changes = [RecordChange(SNAPSHOT, self.stored.get(SNAPSHOT), _dump(SNAPSHOT, number, users))]
+        for name, value in self.stored.items():
+            emptied = _dump(name, 0, NOBODY)
+            if name != SNAPSHOT and value != emptied:
+                changes.append(RecordChange(name, value, emptied))
 
         count = max(min_count, users.count)
         return Erased(count=count, last=number, token=secrets.token_hex(8)), changes
 
-    def _change(self, name: str, number: int, users: ErasedUsers) -> RecordChange:
-        return RecordChange(name, self.stored.get(name), _dump(name, number, users))
-
 
 async def read_log(reader: Reader) -> ErasureLog:
-    """Read the log of erased users: the snapshot, and the parts after it, which hold later changes.
+    """Read the record of erased users, and what earlier versions have added to it.
 
-    They are records beside the catalogue, so they can be read even if that is lost. If some are missing or damaged, the
-    log is not whole, and has the users of the others. Without any record, it is empty, not whole, and has no damage.
-    Raises StoreUnavailable, WrittenByNewer.
+    It can be read even if the catalogue is lost. If records are missing or damaged, the result has the users of the
+    others. Without any record, it is empty, and has no damage. Raises StoreUnavailable, WrittenByNewer.
     """
     values = await reader.records(NAMES)
     stored = {name: value for name, value in zip(NAMES, values, strict=True) if value is not None}
-    snapshot: _ParsedPart | None = None
-    parts = dict[int, ErasedUsers]()
     damage: str | None = None
-    unreadable = list[str]()
-
-    for name, value in stored.items():
-        try:
-            part = _parse(name, value)
-        except ReleaseCorrupt as error:
-            damage = str(error)
-            unreadable.append(name)
-            continue
-        if name == SNAPSHOT:
-            snapshot = part
-        else:
-            parts[part.number] = part.users
-
-    snapshot_part = 0 if snapshot is None else snapshot.number
-    users = NOBODY if snapshot is None else snapshot.users
-
-    # Records are used in turn, so those of parts that the snapshot has already may still be there.
-    later_parts = sorted(number for number in parts if number > snapshot_part)
-    for number in later_parts:
-        users = parts[number].union(users)  # a part's missing rows replace those recorded before it
-
-    last_part = max([snapshot_part, *later_parts])
-    has_all_parts = snapshot is not None and later_parts == list(range(snapshot_part + 1, last_part + 1))
-    if stored and not has_all_parts and damage is None:
+    if stored and SNAPSHOT not in stored:
         damage = "a record of erased users is missing"
 
-    return ErasureLog(
-        users=users,
-        last_part=last_part,
-        snapshot_part=snapshot_part,
-        stored=stored,
-        is_whole=bool(stored) and damage is None,
-        damage=damage,
-        unreadable=tuple(unreadable),
-    )
+    parts = list[_ParsedPart]()
+    for name, value in reversed(stored.items()):  # the first record comes after a part of the same number
+        try:
+            parts.append(_parse(name, value))
+        except ReleaseCorrupt as error:
+            damage = str(error)
+
+    users = NOBODY
+    for part in sorted(parts, key=lambda part: part.number):
+        users = part.users.union(users)  # a part's missing rows replace those recorded before it
+    return ErasureLog(users, last=max((part.number for part in parts), default=0), stored=stored, damage=damage)
 
 
 async def read_erased(reader: Reader, catalogue: Catalogue) -> ErasedUsers:
@@ -185,29 +143,8 @@ def draft_sentence(release: ReleaseId) -> str:
     return f"release {release} is being written, and is searched for erased users when it is committed"
 
 
-def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
-    """Return what a new part records: the users of *users* that *before* lacks, and changed rows of releases.
-
-    Users are hashes of ids by salt. The rows of a release are those of erased users that it lacks.
-    """
-    added = dict[bytes, frozenset[bytes]]()
-    for salt, hashes in users.hashes_by_salt.items():
-        new_hashes = hashes - before.hashes_by_salt.get(salt, frozenset())
-        if new_hashes:
-            added[salt] = new_hashes
-    changed = {
-        name: missing
-        for name, missing in users.missing_by_release.items()
-        if before.missing_by_release.get(name) != missing
-    }
-    return ErasedUsers(added, changed)
-
-
 def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
-    """Encode *users* as the record *name*: JSON behind a checksum.
-
-    The record is the part with this *number*, or the snapshot of all parts up to it.
-    """
+    """Encode *users* as the record *name* of the change with this *number*: JSON behind a checksum."""
     groups = [_Group(salt.hex(), b"".join(sorted(hashes))) for salt, hashes in users.hashes_by_salt.items()]
     rows = dict[str, _Missing]()
     for release, missing in users.missing_by_release.items():
@@ -223,7 +160,7 @@ class _ParsedPart(NamedTuple):
 
 
 def _parse(name: str, value: bytes) -> _ParsedPart:
-    """Parse the record *name*, a part or the snapshot. Raises ReleaseCorrupt, WrittenByNewer for a newer format."""
+    """Parse the record *name*. Raises ReleaseCorrupt, WrittenByNewer for a newer format."""
     try:
         stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
         part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)

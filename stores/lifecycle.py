@@ -15,8 +15,6 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple, Self
 
-import msgspec
-
 from hotplate.base.timing import Backoff, loop_time
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
@@ -33,7 +31,7 @@ from hotplate.stores.errors import (
     StoreThrottled,
     StoreUnavailable,
 )
-from hotplate.stores.release_log import logged_change
+from hotplate.stores.release_log import changes_beside
 from hotplate.stores.store import RecordChange, Store
 from hotplate.stores.verification import OnProgress, counted, read_servable, unreported
 
@@ -58,10 +56,6 @@ SETTLE_PAUSES_S = (0.05, 1.0)
 
 # Between reads of the catalogue while services judge a release.
 PROBATION_POLL_S = 2.0
-
-
-# The record of refusals beside the catalogue, for a rebuild: reasons by incarnation.
-REFUSED = "refused"
 
 
 class Override(Enum):
@@ -432,7 +426,8 @@ async def revise_catalogue(
             return old
         if not old.generation:
             await check_nothing_to_rebuild(store)
-        records = [*records, *await _changes_beside(store, old, revised, is_logged=not swaps.failures)]
+        # No change of the catalogue is to fail because of the log, as where slots of a cluster are being moved.
+        records = [*records, *await changes_beside(store, old, revised, is_logged=not swaps.failures)]
         new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
         new_by_token[new.token] = new
 
@@ -446,38 +441,6 @@ async def revise_catalogue(
         else:
             return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
-
-
-def _refusals(catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
-    """Return why releases were refused, by their incarnations."""
-    return {entry.incarnation: entry.refused_by for entry in catalogue.releases if entry.refused_by}
-
-
-async def _changes_beside(store: Store, old: Catalogue, new: Catalogue, *, is_logged: bool) -> list[RecordChange]:
-    """Return the changes of the records beside a catalogue that is replaced: refusals and, if *is_logged*, the log.
-
-    No change of the catalogue is to fail because of the log, as where slots of a cluster are being moved.
-    """
-    refusals = await _changes_of_refusals(store, old, new)
-    return refusals if not is_logged else [*refusals, *await logged_change(store, old, new)]
-
-
-async def _changes_of_refusals(store: Store, old: Catalogue, new: Catalogue) -> list[RecordChange]:
-    refusals = _refusals(new)
-    if refusals == _refusals(old):
-        return []
-    (record,) = await store.records([REFUSED])
-    return [RecordChange(REFUSED, record, msgspec.json.encode(refusals))]
-
-
-async def read_refusals(store: Store) -> dict[str, tuple[str, ...]]:
-    """Return why releases were refused, by their incarnations, even without a catalogue; nothing without a record."""
-    (record,) = await store.records([REFUSED])
-    try:
-        return msgspec.json.decode(record or b"{}", type=dict[str, tuple[str, ...]])
-    except msgspec.MsgspecError as error:
-        log.warning("the record of refused releases cannot be read: %s", error)
-        return {}
 
 
 async def _check_nothing_to_change(

@@ -2,7 +2,8 @@
 
 A draft is a release being written. Its writer, known by a random token, begins it, writes part 0 and commits it, and
 renews its lease until then; other processes may write parts numbered from 1 with the same token. A lapsed draft can be
-resumed: the rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row.
+resumed: the rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row, and
+puts only `meta` rows again.
 """
 
 import asyncio
@@ -464,7 +465,7 @@ async def put_part(
     erased = await erased_from(store)
     if erased.lost and part == 0:
         log.warning("%s", lost_sentence(erased.lost))
-    resume = _Resume(await store.resume_point(context.draft, part) if context.puts else None)
+    resume_point = await store.resume_point(context.draft, part) if context.puts else None
     tally = Tally()
     rows_put = 0
 
@@ -476,7 +477,7 @@ async def put_part(
         if erased:
             rows = [row for row in batch if not erased.covers(row.key)]
         if context.puts:
-            new_rows = resume.unacknowledged(rows)
+            new_rows = _unacknowledged(rows, resume_point)
             if new_rows:
                 await store.put(context.draft, new_rows, part)
             rows_put += len(new_rows)
@@ -497,29 +498,12 @@ async def write_part(
     return await put_part(store, context, batches, part)
 
 
-class _Resume:
-    """Skips the rows that an earlier attempt put, up to the resume point, the last acknowledged key.
-
-    Puts are acknowledged in order: all rows before it, `meta` too, are written.
-    """
-
-    def __init__(self, resume_point: str | None) -> None:
-        """*resume_point* is None if nothing was acknowledged."""
-        self._resume_point = resume_point
-
-    def unacknowledged(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Return those of the next *rows* that come after the resume point; all of them once it is passed."""
-        resume_point = self._resume_point
-        if resume_point is None:
-            return rows
-        for index, (key, _) in enumerate(rows):
-            if key.startswith(META):  # not in the order of the others, and no resume point
-                continue
-            if key >= resume_point:  # `str` has the same order as its UTF-8 bytes, by which rows are sorted
-                first_new = index + 1 if key == resume_point else index
-                self._resume_point = None
-                return rows[first_new:]
-        return ()
+def _unacknowledged(rows: Sequence[Row], resume_point: str | None) -> Sequence[Row]:
+    """Return those of *rows* that come after the last acknowledged key, and `meta` rows, which are in no order."""
+    if resume_point is None:
+        return rows
+    # `str` has the same order as its UTF-8 bytes, by which rows are sorted.
+    return [row for row in rows if row.key > resume_point or row.key.startswith(META)]
 
 
 def _check_same(manifest: Manifest, tally: Tally) -> Manifest:

@@ -6,15 +6,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, Erased
+from hotplate.stores.catalogue import Catalogue, DraftRef
 from hotplate.stores.erasure import NOBODY
 from hotplate.stores.erasure_log import ErasureLog, erased_from
 from hotplate.stores.errors import AccessDenied
-from hotplate.stores.file.catalogue_file import CatalogueFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import Plan, RecordChange, Store
+from hotplate.stores.store import Plan, Store
 
 
 @asynccontextmanager
@@ -29,7 +28,8 @@ async def stand_in_for(store: Store) -> AsyncIterator[Store]:
         stand_in = _StandIn(folder, store, catalogue)
         try:
             if catalogue.generation:
-                await _copy_catalogue(store, catalogue, folder)
+                entry, records = ErasureLog(NOBODY).changes_for(await erased_from(store))
+                await stand_in.swap(Catalogue(), replace(catalogue, erased=entry), records)
             yield stand_in
         finally:
             await stand_in.close()
@@ -40,16 +40,6 @@ def plan_of(manifest: Manifest) -> Plan:
     key, value = manifest.key_row
     rows = manifest.rows + 1  # the manifest is a row, too
     return Plan(rows, manifest.bytes + len(key) + len(value))
-
-
-async def _copy_catalogue(store: Store, catalogue: Catalogue, folder: Path) -> None:
-    """Write *catalogue* and the erased users of *store* into *folder*, as a new record."""
-    erased = await erased_from(store)
-    entry: Erased | None = None
-    records = list[RecordChange]()
-    if erased:
-        entry, records = ErasureLog(NOBODY).changes_for(erased)
-    CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
 
 
 class _StandIn(LmdbStore):

@@ -1,8 +1,8 @@
-"""The log of releases: what became live or the canary, when, by whom and why.
+"""The log of releases: what became live or the canary, when, by whom and why; and why releases were refused.
 
-It is a record beside the catalogue, written in the same swap, so readers do not load it and earlier versions leave it
-as it is. The caller and the reason of a change are those of the block `signed` around it; a context variable carries
-them to the swap.
+Both are records beside the catalogue, written in the same swap, so readers do not load them and earlier versions leave
+them as they are. The caller and the reason of a change are those of the block `signed` around it; a context variable
+carries them to the swap.
 """
 
 import getpass
@@ -12,6 +12,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -21,11 +22,23 @@ from hotplate.stores.store import Reader, RecordChange
 
 log = logging.getLogger(__name__)
 
-RECORD = "log"
+T = TypeVar("T")
+
+LOG = "log"
 MAX_CHANGES = 100
+
+# Reasons of refusals by incarnation, for a rebuild.
+REFUSED = "refused"
+
+# Time between the record and the catalogue of one swap, at most; a process that was killed in between takes longer.
+SWAP_S = 10.0
+
 # Longer reasons and names are cut.
 MAX_REASON = 300
 
+
+# The live release, the canary, and its share of the users.
+Outcome = tuple[ReleaseId | None, ReleaseId | None, float | None]
 
 # The reason and the caller of a change.
 _signature: ContextVar[tuple[str, str]] = ContextVar("_signature", default=("", ""))
@@ -47,7 +60,7 @@ class ReleaseChange(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
     @property
-    def outcome(self) -> tuple[object, ...]:
+    def outcome(self) -> Outcome:
         """What is served."""
         return self.live, self.canary, self.percent
 
@@ -67,47 +80,85 @@ def signed(reason: str, caller: str = "") -> Iterator[None]:
 
 async def log_of(reader: Reader) -> list[ReleaseChange]:
     """Read the last MAX_CHANGES changes, the oldest first; none, with a warning, if the record is damaged."""
-    (record,) = await reader.records([RECORD])
-    return _parse(record)
+    changes, _ = await _read(reader, LOG, list[ReleaseChange])
+    if changes and not _is_made(changes[-1], await reader.catalogue()):
+        changes.pop()
+    return changes
 
 
-async def logged_change(reader: Reader, old: Catalogue, new: Catalogue) -> list[RecordChange]:
-    """Return the change of the log for the swap of *old* by *new*; nothing if they serve the same releases.
+async def read_refusals(reader: Reader) -> dict[str, tuple[str, ...]]:
+    """Return why releases were refused, by their incarnations, even without a catalogue; nothing without a record."""
+    refusals, _ = await _read(reader, REFUSED, dict[str, tuple[str, ...]])
+    return refusals
+
+
+async def changes_beside(
+    reader: Reader, old: Catalogue, new: Catalogue, *, is_logged: bool = True
+) -> list[RecordChange]:
+    """Return the changes of the records for the swap of *old* by *new*: of refusals and, if *is_logged*, of the log."""
+    changes = list[RecordChange]()
+    refusals = _refusals(new)
+    if refusals != _refusals(old):
+        _, record = await _read(reader, REFUSED, dict[str, tuple[str, ...]])
+        changes.append(RecordChange(REFUSED, record, msgspec.json.encode(refusals)))
+    if is_logged and (old.live, old.canary) != (new.live, new.canary):
+        changes.append(await _logged_change(reader, old, new))
+    return changes
+
+
+def _refusals(catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
+    return {entry.incarnation: entry.refused_by for entry in catalogue.releases if entry.refused_by}
+
+
+async def _logged_change(reader: Reader, old: Catalogue, new: Catalogue) -> RecordChange:
+    """Return the change of the log for the swap of *old* by *new*, which serve other releases.
 
     A store that writes records before the catalogue keeps the entry of a swap that then fails. The next attempt
-    replaces it, because it has the same outcome. So has an entry from before changes by a version without a log, whose
-    release has left service since; it stays.
+    replaces it, and so does another change, unless the swap may still take place.
     """
-    if (old.live, old.canary) == (new.live, new.canary):
-        return []
     reason, caller = _signature.get()
-    canary = new.canary
+    live, canary, percent = _outcome(new)
     change = ReleaseChange(
         at=old.now,
         by=_printable(caller or _process_owner()),
-        live=new.live,
-        canary=None if canary is None else canary.release,
-        percent=None if canary is None else canary.percent,
+        live=live,
+        canary=canary,
+        percent=percent,
         reason=_printable(reason),
     )
-    (record,) = await reader.records([RECORD])
-    changes = _parse(record)
-    if changes and changes[-1].outcome == change.outcome and not _is_over(changes[-1], old):
-        changes.pop()
+    changes, record = await _read(reader, LOG, list[ReleaseChange])
+    if changes and not _is_made(changes[-1], old):
+        is_same = changes[-1].outcome == change.outcome
+        if is_same or changes[-1].at + SWAP_S <= old.now:
+            changes.pop()
     changes.append(change)
-    return [RecordChange(RECORD, record, msgspec.json.encode(changes[-MAX_CHANGES:]))]
+    return RecordChange(LOG, record, msgspec.json.encode(changes[-MAX_CHANGES:]))
 
 
-def _parse(record: bytes | None) -> list[ReleaseChange]:
+async def _read(reader: Reader, name: str, kind: type[T]) -> tuple[T, bytes | None]:
+    """Return a record, decoded and as it is stored; an empty one, with a warning, if it is damaged."""
+    (record,) = await reader.records([name])
     try:
-        return msgspec.json.decode(record or b"[]", type=list[ReleaseChange])
+        return msgspec.json.decode(record, type=kind) if record else kind(), record
     except msgspec.MsgspecError as error:
-        log.warning("the log of releases cannot be read: %s", error)
-        return []
+        log.warning("the record %r beside the catalogue cannot be read: %s", name, error)
+        return kind(), record
 
 
-def _is_over(change: ReleaseChange, catalogue: Catalogue) -> bool:
-    """Return whether the release that a change made live has left service after it."""
+def _outcome(catalogue: Catalogue) -> Outcome:
+    canary = catalogue.canary
+    if canary is None:
+        return catalogue.live, None, None
+    return catalogue.live, canary.release, canary.percent
+
+
+def _is_made(change: ReleaseChange, catalogue: Catalogue) -> bool:
+    """Return whether the last logged change was made: its outcome is served, or its release has left service since.
+
+    The latter is so after changes by a version without a log. An empty catalogue cannot tell.
+    """
+    if not catalogue.generation or change.outcome == _outcome(catalogue):
+        return True
     release = None if change.live is None else catalogue.get(change.live)
     return release is not None and (release.superseded_at or 0.0) >= change.at
 

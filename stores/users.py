@@ -9,7 +9,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, Re
 from hotplate.stores.change_warnings import warn
 from hotplate.stores.encoding import USER, RowKey, check_id
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
-from hotplate.stores.erasure_log import ErasureLog, read_erased, read_log
+from hotplate.stores.erasure_log import read_erased, read_log
 from hotplate.stores.errors import PartLost, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
@@ -235,12 +235,15 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
             await check_nothing_to_rebuild(store)
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
 
-        log = await _read_complete_log(store, catalogue)
-        new_users = (await revise(catalogue, log.users)).restricted_to(catalogue.releases)
+        log = await read_log(store)
+        users = log.users.restricted_to(catalogue.releases)  # without those that were pruned
+        new_users = await revise(catalogue, users)
 
         min_count = 0 if accepts_loss else _counted(catalogue)
-        is_count_lowered = accepts_loss and _counted(catalogue) > log.users.count
-        if new_users == log.users and not is_count_lowered and _is_last_part_named(catalogue, log):
+        is_count_lowered = accepts_loss and _counted(catalogue) > users.count
+        # Otherwise, an interrupted erasure has written only the record.
+        is_last_change_named = log.last == (0 if catalogue.erased is None else catalogue.erased.last)
+        if new_users == users and not is_count_lowered and is_last_change_named:
             return Revision(catalogue)
 
         entry, record_changes = log.changes_for(new_users, min_count=min_count)
@@ -254,25 +257,6 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
 def _counted(catalogue: Catalogue) -> int:
     """Return the number of erased users that a catalogue counts."""
     return 0 if catalogue.erased is None else catalogue.erased.count
-
-
-def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
-    """Return whether the catalogue names the last part; not if an interrupted erasure has written only the part."""
-    if catalogue.erased is None:
-        return log.last_part == 0
-    return catalogue.erased.last == log.last_part
-
-
-async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
-    """Read the log of erased users, and leave out pruned releases.
-
-    A log that differs from the stored one is returned as not whole, so that the next change writes a new snapshot.
-    """
-    log = await read_log(store)
-    users = log.users.restricted_to(catalogue.releases)
-    if users == log.users:
-        return log
-    return replace(log, users=users, is_whole=False)
 
 
 async def _present_rows(store: Store, release: ReleaseRef, users: Sequence[str]) -> list[Row]:

@@ -174,7 +174,7 @@ def test_every_error_of_stores_is_pickled_with_its_text_and_attributes() -> None
     for path in (*ROOT.glob("stores/**/[!_]*.py"), ROOT / "serve/errors.py"):
         import_module(".".join(("hotplate", *path.relative_to(ROOT).with_suffix("").parts)))
     values: dict[str, Any] = {"message": "it failed", "where": "the store", "retry_after_s": 1.5, "kind": "forbidden"}
-    values |= {"permanent": True, "unprocessed": True, "record": b"x", "now": 1.0}
+    values |= {"permanent": True, "record": b"x", "now": 1.0}
     kinds = list[type[hotplate.StoreError]]([hotplate.StoreError])
     for kind in kinds:  # grows
         kinds += [each for each in kind.__subclasses__() if each.__module__.startswith("hotplate.")]

@@ -17,12 +17,12 @@ from azure.mgmt.cosmosdb.aio.operations import SqlResourcesOperations
 
 from hotplate.stores.concurrency import Lifetime
 from hotplate.stores.cosmos import errors
-from hotplate.stores.cosmos.azure_errors import code_of, error_of
+from hotplate.stores.cosmos.azure_errors import code_of, translated_errors
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import default_credential
-from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
-from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput
+from hotplate.stores.errors import StoreMisused
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -143,17 +143,19 @@ class ArmContainers:
     async def _call(self, call: Callable[[Sql], Awaitable[T]], timeout_s: float = RESPONSE_S) -> T:
         """Return the result of *call*, a function of the SDK's operations on databases and containers.
 
-        Errors of the SDK become StoreErrors; a call that takes longer than *timeout_s* is CosmosUnavailable.
+        Errors become StoreErrors; a call that takes longer than *timeout_s* is CosmosUnavailable, and a missing account
+        StoreMisused.
         """
+        where = f"{self._address.shown}: Azure Resource Manager"
         async with self._lifetime.in_use():
-            try:
-                async with asyncio.timeout(timeout_s):
-                    return await call(self._client().sql_resources)
-            except TimeoutError as late:
-                sentence = f"{self._address.shown}: Azure Resource Manager was not done after {timeout_s:.0f} s"
-                raise CosmosUnavailable(sentence, "timeout") from late
-            except exceptions.AzureError as foreign:
-                raise _error_for(foreign, self._address, self._account) from foreign
+            with translated_errors(where, SENTENCES):
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        return await call(self._client().sql_resources)
+                except exceptions.HttpResponseError as error:
+                    if _is_without_account(error):
+                        raise _no_account(where, self._account) from error
+                    raise
 
     def _client(self) -> CosmosDBManagementClient:
         """Return the SDK's client, which is opened by the first call."""
@@ -174,16 +176,15 @@ class ArmContainers:
 
 
 def _offer_in(settings: models.ThroughputSettingsGetPropertiesResource) -> Offer:
-    """Parse the throughput of a container in ARM's response: its RU/s, its minimum, and whether a change is pending.
-
-    Without a minimum, the one of an empty container is assumed.
-    """
-    is_autoscale = settings.autoscale_settings is not None
-    ru = settings.throughput if settings.autoscale_settings is None else settings.autoscale_settings.max_throughput
-    throughput = Throughput(int(ru or 0), autoscale=is_autoscale)
-    minimum = int(settings.minimum_throughput or minimum_ru(throughput.ru, 0, autoscale=is_autoscale))
-    is_pending = str(settings.offer_replace_pending).lower() == "true"
-    return Offer(throughput, minimum, is_pending)
+    """Return the throughput of a container in ARM's response."""
+    autoscale = settings.autoscale_settings
+    ru = settings.throughput if autoscale is None else autoscale.max_throughput
+    return Offer.of(
+        ru or 0,
+        autoscale=autoscale is not None,
+        minimum=settings.minimum_throughput,
+        pending=settings.offer_replace_pending,
+    )
 
 
 def _properties(resource: dict[str, Any], throughput: Throughput | None = None) -> dict[str, Any]:
@@ -197,19 +198,12 @@ def _settings(throughput: Throughput) -> dict[str, object]:
     return {"throughput": throughput.ru}
 
 
-def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:
-    """Return the StoreError for an error of the SDK of Azure Resource Manager; its text says what to do.
-
-    A missing account is StoreMisused; see `error_of` for others.
-    """
-    where = f"{address.shown}: Azure Resource Manager"
-    if isinstance(error, exceptions.HttpResponseError) and _is_without_account(error):
-        return StoreMisused(
-            f"{where} finds no account {account.account} in the resource group {account.resource_group} of the "
-            f"subscription {account.subscription}; set subscription= and resource_group= right, and give the identity "
-            f"the role {ROLE}"
-        )
-    return error_of(error, where, SENTENCES)
+def _no_account(where: str, account: ArmAccount) -> StoreMisused:
+    return StoreMisused(
+        f"{where} finds no account {account.account} in the resource group {account.resource_group} of the "
+        f"subscription {account.subscription}; set subscription= and resource_group= right, and give the identity "
+        f"the role {ROLE}"
+    )
 
 
 def _is_without_account(error: exceptions.HttpResponseError) -> bool:

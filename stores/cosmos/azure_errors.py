@@ -3,7 +3,8 @@
 Imported lazily, because azure-core is slow to import.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from aiohttp import ClientConnectorError
@@ -14,6 +15,19 @@ from hotplate.stores.errors import StoreError
 
 # By the codes of Azure Resource Manager, such as TooManyRequests.
 STATUSES = {status.phrase.replace(" ", ""): status.value for status in HTTPStatus}
+
+
+@contextmanager
+def translated_errors(where: str, sentences: Mapping[ErrorKind, str] = SENTENCES) -> Iterator[None]:
+    """Turn errors of an SDK, and of our readers of its responses, into StoreErrors; arguments as of `error_for`."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise failed(f"{where} {SENTENCES['timeout']}", "timeout") from error
+    except exceptions.AzureError as error:
+        raise error_of(error, where, sentences) from error
+    except (KeyError, OSError, ValueError) as error:
+        raise failed(f"{where} {SENTENCES['malformed']}", "malformed") from error
 
 
 def error_of(error: exceptions.AzureError, where: str, sentences: Mapping[ErrorKind, str] = SENTENCES) -> StoreError:

@@ -1,14 +1,16 @@
 """Responses that are not successes, as errors of stores.
 
 StoreError
-├── ContainerMissing
+├── ReleaseNotFound
+│   └── ContainerMissing
 ├── StoreThrottled
 │   └── ContainerPending
 ├── StoreThrottled, PartUnavailable
 │   └── CosmosThrottled
 └── PartUnavailable
     └── CosmosUnavailable
-        └── CosmosDenied, AccessDenied
+        ├── CosmosDenied, AccessDenied
+        └── CosmosNotSent, NotSent
 """
 
 import re
@@ -22,7 +24,9 @@ import orjson
 from hotplate.base.http1 import RequestFailed, Response
 from hotplate.stores.errors import (
     AccessDenied,
+    NotSent,
     PartUnavailable,
+    ReleaseNotFound,
     StoreError,
     StoreFull,
     StoreThrottled,
@@ -96,8 +100,8 @@ WRONG_TIME = "not valid at the current time"
 CORRECT_CLOCK = "does not accept the time that this machine's clock shows; correct the clock"
 
 
-class ContainerMissing(StoreError):
-    """No such container or database."""
+class ContainerMissing(ReleaseNotFound):
+    """No such container or database, as after a prune of the release."""
 
 
 class ContainerPending(StoreThrottled):
@@ -110,18 +114,21 @@ class ContainerPending(StoreThrottled):
 class CosmosUnavailable(PartUnavailable):
     """One attempt failed, for a reason of the given kind; `permanent` if another would fail, too.
 
-    If `unprocessed`, the service has not made the write; otherwise, it may have.
+    The service may have made the write of the attempt, unless it is CosmosNotSent.
     """
 
-    def __init__(self, message: str, kind: ErrorKind, *, unprocessed: bool = False) -> None:
+    def __init__(self, message: str, kind: ErrorKind) -> None:
         super().__init__(message)
         self.kind = kind
         self.permanent = kind in PERMANENT
-        self.unprocessed = unprocessed
 
 
 class CosmosDenied(AccessDenied, CosmosUnavailable):
     """One attempt failed, for a reason in DENIED."""
+
+
+class CosmosNotSent(CosmosUnavailable, NotSent):
+    """One attempt failed, and the service has not processed it."""
 
 
 class CosmosThrottled(StoreThrottled, PartUnavailable):
@@ -183,13 +190,14 @@ def error_for(refusal: Refusal, where: str, sentences: Mapping[ErrorKind, str] =
     unprocessed = (status, substatus) in UNPROCESSED or (status, None) in UNPROCESSED
     reason = CORRECT_CLOCK if status == 403 and WRONG_TIME in message else sentences[kind]
     sentence = f"{where} {reason} ({status}/{substatus}): {message}"
-    return failed(sentence, kind, unprocessed=unprocessed)
+    return CosmosNotSent(sentence, kind) if unprocessed else failed(sentence, kind)
 
 
-def failed(sentence: str, kind: ErrorKind, *, unprocessed: bool = False) -> CosmosUnavailable:
+def failed(sentence: str, kind: ErrorKind) -> CosmosUnavailable:
     """Return the error for an attempt that failed for a reason of the given kind."""
-    error = CosmosDenied if kind in DENIED else CosmosUnavailable
-    return error(sentence, kind, unprocessed=unprocessed)
+    if kind == "connect":
+        return CosmosNotSent(sentence, kind)
+    return CosmosDenied(sentence, kind) if kind in DENIED else CosmosUnavailable(sentence, kind)
 
 
 def first_line(message: str) -> str:
@@ -205,7 +213,7 @@ def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
     if isinstance(cause, OSError):
         reason = cause.strerror or str(cause)
     sentence = f"{where} {SENTENCES[failure.kind]}"
-    return failed(f"{sentence}: {reason}" if reason else sentence, failure.kind, unprocessed=failure.kind == "connect")
+    return failed(f"{sentence}: {reason}" if reason else sentence, failure.kind)
 
 
 def count(error: StoreError, observer: Observer | None) -> StoreError:

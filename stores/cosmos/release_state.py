@@ -170,7 +170,7 @@ class ReleaseStates:
 
         try:
             await self.change(release, mark)
-        except (ContainerMissing, ReleaseNotFound, ReleaseCorrupt):
+        except (ReleaseNotFound, ReleaseCorrupt):
             return False
         return True
 

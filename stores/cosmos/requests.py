@@ -13,12 +13,12 @@ from abc import ABC, abstractmethod
 from base64 import b64decode
 from binascii import b2a_base64
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from hotplate.base.timing import loop_time
 from hotplate.stores.concurrency import SharedCall
 from hotplate.stores.cosmos.errors import CosmosDenied, CosmosUnavailable, first_line
 from hotplate.stores.cosmos.url import KEY, Address
@@ -68,44 +68,43 @@ class KeySigner(Signer):
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self.key = address.key
-        """The key in use."""
-
+        self._key = address.key
         self._hmac = self._hmac_of(address.key)
-        self._reading = SharedCall(self._read_again, partial(StoreClosed, address.shown))
-        self._read_again_at = float("-inf")
+        self._reading = SharedCall(self._read_again, partial(StoreClosed, address.shown), (KEY_PAUSE_S, KEY_PAUSE_S))
         self._error = ""
         """Why the file was of no use when it was last read; empty after a success."""
 
     async def has_replaced(self, version: int) -> bool:
-        """Return whether the refused key is replaced by now; reads its file, unless that was done a moment ago."""
-        is_in_use = version == self.version
-        may_be_read = self._reading.is_running or loop_time() >= self._read_again_at
-        if is_in_use and may_be_read and self._address.key_from is not None:
-            await self._reading.result()
+        """Return whether the refused key is replaced by now; reads its file, unless that failed a moment ago."""
+        if version == self.version and self._address.key_from is not None:
+            with suppress(StoreMisused):
+                await self._reading.result()
         return version != self.version
 
     async def close(self) -> None:
         await self._reading.close()
 
     async def _read_again(self) -> None:
-        """Use the key that its file has now; only the first of consecutive failures is logged."""
-        self._read_again_at = loop_time() + KEY_PAUSE_S
+        """Use the key that its file has now; only the first of consecutive failures is logged.
+
+        Raises StoreMisused if it cannot be read, or is the one that was refused.
+        """
         try:
             key = await asyncio.to_thread(self._address.read_key)
             signer = self._hmac_of(key)
+            if key == self._key:
+                raise StoreMisused("its file still has the same one")  # noqa: TRY301 -- reported below
         except StoreMisused as error:
             if str(error) != self._error:
-                log.warning("%s refuses the key, and it cannot be read again: %s", self._address.shown, error)
+                log.warning("%s refuses the key, and it cannot be replaced: %s", self._address.shown, error)
             self._error = str(error)
-            return
+            raise
 
         self._error = ""
-        if key != self.key:
-            self.key = key
-            self._hmac = signer
-            self.version += 1
-            log.info("the key of %s was replaced by the one that its file has now", self._address.shown)
+        self._key = key
+        self._hmac = signer
+        self.version += 1
+        log.info("the key of %s was replaced by the one that its file has now", self._address.shown)
 
     def _hmac_of(self, key: str | None) -> hmac.HMAC:
         try:

@@ -372,7 +372,8 @@ class SignedClient:
 
         After errors that contradict what is known, session tokens are forgotten, and the regions are read again soon.
         """
-        error = errors.error_for(refusal, self._where)
+        where = f"{self._where}/{container}" if refusal.status == 404 else self._where
+        error = errors.error_for(refusal, where)
         if isinstance(error, ContainerMissing) or refusal.substatus == errors.SESSION_NOT_AVAILABLE:
             self._sessions.pop(container, None)  # a failover may have lost writes
         if isinstance(error, CosmosUnavailable) and error.kind == "unavailable":

@@ -12,8 +12,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from math import inf
 
@@ -28,8 +28,8 @@ from hotplate.stores.cosmos.containers import (
     scale_to_serve,
 )
 from hotplate.stores.cosmos.control import ControlContainer
-from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.items import CONTAINER, CONTROL, AnyRef, container_of, name_of, value_of
+from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.items import CONTAINER, CONTROL, container_of, name_of, value_of
 from hotplate.stores.cosmos.paced_items import ContainerRates, NewContainers, PacedItems
 from hotplate.stores.cosmos.release_state import ReleaseStates
 from hotplate.stores.cosmos.rows import ReleaseRows
@@ -53,7 +53,6 @@ from hotplate.stores.store import (
     RecordChange,
     Row,
     Store,
-    not_found,
     taken_over,
     traced_call,
 )
@@ -67,15 +66,6 @@ DRAWN = re.compile(r"[0-9a-f]{12}")
 # Polling interval and time limit of a change of throughput.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
-
-
-@contextmanager
-def container_expected(release: AnyRef) -> Iterator[None]:
-    """Turn ContainerMissing into ReleaseNotFound: another process has pruned the release."""
-    try:
-        yield
-    except ContainerMissing as error:
-        raise not_found(release) from error
 
 
 class CosmosStore(Store):
@@ -164,7 +154,7 @@ class CosmosStore(Store):
         errors = [result for result in results if isinstance(result, StoreError)]
         for error in errors:
             if isinstance(error, ContainerMissing):
-                raise not_found(release) from error
+                raise error
         if errors and len(errors) == len(results):
             raise errors[0]
         return results
@@ -235,8 +225,7 @@ class CosmosStore(Store):
                 raise taken_over(draft)
 
         self._rates.add_draft(container_of(draft))
-        with container_expected(draft):
-            await self._rows.claim(draft, confirm)
+        await self._rows.claim(draft, confirm)
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
         await self._containers_retrier.call(create_container, self._containers, container, throughput)
@@ -244,21 +233,18 @@ class CosmosStore(Store):
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         self._rates.add_draft(container_of(draft))
-        with container_expected(draft):
-            await self._rows.put(draft, rows, part)
+        await self._rows.put(draft, rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        with container_expected(draft):
-            return await self._rows.resume_point(draft, part)
+        return await self._rows.resume_point(draft, part)
 
     async def seal(self, draft: DraftRef) -> None:
-        with container_expected(draft):
-            await self._rows.seal(draft)
+        await self._rows.seal(draft)
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
         try:
             state = await self._rows_retrier.call(self._states.read, release)
-        except (ContainerMissing, ReleaseNotFound):
+        except ReleaseNotFound:
             return False
         except ReleaseCorrupt:  # a state that cannot be decoded: the rows may be whole
             return True
@@ -267,9 +253,8 @@ class CosmosStore(Store):
     async def scan(self, release: ReleaseRef) -> AsyncGenerator[Row]:
         with suppress(CatalogueUnreadable):
             await self.catalogue()  # for the rate
-        with container_expected(release):
-            async for row in self._rows.scan(release):
-                yield row
+        async for row in self._rows.scan(release):
+            yield row
 
     async def prepare(self, release: ReleaseRef) -> None:
         """Scale the container of a release to the throughput to serve with, and wait for it; see `Store.prepare`.
@@ -277,10 +262,9 @@ class CosmosStore(Store):
         Serverless accounts, and URLs without a throughput, need nothing.
         """
         container = container_of(release)
-        with container_expected(release):
-            await self._rows_retrier.call(self._states.read, release)  # raises ReleaseNotFound
-            if self._address.throughput is not None:
-                await self._scale_to_serve(container, self._address.throughput)
+        await self._rows_retrier.call(self._states.read, release)  # raises ReleaseNotFound
+        if self._address.throughput is not None:
+            await self._scale_to_serve(container, self._address.throughput)
 
     async def _scale_to_serve(self, container: str, wanted: Throughput) -> None:
         """Scale a container to the *wanted* throughput, and wait for it. Raises StoreUnavailable after SCALING_S."""
@@ -310,8 +294,7 @@ class CosmosStore(Store):
         """Lower the throughput to its minimum, unless a change is pending."""
         if self._address.throughput is None:
             return
-        with container_expected(release):
-            await self._containers_retrier.call(scale_to_minimum, self._containers, container_of(release))
+        await self._containers_retrier.call(scale_to_minimum, self._containers, container_of(release))
 
     async def swap(self, old: Catalogue | bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         try:
@@ -332,17 +315,8 @@ class CosmosStore(Store):
         with tracked_swap() as progress:
             etag = await self._control_retrier.call(self._control.begin_swap, old, records)
             progress.is_sent = True
-            await self._swap_retrier.call(self._write_catalogue, new, etag)
+            await self._swap_retrier.call(self._control.write, new, etag)
         self._rates.follow(new)
-
-    async def _write_catalogue(self, new: Catalogue, etag: str | None) -> None:
-        """Write the catalogue by one attempt; NotSent or StoreThrottled if the service has not processed it."""
-        try:
-            await self._control.write(new, etag)
-        except CosmosUnavailable as error:
-            if error.unprocessed:
-                raise NotSent(str(error)) from error
-            raise
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Delete the container of a release, if *check* accepts the catalogue; see `Store.erase`.
@@ -366,8 +340,7 @@ class CosmosStore(Store):
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         check(await self.catalogue())
-        with container_expected(release):
-            return await self._rows.erase_rows(release, keys)
+        return await self._rows.erase_rows(release, keys)
 
     async def incarnations(self) -> list[str]:
         """See `Store.incarnations`; StoreMisused without a control plane."""

@@ -79,6 +79,13 @@ class Offer(NamedTuple):
     pending: bool
     """A change is in progress."""
 
+    @classmethod
+    def of(cls, ru: int, *, autoscale: bool, minimum: int | str | None, pending: str | None) -> "Offer":
+        """Return what the service says of a container; without a minimum, that of an empty container is assumed."""
+        throughput = Throughput(ru, autoscale)
+        minimum = int(minimum or minimum_ru(ru, 0, autoscale=autoscale))
+        return cls(throughput, minimum, pending=str(pending).lower() == "true")
+
     def serving(self, wanted: Throughput) -> Throughput:
         """Return the throughput to serve with: at least the minimum, and manual or autoscale as it is."""
         return self.throughput.rounded_up(max(wanted.ru, self.minimum_ru))

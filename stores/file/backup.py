@@ -33,7 +33,7 @@ from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
-from hotplate.stores.release_log import logged_change
+from hotplate.stores.release_log import changes_beside
 from hotplate.stores.store import RecordChange
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -69,7 +69,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
             stored_records = zip(NAMES, await store.records(NAMES), strict=True)
             new_records = [RecordChange(name, None, value) for name, value in stored_records if value is not None]
             saved = replace(catalogue, token=secrets.token_hex(8))
-            await _in_thread(CatalogueFile(scratch).replace, saved, new_records)
+            await LmdbStore(scratch).swap(Catalogue(), saved, new_records)
 
             # Renamed, it is no scratch folder any more, so its lock is removed.
             with translating_errors(target):
@@ -170,7 +170,7 @@ async def _merge(
     if not present.generation and await store.incarnations():
         # Lost with its generation, which may have been higher: readers follow another store at once.
         merged = replace(merged, store_id=secrets.token_hex(8))
-    return merged, [*record_changes, *await logged_change(store, present, merged)]
+    return merged, [*record_changes, *await changes_beside(store, present, merged)]
 
 
 async def _join_erasures(
@@ -182,18 +182,13 @@ async def _join_erasures(
     changes if no user is erased. *present* is the store's catalogue, of generation 0 if it has none. Users that either
     record has lost are still counted.
     """
-    if present.generation:
-        erased_in_store = await read_erased(store, present)
-    else:
-        erased_in_store = (await read_log(store)).users  # records that were left without a catalogue
-
-    all_erased = erased_in_store.union(erased_in_backup)
+    log = await read_log(store)  # also records that were left without a catalogue
+    all_erased = log.users.union(erased_in_backup)
     if not all_erased and not present.erased:
         return None, []
 
-    count_in_store = erased_in_store.count + erased_in_store.lost
+    count_in_store = 0 if present.erased is None else present.erased.count
     count_in_backup = erased_in_backup.count + erased_in_backup.lost
-    log = replace(await read_log(store), is_whole=False)  # so that a new snapshot is written
     return log.changes_for(all_erased, min_count=max(count_in_store, count_in_backup))
 
 

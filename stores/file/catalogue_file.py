@@ -16,8 +16,7 @@ from hotplate.stores.store import RecordChange, catalogue_changed
 
 LOCK_TIMEOUT_S = 5.0
 
-# Allocated for the catalogue and its records, so that a full disk takes them: users are erased one by one, or thousands
-# at once.
+# Allocated for the catalogue and its records, so that a full disk takes them: that of 10,000 erased users, too.
 RESERVED_BYTES = 256 << 10
 BLOCK_BYTES = 4096
 
@@ -72,39 +71,26 @@ class CatalogueFile:
         records: Sequence[RecordChange] = (),
         move_files: Callable[[], None] = lambda: None,
     ) -> None:
-        """Replace the catalogue by *new*, and write *records* beside it, under the lock.
+        """Replace the catalogue by *new* under the lock, first the records beside it, each durable before the next.
 
         *is_expected* gets the stored bytes of the catalogue, None before the first swap. If it returns false, nothing
         is written, and ReleaseConflict is raised. *move_files* is called after the records are written, for releases
-        that come with the catalogue. Raises NotSent if the lock cannot be taken.
+        that come with the catalogue. Raises NotSent if the lock cannot be taken, StoreUnavailable if its file was
+        removed.
         """
         with tracked_swap() as progress, self.locked() as lock:
             if not is_expected(self.record()):
                 raise catalogue_changed()
             progress.is_sent = True
-            self.replace(new, records, move_files, lock)
-
-    def replace(
-        self,
-        new: Catalogue,
-        records: Sequence[RecordChange] = (),
-        move_files: Callable[[], None] = lambda: None,
-        lock: int | None = None,
-    ) -> None:
-        """Replace the catalogue unconditionally, first the records beside it, in order, each durable before the next.
-
-        *move_files* is as of `swap`. *lock* is the descriptor of the held lock, None in a folder that no other process
-        knows. Raises StoreUnavailable if the file of the lock was removed.
-        """
-        for change in records:
-            self._write(self._record_path(change.name), change.after, lock)
-        move_files()
-        self._write(self.path, dump(new), lock)
+            for change in records:
+                self._write(self._record_path(change.name), change.after, lock)
+            move_files()
+            self._write(self.path, dump(new), lock)
 
     def _record_path(self, name: str) -> Path:
         return self.folder / "records" / f"{name}.json"
 
-    def _write(self, path: Path, content: bytes, lock: int | None) -> None:
+    def _write(self, path: Path, content: bytes, lock: int) -> None:
         """Replace a file durably; on a full disk in blocks of the reserve, which then gets those of the old file."""
         with translating_errors(path):
             make_folder(path.parent)
@@ -151,9 +137,7 @@ class CatalogueFile:
         finally:
             os.close(descriptor)
 
-    def check_locked(self, lock: int | None) -> None:
-        """Raise StoreUnavailable if the file of a held lock was removed; None is no lock."""
-        if lock is None:
-            return
+    def check_locked(self, lock: int) -> None:
+        """Raise StoreUnavailable if the file of a held lock was removed."""
         with translating_errors(self._lock):
             check_held(lock, self._lock)

@@ -1,11 +1,11 @@
 """The log of releases: each change of what is served, with its caller and reason, in every store."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from hotplate.stores import lifecycle, transitions
+from hotplate.stores import lifecycle, release_log, transitions
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.release_log import MAX_CHANGES, MAX_REASON, log_of, signed
@@ -128,4 +128,27 @@ async def test_a_damaged_log_begins_anew(store: Store, caplog: pytest.LogCapture
     await store.swap(stored, transitions.succeed(stored, stored, token="t", store_id=""), damaged)
     second = await publish(store)
     assert [change.live for change in await log_of(store)] == [second]
-    assert "the log of releases cannot be read" in caplog.text
+    assert "the record 'log' beside the catalogue cannot be read" in caplog.text
+
+
+async def test_a_change_that_a_killed_process_has_logged_and_not_made_is_not_shown(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in files and Cosmos DB, where the record is written first."""
+    first = await publish(store)
+    second, third = [await publish(store, live=False) for _ in range(2)]
+    swap = store.swap
+
+    async def killed(old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        del new
+        await swap(old, transitions.succeed(old, old, token="another", store_id=""), records)
+        raise ReleaseNotFound("killed")
+
+    monkeypatch.setattr(store, "swap", killed)
+    with pytest.raises(ReleaseNotFound):
+        await lifecycle.activate(store, second)
+    monkeypatch.undo()
+    assert [change.live for change in await log_of(store)] == [first]
+    monkeypatch.setattr(release_log, "SWAP_S", 0.0)  # it was killed long ago
+    await lifecycle.activate(store, third)
+    assert [change.live for change in await log_of(store)] == [first, third]

@@ -209,7 +209,7 @@ async def test_prune_during_an_erasure_keeps_records_named_later(monkeypatch: py
 async def test_rebuild_with_damaged_records_is_refused(folder: LmdbStore) -> None:
     await published(folder)
     await erase_users(folder, ["7"])
-    (folder.folder / "records" / "erased-01.json").write_bytes(b"damaged")
+    (folder.folder / "records" / "erased.json").write_bytes(b"damaged")
     (folder.folder / "catalogue.json").write_bytes(b"{}")
     await assert_rebuilt_by_force(folder)
 

@@ -14,7 +14,7 @@ from hotplate.stores.cosmos.errors import (
 )
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import parse
-from hotplate.stores.errors import AccessDenied, StoreFull
+from hotplate.stores.errors import AccessDenied, NotSent, StoreFull
 from hotplate.stores.store import ChargeCounter
 from tests.support.cosmos_account import PATIENCE_S, kind_of
 from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal
@@ -160,7 +160,7 @@ def test_each_status_maps_to_its_error() -> None:
     assert isinstance(error_for(Refusal(403, 1014, ""), "x"), StoreFull)
     refusals = [(403, 0), (403, 3), (403, 1008), (408, 0), (410, 3), (449, 5352), (503, 0)]
     errors = {refusal: error_for(Refusal(*refusal, ""), "x") for refusal in refusals}
-    unprocessed = [refusal for refusal, error in errors.items() if getattr(error, "unprocessed", False)]
+    unprocessed = [refusal for refusal, error in errors.items() if isinstance(error, NotSent)]
     assert unprocessed == [(403, 3), (403, 1008), (449, 5352)]
     lasting = {status: error_for(Refusal(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
     assert [status for status, error in lasting.items() if getattr(error, "permanent", False)] == [400, 401, 403, 413]

@@ -92,7 +92,7 @@ async def test_on_a_full_disk_activate_rollback_begin_and_prune_work(
 async def test_users_are_erased_on_a_full_disk_and_its_reserve_is_allocated_again(disk: Path, store: LmdbStore) -> None:
     await publish(store, SMALL, 100, plan=UNDERSTATED)
     filler = fill(disk)
-    for user in range(20):  # a snapshot of all is written at the first and after each 16th
+    for user in range(20):
         assert (await erase_users(store, [f"{user:06}"])).erased == (f"{user:06}",)
         fill(disk)
     await erase_users(store, [f"{user:06}" for user in range(20, 120)])
