@@ -179,7 +179,7 @@ class WorkerStates:
 
     async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /readyz`: the state of each worker."""
-        view = ReadyView.of(self._states.all(), self._comparisons.trials())
+        view = ReadyView.of(self._states.all(), self._comparisons.all())
         return json_of(view, view.status.probe_code)
 
     async def metrics_text(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:

@@ -104,7 +104,7 @@ class Console:
         """`GET /console/state?after=`: the state of the service and its workers, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
         memory = self._context.memory
-        ready = ReadyView.of(memory.states.all(), memory.comparisons.trials())
+        ready = ReadyView.of(memory.states.all(), memory.comparisons.all())
         view = ServiceView(
             status=ready.status,
             workers=ready.workers,

@@ -13,7 +13,7 @@ from hotplate.serve.access.auth import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.processes.readiness import Status
 from hotplate.serve.processes.states import ProcessState, TierState, service_status, status_now
-from hotplate.serve.releases.comparison import CanaryTrial
+from hotplate.serve.releases.comparison import Comparison, TierComparisons
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
 from hotplate.stores.release_log import ReleaseChange
@@ -63,16 +63,15 @@ class TierView(Struct, omit_defaults=True):
     rules: tuple[str, ...] = ()
     """Of the release, by name."""
 
-    trial: CanaryView | UnsetType = field(default=UNSET, name="canary")
+    canary_view: CanaryView | UnsetType = field(default=UNSET, name="canary")
 
     @classmethod
-    def of(cls, tier: TierState, trial: CanaryTrial | None) -> Self:
-        """Return the view of a tier's state; *trial* has the counts of its canary."""
+    def of(cls, tier: TierState, comparison: Comparison | None) -> Self:
+        """Return the view of a tier's state, with the *comparison* of its canary."""
         view = msgspec.convert(tier, cls, from_attributes=True)
-        if tier.canary is not None and trial is not None:
-            view.trial = CanaryView(
-                tier.canary, live=RoleView.of(trial.counts.live), canary=RoleView.of(trial.counts.canary)
-            )
+        if tier.canary is not None and comparison is not None:
+            live, canary = map(RoleView.of, comparison.counts)
+            view.canary_view = CanaryView(tier.canary, live, canary)
         return view
 
 
@@ -90,10 +89,10 @@ class WorkerView(Struct, omit_defaults=True):
     warnings: list[str] = []
 
     @classmethod
-    def of(cls, number: int, state: ProcessState | None, trials: Mapping[str, CanaryTrial]) -> Self:
+    def of(cls, number: int, state: ProcessState | None, canaries: Mapping[str, Comparison | None]) -> Self:
         """Return the view of a worker's state for operators; None is the state of one that has not reported.
 
-        *trials* are those of canaries, by tier.
+        *canaries* are the comparisons of canaries, by tier.
         """
         if state is None:
             return cls(number, status_now(None), tiers=[])
@@ -101,7 +100,7 @@ class WorkerView(Struct, omit_defaults=True):
         return cls(
             worker=number,
             status=status_now(state),
-            tiers=[TierView.of(tier, trials.get(tier.tier)) for tier in state.tiers],
+            tiers=[TierView.of(tier, canaries.get(tier.tier)) for tier in state.tiers],
             pid=state.pid,
             started_at=state.started_at,
             connections=state.connections,
@@ -118,9 +117,10 @@ class ReadyView(Struct):
     workers: list[WorkerView]
 
     @classmethod
-    def of(cls, states: Sequence[ProcessState | None], trials: Mapping[str, CanaryTrial]) -> Self:
-        """Return the view of all workers; *trials* are those of canaries, by tier."""
-        workers = [WorkerView.of(number, state, trials) for number, state in enumerate(states)]
+    def of(cls, states: Sequence[ProcessState | None], comparisons: Sequence[TierComparisons]) -> Self:
+        """Return the view of all workers; *comparisons* are those of the tiers."""
+        canaries = {comparison.tier: comparison.canary for comparison in comparisons}
+        workers = [WorkerView.of(number, state, canaries) for number, state in enumerate(states)]
         return cls(service_status(states), workers)
 
 

@@ -14,7 +14,7 @@ from hotplate.serve.errors import ServiceFinding, first_error
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.processes.readiness import Status, status_of_tiers
 from hotplate.serve.processes.shared_table import Records, RecordTooLarge
-from hotplate.serve.releases.canary import identity
+from hotplate.serve.releases.comparison import identity
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers.tier import Tier
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
@@ -250,7 +250,7 @@ def _tier_state(tier: Tier) -> TierState:
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         attributes=_attributes_of(tier.follower.releases),
-        canary=None if followed.loaded is None else followed.loaded.release.id,
+        canary=None if followed.loaded is None else followed.loaded.id,
         followed_canary=identity(followed.entry),
         is_canary_stopped=followed.is_stopped,
     )

@@ -5,6 +5,8 @@ metrics and the console show them, and its successor continues them.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
 
 import msgspec
 
@@ -29,36 +31,49 @@ REMEMBERED = 8
 COMPARISONS_BYTES = 40_960
 
 
-class CanaryTrial(msgspec.Struct):
-    """The comparison of a canary with the live release, by counts of both over all workers."""
+def identity(entry: Release | None) -> Release | None:
+    """Return what identifies a compared release: its entry in the catalogue, without the gates it failed.
 
-    canary: Release
+    These may be too many for a record of shared memory. Aborting a canary changes its `superseded_at`.
+    """
+    return None if entry is None else replace(entry, refused_by=())
+
+
+class Comparison(msgspec.Struct):
+    """The comparison of a release with a reference, by counts of both over all workers."""
+
+    release: Release
     """Its `identity`."""
 
     began_with: BothCounts
     window_began_with: BothCounts
-    window_ends_at: float
+    window_ends_at: float = inf
+    """By default, all counts since the start are one window."""
+
     window: int = 1
     counts: BothCounts = BothCounts()
     """Since the start."""
 
     finding: str | None = None
-    """How it was worse than the live release."""
+    """How the release is worse than the reference."""
 
-    def judge(self, counts: BothCounts, now: float) -> None:
-        """Set the finding if the canary is worse.
+    def judge(self, counts: BothCounts, now: float) -> str | None:
+        """Return how the release is worse than the reference by the counts of this window; None if it is not.
 
-        Window n needs n (n + 1) times the evidence, so that all windows together err in one of 1,000 canaries.
+        Of several windows, number n needs n (n + 1) times the evidence, so that all together err in one of 1,000
+        releases.
         """
         self.counts = counts.since(self.began_with)
-        if self.finding is not None:
-            return
-        live, canary = counts.since(self.window_began_with)
-        self.finding = find_regression(live, canary, factor=self.window * (self.window + 1))
+        reference, judged = counts.since(self.window_began_with)
+        if self.window_ends_at == inf:
+            return find_regression(reference, judged, baseline="expected from the release before")
+
+        finding = find_regression(reference, judged, factor=self.window * (self.window + 1))
         if now >= self.window_ends_at:
             self.window += 1
             self.window_began_with = counts
             self.window_ends_at = now + WINDOW_S
+        return finding
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -72,20 +87,20 @@ class TierComparisons(msgspec.Struct):
     """The comparisons of one tier."""
 
     tier: str
-    trial: CanaryTrial | None = None
-    """Of the canary, if there is one."""
+    canary: Comparison | None = None
+    """Of the canary with the live release, if there is one."""
 
-    live: ReleaseRef | None = None
+    live: Comparison | None = None
+    """Of the live release with the last hour of the one before, once a worker serves it."""
+
     before: ReleaseRef | None = None
     """The release that *live* is compared with, and to return to; None if that is not on probation, or no longer."""
 
+    began_at: float = 0.0
+    """When the live release was first seen."""
+
     failure: str = ""
     """Why the live release, which is worse, was not withdrawn; empty if it is not worse."""
-
-    began_at: float = 0.0
-    began_with: ReleaseCounts = ReleaseCounts()
-    counted: ReleaseCounts = ReleaseCounts()
-    """Counts of live releases when this was last judged."""
 
     retry_at: float = 0.0
     """When a withdrawal that failed is tried again."""
@@ -103,32 +118,26 @@ class TierComparisons(msgspec.Struct):
     """Releases that this service has withdrawn."""
 
     @property
-    def canary(self) -> Release | None:
-        """The `identity` of the canary."""
-        return None if self.trial is None else self.trial.canary
+    def live_ref(self) -> ReleaseRef | None:
+        """The live release, once a worker serves it."""
+        return None if self.live is None else self.live.release.ref
 
-    def judge_canary(self, canary: Release | None, counts: BothCounts, now: float) -> str | None:
-        """Return how a canary is or was worse than the live release; None if it is not, and without a canary."""
+    def judge_canary(self, canary: Release | None, counts: BothCounts, now: float) -> None:
+        """Judge a canary by its `identity`, None without one; a finding stays until there is another canary."""
         if canary is None:
-            self.trial = None
-            return None
-        trial = self.trial
-        if trial is None or trial.canary != canary:
-            trial = CanaryTrial(
-                canary,
-                began_with=counts,
-                window_began_with=counts,
-                window_ends_at=now + WINDOW_S,
-            )
-            self.trial = trial
-        trial.judge(counts, now)
-        return trial.finding
+            self.canary = None
+            return
+        if self.canary is None or self.canary.release != canary:
+            self.canary = Comparison(canary, counts, window_began_with=counts, window_ends_at=now + WINDOW_S)
+        finding = self.canary.judge(counts, now)
+        self.canary.finding = self.canary.finding or finding
 
-    def before_of(self, release: ReleaseRef) -> ReleaseRef | None:
-        """Return the release to compare *release* with; None if that is not on probation."""
-        return self.before if self.live == release else None
+    def finding(self, canary: Release | None) -> str | None:
+        """Return why a canary, by its `identity`, is not to be used any more, if so."""
+        comparison = self.canary
+        return None if comparison is None or comparison.release != canary else comparison.finding
 
-    def begin_release(self, live: ReleaseRef, catalogue: Catalogue, counts: ReleaseCounts, now: float) -> None:
+    def begin_release(self, live: Release, catalogue: Catalogue, counts: ReleaseCounts, now: float) -> None:
         """Begin with *live*, a release that a worker has begun to serve since this was last judged.
 
         *counts* are those of live releases so far.
@@ -141,25 +150,23 @@ class TierComparisons(msgspec.Struct):
         others = [incarnation for incarnation in self.withdrawn_incarnations if incarnation not in withdrawn]
         self.withdrawn_incarnations = [*others, *withdrawn][-REMEMBERED:]
 
-        self.counted = counts
-        previous = self.live
+        previous = self.live_ref
         target = rollback_target(catalogue)
-        self.before = None
         was_withdrawn = live.incarnation in self.withdrawn_incarnations
+        self.before = None
         if target is not None and target.ref == previous and not was_withdrawn:
             self.before = previous
             counts_an_hour_ago = self.history[0].counts  # the oldest sample
-            self.expected = expected_of(self.counted.since(counts_an_hour_ago))
-        self.live = live
+            self.expected = expected_of(counts.since(counts_an_hour_ago))
+        began_with = BothCounts(judged=counts)
+        self.live = Comparison(live, began_with, window_began_with=began_with)
         self.failure = ""
         self.began_at = now
-        self.began_with = self.counted
         self.retry_at = 0.0
-        self.history = [Sample(now, self.counted)]
+        self.history = [Sample(now, counts)]
 
     def add_counts(self, counts: ReleaseCounts, now: float) -> None:
         """Note the counts of live releases; the history has a sample of them per SAMPLE_S seconds of the last hour."""
-        self.counted = counts
         if now >= self.history[-1].at + SAMPLE_S:
             recent = [sample for sample in self.history if sample.at >= now - HOUR_S]
             self.history = [*recent, Sample(now, counts)]
@@ -184,20 +191,17 @@ class SharedComparisons:
             return []
         return msgspec.msgpack.decode(payload, type=list[TierComparisons])
 
+    def of(self, tier: str) -> TierComparisons:
+        """Return the comparisons of a tier, new ones before the first were written."""
+        return next((comparisons for comparisons in self.all() if comparisons.tier == tier), TierComparisons(tier))
+
     def keep(self, comparisons: Sequence[TierComparisons]) -> None:
         """Write the comparisons of all tiers."""
         self._records.write(0, msgspec.msgpack.encode(comparisons))
 
-    def trials(self) -> dict[str, CanaryTrial]:
-        """Return the trials of canaries, by tier."""
-        return {comparisons.tier: comparisons.trial for comparisons in self.all() if comparisons.trial is not None}
-
     def finding(self, tier: str, canary: Release | None) -> str | None:
         """Return why the canary of a tier is not to be used any more, if so; *canary* is its `identity`."""
-        trial = self.trials().get(tier)
-        if trial is None or trial.canary != canary:
-            return None
-        return trial.finding
+        return self.of(tier).finding(canary)
 
 
 class OwnComparisons:
@@ -210,5 +214,5 @@ class OwnComparisons:
     def finding(self, tier: str, canary: Release | None) -> str | None:
         """Judge the canary of a tier; returns as `SharedComparisons.finding`."""
         comparisons = self._tiers.setdefault(tier, TierComparisons(tier))
-        now = loop_time()
-        return comparisons.judge_canary(canary, canary_counts(tier, self._metrics), now)
+        comparisons.judge_canary(canary, canary_counts(tier, self._metrics), loop_time())
+        return comparisons.finding(canary)

@@ -1,7 +1,6 @@
 """Counts of the releases that are compared, over all workers: of a canary and the live one, and of live ones."""
 
-from collections.abc import Callable
-from operator import add, sub
+from operator import sub
 from typing import NamedTuple
 
 from hotplate.serve.metrics import (
@@ -39,37 +38,29 @@ class ReleaseCounts(NamedTuple):
         """All lookups."""
         return self.hit + self.miss + self.error
 
-    def plus(self, other: "ReleaseCounts") -> "ReleaseCounts":
-        """Return the sum of both."""
-        return self._combined(add, other)
-
     def since(self, before: "ReleaseCounts") -> "ReleaseCounts":
         """Return the difference to *before*."""
-        return self._combined(sub, before)
-
-    def _combined(self, operation: Callable[[float, float], float], other: "ReleaseCounts") -> "ReleaseCounts":
         *numbers, reads = self
-        *other_numbers, other_reads = other
-        combined_reads = tuple(map(operation, reads, other_reads))
-        return ReleaseCounts._make([*map(operation, numbers, other_numbers), combined_reads])
+        *numbers_before, reads_before = before
+        return ReleaseCounts._make([*map(sub, numbers, numbers_before), tuple(map(sub, reads, reads_before))])
 
 
 class BothCounts(NamedTuple):
-    """Counts of the live release and the canary in all workers."""
+    """Counts of a release that is judged, and of what it is compared with, in all workers."""
 
-    live: ReleaseCounts = ReleaseCounts()
-    canary: ReleaseCounts = ReleaseCounts()
+    reference: ReleaseCounts = ReleaseCounts()
+    judged: ReleaseCounts = ReleaseCounts()
 
     def since(self, before: "BothCounts") -> "BothCounts":
         """Return the difference to *before*."""
-        return BothCounts(self.live.since(before.live), self.canary.since(before.canary))
+        return BothCounts(self.reference.since(before.reference), self.judged.since(before.judged))
 
 
 def canary_counts(tier: str, metrics: Metrics) -> BothCounts:
     """Return the counts of both roles during a canary, of all workers."""
     return BothCounts(
-        live=_role_counts(tier, metrics, LIVE),
-        canary=_role_counts(tier, metrics, CANARY),
+        reference=_role_counts(tier, metrics, LIVE),
+        judged=_role_counts(tier, metrics, CANARY),
     )
 
 

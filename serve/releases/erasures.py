@@ -2,7 +2,6 @@
 
 import logging
 
-from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.stores.catalogue import Catalogue, Erased
 from hotplate.stores.erasure import NOBODY, ErasedUsers
@@ -27,9 +26,9 @@ class KnownErasures:
         """How many of them the record lacks."""
 
     @property
-    def finding(self) -> ServiceFinding | None:
+    def problem(self) -> str | None:
         """How many users must be erased again, because the store has lost them."""
-        return ServiceFinding("erased users", lost_sentence(self._lost)) if self._lost else None
+        return lost_sentence(self._lost) if self._lost else None
 
     async def update(self, reader: Reader, catalogue: Catalogue) -> None:
         """Add the users that a store has erased; log if it has lost some.

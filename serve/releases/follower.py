@@ -5,30 +5,28 @@ A catalogue of a lower generation is a stale read, unless the store was certainl
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
 from hotplate.base.timing import loop_time
-from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
-from hotplate.serve.metrics import LIVE, ReleaseRole
-from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
-from hotplate.serve.releases.canary import FollowedCanary, ServedCanary, Verdict, follow_canary
+from hotplate.serve.metrics import ReleaseRole
+from hotplate.serve.releases.comparison import identity
 from hotplate.serve.releases.erasures import KnownErasures
-from hotplate.serve.releases.missing_rows import MissingRows
-from hotplate.serve.releases.preparation import prepare
 from hotplate.serve.releases.served import RowsOfRelease, ServedRelease, load
 from hotplate.serve.tasks import repeat
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, UserShare, follows
 from hotplate.stores.concurrency import SharedCall, end_tasks
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import EVERYBODY, MANIFEST, RowKey
-from hotplate.stores.errors import PartLost, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import HEAL, PartLost, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import Reader, read_one
 from hotplate.stores.timing import Outage
 from hotplate.stores.verification import counted
@@ -42,21 +40,41 @@ log = logging.getLogger(__name__)
 RETRY_S = (0.1, 5.0)
 # A store counts as restored after reads of the primary were older for this time.
 RESTORED_S = 30.0
-# Interval of reads while the store disagrees with the followed catalogue (`agreement`).
+# Interval of reads while the store disagrees with the followed catalogue.
 STALE_POLL_S = 2.0
 # Interval for stopping a canary, or loading it again.
 CANARY_S = 1.0
 # Interval of the search for rows that the store has dropped.
 MISSING_S = 30.0
+# Processes spread the loading of a remote release over this time.
+SPREAD_S = 0.5
+# Maximum for reading a release into memory.
+WARM_S = 120.0
+
+# Returns the reason to stop a canary, or None. Called with its `identity`, None without a canary: for each catalogue
+# that is followed, and every second while there is a canary.
+Verdict = Callable[[Release | None], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedCanary:
+    """The canary that the followed catalogue names, if any; its users get the live release unless it is loaded."""
+
+    entry: Release | None = None
+    loaded: ServedRelease | None = None
+    problem: str | None = None
+    """A sentence on why it is not loaded."""
+
+    is_stopped: bool = False
+    """Whether it is worse than the live release; otherwise it is to be loaded again."""
 
 
 class Follower:
     """Keeps `live` and `canary` of a tier current; both stay if the store cannot be read.
 
     Three tasks of `run` change them: one follows the store's changes, one reads the catalogue again while the store
-    disagrees with the followed one (`agreement`), and one loads or stops the canary (`follow_canary`). `_switching`
-    lets one of them at a time hide erased users, load and switch. Loading the release before the live one does not hold
-    it.
+    disagrees with the followed one (`_unsettled`), and one loads or stops the canary. `_switching` lets one of them at
+    a time hide erased users, load and switch. Loading the release before the live one does not hold it.
     """
 
     live = Policy[ServedRelease | None]()
@@ -91,17 +109,19 @@ class Follower:
         self._fold_in = fold_in
         self._is_preview = previewed is not None
         self._followed: Catalogue | None = None
-        self._agreement = StoreAgreement()
+        self._confirmed_at = time.monotonic()
+        """When a read of the store last agreed with the followed catalogue."""
+        self._unsettled = asyncio.Event()
+        """Set while the store must be read again to know which catalogue to follow."""
+        self._older_since = inf
+        """Since when the primary names an older catalogue, by the loop's clock, as the pauses between reads."""
         self._switching = asyncio.Lock()
-        self._polled_at = inf
-        """Monotonic time of the last poll that succeeded."""
-        self._handled = 0
-        """Number of catalogues handled."""
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
+        self._missing: str | None = None
+        """Which rows of the live release the store has dropped since it was loaded, as an evicting cache does."""
         self._failing = LogOnce(again_s=LOG_EVERY_S, clock=loop_time)
-        self._missing = MissingRows(reader, self.erasures, self.refresh)
 
     @property
     def findings(self) -> list[ServiceFinding]:
@@ -110,30 +130,26 @@ class Follower:
         They are: the store cannot be read, it was restored from an older copy, its canary (the release that a share of
         the users gets) is not served, it lost records of erased users, and rows of the release are damaged or missing.
         """
-        findings = list[ServiceFinding]()
-        if self.last_error is not None:
-            findings.append(ServiceFinding("store", self.last_error))
-        if self._restored is not None:
-            findings.append(ServiceFinding("restored", self._restored))
-        if self.followed_canary.problem is not None:
-            findings.append(ServiceFinding("release", self.followed_canary.problem))
-        if self.erasures.finding is not None:
-            findings.append(self.erasures.finding)
-        if self.live is not None and self.live.damaged:
-            findings.append(ServiceFinding("rows", counted(self.live.damaged)))
-        if self._missing.finding is not None:
-            findings.append(self._missing.finding)
-        return findings
+        damaged = () if self.live is None else self.live.damaged
+        problems: dict[FindingSource, str | None] = {
+            "store": self.last_error,
+            "restored": self._restored,
+            "release": self.followed_canary.problem,
+            "erased users": self.erasures.problem,
+            "rows": counted(damaged) if damaged else None,
+            "missing": self._missing,
+        }
+        return [ServiceFinding(source, problem) for source, problem in problems.items() if problem is not None]
 
     @property
-    def canary(self) -> ServedCanary | None:
+    def canary(self) -> ServedRelease | None:
         """The canary, while it is loaded."""
         return self.followed_canary.loaded
 
     @property
     def catalogue_age_s(self) -> float:
         """Seconds since the last read that agreed with the followed catalogue."""
-        return time.monotonic() - min(self._agreement.current_at, self._polled_at)
+        return time.monotonic() - self._confirmed_at
 
     async def run(self, *, warm: bool = False) -> None:
         """Follow until cancelled; *warm* reads local releases into memory first."""
@@ -141,17 +157,12 @@ class Follower:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._read_while_unsettled())
             group.create_task(repeat(self._look_at_canary, CANARY_S, "loading or stopping a canary"))
-            group.create_task(repeat(lambda: self._missing.look(self.live), MISSING_S, "looking for missing rows"))
+            group.create_task(repeat(self._look_for_missing_rows, MISSING_S, "looking for missing rows"))
 
     @property
     def releases(self) -> list[ServedRelease]:
         """The live release and the canary."""
-        followed = list[ServedRelease]()
-        if self.live is not None:
-            followed.append(self.live)
-        if self.canary is not None:
-            followed.append(self.canary.release)
-        return followed
+        return [release for release in (self.live, self.canary) if release is not None]
 
     @property
     def _known_releases(self) -> list[ServedRelease]:
@@ -165,7 +176,7 @@ class Follower:
     def release_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
         canary = self.canary
-        return canary.release if canary is not None and canary.includes(row) else self.live
+        return canary if canary is not None and canary.includes(row) else self.live
 
     def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
         """Divide the keys *rows* among the releases that they are to be read in.
@@ -182,12 +193,12 @@ class Follower:
 
         live_rows = [row for row in rows if not canary.includes(row)]
         canary_rows = [row for row in rows if canary.includes(row)]
-        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary.release, canary_rows))
+        groups = (RowsOfRelease(live, live_rows), RowsOfRelease(canary, canary_rows))
         return [group for group in groups if group.rows]
 
     def compared_role(self, release: ServedRelease) -> ReleaseRole | None:
         """Return the role of a release during a canary, of which both releases are counted; None without a canary."""
-        return None if self.followed_canary.loaded is None else release.role
+        return None if self.canary is None else release.role
 
     async def refresh(self) -> None:
         """Read the catalogue after a release was not found; concurrent callers share a read."""
@@ -216,9 +227,9 @@ class Follower:
     async def _poll(self, outage: Outage, *, warm: bool) -> None:
         """Handle the catalogue now and after changes of its version, until a poll or handling it raises an error.
 
-        The users that a catalogue erases are hidden at once. It is handled once its new releases are prepared, as
-        `prepare` says. If the store reports another catalogue meanwhile, only that one is handled, as soon as its own
-        new releases are prepared: a rollback does not wait for the release that it withdraws.
+        The users that a catalogue erases are hidden at once. It is handled once its new releases are prepared
+        (`_prepare`). If the store reports another catalogue meanwhile, only that one is handled, as soon as its own new
+        releases are prepared: a rollback does not wait for the release that it withdraws.
         """
         seen: Catalogue | None = None
         releases = list[ReleaseRef]()  # that are being prepared
@@ -226,7 +237,6 @@ class Follower:
         try:
             while True:
                 catalogue = await self._reader.poll()
-                self._polled_at = time.monotonic()
                 if seen is None or catalogue.version != seen.version:
                     seen = catalogue
                     await self._hide_erased(catalogue)
@@ -235,31 +245,49 @@ class Follower:
                         if preparing is not None:
                             preparing.cancel()
                         releases = new_releases
-                        work = prepare(self._reader, releases, warm=warm, is_first=self.live is None)
-                        preparing = asyncio.create_task(work)
+                        preparing = asyncio.create_task(self._prepare(releases, warm=warm))
+                elif not self._unsettled.is_set():
+                    self._confirmed_at = time.monotonic()
 
-                if preparing is not None:
-                    await self._pause_until(preparing)
-                    if not preparing.done():
-                        continue
+                if preparing is None:
+                    await asyncio.sleep(self._reader.poll_s)
+                    continue
+                await asyncio.wait((preparing,), timeout=self._reader.poll_s)
+                if preparing.done():
                     preparing.result()  # raises a defect
                     preparing = None
                     async with self._switching:
                         await self._handle_catalogue(seen, is_requested=False)
                     self.attempted.set()
                     outage.end()
-                await asyncio.sleep(self._reader.poll_s)
         finally:
             if preparing is not None:
                 await end_tasks(preparing)
 
-    async def _pause_until(self, preparing: "asyncio.Task[None]") -> None:
-        """Pause for the time between two polls, or until releases are prepared."""
-        pause = asyncio.create_task(asyncio.sleep(self._reader.poll_s))
+    async def _prepare(self, releases: Sequence[ReleaseRef], *, warm: bool) -> None:
+        """Prepare to serve *releases*, none of which is served yet.
+
+        If *warm*, those of a local store are read into memory. With a remote store, this waits for a random time, at
+        most SPREAD_S, so that not all processes read a new release at once, unless it is the first that is served here.
+        """
+        if self._reader.is_local:
+            for release in releases if warm else ():
+                await self._warm(release)
+        elif releases and self.live is not None:
+            await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
+
+    async def _warm(self, release: ReleaseRef) -> None:
+        """Read a release into memory, for WARM_S at most; it is served in any case."""
+        started = loop_time()
         try:
-            await asyncio.wait((preparing, pause), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            pause.cancel()
+            async with asyncio.timeout(WARM_S):
+                await self._reader.warm(release)
+        except TimeoutError:
+            log.warning("release %s is served before all of it is in memory: %.0f s were too short", release.id, WARM_S)
+        except StoreError:
+            return  # loading it reports the error, without harm to the other release
+        else:
+            log.info("release %s was brought into memory in %.1f s", release.id, loop_time() - started)
 
     async def _hide_erased(self, catalogue: Catalogue) -> None:
         """Hide the users that a catalogue erases, if it is going to be followed."""
@@ -269,24 +297,85 @@ class Follower:
 
     async def _read_while_unsettled(self) -> None:
         while True:
-            await self._agreement.unsettled.wait()
+            await self._unsettled.wait()
             await self._refresh()
-            if self._agreement.unsettled.is_set():
+            if self._unsettled.is_set():
                 await asyncio.sleep(STALE_POLL_S)
+
+    async def _look_for_missing_rows(self) -> None:
+        """Look for the sampled rows of the live release; log if some are missing, and if they are back.
+
+        Misses of lookups do not show it: they may be of unknown users. Rows of erased users are not missing.
+        """
+        live = self.live
+        if live is None:
+            return
+        sample = live.manifest.sample
+        try:
+            missing = await self._reader.missing(live.ref, sample)
+            if missing:
+                await self.refresh()  # their users may have been erased just now
+        except StoreError:  # reported by the task that follows changes
+            return
+
+        lost = [key for key in missing if not self.erasures.erased.covers(key)]
+        if lost and self._missing is None:
+            found = f"{len(lost)} of {len(sample)} sampled rows of release {live.id} are missing; {HEAL}"
+            self._missing = "; ".join([found, *await self._reader.warnings()])
+            log.warning("%s", self._missing)
+        elif self._missing is not None and not lost:
+            self._missing = None
+            log.info("the sampled rows of release %s are there again", live.id)
 
     async def _look_at_canary(self) -> None:
         """Stop the canary that the followed catalogue names, or load it if it is not loaded."""
         if self.followed_canary.entry is None or self._followed is None:
             return
         async with self._switching:
-            canary = await self._follow_canary(self._followed)
+            canary = await self._load_canary(self._followed)
             if canary != self.followed_canary:
                 self.followed_canary = canary
                 self._keep_open(self.releases)
 
-    async def _follow_canary(self, catalogue: Catalogue) -> FollowedCanary:
-        before = self.followed_canary
-        return await follow_canary(catalogue, before, self._reader, verdict=self._verdict, fold_in=self._fold_in)
+    async def _load_canary(self, catalogue: Catalogue) -> FollowedCanary:
+        """Return the canary that a catalogue names: the release that a share of the users gets.
+
+        It is loaded unless the verdict is that it is worse, or it is loaded already. If it cannot be loaded, the result
+        says why: the live release is not affected. A hash of id and salt selects its users: all processes agree, and
+        the first 5 % stay when the share grows.
+        """
+        record = catalogue.canary
+        entry = catalogue.canary_entry
+        finding = self._verdict(identity(entry))
+        if record is None or entry is None:
+            return FollowedCanary()
+        if finding is not None:
+            return self._unused_canary(entry, f"is not used any more: {finding}", is_stopped=True)
+
+        users = UserShare.of(record.percent, record.salt)
+        release = self.canary
+        if release is None or not release.is_of(entry):
+            try:
+                release = await load(self._reader, entry, self._fold_in)
+            except Exception as error:  # noqa: BLE001 -- must not harm the live release
+                defect = None if isinstance(error, StoreError) else error
+                problem = f"cannot be loaded: {str(error) or type(error).__name__}"
+                return self._unused_canary(entry, problem, defect=defect)
+
+        if release.users != users:
+            release = replace(release, users=users)
+            log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
+        return FollowedCanary(entry, release)
+
+    def _unused_canary(
+        self, entry: Release, problem: str, *, is_stopped: bool = False, defect: Exception | None = None
+    ) -> FollowedCanary:
+        """Return a canary that is not loaded; log the problem, with the traceback of a defect, if it is a new one."""
+        sentence = f"release {entry.id} is the canary, and {problem}"
+        canary = FollowedCanary(entry, problem=sentence, is_stopped=is_stopped)
+        if canary != self.followed_canary:
+            log.warning("%s", sentence, extra={"release": entry.id}, exc_info=defect)
+        return canary
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
         """Return the release *ref*, which was live before: `previous`, or loaded again after a restart of the worker.
@@ -311,27 +400,29 @@ class Follower:
 
     def drop(self, gone: ServedRelease) -> None:
         """Stop using a release whose rows are gone: users of the canary get the live one, pages of others end."""
-        followed = self.followed_canary
-        if followed.entry is not None and followed.loaded is not None and followed.loaded.release is gone:
-            self.followed_canary = followed.replaced_by(followed.entry, "is not in this store any more")
+        entry = self.followed_canary.entry
+        if entry is not None and self.canary is gone:
+            self.followed_canary = self._unused_canary(entry, "is not in this store any more")
         if self.previous is gone:
             self.previous = None
 
     async def _refresh(self) -> None:
         """Read the catalogue because of a problem, and handle it.
 
-        Read again if another one was handled meanwhile, as the one that was read may be older.
+        Read again if another one was followed meanwhile, as the one that was read may be older.
         """
         try:
             while True:
-                handled = self._handled
+                followed = self._followed
                 catalogue = await self._reader.catalogue()
                 async with self._switching:
-                    if self._handled == handled:
+                    if self._followed is followed:
                         await self._handle_catalogue(catalogue, is_requested=True)
                         return
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
+            if self._followed is not None:
+                self._unsettled.set()
 
     def _new_releases(self, catalogue: Catalogue) -> list[ReleaseRef]:
         """Return the live release and the canary of a catalogue, unless they are known or it is not followed."""
@@ -352,28 +443,32 @@ class Follower:
     async def _handle_catalogue(self, catalogue: Catalogue, *, is_requested: bool) -> None:
         """Follow *catalogue*, as it was just read from the store, if it is newer, or if the store was restored.
 
-        Otherwise only record in `self._agreement` whether this read agrees with the catalogue that is followed, whose
-        releases are served. *is_requested* says that it was read because of a problem: then the live release is
-        checked, too, and an older catalogue may be followed. Called while `self._switching` is held. Raises StoreError
-        if the live release cannot be loaded: then the served release and the followed catalogue stay.
+        Otherwise only note whether this read agrees with the catalogue that is followed, whose releases are served.
+        *is_requested* says that it was read because of a problem: then the live release is checked, too, and an older
+        catalogue may be followed. Called while `self._switching` is held. Raises StoreError if the live release cannot
+        be loaded: then the served release and the followed catalogue stay.
         """
-        self._handled += 1
         followed = self._followed
-
         if self._may_lag_behind_restore(catalogue):
-            self._agreement.record_read(ReadOutcome.ANOTHER)
+            self._unsettled.set()
         elif follows(catalogue, followed):  # it is newer, or the first one that was read
             await self._follow(catalogue)
             self._set_error(_nothing_live() if catalogue.live is None else None)
         elif followed is None:  # the store is empty
-            self._agreement.record_read(ReadOutcome.CONFIRMED)
+            self._settle()
             self._set_error(never_published())
         elif catalogue.version == followed.version:
-            await self._confirm(catalogue, check=is_requested or self._agreement.unsettled.is_set())
+            await self._confirm(catalogue, check=is_requested or self._unsettled.is_set())
         elif is_requested:
             await self._handle_older_catalogue(catalogue, followed)
         else:  # perhaps an outdated read, from a replica or a cache: `_read_while_unsettled` reads it again
-            self._agreement.record_read(ReadOutcome.ANOTHER)
+            self._unsettled.set()
+
+    def _settle(self) -> None:
+        """Note that the store agrees with the followed catalogue."""
+        self._confirmed_at = time.monotonic()
+        self._older_since = inf
+        self._unsettled.clear()
 
     def _may_lag_behind_restore(self, catalogue: Catalogue) -> bool:
         """Return whether a replica names a higher generation after a restore, which it may not have seen yet."""
@@ -388,7 +483,7 @@ class Follower:
         is read again later.
         """
         if check and self.live is not None and self.live.ref == catalogue.live_ref and await self._is_gone():
-            self._agreement.record_read(ReadOutcome.UNPROVEN)
+            self._unsettled.set()
             self._set_error(
                 ReleaseNotFound(
                     f"release {self.live.id} is live, and is not in this store any more; restore it, or publish again"
@@ -396,7 +491,7 @@ class Follower:
             )
             return
 
-        self._agreement.record_read(ReadOutcome.CONFIRMED)
+        self._settle()
         self._set_error(_nothing_live() if catalogue.live is None else None)
 
     async def _follow(self, catalogue: Catalogue) -> None:
@@ -414,7 +509,7 @@ class Follower:
         live = catalogue.live_entry
         if live is not None and (before is None or not before.is_of(live)):
             release = await self._load_live(live)
-        canary = await self._follow_canary(catalogue)
+        canary = await self._load_canary(catalogue)
 
         is_new = release is not before
         if is_new and before is not None:
@@ -433,13 +528,13 @@ class Follower:
 
         self._followed = catalogue
         self._restored = None
-        self._agreement.record_read(ReadOutcome.CONFIRMED)
+        self._settle()
 
     async def _load_live(self, live: Release) -> ServedRelease:
         """Return a release that goes live; the canary is not loaded again."""
         canary = self.canary
-        if canary is not None and canary.release.is_of(live):
-            return replace(canary.release, role=LIVE)
+        if canary is not None and canary.is_of(live):
+            return replace(canary, users=None)
         return await load(self._reader, live, self._fold_in)
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:
@@ -449,21 +544,21 @@ class Follower:
         release that is served, or if its primary has answered with older catalogues for RESTORED_S. An answer of a
         replica, which may lag behind, proves nothing. A catalogue's generation is the number of its changes.
         """
+        self._unsettled.set()
         if not catalogue.primary:
-            self._agreement.record_read(ReadOutcome.UNPROVEN)
             error = (
                 f"only a replica answers, with another catalogue (generation {catalogue.generation}) "
                 f"than the followed one (generation {followed.generation})"
             )
         elif catalogue.generation == 0:
-            self._agreement.record_read(ReadOutcome.EMPTY)
+            self._older_since = inf
             error = (
                 "the catalogue is not in this store any more; if releases are left, `hotplate store rebuild` writes a "
                 "new one, else publish again or restore a backup"
             )
         else:
-            self._agreement.record_read(ReadOutcome.OLDER)
-            if self._agreement.older_s >= RESTORED_S or await self._is_gone():
+            self._older_since = min(self._older_since, loop_time())
+            if loop_time() - self._older_since >= RESTORED_S or await self._is_gone():
                 await self._follow_restored(catalogue, followed)
                 return
             error = (
@@ -511,7 +606,6 @@ class Follower:
 
     def _report(self, error: Exception) -> None:
         """Note that the store could not be read; errors other than StoreError are defects."""
-        self._agreement.record_read(ReadOutcome.FAILED)
         if isinstance(error, StoreError):
             self._set_error(error)
         else:

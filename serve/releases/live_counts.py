@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from hotplate.serve.metrics import HIT, LOOKUP_OUTCOMES, MISS, PROBATION_LOOKUPS
-from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
+from hotplate.serve.releases.comparison import SharedComparisons
 from hotplate.serve.releases.counts import ReleaseCounts
 from hotplate.serve.releases.served import ReleaseTally, ServedRelease
 from hotplate.serve.tasks import repeat
@@ -43,11 +43,6 @@ class ReleaseCounter:
             if release is not None:
                 await self._count_release(tier, release)
 
-    def _comparisons_of(self, tier: Tier) -> TierComparisons:
-        """Return the comparisons of a tier, as the admin process keeps them now."""
-        kept = {comparisons.tier: comparisons for comparisons in self._shared.all()}
-        return kept.get(tier.name, TierComparisons(tier.name))
-
     async def _count_release(self, tier: Tier, release: ServedRelease) -> None:
         """Count what *release*, the live one of a tier, has answered since the last call.
 
@@ -66,10 +61,10 @@ class ReleaseCounter:
         answered = totals.since(counted)
         tally.unexamined += answered.miss
         lost = 0.0
-        before = self._comparisons_of(tier).before_of(release.ref)
-        if before is not None:
-            lost = await _count_lost_lists(tier, tally, before)
-        if self._comparisons_of(tier).live != release.ref:  # or it has changed meanwhile
+        comparisons = self._shared.of(tier.name)
+        if comparisons.live_ref == release.ref and comparisons.before is not None:
+            lost = await _count_lost_lists(tier, tally, comparisons.before)
+        if self._shared.of(tier.name).live_ref != release.ref:  # or it has changed meanwhile
             return
         for outcome, number in zip(LOOKUP_OUTCOMES, (answered.hit, lost, answered.error), strict=True):
             tier.metrics.count_in(PROBATION_LOOKUPS, tier.name, outcome, number=number)

@@ -12,8 +12,8 @@ from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.lists.fold_in import FoldIn
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, ReleaseRole
 from hotplate.serve.releases.counts import ReleaseCounts
-from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import Decode, RowKey
+from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef, UserShare
+from hotplate.stores.encoding import USER, Decode, RowKey
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import read_servable
@@ -80,7 +80,9 @@ class ServedRelease:
 
     factors: "ItemFactors | None" = None
     filters: ReleaseFilters = NO_FILTERS
-    role: ReleaseRole = LIVE
+    users: UserShare | None = None
+    """Those who get a canary; None for the live release."""
+
     load_id: str = field(default_factory=lambda: f"{next(_loads)} ", compare=False)
     """Differs for each load, which may have other lists; cached rows have it before their key."""
 
@@ -94,7 +96,16 @@ class ServedRelease:
     @property
     def is_canary(self) -> bool:
         """Whether a share of the users gets it instead of the live release."""
-        return self.role == CANARY
+        return self.users is not None
+
+    @property
+    def role(self) -> ReleaseRole:
+        """The role of the release."""
+        return LIVE if self.users is None else CANARY
+
+    def includes(self, row: RowKey) -> bool:
+        """Return whether a row is of a user who gets this canary."""
+        return self.users is not None and row.kind == USER and self.users.includes(row.id)
 
     def is_of(self, entry: Release) -> bool:
         """Return whether this is the release of a catalogue's entry, by the same writer."""

@@ -17,8 +17,8 @@ from hotplate.base.timing import HOUR_S
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.processes.states import SharedStates
-from hotplate.serve.releases.comparison import SharedComparisons, TierComparisons
-from hotplate.serve.releases.counts import NO_READS, ReleaseCounts, canary_counts, live_counts
+from hotplate.serve.releases.comparison import Comparison, SharedComparisons, TierComparisons, identity
+from hotplate.serve.releases.counts import NO_READS, BothCounts, canary_counts, live_counts
 from hotplate.serve.releases.judgement import MORE_FALLBACKS, MORE_SLOW, find_regression, slow_s
 from hotplate.serve.tasks import background, repeat
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 JUDGE_S = 1.0
 # A probation lasts until there were this many lookups, but no longer than an hour.
 LOOKUPS = 300
-# Whose share a release on probation is compared with, as the end of a sentence.
-BASELINE = "expected from the release before"
 # Time limits of reading a catalogue and of a withdrawal, and the pause after one that failed.
 CATALOGUE_S = 5.0
 WITHDRAW_S = 60.0
@@ -68,8 +66,7 @@ class ReleaseJudge:
         self._probation_s = probation_s
         self._admin_store = admin_store
         self._clock = clock
-        known = {comparisons.tier: comparisons for comparisons in shared.all()}
-        self._tiers = [known.get(tier, TierComparisons(tier)) for tier in stores]
+        self._tiers = list(map(shared.of, stores))
 
     async def run(self) -> None:
         """Judge until cancelled; with a probation, first log which stores this service may not write to."""
@@ -111,9 +108,9 @@ class ReleaseJudge:
             if not reported:
                 continue
             followed = [own.followed_canary for own in reported if own.followed_canary is not None]
-            canary = comparisons.canary
-            if canary not in followed:
-                canary = next(iter(followed), None)
+            canary = next(iter(followed), None)
+            if comparisons.canary is not None and comparisons.canary.release in followed:
+                canary = comparisons.canary.release
             counts = canary_counts(comparisons.tier, self._metrics)
             comparisons.judge_canary(canary, counts, self._clock())
         self._shared.keep(self._tiers)
@@ -136,54 +133,55 @@ class ReleaseJudge:
         """
         reported = self._states.of_tier(comparisons.tier)
         await self._begin_new_release(comparisons, {state.live for state in reported if state.live is not None})
-        if comparisons.live is None:
+        comparison = comparisons.live
+        if comparison is None:
             return
 
-        comparisons.add_counts(live_counts(comparisons.tier, self._metrics), self._clock())
+        counts = live_counts(comparisons.tier, self._metrics)
+        now = self._clock()
+        comparisons.add_counts(counts, now)
         is_store_failing = any(state.breaker_open for state in reported)
         if comparisons.before is None or is_store_failing:
             return
 
-        counts = comparisons.counted.since(comparisons.began_with)
-        finding = find_regression(comparisons.expected, counts, baseline=BASELINE)  # a sentence, None if it is good
-        passed_s = self._clock() - comparisons.began_at
-        is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
-        if finding is None:
+        comparison.finding = comparison.judge(BothCounts(comparisons.expected, counts), now)
+        passed_s = now - comparisons.began_at
+        has_most = comparison.counts.judged.lookups >= LOOKUPS
+        is_over = passed_s >= self._probation_s and (has_most or passed_s >= HOUR_S)
+        if comparison.finding is None:
             comparisons.failure = ""
-        elif self._clock() >= comparisons.retry_at:
-            await self._withdraw(comparisons, comparisons.live, comparisons.before, counts, finding)
+        elif now >= comparisons.retry_at:
+            await self._withdraw(comparisons, comparison, comparisons.before)
             comparisons.retry_at = self._clock() + RETRY_S
         if is_over:
             comparisons.before = None
 
     async def _begin_new_release(self, comparisons: TierComparisons, live: Collection[ReleaseRef]) -> None:
         """Judge another release from now on, if workers report one as *live* that the catalogue names."""
-        if not {*live} - {comparisons.live}:
+        if not {*live} - {comparisons.live_ref}:
             return
         catalogue = await self._read_catalogue(comparisons.tier)
-        if catalogue is None:
-            return
-        release = catalogue.live_ref
-        if release is None or release not in live or release == comparisons.live:
+        release = None if catalogue is None else identity(catalogue.live_entry)
+        if catalogue is None or release is None or release.ref not in live or release.ref == comparisons.live_ref:
             return
         counts = live_counts(comparisons.tier, self._metrics)
         comparisons.begin_release(release, catalogue, counts, self._clock())
         self._shared.keep(self._tiers)  # from now on, workers count for this release
 
-    async def _withdraw(
-        self, comparisons: TierComparisons, live: ReleaseRef, before: ReleaseRef, counts: ReleaseCounts, finding: str
-    ) -> None:
-        """Roll back a store from *live* to the release *before*, and end the probation.
+    async def _withdraw(self, comparisons: TierComparisons, comparison: Comparison, before: ReleaseRef) -> None:
+        """Roll back a store from a release that is worse by a *comparison* to the one *before*; end the probation.
 
-        *finding* is the sentence on how it is worse by its *counts*. The live release stays if the one before is
-        damaged, and if the only difference is slow reads and the one before is as slow now. Why a rollback fails is
-        logged once, and kept as `comparisons.failure`; the caller tries again later.
+        The live release stays if the one before is damaged, and if the only difference is slow reads and the one before
+        is as slow now. Why a rollback fails is logged once, and kept as `comparisons.failure`; the caller tries again
+        later.
         """
+        live = comparison.release
+        finding = comparison.finding
         reason = f"probation: {finding}"
         try:
             async with asyncio.timeout(WITHDRAW_S), self._writable(comparisons.tier) as store:
                 await _check_whole(store, before)
-                if await _is_store_slow(store, live, before, expected=comparisons.expected, counts=counts):
+                if await _is_store_slow(store, live.ref, before, comparison.counts):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
                     comparisons.failure = ""
                     return
@@ -195,7 +193,7 @@ class ReleaseJudge:
             return
         except (TimeoutError, StoreError) as error:
             # The rollback may have taken place, and only its answer failed.
-            if not await self._is_withdrawn(comparisons.tier, live, reason):
+            if not await self._is_withdrawn(comparisons.tier, live.ref, reason):
                 obstacle = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
                 if not comparisons.failure:
                     sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
@@ -253,15 +251,14 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
         raise StoreError(f"release {release.id}, which was live before, is damaged, too")
 
 
-async def _is_store_slow(
-    store: Reader, live: ReleaseRef, before: ReleaseRef, *, expected: ReleaseCounts, counts: ReleaseCounts
-) -> bool:
+async def _is_store_slow(store: Reader, live: ReleaseRef, before: ReleaseRef, counts: BothCounts) -> bool:
     """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now.
 
     The rows that are read are the sample of keys in the manifest of *before*. As a few reads are slow by chance, the
     slow ones of *live* must exceed twice those of *before* by a share MORE_SLOW of the rows.
     """
-    is_worse_otherwise = find_regression(expected, counts._replace(reads=NO_READS)) is not None
+    expected, judged = counts
+    is_worse_otherwise = find_regression(expected, judged._replace(reads=NO_READS)) is not None
     if is_worse_otherwise:
         return False
 

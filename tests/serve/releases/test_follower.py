@@ -9,8 +9,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from hotplate.serve.releases.follower import RESTORED_S, STALE_POLL_S, Follower
-from hotplate.serve.releases.preparation import SPREAD_S, WARM_S
+from hotplate.serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
@@ -352,6 +351,58 @@ async def test_manually_restored_older_catalogue_is_followed_after_30_seconds(
         third = await publish(memory, "third")
         await until(follower, third)
         assert follower.findings == []
+
+
+@virtual
+async def test_restore_is_recognized_over_failures_between_older_reads(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        older = backup(memory)
+        await until(follower, await publish(memory, "second"))
+        restore(memory, older, only_catalogue=True)
+        await asyncio.sleep(RESTORED_S / 2)
+        remote.failure = StoreUnavailable("away")
+        await asyncio.sleep(RESTORED_S / 4)
+        remote.failure = None
+        assert await elapsed_until(follower, first) < RESTORED_S / 4 + 2 * STALE_POLL_S
+
+
+@virtual
+async def test_age_of_the_catalogue_counts_from_the_last_read_that_agreed(
+    memory: MemoryStore, remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", asyncio.get_running_loop().time)
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        await asyncio.sleep(100)
+        assert follower.catalogue_age_s < STALE_POLL_S
+        current = backup(memory)
+        restore(memory, MemoryStore())
+        await asyncio.sleep(10)
+        assert 10 - STALE_POLL_S <= follower.catalogue_age_s <= 10 + STALE_POLL_S
+        remote.failure = StoreUnavailable("away")
+        await asyncio.sleep(10)
+        assert 20 - STALE_POLL_S <= follower.catalogue_age_s <= 20 + STALE_POLL_S
+        remote.failure = None
+        restore(memory, current)
+        await asyncio.sleep(2 * STALE_POLL_S)
+        assert follower.catalogue_age_s < STALE_POLL_S
+
+
+@virtual
+async def test_failure_of_a_read_for_a_request_ends_when_the_store_answers(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        remote.failure = StoreUnavailable("away")
+        await follower.refresh()
+        remote.failure = None
+        assert follower.last_error == "away"
+        await asyncio.sleep(2 * STALE_POLL_S)
+        assert follower.last_error is None
 
 
 @virtual

@@ -54,6 +54,9 @@ _BELOW = [0.5 * (1 + erf(log(bound / MEDIAN_S) / 0.6 / 2**0.5)) for bound in BUC
 READ_SHARES = np.diff([0.0, *_BELOW, 1.0])
 
 
+NOTHING = ReleaseCounts()
+
+
 class Simulated:
     """A former release with the counts of its last hour, and one on probation, second by second."""
 
@@ -77,7 +80,7 @@ class Simulated:
     def is_withdrawn_in_next_second(self) -> bool:
         requests = int(self.random.poisson(self.per_minute / 60))
         self.requests += requests
-        self.counts = self.counts.plus(self.counted(requests, self.lost))
+        self.counts = self.counts.since(NOTHING.since(self.counted(requests, self.lost)))
         return find_regression(self.expected, self.counts) is not None
 
 
@@ -227,7 +230,7 @@ async def test_release_that_was_withdrawn_before_the_service_started_can_be_forc
     await started.answer()
     await life.activate(memory, bad, override=life.Override.DAMAGE)
     await started.follow()
-    assert started.state().live == await ref_of(memory, bad)
+    assert started.state().live_ref == await ref_of(memory, bad)
     assert started.state().before is None
 
 
@@ -282,7 +285,7 @@ async def test_rollback_and_first_release_are_not_on_probation(memory: MemorySto
     assert service.state().before is not None
     await life.rollback(memory)
     await service.follow()
-    assert service.state().live == await ref_of(memory, first)
+    assert service.state().live_ref == await ref_of(memory, first)
     assert service.state().before is None
 
 
@@ -520,7 +523,7 @@ async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) 
     await service.look()
     await service.answer()
     assert live_counts("tier", service.reader.metrics).hit == 6 * USERS
-    assert service.state().live == await ref_of(memory, first)
+    assert service.state().live_ref == await ref_of(memory, first)
 
 
 async def test_worker_that_restarts_during_a_probation_counts_missing_lists(memory: MemoryStore) -> None:
@@ -587,7 +590,7 @@ async def test_answers_of_a_release_that_other_workers_have_left_do_not_count(me
     second = await publish(memory, "second", users=ALL)
     await late.follow()
     await service.look()
-    assert service.state().live == await ref_of(memory, second)
+    assert service.state().live_ref == await ref_of(memory, second)
     counted = live_counts("tier", service.reader.metrics).lookups
     await service.answer()
     assert live_counts("tier", service.reader.metrics).lookups == counted

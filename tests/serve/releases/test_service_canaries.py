@@ -108,7 +108,7 @@ async def test_verdict_outlives_the_admin_process_and_ends_with_the_canary(memor
         await reader.tiers[0].follower.refresh()
         service.report(0, reader)
         await successor.judge_canaries()
-        assert service.comparisons.trials() == {}
+        assert service.comparisons.of(TIER).canary is None
         await life.start_canary(memory, service.canary, 50)
         await reader.tiers[0].follower.refresh()
         service.report(0, reader)
