@@ -45,6 +45,12 @@ class EncodedList(msgspec.Struct, frozen=True):
         """The name of the list in its release; empty for a default list without one."""
         return self.fallback.list or self.release.manifest.default_list
 
+    @property
+    def popular_bodies(self) -> list[bytes]:
+        """The popular lists that fill it up: of the segment, then of everybody, unless that is the same."""
+        keys = dict.fromkeys((self.fallback, self.fallback.popular()))
+        return [self.release.popular.get(key.text, NO_OFFSET) for key in keys]
+
 
 class EncodedLists:
     """Makes the encoded list of each row from the result of its read, and counts it.
