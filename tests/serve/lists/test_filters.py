@@ -26,6 +26,7 @@ from hotplate.serve.lists import filters
 from hotplate.serve.lists.deny_list import DenyListInvalid, parse_overrides
 from hotplate.serve.lists.filters import Condition, Rejected, ReleaseFilters, parse_where
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
@@ -254,7 +255,7 @@ def test_batch_bodies_accept_conditions(service: Service) -> None:
 
 
 async def test_other_requests_run_between_the_lists_of_a_filtered_batch(folder: Path) -> None:
-    async with Pair(TieredReader.from_urls([f"file://{folder}"])) as pair:
+    async with Pair(TieredReader(tiers_of([f"file://{folder}"]))) as pair:
         turns = list[int]()
         for where in ("", "price<0"):
             _, transport = connected(pair.plain)
