@@ -62,8 +62,10 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
     if request.kind == POPULAR:
         return answer_popular(reader, shaper, request)
 
-    continued = await _read_continued(reader, [request])
-    encoded = continued.get(request)
+    encoded: EncodedList | None = None
+    if request.after is not None:
+        continued = await _read_continued(reader, [request])
+        encoded = continued.get(request)
     if encoded is None:  # in the release that is served to the user
         wanted = request.selection
         encoded = await reader.read(request.kind, request.id, wanted.segment, wanted.list)
@@ -73,14 +75,12 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
 def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
     """Return the answer to a request for a popular list, which is in memory.
 
-    A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still and
-    the cursor is of this list. Raises as `TieredReader.popular` and `Shaper.shape`.
+    A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still.
+    Raises as `TieredReader.popular` and `Shaper.shape`.
     """
-    if request.after is not None:
-        continued = reader.popular_in_release(request.after.release, request.selection.segment, request.selection.list)
-        if continued is not None and request.after.continues(continued):
-            return shape_list(shaper, request, continued)
-    return shape_list(shaper, request, reader.popular(request.selection.segment, request.selection.list))
+    wanted = request.selection
+    release = "" if request.after is None else request.after.release
+    return shape_list(shaper, request, reader.popular(wanted.segment, wanted.list, release))
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:

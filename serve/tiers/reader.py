@@ -6,8 +6,8 @@ all time limits of a remote read), and the results become lists, or popular list
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -150,39 +150,48 @@ class TieredReader:
         It has separate metrics, caches and breakers. Raises ReleaseNotFound if the release can be read in no store, and
         StoreUnavailable, also after PREVIEW_S.
         """
-        deadline = loop_time() + PREVIEW_S
-        catalogues = await _read_by(deadline, [tier.reader.catalogue() for tier in self.tiers])
-        if not any(catalogue.get(release) for catalogue in catalogues):
-            catalogues[0].find(release)  # raises ReleaseNotFound
-        stores = {
-            tier.name: _PreviewedStore(tier.reader, catalogue, release)
-            for tier, catalogue in zip(self.tiers, catalogues, strict=True)
-        }
-        reader = type(self)(
-            cast("Mapping[str, Reader]", stores),
-            budget_s=PREVIEW_S,
-            deny_list=self.deny_list,
-            previewed={tier.name: tier.follower for tier in self.tiers},
-        )
-        try:
-            await _read_by(deadline, [tier.follower.refresh() for tier in reader.tiers])
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(PREVIEW_S):
+                    catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
+                    if not any(catalogue.get(release) for catalogue in catalogues):
+                        catalogues[0].find(release)  # raises ReleaseNotFound
+                    stores = {
+                        tier.name: _PreviewedStore(tier.reader, catalogue, release)
+                        for tier, catalogue in zip(self.tiers, catalogues, strict=True)
+                    }
+                    reader = type(self)(
+                        cast("Mapping[str, Reader]", stores),
+                        budget_s=PREVIEW_S,
+                        deny_list=self.deny_list,
+                        previewed={tier.name: tier.follower for tier in self.tiers},
+                    )
+                    stack.push_async_callback(reader.close)
+                    await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
+            except TimeoutError:
+                raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None
             if reader.first_live is None:
                 reason = reader.lists.not_ready()
                 raise ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {reason}")
             yield reader
-        finally:
-            await reader.close()
 
     async def wait_until_attempted(self, timeout_s: float) -> None:
         """Wait *timeout_s* at most until each store was read or failed."""
-        await _wait([tier.follower.attempted for tier in self.tiers], timeout_s, asyncio.ALL_COMPLETED)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for tier in self.tiers:
+                    await tier.follower.attempted.wait()
 
     async def wait_until_ready(self, timeout_s: float) -> None:
         """Wait until a tier serves a release; raises NotReady after *timeout_s*."""
         deadline = loop_time() + timeout_s
         await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
-        ready = [tier.follower.ready for tier in self.tiers]
-        await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
+        waits = [asyncio.create_task(tier.follower.ready.wait()) for tier in self.tiers]
+        try:
+            left_s = max(0.0, deadline - loop_time())
+            await asyncio.wait(waits, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks(*waits)
         if self.first_live is None:
             raise self.lists.not_ready()
 
@@ -245,9 +254,19 @@ class TieredReader:
             encoded = await self._read(row, fallback)
         return self.lists.named(name, encoded)
 
-    def popular(self, segment: str = OVERALL, name: str = "") -> EncodedList:
-        """Return the popular list of a segment, or the overall one."""
-        encoded = self.lists.first(self.row_of(POPULAR, segment, name))
+    def popular(self, segment: str = OVERALL, name: str = "", release: str = "") -> EncodedList:
+        """Return the popular list of a segment, or the overall one.
+
+        It is of the release with the id *release*, for further pages of the list, if a store has that and it has the
+        list; otherwise of the first one that is served.
+        """
+        origins = self._with_release(release, name) if release else ()
+        if origins:
+            origin = origins[0]
+            row = _popular_row(origin.release, segment, name)
+            encoded = self.lists.of_release(origin.tier.name, origin.release, row, "ok")
+        else:
+            encoded = self.lists.first(self.row_of(POPULAR, segment, name))
         self.metrics.count_lookup("popular", "hit")
         return self.lists.named(name, encoded)
 
@@ -278,22 +297,6 @@ class TieredReader:
             lists[row.id] = self.lists.hidden(row, fallback, first)
         named = {identifier: self.lists.named(name, encoded) for identifier, encoded in lists.items()}
         return [named.get(row.id) for row in rows]
-
-    def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
-        """Return the popular list of *segment* in the release with the id *release*, for further pages of the list.
-
-        It is served, or was live before. *name* is that of a named list. Returns None if no
-        store has the release, or if the release lacks the list.
-        """
-        origins = self._with_release(release, name)
-        if not origins:
-            return None
-
-        origin = origins[0]
-        row = _popular_row(origin.release, segment, name)
-        self.metrics.count_lookup("popular", "hit")
-        encoded = self.lists.of_release(origin.tier.name, origin.release, row, "ok")
-        return self.lists.named(name, encoded)
 
     def _with_release(self, release_id: str, name: str) -> list[Origin]:
         """Return where a release can be read, if it has the list *name*."""
@@ -414,21 +417,3 @@ class TieredReader:
 def _popular_row(release: ServedRelease, segment: str, name: str) -> RowKey:
     """Return the key of a popular list, with the name under which the release stores it; its default list has none."""
     return RowKey(POPULAR, segment, release.manifest.stored_name(name) or "")
-
-
-async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, timeout=timeout_s, return_when=return_when)
-    finally:
-        for task in waiting:
-            task.cancel()
-
-
-async def _read_by(deadline: float, reads: Sequence[Awaitable[T]]) -> list[T]:
-    """Return the results of reads for a preview; StoreUnavailable at *deadline*, a time of the loop."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await asyncio.gather(*reads)
-    except TimeoutError:
-        raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None

@@ -533,4 +533,4 @@ async def test_release_of_a_page_that_is_gone_is_read_once(memory: MemoryStore, 
     remote.reads.clear()
     await reader.in_release(first, [RowKey(USER, "1")])
     assert list(remote.reads).count(["user:1"]) == 1
-    assert reader.popular_in_release(first) is not None
+    assert reader.popular(release=first).release.id == first
