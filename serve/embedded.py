@@ -14,6 +14,7 @@ from typing import Any, Self, TypedDict, Unpack
 from hotplate.base.background import Background, blocking
 from hotplate.base.recommendations import FilterOptions, ListOptions, Recommendations
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.options import DEFAULT_N, ID_OPTIONS, RECENCY, Selection
 from hotplate.serve.lists.paging import parse_cursor
@@ -30,6 +31,7 @@ from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.processes.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import follow
 from hotplate.stores.encoding import ITEM, POPULAR, USER, check_id, decode
 from hotplate.stores.errors import StoreMisused
@@ -155,7 +157,7 @@ class Lists:
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
 
-        result = await self._here.fold_in(basket, selection, recency=recency)
+        result = await compute_list(self._here, basket, selection, recency=recency)
 
         # Filter and cut the list; items of the basket are not recommended.
         shown = self._shaper.shape(result.encoded, selection, beside=[item for item, _ in basket])
@@ -317,7 +319,7 @@ def open_lists(
             denied = DenyListFile(None if deny_list is None else Path(deny_list))
         except ServiceMisused as error:
             raise StoreMisused(str(error)) from error  # programs catch StoreError
-        return TieredReader.from_urls(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in)
+        return TieredReader(tiers_of(urls), budget_s=budget_s, deny_list=denied, fold_in=fold_in)
 
     return Lists(open_reader, timeout_s)
 

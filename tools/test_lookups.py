@@ -16,6 +16,7 @@ from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.options import VENDOR
 from hotplate.serve.embedded import open_lists, open_sync
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, USER, decode, encode
@@ -164,7 +165,7 @@ def test_decode(benchmark: Benchmark, values: list[bytes]) -> None:
 @pytest.fixture
 def pair(files: FilledStore, run: Run) -> Iterator[Pair]:
     async def entered() -> Pair:
-        return await Pair(TieredReader.from_urls([files.url])).__aenter__()
+        return await Pair(TieredReader(tiers_of([files.url]))).__aenter__()
 
     servers = run(entered())
     yield servers

@@ -16,6 +16,7 @@ from hotplate.serve.api.parameters import parse_batch, parse_fold_in, parse_id
 from hotplate.serve.api.routes import JSON, MSGPACK
 from hotplate.serve.api.schemas import BatchBody, NoQuery, UserPage
 from hotplate.serve.errors import FoldInFull
+from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import FILTERED, PreviewSelection, Selection
 from hotplate.serve.lists.paging import parse_cursor
@@ -107,7 +108,7 @@ class ListHandlers:
         # Pairs of an item's id and its weight; None is the default weight.
         basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in options.items]
         try:
-            result = await self._reader.fold_in(basket, options, recency=options.recency)
+            result = await compute_list(self._reader, basket, options, recency=options.recency)
         except FoldInFull as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None

@@ -758,18 +758,18 @@ cdef class _Request:
 
 @cython.final
 cdef class _Delivery:
-    """Answers a request whose list is read by the reader, later: a `Waiter`, of which one method is called once."""
+    """Answers a request whose list is read by the reader, later: a `Waiter`."""
 
     cdef Lane lane
     cdef _Request request
     cdef object deliver
     cdef object fallback
 
-    def take(self, origin, row, body):
-        self.deliver(self.lane._answer_with_row(self, origin, row, body))
-
-    def fail(self, error):
-        self.deliver(self.lane._answer_error(self.request, error))
+    def __call__(self, origin, row, body):
+        try:
+            self.deliver(self.lane._answer_with_row(self, origin, row, body))
+        except Exception as error:
+            self.deliver(self.lane._answer_error(self.request, error))
 
 
 cdef class Lane:
@@ -876,7 +876,7 @@ cdef class Lane:
         tiers = self._reader.tiers
         generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
 
-        hides_users = self._reader.hidden_users.exist
+        hides_users = self._reader.hides_users
         self._is_draining = self._readiness.draining
         self._has_canary = any(tier.follower.canary is not None for tier in tiers)
         self._has_expiries = any(release.filters.has_expiries for tier in tiers for release in tier.follower.releases)
@@ -1128,7 +1128,7 @@ cdef class Lane:
     cdef object _answer_with(self, _Request request, object encoded):
         """Answer with a list that was read for a user or an item."""
         if request.query.list_name:
-            encoded = self._reader.named(request.query.list_name, encoded)
+            encoded = self._lists.named(request.query.list_name, encoded)
         return self._finish(request, encoded)
 
     cdef bint _must_shape(self, _Request request) except -1:

@@ -1,14 +1,15 @@
 """Encoded lists: from the result of a read to the list that was read, or to a popular list in its place."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import msgspec
 
 from hotplate.serve.api.schemas import Status
 from hotplate.serve.errors import NotReady, UnknownList
-from hotplate.serve.metrics import ERROR, HIT, MISS
+from hotplate.serve.metrics import ERROR, HIT, MISS, Metrics
 from hotplate.serve.releases.served import ServedRelease, TierRelease
-from hotplate.serve.tiers.lookups import BatchWalk, RowsRead, is_list
+from hotplate.serve.tiers.lookups import RowsRead, is_list
 from hotplate.serve.tiers.tier import Origin, Tier
 from hotplate.stores.encoding import EVERYBODY, ITEM, NO_OFFSET, POPULAR, USER, RowKey, is_empty
 from hotplate.stores.errors import StoreError
@@ -45,6 +46,12 @@ class EncodedList(msgspec.Struct, frozen=True):
         """The name of the list in its release; empty for a default list without one."""
         return self.fallback.list or self.release.manifest.default_list
 
+    @property
+    def popular_bodies(self) -> list[bytes]:
+        """The popular lists that fill it up: of the segment, then of everybody, unless that is the same."""
+        keys = dict.fromkeys((self.fallback, self.fallback.popular()))
+        return [self.release.popular.get(key.text, NO_OFFSET) for key in keys]
+
 
 class EncodedLists:
     """Makes the encoded list of each row from the result of its read, and counts it.
@@ -52,10 +59,11 @@ class EncodedLists:
     A result is the opened list, None if the row is absent, or an error. Rows without a list get popular lists.
     """
 
-    def __init__(self, tiers: Sequence[Tier], kept: TierRelease | None) -> None:
+    def __init__(self, tiers: Sequence[Tier], kept: TierRelease | None, metrics: Metrics) -> None:
         """*kept* is used while no tier serves a release."""
         self._tiers = tiers
         self._kept = kept
+        self._metrics = metrics
 
     def first(self, fallback: RowKey, row: RowKey = EVERYBODY, status: Status = "ok") -> EncodedList:
         """Return a popular list instead of the list with the key *row*, from the first tier with a release.
@@ -97,6 +105,16 @@ class EncodedLists:
         tier.count_lookup(encoded.release, "popular", ERROR, row.kind)
         return encoded
 
+    def hidden(self, row: RowKey, fallback: RowKey, origin: Origin | None = None) -> EncodedList:
+        """Return the popular list *fallback* for a user who is denied or erased, as for an unknown one, and count it.
+
+        It is of the release at *origin*, by default of the one that is served to the user. Raises NotReady.
+        """
+        self._metrics.count_lookup("popular", "miss")
+        if origin is None:
+            return self.first(fallback, row, "unknown")
+        return self.of_release(origin.tier.name, origin.release, fallback, "unknown")
+
     def of_release(self, tier: str, release: ServedRelease, fallback: RowKey, status: Status) -> EncodedList:
         """Return a popular list of *release*, which answers a request for another list.
 
@@ -105,99 +123,74 @@ class EncodedLists:
         one of any other served release, with the status `error`; an empty list if all lack it.
         """
         overall = fallback.popular()  # the key for everybody
-        for key in (fallback, overall):
-            if key.text in release.popular:
-                return _popular_list(tier, release, key, status)
-
-        for other in self._all_releases():
-            popular = other.release.popular
-            if overall.text in popular:
-                key = fallback if fallback.text in popular else overall
-                return _popular_list(other.tier, other.release, key, "error")
-
-        return _popular_list(tier, release, overall, status)
+        for name, other in chain(((tier, release),), self._all_releases()):
+            for key in (fallback, overall):
+                body = other.popular.get(key.text)
+                if body is not None:
+                    status = status if other is release else "error"
+                    return EncodedList(name, other, "popular", body, status, key)
+        return EncodedList(tier, release, "popular", NO_OFFSET, status, overall)
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
-        """Return a list that was requested by *name*, and count it by that name; it may be empty.
+        """Return a list that was requested by *name*, if any, and count it by that name; it may be empty.
 
         If the release that it was read from has another default list since, this is the popular list of *name*
         instead. Raises UnknownList if no release has the list.
         """
+        if not name:
+            return encoded
         if encoded.name != name or is_empty(encoded.body):
             encoded = self._popular_named(name, encoded)
         encoded.release.tally.count_named(name, OUTCOMES[encoded.status])
         return encoded
 
     def _popular_named(self, name: str, encoded: EncodedList) -> EncodedList:
-        for other in self._all_releases():
-            stored = other.release.manifest.stored_name(name)
+        for tier, release in self._all_releases():
+            stored = release.manifest.stored_name(name)
             if stored is not None:
-                popular = RowKey(POPULAR, encoded.segment, stored)
-                return self.of_release(other.tier, other.release, popular, "error")
+                return self.of_release(tier, release, RowKey(POPULAR, encoded.segment, stored), "error")
         raise unknown_list(name, encoded.release)
 
-    def _all_releases(self) -> Iterator[TierRelease]:
+    def _all_releases(self) -> Iterator[tuple[str, ServedRelease]]:
         for tier in self._tiers:
             for release in tier.follower.releases:
-                yield TierRelease(tier.name, release)
-
-    def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey, source: str = "") -> EncodedList:
-        """Return a list that was read at *origin*; *source* is by default that of the kind of its row."""
-        source = source or SOURCES[row.kind]
-        origin.tier.count_lookup(origin.release, source, HIT, row.kind)
-        return EncodedList(tier=origin.tier.name, release=origin.release, source=source, body=body, fallback=fallback)
+                yield tier.name, release
 
     def of_row(
         self, origin: Origin | None, row: RowKey, result: ReadResult, fallback: RowKey, source: str = ""
     ) -> EncodedList:
         """Return the list of one row, or the popular list *fallback*. Raises NotReady.
 
-        *origin* is where the row was read, None if no tier could be read.
+        *origin* is where the row was read, None if no tier could be read. *source* is by default that of its kind.
         """
         if origin is None:
             return self.unread(row, fallback)
-        if is_list(result):
-            return self.hit(origin, row, result, fallback, source)
-        return self._missed(origin, row, result, fallback)
+        if not is_list(result):
+            return self._missed(origin, row, result, fallback)
+        source = source or SOURCES[row.kind]
+        origin.tier.count_lookup(origin.release, source, HIT, row.kind)
+        return EncodedList(origin.tier.name, origin.release, source, result, fallback=fallback)
 
-    def of_batch(self, batch: BatchWalk, fallbacks: Mapping[str, RowKey]) -> dict[str, EncodedList]:
-        """Return the lists of a batch, all of users or all of items, by their id. Raises NotReady.
+    def of_request(self, parts: Sequence[RowsRead], fallbacks: Mapping[str, RowKey]) -> dict[str, EncodedList]:
+        """Return the lists of a request's rows, all of users or all of items, by their id, like `of_row`.
 
-        *fallbacks* are the keys of the popular lists, by the name of the list.
+        *fallbacks* are the keys of the popular lists, by the name of the list. All hits of a part are counted at once.
         """
         lists = dict[str, EncodedList]()
-        for part in batch.parts:
-            if part.rows:
-                self._add_part(lists, part, fallbacks)
-        for row in batch.unread:
-            lists[row.id] = self.unread(row, fallbacks[row.list])
+        for part in parts:
+            origin = part.origin
+            hits = 0
+            source = SOURCES[part.rows[0].kind]
+            for row, result in zip(part.rows, part.results, strict=True):
+                fallback = fallbacks[row.list]
+                if origin is not None and is_list(result):
+                    hits += 1
+                    lists[row.id] = EncodedList(origin.tier.name, origin.release, source, result, fallback=fallback)
+                else:
+                    lists[row.id] = self.of_row(origin, row, result, fallback)  # counted there
+            if origin is not None:
+                origin.tier.count_lookup(origin.release, source, HIT, part.rows[0].kind, hits)
         return lists
-
-    def _add_part(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:
-        """Add the lists of the rows of one release, like `of_row`, but count all hits at once."""
-        tier = part.origin.tier
-        release = part.origin.release
-        kind = part.rows[0].kind
-        source = SOURCES[kind]
-
-        hits = 0
-        for row, result in zip(part.rows, part.results, strict=True):
-            fallback = fallbacks[row.list]
-            if is_list(result):
-                lists[row.id] = EncodedList(
-                    tier=tier.name, release=release, source=source, body=result, fallback=fallback
-                )
-                hits += 1
-            else:
-                lists[row.id] = self._missed(part.origin, row, result, fallback)  # counted there
-
-        tier.count_lookup(release, source, HIT, kind, hits)
-
-
-def _popular_list(tier: str, release: ServedRelease, key: RowKey, status: Status) -> EncodedList:
-    """Return the popular list *key* of a release; an empty one if the release lacks it."""
-    body = release.popular.get(key.text, NO_OFFSET)
-    return EncodedList(tier=tier, release=release, source="popular", body=body, status=status, fallback=key)
 
 
 def unknown_list(name: str, release: ServedRelease) -> UnknownList:

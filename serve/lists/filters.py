@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf, isfinite
 from time import time
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 
 from hotplate.serve.lists.deny_list import NO_OVERRIDES, Overrides
 from hotplate.serve.lists.options import EXAMPLE, MAX_WHERE_CHARS, PER_PATTERN
 from hotplate.stores.attributes import EXPIRES, Column, ItemAttributes, Value
-from hotplate.stores.encoding import NO_OFFSET, RowKey, cut_without
+from hotplate.stores.encoding import NO_OFFSET, cut_without
 from hotplate.stores.errors import StoreMisused
 
-T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 MAX_VALUES = 100
 # Remembered for each release: conditions and popular lists under them, and which items fail (about 7 MB).
@@ -118,20 +119,20 @@ def _attribute(attributes: ItemAttributes, name: str, overrides: Overrides) -> _
     return _Attribute(column, overrides.get(name, {}))
 
 
-class Remembered(dict[bytes, T]):
-    """What was computed of items, by their ids."""
+class Remembered(dict[K, V]):
+    """What was computed, by what it was computed from."""
 
-    def __init__(self, compute: Callable[[bytes], T], may_remember: Callable[[], bool]) -> None:
-        """*may_remember*: whether there is room to remember one more item."""
+    def __init__(self, compute: Callable[[K], V], may_remember: Callable[[], bool] = lambda: True) -> None:
+        """*may_remember*: whether there is room to remember one more."""
         super().__init__()
         self._compute = compute
         self._may_remember = may_remember
 
-    def __missing__(self, identifier: bytes) -> T:
+    def __missing__(self, key: K) -> V:
         """Compute it, and remember it if there is room."""
-        value = self._compute(identifier)
+        value = self._compute(key)
         if self._may_remember():
-            self[identifier] = value
+            self[key] = value
         return value
 
 
@@ -262,99 +263,87 @@ class GroupLimit:
         return False
 
 
-class BoundFilters:
+class _Room:
+    """Room to remember what was found out of items."""
+
+    def __init__(self) -> None:
+        self.examined = 0
+        """Items that were examined, for one condition or several."""
+
+    def take(self) -> bool:
+        """Count one more examined item, and return whether there is room to remember it."""
+        self.examined += 1
+        return self.examined <= MAX_EXAMINED
+
+
+class ReleaseFilters:
     """Filters of one release under overrides, and its popular lists under them, which are remembered."""
 
-    def __init__(self, attributes: ItemAttributes | None, overrides: Overrides) -> None:
-        self.overrides = overrides
+    def __init__(self, attributes: ItemAttributes | None, overrides: Overrides = NO_OVERRIDES) -> None:
         self._attributes = attributes
-        self._examined = 0
-        """Items that were examined, by one of `_rejected` or several."""
+        self._column = None if attributes is None else attributes.columns.get(EXPIRES)
+        self.has_expiries = self._column is not None and self._column.kind == "date"
+        """Whether items leave lists with time."""
 
-        self._rejected = dict[str, Rejected]()
-        self._shown = dict[tuple[str, ...], Mapping[bytes, bytes]]()
-        self._popular = dict[tuple[RowKey, str], bytes]()
-        column = None if attributes is None else attributes.columns.get(EXPIRES)
+        self._begin(overrides)
+
+    def _begin(self, overrides: Overrides) -> None:
+        """Forget what was remembered."""
+        self._overrides = overrides
+        self._room = _Room()
+        self.rejected = Remembered(self._rejected_by)
+        """The items that a `where` leaves out; StoreMisused if it is invalid, or the release has no attributes."""
+
+        self.shown = Remembered(self._shown_of)
+        """The values of attributes, by their names, for answers: encoded, by item.
+
+        They are empty for a release without attributes, or whose attributes could not be read.
+        """
+
+        self.popular = Remembered(self._filtered)
+        """Opened popular lists under a `where`; as `rejected`."""
+
         self.expiries: Mapping[bytes, float] | None = None
         """Unix times at which items leave all lists, by id; None for a release whose items stay."""
 
-        if attributes is not None and column is not None and column.kind == "date":
-            compute = partial(_expiry, attributes, _attribute(attributes, EXPIRES, overrides))
-            self.expiries = Remembered(compute, self._may_remember)
+        if self._attributes is not None and self.has_expiries:
+            attribute = _attribute(self._attributes, EXPIRES, overrides)
+            self.expiries = Remembered(partial(_expiry, self._attributes, attribute), self._room.take)
+
+    def under(self, overrides: Overrides) -> Self:
+        """Return the filters under these overrides; if those have changed, or too much is remembered, start anew."""
+        bound = len(self.rejected) + len(self.shown) + len(self.popular)
+        if overrides is not self._overrides or self._room.examined > MAX_EXAMINED or bound > MAX_BOUND:
+            self._begin(overrides)
+        return self
 
     @property
     def expired(self) -> Expired | None:
         """The items that have left all lists by now; None for a release whose items stay."""
         return None if self.expiries is None else Expired(self.expiries)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether too much is remembered."""
-        bound = len(self._rejected) + len(self._shown) + len(self._popular)
-        return self._examined > MAX_EXAMINED or bound > MAX_BOUND
-
-    def rejected(self, where: str) -> Rejected:
-        """Return the set of items that the filter *where* leaves out, which remembers what it has found out.
-
-        Raises StoreMisused if *where* is invalid, or the release has no attributes.
-        """
-        rejected = self._rejected.get(where)
-        if rejected is None:
-            rejected = Rejected(self._required("where"), where, self.overrides, self._may_remember)
-            self._rejected[where] = rejected
-        return rejected
-
     def limited(self, per: str) -> GroupLimit:
         """Return a new set of items whose group is full, as `brand:1` says; raises StoreMisused as `rejected`."""
-        return GroupLimit(self._required("per"), per, self.overrides)
+        return GroupLimit(self._required("per"), per, self._overrides)
 
-    def shown(self, names: tuple[str, ...]) -> Mapping[bytes, bytes]:
-        """Return the values of the attributes *names* for answers, encoded, by item.
+    def _rejected_by(self, where: str) -> Rejected:
+        return Rejected(self._required("where"), where, self._overrides, self._room.take)
 
-        They are empty for a release without attributes, or whose attributes could not be read.
-        """
-        values = self._shown.get(names)
-        if values is None:
-            shown = dict[str, _Attribute]()
-            if self._attributes is not None:
-                shown = {name: _attribute(self._attributes, name, self.overrides) for name in names}
-            values = Remembered(partial(_encoded_values, self._attributes, shown), self._may_remember)
-            self._shown[names] = values
-        return values
+    def _filtered(self, key: tuple[bytes, str]) -> bytes:
+        body, where = key
+        return NO_OFFSET + cut_without(body, MAX_POPULAR, self.rejected[where])
 
-    def popular(self, key: RowKey, body: bytes, where: str) -> bytes:
-        """Return the opened popular list of a key, *body*, under *where*."""
-        filtered = self._popular.get((key, where))
-        if filtered is None:
-            filtered = NO_OFFSET + cut_without(body, MAX_POPULAR, self.rejected(where))
-            self._popular[key, where] = filtered
-        return filtered
+    def _shown_of(self, names: tuple[str, ...]) -> Mapping[bytes, bytes]:
+        attributes = self._attributes
+        shown = dict[str, _Attribute]()
+        if attributes is not None:
+            shown = {name: _attribute(attributes, name, self._overrides) for name in names}
+        return Remembered(partial(_encoded_values, attributes, shown), self._room.take)
 
     def _required(self, option: str) -> ItemAttributes:
         if self._attributes is None:
             raise StoreMisused(f"this release has no item attributes for {option}; publish it with --item-attributes")
         return self._attributes
-
-    def _may_remember(self) -> bool:
-        """Count one more examined item, and return whether there is room to remember it."""
-        self._examined += 1
-        return self._examined <= MAX_EXAMINED
-
-
-class ReleaseFilters:
-    """Filters of one release, under the latest overrides."""
-
-    def __init__(self, attributes: ItemAttributes | None) -> None:
-        self._attributes = attributes
-        self._bound = BoundFilters(attributes, NO_OVERRIDES)
-        self.has_expiries = self._bound.expiries is not None
-        """Whether items leave lists with time."""
-
-    def under(self, overrides: Overrides) -> BoundFilters:
-        """Return the filters under these overrides; they are others once those change, or too much is remembered."""
-        if overrides is not self._bound.overrides or self._bound.is_full:
-            self._bound = BoundFilters(self._attributes, overrides)
-        return self._bound
 
 
 NO_FILTERS = ReleaseFilters(None)

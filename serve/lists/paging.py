@@ -13,16 +13,14 @@ from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import BEGIN, CURSOR_PATTERN
-from hotplate.serve.lists.shaping import FILLED_MARK, POPULAR_MARK
-from hotplate.stores.encoding import NO_OFFSET, SEPARATOR, ids_of, length_of
+from hotplate.serve.lists.shaping import FILLED_MARK, FILLED_POPULAR_MARK
+from hotplate.stores.encoding import SEPARATOR, ids_of, length_of
 from hotplate.stores.errors import StoreMisused
 
 # Items of all pages of a list.
 MAX_ITEMS = 1000
 # Before the first item.
 _BEGINNING = -1
-# The end of a popular item that `else` adds.
-_FILLED_POPULAR = POPULAR_MARK.removesuffix(b"}") + FILLED_MARK
 _is_cursor = re.compile(CURSOR_PATTERN).fullmatch
 
 
@@ -75,15 +73,13 @@ def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
     *items* are JSON objects with a separator between them, all that are shown of the list, in its order: some may be
     left out, so their places have gaps. The page's `next` is the cursor of its last item, None if no items follow.
     """
-    popular = encoded.release.popular
-    fallbacks = dict.fromkeys((encoded.fallback, encoded.fallback.popular()))  # which may be the same
-    popular_bodies = [popular.get(key.text, NO_OFFSET) for key in fallbacks]
+    popular_bodies = encoded.popular_bodies
     places = _places(encoded.body, *popular_bodies)
     filled_places = _places(*popular_bodies)
     places_and_items = list[tuple[int, bytes]]()  # after the cursor
     for identifier, item in zip(ids_of(items), items.split(SEPARATOR), strict=False):
         place = places[identifier]
-        if item.endswith(_FILLED_POPULAR):
+        if item.endswith(FILLED_POPULAR_MARK):
             place = len(places) + length_of(encoded.body) + filled_places[identifier]
         elif item.endswith(FILLED_MARK):
             place += len(places)

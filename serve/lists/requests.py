@@ -64,29 +64,23 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
 
     encoded: EncodedList | None = None
     if request.after is not None:
-        continued = await _read_continued(reader, [request])  # by the index of the request
-        encoded = continued.get(0)
-
-    # Otherwise in the release that is served to the user.
-    if encoded is None and request.kind == USER:
-        encoded = await reader.personal(request.id, request.selection.segment, request.selection.list)
-    elif encoded is None:
-        encoded = await reader.similar(request.id, request.selection.list)
-
+        continued = await _read_continued(reader, [request])
+        encoded = continued.get(request)
+    if encoded is None:  # in the release that is served to the user
+        wanted = request.selection
+        encoded = await reader.read(request.kind, request.id, wanted.segment, wanted.list)
     return shape_list(shaper, request, encoded)
 
 
 def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
     """Return the answer to a request for a popular list, which is in memory.
 
-    A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still and
-    the cursor is of this list. Raises as `TieredReader.popular` and `Shaper.shape`.
+    A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still.
+    Raises as `TieredReader.popular` and `Shaper.shape`.
     """
-    if request.after is not None:
-        continued = reader.popular_in_release(request.after.release, request.selection.segment, request.selection.list)
-        if continued is not None and request.after.continues(continued):
-            return shape_list(shaper, request, continued)
-    return shape_list(shaper, request, reader.popular(request.selection.segment, request.selection.list))
+    wanted = request.selection
+    release = "" if request.after is None else request.after.release
+    return shape_list(shaper, request, reader.popular(wanted.segment, wanted.list, release))
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:
@@ -104,7 +98,7 @@ def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) ->
     encoded = reader.get_nowait(row, fallback)
     if encoded is None:
         return None
-    return shape_list(shaper, request, reader.named(request.selection.list, encoded))
+    return shape_list(shaper, request, reader.lists.named(request.selection.list, encoded))
 
 
 async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> list[EncodedList]:
@@ -113,21 +107,20 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
     A request with a cursor, `request.after`, continues a page: its list is read in the release of that page, if it
     still can be. All others are read together, in the release that is served to each user.
     """
-    continued = await _read_continued(reader, requests)  # by the index of the request
+    lists = await _read_continued(reader, requests)
     remaining = requests
-    if continued:
-        remaining = [request for index, request in enumerate(requests) if index not in continued]
+    if lists:
+        remaining = [request for request in requests if request not in lists]
 
-    lists = list[EncodedList]()
+    read = list[EncodedList]()
     if remaining:
         users = [request.id for request in remaining]
         wanted = remaining[0].selection
-        lists = await reader.personal_many(users, wanted.segment, wanted.list)
-
-    # Merge both: in ascending order, all lists before an index are in their places when it is inserted.
-    for index in sorted(continued):
-        lists.insert(index, continued[index])
-    return lists
+        read = await reader.personal_many(users, wanted.segment, wanted.list)
+    if not lists:
+        return read
+    lists.update(zip(remaining, read, strict=True))
+    return [lists[request] for request in requests]
 
 
 def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> ListAnswer:
@@ -153,24 +146,23 @@ def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> Li
     return ListAnswer(encoded, page.items, page.next, restarted=is_restarted)
 
 
-async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[int, EncodedList]:
-    """Return the lists of the requests that continue a page, by the index of the request.
+async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[ListRequest, EncodedList]:
+    """Return the lists of the requests that continue a page.
 
     A request continues a page if it has the cursor of the page before, which names a release. The list is read in that
     release. It is not returned if it cannot be read there, or if the cursor is of another list.
     """
-    indexes_by_release = dict[str, list[int]]()
-    for index, request in enumerate(requests):
-        if request.after is not None and request.after != FIRST:
-            indexes_by_release.setdefault(request.after.release, []).append(index)
+    by_release = dict[str, list[ListRequest]]()
+    for request in requests:
+        if request.after is not None:
+            by_release.setdefault(request.after.release, []).append(request)
 
-    continued = dict[int, EncodedList]()
-    for release, indexes in indexes_by_release.items():
-        rows = [RowKey(requests[index].kind, requests[index].id) for index in indexes]
-        wanted = requests[indexes[0]].selection  # all have the same segment and list name
+    continued = dict[ListRequest, EncodedList]()
+    for release, continuing in by_release.items():
+        rows = [RowKey(request.kind, request.id) for request in continuing]
+        wanted = continuing[0].selection  # all have the same segment and list name
         lists = await reader.in_release(release, rows, wanted.segment, wanted.list)
-        for index, encoded in zip(indexes, lists, strict=True):
-            cursor = requests[index].after
-            if encoded is not None and cursor is not None and cursor.continues(encoded):
-                continued[index] = encoded
+        for request, encoded in zip(continuing, lists, strict=True):
+            if encoded is not None and request.after is not None and request.after.continues(encoded):
+                continued[request] = encoded
     return continued

@@ -1,21 +1,18 @@
 """Shaping: from a list that was read to the items of an answer. Items are hidden, filtered, filled up and cut."""
 
 from collections.abc import Collection
-
-import msgspec
+from typing import NamedTuple
 
 from hotplate.base.recommendations import ITEM_FIELDS
 from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.lists.filters import NO_FILTERS, BoundFilters, Expired
+from hotplate.serve.lists.filters import NO_FILTERS, Expired, ReleaseFilters
 from hotplate.serve.lists.options import ALL_FIELDS, POPULAR_ITEMS, Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
-    NO_OFFSET,
     SEPARATOR,
     IdSet,
-    RowKey,
     cut,
     cut_without,
     encode_id,
@@ -30,6 +27,36 @@ MAX_AGE_S = 60
 # The end of an item from a popular list that follows another list, and of one that `else` adds.
 POPULAR_MARK = b',"source":"popular"}'
 FILLED_MARK = b',"filled":true}'
+FILLED_POPULAR_MARK = POPULAR_MARK.removesuffix(b"}") + FILLED_MARK
+
+
+class Source(NamedTuple):
+    """One of the lists that the items of an answer are taken from, in turn, as long as there are too few."""
+
+    body: bytes
+    where: str
+    """Conditions on its items; empty for all of them."""
+
+    mark: bytes
+    """The end of its items in the answer; empty if they have no mark."""
+
+    is_popular: bool
+
+
+def sources_of(encoded: EncodedList, selection: Selection) -> list[Source]:
+    """Return the sources of an answer: the list, and popular lists; then both under the conditions of `else`."""
+    where = selection.where
+    is_popular = encoded.source == "popular"
+    popular = encoded.popular_bodies
+    sources = [Source(encoded.body, where, b"", is_popular)]
+    sources += [Source(body, where, POPULAR_MARK, is_popular=True) for body in popular]
+    if where and selection.else_:
+        other = ""
+        if selection.else_ != POPULAR_ITEMS:
+            other = selection.else_
+            sources.append(Source(encoded.body, other, FILLED_MARK, is_popular))
+        sources += [Source(body, other, FILLED_POPULAR_MARK, is_popular=True) for body in popular]
+    return sources
 
 
 class Shaper:
@@ -72,23 +99,35 @@ class Shaper:
         left_out: list[IdSet] = [*gone, *(ids for ids in (*selection.left_out, hidden) if ids)]
         if selection.per:  # the last one: it counts items that are in no other
             left_out.append(self._filters_of(encoded.release).limited(selection.per))
-        items = self._filtered(encoded, selection, left_out)
+        return self._gathered(encoded, selection, left_out)
 
+    def _gathered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
+        """Return the items of the sources of an answer that are in none of *left_out*, up to `selection.n`."""
         enough = selection.n
         if not selection.is_filtered:
-            enough = min(selection.n, length_of(encoded.body))
-        if length_of(items) >= enough:
-            return self._with_fields(encoded, selection, items)
-        return self._filled(encoded, selection, left_out, items)
+            enough = min(enough, length_of(encoded.body))
 
-    def _filled(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes) -> bytes:
-        """Return *items* of a list with its fields, then popular items and those of `else`, up to `selection.n`."""
-        shown = self._with_fields(encoded, selection, items)
-        popular = self._popular_filling(encoded, selection, left_out, items)
-        shown = _joined(shown, _marked(self._with_fields(encoded, selection, popular), POPULAR_MARK))
-        if not (selection.where and selection.else_) or length_of(shown) == selection.n:
-            return shown
-        return _joined(shown, self._else_filling(encoded, selection, left_out, shown))
+        parts = list[bytes]()
+        shown = frozenset[bytes]()
+        left = selection.n
+        for source in sources_of(encoded, selection):
+            items = self._filtered(encoded.release, source, left, [shown, *left_out])
+            parts.append(_marked(self._with_fields(encoded, selection, items), source.mark))
+            left -= length_of(items)
+            if selection.n - left >= enough:
+                break
+            enough = selection.n  # a list that has lost some of its items is filled up
+            shown = shown.union(ids_of(items))
+        return SEPARATOR.join(filter(None, parts))
+
+    def _filtered(self, release: ServedRelease, source: Source, n: int, left_out: Collection[IdSet]) -> bytes:
+        """Return the first *n* items of a source that meet its conditions, and are in none of *left_out*."""
+        if not source.where:
+            return cut_without(source.body, n, *left_out)
+        filters = self._filters_of(release)
+        if source.is_popular:  # which is kept under each `where`
+            return cut_without(filters.popular[source.body, source.where], n, *left_out)
+        return cut_without(source.body, n, filters.rejected[source.where], *left_out)
 
     def may_be_kept(self, release: ServedRelease, items: bytes) -> bool:
         """Return whether none of the items of an answer expires while a cache may keep it, for MAX_AGE_S."""
@@ -119,7 +158,7 @@ class Shaper:
                 f"fields: items of this release have {', '.join((*ITEM_FIELDS, *shown))}, and no {unknown!r}"
             )
 
-        tails = release.filters.under(self._deny_list.current.overrides).shown(tuple(wanted))
+        tails = release.filters.under(self._deny_list.current.overrides).shown[tuple(wanted)]
         return with_fields(items, selection.field_names, tails)
 
     def _listed_beside(
@@ -134,71 +173,15 @@ class Shaper:
             return frozenset(map(encode_id, beside))
         return None
 
-    def _filtered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
-        """Return the first items of the list itself that are in none of *left_out* and meet `where`."""
-        where = selection.where
-        if encoded.source == "popular":  # which is kept under each `where`
-            popular = self._popular(encoded.release, encoded.fallback, where)
-            return cut_without(popular, selection.n, *left_out)
-        if not where:
-            return cut_without(encoded.body, selection.n, *left_out)
-        rejected = self._filters_of(encoded.release).rejected(where)
-        return cut_without(encoded.body, selection.n, rejected, *left_out)
-
-    def _popular_filling(
-        self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes
-    ) -> bytes:
-        """Return popular items to follow *items*, JSON with commas, up to `selection.n` items in all.
-
-        Those of the list's segment come first, then those for everybody. No item is repeated or of a set in *left_out*.
-        """
-        of_segment = encoded.fallback
-        of_everybody = encoded.fallback.popular()
-        shown = frozenset(ids_of(items))
-        filling = b""
-        for fallback in dict.fromkeys((of_segment, of_everybody)):  # which may be the same
-            popular = self._popular(encoded.release, fallback, selection.where)
-            more = cut_without(popular, selection.n - len(shown), shown, *left_out)
-            filling = _joined(filling, more)
-            shown = shown.union(ids_of(more))
-        return filling
-
-    def _else_filling(
-        self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], shown: bytes
-    ) -> bytes:
-        """Return the items of `else` to follow those that are *shown*, JSON with commas, up to `selection.n` in all.
-
-        They are the items of the list that meet these conditions, then popular ones.
-        """
-        shown_ids = frozenset(ids_of(shown))
-        left_out = [shown_ids, *left_out]  # before the limit of `per`, which counts the items that it is asked for
-        has_conditions = selection.else_ != POPULAR_ITEMS
-        second = msgspec.structs.replace(
-            selection,
-            n=selection.n - len(shown_ids),
-            where=selection.else_ if has_conditions else "",
-        )
-        items = self._filtered(encoded, second, left_out) if has_conditions else b""
-        popular = self._popular_filling(encoded, second, left_out, items)
-        shown_popular = _marked(self._with_fields(encoded, selection, popular), POPULAR_MARK)
-        return _marked(_joined(self._with_fields(encoded, selection, items), shown_popular), FILLED_MARK)
-
     def _check_else(self, release: ServedRelease, conditions: str) -> None:
         """Raise StoreMisused for invalid conditions of `else`; raises as `_filters_of`, too."""
         filters = self._filters_of(release)
         try:
-            filters.rejected(conditions)
+            filters.rejected[conditions]  # raises it
         except StoreMisused as error:
             raise StoreMisused(f"else: {error}") from None
 
-    def _popular(self, release: ServedRelease, fallback: RowKey, where: str) -> bytes:
-        """Return the popular list of a key, without items that do not meet *where*; empty if the release has none."""
-        body = release.popular.get(fallback.text, NO_OFFSET)
-        if not where:
-            return body
-        return self._filters_of(release).popular(fallback, body, where)
-
-    def _filters_of(self, release: ServedRelease) -> BoundFilters:
+    def _filters_of(self, release: ServedRelease) -> ReleaseFilters:
         """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
         if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
             raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
@@ -206,10 +189,7 @@ class Shaper:
 
 
 def _marked(items: bytes, mark: bytes) -> bytes:
-    """Return items with one more member each."""
+    """Return items with one more member each, if there is one."""
+    if not mark:
+        return items
     return SEPARATOR.join([item[:-1] + mark for item in items.split(SEPARATOR) if item])
-
-
-def _joined(items: bytes, more: bytes) -> bytes:
-    """Return items with more of them."""
-    return SEPARATOR.join(filter(None, [items, more]))

@@ -27,6 +27,7 @@ from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_l
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, ServiceView, UserView, json_of, operator_of
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.encoding import USER, decode
 
 T = TypeVar("T")
@@ -191,8 +192,8 @@ class Console:
         async with self._opening:
             if self._reader is None:
                 settings = self._context.settings
-                reader = TieredReader.from_urls(
-                    settings.stores,
+                reader = TieredReader(
+                    tiers_of(settings.stores),
                     budget_s=settings.budget_s,
                     deny_list=self._context.deny_list,
                     comparisons=self._context.memory.comparisons,

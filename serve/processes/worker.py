@@ -30,6 +30,7 @@ from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.serve.watched import catch_up, follow
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: Shu
     Tasks of the reader follow new releases. If one fails, *stop* ends the worker.
     """
     settings = context.settings
-    reader = TieredReader.from_urls(
-        settings.stores,
+    reader = TieredReader(
+        tiers_of(settings.stores),
         budget_s=settings.budget_s,
         metrics=context.memory.metrics,
         deny_list=context.deny_list,
@@ -298,7 +299,7 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
         url,
         state=memory.sharing,
         metrics=memory.metrics,
-        is_erased=reader.hidden_users.is_erased,
+        is_erased=reader.is_erased,
     )
 
 

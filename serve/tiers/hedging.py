@@ -6,10 +6,10 @@ percentile, and for at most a tenth of the reads.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hotplate.serve.metrics import HEDGE_LOST, HEDGE_WON, HEDGES, Metrics
 from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.encoding import Decode
 from hotplate.stores.store import Reader, ReadResult
 
@@ -22,22 +22,6 @@ LONGEST_S = 0.1
 # Share of reads that may be sent once more, and how many of them in a row.
 HEDGED = 0.1
 BURST = 10.0
-
-
-@dataclass(slots=True, eq=False)
-class _Race:
-    """One hedged read: the first read runs in the task *first*, and the other one, if it is sent, in *second*."""
-
-    first: asyncio.Task[object] | None
-    release: ReleaseRef
-    keys: Sequence[str]
-    timeout_s: float
-    decode: Decode
-    is_late: bool = False
-    is_over: bool = False
-    second: asyncio.Task[None] | None = None
-    results: list[ReadResult] | None = None
-    """Of the second read, once it has won."""
 
 
 class Hedge:
@@ -61,65 +45,44 @@ class Hedge:
         most a tenth of the reads are sent twice. A replica may lag, so a second read wins only if *decode* accepts a
         value for each key.
         """
-        race = _Race(first=asyncio.current_task(), release=release, keys=keys, timeout_s=timeout_s, decode=decode)
-        timer = asyncio.get_running_loop().call_later(self._delay_s, self._start_second_read, race)
         self._tokens = min(BURST, self._tokens + HEDGED)
-
+        first = asyncio.create_task(self._store.get_many(release, keys, timeout_s=timeout_s))
+        second: asyncio.Task[list[ReadResult] | None] | None = None
+        outcome = HEDGE_LOST
         try:
-            results = await self._store.get_many(release, keys, timeout_s=timeout_s)
-        except asyncio.CancelledError:
-            # `_read_elsewhere` has won if it has set `race.results`: then it has cancelled this task once, which
-            # `uncancel` takes back. Any other cancellation is the caller's, and goes on.
-            if race.results is None or race.first is None or race.first.uncancel() > 0:
-                raise
-            return race.results
+            await asyncio.wait([first], timeout=self._delay_s)
+            self._adapt_delay(is_late=not first.done())
+            if not first.done() and self._tokens >= 1:
+                self._tokens -= 1
+                second = asyncio.create_task(self._read_elsewhere(release, keys, decode, timeout_s))
+                await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+                results = second.result() if second.done() else None
+                if results is not None and not first.done():
+                    outcome = HEDGE_WON
+                    return results
+            return await first
         finally:
-            timer.cancel()
-            self._end(race)
+            if second is not None:
+                self._metrics.count_in(HEDGES, self._tier, outcome)
+            unfinished = [read for read in (first, second) if read is not None and not read.done()]
+            if unfinished:
+                await end_tasks(*unfinished)
 
-        if not race.is_late:
-            self._shorten_delay()
-        return results
+    def _adapt_delay(self, *, is_late: bool) -> None:
+        """Lengthen the delay after a late read, or shorten it; both cancel out while a share LATE of them is late."""
+        change = STEP * (1 - LATE) if is_late else -STEP * LATE
+        self._delay_s = min(LONGEST_S, max(SHORTEST_S, self._delay_s * (1 + change)))
 
-    def _end(self, race: _Race) -> None:
-        """Cancel the second read if it still runs, and count whether it has won."""
-        race.is_over = True
-        if race.second is not None:
-            race.second.cancel()
-            self._metrics.count_in(HEDGES, self._tier, HEDGE_LOST if race.results is None else HEDGE_WON)
-
-    def _start_second_read(self, race: _Race) -> None:
-        race.is_late = True
-        self._lengthen_delay()
-        if self._tokens >= 1:
-            self._tokens -= 1
-            race.second = asyncio.create_task(self._read_elsewhere(race))
-
-    # Both steps cancel out while a share LATE of the reads is late.
-
-    def _lengthen_delay(self) -> None:
-        """Lengthen the delay after a late read."""
-        self._delay_s = min(LONGEST_S, self._delay_s * (1 + STEP * (1 - LATE)))
-
-    def _shorten_delay(self) -> None:
-        """Shorten the delay after a read that was not late."""
-        self._delay_s = max(SHORTEST_S, self._delay_s * (1 - STEP * LATE))
-
-    async def _read_elsewhere(self, race: _Race) -> None:
-        """Read the keys of *race*, a read that is late, from a replica as well: the first answer wins.
-
-        If all values are intact, they become `race.results`, and the first read, another task, is cancelled. An absent
-        or damaged value, or an error, ends this read without an effect: the first read goes on.
-        """
+    async def _read_elsewhere(
+        self, release: ReleaseRef, keys: Sequence[str], decode: Decode, timeout_s: float
+    ) -> list[ReadResult] | None:
+        """Return the values of *keys* in a replica; None if one is absent or damaged, or after an error."""
         try:
-            results = await self._store.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
-            for key, result in zip(race.keys, results, strict=True):
+            results = await self._store.get_many_elsewhere(release, keys, timeout_s=timeout_s)
+            for key, result in zip(keys, results, strict=True):
                 if not isinstance(result, bytes):
-                    return
-                race.decode(key, result)  # checks key and release
+                    return None
+                decode(key, result)  # checks key and release
         except Exception:  # noqa: BLE001 -- the first read will tell
-            return
-
-        if not race.is_over and race.first is not None:
-            race.results = results
-            race.first.cancel()
+            return None
+        return results

@@ -10,9 +10,9 @@ A row that needs I/O takes this way, and its list the same way back:
 There are two policies. They differ in what a tier's answer settles:
 
     rows          A list settles its row. After an error, the row is read in the next tier; after an absence, in the
-                  next tier with another release (`RowWalk`). So are single rows, and rows of pages, in one release by
-                  its id. `Lookups.get_nowait` is the same for one row, without I/O.
-    batch         The rows of one request. The first tier that can be read settles all (`BatchWalk`).
+                  next tier with another release. So are single rows, and rows of pages, in one release by its id.
+                  `Lookups.get_nowait` is the same for one row, without I/O.
+    batch         The rows of one request. The first tier that can be read settles all (`TierWalk.is_batch`).
 
 The time limits of a read from a remote store, in the order in which they are set:
 
@@ -38,14 +38,13 @@ Other limits belong to the store, and reads fail at once in their pauses:
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -91,36 +90,27 @@ def caller_deadline() -> float | None:
     return _read_by.get()
 
 
-class RowRead(msgspec.Struct, frozen=True):
-    """Result of `Lookups.get_nowait`."""
+class RowsRead(msgspec.Struct, frozen=True):
+    """Rows that were read from one release, with the result of each; *origin* is None if no tier could be read."""
 
     origin: Origin | None
-    """Where the list was read, or else the first tier that lacks it; None if no tier could be read."""
-
-    body: bytes | None
-    """The opened list; None if no tier has it."""
-
-
-class RowsRead(msgspec.Struct, frozen=True):
-    """Rows that one tier returned, with the result of each."""
-
-    origin: Origin
     rows: Sequence[RowKey]
     results: Sequence[ReadResult]
 
 
-Deliver = Callable[[RowKey, Origin | None, bytes | None], None]
-"""Called with a row and its result, as in RowRead."""
+class RequestRead(NamedTuple):
+    """What was read for one request."""
+
+    parts: list[RowsRead]
+    failure: StoreError | None
+    """The last error of a tier, other than damage."""
 
 
-class Waiter(Protocol):
-    """A request that waits for a row: of the fast lane, or a future."""
+Waiter = Callable[[Origin | None, RowKey, ReadResult], None]
+"""A request that waits for a row, of the fast lane or a future. Takes its result once, and raises nothing.
 
-    def take(self, origin: Origin | None, row: RowKey, body: bytes | None) -> None:
-        """Take the result of the row, as in RowRead, once."""
-
-    def fail(self, error: Exception) -> None:
-        """Answer that no list can be delivered: *error* is NotReady, UnknownList, or a defect."""
+The origin is where the list was read, or else the first tier that lacks it; None if no tier could be read.
+"""
 
 
 def is_list(result: ReadResult) -> TypeGuard[bytes]:
@@ -134,7 +124,7 @@ def _is_missed(missed: Iterable[Origin], release: ServedRelease) -> bool:
 
 
 @dataclass(kw_only=True)
-class TierWalk(ABC):
+class TierWalk:
     """One walk of rows over tiers, within a deadline.
 
     Each tier gets an equal share of the time left for it and those after it. Rows that are read by different calls go
@@ -146,6 +136,12 @@ class TierWalk(ABC):
 
     deadline: float
     """By `loop_time`."""
+
+    deliver: Callable[[RowsRead], None]
+    """Called with rows as soon as they are settled."""
+
+    is_batch: bool = False
+    """Whether the first tier that can be read settles all rows."""
 
     caller_deadline: float | None = None
     """When the caller stops waiting. The tiers share that time, too; a read that it ends is no failure of a tier."""
@@ -162,25 +158,78 @@ class TierWalk(ABC):
     missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
     """Where rows are absent that go on to the next tier."""
 
-    @abstractmethod
-    def settle(self, read: RowsRead) -> Sequence[RowKey]:
-        """Record the rows for which a tier's answer is final; return the others, to be read in the tiers after it."""
+    def _settle(self, read: RowsRead) -> Sequence[RowKey]:
+        """Deliver the rows for which a tier's answer is final; return the others, to be read in the tiers after it.
 
-    @abstractmethod
+        Notes which of these are absent.
+        """
+        if self.is_batch:
+            self.deliver(read)
+            return ()
+
+        lists: list[RowKey] = []  # three times for each turn, a call of `list[RowKey]` takes 0.4 µs more
+        bodies: list[ReadResult] = []
+        remaining: list[RowKey] = []
+        for row, result in zip(read.rows, read.results, strict=True):
+            if is_list(result):
+                lists.append(row)
+                bodies.append(result)
+                continue
+            remaining.append(row)
+            if read.origin is not None and not isinstance(result, StoreError):
+                self.missed.setdefault(row, []).append(read.origin)
+        if lists:
+            self.deliver(RowsRead(read.origin, lists, bodies))
+        return remaining
+
     def end(self, rows: Sequence[RowKey]) -> None:
-        """Record the rows that no tier has settled."""
+        """Deliver rows that no tier has, with the first tier that lacks them, if any was read.
 
-    def calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
-        """Return the calls that read *rows* in a tier, one for each release, and the rows that are not read in it.
+        Of a batch, what the first tier with a release has in memory is delivered first.
+        """
+        if self.is_batch:
+            rows = self._settle_from_memory(rows)
+        for row in rows:
+            missed = self.missed.get(row)
+            self.deliver(RowsRead(missed[0] if missed else None, [row], [None]))
 
-        These are all if the tier serves no release, or lacks `release`.
+    def _settle_from_memory(self, rows: Sequence[RowKey]) -> Sequence[RowKey]:
+        for tier in self.tiers:
+            calls, _ = self._calls(tier, rows)
+            if calls:
+                return [row for call in calls for row in self._settle_nowait(tier, call)[0]]
+        return rows
+
+    def _calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
+        """Return the calls that read *rows* in a tier, and the rows that are not read in it.
+
+        There is a call for each release of a batch; the calls for other rows take at most `tier.keys_a_call`, and run
+        at once. No row is read if the tier serves no release, or lacks `release`. While the circuit breaker is open,
+        because the store fails, rows in the cache are delivered, one row probes the store, and the others are read in
+        the next store.
         """
         if self.release is None:
             calls = tier.follower.grouped(rows)
         else:
             release = tier.follower.find(self.release)
             calls = [] if release is None else [RowsOfRelease(release, rows)]
-        return calls, () if calls else rows
+        skipped = () if calls else rows
+        if self.is_batch:
+            return calls, skipped
+
+        if tier.breaker.is_open:
+            points = list[RowsOfRelease]()
+            others = [*skipped]
+            for call in calls:
+                needs_io, remaining = self._settle_nowait(tier, call)
+                points += [RowsOfRelease(call.release, [row]) for row in needs_io]
+                others += remaining
+            return points[:1], [*others, *(point.rows[0] for point in points[1:])]
+
+        size = tier.keys_a_call
+        if len(rows) <= size:
+            return calls, skipped
+        return [RowsOfRelease(call.release, part) for call in calls for part in batches_of(call.rows, size)], skipped
 
     async def read(self, rows: Sequence[RowKey], first: int = 0) -> None:
         """Read *rows* in tier after tier, from the one at the index *first* on, until all are settled."""
@@ -190,7 +239,7 @@ class TierWalk(ABC):
             self.end(rows)
             return
 
-        calls, skipped = self.calls(self.tiers[first], rows)
+        calls, skipped = self._calls(self.tiers[first], rows)
         reads = [self._read_call(first, call) for call in calls]
         if skipped:
             reads.append(self.read(skipped, first + 1))
@@ -212,7 +261,7 @@ class TierWalk(ABC):
             if unread:
                 results = await self._results_of(tier_index, call.release, unread)
                 origin = Origin(self.tiers[tier_index], call.release)
-                remaining = [*absent, *self.settle(RowsRead(origin, unread, results))]
+                remaining = [*absent, *self._settle(RowsRead(origin, unread, results))]
         except ReleaseMoved:
             if self.release is None:
                 next_tier = tier_index
@@ -246,7 +295,7 @@ class TierWalk(ABC):
             (absent if _is_missed(self.missed.get(row, ()), call.release) else unread).append(row)
         return unread, absent
 
-    def settle_nowait(self, tier: Tier, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
+    def _settle_nowait(self, tier: Tier, call: RowsOfRelease) -> tuple[Sequence[RowKey], Sequence[RowKey]]:
         """Settle the rows of a call that a tier has in memory.
 
         Returns the rows that need I/O, and those to be read in the tiers after it.
@@ -257,104 +306,11 @@ class TierWalk(ABC):
         for row in needs_io:
             del results[row]
         read = RowsRead(Origin(tier, call.release), [*results], [*results.values()])
-        return needs_io, [*absent, *(self.settle(read) if results else ())]
+        return needs_io, [*absent, *(self._settle(read) if results else ())]
 
     def _share_s(self, until: float, tier_index: int) -> float:
         """Return the time for the tier at *tier_index*: an equal share of the time until *until*."""
         return max(0.0, until - loop_time()) / (len(self.tiers) - tier_index)
-
-
-@dataclass(kw_only=True)
-class RowWalk(TierWalk):
-    """Rows that fall through the tiers each by itself, until one has its list."""
-
-    deliver: Deliver
-    """Called with each row as soon as it is settled."""
-
-    def calls(self, tier: Tier, rows: Sequence[RowKey]) -> tuple[Sequence[RowsOfRelease], Sequence[RowKey]]:
-        """Return the calls that read *rows* in a tier, and the rows that are not read in it.
-
-        A call takes at most `tier.keys_a_call` rows, and calls run at once. While the circuit breaker is open, because
-        the store fails, rows in the cache are delivered, one row probes the store, and the others are read in the next
-        store.
-        """
-        calls, skipped = super().calls(tier, rows)
-        if tier.breaker.is_open:
-            points = list[RowsOfRelease]()
-            others = [*skipped]
-            for call in calls:
-                needs_io, remaining = self.settle_nowait(tier, call)
-                points += [RowsOfRelease(call.release, [row]) for row in needs_io]
-                others += remaining
-            return points[:1], [*others, *(point.rows[0] for point in points[1:])]
-
-        size = tier.keys_a_call
-        if len(rows) <= size:
-            return calls, skipped
-        return [RowsOfRelease(call.release, part) for call in calls for part in batches_of(call.rows, size)], skipped
-
-    def settle(self, read: RowsRead) -> Sequence[RowKey]:
-        """Deliver the rows of *read* that have a list; return the others, and note which of them are absent."""
-        deliver = self.deliver
-        origin = read.origin
-
-        remaining: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
-        for row, result in zip(read.rows, read.results, strict=True):
-            if is_list(result):
-                deliver(row, origin, result)
-            else:
-                remaining.append(row)
-                if not isinstance(result, StoreError):
-                    self.missed.setdefault(row, []).append(origin)
-        return remaining
-
-    def end(self, rows: Sequence[RowKey]) -> None:
-        """Deliver rows that no tier has, with the first tier that lacks them, if any was read."""
-        for row in rows:
-            missed = self.missed.get(row)
-            self.deliver(row, missed[0] if missed else None, None)
-
-
-@dataclass(kw_only=True)
-class BatchWalk(TierWalk):
-    """The rows of one request. The first tier that can be read settles all."""
-
-    parts: list[RowsRead] = field(default_factory=list)
-    """A part for each release that was read."""
-
-    unread: list[RowKey] = field(default_factory=list)
-    """Rows that no tier could read, and that the first one with a release does not have in memory."""
-
-    def settle(self, read: RowsRead) -> Sequence[RowKey]:
-        """Record all rows: none is read in another tier."""
-        self.parts.append(read)
-        return ()
-
-    def end(self, rows: Sequence[RowKey]) -> None:
-        """Record what the first tier with a release has in memory."""
-        for tier in self.tiers:
-            calls, _ = self.calls(tier, rows)
-            for call in calls:
-                needs_io, _ = self.settle_nowait(tier, call)
-                self.unread += needs_io
-            if calls:
-                return
-        self.unread += rows
-
-    def origin_for(self, row: RowKey) -> Origin | None:
-        """Return where a row of this batch that was not read would have been, if anything was read.
-
-        Releases are compared by their role, because another one may have gone live while the batch was read.
-        """
-        if not self.parts:
-            return None
-        tier = self.parts[0].origin.tier
-        release = tier.follower.release_for(row)
-        if release is None:
-            return None
-
-        of_its_role = (part.origin for part in self.parts if part.origin.release.role == release.role)
-        return next(of_its_role, Origin(tier, release))
 
 
 class Lookups:
@@ -376,9 +332,12 @@ class Lookups:
 
         self._reads = set[asyncio.Task[None]]()
 
-    def get_nowait(self, row: RowKey, known: Origin | None = None, *, late: bool = False) -> RowRead | None:
+    def get_nowait(
+        self, row: RowKey, known: Origin | None = None, *, late: bool = False
+    ) -> tuple[Origin | None, bytes | None] | None:
         """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
 
+        Returns where it is and its opened list or, without a list, the first tier that lacks it, if any could be read.
         With *late*, tiers that need I/O are skipped. *known* is where the row is known to be absent.
         """
         missed = [] if known is None else [known]
@@ -395,10 +354,10 @@ class Lookups:
 
             origin = Origin(tier, release)
             if is_list(result):
-                return RowRead(origin, result)
+                return origin, result
             missed.append(origin)
 
-        return RowRead(missed[0] if missed else None, None)
+        return missed[0] if missed else None, None
 
     # Single rows
 
@@ -447,7 +406,7 @@ class Lookups:
         """Read the rows that were added before this task began, and deliver all, even after an error."""
         rows = self._turn
         waiting = self._waiting
-        walk = RowWalk(
+        walk = TierWalk(
             tiers=self._tiers,
             deadline=loop_time() + self._budget_s,
             spans=self._turn_spans,
@@ -465,36 +424,40 @@ class Lookups:
 
     # The rows of one request
 
-    async def read_batch(self, rows: Sequence[RowKey], *, users: int = 0) -> BatchWalk:
-        """Read *rows* from the first tier that can be read; the budget is for *users*, at least as many as rows."""
-        deadline = self._deadline(max(users, len(rows)))
-        batch = BatchWalk(tiers=self._tiers, deadline=deadline, caller_deadline=caller_deadline())
-        await batch.read(rows)
-        return batch
+    async def read(
+        self,
+        rows: Sequence[RowKey],
+        *,
+        users: int = 0,
+        release: str | None = None,
+        tiers: Sequence[Tier] | None = None,
+    ) -> RequestRead:
+        """Read *rows* from the first tier that can be read, or those of one *release*, by its id, from *tiers*.
 
-    async def read_release(self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier], deliver: Deliver) -> None:
-        """Read *rows* in a release, by its id, which *tiers* have; *deliver* the result of each."""
-        deadline = self._deadline(len(rows))
-        walk = RowWalk(
-            tiers=tiers, deadline=deadline, caller_deadline=caller_deadline(), release=release, deliver=deliver
+        The budget is for *users*, at least as many as rows.
+        """
+        parts = list[RowsRead]()
+        walk = TierWalk(
+            tiers=self._tiers if tiers is None else tiers,
+            deadline=loop_time() + self._budget_s + BUDGET_S_PER_USER * max(users, len(rows)),
+            deliver=parts.append,
+            is_batch=release is None,
+            caller_deadline=caller_deadline(),
+            release=release,
         )
         await walk.read(rows)
-
-    def _deadline(self, users: int) -> float:
-        return loop_time() + self._budget_s + BUDGET_S_PER_USER * users
+        return RequestRead(parts, walk.failure)
 
 
-def _deliver(waiting: dict[RowKey, list[Waiter]], row: RowKey, origin: Origin | None, body: bytes | None) -> None:
-    """Deliver the result of a row to all requests in *waiting* that wait for it."""
-    waiters = waiting.pop(row, ())
-    if len(waiters) > 1 and origin is not None:  # all but one had no read of their own
-        origin.tier.metrics.count_in(CACHE, origin.tier.name, CACHE_SHARED, number=len(waiters) - 1)
-
-    for waiter in waiters:
-        try:
-            waiter.take(origin, row, body)
-        except Exception as error:  # noqa: BLE001 -- answered by the waiter; others still wait
-            waiter.fail(error)
+def _deliver(waiting: dict[RowKey, list[Waiter]], read: RowsRead) -> None:
+    """Deliver the results of rows to all requests in *waiting* that wait for them."""
+    origin = read.origin
+    for row, result in zip(read.rows, read.results, strict=True):
+        waiters = waiting.pop(row, ())
+        if len(waiters) > 1 and origin is not None:  # all but one had no read of their own
+            origin.tier.metrics.count_in(CACHE, origin.tier.name, CACHE_SHARED, number=len(waiters) - 1)
+        for take in waiters:
+            take(origin, row, result)
 
 
 async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[ReadResult]]) -> list[ReadResult]:

@@ -6,36 +6,33 @@ all time limits of a remote read), and the results become lists, or popular list
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
+from typing import Self, TypeVar, cast
 
 from hotplate.base.timing import loop_time
 from hotplate.serve.errors import UnknownList
-from hotplate.serve.lists.baskets import Basket, BasketItem, compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList, EncodedLists, unknown_list
 from hotplate.serve.lists.fold_in import FoldIn
-from hotplate.serve.lists.hidden_users import HiddenUsers
-from hotplate.serve.lists.options import FILTERED, RECENCY, Selection
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.releases.comparison import OwnComparisons, SharedComparisons
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tasks import log_defect
-from hotplate.serve.tiers.lookups import BatchWalk, Lookups, caller_deadline
+from hotplate.serve.tiers.lookups import Lookups, RequestRead, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
-from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier, tiers_of
+from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.concurrency import end_tasks
 from hotplate.stores.connect import connect
-from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey
+from hotplate.stores.encoding import EVERYBODY, OVERALL, POPULAR, USER, RowKey
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.options import BUDGET_S
-from hotplate.stores.store import Reader
+from hotplate.stores.store import Reader, ReadResult
 
 T = TypeVar("T")
 
@@ -43,30 +40,6 @@ T = TypeVar("T")
 FIRST_READ_S = 2.0
 # The time for opening a preview, and the budget of a request in it.
 PREVIEW_S = 10.0
-
-
-class FoldedIn(NamedTuple):
-    """A list for a basket, and the numbers of known and unknown items in the basket."""
-
-    encoded: EncodedList
-    known: int
-    unknown: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _FutureWaiter:
-    lists: EncodedLists
-    fallback: RowKey
-    future: asyncio.Future[EncodedList]
-
-    def take(self, origin: Origin | None, row: RowKey, body: bytes | None) -> None:
-        encoded = self.lists.of_row(origin, row, body, self.fallback)
-        if not self.future.done():
-            self.future.set_result(encoded)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class _PreviewedStore:
@@ -91,18 +64,6 @@ class _PreviewedStore:
         """Leave the store open."""
 
 
-class ReaderOptions(TypedDict, total=False):
-    """Options of `TieredReader`, which describes them."""
-
-    budget_s: float
-    deny_list: DenyListFile | None
-    cache_bytes: int
-    fold_in: bool
-    kept: TierRelease | None
-    warm: bool
-    comparisons: SharedComparisons | None
-
-
 class TieredReader:
     """Reads lists from tiers, as `lookups` describes, within a time budget. One per worker, on one loop.
 
@@ -111,7 +72,7 @@ class TieredReader:
 
     def __init__(
         self,
-        stores: Mapping[str, Reader],
+        stores: Mapping[str, Reader | str],
         *,
         budget_s: float = BUDGET_S,
         metrics: Metrics | None = None,
@@ -123,22 +84,27 @@ class TieredReader:
         comparisons: SharedComparisons | None = None,
         previewed: Mapping[str, Follower] | None = None,
     ) -> None:
-        """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
+        """*stores* or their URLs are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
         releases into memory first. *comparisons* stop worse releases; without them, this judges them. *previewed* are
-        the followers of the service, by tier name, in a preview. Raises StoreMisused for *fold_in* without numpy.
+        the followers of the service, by tier name, in a preview. Raises StoreMisused for an invalid URL, and for
+        *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
-        self._fold_in = FoldIn() if fold_in else None
+        self.folding = FoldIn() if fold_in else None
         judge = comparisons or OwnComparisons(self.metrics)
-        remote = sum(not store.is_local for store in stores.values())
+        readers = {
+            name: connect(store, StoreObserver(name, self.metrics)) if isinstance(store, str) else store
+            for name, store in stores.items()
+        }
+        remote = sum(not store.is_local for store in readers.values())
         self.tiers = list[Tier]()
-        for name, store in stores.items():
+        for name, store in readers.items():
             follower = Follower(
                 store,
                 verdict=partial(judge.finding, name),
-                fold_in=self._fold_in,
+                fold_in=self.folding,
                 previewed=None if previewed is None else previewed[name],
             )
             if store.is_local:
@@ -151,23 +117,7 @@ class TieredReader:
         self.kept = kept
         self.warm = warm
         self.lookups = Lookups(self.tiers, budget_s)
-        self.lists = EncodedLists(self.tiers, kept)
-        self.hidden_users = HiddenUsers(self.tiers, self.deny_list, self.lists, self.metrics)
-
-    @classmethod
-    def from_urls(
-        cls, urls: Sequence[str], *, metrics: Metrics | None = None, **options: Unpack[ReaderOptions]
-    ) -> Self:
-        """Return a reader of the stores at *urls*, in reading order, which is not connected yet.
-
-        Each store gets a name, and counts its calls in *metrics*. *options* are those of the constructor. Raises
-        StoreMisused, for an invalid URL, too.
-        """
-        tiers = tiers_of(urls)
-        if metrics is None:
-            metrics = Metrics(1, [*tiers])
-        stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in tiers.items()}
-        return cls(stores, metrics=metrics, **options)
+        self.lists = EncodedLists(self.tiers, kept, self.metrics)
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -188,8 +138,8 @@ class TieredReader:
     async def close(self) -> None:
         """Close the stores; reads that were begun end first."""
         await self.lookups.close()
-        if self._fold_in is not None:
-            self._fold_in.close()
+        if self.folding is not None:
+            self.folding.close()
         for tier in self.tiers:
             await tier.close()
 
@@ -200,39 +150,48 @@ class TieredReader:
         It has separate metrics, caches and breakers. Raises ReleaseNotFound if the release can be read in no store, and
         StoreUnavailable, also after PREVIEW_S.
         """
-        deadline = loop_time() + PREVIEW_S
-        catalogues = await _read_by(deadline, [tier.reader.catalogue() for tier in self.tiers])
-        if not any(catalogue.get(release) for catalogue in catalogues):
-            catalogues[0].find(release)  # raises ReleaseNotFound
-        stores = {
-            tier.name: _PreviewedStore(tier.reader, catalogue, release)
-            for tier, catalogue in zip(self.tiers, catalogues, strict=True)
-        }
-        reader = type(self)(
-            cast("Mapping[str, Reader]", stores),
-            budget_s=PREVIEW_S,
-            deny_list=self.deny_list,
-            previewed={tier.name: tier.follower for tier in self.tiers},
-        )
-        try:
-            await _read_by(deadline, [tier.follower.refresh() for tier in reader.tiers])
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(PREVIEW_S):
+                    catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
+                    if not any(catalogue.get(release) for catalogue in catalogues):
+                        catalogues[0].find(release)  # raises ReleaseNotFound
+                    stores = {
+                        tier.name: _PreviewedStore(tier.reader, catalogue, release)
+                        for tier, catalogue in zip(self.tiers, catalogues, strict=True)
+                    }
+                    reader = type(self)(
+                        cast("Mapping[str, Reader]", stores),
+                        budget_s=PREVIEW_S,
+                        deny_list=self.deny_list,
+                        previewed={tier.name: tier.follower for tier in self.tiers},
+                    )
+                    stack.push_async_callback(reader.close)
+                    await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
+            except TimeoutError:
+                raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None
             if reader.first_live is None:
                 reason = reader.lists.not_ready()
                 raise ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {reason}")
             yield reader
-        finally:
-            await reader.close()
 
     async def wait_until_attempted(self, timeout_s: float) -> None:
         """Wait *timeout_s* at most until each store was read or failed."""
-        await _wait([tier.follower.attempted for tier in self.tiers], timeout_s, asyncio.ALL_COMPLETED)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for tier in self.tiers:
+                    await tier.follower.attempted.wait()
 
     async def wait_until_ready(self, timeout_s: float) -> None:
         """Wait until a tier serves a release; raises NotReady after *timeout_s*."""
         deadline = loop_time() + timeout_s
         await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
-        ready = [tier.follower.ready for tier in self.tiers]
-        await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
+        waits = [asyncio.create_task(tier.follower.ready.wait()) for tier in self.tiers]
+        try:
+            left_s = max(0.0, deadline - loop_time())
+            await asyncio.wait(waits, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks(*waits)
         if self.first_live is None:
             raise self.lists.not_ready()
 
@@ -263,26 +222,53 @@ class TieredReader:
             raise unknown_list(name, release)
         return RowKey(kind, identifier, stored)
 
+    # Users who are denied or erased: their rows are not read
+
+    @property
+    def hides_users(self) -> bool:
+        """Whether any user is hidden, because the deny-list names the user, or a tier has erased them."""
+        return bool(self.deny_list.current.users) or any(tier.follower.erasures.erased for tier in self.tiers)
+
+    def is_erased(self, user: str) -> bool:
+        """Return whether a user is erased from any tier, as others may be older."""
+        return any(tier.follower.erasures.erased.covers_user(user) for tier in self.tiers)
+
+    def _hides(self, row: RowKey) -> bool:
+        return row.kind == USER and (row.id in self.deny_list.current.users or self.is_erased(row.id))
+
     # One list
 
     async def personal(self, user: str, segment: str = OVERALL, name: str = "") -> EncodedList:
-        """Read a user's list, or the popular list of *segment* for an unknown or denied user.
+        """Read a user's list, or the popular list of *segment* for an unknown or denied user; see `read`."""
+        return await self.read(USER, user, segment, name)
+
+    async def read(self, kind: str, identifier: str, segment: str = OVERALL, name: str = "") -> EncodedList:
+        """Read the list of a user or an item or, if there is none, return the popular list of *segment*.
 
         *name* is that of a named list. This and other methods with a *name* raise UnknownList.
         """
-        row = self.row_of(USER, user, name)
-        return self.named(name, await self._read(row, row.popular(segment)))
+        row = self.row_of(kind, identifier, name)
+        fallback = row.popular(segment)
+        encoded = self.get_nowait(row, fallback)
+        if encoded is None:
+            encoded = await self._read(row, fallback)
+        return self.lists.named(name, encoded)
 
-    async def similar(self, item: str, name: str = "") -> EncodedList:
-        """Read the items similar to *item*; without any, the popular list."""
-        row = self.row_of(ITEM, item, name)
-        return self.named(name, await self._read(row, row.popular()))
+    def popular(self, segment: str = OVERALL, name: str = "", release: str = "") -> EncodedList:
+        """Return the popular list of a segment, or the overall one.
 
-    def popular(self, segment: str = OVERALL, name: str = "") -> EncodedList:
-        """Return the popular list of a segment, or the overall one."""
-        encoded = self.lists.first(self.row_of(POPULAR, segment, name))
+        It is of the release with the id *release*, for further pages of the list, if a store has that and it has the
+        list; otherwise of the first one that is served.
+        """
+        origins = self._with_release(release, name) if release else ()
+        if origins:
+            origin = origins[0]
+            row = _popular_row(origin.release, segment, name)
+            encoded = self.lists.of_release(origin.tier.name, origin.release, row, "ok")
+        else:
+            encoded = self.lists.first(self.row_of(POPULAR, segment, name))
         self.metrics.count_lookup("popular", "hit")
-        return self.named(name, encoded)
+        return self.lists.named(name, encoded)
 
     async def in_release(
         self, release: str, rows: Sequence[RowKey], segment: str = OVERALL, name: str = ""
@@ -301,37 +287,16 @@ class TieredReader:
         first = origins[0]
         fallback = _popular_row(first.release, segment, name)
         stored_rows = [RowKey(row.kind, row.id, fallback.list) for row in dict.fromkeys(rows)]
-        shown, hidden = self.hidden_users.split(stored_rows)
+        hidden = self._hidden_of(stored_rows)
+        shown = [row for row in stored_rows if row not in hidden]
+        read = await self.lookups.read(shown, release=release, tiers=[origin.tier for origin in origins])
 
-        lists = dict[str, EncodedList]()  # by the id of the user or the item
-
-        def deliver(row: RowKey, origin: Origin | None, body: bytes | None) -> None:
-            if origin is not None:
-                lists[row.id] = self.lists.of_row(origin, row, body, fallback)
-
-        await self.lookups.read_release(release, shown, [origin.tier for origin in origins], deliver)
+        parts = [part for part in read.parts if part.origin is not None]
+        lists = self.lists.of_request(parts, {fallback.list: fallback})
         for row in hidden:
-            lists[row.id] = self.hidden_users.answer(row, fallback, first)
-
-        if name:
-            lists = {identifier: self.named(name, encoded) for identifier, encoded in lists.items()}
-        return [lists.get(row.id) for row in rows]
-
-    def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
-        """Return the popular list of *segment* in the release with the id *release*, for further pages of the list.
-
-        It is served, or was live before. *name* is that of a named list. Returns None if no
-        store has the release, or if the release lacks the list.
-        """
-        origins = self._with_release(release, name)
-        if not origins:
-            return None
-
-        origin = origins[0]
-        row = _popular_row(origin.release, segment, name)
-        self.metrics.count_lookup("popular", "hit")
-        encoded = self.lists.of_release(origin.tier.name, origin.release, row, "ok")
-        return self.named(name, encoded)
+            lists[row.id] = self.lists.hidden(row, fallback, first)
+        named = {identifier: self.lists.named(name, encoded) for identifier, encoded in lists.items()}
+        return [named.get(row.id) for row in rows]
 
     def _with_release(self, release_id: str, name: str) -> list[Origin]:
         """Return where a release can be read, if it has the list *name*."""
@@ -342,10 +307,6 @@ class TieredReader:
                 origins.append(Origin(tier, release))
         return origins
 
-    def named(self, name: str, encoded: EncodedList) -> EncodedList:
-        """Return a list that was requested by *name*, if any: see `EncodedLists.named`."""
-        return self.lists.named(name, encoded) if name else encoded
-
     def get_nowait(
         self, row: RowKey, fallback: RowKey = EVERYBODY, *, missed: Origin | None = None, late: bool = False
     ) -> EncodedList | None:
@@ -355,35 +316,35 @@ class TieredReader:
         in which the row is known to be absent. With *late*, stores that need I/O are skipped. Counts the list. Raises
         NotReady.
         """
-        if self.hidden_users.includes(row):
-            return self.hidden_users.answer(row, fallback)
+        if self._hides(row):
+            return self.lists.hidden(row, fallback)
 
         read = self.lookups.get_nowait(row, missed, late=late)
-        return None if read is None else self.lists.of_row(read.origin, row, read.body, fallback)
+        if read is None:
+            return None
+        origin, body = read
+        return self.lists.of_row(origin, row, body, fallback)
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
-        """Return the list with the key *row*, from memory or read from the stores.
+        """Read the list with the key *row* from the stores.
 
         Rows that are requested in one iteration of the event loop are read together. *fallback* is the key of the
         popular list that is returned if no store has the list. If the caller's deadline passes meanwhile, returns what
         needs no I/O: the list in a later store, or the popular list.
         """
-        encoded = self.get_nowait(row, fallback)
-        if encoded is not None:
-            return encoded
+        result: asyncio.Future[tuple[Origin | None, ReadResult]] = asyncio.get_running_loop().create_future()
 
-        future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
-        waiter = _FutureWaiter(self.lists, fallback, future)
-        self.lookups.add(row, waiter)
+        def take(origin: Origin | None, _: RowKey, body: ReadResult) -> None:
+            if not result.done():
+                result.set_result((origin, body))
 
-        deadline = caller_deadline()
-        if deadline is None:
-            return await future
+        self.lookups.add(row, take)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await future
+            async with asyncio.timeout_at(caller_deadline()):
+                origin, body = await result
+                return self.lists.of_row(origin, row, body, fallback)
         except TimeoutError:
-            self.lookups.leave(row, waiter)  # the read goes on for other requests
+            self.lookups.leave(row, take)  # the read goes on for other requests
 
         encoded = self.get_nowait(row, fallback, late=True)
         if encoded is None:
@@ -404,20 +365,37 @@ class TieredReader:
         rows = [self._row_in_batch(user, name) for user in dict.fromkeys(users)]
 
         # Keys of the popular lists, by the name of the list in keys: releases may store it under other names.
-        stored_names = {row.list for row in rows}
-        fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
-        shown, hidden = self.hidden_users.split(rows)
-
-        batch = await self.lookups.read_batch(shown, users=len(users))
+        fallbacks = {row.list: row.popular(segment) for row in rows}
+        hidden = self._hidden_of(rows)
+        shown = [row for row in rows if row not in hidden] if hidden else rows
+        read = await self.lookups.read(shown, users=len(users))
         if must_read:
-            self._check_read(batch)
-        lists = self.lists.of_batch(batch, fallbacks)
+            self._check_read(read)
+        lists = self.lists.of_request(read.parts, fallbacks)
         for row in hidden:
-            lists[row.id] = self.hidden_users.answer(row, fallbacks[row.list], batch.origin_for(row))
-
+            lists[row.id] = self.lists.hidden(row, fallbacks[row.list], self._origin_beside(row, read))
         if name:
-            lists = {user: self.named(name, encoded) for user, encoded in lists.items()}
+            lists = {user: self.lists.named(name, encoded) for user, encoded in lists.items()}
         return [lists[user] for user in users]
+
+    def _hidden_of(self, rows: Sequence[RowKey]) -> frozenset[RowKey]:
+        """Return those of *rows* that are of hidden users."""
+        return frozenset(filter(self._hides, rows)) if self.hides_users else frozenset()
+
+    def _origin_beside(self, row: RowKey, read: RequestRead) -> Origin | None:
+        """Return where a hidden user's row would have been read beside others, if anything was read.
+
+        Releases are compared by their role, because another one may have gone live while the others were read.
+        """
+        origins = [part.origin for part in read.parts if part.origin is not None]
+        if not origins:
+            return None
+        tier = origins[0].tier
+        release = tier.follower.release_for(row)
+        if release is None:
+            return None
+        of_its_role = (origin for origin in origins if origin.release.role == release.role)
+        return next(of_its_role, Origin(tier, release))
 
     def _row_in_batch(self, user: str, name: str) -> RowKey:
         """Return the key in the release that is served to the user; if that lacks the list, as in the live one."""
@@ -427,71 +405,15 @@ class TieredReader:
             live = self.row_of(POPULAR, OVERALL, name)
             return RowKey(USER, user, live.list)
 
-    def _check_read(self, batch: BatchWalk) -> None:
+    def _check_read(self, read: RequestRead) -> None:
         """Raise StoreUnavailable if lists of a batch are missing because no store can be read, or NotReady."""
-        if not batch.unread:
+        if all(part.origin is not None for part in read.parts):
             return
         self.live_id()  # raises NotReady
-        if batch.failure is not None or self.first_live is None:
-            raise StoreUnavailable("no store can be read for now") from batch.failure
-
-    # Lists for baskets
-
-    async def fold_in(
-        self,
-        items: Sequence[BasketItem],
-        selection: Selection,
-        *,
-        recency: float = RECENCY,
-    ) -> FoldedIn:
-        """Compute a list for a visitor with a basket of *items*, pairs of an id and a weight, newest last.
-
-        An item's weight (None for the default one) is multiplied by *recency* for each newer item, and the weights of a
-        repeated item are added up. The list lacks the items of the basket, and denied and excluded ones. It is computed
-        from item factors, or without them, as for a named list, from the lists of similar items. The caller applies the
-        other options of *selection*, for which the list has as many items as they examine. If nothing is left, or no
-        store could be read, it is the popular list of the segment. Raises NotReady, and FoldInFull if too many visitors
-        wait.
-        """
-        if not items:
-            return FoldedIn(self.popular(selection.segment, selection.list), 0, 0)
-
-        row = self.row_of(ITEM, "", selection.list)  # for the name under which the release stores the list
-        fallback = row.popular(selection.segment)
-        examined = selection.examined
-        if any(release.filters.has_expiries for tier in self.tiers for release in tier.follower.releases):
-            examined = max(examined, FILTERED)
-        basket = Basket(
-            items=items,
-            recency=recency,
-            list=row.list,
-            n=examined,
-            denied=self.deny_list.current.items,
-            excluded=selection.excluded,
-        )
-        computed = await compute_list(basket, self.tiers, self.lookups, self._fold_in)
-        encoded = self.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
-        return FoldedIn(self.named(selection.list, encoded), computed.known, computed.unknown)
+        if read.failure is not None or self.first_live is None:
+            raise StoreUnavailable("no store can be read for now") from read.failure
 
 
 def _popular_row(release: ServedRelease, segment: str, name: str) -> RowKey:
     """Return the key of a popular list, with the name under which the release stores it; its default list has none."""
     return RowKey(POPULAR, segment, release.manifest.stored_name(name) or "")
-
-
-async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, timeout=timeout_s, return_when=return_when)
-    finally:
-        for task in waiting:
-            task.cancel()
-
-
-async def _read_by(deadline: float, reads: Sequence[Awaitable[T]]) -> list[T]:
-    """Return the results of reads for a preview; StoreUnavailable at *deadline*, a time of the loop."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await asyncio.gather(*reads)
-    except TimeoutError:
-        raise StoreUnavailable(f"the stores could not be read in {PREVIEW_S:.0f} s") from None

@@ -1,10 +1,10 @@
 """Alerts, dashboards and the runbook: they parse, they fire, and their metrics exist in a real service."""
 
 import asyncio
+import itertools
 import json
 import re
 import subprocess
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from hotplate.serve.api.routes import LISTS_TAG, OPERATIONS
+from hotplate.serve.metrics import OTHER
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.examples import PAGES, blocks
@@ -109,6 +111,23 @@ def test_documented_objectives_match_the_rules() -> None:
             assert set(re.findall(rf"{series}:ratio_rate\w+ > [\d.]+ \* ([\d.]+)", alert)) == {budget}
 
 
+def test_every_route_of_lists_counts_for_the_objective_of_latency() -> None:
+    """Also one that is added, of any number of segments, and no other route."""
+    routes = {operation.template: operation.tag == LISTS_TAG for operation in OPERATIONS if operation.method == "GET"}
+    routes |= {"/v1/trending": True, "/v1/recent/{user}/carts": True, OTHER: False}
+    expressions = [rule["expr"] for rule in rules("record").values()]
+    expressions += [expression for _, expression in panel_expressions()]
+    selected = [
+        selector
+        for selector in itertools.chain.from_iterable(map(selectors, expressions))
+        if any(label == "route" and operator == "=~" for label, operator, _ in selector.matchers)
+    ]
+    assert len(selected) > len(routes)
+    for selector, route in itertools.product(selected, routes):
+        sample = (selector.name, {**TARGET, "route": route, "method": "GET", "code": "200", "le": "0.025"})
+        assert selector.selects(sample) == routes[route], (selector, route)
+
+
 @pytest.mark.parametrize("name", dashboards())
 def test_dashboard_panels_do_not_overlap(name: str) -> None:
     dashboard = dashboards()[name]
@@ -116,7 +135,7 @@ def test_dashboard_panels_do_not_overlap(name: str) -> None:
     assert [variable["name"] for variable in dashboard["templating"]["list"][:2]] == ["datasource", "namespace"]
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    for position, other in combinations([panel["gridPos"] for panel in panels], 2):
+    for position, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
         beside = position["x"] + position["w"] <= other["x"] or other["x"] + other["w"] <= position["x"]
         below = position["y"] + position["h"] <= other["y"] or other["y"] + other["h"] <= position["y"]
         assert beside or below, (position, other)

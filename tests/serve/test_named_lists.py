@@ -10,12 +10,13 @@ import pytest
 import hotplate
 from hotplate.client import Client, RequestRefused
 from hotplate.serve.errors import UnknownList
+from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.options import Selection
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import lifecycle as life
-from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey, decode
+from hotplate.stores.encoding import ITEM, OFFSET_BYTES, USER, RowKey, decode
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import Reader, Row
 from hotplate.stores.users import erase_users
@@ -66,10 +67,10 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
     assert first(await reader.personal("1", name="basket")) == ("basket 1", "personal", "basket")
     assert first(await reader.personal("2")) == ("home popular", "popular", "home")
     assert first(await reader.personal("3", "France", "basket")) == ("vin", "popular", "basket")
-    assert first(await reader.similar("a", "basket")) == ("basket similar", "similar", "basket")
-    assert first(await reader.similar("b", "basket")) == ("basket popular", "popular", "basket")
+    assert first(await reader.read(ITEM, "a", name="basket")) == ("basket similar", "similar", "basket")
+    assert first(await reader.read(ITEM, "b", name="basket")) == ("basket popular", "popular", "basket")
     assert first(reader.popular("Spain", "basket")) == ("basket popular", "popular", "basket")
-    assert first((await reader.fold_in([("a", None)], Selection(5, list="basket"))).encoded)[2] == "basket"
+    assert first((await compute_list(reader, [("a", None)], Selection(5, list="basket"))).encoded)[2] == "basket"
     many = await reader.personal_many(["1", "2", "9", "1"], name="basket")
     assert [first(answer)[0] for answer in many] == ["basket 1", "basket 2", "basket popular", "basket 1"]
     selection = Selection(2, exclude=("basket 1",))
@@ -86,7 +87,7 @@ async def test_unknown_list_names_are_errors_with_the_known_names(
     reader = await over(remote if is_remote else memory)
     for lookup in (
         reader.personal("1", name="nothing"),
-        reader.similar("a", "Basket"),
+        reader.read(ITEM, "a", name="Basket"),
         reader.personal_many(["1"], name="x"),
     ):
         with pytest.raises(UnknownList, match="it has home, basket"):
@@ -192,7 +193,7 @@ async def test_canary_with_another_default_list_answers_by_name(memory: MemorySt
         assert first(await reader.personal("1", name=name)) == (f"{name} 1", "personal", name)
         many = [first(answer)[:2] for answer in await reader.personal_many(["1", "9"], name=name)]
         assert many == [(f"{name} 1", "personal"), (f"{name} popular", "popular")]
-        assert first((await reader.fold_in([("a", None)], Selection(5, list=name))).encoded)[2] == name
+        assert first((await compute_list(reader, [("a", None)], Selection(5, list=name))).encoded)[2] == name
 
 
 @virtual

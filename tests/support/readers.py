@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from tests.support.service import a_list
 
 # For how long a condition is waited for, on however busy a machine.
@@ -34,7 +35,7 @@ async def until(condition: Callable[[], Awaitable[object]], failure: str) -> Non
 @asynccontextmanager
 async def reading(*urls: str, budget_s: float = 0.05) -> AsyncIterator[TieredReader]:
     """Read stores in this process as a worker of the service does, from the first release on."""
-    async with TieredReader.from_urls(urls, budget_s=budget_s) as reader:
+    async with TieredReader(tiers_of(urls), budget_s=budget_s) as reader:
         await reader.wait_until_ready(WAIT_S)
         yield reader
 

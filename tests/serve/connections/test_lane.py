@@ -21,7 +21,6 @@ from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.generation import Policy
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedLists
-from hotplate.serve.lists.hidden_users import HiddenUsers
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.processes.readiness import WorkerReadiness
 from hotplate.serve.processes.states import Reporter
@@ -286,7 +285,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     """What `Lane._renew` keeps must begin another generation when it changes, or never change."""
     source = (ROOT / "serve/connections/lane.pyx").read_text()
     body = source.partition("cdef int _renew(self)")[2].partition("    cdef object _answer(")[0]
-    body += getsource(vars(HiddenUsers)["exist"].fget)
+    body += getsource(vars(TieredReader)["hides_users"].fget)
     attributes = set(re.findall(r"\.([a-z]\w*)", body))
     policies = {
         "draining": vars(WorkerReadiness)["draining"],
@@ -297,7 +296,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     }
     constants = {
         "tiers", "follower", "local_rows", "needs_io", "manifest", "encoding", "users", "items", "anonymous", "number",
-        "template", "hidden_users", "exist", "erasures", "releases", "filters", "has_expiries",
+        "template", "hides_users", "deny_list", "erasures", "releases", "filters", "has_expiries",
     }  # fmt: skip
     assert attributes == policies.keys() | constants
     for name, policy in policies.items():
@@ -462,7 +461,7 @@ async def test_error_while_delivering_a_list_is_answered(
         raise ValueError("the offset of a list is not a number")
 
     async with Pair(await reader_of(MemoryStore(), awaited=True)) as pair:
-        monkeypatch.setattr(EncodedLists, "hit", fail)
+        monkeypatch.setattr(EncodedLists, "of_row", fail)
         for server in (pair.lane, pair.plain):
             caplog.clear()
             answer = await exchange(server, [GET.replace(b"1 HTTP", b"2?list=basket HTTP", 1)])

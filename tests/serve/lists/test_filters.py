@@ -26,8 +26,9 @@ from hotplate.serve.lists import filters
 from hotplate.serve.lists.deny_list import DenyListInvalid, parse_overrides
 from hotplate.serve.lists.filters import Condition, Rejected, ReleaseFilters, parse_where
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
-from hotplate.stores.encoding import EVERYBODY, decode, encode, encode_id
+from hotplate.stores.encoding import decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support.lane import Pair, connected
 from tests.support.requests import post
@@ -254,7 +255,7 @@ def test_batch_bodies_accept_conditions(service: Service) -> None:
 
 
 async def test_other_requests_run_between_the_lists_of_a_filtered_batch(folder: Path) -> None:
-    async with Pair(TieredReader.from_urls([f"file://{folder}"])) as pair:
+    async with Pair(TieredReader(tiers_of([f"file://{folder}"]))) as pair:
         turns = list[int]()
         for where in ("", "price<0"):
             _, transport = connected(pair.plain)
@@ -305,11 +306,10 @@ def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: i
     for overrides in ({}, {"price": {encode_id("i0"): "15"}}):
         for where in ("price<25", "colour:red", "price<25", "price>=30") * 2:
             kept = [item for item in IDS if encode_id(item) not in Rejected(TABLE, where, overrides)]
-            rejected = filters_of_release.under(overrides).rejected(where)
+            rejected = filters_of_release.under(overrides).rejected[where]
             assert [item for item in IDS * 2 if encode_id(item) not in rejected] == kept * 2
-            assert [
-                item["id"] for item in decode(filters_of_release.under(overrides).popular(EVERYBODY, body, where)[4:])
-            ] == kept
+            popular = filters_of_release.under(overrides).popular[body, where]
+            assert [item["id"] for item in decode(popular[4:])] == kept
 
 
 def test_overrides_apply_at_once_and_a_broken_file_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_overrides_with_arrays_keep_their_texts() -> None:
     )
     filters_of_release = ReleaseFilters(table).under(parse_overrides(lines).overrides)
     kept = {
-        where: [item for item in IDS if encode_id(item) not in filters_of_release.rejected(where)]
+        where: [item for item in IDS if encode_id(item) not in filters_of_release.rejected[where]]
         for where in ('category:"sale|50"', "category:sale|a", "category:men", 'colour:"red|blue"')
     }
     assert kept == {

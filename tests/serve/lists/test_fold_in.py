@@ -31,12 +31,13 @@ from hotplate.offline.train.popularity import most_popular
 from hotplate.offline.train.ranking import RecentWeights
 from hotplate.serve.errors import FoldInFull
 from hotplate.serve.lists import fold_in
+from hotplate.serve.lists.baskets import FoldedIn, compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.fold_in import MAX_ITEMS, from_similar, summed_weights
 from hotplate.serve.lists.item_factors import ItemFactors
 from hotplate.serve.lists.options import RECENCY, Selection
 from hotplate.serve.metrics import LOOKUPS
-from hotplate.serve.tiers.reader import FoldedIn, TieredReader
+from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, decode, encode, encode_id
 from hotplate.stores.factors import ItemEntry, lift_of, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
@@ -249,8 +250,8 @@ async def test_known_basket_gets_a_list_and_unknown_basket_the_popular_one(memor
     release = await publish_model(memory, model())
     reader = await opened(memory, deny_list=DenyListFile(tmp_path / "denied"))
     everything = [item["id"] for item in loaded_once().recommend({3: RECENCY**3, 4: 2 * RECENCY}, ITEMS)]
-    answer = await reader.fold_in(
-        [("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], Selection(5, exclude=("i008",))
+    answer = await compute_list(
+        reader, [("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], Selection(5, exclude=("i008",))
     )
     assert (answer.encoded.source, answer.encoded.release.id, answer.known, answer.unknown) == (
         "fold-in",
@@ -261,7 +262,7 @@ async def test_known_basket_gets_a_list_and_unknown_basket_the_popular_one(memor
     assert ids(answer) == [item for item in everything if item not in {"i007", "i008"}][:5]
     assert decode(answer.encoded.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(answer)[0]}"
     for strangers in ([], [("who", None)]):
-        answer = await reader.fold_in(strangers, Selection(5))
+        answer = await compute_list(reader, strangers, Selection(5))
         assert (answer.encoded.source, answer.known, answer.unknown) == ("popular", 0, len(strangers))
     assert reader.metrics.total(LOOKUPS["fold-in", "hit"]) == [1]
     assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [1]
@@ -273,11 +274,11 @@ async def test_without_factors_similar_lists_are_summed(memory: MemoryStore) -> 
     reader = await opened(memory)
     expected = dict[str, float]()
     for item, weight in (("i003", 1 + RECENCY**3), ("i007", 3 * RECENCY)):
-        for other in decode((await reader.similar(item)).body[OFFSET_BYTES:]):
+        for other in decode((await reader.read(ITEM, item)).body[OFFSET_BYTES:]):
             expected[other["id"]] = expected.get(other["id"], 0.0) + weight * other["score"]
     best = sorted(expected.keys() - {"i003", "i007"}, key=lambda item: (-expected[item], item))
     for tiered in (reader, await opened(RemoteStore(memory))):
-        answer = await tiered.fold_in(basket, Selection(5, exclude=(best[1],)))
+        answer = await compute_list(tiered, basket, Selection(5, exclude=(best[1],)))
         assert (answer.encoded.source, answer.known, answer.unknown) == ("fold-in", 2, 1)
         assert ids(answer) == [best[0], *best[2:6]]
 
@@ -310,9 +311,9 @@ async def test_a_list_that_cannot_be_read_is_an_error(memory: MemoryStore) -> No
         row = release.rows[ITEM + "i003"]
         release.rows[ITEM + "i003"] = row[:-1] + bytes([row[-1] ^ 1])
     reader = await opened(memory)
-    answer = await reader.fold_in([("i003", None), ("who", None)], Selection(5))
+    answer = await compute_list(reader, [("i003", None), ("who", None)], Selection(5))
     assert (answer.encoded.source, answer.encoded.status, answer.known, answer.unknown) == ("popular", "error", 0, 2)
-    assert ids(await reader.fold_in([("i003", None), ("i007", None)], Selection(5)))
+    assert ids(await compute_list(reader, [("i003", None), ("i007", None)], Selection(5)))
 
 
 async def test_damaged_piece_disables_only_the_factors(memory: MemoryStore) -> None:
@@ -322,7 +323,9 @@ async def test_damaged_piece_disables_only_the_factors(memory: MemoryStore) -> N
         release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
     reader = await opened(memory)
     assert (await reader.personal("a")).source == "personal"
-    assert (await reader.fold_in([("i003", None)], Selection(5))).encoded.source == "fold-in", "from similar items"
+    assert (await compute_list(reader, [("i003", None)], Selection(5))).encoded.source == "fold-in", (
+        "from similar items"
+    )
 
 
 async def test_factors_of_the_live_release_are_in_memory_once(memory: MemoryStore) -> None:
@@ -348,10 +351,10 @@ async def test_fold_in_beyond_the_thread_capacity_is_refused(
     await publish_model(memory, model())
     reader = await opened(memory)
     outcomes = await asyncio.gather(
-        *(reader.fold_in([("i003", None)], Selection(5)) for _ in range(8)), return_exceptions=True
+        *(compute_list(reader, [("i003", None)], Selection(5)) for _ in range(8)), return_exceptions=True
     )
     assert Counter(map(type, outcomes)) == {FoldedIn: 3, FoldInFull: 5}
-    assert isinstance(await reader.fold_in([("i003", None)], Selection(5)), FoldedIn)
+    assert isinstance(await compute_list(reader, [("i003", None)], Selection(5)), FoldedIn)
 
 
 PATH = "/v1/recommendations/fold-in"

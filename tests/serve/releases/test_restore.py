@@ -15,6 +15,7 @@ import pytest
 
 from hotplate.serve.releases import follower
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
 from hotplate.stores import transitions as changes
@@ -167,7 +168,7 @@ async def test_removed_release_is_served_until_the_next_one_is_warm(
         warming.append(release.id)
         await may_end.wait()
 
-    async with TieredReader.from_urls([f"file://{folder}"], warm=True) as reader:
+    async with TieredReader(tiers_of([f"file://{folder}"]), warm=True) as reader:
 
         async def answer() -> tuple[str, str]:
             answer = await reader.personal("1")

@@ -31,6 +31,7 @@ from hotplate.serve.settings import CONNECTION_STRING, Sampling, TelemetrySettin
 from hotplate.serve.telemetry.export import MetricReport, exporters_for
 from hotplate.serve.telemetry.tracing import Tracer
 from hotplate.serve.tiers.reader import TieredReader
+from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account
 from tests.support.http_server import http_server
@@ -234,7 +235,7 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     metrics = Metrics(1, ["redis", "cosmos+http"])
     for url in urls:
         asyncio.run(publish_to(url, LISTS))
-        reader = TieredReader.from_urls([url], metrics=metrics, budget_s=30.0)
+        reader = TieredReader(tiers_of([url]), metrics=metrics, budget_s=30.0)
         requests = get("/v1/recommendations/1"), post(b'{"users": ["1", "2"]}'), get("/nowhere")
         assert all_sent(SETTINGS, recorded(reader, *requests))
     by_name = {span.name: span for span in sink.spans}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.serve.lists.baskets import compute_list
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.options import Selection
@@ -125,7 +126,7 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     assert [(answer.source, answer.status) for answer in many] == [("personal", "ok"), ("popular", "error")]
     with pytest.raises(StoreUnavailable):
         await alone.personal_many(["1", "2"], must_read=True)
-    assert (await alone.fold_in([("a", None)], Selection(1))).encoded.status == "error"
+    assert (await compute_list(alone, [("a", None)], Selection(1))).encoded.status == "error"
     answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
     assert [(answer.tier, text(answer)) for answer in answers] == [("remote", "first for 1"), ("local", "second for 2")]
 

@@ -17,7 +17,7 @@ from hotplate.serve.tiers.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.tiers.lookups import caller_deadline, read_within
 from hotplate.serve.tiers.reader import FIRST_READ_S, TieredReader
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
+from hotplate.stores.encoding import ITEM, OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.store import Reader, ReadResult
 from hotplate.stores.users import erase_users
@@ -269,7 +269,7 @@ async def test_next_tier_answers_if_the_first_is_slow_or_raises_and_is_named(
     reader = await over_two_releases(remote, fallback)
     assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
     remote.delay_s = 30
-    assert brief(await asyncio.wait_for(reader.similar("1"), 5)) == ("tier1", "popular", b"second")
+    assert brief(await asyncio.wait_for(reader.read(ITEM, "1"), 5)) == ("tier1", "popular", b"second")
     remote.delay_s = 0
     remote.failure = failure
     for _ in range(FAILURES):
@@ -533,4 +533,4 @@ async def test_release_of_a_page_that_is_gone_is_read_once(memory: MemoryStore, 
     remote.reads.clear()
     await reader.in_release(first, [RowKey(USER, "1")])
     assert list(remote.reads).count(["user:1"]) == 1
-    assert reader.popular_in_release(first) is not None
+    assert reader.popular(release=first).release.id == first
