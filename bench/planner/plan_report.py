@@ -264,7 +264,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     if plan.obstacles:
         yield "no", "; ".join(_describe_obstacles(plan.obstacles))
 
-    dates = sorted(price.date for price in plan.prices.by_name().values())
+    dates = sorted(price.date for price in plan.prices.named.values())
     yield "assumed", f"{len(plan.sourced.assumed)} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
     yield "besides", f"not priced: {', '.join((*_unpriced_fees(plan), 'traffic'))}  (--all)"
 
@@ -520,7 +520,7 @@ def _figure_groups(plan: CapacityPlan) -> dict[str, dict[str, str]]:
 
 def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     """Yield three sentences: the source and date of the prices, what is not priced, and which inputs are assumed."""
-    prices = plan.prices.by_name()
+    prices = plan.prices.named
     oldest = min(price.date for price in prices.values())
     doubtful = ", ".join(name for name, price in prices.items() if price.basis != "listed")
     unchecked = f"; quoted or assumed, not checked: {doubtful}" if doubtful else ""

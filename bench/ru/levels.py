@@ -361,7 +361,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     )
     lines["exact"] = f"{EMULATED_CHARGES}{charges}" if sweep.emulated else charges
 
-    price = prices.ru_hour
+    price = prices["ru_hour"]
     lines["priced"] = (
         f"RU/s {price.date}, {price.region}{regions}, fully used; autoscale at its maximum, of 1,000 or more"
     )

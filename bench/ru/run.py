@@ -120,7 +120,7 @@ def database_cost(
     return [
         f"{database}, then dropped; the rest of the account is left alone",
         f"{usd:,.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {hours}",
-        f"price: {prices.ru_hour.provenance}",
+        f"price: {prices['ru_hour'].provenance}",
     ]
 
 

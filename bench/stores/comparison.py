@@ -76,7 +76,7 @@ def _cost(store: StoreRuns, rate: float, prices: Prices) -> Row:
     cpu = _cpu(store)
     if price.month is None or cpu.value is None:
         return Row(note=price.paid_for)
-    usd_a_us = BILLION / 1e6 / 3600 * prices.cpu_hour.amount
+    usd_a_us = BILLION / 1e6 / 3600 * prices["cpu_hour"].amount
     store_usd = price.month / (rate * MONTH_S) * BILLION
     return replace(mean([cpu_us * usd_a_us + store_usd for cpu_us in cpu.values]), note=price.paid_for)
 

@@ -178,7 +178,7 @@ def _prices(options: StoresOptions) -> Prices:
     prices = load_prices()
     if options.cpu_hour is None:
         return prices
-    return replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
+    return replace(prices, named={**prices.named, "cpu_hour": replace(prices["cpu_hour"], amount=options.cpu_hour)})
 
 
 def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]:
@@ -223,9 +223,9 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict
         by_emulator = EMULATED_CHARGES if any(candidate.emulated for candidate in candidates) else ""
         origins["exact"] = f"{by_emulator}{' and '.join(charges)} RU a read"
 
-    basis = "given" if options.cpu_hour else prices.cpu_hour.basis
-    vcpu = f"an hour of a vCPU {prices.cpu_hour.amount:g} {prices.currency}, {basis}"
-    dates = f"RU/s {prices.ru_hour.date}, Redis {prices.redis[0].node_hour.date}"
+    basis = "given" if options.cpu_hour else prices["cpu_hour"].basis
+    vcpu = f"an hour of a vCPU {prices['cpu_hour'].amount:g} {prices.currency}, {basis}"
+    dates = f"RU/s {prices['ru_hour'].date}, Redis {prices.redis[0].node_hour.date}"
     return {**origins, "priced": f"{dates}, list prices; {vcpu}", "besides": ELSE_DECIDES}
 
 

@@ -345,7 +345,7 @@ def test_a_latency_that_is_mostly_the_generators_delay_gives_no_verdict() -> Non
 def test_the_price_of_cpu_is_named_with_its_basis() -> None:
     """The cost of files is that of CPU alone, at an assumed price, and was said to be by list prices."""
     files = store_runs("files", "file:///a", steady(0.002))
-    amount = load_prices().cpu_hour.amount
+    amount = load_prices()["cpu_hour"].amount
     assert summary(files).origins["priced"].endswith(f"an hour of a vCPU {amount:g} USD, assumed")
     given = summary(files, options=StoresOptions(cpu_hour=0.1))
     assert given.origins["priced"].endswith("an hour of a vCPU 0.1 USD, given")
@@ -363,9 +363,9 @@ def test_cost_of_a_billion_reads_is_cpu_and_the_price_of_the_store() -> None:
         options=StoresOptions(rate=str(rate)),
     )
     cpu_us = 50.0 * 1.025  # the mean of six rounds, each 1 % above the one before
-    cpu_usd = cpu_us * 1e9 / 1e6 / 3600 * prices.cpu_hour.amount
+    cpu_usd = cpu_us * 1e9 / 1e6 / 3600 * prices["cpu_hour"].amount
     redis_usd = 2 * prices.redis[0].node_hour.amount * 730 / reads_a_month * 1e9
-    cosmos_usd = 29 * prices.ru_hour.amount * 730 / reads_a_month * 1e9  # 2,000 RU/s at 70 % use, in hundreds
+    cosmos_usd = 29 * prices["ru_hour"].amount * 730 / reads_a_month * 1e9  # 2,000 RU/s at 70 % use, in hundreds
     costs = [row.value for row in comparison.rows if row.figure == "cost of a billion reads"]
     assert costs == pytest.approx([cpu_usd, cpu_usd + redis_usd, cpu_usd + cosmos_usd], rel=1e-4)
 
