@@ -35,6 +35,37 @@ DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-r
 # Bytes of a row in LMDB besides key and value: node header, page fill and branch pages.
 FILE_ROW_BYTES = 40
 STORES = (*CAPACITIES, "redis", "files")
+# Lines of the report: figures by their words.
+TODAY = {
+    "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
+    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru", "cost a month": "today_cost",
+    "cost of unneeded RU/s": "over_cost",
+}  # fmt: skip
+CARRIED = {
+    "reads/s at most, in each region": "carried_region_reads", "reads/s at most, in all": "carried_reads",
+    "reads/s with room for peaks, in all": "carried_mean", "or lists published/s": "carried_lists",
+    "cost a month, manual, in all": "carried_cost",
+}  # fmt: skip
+OUTLINE = {
+    "Redis": {
+        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
+        "largest shard / average": "redis_fullest", "nodes of an instance": "redis_nodes",
+    },
+    "Cost a month": {
+        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
+        "Cosmos DB, autoscale, always at its maximum": "autoscale_most_cost",
+        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "files": "files_cost",
+        "pods, Cosmos DB": "cosmos_pods_cost", "pods, Redis": "redis_pods_cost", "pods, files": "files_pods_cost",
+        "training": "training_cost", "dedicated gateway": "gateway_month",
+        "Kubernetes": "cluster_month", "Cosmos DB, pods and training": "cosmos_total",
+        "Redis, pods and training": "redis_total", "files, pods and training": "files_total",
+    },
+}  # fmt: skip
+# Lines of its first table, in which `{option}` is the name of an option, and `{pods}` that of the store its pods read.
+COSTS = {
+    "store": "{option}_cost", "gateway": "gateway_month", "pods": "{pods}_pods_cost", "Kubernetes": "cluster_month",
+    "training": "training_cost",
+}  # fmt: skip
 
 
 def add_costs(table: FigureTable, prices: Prices) -> None:

@@ -45,6 +45,40 @@ LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 SKEW = "the hottest user, and an even share of the others"
 FEWEST = f"the fewest of at most {cosmos.PARTITION_RU:,} RU/s each that hold the reads of the fullest one"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
+# Lines of the report: figures by their words, in groups.
+UNITS = {
+    "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
+    "a list read back": "read_back_ru",
+}  # fmt: skip
+OUTLINE = {
+    "Load": {
+        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hit_rate",
+        "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
+    },
+    "Cosmos DB: request units": {
+        **UNITS, "a publish": "publish_total_ru", "for reads, with headroom": "reads_ru",
+        "provisioned for reads": "serve_ru", "for publishing": "publish_ru_s",
+        "together, while a release is published": "together_ru", "a publish takes": "publish_hours",
+    },
+    "Cosmos DB: containers": {
+        "containers while publishing": "containers", "partitions if created with these RU/s": "new_partitions",
+        "partitions that are enough": "partitions", "autoscale: partitions": "autoscale_partitions",
+        "RU/s of a partition": "partition_ru",
+        "busiest user's share of a partition": "hot_key_load", "load of the fullest partition": "hot_partition_load",
+        "lowest RU/s of a kept release": "least_ru", "autoscale maximum": "autoscale_top_ru",
+        "average autoscale RU/s": "autoscale_mean_ru", "storage, all releases": "stored_gb",
+    },
+    "Pods, in all": {
+        "by Azure ML's formula, in a region": "pods_by_little", "at least, in a region": "min_pods",
+        "Cosmos DB": "cosmos_pods", "Redis": "redis_pods", "files": "files_pods",
+    },
+    "Autoscaler of a region": {
+        "target: CPU of a pod": "hpa_utilisation", "target of a pod, Cosmos DB": "cosmos_hpa_pod_rps",
+        "target of a pod, Redis": "redis_hpa_pod_rps", "target of a pod, files": "files_hpa_pod_rps",
+        "pods at most, Cosmos DB": "cosmos_hpa_most_pods", "pods at most, Redis": "redis_hpa_most_pods",
+        "pods at most, files": "files_hpa_most_pods",
+    },
+}  # fmt: skip
 
 
 def add_requirements(table: FigureTable, charges: Charges) -> None:
