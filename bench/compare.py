@@ -12,7 +12,7 @@ from hotplate.base.report import Column, Report, Row, format_value, from_json
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.figure_names import LATENESS, P50, P99, RATE
 from hotplate.bench.options import parse_seconds, parse_share
-from hotplate.bench.statistics import PERCENTS, Figure, Portions, compared, is_significant_growth
+from hotplate.bench.statistics import PERCENTS, Portions, compared, is_significant_growth
 from hotplate.bench.verdict import Finding, Gravity, concluded
 from hotplate.stores.errors import reason_of
 
@@ -68,7 +68,11 @@ def compare(first: Report, second: Report, decides: str = P99) -> Report:
 
     rows = list[Row]()
     for name, ratio in ratios.items():
-        rows += [replace(before[name], subject="A"), replace(after[name], subject="B"), ratio.row("B / A", name)]
+        rows += [
+            replace(before[name], subject="A"),
+            replace(after[name], subject="B"),
+            replace(ratio, subject="B / A", figure=name),
+        ]
     measured = Report(
         kind="compare",
         sentence="",
@@ -160,7 +164,7 @@ def _notes(first: Report, second: Report) -> Iterator[str]:
         yield f"Measured on different machines, which may be the difference: A on {before}, B on {after}."
 
 
-def _judge(before: Row, after: Row, ratio: Figure, lateness_us: float) -> tuple[str, list[Finding]]:
+def _judge(before: Row, after: Row, ratio: Row, lateness_us: float) -> tuple[str, list[Finding]]:
     """Judge a change by the 95 % interval of its *ratio*, after / before: a sentence, or a regression.
 
     A rate is better if it grows, a latency if it falls. A p99 or higher percentile that changed by no more than

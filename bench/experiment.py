@@ -1,19 +1,74 @@
-"""The runs of an experiment, and how it ends: complete, by Ctrl-C, or by a failure after its first results."""
+"""An experiment: its declared figures, its runs, and how it ends: complete, by Ctrl-C, or by a failure."""
 
-from collections.abc import Callable, Sized
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
-from hotplate.base.report import Report
+from hotplate.base.report import Column, Report, Row
 from hotplate.bench.errors import BenchFailed
+from hotplate.bench.figure_names import POPULAR_LISTS
 from hotplate.bench.lists import CheckResult, check_answers
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Load
 from hotplate.bench.loadgen.result import ResponseSample, Result
 from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
+from hotplate.bench.statistics import ERRORS, PERCENTILES, error_share, popular_share
 from hotplate.bench.verdict import NOTHING_MEASURED
 from hotplate.stores.errors import StoreError
+
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure(Generic[Subject]):
+    """A declared figure of an experiment, and the column of its table, unless it has no heading.
+
+    name     in rows
+    unit     of the value; `shown` and `digits` are those of the column
+    measure  returns the value for a subject, such as a store, as a number or a row; None if it has no row
+    main     whether it is one of the report's lines, without a table
+    """
+
+    name: str
+    unit: str
+    measure: Callable[[Subject], Row | float | None]
+    heading: str = ""
+    shown: str = ""
+    digits: int = 2
+    main: bool = True
+
+
+def latencies(
+    measure: Callable[[str, Subject], Row | None], names: Iterable[str] = PERCENTILES
+) -> Iterator[Figure[Subject]]:
+    """Yield a figure for each percentile, such as "p99", that *measure* returns for its name and a subject, in µs."""
+    for name in names:
+        heading = f"{name}\nms" if name in PERCENTILES else ""
+        yield Figure(name, "us", partial(measure, name), heading, "ms")
+
+
+def shares(results_of: Callable[[Subject], Sequence[Result]]) -> tuple[Figure[Subject], ...]:
+    """Return the share of errors, and that of popular lists, which has no row if no lists were received."""
+    return (
+        Figure(ERRORS, "share", lambda subject: error_share(results_of(subject)), "errors\n%", "%"),
+        Figure(POPULAR_LISTS, "share", lambda subject: popular_share(results_of(subject)), "popular\n%", "%"),
+    )
+
+
+def report_of(kind: str, figures: Sequence[Figure[Subject]], subjects: Mapping[str, Subject]) -> Report:
+    """Return the rows and columns of the figures of all subjects, such as stores, by name."""
+    rows = list[Row]()
+    for name, subject in subjects.items():
+        for figure in figures:
+            measured = figure.measure(subject)
+            if measured is not None:
+                row = measured if isinstance(measured, Row) else Row(value=float(measured))
+                rows.append(replace(row, subject=name, figure=figure.name, unit=figure.unit, main=figure.main))
+
+    columns = [Column(figure.name, figure.heading, figure.shown, figure.digits) for figure in figures if figure.heading]
+    return Report(kind=kind, sentence="", rows=tuple(rows), columns=tuple(columns))
 
 
 class Runs:
@@ -50,16 +105,14 @@ class Ending(NamedTuple):
 def until_stopped(measure: Callable[[], None], results: Sized) -> Ending:
     """Measure, and return how it ended; *results* are filled meanwhile, and are kept by whatever ends it.
 
-    Raises BenchFailed and StoreError if it fails before the first result.
+    Raises BenchFailed, StoreError and KeyboardInterrupt if it ends before the first result.
     """
     try:
         measure()
-    except KeyboardInterrupt:
-        return Ending(interrupted=True)
-    except (BenchFailed, StoreError) as error:
+    except (BenchFailed, StoreError, KeyboardInterrupt) as error:
         if not results:
             raise
-        return Ending(failure=str(error))
+        return Ending(isinstance(error, KeyboardInterrupt), str(error))
     return Ending()
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hotplate.base.report import Column, Curve, Plot, Report, Row, format_count, format_value
+from hotplate.base.report import Curve, Plot, Report, Row, format_count, format_value
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.experiment import Ending, Runs, interrupted_report, until_stopped
+from hotplate.bench.experiment import Ending, Figure, Runs, latencies, report_of, shares, until_stopped
 from hotplate.bench.figure_names import AT_LEAST, HIGHEST_RATE, LATENESS, P50, P99, RATE
 from hotplate.bench.http_plan import HttpPlan
 from hotplate.bench.lists import CheckResult, popular_complaint
@@ -32,16 +32,12 @@ from hotplate.bench.search import (
 )
 from hotplate.bench.statistics import (
     ERRORS,
-    LATENCY_COLUMNS,
     PERCENTILES,
     PERCENTS,
-    SHARE_COLUMNS,
-    Figure,
     in_time,
     latency,
     mean,
     plots_by_round,
-    share_rows,
 )
 from hotplate.bench.verdict import BOUNDS, Finding, Gravity, concluded, findings_of, prefixed
 from hotplate.stores.urls import redacted
@@ -55,16 +51,6 @@ SAMPLE_RATE = 100.0
 SAMPLE_S = 0.5
 SAMPLE_POPULAR = 0.5
 
-
-USERS = "users"
-AT_A_TIME = "batches at a time"
-RATE_COLUMNS = (*LATENCY_COLUMNS, Column(RATE, "answers\n/s", digits=4), *SHARE_COLUMNS)
-BATCH_COLUMNS = (
-    Column(USERS, "users\n/s", digits=4),
-    *LATENCY_COLUMNS,
-    Column(AT_A_TIME, "batches\nat a time"),
-    *SHARE_COLUMNS,
-)
 # Some seconds of a search may be left out.
 SPARE = 1.6
 LONGER = 3
@@ -82,7 +68,8 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
     """Measure a service over HTTP as planned, and report it; Ctrl-C ends it with a report of the runs until then.
 
     A first short run only shows whether the requested users have lists; if most get the popular one instead, nothing
-    more is measured. Raises BenchFailed if the service does not answer, or refuses the API key.
+    more is measured. Raises BenchFailed if the service does not answer, or refuses the API key, and KeyboardInterrupt
+    before the first run.
     """
     load = plan.load
     response = send_one(load.url, next(load.rendered()).data, load.timeout_s)
@@ -96,7 +83,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
         if plan.keys is not None:
             sample = worker.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, samples=0))
             if sample.interrupted:
-                return interrupted_report("http")
+                raise KeyboardInterrupt
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
                 unmeasured = Report(kind="http", sentence="", configuration=plan.options.to_json())
                 return concluded(unmeasured, plan.popular_lists([sample]))
@@ -336,15 +323,44 @@ class HttpRuns:
         return self.outside.doubts[0] if self.best and self.outside and self.outside.is_unclear else ""
 
 
+def _highest_rate(runs: HttpRuns) -> Row | None:
+    """Return the highest rate inside the objective, with the lowest one outside, if there is one."""
+    if not runs.best:
+        return None
+    if runs.limit:
+        return Row(value=runs.best, note=AT_LEAST)
+    if not runs.outside:
+        return Row(value=runs.best)
+    return Row(value=runs.best, low=runs.best, high=runs.outside.offered)
+
+
+def _latency(name: str, runs: HttpRuns) -> Row | None:
+    """Return a percentile, if it is among the usual ones or the objective bounds it."""
+    is_shown = name in PERCENTILES or name in runs.plan.objective.latency_us
+    return latency(runs.timed, name) if is_shown else None
+
+
+FIGURES: Sequence[Figure[HttpRuns]] = (
+    Figure(HIGHEST_RATE, "/s", _highest_rate),
+    *latencies(_latency, PERCENTS),
+    Figure(RATE, "/s", lambda runs: mean([result.ok_rate for result in runs.rounds]), "answers\n/s", digits=4),
+    *shares(lambda runs: runs.rounds),
+    Figure(LATENESS, "us", lambda runs: lag_us(runs.rounds, 99), main=False),
+)
+BATCH_FIGURES: Sequence[Figure[Trial]] = (
+    Figure("users", "/s", users_per_s, "users\n/s", digits=4),
+    *latencies(lambda name, trial: latency([trial.result], name)),
+    Figure("batches at a time", "", lambda trial: trial.result.connections, "batches\nat a time"),
+    *shares(lambda trial: [trial.result]),
+)
+
+
 def report(runs: HttpRuns) -> Report:
     """Report a measurement over HTTP: its rounds at one rate, or a sweep of batches.
 
     If too many answers were the popular list, and not the users' own, latencies and rates say nothing: only shares are
     left. The figures follow a finding unless nothing is known.
     """
-    if not runs.rounds and not runs.trials:
-        return interrupted_report("http")
-
     measured, figures = _report_batches(runs) if runs.plan.batches else _report_rounds(runs)
     gravities = {finding.gravity for finding in runs.findings}
     if Gravity.POPULAR in gravities:
@@ -360,17 +376,16 @@ def report(runs: HttpRuns) -> Report:
 
 def _report_rounds(runs: HttpRuns) -> tuple[Report, str]:
     """Report rounds at one rate or, without rounds, the search for it; and the figures in a sentence."""
-    rows = list(_rows(runs)) if runs.rounds else []
-    figures = _figures(runs, {row.figure: row for row in rows}) if runs.rounds else ""
+    subject = redacted(runs.plan.load.url)
+    measured = report_of("http", FIGURES, {subject: runs} if runs.rounds else {})
+    figures = _figures(runs, {row.figure: row for row in measured.rows}) if runs.rounds else ""
     rounds = f"{format_value(len(runs.rounds), 'rounds')} of {runs.plan.options.duration}"
     method = f"{rounds}, {OPEN_LOOP}; at most {runs.plan.load.connections} in flight"
-    measured = Report(
-        kind="http",
+    measured = replace(
+        measured,
         sentence=_answer(runs, figures),
-        rows=tuple(rows),
-        columns=RATE_COLUMNS,
         origins={"measured": method},
-        plots=tuple(_plots(runs, rows)),
+        plots=tuple(_plots(runs, measured.rows)),
         notes=tuple(_notes(runs)),
         extra=_extra(runs),
     )
@@ -427,23 +442,8 @@ def _figures(runs: HttpRuns, rows: Mapping[str, Row]) -> str:
     return f"{latencies} at {rate} answers/s, {failed}."
 
 
-def _in_ms(figure: Figure | Row) -> str:
+def _in_ms(figure: Row) -> str:
     return f"not known ({figure.note})" if figure.value is None else format_ms(figure.value)
-
-
-def _rows(runs: HttpRuns) -> Iterator[Row]:
-    """Yield the figures of the service, one line of the table: highest rate, latencies, rate, and shares."""
-    subject = redacted(runs.plan.load.url)
-    if runs.best:
-        outside = None if runs.limit or not runs.outside else runs.outside.offered
-        note = AT_LEAST if runs.limit else ""
-        yield Row(subject, HIGHEST_RATE, "/s", runs.best, low=outside and runs.best, high=outside, note=note)
-
-    shown = {*PERCENTILES, *runs.plan.objective.latency_us}
-    yield from (latency(runs.timed, name).row(subject, name, "us") for name in PERCENTS if name in shown)
-    yield mean([result.ok_rate for result in runs.rounds]).row(subject, RATE, "/s")
-    yield from share_rows(subject, runs.rounds)
-    yield Row(subject, LATENESS, "us", lag_us(runs.rounds, 99), main=False)
 
 
 def _notes(runs: HttpRuns) -> Iterator[str]:
@@ -543,24 +543,14 @@ def _report_batches(runs: HttpRuns) -> tuple[Report, str]:
             answer = f"Of the sizes before the sweep was stopped, {answer[:1].lower()}{answer[1:]}"
 
     points = list(map(_trial_json, trials))
-    measured = Report(
-        kind="http",
+    measured = replace(
+        report_of("http", BATCH_FIGURES, {f"batch of {trial.offered:,.0f}": trial for trial in trials}),
         sentence=answer,
-        rows=tuple(row for trial in trials for row in _batch_rows(trial)),
-        columns=BATCH_COLUMNS,
         origins={"measured": CLOSED_LOOP},
         plots=(_trials_plot(trials, "batch size", (P50, P99)),),
         extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
     )
     return measured, answer
-
-
-def _batch_rows(trial: Trial) -> Iterator[Row]:
-    subject = f"batch of {trial.offered:,.0f}"
-    yield Row(subject, USERS, "/s", users_per_s(trial))
-    yield from (latency([trial.result], name).row(subject, name, "us") for name in PERCENTILES)
-    yield Row(subject, AT_A_TIME, "", float(trial.result.connections))
-    yield from share_rows(subject, [trial.result])
 
 
 def _spectrum_plot(rounds: Sequence[Result]) -> Plot:

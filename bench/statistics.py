@@ -1,9 +1,10 @@
 """Pooled percentiles, shares and means over rounds, their ratios, and 95 % intervals.
 
-One estimator gives a figure, its interval, and its comparison with another. The figure is of all rounds together: a
-mean of percentiles would hide a stall in few rounds. The jackknife, which leaves out one round at a time, says how much
-each round contributes, and Student's t of these contributions allows for autocorrelation between rounds. At 14 rounds
-of 800 answers it calls 3 to 7 of 100 equal pairs different, where a percentile bootstrap calls 9 to 20.
+One estimator gives a figure, its interval, and its comparison with another, as rows that a report will name. A figure
+is of all rounds together: a mean of percentiles would hide a stall in few rounds. The jackknife, which leaves out one
+round at a time, says how much each round contributes, and Student's t of these contributions allows for autocorrelation
+between rounds. At 14 rounds of 800 answers it calls 3 to 7 of 100 equal pairs different, where a percentile bootstrap
+calls 9 to 20.
 """
 
 import math
@@ -17,15 +18,13 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc, stdtrit
 
 from hotplate.base.intervals import Z
-from hotplate.base.report import Column, Curve, Plot, Row, rounded
-from hotplate.bench.figure_names import P50, P99, P99_9, POPULAR_LISTS
+from hotplate.base.report import Curve, Plot, Row, rounded
+from hotplate.bench.figure_names import P50, P99, P99_9
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, Seconds, lateness, percentile_us
 
 PERCENTS: Mapping[str, float] = {P50: 50, "p90": 90, P99: 99, P99_9: 99.9, "p99.99": 99.99, "max": 100}
 PERCENTILES = (P50, P99, P99_9)
 ERRORS = "errors"
-LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
-SHARE_COLUMNS = (Column(ERRORS, "errors\n%", "%"), Column(POPULAR_LISTS, "popular\n%", "%"))
 MIN_ROUNDS = 5
 TOO_FEW_ROUNDS = f"fewer than {MIN_ROUNDS} rounds"
 TOO_FEW_ANSWERS = f"fewer than {ENOUGH_SAMPLES} answers beyond it"
@@ -46,27 +45,7 @@ QUANTILES = (np.arange(500) + 0.5) / 500
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A value over all rounds and the ends of its 95 % interval; None if unknown, as `note` explains.
-
-    values   one for each round
-    without  the value of all rounds but one, for each round left out: the jackknife's estimates
-    """
-
-    value: float | None
-    values: tuple[float, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-    without: tuple[float, ...] = ()
-
-    def row(self, subject: str, figure: str, unit: str = "", *, main: bool = True) -> Row:
-        """Return a row of a report."""
-        return Row(subject, figure, unit, self.value, self.values, self.low, self.high, self.note, main, self.without)
-
-
-def percentile(results: Sequence[Result], percent: float) -> Figure:
+def percentile(results: Sequence[Result], percent: float) -> Row:
     """Return a percentile (0 to 100) of the latencies of all rounds together, in µs, with its 95 % interval.
 
     The value is None, with a note, if fewer than 10 answers are slower: it would be an accident. The interval is None
@@ -79,7 +58,7 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     slower_answers = answers * (100 - percent) / 100
     if percent < 100 and slower_answers < ENOUGH_SAMPLES - 1e-9:  # the product is not exact
         note = TOO_FEW_ANSWERS if answers else "no good answer"
-        return Figure(None, values_us, note=note)
+        return Row(values=values_us, note=note)
     value_us = percentile_us(rounds, percent)
 
     # The interval comes from the differences between rounds, or of few rounds between their seconds.
@@ -88,17 +67,19 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
         seconds = (second.latencies_s for result in results for second in result.seconds)
         parts = [latencies_s for latencies_s in seconds if latencies_s.size]
     if len(parts) < MIN_ROUNDS:
-        return Figure(value_us, values_us)
+        return Row(value=value_us, values=values_us)
 
     without = tuple(_percentiles_without_each(parts, percent))
     low_us, high_us = _jackknife_interval(value_us, without)
     least_us, most_us = _binomial_interval(rounds, percent, answers)
     if high_us > most_us > value_us:
         high_us = value_us * (high_us / value_us) ** UNSEEN
-    return Figure(value_us, values_us, min(low_us, least_us), max(high_us, most_us), without=without)
+    low_us = min(low_us, least_us)
+    high_us = max(high_us, most_us)
+    return Row(value=value_us, values=values_us, low=low_us, high=high_us, without=without)
 
 
-def latency(results: Sequence[Result], name: str) -> Figure:
+def latency(results: Sequence[Result], name: str) -> Row:
     """Return a percentile by its name, as "p99", of the latencies of all rounds together; see `percentile`."""
     return percentile(results, PERCENTS[name])
 
@@ -154,22 +135,22 @@ def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, 
     return math.exp(low - bias), math.exp(min(high - bias, MOST_LOG))
 
 
-def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
+def share(parts: Sequence[int], wholes: Sequence[int]) -> Row:
     """Return the sum of *parts* divided by that of *wholes*, both by round, with its 95 % interval.
 
     The value is None if all wholes are 0; the interval is None with fewer than five rounds.
     """
     whole = sum(wholes)
     if not whole:
-        return Figure(None, note="there were none")
+        return Row(note="there were none")
 
     value = sum(parts) / whole
     values = tuple(part / total for part, total in zip(parts, wholes, strict=True) if total)
     if len(wholes) < MIN_ROUNDS:
-        return Figure(value, values)
+        return Row(value=value, values=values)
 
     low, high = interval(_share_deviations(parts, wholes))
-    return Figure(value, values, max(0.0, value + low), min(1.0, value + high))
+    return Row(value=value, values=values, low=max(0.0, value + low), high=min(1.0, value + high))
 
 
 def _share_deviations(parts: Sequence[int], wholes: Sequence[int]) -> Floats:
@@ -219,40 +200,33 @@ def in_time(rounds: Sequence[Sequence[Result]]) -> list[int]:
     return places if len(places) >= MIN_ROUNDS else list(range(len(rounds)))
 
 
-def error_share(results: Sequence[Result]) -> Figure:
+def error_share(results: Sequence[Result]) -> Row:
     """Return the share of due requests without a good answer."""
     return share([result.failed for result in results], [result.due for result in results])
 
 
-def popular_share(results: Sequence[Result]) -> Figure:
-    """Return the share of lists that were popular ones; unknown if no lists were seen."""
-    return share([result.popular_lists for result in results], [result.lists for result in results])
+def popular_share(results: Sequence[Result]) -> Row | None:
+    """Return the share of lists that were popular ones; None if no lists were received."""
+    popular = share([result.popular_lists for result in results], [result.lists for result in results])
+    return None if popular.value is None else popular
 
 
-def share_rows(subject: str, results: Sequence[Result]) -> Iterator[Row]:
-    """Yield the share of errors, and that of popular lists if any lists were seen."""
-    yield error_share(results).row(subject, ERRORS, "share")
-    popular = popular_share(results)
-    if popular.value is not None:
-        yield popular.row(subject, POPULAR_LISTS, "share")
-
-
-def mean(values: Sequence[float]) -> Figure:
+def mean(values: Sequence[float]) -> Row:
     """Return the mean of *values*, one for each round; with five rounds or more, it has a 95 % interval.
 
     `without` has the mean without each of the rounds in turn.
     """
     if not values:
-        return Figure(None, note="nothing was measured")
+        return Row(note="nothing was measured")
 
     total = math.fsum(values)
     count = len(values)
     if count < MIN_ROUNDS:
-        return Figure(total / count, tuple(values))
+        return Row(value=total / count, values=tuple(values))
 
     without = tuple((total - value) / (count - 1) for value in values)
     low, high = interval(values)
-    return Figure(total / count, tuple(values), low, high, without=without)
+    return Row(value=total / count, values=tuple(values), low=low, high=high, without=without)
 
 
 def plots_by_round(rows: Sequence[Row]) -> list[Plot]:
@@ -270,7 +244,7 @@ def plots_by_round(rows: Sequence[Row]) -> list[Plot]:
     return [plot]
 
 
-def compared(first: Figure | Row, second: Figure | Row) -> Figure:
+def compared(first: Row, second: Row) -> Row:
     """Return *second* / *first*, with a 95 % interval if both have as many rounds, at least five.
 
     Rounds of the same number are compared: a disturbance of both cancels out. Seconds of fewer rounds, which may give a
@@ -279,20 +253,20 @@ def compared(first: Figure | Row, second: Figure | Row) -> Figure:
     why it has no value or no interval.
     """
     if not first.value or not second.value:
-        return Figure(None, note=first.note or second.note or "it was zero")
+        return Row(note=first.note or second.note or "it was zero")
 
     value = second.value / first.value
     has_rounds = min(len(first.values), len(second.values)) >= MIN_ROUNDS
     if not (has_rounds and first.without and second.without):
-        return Figure(value, note=TOO_FEW_ROUNDS)
+        return Row(value=value, note=TOO_FEW_ROUNDS)
     if len(first.without) != len(second.without):
-        return Figure(value, note=f"{len(first.without)} rounds and {len(second.without)} are no pairs")
+        return Row(value=value, note=f"{len(first.without)} rounds and {len(second.without)} are no pairs")
     if min(*first.without, *second.without) <= 0:
-        return Figure(value, note="it was zero in all rounds but one")
+        return Row(value=value, note="it was zero in all rounds but one")
 
     without = tuple(after / before for before, after in zip(first.without, second.without, strict=True))
     low, high = _jackknife_interval(value, without)
-    return Figure(value, (), low, high, without=without)
+    return Row(value=value, low=low, high=high, without=without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +274,7 @@ class Difference:
     """The ratio of a subject's figure to the least one."""
 
     name: str
-    ratio: Figure
+    ratio: Row
 
     @property
     def is_proven(self) -> bool:

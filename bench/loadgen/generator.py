@@ -495,15 +495,14 @@ class LoadWorker:
         """The process id."""
         return self._process.pid
 
-    def run(self, load: Load, *, on_the_second: bool = False) -> Result:
+    def run(self, load: Load) -> Result:
         """Make one run in the load generator's process, and return its result when it ends.
 
-        The run begins once all connections were tried: soon or, *on_the_second*, at the next full second of the clock,
-        as RU/s budgets do. Ctrl-C stops the run, and gives an `interrupted` result. Raises BenchFailed if the process
-        dies.
+        The run begins once all connections were tried. Ctrl-C stops it, and gives an `interrupted` result. Raises
+        BenchFailed if the process dies.
         """
         with raised_priority(self.pid):
-            self._channel.send((load, on_the_second))
+            self._channel.send(load)
             try:
                 return self._receive()
             except KeyboardInterrupt:
@@ -521,7 +520,7 @@ class LoadWorker:
         return outcome
 
 
-async def make_run(channel: Channel, load: Load, *, on_the_second: bool) -> Result:
+async def make_run(channel: Channel, load: Load) -> Result:
     """Make one run of the load generator in its process, and return the result.
 
     Any message of the parent stops the run, and so does its end.
@@ -539,7 +538,7 @@ async def make_run(channel: Channel, load: Load, *, on_the_second: bool) -> Resu
         gc.collect()
         gc.disable()  # pauses would count as latency
         wait_s = AHEAD_S
-        if on_the_second:
+        if load.on_the_second:
             wait_s += 1 - (time.time() + AHEAD_S) % 1
         return time.monotonic() + wait_s
 
@@ -562,12 +561,11 @@ def work_until_closed(channel: Channel) -> None:
 
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            message = channel.recv()
-            if message == STOP:
+            load = channel.recv()
+            if load == STOP:
                 continue  # of a run that had ended
-            load, on_the_second = message
             try:
-                outcome: Result | Exception = uvloop.run(make_run(channel, load, on_the_second=on_the_second))
+                outcome: Result | Exception = uvloop.run(make_run(channel, load))
             except Exception as error:  # noqa: BLE001 -- raised again by the parent
                 outcome = error
             channel.send(outcome)

@@ -302,6 +302,8 @@ class Load:
     backlog    due requests that may wait for a connection; further ones are dropped
     check      says why a response is not good
     samples    most responses that are kept, drawn at random
+
+    The run begins at once or, `on_the_second`, at the next full second of the clock, as budgets of RU/s do.
     """
 
     url: str
@@ -315,6 +317,7 @@ class Load:
     backlog: int = 10_000
     check: ResponseCheck = failure_of_lists
     samples: int = 0
+    on_the_second: bool = False
 
     def __post_init__(self) -> None:
         """Validate the URL, the header fields and the numbers. Raises BenchMisused."""

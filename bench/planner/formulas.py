@@ -161,10 +161,9 @@ def apply(function: Callable[..., Any], *arguments: Expression, formula: str, ra
     return Expression(value, formula, rank, arguments)
 
 
-def choose(condition: Expression, when_true: Callable[[], Number], otherwise: Callable[[], Number]) -> Expression:
+def choose(condition: Expression, when_true: Number, otherwise: Number) -> Expression:
     """Return one of two expressions; the figures of the condition are among its operands."""
-    branch = when_true if condition.value else otherwise
-    return as_expression(branch()).decided_by(condition)
+    return as_expression(when_true if condition.value else otherwise).decided_by(condition)
 
 
 def least_possible(terms: Mapping[str, Expression]) -> Expression:
@@ -267,9 +266,9 @@ class FigureTable(Mapping[str, PlanFigure]):
         """Return whether a choice is one of *values*, as the condition of `choose`."""
         return apply(lambda value: value in values, self.expression(name), formula=name)
 
-    def given_or(self, name: str, fallback: Callable[[], Number]) -> Expression:
-        """Return an optional input if it was given, else the result of *fallback*."""
-        return choose(self.is_given(name), lambda: self.expression(name), fallback)
+    def given_or(self, name: str, fallback: Number) -> Expression:
+        """Return an optional input if it was given, else *fallback*."""
+        return choose(self.is_given(name), self._terms.get(name, fallback), fallback)
 
     def is_given(self, name: str) -> Expression:
         """Return whether an optional input was given, as the condition of `choose`."""

@@ -109,7 +109,7 @@ def _add_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> N
         shown = _format_profile(value) if name == "profile" else value
         table.add_value(name, shown, declared.metadata["unit"], sourced.source(name), choice=value)
 
-    for name, price in prices.by_name().items():
+    for name, price in prices.named.items():
         unit = f"{prices.currency} a {price.per}"
         if name == "autoscale_factor":
             unit = f"a {price.per}"

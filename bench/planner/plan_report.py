@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hotplate.base.report import Column, Report, Row, TextTable, format_count, format_value, rounded
+from hotplate.bench.planner import serving_options, sizing
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, POD_STORES
 from hotplate.bench.planner.plan import CapacityPlan, RateRange, break_even
 from hotplate.bench.planner.saved_plan import Baseline, describe_growth
-from hotplate.bench.planner.serving_options import pod_store
+from hotplate.bench.planner.serving_options import CARRIED, COSTS, TODAY, pod_store
 from hotplate.bench.verdict import Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, INITIAL_PARTITION_RU, MANUAL_MIN, MANUAL_STEP, MAX_RU
 
@@ -20,65 +21,8 @@ NOT_PRICED = (
 )  # fmt: skip
 # Not priced by default.
 FEES = {"gateway_month": "gateway", "ru_factor": "zone redundancy", "cluster_month": "AKS's fee"}
-# Labels and figures, in order.
-TODAY = {
-    "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
-    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru", "cost a month": "today_cost",
-    "cost of unneeded RU/s": "over_cost",
-}  # fmt: skip
-CARRIED = {
-    "reads/s at most, in each region": "carried_region_reads", "reads/s at most, in all": "carried_reads",
-    "reads/s with room for peaks, in all": "carried_mean", "or lists published/s": "carried_lists",
-    "cost a month, manual, in all": "carried_cost",
-}  # fmt: skip
-UNITS = {
-    "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
-    "a list read back": "read_back_ru",
-}  # fmt: skip
-OUTLINE = {
-    "Load": {
-        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hit_rate",
-        "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
-    },
-    "Cosmos DB: request units": {
-        **UNITS, "a publish": "publish_total_ru", "for reads, with headroom": "reads_ru",
-        "provisioned for reads": "serve_ru", "for publishing": "publish_ru_s",
-        "together, while a release is published": "together_ru", "a publish takes": "publish_hours",
-    },
-    "Cosmos DB: containers": {
-        "containers while publishing": "containers", "partitions if created with these RU/s": "new_partitions",
-        "partitions that are enough": "partitions", "autoscale: partitions": "autoscale_partitions",
-        "RU/s of a partition": "partition_ru",
-        "busiest user's share of a partition": "hot_key_load", "load of the fullest partition": "hot_partition_load",
-        "lowest RU/s of a kept release": "least_ru", "autoscale maximum": "autoscale_top_ru",
-        "average autoscale RU/s": "autoscale_mean_ru", "storage, all releases": "stored_gb",
-    },
-    "Redis": {
-        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
-        "largest shard / average": "redis_fullest", "nodes of an instance": "redis_nodes",
-    },
-    "Pods, in all": {
-        "by Azure ML's formula, in a region": "pods_by_little", "at least, in a region": "min_pods",
-        "Cosmos DB": "cosmos_pods", "Redis": "redis_pods", "files": "files_pods",
-    },
-    "Autoscaler of a region": {
-        "target: CPU of a pod": "hpa_utilisation", "target of a pod, Cosmos DB": "cosmos_hpa_pod_rps",
-        "target of a pod, Redis": "redis_hpa_pod_rps", "target of a pod, files": "files_hpa_pod_rps",
-        "pods at most, Cosmos DB": "cosmos_hpa_most_pods", "pods at most, Redis": "redis_hpa_most_pods",
-        "pods at most, files": "files_hpa_most_pods",
-    },
-    "Cost a month": {
-        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
-        "Cosmos DB, autoscale, always at its maximum": "autoscale_most_cost",
-        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "files": "files_cost",
-        "pods, Cosmos DB": "cosmos_pods_cost", "pods, Redis": "redis_pods_cost", "pods, files": "files_pods_cost",
-        "training": "training_cost", "dedicated gateway": "gateway_month",
-        "Kubernetes": "cluster_month", "Cosmos DB, pods and training": "cosmos_total",
-        "Redis, pods and training": "redis_total", "files, pods and training": "files_total",
-    },
-}  # fmt: skip
-# Headings of the options; Cosmos DB's modes in words; the costs of the main table, with their figures: `{option}` is
-# the name of an option, `{pods}` that of the store that its pods read.
+OUTLINE = {**sizing.OUTLINE, **serving_options.OUTLINE}
+# Headings of the options; Cosmos DB's modes in words.
 OPTION_HEADINGS = {
     "manual": "manual",
     "autoscale": "autoscale",
@@ -91,10 +35,6 @@ COST_COLUMNS = tuple(
     for name, heading in OPTION_HEADINGS.items()
 )
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
-COSTS = {
-    "store": "{option}_cost", "gateway": "gateway_month", "pods": "{pods}_pods_cost", "Kubernetes": "cluster_month",
-    "training": "training_cost",
-}  # fmt: skip
 NOTABLE_SKEW = 1.05
 COSTLY_SKEW = 1.5
 ABOUT_THE_SAME = 1.25
@@ -264,7 +204,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     if plan.obstacles:
         yield "no", "; ".join(_describe_obstacles(plan.obstacles))
 
-    dates = sorted(price.date for price in plan.prices.by_name().values())
+    dates = sorted(price.date for price in plan.prices.named.values())
     yield "assumed", f"{len(plan.sourced.assumed)} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
     yield "besides", f"not priced: {', '.join((*_unpriced_fees(plan), 'traffic'))}  (--all)"
 
@@ -514,13 +454,13 @@ def _figure_groups(plan: CapacityPlan) -> dict[str, dict[str, str]]:
     """Return the names of the figures to show, by their words, for each group; without users, only what RU/s carry."""
     carried = {f"What {plan.figures['carried_ru']} carry": CARRIED} if plan.is_possible("carried_ru") else {}
     if plan.sourced.carries_only:
-        return {**carried, "Cosmos DB: request units": UNITS}
+        return {**carried, "Cosmos DB: request units": sizing.UNITS}
     return {"Today": TODAY, **carried, **OUTLINE}
 
 
 def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     """Yield three sentences: the source and date of the prices, what is not priced, and which inputs are assumed."""
-    prices = plan.prices.by_name()
+    prices = plan.prices.named
     oldest = min(price.date for price in prices.values())
     doubtful = ", ".join(name for name, price in prices.items() if price.basis != "listed")
     unchecked = f"; quoted or assumed, not checked: {doubtful}" if doubtful else ""

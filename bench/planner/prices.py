@@ -8,7 +8,7 @@ import datetime as dt
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.error import HTTPError
@@ -45,15 +45,8 @@ PAGE_BYTES = 4_000_000
 MOST = 1e12  # of any number in the file
 
 
-# Product and meter of prices of Cosmos DB in Azure's list.
-METERS = {
-    "ru_hour": ("Azure Cosmos DB", "100 RU/s"),
-    "autoscale": ("Azure Cosmos DB autoscale", "100 RU/s"),
-    "serverless_million_ru": ("Azure Cosmos DB serverless", "1M RUs"),
-    "storage_gb_month": ("Azure Cosmos DB", "Data Stored"),
-}
-# Prices that a file of Azure's prices needs no meter for: one is a quotient, the other for sizes of Redis without one.
-NOT_ASKED = ("autoscale_factor", "redis_gb_hour")
+# A price that Azure's list is not asked for: it is of sizes of Redis without one.
+NOT_ASKED = ("redis_gb_hour",)
 ESSENTIAL_PRICES = ("ru_hour", "storage_gb_month", "cpu_hour")
 
 
@@ -78,6 +71,9 @@ class Price:
     basis: Literal["listed", "quoted", "assumed"]
     within: Annotated[float, Meta(ge=0, lt=1)] | None = None
     """Relative error bound; None for the usual one of the basis."""
+
+    meter: tuple[str, str] | None = None
+    """Product and meter of a price of Cosmos DB in Azure's list."""
 
     @property
     def error_bound(self) -> float:
@@ -110,27 +106,19 @@ class RedisSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """All prices of a file; None if missing."""
+    """The prices of a file by name, such as "ru_hour", and the sizes of Redis in ascending order."""
 
     currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")]
-    ru_hour: Price
-    autoscale_factor: Price
-    storage_gb_month: Price
-    cpu_hour: Price
-    serverless_million_ru: Price | None = None
-    redis_gb_hour: Price | None = None
-    disk_gb_month: Price | None = None
+    named: Mapping[str, Price]
     redis: tuple[RedisSize, ...] = ()
-    """In ascending order."""
 
-    def by_name(self) -> dict[str, Price]:
-        """Return present prices, without sizes of Redis."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Price)}
+    def __getitem__(self, name: str) -> Price:
+        """Return a price. Raises KeyError if the file has none."""
+        return self.named[name]
 
     def ru_hours(self, ru_hours: float, *, autoscale: bool = False, regions: int = 1) -> float:
         """Return the cost of RU/s-hours: 400 RU/s for 2 hours are 800."""
-        return ru_hours / 100 * self.ru_hour.amount * (self.autoscale_factor.amount if autoscale else 1) * regions
+        return ru_hours / 100 * self["ru_hour"].amount * (self["autoscale_factor"].amount if autoscale else 1) * regions
 
     def ru_month(self, ru: float, *, autoscale: bool = False, regions: int = 1) -> float:
         """Return the cost of RU/s for a month."""
@@ -139,13 +127,12 @@ class Prices:
     def moved(self, direction: int) -> "Prices":
         """Return upper (1) or lower (-1) bounds."""
         sizes = tuple(replace(size, node_hour=size.node_hour.moved(direction)) for size in self.redis)
-        moved: dict[str, Any] = {name: price.moved(direction) for name, price in self.by_name().items()}
-        return replace(self, redis=sizes, **moved)
+        moved = {name: price.moved(direction) for name, price in self.named.items()}
+        return replace(self, named=moved, redis=sizes)
 
 
 # In the file, keys for all sizes of Redis.
 REDIS_QUOTED = "redis_quoted"
-TABLES = (*(field.name for field in fields(Prices)), REDIS_QUOTED)
 
 
 def load(path: Path = OURS) -> Prices:
@@ -167,15 +154,28 @@ def parse(text: str) -> Prices:
     Raises KeyError, TypeError or ValueError for a missing or invalid one.
     """
     tables = tomllib.loads(text)
+    known = tomllib.loads(OURS.read_text(encoding="utf-8"))
     for name in tables:
-        if name not in TABLES:
-            raise ValueError(f"the table {name!r} is not known; {did_you_mean(name, TABLES) or 'leave it out'}")
+        if name not in known:
+            raise ValueError(f"the table {name!r} is not known; {did_you_mean(name, known) or 'leave it out'}")
 
+    not_prices = ("currency", "redis", REDIS_QUOTED)
+    named = {name: _price(name, table) for name, table in tables.items() if name not in not_prices}
+    for name in (*ESSENTIAL_PRICES, "autoscale_factor"):
+        _ = named[name]
     sizes = [size | {"node_hour": _price_of_node(size, tables)} for size in tables.get("redis", ())]
-    prices = msgspec.convert(tables | {"redis": sizes}, Prices)
+    prices = msgspec.convert({"currency": tables["currency"], "named": named, "redis": sizes}, Prices)
     if len({size.name for size in prices.redis}) < len(sizes):
         raise ValueError("two sizes of Redis have the same name")
     return replace(prices, redis=tuple(sorted(prices.redis, key=lambda size: size.gb)))
+
+
+def _price(name: str, table: object) -> Price:
+    """Return the price in a table. Raises ValueError with its *name* for an invalid one."""
+    try:
+        return msgspec.convert(table, Price)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _price_of_node(size: Mapping[str, Any], tables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -236,22 +236,23 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
         entries.append(list(_listed_prices(url, condition, currency)))
     cosmos, machines, redis = entries
 
+    ours = load()
     prices = {
-        name: _agreed_price(entry for entry in cosmos if (entry.product_name, entry.meter_name) == meter)
-        for name, meter in METERS.items()
+        name: _agreed_price(entry for entry in cosmos if (entry.product_name, entry.meter_name) == price.meter)
+        for name, price in ours.named.items()
+        if price.meter is not None
     }
     linux_machines = [
         listed for listed in machines if not OTHER_MACHINES.search(f"{listed.product_name} {listed.sku_name}")
     ]
     prices["cpu_hour"] = _agreed_price(linux_machines)
-    ours = load()
     balanced = [entry for entry in redis if "Balanced" in entry.product_name]
     node_prices = {
         size.name: _agreed_price(entry for entry in balanced if entry.sku_name == size.name) for size in ours.redis
     }
 
     missing = [name for name, price in {**prices, **node_prices}.items() if price is None]
-    missing += [name for name in ours.by_name() if name not in {*prices, *NOT_ASKED}]
+    missing += [name for name in ours.named if name not in {*prices, *NOT_ASKED}]
     essential = [name for name in ESSENTIAL_PRICES if name in missing]
     if essential:
         raise BenchFailed(
@@ -332,19 +333,19 @@ def _format_prices(
     A vCPU costs a share of the price of a machine. Autoscale is written as a factor of the price of manual RU/s.
 
     ours         our prices, which say what a price is for, and what a size of Redis has
-    prices       by the names of METERS, and that of a machine with `MACHINE_CPUS` as "cpu_hour"
+    prices       by name: "autoscale_factor" is that of autoscale, and "cpu_hour" that of a machine with `MACHINE_CPUS`
     node_prices  of a node of Redis for an hour, by the name of its size
     """
     factor = AUTOSCALE_FACTOR
-    if prices["autoscale"] and prices["ru_hour"]:
-        factor = round(prices["autoscale"] / prices["ru_hour"], 6)
+    if prices["autoscale_factor"] and prices["ru_hour"]:
+        factor = round(prices["autoscale_factor"] / prices["ru_hour"], 6)
     machine = prices["cpu_hour"] or 0
     amounts = prices | {"cpu_hour": machine / MACHINE_CPUS, "autoscale_factor": factor}
 
     command = f"hotplate plan --prices-from-azure {region} {currency}"
     origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
     lines = [f"{HEAD} of {today}, by {command}", f'currency = "{currency}"', ""]
-    for name, price in ours.by_name().items():
+    for name, price in ours.named.items():
         amount = amounts.get(name)
         if amount is not None:
             per = f"{MACHINE} at {machine:g}" if name == "cpu_hour" else price.per

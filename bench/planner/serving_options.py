@@ -35,6 +35,37 @@ DYNAMIC = "https://learn.microsoft.com/azure/cosmos-db/autoscale-per-partition-r
 # Bytes of a row in LMDB besides key and value: node header, page fill and branch pages.
 FILE_ROW_BYTES = 40
 STORES = (*CAPACITIES, "redis", "files")
+# Lines of the report: figures by their words.
+TODAY = {
+    "provisioned": "have_ru", "missing": "short_ru", "reads that get 429 in the busiest hour": "refused_reads",
+    "used by reads in the busiest hour": "today_use", "more than needed": "over_ru", "cost a month": "today_cost",
+    "cost of unneeded RU/s": "over_cost",
+}  # fmt: skip
+CARRIED = {
+    "reads/s at most, in each region": "carried_region_reads", "reads/s at most, in all": "carried_reads",
+    "reads/s with room for peaks, in all": "carried_mean", "or lists published/s": "carried_lists",
+    "cost a month, manual, in all": "carried_cost",
+}  # fmt: skip
+OUTLINE = {
+    "Redis": {
+        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
+        "largest shard / average": "redis_fullest", "nodes of an instance": "redis_nodes",
+    },
+    "Cost a month": {
+        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
+        "Cosmos DB, autoscale, always at its maximum": "autoscale_most_cost",
+        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "files": "files_cost",
+        "pods, Cosmos DB": "cosmos_pods_cost", "pods, Redis": "redis_pods_cost", "pods, files": "files_pods_cost",
+        "training": "training_cost", "dedicated gateway": "gateway_month",
+        "Kubernetes": "cluster_month", "Cosmos DB, pods and training": "cosmos_total",
+        "Redis, pods and training": "redis_total", "files, pods and training": "files_total",
+    },
+}  # fmt: skip
+# Lines of its first table, in which `{option}` is the name of an option, and `{pods}` that of the store its pods read.
+COSTS = {
+    "store": "{option}_cost", "gateway": "gateway_month", "pods": "{pods}_pods_cost", "Kubernetes": "cluster_month",
+    "training": "training_cost",
+}  # fmt: skip
 
 
 def add_costs(table: FigureTable, prices: Prices) -> None:
@@ -72,22 +103,34 @@ def _add_carried_load(table: FigureTable, cost_unit: str) -> None:
     reads: it gets `skew` times an even share.
     """
     term = table.expression
-    ru = table.add_calculated("carried_ru", "RU/s", table.given_or("have_ru", lambda: term("serve_ru")))
-    skew = choose(table.is_given("have_ru"), lambda: _add_todays_skew(table), lambda: term("skew"))
+    ru = table.add_calculated("carried_ru", "RU/s", table.given_or("have_ru", term("serve_ru")))
+    skew = _add_todays_skew(table).decided_by(term("have_ru")) if "have_ru" in table else term("skew")
 
-    source = "the highest rate without a 429, if nothing else is read or written"
-    region_reads = ru / term("mean_read_ru") / skew
-    region_reads = table.add_calculated("carried_region_reads", "reads/s", region_reads, source=source)
-    all_reads = region_reads * term("regions")
-    all_reads = table.add_calculated("carried_reads", "reads/s", all_reads, source="all regions together")
-    source = "with room for peaks within the hour"
-    table.add_calculated("carried_mean", "reads/s", all_reads * term("ru_utilisation"), source=source)
+    region_reads = table.add_calculated(
+        "carried_region_reads",
+        "reads/s",
+        ru / term("mean_read_ru") / skew,
+        source="the highest rate without a 429, if nothing else is read or written",
+    )
+    all_reads = table.add_calculated(
+        "carried_reads", "reads/s", region_reads * term("regions"), source="all regions together"
+    )
+    table.add_calculated(
+        "carried_mean", "reads/s", all_reads * term("ru_utilisation"), source="with room for peaks within the hour"
+    )
 
-    lists = ru / (term("list_write_ru") + term("read_back_ru"))
-    source = "each list is written once, for all regions, and read back"
-    table.add_calculated("carried_lists", "lists/s", lists, source=source)
-    source = "one container, manual, all regions, without storage"
-    table.add_calculated("carried_cost", cost_unit, _monthly_cost_of(table, ru), source=source)
+    table.add_calculated(
+        "carried_lists",
+        "lists/s",
+        ru / (term("list_write_ru") + term("read_back_ru")),
+        source="each list is written once, for all regions, and read back",
+    )
+    table.add_calculated(
+        "carried_cost",
+        cost_unit,
+        _monthly_cost_of(table, ru),
+        source="one container, manual, all regions, without storage",
+    )
 
 
 def _add_todays_skew(table: FigureTable) -> Expression:
@@ -97,8 +140,12 @@ def _add_todays_skew(table: FigureTable) -> Expression:
     multiple of an even share.
     """
     term = table.expression
-    partitions = largest(term("partitions_by_gb"), ceiling(term("have_ru") / cosmos.INITIAL_PARTITION_RU))
-    partitions = table.add_calculated("have_partitions", "partitions", partitions, source=PARTITIONS)
+    partitions = table.add_calculated(
+        "have_partitions",
+        "partitions",
+        largest(term("partitions_by_gb"), ceiling(term("have_ru") / cosmos.INITIAL_PARTITION_RU)),
+        source=PARTITIONS,
+    )
     return table.add_calculated("have_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
 
 
@@ -111,8 +158,9 @@ def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:
 def _add_storage_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of storage in Cosmos DB, which all its modes have."""
     term = table.expression
-    storage_cost = term("stored_gb") * term("price_storage_gb_month") * term("regions")
-    table.add_calculated("storage_cost", cost_unit, storage_cost)
+    table.add_calculated(
+        "storage_cost", cost_unit, term("stored_gb") * term("price_storage_gb_month") * term("regions")
+    )
 
 
 def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
@@ -123,15 +171,21 @@ def _add_manual_cost(table: FigureTable, cost_unit: str) -> None:
     poll, has a small container (control). Azure's price is that of 100 RU/s for an hour.
     """
     term = table.expression
-    hours = _billed_hours(table, term("creation_ru"))
-    source = "hours of the clock that a publish touches if it spends creation_ru, or publish_ru if that is given"
-    hours = table.add_calculated("manual_billed_hours", "hours", hours, source=source)
+    hours = table.add_calculated(
+        "manual_billed_hours",
+        "hours",
+        _billed_hours(table, term("creation_ru")),
+        source="hours of the clock that a publish touches if it spends creation_ru, or publish_ru if that is given",
+    )
 
     all_month = term("serve_ru") + term("kept") * term("least_ru") + term("control_ru")
     a_publish = term("creation_ru") * hours + term("serve_ru") * OVERLAP_HOURS
-    ru_hours = all_month * HOURS_A_MONTH + term("publishes") * a_publish
-    source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
-    ru_hours = table.add_calculated("manual_ru_hours", "RU/s-hours", ru_hours, source=source)
+    ru_hours = table.add_calculated(
+        "manual_ru_hours",
+        "RU/s-hours",
+        all_month * HOURS_A_MONTH + term("publishes") * a_publish,
+        source="live, kept and control all month; each publish its hours, and one in which two releases can serve",
+    )
     cost = ru_hours / 100 * term("price_ru_hour") * term("ru_factor") * term("regions")
     table.add_calculated("manual_cost", cost_unit, cost + term("storage_cost"))
 
@@ -141,8 +195,8 @@ def _billed_hours(table: FigureTable, spent_ru: Expression) -> Expression:
     term = table.expression
     hours = choose(
         table.is_given("publish_ru"),
-        lambda: term("publish_billed_hours"),
-        lambda: term("publish_total_ru") / spent_ru / 3600 + 1,
+        term("publish_billed_hours"),
+        term("publish_total_ru") / spent_ru / 3600 + 1,
     )
     return hours.decided_by(term("publish_billed_hours"))
 
@@ -160,9 +214,12 @@ def _add_autoscale_ru(table: FigureTable) -> None:
     """
     term = table.expression
     region_reads = term("peak_then") / term("regions") * (1 - term("hit_rate"))
-    busiest_ru = region_reads * term("mean_read_ru") / term("ru_utilisation")
-    source = "the peak of the busiest hour"
-    busiest_ru = table.add_calculated("region_reads_ru", "RU/s", busiest_ru, source=source)
+    busiest_ru = table.add_calculated(
+        "region_reads_ru",
+        "RU/s",
+        region_reads * term("mean_read_ru") / term("ru_utilisation"),
+        source="the peak of the busiest hour",
+    )
 
     billed = apply(
         lambda profile, maximum, busiest: fmean(hourly_billed_ru(profile, maximum, busiest)),
@@ -172,8 +229,12 @@ def _add_autoscale_ru(table: FigureTable) -> None:
         formula="the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then",
     )
     table.add_calculated("autoscale_mean_ru", "RU/s", billed, DYNAMIC)
-    idle = term("autoscale_least_ru") / AUTOSCALE_FLOOR
-    table.add_calculated("autoscale_idle_ru", "RU/s", idle, "a tenth of the lowest top that may be set")
+    table.add_calculated(
+        "autoscale_idle_ru",
+        "RU/s",
+        term("autoscale_least_ru") / AUTOSCALE_FLOOR,
+        "a tenth of the lowest top that may be set",
+    )
 
 
 def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
@@ -185,18 +246,25 @@ def _add_autoscale_cost(table: FigureTable, cost_unit: str) -> None:
     term = table.expression
     spent = choose(
         table.is_given("publish_ru"),
-        lambda: term("publish_ru_s"),
-        lambda: largest(term("publish_ru_s"), term("autoscale_top_ru")),
+        term("publish_ru_s"),
+        largest(term("publish_ru_s"), term("autoscale_top_ru")),
     )
-    source = "RU/s that a publish spends: all of its container, or publish_ru if that is given"
-    spent = table.add_calculated("autoscale_publish_ru", "RU/s", spent, source=source)
+    spent = table.add_calculated(
+        "autoscale_publish_ru",
+        "RU/s",
+        spent,
+        source="RU/s that a publish spends: all of its container, or publish_ru if that is given",
+    )
 
     control_and_storage = _monthly_cost_of(table, term("control_ru")) + term("storage_cost")
     monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
     a_publish = spent * _billed_hours(table, spent) + term("autoscale_mean_ru") * OVERLAP_HOURS
-    source = "publishes, kept releases and hours with two of them, as a mean over the month"
-    other_ru = term("publishes") * a_publish / HOURS_A_MONTH + term("kept") * term("autoscale_idle_ru")
-    other_ru = table.add_calculated("autoscale_other_ru", "RU/s", other_ru, source=source)
+    other_ru = table.add_calculated(
+        "autoscale_other_ru",
+        "RU/s",
+        term("publishes") * a_publish / HOURS_A_MONTH + term("kept") * term("autoscale_idle_ru"),
+        source="publishes, kept releases and hours with two of them, as a mean over the month",
+    )
     for name, live_ru in (("autoscale_cost", "autoscale_mean_ru"), ("autoscale_most_cost", "autoscale_top_ru")):
         cost = (term(live_ru) + other_ru) / 100 * monthly_price + control_and_storage
         table.add_calculated(name, cost_unit, cost)
@@ -210,18 +278,19 @@ def _add_serverless(table: FigureTable, cost_unit: str) -> None:
     """
     term = table.expression
     partitions = term("partitions_by_gb")
-    most_ru = cosmos.SERVERLESS_RU * partitions
-    most_ru = table.add_calculated("serverless_ceiling_ru", "RU/s", most_ru, source=SERVERLESS)
-    skew = partition_skew(term("hot_user"), partitions)
-    skew = table.add_calculated("serverless_skew", "", skew, source=SKEW)
-    reads_ru = term("reads_plain_ru") * skew / term("ru_utilisation")
-    reads_ru = table.add_calculated("serverless_reads_ru", "RU/s", reads_ru)
-    publish_hours = term("publish_total_ru") / most_ru / 3600
-    publish_hours = table.add_calculated("serverless_publish_hours", "hours", publish_hours)
+    most_ru = table.add_calculated(
+        "serverless_ceiling_ru", "RU/s", cosmos.SERVERLESS_RU * partitions, source=SERVERLESS
+    )
+    skew = table.add_calculated("serverless_skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
+    reads_ru = table.add_calculated(
+        "serverless_reads_ru", "RU/s", term("reads_plain_ru") * skew / term("ru_utilisation")
+    )
+    publish_hours = table.add_calculated("serverless_publish_hours", "hours", term("publish_total_ru") / most_ru / 3600)
 
     mean_ru = term("reads_plain_ru") * term("mean_of_peak") + term("polls_ru")
-    used_ru = mean_ru * HOURS_A_MONTH * 3600 + term("publishes") * term("publish_total_ru")
-    used_ru = table.add_calculated("serverless_used_ru", "RU/month", used_ru)
+    used_ru = table.add_calculated(
+        "serverless_used_ru", "RU/month", mean_ru * HOURS_A_MONTH * 3600 + term("publishes") * term("publish_total_ru")
+    )
 
     needs = (term("regions"), reads_ru, most_ru, term("release_gb"), publish_hours, term("refresh_hours"))
     inside = apply(lambda *numbers: _require_serverless(ServerlessNeeds(*numbers)), *needs, formula="")
@@ -266,32 +335,48 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     """
     term = table.expression
     size = _add_redis_size(table, prices.redis)
-    size_gb = apply(lambda size: size.gb, size, formula="GB of redis_size")
-    table.add_calculated("redis_size_gb", "GB", size_gb, source="prices file")
-    shards = apply(lambda size: size.shards, size, formula="shards of redis_size")
-    source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
-    shards = table.add_calculated("redis_shards", "shards", shards, source=source)
+    table.add_calculated(
+        "redis_size_gb", "GB", apply(lambda size: size.gb, size, formula="GB of redis_size"), source="prices file"
+    )
+    shards = table.add_calculated(
+        "redis_shards",
+        "shards",
+        apply(lambda size: size.shards, size, formula="shards of redis_size"),
+        source="prices file: https://learn.microsoft.com/azure/redis/architecture",
+    )
     fullest = apply(
         fullest_shard_factor,
         shards,
         term("copies"),
         formula=f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({BUCKETS} * copies))",
     )
-    source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
-    table.add_calculated("redis_fullest", "", fullest, source=source)
+    table.add_calculated(
+        "redis_fullest",
+        "",
+        fullest,
+        source="buckets of releases fall on shards at random: 5 to 16 % above the median of trials",
+    )
 
-    price = apply(lambda size: size.node_hour.amount, size, formula="price of a node of redis_size")
-    source = "prices file" if size.obstacle else size.value.node_hour.provenance
-    price = table.add_calculated("price_redis_node_hour", prices.currency, price, source=source)
-    cost = term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
-    table.add_calculated("redis_cost", f"{prices.currency}/month", cost)
+    price = table.add_calculated(
+        "price_redis_node_hour",
+        prices.currency,
+        apply(lambda size: size.node_hour.amount, size, formula="price of a node of redis_size"),
+        source="prices file" if size.obstacle else size.value.node_hour.provenance,
+    )
+    table.add_calculated(
+        "redis_cost", f"{prices.currency}/month", term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
+    )
 
 
 def _add_redis_size(table: FigureTable, sizes: Sequence[RedisSize]) -> Expression:
     """Add to *table* the GB of all releases in Redis, and the cheapest of *sizes* for them; return that size."""
     term = table.expression
-    gb = term("rows") * term("redis_row_bytes") * term("copies") / GB
-    gb = table.add_calculated("redis_gb", "GB", gb, source="live, kept and the next one")
+    gb = table.add_calculated(
+        "redis_gb",
+        "GB",
+        term("rows") * term("redis_row_bytes") * term("copies") / GB,
+        source="live, kept and the next one",
+    )
     reads = (term("reads_s"), term("hot_user"))
     needs = (gb, *reads, term("copies"), term("redis_reserved"), term("redis_utilisation"))
     size = apply(
@@ -397,10 +482,14 @@ def pod_store(option: str) -> str:
 def _add_training_cost(table: FigureTable, cost_unit: str) -> None:
     """Add to *table* the monthly cost of training before each publish."""
     term = table.expression
-    node_price = table.given_or("train_node_hour", lambda: term("train_cpus") * term("price_cpu_hour"))
-    node_price = table.add_calculated("train_price", "a node and hour", node_price)
-    training = term("train_nodes") * term("train_hours") * node_price * term("publishes")
-    table.add_calculated("training_cost", cost_unit, training)
+    node_price = table.add_calculated(
+        "train_price",
+        "a node and hour",
+        table.given_or("train_node_hour", term("train_cpus") * term("price_cpu_hour")),
+    )
+    table.add_calculated(
+        "training_cost", cost_unit, term("train_nodes") * term("train_hours") * node_price * term("publishes")
+    )
 
 
 def _add_files(table: FigureTable, cost_unit: str) -> None:
@@ -411,17 +500,26 @@ def _add_files(table: FigureTable, cost_unit: str) -> None:
     """
     term = table.expression
     row_bytes = term("stored_bytes") + term("user_id_chars") + FILE_ROW_BYTES
-    files_gb = term("rows") * row_bytes * term("copies") / GB
-    source = "key, value and LMDB's pages; live, kept and the next one"
-    files_gb = table.add_calculated("files_gb", "GB", files_gb, source=source)
+    files_gb = table.add_calculated(
+        "files_gb",
+        "GB",
+        term("rows") * row_bytes * term("copies") / GB,
+        source="key, value and LMDB's pages; live, kept and the next one",
+    )
 
-    memory_gb = largest(0, files_gb / term("copies") - term("pod_cpus") * term("cpu_memory_gb"))
-    source = "the live release stays in memory; what a pod's vCPUs bring is paid for"
-    memory_gb = table.add_calculated("files_memory_gb", "GB a pod", memory_gb, source=source)
+    memory_gb = table.add_calculated(
+        "files_memory_gb",
+        "GB a pod",
+        largest(0, files_gb / term("copies") - term("pod_cpus") * term("cpu_memory_gb")),
+        source="the live release stays in memory; what a pod's vCPUs bring is paid for",
+    )
     memory_cost = memory_gb / term("cpu_memory_gb") * term("price_cpu_hour") * HOURS_A_MONTH
-    cost = term("files_pods") * (files_gb * _price(table, "disk_gb_month") + memory_cost)
-    source = "a disk for each pod, and memory beyond that of its vCPUs"
-    table.add_calculated("files_cost", cost_unit, cost, source=source)
+    table.add_calculated(
+        "files_cost",
+        cost_unit,
+        term("files_pods") * (files_gb * _price(table, "disk_gb_month") + memory_cost),
+        source="a disk for each pod, and memory beyond that of its vCPUs",
+    )
 
 
 def _add_today(table: FigureTable, cost_unit: str) -> None:
@@ -442,8 +540,7 @@ def _add_today(table: FigureTable, cost_unit: str) -> None:
         term("have_partitions"),
         formula="reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew",
     )
-    source = "reads alone, without headroom; retries make it worse"
-    table.add_calculated("refused_reads", "share", refused, source)
+    table.add_calculated("refused_reads", "share", refused, "reads alone, without headroom; retries make it worse")
 
     table.add_calculated("today_use", "share", reads_ru / have_ru, source="reads in the busiest hour")
     unneeded_ru = table.add_calculated("over_ru", "RU/s", largest(0, have_ru - term("serve_ru")))

@@ -45,6 +45,40 @@ LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 SKEW = "the hottest user, and an even share of the others"
 FEWEST = f"the fewest of at most {cosmos.PARTITION_RU:,} RU/s each that hold the reads of the fullest one"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
+# Lines of the report: figures by their words, in groups.
+UNITS = {
+    "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
+    "a list read back": "read_back_ru",
+}  # fmt: skip
+OUTLINE = {
+    "Load": {
+        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hit_rate",
+        "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
+    },
+    "Cosmos DB: request units": {
+        **UNITS, "a publish": "publish_total_ru", "for reads, with headroom": "reads_ru",
+        "provisioned for reads": "serve_ru", "for publishing": "publish_ru_s",
+        "together, while a release is published": "together_ru", "a publish takes": "publish_hours",
+    },
+    "Cosmos DB: containers": {
+        "containers while publishing": "containers", "partitions if created with these RU/s": "new_partitions",
+        "partitions that are enough": "partitions", "autoscale: partitions": "autoscale_partitions",
+        "RU/s of a partition": "partition_ru",
+        "busiest user's share of a partition": "hot_key_load", "load of the fullest partition": "hot_partition_load",
+        "lowest RU/s of a kept release": "least_ru", "autoscale maximum": "autoscale_top_ru",
+        "average autoscale RU/s": "autoscale_mean_ru", "storage, all releases": "stored_gb",
+    },
+    "Pods, in all": {
+        "by Azure ML's formula, in a region": "pods_by_little", "at least, in a region": "min_pods",
+        "Cosmos DB": "cosmos_pods", "Redis": "redis_pods", "files": "files_pods",
+    },
+    "Autoscaler of a region": {
+        "target: CPU of a pod": "hpa_utilisation", "target of a pod, Cosmos DB": "cosmos_hpa_pod_rps",
+        "target of a pod, Redis": "redis_hpa_pod_rps", "target of a pod, files": "files_hpa_pod_rps",
+        "pods at most, Cosmos DB": "cosmos_hpa_most_pods", "pods at most, Redis": "redis_hpa_most_pods",
+        "pods at most, files": "files_hpa_most_pods",
+    },
+}  # fmt: skip
 
 
 def add_requirements(table: FigureTable, charges: Charges) -> None:
@@ -73,13 +107,14 @@ def _add_list_sizes(table: FigureTable) -> None:
     Stored bytes are those of JSON, compressed if the encoding is zstd; a measured `list_bytes` replaces both.
     """
     term = table.expression
-    title_bytes = choose(term("title_chars") > 0, lambda: TITLE_BYTES + term("title_chars"), lambda: 0)
+    title_bytes = choose(term("title_chars") > 0, TITLE_BYTES + term("title_chars"), 0)
     item_bytes = ITEM_BYTES + term("item_id_chars") + title_bytes
-    json_bytes = term("list_length") * item_bytes + SEPARATOR_BYTES * (term("list_length") - 1)
-    json_bytes = table.add_calculated("json_bytes", "bytes", json_bytes)
+    json_bytes = table.add_calculated(
+        "json_bytes", "bytes", term("list_length") * item_bytes + SEPARATOR_BYTES * (term("list_length") - 1)
+    )
 
     is_compressed = table.is_choice("encoding", "zstd")
-    encoded = partial(choose, is_compressed, lambda: json_bytes * term("zstd_share"), lambda: json_bytes)
+    encoded = choose(is_compressed, json_bytes * term("zstd_share"), json_bytes)
     table.add_calculated("stored_bytes", "bytes", table.given_or("list_bytes", encoded))
 
 
@@ -88,23 +123,34 @@ def _add_row_sizes(table: FigureTable) -> None:
     term = table.expression
     stored_bytes = term("stored_bytes")
     # zstd becomes base64; a list of JSON lines gets a backslash for each quote and each end of line.
-    quotes = QUOTES + choose(term("title_chars") > 0, lambda: TITLE_QUOTES, lambda: 0)
+    quotes = QUOTES + choose(term("title_chars") > 0, TITLE_QUOTES, 0)
     text_bytes = choose(
         table.is_choice("encoding", "zstd"),
-        lambda: ceiling(stored_bytes / 3) * 4,
-        lambda: stored_bytes + quotes * term("list_length") + term("list_length") - 1,
+        ceiling(stored_bytes / 3) * 4,
+        stored_bytes + quotes * term("list_length") + term("list_length") - 1,
     )
-    source = "base64 of zstd; or JSON in JSON: a backslash for each quote and each end of line"
-    text_bytes = table.add_calculated("text_bytes", "bytes", text_bytes, source=source)
+    text_bytes = table.add_calculated(
+        "text_bytes",
+        "bytes",
+        text_bytes,
+        source="base64 of zstd; or JSON in JSON: a backslash for each quote and each end of line",
+    )
 
     id_bytes = ceiling(term("user_id_chars") * 4 / 3)
-    cosmos_item_bytes = SKELETON_BYTES + id_bytes + text_bytes + term("system_bytes")
-    source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
-    table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
+    table.add_calculated(
+        "item_bytes",
+        "bytes",
+        SKELETON_BYTES + id_bytes + text_bytes + term("system_bytes"),
+        source='an item {"id":"user.ID","t":"…"} with the id in base64url',
+    )
 
     redis_bytes = stored_bytes + KEY_BYTES + term("user_id_chars") + footprint.HEAD_BYTES + footprint.ROW_BYTES
-    source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
-    table.add_calculated("redis_row_bytes", "bytes", redis_bytes * footprint.ALLOCATED, source=source)
+    table.add_calculated(
+        "redis_row_bytes",
+        "bytes",
+        redis_bytes * footprint.ALLOCATED,
+        source="key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory",
+    )
 
 
 def _add_workload(table: FigureTable) -> None:
@@ -114,9 +160,11 @@ def _add_workload(table: FigureTable) -> None:
     Reads are the requests that no cache answers.
     """
     term = table.expression
-    formula = "(1 + growth_percent / 100) ** months"
     growth = apply(
-        lambda percent, months: (1 + percent / 100) ** months, term("growth_percent"), term("months"), formula=formula
+        lambda percent, months: (1 + percent / 100) ** months,
+        term("growth_percent"),
+        term("months"),
+        formula="(1 + growth_percent / 100) ** months",
     )
     growth = table.add_calculated("growth", "", growth)
 
@@ -125,8 +173,11 @@ def _add_workload(table: FigureTable) -> None:
 
     peak_then = table.add_calculated("peak_then", "requests/s", term("peak_rps") * growth)
     peak_region = table.add_calculated("peak_region", "requests/s", peak_then * term("region_share"))
-    formula = "the mean of profile by its busiest hour"
-    mean_share = apply(lambda profile: fmean(hourly_shares(profile)), term("profile"), formula=formula)
+    mean_share = apply(
+        lambda profile: fmean(hourly_shares(profile)),
+        term("profile"),
+        formula="the mean of profile by its busiest hour",
+    )
     table.add_calculated("mean_of_peak", "share", mean_share)
 
     table.add_calculated("hot_user", "share", _share_of_busiest_user(table))
@@ -140,20 +191,15 @@ def _share_of_busiest_user(table: FigureTable) -> Expression:
     """
     term = table.expression
 
-    def by_zipf() -> Expression:
-        formula = "chance of the first of users_then, zipf"
-        return apply(
-            lambda users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
+    by_law = apply(lambda users: 1 / max(1, round(users)), term("users_then"), formula="1 / max(1, round(users_then))")
+    if "zipf" in table:
+        by_law = apply(
+            lambda _, users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
+            term("zipf"),
             term("users_then"),
             term("zipf"),
-            formula=formula,
+            formula="chance of the first of users_then, zipf",
         )
-
-    def all_alike() -> Expression:
-        formula = "1 / max(1, round(users_then))"
-        return apply(lambda users: 1 / max(1, round(users)), term("users_then"), formula=formula)
-
-    by_law = partial(choose, table.is_given("zipf"), by_zipf, all_alike)
     return table.given_or("hot_share", by_law)
 
 
@@ -192,31 +238,47 @@ def _add_read_charges(table: FigureTable, charges: Charges) -> None:
     size = _stored_item_bytes(table)
     is_doubled = table.is_choice("consistency", *DOUBLY_CHARGED)
 
-    formula = "charge of a point read of item_bytes, by consistency"
-    read_ru = apply(lambda size, strong: charges.read(round(size), strong=strong), size, is_doubled, formula=formula)
+    read_ru = apply(
+        lambda size, strong: charges.read(round(size), strong=strong),
+        size,
+        is_doubled,
+        formula="charge of a point read of item_bytes, by consistency",
+    )
     point_read_ru = table.add_calculated("point_read_ru", "RU", read_ru, CHARGES)
-    formula = "charge of a read that finds nothing, by consistency"
-    missed_ru = apply(lambda strong: charges.not_found(strong=strong), is_doubled, formula=formula)
+    missed_ru = apply(
+        lambda strong: charges.not_found(strong=strong),
+        is_doubled,
+        formula="charge of a read that finds nothing, by consistency",
+    )
     missed_read_ru = table.add_calculated("missed_read_ru", "RU", missed_ru, CHARGES)
 
     all_users = (1 - term("unknown_share")) * point_read_ru + term("unknown_share") * missed_read_ru
-    source = "hits of the integrated cache cost nothing"
-    mean_read = all_users * (1 - term("gateway_hit_rate"))
-    mean_read = table.add_calculated("mean_read_ru", "RU", mean_read, source=source)
+    mean_read = table.add_calculated(
+        "mean_read_ru",
+        "RU",
+        all_users * (1 - term("gateway_hit_rate")),
+        source="hits of the integrated cache cost nothing",
+    )
     reads_ru = table.add_calculated("reads_plain_ru", "RU/s", term("reads_s") * mean_read)
-    source = "with headroom, if partitions were equally full"
-    table.add_calculated("reads_even_ru", "RU/s", reads_ru / term("ru_utilisation"), source=source)
+    table.add_calculated(
+        "reads_even_ru",
+        "RU/s",
+        reads_ru / term("ru_utilisation"),
+        source="with headroom, if partitions were equally full",
+    )
     table.add_calculated("hot_key_ru", "RU/s", term("reads_s") * term("hot_user") * mean_read)
 
 
 def _add_list_charges(table: FigureTable, charges: Charges) -> None:
     """Add to *table* the request units (RU) of publishing a list: it is written, and read back to check it."""
     size = _stored_item_bytes(table)
-    formula = "charge of creating an item of item_bytes without an index"
-    list_write_ru = apply(lambda size: charges.create(round(size), 0), size, formula=formula)
+    list_write_ru = apply(
+        lambda size: charges.create(round(size), 0),
+        size,
+        formula="charge of creating an item of item_bytes without an index",
+    )
     table.add_calculated("list_write_ru", "RU", list_write_ru, CHARGES)
-    formula = "charge of a point read of item_bytes"
-    read_back_ru = apply(lambda size: charges.read(round(size)), size, formula=formula)
+    read_back_ru = apply(lambda size: charges.read(round(size)), size, formula="charge of a point read of item_bytes")
     table.add_calculated("read_back_ru", "RU", read_back_ru, CHARGES)
 
 
@@ -227,30 +289,31 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
     and between its limits.
     """
     term = table.expression
-    formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
     rest_ru = apply(
         lambda rows, size: overhead_ru(charges, round(rows), round(size)),
         term("rows"),
         _stored_item_bytes(table),
-        formula=formula,
+        formula="lists of the keys of rows, the catalogue, the state, containers, and a check before it is served",
     )
     rest = table.add_calculated("publish_rest_ru", "RU", rest_ru, CHARGES)
     lists_ru = term("rows") * (term("list_write_ru") + term("read_back_ru"))
     total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + rest)
 
-    rate = table.given_or(
-        "publish_ru", lambda: total_ru / (smallest(term("window_hours"), term("refresh_hours")) * 3600)
-    )
+    rate = table.given_or("publish_ru", total_ru / (smallest(term("window_hours"), term("refresh_hours")) * 3600))
     whole_steps = largest(cosmos.MANUAL_MIN, ceiling(rate, multiple_of=cosmos.MANUAL_STEP))
     provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, whole_steps))
 
     hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
     # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
-    source = "hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s"
     billed = apply(
         _billed_hours, hours, term("refresh_hours"), formula="publish_hours + 1, if it ends within refresh_hours"
     )
-    table.add_calculated("publish_billed_hours", "hours", billed, source=source)
+    table.add_calculated(
+        "publish_billed_hours",
+        "hours",
+        billed,
+        source="hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s",
+    )
     table.add_calculated("publishes", "a month", HOURS_A_MONTH / term("refresh_hours"))
 
 
@@ -265,11 +328,13 @@ def _add_stored_gb(table: FigureTable) -> None:
     """Add to *table* the GB of a release in Cosmos DB, and of all: live, kept for a rollback, and being written."""
     term = table.expression
     release_gb = table.add_calculated("release_gb", "GB", term("rows") * term("item_bytes") / GB)
-    source = "live, kept and, while it is written, the next"
-    copies = table.add_calculated("copies", "releases", term("kept") + 2, source=source)
+    copies = table.add_calculated(
+        "copies", "releases", term("kept") + 2, source="live, kept and, while it is written, the next"
+    )
     table.add_calculated("stored_gb", "GB", release_gb * copies)
-    by_gb = largest(1, ceiling(release_gb / PARTITION_GB))
-    table.add_calculated("partitions_by_gb", "partitions", by_gb, source=LIMITS)
+    table.add_calculated(
+        "partitions_by_gb", "partitions", largest(1, ceiling(release_gb / PARTITION_GB)), source=LIMITS
+    )
 
 
 def fewest_partitions(reads_ru: float, hot_user: float, least: float, *, step: int) -> int:
@@ -314,8 +379,9 @@ def _add_partitions(table: FigureTable, prefix: str, *, created: Expression, ste
     """
     term = table.expression
     least_name = f"{prefix}least_partitions"
-    least = largest(created, term("partitions_by_gb"))
-    least = table.add_calculated(least_name, "partitions", least, source=PARTITIONS)
+    least = table.add_calculated(
+        least_name, "partitions", largest(created, term("partitions_by_gb")), source=PARTITIONS
+    )
     partitions = apply(
         partial(fewest_partitions, step=step),
         term("reads_even_ru"),
@@ -323,11 +389,11 @@ def _add_partitions(table: FigureTable, prefix: str, *, created: Expression, ste
         least,
         formula=f"{FEWEST}, by reads_even_ru and hot_user, {least_name} or more",
     )
-    source = "they stay, whatever RU/s are taken away"
-    partitions = table.add_calculated(f"{prefix}partitions", "partitions", partitions, source)
+    partitions = table.add_calculated(
+        f"{prefix}partitions", "partitions", partitions, "they stay, whatever RU/s are taken away"
+    )
     skew = table.add_calculated(f"{prefix}skew", "", partition_skew(term("hot_user"), partitions), source=SKEW)
-    reads_ru = term("reads_plain_ru") * skew / term("ru_utilisation")
-    return table.add_calculated(f"{prefix}reads_ru", "RU/s", reads_ru)
+    return table.add_calculated(f"{prefix}reads_ru", "RU/s", term("reads_plain_ru") * skew / term("ru_utilisation"))
 
 
 def _add_manual_container(table: FigureTable) -> None:
@@ -342,8 +408,7 @@ def _add_manual_container(table: FigureTable) -> None:
     for_reads = ceiling(reads_ru, multiple_of=cosmos.MANUAL_STEP)
     highest_ever = table.add_calculated("highest_ru", "RU/s", largest(term("publish_ru_s"), for_reads))
     allowed = largest(cosmos.MANUAL_MIN, term("release_gb"), highest_ever / 100)
-    allowed_steps = ceiling(allowed, multiple_of=cosmos.MANUAL_STEP)
-    least = table.add_calculated("least_ru", "RU/s", allowed_steps, source=LIMITS)
+    least = table.add_calculated("least_ru", "RU/s", ceiling(allowed, multiple_of=cosmos.MANUAL_STEP), source=LIMITS)
     serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, least))
     creation = table.add_calculated(
         "creation_ru",
@@ -351,9 +416,12 @@ def _add_manual_container(table: FigureTable) -> None:
         largest(highest_ever, serving),
         source="what a container is created with, unless a hot user needs fewer partitions",
     )
-    source = f"of a container that is created with creation_ru: {PARTITIONS}"
-    created = largest(ceiling(creation / cosmos.INITIAL_PARTITION_RU), term("partitions_by_gb"))
-    table.add_calculated("new_partitions", "partitions", created, source=source)
+    table.add_calculated(
+        "new_partitions",
+        "partitions",
+        largest(ceiling(creation / cosmos.INITIAL_PARTITION_RU), term("partitions_by_gb")),
+        source=f"of a container that is created with creation_ru: {PARTITIONS}",
+    )
 
     partitions = term("partitions")
     partition_ru = table.add_calculated("partition_ru", "RU/s", serving / partitions)
@@ -373,13 +441,19 @@ def _add_autoscale_container(table: FigureTable) -> None:
     created = ceiling(ceiling(term("publish_ru_s"), multiple_of=step) / cosmos.PARTITION_RU)
     reads_ru = _add_partitions(table, "autoscale_", created=created, step=step)
 
-    created_top = ceiling(largest(cosmos.AUTOSCALE_MIN, reads_ru, term("publish_ru_s")), multiple_of=step)
-    created_top = table.add_calculated("autoscale_created_ru", "RU/s", created_top)
+    created_top = table.add_calculated(
+        "autoscale_created_ru",
+        "RU/s",
+        ceiling(largest(cosmos.AUTOSCALE_MIN, reads_ru, term("publish_ru_s")), multiple_of=step),
+    )
     allowed = ceiling(largest(cosmos.AUTOSCALE_MIN, created_top / 10, term("release_gb") * 10), multiple_of=step)
     allowed = table.add_calculated("autoscale_least_ru", "RU/s", allowed, source=LIMITS)
-    top = largest(ceiling(reads_ru, multiple_of=step), allowed)
-    source = "in each region; at least a tenth of the highest top ever"
-    table.add_calculated("autoscale_top_ru", "RU/s", top, source=source)
+    table.add_calculated(
+        "autoscale_top_ru",
+        "RU/s",
+        largest(ceiling(reads_ru, multiple_of=step), allowed),
+        source="in each region; at least a tenth of the highest top ever",
+    )
 
 
 def _add_pods(table: FigureTable) -> None:
@@ -389,7 +463,7 @@ def _add_pods(table: FigureTable) -> None:
     added.
     """
     term = table.expression
-    if table.is_given("request_ms").value:
+    if "request_ms" in table:
         in_pods = term("peak_region") * term("request_ms") / 1000
         replicas = ceiling(in_pods / term("pod_utilisation") / term("pod_concurrency"))
         source = "Azure ML's formula, for each store: requests in a pod = rate * time (Little's law)"
@@ -397,8 +471,8 @@ def _add_pods(table: FigureTable) -> None:
 
     cpu_share = choose(
         term("zones") > 1,
-        lambda: term("pod_utilisation") * (term("zones") - 1) / term("zones"),
-        lambda: term("pod_utilisation"),
+        term("pod_utilisation") * (term("zones") - 1) / term("zones"),
+        term("pod_utilisation"),
     )
     table.add_calculated("hpa_utilisation", "share", cpu_share, source="with zones: room for the load of a lost one")
     for store in POD_STORES:
@@ -413,50 +487,56 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
     share `pod_utilisation`. With zones, those left carry the load of a lost one.
     """
     term = table.expression
-    pod_rate = table.given_or(f"{store}_pod_rps", lambda: 1_000_000 * term("pod_cpus") / term(f"{store}_cpu_us"))
+    pod_rate = table.given_or(f"{store}_pod_rps", 1_000_000 * term("pod_cpus") / term(f"{store}_cpu_us"))
     rate = table.add_calculated(f"{store}_pod_capacity", "requests/s", pod_rate)
-    by_rate = ceiling(term("peak_region") / rate / term("pod_utilisation"))
-    by_rate = table.add_calculated(f"{store}_pods_by_capacity", "pods", by_rate)
-    pods_region = choose(
-        table.is_given("request_ms"),
-        lambda: largest(term("pods_by_little"), by_rate, term("min_pods")),
-        lambda: largest(by_rate, term("min_pods")),
+    by_rate = table.add_calculated(
+        f"{store}_pods_by_capacity", "pods", ceiling(term("peak_region") / rate / term("pod_utilisation"))
     )
+    pods_region = largest(by_rate, term("min_pods"))
+    if "request_ms" in table:
+        pods_region = largest(term("pods_by_little"), by_rate, term("min_pods")).decided_by(term("request_ms"))
     pods_region = table.add_calculated(f"{store}_pods_region", "pods", pods_region)
-    source = "with zones, the others carry what one may lose"
-    zoned = choose(
-        term("zones") > 1,
-        lambda: ceiling(pods_region / (term("zones") - 1)) * term("zones"),
-        lambda: pods_region,
+    zoned = pods_region
+    if term("zones").value > 1:
+        zoned = ceiling(pods_region / (term("zones") - 1)) * term("zones")
+    table.add_calculated(
+        f"{store}_pods",
+        "pods",
+        zoned.decided_by(term("zones")) * term("regions"),
+        source="with zones, the others carry what one may lose",
     )
-    table.add_calculated(f"{store}_pods", "pods", zoned * term("regions"), source=source)
 
 
 def _add_autoscaler(table: FigureTable, store: str) -> None:
     """Add to *table* the target and the most pods of a HorizontalPodAutoscaler of pods that read one *store*."""
     term = table.expression
     rate = term(f"{store}_pod_capacity")
-    highest_rate = choose(
-        table.is_given("request_ms"),
-        lambda: smallest(rate, term("pod_concurrency") * 1000 / term("request_ms")),
-        lambda: rate,
+    highest_rate = rate
+    if "request_ms" in table:
+        highest_rate = smallest(rate, term("pod_concurrency") * 1000 / term("request_ms"))
+    target_rate = table.add_calculated(
+        f"{store}_hpa_pod_rps", "requests/s", term("hpa_utilisation") * highest_rate, "pods are added above it"
     )
-    target_rate = term("hpa_utilisation") * highest_rate
-    target_rate = table.add_calculated(f"{store}_hpa_pod_rps", "requests/s", target_rate, "pods are added above it")
     most_pods = largest(term(f"{store}_pods") / term("regions"), ceiling(term("peak_region") * 2 / target_rate) + 1)
-    source = "room for twice the busiest hour, and for one lost pod"
-    table.add_calculated(f"{store}_hpa_most_pods", "pods", most_pods, source)
+    table.add_calculated(
+        f"{store}_hpa_most_pods", "pods", most_pods, "room for twice the busiest hour, and for one lost pod"
+    )
 
 
 def _add_polls(table: FigureTable) -> None:
     """Add to *table* the RU/s for the catalogue, which each process of each pod polls, and those of its container."""
     term = table.expression
-    poll_ru = choose(table.is_choice("consistency", *DOUBLY_CHARGED), lambda: 2, lambda: 1)
-    polls = term("cosmos_pods") * ceiling(term("pod_cpus")) / POLL_INTERVAL_S * poll_ru
-    polls = table.add_calculated("polls_ru", "RU/s", polls, source="each process polls the catalogue")
+    poll_ru = choose(table.is_choice("consistency", *DOUBLY_CHARGED), 2, 1)
+    polls = table.add_calculated(
+        "polls_ru",
+        "RU/s",
+        term("cosmos_pods") * ceiling(term("pod_cpus")) / POLL_INTERVAL_S * poll_ru,
+        source="each process polls the catalogue",
+    )
     in_region = ceiling(polls / term("regions") / term("ru_utilisation"), multiple_of=cosmos.MANUAL_STEP)
-    control = largest(cosmos.MANUAL_MIN, in_region)
-    table.add_calculated("control_ru", "RU/s", control, source="the catalogue's container, in each region")
+    table.add_calculated(
+        "control_ru", "RU/s", largest(cosmos.MANUAL_MIN, in_region), source="the catalogue's container, in each region"
+    )
 
 
 def _add_together(table: FigureTable) -> None:
@@ -465,8 +545,8 @@ def _add_together(table: FigureTable) -> None:
     They are those of the live release, each kept one, the new one, and the catalogue (control).
     """
     term = table.expression
-    source = "live, kept, the next one, and control"
-    table.add_calculated("containers", "containers", term("kept") + 3, source=source)
+    table.add_calculated("containers", "containers", term("kept") + 3, source="live, kept, the next one, and control")
     together = term("serve_ru") + term("kept") * term("least_ru") + term("creation_ru") + term("control_ru")
-    source = "live, kept, draft and control, in the hours of a publish"
-    table.add_calculated("together_ru", "RU/s", together, source=source)
+    table.add_calculated(
+        "together_ru", "RU/s", together, source="live, kept, draft and control, in the hours of a publish"
+    )

@@ -5,13 +5,12 @@ Load exceeds the counted seconds at both ends, so a window of 10 s holds 10 seco
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple
 
-from hotplate.base.report import Column, Report, Row, format_value, rounded
+from hotplate.base.report import Report, Row, format_value, rounded
 from hotplate.bench.assumed_latency import ASSUMED, as_assumed, explain_mark
-from hotplate.bench.experiment import Ending
+from hotplate.bench.experiment import Ending, Figure, latencies, report_of
 from hotplate.bench.figure_names import AT_LEAST, EMULATOR, LEVEL_UNIT, P50, P99, PROVISIONED, READS
 from hotplate.bench.loadgen.load import failure_by_status
 from hotplate.bench.loadgen.result import P99_SAMPLES, ResponseSample, Result, lag_note, lateness
@@ -19,7 +18,7 @@ from hotplate.bench.options import MAX_POPULAR, SweepOptions, is_emulated
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.search import TRIES, Trial
 from hotplate.bench.statistics import latency
-from hotplate.bench.verdict import EMULATED_CHARGES, NOTHING_MEASURED, Finding, Gravity, concluded, findings_of
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.urls import redacted
@@ -48,21 +47,9 @@ COMPUTED = "computed"
 COMPUTED_MARK = "="
 AT_LEAST_MARK = "+"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
-PUBLISHED = "lists published/s"
-REFUSED = "429s at 110 % load"
-MANUAL = "USD/month manual"
-AUTOSCALE = "USD/month autoscale"
-BILLION = "USD per billion reads"
-COLUMNS = (
-    Column(READS, "reads\n/s", digits=5),
-    Column(PUBLISHED, "writes\n/s", digits=3),
-    Column(P50, "p50\nms", "ms"),
-    Column(P99, "p99\nms", "ms"),
-    Column(REFUSED, "429s\n%", "%"),
-    Column(MANUAL, "USD/month\nmanual", digits=3),
-    Column(AUTOSCALE, "auto-\nscale", digits=3),
-    Column(BILLION, "USD per\nbn reads"),
-)
+# How reads/s with a mark are called, and in the answer.
+NOTES = {AT_LEAST_MARK: AT_LEAST, COMPUTED_MARK: COMPUTED}
+WORDS = {AT_LEAST_MARK: f"{AT_LEAST} ", COMPUTED_MARK: f"({COMPUTED}) "}
 
 
 def from_store(response: ResponseSample) -> str | None:
@@ -94,8 +81,7 @@ class LevelTrial(Trial):
     @property
     def refused(self) -> float:
         """Share of due requests without a list from the store."""
-        due = self.result.due
-        return max(0.0, 1 - self.result.ok / due) if due else 1.0
+        return max(0.0, self.result.error_share)
 
 
 def trial(share: float, result: Result, throttled: int, timeouts: int = 0) -> LevelTrial:
@@ -110,57 +96,37 @@ def trial(share: float, result: Result, throttled: int, timeouts: int = 0) -> Le
     return LevelTrial(offered=share, result=counted, throttled=throttled, timeouts=timeouts)
 
 
-class Standing(Enum):
-    """What the trials of a level say of it."""
+class Outcome(NamedTuple):
+    """What the trials of a level say of it.
 
-    MEASURED = auto()
-    AT_LEAST = auto()
-    """This machine drove a little less than the level carries."""
+    reason   why it was not simply measured; empty if it was
+    mark     of its reads/s: AT_LEAST_MARK if this machine drove a little less than the level carries, COMPUTED_MARK if
+             they are computed, as they could not be measured
+    gravity  of the reason, if that is a finding: burst capacity, an account too far away, or errors at 90 % load
+    """
 
-    COMPUTED = auto()
-    """This machine could not drive the level, so its figures are computed."""
-
-    FAILED = auto()
-    """It could not be measured, because of burst capacity or an account that is too far away."""
-
-    BROKEN = auto()
-    """The account answered with errors at 90 % load."""
-
-
-class Qualifier(NamedTuple):
-    """How reads/s that were not simply measured are shown: mark and note in the table, words in the answer."""
-
-    mark: str = ""
-    note: str = ""
-    words: str = ""
-
-
-QUALIFIERS = {
-    Standing.AT_LEAST: Qualifier(AT_LEAST_MARK, AT_LEAST, f"{AT_LEAST} "),
-    Standing.COMPUTED: Qualifier(COMPUTED_MARK, COMPUTED, f"({COMPUTED}) "),
-    Standing.FAILED: Qualifier(COMPUTED_MARK, COMPUTED, f"({COMPUTED}) "),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A standing, and the reason for it unless it is MEASURED."""
-
-    standing: Standing = Standing.MEASURED
     reason: str = ""
+    mark: str = ""
+    gravity: Gravity | None = None
 
     @property
     def is_unclear(self) -> bool:
         """Whether another trial may find something else."""
-        return self.standing not in {Standing.MEASURED, Standing.FAILED}
+        return bool(self.reason) and self.gravity is not Gravity.UNMEASURED
 
     @property
     def is_computed(self) -> bool:
         """Whether nothing was measured."""
-        return self.standing in {Standing.COMPUTED, Standing.FAILED}
+        return self.mark == COMPUTED_MARK
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether this machine is the reason."""
+        return bool(self.mark) and self.gravity is None
 
 
 MEASURED = Outcome()
+COMPUTED_FOR = partial(Outcome, mark=COMPUTED_MARK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +157,6 @@ class Level:
         return self.outcome.is_computed
 
     @property
-    def qualifier(self) -> Qualifier:
-        """How its reads per second are shown."""
-        return QUALIFIERS.get(self.outcome.standing, Qualifier())
-
-    @property
     def is_stopped(self) -> bool:
         """Whether the user interrupted one of its trials."""
         return any(trial.is_stopped for trial in self.trials)
@@ -215,7 +176,7 @@ class Level:
     @property
     def calm(self) -> LevelTrial | None:
         """The trial that measured its latencies; None without one that did."""
-        has_latency = not self.is_computed and self.outcome.standing is not Standing.BROKEN
+        has_latency = not self.is_computed and self.outcome.gravity is None
         return self.at(CALM) if has_latency and self.trials[-1].offered == CALM else None
 
 
@@ -269,17 +230,17 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     # A failure ends the trials of a level, so only the last one can be a failure.
     last = trials[-1]
     if last.is_stopped:
-        return Outcome(Standing.COMPUTED, INTERRUPTED)
+        return COMPUTED_FOR(INTERRUPTED)
     if last.accepted_per_s > BURST * capacity_per_s:
         spent = last.accepted_per_s * level.charge_ru
-        return Outcome(
-            Standing.FAILED,
+        return COMPUTED_FOR(
             f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
             "five minutes. The level was not measured; turn burst capacity off",
+            gravity=Gravity.UNMEASURED,
         )
     if last.timeouts > last.throttled and last.accepted_per_s < FEW * capacity_per_s:
         reason = f"only {last.accepted_per_s:,.0f} of {capacity_per_s:,.0f} reads/s met {TOO_FAR}"
-        return Outcome(Standing.FAILED, reason)
+        return COMPUTED_FOR(reason, gravity=Gravity.UNMEASURED)
 
     best = _best(trials)
     is_reached = best.accepted_per_s >= (1 - NEAR) * capacity_per_s
@@ -290,7 +251,7 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
 
     reason = f"this machine got {best.accepted_per_s:,.0f} of {capacity_per_s:,.0f} reads/s through"
     is_nearly_reached = best.accepted_per_s >= REACHED * capacity_per_s
-    return Outcome(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
+    return Outcome(reason, AT_LEAST_MARK if is_nearly_reached else COMPUTED_MARK)
 
 
 def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
@@ -300,13 +261,13 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
         return MEASURED
     late = lateness([trial.result], P99_SAMPLES)
     if late:
-        return Outcome(Standing.COMPUTED, late[0])
+        return COMPUTED_FOR(late[0])
     if trial.refused <= MAX_POPULAR:
         return MEASURED
     reason = f"{100 * trial.refused:.1f} % of the requests got no list from the store at 90 % load"
     if emulated:
-        return Outcome(Standing.COMPUTED, f"on this machine {reason}")
-    return Outcome(Standing.BROKEN, reason)
+        return COMPUTED_FOR(f"on this machine {reason}")
+    return Outcome(reason, gravity=Gravity.ERRORS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -350,14 +311,11 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
     Marks are signs beside figures that were not simply measured, and are explained below the table.
     """
     account = sweep.options.account
-    rows = {sweep.subject(level.ru, level.size_kb): list(_rows(sweep, level, prices)) for level in sweep.levels}
+    levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.levels}
     answer = _answer(sweep, prices)
-    measured = Report(
-        kind="ru",
-        sentence="",
-        emulated=tuple(rows) if sweep.emulated else (),
-        rows=tuple(row for rows_of_level in rows.values() for row in rows_of_level),
-        columns=COLUMNS,
+    measured = replace(
+        report_of("ru", _figures(sweep, prices), levels),
+        emulated=tuple(levels) if sweep.emulated else (),
         marks={
             **explain_mark(sweep.options.latency, is_known=account is None),
             AT_LEAST_MARK: "at least: this machine drives no more",
@@ -378,17 +336,16 @@ def _findings(sweep: Sweep, ending: Ending) -> list[Finding]:
     findings = findings_of(Gravity.UNMEASURED, filter(None, [ending.failure]))
     for level in sweep.levels:
         text = f"{sweep.subject(level.ru, level.size_kb)}: {level.outcome.reason}"
-        if level.outcome.standing is Standing.FAILED:
-            findings.append(Finding(Gravity.UNMEASURED, text, f"{text}."))
-        if level.outcome.standing is Standing.BROKEN:
-            findings.append(Finding(Gravity.ERRORS, text))
+        gravity = level.outcome.gravity
+        if gravity is not None:
+            findings.append(Finding(gravity, text, f"{text}." if gravity is Gravity.UNMEASURED else ""))
     return findings
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     """Return a text each on how the figures were obtained, by "measured", "exact" and "priced".
 
-    Exact figures are charges in request units (RU), of reads and of lists that are published; none without levels.
+    Exact figures are charges in request units (RU), of reads and of lists that are published.
     """
     measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
     regions = ""
@@ -398,46 +355,66 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     lines = {"measured": measured}
 
     of_sizes = {level.size_kb: level for level in sweep.levels}
-    if of_sizes:
-        charges = ", ".join(
-            f"{level.charge_ru:.2f} RU a read of {size_kb} KB, {level.publish_ru:.2f} a list written and read back"
-            for size_kb, level in of_sizes.items()
-        )
-        lines["exact"] = f"{EMULATED_CHARGES}{charges}" if sweep.emulated else charges
+    charges = ", ".join(
+        f"{level.charge_ru:.2f} RU a read of {size_kb} KB, {level.publish_ru:.2f} a list written and read back"
+        for size_kb, level in of_sizes.items()
+    )
+    lines["exact"] = f"{EMULATED_CHARGES}{charges}" if sweep.emulated else charges
 
-    price = prices.ru_hour
+    price = prices["ru_hour"]
     lines["priced"] = (
         f"RU/s {price.date}, {price.region}{regions}, fully used; autoscale at its maximum, of 1,000 or more"
     )
     return lines
 
 
-def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
-    """Yield the figures of a level, one setting of RU/s: the reads/s that it carries, latencies, prices and charges.
+def _figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
+    """Return the figures of a level, one setting of RU/s: the reads/s that it carries, latencies, prices and charges.
 
     Prices are in USD, for all regions: a month of manual throughput, then of autoscale in full use, of which the lowest
     maximum that Azure offers counts. A billion reads are priced as the level was provisioned.
     """
-    subject = sweep.subject(level.ru, level.size_kb)
-    reads_per_s = level.reads_per_s
-    autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
-    billion_usd = None
-    if reads_per_s:
-        billion_usd = _month_usd(sweep, level, prices) / (reads_per_s * SECONDS_A_MONTH) * 1e9
+    regions = len(sweep.regions)
 
-    yield Row(subject, READS, "", reads_per_s, note=level.qualifier.note, mark=level.qualifier.mark)
-    yield Row(subject, PUBLISHED, "", level.ru / level.publish_ru)
-    yield from (_latency(sweep, level, figure) for figure in (P50, P99))
-    if level.qualifier.mark:  # what exceeds the capacity, of 110 % of it
-        yield Row(subject, REFUSED, "share", (OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
-    else:
-        yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
-    yield Row(subject, MANUAL, "", prices.ru_month(level.ru, regions=len(sweep.regions)))
-    yield Row(subject, AUTOSCALE, "", prices.ru_month(autoscale.ru, autoscale=True, regions=len(sweep.regions)))
-    yield Row(subject, BILLION, "", billion_usd)
-    yield Row(subject, PROVISIONED, "", level.ru, main=False)
-    yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)
-    yield Row(subject, "charge of a published list", "RU", level.publish_ru, main=False)
+    def autoscale_usd(level: Level) -> float:
+        autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
+        return prices.ru_month(autoscale.ru, autoscale=True, regions=regions)
+
+    def billion_usd(level: Level) -> Row:
+        if not level.reads_per_s:
+            return Row()
+        return Row(value=_month_usd(sweep, level, prices) / (level.reads_per_s * SECONDS_A_MONTH) * 1e9)
+
+    return (
+        Figure(READS, "", _reads, "reads\n/s", digits=5),
+        Figure("lists published/s", "", lambda level: level.ru / level.publish_ru, "writes\n/s", digits=3),
+        *latencies(partial(_latency, sweep), (P50, P99)),
+        Figure("429s at 110 % load", "share", _refused, "429s\n%", "%"),
+        Figure(
+            "USD/month manual",
+            "",
+            lambda level: prices.ru_month(level.ru, regions=regions),
+            "USD/month\nmanual",
+            digits=3,
+        ),
+        Figure("USD/month autoscale", "", autoscale_usd, "auto-\nscale", digits=3),
+        Figure("USD per billion reads", "", billion_usd, "USD per\nbn reads"),
+        Figure(PROVISIONED, "", lambda level: level.ru, main=False),
+        Figure("charge of a read", "RU", lambda level: level.charge_ru, main=False),
+        Figure("charge of a published list", "RU", lambda level: level.publish_ru, main=False),
+    )
+
+
+def _reads(level: Level) -> Row:
+    mark = level.outcome.mark
+    return Row(value=level.reads_per_s, note=NOTES.get(mark, ""), mark=mark)
+
+
+def _refused(level: Level) -> Row:
+    """Return the share of 429s at 110 % load; it is computed unless the level was measured."""
+    if level.outcome.mark:  # what exceeds the capacity, of 110 % of it
+        return Row(value=(OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
+    return Row(value=level.at(OVERLOAD).refused)
 
 
 def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
@@ -445,21 +422,20 @@ def _month_usd(sweep: Sweep, level: Level, prices: Prices) -> float:
     return prices.ru_month(level.ru, autoscale=sweep.options.autoscale, regions=len(sweep.regions))
 
 
-def _latency(sweep: Sweep, level: Level, name: str) -> Row:
-    """Return the row of a percentile of latency in µs, as "p99", from the trial at 90 % of a level's capacity (CALM).
+def _latency(sweep: Sweep, name: str, level: Level) -> Row:
+    """Return a percentile of latency in µs, as "p99", from the trial at 90 % of a level's capacity (CALM).
 
     Its value is None without such a trial, if the level was only computed, or if its trials failed. An emulator's
     latencies are assumed, which a mark shows.
     """
-    subject = sweep.subject(level.ru, level.size_kb)
     if level.calm is None:
-        return Row(subject, name, "us", None, note=COMPUTED if level.is_computed else "not measured")
+        return Row(note=COMPUTED if level.is_computed else "not measured")
 
-    figure = latency([level.calm.result], name)
-    if level.is_stopped and figure.value is None:
-        figure = replace(figure, note=INTERRUPTED)
-    row = Row(subject, name, "us", figure.value, note=figure.note)
-    return as_assumed(row) if sweep.emulated and figure.value is not None else row
+    measured = latency([level.calm.result], name)
+    if measured.value is None:
+        return Row(note=INTERRUPTED if level.is_stopped else measured.note)
+    row = Row(value=measured.value, note=measured.note)
+    return as_assumed(row) if sweep.emulated else row
 
 
 def _answer(sweep: Sweep, prices: Prices) -> str:
@@ -467,16 +443,13 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
     A level is a setting of RU/s.
     """
-    if not sweep.levels:
-        return NOTHING_MEASURED
-
     first = sweep.levels[0]
     hundred_reads = 100 / first.charge_ru
     hundred_usd = _month_usd(sweep, first, prices) / first.ru * 100
 
     top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
     top_usd = _month_usd(sweep, top, prices)
-    p99_us = _latency(sweep, top, P99).value
+    p99_us = _latency(sweep, P99, top).value
     p99 = ""
     if p99_us is not None:
         p99 = f", p99 {format_value(p99_us, 'us')}"
@@ -485,7 +458,7 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
 
     emulated = "On an emulator, " if sweep.emulated else ""
     kind = " by autoscale" if sweep.options.autoscale else ""
-    reads = f"{top.qualifier.words}{top.reads_per_s:,.0f}"
+    reads = f"{WORDS.get(top.outcome.mark, '')}{top.reads_per_s:,.0f}"
     return (
         f"{emulated}100 RU/s carry {rounded(hundred_reads, 3)} reads/s of {first.size_kb} KB for "
         f"{rounded(hundred_usd, 3)} USD a month{kind}; {top.ru:,} RU/s carry {reads} for {top_usd:,.0f} USD{p99}."
@@ -506,9 +479,9 @@ def _notes(sweep: Sweep) -> Iterator[str]:
 
 def _limits(sweep: Sweep, level: Level) -> Iterator[str]:
     """Yield why this machine did not drive all of a level, or why a percentile of its latency is not known."""
-    if level.outcome.standing in {Standing.AT_LEAST, Standing.COMPUTED}:
+    if level.outcome.is_limited:
         yield level.outcome.reason
     if level.calm is not None:
-        rows = [_latency(sweep, level, figure) for figure in (P50, P99)]
-        yield from (f"{row.figure} is not known, {row.note}" for row in rows if row.value is None)
+        rows = {name: _latency(sweep, name, level) for name in (P50, P99)}
+        yield from (f"{name} is not known, {row.note}" for name, row in rows.items() if row.value is None)
         yield from filter(None, [lag_note([level.calm.result])])

@@ -11,15 +11,15 @@ from hotplate.base.timing import HOUR_S
 from hotplate.bench import process
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.experiment import until_stopped
+from hotplate.bench.experiment import Runs, until_stopped
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import Gets, InTurn, Load, RequestKeys
-from hotplate.bench.options import USER_PATH, SweepOptions, is_emulated, parse_rate, parse_seconds
+from hotplate.bench.options import USER_PATH, SweepOptions, parse_rate, parse_seconds
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru import levels
-from hotplate.bench.ru.levels import LEAD_S, TAIL_S, Level, LevelTrial, Outcome, Standing, Sweep
+from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, Sweep
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
@@ -120,14 +120,14 @@ def database_cost(
     return [
         f"{database}, then dropped; the rest of the account is left alone",
         f"{usd:,.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {hours}",
-        f"price: {prices.ru_hour.provenance}",
+        f"price: {prices['ru_hour'].provenance}",
     ]
 
 
 def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     """Run a sweep. Ctrl-C, or an account that fails after the first level, gives a partial report.
 
-    Raises BenchFailed and StoreError.
+    Raises BenchFailed, StoreError and, before the first level, KeyboardInterrupt.
     """
     levels_of_sizes = [(ru, size_kb) for size_kb in planned.sizes_kb for ru in planned.levels]
     measured = Sweep(options=planned.options, planned=levels_of_sizes)
@@ -158,15 +158,13 @@ class _SweepMeasurement:
                 servers.append(stack.enter_context(process.emulator_serving(latency=options.latency)))
                 url = f"cosmos+{servers[0].url}/bench"
                 environment = dict[str, str]()  # no keys of real accounts
-            generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
+            runs = Runs(stack.enter_context(LoadWorker(process.GENERATOR_CORE)), self.display)
 
             for size_kb in self.planned.sizes_kb:
                 with sandbox(url, self.planned.levels[-1], environment, autoscale=options.autoscale) as database:
-                    self._measure_size(database, size_kb, servers, generator)
+                    self._measure_size(database, size_kb, servers, runs)
 
-    def _measure_size(
-        self, database: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
-    ) -> None:
+    def _measure_size(self, database: Sandbox, size_kb: int, servers: Sequence[process.Server], runs: Runs) -> None:
         """Publish lists of a size to a temporary database, and measure all levels (settings of RU/s) with a service.
 
         *servers* has the emulator, and is empty for a real account.
@@ -193,7 +191,7 @@ class _SweepMeasurement:
             self._measure_levels(
                 levels_of_size,
                 scale=partial(database.scale, published.release),
-                attempt=partial(self._attempt, service, users, generator),
+                attempt=partial(self._attempt, service, users, runs),
             )
 
     def _measure_levels(
@@ -211,22 +209,20 @@ class _SweepMeasurement:
         scale    changes the container's RU/s
         attempt  runs a trial of a level at a share of its capacity
         """
-        account = self.planned.options.account
-        emulated = account is None or is_emulated(account)
         for number, level in enumerate(planned, 1):
             scale(self._throughput(level.ru))
-            measured = levels.measure_level(level, partial(attempt, level), emulated=emulated)
+            measured = levels.measure_level(level, partial(attempt, level), emulated=self.sweep.emulated)
             self.sweep.levels.append(measured)
 
             if measured.is_stopped:
                 raise KeyboardInterrupt
-            if measured.outcome.standing is Standing.COMPUTED:
-                computed = Outcome(Standing.COMPUTED, f"this machine does not drive {level.ru:,} RU/s")
+            if measured.is_computed and measured.outcome.is_limited:
+                computed = COMPUTED_FOR(f"this machine does not drive {level.ru:,} RU/s")
                 self.sweep.levels += [replace(higher, outcome=computed) for higher in planned[number:]]
                 return
 
     def _attempt(
-        self, service: process.Server, users: Sequence[str], generator: LoadWorker, level: Level, share: float
+        self, service: process.Server, users: Sequence[str], runs: Runs, level: Level, share: float
     ) -> LevelTrial:
         """Request the lists of *users* in turn, at a share of a level's capacity in reads/s, and return the trial.
 
@@ -241,11 +237,10 @@ class _SweepMeasurement:
             duration_s=float(self.planned.duration_s + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
             check=levels.from_store,
+            on_the_second=True,
         )
-        self.display.start(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
-
         counts_before = process.store_counts(service)
-        result = generator.run(load, on_the_second=True)
+        result = runs.run(load, shown=f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
         counts = process.store_counts(service).since(counts_before)
         if not (result.ok or counts.throttled or counts.timeouts or result.interrupted):
             raise BenchFailed(f"none of {result.due:,} lists came from the store, which may have ended")

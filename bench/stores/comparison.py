@@ -1,18 +1,19 @@
 """Stores compared: their latencies, CPU and costs in rows, which of them differ, by how much, and what else decides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hotplate.base.report import Row, format_count, rounded
 from hotplate.bench.assumed_latency import as_assumed
+from hotplate.bench.experiment import Figure, latencies, shares
 from hotplate.bench.figure_names import CPU, P50, P99
 from hotplate.bench.lists import popular_complaint
 from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
 from hotplate.bench.planner.plan import CapacityPlan, break_even, calculate
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.statistics import PERCENTILES, Figure, Ranking, latency, mean, rank, share_rows
+from hotplate.bench.statistics import PERCENTILES, Ranking, latency, mean, rank
 from hotplate.bench.stores.rounds import Candidate, StoreRuns
 from hotplate.stores.connect import REDIS
 from hotplate.stores.cosmos.charges import load as load_charges
@@ -69,55 +70,54 @@ def _price_of(candidate: Candidate, rate: float, prices: Prices) -> StorePrice:
     return StorePrice(planned["redis_cost"].number, f"{planned['redis_nodes'].number:g} x {planned['redis_size']}")
 
 
-def _cost(store: StoreRuns, cpu: Figure, rate: float, prices: Prices) -> Figure:
-    """Return the cost of a billion reads at *rate* reads a second: CPU of the service, and the price of the store.
-
-    *cpu* is that of a read, in µs.
-    """
+def _cost(store: StoreRuns, rate: float, prices: Prices) -> Row:
+    """Return the cost of a billion reads at *rate* reads a second: CPU of the service, and the price of the store."""
     price = _price_of(store.candidate, rate, prices)
+    cpu = _cpu(store)
     if price.month is None or cpu.value is None:
-        return Figure(None, note=price.paid_for)
-    usd_a_us = BILLION / 1e6 / 3600 * prices.cpu_hour.amount
+        return Row(note=price.paid_for)
+    usd_a_us = BILLION / 1e6 / 3600 * prices["cpu_hour"].amount
     store_usd = price.month / (rate * MONTH_S) * BILLION
     return replace(mean([cpu_us * usd_a_us + store_usd for cpu_us in cpu.values]), note=price.paid_for)
 
 
-def _cpu(store: StoreRuns) -> Figure:
-    """Return the service's CPU per request in µs, a mean over rounds.
+def _cpu(store: StoreRuns) -> Row:
+    """Return the service's CPU per request in µs, a mean over rounds; unknown if the store failed its checks.
 
     It is measured at full load if each round has such a run (`full`), and not too many answers were popular lists,
-    which cost less; otherwise at the rate of the rounds, which the note says.
+    which cost less; otherwise at the rate of the rounds, which a note and a mark say.
     """
-    runs = [run.full for run in store.runs if run.full is not None]
-    note = ""
-    if len(runs) < len(store.runs) or popular_complaint([run.result for run in runs]):
-        runs = list(store.runs)
-        note = f"at {store.results[0].requested_rate:g}/s"
-    return replace(mean([run.cpu_us for run in runs]), note=note)
+    if not store.sound:
+        return store.unknown
+    busy = [run.full for run in store.runs if run.full is not None]
+    if len(busy) == len(store.runs) and not popular_complaint([run.result for run in busy]):
+        return mean([run.cpu_us for run in busy])
+    note = f"at {store.results[0].requested_rate:g}/s"
+    return replace(mean([run.cpu_us for run in store.runs]), note=note, mark=AT_RATE_MARK)
 
 
-def latency_rows(store: StoreRuns) -> Iterator[Row]:
-    """Yield the rows of percentiles, marked if they are assumed; unknown if the store failed its checks."""
-    for name in PERCENTILES:
-        figure = latency(store.results, name) if store.sound else store.unknown
-        row = figure.row(store.candidate.name, name, "us")
-        yield as_assumed(row) if store.candidate.emulated and figure.value is not None else row
+def _latency(name: str, store: StoreRuns) -> Row:
+    """Return a percentile, marked if it is assumed; unknown if the store failed its checks."""
+    row: Row = latency(store.results, name) if store.sound else store.unknown
+    return as_assumed(row) if store.candidate.emulated and row.value is not None else row
 
 
-def store_rows(store: StoreRuns, rate: float, prices: Prices) -> Iterator[Row]:
-    """Yield a store's figures: latencies, CPU, cost, shares of popular lists and errors, and request units.
+LATENCIES: Sequence[Figure[StoreRuns]] = tuple(latencies(_latency))
 
-    The cost is that of *rate* reads a second. Popular lists are the fallback, answered instead of a user's own list.
-    Only Cosmos DB has request units. A mark shows CPU that is not that of full load.
+
+def figures(rate: float, prices: Prices) -> Sequence[Figure[StoreRuns]]:
+    """Return the figures of stores; the cost is that of *rate* reads a second.
+
+    Popular lists are the fallback, answered instead of a user's own list. Only Cosmos DB has request units.
     """
-    name = store.candidate.name
-    cpu = _cpu(store) if store.sound else store.unknown
-    yield from latency_rows(store)
-    yield replace(cpu.row(name, CPU, "us"), mark=AT_RATE_MARK if cpu.value and cpu.note else "")
-    yield _cost(store, cpu, rate, prices).row(name, COST, prices.currency)
-    yield from share_rows(name, store.results)
-    if store.candidate.charge_ru is not None:
-        yield Row(name, "RU a read", "RU", store.candidate.charge_ru, main=False)
+    unlisted: Iterable[Figure[StoreRuns]] = shares(lambda store: store.results)
+    return (
+        *LATENCIES,
+        Figure(CPU, "us", _cpu, "CPU a\nread, µs", "µs"),
+        Figure(COST, prices.currency, lambda store: _cost(store, rate, prices), f"USD/bn\nat {rate:g}/s"),
+        *(replace(figure, heading="") for figure in unlisted),
+        Figure("RU a read", "RU", lambda store: store.candidate.charge_ru, main=False),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
-from hotplate.base.report import Column, Report, Row, format_value
+from hotplate.base.report import Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import interrupted_report
+from hotplate.bench.experiment import Figure, report_of
 from hotplate.bench.figure_names import P50
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import LATENCY_COLUMNS
-from hotplate.bench.stores.comparison import Needs, latency_rows, needs
-from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
+from hotplate.bench.stores.comparison import LATENCIES, Needs, needs
+from hotplate.bench.stores.rounds import Measured, RoundSettings, StoreRuns, measure_rounds, own_cosmos, prepared_stores
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
@@ -34,12 +34,6 @@ LISTS = 5_000
 REQUESTS = "requests/s"
 NEEDED = "RU/s"
 MONTH = "USD a month"
-COLUMNS = (
-    *LATENCY_COLUMNS,
-    Column(REQUESTS, "requests\n/s", digits=3),
-    Column(NEEDED, "RU/s", digits=4),
-    Column(MONTH, "USD\na month", digits=3),
-)
 OTHER_SERVICE = "published figures are of another service in Azure: no gain"
 METHOD = (
     f"{RATE:g} requests/s, at random as from {USERS} users. The published figures are Microsoft's, measured in Azure "
@@ -51,20 +45,18 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
     """Repeat a published measurement of Cosmos DB, at its rate and number of users, and report both side by side.
 
     It reads through a service from an account or, without one, an emulator, in rounds of at most ROUND_S seconds.
-    Ctrl-C gives a partial report. Raises BenchMisused for invalid options, BenchFailed and StoreError.
+    Ctrl-C gives a partial report. Raises BenchMisused for invalid options, BenchFailed, StoreError, and
+    KeyboardInterrupt before the first round.
     """
     settings = _parse_settings(options)
     display.say(f"{RATE:g} requests/s of {USERS} users for {options.duration}")
-    try:
-        with ExitStack() as stack:
-            url = options.account
-            if url is None:
-                display.start("starting an emulator of Cosmos DB")
-                url = stack.enter_context(own_cosmos(options.latency, RU))
-            setup = stack.enter_context(prepared_stores([url], LISTS, display, may_generate=options.account is None))
-            return report(options, Rounds(setup, settings, display).run(), setup.notes)
-    except KeyboardInterrupt:
-        return interrupted_report("reference")
+    with ExitStack() as stack:
+        url = options.account
+        if url is None:
+            display.start("starting an emulator of Cosmos DB")
+            url = stack.enter_context(own_cosmos(options.latency, RU))
+        setup = stack.enter_context(prepared_stores([url], LISTS, display, may_generate=options.account is None))
+        return report(options, measure_rounds(setup, settings, display), setup.notes)
 
 
 def _parse_settings(options: ReferenceOptions) -> RoundSettings:
@@ -99,38 +91,40 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
 
     The RU/s needed for the published rate, and their price, are only given if the store answered as it should.
     """
-    if not measured.rounds:
-        return interrupted_report("reference")
-
     (store,) = measured.stores
     name = store.candidate.name
     prices = load_prices()
-    latencies = list(latency_rows(store))
-    rate = sum(result.ok for result in store.results) / sum(result.duration_s for result in store.results)
-    rows = [*latencies, Row(name, REQUESTS, "", rate)]
+    charge_ru = store.candidate.charge_ru or 0.0
+    needed = needs(charge_ru, RATE, prices)
+
+    def if_sound(value: float) -> float | None:
+        return value if store.sound else None
+
+    figures: Sequence[Figure[StoreRuns]] = (
+        *LATENCIES,
+        Figure(REQUESTS, "", _rate, "requests\n/s", digits=3),
+        Figure(NEEDED, "", lambda _: if_sound(needed.needed_ru), "RU/s", digits=4),
+        Figure(MONTH, "", lambda _: if_sound(needed.month), "USD\na month", digits=3),
+    )
+    reported = report_of("reference", figures, {name: store})
     rounds = f"{format_value(measured.rounds, 'rounds')} of {_round_s(options):g} s"
     origins = {"measured": f"{rounds}, at random times, by {USERS} connections"}
     answer = ""
     if store.sound:
-        charge_ru = store.candidate.charge_ru or 0.0
-        needed = needs(charge_ru, RATE, prices)
-        rows += [Row(name, NEEDED, "", float(needed.needed_ru)), Row(name, MONTH, "", needed.month)]
         by_emulator = EMULATED_CHARGES if store.candidate.emulated else ""
         origins["exact"] = f"{by_emulator}{charge_ru:.2f} RU a read; RU/s at 70 % use, in steps of 100"
-        answer = _answer(latencies[0].value, needed, prices, is_emulated=store.candidate.emulated)
+        answer = _answer(reported.rows[0].value, needed, prices, is_emulated=store.candidate.emulated)
 
-    reported = Report(
-        kind="reference",
-        sentence="",
+    reported = replace(
+        reported,
         emulated=(name,) if store.candidate.emulated else (),
         rows=(
             Row(PUBLISHED, P50, "us", MEDIAN_US),
             Row(PUBLISHED, REQUESTS, "", RATE),
             Row(PUBLISHED, NEEDED, "", float(RU)),
             Row(PUBLISHED, MONTH, "", prices.ru_month(RU)),
-            *rows,
+            *reported.rows,
         ),
-        columns=COLUMNS,
         marks=explain_mark(options.latency, is_known=options.account is None),
         origins={**origins, "assumed": f"{'latencies; ' if store.candidate.emulated else ''}{OTHER_SERVICE}"},
         method=(*notes, METHOD),
@@ -138,6 +132,11 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
         configuration=options.to_json(),
     )
     return concluded(reported, measured.findings, answer)
+
+
+def _rate(store: StoreRuns) -> float:
+    """Return the good answers per second of all rounds."""
+    return sum(result.ok for result in store.results) / sum(result.duration_s for result in store.results)
 
 
 def _answer(p50_us: float | None, needed: Needs, prices: Prices, *, is_emulated: bool) -> str:

@@ -11,21 +11,16 @@ from hotplate.base.report import Column, Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.experiment import interrupted_report
-from hotplate.bench.figure_names import BY_SDK, CPU
+from hotplate.bench.experiment import report_of
+from hotplate.bench.figure_names import BY_SDK
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.loadgen.result import lag_note
 from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import LATENCY_COLUMNS, MIN_ROUNDS, PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
-from hotplate.bench.stores.comparison import (
-    AT_RATE_MARK,
-    COST,
-    Comparison,
-    store_rows,
-)
+from hotplate.bench.statistics import MIN_ROUNDS, PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
+from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, figures
 from hotplate.bench.stores.recording import record
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
@@ -33,10 +28,10 @@ from hotplate.bench.stores.rounds import (
     PATIENCE_S,
     SDK_RATE,
     Measured,
-    Rounds,
     RoundSettings,
     Setup,
     StoreRuns,
+    measure_rounds,
     own_stores,
     prepared_stores,
 )
@@ -70,7 +65,7 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
 
     Without URLs, the stores are started on this machine: files, Redis, and an emulator of Cosmos DB. With `--record`,
     latencies of Cosmos DB are also recorded to a file, unless the comparison ended early. Raises BenchMisused for
-    invalid options, BenchFailed and StoreError.
+    invalid options, BenchFailed, StoreError, and KeyboardInterrupt before the first round.
     """
     settings = parse_settings(options)
     count = len(options.urls)
@@ -78,20 +73,17 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     if options.repeat is not None:
         extent = format_value(options.repeat, "rounds")
     display.say(f"comparing {format_value(count, 'stores') if count else 'files, Redis and Cosmos DB'}: {extent}")
-    try:
-        with ExitStack() as stack:
-            urls: Sequence[str] = options.urls
-            notes = list[str]()
-            if not urls:
-                display.start("starting a folder, a Redis and an emulator of Cosmos DB")
-                urls, notes = stack.enter_context(own_stores(options.latency))
-            setup = stack.enter_context(prepared_stores(urls, options.users, display))
-            measured = Rounds(setup, settings, display).run()
-            if options.record is None or measured.interrupted or measured.failure:
-                return report(options, setup, measured, notes)
-            return _recorded(options.record, options, setup, measured, display)
-    except KeyboardInterrupt:
-        return interrupted_report("stores")
+    with ExitStack() as stack:
+        urls: Sequence[str] = options.urls
+        notes = list[str]()
+        if not urls:
+            display.start("starting a folder, a Redis and an emulator of Cosmos DB")
+            urls, notes = stack.enter_context(own_stores(options.latency))
+        setup = stack.enter_context(prepared_stores(urls, options.users, display))
+        measured = measure_rounds(setup, settings, display)
+        if options.record is None or measured.interrupted or measured.failure:
+            return report(options, setup, measured, notes)
+        return _recorded(options.record, options, setup, measured, display)
 
 
 def _recorded(path: Path, options: StoresOptions, setup: Setup, measured: Measured, display: ProgressDisplay) -> Report:
@@ -146,39 +138,30 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     Verdicts are given only if all stores were measured and served what they should. *notes* come before those on too
     few answers.
     """
-    if not measured.rounds:
-        return interrupted_report("stores")
-
     rate = parse_rate(options.rate)
     prices = _prices(options)
     stores = measured.stores
-    rows = [row for store in stores for row in store_rows(store, rate, prices)]
+    by_name = {store.candidate.name: store for store in stores}
+    compared = report_of("stores", figures(rate, prices), by_name)
     checks = [f"{store.candidate.name}: {note}" for store in stores for note in store.checked.notes]
     answer = ""
     verdicts: Mapping[str, str] = {}
     if all(store.sound for store in stores):
-        comparison = Comparison(stores, {(row.subject, row.figure): row for row in rows}, rate, prices)
+        comparison = Comparison(stores, {(row.subject, row.figure): row for row in compared.rows}, rate, prices)
         answer = comparison.answer
         verdicts = comparison.verdicts
-    reported = Report(
-        kind="stores",
-        sentence="",
-        emulated=tuple(store.candidate.name for store in stores if store.candidate.emulated),
-        rows=tuple(rows),
-        columns=(
-            *LATENCY_COLUMNS,
-            Column(CPU, "CPU a\nread, µs", "µs"),
-            Column(COST, f"USD/bn\nat {rate:g}/s"),
-            Column(COST, "paid for", noted=True),
-        ),
+    compared = replace(
+        compared,
+        emulated=tuple(name for name, store in by_name.items() if store.candidate.emulated),
+        columns=(*compared.columns, Column(COST, "paid for", noted=True)),
         verdicts=verdicts,
         marks={
             **explain_mark(options.latency, is_known=not options.urls),
             AT_RATE_MARK: "at the rate of the rounds, which takes more CPU a read than full load",
         },
         origins=_origins(options, measured, prices),
-        plots=tuple(plots_by_round(rows)),
-        notes=(*notes, *_too_few_answers(stores, rows), *_late(stores)),
+        plots=tuple(plots_by_round(compared.rows)),
+        notes=(*notes, *_too_few_answers(stores, compared.rows), *_late(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate), *checks),
         interrupted=measured.interrupted,
         configuration=options.to_json()
@@ -187,7 +170,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
             "releases": [store.candidate.manifest.release for store in stores],
         },
     )
-    return concluded(reported, [*_missing_rounds(options, measured), *measured.findings], answer)
+    return concluded(compared, [*_missing_rounds(options, measured), *measured.findings], answer)
 
 
 def _prices(options: StoresOptions) -> Prices:
@@ -195,7 +178,7 @@ def _prices(options: StoresOptions) -> Prices:
     prices = load_prices()
     if options.cpu_hour is None:
         return prices
-    return replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
+    return replace(prices, named={**prices.named, "cpu_hour": replace(prices["cpu_hour"], amount=options.cpu_hour)})
 
 
 def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]:
@@ -240,9 +223,9 @@ def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict
         by_emulator = EMULATED_CHARGES if any(candidate.emulated for candidate in candidates) else ""
         origins["exact"] = f"{by_emulator}{' and '.join(charges)} RU a read"
 
-    basis = "given" if options.cpu_hour else prices.cpu_hour.basis
-    vcpu = f"an hour of a vCPU {prices.cpu_hour.amount:g} {prices.currency}, {basis}"
-    dates = f"RU/s {prices.ru_hour.date}, Redis {prices.redis[0].node_hour.date}"
+    basis = "given" if options.cpu_hour else prices["cpu_hour"].basis
+    vcpu = f"an hour of a vCPU {prices['cpu_hour'].amount:g} {prices.currency}, {basis}"
+    dates = f"RU/s {prices['ru_hour'].date}, Redis {prices.redis[0].node_hour.date}"
     return {**origins, "priced": f"{dates}, list prices; {vcpu}", "besides": ELSE_DECIDES}
 
 

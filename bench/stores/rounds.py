@@ -9,20 +9,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
-from hotplate.base.report import format_value
+from hotplate.base.report import Row, format_value
 from hotplate.bench import process
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import until_stopped
+from hotplate.bench.experiment import Runs, until_stopped
 from hotplate.bench.figure_names import BY_REDIS_PY, BY_SDK, COSMOS_DB, COSMOS_EMULATOR, FILES
 from hotplate.bench.figure_names import REDIS as REDIS_NAME
 from hotplate.bench.lists import (
     CheckResult,
     Shape,
-    check_answers,
     first_users,
     live_in,
     popular_complaint,
@@ -35,7 +33,7 @@ from hotplate.bench.loadgen.result import P99_SAMPLES, Result, lateness
 from hotplate.bench.objective import Objective
 from hotplate.bench.options import USER_PATH, VENDOR, is_emulated, store_url
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, Figure, in_time
+from hotplate.bench.statistics import MIN_ROUNDS, in_time
 from hotplate.bench.verdict import Finding, Gravity, findings_of, no_verdict, prefixed
 from hotplate.stores.connect import COSMOS, REDIS, opened
 from hotplate.stores.manifest import Manifest
@@ -314,9 +312,9 @@ class StoreRuns:
         return bool(self.runs) and not self.findings
 
     @property
-    def unknown(self) -> Figure:
+    def unknown(self) -> Row:
         """A figure of a store that is not sound."""
-        return Figure(None, note="see below" if self.runs else "not measured")
+        return Row(note="see below" if self.runs else "not measured")
 
 
 class Measured(NamedTuple):
@@ -354,75 +352,76 @@ def undisturbed(rounds: Sequence[Round]) -> Sequence[Round]:
     return [rounds[place] for place in in_time([[run.result for run in runs.values()] for runs in rounds])]
 
 
-class Rounds:
+def measure_rounds(setup: Setup, settings: RoundSettings, display: ProgressDisplay) -> Measured:
+    """Make all rounds, which measure the stores in turn; then compare sampled responses with the stores' lists.
+
+    Ctrl-C discards an incomplete round, and ends the measurement; so does a failure after the first round. Rounds in
+    which the load generator was late are left out of the result if five others remain. Raises BenchFailed, or
+    KeyboardInterrupt, if it ends before the first round.
+    """
+    with LoadWorker(process.GENERATOR_CORE) as worker:
+        runs = Runs(worker, display)
+        measurement = _Rounds(setup, settings, runs, display)
+        ending = until_stopped(measurement.run, measurement.rounds)
+        took_s = time.monotonic() - measurement.began_s
+
+    display.start("comparing answers with the stores")
+    kept = undisturbed(measurement.rounds)
+    stores = [
+        StoreRuns(
+            candidate,
+            tuple(round_of_all[candidate.name] for round_of_all in kept),
+            runs.check(candidate.url, candidate.name),
+        )
+        for candidate in setup.candidates
+    ]
+    disturbed = len(measurement.rounds) - len(kept)
+    return Measured(tuple(stores), ending.interrupted, disturbed, took_s, ending.failure)
+
+
+class _Rounds:
     """Makes the rounds of a comparison."""
 
-    def __init__(self, setup: Setup, settings: RoundSettings, display: ProgressDisplay) -> None:
+    def __init__(self, setup: Setup, settings: RoundSettings, runs: Runs, display: ProgressDisplay) -> None:
         self._setup = setup
         self._order = list(setup.candidates)
         self._settings = settings
+        self._runs = runs
         self._display = display
-        self._rounds = list[Round]()
-        self._began_s = time.monotonic()
+        self.rounds = list[Round]()
+        self.began_s = time.monotonic()
 
-    def run(self) -> Measured:
-        """Make all rounds, which measure the stores in turn; then compare sampled responses with the stores' lists.
-
-        Ctrl-C discards an incomplete round, and ends the measurement; so does a failure after the first round. Rounds
-        in which the load generator was late are left out of the result if five others remain. Raises BenchFailed if
-        the first round fails.
-        """
-        with LoadWorker(process.GENERATOR_CORE) as worker:
-            ending = until_stopped(partial(self._run_all, worker), self._rounds)
-            took_s = time.monotonic() - self._began_s
-
-        self._display.start("comparing answers with the stores")
-        kept = undisturbed(self._rounds)
-        stores = tuple(self._runs_of(candidate, kept) for candidate in self._setup.candidates)
-        return Measured(stores, ending.interrupted, len(self._rounds) - len(kept), took_s, ending.failure)
-
-    def _runs_of(self, candidate: Candidate, kept: Sequence[Round]) -> StoreRuns:
-        """Return the runs of a store in the rounds *kept*, with the check of sampled responses of all rounds."""
-        results = [runs[candidate.name].result for runs in self._rounds]
-        samples = [sample for result in results for sample in result.samples]
-        checked = check_answers(candidate.url, samples, sum(result.answers for result in results))
-        return StoreRuns(candidate, tuple(runs[candidate.name] for runs in kept), checked)
-
-    def _warm_up(self, worker: LoadWorker) -> None:
-        """Load each service for `warmup_s`, which is not measured."""
-        if not self._settings.warmup_s:
-            return
-        for candidate in self._setup.candidates:
-            self._display.start(f"warming up {candidate.name}")
-            load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
-            self._run_load(worker, candidate, load)
-
-    def _run_all(self, worker: LoadWorker) -> None:
+    def run(self) -> None:
         """Warm up, then make rounds up to their number, or the end of the time budget, which begins after that."""
-        self._warm_up(worker)
-        self._began_s = time.monotonic()
-        while len(self._rounds) < self._settings.rounds:
-            spent_s = time.monotonic() - self._began_s
+        if self._settings.warmup_s:
+            for candidate in self._setup.candidates:
+                self._display.start(f"warming up {candidate.name}")
+                load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s, samples=0)
+                self._run_load(candidate, load)
+
+        self.began_s = time.monotonic()
+        while len(self.rounds) < self._settings.rounds:
+            spent_s = time.monotonic() - self.began_s
             if not self._has_time(spent_s):
                 return
-            self._run_round(worker, self._settings.budget_s - spent_s)
+            self._run_round(self._settings.budget_s - spent_s)
 
     def _has_time(self, spent_s: float) -> bool:
         """Return whether another round fits into the budget; fewer than MIN_ROUNDS may exceed it."""
-        if not self._rounds:
+        if not self.rounds:
             return True
-        are_few = len(undisturbed(self._rounds)) < MIN_ROUNDS
+        are_few = len(undisturbed(self.rounds)) < MIN_ROUNDS
         budget_s = self._settings.budget_s * (SPARE_BUDGETS if are_few else 1.0)
-        return spent_s + spent_s / len(self._rounds) <= budget_s
+        return spent_s + spent_s / len(self.rounds) <= budget_s
 
-    def _run_round(self, worker: LoadWorker, left_s: float) -> None:
+    def _run_round(self, left_s: float) -> None:
         """Measure each store (a candidate) once, and append the round.
 
         Pairs of rounds have a random order and its reverse: no store is measured first more often, and none always
         meets a disturbance that comes every second round. *left_s*, the seconds until the end of the time budget, is
         only shown.
         """
-        number = len(self._rounds) + 1
+        number = len(self.rounds) + 1
         left = ""
         if not math.isinf(left_s):
             left = f", {max(0.0, left_s):.0f} s left"
@@ -434,24 +433,24 @@ class Rounds:
         if number % 2:
             random.shuffle(self._order)
         for candidate in self._order:
-            runs[candidate.name] = self._run_candidate(worker, candidate, number)
-        self._rounds.append(runs)
+            runs[candidate.name] = self._run_candidate(candidate, number)
+        self.rounds.append(runs)
 
-    def _run_candidate(self, worker: LoadWorker, candidate: Candidate, number: int) -> ServiceRun:
+    def _run_candidate(self, candidate: Candidate, number: int) -> ServiceRun:
         """Measure a store (a candidate) at the rate of the round *number*, then for some seconds at full load.
 
         Full load, a closed loop, shows the CPU a read of a busy service. It is left out for a real Cosmos DB account,
         which charges for it.
         """
         load = self._load(candidate, number)
-        run = self._run_load(worker, candidate, load)
+        run = self._run_load(candidate, load)
 
         is_charged = candidate.metered and not candidate.emulated
         full_s = self._settings.full_s
         if not full_s or is_charged:
             return run
         full_load = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, samples=0)
-        return replace(run, full=self._run_load(worker, candidate, full_load))
+        return replace(run, full=self._run_load(candidate, full_load))
 
     def _load(self, candidate: Candidate, number: int) -> Load:
         """Return the requests to a store (a candidate) in a round, and their rate.
@@ -474,14 +473,14 @@ class Rounds:
             samples=COMPARED,
         )
 
-    def _run_load(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:
+    def _run_load(self, candidate: Candidate, load: Load) -> ServiceRun:
         """Run *load* against the service of a store (a candidate), and return the result and the CPU time in seconds.
 
         Raises KeyboardInterrupt if Ctrl-C ended the run, BenchFailed if the service ended.
         """
         service = candidate.service
         cpu_s = service.cpu_s()
-        result = worker.run(load)
+        result = self._runs.run(load, candidate.name)
         used_s = service.cpu_s() - cpu_s
         if result.interrupted:
             raise KeyboardInterrupt

@@ -41,7 +41,7 @@ MARKDOWN_END = "<!-- up to here -->\n"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of one subject.
+    """One figure of one subject; without both, an estimate that a report will name.
 
     value      the headline, for percentiles over all rounds pooled; None if unknown
     values     by round
@@ -52,8 +52,8 @@ class Row:
     mark       a letter beside the value, explained by the report's `marks`
     """
 
-    subject: str
-    figure: str
+    subject: str = ""
+    figure: str = ""
     unit: str = ""
     value: float | None = None
     values: tuple[float, ...] = ()

@@ -35,17 +35,25 @@ _flag = partial(Flag, prefix="COSMOS_EMULATOR_")
 _port = partial(_flag, at_least=0, at_most=65535)
 
 
-def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool) -> NoReturn:
+def _measure_and_report(
+    kind: str, measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool
+) -> NoReturn:
     """Measure, print and write the report, and exit with its code.
 
-    If it was interrupted before anything was measured, the files of an earlier report are kept.
+    If it is interrupted before anything was measured, the files of an earlier report are kept.
     """
     require_folder(written)
     from hotplate.base import report_page  # imported before the measurement, because it needs an extra
 
+    is_kept = False
     with progress_display(err) as display:
-        report = measure(display)
-    is_kept = report.interrupted and report.is_empty and report_page.is_saved(written)
+        try:
+            report = measure(display)
+        except KeyboardInterrupt:  # before the first result
+            from hotplate.bench.experiment import interrupted_report
+
+            report = interrupted_report(kind)
+            is_kept = report_page.is_saved(written)
     _print_and_exit(report, None if is_kept else written, as_json=as_json)
 
 
@@ -74,7 +82,7 @@ def http(options: HttpOptions, written: Written = Path("hotplate-bench"), as_jso
     from hotplate.bench.http import measure
     from hotplate.bench.http_plan import make_plan
 
-    _measure_and_report(lambda display: measure(make_plan(options), display), written, as_json=as_json)
+    _measure_and_report("http", lambda display: measure(make_plan(options), display), written, as_json=as_json)
 
 
 @app.command(also=EXIT_CODES)
@@ -92,7 +100,7 @@ def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), a
     from hotplate.bench.stores.report import compare_stores
 
     require_file_path(options.record)
-    _measure_and_report(lambda display: compare_stores(options, display), written, as_json=as_json)
+    _measure_and_report("stores", lambda display: compare_stores(options, display), written, as_json=as_json)
 
 
 @app.command(also=EXIT_CODES)
@@ -105,7 +113,7 @@ def reference(options: ReferenceOptions, written: Written = Path("hotplate-refer
     """
     from hotplate.bench.stores.reference import reproduce
 
-    _measure_and_report(lambda display: reproduce(options, display), written, as_json=as_json)
+    _measure_and_report("reference", lambda display: reproduce(options, display), written, as_json=as_json)
 
 
 @app.command(also=EXIT_CODES)
@@ -122,7 +130,7 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
     from hotplate.cli import bench_work
 
     plan = bench_work.confirmed_sweep(options)
-    _measure_and_report(lambda display: sweep(plan, display), written, as_json=as_json)
+    _measure_and_report("ru", lambda display: sweep(plan, display), written, as_json=as_json)
 
 
 @app.command()

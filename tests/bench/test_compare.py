@@ -32,8 +32,8 @@ def a_report(
 ) -> Report:
     """Make a report of rounds of 1,000 requests with these percentiles, of which the pooled one is the mean."""
     rows = (
-        mean([1000 * latency_ms for latency_ms in p99_ms]).row("http://h", "p99", "us"),
-        mean([100.0] * len(p99_ms)).row("http://h", "rate", "/s"),
+        replace(mean([1000 * latency_ms for latency_ms in p99_ms]), subject="http://h", figure="p99", unit="us"),
+        replace(mean([100.0] * len(p99_ms)), subject="http://h", figure="rate", unit="/s"),
     )
     rounds = [
         {"requested_rate": rate, "connections": connections, "due": 1_000, "ok": 1_000 - count}

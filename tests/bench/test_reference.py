@@ -63,13 +63,6 @@ def test_published_row_is_beside_the_measured_one() -> None:
     assert (failed.exit_code, failed.failures) == (1, ("it died",))
 
 
-def test_report_without_a_round_is_empty() -> None:
-    (store,) = measured().stores
-    stopped = report(ReferenceOptions(), Measured((replace(store, runs=()),), interrupted=True))
-    assert stopped.is_empty
-    assert stopped.exit_code == 1
-
-
 def test_needs_of_a_rate_are_rounded_up_and_priced() -> None:
     assert needs(1.0, 180, load_prices()).needed_ru == 400
     assert needs(4.76, 180, load_prices()).needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100

@@ -10,10 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from hotplate.base.report import Row
 from hotplate.bench.lists import popular_complaint
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, percentile_us
-from hotplate.bench.statistics import Figure, compared, mean, percentile, share
+from hotplate.bench.statistics import compared, mean, percentile, share
 from tests.support.virtual import simulate
 
 FAST_S, STALL_S = 0.0004, 0.3
@@ -101,9 +102,9 @@ def test_shares_are_counts_over_counts() -> None:
 def test_figures_below_five_rounds_have_no_interval() -> None:
     assert mean([1.0, 2.0, 3.0, 4.0]).low is None
     assert mean([1.0, 1.0, 1.0, 1.0, 1.0]).high == 1
-    assert compared(mean([1.0] * 4), mean([2.0] * 4)) == Figure(2.0, note="fewer than 5 rounds")
+    assert compared(mean([1.0] * 4), mean([2.0] * 4)) == Row(value=2.0, note="fewer than 5 rounds")
     assert compared(mean([1.0] * 5), mean([2.0] * 6)).note == "5 rounds and 6 are no pairs"
-    assert compared(mean([1.0] * 5), mean([0.0] * 5)) == Figure(None, note="it was zero")
+    assert compared(mean([1.0] * 5), mean([0.0] * 5)) == Row(note="it was zero")
     assert compared(mean([1.0] * 5), mean([0.0] * 4 + [2.0])).note == "it was zero in all rounds but one"
 
 

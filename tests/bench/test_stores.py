@@ -234,7 +234,7 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
     display = ProgressDisplay(Console(file=io.StringIO()))
 
     monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(7, a_quick_run, BenchFailed("it died")))
-    measured = rounds.Rounds(setup, settings, display).run()
+    measured = rounds.measure_rounds(setup, settings, display)
     assert measured.rounds == 6
     comparison = report(options, setup, measured)
     assert comparison.failures == ("it died",)
@@ -242,7 +242,7 @@ def test_a_failure_keeps_the_rounds_before_it(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(rounds, "LoadWorker", lambda _core: EndingWorker(1, a_quick_run, BenchFailed("it died")))
     with pytest.raises(BenchFailed, match="it died"):
-        rounds.Rounds(setup, settings, display).run()
+        rounds.measure_rounds(setup, settings, display)
 
 
 @pytest.mark.parametrize("error", [BenchFailed("it answered no read"), KeyboardInterrupt()])
@@ -253,7 +253,7 @@ def test_a_recording_that_fails_keeps_the_comparison(
     store = store_runs("Cosmos DB", EMULATED, steady(0.002))
     setup = Setup((store.candidate,), ("1",))
     monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(setup))
-    monkeypatch.setattr(rounds.Rounds, "run", lambda _: Measured((store,), interrupted=False))
+    monkeypatch.setattr(stores_report, "measure_rounds", lambda *_: Measured((store,), interrupted=False))
 
     async def record(*_: object) -> None:
         raise error
@@ -281,13 +281,9 @@ def test_ctrl_c_ends_the_rounds_after_the_run(last: int, tmp_path: Path, monkeyp
     worker = EndingWorker(last, a_quick_run)
     monkeypatch.setattr(rounds, "LoadWorker", lambda _core: worker)
     display = ProgressDisplay(Console(file=io.StringIO()))
-    measured = rounds.Rounds(setup, replace(parse_settings(StoresOptions()), full_s=0.0), display).run()
+    with pytest.raises(KeyboardInterrupt):
+        rounds.measure_rounds(setup, replace(parse_settings(StoresOptions()), full_s=0.0), display)
     assert worker.runs == last
-    assert measured.interrupted
-    assert measured.rounds == 0
-    stopped = report(StoresOptions(), setup, measured)
-    assert stopped.sentence == "Nothing was measured."
-    assert stopped.is_empty
 
 
 @pytest.mark.parametrize(("disturbed", "failures"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s"])])
@@ -349,7 +345,7 @@ def test_a_latency_that_is_mostly_the_generators_delay_gives_no_verdict() -> Non
 def test_the_price_of_cpu_is_named_with_its_basis() -> None:
     """The cost of files is that of CPU alone, at an assumed price, and was said to be by list prices."""
     files = store_runs("files", "file:///a", steady(0.002))
-    amount = load_prices().cpu_hour.amount
+    amount = load_prices()["cpu_hour"].amount
     assert summary(files).origins["priced"].endswith(f"an hour of a vCPU {amount:g} USD, assumed")
     given = summary(files, options=StoresOptions(cpu_hour=0.1))
     assert given.origins["priced"].endswith("an hour of a vCPU 0.1 USD, given")
@@ -367,9 +363,9 @@ def test_cost_of_a_billion_reads_is_cpu_and_the_price_of_the_store() -> None:
         options=StoresOptions(rate=str(rate)),
     )
     cpu_us = 50.0 * 1.025  # the mean of six rounds, each 1 % above the one before
-    cpu_usd = cpu_us * 1e9 / 1e6 / 3600 * prices.cpu_hour.amount
+    cpu_usd = cpu_us * 1e9 / 1e6 / 3600 * prices["cpu_hour"].amount
     redis_usd = 2 * prices.redis[0].node_hour.amount * 730 / reads_a_month * 1e9
-    cosmos_usd = 29 * prices.ru_hour.amount * 730 / reads_a_month * 1e9  # 2,000 RU/s at 70 % use, in hundreds
+    cosmos_usd = 29 * prices["ru_hour"].amount * 730 / reads_a_month * 1e9  # 2,000 RU/s at 70 % use, in hundreds
     costs = [row.value for row in comparison.rows if row.figure == "cost of a billion reads"]
     assert costs == pytest.approx([cpu_usd, cpu_usd + redis_usd, cpu_usd + cosmos_usd], rel=1e-4)
 

@@ -97,12 +97,12 @@ def test_prices_of_all_pages_become_a_file_of_prices() -> None:
     with retail_list() as url:
         prices, missing = read(url)
     assert prices.currency == "EUR"
-    assert (prices.ru_hour.amount, prices.ru_hour.date, prices.ru_hour.region) == (0.0094, TODAY, "westeurope")
-    assert prices.autoscale_factor.amount == pytest.approx(1.5)
-    assert prices.storage_gb_month.amount == 0.27
-    assert prices.cpu_hour.amount == pytest.approx(0.055)
-    assert prices.serverless_million_ru is not None
-    assert prices.serverless_million_ru.amount == 0.28
+    assert (prices["ru_hour"].amount, prices["ru_hour"].date, prices["ru_hour"].region) == (0.0094, TODAY, "westeurope")
+    assert prices["autoscale_factor"].amount == pytest.approx(1.5)
+    assert prices["storage_gb_month"].amount == 0.27
+    assert prices["cpu_hour"].amount == pytest.approx(0.055)
+    assert prices["serverless_million_ru"] is not None
+    assert prices["serverless_million_ru"].amount == 0.28
     assert [(size.name, size.node_hour.amount, size.gb) for size in prices.redis] == [("B5", 0.17, 6)]
     assert {"B10", "disk_gb_month"} <= {*missing}
     assert {"ru_hour", "autoscale_factor", "redis_gb_hour"}.isdisjoint(missing)
@@ -111,7 +111,7 @@ def test_prices_of_all_pages_become_a_file_of_prices() -> None:
 def test_every_price_of_ours_is_written_or_named_as_missing() -> None:
     with retail_list() as url:
         prices, missing = read(url)
-    assert load().by_name().keys() - prices.by_name().keys() - {"redis_gb_hour"} <= {*missing}
+    assert load().named.keys() - prices.named.keys() - {"redis_gb_hour"} <= {*missing}
 
 
 @pytest.mark.parametrize(

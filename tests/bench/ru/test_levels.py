@@ -18,11 +18,10 @@ from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru.levels import (
     BURST,
     CALM,
+    COMPUTED_FOR,
     OVERLOAD,
     Level,
     LevelTrial,
-    Outcome,
-    Standing,
     Sweep,
     from_store,
     measure_level,
@@ -227,9 +226,7 @@ def test_answer_is_about_the_highest_requested_level() -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0, publish_ru=6.25)
     attempt = Account(400, 1.0).attempt(level, 3)
     small = measure_level(level, attempt, emulated=True)
-    reported_run = reported(
-        small, replace(small, ru=11_000, trials=(), outcome=Outcome(Standing.COMPUTED, "this machine is slow"))
-    )
+    reported_run = reported(small, replace(small, ru=11_000, trials=(), outcome=COMPUTED_FOR("this machine is slow")))
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; "
         "11,000 RU/s carry (computed) 11,000 for 642 USD."
@@ -248,9 +245,7 @@ def test_answer_is_about_the_highest_requested_level() -> None:
 
 def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
     """The answer said 234 USD beside an autoscale price of 350 in the table."""
-    level = Level(
-        ru=4_000, size_kb=1, charge_ru=1.0, publish_ru=6.25, outcome=Outcome(Standing.COMPUTED, "this machine is slow")
-    )
+    level = Level(ru=4_000, size_kb=1, charge_ru=1.0, publish_ru=6.25, outcome=COMPUTED_FOR("this machine is slow"))
     reported_run = reported(level, options=SweepOptions(autoscale=True))
     assert reported_run.sentence == (
         "On an emulator, 100 RU/s carry 100 reads/s of 1 KB for 8.76 USD a month by autoscale; "
@@ -263,7 +258,7 @@ def test_levels_of_autoscale_are_priced_as_autoscale() -> None:
 
 
 def test_a_plan_plots_a_curve_for_each_size_of_lists() -> None:
-    finding = Outcome(Standing.COMPUTED, "this machine is slow")
+    finding = COMPUTED_FOR("this machine is slow")
     levels = tuple(
         Level(ru=ru, size_kb=size_kb, charge_ru=float(size_kb), publish_ru=6.25, outcome=finding)
         for size_kb in (1, 4)
