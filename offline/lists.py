@@ -33,7 +33,7 @@ from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popular, Popularity
 from hotplate.offline.train.ranking import Ranked
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of, significant
-from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
+from hotplate.stores.factors import FORMAT, PIECE_BYTES, PLAIN_FORMAT, Description, ItemEntry, description_row, pieces
 from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Plan, Row
 
@@ -261,6 +261,7 @@ class ModelLists:
         # The parameters of the training, by which the service solves for a visitor's factors.
         params = ranker.params
         is_spark = isinstance(params, SparkParams)
+        categories = self.ranked.categories
         description = Description(
             engine="spark" if is_spark else "als",
             items=len(ranker.item_factors),
@@ -271,6 +272,7 @@ class ModelLists:
             weight=float(np.median(self.model.matrix.user_items.data)),
             max_per_category=self.settings.rules.max_per_category,
             gamma=0.0 if ranker.recent is None else ranker.recent.gamma,
+            format=FORMAT if categories is not None and categories.most > 1 else PLAIN_FORMAT,
         )
         yield [description_row(description)]
 
@@ -281,11 +283,12 @@ class ModelLists:
         recent = self.ranked.model.ranker.recent
         boosts = self.ranked.boosts
         for number, item in enumerate(self.model.matrix.item_ids):
+            of_item = () if categories is None else categories.of(number)
             yield ItemEntry(
                 item,
                 self.titles[number],
                 allowed=allowed is None or bool(allowed[number]),
-                category=None if categories is None or categories[number] < 0 else int(categories[number]),
+                category=of_item if len(of_item) > 1 else next(iter(of_item), None),
                 multiplier=1.0 if recent is None else significant(math.exp(recent.logs[number])),
                 boost=1.0 if boosts is None else float(boosts.factors[number]),
             )

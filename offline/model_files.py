@@ -23,7 +23,7 @@ from hotplate.offline.input.history import History, Weighing
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.model import DataDescription, Description, Model
-from hotplate.offline.train.engine import Params, Ranker, params_from, recency_of, spec_of
+from hotplate.offline.train.engine import Params, Ranker, params_from, spec_of
 from hotplate.offline.train.popularity import Popular
 from hotplate.offline.train.ranking import RecentWeights
 from hotplate.offline.train.similar import Similar
@@ -107,7 +107,7 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     """
     users, items = shape
     recent = None
-    recency = recency_of(params)
+    recency = params.recency
     if recency is not None:
         # Earlier versions wrote float32, and 0 for what that cannot hold.
         factors = np.maximum(_read_array(path, "recent", items).astype(np.float64), np.finfo(np.float64).tiny)

@@ -132,7 +132,12 @@ class RuleFiles:
     exclude: Annotated[
         Path | None, Flag("Never recommend the items in this file.", RULES, metavar="FILE", urls=True)
     ] = None
-    categories: Annotated[Path | None, Flag("A file of item and category.", RULES, metavar="FILE", urls=True)] = None
+    categories: Annotated[
+        Path | None,
+        Flag(
+            "A file of item and category; several are men|shoes, an array, or rows.", RULES, metavar="FILE", urls=True
+        ),
+    ] = None
     max_per_category: Annotated[
         int | None, Flag("The maximum number of items of a category in a list.", RULES, at_least=1)
     ] = None

@@ -1,8 +1,8 @@
 """Reads business rules from files: which items are available, excluded, boosted or pinned, and their categories."""
 
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -16,6 +16,7 @@ from hotplate.offline.input.showings import read_showings
 from hotplate.offline.input.tables import open_tables
 from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.rules import MAX_BOOST, Rules
+from hotplate.stores.attributes import parse_list
 
 _LIKE_STOCK = re.compile(r"(?i)sto?c?k(?!.?(code|id))|qty|quant|avail")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]
@@ -27,15 +28,10 @@ def read_rules(files: RuleFiles) -> Rules:
 
     Raises DataError for files that cannot be used, and SettingError.
     """
-    categories = dict[str, str]()
-    if files.categories is not None:
-        rows = read_text(files.categories, ["item", "category"]).drop_nulls()
-        categories = _by_item(rows, files.categories, "in two categories")
-
     return Rules(
         available=None if files.available is None else frozenset(_read_available(files.available)),
         excluded=frozenset() if files.exclude is None else frozenset(_read_items(files.exclude)),
-        categories=categories,
+        categories={} if files.categories is None else _read_categories(files.categories),
         max_per_category=files.max_per_category,
         min_history=files.min_history,
         boosts={} if files.boost is None else _read_boosts(files.boost),
@@ -102,6 +98,16 @@ def _stock_column(path: Path) -> str | None:
     return stock
 
 
+def _read_categories(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the categories in a file, by item id: several are an array, a text as `men|shoes`, or several rows."""
+    categories = dict[str, tuple[str, ...]]()
+    parse = cache(parse_list)  # equal texts share a tuple
+    for item, text in read_text(path, ["item", "category"]).drop_nulls().iter_rows():
+        if names := parse(text):
+            categories[item] = categories.get(item, ()) + names
+    return categories
+
+
 def _read_boosts(path: Path) -> dict[str, float]:
     """Return the boosts in a file, factors of items' scores, by item id.
 
@@ -116,13 +122,8 @@ def _read_boosts(path: Path) -> dict[str, float]:
     if len(wrong):
         bounds = f"above zero and at most {MAX_BOOST:,}"
         raise DataError(f"{named_paths([path])} has no number {bounds} as the boost of item {wrong[0]!r}.")
-    return _by_item(rows, path, "with two boosts")
-
-
-def _by_item(rows: pl.DataFrame, path: Path, fault: str) -> dict[str, Any]:
-    """Return the values of *rows* [item, value] by item; DataError with the *fault* of an item that has two."""
     rows = rows.unique()
     repeated = rows.filter(pl.col("item").is_duplicated()).get_column("item").sort()
     if len(repeated):
-        raise DataError(f"{named_paths([path])} has item {repeated[0]!r} {fault}; keep one for each item.")
+        raise DataError(f"{named_paths([path])} has item {repeated[0]!r} with two boosts; keep one for each item.")
     return dict(rows.iter_rows())

@@ -3,7 +3,7 @@
 Users and items are rows and columns of a model's matrix. Items -1 with score 0 stand after the end of a list.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserIte
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
-from hotplate.offline.train.ranking import Boosts, Ranked, are_first_of_kind, recommend
+from hotplate.offline.train.ranking import Boosts, Ranked, recommend
 from hotplate.offline.variety import (
     ItemSimilarity,
     level_scores,
@@ -24,6 +24,7 @@ from hotplate.offline.variety import (
     order_for_variety,
     pool_size,
 )
+from hotplate.stores.categories import ItemCategories
 from hotplate.stores.encoding import OVERALL
 
 # In list lengths; short lists are ranked again, deeper.
@@ -34,8 +35,6 @@ _CELLS = 1 << 22
 # Users and boosted items whose lists are counted.
 _COUNTED_USERS = 5_000
 _COUNTED_ITEMS = 20
-# Items without a category are not capped.
-_NO_CATEGORY = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +45,7 @@ class RuledLists:
 
     boosts      of items, None without any
     allowed     the mask of items that may be recommended, None for all
-    categories  numbers by item, negative for uncategorized; None without a cap
+    categories  of items, None without a cap
     similarity  of items, None without diversity
     new         draws new items, None unless they are explored
     popularity  fills lists
@@ -61,7 +60,7 @@ class RuledLists:
     keep_seen: bool
     boosts: Boosts | None
     allowed: Allowed
-    categories: Indices | None
+    categories: ItemCategories | None
     similarity: ItemSimilarity | None
     new: NewItems | None
     popularity: Popularity
@@ -96,7 +95,7 @@ class RuledLists:
             keep_seen=keep_seen,
             boosts=boosts,
             allowed=allowed,
-            categories=None if rules.max_per_category is None else _category_numbers(rules.categories, ids),
+            categories=None if rules.max_per_category is None else _item_categories(rules.categories, ids),
             similarity=ItemSimilarity(model.similar) if rules.diversity else None,
             new=new,
             popularity=Popularity(counts.astype(np.float32)),
@@ -377,8 +376,7 @@ class RuledLists:
         most = self.rules.max_per_category
         if self.categories is None or most is None:
             return items >= 0
-        categories = np.where(items >= 0, self.categories[items], _NO_CATEGORY)
-        return (items >= 0) & are_first_of_kind(categories, most)
+        return self.categories.are_under_cap(items, most)
 
     def _ruled_popular_list(self, items: Indices, scores: Floats, n: int) -> Popular:
         """Return a popular list of *n* items, or fewer: the pinned ones, then the first of *items* that rules allow.
@@ -430,7 +428,8 @@ def _boosts(rules: Rules, ids: list[str]) -> Boosts | None:
     return Boosts.of([rules.boosts.get(item, 1.0) for item in ids]) if rules.boosts else None
 
 
-def _category_numbers(categories: Mapping[str, str], ids: list[str]) -> Indices:
-    """Return the number of each item's category [items], the same in each attempt to publish."""
-    numbers = {name: number for number, name in enumerate(sorted({*categories.values()}))}
-    return np.array([numbers.get(categories.get(item, ""), _NO_CATEGORY) for item in ids], dtype=np.int32)
+def _item_categories(categories: Mapping[str, str | Collection[str]], ids: list[str]) -> ItemCategories:
+    """Return the categories of the model's items, with the same numbers in each attempt to publish."""
+    names_of = {item: {names} if isinstance(names, str) else {*names} for item, names in categories.items()}
+    number_of = {name: number for number, name in enumerate(sorted(set().union(*names_of.values())))}
+    return ItemCategories([sorted(map(number_of.__getitem__, names_of.get(item, ()))) for item in ids])

@@ -1,6 +1,6 @@
 """Business rules of lists: which items may be recommended, and in what order."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from hotplate.offline.errors import SettingError, require_at_least, require_between
@@ -17,7 +17,7 @@ class Rules:
     """Business rules of lists; raises SettingError for invalid ones.
 
     available         ids of recommendable items; None for all
-    categories        by item id; a list has each at most *max_per_category* times
+    categories        by item id, one or several; a list has each at most *max_per_category* times
     min_history       users with fewer interactions get no list
     boosts            factors of scores, by item id
     pinned            ids of items at the head of lists, unless the user has them
@@ -28,7 +28,7 @@ class Rules:
 
     available: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
-    categories: Mapping[str, str] = field(default_factory=dict)
+    categories: Mapping[str, str | Collection[str]] = field(default_factory=dict)
     max_per_category: int | None = None
     min_history: int = 1
     boosts: Mapping[str, float] = field(default_factory=dict)

@@ -173,7 +173,7 @@ class TrainReport:
         # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
         baselines = evaluation.baselines.items()
         name, best = min(baselines, key=lambda pair: pair[1].model_leads_by.ndcg, default=("", None))
-        if best is not None and best.model_leads_by.ndcg < 0 and best.model_leads_by.is_certain:
+        if best is not None and best.model_leads_by.verdict == "worse":
             params = params_from(name.removeprefix("recent "), best.params)
             sentences.append(
                 f"{described(params)} ranks better than this model on the test: nDCG@{evaluation.k} "

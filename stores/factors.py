@@ -19,7 +19,9 @@ from hotplate.stores.encoding import FACTORS, decode_versioned
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import Row
 
-FORMAT = 1
+FORMAT = 2
+# Of items with at most one category each, which earlier services can read, too.
+PLAIN_FORMAT = 1
 PIECE_BYTES = 64 << 10  # a row of this size costs over a hundred request units in Cosmos DB
 _LENGTH = struct.Struct(">I")
 _FLOAT_BYTES = 4
@@ -41,22 +43,29 @@ class Description(Struct, frozen=True):
     weight: float
     max_per_category: int | None = None
     gamma: float = 0.0
-    format: int = FORMAT
+    format: int = PLAIN_FORMAT
 
 
 class ItemEntry(Struct, frozen=True, array_like=True, gc=False):
     """An item, whether it may be recommended, and what changes its scores: *multiplier*, by recency, and *boost*.
 
-    Earlier releases have boosts in the multiplier. Not tracked by the garbage collector, which a service loading a
-    million of them would notice.
+    Several categories are a tuple, in format 2. Earlier releases have boosts in the multiplier. Not tracked by the
+    garbage collector, which a service loading a million of them would notice.
     """
 
     id: str
     title: str | None = None
     allowed: bool = True
-    category: int | None = None
+    category: int | tuple[int, ...] | None = None
     multiplier: float = 1.0
     boost: float = 1.0
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """The numbers of the item's categories."""
+        if self.category is None:
+            return ()
+        return self.category if isinstance(self.category, tuple) else (self.category,)
 
 
 def lift_of(boost: float) -> float:

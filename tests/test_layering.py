@@ -138,6 +138,7 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
         "hotplate.stores.redis",
         "hotplate.stores.cosmos",
         "hotplate.serve.lists.item_factors",
+        "hotplate.stores.categories",
         "hotplate.serve.telemetry.export",
         "hotplate.serve.telemetry.tracing",
     )

@@ -138,8 +138,8 @@ def popular_comparison(
     users these are.
     """
     comparison = "not proven better"
-    if lead.is_certain:
-        comparison = "better" if lead.ndcg > 0 else "worse"
+    if lead.verdict != "cannot tell":
+        comparison = lead.verdict
         if popular.ndcg:
             comparison = f"{100 * abs(lead.ndcg) / popular.ndcg:.0f} % {comparison}"
     return (
@@ -227,11 +227,10 @@ def difference_in_words(name: str, lead: Lead) -> str:
     if lead.interval is None:
         return _NO_INTERVAL
     low, high = lead.interval
-    if low <= 0 <= high:
+    if lead.verdict == "cannot tell":
         return f"no difference proven from {name} ({low:+.4f} to {high:+.4f})"
     least, most = sorted((abs(low), abs(high)))
-    comparison = "better" if low > 0 else "worse"
-    return f"{abs(lead.ndcg):.4f} {comparison} than {name} ({least:.4f} to {most:.4f})"
+    return f"{abs(lead.ndcg):.4f} {lead.verdict} than {name} ({least:.4f} to {most:.4f})"
 
 
 def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
@@ -242,7 +241,7 @@ def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
     for name, baseline in _baselines(record):
         lead = baseline.model_leads_by
         if lead.ndcg < 0:
-            doubt = "" if lead.is_certain else ", too little to be certain"
+            doubt = ", too little to be certain" if lead.verdict == "cannot tell" else ""
             figures = f"{baseline.as_served.ndcg:.4f} against {record.as_served.ndcg:.4f}"
             yield f"{name} ranks better than these lists: nDCG@{record.k} {figures}{doubt}"
 

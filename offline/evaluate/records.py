@@ -6,7 +6,7 @@ Lists *as served* are those that users get: the popular list replaces a missing 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -35,12 +35,12 @@ class Lead:
         return cls(float(np.mean(differences)), interval_of_mean(differences))
 
     @property
-    def is_certain(self) -> bool:
-        """Whether the interval is known and excludes 0."""
-        if self.interval is None:
-            return False
-        low, high = self.interval
-        return not low <= 0 <= high
+    def verdict(self) -> Literal["better", "worse", "cannot tell"]:
+        """How the model compares with the baseline: it is better or worse if the interval is known and excludes 0."""
+        low, high = self.interval or (-math.inf, math.inf)
+        if low <= 0 <= high:
+            return "cannot tell"
+        return "better" if low > 0 else "worse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ chosen before.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +18,12 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import recommend_all
 from hotplate.offline.evaluate.metrics import (
     RANKING,
-    MetricInterval,
     RankingMetrics,
     RatingMetrics,
     UserMetrics,
     Values,
     coverage,
     fill_empty_lists,
-    interval_of_mean,
     measure_ratings,
     measure_users,
     measured,
@@ -425,15 +422,13 @@ class Evaluator:
         for name in RANKING:
             rows += _comparison_rows(name, a.values[name], b.values[name])
 
-        leads = b.values["ndcg"] - a.values["ndcg"]
-        interval = interval_of_mean(leads)
-        verdict = _verdict(interval)
-        difference = f"nDCG@{self._k} {float(leads.mean()):+.4f}"
-        if interval is not None:
-            low, high = interval
+        lead = Lead.of(b.values["ndcg"] - a.values["ndcg"])
+        difference = f"nDCG@{self._k} {lead.ndcg:+.4f}"
+        if lead.interval is not None:
+            low, high = lead.interval
             difference += f" (95 %: {low:+.4f} to {high:+.4f})"
-        sentence = f"{second.origin} is {verdict} than {first.origin}: {difference}"
-        if verdict == "cannot tell":
+        sentence = f"{second.origin} is {lead.verdict} than {first.origin}: {difference}"
+        if lead.verdict == "cannot tell":
             sentence = f"cannot tell whether {second.origin} is better than {first.origin}: {difference}"
 
         return Report(
@@ -445,8 +440,8 @@ class Evaluator:
                 *_notes_on_missing_lists(lists_of_first, first),
                 *_notes_on_missing_lists(lists_of_second, second),
             ),
-            broken=("B is worse than A, beyond what chance explains",) if verdict == "worse" else (),
-            extra={"verdict": verdict},
+            broken=("B is worse than A, beyond what chance explains",) if lead.verdict == "worse" else (),
+            extra={"verdict": lead.verdict},
         )
 
     def _as_served(self, lists: Indices, candidate: Candidate) -> Indices:
@@ -527,21 +522,13 @@ def _comparison_rows(metric: str, a: Values, b: Values) -> Iterator[Row]:
     """
     mean_a = float(a.mean())
     mean_b = float(b.mean())
-    interval = interval_of_mean(b - a)
-    low, high = interval or (None, None)
+    lead = Lead.of(b - a)
+    low, high = lead.interval or (None, None)
     yield Row(metric, "A", "", mean_a)
     yield Row(metric, "B", "", mean_b)
-    yield Row(metric, "B - A", "", mean_b - mean_a, low=low, high=high, note=_verdict(interval))
+    yield Row(metric, "B - A", "", mean_b - mean_a, low=low, high=high, note=lead.verdict)
 
 
 def _numbers_of_ids(ids: pl.Series, known: pl.Enum) -> Indices:
     """Return the number of each id, its place in *known*."""
     return ids.cast(known).to_physical().to_numpy().astype(np.int32)
-
-
-def _verdict(interval: MetricInterval | None) -> str:
-    """Return how B compares with A, by the interval of B's lead."""
-    low, high = interval or (-inf, inf)
-    if low <= 0 <= high:
-        return "cannot tell"
-    return "better" if low > 0 else "worse"

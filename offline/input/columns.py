@@ -34,7 +34,7 @@ _ISO_FORMATS = (
 # Other times are numbers in another format.
 START_OF_1970, EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1970, 1971, 2100))  # noqa: DTZ001 -- naive UTC
 # How the values of a column become ids, numbers or times, and which of them are refused: see `rows`.
-Kind = Literal["id", "group", "text", "counted", "number", "amount", "score", "time"]
+Kind = Literal["id", "group", "text", "texts", "counted", "number", "amount", "score", "time"]
 
 
 class Role(NamedTuple):
@@ -62,7 +62,7 @@ ROLES = {
     "title": Role("text", "title name description itemname itemtitle productname producttitle movietitle trackname"),
     "event": Role("text", "event eventtype eventname action behavior behaviour type"),
     "category": Role(
-        "text",
+        "texts",
         "category categoryid categoryname categorynameid genre genreid department departmentid group groupid",
     ),
     "boost": Role("text", "boost factor multiplier"),

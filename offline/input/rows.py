@@ -109,7 +109,7 @@ _CHECKS = (
 
 
 def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
-    """Return how a column is read: texts; floats, infinite for other texts than numbers; and times.
+    """Return how a column is read: texts, also of arrays; floats, infinite for other texts than numbers; and times.
 
     A missing amount is 1, and a missing score is infinite. Times that cannot be read become the year 1. Exports write
     a missing time as the start of 1970, so it is null.
@@ -126,6 +126,8 @@ def _value(table: Table, column: str, kind: Kind) -> pl.Expr:
         is_short = table.schema[column] == pl.Float32
         number = pl.col(column).cast(pl.String).cast(pl.Float64) if is_short else table.number(column)
         return number.fill_nan(None).fill_null(inf)
+    if kind == "texts":
+        return table.texts(column)
     return table.number_or_inf(column) if kind == "number" else table.text(column)
 
 

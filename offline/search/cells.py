@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hotplate.offline.search.trials import Trial, is_as_good
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import ENGINES, Engine, Params, engine_of, recency_of
+from hotplate.offline.train.engine import ENGINES, Engine, Params, engine_of
 from hotplate.offline.train.popularity import PopularityParams, Recency
 
 # Further half-lives and powers of recency are this factor larger or smaller.
@@ -77,7 +77,7 @@ def _around_best(best: Trial, tried: Sequence[Trial]) -> Iterator[Recency | None
     These are twice and half its half-life, and twice and half its power. Trials as good as the best are followed by
     half their power, too, and after the lowest power by none.
     """
-    recency = recency_of(best.params)
+    recency = best.params.recency
     if recency is not None:
         if recency.half_life_days < _LONGEST_DAYS:
             yield Recency(recency.half_life_days * _RECENCY_STEP, recency.gamma)
@@ -87,7 +87,7 @@ def _around_best(best: Trial, tried: Sequence[Trial]) -> Iterator[Recency | None
             yield Recency(recency.half_life_days, recency.gamma * _RECENCY_STEP)
 
     for trial in tried:
-        recency = recency_of(trial.params)
+        recency = trial.params.recency
         if recency is not None and is_as_good(trial, best):
             is_lowest = recency.gamma <= _LOWEST_GAMMA
             yield None if is_lowest else Recency(recency.half_life_days, recency.gamma / _RECENCY_STEP)

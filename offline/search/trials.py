@@ -38,7 +38,6 @@ from hotplate.offline.train.engine import (
     Ranker,
     engine_of,
     estimate_fit_bytes,
-    recency_of,
     with_recency,
     without_recency,
 )
@@ -180,7 +179,7 @@ class Trials:
         plain = without_recency(params)
         try:
             fits = self._fits(plain, keeps_fits=keeps_fits)
-            rankers = self._with_recency(fits, recency_of(params))
+            rankers = self._with_recency(fits, params.recency)
             ndcg, spread = measure(self._splits, rankers, self._popularity, self._k)
         except MemoryShortage:
             raise

@@ -52,7 +52,6 @@ from hotplate.offline.train.engine import (
     engine_of,
     estimate_fit_bytes,
     estimate_fit_s,
-    recency_of,
     without_recency,
 )
 from hotplate.offline.train.item_based import NeighbourParams
@@ -325,7 +324,7 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
     # The best fit of ALS is kept in memory until another engine is fitted.
     engines = [engine_of(trial.params) for trial in best_of_each_engine(trials.done)]
     for engine in sorted(engines, key=lambda engine: engine != "als"):
-        tried = [trial for trial in trials.done if engine_of(trial.params) == engine and recency_of(trial.params)]
+        tried = [trial for trial in trials.done if engine_of(trial.params) == engine and trial.params.recency]
         new = tried
         while new:
             # The expected total counts one more trial, until the results show that none follows.
@@ -364,7 +363,7 @@ def search_repeats(
     fit_params = with_fewer_iterations(params)
     fit_s = estimate_fit_s(fit_params, parts.train)
     if fit_s > BUDGET_S / 2 or estimate_fit_bytes(fit_params, parts.train) > BUDGET_BYTES:
-        fit_params = NeighbourParams(recency=recency_of(params))
+        fit_params = NeighbourParams(recency=params.recency)
     ranker = fit_parts(parts, fit_params)
 
     half_life_days = None if popular is None else popular.half_life_days

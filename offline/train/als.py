@@ -222,19 +222,14 @@ def _past_edge(best_first: Sequence[ALSParams], items: int) -> Iterator[ALSParam
 FACTOR_ARRAYS = (StoredArray("user_factors", is_by_user=True), StoredArray("item_factors"))
 ALS = EngineSpec(
     params=ALSParams,
+    ranker=Factors,
     fit=lambda user_items, params, on_iteration, _times: fit(user_items, params, on_iteration),
     arrays=FACTOR_ARRAYS,
-    restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
     fit_s=_fit_s,
     fit_bytes=_fit_bytes,
     ranking_s=lambda params, rows: ranking_s(rows, of_pair=5e-9 + 6e-11 * params.factors),
     fit_price=lambda params, user_items: 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape)),
     memory_advice="take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
-    varied=lambda params: {
-        "factors": params.factors,
-        "regularization": params.regularization,
-        "alpha": params.alpha,
-    },
     cells=_cells,
     past_edge=_past_edge,
 )

@@ -43,10 +43,9 @@ def _fit_on_spark(
 # Declared here because the module needs an extra. The cluster has the work and the memory; it is not searched.
 SPARK = EngineSpec(
     params=SparkParams,
+    ranker=Factors,
     fit=_fit_on_spark,
     arrays=FACTOR_ARRAYS,
-    restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
-    varied=lambda params: {"factors": params.factors, "reg_param": params.reg_param, "alpha": params.alpha},
 )
 # The specs are of different types, so they are not checked where they are called.
 ENGINES: dict[Engine, EngineSpec[Any, Any]] = {
@@ -139,15 +138,10 @@ def _described_params(params: Params) -> dict[str, str]:
     `read_params` reads them. Half-lives are in days. Iterations and seed are left out.
     """
     values = spec_of(params).varied(params)
-    recency = recency_of(params)
+    recency = params.recency
     if recency is not None:
         values |= {"recency": f"{recency.half_life_days:g}d", "gamma": recency.gamma}
     return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-
-
-def recency_of(params: Params) -> Recency | None:
-    """Return the recency that multiplies scores, or None."""
-    return None if isinstance(params, PopularityParams) else params.recency
 
 
 def without_recency(params: Params) -> Params:
@@ -195,8 +189,9 @@ def fit(
     spec = spec_of(params)
     check_memory(spec.fit_bytes(params, user_items), spec.memory_advice)
     ranker: Ranker = spec.fit(user_items, params, on_iteration, times)
-    recency = recency_of(params)
-    return ranker if recency is None else with_recency(ranker, recency.weights(user_items, times))
+    if params.recency is None:
+        return ranker
+    return with_recency(ranker, params.recency.weights(user_items, times))
 
 
 def with_recency(ranker: Ranker, weights: RecentWeights) -> Ranker:

@@ -380,9 +380,9 @@ def _ease_past_edge(best_first: Sequence[EASEParams], _items: int) -> Iterator[E
 
 NEIGHBOURS = EngineSpec(
     params=NeighbourParams,
+    ranker=Neighbours,
     fit=lambda user_items, params, _on_iteration, _times: fit_neighbours(user_items, params),
     arrays=(StoredArray("similarity", is_sparse=True),),
-    restored=lambda arrays, params, recent: Neighbours(**arrays, params=params, recent=recent),
     fit_s=_neighbours_s,
     fit_bytes=_neighbours_bytes,
     fit_price=lambda _params, user_items: 3e-8 * product_terms(user_items),
@@ -393,14 +393,13 @@ NEIGHBOURS = EngineSpec(
 )
 EASE_ENGINE = EngineSpec(
     params=EASEParams,
+    ranker=EASE,
     fit=lambda user_items, params, _on_iteration, _times: fit_ease(user_items, params),
     arrays=(StoredArray("weights"),),
-    restored=lambda arrays, _params, recent: EASE(**arrays, recent=recent),
     fit_s=_ease_s,
     fit_bytes=_ease_bytes,
     ranking_s=lambda _params, rows: ranking_s(rows, of_interaction=3e-10),
     memory_advice="raise --min-per-item, or learn with --engine als",
-    varied=lambda params: {"regularization": params.regularization},
     cells=lambda _first, _items: map(EASEParams, _EASE_CELLS),
     past_edge=_ease_past_edge,
 )

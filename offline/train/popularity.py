@@ -79,6 +79,7 @@ class PopularityParams:
     """Half-life of a user's count, relative to the newest pair; None counts all alike."""
 
     half_life_days: float | None = None
+    recency: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.half_life_days is not None:
@@ -247,8 +248,8 @@ def _top_items(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
 # It has no cells, as a search compares half-lives before all of them.
 POPULARITY = EngineSpec(
     params=PopularityParams,
+    ranker=Popularity,
     fit=lambda user_items, params, _on_iteration, times: fit(user_items, params, times),
     arrays=(StoredArray("counts"),),
-    restored=lambda arrays, _params, _recent: Popularity(**arrays),
     varied=lambda params: {} if params.half_life_days is None else {"half_life": f"{params.half_life_days:g}d"},
 )

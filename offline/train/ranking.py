@@ -63,7 +63,15 @@ class Ranked(NamedTuple):
 
     def without_repeats(self, n: int) -> "Ranked":
         """Return lists of *n* items, each at its first place in its list; -1 entries are left out."""
-        return self.only((self.items >= 0) & are_first_of_kind(self.items, 1), n)
+        # A stable sort puts equal items side by side, the first one first.
+        order = np.argsort(self.items, axis=1, kind="stable")
+        ordered = np.take_along_axis(self.items, order, axis=1)
+        is_first = ordered >= 0
+        is_first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+
+        kept = np.empty_like(is_first)
+        np.put_along_axis(kept, order, is_first, axis=1)
+        return self.only(kept, n)
 
     def only(self, kept: Mask, n: int) -> "Ranked":
         """Return lists of the first *n* items that are *kept* [lists, any], then -1 with score 0."""
@@ -274,26 +282,3 @@ def _best_of_tables(score_batch: Callable[[Indices], ScoreTable], users: Indices
             best = best.ordered(np.lexsort((best.items, -best.scores), axis=1))
             lists.put(batch, best.where(best.scores > 0))  # `topk` gives filtered items the least float
     return lists
-
-
-def are_first_of_kind(kinds: Indices, most: int) -> Mask:
-    """Return which entries of *kinds* [rows, n] are among the first *most* with the same value in their row.
-
-    Kinds are numbers of items or of categories. Entries below 0, for none, are always among them. With *most* 1, the
-    row `[7, 3, 7, -1, -1]` gives `[True, True, False, True, True]`.
-    """
-    # A stable sort puts equal kinds side by side, as a run, in the order of the row.
-    order = np.argsort(kinds, axis=1, kind="stable")
-    ordered = np.take_along_axis(kinds, order, axis=1)
-    starts_run = np.ones(kinds.shape, dtype=np.bool_)
-    starts_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-
-    # The place of each entry in its run: its distance from the latest start of a run.
-    places = np.arange(kinds.shape[1])
-    run_starts = np.maximum.accumulate(np.where(starts_run, places, 0), axis=1)
-    place_in_run = places - run_starts
-
-    # Back to the places before the sort.
-    are_first = np.empty(kinds.shape, dtype=np.bool_)
-    np.put_along_axis(are_first, order, (place_in_run < most) | (ordered < 0), axis=1)
-    return are_first

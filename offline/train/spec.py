@@ -1,8 +1,8 @@
 """The declaration of an engine: what the search, the model folder and the budget know of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -10,8 +10,13 @@ from hotplate.offline.input.history import Times
 from hotplate.offline.input.pairs import UserItems, items_per_user
 from hotplate.offline.train.ranking import RecentWeights
 
-ParamsT = TypeVar("ParamsT")
-RankerT = TypeVar("RankerT")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ParamsT = TypeVar("ParamsT", bound="DataclassInstance")
+RankerT = TypeVar("RankerT", bound="DataclassInstance")
+# Parameters that no search varies; recency is that of scores.
+_FIXED = frozenset({"iterations", "seed", "recency"})
 # Called with the iterations done and their total.
 OnIteration: TypeAlias = Callable[[int, int], None]
 
@@ -33,24 +38,27 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     """An engine. *user_items* is a float32 csr_matrix [users, items], canonical, above zero.
 
     fit            called with (user_items, params, on_iteration, times); without recency, which `engine.fit` adds
+    ranker         the class of a fitted model
     arrays         of a fitted model
-    restored       called with (arrays by name, params, recent); returns the fitted model
     fit_s          estimated seconds of a fit on one core
     fit_bytes      estimated memory of a fit, besides the matrix
     ranking_s      estimated seconds of a core to rank items for the users of a matrix
     fit_price      price of a fit in the budget of a search, in rough seconds of a core; where given, it replaces
                    *fit_s*, because the rules of the search were validated with the cells that these prices allow
     memory_advice  what to do if memory does not suffice
-    varied         names and values of the parameters that a search varies, as the command reads them
+    varied         names and values of the parameters that a search varies, as the command reads them; by default all
+                   but iterations, seed and recency
     cells          default ones of a search: called with (the first one, items)
     past_edge      further cells: called with (cells tried, the best first, items)
     """
 
     params: type[ParamsT]
+    ranker: type[RankerT]
     fit: Callable[[UserItems, ParamsT, OnIteration | None, Times | None], RankerT]
     arrays: tuple[StoredArray, ...]
-    restored: Callable[[Mapping[str, Any], ParamsT, RecentWeights | None], RankerT]
-    varied: Callable[[ParamsT], dict[str, Any]]
+    varied: Callable[[ParamsT], dict[str, Any]] = lambda params: {
+        name: value for name, value in asdict(params).items() if name not in _FIXED
+    }
     fit_s: Callable[[ParamsT, UserItems], float] = lambda _params, user_items: 1e-8 * float(user_items.nnz)
     fit_bytes: Callable[[ParamsT, UserItems], int] = lambda _params, _user_items: 0
     ranking_s: Callable[[ParamsT, UserItems], float] = lambda _params, rows: ranking_s(rows)
@@ -58,6 +66,11 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     memory_advice: str = ""
     cells: Callable[[ParamsT, int], Iterable[ParamsT]] = lambda _first, _items: ()
     past_edge: Callable[[Sequence[ParamsT], int], Iterable[ParamsT]] = lambda _best_first, _items: ()
+
+    def restored(self, arrays: Mapping[str, Any], params: ParamsT, recent: RecentWeights | None) -> RankerT:
+        """Return the fitted model that has these arrays by name."""
+        values = {**arrays, "params": params, "recent": recent}
+        return self.ranker(**{field.name: values[field.name] for field in fields(self.ranker)})
 
 
 def product_terms(user_items: UserItems) -> float:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import orjson
 
 from hotplate.base.recommendations import Item
+from hotplate.stores.categories import ItemCategories
 from hotplate.stores.encoding import encode_id, significant
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.factors import Description, ItemEntry, lift_of
@@ -47,7 +48,7 @@ class ItemFactors:
         self._lifts = np.array([lift_of(entry.boost) for entry in entries])
         self._banned: RowNumbers = np.flatnonzero([not entry.allowed for entry in entries])
         self._denied: tuple[Container[bytes], RowNumbers] = (), np.empty(0, dtype=np.intp)
-        self._categories = _category_numbers(entries)
+        self._categories = ItemCategories([entry.categories for entry in entries])
 
     def known(self, weights: Mapping[str, float]) -> dict[int, float]:
         """Return the weights of known items by their rows."""
@@ -100,29 +101,27 @@ class ItemFactors:
     def _best_rows(self, scores: npt.NDArray[np.float64], n: int) -> RowNumbers:
         """Return the numbers of the rows of at most *n* items with the highest scores, the best first.
 
-        *scores* has one per row; -inf leaves an item out. At most `max_per_category` items of a category are returned;
-        category 0, of items without one, has no such cap.
+        *scores* has one per row; -inf leaves an item out, as is done here with those that the cap leaves out.
         """
         cap = self.description.max_per_category
-        categories = self._categories
-
-        # How many items there are to return.
-        items_by_category = np.bincount(categories[scores > -np.inf], minlength=1)
-        if cap is not None:
-            items_by_category[1:] = np.minimum(items_by_category[1:], cap)
-        n = min(n, int(items_by_category.sum()))
-
-        # Only the best are sorted: first some more than n, then more if the cap leaves too few of them. The loop ends,
-        # as all items together have n.
-        depth = min(max(FIRST_DEPTH, 2 * n), len(scores))
+        depth = max(FIRST_DEPTH, 2 * n)
         while True:
+            # Only the best are sorted: first some more than n, then more if the cap leaves too few of them.
+            available = int((scores > -np.inf).sum())
+            n = min(n, available)
+            depth = min(depth, max(available, 1))
             best = np.argpartition(scores, len(scores) - depth)[len(scores) - depth :]
             best = best[np.lexsort((best, -scores[best]))]  # by score, then by row
             if cap is not None:
-                best = best[_are_first(categories[best], cap)]
-            if len(best) >= n:
+                best = best[self._categories.are_under_cap(best[np.newaxis], cap)[0]]
+
+            # With all items left, each is listed in the end.
+            if cap is None or len(best) >= n:
                 return best[:n]
-            depth = min(depth * DEPTH_GROWTH, len(scores))
+            listed_scores = scores[best]
+            scores[self._categories.in_full(best, cap)] = -np.inf
+            scores[best] = listed_scores
+            depth *= DEPTH_GROWTH
 
     def _solve_visitor_factors(self, own: RowNumbers, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Return the factors of a visitor with the items in rows *own*, by one step of alternating least squares.
@@ -151,21 +150,6 @@ class ItemFactors:
         return solved.astype(np.float32)
 
 
-def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
-    """Return a mask of *categories* with the first *most* places of each; category 0 has no cap.
-
-    With a *most* of 1, `[2, 1, 2, 0, 0]` becomes `[True, True, False, True, True]`.
-    """
-    order = np.argsort(categories, kind="stable")
-    sorted_categories = categories[order]
-    # The number of each within its category, from 0: its index less that of the category's first.
-    places = np.arange(len(order)) - np.searchsorted(sorted_categories, sorted_categories)
-
-    are_first = np.empty(len(order), dtype=np.bool_)
-    are_first[order] = (places < most) | (sorted_categories == 0)
-    return are_first
-
-
 def _gram_matrix(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Return the Gram matrix YᵀY of the item factors Y."""
     _, size = matrix.shape
@@ -174,15 +158,6 @@ def _gram_matrix(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         rows = matrix[start : start + ROWS_AT_ONCE].astype(np.float64)
         gram += rows.T @ rows
     return gram
-
-
-def _category_numbers(entries: Sequence[ItemEntry]) -> RowNumbers:
-    """Return the category of each item, numbered from 1; 0 for none."""
-    # `unique` numbers categories in their order: as the least of all, `missing` gets 0, also if no item lacks one.
-    missing = -1
-    categories = [missing if entry.category is None else entry.category for entry in entries]
-    _, numbers = np.unique([missing, *categories], return_inverse=True)
-    return numbers[1:]
 
 
 def _item(entry: ItemEntry, score: float) -> Item:

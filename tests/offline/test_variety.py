@@ -34,7 +34,7 @@ from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.training import TrainSettings, train
 from hotplate.offline.variety import ItemSimilarity
 from hotplate.stores.event_log import LogSegment, line_of
-from tests.support.interactions import DATA, evaluate
+from tests.support.interactions import DATA, evaluate, under_cap
 from tests.support.property import depths
 
 if TYPE_CHECKING:
@@ -220,15 +220,8 @@ class Oracle:
         return 1 + sum(segments[user] in (None, segments[owner]) for owner in owners)
 
     def capped(self, items: Sequence[int] | dict[int, None]) -> Iterator[int]:
-        counts = dict[str, int]()
-        for item in items:
-            category = self.rules.categories.get(self.ids[item])
-            if category is None or self.rules.max_per_category is None:
-                yield item
-                continue
-            counts[category] = counts.get(category, 0) + 1
-            if counts[category] <= self.rules.max_per_category:
-                yield item
+        names = (self.ids[item] for item in items)
+        return map(self.ids.index, under_cap(names, self.rules.categories, self.rules.max_per_category))
 
 
 def uniform(value: int) -> float:
@@ -262,7 +255,11 @@ def random_rules(random: np.random.Generator, model: Model, kind: str) -> Rules:
         explore = Explore(int(random.integers(1, 6)), int(random.integers(3, 30)), int(random.integers(0, 9)))
         rules = replace(rules, explore=explore)
     if everything and random.random() < 0.5:
-        categories = {item: f"c{random.integers(4)}" for item in model.matrix.item_ids if random.random() < 0.8}
+        categories = {
+            item: [f"c{number}" for number in random.integers(4, size=random.integers(1, 4))]
+            for item in model.matrix.item_ids
+            if random.random() < 0.8
+        }
         most = int(random.integers(1, 4)) if categories else None
         rules = replace(rules, categories=categories, max_per_category=most)
     return rules

@@ -1,6 +1,7 @@
 """Interactions with provably right recommendations."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,19 @@ DATA = DataDescription(
     min_per_user=1,
     min_per_item=1,
 )
+
+
+def under_cap(items: Iterable[str], categories: Mapping[str, str | Collection[str]], cap: int | None) -> list[str]:
+    """Return the *items* of a list that a cap on each category leaves in it, one after another."""
+    listed = list[str]()
+    counts = Counter[str]()
+    for item in items:
+        names = categories.get(item, ())
+        names = {names} if isinstance(names, str) else set(names)
+        if cap is None or all(counts[name] < cap for name in names):
+            listed.append(item)
+            counts.update(names)
+    return listed
 
 
 def write(path: Path, content: str | bytes) -> Path:

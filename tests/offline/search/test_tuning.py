@@ -24,7 +24,7 @@ from hotplate.offline.search.popular_lists import PopularSearch
 from hotplate.offline.search.trials import Trial, best_of_each_engine
 from hotplate.offline.search.tuning import Search, SearchData, TuneOptions, tune
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, without_recency
+from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, without_recency
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 
@@ -149,15 +149,15 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
 ) -> None:
     settings = {"tuning": TuneOptions(engine="ease"), "trials_folder": tmp_path / "trials", "k": 5}
     tuned = search(fashions, SplitOptions("by-time"), **settings)
-    recent = [cell for cell in tuned.trials if recency_of(cell.params) is not None]
-    tried = {recency_of(cell.params) for cell in recent}
+    recent = [cell for cell in tuned.trials if cell.params.recency is not None]
+    tried = {cell.params.recency for cell in recent}
     popular = tuned.popular.baselines[1].half_life_days
     assert popular is not None
     assert {Recency(popular, 1.0), Recency(2 * popular, 1.0)} <= tried
     assert {recency.gamma for recency in tried if recency is not None} >= {0.5, 1, 2}
     assert len({cell.params for cell in recent}) == len(recent), "no cell is tried twice"
     best = max(tuned.trials, key=lambda trial: trial.ndcg)
-    assert recency_of(tuned.trials[tuned.recommended].params) is not None
+    assert tuned.trials[tuned.recommended].params.recency is not None
     (plain,) = search(
         fashions, SplitOptions("by-time"), tuning=TuneOptions((without_recency(best.params),)), k=5
     ).trials
@@ -178,7 +178,7 @@ def test_lower_powers_of_recency_end_without_it() -> None:
     cells = next_cells_with_recency([trial(best, 0.5, 0.6)])
     assert replace(best, recency=None) in cells
     assert replace(best, recency=Recency(2.0, 0.25)) in cells
-    assert all(recency is None or recency.gamma >= 0.125 for recency in map(recency_of, cells))
+    assert all(recency is None or recency.gamma >= 0.125 for recency in (cell.recency for cell in cells))
 
     plain = trial(replace(best, recency=None), 0.7, 0.8)
     assert next_cells_with_recency([trial(best, 0.5, 0.6), plain]) == []
@@ -186,7 +186,7 @@ def test_lower_powers_of_recency_end_without_it() -> None:
 
 def test_a_cell_without_recency_is_tried_in_time_only_after_the_powers_of_it(fashions: Matrix) -> None:
     tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL, k=5)
-    recencies = [recency_of(cell.params) for cell in tuned.trials if engine_of(cell.params) == "als"]
+    recencies = [cell.params.recency for cell in tuned.trials if engine_of(cell.params) == "als"]
     assert recencies[0] == Recency(tuned.popular.baselines[1].half_life_days or 0, 1.0)
     assert None not in recencies[:5], "all default cells have recency"
 

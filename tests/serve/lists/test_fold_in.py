@@ -42,7 +42,7 @@ from hotplate.stores.encoding import FACTORS, ITEM, OFFSET_BYTES, decode, encode
 from hotplate.stores.factors import ItemEntry, lift_of, read_description, read_piece
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Reader
-from tests.support.interactions import checkerboard_model
+from tests.support.interactions import checkerboard_model, under_cap
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
 from tests.support.service import Service, running
@@ -174,22 +174,21 @@ def test_weights_of_an_item_add_up_and_order_counts_only_with_recency(
         assert scores == sorted(scores, reverse=True)
 
 
-@few
-@given(st.sets(st.integers(0, ITEMS - 2)), st.integers(1, 70), st.integers(1, 5))
-def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: int, most: int) -> None:
-    categories = {f"i{number:03}": str(number % 7) for number in range(ITEMS - 1)}
+CATEGORIES = st.lists(st.sets(st.sampled_from("abcdefgh"), max_size=4), min_size=ITEMS, max_size=ITEMS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CATEGORIES, st.sets(st.integers(0, ITEMS - 2)), st.integers(1, 70), st.integers(1, 5))
+def test_each_category_has_its_best_items_up_to_its_cap(
+    sets: list[set[str]], left_out: set[int], n: int, most: int
+) -> None:
+    categories = {f"i{number:03}": names for number, names in enumerate(sets) if names} or {"i000": {"a"}}
     rules = Rules(excluded=frozenset({"i001", "i002"}), categories=categories, max_per_category=most)
     plain = loaded_once()
     factors = loaded(model(), rules)
     excluded = frozenset(encode_id(f"i{number:03}") for number in left_out)
-    taken = Counter[str]()
-    expected = list[str]()
-    for item in plain.recommend({0: 1.0}, ITEMS, frozenset(), excluded):
-        if item["id"] in rules.excluded:
-            continue
-        taken[category := categories.get(item["id"], "none")] += 1
-        if category == "none" or taken[category] <= most:
-            expected.append(item["id"])
+    ranked = [item["id"] for item in plain.recommend({0: 1.0}, ITEMS, frozenset(), excluded)]
+    expected = under_cap([item for item in ranked if item not in rules.excluded], categories, most)
     half = frozenset(sorted(excluded)[::2])
     recommended = factors.recommend({0: 1.0}, n, half, excluded - half)
     assert [item["id"] for item in recommended] == expected[:n]
@@ -266,6 +265,42 @@ async def test_known_basket_gets_a_list_and_unknown_basket_the_popular_one(memor
         assert (answer.encoded.source, answer.known, answer.unknown) == ("popular", 0, len(strangers))
     assert reader.metrics.total(LOOKUPS["fold-in", "hit"]) == [1]
     assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [1]
+
+
+async def test_answers_keep_the_cap_on_each_category_of_an_item(memory: MemoryStore) -> None:
+    names = [{"red"}, {"red", "blue"}, {"blue"}, {"green", "blue", "red"}, set[str](), {"green"}]
+    categories = {item: names[number % len(names)] for number, item in enumerate(model().matrix.item_ids)}
+    capped = ListSettings(length=ITEMS, rules=Rules(categories=categories, max_per_category=2), fold_in=True)
+    await publish_source(ModelLists.of(model(), capped), memory)
+    reader = await opened(memory)
+
+    plain = ModelLists.of(model(), ListSettings(length=ITEMS))
+    ranked = {
+        key: [item["id"] for item in decode(body[OFFSET_BYTES:])] for batch in plain.batches() for key, body in batch
+    }
+    answers = {"user:a": await reader.personal("a"), "item:i003": await reader.similar("i003")}
+    for key, answer in answers.items():
+        listed = [item["id"] for item in decode(answer.body[OFFSET_BYTES:])]
+        assert listed == under_cap(ranked[key], categories, 2)[: len(listed)]
+        assert len(listed) > 4
+    popular = [item["id"] for item in decode((await reader.personal("new")).body[OFFSET_BYTES:])]
+    assert popular == under_cap(popular, categories, 2) != []
+
+    everything = [item["id"] for item in loaded_once().recommend({3: 1.0}, ITEMS)]
+    folded = await reader.fold_in([("i003", 1.0)], Selection(ITEMS))
+    assert folded.encoded.source == "fold-in"
+    assert ids(folded) == under_cap(everything, categories, 2)
+
+
+def test_only_factors_of_items_with_several_categories_need_a_newer_service() -> None:
+    for categories, written in (({"i001": "x", "i002": "y"}, 1), ({"i001": {"x", "y"}}, 2)):
+        rules = Rules(categories=categories, max_per_category=1)
+        rows = dict(
+            row for batch in ModelLists.of(model(), ListSettings(rules=rules, fold_in=True)).meta() for row in batch
+        )
+        assert read_description(rows[FACTORS]).format == written
+        entries, _ = read_piece(rows[f"{FACTORS}/000000"], FACTORS_EACH)
+        assert [entry.categories for entry in entries[1:3]] == ([(0,), (1,)] if written == 1 else [(0, 1), ()])
 
 
 async def test_without_factors_similar_lists_are_summed(memory: MemoryStore) -> None:
