@@ -6,7 +6,6 @@ import pickle
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from tests.support.faulty_proxy import (
     faulty_proxy,
 )
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.service import Service, a_list, publish_lists, running, until
 
 ODD_IDS = ("a/b", "..", "ü", "50 %", "a?b#c", "a,b")
@@ -675,15 +675,13 @@ forked.set()
 def test_a_process_forked_amid_first_calls_answers(proxy: FaultyProxy) -> None:
     ignored = "ignore:This process:DeprecationWarning"  # Python 3.12 and later warn of a fork beside a thread
     command = [sys.executable, "-W", ignored, "-c", FORKING_AMID_A_CALL, proxy.url]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=NEVER_S)
+    done = run_process(*command, code=None, timeout=NEVER_S)
     assert (done.returncode, done.stdout, done.stderr) == (0, "personal\n" * 5, "")
 
 
 def test_a_client_loads_neither_the_service_nor_a_store() -> None:
     program = "import sys, hotplate; hotplate.Client('http://127.0.0.1:1'); hotplate.AsyncClient('http://127.0.0.1:1')"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}; print(*sys.modules)"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = run_process(sys.executable, "-c", f"{program}; print(*sys.modules)", cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "httpcore2" in loaded
     assert not loaded & {"aiohttp", "lmdb", "typer", "rich", "uvloop", "orjson", "msgspec", "numpy"}

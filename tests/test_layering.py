@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 
 ROOMS = ("stores", "offline", "serve", "bench", "hotplate")
 BASE = "hotplate/base"
@@ -153,11 +153,7 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
     names = [name_of(module) for module in modules_of(room)]
     names = [name for name in names if not name.startswith(extras) and not is_work_of_a_verb(name)]
     program = f"import sys, {', '.join(names)}; print(*sys.modules)"
-    loaded = set(
-        subprocess.run(
-            [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT
-        ).stdout.split()
-    )
+    loaded = set(run_process(sys.executable, "-c", program, cwd=ROOT).stdout.split())
     assert not {name.partition(".")[0] for name in loaded} & (HEAVY | FOLDERS)
     others = {"typer", "hotplate.cli", *(f"hotplate.{folder}" for folder in FOLDERS)}
     assert room == "hotplate" or not loaded & (others - {f"hotplate.{room}", "hotplate.stores"})
@@ -184,5 +180,5 @@ def test_a_verb_loads_the_modules_of_no_other_and_the_version_of_none() -> None:
         "    command(arguments)\n"
         "    print(*(name for name in ('train', 'plan', 'bench') if f'hotplate.cli.{name}' in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = run_process(sys.executable, "-c", program)
     assert done.stdout == "\ntrain\n"

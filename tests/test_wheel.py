@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -16,6 +15,7 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.service import publish_lists, running
 
 # Packages of the application's own by their names, and a module in each; hotplate has each of them, too.
@@ -82,15 +82,9 @@ def test_application_with_packages_of_equal_names_works(wheel: Path, tmp_path: P
     (application / "clicks.csv").write_text("\n".join(["user,item", *clicks]))
     # -S: the checkout is installed here too, by a file that only `site` reads.
     path = [str(installed), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", APPLICATION],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=application,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+    done = run_process(
+        sys.executable, "-S", "-c", APPLICATION, cwd=application, env=os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     *_, popular, owners, bare, origin = done.stdout.splitlines()
     assert re.fullmatch(r"i\d", popular)
     assert owners.split() == ["application"] * 4
@@ -140,19 +134,16 @@ asyncio.run(main())
 """
     asyncio.run(publish_lists(tmp_path / "store", {}))
     with running(tmp_path / "store") as service:
-        done = subprocess.run([site, "-I", "-c", program, service.url], capture_output=True, text=True, check=True)
+        done = run_process(site, "-I", "-c", program, service.url)
     assert done.stdout.split() == ["popular", "popular"]
 
 
 def test_missing_service_or_store_extra_names_the_install_command(site: Path) -> None:
-    serve = subprocess.run([site, "-I", "-m", "hotplate", "serve"], capture_output=True, text=True, check=False)
-    assert serve.returncode == 2
+    serve = run_process(site, "-I", "-m", "hotplate", "serve", code=2)
     assert re.fullmatch(
         r"the module \w+ is not installed; install it with: pip install 'hotplate\[server\]'\n", serve.stderr
     )
     extras = {"hotplate.open('file:///x')": "server", "hotplate.train": "offline", "hotplate.run": "offline"}
     for program, extra in extras.items():
-        done = subprocess.run(
-            [site, "-I", "-c", f"import hotplate; {program}"], capture_output=True, text=True, check=False
-        )
+        done = run_process(site, "-I", "-c", f"import hotplate; {program}", code=None)
         assert f"is not installed; install it with: pip install 'hotplate[{extra}]'" in done.stderr

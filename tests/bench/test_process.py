@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from rich.console import Console
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.process import Server, environment, fetch, free_port, serving, store_counts
 from hotplate.bench.progress import progress_display
+from tests.support.processes import run_process
 from tests.support.service import is_alive, until
 
 CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_port(int(sys.argv[1])))"
@@ -19,7 +19,7 @@ CLAIM = "import sys; from hotplate.bench.process import claim_port; print(claim_
 
 def claimed_by_another(port: int) -> bool:
     """Have another process, which ends at once, claim a port; return whether it could."""
-    done = subprocess.run([sys.executable, "-c", CLAIM, str(port)], capture_output=True, text=True, check=True)
+    done = run_process(sys.executable, "-c", CLAIM, port)
     return done.stdout == "True\n"
 
 

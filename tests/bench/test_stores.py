@@ -41,6 +41,7 @@ from hotplate.stores.connect import run_on
 from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model
+from tests.support.processes import run_process
 from tests.support.service import a_list, publish_lists, until
 from tests.support.virtual import EndingWorker, delayed, simulate
 
@@ -528,7 +529,7 @@ def test_without_urls_everything_is_started_and_cleaned_up(
 
 def processes_of(session: int) -> str:
     command = ["ps", "-o", "stat=", "--sid", str(session)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.replace("Z", "").strip()
+    return run_process(*command, code=None).stdout.replace("Z", "").strip()
 
 
 # The command, for which a generator is never late: a busy machine delays it.

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.support.examples import PAGES, Block, blocks
 from tests.support.kubernetes import tool
 from tests.support.machine import NODE_PREAMBLE, PREAMBLE, Machine, reader_port, write_files
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
 from tests.support.shell_command import programs
 
@@ -297,16 +297,15 @@ def command_of(block: Block, machine: Machine) -> str:
 def run_page(page: str, runs: list[Block], machine: Machine, forked: Path, limit_s: float) -> None:
     (machine.folder / "page.sh").write_text(script_of(page, runs, machine))
     path = os.pathsep.join([str(forked), os.environ["PATH"]])
-    done = subprocess.run(
-        [tool("timeout"), str(limit_s), tool("bash"), "page.sh"],  # also ends what the script has started
+    done = run_process(
+        tool("timeout"),  # also ends what the script has started
+        limit_s,
+        tool("bash"),
+        "page.sh",
         cwd=machine.folder,
         input="y\n" * 9,
         env=os.environ | machine.environment | {"PATH": path, "TERM": "dumb"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    assert done.returncode == 0, f"{done.stderr[-3000:]}\n{done.stdout[-1000:]}"
     printed = dict(re.findall(r"^<<(.*?)>>\n(.*?)(?=^<<|\Z)", done.stdout, re.MULTILINE | re.DOTALL))
     for block in runs:
         expected = entry(PRINTS, block)

@@ -18,6 +18,7 @@ from hotplate.offline.search import trials
 from hotplate.stores.folders import scratch_folder
 from tests.support.command import hotplate
 from tests.support.forked import Forked
+from tests.support.processes import run_process
 from tests.support.service import a_list, publish_lists, until
 
 
@@ -150,7 +151,7 @@ finally:
 
 
 def test_sigterm_after_the_verb_ends_the_process_without_a_traceback() -> None:
-    done = subprocess.run([sys.executable, "-c", DONE, "publish"], capture_output=True, text=True, check=False)
+    done = run_process(sys.executable, "-c", DONE, "publish", code=None)
     assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 
 

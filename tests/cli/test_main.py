@@ -20,6 +20,7 @@ from hotplate.cli.options import ImportFlags, ListFlags, TrainFlags
 from hotplate.serve.settings import ServiceSettings
 from tests.support.command import failed, hotplate, json_of
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.service import until
 
 
@@ -166,7 +167,7 @@ def test_help_of_run_names_the_table_of_a_variable() -> None:
 @pytest.mark.parametrize(("verb", "code"), [("--version --json >&-", 0), ("nosuchverb --json 2>&-", 2)])
 def test_json_without_a_standard_stream_is_left_out(verb: str, code: int) -> None:
     command = f"{shlex.quote(sys.executable)} -m hotplate {verb}"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    done = run_process("sh", "-c", command, code=None)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 

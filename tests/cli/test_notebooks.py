@@ -11,6 +11,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 
 EXECUTE = """
 import sys
@@ -31,8 +32,7 @@ def test_the_quickstart_notebook_runs_on_made_up_data_and_draws_its_plots(tmp_pa
     executed = tmp_path / "made.ipynb"
     environment = os.environ | {"TMPDIR": str(tmp_path), "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", EXECUTE, str(ROOT / "docs/quickstart.ipynb"), str(executed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_process(*command, env=environment, timeout=200)
     outputs = [output for cell in json.loads(executed.read_text())["cells"] for output in cell.get("outputs", [])]
     assert not list(tmp_path.glob("hotplate-*")), "the notebook removes its folder"
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2

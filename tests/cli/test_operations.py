@@ -5,7 +5,6 @@ import re
 import secrets
 import shlex
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from tests.support import patience
 from tests.support.balancer import balanced
 from tests.support.machine import reader_port
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.redis_server import running
 from tests.support.service import until
 
@@ -38,16 +38,15 @@ def run(folder: Path, script: str, *, limit_s: float = 200, **environment: str) 
     """
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     (folder / "script.sh").write_text(f"{ENDS}\n{script}\n")
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "script.sh"],
+    done = run_process(
+        "bash",
+        "-euo",
+        "pipefail",
+        "script.sh",
         cwd=folder,
         env=os.environ | {"PATH": path} | environment,
-        capture_output=True,
-        text=True,
         timeout=limit_s,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
 

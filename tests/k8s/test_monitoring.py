@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from tests.support.monitoring import (
     table,
 )
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer, certify
 from tests.support.service import a_list, publish_to, serving, until
 
@@ -47,8 +47,7 @@ PARTS = ("Look", "Do")
 
 
 def promtool(*arguments: str | Path) -> None:
-    done = subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_process(tool("promtool"), *arguments)
 
 
 def expected_in(path: Path) -> list[dict[str, Any]]:

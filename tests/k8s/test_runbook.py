@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from hotplate.serve.access.keys import create
 from tests.support.command import hotplate
 from tests.support.kubernetes import tool
 from tests.support.monitoring import RUNBOOK
+from tests.support.processes import run_process
 from tests.support.service import a_list, publish_lists, running
 
 pytestmark = pytest.mark.k8s
@@ -84,6 +84,5 @@ def test_runbook_request_shows_its_information(line: str, ground: Ground, addres
     tool("curl")
     environment = os.environ | ground.variables | addresses
     command = ["bash", "-o", "pipefail", "-c", f"{FUNCTION}\n{line}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_process(*command, env=environment)
     assert done.stdout

@@ -22,6 +22,7 @@ from tests.support.azure_models import unknown
 from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, built, tool
 from tests.support.policies import LIVENESS_S
+from tests.support.processes import run_process
 from tests.support.service import a_list, publish_lists, started, until
 
 pytestmark = pytest.mark.k8s
@@ -415,9 +416,8 @@ def test_systemd_accepts_the_units_and_their_sandbox(unit: str, tmp_path: Path) 
     for path in (TARGETS / "systemd").glob("hotplate*"):
         text = path.read_text().replace(ENTRYPOINT, str(Path(sys.executable).parent / "hotplate"))
         (tmp_path / path.name.replace("@.", "@nightly.")).write_text(text)
-    ran = subprocess.run([analyze, "verify", str(tmp_path / unit)], capture_output=True, text=True, check=False)
+    ran = run_process(analyze, "verify", tmp_path / unit, code=None)
     assert (ran.returncode, ran.stderr.replace("Failed to prepare filename", "")) == (0, ""), ran.stderr
     if unit.endswith(".service"):
         command = [analyze, "security", "--offline=yes", "--no-pager", "--threshold=20", str(tmp_path / unit)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
-        assert ran.returncode == 0, ran.stdout
+        ran = run_process(*command, env=os.environ | {"COLUMNS": "200"})

@@ -4,13 +4,13 @@ import asyncio
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.npm import installed
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.service import a_list, publish_lists, running
 
 pytestmark = pytest.mark.k8s
@@ -49,8 +49,7 @@ def test_generated_types_compile_and_reject_unknown_fields(pytestconfig: pytest.
         def run(command: str) -> str:
             program, *words = shlex.split(command.replace(stated, used))
             executable = shutil.which(program, path=packages / "node_modules" / ".bin") or program
-            done = subprocess.run([executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
+            done = run_process(executable, *words, cwd=tmp_path)
             return done.stdout
 
         run(GENERATE)

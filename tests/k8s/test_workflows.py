@@ -1,7 +1,6 @@
 """What GitHub runs: valid by its schemas, of few rights, pinned, and nothing that the Makefile cannot repeat."""
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 
 from tests.support.kubernetes import tool
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 
 pytestmark = pytest.mark.k8s
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -25,8 +25,7 @@ def jobs() -> list[Any]:
 )
 def test_each_file_is_valid_by_its_schema(schema: str, paths: list[Path]) -> None:
     command = [tool("check-jsonschema"), "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    run_process(*command)
 
 
 def test_each_job_is_a_verb_of_the_makefile() -> None:

@@ -15,6 +15,7 @@ import pytest
 import hotplate
 from tests.support.examples import examples
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.service import UNTIL_S, a_list, publish_lists, until
 
 GUIDE = "docs/integration.md"
@@ -58,9 +59,7 @@ async def test_notebook_with_a_running_loop_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["file:///nonexistent", "redis://127.0.0.1:1/0"])
 def test_flask_starts_and_answers_without_a_live_release(url: str) -> None:
     program = FLASK.replace("file:///var/lib/hotplate", url) + FLASK_SERVED + "print(get(''), get('user=42'))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=ROOT, timeout=UNTIL_S
-    )
+    done = run_process(sys.executable, "-c", program, code=None, cwd=ROOT, timeout=UNTIL_S)
     assert (done.returncode, done.stdout) == (0, "[] []\n"), done.stderr
 
 
@@ -102,13 +101,7 @@ def ids(answer: hotplate.Recommendations) -> list[str]:
 
 def modules_after(program: str) -> set[str]:
     """Return the modules loaded after *program* ran in a new Python process."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)"],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = run_process(sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)", cwd=ROOT)
     return set(done.stdout.split())
 
 

@@ -19,6 +19,7 @@ import pytest
 import hotplate
 from tests.support import patience
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
 from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
 
@@ -74,7 +75,7 @@ def descriptors() -> set[str]:
 def output_of(program: str, *arguments: object) -> str:
     """Run a program that must exit without warnings; return its output."""
     command = [sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = run_process(*command, code=None, cwd=ROOT, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

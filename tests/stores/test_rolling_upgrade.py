@@ -17,6 +17,7 @@ import pytest
 from hotplate.stores.connect import connect
 from tests.support.cosmos_account import Account
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -145,8 +146,7 @@ def run(root: Path, url: str, verbs: Sequence[str]) -> list[dict[str, Any]]:
     """Run verbs with the version in a folder; return their outcomes."""
     command = [sys.executable, "-c", PROGRAM, url, *verbs]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = run_process(*command, cwd=root, env=environment, timeout=300)
     outcomes: list[dict[str, Any]] = orjson.loads(done.stdout.splitlines()[-1])
     return outcomes
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 
 EXAMPLE = ROOT / "tests" / "third_party" / "hotplate-store-sqlite"
 
 
 def run(installed: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run Python in an empty folder with the installed packages; pytest finds neither settings nor plugins there."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
+    return run_process(
+        sys.executable,
+        *arguments,
+        code=None,
         timeout=100,
         cwd=installed,
         env=os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},

@@ -16,6 +16,7 @@ import pytest
 
 from hotplate.cli import terminal
 from hotplate.cli.main import main
+from tests.support.processes import run_process
 
 _WIDTH = "200"
 
@@ -46,12 +47,13 @@ def json_of(*arguments: str | Path, code: int = 0, **environment: str) -> Any:  
 
 def hotplate_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a separate process."""
-    return subprocess.run(
-        [sys.executable, "-m", "hotplate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
+    return run_process(
+        sys.executable,
+        "-m",
+        "hotplate",
+        *arguments,
+        code=None,
         timeout=100,
-        check=False,
         env=os.environ | {"COLUMNS": _WIDTH, "TERM": "dumb"} | environment,
     )
 

@@ -3,13 +3,14 @@
 import functools
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.support.processes import run_process
 
 K8S = Path(__file__).parents[2] / "k8s"
 Object = dict[str, Any]
@@ -30,8 +31,7 @@ def tool(name: str) -> str:
 @functools.cache
 def build(folder: str) -> str:
     """Return the YAML that kustomize builds of a folder below k8s/, as `overlays/dev`."""
-    done = subprocess.run([tool("kustomize"), "build", str(K8S / folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_process(tool("kustomize"), "build", K8S / folder)
     return done.stdout
 
 

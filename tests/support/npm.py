@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import run_process
+
 
 def installed(config: pytest.Config, *packages: str) -> Path:
     """Return the folder in which packages, each as NAME@VERSION, can be required.
@@ -29,7 +31,7 @@ def _install(folder: Path, packages: tuple[str, ...]) -> str:
     """Install packages; returns why that was not possible, or nothing."""
     command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *packages]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        done = run_process(*command, code=None, timeout=90)
     except subprocess.TimeoutExpired:
         return f"npm could not install {', '.join(packages)} within 90 s"
     return f"npm cannot install {', '.join(packages)}: {done.stderr.strip()[-200:]}" if done.returncode else ""

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import run_process
+
 
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[Path]:
     """Mount a file system of *size* bytes, in memory, until the block ends; without the right to, skip the test."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "hotplate-test", str(place)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    mounted = run_process(*mount, code=None)
     if mounted.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     try:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hotplate.bench.planner.plan import break_even, calculate
 from hotplate.stores.cosmos import charges as cosmos_charges
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tools.docs_figures import FOLDER, RUNS, benchmarks, keep, printed, write_tables
 
 PLAN = "--users 1M --peak-rps 500 --profile evening --zipf 0.9"
@@ -30,8 +30,7 @@ def test_every_benchmark_runs() -> None:
     options = ["-o", "addopts=--import-mode=importlib --strict-markers", "-p", "no:xdist", "-p", "no:schemathesis"]
     command = [sys.executable, "-m", "pytest", "-q", *options, "--benchmark-disable", "tools"]
     environment = os.environ | {"HOTPLATE_BENCH_USERS": "1000"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    run_process(*command, cwd=ROOT, env=environment)
 
 
 def run(day: int, median_s: float = 0.002, ratio: float = 2.0, timer: str = "process_time") -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The unmodified JavaScript SDK against the emulation, for all that both know."""
 
 import secrets
-import subprocess
 from pathlib import Path
 
 import orjson
@@ -9,6 +8,7 @@ import pytest
 
 from tests.support.cosmos_account import Account
 from tests.support.npm import installed
+from tests.support.processes import run_process
 
 SDK = "@azure/cosmos@4.9.0"
 PROGRAM = """
@@ -128,6 +128,5 @@ def test_javascript_sdk_finds_what_it_expects(
     (tmp_path / "sdk.mjs").write_text(PROGRAM)
     server = cosmos_http.emulator
     command = ["node", "sdk.mjs", server.endpoint, server.key, f"js-{secrets.token_hex(4)}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = run_process(*command, cwd=tmp_path, timeout=300)
     assert orjson.loads(done.stdout.splitlines()[-1]) == []

@@ -29,6 +29,7 @@ from hotplate.stores.cosmos.url import Throughput, parse
 from hotplate.stores.errors import StoreError
 from tests.support.command import hotplate
 from tests.support.cosmos_server import Emulator, emulator, emulator_thread
+from tests.support.processes import run_process
 
 pytestmark = pytest.mark.timeout(300)
 soak = pytest.mark.soak
@@ -77,10 +78,8 @@ def sweep_command(*arguments: str | Path) -> list[str]:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        sweep_command(*arguments), capture_output=True, text=True, timeout=280, check=False,
-        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
-    )  # fmt: skip
+    environment = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
+    return run_process(*sweep_command(*arguments), code=None, timeout=280, env=environment)
 
 
 def test_without_confirmation_nothing_is_created(

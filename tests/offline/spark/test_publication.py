@@ -28,6 +28,7 @@ from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ChargeCounter, Row
 from tests.support import patience
 from tests.support.cosmos_account import Account
+from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
@@ -202,8 +203,7 @@ async def test_a_failed_publish_leaves_other_jobs_of_its_session_running(
 
 def test_publish_raises_its_own_error_if_java_has_ended_as_well(url: str) -> None:
     program = [sys.executable, "-c", FAILS_WITHOUT_JAVA, url]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_process(*program, timeout=300)
     assert done.stdout == '"the caller\'s own"\n'
 
 

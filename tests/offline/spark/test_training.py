@@ -1,7 +1,6 @@
 """ALS on Spark: lists on a checkerboard, the objective compared with implicit's, and the command."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from hotplate.offline.train.spark import cause_of, check_master, spark_session
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard, checkerboard_model
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 
 pytestmark = pytest.mark.spark
 SIZE = 50
@@ -122,10 +122,7 @@ def test_without_checkpoints_the_error_names_the_setting_for_them(tmp_path: Path
         "from hotplate.offline.train import spark; spark._CHECKPOINT_INTERVAL = -1; "
         "import hotplate.__main__ as m; m.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *command], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 1
+    done = run_process(sys.executable, "-c", program, *command, code=1, timeout=500)
     assert "Spark could not learn" in done.stderr
     assert "set spark.checkpoint.dir" in done.stderr
     assert not (tmp_path / "model").exists()
@@ -148,8 +145,7 @@ def test_connection_that_breaks_during_a_call_is_explained_with_the_setting() ->
 
 
 def test_java_that_was_killed_is_explained_with_the_setting() -> None:
-    done = subprocess.run([sys.executable, "-c", KILLS_JAVA], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_process(sys.executable, "-c", KILLS_JAVA, timeout=300)
     late, fitting, session = done.stdout.splitlines()
     assert "its Java process has ended" in late
     assert "set spark.checkpoint.dir" in late
@@ -158,8 +154,7 @@ def test_java_that_was_killed_is_explained_with_the_setting() -> None:
 
 
 def test_java_that_ended_before_a_class_is_looked_up_is_explained_with_the_setting() -> None:
-    done = subprocess.run([sys.executable, "-c", LOSES_JAVA], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_process(sys.executable, "-c", LOSES_JAVA, timeout=300)
     fitting, starting = done.stdout.splitlines()
     assert fitting.startswith("Spark could not learn: its Java process has ended")
     assert "set spark.checkpoint.dir" in fitting
@@ -210,8 +205,7 @@ def test_command_under_spark_submit_writes_an_ordinary_model(tmp_path: Path) -> 
     assert submit is not None
     command = [submit, "--master", "local[2]", str(ROOT / "hotplate" / "spark.py"), "train", str(tmp_path / "log.csv")]
     command += ["--engine", "spark", "--params", "factors=3", "--out", str(tmp_path / "model")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_process(*command, timeout=300)
     assert "by-item split" in done.stdout
     model = load(tmp_path / "model")
     assert model.params == SparkParams(factors=3, iterations=15)

@@ -1,6 +1,5 @@
 """The table of routes: what is missing beside a row is an error at import."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from hotplate.serve.api.routes import OPERATIONS
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.service import a_list, publish_lists, running
 
 
@@ -30,10 +30,7 @@ def test_incomplete_row_is_an_error_at_import(row: str, error: str) -> None:
         "exec(sys.stdin.read(), vars(module))\n"
         "import hotplate.serve.api.app\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=source, capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 1
+    done = run_process(sys.executable, "-c", program, code=1, input=source, cwd=ROOT)
     assert error in done.stderr.splitlines()[-1]
 
 

@@ -16,6 +16,7 @@ import pytest
 from hotplate.serve.connections.fast_lane import LANE_MISSING, MODULE, is_compiled
 from tests.support.lane import needs_lane
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.service import running
 
 HOOK = ROOT / "hatch_build.py"
@@ -29,12 +30,8 @@ needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there 
 
 
 def hook(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, HOOK, *arguments],
-        env=os.environ | {"HOTPLATE_EXTENSION": ""} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    return run_process(
+        sys.executable, HOOK, *arguments, code=None, env=os.environ | {"HOTPLATE_EXTENSION": ""} | environment
     )
 
 
@@ -47,7 +44,7 @@ def test_required_lane_is_compiled() -> None:
 def test_compiled_lane_is_of_the_present_source() -> None:
     lane = importlib.import_module(MODULE)
     program = "import sys; sys.path.insert(0, sys.argv[1]); import hatch_build; print(hatch_build.source_hash())"
-    printed = subprocess.run([sys.executable, "-c", program, ROOT], capture_output=True, text=True, check=True).stdout
+    printed = run_process(sys.executable, "-c", program, ROOT).stdout
     assert printed.strip() == lane.SOURCE, "compile it again: .venv/bin/python hatch_build.py"
 
 
@@ -82,9 +79,7 @@ def test_builds_are_reproducible_and_platform_wheel_has_the_lane(tmp_path: Path)
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".*", "*.so", "__pycache__"))
     command = [sys.executable, "-c", program, str(checkout), str(tmp_path / "wheel")]
-    built = subprocess.run(
-        command, env=os.environ | {"HOTPLATE_EXTENSION": "require"}, capture_output=True, text=True, check=True
-    )
+    built = run_process(*command, env=os.environ | {"HOTPLATE_EXTENSION": "require"})
     wheel = Path(built.stdout.split()[-1])
     assert f"cp{sys.version_info.major}{sys.version_info.minor}" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
@@ -106,7 +101,7 @@ def test_compiler_warnings_are_shown_and_fail_a_required_build(tmp_path: Path, m
         source.write_text(text)
         command = [sys.executable, "-c", COMPILE, str(ROOT), str(tmp_path / "built"), str(source)]
         environment = os.environ | {"HOTPLATE_EXTENSION": mode}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = run_process(*command, code=None, env=environment)
         assert ("unused variable" in done.stderr) == is_warned
         assert (done.returncode != 0) == (is_warned and mode == "require")
 
@@ -128,10 +123,7 @@ def test_routes_pass_without_the_extension(tmp_path: Path, record_property: Call
     environment |= {"PYTHONPATH": str(checkout), "HOTPLATE_EXTENSION": "skip"}
     command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-m", "not soak"]
     tests = [f"tests/serve/{name}" for name in ROUTES]
-    done = subprocess.run(
-        [*command, *tests], cwd=checkout, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    done = run_process(*command, *tests, cwd=checkout, env=environment)
     assert "the fast lane is not compiled" in done.stdout
     for count, outcome in re.findall(r"(\d+) (passed|skipped)", done.stdout.splitlines()[-1]):
         record_property(outcome, count)
@@ -145,11 +137,11 @@ def test_console_names_the_lane_that_a_switch_turns_off(folder: Path) -> None:
 
 def test_version_in_json_says_whether_the_lane_is_compiled() -> None:
     command = [sys.executable, "-m", "hotplate", "--version", "--json"]
-    shown = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    shown = json.loads(run_process(*command, cwd=ROOT).stdout)
     assert shown["fast_lane"] in {"compiled", "missing"}
     program = f"{WITHOUT}; import runpy; runpy.run_module('hotplate', run_name='__main__')"
     without = [sys.executable, "-c", program, "--version", "--json"]
-    assert json.loads(subprocess.run(without, cwd=ROOT, capture_output=True, text=True, check=True).stdout) == {
+    assert json.loads(run_process(*without, cwd=ROOT).stdout) == {
         "version": shown["version"],
         "fast_lane": "missing",
     }

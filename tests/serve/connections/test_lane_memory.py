@@ -13,6 +13,7 @@ import pytest
 from hotplate.serve.connections.fast_lane import MODULE
 from tests.support.lane import needs_lane
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 from tests.support.soak import MINUTES, SEED, scaled
 
 SOURCE = ROOT / "serve" / "connections" / "lane.pyx"
@@ -48,14 +49,12 @@ asyncio.run(main())
 
 def feed(extension: Path, examples: int, minutes: float = 0.0, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.support.guarded_lane", str(extension), str(examples), str(minutes)]
-    return subprocess.run(
-        [*command, str(SEED)], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    return run_process(*command, SEED, code=None, cwd=ROOT, env=os.environ | environment)
 
 
 def feed_sanitized(extension: Path, examples: int, minutes: float = 0.0) -> subprocess.CompletedProcess[str]:
     """Feed a build for a sanitizer, which must be loaded first, and does not see the blocks of Python's allocator."""
-    runtime = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    runtime = run_process("cc", "-print-file-name=libasan.so").stdout
     options = {"LD_PRELOAD": runtime.strip(), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
     return feed(extension, examples, minutes, **options)
 
@@ -67,7 +66,7 @@ def build(folder: Path, source: Path = SOURCE, flags: tuple[str, ...] = SANITIZE
         "print(hook.compile_lane(Path(sys.argv[2]), Path(sys.argv[3]), tuple(sys.argv[4:])))"
     )
     command = [sys.executable, "-c", program, str(ROOT), str(folder), str(source), *flags]
-    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    return Path(run_process(*command).stdout.strip())
 
 
 @needs_lane
@@ -116,7 +115,7 @@ def test_request_ids_do_not_repeat_after_all_digits_are_used(tmp_path: Path) -> 
     source.write_text(text.replace("MAX_IDS = 0xFFFFFFFF", "MAX_IDS = 3"))
     extension = build(tmp_path / "built", source, ("-O0",))
     command = [sys.executable, "-c", IDS, str(extension)]
-    ids = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    ids = run_process(*command, cwd=ROOT).stdout.split()
     assert len(ids) == len(set(ids)) == 10
     assert [name[12:] for name in ids[:4]] == ["00000001", "00000002", "00000003", "00000001"]
     assert len({name[:12] for name in ids}) == 4

@@ -1,11 +1,11 @@
 """The declaration of options: one that only some ways of asking have is an error at import."""
 
-import subprocess
 import sys
 
 from hotplate.base.recommendations import RequestOptions
 from hotplate.serve.lists.options import PagedSelection
 from tests.support.paths import ROOT
+from tests.support.processes import run_process
 
 
 def test_option_that_only_calls_have_is_an_error_at_import() -> None:
@@ -14,8 +14,7 @@ def test_option_that_only_calls_have_is_an_error_at_import() -> None:
         "RequestOptions.__optional_keys__ |= {'exclude_prefix'}\n"
         "import hotplate.serve.lists.options\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 1
+    done = run_process(sys.executable, "-c", program, code=1, cwd=ROOT)
     assert done.stderr.splitlines()[-1].startswith("ImportError: the options of PagedSelection and of RequestOptions")
 
 

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,6 +36,7 @@ from tests.support.cosmos_account import Account
 from tests.support.http_server import http_server
 from tests.support.lane import Pair, exchange
 from tests.support.memory_store import MemoryStore
+from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list, publish_lists, publish_through, publish_to, running, until
@@ -377,12 +377,16 @@ def azure(connection_string: str) -> TelemetrySettings:
 @pytest.mark.parametrize(("destination", "extra"), [("otlp", "telemetry"), ("azure-monitor", "azure-monitor")])
 def test_one_command_installs_what_a_destination_needs(destination: str, extra: str) -> None:
     program = "import sys; sys.modules['opentelemetry'] = None; from hotplate.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "serve", "--telemetry", destination, "--store", "file:///absent"],
+    done = run_process(
+        sys.executable,
+        "-c",
+        program,
+        "serve",
+        "--telemetry",
+        destination,
+        "--store",
+        "file:///absent",
+        code=2,
         env={**os.environ, CONNECTION_STRING: "InstrumentationKey=00000000-0000-0000-0000-000000000000"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    assert done.returncode == 2
     assert f"pip install 'hotplate[{extra}]'" in done.stderr

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import secrets
-import subprocess
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -41,6 +40,7 @@ from tests.support.cosmos_simulation import (
     simulated,
     with_simulation,
 )
+from tests.support.processes import run_process
 from tests.support.stores import (
     LISTS,
     allow_erasure,
@@ -372,7 +372,7 @@ print(*(name for name in sys.modules if name.startswith("azure")))
         await store.close()
 
     asyncio.run(fill())
-    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=False)
+    done = run_process(sys.executable, "-c", program, url, code=None)
     assert done.stderr == ""
     assert done.stdout.strip() == ""
 
