@@ -278,7 +278,7 @@ async def test_answers_keep_the_cap_on_each_category_of_an_item(memory: MemorySt
     ranked = {
         key: [item["id"] for item in decode(body[OFFSET_BYTES:])] for batch in plain.batches() for key, body in batch
     }
-    answers = {"user:a": await reader.personal("a"), "item:i003": await reader.similar("i003")}
+    answers = {"user:a": await reader.personal("a"), "item:i003": await reader.read(ITEM, "i003")}
     for key, answer in answers.items():
         listed = [item["id"] for item in decode(answer.body[OFFSET_BYTES:])]
         assert listed == under_cap(ranked[key], categories, 2)[: len(listed)]
@@ -287,7 +287,7 @@ async def test_answers_keep_the_cap_on_each_category_of_an_item(memory: MemorySt
     assert popular == under_cap(popular, categories, 2) != []
 
     everything = [item["id"] for item in loaded_once().recommend({3: 1.0}, ITEMS)]
-    folded = await reader.fold_in([("i003", 1.0)], Selection(ITEMS))
+    folded = await compute_list(reader, [("i003", 1.0)], Selection(ITEMS))
     assert folded.encoded.source == "fold-in"
     assert ids(folded) == under_cap(everything, categories, 2)
 
