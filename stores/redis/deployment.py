@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
 from hotplate.base.timing import loop_time
-from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
+from hotplate.stores.concurrency import Lifetime, SharedCall, all_done, end_tasks
 from hotplate.stores.errors import PartUnavailable, StoreClosed, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, raise_first_error, settings_of
 from hotplate.stores.redis.credentials import Credentials
@@ -71,6 +71,13 @@ class _Target(NamedTuple):
     is_asking: bool = False
 
 
+class _ServerKey(NamedTuple):
+    """A server, and whether it is only read from, over other connections than as a primary."""
+
+    node: RedisNode
+    is_replica: bool
+
+
 _Batches = dict[_Target, list[int]]
 """The positions of the commands to each server."""
 
@@ -112,9 +119,9 @@ class Deployment:
         self._failed = set[RedisNode]()
         """Servers that did not answer since the last discovery, which are asked last."""
 
-        self._servers = dict[RedisNode, Server]()
-        self._closing = set[asyncio.Task[None]]()
-        """Tasks that close connections that are no longer needed."""
+        self._servers = dict[_ServerKey, Server]()
+        self._retiring = set[asyncio.Task[None]]()
+        """Tasks that close servers which are replaced or removed."""
 
         self._discovery = SharedCall(self._discover, partial(StoreClosed, common.shown), DISCOVERY_PAUSES_S)
         self.refresh_at = -inf
@@ -198,31 +205,34 @@ class Deployment:
             address = replace(address, is_primary=False)
         return settings_of(address, self.credentials)
 
-    def server(self, node: RedisNode) -> Server:
-        """Return the connections to a server, which are created at the first call.
+    def server(self, node: RedisNode, *, replica: bool = False) -> Server:
+        """Return the connections to a server, which are created at the first call; see `settings` for *replica*.
 
         They are retired once the server does not belong to the deployment any more. That is looked for before another
         server is added, and when credentials are renewed: each change of addresses would leave connections behind.
         """
         self.lifetime.check()
-        server = self._servers.get(node)
+        key = _ServerKey(node, replica)
+        server = self._servers.get(key)
         if server is None:
             if self.knows(node):  # nodes that import their first slots are unknown, but in use
                 self._retire_removed()
-            server = Server(self.address(node), self.settings(node), self.settings(node, replica=True))
-            self._servers[node] = server
+            server = self._new_server(key)
+            self._servers[key] = server
         return server
 
-    def _retire_removed(self) -> None:
-        removed = [node for node in self._servers if not self.knows(node)]
-        for node in removed:
-            self.close_later(self._servers.pop(node).retire())
+    def _new_server(self, key: _ServerKey) -> Server:
+        return Server(self.address(key.node), self.settings(key.node, replica=key.is_replica))
 
-    def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
-        """Close connections in a task, because that waits for their last replies and for servers."""
-        task = asyncio.create_task(closing)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+    def _retire_removed(self) -> None:
+        removed = [key for key in self._servers if not self.knows(key.node)]
+        for key in removed:
+            self._retire(self._servers.pop(key))
+
+    def _retire(self, server: Server) -> None:
+        task = asyncio.create_task(server.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def primary_servers(self) -> list[Server]:
         """Return the pools of all primaries; raises StoreError."""
@@ -398,10 +408,25 @@ class Deployment:
         """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
         self._retire_removed()  # a server may vanish without closing its connections
         try:
-            await all_done(*(server.renew() for server in self._servers.values()))
+            await all_done(*map(self._renew, list(self._servers)))
         except StoreUnavailable:
             self.schedule_refresh()
             raise
+
+    async def _renew(self, key: _ServerKey) -> None:
+        """Replace the connections to a server; if those for reads cannot be opened, the former ones stay open."""
+        former = self._servers[key]
+        server = self._new_server(key)
+        try:
+            if former.reads.current is not None:
+                await server.reads.connection()
+        except BaseException:
+            await server.close()
+            raise
+        self._servers[key] = server
+        if self.primary_reads is former.reads:
+            self.primary_reads = server.reads
+        self._retire(former)
 
     async def close(self) -> None:
         """Stop renewals of credentials, and close all connections, also if the provider of the credentials fails.
@@ -419,7 +444,8 @@ class Deployment:
     async def close_connections(self) -> None:
         """Close all connections, and wait for those that are being closed; `close` does so once renewals have ended."""
         await self._discovery.close()
-        await all_done(*(server.close() for server in self._servers.values()), *self._closing)
+        await end_tasks(*self._retiring)
+        await all_done(*(server.close() for server in self._servers.values()))
 
     async def _discover(self) -> None:
         await self.ask()
