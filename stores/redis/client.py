@@ -150,7 +150,7 @@ async def connect_to_reader(connection: AbstractConnection) -> None:
 def settings_of(address: RedisAddress, credentials: CredentialProvider | None = None) -> dict[str, Any]:
     """Return the arguments of redis-py's connections to an address, and under `connection_class` their class.
 
-    *credentials* replace the address's user and password. With `address.is_primary`, connecting to a replica fails.
+    *credentials* replace the address's user and password.
     """
     settings: dict[str, Any] = {
         "host": address.host,
@@ -166,7 +166,7 @@ def settings_of(address: RedisAddress, credentials: CredentialProvider | None = 
         "tls": address.tls,
         "ca": address.ca,
         "certified_as": address.certified_as,
-        "redis_connect_func": connect_to_primary if address.is_primary else connect_to_any,
+        "redis_connect_func": connect_to_any,
     }
 
     if credentials is not None:
