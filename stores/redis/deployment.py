@@ -399,7 +399,7 @@ class Deployment:
         former = self._servers[key]
         server = self._new_server(key)
         try:
-            if former.reads.current is not None:
+            if former.reads.current is not None or former.reads.is_in_use:
                 await server.reads.connection()
         except BaseException:
             await server.close()
