@@ -7,7 +7,7 @@ WAIT and ASKING hold for a connection.
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -71,12 +71,13 @@ class ServerConnection(Connection):
         """Close the transport, if any, in the next turn of the event loop."""
         if self.transport is not None:
             self.transport.abort()
+        self._reader = None
+        self._writer = None
 
-    async def disconnect(self, nowait: bool = False, **details: Any) -> None:  # type: ignore[override]  # noqa: ANN401, FBT001, FBT002 -- redis-py's own
+    async def disconnect(self, *args: Any, **details: Any) -> None:  # noqa: ANN401 -- redis-py's own
         """See `AbstractConnection.disconnect`, which has nothing to wait for then."""
-        del nowait
         self.abort()
-        await super().disconnect(nowait=True, **details)
+        await super().disconnect(*args, **details)
 
     async def _connect(self) -> None:
         """Connect as redis-py does, but keep the streams from the first, to close them after a cancellation."""
@@ -94,7 +95,7 @@ class ServerConnection(Connection):
                     lambda: stream, self.host, self.port, ssl=context, server_hostname=self._certified_as
                 )
         except BaseException:
-            await self.disconnect()
+            self.abort()
             raise
 
     def _context(self) -> ssl.SSLContext:
@@ -149,7 +150,7 @@ async def connect_to_reader(connection: AbstractConnection) -> None:
 def settings_of(address: RedisAddress, credentials: CredentialProvider | None = None) -> dict[str, Any]:
     """Return the arguments of redis-py's connections to an address, and under `connection_class` their class.
 
-    *credentials* replace the address's user and password. With `address.is_primary`, connecting to a replica fails.
+    *credentials* replace the address's user and password.
     """
     settings: dict[str, Any] = {
         "host": address.host,
@@ -165,7 +166,7 @@ def settings_of(address: RedisAddress, credentials: CredentialProvider | None = 
         "tls": address.tls,
         "ca": address.ca,
         "certified_as": address.certified_as,
-        "redis_connect_func": connect_to_primary if address.is_primary else connect_to_any,
+        "redis_connect_func": connect_to_any,
     }
 
     if credentials is not None:
@@ -173,6 +174,13 @@ def settings_of(address: RedisAddress, credentials: CredentialProvider | None = 
     else:
         settings |= login_of(address)
     return settings
+
+
+def new_connection(settings: Mapping[str, Any]) -> ServerConnection:
+    """Return a connection, which is not open yet, with the settings of `settings_of`."""
+    settings = dict(settings)
+    connection: ServerConnection = settings.pop("connection_class")(**settings)
+    return connection
 
 
 def login_of(address: RedisAddress) -> dict[str, Any]:
@@ -191,7 +199,7 @@ class Session:
     `node` is the server's host and port, `where` its name in errors.
     """
 
-    def __init__(self, client: Redis, address: RedisAddress, connection: Connection, *, asking: bool) -> None:
+    def __init__(self, client: Redis, address: RedisAddress, connection: ServerConnection, *, asking: bool) -> None:
         """*client* parses replies.
 
         With *asking*, ASKING precedes each command, as a node expects for a slot that is moving to it.
@@ -230,10 +238,10 @@ class Session:
                 await connection.send_packed_command(packed, check_health=False)
                 return [await self._read(str(command[0])) for command in commands]
         except (RedisError, TimeoutError) as error:
-            await connection.disconnect()
+            connection.abort()
             raise translated(error, self.where) from error
         except (TypeError, ValueError, LookupError, AttributeError) as error:  # of redis-py's parsers
-            await connection.disconnect()
+            connection.abort()
             raise StoreUnavailable(f"{self.where} replied in an unknown format; the connection was closed") from error
 
     def _pack(self, commands: Sequence[Command]) -> list[bytes]:

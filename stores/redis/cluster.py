@@ -4,7 +4,6 @@ Reads by redis-py's cluster client take 2.2 times the CPU of a GET of the servic
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,15 +15,10 @@ from redis.exceptions import MovedError
 from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import connect_to_reader
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode, any_of
+from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode, Shard
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress
 
-log = logging.getLogger(__name__)
-
 NO_CLUSTER = "cluster support disabled"  # how a single server refuses CLUSTER SLOTS
-
-_Shard = tuple[RedisNode, ...]
-"""A primary, then its replicas."""
 
 
 class Cluster(Deployment):
@@ -32,62 +26,34 @@ class Cluster(Deployment):
 
     is_clustered = True
     expects_replicas = True
+    set_up_replica = staticmethod(connect_to_reader)
 
     def __init__(self, cluster: ClusterAddress, credentials: Credentials | None = None) -> None:
         super().__init__(cluster.node, credentials)
         self._cluster = cluster
         self._seeds = [RedisNode(host, port) for host, port in cluster.seeds]
-        self._shards: list[_Shard] = [()] * REDIS_CLUSTER_HASH_SLOTS
-        """By slot; empty if no node is known to have it."""
-
-        self._nodes = set[RedisNode]()
-
-    def primary_of(self, slot: int) -> RedisNode | None:
-        shard = self._shards[slot]
-        if not shard:
-            self.schedule_refresh()
-            return None
-        return shard[0]
-
-    def knows(self, node: RedisNode) -> bool:
-        return node in self._nodes
-
-    def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
-        by_primary = dict[RedisNode | None, list[int]]()
-        for position, slot in enumerate(slots):
-            by_primary.setdefault(self.primary_of(slot), []).append(position)
-        return by_primary
-
-    def replica_of(self, slot: int) -> RedisNode | None:
-        return any_of(self._shards[slot][1:])
 
     async def named_replicas(self, primary: tuple[str, int]) -> int:
         with suppress(StoreError):  # then the slots of the last discovery are used
             await self.discover()
-        return next((len(shard) - 1 for shard in self._shards if shard and shard[0] == primary), 0)
+        return await super().named_replicas(primary)
 
     def address(self, node: RedisNode) -> RedisAddress:
         return self._cluster.at(node.host, node.port)
 
-    def settings(self, node: RedisNode, *, replica: bool = False) -> dict[str, Any]:
-        settings = super().settings(node)
-        if replica:
-            settings["redis_connect_func"] = connect_to_reader
-        return settings
-
-    async def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
+    def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
         """Record that another node has a slot now, and return it; without a host, it is another port of *sender*.
 
         A replica that has a slot of its primary has taken over all of them.
         """
         node = RedisNode(moved.host or sender.host, moved.port)
-        former = self._shards[moved.slot_id]
+        former = self.shards[moved.slot_id]
         if node in former[1:]:
             successor = (node, *(other for other in former if other != node))
-            self._shards = [successor if shard == former else shard for shard in self._shards]
+            self.shards = [successor if shard == former else shard for shard in self.shards]
         else:
-            self._shards[moved.slot_id] = (node,)
-        self._note_nodes({*self._nodes, node}, {*self.primaries, node})
+            self.shards[moved.slot_id] = (node,)
+        self.note_nodes({*self.nodes, node}, {*self.primaries, node})
         self.schedule_refresh()
         return node
 
@@ -96,7 +62,7 @@ class Cluster(Deployment):
 
         Raises StoreError.
         """
-        known_nodes = random.sample(sorted(self._nodes), len(self._nodes))
+        known_nodes = random.sample(sorted(self.nodes), len(self.nodes))
         nodes = dict.fromkeys([*known_nodes, *self._seeds])
         for node in sorted(nodes, key=self._failed.__contains__):
             try:
@@ -122,7 +88,7 @@ class Cluster(Deployment):
 
     def _follow(self, described: Sequence[Any], sender: RedisNode) -> None:
         """Take over the slots as *sender* describes them. Raises StoreUnavailable."""
-        shards: list[_Shard] = [()] * REDIS_CLUSTER_HASH_SLOTS
+        shards: list[Shard] = [()] * REDIS_CLUSTER_HASH_SLOTS
         nodes = set[RedisNode]()
         primaries = set[RedisNode]()
         try:
@@ -134,13 +100,5 @@ class Cluster(Deployment):
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             shown = self.address(sender).shown
             raise StoreUnavailable(f"{shown} described its slots in an unknown format") from error
-        self._shards = shards
-        self._note_nodes(nodes, primaries)
-
-    def _note_nodes(self, nodes: set[RedisNode], primaries: set[RedisNode]) -> None:
-        """Take over the nodes; log a change of the primaries."""
-        if self.is_loaded and sorted(primaries) != self.primaries:
-            log.info("the primaries of %s are now %s", self.shown, ", ".join(map(str, sorted(primaries))))
-        self.primaries = sorted(primaries)
-        self.has_replicas = nodes > primaries
-        self._nodes = nodes
+        self.shards = shards
+        self.note_nodes(nodes, primaries)

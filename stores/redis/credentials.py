@@ -11,8 +11,7 @@ because azure-identity blocks. `redis-entraid` renews no more after a renewal th
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from redis.credentials import CredentialProvider, StreamingCredentialProvider
@@ -64,11 +63,11 @@ class Credentials(CredentialProvider):
         self._create = create
         self._observer = observer
         self._provider: StreamingCredentialProvider | None = None
-        self._renew: Renew | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._fetching = SharedCall(self._fetch, lambda: StoreUnavailable("the store was closed"))
-        self._renewals = set[asyncio.Task[None]]()
-        self._renewal_turn = asyncio.Lock()
+        self._renew: Renew | None = None
+        self._is_due = asyncio.Event()
+        self._renewing: asyncio.Task[None] | None = None
+        """Replaces open connections whenever that is due; started with the first provider."""
 
     def on_renewal(self, renew: Renew) -> None:
         """Call *renew* when there are new credentials, to replace open connections.
@@ -88,17 +87,15 @@ class Credentials(CredentialProvider):
             if self._provider is not None:
                 self._provider.on_next(None)  # type: ignore[arg-type]  # redis-entraid renews no more then
         finally:
-            await end_tasks(*self._renewals)
+            if self._renewing is not None:
+                await end_tasks(self._renewing)
             await self._fetching.close()
 
     async def _fetch(self) -> tuple[str, str]:
         """Return the provider's user and password; the first call creates the provider, which then renews them."""
-        self._loop = asyncio.get_running_loop()
         try:
             if self._provider is None:
-                self._provider = self._create()
-                self._provider.on_next(lambda _: self._start_in_loop(self._renew_connections))
-                self._provider.on_error(self._note_failure)
+                self._provider = self._new_provider()
             credentials = await asyncio.to_thread(self._provider.get_credentials)
         except Exception as error:
             self._count_failure()
@@ -106,55 +103,51 @@ class Credentials(CredentialProvider):
         user, password = cast("tuple[str, str]", credentials)
         return user, password
 
-    def _note_failure(self, error: Exception) -> None:
-        log.warning("the credentials of Redis could not be renewed (%s); trying again", type(error).__name__)
-        self._start_in_loop(self._replace_provider)
+    def _new_provider(self) -> StreamingCredentialProvider:
+        """Create a provider, whose callbacks run in the store's loop; it calls them perhaps in another thread."""
+        loop = asyncio.get_running_loop()
 
-    def _start_in_loop(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Start a task on the store's loop; called by the provider, perhaps in another thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._start, work)
+        def call(function: Callable[[], None]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(function)
 
-    def _start(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        if self._renew is None:
-            return  # closed
-        task = asyncio.create_task(work())
-        self._renewals.add(task)
-        task.add_done_callback(self._renewals.discard)
+        def note_failure(error: Exception) -> None:
+            log.warning("the credentials of Redis could not be renewed (%s); trying again", type(error).__name__)
+            call(self._replace_provider)
 
-    async def _renew_connections(self) -> None:
-        """Replace open connections, until that succeeds or the store is closed; one renewal after the other."""
-        if self._fetching.is_running:
-            with suppress(ConnectionError, StoreUnavailable):
-                await self._fetching.result()  # it began earlier, so it may return the former credentials
-        async with self._renewal_turn:  # else an earlier renewal could replace connections of a later one
-            while self._renew is not None:
-                try:
+        provider = self._create()
+        provider.on_next(lambda _: call(self._is_due.set))
+        provider.on_error(note_failure)
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew_when_due())
+        return provider
+
+    def _replace_provider(self) -> None:
+        """Let another provider be created after a failed renewal."""
+        self._count_failure()
+        self._provider = None
+        self._is_due.set()
+
+    async def _renew_when_due(self) -> None:
+        """Replace open connections when there are new credentials; after a failure again, RETRY_S later."""
+        while True:
+            await self._is_due.wait()
+            self._is_due.clear()
+            try:
+                if self._provider is None or self._fetching.is_running:
+                    await self._fetching.result()  # one that began earlier may return the former credentials
+                if self._renew is not None:
                     await self._renew()
-                except StoreUnavailable as error:
-                    log.warning("open connections keep their former credentials: %s", error)
+            except (ConnectionError, StoreUnavailable) as error:
+                log.warning("open connections keep their former credentials: %s", error)
+                if isinstance(error, StoreUnavailable):  # others are counted where they arise
                     self._count_failure()
-                    await asyncio.sleep(RETRY_S)
-                else:
-                    return
+                await asyncio.sleep(RETRY_S)
+                self._is_due.set()
 
     def _count_failure(self) -> None:
         if self._observer is not None:
             self._observer.failed(TOKEN)
-
-    async def _replace_provider(self) -> None:
-        """Create another provider after a failed renewal, get credentials from it, and replace open connections."""
-        self._count_failure()
-        self._provider = None
-        while True:
-            await asyncio.sleep(RETRY_S)
-            try:
-                await self.get_credentials_async()
-            except ConnectionError as error:
-                log.warning("%s", error)
-            else:
-                await self._renew_connections()
-                return
 
 
 def entra_provider() -> CreateProvider:

@@ -16,20 +16,19 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from redis.crc import key_slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError
 
 from hotplate.base.timing import loop_time
-from hotplate.stores.concurrency import Lifetime, SharedCall, all_done
+from hotplate.stores.concurrency import Lifetime, SharedCall, all_done, end_tasks
 from hotplate.stores.errors import PartUnavailable, StoreClosed, StoreMisused, StoreUnavailable
-from hotplate.stores.redis.client import Command, Session, raise_first_error, settings_of
+from hotplate.stores.redis.client import Command, Session, connect_to_any, raise_first_error, settings_of
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.replication import Replication, wait_for_replicas, warn_unacknowledged
 from hotplate.stores.redis.server import Server
@@ -60,6 +59,9 @@ class RedisNode(NamedTuple):
         return show(self.host, self.port)
 
 
+Shard = tuple[RedisNode, ...]
+"""A primary, then its replicas."""
+
 AfterCommands = Callable[[Session], Awaitable[object]]
 """Called with the session of a server after the commands to it."""
 
@@ -71,8 +73,11 @@ class _Target(NamedTuple):
     is_asking: bool = False
 
 
-_Batches = dict[_Target, list[int]]
-"""The positions of the commands to each server."""
+class _ServerKey(NamedTuple):
+    """A server, and whether it is only read from, over other connections than as a primary."""
+
+    node: RedisNode
+    is_replica: bool
 
 
 class Deployment:
@@ -90,6 +95,10 @@ class Deployment:
     expects_replicas = False
     """Whether a replica is to take over from a primary that fails."""
 
+    set_up_primary = staticmethod(connect_to_any)
+    set_up_replica = staticmethod(connect_to_any)
+    """What redis-py calls with a new connection to a server."""
+
     settle_s = 0.0
     """How long to wait for replicas that the primary lacks for a moment."""
 
@@ -100,21 +109,25 @@ class Deployment:
         self.shown = common.shown
         self.lifetime = Lifetime(common.shown)
         self.is_loaded = False
-        """Whether `primaries` are known."""
+        """Whether the servers are known."""
 
+        self.shards: list[Shard] = [()] * REDIS_CLUSTER_HASH_SLOTS
+        """By slot; empty if no node is known to have it."""
+
+        self.nodes = set[RedisNode]()
         self.primaries: Sequence[RedisNode] = ()
         self.primary_reads: Reconnector | None = None
         """The connection for reads of the only primary, once it is known; None in a cluster."""
 
         self.has_replicas = False
-        """Whether `replica_of` knows a replica now."""
+        """Whether a replica is known now."""
 
         self._failed = set[RedisNode]()
         """Servers that did not answer since the last discovery, which are asked last."""
 
-        self._servers = dict[RedisNode, Server]()
-        self._closing = set[asyncio.Task[None]]()
-        """Tasks that close connections that are no longer needed."""
+        self._servers = dict[_ServerKey, Server]()
+        self._retiring = set[asyncio.Task[None]]()
+        """Tasks that close servers which are replaced or removed."""
 
         self._discovery = SharedCall(self._discover, partial(StoreClosed, common.shown), DISCOVERY_PAUSES_S)
         self.refresh_at = -inf
@@ -125,8 +138,8 @@ class Deployment:
             credentials.on_renewal(self.renew)
 
     async def ask(self) -> object:
-        """Ask for the servers, and set `primaries` and `has_replicas`. Raises StoreError."""
-        self.follow_primary(RedisNode(self.common.host, self.common.port))
+        """Ask for the servers, and take them over by `follow`. Raises StoreError."""
+        self.follow((RedisNode(self.common.host, self.common.port),))
         return self.primaries
 
     async def load(self) -> None:
@@ -160,76 +173,84 @@ class Deployment:
         self._refresh_asked_at = now
         self.refresh_at = now + self._discovery.pauses.next_s()
 
+    def follow(self, shard: Shard) -> None:
+        """Take over the servers of a deployment with one primary."""
+        self.shards = [shard] * REDIS_CLUSTER_HASH_SLOTS
+        self.note_nodes(set(shard), {shard[0]})
+        self.primary_reads = self.server(shard[0]).reads
+
+    def note_nodes(self, nodes: set[RedisNode], primaries: set[RedisNode]) -> None:
+        """Take over the nodes; log a change of the primaries."""
+        if self.primaries and sorted(primaries) != self.primaries:
+            log.warning("the primaries of %s are now %s", self.shown, ", ".join(map(str, sorted(primaries))))
+        self.primaries = sorted(primaries)
+        self.has_replicas = nodes > primaries
+        self.nodes = nodes
+
+    def primary_of(self, slot: int) -> RedisNode | None:
+        """Return the primary that has a slot; None if it is unknown, which schedules a discovery."""
+        shard = self.shards[slot]
+        if not shard:
+            self.schedule_refresh()
+            return None
+        return shard[0]
+
     def replica_of(self, slot: int) -> RedisNode | None:
-        """Return a random replica of the primary of a slot; None if none is known."""
-        del slot
-        return None
+        """Return a random replica of the primary of a slot, to spread load; None if none is known."""
+        replicas = self.shards[slot][1:]
+        return random.choice(replicas) if replicas else None  # noqa: S311 -- spreads load
+
+    def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
+        """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
+        by_primary = dict[RedisNode | None, list[int]]()
+        for position, slot in enumerate(slots):
+            by_primary.setdefault(self.primary_of(slot), []).append(position)
+        return by_primary
 
     def address(self, node: RedisNode) -> RedisAddress:
         """Return the address of a server."""
         del node
         return self.common
 
-    def follow_primary(self, node: RedisNode) -> None:
-        """Take over the only primary."""
-        self.primaries = (node,)
-        self.primary_reads = self.server(node).reads
-
-    def primary_of(self, slot: int) -> RedisNode | None:
-        """Return the primary that has a slot; None if it is unknown, which schedules a discovery."""
-        del slot
-        return self.primaries[0]
-
-    def knows(self, node: RedisNode) -> bool:
-        """Return whether a server belongs to the deployment, as far as is known now."""
-        return node in self.primaries
-
-    def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
-        """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
-        return {self.primaries[0]: list(range(len(slots)))}
-
-    def settings(self, node: RedisNode, *, replica: bool = False) -> dict[str, Any]:
-        """Return the arguments of redis-py's connections to a server.
-
-        A *replica* is only read from, so that it need not be a primary.
-        """
-        address = self.address(node)
-        if replica:
-            address = replace(address, is_primary=False)
-        return settings_of(address, self.credentials)
-
-    def server(self, node: RedisNode) -> Server:
+    def server(self, node: RedisNode, *, replica: bool = False) -> Server:
         """Return the connections to a server, which are created at the first call.
+
+        A *replica* is only read from, over other connections than as a primary.
 
         They are retired once the server does not belong to the deployment any more. That is looked for before another
         server is added, and when credentials are renewed: each change of addresses would leave connections behind.
         """
         self.lifetime.check()
-        server = self._servers.get(node)
+        key = _ServerKey(node, replica)
+        server = self._servers.get(key)
         if server is None:
-            if self.knows(node):  # nodes that import their first slots are unknown, but in use
+            if node in self.nodes:  # nodes that import their first slots are unknown, but in use
                 self._retire_removed()
-            server = Server(self.address(node), self.settings(node), self.settings(node, replica=True))
-            self._servers[node] = server
+            server = self._new_server(key)
+            self._servers[key] = server
         return server
 
-    def _retire_removed(self) -> None:
-        removed = [node for node in self._servers if not self.knows(node)]
-        for node in removed:
-            self.close_later(self._servers.pop(node).retire())
+    def _new_server(self, key: _ServerKey) -> Server:
+        address = self.address(key.node)
+        set_up = self.set_up_replica if key.is_replica else self.set_up_primary
+        return Server(address, {**settings_of(address, self.credentials), "redis_connect_func": set_up})
 
-    def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
-        """Close connections in a task, because that waits for their last replies and for servers."""
-        task = asyncio.create_task(closing)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+    def _retire_removed(self) -> None:
+        removed = [key for key in self._servers if key.node not in self.nodes]
+        for key in removed:
+            self._retire(self._servers.pop(key))
+
+    def _retire(self, server: Server) -> None:
+        task = asyncio.create_task(server.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def primary_servers(self) -> list[Server]:
         """Return the pools of all primaries; raises StoreError."""
         await self.load()
         return [self.server(node) for node in self.primaries]
 
-    async def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
+    def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
         """Record *sender*'s reply that another node has a slot now; return that node."""
         del sender
         sentence = f"{self.shown} is a node of a cluster; write redis+cluster:// instead of redis://"
@@ -264,8 +285,7 @@ class Deployment:
 
         Raises StoreUnavailable if the primary was replaced.
         """
-        del primary
-        return 0
+        return next((len(shard) - 1 for shard in self.shards if shard and shard[0] == primary), 0)
 
     async def execute(self, command: str, key: str | bytes, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         """Send a command with one key, and return its reply; raises StoreError."""
@@ -290,7 +310,7 @@ class Deployment:
                 async with self._session_at(target) as session:
                     return await work(session)
             except AskError as error:
-                target = await self._redirected(error, target.node)
+                target = self._redirected(error, target.node)
         raise self._disagreement(slot)
 
     async def execute_each(self, commands: Sequence[Command], after: AfterCommands | None = None) -> list[Any]:
@@ -304,62 +324,33 @@ class Deployment:
         """
         await self.load()
         slots = [_slot_of(_key_of(command)) for command in commands]
-        by_primary = self.positions_by_primary(slots)
-        unsent = by_primary.pop(None, [])
-        batches = {_Target(node): positions for node, positions in by_primary.items() if node is not None}
-        replies = dict[int, Any]()  # by position
+        targets = [self._target_of(slot) for slot in slots]
+        replies: list[Any] = [None] * len(commands)
+        unsent = list(range(len(commands)))
 
         # Each turn sends what was redirected in the turn before.
         for _ in range(MAX_REDIRECTIONS):
-            received = await self._send_batches(commands, batches, after)
-            replies.update(received)
-            batches = await self._redirected_batches(batches, received)
+            batches = dict[_Target, list[int]]()
             for position in unsent:
-                primary = self._target_of(slots[position])  # perhaps known by now
-                batches.setdefault(primary, []).append(position)
-            unsent = []
+                batches.setdefault(targets[position], []).append(position)
 
-            if not batches:
-                ordered = [replies[position] for position in range(len(commands))]
-                raise_first_error(ordered)
-                return ordered
+            async def send(target: _Target, positions: Sequence[int]) -> None:
+                async with self._session_at(target) as session:
+                    received = await session.replies(*(commands[position] for position in positions))
+                    if after is not None:
+                        await after(session)
+                for position, reply in zip(positions, received, strict=True):
+                    replies[position] = reply
 
-        first_position = next(iter(batches.values()))[0]
-        raise self._disagreement(slots[first_position])
+            await all_done(*(send(target, positions) for target, positions in batches.items()))
+            unsent = [position for position in unsent if isinstance(replies[position], AskError)]
+            if not unsent:
+                raise_first_error(replies)
+                return replies
+            for position in unsent:
+                targets[position] = self._redirected(replies[position], targets[position].node)
 
-    async def _send_batches(
-        self, commands: Sequence[Command], batches: _Batches, after: AfterCommands | None
-    ) -> dict[int, Any]:
-        """Send all batches at once, and return the replies by the position of the command; some may be errors.
-
-        *batches* has the positions of the commands to each server. *after* is called with a server's session once it
-        has replied to its batch.
-        """
-        replies = dict[int, Any]()
-
-        async def send(target: _Target, positions: Sequence[int]) -> None:
-            async with self._session_at(target) as session:
-                received = await session.replies(*(commands[position] for position in positions))
-                if after is not None:
-                    await after(session)
-            replies.update(zip(positions, received, strict=True))
-
-        await all_done(*(send(target, positions) for target, positions in batches.items()))
-        return replies
-
-    async def _redirected_batches(self, batches: _Batches, replies: Mapping[int, Any]) -> _Batches:
-        """Return the commands of *batches* that were redirected, as positions by the server to send them to.
-
-        *replies* are by position; a redirection is a reply that is an AskError, which names the other server.
-        """
-        redirected: _Batches = {}
-        for sender, positions in batches.items():
-            for position in positions:
-                reply = replies[position]
-                if isinstance(reply, AskError):
-                    target = await self._redirected(reply, sender.node)
-                    redirected.setdefault(target, []).append(position)
-        return redirected
+        raise self._disagreement(slots[unsent[0]])
 
     def _target_of(self, slot: int) -> _Target:
         """Return the primary that has a slot; raises PartUnavailable if it is unknown."""
@@ -369,10 +360,10 @@ class Deployment:
             raise PartUnavailable(f"no node of {shown} serves slot {slot}; see hotplate store doctor")
         return _Target(node)
 
-    async def _redirected(self, error: AskError, sender: RedisNode) -> _Target:
+    def _redirected(self, error: AskError, sender: RedisNode) -> _Target:
         """Return the server that *sender* names in a redirection."""
         if isinstance(error, MovedError):
-            return _Target(await self.follow_moved(error, sender))
+            return _Target(self.follow_moved(error, sender))
         return _Target(RedisNode(error.host or sender.host, error.port), is_asking=True)
 
     def _disagreement(self, slot: int) -> PartUnavailable:
@@ -398,10 +389,25 @@ class Deployment:
         """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
         self._retire_removed()  # a server may vanish without closing its connections
         try:
-            await all_done(*(server.renew() for server in self._servers.values()))
+            await all_done(*map(self._renew, list(self._servers)))
         except StoreUnavailable:
             self.schedule_refresh()
             raise
+
+    async def _renew(self, key: _ServerKey) -> None:
+        """Replace the connections to a server; if those for reads cannot be opened, the former ones stay open."""
+        former = self._servers[key]
+        server = self._new_server(key)
+        try:
+            if former.reads.current is not None or former.reads.is_in_use:
+                await server.reads.connection()
+        except BaseException:
+            await server.close()
+            raise
+        self._servers[key] = server
+        if self.primary_reads is former.reads:
+            self.primary_reads = server.reads
+        self._retire(former)
 
     async def close(self) -> None:
         """Stop renewals of credentials, and close all connections, also if the provider of the credentials fails.
@@ -419,7 +425,8 @@ class Deployment:
     async def close_connections(self) -> None:
         """Close all connections, and wait for those that are being closed; `close` does so once renewals have ended."""
         await self._discovery.close()
-        await all_done(*(server.close() for server in self._servers.values()), *self._closing)
+        await end_tasks(*self._retiring)
+        await all_done(*(server.close() for server in self._servers.values()))
 
     async def _discover(self) -> None:
         await self.ask()
@@ -436,8 +443,3 @@ def _key_of(command: Command) -> str | bytes:
 
 def _slot_of(key: str | bytes) -> int:
     return key_slot(key.encode() if isinstance(key, str) else key)
-
-
-def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:
-    """Return a random node, to spread load; None without nodes."""
-    return random.choice(nodes) if nodes else None  # noqa: S311 -- spreads load

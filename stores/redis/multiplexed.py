@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
@@ -21,13 +20,12 @@ from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisErro
 
 from hotplate.stores.concurrency import SharedCall, other_loop
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, ServerConnection
+from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, ServerConnection, new_connection
 from hotplate.stores.redis.errors import ReadElsewhere, translated
 from hotplate.stores.store import ReadResult
 
 log = logging.getLogger(__name__)
 
-RETIRING_POLL_S = 0.01
 RECONNECT_PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
 
 # Types of a value that was read; None is an absent one.
@@ -64,7 +62,7 @@ class Multiplexer(asyncio.Protocol):
     """
 
     def __init__(self, connection: ServerConnection, where: str) -> None:
-        """*connection* is not open yet; *where* names the server in errors."""
+        """Take over the transport of an open connection; *where* names the server in errors."""
         self.where = where
         self.error: str | None = None
         """Why the connection was closed; None while it is open."""
@@ -82,30 +80,8 @@ class Multiplexer(asyncio.Protocol):
         """Time of the loop's clock at which the timer ends."""
 
         self._parser = hiredis.Reader(replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE)
-        self._transport: asyncio.Transport | None = None
-
-    async def open(self) -> None:
-        """Connect by redis-py, which logs in and checks the role of the server, then take over its transport.
-
-        From then on, this protocol receives what the server sends. Raises StoreUnavailable, also after
-        CONNECT_TIMEOUT_S.
-        """
-        connection = self._connection
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest
-                if await connection.can_read():
-                    # Data in redis-py's buffer would be lost to this protocol's parser.
-                    raise ConnectionError("it sent a reply without a command")  # noqa: TRY301 -- as redis-py's
-        except BaseException as error:
-            await connection.disconnect()
-            if isinstance(error, RedisError | TimeoutError):
-                raise translated(error, self.where) from error
-            raise
-
-        transport = cast("asyncio.Transport", connection.transport)
-        transport.set_protocol(self)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", connection.transport)
+        self._transport.set_protocol(self)
 
     def mget(self, names: Sequence[bytes], timeout_s: float) -> Replies:
         """Send an MGET for the values of *names*; if they have not arrived after *timeout_s*, close the connection."""
@@ -130,8 +106,8 @@ class Multiplexer(asyncio.Protocol):
         if asyncio.get_running_loop() is not self._loop:
             raise other_loop(self.where)
         read = _PendingRead(self._loop.create_future(), self._loop.time() + timeout_s, count, replies_so_far)
-        if self.error is not None or self._transport is None:
-            read.replies.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
+        if self.error is not None:
+            read.replies.set_exception(StoreUnavailable(self.error))
             return read.replies
         self._pending.append(read)
         self._transport.write(packed)
@@ -152,22 +128,14 @@ class Multiplexer(asyncio.Protocol):
         """Fail pending commands."""
         self._end(f"{self.where} cannot be reached: {error or 'it closed the connection'}")
 
-    async def close(self) -> None:
+    @property
+    def is_in_use(self) -> bool:
+        """Whether replies are under way."""
+        return bool(self._pending)
+
+    def close(self) -> None:
         """Close the connection and fail pending commands."""
         self._end(f"{self.where} was closed")
-        await self._connection.disconnect()
-
-    async def retire(self) -> None:
-        """Close the connection once pending reads have their replies."""
-        try:
-            while self._pending:
-                waiting = [read.replies for read in self._pending if not read.replies.done()]
-                if waiting:
-                    await asyncio.wait(waiting[-1:])  # replies arrive in order, so the last one ends the others, too
-                else:  # the futures of cancelled reads are done before their replies are there
-                    await asyncio.sleep(RETIRING_POLL_S)
-        finally:
-            await self.close()
 
     def _give_up(self, reason: str) -> None:
         """Close the connection after an invalid reply; *reason* continues a sentence about the server."""
@@ -293,58 +261,44 @@ class Reconnector:
 
         return await self._opening.result()
 
-    async def renew(self) -> None:
-        """Replace an open connection by one with new credentials; raises StoreUnavailable."""
-        if self._opening.is_running:
-            with suppress(StoreUnavailable):
-                await self._opening.result()  # perhaps with the former credentials
-        if self.current is None or self._is_closed:
-            return
-        connection = self._new_connection()
-        await connection.open()
-        await self._replace(connection)
-
-    async def retire(self) -> None:
-        """Close the connection once pending reads have their replies; none is opened afterwards."""
-        self._is_closed = True
-        await self._opening.close()
-        if self._connection is not None:
-            await self._connection.retire()
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a connection is being opened, or replies are under way."""
+        return self._opening.is_running or (self._connection is not None and self._connection.is_in_use)
 
     async def close(self) -> None:
         """Close the connection, or stop opening it; none is opened afterwards."""
         self._is_closed = True
         await self._opening.close()
         if self._connection is not None:
-            await self._connection.close()
-
-    def _new_connection(self) -> Multiplexer:
-        settings = dict(self._settings)
-        connection: ServerConnection = settings.pop("connection_class")(**settings)
-        return Multiplexer(connection, self._where)
+            self._connection.close()
 
     async def _open(self) -> Multiplexer:
-        if (current := self.current) is not None:  # `renew` has opened it since this call began
-            return current
         ended = self._connection
         self._connection = None
         if ended is not None:
-            await ended.close()
             if not ended.was_useful:  # as if it could not be opened
                 raise StoreUnavailable(ended.error or "")
             self._opening.pauses.reset()
 
-        connection = self._new_connection()
-        await connection.open()
-        await self._replace(connection)
-        return connection
+        self._connection = Multiplexer(await self._connected(), self._where)
+        return self._connection
 
-    async def _replace(self, connection: Multiplexer) -> None:
-        """Use another connection from now on, and close the former after its replies."""
-        if self._is_closed:  # its server was removed while the connection was opened
-            await connection.close()
-            return
-        former = self._connection
-        self._connection = connection
-        if former is not None:
-            await former.retire()
+    async def _connected(self) -> ServerConnection:
+        """Connect by redis-py, which logs in and checks the role of the server.
+
+        Raises StoreUnavailable, also after CONNECT_TIMEOUT_S.
+        """
+        connection = new_connection(self._settings)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest
+                if await connection.can_read():
+                    # Data in redis-py's buffer would be lost to the parser of `Multiplexer`.
+                    raise ConnectionError("it sent a reply without a command")  # noqa: TRY301 -- as redis-py's
+        except BaseException as error:
+            connection.abort()
+            if isinstance(error, RedisError | TimeoutError):
+                raise translated(error, self._where) from error
+            raise
+        return connection

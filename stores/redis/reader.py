@@ -129,7 +129,7 @@ class RedisReader(Reader):
             replica = deployment.replica_of(slot)  # for all keys of the primary: each further server could delay it
             if replica is None:
                 raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
-            connections = deployment.server(replica).reads_of_replica
+            connections = deployment.server(replica, replica=True).reads
             return await self._read_over(connections, [rows.names[position] for position in positions], None)
 
         return await self._read_parts(slots, read)

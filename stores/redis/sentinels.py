@@ -6,22 +6,19 @@ first sentinel that replies.
 """
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from hotplate.stores.concurrency import all_done
 from hotplate.stores.errors import AccessDenied, StoreClosed, StoreError, StoreUnavailable
-from hotplate.stores.redis.client import settings_of
+from hotplate.stores.redis.client import connect_to_primary, settings_of
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode, any_of
+from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, Deployment, RedisNode
 from hotplate.stores.redis.errors import translated
 from hotplate.stores.redis.server import Server
 from hotplate.stores.redis.url import RedisAddress, SentinelAddress
 from hotplate.stores.store import Finding, Level, StoreUse
-
-log = logging.getLogger(__name__)
 
 UNUSABLE = ("is_sdown", "is_odown", "is_disconnected")  # of replicas, as redis-py calls a sentinel's flags
 
@@ -45,24 +42,17 @@ class Sentinels(Deployment):
     """The primary and the replicas that sentinels name."""
 
     expects_replicas = True
+    set_up_primary = staticmethod(connect_to_primary)
     settle_s = 5.0
 
     def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
         super().__init__(address.server, credentials)
         self._name = address.name
         self._sentinels = [Server(sentinel, settings_of(sentinel)) for sentinel in address.sentinels]
-        self._replicas: tuple[RedisNode, ...] = ()
 
     def address(self, node: RedisNode) -> RedisAddress:
         shown = f"{self.shown} ({node})"
-        return replace(self.common, shown=shown, host=node.host, port=node.port, is_primary=True)
-
-    def knows(self, node: RedisNode) -> bool:
-        return super().knows(node) or node in self._replicas
-
-    def replica_of(self, slot: int) -> RedisNode | None:
-        del slot
-        return any_of(self._replicas)
+        return replace(self.common, shown=shown, host=node.host, port=node.port)
 
     async def confirm_primary(self) -> None:
         """Ask the sentinels, and follow them; raises StoreUnavailable unless most of them answer."""
@@ -84,7 +74,7 @@ class Sentinels(Deployment):
             raise StoreUnavailable(str(error)) from error
         if self.primaries[0] != primary:  # what was written to it may be lost
             raise StoreUnavailable(f"{RedisNode(*primary)} was replaced by {self.primaries[0]} while it was written to")
-        return len(self._replicas)
+        return await super().named_replicas(primary)
 
     async def ask(self) -> SentinelAnswers:
         """Ask all sentinels for the primary and its replicas, and follow the answer with the highest epoch.
@@ -100,7 +90,8 @@ class Sentinels(Deployment):
             is_denied = all(isinstance(failure, AccessDenied) for failure in failures)
             error = AccessDenied if is_denied else StoreUnavailable
             raise error(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
-        self._follow(max(states))
+        latest = max(states)
+        self.follow((latest.primary, *latest.replicas))
         return SentinelAnswers(states, errors)
 
     async def examine(self) -> list[Finding]:
@@ -144,14 +135,6 @@ class Sentinels(Deployment):
             raise translated(error, where) from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise StoreUnavailable(f"{where} replied in an unknown format") from error
-
-    def _follow(self, state: SentinelState) -> None:
-        """Take over the primary and the replicas; log a change of the primary."""
-        if self.primaries and state.primary != self.primaries[0]:
-            log.warning("the primary of %s is at %s now", self.shown, state.primary)
-        self._replicas = state.replicas
-        self.has_replicas = bool(state.replicas)
-        self.follow_primary(state.primary)
 
 
 def _usable(replicas: Sequence[Mapping[str, Any]]) -> tuple[RedisNode, ...]:

@@ -38,9 +38,8 @@ class RedisAddress:
     """One database of one server, and the prefix of keys in it.
 
     `shown` is the URL without secrets, `certified_as` the name that the server's certificate must hold, if it is not
-    the host. With `is_primary`, connecting to a replica raises StoreUnavailable. With `by_entra`, tokens of Entra ID
-    replace user and password. `password_from` is the file of the password, which may change: each new connection reads
-    it again.
+    the host. With `by_entra`, tokens of Entra ID replace user and password. `password_from` is the file of the
+    password, which may change: each new connection reads it again.
     """
 
     shown: str
@@ -54,7 +53,6 @@ class RedisAddress:
     password: str | None = field(default=None, repr=False)
     password_from: SecretFile | None = None
     certified_as: str | None = None
-    is_primary: bool = False
     by_entra: bool = False
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
