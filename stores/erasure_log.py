@@ -14,7 +14,7 @@ erased again. Nothing is refused because of it.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -164,21 +164,14 @@ def _parse(name: str, value: bytes) -> _ParsedPart:
     try:
         stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
         part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)
-        rows = dict[str, MissingRows]()
-        for release, missing in part.rows.items():
-            hashes = _split_hashes(missing.hashes)
-            rows[release] = MissingRows(missing.sums, key_hashes=hashes, unsummed_rows=missing.unsummed)
-        return _ParsedPart(part.number, ErasedUsers(_parse_groups(part.groups), rows))
+        hashes_by_salt = {bytes.fromhex(group.salt): _split_hashes(group.hashes) for group in part.groups}
+        rows = {
+            release: MissingRows(missing.sums, _split_hashes(missing.hashes), missing.unsummed)
+            for release, missing in part.rows.items()
+        }
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:
-    return ReleaseCorrupt(f"{_SUBJECT} cannot be read ({name}: {error})")
-
-
-def _parse_groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
-    return {bytes.fromhex(group.salt): _split_hashes(group.hashes) for group in groups}
+        raise ReleaseCorrupt(f"{_SUBJECT} cannot be read ({name}: {error})") from error
+    return _ParsedPart(part.number, ErasedUsers(hashes_by_salt, rows))
 
 
 def _split_hashes(joined: bytes) -> frozenset[bytes]:

@@ -31,7 +31,6 @@ from hotplate.stores.cosmos.control import ControlContainer
 from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.items import CONTAINER, CONTROL, container_of, name_of, value_of
 from hotplate.stores.cosmos.paced_items import ContainerRates, NewContainers, PacedItems
-from hotplate.stores.cosmos.release_state import ReleaseStates
 from hotplate.stores.cosmos.rows import ReleaseRows
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
@@ -106,8 +105,8 @@ class CosmosStore(Store):
         self._items = self._paced(self._rates.rate_ru)
         """The items of releases, for everything but lookups."""
 
-        self._states = ReleaseStates(self._items)
         self._rows = ReleaseRows(self._items, self._rows_retrier)
+        self._states = self._rows.states
 
     def _retrier(self) -> Retrier:
         """Return a Retrier for the control container, the control plane or rows, which are throttled separately.
