@@ -51,10 +51,6 @@ class ContainerRates:
         self._unserved = set[str]()
         """Containers that no lookup reads, as far as this process knows."""
 
-    def add_draft(self, container: str) -> None:
-        """Record that a container holds a draft."""
-        self._unserved.add(container)
-
     def follow(self, catalogue: Catalogue) -> None:
         """Record which containers are served."""
         self._unserved |= {CONTAINER + entry.incarnation for entry in catalogue.releases}
