@@ -183,7 +183,7 @@ class CosmosStore(Store):
         try:
             catalogue = await self._control_retrier.call(self._control.catalogue)
         except CatalogueUnreadable:
-            self._rates.forget()  # services keep their release
+            self._rates.follow(Catalogue())  # services keep their release
             raise
         self._rates.follow(catalogue)
         return catalogue
