@@ -1,13 +1,13 @@
 """The record of a catalogue: its JSON, formats and checksum."""
 
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 
 import msgspec
 import orjson
 from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
-from hotplate.stores.catalogue import Canary, Catalogue, Erased, Experiment, Release, ReleaseId, State
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, State
 from hotplate.stores.encoding import RecordFormat
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseNotFound
 
@@ -22,28 +22,9 @@ READ = (FORMAT_PLAIN, FORMAT)
 
 
 class _Record(Struct):
-    store_id: str
-    generation: int
-    token: str
     live: ReleaseId | None
-    canary: Canary | None
     entries: tuple[Release, ...]
     checksum: str
-    erased: Erased | None = None
-    experiment: Experiment | None = None
-
-    def catalogue(self, now: float) -> Catalogue:
-        """Return the catalogue, read at *now*."""
-        return Catalogue(
-            store_id=self.store_id,
-            generation=self.generation,
-            token=self.token,
-            releases=self.entries,
-            canary=self.canary,
-            erased=self.erased,
-            experiment=self.experiment,
-            now=now,
-        )
 
 
 def format_of(catalogue: Catalogue) -> int:
@@ -96,7 +77,8 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
                 f"into a new store"
             )
         fields = msgspec.json.decode(record, type=_Record)
-        catalogue = fields.catalogue(now)
+        stored = msgspec.json.decode(record, type=Catalogue)
+        catalogue = replace(stored, releases=fields.entries, now=now, primary=True)
         if _is_contradictory(catalogue, live=fields.live):
             raise unreadable("contradicts itself")
         if fields.checksum != _checksum(catalogue):

@@ -37,52 +37,10 @@ SALT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class RowSums:
-    """Sums over rows, as in a Tally and a manifest: the count by kind, the bytes, and the sum of the rows' digests.
-
-    The digest is in hexadecimal, as it is stored.
-    """
-
-    counts: dict[str, int] = field(default_factory=dict)
-    bytes: int = 0
-    digest: str = "0"
-
-    @classmethod
-    def difference(cls, manifest: Manifest, tally: Tally) -> "RowSums":
-        """Return the sums over the rows that *manifest* counts and *tally* lacks; kinds without any are left out.
-
-        A digest is a sum of hashes modulo 2^128, so the difference is the digest of the missing rows.
-        """
-        counts = dict[str, int]()
-        for kind, count in manifest.counts.items():
-            missing = count - tally.counts.get(kind, 0)
-            if missing:
-                counts[kind] = missing
-        digest = (int(manifest.digest, 16) - tally.digest) % (1 << 128)
-        return cls(counts, bytes=manifest.bytes - tally.bytes, digest=f"{digest:x}")
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return sum(self.counts.values())
-
-    def add_to(self, tally: Tally) -> None:
-        """Add these rows to *tally*."""
-        tally.merge(Tally(counts=dict(self.counts), bytes=self.bytes, digest=int(self.digest, 16)))
-
-    def with_rows(self, rows: Sequence[Row]) -> "RowSums":
-        """Return the sums over these rows and further *rows*."""
-        tally = Tally()
-        self.add_to(tally)
-        tally.add(rows)
-        return RowSums(tally.counts, bytes=tally.bytes, digest=f"{tally.digest:x}")
-
-
-@dataclass(frozen=True, slots=True)
 class MissingRows:
     """Rows of erased users that one release lacks, or will lack once they are deleted."""
 
-    sums: RowSums = RowSums()
+    sums: Tally = field(default_factory=Tally)
     key_hashes: frozenset[bytes] = frozenset()
     """Of the keys of these rows, but not of rows that a copy was made without."""
 
@@ -169,8 +127,11 @@ class ErasedUsers:
 
         salt = next(iter(self.hashes_by_salt))
         new_hashes = {_hash(salt, row.key.encode()) for row in hashed_rows}
+        sums = Tally()
+        sums.merge(missing.sums)
+        sums.add(summed_rows)
         with_new = MissingRows(
-            sums=missing.sums.with_rows(summed_rows),
+            sums=sums,
             key_hashes=missing.key_hashes | new_hashes,
             unsummed_rows=missing.unsummed_rows + len(new_rows) - len(summed_rows),
         )
@@ -202,6 +163,20 @@ class ErasedUsers:
 
 
 NOBODY = ErasedUsers()
+
+
+def missing_sums(manifest: Manifest, tally: Tally) -> Tally:
+    """Return the sums over the rows that *manifest* counts and *tally* lacks; kinds without any are left out.
+
+    A digest is a sum of hashes modulo 2^128, so the difference is the digest of the missing rows.
+    """
+    counts = dict[str, int]()
+    for kind, count in manifest.counts.items():
+        missing = count - tally.counts.get(kind, 0)
+        if missing:
+            counts[kind] = missing
+    digest = (int(manifest.digest, 16) - tally.digest) % (1 << 128)
+    return Tally(counts, bytes=manifest.bytes - tally.bytes, digest=digest)
 
 
 def _hash(salt: bytes, identifier: bytes) -> bytes:

@@ -14,7 +14,7 @@ erased again. Nothing is refused because of it.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -22,8 +22,9 @@ import msgspec
 
 from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId
 from hotplate.stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, decode_versioned
-from hotplate.stores.erasure import HASH_BYTES, NOBODY, ErasedUsers, MissingRows, RowSums
+from hotplate.stores.erasure import HASH_BYTES, NOBODY, ErasedUsers, MissingRows
 from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.manifest import Tally
 from hotplate.stores.store import Reader, RecordChange
 
 ID: Final = ReleaseId("erased-users")
@@ -44,8 +45,14 @@ class _Group(msgspec.Struct):
     hashes: bytes
 
 
+class _Sums(msgspec.Struct):
+    counts: dict[str, int]
+    bytes: int
+    digest: str
+
+
 class _Missing(msgspec.Struct):
-    sums: RowSums
+    sums: _Sums
     hashes: bytes
     unsummed: int
 
@@ -149,7 +156,8 @@ def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
     rows = dict[str, _Missing]()
     for release, missing in users.missing_by_release.items():
         hashes = b"".join(sorted(missing.key_hashes))
-        rows[release] = _Missing(sums=missing.sums, hashes=hashes, unsummed=missing.unsummed_rows)
+        sums = _Sums(missing.sums.counts, bytes=missing.sums.bytes, digest=f"{missing.sums.digest:x}")
+        rows[release] = _Missing(sums=sums, hashes=hashes, unsummed=missing.unsummed_rows)
     part = _Part(number=number, groups=groups, rows=rows)
     return Checksum(ID).seal(name, NO_OFFSET + msgspec.json.encode(part))
 
@@ -164,21 +172,14 @@ def _parse(name: str, value: bytes) -> _ParsedPart:
     try:
         stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
         part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)
+        hashes_by_salt = {bytes.fromhex(group.salt): _split_hashes(group.hashes) for group in part.groups}
         rows = dict[str, MissingRows]()
         for release, missing in part.rows.items():
-            hashes = _split_hashes(missing.hashes)
-            rows[release] = MissingRows(missing.sums, key_hashes=hashes, unsummed_rows=missing.unsummed)
-        return _ParsedPart(part.number, ErasedUsers(_parse_groups(part.groups), rows))
+            sums = Tally(missing.sums.counts, bytes=missing.sums.bytes, digest=int(missing.sums.digest, 16))
+            rows[release] = MissingRows(sums, _split_hashes(missing.hashes), missing.unsummed)
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:
-    return ReleaseCorrupt(f"{_SUBJECT} cannot be read ({name}: {error})")
-
-
-def _parse_groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
-    return {bytes.fromhex(group.salt): _split_hashes(group.hashes) for group in groups}
+        raise ReleaseCorrupt(f"{_SUBJECT} cannot be read ({name}: {error})") from error
+    return _ParsedPart(part.number, ErasedUsers(hashes_by_salt, rows))
 
 
 def _split_hashes(joined: bytes) -> frozenset[bytes]:

@@ -320,7 +320,7 @@ async def write_draft(
             await _commit(store, draft, refusing, erased)
     except (StoreUnavailable, _AttemptRefused) as error:
         with suppress(StoreError):  # unavailable: the lease will lapse
-            await update_catalogue(store, partial(changes.end_lease, draft=draft))
+            await update_catalogue(store, partial(changes.renew, draft=draft, lease_s=0.0))
         if isinstance(error, _AttemptRefused):
             raise
 

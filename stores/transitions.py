@@ -84,14 +84,12 @@ def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) 
     return replace(catalogue, releases=(*releases, begun))
 
 
-def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Renew a draft's lease; ReleaseConflict if it is no longer the writer's, ReleaseNotFound if it was dropped."""
-    return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), lease_until=catalogue.now + LEASE_S))
+def renew(catalogue: Catalogue, draft: DraftRef, lease_s: float = LEASE_S) -> Catalogue:
+    """Renew a draft's lease for *lease_s*, 0 to let it lapse.
 
-
-def end_lease(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Let a draft's lease lapse now; raises the errors of `renew`."""
-    return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), lease_until=catalogue.now))
+    Raises ReleaseConflict if the draft is no longer the writer's, ReleaseNotFound if it was dropped.
+    """
+    return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), lease_until=catalogue.now + lease_s))
 
 
 def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:

@@ -8,7 +8,7 @@ from functools import partial
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
 from hotplate.stores.change_warnings import warn
 from hotplate.stores.encoding import USER, RowKey, check_id
-from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
+from hotplate.stores.erasure import ErasedUsers, MissingRows, missing_sums
 from hotplate.stores.erasure_log import read_erased, read_log
 from hotplate.stores.errors import PartLost, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.lifecycle import Revision, check_nothing_to_rebuild, revise_catalogue
@@ -184,7 +184,7 @@ async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally
         return
 
     async def add_missing(_: Catalogue, erased: ErasedUsers) -> ErasedUsers:
-        return erased.with_missing(draft.release, MissingRows(RowSums.difference(manifest, tally)))
+        return erased.with_missing(draft.release, MissingRows(missing_sums(manifest, tally)))
 
     await _change_record(target, add_missing)
 

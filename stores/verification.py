@@ -173,7 +173,7 @@ async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release:
             tally.add([row for row in rows if not _is_missing(row, erased, missing)])
         else:
             tally.add(rows)
-    missing.sums.add_to(tally)
+    tally.merge(missing.sums)
     return tally
 
 

@@ -1,6 +1,6 @@
 """Batch items, which acknowledge rows: each holds the packed keys of a batch, and its number in a series.
 
-The batches of a series are numbered from 1 without gaps, so a few reads find the last one. Which series there are is
+The batches of a series are numbered from 1 without gaps. Which series there are is
 part of a release's state (`hotplate.stores.cosmos.release_state`).
 """
 
@@ -59,40 +59,24 @@ class Batches:
         return last_numbers
 
     async def find_last(self, container: str, series: str) -> int:
-        """Return the number of the last batch item of a series; 0 for an empty one.
-
-        A replica may lag, and not have the last items yet. So if this process knew none of them, the item after the
-        last one is read several times before it counts as absent.
-        """
+        """Return the number of the last batch item of a series; 0 for an empty one."""
         known = self._last.get((container, series), 0)
-        last = await self._search_last(container, series, known)
-        while not known and await self._items.read_surely(container, _name(series, last + 1)):
-            last = await self._search_last(container, series, last + 1)
-        self._last[container, series] = last
+        last = known
+        while await self._has_more(container, series, last, is_sure=known > 0):
+            last += 1
+            self._last[container, series] = last  # where a repeated call continues
         return last
 
-    async def _search_last(self, container: str, series: str, known: int) -> int:
-        """Search for the last item of a series, which has no gaps, after a *known* number; 0 is before the first.
+    async def _has_more(self, container: str, series: str, last: int, *, is_sure: bool) -> bool:
+        """Return whether a series has items after the *last* one, of which one may be lost.
 
-        Steps that double find an absent item; then the range between a present and an absent one is halved.
+        A replica may lag, and not have the last items yet. So unless *is_sure*, the next item is read several times
+        before it counts as absent.
         """
-        present = known
-        step = 1
-        while await self._exists(container, series, present + step):
-            present += step
-            step *= 2
-
-        absent = present + step
-        while absent - present > 1:
-            middle = (present + absent) // 2
-            if await self._exists(container, series, middle):
-                present = middle
-            else:
-                absent = middle
-        return present
-
-    async def _exists(self, container: str, series: str, number: int) -> bool:
-        return (await self._items.read(container, _name(series, number))).item is not None
+        for number in (last + 1, last + 2):
+            if (await self._items.read(container, _name(series, number))).item is not None:
+                return True
+        return not is_sure and await self._items.read_surely(container, _name(series, last + 1)) is not None
 
 
 def _name(series: str, number: int) -> str:

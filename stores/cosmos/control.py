@@ -56,15 +56,15 @@ class ControlContainer:
             return None
         return None if item is None else value_of(item)
 
-    async def begin_swap(self, old: Catalogue | bytes, records: Sequence[RecordChange]) -> str | None:
+    async def begin_swap(self, old: Catalogue | bytes, records: Sequence[RecordChange]) -> str:
         """Write *records*, one by one, if *old* is stored, by its version or bytes; return the etag for `write`.
 
-        None stands for an *old* catalogue that was never stored. Raises ReleaseConflict if another one is stored,
+        It is empty for an *old* catalogue that was never stored. Raises ReleaseConflict if another one is stored,
         ContainerMissing if there is no container for *records*.
         """
         await self.check_single_write_region()  # elsewhere, If-Match would not exclude a second writer
 
-        etag = None
+        etag = ""
         if old != Catalogue():  # stored once
             stored = await self._read_catalogue()
             if isinstance(old, bytes):
@@ -77,18 +77,12 @@ class ControlContainer:
         await self._write_records(records)
         return etag
 
-    async def write(self, new: Catalogue, etag: str | None) -> None:
+    async def write(self, new: Catalogue, etag: str) -> None:
         """Replace the version *etag* of the catalogue, or create it; ReleaseConflict if another version is stored.
 
         ContainerMissing if there is no container for it.
         """
-        item = {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(new))}
-        if etag is None:
-            is_written = await self._items.create(CONTROL, item)
-        else:
-            is_written = await self._items.replace(CONTROL, item, etag)
-        if not is_written:
-            raise catalogue_changed()
+        await self._write({"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(new))}, etag)
 
     async def check_single_write_region(self) -> None:
         """Raise StoreMisused for an account with several write regions."""
@@ -129,14 +123,16 @@ class ControlContainer:
                 continue
             if value != change.before:
                 raise catalogue_changed()
+            await self._write(to_item(change.name, change.after), stored.etag)
 
-            item = to_item(change.name, change.after)
-            if stored.item is None:
-                is_written = await self._items.create(CONTROL, item)
-            else:
-                is_written = await self._items.replace(CONTROL, item, stored.etag)
-            if not is_written:
-                raise catalogue_changed()
+    async def _write(self, item: CosmosItem, etag: str) -> None:
+        """Replace the version *etag* of an item, or create it if that is empty; ReleaseConflict for another version."""
+        if etag:
+            is_written = await self._items.replace(CONTROL, item, etag)
+        else:
+            is_written = await self._items.create(CONTROL, item)
+        if not is_written:
+            raise catalogue_changed()
 
 
 def _record_in(item: CosmosItem) -> bytes:

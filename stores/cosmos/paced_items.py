@@ -51,18 +51,10 @@ class ContainerRates:
         self._unserved = set[str]()
         """Containers that no lookup reads, as far as this process knows."""
 
-    def add_draft(self, container: str) -> None:
-        """Record that a container holds a draft."""
-        self._unserved.add(container)
-
     def follow(self, catalogue: Catalogue) -> None:
-        """Record which containers are served."""
-        self._unserved |= {CONTAINER + entry.incarnation for entry in catalogue.releases}
-        self._unserved -= {CONTAINER + release.incarnation for release in catalogue.served}
-
-    def forget(self) -> None:
-        """Record that nothing is known, so that each container may be served."""
-        self._unserved.clear()
+        """Record which containers are served; each may be after an empty catalogue."""
+        served = {release.incarnation for release in catalogue.served}
+        self._unserved = {CONTAINER + incarnation for incarnation in catalogue.incarnations - served}
 
     def rate_ru(self, container: str) -> float:
         """Return the rate for requests to a container."""

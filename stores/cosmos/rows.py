@@ -39,7 +39,7 @@ class ReleaseRows:
 
     def __init__(self, items: PacedItems, retrier: Retrier) -> None:
         self._items = items
-        self._states = ReleaseStates(items)
+        self.states = ReleaseStates(items)
         self._batches = Batches(items)
         self._retrier = retrier
 
@@ -63,8 +63,8 @@ class ReleaseRows:
             last_numbers = await self._batches.find_last_of_all(container, state)
             return state.taken_over_by(draft.writer, last_numbers)
 
-        if not await self._retrier.call(self._states.create, draft):
-            await self._retrier.call(self._states.change, draft, take_over)
+        if not await self._retrier.call(self.states.create, draft):
+            await self._retrier.call(self.states.change, draft, take_over)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of one part of a draft, and acknowledge each batch of them; see `Store.put`.
@@ -81,11 +81,11 @@ class ReleaseRows:
         if not rows:
             return
 
-        state = await self._retrier.call(self._states.read, draft)
+        state = await self._retrier.call(self.states.read, draft)
         state.check_unsealed(draft)
         state.check_writer(draft)
         if part and part not in state.parts:
-            await self._retrier.call(self._states.change, draft, add_part)
+            await self._retrier.call(self.states.change, draft, add_part)
 
         # `meta` rows, such as the manifest, are in no order, so they have a separate series.
         meta_rows = [row for row in rows if row.key.startswith(META)]
@@ -140,7 +140,7 @@ class ReleaseRows:
         Each writer has acknowledged its rows by a series of batch items, numbered from 1. The draft's state records the
         last numbers of former writers; that of the current one is searched for.
         """
-        state = await self._states.read(draft)
+        state = await self.states.read(draft)
         state.check_writer(draft)
         container = container_of(draft)
         kind = rows_kind(part)
@@ -165,7 +165,7 @@ class ReleaseRows:
             state.check_writer(draft)
             return replace(state, state=SEALED)
 
-        await self._retrier.call(self._states.change, draft, seal)
+        await self._retrier.call(self.states.change, draft, seal)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         """Delete rows by key; return how many existed. Raises ReleaseNotFound if the release has no state."""
@@ -177,7 +177,7 @@ class ReleaseRows:
             existed = await self._retrier.call(self._items.delete, container, name_of(key))
             deleted += existed  # after the await, during which others count
 
-        await self._retrier.call(self._states.read, release)
+        await self._retrier.call(self.states.read, release)
         await for_each(keys, erase)
         return deleted
 
@@ -188,7 +188,7 @@ class ReleaseRows:
         parts and writers overlap, they are merged. Absent rows are left out.
         """
         container = container_of(release)
-        state = await self._retrier.call(self._states.read, release)
+        state = await self._retrier.call(self.states.read, release)
         if not state.is_sealed:
             raise not_found(release)
         spans = await self._read_spans(container, state)

@@ -31,10 +31,9 @@ from hotplate.stores.cosmos.control import ControlContainer
 from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.items import CONTAINER, CONTROL, container_of, name_of, value_of
 from hotplate.stores.cosmos.paced_items import ContainerRates, NewContainers, PacedItems
-from hotplate.stores.cosmos.release_state import ReleaseStates
 from hotplate.stores.cosmos.rows import ReleaseRows
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
+from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Throughput, parse
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     NotSent,
@@ -106,8 +105,8 @@ class CosmosStore(Store):
         self._items = self._paced(self._rates.rate_ru)
         """The items of releases, for everything but lookups."""
 
-        self._states = ReleaseStates(self._items)
         self._rows = ReleaseRows(self._items, self._rows_retrier)
+        self._states = self._rows.states
 
     def _retrier(self) -> Retrier:
         """Return a Retrier for the control container, the control plane or rows, which are throttled separately.
@@ -184,7 +183,7 @@ class CosmosStore(Store):
         try:
             catalogue = await self._control_retrier.call(self._control.catalogue)
         except CatalogueUnreadable:
-            self._rates.forget()  # services keep their release
+            self._rates.follow(Catalogue())  # services keep their release
             raise
         self._rates.follow(catalogue)
         return catalogue
@@ -224,7 +223,6 @@ class CosmosStore(Store):
             if entry is not None and entry.writer != draft.writer:
                 raise taken_over(draft)
 
-        self._rates.add_draft(container_of(draft))
         await self._rows.claim(draft, confirm)
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
@@ -232,7 +230,6 @@ class CosmosStore(Store):
         self._new_containers.add(container)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        self._rates.add_draft(container_of(draft))
         await self._rows.put(draft, rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
@@ -275,20 +272,12 @@ class CosmosStore(Store):
             if unfinished is None:
                 return
             if self._clock() > give_up_at:
-                raise self._not_scaled(container, unfinished, unfinished.serving(wanted))
+                raise StoreUnavailable(
+                    f"{container} of {self._address.shown} has {unfinished.throughput.ru:,} RU/s, and is not scaled to "
+                    f"{unfinished.serving(wanted).ru:,}: its partitions are being split, or something else scales it; "
+                    f"activate its release later, or set its throughput with ru="
+                )
             await asyncio.sleep(SCALING_POLL_S)  # this second's RU count against the new throughput
-
-    def _not_scaled(self, container: str, offer: Offer, serving: Throughput) -> StoreUnavailable:
-        """Return the error of a container that did not get the throughput to serve with in SCALING_S."""
-        if offer.pending:
-            return StoreUnavailable(
-                f"{container} of {self._address.shown} is still being scaled to {serving.ru:,} RU/s, which can take "
-                f"hours if partitions are split; activate its release later, or set less with ru="
-            )
-        return StoreUnavailable(
-            f"{container} of {self._address.shown} has {offer.throughput.ru:,} RU/s again whenever it is scaled to "
-            f"{serving.ru:,}; stop what else scales it, or set its throughput with ru="
-        )
 
     async def scale_down(self, release: ReleaseRef) -> None:
         """Lower the throughput to its minimum, unless a change is pending."""

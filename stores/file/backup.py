@@ -32,7 +32,7 @@ from hotplate.stores.file.catalogue_file import CatalogueFile
 from hotplate.stores.file.draft import check_room
 from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, LmdbStore
-from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
+from hotplate.stores.folders import LOCK, flush, scratch_folder
 from hotplate.stores.release_log import changes_beside
 from hotplate.stores.store import RecordChange
 from hotplate.stores.verification import OnProgress, unreported
@@ -273,39 +273,29 @@ async def _copy_all(files: Mapping[str, BinaryIO], scratch: Path, on_progress: O
     anything is copied, ReleaseCorrupt.
     """
     total = sum(os.fstat(file.fileno()).st_size for file in files.values())
-    done = 0  # of the files before the current one
+    copied = 0
     check_room(scratch, total)
 
     with translating_errors(scratch):
         (scratch / "releases").mkdir()
 
-    def report(copied_bytes: int) -> None:
-        on_progress(done + copied_bytes, total)
-
     for incarnation, file in files.items():
-        done += await _copy_file(file, _release_path(scratch, incarnation), report)
+        path = _release_path(scratch, incarnation)
+        with translating_errors(path), path.open("xb") as copy:
+            while piece := await _in_thread(_read_piece, file, copy.tell()):
+                await _in_thread(copy.write, piece)
+                copied += len(piece)
+                on_progress(copied, total)
+            copy.flush()
+            await _in_thread(os.fsync, copy.fileno())
+        try:
+            await check_whole(path)
+        except ReleaseCorrupt as error:  # the copy is removed, so name the source
+            raise ReleaseCorrupt(str(error).replace(str(path), str(file.name))) from error
+
     with translating_errors(scratch):
         flush(scratch / "releases")
     return total
-
-
-async def _copy_file(source: BinaryIO, path: Path, report: Callable[[int], None]) -> int:
-    """Copy an open file to a new one, durably, and check the copy; return its size.
-
-    *report* gets the number of bytes that are copied so far. Raises ReleaseCorrupt, which names the source.
-    """
-    position = 0
-    with translating_errors(path), path.open("xb", buffering=0) as target:
-        while copied := await _in_thread(_copy_piece, source, target, position):
-            position += copied
-            report(position)
-        await _in_thread(os.fsync, target.fileno())
-
-    try:
-        await check_whole(path)
-    except ReleaseCorrupt as error:  # the copy is removed, so name the source
-        raise ReleaseCorrupt(str(error).replace(str(path), str(source.name))) from error
-    return position
 
 
 async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- those of *work*
@@ -318,11 +308,9 @@ async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN
         raise
 
 
-def _copy_piece(source: BinaryIO, target: BinaryIO, place: int) -> int:
-    with translating_errors(Path(source.name)):
-        piece = os.pread(source.fileno(), READ_CHUNK, place)
-    write_all(target.fileno(), piece, place)
-    return len(piece)
+def _read_piece(file: BinaryIO, place: int) -> bytes:
+    with translating_errors(Path(file.name)):
+        return os.pread(file.fileno(), READ_CHUNK, place)
 
 
 def _release_path(folder: Path, incarnation: str) -> Path:

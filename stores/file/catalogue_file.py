@@ -10,7 +10,7 @@ from pathlib import Path
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.catalogue_record import dump, parse
 from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailable, tracked_swap
-from hotplate.stores.file.release import translating_errors
+from hotplate.stores.file.release import FULL, translating_errors
 from hotplate.stores.folders import check_held, make_folder, replace_durably, take_lock
 from hotplate.stores.store import RecordChange, catalogue_changed
 
@@ -92,31 +92,27 @@ class CatalogueFile:
 
     def _write(self, path: Path, content: bytes, lock: int) -> None:
         """Replace a file durably; on a full disk in blocks of the reserve, which then gets those of the old file."""
+        replace = partial(replace_durably, path, content, mode=0o644, before_rename=partial(self.check_locked, lock))
         with translating_errors(path):
-            make_folder(path.parent)
             try:
-                self._make_room(len(content) + 2 * BLOCK_BYTES)  # the last block, and one for a folder's entry
-                replace_durably(path, content, mode=0o644, before_rename=partial(self.check_locked, lock))
+                make_folder(path.parent)
+                replace()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self._reserve_file.unlink(missing_ok=True)  # it may be another user's, such as root's
+                make_folder(path.parent)
+                replace()
             finally:
                 with suppress(OSError):  # a later write tries again
-                    self._reserve(RESERVED_BYTES)
+                    self._reserve()
 
-    def _make_room(self, needed_bytes: int) -> None:
-        """Free blocks of the reserve if the disk has less than *needed_bytes*."""
-        status = os.statvfs(self.folder)
-        if status.f_bavail * status.f_frsize >= needed_bytes:
-            return
-        with suppress(OSError):  # no reserve, or no room for what is left of it
-            left_bytes = self._reserve_file.stat().st_size - needed_bytes
-            self._reserve_file.unlink()  # it may be another user's, such as root's
-            self._reserve(left_bytes)
-
-    def _reserve(self, size: int) -> None:
-        """Allocate the blocks of the reserve up to *size*, as far as the disk has them; OSError on a full disk."""
+    def _reserve(self) -> None:
+        """Allocate the blocks of the reserve, as far as the disk has them; OSError on a full disk."""
         self._reserve_file.touch(0o644)
         with self._reserve_file.open("r+b", buffering=0) as file:
             allocated_bytes = os.fstat(file.fileno()).st_size
-            for start in range(allocated_bytes, size, BLOCK_BYTES):
+            for start in range(allocated_bytes, RESERVED_BYTES, BLOCK_BYTES):
                 os.posix_fallocate(file.fileno(), start, BLOCK_BYTES)
 
     @contextmanager

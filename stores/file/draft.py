@@ -23,7 +23,7 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
 from hotplate.stores.file.checksums import append_checksums, overhead
-from hotplate.stores.file.release import translating_errors
+from hotplate.stores.file.release import FULL, translating_errors
 from hotplate.stores.folders import check_held, flush, release_map, take_lock
 from hotplate.stores.store import Row, batches_of, not_found, sealed
 
@@ -79,11 +79,6 @@ class DraftFile:
         self._inode = path.stat().st_ino
         self._mapped_bytes = 0
         self.closed = False
-
-    def hand_over(self, draft: DraftRef) -> None:
-        """Change the writer, within this process."""
-        with self._claimed():
-            self.writer = draft.writer
 
     def put(self, rows: Sequence[Row], part: int) -> None:
         """Write rows of a part of the draft, in transactions of at most TRANSACTION_ROWS; see `Store.put`.
@@ -227,7 +222,7 @@ class DraftFile:
         *more* is the number of bytes that the call would have written, 0 if it only reads. LMDB calls a full disk an
         I/O error, so a write also counts as failed for that if less than *more* bytes are free.
         """
-        is_full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        is_full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in FULL
         folder = self.path.parent
         if more and (is_full or shutil.disk_usage(folder).free < more + PROBE_BYTES):
             written = self.path.stat().st_size if self.path.exists() else 0

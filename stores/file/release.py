@@ -53,6 +53,9 @@ log = logging.getLogger(__name__)
 # Errors of a read from a damaged page or disk.
 FAILURES = (lmdb.Error, MemoryError, OSError)
 
+# Numbers of the errors of a full disk, or quota.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 # Age of a check that suffices for a scan.
 CHECK_HOLDS_S = 60.0
 
@@ -349,7 +352,7 @@ def translating_errors(path: Path) -> Iterator[None]:
         raise ReleaseCorrupt(f"{path} is not a release file ({error}); publish again") from error
     except (OSError, lmdb.Error) as error:
         code = getattr(error, "errno", None)
-        if isinstance(error, lmdb.DiskError | lmdb.MapFullError) or code in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, lmdb.DiskError | lmdb.MapFullError) or code in FULL:
             raise StoreFull(f"no space left to write {path}; free some and try again") from error
         if isinstance(error, PermissionError | lmdb.ReadonlyError):  # LMDB's name for EACCES
             sentence = f"{path} cannot be used by user {os.geteuid()}: {error}; change its owner or its mode"

@@ -171,15 +171,9 @@ class LmdbStore(Store):
         check_room(self._releases, file_bytes(plan.rows, plan.payload_bytes))
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        """Create or continue a draft's file, and lock it for its writer; see `Store`.
-
-        If this process has it open already, only its writer changes.
-        """
-        draft_file = self._drafts.get(draft.incarnation)
-        if draft_file is not None and not draft_file.closed:
-            draft_file.hand_over(draft)
-            return
-
+        """Create or continue a draft's file, and lock it for its writer; see `Store`."""
+        if former := self._drafts.pop(draft.incarnation, None):
+            former.close()
         path = self._draft_path(draft)
         with translating_errors(self._releases):
             make_folder(self._releases)

@@ -31,6 +31,10 @@ def draft(release: ReleaseId, incarnation: str = "", writer: str = "writer") -> 
     return DraftRef(release, incarnation or f"of-{release}", writer)
 
 
+def end_lease(catalogue: Catalogue, ended: DraftRef) -> Catalogue:
+    return changes.renew(catalogue, ended, lease_s=0.0)
+
+
 def evolved() -> Catalogue:
     catalogue = Catalogue(store_id="s", generation=4, token="t", now=100.0)
     for release in (A, B):
@@ -115,11 +119,11 @@ def test_a_draft_has_one_writer_and_another_only_once_the_lease_has_lapsed() -> 
     lapsed = replace(catalogue, now=100.0 + LEASE_S)
     taken = changes.take_over(lapsed, other)
     assert changes.take_over(taken, other) == taken
-    for step in (changes.renew, changes.end_lease, changes.commit, changes.abandon):
+    for step in (changes.renew, end_lease, changes.commit, changes.abandon):
         with pytest.raises(ReleaseConflict, match="taken over"):
             step(taken, draft(C))
         step(taken, other)
-    assert changes.take_over(changes.end_lease(evolved(), draft(C)), other).find_draft(C).writer == other.writer
+    assert changes.take_over(end_lease(evolved(), draft(C)), other).find_draft(C).writer == other.writer
 
 
 def test_bookkeeping_is_of_drafts_and_dropped_releases_alone() -> None:
@@ -129,7 +133,7 @@ def test_bookkeeping_is_of_drafts_and_dropped_releases_alone() -> None:
     for bookkeeping in (
         changes.begin(old, draft(ReleaseId("d"))),
         changes.renew(after_lease, draft(C)),
-        changes.end_lease(old, draft(C)),
+        end_lease(old, draft(C)),
         changes.take_over(after_lease, draft(C, writer="other")),
         dropping,
         changes.forget(dropping, draft(C).release),
@@ -327,7 +331,7 @@ def test_a_repaired_canary_is_the_canary() -> None:
 
 def test_a_lapsed_draft_can_be_resumed_until_its_grace_is_over() -> None:
     another = draft(ReleaseId("d"))
-    hours_later = replace(changes.end_lease(evolved(), draft(C)), now=100.0 + DRAFT_GRACE_S - 1)
+    hours_later = replace(end_lease(evolved(), draft(C)), now=100.0 + DRAFT_GRACE_S - 1)
     begun = changes.prune(changes.begin(hours_later, another))
     assert changes.take_over(begun, draft(C, writer="another")).find_draft(C).writer == "another"
     assert begun.find_draft(another.id).writer == another.writer
