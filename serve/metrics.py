@@ -156,6 +156,16 @@ def request_cell(route: str, method: str, status: int) -> int:
     return cell
 
 
+def position_labels(position: int | None, items: int) -> list[str]:
+    """Return the label of each of *items* consecutive items of a list, the first at *position*, from 1.
+
+    It is one of POSITIONS: those after COUNTED_POSITIONS are counted together, and so are unknown ones.
+    """
+    if position is None:
+        return [POSITIONS[-1]] * items
+    return [POSITIONS[min(place, COUNTED_POSITIONS + 1) - 1] for place in range(position, position + items)]
+
+
 def cells_per_worker(tiers: Sequence[str]) -> int:
     """Return how many numbers a worker counts in."""
     return sum(row.cells for row in TABLE for _ in row.series(tiers))
@@ -213,18 +223,11 @@ class Metrics:
         """Count *items* consecutive items of a list that were shown or clicked, the first at *position*, from 1.
 
         *kind* is IMPRESSION or CLICK, and *role* that of the release: live, canary or other. *position* is None if
-        unknown. Positions after COUNTED_POSITIONS are counted together, as "more".
+        unknown.
         """
-        own = self.own_cells
-        cells = self._listed[kind]  # the index of each counter in `own`, by its labels
-        if position is None:
-            own[cells[role, "unknown"]] += items
-            return
-
-        counted_positions = range(position, min(position + items, COUNTED_POSITIONS + 1))
-        for counted_position in counted_positions:
-            own[cells[role, str(counted_position)]] += 1
-        own[cells[role, "more"]] += items - len(counted_positions)
+        cells = self._listed[kind]  # the index of each counter in `own_cells`, by its labels
+        for label in position_labels(position, items):
+            self.own_cells[cells[role, label]] += 1
 
     def counted(self, row: Metric) -> CountsByLabels:
         """Return the totals of the metric *row*, a row of the table of metrics, over all workers.
@@ -236,30 +239,13 @@ class Metrics:
         if not row.buckets:
             return {labels: self.total(cell) for labels, cell in series.items()}
 
-        not_empty = self._not_empty(row)
         totals = CountsByLabels()
-        for number, (labels, cell) in enumerate(series.items()):
-            if number in not_empty:
+        for labels, cell in series.items():
+            sum_cell = cell + row.cells - 1
+            # A value of 0 is in the first bucket only, any other one in the sum.
+            if any(self.total(cell)) or any(self.total(sum_cell)):
                 totals[labels] = self.total(cell, row.cells)
         return totals
-
-    def _not_empty(self, histogram: Metric) -> set[int]:
-        """Return the numbers of the series, from 0, in which any worker has observed a value.
-
-        `self._cells` has a slot of equal size per worker, in which the series of a metric are consecutive. A series is
-        a combination of labels; one of a histogram has a cell for each bucket, then one for the sum of the values.
-        """
-        series = self.cells[histogram]
-        start = next(iter(series.values()), 0)
-        end = start + len(series) * histogram.cells
-        sum_cell = histogram.cells - 1
-
-        numbers = set[int]()
-        for slot in range(0, len(self._cells), self._slot_cells):
-            for cell in (0, sum_cell):  # a value of 0 is in the first bucket only, any other one in the sum
-                cell_of_each_series = self._cells[slot + start + cell : slot + end : histogram.cells]
-                numbers.update(number for number, value in enumerate(cell_of_each_series.tolist()) if value)
-        return numbers
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
         """Add up *cells* numbers from *cell* on over all workers."""

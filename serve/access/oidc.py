@@ -151,7 +151,7 @@ class TokenVerifier:
     async def _refresh_keys(self) -> None:
         """Replace the keys by those that the issuer publishes. If they cannot be fetched, keep them, and log it once.
 
-        Cached results of verified tokens are dropped if the keys have changed.
+        Cached results of verified tokens are dropped with the keys.
         """
         try:
             keys = await self._fetch_published_keys()
@@ -161,11 +161,8 @@ class TokenVerifier:
         else:
             self._fetched_at = time.monotonic()
             self._unreadable.end()
-            old_keys = {identifier: key.key for identifier, key in self._keys.items()}
-            new_keys = {identifier: key.key for identifier, key in keys.items()}
-            if new_keys != old_keys:
-                self._verified = {}  # a key may have been withdrawn or replaced under the same id
             self._keys = keys
+            self._verified = {}  # a key may have been withdrawn or replaced under the same id
         finally:
             self._tried_at = time.monotonic()
 

@@ -157,20 +157,13 @@ class EventsHandler:
         """
         now = round(time.time(), 3)
         for event in events:
-            written = WrittenEvent(
-                id=event.id or f"{self._prefix}{next(self._count):x}",
-                time=now if event.time is None else min(event.time, now),
-                type=event.type,
-                user=event.user,
-                items=event.items,
-                role=roles[event.release],
-                release=event.release,
-                request_id=event.request_id,
-                position=position_of(event),
-                value=event.value,
-                list=event.list,
-            )
-            yield line_of(_encode(written))
+            fields = msgspec.structs.asdict(event) | {
+                "id": event.id or f"{self._prefix}{next(self._count):x}",
+                "time": now if event.time is None else min(event.time, now),
+                "role": roles[event.release],
+                "position": position_of(event),
+            }
+            yield line_of(_encode(WrittenEvent(**fields)))
 
     def _count_events(self, events: Sequence[Event], outcome: str) -> None:
         for kind, number in Counter(event.type for event in events).items():

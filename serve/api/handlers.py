@@ -272,9 +272,13 @@ def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shape
     *lists* are those that were read for *requests*, in the same order. *shaper* removes the items that a request
     excludes or that its user has consumed, and cuts the list. Parts that are equal for several users are made once.
     """
-    shared = _SharedParts(shaper)
+    heads = dict[tuple[str, int], bytes]()  # the members between a user and their items
+    popular_items = dict[tuple[str, int, Selection], bytes]()
     for request, encoded in zip(requests, lists, strict=True):
         members = b'"user":%b,' % orjson.dumps(request.id)
+        origin = encoded.status, id(encoded.release)
+        if origin not in heads:
+            heads[origin] = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
 
         if request.after is not None:  # a page of a list
             page = shape_list(shaper, request, encoded)
@@ -283,36 +287,12 @@ def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shape
         elif encoded.status == "ok" or shaper.consumed_by(request.id) is not None:
             items = shaper.shape(encoded, request.selection, user=request.id)
         else:  # the popular list, of which nothing is hidden from this user
-            items = shared.popular_items(encoded, request.selection)
+            key = (*origin, request.selection)
+            if key not in popular_items:
+                popular_items[key] = shaper.shape(encoded, request.selection)
+            items = popular_items[key]
 
-        yield list_body(members, shared.head(encoded), items)
-
-
-class _SharedParts:
-    """Parts of the answer for many users that are equal for several of them."""
-
-    def __init__(self, shaper: Shaper) -> None:
-        self._shaper = shaper
-        self._heads = dict[tuple[str, int], bytes]()
-        self._popular_items = dict[tuple[str, int, Selection], bytes]()
-
-    def head(self, encoded: EncodedList) -> bytes:
-        """Return the members between a user and their items, which depend on the status and the release."""
-        key = encoded.status, id(encoded.release)
-        head = self._heads.get(key)
-        if head is None:
-            head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-            self._heads[key] = head
-        return head
-
-    def popular_items(self, encoded: EncodedList, selection: Selection) -> bytes:
-        """Return the items of a popular list in the form that was requested."""
-        key = encoded.status, id(encoded.release), selection
-        items = self._popular_items.get(key)
-        if items is None:
-            items = self._shaper.shape(encoded, selection)
-            self._popular_items[key] = items
-        return items
+        yield list_body(members, heads[origin], items)
 
 
 def _accepts_msgpack(accept: str) -> bool:

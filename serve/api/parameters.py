@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from hotplate.serve.api.routes import JSON, MSGPACK, OPERATIONS, Operation
 from hotplate.serve.api.schemas import BatchBody, FoldInBody
-from hotplate.serve.lists.options import ID_OPTIONS, MAX_EXCLUDED, MAX_N, Selection
+from hotplate.serve.lists.options import ID_OPTIONS, MAX_EXCLUDED, Selection
 from hotplate.serve.problems import CLOSE, ClientGone, Problem, bad_parameter
 from hotplate.stores.encoding import MAX_ID_BYTES, check_id
 from hotplate.stores.errors import StoreMisused
@@ -168,25 +168,17 @@ def _decode_with_whole_n(body: bytes, kind: type[AnyStruct], decode: Callable[..
     JSON does not distinguish them, but msgspec does. *decode* is that of msgspec for the content type, whose errors are
     raised.
     """
+    decoded: AnyStruct
     try:
-        decoded: AnyStruct = decode(body, type=kind)
+        decoded = decode(body, type=kind)
     except msgspec.ValidationError as error:
         # Never decoded without a type, which takes a second for 300,000 arrays.
         if str(error).startswith("Expected `object`"):
             decode(body, type=msgspec.Raw)  # raises another error if it cannot be read at all
         if not str(error).endswith("got `float` - at `$.n`"):
             raise
-        with_float = decode(body, type=_with_float_n(kind))
-        if not (with_float.n.is_integer() and 0 < with_float.n <= MAX_N):
-            raise
-        decoded = msgspec.structs.replace(with_float, n=int(with_float.n))
+        decoded = decode(body, type=kind, strict=False)
     return decoded
-
-
-@lru_cache
-def _with_float_n(kind: type[Struct]) -> type[Any]:
-    """Return a subclass of *kind* whose `n` is a float."""
-    return msgspec.defstruct(kind.__name__, [("n", float)], bases=(kind,), frozen=True, kw_only=True)
 
 
 def parse_id(raw: str, name: str) -> str:

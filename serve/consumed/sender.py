@@ -6,7 +6,6 @@ That is done before the event is answered, unless Redis is away, so that a kill 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from hotplate.serve.consumed.entries import encode_pairs, parts_of
@@ -50,59 +49,52 @@ def sharing_url(settings: ServiceSettings) -> str | None:
     return chosen or next((url for url in settings.stores if scheme_of(url) in REDIS), None)
 
 
-def open_shared_log(url: str, metrics: Metrics) -> "EntryLog":
-    """Open the log of consumed items in the Redis at a URL, without I/O."""
-    return open_entry_log(url, LOG_NAME, StoreObserver(CONSUMED_ITEMS, metrics))
-
-
-class _Cell(IntEnum):
-    """The shared numbers of `SharingState`."""
-
-    CURRENT_AT = 0
-    """When everything was last read and sent, by the monotonic clock."""
-
-    IS_STARTED = 1
-    """1 once all entries were read, or could not be."""
-
-    UNSENT = 2
-    """Changes when a worker could not send events."""
+# Shared numbers of the processes of a service.
+CELLS = 3
+# When everything was last read and sent, by the monotonic clock; 1 once all entries were read, or could not be; and a
+# number that changes when a worker could not send events.
+_CURRENT_AT, _IS_STARTED, _UNSENT = range(CELLS)
 
 
 class SharingState:
-    """What the processes of a service tell each other about the sharing, in shared numbers."""
+    """What the processes of a service know of the sharing: where the log is and, in shared numbers, how far it is."""
 
-    CELLS = len(_Cell)
-
-    def __init__(self, cells: "memoryview[float]") -> None:
+    def __init__(self, url: str, cells: "memoryview[float]") -> None:
+        """*url* is that of the log's Redis; *cells* has CELLS numbers."""
+        self._url = url
         self._cells = cells
         self.note_current()
+
+    def open(self, metrics: Metrics) -> "EntryLog":
+        """Open the log of consumed items, without I/O."""
+        return open_entry_log(self._url, LOG_NAME, StoreObserver(CONSUMED_ITEMS, metrics))
 
     @property
     def lag_s(self) -> float:
         """Seconds since everything in Redis was read and everything else was sent."""
-        return max(0.0, time.monotonic() - self._cells[_Cell.CURRENT_AT])
+        return max(0.0, time.monotonic() - self._cells[_CURRENT_AT])
 
     def note_current(self) -> None:
         """Note that everything was read and sent."""
-        self._cells[_Cell.CURRENT_AT] = time.monotonic()
+        self._cells[_CURRENT_AT] = time.monotonic()
 
     @property
     def unsent(self) -> float:
         """A number that changes when a worker could not send events."""
-        return self._cells[_Cell.UNSENT]
+        return self._cells[_UNSENT]
 
     def note_unsent(self) -> None:
         """Note that events on disk were not sent; of notes at once, one may be lost."""
-        self._cells[_Cell.UNSENT] += 1
+        self._cells[_UNSENT] += 1
 
     def note_started(self) -> None:
         """Note that all entries were read, or cannot be read."""
-        self._cells[_Cell.IS_STARTED] = 1.0
+        self._cells[_IS_STARTED] = 1.0
 
     async def wait_until_started(self) -> None:
         """Wait until all entries were read, or cannot be, for at most START_S."""
         deadline = time.monotonic() + START_S
-        while not self._cells[_Cell.IS_STARTED] and time.monotonic() < deadline:  # noqa: ASYNC110 -- another process sets it
+        while not self._cells[_IS_STARTED] and time.monotonic() < deadline:  # noqa: ASYNC110 -- another process sets it
             await asyncio.sleep(POLL_S)
 
 
@@ -116,9 +108,9 @@ async def send_pairs(entries: "EntryLog", parts: Sequence[ConsumedPairs], metric
 class ConsumedSender:
     """Sends what events hide, for one worker; what it fails to send is left to `ConsumedSharing`."""
 
-    def __init__(self, url: str, *, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]) -> None:
+    def __init__(self, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]) -> None:
         """*is_erased* says whether a user is erased, whose pairs are not sent."""
-        self._entries = open_shared_log(url, metrics)
+        self._entries = state.open(metrics)
         self._state = state
         self._metrics = metrics
         self._is_erased = is_erased

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hotplate.base.timing import HOUR_S, Backoff
 from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, encode_pairs, parts_of
-from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, open_shared_log, send_pairs
+from hotplate.serve.consumed.sender import BATCH, MAX_ENTRIES, SharingState, send_pairs
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
 from hotplate.serve.consumed.table import MAX_HOURS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
@@ -65,19 +65,18 @@ class ConsumedSharing:
 
     def __init__(
         self,
-        url: str,
+        state: SharingState,
         *,
         stores: Sequence[str],
         folder: Path,
         consumed: Consumed,
-        state: SharingState,
         metrics: Metrics,
     ) -> None:
-        """*url* is that of the log's Redis; users erased from any of *stores* are forgotten.
+        """Users erased from any of *stores* are forgotten.
 
         *consumed* is the table of the service, which learns from the events in *folder*.
         """
-        self._entries = open_shared_log(url, metrics)
+        self._entries = state.open(metrics)
         self._folder = folder
         self._consumed = consumed
         self._state = state

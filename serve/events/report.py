@@ -12,7 +12,7 @@ from hotplate.base.intervals import Interval, share_interval
 from hotplate.serve.events.experiments import ArmEvents
 from hotplate.serve.events.segment_folder import SegmentFolder
 from hotplate.serve.events.writer import WrittenEvent
-from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, POSITIONS
+from hotplate.serve.metrics import CLICK, IMPRESSION, POSITIONS, position_labels
 from hotplate.stores.event_log import SegmentReader, decode_event, is_open_segment, segment_names
 
 # All positions together.
@@ -59,14 +59,6 @@ class EventReport:
     rows: list[PositionCounts]
 
 
-class _Place(NamedTuple):
-    """What impressions and clicks are counted by; see `PositionCounts`."""
-
-    release: str
-    role: str
-    position: str
-
-
 class _EventCounter:
     """Counts events by type, and impressions and clicks by place."""
 
@@ -76,8 +68,8 @@ class _EventCounter:
         self._ids = set[int]()
         """Hashes of the ids of events."""
 
-        self._impressions = Counter[_Place]()
-        self._clicks = Counter[_Place]()
+        self._items = Counter[tuple[str, str, str, str]]()
+        """Shown and clicked items, by release, role, position and the type of the event."""
 
     def add(self, event: WrittenEvent) -> bool:
         """Count an event; return False for a duplicate, which has the id of an earlier one and is not counted."""
@@ -88,26 +80,11 @@ class _EventCounter:
 
         self._ids.add(id_hash)
         self.types[event.type] += 1
-        if event.type == IMPRESSION:
-            self._count_items(event, self._impressions)
-        elif event.type == CLICK:
-            self._count_items(event, self._clicks)
+        if event.type in (IMPRESSION, CLICK):
+            for position in position_labels(event.position, len(event.items)):
+                self._items[event.release, event.role, position, event.type] += 1
+            self._items[event.release, event.role, ALL, event.type] += len(event.items)
         return True
-
-    def _count_items(self, event: WrittenEvent, counts: Counter[_Place]) -> None:
-        """Add the items of an event to *counts*: each at its position in the list, and at ALL.
-
-        The first item is at the position of the event, which begins with 1, and the others follow it. POSITIONS are the
-        counted positions, then one for all after them, and one for unknown ones.
-        """
-        for offset in range(len(event.items)):
-            if event.position is None:
-                position = POSITIONS[-1]
-            else:
-                position = POSITIONS[min(event.position + offset, COUNTED_POSITIONS + 1) - 1]
-
-            counts[_Place(event.release, event.role, ALL)] += 1
-            counts[_Place(event.release, event.role, position)] += 1
 
     @property
     def events(self) -> int:
@@ -120,13 +97,16 @@ class _EventCounter:
         They are in this order; of the positions, ALL is the first.
         """
         order = (ALL, *POSITIONS)
-        places = sorted(
-            self._impressions.keys() | self._clicks.keys(),
-            key=lambda place: (place.release, place.role, order.index(place.position)),
-        )
-
+        places = {(release, role, order.index(position)) for release, role, position, _ in self._items}
         return [
-            PositionCounts(*place, impressions=self._impressions[place], clicks=self._clicks[place]) for place in places
+            PositionCounts(
+                release,
+                role,
+                order[index],
+                impressions=self._items[release, role, order[index], IMPRESSION],
+                clicks=self._items[release, role, order[index], CLICK],
+            )
+            for release, role, index in sorted(places)
         ]
 
 

@@ -17,15 +17,15 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN
+from hotplate.serve.api.app import problem_of as problem_of_lists
 from hotplate.serve.api.router import Gate, Route, Router, by_template
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.server import HttpServer
-from hotplate.serve.consumed.sender import sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
-from hotplate.serve.errors import KeysUnreadable, ServiceMisused
+from hotplate.serve.errors import InvalidClient, KeysUnreadable, NotReady, ServiceMisused, UnknownList
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import OTHER, Metrics
-from hotplate.serve.problems import Problem
+from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.processes.console import Console
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, json_of
@@ -120,15 +120,13 @@ async def _share_consumed_items(context: ProcessContext) -> None:
     """Exchange the items that users have consumed with other services, if the settings say so."""
     settings = context.settings
     memory = context.memory
-    url = sharing_url(settings)
-    if url is None or settings.events is None or memory.consumed is None or memory.sharing is None:
+    if memory.sharing is None or memory.consumed is None or settings.events is None:
         return
     sharing = ConsumedSharing(
-        url,
+        memory.sharing,
         stores=settings.stores,
         folder=settings.events,
         consumed=memory.consumed,
-        state=memory.sharing,
         metrics=memory.metrics,
     )
     await sharing.run()
@@ -261,18 +259,23 @@ def _host_named(request: web.BaseRequest) -> str | None:
 
 def problem_of(error: Exception) -> Problem | None:
     """Return the problem that answers an error of a handler, a store or a file of keys; None for a defect."""
+    problem: Problem | None = None
     match error:
         case Problem():
-            return error
+            problem = error
         case ReleaseNotFound():
-            return Problem(404, "no-such-release", str(error))
+            problem = Problem(404, "no-such-release", str(error))
+        case NotReady() | UnknownList():
+            problem = problem_of_lists(error)
+        case InvalidClient():
+            problem = bad_parameter(str(error))
         case KeysUnreadable():
-            return Problem(503, "keys-unreadable", str(error))
+            problem = Problem(503, "keys-unreadable", str(error))
         # Later attempts fail, too, until somebody changes something.
         case (
             ReleaseConflict() | ReleaseCorrupt() | WrittenByNewer() | AccessDenied() | StoreMisused() | ServiceMisused()
         ):
-            return Problem(409, "conflict", str(error))
+            problem = Problem(409, "conflict", str(error))
         case StoreError():
-            return Problem(503, "store-failed", str(error), {"Retry-After": "5"})
-    return None
+            problem = Problem(503, "store-failed", str(error), {"Retry-After": "5"})
+    return problem

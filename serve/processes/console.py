@@ -19,11 +19,11 @@ from hotplate.serve.api.openapi import page_response
 from hotplate.serve.api.parameters import QueryParser
 from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.connections.fast_lane import lane_state
-from hotplate.serve.errors import InvalidClient, KeysUnreadable, NotReady, UnknownList
+from hotplate.serve.errors import KeysUnreadable
 from hotplate.serve.lists.options import Id, ListName, Selection
 from hotplate.serve.lists.requests import ListRequest, answer_list
 from hotplate.serve.lists.shaping import Shaper
-from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
+from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.processes.context import ProcessContext
 from hotplate.serve.processes.operator_view import ReadyView, ServiceView, UserView, json_of, operator_of
 from hotplate.serve.tiers.reader import TieredReader
@@ -147,8 +147,6 @@ class Console:
             raise Problem(403, "no-keys", "this service was started without a file of keys; see --keys")
         try:
             return await asyncio.to_thread(act, path)
-        except InvalidClient as error:
-            raise bad_parameter(str(error)) from None
         except OSError as error:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror or error}") from None
 
@@ -163,17 +161,14 @@ class Console:
         """Return a user's list as the service would answer it, its origin, and the time taken.
 
         The list is read by this process, and not counted as traffic. *list_name* is empty for the default list. Raises
-        a Problem: 404 for an unknown name, 503 without a release.
+        UnknownList, and NotReady without a release.
         """
         reader = await self._ready_reader()
         shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
         request = ListRequest(USER, user, selection=Selection(list=list_name))
 
         started = time.perf_counter()
-        try:
-            answer = await answer_list(reader, shaper, request)
-        except UnknownList as error:
-            raise unknown_list(str(error)) from None
+        answer = await answer_list(reader, shaper, request)
         took_ms = round((time.perf_counter() - started) * 1000, 3)
 
         encoded = answer.encoded
@@ -188,7 +183,7 @@ class Console:
         )
 
     async def _ready_reader(self) -> TieredReader:
-        """Open the stores at the first call, and return their reader; raises a Problem (503) without a release."""
+        """Open the stores at the first call, and return their reader; raises NotReady without a release."""
         async with self._opening:
             if self._reader is None:
                 settings = self._context.settings
@@ -199,8 +194,5 @@ class Console:
                     comparisons=self._context.memory.comparisons,
                 )
                 self._reader = await self._opened.enter_async_context(reader)
-            try:
-                await self._reader.wait_until_ready(OPEN_S)
-            except NotReady as error:
-                raise not_ready(str(error)) from None
+            await self._reader.wait_until_ready(OPEN_S)
         return self._reader

@@ -9,6 +9,7 @@ from typing import Self
 from hotplate.serve.access.auth import CELLS, Guard
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.listeners import ConnectionBalance
+from hotplate.serve.consumed.sender import CELLS as SHARING_CELLS
 from hotplate.serve.consumed.sender import SharingState, sharing_url
 from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed
@@ -47,7 +48,7 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("consumed users", Kind.UINT32, USERS),
         Region("consumed tags", Kind.UINT32, WAYS, rows=BUCKETS),
         Region("consumed times", Kind.UINT32, WAYS, rows=BUCKETS),
-        Region("consumed sharing", Kind.FLOAT64, SharingState.CELLS),
+        Region("consumed sharing", Kind.FLOAT64, SHARING_CELLS),
         Region("files", Kind.RECORD, _FILES_BYTES, rows=MAX_WATCHED),
     )
 
@@ -76,6 +77,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     """
     tiers = [*tiers_of(settings.stores)]
     table = _reserve_table(settings.workers, tiers)
+    url = sharing_url(settings)
     metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
 
     return ServiceMemory(
@@ -86,7 +88,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         balance=ConnectionBalance(table.integers("connections")),
         rates=table.floats("rates"),
         consumed=_create_consumed(settings, table, metrics),
-        sharing=None if sharing_url(settings) is None else SharingState(table.floats("consumed sharing")),
+        sharing=None if url is None else SharingState(url, table.floats("consumed sharing")),
         files=table.records("files"),
     )
 

@@ -159,7 +159,7 @@ class CatalogueView(Struct):
 
     tier: str
     store: str
-    changeable: bool
+    changeable: bool = False
     """By operators, here."""
 
     error: str | UnsetType = UNSET
@@ -175,17 +175,15 @@ class CatalogueView(Struct):
     log: list[ReleaseChange] | UnsetType = UNSET
 
     @classmethod
-    def of(cls, tier: str, store: str, catalogue: Catalogue, log: Sequence[ReleaseChange], *, changeable: bool) -> Self:
+    def of(cls, tier: str, store: str, catalogue: Catalogue, log: Sequence[ReleaseChange]) -> Self:
         """Return the view of a store's catalogue, the record of its releases, for operators.
 
-        *tier* is the name of the store, *store* its URL without secrets, *log* its log of releases, oldest first, and
-        *changeable* tells whether the service may change its releases.
+        *tier* is the name of the store, *store* its URL without secrets, and *log* its log of releases, oldest first.
         """
         previous = rollback_target(catalogue)
         return cls(
             tier,
             store,
-            changeable,
             store_id=catalogue.store_id,
             live=catalogue.live,
             previous=None if previous is None else previous.id,

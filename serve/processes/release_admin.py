@@ -2,14 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import unquote
 
 from aiohttp import web
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 
 from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.parameters import QueryParser
@@ -18,12 +16,12 @@ from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.processes.operator_view import CatalogueView, StoresView, caller_of, json_of, operator_of
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers.tier import tiers_of
-from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.change_warnings import collected_warnings, with_warnings
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.lifecycle import Override, abort, activate, promote, rollback, start_canary
-from hotplate.stores.release_log import ReleaseChange, log_of, signed
+from hotplate.stores.release_log import log_of, signed
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
@@ -32,21 +30,41 @@ log = logging.getLogger(__name__)
 # Timeouts of catalogue reads and of changes of releases.
 CATALOGUE_S = 5.0
 CHANGE_S = 60.0
+# In the place of a tier's name.
+ADMIN_STORE = "admin store"
 
 
-class _Reason(Struct, frozen=True):
+class _Change(Struct, frozen=True):
+    """A change of releases, by its parameters."""
+
+    done: ClassVar[str]
+    """What it does, in the log."""
+
     reason: str = ""
 
+    async def apply(self, store: Store, release: ReleaseId, /) -> ReleaseId:
+        """Make the change; *release* is that of the path, perhaps empty. Return the release that was changed."""
+        raise NotImplementedError
 
-class _Rollback(_Reason, frozen=True):
+
+class _Rollback(_Change, frozen=True):
+    done = "rolled back to"
     if_live: ReleaseId = ReleaseId("")  # makes the request idempotent
 
+    async def apply(self, store: Store, _: ReleaseId, /) -> ReleaseId:
+        return await rollback(store, if_live=self.if_live or None)
 
-class _Abort(_Reason, frozen=True):
+
+class _Abort(_Change, frozen=True):
+    done = "aborted the canary"
     if_canary: ReleaseId = ReleaseId("")
 
+    async def apply(self, store: Store, _: ReleaseId, /) -> ReleaseId:
+        return await abort(store, if_canary=self.if_canary or None)
 
-class _Activate(_Reason, frozen=True):
+
+class _Activate(_Change, frozen=True):
+    done = "activated"
     force: Literal["false", "true"] = "false"
 
     @property
@@ -54,56 +72,37 @@ class _Activate(_Reason, frozen=True):
         """What is overridden: over HTTP, a refusal at most, never damage."""
         return Override.REFUSAL if self.force == "true" else Override.NOTHING
 
+    async def apply(self, store: Store, release: ReleaseId, /) -> ReleaseId:
+        await activate(store, release, override=self.override)
+        return release
+
 
 class _Promote(_Activate, frozen=True):
+    done = "promoted the canary"
     if_canary: ReleaseId = ReleaseId("")
+
+    async def apply(self, store: Store, _: ReleaseId, /) -> ReleaseId:
+        return await promote(store, if_canary=self.if_canary or None, override=self.override)
 
 
 class _StartCanary(_Activate, frozen=True):
+    done = "started or changed the canary"
     percent: Annotated[str, Meta(pattern=r"^\d{1,2}(\.\d{1,9})?$")] = "0"
 
-
-async def _activate(store: Store, release: ReleaseId, query: _Activate) -> ReleaseId:
-    await activate(store, release, override=query.override)
-    return release
-
-
-async def _start_canary(store: Store, release: ReleaseId, query: _StartCanary) -> ReleaseId:
-    try:
-        await start_canary(store, release, float(query.percent), override=query.override)
-    except StoreMisused as error:  # the share is 0, which no pattern of the parameter excludes
-        raise bad_parameter(str(error)) from None
-    return release
+    async def apply(self, store: Store, release: ReleaseId, /) -> ReleaseId:
+        try:
+            await start_canary(store, release, float(self.percent), override=self.override)
+        except StoreMisused as error:  # the share is 0, which no pattern of the parameter excludes
+            raise bad_parameter(str(error)) from None
+        return release
 
 
-async def _promote(store: Store, _: ReleaseId, query: _Promote) -> ReleaseId:
-    return await promote(store, if_canary=query.if_canary or None, override=query.override)
-
-
-async def _abort(store: Store, _: ReleaseId, query: _Abort) -> ReleaseId:
-    return await abort(store, if_canary=query.if_canary or None)
-
-
-async def _rollback(store: Store, _: ReleaseId, query: _Rollback) -> ReleaseId:
-    return await rollback(store, if_live=query.if_live or None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """A change of releases: the type of its parameters, what it does, and how the log says so."""
-
-    query: type[_Reason]
-    act: Callable[[Store, ReleaseId, Any], Awaitable[ReleaseId]]
-    """Takes the release of the path, which may be empty; returns the release that was changed."""
-    done: str
-
-
-CHANGES = {
-    "/v1/releases/{id}/activate": _Change(_Activate, _activate, "activated"),
-    "/v1/releases/{id}/canary": _Change(_StartCanary, _start_canary, "started or changed the canary"),
-    "/v1/releases/canary/promote": _Change(_Promote, _promote, "promoted the canary"),
-    "/v1/releases/canary/abort": _Change(_Abort, _abort, "aborted the canary"),
-    "/v1/releases/rollback": _Change(_Rollback, _rollback, "rolled back to"),
+CHANGES: dict[str, type[_Change]] = {
+    "/v1/releases/{id}/activate": _Activate,
+    "/v1/releases/{id}/canary": _StartCanary,
+    "/v1/releases/canary/promote": _Promote,
+    "/v1/releases/canary/abort": _Abort,
+    "/v1/releases/rollback": _Rollback,
 }
 
 
@@ -117,8 +116,8 @@ class ReleaseAdmin:
         """Return the routes by path."""
         routes = [Route("/v1/releases", {"GET": self.releases}, scope=ADMIN)]
         for path, change in CHANGES.items():
-            query = QueryParser(change.query, f"POST {path}")
-            routes.append(Route(path, {"POST": partial(self.change, change, query)}, scope=ADMIN))
+            handler = partial(self.change, QueryParser(change, f"POST {path}"))
+            routes.append(Route(path, {"POST": handler}, scope=ADMIN))
         return by_template(*routes)
 
     async def releases(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
@@ -128,38 +127,26 @@ class ReleaseAdmin:
         because one store may have several URLs.
         """
         stores = tiers_of(self._settings.stores)
-        reading = asyncio.gather(*map(_read_store, stores.values()))  # each the records of a store, or why not
-        admin_store_id, outcomes = await asyncio.gather(self._admin_store_id(), reading)
-
-        tiers = list[CatalogueView]()
-        for (name, url), outcome in zip(stores.items(), outcomes, strict=True):
-            if isinstance(outcome, _StoreRecords):
-                is_changeable = outcome.catalogue.store_id == admin_store_id
-                tiers.append(
-                    CatalogueView.of(name, redacted(url), outcome.catalogue, outcome.log, changeable=is_changeable)
-                )
-            else:
-                tiers.append(CatalogueView(name, redacted(url), changeable=False, error=outcome))
+        if self._settings.admin_store is not None:
+            stores[ADMIN_STORE] = self._settings.admin_store
+        views = await asyncio.gather(*(_read_store(name, url) for name, url in stores.items()))
+        admin = next((view for view in views if view.tier == ADMIN_STORE), None)
+        tiers = [view for view in views if view is not admin]
+        for view in tiers:
+            view.changeable = admin is not None and admin.error is UNSET and view.store_id == admin.store_id
         return json_of(StoresView(tiers))
 
-    async def _admin_store_id(self) -> str | None:
-        """Return the id of the admin store; None if there is none, or it cannot be read."""
-        if self._settings.admin_store is None:
-            return None
-        outcome = await _read_store(self._settings.admin_store)
-        return outcome.catalogue.store_id if isinstance(outcome, _StoreRecords) else None
-
     async def change(
-        self, change: _Change, query: QueryParser[Any], request: web.BaseRequest, raw_id: str, raw_query: str
+        self, parser: QueryParser[_Change], request: web.BaseRequest, raw_id: str, raw_query: str
     ) -> web.Response:
         """Change releases in the admin store, such as activate or roll back, log it, and answer with the release.
 
-        *change* has the function that does it, and a verb for the log. *raw_id* is the release's id in the path,
-        percent-encoded; it is empty for changes that find the release themselves. The answer has `warnings` if a step
+        *parser* reads the change of the route. *raw_id* is the release's id in the path, percent-encoded; it is empty
+        for changes that find the release themselves. The answer has `warnings` if a step
         after the change failed, or a failover may lose it. Raises a Problem: 403 without an admin store, 504 after
         CHANGE_S.
         """
-        parameters = query.parse(raw_query)
+        change = parser.parse(raw_query)
         if self._settings.admin_store is None:
             raise Problem(
                 403,
@@ -169,9 +156,9 @@ class ReleaseAdmin:
 
         release = ReleaseId(unquote(raw_id))
         try:
-            with collected_warnings(), signed(parameters.reason, caller_of(request) or operator_of(request)):
+            with collected_warnings(), signed(change.reason, caller_of(request) or operator_of(request)):
                 async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
-                    changed = await change.act(store, release, parameters)
+                    changed = await change.apply(store, release)
                 answer = with_warnings({"release": changed})
         except TimeoutError:
             log.warning(
@@ -192,15 +179,11 @@ class ReleaseAdmin:
         return json_of(answer)
 
 
-class _StoreRecords(NamedTuple):
-    catalogue: Catalogue
-    log: list[ReleaseChange]
-
-
-async def _read_store(url: str) -> _StoreRecords | str:
-    """Return the catalogue and the log of releases of a store, or why they cannot be read."""
+async def _read_store(tier: str, url: str) -> CatalogueView:
+    """Return the view of a store's catalogue and log of releases, or of why they cannot be read."""
     try:
         async with opened(url) as store, asyncio.timeout(CATALOGUE_S):
-            return _StoreRecords(await store.catalogue(), await log_of(store))
+            return CatalogueView.of(tier, redacted(url), await store.catalogue(), await log_of(store))
     except (TimeoutError, StoreError) as error:
-        return str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"
+        obstacle = str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"
+        return CatalogueView(tier, redacted(url), error=obstacle)

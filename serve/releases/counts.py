@@ -1,6 +1,5 @@
 """Counts of the releases that are compared, over all workers: of a canary and the live one, and of live ones."""
 
-from operator import sub
 from typing import NamedTuple
 
 from hotplate.serve.metrics import (
@@ -39,10 +38,15 @@ class ReleaseCounts(NamedTuple):
         return self.hit + self.miss + self.error
 
     def since(self, before: "ReleaseCounts") -> "ReleaseCounts":
-        """Return the difference to *before*."""
+        """Return what was counted since *before*."""
         *numbers, reads = self
         *numbers_before, reads_before = before
-        return ReleaseCounts._make([*map(sub, numbers, numbers_before), tuple(map(sub, reads, reads_before))])
+        return ReleaseCounts._make([*map(_growth, numbers, numbers_before), tuple(map(_growth, reads, reads_before))])
+
+
+def _growth(now: float, before: float) -> float:
+    """Return the difference of two counts; 0 for reads of which fewer are left (`live_counts`)."""
+    return max(0.0, now - before)
 
 
 class BothCounts(NamedTuple):
@@ -84,7 +88,8 @@ def live_counts(tier: str, metrics: Metrics) -> ReleaseCounts:
     """Return the counts of the releases that are or were live in a tier, over all workers.
 
     Misses are lists that the release before has, errors damaged values. Lookups count from the first second of a live
-    release on, and lost lists only on probation (`live_counts`). Reads are those of the store but for the canary's.
+    release on, and lost lists only on probation (`ReleaseCounter`). Reads are those of the store that succeeded, but
+    for all of the canary's: if some of these fail, fewer are left.
     """
     all_reads = [_reads(metrics, metrics.store[tier, operation, "ok"]) for operation in OPERATIONS]
     canary_reads = _reads(metrics, metrics.role_reads[tier, CANARY])

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
-from hotplate.serve.consumed.sender import ConsumedSender, SharingState, sharing_url
+from hotplate.serve.consumed.sender import CELLS, ConsumedSender, SharingState, sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.consumed.stored_events import ConsumedEvent, read_events
 from hotplate.serve.consumed.table import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
+from hotplate.serve.processes.shared_table import private_floats
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tasks import background
 from hotplate.stores.catalogue import Catalogue
@@ -187,14 +188,17 @@ async def test_store_is_kept_open_during_short_outages(
     assert store.opened == 1
 
 
+def state_of(url: str) -> SharingState:
+    return SharingState(url, private_floats(CELLS))
+
+
 def sharing_of(server: RedisServer, folder: Path) -> ConsumedSharing:
     """Return the sharing of a service that reads one memory store."""
     return ConsumedSharing(
-        server.url(prefix=folder.name),
+        state_of(server.url(prefix=folder.name)),
         stores=["memory"],
         folder=folder,
         consumed=consumed_items("buy=24"),
-        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
         metrics=Metrics(1, ["memory"]),
     )
 
@@ -424,12 +428,7 @@ async def test_missing_tokens_of_the_log_are_counted(
     monkeypatch.setattr("hotplate.serve.consumed.sender.SEND_S", UNTIL_S)
     metrics = Metrics(1, ["file"])
     consumed = consumed_items("buy=24")
-    sender = ConsumedSender(
-        f"{redis_server.url('rediss')}&auth=entra",
-        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
-        metrics=metrics,
-        is_erased=lambda _: False,
-    )
+    sender = ConsumedSender(state_of(f"{redis_server.url('rediss')}&auth=entra"), metrics, is_erased=lambda _: False)
     pairs = consumed.pairs_of("buy", "1", ["a"], None)
     assert pairs is not None
     await sender.send([pairs])

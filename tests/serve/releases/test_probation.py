@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import erf, exp, log
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import redis
 
 from hotplate.base.timing import HOUR_S
-from hotplate.serve.metrics import BUCKETS_S
+from hotplate.serve.metrics import BUCKETS_S, CANARY
 from hotplate.serve.processes.context import regions
 from hotplate.serve.processes.shared_table import SharedTable
 from hotplate.serve.processes.states import Reporter, SharedStates
@@ -54,7 +55,11 @@ _BELOW = [0.5 * (1 + erf(log(bound / MEDIAN_S) / 0.6 / 2**0.5)) for bound in BUC
 READ_SHARES = np.diff([0.0, *_BELOW, 1.0])
 
 
-NOTHING = ReleaseCounts()
+def total_of(counts: ReleaseCounts, further: ReleaseCounts) -> ReleaseCounts:
+    """Return the sum of both."""
+    *numbers, reads = counts
+    *further_numbers, further_reads = further
+    return ReleaseCounts._make([*map(add, numbers, further_numbers), tuple(map(add, reads, further_reads))])
 
 
 class Simulated:
@@ -80,7 +85,7 @@ class Simulated:
     def is_withdrawn_in_next_second(self) -> bool:
         requests = int(self.random.poisson(self.per_minute / 60))
         self.requests += requests
-        self.counts = self.counts.since(NOTHING.since(self.counted(requests, self.lost)))
+        self.counts = total_of(self.counts, self.counted(requests, self.lost))
         return find_regression(self.expected, self.counts) is not None
 
 
@@ -357,6 +362,25 @@ async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
     catalogue = await memory.catalogue()
     assert catalogue.live == first
     assert "reads took more than 10 ms" in catalogue.find(second).refused_by[0]
+
+
+async def test_failed_reads_of_a_canary_do_not_end_the_judgement_of_live_releases(memory: MemoryStore) -> None:
+    service, _ = await rehearsed(memory)
+    await service.read(20, seconds=0.02)
+    await publish(memory, "second", users=ALL)
+    await service.follow()
+    metrics = service.reader.metrics
+    for _ in range(20):  # counted for the canary, but not among those that succeeded
+        metrics.observe(metrics.role_reads["tier", CANARY], 0.02)
+    await service.read(300, seconds=0.0004)
+    third = await publish(memory, "third", users=ALL)
+    await service.follow()
+    await service.read(3, seconds=0.02)
+    await service.read(150, seconds=0.0004)
+    assert (await memory.catalogue()).live == third
+    service.now += PROBATION_S
+    await service.answer()
+    assert service.state().before is None
 
 
 async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
