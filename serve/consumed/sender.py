@@ -73,7 +73,9 @@ class SharingState:
 
     CELLS = len(_Cell)
 
-    def __init__(self, cells: "memoryview[float]") -> None:
+    def __init__(self, url: str, cells: "memoryview[float]") -> None:
+        """*url* is that of the Redis."""
+        self.url = url
         self._cells = cells
         self.note_current()
 
@@ -116,9 +118,9 @@ async def send_pairs(entries: "EntryLog", parts: Sequence[ConsumedPairs], metric
 class ConsumedSender:
     """Sends what events hide, for one worker; what it fails to send is left to `ConsumedSharing`."""
 
-    def __init__(self, url: str, *, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]) -> None:
+    def __init__(self, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]) -> None:
         """*is_erased* says whether a user is erased, whose pairs are not sent."""
-        self._entries = open_shared_log(url, metrics)
+        self._entries = open_shared_log(state.url, metrics)
         self._state = state
         self._metrics = metrics
         self._is_erased = is_erased

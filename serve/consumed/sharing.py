@@ -65,7 +65,6 @@ class ConsumedSharing:
 
     def __init__(
         self,
-        url: str,
         *,
         stores: Sequence[str],
         folder: Path,
@@ -73,11 +72,11 @@ class ConsumedSharing:
         state: SharingState,
         metrics: Metrics,
     ) -> None:
-        """*url* is that of the log's Redis; users erased from any of *stores* are forgotten.
+        """Users erased from any of *stores* are forgotten.
 
         *consumed* is the table of the service, which learns from the events in *folder*.
         """
-        self._entries = open_shared_log(url, metrics)
+        self._entries = open_shared_log(state.url, metrics)
         self._folder = folder
         self._consumed = consumed
         self._state = state

@@ -20,7 +20,6 @@ from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.router import Gate, Route, Router, by_template
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.server import HttpServer
-from hotplate.serve.consumed.sender import sharing_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.log_once import LogOnce
@@ -120,11 +119,9 @@ async def _share_consumed_items(context: ProcessContext) -> None:
     """Exchange the items that users have consumed with other services, if the settings say so."""
     settings = context.settings
     memory = context.memory
-    url = sharing_url(settings)
-    if url is None or settings.events is None or memory.consumed is None or memory.sharing is None:
+    if memory.sharing is None or memory.consumed is None or settings.events is None:
         return
     sharing = ConsumedSharing(
-        url,
         stores=settings.stores,
         folder=settings.events,
         consumed=memory.consumed,

@@ -78,6 +78,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     table = _reserve_table(settings.workers, tiers)
     metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
 
+    url = sharing_url(settings)
     return ServiceMemory(
         metrics=metrics,
         states=SharedStates(table.records("states")),
@@ -86,7 +87,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         balance=ConnectionBalance(table.integers("connections")),
         rates=table.floats("rates"),
         consumed=_create_consumed(settings, table, metrics),
-        sharing=None if sharing_url(settings) is None else SharingState(table.floats("consumed sharing")),
+        sharing=None if url is None else SharingState(url, table.floats("consumed sharing")),
         files=table.records("files"),
     )
 

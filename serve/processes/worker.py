@@ -18,7 +18,7 @@ from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer, server_of
-from hotplate.serve.consumed.sender import ConsumedSender, sharing_url
+from hotplate.serve.consumed.sender import ConsumedSender
 from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
@@ -292,15 +292,9 @@ def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: Shutd
 
 def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
     memory = context.memory
-    url = sharing_url(context.settings)
-    if url is None or memory.consumed is None or memory.sharing is None:
+    if memory.sharing is None:
         return None
-    return ConsumedSender(
-        url,
-        state=memory.sharing,
-        metrics=memory.metrics,
-        is_erased=reader.is_erased,
-    )
+    return ConsumedSender(memory.sharing, memory.metrics, reader.is_erased)
 
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:

@@ -187,14 +187,17 @@ async def test_store_is_kept_open_during_short_outages(
     assert store.opened == 1
 
 
+def state_of(url: str) -> SharingState:
+    return SharingState(url, memoryview(bytearray(8 * SharingState.CELLS)).cast("d"))
+
+
 def sharing_of(server: RedisServer, folder: Path) -> ConsumedSharing:
     """Return the sharing of a service that reads one memory store."""
     return ConsumedSharing(
-        server.url(prefix=folder.name),
         stores=["memory"],
         folder=folder,
         consumed=consumed_items("buy=24"),
-        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
+        state=state_of(server.url(prefix=folder.name)),
         metrics=Metrics(1, ["memory"]),
     )
 
@@ -425,9 +428,8 @@ async def test_missing_tokens_of_the_log_are_counted(
     metrics = Metrics(1, ["file"])
     consumed = consumed_items("buy=24")
     sender = ConsumedSender(
-        f"{redis_server.url('rediss')}&auth=entra",
-        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
-        metrics=metrics,
+        state_of(f"{redis_server.url('rediss')}&auth=entra"),
+        metrics,
         is_erased=lambda _: False,
     )
     pairs = consumed.pairs_of("buy", "1", ["a"], None)
