@@ -43,9 +43,7 @@ CHUNKED = "chunked"
 # aiohttp's; it would log each header that it refuses, which is a problem here.
 SILENT = logging.getLogger(f"{__name__}.aiohttp")
 SILENT.disabled = True
-# Idle connections are closed by `check`.
-NEVER_S = 1e8
-# How long an idle connection keeps aiohttp's handler, some 8 KB.
+# How long an idle connection keeps aiohttp's handler, some 8 KB; it then closes its transport, not the client's.
 DETACH_S = 10.0
 MAX_BUFFERED_BYTES = 65_536
 # Of a chunked body that is read before other connections are served.
@@ -667,8 +665,6 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self._fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is IDLE and age_s > limits.idle_s:
             self.close_if_idle()
-        elif self.state is IDLE and age_s > DETACH_S:
-            self.close()
 
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
@@ -730,7 +726,7 @@ def _create_aiohttp_server() -> web.Server:
         _respond,
         access_log=None,
         auto_decompress=False,  # small bodies may be large uncompressed
-        keepalive_timeout=NEVER_S,
+        keepalive_timeout=DETACH_S,
         lingering_time=0,
         logger=SILENT,
         read_bufsize=MAX_BODY_BYTES,  # of unread bodies, twice as much is received
