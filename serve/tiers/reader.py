@@ -1,7 +1,8 @@
 """Reading: from a user or an item to an encoded list, from tiers of stores within a deadline.
 
-All lists take one way: the rows that may be read (`hidden_users`) are looked up in the tiers (`lookups`, which names
-all time limits of a remote read), and the results become lists, or popular lists in their place (`encoded_lists`).
+All lists take one way: the rows that may be read, not those of hidden users, are looked up in the tiers (`lookups`,
+which names all time limits of a remote read), and the results become lists, or popular lists in their place
+(`encoded_lists`).
 `shaping` makes the items of an answer of a list.
 """
 
