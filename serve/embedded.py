@@ -51,11 +51,9 @@ class Lists:
 
     def __init__(self, open_reader: Callable[[], TieredReader], timeout_s: float = ENTER_TIMEOUT_S) -> None:
         """*open_reader* opens the stores, for the first block now."""
-        self.reader = open_reader()
         self._open_reader = open_reader
         self._timeout_s = timeout_s
-        self._reporter = Reporter(self.reader.tiers)
-        self._shaper = Shaper(self.reader.deny_list)
+        self._open()
         self._entered = AsyncExitStack()
         self._was_entered = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -70,9 +68,7 @@ class Lists:
             raise StoreMisused("these lists are in use; leave their block first, or open others by hotplate.open(…)")
 
         if self._was_entered:
-            self.reader = self._open_reader()
-            self._reporter = Reporter(self.reader.tiers)
-            self._shaper = Shaper(self.reader.deny_list)
+            self._open()
         self._was_entered = True
         self._loop = asyncio.get_running_loop()
 
@@ -84,6 +80,11 @@ class Lists:
             await self.reader.wait_until_attempted(self._timeout_s)
             self._entered = stack.pop_all()
         return self
+
+    def _open(self) -> None:
+        self.reader = self._open_reader()
+        self._reporter = Reporter(self.reader.tiers)
+        self._shaper = Shaper(self.reader.deny_list)
 
     def _leave(self) -> None:
         self._loop = None

@@ -22,7 +22,7 @@ import zlib
 from binascii import b2a_base64
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import orjson
@@ -129,12 +129,8 @@ def significant(score: float) -> float:
     return float(f"{score:.{SCORE_DIGITS}g}")
 
 
-class IdSet(Protocol):
-    """Ids of items, by `encode_id`."""
-
-    def __contains__(self, identifier: bytes, /) -> bool:
-        """Return whether the id is one of them."""
-        ...
+IdTest = Callable[[bytes], bool]
+"""Says something of an item, by its id (`encode_id`)."""
 
 
 def encode(items: Iterable[Item]) -> bytes:
@@ -182,8 +178,8 @@ def cut(body: bytes, n: int) -> bytes:
     return SEPARATOR.join(lines[:n])
 
 
-def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
-    """Return the first *n* items of an opened body's list, in bytes, whose ids are in none of *left_out*.
+def cut_without(body: bytes, n: int, *left_out: IdTest) -> bytes:
+    """Return the first *n* items of an opened body's list, in bytes, that none of *left_out* is true for.
 
     The body begins with an offset, which is skipped, and holds one JSON object per item.
     """
@@ -193,8 +189,8 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
         if len(lines) == n:
             break
         identifier = match[1]
-        for ids in left_out:  # `any` would cost a generator for each item
-            if identifier in ids:
+        for is_left_out in left_out:  # `any` would cost a generator for each item
+            if is_left_out(identifier):
                 break
         else:
             lines.append(line)

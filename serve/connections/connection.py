@@ -26,7 +26,7 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, hdrs, web
 from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, unreadable
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.connections.framing import NO_BODY, ChunkedBody, MalformedBody, SizedBody, TooManyChunks
+from hotplate.serve.connections.framing import NO_BODY, Body, MalformedBody, TooManyChunks
 from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.settings import Limits
 
@@ -43,9 +43,7 @@ CHUNKED = "chunked"
 # aiohttp's; it would log each header that it refuses, which is a problem here.
 SILENT = logging.getLogger(f"{__name__}.aiohttp")
 SILENT.disabled = True
-# Idle connections are closed by `check`.
-NEVER_S = 1e8
-# How long an idle connection keeps aiohttp's handler, some 8 KB.
+# How long an idle connection keeps aiohttp's handler, some 8 KB; it then closes its transport, not the client's.
 DETACH_S = 10.0
 MAX_BUFFERED_BYTES = 65_536
 # Of a chunked body that is read before other connections are served.
@@ -175,7 +173,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         self._stalled_since = 0.0  # since when the client has not read WRITE_STEP_BYTES more
         self._handler: asyncio.Protocol | None = None  # aiohttp's
         self._request: web.BaseRequest | None = None  # that `respond` answers
-        self._body: SizedBody | ChunkedBody = NO_BODY
+        self._body = NO_BODY
 
     def start(self, accepted: socket.socket, certificate: Certificate | None) -> None:
         """Start to serve an accepted socket, over TLS with a *certificate*.
@@ -439,35 +437,28 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         self._body = NO_BODY
         if request.content.is_eof():
             return
-        is_chunked = bool(headers.get(hdrs.TRANSFER_ENCODING))
-        self._body = ChunkedBody() if is_chunked else SizedBody(request.content_length or 0)
+        self._body = Body(None if headers.get(hdrs.TRANSFER_ENCODING) else request.content_length or 0)
         self._change_state(BODY)
         self._feed_buffered()
-        if not self._buffer:
-            self.resume_reading()
 
     def _feed_buffered(self) -> None:
         """Give what has arrived of a body to aiohttp: a piece of a chunked one, and then others after other work.
 
         A piece has hundreds of the smallest chunks, each of which costs a microsecond or more.
         """
-        size = CHUNKED_PIECE_BYTES if isinstance(self._body, ChunkedBody) else len(self._buffer)
+        if self.state is not BODY:
+            return
+        size = CHUNKED_PIECE_BYTES if self._body.is_chunked else len(self._buffer)
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         self._feed_body(data)
-        if self.state is not BODY:
-            return
-        if self._buffer:
-            self._open_transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._feed_more)
-        elif self._is_half_closed:
-            self.cut()  # the rest of the body will not come
-
-    def _feed_more(self) -> None:
+        if not self._buffer:
+            self.resume_reading()
         if self.state is BODY and self._buffer:
-            self._feed_buffered()
-            if not self._buffer:
-                self.resume_reading()
+            self.pause_reading()
+            asyncio.get_running_loop().call_soon(self._feed_buffered)
+        elif self.state is BODY and self._is_half_closed:
+            self.cut()  # the rest of the body will not come
 
     def _feed_body(self, data: bytes) -> None:
         """Give a part of a body to aiohttp; what follows the body stays in the buffer.
@@ -581,7 +572,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
 
     def _end_answered_request(self, *, keep_open: bool) -> None:
         """Wait for the next request, or close the connection."""
-        if isinstance(self._body, ChunkedBody):
+        if self._body.is_chunked:
             self.close()  # its parser keeps trailers
         if keep_open:
             self._continue_after_answer()
@@ -674,8 +665,6 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             self._fail(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is IDLE and age_s > limits.idle_s:
             self.close_if_idle()
-        elif self.state is IDLE and age_s > DETACH_S:
-            self.close()
 
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
@@ -737,7 +726,7 @@ def _create_aiohttp_server() -> web.Server:
         _respond,
         access_log=None,
         auto_decompress=False,  # small bodies may be large uncompressed
-        keepalive_timeout=NEVER_S,
+        keepalive_timeout=DETACH_S,
         lingering_time=0,
         logger=SILENT,
         read_bufsize=MAX_BODY_BYTES,  # of unread bodies, twice as much is received

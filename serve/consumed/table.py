@@ -20,7 +20,7 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.base.timing import HOUR_S
 from hotplate.serve.errors import ServiceMisused
-from hotplate.stores.encoding import encode_id
+from hotplate.stores.encoding import IdTest, encode_id
 
 # Pairs of user and item for which there is room: of these, about three find their bucket full.
 CAPACITY = 1_000_000
@@ -39,19 +39,6 @@ class ConsumedPairs:
     user: str
     pairs: tuple[int, ...]
     until: int
-
-
-class HiddenItems:
-    """The items that are hidden from one user."""
-
-    def __init__(self, consumed: "Consumed", user: int, now: float) -> None:
-        self._consumed = consumed
-        self._user = user
-        self._now = now
-
-    def __contains__(self, identifier: bytes, /) -> bool:
-        """Return whether an item, its id as by `encode_id`, is hidden; 0.9 µs."""
-        return self._consumed.until(xxh3_64_intdigest(identifier, self._user)) > self._now
 
 
 class Consumed:
@@ -84,14 +71,16 @@ class Consumed:
                     f"{text!r} does not name events to hide: write their type and at most {MAX_HOURS} hours, as buy=24"
                 )
 
-    def hidden_from(self, user: str) -> HiddenItems | None:
-        """Return the items that are hidden from a user, or None; 0.2 µs."""
+    def hidden_from(self, user: str) -> IdTest | None:
+        """Return whether an item is hidden from a user, in 0.9 µs; None, in 0.2 µs, if none is."""
         user_hash = _hash_of(user)
         until = self.hidden_until[user_hash % USERS]
         if not until:
             return None
         now = time.time()
-        return HiddenItems(self, user_hash, now) if until > now else None
+        if until <= now:
+            return None
+        return lambda identifier: self.until(xxh3_64_intdigest(identifier, user_hash)) > now
 
     @property
     def window_s(self) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from hotplate.base.recommendations import Item
 from hotplate.serve.lists.encoded_lists import EncodedList
 from hotplate.serve.lists.fold_in import from_similar, summed_weights
 from hotplate.serve.lists.options import FILTERED, RECENCY, Selection
@@ -36,6 +37,14 @@ class _ComputedRow(NamedTuple):
     """As if it were a row: the items encoded; without any, None, or the failure of a list of similar items."""
 
     known: int
+    unknown: int
+
+
+class _LeftOut(NamedTuple):
+    """Ids of items, by `encode_id`."""
+
+    denied: frozenset[bytes]
+    excluded: frozenset[bytes]
 
 
 async def compute_list(
@@ -57,38 +66,39 @@ async def compute_list(
     n = selection.examined
     if any(release.filters.has_expiries for tier in reader.tiers for release in tier.follower.releases):
         n = max(n, FILTERED)
-    left_out = reader.deny_list.current.items, selection.excluded
+    left_out = _LeftOut(reader.deny_list.current.items, selection.excluded)
 
-    origin = None if row.list else _origin_of_factors(reader)
-    if origin is not None and origin.release.factors is not None and reader.folding is not None:
-        factors = origin.release.factors
-        weights = summed_weights(items, factors.description.weight, recency)
-        known = factors.known(weights)  # by the row of the item in the factors
-        found = await reader.folding.recommend(factors, known, n, *left_out) if known else []
-        computed = _ComputedRow(origin, encode(found) if found else None, len(known))
-    else:
-        weights = summed_weights(items, 1.0, recency)
-        computed = await _compute_by_similar(reader, row.list, weights, n, left_out)
+    computed: _ComputedRow | None = None
+    if not row.list:
+        computed = await _compute_by_factors(reader, items, recency, n, left_out)
+    if computed is None:
+        computed = await _compute_by_similar(reader, row.list, summed_weights(items, 1.0, recency), n, left_out)
 
     fallback = row.popular(selection.segment)
     encoded = reader.lists.of_row(computed.origin, row, computed.result, fallback, "fold-in")
-    return FoldedIn(reader.lists.named(selection.list, encoded), computed.known, len(weights) - computed.known)
+    return FoldedIn(reader.lists.named(selection.list, encoded), computed.known, computed.unknown)
 
 
-def _origin_of_factors(reader: TieredReader) -> Origin | None:
+async def _compute_by_factors(
+    reader: TieredReader, items: Sequence[BasketItem], recency: float, n: int, left_out: _LeftOut
+) -> _ComputedRow | None:
+    """Compute a list for a visitor from the item factors of the first tier that has them; None without any."""
     for tier in reader.tiers:
         release = tier.follower.live
-        if release is not None and release.factors is not None:
-            return Origin(tier, release)
+        if release is None or release.factors is None or reader.folding is None:
+            continue
+        weights = summed_weights(items, release.factors.description.weight, recency)
+        known = release.factors.known(weights)  # by the row of the item in the factors
+        found = list[Item]()
+        if known:
+            found = await reader.folding.recommend(release.factors, known, n, *left_out)
+        encoded = encode(found) if found else None
+        return _ComputedRow(Origin(tier, release), encoded, len(known), len(weights) - len(known))
     return None
 
 
 async def _compute_by_similar(
-    reader: TieredReader,
-    name: str,
-    weights: Mapping[str, float],
-    n: int,
-    left_out: tuple[frozenset[bytes], frozenset[bytes]],
+    reader: TieredReader, name: str, weights: Mapping[str, float], n: int, left_out: _LeftOut
 ) -> _ComputedRow:
     """Compute a list for a visitor from the lists *name* of similar items of the basket's items.
 
@@ -98,7 +108,7 @@ async def _compute_by_similar(
     read = await reader.lookups.read([RowKey(ITEM, item, name) for item in weights])
     part = read.parts[-1]  # one tier and, as all rows are of items, one release
     if part.origin is None:  # no store could be read; a few cached lists would not make a list
-        return _ComputedRow(None, None, 0)
+        return _ComputedRow(None, None, 0, len(weights))
 
     lists = dict[str, bytes]()
     failure: StoreError | None = None
@@ -109,4 +119,5 @@ async def _compute_by_similar(
             lists[row.id] = result
 
     items = await from_similar(lists, weights, n, *left_out)
-    return _ComputedRow(part.origin, encode(items) if items else failure, len(lists))
+    encoded = encode(items) if items else failure
+    return _ComputedRow(part.origin, encoded, len(lists), len(weights) - len(lists))

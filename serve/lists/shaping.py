@@ -4,15 +4,15 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from hotplate.base.recommendations import ITEM_FIELDS
-from hotplate.serve.consumed.table import Consumed, HiddenItems
+from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.lists.deny_list import DenyListFile
 from hotplate.serve.lists.encoded_lists import EncodedList
-from hotplate.serve.lists.filters import NO_FILTERS, Expired, ReleaseFilters
+from hotplate.serve.lists.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.lists.options import ALL_FIELDS, POPULAR_ITEMS, Selection
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.encoding import (
     SEPARATOR,
-    IdSet,
+    IdTest,
     cut,
     cut_without,
     encode_id,
@@ -82,27 +82,37 @@ class Shaper:
         """
         if selection.else_ and selection.else_ != POPULAR_ITEMS:  # refused even if it is not needed
             self._check_else(encoded.release, selection.else_)
-        gone = [ids for ids in (self._deny_list.current.items, self._expired(encoded.release)) if ids]
-
-        hidden: IdSet | None = None
+        left_out = self._gone(encoded.release)
+        is_hidden: IdTest | None = None
         if beside:
-            hidden = self._listed_beside(encoded, selection, beside, is_filled=bool(gone))
+            is_hidden = self._listed_beside(encoded, selection, beside, is_filled=bool(left_out))
         elif user:
-            hidden = self.consumed_by(user)
+            is_hidden = self.consumed_by(user)
 
         # The usual case: nothing is left out.
-        if not selection.is_filtered and hidden is None:
+        if not selection.is_filtered and is_hidden is None:
             items = cut(encoded.body, selection.n)
-            if not gone or all(ids.isdisjoint(ids_of(items)) for ids in gone):
+            if not left_out or not any(is_left_out(item) for item in ids_of(items) for is_left_out in left_out):
                 return self._with_fields(encoded, selection, items)
 
-        left_out: list[IdSet] = [*gone, *(ids for ids in (*selection.left_out, hidden) if ids)]
-        if selection.per:  # the last one: it counts items that are in no other
+        if selection.exclude:
+            left_out.append(selection.excluded.__contains__)
+        if is_hidden is not None:
+            left_out.append(is_hidden)
+        if selection.per:  # the last one: it counts items that are not left out
             left_out.append(self._filters_of(encoded.release).limited(selection.per))
         return self._gathered(encoded, selection, left_out)
 
-    def _gathered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
-        """Return the items of the sources of an answer that are in none of *left_out*, up to `selection.n`."""
+    def _gone(self, release: ServedRelease) -> list[IdTest]:
+        """Return what is true for the items that nobody is shown: they are denied, or have expired."""
+        policies = self._deny_list.current
+        tests = [release.filters.under(policies.overrides).expired()]
+        if policies.items:
+            tests.append(policies.items.__contains__)
+        return [test for test in tests if test is not None]
+
+    def _gathered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdTest]) -> bytes:
+        """Return the items of the sources of an answer that are not *left_out*, up to `selection.n`."""
         enough = selection.n
         if not selection.is_filtered:
             enough = min(enough, length_of(encoded.body))
@@ -111,7 +121,7 @@ class Shaper:
         shown = frozenset[bytes]()
         left = selection.n
         for source in sources_of(encoded, selection):
-            items = self._filtered(encoded.release, source, left, [shown, *left_out])
+            items = self._filtered(encoded.release, source, left, [shown.__contains__, *left_out])
             parts.append(_marked(self._with_fields(encoded, selection, items), source.mark))
             left -= length_of(items)
             if selection.n - left >= enough:
@@ -120,8 +130,8 @@ class Shaper:
             shown = shown.union(ids_of(items))
         return SEPARATOR.join(filter(None, parts))
 
-    def _filtered(self, release: ServedRelease, source: Source, n: int, left_out: Collection[IdSet]) -> bytes:
-        """Return the first *n* items of a source that meet its conditions, and are in none of *left_out*."""
+    def _filtered(self, release: ServedRelease, source: Source, n: int, left_out: Collection[IdTest]) -> bytes:
+        """Return the first *n* items of a source that meet its conditions, and are not *left_out*."""
         if not source.where:
             return cut_without(source.body, n, *left_out)
         filters = self._filters_of(release)
@@ -131,15 +141,11 @@ class Shaper:
 
     def may_be_kept(self, release: ServedRelease, items: bytes) -> bool:
         """Return whether none of the items of an answer expires while a cache may keep it, for MAX_AGE_S."""
-        expired = self._expired(release)
-        return expired is None or expired.isdisjoint(ids_of(items), within_s=MAX_AGE_S)
+        filters = release.filters.under(self._deny_list.current.overrides)
+        return filters.all_stay(ids_of(items), within_s=MAX_AGE_S)
 
-    def _expired(self, release: ServedRelease) -> Expired | None:
-        """Return the items of a release that have expired, also by overrides; None if its items stay."""
-        return release.filters.under(self._deny_list.current.overrides).expired
-
-    def consumed_by(self, user: str) -> HiddenItems | None:
-        """Return the items that are hidden from a user, if any."""
+    def consumed_by(self, user: str) -> IdTest | None:
+        """Return whether an item is hidden from a user; None if none is."""
         return None if self._consumed is None else self._consumed.hidden_from(user)
 
     def _with_fields(self, encoded: EncodedList, selection: Selection, items: bytes) -> bytes:
@@ -163,14 +169,14 @@ class Shaper:
 
     def _listed_beside(
         self, encoded: EncodedList, selection: Selection, beside: Collection[str], *, is_filled: bool
-    ) -> frozenset[bytes] | None:
-        """Return the ids of the items *beside* a list; None if the answer cannot contain them.
+    ) -> IdTest | None:
+        """Return whether an item is one of those *beside* a list; None if the answer cannot contain them.
 
         A list that was made for these items lacks them, but popular items, which may follow it if it *is_filled*, do
         not.
         """
         if is_filled or encoded.source == "popular" or selection.is_filtered:
-            return frozenset(map(encode_id, beside))
+            return frozenset(map(encode_id, beside)).__contains__
         return None
 
     def _check_else(self, release: ServedRelease, conditions: str) -> None:

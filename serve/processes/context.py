@@ -80,6 +80,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     url = sharing_url(settings)
     metrics = Metrics(settings.workers + 1, tiers, table.floats("metrics"))  # the last slot is the admin process's
 
+    url = sharing_url(settings)
     return ServiceMemory(
         metrics=metrics,
         states=SharedStates(table.records("states")),

@@ -1,7 +1,8 @@
 """Reading: from a user or an item to an encoded list, from tiers of stores within a deadline.
 
-All lists take one way: the rows that may be read (`hidden_users`) are looked up in the tiers (`lookups`, which names
-all time limits of a remote read), and the results become lists, or popular lists in their place (`encoded_lists`).
+All lists take one way: the rows that may be read, not those of hidden users, are looked up in the tiers (`lookups`,
+which names all time limits of a remote read), and the results become lists, or popular lists in their place
+(`encoded_lists`).
 `shaping` makes the items of an answer of a list.
 """
 
@@ -23,7 +24,7 @@ from hotplate.serve.releases.comparison import OwnComparisons, SharedComparisons
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tasks import log_defect
-from hotplate.serve.tiers.lookups import Lookups, RequestRead, caller_deadline
+from hotplate.serve.tiers.lookups import Lookups, RequestRead, RowsRead, caller_deadline
 from hotplate.serve.tiers.observer import StoreObserver
 from hotplate.serve.tiers.tier import LocalTier, Origin, RemoteTier, Tier
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
@@ -153,19 +154,7 @@ class TieredReader:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(PREVIEW_S):
-                    catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
-                    if not any(catalogue.get(release) for catalogue in catalogues):
-                        catalogues[0].find(release)  # raises ReleaseNotFound
-                    stores = {
-                        tier.name: _PreviewedStore(tier.reader, catalogue, release)
-                        for tier, catalogue in zip(self.tiers, catalogues, strict=True)
-                    }
-                    reader = type(self)(
-                        cast("Mapping[str, Reader]", stores),
-                        budget_s=PREVIEW_S,
-                        deny_list=self.deny_list,
-                        previewed={tier.name: tier.follower for tier in self.tiers},
-                    )
+                    reader = await self._previewing(release)
                     stack.push_async_callback(reader.close)
                     await asyncio.gather(*(tier.follower.refresh() for tier in reader.tiers))
             except TimeoutError:
@@ -174,6 +163,22 @@ class TieredReader:
                 reason = reader.lists.not_ready()
                 raise ReleaseNotFound(f"release {release} cannot be read, maybe as its draft is not sealed: {reason}")
             yield reader
+
+    async def _previewing(self, release: ReleaseId) -> Self:
+        """Return the reader of a preview, which has not read the release yet; raises as `preview`."""
+        catalogues = await asyncio.gather(*(tier.reader.catalogue() for tier in self.tiers))
+        if not any(catalogue.get(release) for catalogue in catalogues):
+            catalogues[0].find(release)  # raises ReleaseNotFound
+        stores = {
+            tier.name: _PreviewedStore(tier.reader, catalogue, release)
+            for tier, catalogue in zip(self.tiers, catalogues, strict=True)
+        }
+        return type(self)(
+            cast("Mapping[str, Reader]", stores),
+            budget_s=PREVIEW_S,
+            deny_list=self.deny_list,
+            previewed={tier.name: tier.follower for tier in self.tiers},
+        )
 
     async def wait_until_attempted(self, timeout_s: float) -> None:
         """Wait *timeout_s* at most until each store was read or failed."""
@@ -292,11 +297,8 @@ class TieredReader:
         read = await self.lookups.read(shown, release=release, tiers=[origin.tier for origin in origins])
 
         parts = [part for part in read.parts if part.origin is not None]
-        lists = self.lists.of_request(parts, {fallback.list: fallback})
-        for row in hidden:
-            lists[row.id] = self.lists.hidden(row, fallback, first)
-        named = {identifier: self.lists.named(name, encoded) for identifier, encoded in lists.items()}
-        return [named.get(row.id) for row in rows]
+        lists = self._lists_of(parts, dict.fromkeys(hidden, first), {fallback.list: fallback}, name)
+        return [lists.get(row.id) for row in rows]
 
     def _with_release(self, release_id: str, name: str) -> list[Origin]:
         """Return where a release can be read, if it has the list *name*."""
@@ -371,31 +373,31 @@ class TieredReader:
         read = await self.lookups.read(shown, users=len(users))
         if must_read:
             self._check_read(read)
-        lists = self.lists.of_request(read.parts, fallbacks)
-        for row in hidden:
-            lists[row.id] = self.lists.hidden(row, fallbacks[row.list], self._origin_beside(row, read))
-        if name:
-            lists = {user: self.lists.named(name, encoded) for user, encoded in lists.items()}
+        beside = {row: _origin_beside(row, read) for row in hidden}
+        lists = self._lists_of(read.parts, beside, fallbacks, name)
         return [lists[user] for user in users]
+
+    def _lists_of(
+        self,
+        parts: Sequence[RowsRead],
+        hidden: Mapping[RowKey, Origin | None],
+        fallbacks: Mapping[str, RowKey],
+        name: str,
+    ) -> dict[str, EncodedList]:
+        """Return the lists of a request, by the id of the user or the item; see `EncodedLists.of_request`.
+
+        *hidden* are the rows of hidden users, and where they would have been read.
+        """
+        lists = self.lists.of_request(parts, fallbacks)
+        for row, origin in hidden.items():
+            lists[row.id] = self.lists.hidden(row, fallbacks[row.list], origin)
+        if not name:
+            return lists
+        return {identifier: self.lists.named(name, encoded) for identifier, encoded in lists.items()}
 
     def _hidden_of(self, rows: Sequence[RowKey]) -> frozenset[RowKey]:
         """Return those of *rows* that are of hidden users."""
         return frozenset(filter(self._hides, rows)) if self.hides_users else frozenset()
-
-    def _origin_beside(self, row: RowKey, read: RequestRead) -> Origin | None:
-        """Return where a hidden user's row would have been read beside others, if anything was read.
-
-        Releases are compared by their role, because another one may have gone live while the others were read.
-        """
-        origins = [part.origin for part in read.parts if part.origin is not None]
-        if not origins:
-            return None
-        tier = origins[0].tier
-        release = tier.follower.release_for(row)
-        if release is None:
-            return None
-        of_its_role = (origin for origin in origins if origin.release.role == release.role)
-        return next(of_its_role, Origin(tier, release))
 
     def _row_in_batch(self, user: str, name: str) -> RowKey:
         """Return the key in the release that is served to the user; if that lacks the list, as in the live one."""
@@ -412,6 +414,22 @@ class TieredReader:
         self.live_id()  # raises NotReady
         if read.failure is not None or self.first_live is None:
             raise StoreUnavailable("no store can be read for now") from read.failure
+
+
+def _origin_beside(row: RowKey, read: RequestRead) -> Origin | None:
+    """Return where a hidden user's row would have been read beside others, if anything was read.
+
+    Releases are compared by their role, because another one may have gone live while the others were read.
+    """
+    origins = [part.origin for part in read.parts if part.origin is not None]
+    if not origins:
+        return None
+    tier = origins[0].tier
+    release = tier.follower.release_for(row)
+    if release is None:
+        return None
+    of_its_role = (origin for origin in origins if origin.release.role == release.role)
+    return next(of_its_role, Origin(tier, release))
 
 
 def _popular_row(release: ServedRelease, segment: str, name: str) -> RowKey:

@@ -17,7 +17,7 @@ import hotplate as library
 from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.serve.lists.filters import Rejected
+from hotplate.serve.lists.filters import rejected_by
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.encoding import encode_id
 from hotplate.stores.errors import StoreMisused
@@ -219,10 +219,10 @@ def met_in(path: Path, where: str) -> list[int] | None:
     table = ItemAttributes(b"".join(row.value for row in rows))
     items = [encode_id(f"p{number}") for number in range(len(table.columns["price"].values))]
     try:
-        rejected = Rejected(table, where)
+        rejected = rejected_by(table, where)
     except StoreMisused:
         return None
-    return [place for place, item in enumerate(items) if item not in rejected]
+    return [place for place, item in enumerate(items) if not rejected(item)]
 
 
 def met_by(cells: list[str], value: str) -> list[int] | None:
@@ -285,10 +285,10 @@ def test_a_number_is_written_in_ascii_digits_alone(tmp_path: Path, value: str) -
     assert met_in(path, "price:1000") == [0]
     assert met_in(path, f"price:{value}") is None
     rows, _ = read_attributes(path)
-    overridden = Rejected(
+    overridden = rejected_by(
         ItemAttributes(b"".join(row.value for row in rows)), "price>0", {"price": {encode_id("p0"): value}}
     )
-    assert encode_id("p0") in overridden, "the value is no number, and missing"
+    assert overridden(encode_id("p0")), "the value is no number, and missing"
 
 
 def test_numbers_of_parquet_equal_what_was_written(tmp_path: Path) -> None:
@@ -453,10 +453,10 @@ def test_conditions_ask_for_one_text_of_a_list(tmp_path: Path, where: str, kept:
     path = tmp_path / "items.csv"
     path.write_text("item,category\na,men|shoes\nb,müsli 2/XL\nc,\nd,8|x y\n")
     rows, _ = read_attributes(path, {"category": "list"})
-    rejected = Rejected(ItemAttributes(b"".join(row.value for row in rows)), where)
-    assert "".join(item for item in "abcd" if encode_id(item) not in rejected) == kept
+    rejected = rejected_by(ItemAttributes(b"".join(row.value for row in rows)), where)
+    assert "".join(item for item in "abcd" if not rejected(encode_id(item))) == kept
     with pytest.raises(StoreMisused, match="category> takes an attribute of numbers or dates"):
-        Rejected(ItemAttributes(b"".join(row.value for row in rows)), "category>a")
+        rejected_by(ItemAttributes(b"".join(row.value for row in rows)), "category>a")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 from redis import Redis
 
 from hotplate.offline import model_folder
-from hotplate.serve.lists.filters import Rejected
+from hotplate.serve.lists.filters import rejected_by
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId
 from hotplate.stores.catalogue_record import FORMAT, dump, parse
@@ -181,8 +181,8 @@ FIRST_ATTRIBUTES = (
     [("seller:1750000000000000001", "i1 i2"), ("seller:005", "i3"), ("seller!:5", "i1 i2"), ("seller:5.0", "i3")],
 )
 def test_attributes_of_the_first_format_are_filtered_as_before(where: str, expected: str) -> None:
-    rejected = Rejected(ItemAttributes(FIRST_ATTRIBUTES), where)
-    assert [item for item in ("i1", "i2", "i3") if encode_id(item) not in rejected] == expected.split()
+    rejected = rejected_by(ItemAttributes(FIRST_ATTRIBUTES), where)
+    assert [item for item in ("i1", "i2", "i3") if not rejected(encode_id(item))] == expected.split()
 
 
 async def test_rebuild_keeps_releases_of_a_newer_format(tmp_path: Path) -> None:

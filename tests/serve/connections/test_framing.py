@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.api.parameters import MAX_BODY_BYTES, parse_batch
 from hotplate.serve.api.schemas import MAX_USERS
-from hotplate.serve.connections.framing import MAX_CHUNKS, ChunkedBody, MalformedBody, TooManyChunks
+from hotplate.serve.connections.framing import MAX_CHUNKS, Body, MalformedBody, TooManyChunks
 from hotplate.serve.embedded import Lists
 from hotplate.serve.problems import Problem
 from hotplate.serve.tiers.reader import TieredReader
@@ -125,8 +125,8 @@ async def test_chunks_of_ordinary_sizes_pass(pair: Pair, body: bytes, chunk_byte
 
 
 def taken(sent: bytes, cuts: list[int]) -> int:
-    """Return how many bytes of *sent*, which is cut at these places, are the body; raises as `ChunkedBody`."""
-    body = ChunkedBody()
+    """Return how many bytes of *sent*, which is cut at these places, are the body; raises as `Body`."""
+    body = Body(None)
     count = 0
     for start, end in pairwise([0, *sorted(cuts), len(sent)]):
         count += body.take(sent[start:end])
@@ -164,7 +164,7 @@ PIECES = (b"0", b"1", b"2", b"0a", b";x", b" ", b"\r\n", b"\r\n", b"\r", b"\n", 
 
 def outcome(sent: bytes, step: int) -> int | type[Exception]:
     """Return what comes of taking *sent* in parts of *step* bytes: the size of the body, or an error."""
-    body = ChunkedBody()
+    body = Body(None)
     try:
         return sum(body.take(sent[start : start + step]) for start in range(0, len(sent), step))
     except MalformedBody as error:

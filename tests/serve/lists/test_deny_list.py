@@ -169,4 +169,4 @@ def test_any_item_can_be_denied_without_affecting_others(identifier: str) -> Non
     listed = a_list(*similar_ids[:3], identifier, *similar_ids[3:])
     denied = parse(b"item:" + encode_id(identifier))
     for body in (NO_OFFSET + listed, body_of(listed)):
-        assert [item["id"] for item in decode(cut_without(body, 10, denied.items))] == similar_ids
+        assert [item["id"] for item in decode(cut_without(body, 10, denied.items.__contains__))] == similar_ids

@@ -24,7 +24,7 @@ import hotplate
 from hotplate.base.recommendations import Item
 from hotplate.serve.lists import filters
 from hotplate.serve.lists.deny_list import DenyListInvalid, parse_overrides
-from hotplate.serve.lists.filters import Condition, Rejected, ReleaseFilters, parse_where
+from hotplate.serve.lists.filters import Condition, ReleaseFilters, parse_where, rejected_by
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.serve.tiers.tier import tiers_of
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
@@ -133,8 +133,8 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
     ],
 )
 def test_items_without_a_value_match_no_condition(where: str, expected: str) -> None:
-    rejected = Rejected(TABLE, where)
-    assert [item for item in [*IDS, "unheard-of"] if encode_id(item) not in rejected] == expected.split()
+    rejected = rejected_by(TABLE, where)
+    assert [item for item in [*IDS, "unheard-of"] if not rejected(encode_id(item))] == expected.split()
 
 
 @given(
@@ -146,9 +146,9 @@ def test_overrides_replace_values_of_some_items(replaced: list[bool], where: str
     values = {"price": {encode_id(item): "20" for item in changed}, "colour": {encode_id(i): "blue" for i in changed}}
     prices = [20.0 if is_replaced else old for is_replaced, old in zip(replaced, PRICES, strict=True)]
     colours = ["blue" if is_replaced else old for is_replaced, old in zip(replaced, COLOURS, strict=True)]
-    live = Rejected(TABLE, where, values)
-    published = Rejected(table_of(price=prices, colour=colours), where)
-    assert [encode_id(item) in live for item in IDS] == [encode_id(item) in published for item in IDS]
+    live = rejected_by(TABLE, where, values)
+    published = rejected_by(table_of(price=prices, colour=colours), where)
+    assert [live(encode_id(item)) for item in IDS] == [published(encode_id(item)) for item in IDS]
 
 
 COMPARISONS = {
@@ -170,17 +170,17 @@ def test_numbers_compare_as_in_python_however_long_they_are(
     item: int | Decimal, value: int | Decimal, comparison: str
 ) -> None:
     expected = COMPARISONS[comparison](item, value)
-    overridden = Rejected(TABLE, f"price{comparison}{value}", {"price": {encode_id("i1"): str(item)}})
-    assert (encode_id("i1") not in overridden) == expected
-    assert encode_id("i0") in overridden, "which has no price"
+    overridden = rejected_by(TABLE, f"price{comparison}{value}", {"price": {encode_id("i1"): str(item)}})
+    assert (not overridden(encode_id("i1"))) == expected
+    assert overridden(encode_id("i0")), "which has no price"
     texts = table_of(colour=[str(item), None, None, None, None])
-    assert (encode_id("i0") not in Rejected(texts, f"colour:{value}")) == (str(item) == str(value))
+    assert (not rejected_by(texts, f"colour:{value}")(encode_id("i0"))) == (str(item) == str(value))
 
 
 def test_override_with_a_leading_zero_is_no_number() -> None:
     for where, kept in (("price:20", ["i2"]), ("price>0", ["i2", "i3", "i4"])):
-        rejected = Rejected(TABLE, where, {"price": {encode_id("i1"): "020"}})
-        assert [item for item in IDS if encode_id(item) not in rejected] == kept
+        rejected = rejected_by(TABLE, where, {"price": {encode_id("i1"): "020"}})
+        assert [item for item in IDS if not rejected(encode_id(item))] == kept
 
 
 @pytest.mark.parametrize(
@@ -305,9 +305,9 @@ def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: i
     body = encode([Item(id=item) for item in IDS])
     for overrides in ({}, {"price": {encode_id("i0"): "15"}}):
         for where in ("price<25", "colour:red", "price<25", "price>=30") * 2:
-            kept = [item for item in IDS if encode_id(item) not in Rejected(TABLE, where, overrides)]
+            kept = [item for item in IDS if not rejected_by(TABLE, where, overrides)(encode_id(item))]
             rejected = filters_of_release.under(overrides).rejected[where]
-            assert [item for item in IDS * 2 if encode_id(item) not in rejected] == kept * 2
+            assert [item for item in IDS * 2 if not rejected(encode_id(item))] == kept * 2
             popular = filters_of_release.under(overrides).popular[body, where]
             assert [item["id"] for item in decode(popular[4:])] == kept
 
@@ -475,7 +475,7 @@ def test_overrides_with_arrays_keep_their_texts() -> None:
     )
     filters_of_release = ReleaseFilters(table).under(parse_overrides(lines).overrides)
     kept = {
-        where: [item for item in IDS if encode_id(item) not in filters_of_release.rejected[where]]
+        where: [item for item in IDS if not filters_of_release.rejected[where](encode_id(item))]
         for where in ('category:"sale|50"', "category:sale|a", "category:men", 'colour:"red|blue"')
     }
     assert kept == {

@@ -20,7 +20,7 @@ from hotplate.serve.lists.requests import ListRequest, answer_list, answer_nowai
 from hotplate.serve.lists.shaping import Shaper
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores.attributes import encode_attributes
-from hotplate.stores.encoding import ITEM, POPULAR, USER, RowKey, decode, encode_id
+from hotplate.stores.encoding import ITEM, POPULAR, USER, IdTest, RowKey, decode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support import patience
 from tests.support.clock import FakeClock
@@ -83,8 +83,8 @@ class World:
     def current(self) -> DenyList:
         return DenyList(items=self.denied, users=frozenset(), overrides=NO_OVERRIDES)
 
-    def hidden_from(self, user: str) -> frozenset[bytes] | None:
-        return self.consumed.get(user)
+    def hidden_from(self, user: str) -> IdTest | None:
+        return self.consumed[user].__contains__ if user in self.consumed else None
 
     def drawn(self, most: int) -> list[str]:
         return self.draws.sample(ITEMS, self.draws.randint(0, most))
