@@ -35,7 +35,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of
+from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
@@ -182,25 +182,17 @@ def _prices(options: StoresOptions) -> Prices:
 
 
 def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]:
-    """Return a finding if fewer rounds were made than wanted or needed.
+    """Return a finding if fewer rounds were made than `--repeat` asks for, or a verdict needs.
 
-    Disturbed rounds were made, but left out of the result. Few rounds are no failure if `--repeat` asks for few.
+    Disturbed rounds were made, but left out of the result.
     """
-    if measured.failure or measured.interrupted:
+    made = measured.rounds + measured.disturbed
+    wanted = options.repeat or MIN_ROUNDS
+    if made >= wanted or measured.failure or measured.interrupted:
         return []
-
-    rounds = measured.rounds
-    made = rounds + measured.disturbed
-    failures = list[str]()
-    if options.repeat is not None and made < options.repeat:
-        failures = [f"{made} of {options.repeat} rounds fit into --budget {options.budget}"]
-    if options.repeat is None and rounds < MIN_ROUNDS:
-        were_made = (
-            f"{format_value(rounds, 'rounds')} {'was' if rounds == 1 else 'were'} made in {measured.took_s:.0f} s"
-        )
-        busy = "this machine is too busy, or --budget too short"
-        failures = [f"{were_made}, and a verdict needs {MIN_ROUNDS}: {busy}"]
-    return findings_of(Gravity.UNMEASURED, failures)
+    in_time = f"{made} of {wanted} rounds were made in {measured.took_s:.0f} s"
+    reason = f"{in_time}: this machine is too busy, or --budget too short"
+    return [Finding(Gravity.UNMEASURED, reason)]
 
 
 def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict[str, str]:

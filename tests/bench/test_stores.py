@@ -152,9 +152,9 @@ def test_single_round_on_a_busy_machine_is_no_verdict() -> None:
     """After set-up had used the budget, one round without a p99 ended with exit code 0."""
     comparison = summary(store_runs("files", "file:///a", steady(0.002, 2)))
     assert comparison.exit_code == 1
-    assert "2 rounds were made in 0 s, and a verdict needs 5" in comparison.failures[0]
+    assert "2 of 5 rounds were made in 0 s" in comparison.failures[0]
     single = summary(store_runs("files", "file:///a", steady(0.002, 1)))
-    assert "1 round was made in 0 s" in single.failures[0]
+    assert "1 of 5 rounds were made in 0 s" in single.failures[0]
     assert single.origins["measured"].startswith("1 round of 1s")
     assert comparison.row("files", "p50").value is not None  # type: ignore[union-attr]  # what was measured is shown
 
@@ -286,7 +286,10 @@ def test_ctrl_c_ends_the_rounds_after_the_run(last: int, tmp_path: Path, monkeyp
     assert worker.runs == last
 
 
-@pytest.mark.parametrize(("disturbed", "failures"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s"])])
+@pytest.mark.parametrize(
+    ("disturbed", "failures"),
+    [(1, []), (0, ["6 of 7 rounds were made in 0 s: this machine is too busy, or --budget too short"])],
+)
 def test_rounds_that_are_left_out_were_made(disturbed: int, failures: list[str]) -> None:
     """One disturbed round of `--repeat 7` was said not to fit into --budget, and gave exit code 1."""
     options = StoresOptions(repeat=7, budget="9s")
