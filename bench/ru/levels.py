@@ -6,6 +6,7 @@ Load exceeds the counted seconds at both ends, so a window of 10 s holds 10 seco
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 from hotplate.base.report import Report, Row, format_value, rounded
@@ -270,19 +271,32 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     return Outcome(reason, gravity=Gravity.ERRORS)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """Validated options; levels and sizes are ascending."""
+
+    options: SweepOptions
+    levels: tuple[int, ...]
+    sizes_kb: tuple[int, ...]
+    duration_s: int
+
+
+@dataclass(slots=True)
 class Sweep:
     """`bench ru`, which measures several levels (settings of RU/s) in turn.
 
-    planned  the levels to measure, as RU/s and KB
     levels   those that were measured
     regions  of the account; the first one is read
     """
 
-    options: SweepOptions
-    planned: Sequence[tuple[int, int]]
+    planned: SweepPlan
     levels: list[Level] = field(default_factory=list)
     regions: tuple[str, ...] = ("",)
+
+    @property
+    def options(self) -> SweepOptions:
+        """The options."""
+        return self.planned.options
 
     @property
     def emulated(self) -> bool:
@@ -294,7 +308,7 @@ class Sweep:
         name = f"{ru:,}{LEVEL_UNIT}"
         if self.options.autoscale:
             name += ", autoscale"
-        if len({size_kb for _, size_kb in self.planned}) > 1:
+        if len(self.planned.sizes_kb) > 1:
             name += f", {size_kb} KB"
         return name
 
@@ -302,7 +316,8 @@ class Sweep:
     def missing(self) -> list[str]:
         """The names of levels that were not measured."""
         measured = {(level.ru, level.size_kb) for level in self.levels}
-        return [self.subject(*level) for level in self.planned if level not in measured]
+        planned = product(self.planned.levels, self.planned.sizes_kb)
+        return [self.subject(*level) for level in planned if level not in measured]
 
 
 def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:

@@ -10,7 +10,8 @@ from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru import charges as charge_measurement
 from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges
-from hotplate.bench.ru.run import SweepPlan, account_regions, cost
+from hotplate.bench.ru.levels import SweepPlan
+from hotplate.bench.ru.run import account_regions, cost
 from hotplate.bench.ru.run import plan as plan_sweep
 from hotplate.cli.terminal import err, out, table
 from hotplate.stores.cosmos.charges import load as load_charges
