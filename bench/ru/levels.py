@@ -329,7 +329,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
     levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.levels}
     answer = _answer(sweep, prices)
     measured = replace(
-        report_of("ru", _figures(sweep, prices), levels),
+        report_of("ru", figures(sweep, prices), levels),
         emulated=tuple(levels) if sweep.emulated else (),
         marks={
             **explain_mark(sweep.options.latency, is_known=account is None),
@@ -383,7 +383,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     return lines
 
 
-def _figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
+def figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
     """Return the figures of a level, one setting of RU/s: the reads/s that it carries, latencies, prices and charges.
 
     Prices are in USD, for all regions: a month of manual throughput, then of autoscale in full use, of which the lowest
