@@ -11,13 +11,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -143,13 +144,12 @@ class RedisServer:
 
 
 @contextmanager
-def on_core(number: int) -> Iterator[int | None]:
-    """Pin this process and new children to a core, modulo their number; yield it, or None for the only one."""
+def on_core(number: int) -> Iterator[None]:
+    """Pin this process and new children to a core, modulo their number, until the block ends."""
     allowed = os.sched_getaffinity(0)
-    core = sorted(allowed)[number % len(allowed)]
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, {sorted(allowed)[number % len(allowed)]})
     try:
-        yield core if len(allowed) > 1 else None
+        yield
     finally:
         os.sched_setaffinity(0, allowed)
 
@@ -267,27 +267,18 @@ def read_samples(url: str) -> "list[Sample]":
     return [sample for family in families for sample in family.samples]
 
 
-class StoreCounts(NamedTuple):
-    """429s and reads that missed their deadline of a store."""
+def store_counts(service: Server) -> Counter[str]:
+    """Read the counts of a service since its start: "throttled" reads (429), and failed ones by kind, as "timeout".
 
-    throttled: int
-    timeouts: int
-
-    def since(self, before: "StoreCounts") -> "StoreCounts":
-        """Return the difference to *before*."""
-        return StoreCounts(self.throttled - before.throttled, self.timeouts - before.timeouts)
-
-
-def store_counts(service: Server) -> StoreCounts:
-    """Read the counts of 429s and timeouts from a service's metrics, since its start. Raises BenchFailed."""
-    throttled = 0.0
-    timeouts = 0.0
+    Raises BenchFailed.
+    """
+    counts = Counter[str]()
     for sample in read_samples(f"{service.admin_url}/metrics"):
         if sample.name == "hotplate_store_throttled_total":
-            throttled += sample.value
-        if sample.name == "hotplate_store_failures_total" and sample.labels.get("kind") == "timeout":
-            timeouts += sample.value
-    return StoreCounts(int(throttled), int(timeouts))
+            counts["throttled"] += round(sample.value)
+        if sample.name == "hotplate_store_failures_total":
+            counts[sample.labels["kind"]] += round(sample.value)
+    return counts
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:

@@ -10,7 +10,7 @@ calls 9 to 20.
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -269,53 +269,41 @@ def compared(first: Row, second: Row) -> Row:
     return Row(value=value, low=low, high=high, without=without)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The ratio of a subject's figure to the least one."""
+def is_proven(ratio: Row) -> bool:
+    """Return whether the interval of a ratio to the least figure excludes equality."""
+    return ratio.low is not None and ratio.low > 1
 
-    name: str
-    ratio: Row
 
-    @property
-    def is_proven(self) -> bool:
-        """Whether the interval excludes equality."""
-        low = self.ratio.low
-        return low is not None and low > 1
-
-    @property
-    def factor(self) -> str:
-        """Format the ratio with its interval, as `1.4 times (1.3 to 1.6)`."""
-        low = self.ratio.low
-        high = self.ratio.high
-        times = f"{rounded(self.ratio.value or 0.0)} times"
-        if low is None or high is None:
-            return f"{times} ({self.ratio.note})"
-        if high > WIDEST * low:
-            return f"{times} (the rounds differ too much for an interval)"
-        return f"{times} ({rounded(low)} to {rounded(high)})"
+def describe_ratio(ratio: Row) -> str:
+    """Return a subject and its ratio to the least figure with its interval, as `Redis 1.4 times (1.3 to 1.6)`."""
+    times = f"{ratio.subject} {rounded(ratio.value or 0.0)} times"
+    if ratio.low is None or ratio.high is None:
+        return f"{times} ({ratio.note})"
+    if ratio.high > WIDEST * ratio.low:
+        return f"{times} (the rounds differ too much for an interval)"
+    return f"{times} ({rounded(ratio.low)} to {rounded(ratio.high)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The subject with the least figure, and the others' differences, ascending."""
+    """The subject with the least figure, and the ratios of the others' figures to it, ascending."""
 
     least: str
-    differences: tuple[Difference, ...]
+    ratios: tuple[Row, ...]
 
     @property
-    def alike(self) -> tuple[Difference, ...]:
+    def alike(self) -> list[str]:
         """Subjects for which no difference is proven."""
-        return tuple(difference for difference in self.differences if not difference.is_proven)
+        return [ratio.subject for ratio in self.ratios if not is_proven(ratio)]
 
     def describe(self, least: str) -> str:
         """Return a line such as `files fastest; Redis 1.4 times (1.3 to 1.6)`."""
-        factors = {difference: f"{difference.name} {difference.factor}" for difference in self.differences}
-        alike = [factors.pop(difference) for difference in self.alike]
-        proven = ", ".join(factors.values())
-        if not alike:
+        proven = ", ".join(describe_ratio(ratio) for ratio in self.ratios if is_proven(ratio))
+        if not self.alike:
             return f"{self.least} {least}; {proven}"
-        *names, last = [self.least, *(difference.name for difference in self.alike)]
-        equal = f"{', '.join(names)} and {last}: no difference proven, {', '.join(alike)}"
+        *names, last = [self.least, *self.alike]
+        unproven = ", ".join(describe_ratio(ratio) for ratio in self.ratios if not is_proven(ratio))
+        equal = f"{', '.join(names)} and {last}: no difference proven, {unproven}"
         return f"{equal}; {proven}" if proven else equal
 
 
@@ -328,7 +316,7 @@ def rank(figures: Sequence[Row]) -> Ranking | None:
     if len(known) < 2:
         return None
     least, *larger = sorted(known, key=lambda row: row.value or 0.0)
-    return Ranking(least.subject, tuple(Difference(row.subject, compared(least, row)) for row in larger))
+    return Ranking(least.subject, tuple(replace(compared(least, row), subject=row.subject) for row in larger))
 
 
 def interval(values: Sequence[float] | Floats) -> tuple[float, float]:

@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -38,8 +38,6 @@ from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 
-Figures = TypeVar("Figures")
-Part = TypeVar("Part")
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -376,17 +374,16 @@ def draw_rows(data: DataSet, draws: Mapping[str, Draw]) -> Iterator[Sequence[str
         yield data.name, name, f"{draw.popularity:.4f}", f"{with_interval(draw.value, draw.interval)}, {draw.described}"
 
 
-def measured(measure: Callable[[Trainings, Part], Figures], data: DataSet, part: Part, data_at: Path) -> Figures:
+Part = float | RandomSplit
+# Of each piece, by its share, or random split of a data set.
+AllFigures = Mapping[tuple[DataSet, Part], Any]
+
+
+def measured(data: DataSet, part: Part, data_at: Path) -> Piece | Draw:
     """Return the figures of one piece or random split of *data*, whose file is in the folder *data_at*."""
     with tempfile.TemporaryDirectory() as folder:
-        return measure(Trainings(data, data_at / data.file, Path(folder)), part)
-
-
-class AllFigures(NamedTuple):
-    """Figures of all pieces, by their share, and of all random splits, by name."""
-
-    pieces: dict[tuple[DataSet, float], Piece]
-    draws: dict[tuple[DataSet, str], Draw]
+        trainings = Trainings(data, data_at / data.file, Path(folder))
+        return measure_draw(trainings, part) if isinstance(part, RandomSplit) else measure_piece(trainings, part)
 
 
 def measure_all(data_sets: Sequence[DataSet], data_at: Path) -> AllFigures:
@@ -400,29 +397,18 @@ def measure_all(data_sets: Sequence[DataSet], data_at: Path) -> AllFigures:
     started = perf_counter()
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as processes:
-        submit = processes.submit
-
         # Large pieces come first, as the last tasks run on few cores.
-        pieces = {
-            (data, share): submit(measured, measure_piece, data, share, data_at)
-            for share in sorted(PIECES, reverse=True)
+        parts: list[Part] = [*sorted(PIECES, reverse=True), *DRAWS]
+        tasks = {
+            (data, part): processes.submit(measured, data, part, data_at)
+            for part in parts
             for data in reversed(data_sets)
         }
-        draws = {
-            (data, drawn.name): submit(measured, measure_draw, data, drawn, data_at)
-            for drawn in DRAWS
-            for data in reversed(data_sets)
-        }
-
-        tasks: list[Future[Any]] = [*pieces.values(), *draws.values()]
-        for done, future in enumerate(as_completed(tasks), start=1):
+        for done, future in enumerate(as_completed(tasks.values()), start=1):
             future.result()  # raises the task's error at once
             print(f"{done} of {len(tasks)} after {(perf_counter() - started) / 60:.1f} min", flush=True)
 
-    return AllFigures(
-        pieces={part: future.result() for part, future in pieces.items()},
-        draws={part: future.result() for part, future in draws.items()},
-    )
+    return {part: future.result() for part, future in tasks.items()}
 
 
 def tables(data_sets: Sequence[DataSet], figures: AllFigures) -> str:
@@ -434,10 +420,10 @@ def tables(data_sets: Sequence[DataSet], figures: AllFigures) -> str:
     others = list[Sequence[str]]()
     draws = list[Sequence[str]]()
     for data in data_sets:
-        pieces = {share: figures.pieces[data, share] for share in PIECES}
+        pieces = {share: figures[data, share] for share in PIECES}
         times += time_rows(data, pieces)
         others += other_rows(data, pieces)
-        draws += draw_rows(data, {drawn.name: figures.draws[data, drawn.name] for drawn in DRAWS})
+        draws += draw_rows(data, {drawn.name: figures[data, drawn] for drawn in DRAWS})
     return "\n".join(map(markdown_table, HEADINGS, (times, others, draws)))
 
 

@@ -106,8 +106,8 @@ def _add_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> N
         value = getattr(sourced.inputs, name)
         if value is None:
             continue
-        shown = _format_profile(value) if name == "profile" else value
-        table.add_value(name, shown, declared.metadata["unit"], sourced.source(name), choice=value)
+        shown = _format_profile(value) if name == "profile" else None
+        table.add_value(name, value, declared.metadata["unit"], sourced.source(name), shown)
 
     for name, price in prices.named.items():
         unit = f"{prices.currency} a {price.per}"

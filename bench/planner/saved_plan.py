@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
+from hotplate.base.report import format_value
 from hotplate.bench.planner.inputs import MOST, InputSource, PlanMisused, read_toml
 from hotplate.bench.planner.plan import CapacityPlan
 
@@ -63,7 +64,7 @@ def describe_growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
             yield f"{name} was {before:,.6g} and is {now or 'no figure of this plan'}"
         elif now.number > before * (1 + baseline.check.bound_percent / 100) + 1e-9:
             by = f" (+{now.number / before - 1:.0%})" if before else ""
-            yield f"{name} grew from {replace(now, value=before)} to {now}{by}"
+            yield f"{name} grew from {format_value(before, now.unit)} to {now}{by}"
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:

@@ -7,7 +7,6 @@ cost, as USD/month. Costs of a way that is not possible are obstacles, which nam
 
 from collections.abc import Sequence
 from math import log, sqrt
-from operator import attrgetter
 from statistics import fmean
 from typing import NamedTuple
 
@@ -226,7 +225,7 @@ def _add_autoscale_ru(table: FigureTable) -> None:
         term("profile"),
         term("autoscale_top_ru"),
         busiest_ru,
-        formula="the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then",
+        text="the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then",
     )
     table.add_calculated("autoscale_mean_ru", "RU/s", billed, DYNAMIC)
     table.add_calculated(
@@ -293,7 +292,7 @@ def _add_serverless(table: FigureTable, cost_unit: str) -> None:
     )
 
     needs = (term("regions"), reads_ru, most_ru, term("release_gb"), publish_hours, term("refresh_hours"))
-    inside = apply(lambda *numbers: _require_serverless(ServerlessNeeds(*numbers)), *needs, formula="")
+    inside = apply(lambda *numbers: _require_serverless(ServerlessNeeds(*numbers)), *needs, text="")
     cost = used_ru.decided_by(inside) / 1_000_000 * _price(table, "serverless_million_ru") + term("storage_cost")
     table.add_calculated("serverless_cost", cost_unit, cost, source=SERVERLESS)
 
@@ -336,19 +335,19 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     term = table.expression
     size = _add_redis_size(table, prices.redis)
     table.add_calculated(
-        "redis_size_gb", "GB", apply(lambda size: size.gb, size, formula="GB of redis_size"), source="prices file"
+        "redis_size_gb", "GB", apply(lambda size: size.gb, size, text="GB of redis_size"), source="prices file"
     )
     shards = table.add_calculated(
         "redis_shards",
         "shards",
-        apply(lambda size: size.shards, size, formula="shards of redis_size"),
+        apply(lambda size: size.shards, size, text="shards of redis_size"),
         source="prices file: https://learn.microsoft.com/azure/redis/architecture",
     )
     fullest = apply(
         fullest_shard_factor,
         shards,
         term("copies"),
-        formula=f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({BUCKETS} * copies))",
+        text=f"1 + sqrt(2 * log(redis_shards) * redis_shards / ({BUCKETS} * copies))",
     )
     table.add_calculated(
         "redis_fullest",
@@ -360,8 +359,8 @@ def _add_redis(table: FigureTable, prices: Prices) -> None:
     price = table.add_calculated(
         "price_redis_node_hour",
         prices.currency,
-        apply(lambda size: size.node_hour.amount, size, formula="price of a node of redis_size"),
-        source="prices file" if size.obstacle else size.value.node_hour.provenance,
+        apply(lambda size: size.node_hour.amount, size, text="price of a node of redis_size"),
+        source="prices file" if size.obstacle else size.result.node_hour.provenance,
     )
     table.add_calculated(
         "redis_cost", f"{prices.currency}/month", term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
@@ -382,12 +381,14 @@ def _add_redis_size(table: FigureTable, sizes: Sequence[RedisSize]) -> Expressio
     size = apply(
         lambda *numbers: cheapest_redis_size(sizes, RedisNeeds(*numbers)),
         *needs,
-        formula="the cheapest of the prices file for redis_gb and reads_s, uneven over its shards (hot_user)",
+        text="the cheapest of the prices file for redis_gb and reads_s, uneven over its shards (hot_user)",
     )
     source = "one endpoint is used"
+    shown = None
     if not size.obstacle:
-        source = f"the cheapest that is enough: {size.value.gb:g} GB; {size.value.node_hour.provenance}"
-    return table.add_calculated("redis_size", "", size, source=source, shown=attrgetter("name"))
+        shown = size.result.name
+        source = f"the cheapest that is enough: {size.result.gb:g} GB; {size.result.node_hour.provenance}"
+    return table.add_calculated("redis_size", "", size, source=source, shown=shown)
 
 
 class RedisNeeds(NamedTuple):
@@ -471,7 +472,7 @@ def _add_totals(table: FigureTable, cost_unit: str) -> None:
     totals = {option: term(f"{option}_total") for option in CAPACITIES}
     table.add_calculated("cheapest_total", cost_unit, least_possible(totals), source="Cosmos DB with its cheapest mode")
     capacity = term("capacity")
-    table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.value}_total").decided_by(capacity))
+    table.add_calculated("cosmos_total", cost_unit, term(f"{capacity.result}_total").decided_by(capacity))
 
 
 def pod_store(option: str) -> str:
@@ -538,7 +539,7 @@ def _add_today(table: FigureTable, cost_unit: str) -> None:
         reads_ru,
         term("have_skew"),
         term("have_partitions"),
-        formula="reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew",
+        text="reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew",
     )
     table.add_calculated("refused_reads", "share", refused, "reads alone, without headroom; retries make it worse")
 

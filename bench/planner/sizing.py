@@ -164,7 +164,7 @@ def _add_workload(table: FigureTable) -> None:
         lambda percent, months: (1 + percent / 100) ** months,
         term("growth_percent"),
         term("months"),
-        formula="(1 + growth_percent / 100) ** months",
+        text="(1 + growth_percent / 100) ** months",
     )
     growth = table.add_calculated("growth", "", growth)
 
@@ -176,7 +176,7 @@ def _add_workload(table: FigureTable) -> None:
     mean_share = apply(
         lambda profile: fmean(hourly_shares(profile)),
         term("profile"),
-        formula="the mean of profile by its busiest hour",
+        text="the mean of profile by its busiest hour",
     )
     table.add_calculated("mean_of_peak", "share", mean_share)
 
@@ -191,14 +191,14 @@ def _share_of_busiest_user(table: FigureTable) -> Expression:
     """
     term = table.expression
 
-    by_law = apply(lambda users: 1 / max(1, round(users)), term("users_then"), formula="1 / max(1, round(users_then))")
+    by_law = apply(lambda users: 1 / max(1, round(users)), term("users_then"), text="1 / max(1, round(users_then))")
     if "zipf" in table:
         by_law = apply(
             lambda _, users, exponent: first_share_by_zipf(max(1, round(users)), exponent),
             term("zipf"),
             term("users_then"),
             term("zipf"),
-            formula="chance of the first of users_then, zipf",
+            text="chance of the first of users_then, zipf",
         )
     return table.given_or("hot_share", by_law)
 
@@ -220,7 +220,7 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
 
 def _stored_item_bytes(table: FigureTable) -> Expression:
     """Return the bytes of an item; an obstacle if Cosmos DB stores none of this size."""
-    return apply(_require_item_size, table.expression("item_bytes"), formula="item_bytes")
+    return apply(_require_item_size, table.expression("item_bytes"), text="item_bytes")
 
 
 def _require_item_size(item_bytes: float) -> float:
@@ -242,13 +242,13 @@ def _add_read_charges(table: FigureTable, charges: Charges) -> None:
         lambda size, strong: charges.read(round(size), strong=strong),
         size,
         is_doubled,
-        formula="charge of a point read of item_bytes, by consistency",
+        text="charge of a point read of item_bytes, by consistency",
     )
     point_read_ru = table.add_calculated("point_read_ru", "RU", read_ru, CHARGES)
     missed_ru = apply(
         lambda strong: charges.not_found(strong=strong),
         is_doubled,
-        formula="charge of a read that finds nothing, by consistency",
+        text="charge of a read that finds nothing, by consistency",
     )
     missed_read_ru = table.add_calculated("missed_read_ru", "RU", missed_ru, CHARGES)
 
@@ -275,10 +275,10 @@ def _add_list_charges(table: FigureTable, charges: Charges) -> None:
     list_write_ru = apply(
         lambda size: charges.create(round(size), 0),
         size,
-        formula="charge of creating an item of item_bytes without an index",
+        text="charge of creating an item of item_bytes without an index",
     )
     table.add_calculated("list_write_ru", "RU", list_write_ru, CHARGES)
-    read_back_ru = apply(lambda size: charges.read(round(size)), size, formula="charge of a point read of item_bytes")
+    read_back_ru = apply(lambda size: charges.read(round(size)), size, text="charge of a point read of item_bytes")
     table.add_calculated("read_back_ru", "RU", read_back_ru, CHARGES)
 
 
@@ -293,7 +293,7 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
         lambda rows, size: overhead_ru(charges, round(rows), round(size)),
         term("rows"),
         _stored_item_bytes(table),
-        formula="lists of the keys of rows, the catalogue, the state, containers, and a check before it is served",
+        text="lists of the keys of rows, the catalogue, the state, containers, and a check before it is served",
     )
     rest = table.add_calculated("publish_rest_ru", "RU", rest_ru, CHARGES)
     lists_ru = term("rows") * (term("list_write_ru") + term("read_back_ru"))
@@ -306,7 +306,7 @@ def _add_publishing(table: FigureTable, charges: Charges) -> None:
     hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
     # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
     billed = apply(
-        _billed_hours, hours, term("refresh_hours"), formula="publish_hours + 1, if it ends within refresh_hours"
+        _billed_hours, hours, term("refresh_hours"), text="publish_hours + 1, if it ends within refresh_hours"
     )
     table.add_calculated(
         "publish_billed_hours",
@@ -387,7 +387,7 @@ def _add_partitions(table: FigureTable, prefix: str, *, created: Expression, ste
         term("reads_even_ru"),
         term("hot_user"),
         least,
-        formula=f"{FEWEST}, by reads_even_ru and hot_user, {least_name} or more",
+        text=f"{FEWEST}, by reads_even_ru and hot_user, {least_name} or more",
     )
     partitions = table.add_calculated(
         f"{prefix}partitions", "partitions", partitions, "they stay, whatever RU/s are taken away"
@@ -496,8 +496,8 @@ def _add_pods_with(table: FigureTable, store: str) -> None:
     if "request_ms" in table:
         pods_region = largest(term("pods_by_little"), by_rate, term("min_pods")).decided_by(term("request_ms"))
     pods_region = table.add_calculated(f"{store}_pods_region", "pods", pods_region)
-    zoned = pods_region
-    if term("zones").value > 1:
+    zoned: Expression = pods_region
+    if term("zones").result > 1:
         zoned = ceiling(pods_region / (term("zones") - 1)) * term("zones")
     table.add_calculated(
         f"{store}_pods",
@@ -511,7 +511,7 @@ def _add_autoscaler(table: FigureTable, store: str) -> None:
     """Add to *table* the target and the most pods of a HorizontalPodAutoscaler of pods that read one *store*."""
     term = table.expression
     rate = term(f"{store}_pod_capacity")
-    highest_rate = rate
+    highest_rate: Expression = rate
     if "request_ms" in table:
         highest_rate = smallest(rate, term("pod_concurrency") * 1000 / term("request_ms"))
     target_rate = table.add_calculated(

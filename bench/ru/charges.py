@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from statistics import median
@@ -14,9 +14,12 @@ from azure.cosmos import ContainerProxy
 from azure.cosmos.exceptions import CosmosResourceNotFoundError
 from azure.cosmos.http_constants import HttpHeaders
 
+from hotplate.base.report import Report
 from hotplate.bench.errors import BenchFailed
+from hotplate.bench.experiment import Figure, report_of
 from hotplate.bench.options import is_emulated
 from hotplate.bench.planner.prices import Prices
+from hotplate.bench.process import describe
 from hotplate.bench.ru.run import database_cost, parse_sizes
 from hotplate.bench.ru.sandbox import keyed_address, sandbox
 from hotplate.stores.cosmos.charges import KB, SYSTEM_BYTES, Charges
@@ -37,10 +40,12 @@ class Charge(NamedTuple):
     measured_ru: float
     ours_ru: float
 
-    @property
-    def off(self) -> float:
-        """Relative deviation from ours."""
-        return self.measured_ru / self.ours_ru - 1
+
+FIGURES: Sequence[Figure[Charge]] = (
+    Figure("charge", "RU", lambda charge: charge.measured_ru, "RU", digits=3),
+    Figure("charge by our coefficients", "RU", lambda charge: charge.ours_ru, "by our\ncoefficients", digits=3),
+    Figure("deviation", "share", lambda charge: charge.measured_ru / charge.ours_ru - 1, "off by\n%", "%"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,21 @@ class MeasuredCharges:
             lines.append(f"{section}.{key} = {json.dumps(value)}  # {origin}")  # JSON is TOML, too
         return "\n".join(lines) + "\n"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        by_size = [charge._asdict() for charge in self.by_size]
-        return {"subject": self.subject, "when": self.when, "charges": by_size, "coefficients": dict(self.small)}
+    def report(self) -> Report:
+        """Return the charges of each operation and size, beside those by our coefficients."""
+        measured = report_of("charges", FIGURES, {f"{row.operation}, {row.size_kb} KB": row for row in self.by_size})
+        return replace(
+            measured,
+            sentence=f"Measured on {self.subject}, {self.when}: medians of {TIMES}.",
+            notes=tuple(f"{name}: {ru:g}" for name, ru in self.small.items()),
+            machine=describe(),
+            extra={
+                "subject": self.subject,
+                "when": self.when,
+                "charges": [charge._asdict() for charge in self.by_size],
+                "coefficients": dict(self.small),
+            },
+        )
 
 
 def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], None]) -> MeasuredCharges:

@@ -6,6 +6,7 @@ Load exceeds the counted seconds at both ends, so a window of 10 s holds 10 seco
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 from hotplate.base.report import Report, Row, format_value, rounded
@@ -270,19 +271,32 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Outcome:
     return Outcome(reason, gravity=Gravity.ERRORS)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """Validated options; levels and sizes are ascending."""
+
+    options: SweepOptions
+    levels: tuple[int, ...]
+    sizes_kb: tuple[int, ...]
+    duration_s: int
+
+
+@dataclass(slots=True)
 class Sweep:
     """`bench ru`, which measures several levels (settings of RU/s) in turn.
 
-    planned  the levels to measure, as RU/s and KB
     levels   those that were measured
     regions  of the account; the first one is read
     """
 
-    options: SweepOptions
-    planned: Sequence[tuple[int, int]]
+    planned: SweepPlan
     levels: list[Level] = field(default_factory=list)
     regions: tuple[str, ...] = ("",)
+
+    @property
+    def options(self) -> SweepOptions:
+        """The options."""
+        return self.planned.options
 
     @property
     def emulated(self) -> bool:
@@ -294,7 +308,7 @@ class Sweep:
         name = f"{ru:,}{LEVEL_UNIT}"
         if self.options.autoscale:
             name += ", autoscale"
-        if len({size_kb for _, size_kb in self.planned}) > 1:
+        if len(self.planned.sizes_kb) > 1:
             name += f", {size_kb} KB"
         return name
 
@@ -302,7 +316,8 @@ class Sweep:
     def missing(self) -> list[str]:
         """The names of levels that were not measured."""
         measured = {(level.ru, level.size_kb) for level in self.levels}
-        return [self.subject(*level) for level in self.planned if level not in measured]
+        planned = product(self.planned.levels, self.planned.sizes_kb)
+        return [self.subject(*level) for level in planned if level not in measured]
 
 
 def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
@@ -314,7 +329,7 @@ def report(sweep: Sweep, ending: Ending, prices: Prices) -> Report:
     levels = {sweep.subject(level.ru, level.size_kb): level for level in sweep.levels}
     answer = _answer(sweep, prices)
     measured = replace(
-        report_of("ru", _figures(sweep, prices), levels),
+        report_of("ru", figures(sweep, prices), levels),
         emulated=tuple(levels) if sweep.emulated else (),
         marks={
             **explain_mark(sweep.options.latency, is_known=account is None),
@@ -368,7 +383,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     return lines
 
 
-def _figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
+def figures(sweep: Sweep, prices: Prices) -> Sequence[Figure[Level]]:
     """Return the figures of a level, one setting of RU/s: the reads/s that it carries, latencies, prices and charges.
 
     Prices are in USD, for all regions: a month of manual throughput, then of autoscale in full use, of which the lowest

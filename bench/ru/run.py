@@ -19,7 +19,7 @@ from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru import levels
-from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, Sweep
+from hotplate.bench.ru.levels import COMPUTED_FOR, LEAD_S, TAIL_S, Level, LevelTrial, Sweep, SweepPlan
 from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
@@ -40,16 +40,6 @@ CONNECTIONS = 128
 TRIALS = 2
 BETWEEN_S = 1.5
 SETUP_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class SweepPlan:
-    """Validated options; levels and sizes are ascending."""
-
-    options: SweepOptions
-    levels: tuple[int, ...]
-    sizes_kb: tuple[int, ...]
-    duration_s: int
 
 
 def plan(options: SweepOptions) -> SweepPlan:
@@ -129,26 +119,24 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
 
     Raises BenchFailed, StoreError and, before the first level, KeyboardInterrupt.
     """
-    levels_of_sizes = [(ru, size_kb) for size_kb in planned.sizes_kb for ru in planned.levels]
-    measured = Sweep(options=planned.options, planned=levels_of_sizes)
-    ending = until_stopped(_SweepMeasurement(planned, display, measured).run, measured.levels)
+    measured = Sweep(planned)
+    ending = until_stopped(_SweepMeasurement(measured, display).run, measured.levels)
     return levels.report(measured, ending, load_prices())
 
 
 @dataclass(frozen=True, slots=True)
 class _SweepMeasurement:
-    """Measures the levels of one plan, and appends them to `sweep`."""
+    """Measures the levels of a sweep, and appends them to it."""
 
-    planned: SweepPlan
-    display: ProgressDisplay
     sweep: Sweep
+    display: ProgressDisplay
 
     def run(self) -> None:
         """Measure all levels for each size of lists, each in a new database of the account, or of an emulator.
 
         Raises KeyboardInterrupt after a trial that Ctrl-C ended, which is kept.
         """
-        options = self.planned.options
+        options = self.sweep.planned.options
         with ExitStack() as stack:
             url = options.account
             environment = None
@@ -160,8 +148,8 @@ class _SweepMeasurement:
                 environment = dict[str, str]()  # no keys of real accounts
             runs = Runs(stack.enter_context(LoadWorker(process.GENERATOR_CORE)), self.display)
 
-            for size_kb in self.planned.sizes_kb:
-                with sandbox(url, self.planned.levels[-1], environment, autoscale=options.autoscale) as database:
+            for size_kb in self.sweep.planned.sizes_kb:
+                with sandbox(url, self.sweep.planned.levels[-1], environment, autoscale=options.autoscale) as database:
                     self._measure_size(database, size_kb, servers, runs)
 
     def _measure_size(self, database: Sandbox, size_kb: int, servers: Sequence[process.Server], runs: Runs) -> None:
@@ -170,14 +158,14 @@ class _SweepMeasurement:
         *servers* has the emulator, and is empty for a real account.
         """
         self.display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
-        highest_throughput = self._throughput(self.planned.levels[-1])
+        highest_throughput = self._throughput(self.sweep.planned.levels[-1])
         lists = SizedLists(size_kb, LISTS, highest_throughput.initial_partitions)
         users = lists.users
         self.sweep.regions = database.regions()
         published = database.publish(lists)
         levels_of_size = [
             Level(ru=ru, size_kb=size_kb, charge_ru=published.read_ru, publish_ru=published.list_ru)
-            for ru in self.planned.levels
+            for ru in self.sweep.planned.levels
         ]
 
         self.display.start("starting a service")
@@ -234,17 +222,17 @@ class _SweepMeasurement:
             url=service.url,
             requests=Gets(USER_PATH, RequestKeys(users, InTurn())),
             rate=rate,
-            duration_s=float(self.planned.duration_s + LEAD_S + TAIL_S),
+            duration_s=float(self.sweep.planned.duration_s + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
             check=levels.from_store,
             on_the_second=True,
         )
         counts_before = process.store_counts(service)
         result = runs.run(load, shown=f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
-        counts = process.store_counts(service).since(counts_before)
-        if not (result.ok or counts.throttled or counts.timeouts or result.interrupted):
+        counts = process.store_counts(service) - counts_before
+        if not (result.ok or counts["throttled"] or counts["timeout"] or result.interrupted):
             raise BenchFailed(f"none of {result.due:,} lists came from the store, which may have ended")
-        return levels.trial(share, result, counts.throttled, counts.timeouts)
+        return levels.trial(share, result, counts["throttled"], counts["timeout"])
 
     def _throughput(self, ru: int) -> Throughput:
-        return Throughput(ru, self.planned.options.autoscale)
+        return Throughput(ru, self.sweep.planned.options.autoscale)

@@ -28,17 +28,9 @@ MONTH_S = HOURS_A_MONTH * 3600
 AT_RATE_MARK = "~"
 
 
-class Needs(NamedTuple):
-    """RU/s for a rate of reads, and their monthly cost."""
-
-    needed_ru: int
-    month: float
-
-
-def needs(charge_ru: float, rate: float, prices: Prices) -> Needs:
-    """Calculate the RU/s for *rate* reads a second of *charge_ru*."""
-    needed = max(MANUAL_MIN, round_up(rate * charge_ru / UTILISATION, MANUAL_STEP))
-    return Needs(needed, prices.ru_month(needed))
+def needed_ru(charge_ru: float, rate: float) -> int:
+    """Return the RU/s to provision for *rate* reads a second of *charge_ru*."""
+    return max(MANUAL_MIN, round_up(rate * charge_ru / UTILISATION, MANUAL_STEP))
 
 
 def _plan_of(redis: Candidate, rate: float, prices: Prices) -> CapacityPlan:
@@ -60,8 +52,8 @@ def _price_of(candidate: Candidate, rate: float, prices: Prices) -> StorePrice:
     Cosmos DB costs the RU/s for that, Redis the cheapest size that holds the lists. Files cost nothing but CPU.
     """
     if candidate.charge_ru is not None:
-        throughput = needs(candidate.charge_ru, rate, prices)
-        return StorePrice(throughput.month, f"{throughput.needed_ru:,} RU/s")
+        ru = needed_ru(candidate.charge_ru, rate)
+        return StorePrice(prices.ru_month(ru), f"{ru:,} RU/s")
     if candidate.scheme not in REDIS:
         return StorePrice(0.0, "CPU only")
     planned = _plan_of(candidate, rate, prices).figures
@@ -96,13 +88,10 @@ def _cpu(store: StoreRuns) -> Row:
     return replace(mean([run.cpu_us for run in store.runs]), note=note, mark=AT_RATE_MARK)
 
 
-def _latency(name: str, store: StoreRuns) -> Row:
+def percentile_of(name: str, store: StoreRuns) -> Row:
     """Return a percentile, marked if it is assumed; unknown if the store failed its checks."""
     row: Row = latency(store.results, name) if store.sound else store.unknown
     return as_assumed(row) if store.candidate.emulated and row.value is not None else row
-
-
-LATENCIES: Sequence[Figure[StoreRuns]] = tuple(latencies(_latency))
 
 
 def figures(rate: float, prices: Prices) -> Sequence[Figure[StoreRuns]]:
@@ -112,7 +101,7 @@ def figures(rate: float, prices: Prices) -> Sequence[Figure[StoreRuns]]:
     """
     unlisted: Iterable[Figure[StoreRuns]] = shares(lambda store: store.results)
     return (
-        *LATENCIES,
+        *latencies(percentile_of),
         Figure(CPU, "us", _cpu, "CPU a\nread, µs", "µs"),
         Figure(COST, prices.currency, lambda store: _cost(store, rate, prices), f"USD/bn\nat {rate:g}/s"),
         *(replace(figure, heading="") for figure in unlisted),
@@ -158,7 +147,7 @@ class Comparison:
         if cheapest and fastest != cheapest:
             sentences.append(f"Cheapest: {self._with_place(cheapest)}")
         if costs and costs.alike:
-            names = [costs.least, *(store.name for store in costs.alike)]
+            names = [costs.least, *costs.alike]
             sentences.append(f"No difference in cost is proven between {', '.join(names[:-1])} and {names[-1]}")
         if shared := self._cheaper_shared_store():
             sentences.append(f"If servers share a store: {shared}")
@@ -195,7 +184,7 @@ class Comparison:
         for figure in known:
             ranking = self._rank(figure, timed)
             if ranking and not ranking.alike:
-                slower = ", ".join(f"{store.name} {self._ms(store.name, figure)}" for store in ranking.differences)
+                slower = ", ".join(f"{ratio.subject} {self._ms(ratio.subject, figure)}" for ratio in ranking.ratios)
                 limit = "" if figure == DECISIVE else f"; at {DECISIVE} no difference is proven"
                 return ranking.least, f"{figure} {self._ms(ranking.least, figure)} ms, {slower}{limit}"
 

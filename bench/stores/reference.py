@@ -1,22 +1,23 @@
 """Microsoft's reference load on Cosmos DB, compared with its published figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import NamedTuple
 
 from hotplate.base.report import Report, Row, format_value
 from hotplate.bench.assumed_latency import explain_mark
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.experiment import Figure, report_of
+from hotplate.bench.experiment import Figure, latencies, report_of
 from hotplate.bench.figure_names import P50
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, parse_seconds, require_positive
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.stores.comparison import LATENCIES, Needs, needs
-from hotplate.bench.stores.rounds import Measured, RoundSettings, StoreRuns, measure_rounds, own_cosmos, prepared_stores
+from hotplate.bench.stores.comparison import needed_ru, percentile_of
+from hotplate.bench.stores.rounds import Measured, RoundSettings, measure_rounds, own_cosmos, prepared_stores
 from hotplate.bench.verdict import EMULATED_CHARGES, concluded
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of
@@ -31,14 +32,31 @@ MEDIAN_US = 60_000.0
 ROUND_S = 5.0  # long enough for the blocks of a percentile's interval
 WARMUP_S = 3.0
 LISTS = 5_000
-REQUESTS = "requests/s"
-NEEDED = "RU/s"
-MONTH = "USD a month"
 OTHER_SERVICE = "published figures are of another service in Azure: no gain"
 METHOD = (
     f"{RATE:g} requests/s, at random as from {USERS} users. The published figures are Microsoft's, measured in Azure "
     f"with another service ({SOURCE}); the difference shows no gain."
 )
+
+
+class Reproduction(NamedTuple):
+    """Figures of the load: percentiles, each by its name, the rate of answers, and the RU/s that it needs, if known."""
+
+    latency: Callable[[str], Row | None]
+    rate: float
+    ru: float | None
+
+
+REFERENCE = Reproduction(lambda percentile: Row(value=MEDIAN_US) if percentile == P50 else None, RATE, RU)
+
+
+def _figures(prices: Prices) -> Sequence[Figure[Reproduction]]:
+    return (
+        *latencies(lambda percentile, load: load.latency(percentile)),
+        Figure("requests/s", "", lambda load: load.rate, "requests\n/s", digits=3),
+        Figure("RU/s", "", lambda load: load.ru, "RU/s", digits=4),
+        Figure("USD a month", "", lambda load: load.ru and prices.ru_month(load.ru), "USD\na month", digits=3),
+    )
 
 
 def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
@@ -95,36 +113,21 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     name = store.candidate.name
     prices = load_prices()
     charge_ru = store.candidate.charge_ru or 0.0
-    needed = needs(charge_ru, RATE, prices)
-
-    def if_sound(value: float) -> float | None:
-        return value if store.sound else None
-
-    figures: Sequence[Figure[StoreRuns]] = (
-        *LATENCIES,
-        Figure(REQUESTS, "", _rate, "requests\n/s", digits=3),
-        Figure(NEEDED, "", lambda _: if_sound(needed.needed_ru), "RU/s", digits=4),
-        Figure(MONTH, "", lambda _: if_sound(needed.month), "USD\na month", digits=3),
-    )
-    reported = report_of("reference", figures, {name: store})
+    ru = needed_ru(charge_ru, RATE)
+    rate = sum(result.ok for result in store.results) / sum(result.duration_s for result in store.results)
+    ours = Reproduction(lambda percentile: percentile_of(percentile, store), rate, ru if store.sound else None)
+    reported = report_of("reference", _figures(prices), {PUBLISHED: REFERENCE, name: ours})
     rounds = f"{format_value(measured.rounds, 'rounds')} of {_round_s(options):g} s"
     origins = {"measured": f"{rounds}, at random times, by {USERS} connections"}
     answer = ""
     if store.sound:
         by_emulator = EMULATED_CHARGES if store.candidate.emulated else ""
         origins["exact"] = f"{by_emulator}{charge_ru:.2f} RU a read; RU/s at 70 % use, in steps of 100"
-        answer = _answer(reported.rows[0].value, needed, prices, is_emulated=store.candidate.emulated)
+        answer = _answer(percentile_of(P50, store).value, ru, prices, is_emulated=store.candidate.emulated)
 
     reported = replace(
         reported,
         emulated=(name,) if store.candidate.emulated else (),
-        rows=(
-            Row(PUBLISHED, P50, "us", MEDIAN_US),
-            Row(PUBLISHED, REQUESTS, "", RATE),
-            Row(PUBLISHED, NEEDED, "", float(RU)),
-            Row(PUBLISHED, MONTH, "", prices.ru_month(RU)),
-            *reported.rows,
-        ),
         marks=explain_mark(options.latency, is_known=options.account is None),
         origins={**origins, "assumed": f"{'latencies; ' if store.candidate.emulated else ''}{OTHER_SERVICE}"},
         method=(*notes, METHOD),
@@ -134,12 +137,7 @@ def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] =
     return concluded(reported, measured.findings, answer)
 
 
-def _rate(store: StoreRuns) -> float:
-    """Return the good answers per second of all rounds."""
-    return sum(result.ok for result in store.results) / sum(result.duration_s for result in store.results)
-
-
-def _answer(p50_us: float | None, needed: Needs, prices: Prices, *, is_emulated: bool) -> str:
+def _answer(p50_us: float | None, needed: int, prices: Prices, *, is_emulated: bool) -> str:
     """Return the RU/s that the rate needs, and the median beside the published one."""
     published = f"the published median of {MEDIAN_US / 1000:g} ms"
     by_emulator = ""
@@ -151,6 +149,6 @@ def _answer(p50_us: float | None, needed: Needs, prices: Prices, *, is_emulated:
         if p50_us is not None:
             latency = f"Faster than {published}? Unknown: our p50 of {format_value(p50_us, 'us')} is assumed"
     return (
-        f"{RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a month)"
+        f"{RATE:g} requests/s need {needed:,} RU/s ({prices.ru_month(needed):,.0f} {prices.currency} a month)"
         f"{by_emulator}, not the reference's {RU:,} ({prices.ru_month(RU):,.0f}). {latency}."
     )

@@ -19,7 +19,7 @@ from hotplate.bench.options import StoresOptions, parse_rate, parse_seconds, req
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
+from hotplate.bench.statistics import PERCENTILES, TOO_FEW_ANSWERS, plots_by_round
 from hotplate.bench.stores.comparison import AT_RATE_MARK, COST, Comparison, figures
 from hotplate.bench.stores.recording import record
 from hotplate.bench.stores.rounds import (
@@ -35,7 +35,7 @@ from hotplate.bench.stores.rounds import (
     own_stores,
     prepared_stores,
 )
-from hotplate.bench.verdict import EMULATED_CHARGES, Finding, Gravity, concluded, findings_of
+from hotplate.bench.verdict import EMULATED_CHARGES, concluded
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.errors import StoreError, reason_of
 from hotplate.stores.urls import redacted, scheme_of
@@ -170,7 +170,7 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
             "releases": [store.candidate.manifest.release for store in stores],
         },
     )
-    return concluded(compared, [*_missing_rounds(options, measured), *measured.findings], answer)
+    return concluded(compared, measured.findings, answer)
 
 
 def _prices(options: StoresOptions) -> Prices:
@@ -179,28 +179,6 @@ def _prices(options: StoresOptions) -> Prices:
     if options.cpu_hour is None:
         return prices
     return replace(prices, named={**prices.named, "cpu_hour": replace(prices["cpu_hour"], amount=options.cpu_hour)})
-
-
-def _missing_rounds(options: StoresOptions, measured: Measured) -> list[Finding]:
-    """Return a finding if fewer rounds were made than wanted or needed.
-
-    Disturbed rounds were made, but left out of the result. Few rounds are no failure if `--repeat` asks for few.
-    """
-    if measured.failure or measured.interrupted:
-        return []
-
-    rounds = measured.rounds
-    made = rounds + measured.disturbed
-    failures = list[str]()
-    if options.repeat is not None and made < options.repeat:
-        failures = [f"{made} of {options.repeat} rounds fit into --budget {options.budget}"]
-    if options.repeat is None and rounds < MIN_ROUNDS:
-        were_made = (
-            f"{format_value(rounds, 'rounds')} {'was' if rounds == 1 else 'were'} made in {measured.took_s:.0f} s"
-        )
-        busy = "this machine is too busy, or --budget too short"
-        failures = [f"{were_made}, and a verdict needs {MIN_ROUNDS}: {busy}"]
-    return findings_of(Gravity.UNMEASURED, failures)
 
 
 def _origins(options: StoresOptions, measured: Measured, prices: Prices) -> dict[str, str]:

@@ -5,7 +5,6 @@ import math
 import random
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -52,7 +51,7 @@ OBJECTIVE = Objective({})  # of errors only
 LIST_LENGTH = 20
 EMULATOR_RU = 10_000  # writes the lists in seconds
 PATIENCE_S = 1.0  # that services wait for a read: after 50 ms, a slow read would become a fast popular list
-SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
+BETWEEN_S = 0.25  # from one run to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +250,7 @@ def _require_same_lists(manifests: Mapping[str, Manifest]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSettings:
-    """Rounds end after `rounds`, or after `budget_s` seconds of measuring if there are MIN_ROUNDS."""
+    """Settings of the rounds: `rounds` at most, as many as fit into `budget_s` seconds, and MIN_ROUNDS at least."""
 
     rate: float
     duration_s: float
@@ -263,6 +262,11 @@ class RoundSettings:
     connections: int = 64
     full_s: float = 0.0
     """Seconds of full load for each store and round."""
+
+    def count(self, stores: int) -> int:
+        """Return the number of rounds in which *stores* are measured."""
+        fitting = self.budget_s / (stores * (self.duration_s + self.full_s + BETWEEN_S))
+        return int(min(self.rounds, max(MIN_ROUNDS, fitting)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,14 +325,12 @@ class Measured(NamedTuple):
     """All stores, with paired rounds.
 
     disturbed  rounds that are left out, because the generator was late
-    took_s     of measuring
     failure    what ended the rounds too early, such as a service that ended; else empty
     """
 
     stores: tuple[StoreRuns, ...]
     interrupted: bool
     disturbed: int = 0
-    took_s: float = 0.0
     failure: str = ""
 
     @property
@@ -363,7 +365,6 @@ def measure_rounds(setup: Setup, settings: RoundSettings, display: ProgressDispl
         runs = Runs(worker, display)
         measurement = _Rounds(setup, settings, runs, display)
         ending = until_stopped(measurement.run, measurement.rounds)
-        took_s = time.monotonic() - measurement.began_s
 
     display.start("comparing answers with the stores")
     kept = undisturbed(measurement.rounds)
@@ -376,7 +377,7 @@ def measure_rounds(setup: Setup, settings: RoundSettings, display: ProgressDispl
         for candidate in setup.candidates
     ]
     disturbed = len(measurement.rounds) - len(kept)
-    return Measured(tuple(stores), ending.interrupted, disturbed, took_s, ending.failure)
+    return Measured(tuple(stores), ending.interrupted, disturbed, ending.failure)
 
 
 class _Rounds:
@@ -389,45 +390,27 @@ class _Rounds:
         self._runs = runs
         self._display = display
         self.rounds = list[Round]()
-        self.began_s = time.monotonic()
 
     def run(self) -> None:
-        """Warm up, then make rounds up to their number, or the end of the time budget, which begins after that."""
+        """Warm up, then make all rounds."""
         if self._settings.warmup_s:
             for candidate in self._setup.candidates:
                 self._display.start(f"warming up {candidate.name}")
                 load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s, samples=0)
                 self._run_load(candidate, load)
 
-        self.began_s = time.monotonic()
-        while len(self.rounds) < self._settings.rounds:
-            spent_s = time.monotonic() - self.began_s
-            if not self._has_time(spent_s):
-                return
-            self._run_round(self._settings.budget_s - spent_s)
+        count = self._settings.count(len(self._order))
+        names = ", ".join(candidate.name for candidate in self._setup.candidates)
+        for number in range(1, count + 1):
+            self._display.start(f"round {number} of {count}: {names}")
+            self._run_round(number)
 
-    def _has_time(self, spent_s: float) -> bool:
-        """Return whether another round fits into the budget; fewer than MIN_ROUNDS may exceed it."""
-        if not self.rounds:
-            return True
-        are_few = len(undisturbed(self.rounds)) < MIN_ROUNDS
-        budget_s = self._settings.budget_s * (SPARE_BUDGETS if are_few else 1.0)
-        return spent_s + spent_s / len(self.rounds) <= budget_s
-
-    def _run_round(self, left_s: float) -> None:
+    def _run_round(self, number: int) -> None:
         """Measure each store (a candidate) once, and append the round.
 
         Pairs of rounds have a random order and its reverse: no store is measured first more often, and none always
-        meets a disturbance that comes every second round. *left_s*, the seconds until the end of the time budget, is
-        only shown.
+        meets a disturbance that comes every second round.
         """
-        number = len(self.rounds) + 1
-        left = ""
-        if not math.isinf(left_s):
-            left = f", {max(0.0, left_s):.0f} s left"
-        names = ", ".join(candidate.name for candidate in self._setup.candidates)
-        self._display.start(f"round {number}{left}: {names}")
-
         runs = Round()
         self._order.reverse()
         if number % 2:

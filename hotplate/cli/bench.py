@@ -13,7 +13,7 @@ from hotplate.base.report import Report, write_file
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, out, print_json, require_file_path, require_folder, show_report
+from hotplate.cli.terminal import Json, err, out, require_file_path, require_folder, show_report
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
@@ -159,13 +159,10 @@ def charges(
         return
 
     measured = bench_work.measure_charges(plan)
-    if as_json:
-        print_json(measured.to_json())
-    else:
-        bench_work.print_charges(measured)
+    show_report(measured.report(), as_json=as_json)
     write_file(written, measured.to_toml())
     if not as_json:
-        out.print(f"measured on {measured.subject}; written to {written}")
+        out.print(f"The charges are in {written}.")
 
 
 @app.command()

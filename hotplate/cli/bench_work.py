@@ -10,9 +10,10 @@ from hotplate.bench.options import SweepOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.ru import charges as charge_measurement
 from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges
-from hotplate.bench.ru.run import SweepPlan, account_regions, cost
+from hotplate.bench.ru.levels import SweepPlan
+from hotplate.bench.ru.run import account_regions, cost
 from hotplate.bench.ru.run import plan as plan_sweep
-from hotplate.cli.terminal import err, out, table
+from hotplate.cli.terminal import err
 from hotplate.stores.cosmos.charges import load as load_charges
 
 
@@ -54,14 +55,3 @@ def measure_charges(plan: ChargesPlan) -> MeasuredCharges:
     """Measure, and show what is being measured."""
     with err.status("") as status:
         return charge_measurement.measure(plan, load_charges(), status.update)
-
-
-def print_charges(charges: MeasuredCharges) -> None:
-    """Print the charges of each operation and size, beside those by our coefficients."""
-    rows = [
-        (charge.operation, charge.size_kb, f"{charge.measured_ru:,.2f}", f"{charge.ours_ru:,.2f}", f"{charge.off:+.1%}")
-        for charge in charges.by_size
-    ]
-    out.print(table(("operation", "KB", "RU", "by our coefficients", "off by"), rows))
-    for name, ru in charges.small.items():
-        out.print(f"{name}: {ru:g}")

@@ -10,9 +10,8 @@ import pytest
 from hotplate.bench.lists import CheckResult
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.options import ReferenceOptions
-from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server
-from hotplate.bench.stores.comparison import needs
+from hotplate.bench.stores.comparison import needed_ru
 from hotplate.bench.stores.reference import PUBLISHED, RATE, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, StoreRuns
 from hotplate.stores.catalogue import ReleaseId
@@ -63,9 +62,9 @@ def test_published_row_is_beside_the_measured_one() -> None:
     assert (failed.exit_code, failed.failures) == (1, ("it died",))
 
 
-def test_needs_of_a_rate_are_rounded_up_and_priced() -> None:
-    assert needs(1.0, 180, load_prices()).needed_ru == 400
-    assert needs(4.76, 180, load_prices()).needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100
+def test_ru_for_a_rate_are_rounded_up() -> None:
+    assert needed_ru(1.0, 180) == 400
+    assert needed_ru(4.76, 180) == 1_300  # 180 x 4.76 / 0.7, in steps of 100
 
 
 async def test_an_account_is_a_cosmos_db_with_a_release(tmp_path: Path) -> None:

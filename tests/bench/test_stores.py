@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -149,14 +148,9 @@ def test_p99_decided_by_stalls_is_no_difference() -> None:
     )
 
 
-def test_single_round_on_a_busy_machine_is_no_verdict() -> None:
-    """After set-up had used the budget, one round without a p99 ended with exit code 0."""
-    comparison = summary(store_runs("files", "file:///a", steady(0.002, 2)))
-    assert comparison.exit_code == 1
-    assert "2 rounds were made in 0 s, and a verdict needs 5" in comparison.failures[0]
-    single = summary(store_runs("files", "file:///a", steady(0.002, 1)))
-    assert "1 round was made in 0 s" in single.failures[0]
-    assert single.origins["measured"].startswith("1 round of 1s")
+def test_few_rounds_are_no_verdict_but_shown() -> None:
+    comparison = summary(store_runs("files", "file:///a", steady(0.002, 1)))
+    assert comparison.origins["measured"].startswith("1 round of 1s")
     assert comparison.row("files", "p50").value is not None  # type: ignore[union-attr]  # what was measured is shown
 
 
@@ -285,14 +279,6 @@ def test_ctrl_c_ends_the_rounds_after_the_run(last: int, tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         rounds.measure_rounds(setup, replace(parse_settings(StoresOptions()), full_s=0.0), display)
     assert worker.runs == last
-
-
-@pytest.mark.parametrize(("disturbed", "failures"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s"])])
-def test_rounds_that_are_left_out_were_made(disturbed: int, failures: list[str]) -> None:
-    """One disturbed round of `--repeat 7` was said not to fit into --budget, and gave exit code 1."""
-    options = StoresOptions(repeat=7, budget="9s")
-    compared = summary(store_runs("files", "file:///a", steady(0.002)), disturbed=disturbed, options=options)
-    assert [*compared.failures] == failures
 
 
 @pytest.mark.parametrize(
@@ -493,14 +479,19 @@ def test_the_budget_of_a_comparison_is_read_last() -> None:
 
 
 def test_repeat_is_cut_only_by_a_budget_that_is_given() -> None:
-    def limits(repeat: int | None = None, budget: str | None = None) -> tuple[float, float]:
-        settings = parse_settings(StoresOptions(repeat=repeat, budget=budget))
-        return settings.rounds, settings.budget_s
+    def count(repeat: int | None = None, budget: str | None = None) -> int:
+        return parse_settings(StoresOptions(repeat=repeat, budget=budget)).count(stores=5)
 
-    assert limits(repeat=40) == (40, math.inf)
-    assert limits(repeat=40, budget="6s") == (40, 6.0)
-    assert limits(budget="6s") == (math.inf, 6.0)
-    assert limits() == (math.inf, 130.0)
+    assert count(repeat=40) == 40
+    assert count(repeat=40, budget="60s") == 6  # of five stores, each 1 s, .5 s at full load, and .25 s between runs
+    assert count(budget="60s") == 6
+    assert count() == 14
+
+
+def test_five_rounds_are_made_however_short_the_budget_is() -> None:
+    """After set-up had used the budget, one round without a p99 ended with exit code 0."""
+    assert parse_settings(StoresOptions(budget="1s")).count(stores=5) == 5
+    assert parse_settings(StoresOptions(budget="1s", repeat=2)).count(stores=5) == 2
 
 
 @pytest.mark.soak

@@ -23,6 +23,7 @@ from hotplate.bench.ru.levels import (
     Level,
     LevelTrial,
     Sweep,
+    SweepPlan,
     from_store,
     measure_level,
     report,
@@ -198,8 +199,8 @@ def test_trial_interrupted_before_its_counted_seconds_is_reported() -> None:
 
     measured_level = measure_level(level, attempt, emulated=True)
     assert measured_level.at(CALM).result.seconds == ()
-    planned = [(400, 1), (1_000, 1), (4_000, 1)]
-    sweep = Sweep(options=SweepOptions(), planned=planned, levels=[measured_level])
+    planned = SweepPlan(SweepOptions(), levels=(400, 1_000, 4_000), sizes_kb=(1,), duration_s=6)
+    sweep = Sweep(planned, levels=[measured_level])
     reported_run = report(sweep, Ending(), load_prices())
     assert reported_run.interrupted
     assert "400 RU/s: p99 is not known, it was interrupted." in reported_run.notes
@@ -297,9 +298,13 @@ def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
 
 
 def reported(*levels: Level, account: str | None = None, options: SweepOptions | None = None) -> Report:
-    planned = [(level.ru, level.size_kb) for level in levels]
-    sweep = Sweep(options=options or SweepOptions(account=account), planned=planned, levels=list(levels))
-    return report(sweep, Ending(), load_prices())
+    planned = SweepPlan(
+        options or SweepOptions(account=account),
+        levels=tuple({level.ru for level in levels}),
+        sizes_kb=tuple({level.size_kb for level in levels}),
+        duration_s=6,
+    )
+    return report(Sweep(planned, levels=list(levels)), Ending(), load_prices())
 
 
 def row(report: Report, figure: str, subject: str = "400 RU/s") -> Row:
