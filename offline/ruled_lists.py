@@ -12,7 +12,7 @@ import numpy as np
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.exploration import Explore, NewItems, are_new
-from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user
+from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user, values_at
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
@@ -20,7 +20,6 @@ from hotplate.offline.train.ranking import Boosts, Ranked, recommend
 from hotplate.offline.variety import (
     ItemSimilarity,
     level_scores,
-    look_up_values,
     order_for_variety,
     pool_size,
 )
@@ -287,7 +286,7 @@ class RuledLists:
         without a click. Only the first `pool_size` items are reordered; those behind keep their place.
         """
         pool = lists.items[:, : pool_size(self.length)]
-        shown_days = None if self.shown is None else look_up_values(self.shown[users], pool)
+        shown_days = None if self.shown is None else values_at(self.shown, users, pool)
         pool_order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
 
         # The places of whole lists, as they are but for the pool.
