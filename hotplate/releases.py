@@ -11,28 +11,35 @@ from functools import partial
 from math import inf
 
 from hotplate.stores import lifecycle, transfer, verification
-from hotplate.stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import GRACE_S, Arm, ReleaseId, ReleaseRef
 from hotplate.stores.connect import run_between, run_on
 from hotplate.stores.errors import ReleaseNotFound, StoreMisused
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import WrittenRelease
 from hotplate.stores.release_log import ReleaseChange, log_of, signed
-from hotplate.stores.store import Store
+from hotplate.stores.store import Observer, Store
 from hotplate.stores.verification import OnProgress, unreported
 
 
 def activate(
-    store: str | Store, release: str, *, end_canary: bool = False, force: bool = False, reason: str = ""
+    store: str | Store,
+    release: str,
+    *,
+    arm: Arm = "A",
+    end_canary: bool = False,
+    force: bool = False,
+    reason: str = "",
 ) -> bool:
     """Make *release* live once its manifest, popular lists and sample were read; return False if it was live before.
 
     Raises ReleaseNotFound; ReleaseConflict for a draft; CanaryRunning while another release is the canary, unless
-    *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read. `release_log` has the
-    *reason*.
+    *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read. With the *arm* B of an
+    experiment, it becomes that arm's release. `release_log` has the *reason*.
     """
     make_live = partial(
         lifecycle.activate,
         release=ReleaseId(release),
+        arm=arm,
         end_canary=end_canary,
         override=lifecycle.Override.of(force=force),
     )
@@ -88,18 +95,23 @@ def copy(
     live: bool = True,
     reason: str = "",
     on_progress: OnProgress = unreported,
+    observer: Observer | None = None,
 ) -> WrittenRelease:
     """Copy a *release*, by default the live one, to another store under the same id, verify it and make it *live*.
 
     A release that the target has is verified, and repaired if necessary. Another call continues an interrupted copy.
     The result counts *rows* written and *skipped*; *held_back* tells why a canary or gates kept it from going live.
-    *reason* is for the `release_log` of the target. *on_progress* is called with (rows, rows in all). Raises
-    ReleaseConflict if the target has other rows under that id, ReleaseCorrupt if the source is damaged, StoreMisused if
-    both stores are the same.
+    *reason* is for the `release_log` of the target. *on_progress* is called with (rows, rows in all), and *observer*
+    gets the charges of Cosmos DB. Raises ReleaseConflict if the target has other rows under that id, ReleaseCorrupt if
+    the source is damaged, StoreMisused if both stores are the same.
     """
-    copy_release = partial(find_and_copy, release=release, live=live, on_progress=on_progress)
+
+    async def find_and_copy(opened_source: Store, opened_target: Store) -> WrittenRelease:
+        chosen = await find_release(opened_source, release)
+        return await transfer.copy(opened_source, opened_target, chosen.id, live=live, on_progress=on_progress)
+
     with signed(reason):
-        return run_between(source, target, copy_release)
+        return run_between(source, target, find_and_copy, observer)
 
 
 def verify(
@@ -131,14 +143,6 @@ async def find_release(store: Store, release: str | None) -> ReleaseRef:
     if release_id is None:
         raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
     return catalogue.find(release_id).ref
-
-
-async def find_and_copy(
-    source: Store, target: Store, *, release: str | None, live: bool, on_progress: OnProgress
-) -> WrittenRelease:
-    """Copy a release between open stores, as `copy`."""
-    chosen = await find_release(source, release)
-    return await transfer.copy(source, target, chosen.id, live=live, on_progress=on_progress)
 
 
 async def find_manifest(store: Store, release: str | None) -> Manifest:

@@ -261,7 +261,7 @@ class ModelLists:
         # The parameters of the training, by which the service solves for a visitor's factors.
         params = ranker.params
         is_spark = isinstance(params, SparkParams)
-        categories = self.ranked.categories
+        cap = self.ranked.cap
         description = Description(
             engine="spark" if is_spark else "als",
             items=len(ranker.item_factors),
@@ -272,23 +272,23 @@ class ModelLists:
             weight=float(np.median(self.model.matrix.user_items.data)),
             max_per_category=self.settings.rules.max_per_category,
             gamma=0.0 if ranker.recent is None else ranker.recent.gamma,
-            format=FORMAT if categories is not None and categories.most > 1 else PLAIN_FORMAT,
+            format=FORMAT if cap is not None and cap.has_several else PLAIN_FORMAT,
         )
         yield [description_row(description)]
 
     def _item_entries(self) -> Iterator[ItemEntry]:
         """Yield each item with its title and what the rules say of it, for the lists that the service computes."""
         allowed = self.ranked.allowed
-        categories = self.ranked.categories
+        cap = self.ranked.cap
         recent = self.ranked.model.ranker.recent
         boosts = self.ranked.boosts
         for number, item in enumerate(self.model.matrix.item_ids):
-            of_item = () if categories is None else categories.of(number)
+            categories = () if cap is None else cap.of(number)
             yield ItemEntry(
                 item,
                 self.titles[number],
                 allowed=allowed is None or bool(allowed[number]),
-                category=of_item if len(of_item) > 1 else next(iter(of_item), None),
+                category=categories if len(categories) > 1 else next(iter(categories), None),
                 multiplier=1.0 if recent is None else significant(math.exp(recent.logs[number])),
                 boost=1.0 if boosts is None else float(boosts.factors[number]),
             )

@@ -3,7 +3,7 @@
 Users and items are rows and columns of a model's matrix. Items -1 with score 0 stand after the end of a list.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.exploration import Explore, NewItems, are_new
-from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user
+from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user, values_at
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
@@ -20,11 +20,10 @@ from hotplate.offline.train.ranking import Boosts, Ranked, recommend
 from hotplate.offline.variety import (
     ItemSimilarity,
     level_scores,
-    look_up_values,
     order_for_variety,
     pool_size,
 )
-from hotplate.stores.categories import ItemCategories
+from hotplate.stores.categories import CategoryCap
 from hotplate.stores.encoding import OVERALL
 
 # In list lengths; short lists are ranked again, deeper.
@@ -45,7 +44,7 @@ class RuledLists:
 
     boosts      of items, None without any
     allowed     the mask of items that may be recommended, None for all
-    categories  of items, None without a cap
+    cap         of items of a category, None without one
     similarity  of items, None without diversity
     new         draws new items, None unless they are explored
     popularity  fills lists
@@ -60,7 +59,7 @@ class RuledLists:
     keep_seen: bool
     boosts: Boosts | None
     allowed: Allowed
-    categories: ItemCategories | None
+    cap: CategoryCap | None
     similarity: ItemSimilarity | None
     new: NewItems | None
     popularity: Popularity
@@ -95,7 +94,7 @@ class RuledLists:
             keep_seen=keep_seen,
             boosts=boosts,
             allowed=allowed,
-            categories=None if rules.max_per_category is None else _item_categories(rules.categories, ids),
+            cap=_category_cap(rules, ids),
             similarity=ItemSimilarity(model.similar) if rules.diversity else None,
             new=new,
             popularity=Popularity(counts.astype(np.float32)),
@@ -287,7 +286,7 @@ class RuledLists:
         without a click. Only the first `pool_size` items are reordered; those behind keep their place.
         """
         pool = lists.items[:, : pool_size(self.length)]
-        shown_days = None if self.shown is None else look_up_values(self.shown[users], pool)
+        shown_days = None if self.shown is None else values_at(self.shown, users, pool)
         pool_order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
 
         # The places of whole lists, as they are but for the pool.
@@ -336,9 +335,9 @@ class RuledLists:
         leaves short. A list ends with -1 and scores of 0 if the ranking has too few items.
         """
         # Without a cap, one ranking gives the lists, unless the rules need more candidates than places.
-        if self.categories is None and depth == self.length:
+        if self.cap is None and depth == self.length:
             return rank(rows, self.length)
-        if self.categories is not None:
+        if self.cap is not None:
             depth = max(depth, self.length * _FIRST_DEPTH)
 
         total = len(self.model.matrix.item_ids)
@@ -373,10 +372,7 @@ class RuledLists:
 
     def _are_under_cap(self, items: Indices) -> Mask:
         """Return which *items* [rows, depth] the cap per category leaves in their list; False for -1."""
-        most = self.rules.max_per_category
-        if self.categories is None or most is None:
-            return items >= 0
-        return self.categories.are_under_cap(items, most)
+        return items >= 0 if self.cap is None else self.cap.are_listed(items)
 
     def _ruled_popular_list(self, items: Indices, scores: Floats, n: int) -> Popular:
         """Return a popular list of *n* items, or fewer: the pinned ones, then the first of *items* that rules allow.
@@ -428,8 +424,11 @@ def _boosts(rules: Rules, ids: list[str]) -> Boosts | None:
     return Boosts.of([rules.boosts.get(item, 1.0) for item in ids]) if rules.boosts else None
 
 
-def _item_categories(categories: Mapping[str, str | Collection[str]], ids: list[str]) -> ItemCategories:
-    """Return the categories of the model's items, with the same numbers in each attempt to publish."""
-    names_of = {item: {names} if isinstance(names, str) else {*names} for item, names in categories.items()}
+def _category_cap(rules: Rules, ids: list[str]) -> CategoryCap | None:
+    """Return the cap of the model's items, None without one; categories have the same numbers in each attempt."""
+    if rules.max_per_category is None:
+        return None
+    names_of = {item: {names} if isinstance(names, str) else {*names} for item, names in rules.categories.items()}
     number_of = {name: number for number, name in enumerate(sorted(set().union(*names_of.values())))}
-    return ItemCategories([sorted(map(number_of.__getitem__, names_of.get(item, ()))) for item in ids])
+    categories = [sorted(map(number_of.__getitem__, names_of.get(item, ()))) for item in ids]
+    return CategoryCap(rules.max_per_category, categories)

@@ -290,33 +290,19 @@ class _Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Test:
-    """The split of the evaluation, and its parts."""
-
-    split: SplitOptions
-    parts: Parts
-
-    @classmethod
-    def of(cls, matrix: Matrix, options: SplitOptions, settings: TrainSettings) -> "_Test":
-        """Split *matrix*; the train part has the least interactions of users and items in *settings*, too."""
-        options = replace(options, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
-        return cls(options, split(matrix.user_items, matrix.history, options))
-
-
-@dataclass(frozen=True, slots=True)
 class _Data:
     """The data of a training.
 
     interactions  their titles, segments and description; the log is empty
     learned       the matrix that the model is fitted to
     search_data   the pairs that parameters are chosen on: the train part of the test, or without one all
-    test          of the evaluation; None if none is wanted
+    test          the split of the evaluation; None if none is wanted
     """
 
     interactions: Interactions
     learned: Matrix
     search_data: SearchData
-    test: _Test | None
+    test: Parts | None
 
 
 def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
@@ -349,18 +335,18 @@ def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
     # Parameters must not be chosen on the pairs that test them.
     search_data = SearchData(matrix.user_items, matrix.history)
     if test is not None:
-        search_data = SearchData(test.parts.train, test.parts.history, evaluation=test.split)
+        search_data = SearchData(test.train, test.history, evaluation=test.options)
     return _Data(interactions, learned, search_data, test)
 
 
-def _evaluation_note(test: _Test | None) -> str | None:
+def _evaluation_note(test: Parts | None) -> str | None:
     """Return why there is no evaluation on *test*, None if there is one."""
-    if test is None:
+    if test is None or test.options is None:
         return "No evaluation was requested."
-    if not test.parts.is_empty:
+    if not test.is_empty:
         return None
-    pairs = format_count(test.parts.train.nnz + test.parts.test.nnz, "pair")
-    return f"The split {test.split.kind} of {pairs} leaves none to learn from, or none to test on: no evaluation."
+    pairs = format_count(test.train.nnz + test.test.nnz, "pair")
+    return f"The split {test.options.kind} of {pairs} leaves none to learn from, or none to test on: no evaluation."
 
 
 def _tuning_note(settings: TrainSettings, search: Search | None, matrix: Matrix) -> str | None:
@@ -447,7 +433,7 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
 
 
 def _evaluate(
-    test: _Test, settings: TrainSettings, choice: _Choice, on_iteration: OnProgress
+    test: Parts, settings: TrainSettings, choice: _Choice, on_iteration: OnProgress
 ) -> EvaluationRecord | None:
     """Evaluate the chosen parameters, and baselines to compare them with; None if *test* has an empty part.
 
@@ -455,7 +441,7 @@ def _evaluate(
     otherwise with those in BASELINES.
     *on_iteration* is called with the iterations done and in all.
     """
-    if test.parts.is_empty:
+    if test.is_empty:
         return None
 
     # Later parameters replace earlier ones of the same engine.
@@ -465,11 +451,10 @@ def _evaluate(
     del best["popularity"]
 
     return evaluate_parts(
-        test.parts,
+        test,
         choice.engine,
         EvaluateOptions(k=settings.k, popular=choice.popularity, similar=choice.similar),
         baselines=[*choice.baselines, *best.values()],
-        split=test.split,
         on_iteration=on_iteration,
     )
 
@@ -521,7 +506,7 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
     return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
-def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
+def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> Parts | None:
     """Split *matrix* for the evaluation as *settings* say; None if they want none.
 
     An AutoSplit is by time if the data have times and that leaves enough users to test. Otherwise it is a random draw
@@ -531,20 +516,26 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
     if wanted is None:
         return None
     if isinstance(wanted, SplitOptions):
-        return _Test.of(matrix, wanted, settings)
+        return _split(settings, matrix, wanted)
 
     reason = "the data have no times, so the test is a random draw, which flatters; name them with --time-column"
     if matrix.history is not None:
-        test = _Test.of(matrix, wanted.of("by-time"), settings)
-        tested = len(test.parts.tested)
-        if tested >= _FEWEST_TESTED and test.parts.train.nnz:
+        test = _split(settings, matrix, wanted.of("by-time"))
+        tested = len(test.tested)
+        if tested >= _FEWEST_TESTED and test.train.nnz:
             return test
         reason = (
             f"a cut in time leaves {format_count(tested, 'user')} to test, so the test is a random draw; "
             "--split by-time insists"
         )
     on_notice(reason)
-    return _Test.of(matrix, wanted.of("by-item"), settings)
+    return _split(settings, matrix, wanted.of("by-item"))
+
+
+def _split(settings: TrainSettings, matrix: Matrix, options: SplitOptions) -> Parts:
+    """Split *matrix*; the train part has the least interactions of users and items in *settings*, too."""
+    options = replace(options, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
+    return split(matrix.user_items, matrix.history, options)
 
 
 def _describe_data(interactions: Interactions, settings: TrainSettings) -> DataDescription:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.input.pairs import Floats, Indices, UserItems, pair_numbers, row_slices
+from hotplate.offline.input.pairs import Floats, Indices, row_slices
 from hotplate.offline.train.similar import Similar
 
 # The first places of a list are rearranged, with so many candidates for each.
@@ -150,15 +150,3 @@ def level_scores(items: Indices, scores: Floats) -> Floats:
     lowest = highest_from_here.min(axis=1, keepdims=True, where=is_known, initial=np.inf)
     levels = np.where(is_known, highest_from_here, lowest)
     return np.where((items >= 0) & np.isfinite(levels), levels, 0).astype(np.float32)
-
-
-def look_up_values(pairs: UserItems, lists: Indices) -> Floats:
-    """Return the values of *pairs* [rows, items] at the items of *lists* [rows, n]; 0 for other items and -1."""
-    known = pair_numbers(pairs)  # row * items + item, ascending
-    if not len(known):
-        return np.zeros(lists.shape, dtype=np.float32)
-
-    wanted = np.arange(len(lists), dtype=np.int64)[:, None] * pairs.shape[1] + lists
-    places = np.searchsorted(known, wanted)
-    is_known = (lists >= 0) & (known.take(places, mode="clip") == wanted)
-    return np.where(is_known, pairs.data.take(places, mode="clip"), np.float32(0))

@@ -19,36 +19,37 @@ Mask = npt.NDArray[np.bool_]
 _CELLS = 1 << 15
 
 
-class ItemCategories:
-    """The categories of items, numbers from 0, by the number of the item."""
+class CategoryCap:
+    """The most items of a category in a list, and the categories of items; both are numbers from 0."""
 
-    def __init__(self, categories: Sequence[Collection[int]]) -> None:
+    def __init__(self, most: int, categories: Sequence[Collection[int]]) -> None:
         """*categories* has those of each item, without repeats."""
+        self._most = most
         lengths = [len(numbers) for numbers in categories]
         self._lengths = np.array([*lengths, 0])  # that of the item -1, too
         self._starts = np.cumsum(self._lengths) - self._lengths
         self._numbers = np.fromiter(chain.from_iterable(categories), dtype=np.intp)
 
     @property
-    def most(self) -> int:
-        """The most categories of an item."""
-        return int(self._lengths.max())
+    def has_several(self) -> bool:
+        """Whether an item has several categories."""
+        return bool(self._lengths.max() > 1)
 
     def of(self, item: int) -> tuple[int, ...]:
         """Return the categories of an item."""
         start = self._starts[item]
         return tuple(self._numbers[start : start + self._lengths[item]].tolist())
 
-    def are_under_cap(self, items: Items, cap: int) -> Mask:
+    def are_listed(self, items: Items) -> Mask:
         """Return which *items* of lists [lists, n], the best first, are listed; False for -1."""
         are_listed = np.empty(items.shape, dtype=np.bool_)
         at_once = _CELLS // max(items.shape[1], 1) + 1
         for start in range(0, len(items), at_once):
             lists = slice(start, start + at_once)
-            are_listed[lists] = self._are_under_cap(items[lists], cap)
+            are_listed[lists] = self._are_listed(items[lists])
         return are_listed
 
-    def _are_under_cap(self, items: Items, cap: int) -> Mask:
+    def _are_listed(self, items: Items) -> Mask:
         cells = items.ravel()
         places, categories = self._pairs(cells)
 
@@ -63,18 +64,18 @@ class ItemCategories:
         possible = cells >= 0
         while True:
             certain = possible.copy()
-            certain[places[_count_before(groups, possible[places]) >= cap]] = False
-            possible[places[_count_before(groups, certain[places]) >= cap]] = False
+            certain[places[_count_before(groups, possible[places]) >= self._most]] = False
+            possible[places[_count_before(groups, certain[places]) >= self._most]] = False
             if np.array_equal(certain, possible):
                 return possible.reshape(items.shape)
             is_left = possible[places]
             places = places[is_left]
             groups = groups[is_left]
 
-    def in_full(self, listed: Items, cap: int) -> Items:
-        """Return the items that have a category of which *cap* items are *listed*."""
+    def in_full(self, listed: Items) -> Items:
+        """Return the items that have a category of which the most items are *listed*."""
         _, categories = self._pairs(listed)
-        is_full = np.bincount(categories, minlength=self._numbers.max(initial=0) + 1) >= cap
+        is_full = np.bincount(categories, minlength=self._numbers.max(initial=0) + 1) >= self._most
         owners = np.repeat(np.arange(len(self._lengths)), self._lengths)
         return owners[is_full[self._numbers]]
 

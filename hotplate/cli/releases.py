@@ -157,18 +157,10 @@ def activate(
 
     Example: hotplate releases activate 20261120T064200Z-7f3a --reason "sale is over"
     """
-    from hotplate.stores.lifecycle import Override
-    from hotplate.stores.lifecycle import activate as activate_release
+    from hotplate.releases import activate as activate_release
 
-    make_live = partial(
-        activate_release,
-        release=ReleaseId(release),
-        arm=arm,
-        end_canary=end_canary,
-        override=Override.of(force=force),
-    )
-    with signed(reason):
-        is_changed = run_on_store(store, make_live)
+    url = store_url_or_default(store)
+    is_changed = activate_release(url, release, arm=arm, end_canary=end_canary, force=force, reason=reason)
 
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
@@ -332,14 +324,20 @@ def copy(
 
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
     """
-    from hotplate.releases import find_and_copy
-    from hotplate.stores.connect import run_between
+    from hotplate.releases import copy as copy_release
 
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
-    with signed(reason), progress_bars(meter.progress) as on_progress:
-        copy_release = partial(find_and_copy, release=release, live=activate, on_progress=partial(on_progress, "copy"))
-        result = run_between(store_url_or_default(source), store_url_or_default(target), copy_release, meter)
+    with progress_bars(meter.progress) as on_progress:
+        result = copy_release(
+            store_url_or_default(source),
+            store_url_or_default(target),
+            release,
+            live=activate,
+            reason=reason,
+            on_progress=partial(on_progress, "copy"),
+            observer=meter,
+        )
     _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)
     if result.held_back is not None:
         raise result.held_back

@@ -19,7 +19,7 @@ from hotplate.offline.evaluate.metrics import (
 )
 from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
 from hotplate.offline.evaluate.similar_hits import measure_similar
-from hotplate.offline.evaluate.splits import Parts, SplitOptions, lists_of_tested
+from hotplate.offline.evaluate.splits import Parts, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
 from hotplate.offline.exploration import NEW_DAYS, are_new
 from hotplate.offline.input.pairs import Indices, users_per_item
@@ -102,14 +102,12 @@ def evaluate_parts(
     options: EvaluateOptions,
     *,
     baselines: Sequence[Params] = BASELINES,
-    split: SplitOptions | None = None,
     on_iteration: OnIteration | None = None,
 ) -> EvaluationRecord:
     """Fit a model and baselines on the train part of *parts*, and measure their lists on the test part.
 
     params     engine of the model with its parameters
     baselines  engines to compare with; the model's engine is skipped, but not popularity
-    split      options that made *parts*, for the result; None if they were given
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 10,000 items.
     """
@@ -141,7 +139,7 @@ def evaluate_parts(
         )
 
     return EvaluationRecord(
-        split=split,
+        split=parts.options,
         k=options.k,
         train_pairs=int(parts.train.nnz),
         test_pairs=int(parts.test.nnz),
@@ -290,7 +288,7 @@ def evaluate_as_published(
         similar=SimilarParams() if trained.similar is None else trained.similar.params,
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
     )
-    evaluation = evaluate_parts(parts, model.params, options, baselines=(), split=split, on_iteration=on_iteration)
+    evaluation = evaluate_parts(parts, model.params, options, baselines=(), on_iteration=on_iteration)
     as_trained = msgspec.structs.replace(trained, baselines={})
     return msgspec.structs.replace(evaluation, similar=trained.similar, as_trained=as_trained)
 

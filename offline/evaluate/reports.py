@@ -5,8 +5,7 @@ chosen before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -188,15 +187,7 @@ async def candidate_from_release(reader: Reader, release: ReleaseRef, origin: st
     )
 
 
-class ServedMetrics(NamedTuple):
-    """Metrics of lists as served, of popular items for all users, and the lead of the lists; None if not known."""
-
-    as_served: RankingMetrics | None = None
-    popularity: RankingMetrics | None = None
-    lead: Lead | None = None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """The measurements of a candidate, as in the JSON of a report.
 
@@ -208,9 +199,9 @@ class Figures:
     """
 
     ranking: RankingMetrics
-    as_served: RankingMetrics | None
-    popularity: RankingMetrics | None
-    lead: Lead | None
+    as_served: RankingMetrics | None = None
+    popularity: RankingMetrics | None = None
+    lead: Lead | None = None
     rating: RatingMetrics | None
     origin: str
     pairs: int
@@ -363,7 +354,7 @@ class Evaluator:
         if scored is not None:
             rating = measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy())
 
-        return Figures(
+        figures = Figures(
             ranking=ranking,
             rating=rating,
             origin=candidate.origin,
@@ -371,11 +362,11 @@ class Evaluator:
             seen_pairs=0 if self._history is None else int(self._history.multiply(self._test).nnz),
             predicted=0 if scored is None else scored.height,
             coverage=None if self._history is None else coverage(lists, self._history),
-            **self._measure_served(lists, candidate)._asdict(),
         )
+        return self._with_served(figures, lists, candidate)
 
-    def _measure_served(self, lists: Indices, candidate: Candidate) -> ServedMetrics:
-        """Measure *lists* of a candidate as served, and popular items; without known popular items, all is None.
+    def _with_served(self, figures: Figures, lists: Indices, candidate: Candidate) -> Figures:
+        """Measure *lists* of a candidate as served, too, and popular items, if any are known.
 
         Users without a list get the popular list of the candidate, else the popular items of the history. The baseline
         are popular items of the history that users do not have, else the candidate's popular list.
@@ -391,13 +382,13 @@ class Evaluator:
         if candidate.popular is not None:
             popular_items = _numbers_of_ids(candidate.popular, self._items)
         if popular_items is None:
-            return ServedMetrics()
+            return figures
 
         if popular is None:
             popular = measure_users(fill_empty_lists(np.full_like(lists, -1), popular_items), self._test)
         served = measure_users(fill_empty_lists(lists, popular_items), self._test)
         lead = Lead.of(served.values["ndcg"] - popular.values["ndcg"])
-        return ServedMetrics(served.metrics, popular.metrics, lead)
+        return replace(figures, as_served=served.metrics, popularity=popular.metrics, lead=lead)
 
     def _measure_popularity(self, history: UserItems, counts: NDArray[np.int64]) -> UserMetrics:
         """Measure lists of the popular items of *history* that users do not have, by *counts*, the items' users."""

@@ -88,6 +88,7 @@ class Parts(NamedTuple):
     seen        the users' items at recommendation: train, or the folded-in part
     test        disjoint from both, unless repeats are tested
     test_times  in the order of the test's data, if known
+    options     by which the pairs were split; None for given parts
     """
 
     train: UserItems
@@ -95,6 +96,7 @@ class Parts(NamedTuple):
     seen: UserItems
     test: UserItems
     test_times: Times | None = None
+    options: SplitOptions | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -165,6 +167,7 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
         history=None if history is None else history.only_pairs(train),
         seen=train,
         test=_testable_pairs(user_items, is_held_back, train, options),
+        options=options,
     )
 
 
@@ -195,7 +198,14 @@ def _split_in_time(user_items: UserItems, history: History, options: SplitOption
         test = _testable_pairs(user_items, is_tested, train, options)
         test_times = history.first_times(test)
 
-    return Parts(train=train, history=past_rows.only_pairs(train), seen=train, test=test, test_times=test_times)
+    return Parts(
+        train=train,
+        history=past_rows.only_pairs(train),
+        seen=train,
+        test=test,
+        test_times=test_times,
+        options=options,
+    )
 
 
 class _CutAndEnd(NamedTuple):
@@ -305,6 +315,7 @@ def _hold_out_users(user_items: UserItems, history: History | None, options: Spl
         history=None if history is None else history.only_pairs(train),
         seen=select_pairs(user_items, is_held_out & ~is_tested),
         test=select_pairs(user_items, is_tested),
+        options=options,
     )
 
 

@@ -56,8 +56,12 @@ def are_among(known: PairNumbers, numbers: PairNumbers) -> Mask:
 
 def has_items(user_items: UserItems, users: npt.NDArray[np.integer[Any]], lists: Indices) -> Mask:
     """Return which items of *lists* [users, n] their users have in *user_items* [users, n]; none at -1."""
-    listed = users.astype(np.int64)[:, None] * user_items.shape[1] + lists
-    return (lists >= 0) & are_among(pair_numbers(user_items), listed)
+    return np.asarray(values_at(user_items, users, lists) > 0)
+
+
+def values_at(pairs: UserItems, rows: npt.NDArray[np.integer[Any]], lists: Indices) -> Floats:
+    """Return the values in these *rows* of *pairs* at the items of *lists* [rows, n]; 0 for other items and -1."""
+    return np.where(lists >= 0, pairs[rows[:, None], lists].toarray(), np.float32(0))
 
 
 def k_core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import orjson
 
 from hotplate.base.recommendations import Item
-from hotplate.stores.categories import ItemCategories
+from hotplate.stores.categories import CategoryCap
 from hotplate.stores.encoding import encode_id, significant
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.factors import Description, ItemEntry, lift_of
@@ -48,7 +48,8 @@ class ItemFactors:
         self._lifts = np.array([lift_of(entry.boost) for entry in entries])
         self._banned: RowNumbers = np.flatnonzero([not entry.allowed for entry in entries])
         self._denied: tuple[Container[bytes], RowNumbers] = (), np.empty(0, dtype=np.intp)
-        self._categories = ItemCategories([entry.categories for entry in entries])
+        most = description.max_per_category
+        self._cap = None if most is None else CategoryCap(most, [entry.categories for entry in entries])
 
     def known(self, weights: Mapping[str, float]) -> dict[int, float]:
         """Return the weights of known items by their rows."""
@@ -103,7 +104,7 @@ class ItemFactors:
 
         *scores* has one per row; -inf leaves an item out, as is done here with those that the cap leaves out.
         """
-        cap = self.description.max_per_category
+        cap = self._cap
         depth = max(FIRST_DEPTH, 2 * n)
         while True:
             # Only the best are sorted: first some more than n, then more if the cap leaves too few of them.
@@ -113,13 +114,13 @@ class ItemFactors:
             best = np.argpartition(scores, len(scores) - depth)[len(scores) - depth :]
             best = best[np.lexsort((best, -scores[best]))]  # by score, then by row
             if cap is not None:
-                best = best[self._categories.are_under_cap(best[np.newaxis], cap)[0]]
+                best = best[cap.are_listed(best[np.newaxis])[0]]
 
             # With all items left, each is listed in the end.
             if cap is None or len(best) >= n:
                 return best[:n]
             listed_scores = scores[best]
-            scores[self._categories.in_full(best, cap)] = -np.inf
+            scores[cap.in_full(best)] = -np.inf
             scores[best] = listed_scores
             depth *= DEPTH_GROWTH
 

@@ -147,4 +147,4 @@ def evaluate(
     """Split a matrix, by time if it has a history, and evaluate as `evaluate_parts`."""
     options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
     parts = split(matrix.user_items, matrix.history, options)
-    return evaluate_parts(parts, params, EvaluateOptions(**how), split=options)
+    return evaluate_parts(parts, params, EvaluateOptions(**how))
