@@ -1,6 +1,5 @@
 """`hotplate bench http` and `compare` against a real service: reports, comparisons and failures."""
 
-import asyncio
 import io
 import itertools
 import json
@@ -45,7 +44,7 @@ from hotplate.stores.store import ReadResult
 from tests.support.command import failed, hotplate
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
-from tests.support.service import Service, a_list, publish_lists, publish_through, publish_to, running, serving
+from tests.support.service import Service, a_list, publish_lists, publish_through, published, running, serving
 from tests.support.virtual import EndingWorker, delayed, simulate
 
 USERS = 40
@@ -56,7 +55,7 @@ JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "store"
     lists = {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(USERS)}
-    asyncio.run(publish_lists(folder, lists))
+    published(folder, lists)
     return folder
 
 
@@ -129,13 +128,13 @@ def fixed_report(
 
 def test_the_first_users_of_a_store_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {f"user:{user}": a_list("i1") for user in range(USERS)}
-    asyncio.run(publish_lists(tmp_path / "full", lists))
+    published(tmp_path / "full", lists)
     monkeypatch.setattr(http_plan, "MAX_USERS", 3)
     keys = make_plan(HttpOptions(url="http://simulated:80", store=f"file://{tmp_path / 'full'}")).keys
     assert keys is not None
     assert keys.ids == ("0", "1", "10")
 
-    release = asyncio.run(publish_lists(tmp_path / "popular", {}))
+    release = published(tmp_path / "popular", {})
     with pytest.raises(BenchMisused, match=f"the release {release} holds no user's list"):
         make_plan(HttpOptions(url="http://simulated:80", store=f"file://{tmp_path / 'popular'}"))
 
@@ -305,7 +304,7 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a store that died after the popular list was read."""
     folder = tmp_path_factory.mktemp("dead")
     with redis_running(folder) as server:
-        asyncio.run(publish_to(server.url(), {f"user:{n}": a_list(f"i{n}") for n in range(USERS)}))
+        published(server.url(), {f"user:{n}": a_list(f"i{n}") for n in range(USERS)})
         with serving(folder, "--store", server.url()) as started:
             server.kill()
             yield started

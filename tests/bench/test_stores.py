@@ -1,6 +1,5 @@
 """The comparison of stores: answer, table, refusals, and runs from end to end."""
 
-import asyncio
 import io
 import json
 import math
@@ -42,7 +41,7 @@ from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model
 from tests.support.processes import run_process
-from tests.support.service import a_list, publish_lists, until
+from tests.support.service import a_list, published, until
 from tests.support.virtual import EndingWorker, delayed, simulate
 
 SMALL = ("--duration", "0.3s", "--warmup", "0.3s", "--repeat", "1", "--rate", "100")
@@ -56,9 +55,7 @@ def run_stores(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def fill(folder: Path, users: int = 40) -> str:
-    asyncio.run(
-        publish_lists(folder, {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(users)})
-    )
+    published(folder, {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(users)})
     return f"file://{folder}"
 
 
@@ -455,14 +452,14 @@ def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(
     model = checkerboard_model()
     urls = [f"file://{tmp_path}/{name}" for name in "ab"]
     empty = f"file://{tmp_path}/c"
-    published = [publish_model(model, url) for url in urls]
-    assert published[0] != published[1]
+    ids = [publish_model(model, url) for url in urls]
+    assert ids[0] != ids[1]
     done = run_stores(*urls, empty, *SMALL, "--json", "--out", tmp_path / "found")
     assert done.returncode in {0, 3}, done.stderr  # 3 where the machine was too busy to serve lists in time
-    assert json.loads(done.stdout)["configuration"]["releases"][:2] == published
+    assert json.loads(done.stdout)["configuration"]["releases"][:2] == ids
     assert done.stderr.count("\n") > 3  # a line at once and for each phase
     assert (tmp_path / "found.html").exists()
-    assert releases(empty)[0] in published
+    assert releases(empty)[0] in ids
 
 
 def test_stores_with_lists_of_different_models_are_not_compared(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`hotplate plan` from end to end: output, files, measured inputs, and exit codes."""
 
-import asyncio
 import json
 import re
 import subprocess
@@ -14,7 +13,7 @@ from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, PlanMisused
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
-from tests.support.service import a_list, publish_lists
+from tests.support.service import a_list, published
 
 LEAST = ("--users", "1000000", "--peak-rps", "500")
 
@@ -126,7 +125,7 @@ def test_saved_plan_check_fails_after_growth(tmp_path: Path) -> None:
 
 def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
     lists = {f"user:{number:03}": a_list(*(f"i{number}-{place}" for place in range(20))) for number in range(50)}
-    asyncio.run(publish_lists(tmp_path / "store", lists))
+    published(tmp_path / "store", lists)
     facts = planned("--peak-rps", "100", "--from-release", f"file://{tmp_path / 'store'}")
     figures = values(facts)
     assert figures["users"] == 50

@@ -1,7 +1,5 @@
 """The deny-list: it holds for every answer, from the moment that its file says so, and whatever becomes of that."""
 
-import asyncio
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ import pytest
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.lists.deny_list import DenyListFile, DenyListInvalid, parse
 from hotplate.stores.encoding import NO_OFFSET, body_of, cut_without, decode, encode_id
-from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
+from tests.support.service import Service, a_list, ids, published, running, status_of, until
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
 LISTS |= {
@@ -32,14 +30,9 @@ def denied(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path, denied: Path) -> Iterator[Service]:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     with running(tmp_path / "store", "--deny-list", str(denied)) as running_service:
         yield running_service
-
-
-def ids(answer: Answer) -> list[str]:
-    assert answer.status == 200, answer.body
-    return [item["id"] for item in answer.json["items"]]
 
 
 def replace(path: Path, text: str) -> None:
@@ -56,16 +49,16 @@ def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: 
     answer = service.get("/v1/recommendations/2")
     shown = ids(answer), answer.json["source"], answer.headers["cache-control"]
     assert shown == (["p1", "p2"], "popular", "no-store")
-    many = service.request("POST", "/v1/recommendations", json.dumps({"users": ["2", "1", "2"], "n": 2}).encode())
-    assert [(result["status"], [item["id"] for item in result["items"]]) for result in many.json["results"]] == [
+    many = service.post("/v1/recommendations", {"users": ["2", "1", "2"], "n": 2})
+    assert [(result["status"], ids(result)) for result in many.json["results"]] == [
         ("unknown", ["p1", "p2"]),
         ("ok", ["0", "2"]),
         ("unknown", ["p1", "p2"]),
     ]
-    only = service.request("POST", "/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
+    only = service.post("/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
     assert [(result["source"], result["items"][0]["id"]) for result in only] == [("popular", "v1")]
-    scored = service.request("POST", "/score", b'{"data": [["2", 1], ["1", 2]]}').json
-    assert [(result["status"], [item["id"] for item in result["items"]]) for result in scored] == [
+    scored = service.post("/score", b'{"data": [["2", 1], ["1", 2]]}').json
+    assert [(result["status"], ids(result)) for result in scored] == [
         ("unknown", ["p1"]),
         ("ok", ["0", "2"]),
     ]

@@ -31,7 +31,7 @@ from hotplate.stores.encoding import EVERYBODY, decode, encode, encode_id
 from hotplate.stores.errors import StoreMisused
 from tests.support.lane import Pair, connected
 from tests.support.requests import post
-from tests.support.service import UNTIL_S, Answer, Service, a_list, publish_lists, running, until
+from tests.support.service import UNTIL_S, Answer, Service, a_list, published, running, until
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NAMES = st.text("abcä_.-9", min_size=1, max_size=8)
@@ -73,7 +73,7 @@ def publish(
 ) -> str:
     columns = {name: [values[place] for values in items.values()] for place, name in enumerate(names)}
     rows, about = encode_attributes(list(items), columns)
-    return asyncio.run(publish_lists(folder, {**lists, **dict(rows)}, about=about))
+    return published(folder, {**lists, **dict(rows)}, about=about)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_items_named_in_the_request_are_not_used_as_fillers(tmp_path: Path) -> N
     with running(tmp_path / "store") as service:
         assert ids(service.get("/v1/similar/top1?where=stock>0")) == ["hat1", "top2", "hat2+"]
         assert ids(service.get("/v1/similar/unheard-of?exclude=top2&n=2")) == ["top1", "hat2"]
-        folded = service.request("POST", "/v1/recommendations/fold-in", json.dumps(basket).encode())
+        folded = service.post("/v1/recommendations/fold-in", basket)
         assert ids(folded) == ["hat1", "top2", "hat2+"]
         for query in ("?n=2", "?n=2&fields=id"):  # by the fast lane and not
             assert ids(service.get(f"/v1/similar/top2{query}")) == ["top1", "hat2"]
@@ -243,13 +243,11 @@ def test_items_named_in_the_request_are_not_used_as_fillers(tmp_path: Path) -> N
 
 def test_batch_bodies_accept_conditions(service: Service) -> None:
     many = {"users": ["1", "nobody"], "where": "category:shoes,price<50", "n": 3}
-    answer = service.request("POST", "/v1/recommendations", json.dumps(many).encode()).json["results"]
+    answer = service.post("/v1/recommendations", many).json["results"]
     assert [[item["id"] for item in result["items"]] for result in answer] == [["shoe1", "shoe3", "top1"], ["top1"]]
-    folded = service.request(
-        "POST", "/v1/recommendations/fold-in", b'{"items": ["shoe1"], "n": 2, "where": "category:hats"}'
-    )
+    folded = service.post("/v1/recommendations/fold-in", b'{"items": ["shoe1"], "n": 2, "where": "category:hats"}')
     assert ids(folded) == ["hat1", "top2+"]
-    wrong = service.request("POST", "/v1/recommendations", b'{"users": ["1"], "where": "size:4"}')
+    wrong = service.post("/v1/recommendations", b'{"users": ["1"], "where": "size:4"}')
     assert (wrong.status, "no attribute 'size'" in wrong.json["detail"]) == (400, True)
 
 
@@ -268,7 +266,7 @@ async def test_other_requests_run_between_the_lists_of_a_filtered_batch(folder: 
 
 
 def test_conditions_follow_the_live_release(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     with running(tmp_path / "store") as service:
         refused = service.get("/v1/popular?where=price<50")
         assert (refused.status, "no item attributes" in refused.json["detail"]) == (400, True)

@@ -1,6 +1,5 @@
 """The admin listener: what operators read and change, and refusals."""
 
-import asyncio
 import secrets
 import socket
 import time
@@ -20,8 +19,7 @@ from tests.support.service import (
     DEFAULTS,
     Service,
     a_list,
-    publish_lists,
-    publish_to,
+    published,
     refused_by,
     running,
     serving,
@@ -47,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def releases(store: Path) -> list[str]:
     """Two releases, the second of which is live."""
     about = {"learnt_until": LEARNT_UNTIL}
-    return [asyncio.run(publish_lists(store, {"user:42": a_list(mark, "b")}, about=about)) for mark in "ab"]
+    return [published(store, {"user:42": a_list(mark, "b")}, about=about) for mark in "ab"]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +152,7 @@ def test_operators_start_promote_and_abort_a_canary(service: Service, releases: 
 
 def test_change_with_an_unconfirmed_throughput_is_answered_with_a_warning(tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    first, _ = [asyncio.run(publish_lists(folder, {"user:42": a_list(mark)})) for mark in "ab"]
+    first, _ = [published(folder, {"user:42": a_list(mark)}) for mark in "ab"]
     with running(folder, "--admin-store", f"file://{folder}", before=throttled_store.INSTALL) as service:
         done = service.admin("/v1/releases/rollback", "POST")
         assert (done.status, done.json["release"]) == (200, first)
@@ -188,8 +186,8 @@ def test_decision_about_a_canary_names_the_canary(service: Service, releases: li
 
 
 def test_release_refused_by_gates_is_shown_and_goes_live_only_if_forced(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path, {"user:42": a_list("a")}))
-    bad = asyncio.run(publish_lists(tmp_path, {"user:42": a_list("z")}, live=False, about=refused_by("ndcg")))
+    published(tmp_path, {"user:42": a_list("a")})
+    bad = published(tmp_path, {"user:42": a_list("z")}, live=False, about=refused_by("ndcg"))
     with running(tmp_path, "--admin-store", f"file://{tmp_path}") as service:
         (tier,) = service.admin("/v1/releases").json["tiers"]
         assert [entry["refused_by"] for entry in tier["releases"]] == [[], ["ndcg"]]
@@ -208,7 +206,7 @@ def test_change_that_the_store_denies_is_not_to_be_repeated(tmp_path: Path, redi
     user = secrets.token_hex(4)
     redis_server.execute_command("ACL", "SETUSER", user, "on", ">open", "~*", "&*", "+@all")
     url = redis_server.url(prefix=user, user=f"{user}:open@")
-    first, _ = [asyncio.run(publish_to(url, {"user:42": a_list(mark)})) for mark in "ab"]
+    first, _ = [published(url, {"user:42": a_list(mark)}) for mark in "ab"]
     with serving(tmp_path, "--store", url, "--admin-store", url) as service:
         redis_server.execute_command("ACL", "SETUSER", user, "-eval")
         refused = service.admin("/v1/releases/rollback", "POST")
@@ -230,7 +228,7 @@ def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) 
 
 
 def test_given_up_change_that_took_place_is_logged(tmp_path: Path) -> None:
-    first, _ = [asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list(mark)})) for mark in "ab"]
+    first, _ = [published(tmp_path / "store", {"user:42": a_list(mark)}) for mark in "ab"]
     options = ("--admin-store", f"file://{tmp_path / 'store'}")
     with running(tmp_path / "store", *options, before=SLOW_AFTER_SWAP) as service:
         assert service.admin("/v1/releases/rollback", "POST").status == 504

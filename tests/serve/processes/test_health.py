@@ -1,6 +1,5 @@
 """The health listener: it reports the state of all workers, while they hang, die, or hold connections."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from hotplate.serve.processes.states import ProcessState
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted
 from tests.support.redis_server import certify
-from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, status_of, until
+from tests.support.service import LAUNCHER, Service, a_list, published, running, status_of, until
 from tests.support.shared import shared_states
 
 PATHS = ("/livez", "/readyz", "/health/live", "/health/ready")
@@ -86,7 +85,7 @@ def test_service_without_a_release_is_live_but_not_ready_until_one_exists(tmp_pa
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert "hotplate publish" in answer.json["detail"]
         assert (service.get("/livez").status, service.get("/readyz").status) == (200, 503)
-        asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
+        published(tmp_path / "store", {"user:42": a_list("a")})
         until(lambda: probe(service, "/readyz") == 200, "it is not ready")
         until(service.is_ready)
         assert service.get("/v1/recommendations/42").json["source"] == "personal"

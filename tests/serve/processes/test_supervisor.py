@@ -1,6 +1,5 @@
 """The processes of a service: replaced when they die, graceful when they stop, and the memory that its files are in."""
 
-import asyncio
 import http.client
 import os
 import signal
@@ -17,7 +16,7 @@ from hotplate.serve.connections.server import IDLE_GRACE_S
 from tests.support.balancer import balanced
 from tests.support.limited_service import samples, sockets
 from tests.support.page_cache import absent_pages, evict
-from tests.support.service import LAUNCHER, Service, a_list, is_alive, publish_lists, running, serving, until
+from tests.support.service import LAUNCHER, Service, a_list, ids, is_alive, published, running, serving, until
 
 # System calls of the parent fail while a file exists; each failure appends a byte to it.
 FAILING = """
@@ -293,8 +292,8 @@ MANY = {f"user:{n:04}": a_list(*(f"item-{m}-{n}" for m in range(20))) for n in r
 def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, workers: str) -> None:
     first = tmp_path / "first"
     second = tmp_path / "second"
-    asyncio.run(publish_lists(first, MANY))
-    asyncio.run(publish_lists(second, MANY))
+    published(first, MANY)
+    published(second, MANY)
     stores = ("--store", f"file://{first}", "--store", f"file://{second}")
     with serving(tmp_path, *stores, "--workers", workers) as service:
         until_answered(service, "/v1/recommendations/0001", tier="file", source="personal")
@@ -322,7 +321,7 @@ def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, wor
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
 def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_path: Path, workers: str) -> None:
     store = tmp_path / "store"
-    release = asyncio.run(publish_lists(store, MANY | {"popular:vip": a_list("v1", "v2")}))
+    release = published(store, MANY | {"popular:vip": a_list("v1", "v2")})
     with running(store, "--workers", workers) as service:
         until_answered(service, "/v1/recommendations/0001", source="personal")
         cut(store)
@@ -332,18 +331,18 @@ def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_pa
         for _ in range(20):
             popular = service.get("/v1/popular?segment=vip")
             assert (popular.status, popular.json.get("release")) == (200, release)
-            assert [item["id"] for item in popular.json["items"]] == ["v1", "v2"]
+            assert ids(popular) == ["v1", "v2"]
             personal = service.get("/v1/recommendations/0001").json
-            assert (personal["source"], [item["id"] for item in personal["items"]]) == ("popular", ["p1", "p2", "p3"])
-        many = service.request("POST", "/v1/recommendations", b'{"users": ["0001", "0002"]}').json["results"]
+            assert (personal["source"], ids(personal)) == ("popular", ["p1", "p2", "p3"])
+        many = service.post("/v1/recommendations", b'{"users": ["0001", "0002"]}').json["results"]
         assert [answer["source"] for answer in many] == ["popular"] * 2
-        assert service.request("POST", "/score", b'{"data": [["0001", "1"]]}').status == 503
+        assert service.post("/score", b'{"data": [["0001", "1"]]}').status == 503
         ready = service.get("/readyz")
         assert (ready.status, ready.json["status"]) == (200, "degraded")
         until(lambda: "was cut" in str(service.states()))  # the worker has just begun
         until(lambda: len(service.workers()) == int(workers))
         standing = service.workers()
-        second = asyncio.run(publish_lists(store, MANY))
+        second = published(store, MANY)
         for _ in standing:
             until_answered(service, "/v1/recommendations/0001", source="personal", release=second)
         assert service.workers() == standing
@@ -406,7 +405,7 @@ LISTS = {f"user:{n:06}": b'[{"id":"%s"}]' % (b"x" * 400) for n in range(5000)}
 def store(tmp_path: Path) -> Path:
     """Publish a release and drop its pages from memory, as after a reboot."""
     folder = tmp_path / "store"
-    asyncio.run(publish_lists(folder, LISTS))
+    published(folder, LISTS)
     evict(file_of(folder))
     return folder
 

@@ -16,6 +16,7 @@ from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.transitions import succeed
 from tests.support.stores import allow_erasure
+from tests.support.waiting import until_true
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 ONE = DraftRef(ID, "0123456789ab", "one")
@@ -131,9 +132,7 @@ class SlowDisk:
         self._fsync(descriptor)
 
     async def until_it_waits(self) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while not self.began.is_set():
-                await asyncio.sleep(0.001)
+        await until_true(self.began.is_set)
 
 
 async def test_event_loop_is_not_blocked_by_a_seal_or_a_catalogue_swap(

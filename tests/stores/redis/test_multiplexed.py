@@ -18,6 +18,7 @@ from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, release_ref
 from tests.support.streams import listening
+from tests.support.waiting import until_true
 
 BOB = Row("user:bob", b"bob's list")
 UNENCODABLE = "user:\ud800"
@@ -132,8 +133,7 @@ async def test_mismatched_reply_is_delivered_to_no_caller_and_closes_connection(
 async def test_unexpected_reply_closes_the_connection() -> None:
     async with reading(lambda command: well(command) + b"+OK\r\n") as (server, store):
         assert await store.get_many(release_ref(FIRST), ["user:1"]) == [b"1"]
-        while not server.ended:
-            await asyncio.sleep(0.01)
+        await until_true(lambda: server.ended)
 
 
 async def test_a_server_that_repeats_an_unknown_command_shows_no_password() -> None:
