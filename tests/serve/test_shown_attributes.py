@@ -81,16 +81,6 @@ def items_of(answer: Answer) -> list[dict[str, Any]]:
     return [{name: value for name, value in item.items() if name != "source"} for item in answer.json["items"]]
 
 
-def test_page_of_cards_takes_one_request(service: Service) -> None:
-    answer = service.get(path_of("recommendations/7", ["id", "title", "price", "image"]))
-    assert answer.json["items"] == [
-        {"id": "shoe 1", "title": "Boots", "price": 19.9, "image": "/i/1.jpg"},
-        {"id": "müsli 2/XL", "price": 20, "image": 'a"b\\c,\nd'},
-        {"id": "unheard-of", "title": "price"},
-        {"id": "A-00003", "title": "Tap"},
-    ]
-
-
 def drawn_fields() -> Iterator[list[str]]:
     """Yield the id with some of the other fields, in any order."""
     random = Random(81)
@@ -99,25 +89,20 @@ def drawn_fields() -> Iterator[list[str]]:
         yield ["id", *random.sample(others, random.randrange(len(others) + 1))]
 
 
-def test_each_route_returns_the_fields_that_were_asked_for(service: Service) -> None:
-    for fields in drawn_fields():
-        personal, similar, popular = (expected(LISTS[key], fields) for key in ("user:7", "item:hat", "popular:"))
-        assert items_of(service.get(path_of("recommendations/7", fields))) == personal
-        assert items_of(service.get(path_of("popular", fields))) == popular
-        assert items_of(service.get(path_of("similar/hat", fields))) == similar
-        assert items_of(service.get(path_of("recommendations/nobody", fields))) == popular
-        body = {"users": ["7", "nobody"], "fields": ",".join(fields)}
-        many = service.post("/v1/recommendations", body).json["results"]
-        assert [result["items"] for result in many] == [personal, popular]
-
-
-def test_library_and_client_return_the_fields_that_were_asked_for(folder: Path, service: Service) -> None:
+def test_each_way_of_asking_returns_the_fields_that_were_asked_for(folder: Path, service: Service) -> None:
     with (
         hotplate.open_sync(f"file://{folder}", timeout_s=UNTIL_S) as lists,
         hotplate.Client(service.url, timeout_s=UNTIL_S) as client,
     ):
         for fields in drawn_fields():
             personal, similar, popular = (expected(LISTS[key], fields) for key in ("user:7", "item:hat", "popular:"))
+            for name, items in (
+                ("recommendations/7", personal),
+                ("recommendations/nobody", popular),
+                ("similar/hat", similar),
+                ("popular", popular),
+            ):
+                assert items_of(service.get(path_of(name, fields))) == items
             for one in (lists.personal, client.recommendations):
                 assert one("7", fields=fields).items == personal
             for many in (lists.personal_many, client.batch):

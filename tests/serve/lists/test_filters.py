@@ -241,16 +241,6 @@ def test_items_named_in_the_request_are_not_used_as_fillers(tmp_path: Path) -> N
         assert "top2" not in [item["id"] for item in lists.fold_in(["top2"]).items]
 
 
-def test_batch_bodies_accept_conditions(service: Service) -> None:
-    many = {"users": ["1", "nobody"], "where": "category:shoes,price<50", "n": 3}
-    answer = service.post("/v1/recommendations", many).json["results"]
-    assert [[item["id"] for item in result["items"]] for result in answer] == [["shoe1", "shoe3", "top1"], ["top1"]]
-    folded = service.post("/v1/recommendations/fold-in", b'{"items": ["shoe1"], "n": 2, "where": "category:hats"}')
-    assert ids(folded) == ["hat1", "top2+"]
-    wrong = service.post("/v1/recommendations", b'{"users": ["1"], "where": "size:4"}')
-    assert (wrong.status, "no attribute 'size'" in wrong.json["detail"]) == (400, True)
-
-
 async def test_other_requests_run_between_the_lists_of_a_filtered_batch(folder: Path) -> None:
     async with Pair(TieredReader.from_urls([f"file://{folder}"])) as pair:
         turns = list[int]()
@@ -275,23 +265,6 @@ def test_conditions_follow_the_live_release(tmp_path: Path) -> None:
         assert ids(service.get("/v1/popular?where=price<50")) == ["top1", "hat2"]
         publish(tmp_path / "store", {"top2": (1.0, "hats", 1.0)})
         until(lambda: ids(service.get("/v1/popular?where=price<50")) == ["top2"])
-
-
-def test_library_and_client_filter_as_the_service_does(folder: Path, service: Service) -> None:
-    url = f"file://{folder}"
-    with (
-        hotplate.open_sync(url, timeout_s=UNTIL_S) as lists,
-        hotplate.Client(service.url, timeout_s=UNTIL_S) as client,
-    ):
-        options: dict[str, Any] = {"where": "category:shoes,price<50", "exclude": ["shoe3"]}
-        for answer in (lists.personal("1", **options), client.recommendations("1", **options)):
-            assert [item["id"] for item in answer.items] == ["shoe1", "top1"]
-        for answer in (lists.fold_in(["shoe1"], where="stock:1"), client.fold_in(["shoe1"], where="stock:1")):
-            assert [item["id"] for item in answer.items] == ["shoe2"]
-        with pytest.raises(hotplate.StoreMisused, match="no attribute 'size'"):
-            lists.popular(where="size:4")
-        with pytest.raises(hotplate.RequestRefused, match="no attribute 'size'"):
-            client.popular(where="size:4")
 
 
 @pytest.mark.parametrize("most", [0, 2, 1_000])
