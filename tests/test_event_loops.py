@@ -72,7 +72,7 @@ def test_lists_may_be_entered_again_on_another_loop(tmp_path: Path) -> None:
 
 def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> None:
     published(tmp_path / "store", {"user:1": a_list("a")})
-    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S)
+    lists = hotplate.open(f"file://{tmp_path}/store", timeout_s=UNTIL_S)
 
     async def enter() -> None:
         async with lists:
@@ -97,7 +97,7 @@ def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> No
 
 
 def test_lists_that_failed_to_open_may_be_opened_later(tmp_path: Path) -> None:
-    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=0.0)
+    lists = hotplate.open(f"file://{tmp_path}/store", timeout_s=0.0)
 
     async def cancelled() -> None:
         with suppress(TimeoutError):
@@ -172,7 +172,7 @@ def test_a_client_with_a_loop_for_each_call_remembers_and_renews_popular_lists(
 @pytest.fixture(params=["file", "redis", "cosmos"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "file":
-        yield f"file://{tmp_path / 'store'}"
+        yield f"file://{tmp_path}/store"
     elif request.param == "cosmos":
         account: Account = request.getfixturevalue("cosmos_http")
         yield account.url(secrets.token_hex(4), ru="30000")

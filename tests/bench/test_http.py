@@ -47,6 +47,7 @@ from tests.support.http_server import handled_by, http_server
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, a_list, publish_lists, publish_through, published, running, serving
+from tests.support.soak import in_soak
 from tests.support.virtual import ANSWER, EndingWorker, delayed, simulate
 
 USERS = 40
@@ -548,7 +549,7 @@ def answers_of_a_faulty_server(release: str, period: int, phase: int) -> Callabl
 
 @pytest.mark.parametrize(
     ("period", "runs"),
-    [(3, 3), (10, 1), *(pytest.param(period, 30, marks=pytest.mark.soak) for period in range(2, 11))],
+    [(3, 3), (10, 1), *(in_soak(period, 30) for period in range(2, 11))],
 )
 def test_a_server_that_errs_periodically_is_found_whatever_its_period(store: Path, period: int, runs: int) -> None:
     """Each third response was compared: a server with this period was right in two runs of three."""
@@ -652,7 +653,7 @@ async def test_named_lists_similar_items_and_fields_are_compared_with_their_rows
         sample("/v1/recommendations/1", {"id": "c"}, {"id": "d"}),
         sample("/v1/similar/i1?fields=id", {"id": "c"}, {"id": "d"}),
     ]
-    async with opened(f"file://{tmp_path / 'store'}") as read:
+    async with opened(f"file://{tmp_path}/store") as read:
         checked = await check_samples(read, [*right, *wrong])
     assert (checked.compared, checked.wrong) == (10, 3)
     assert checked.examples[0].startswith("user@basket 1: the answer is not the list ")

@@ -14,7 +14,7 @@ from tests.support.service import ids
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'store'}"
+    return f"file://{tmp_path}/store"
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["file", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
-        return f"file://{tmp_path / 'store'}"
+        return f"file://{tmp_path}/store"
     server: RedisServer = request.getfixturevalue("redis_server")
     request.getfixturevalue("patience")
     return server.url(prefix=secrets.token_hex(4))
@@ -50,7 +50,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def folder_url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'store'}"
+    return f"file://{tmp_path}/store"
 
 
 def write_data(folder: Path, seed: int = 42) -> None:

@@ -227,7 +227,7 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
 def people(tmp_path: Path) -> tuple[str, str]:
     """The option of a store whose release has lists of the users u7 and u8."""
     published(tmp_path / "store", {"user:u7": a_list("a"), "user:u8": a_list("b")})
-    return "--store", f"file://{tmp_path / 'store'}"
+    return "--store", f"file://{tmp_path}/store"
 
 
 def source_of(user: str, *store: str) -> object:
@@ -308,7 +308,7 @@ LISTS = {f"user:{n:04}": a_list(str(n), "x") for n in range(300)}
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'store'}"
+    return f"file://{tmp_path}/store"
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_promotion_requires_the_canary_the_operator_saw(tmp_path: Path, url: str
 
 def test_log_says_what_went_live_by_whom_and_why(tmp_path: Path, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "alice")
-    store = ("--store", f"file://{tmp_path / 'store'}")
+    store = ("--store", f"file://{tmp_path}/store")
     first = json_of("import", lists, *store, "--json", "--reason", "the first")["release"]["release"]
     second = json_of("import", lists, *store, "--json", HOTPLATE_REASON="nightly")["release"]["release"]
     succeeded("releases", "rollback", *store, "--reason", "too few shoes")
@@ -413,7 +413,7 @@ def test_log_says_what_went_live_by_whom_and_why(tmp_path: Path, lists: Path, mo
     assert text.startswith("7 changes of served releases in file://")
     assert "canary " + second in text
     assert "too few shoes" in text
-    library = hotplate_library.release_log(f"file://{tmp_path / 'store'}")
+    library = hotplate_library.release_log(f"file://{tmp_path}/store")
     assert [change.reason for change in reversed(library)] == [change["reason"] for change in changes]
-    hotplate_library.activate(f"file://{tmp_path / 'store'}", second, reason="from Python")
-    assert hotplate_library.release_log(f"file://{tmp_path / 'store'}")[-1].reason == "from Python"
+    hotplate_library.activate(f"file://{tmp_path}/store", second, reason="from Python")
+    assert hotplate_library.release_log(f"file://{tmp_path}/store")[-1].reason == "from Python"

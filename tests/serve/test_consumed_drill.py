@@ -259,7 +259,7 @@ def test_no_list_shows_items_bought_through_either_service(
         services = list[Restarted]()
         for name in ("first", "second"):
             hiding = ("--events", str(tmp_path / name), "--hide-consumed", "buy=24", "--share-consumed", server.url())
-            services.append(Restarted(tmp_path, ("--store", f"file://{tmp_path / 'store'}", *hiding), clock))
+            services.append(Restarted(tmp_path, ("--store", f"file://{tmp_path}/store", *hiding), clock))
             clock.add(services[-1])
             services[-1].start()
             stack.callback(services[-1].kill)

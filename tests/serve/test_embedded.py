@@ -143,7 +143,7 @@ async def test_lists_can_be_entered_again_after_a_missing_deny_list(tmp_path: Pa
     await publish_lists(tmp_path / "store", LISTS)
     deny_list = tmp_path / "denied"
     deny_list.write_text("")
-    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S, deny_list=deny_list)
+    lists = hotplate.open(f"file://{tmp_path}/store", timeout_s=UNTIL_S, deny_list=deny_list)
     async with lists:
         pass
 

@@ -103,11 +103,11 @@ def test_only_the_scope_admin_sees_it(service: Service, releases: dict[str, str]
         query = f"{path}?release={releases['draft']}"
         assert service.get(query).status == 401
         refused = service.get(query, X_API_Key=keys["read"])
-        assert (refused.status, refused.json["type"]) == (403, "urn:hotplate:problem:missing-scope")
+        assert refused.problem == (403, "missing-scope")
         assert service.get(query, X_API_Key=keys["admin"]).status == 403  # lacks `read`
         for unknown in ("20200101T000000Z-0000", "no-release"):
             absent = service.get(f"{path}?release={unknown}", X_API_Key=keys["both"])
-            assert (absent.status, absent.json["type"]) == (404, "urn:hotplate:problem:no-such-release")
+            assert absent.problem == (404, "no-such-release")
             assert unknown in absent.json["detail"]
     body = b'{"users": ["42"], "release": "x"}'
     assert service.post("/v1/recommendations", body, X_API_Key=keys["both"]).status == 400

@@ -157,7 +157,7 @@ def test_overrides_replace_shown_values_at_once(folder: Path, tmp_path: Path) ->
 def test_filler_keeps_the_title_that_was_asked_for(tmp_path: Path) -> None:
     filler = b'{"id":"hat","score":0.0,"filler":true,"title":"Hat"}'  # as `publish` writes it
     published(tmp_path / "store", {"popular:": filler})
-    with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as opened:
+    with hotplate.open_sync(f"file://{tmp_path}/store", timeout_s=UNTIL_S) as opened:
         assert opened.popular(fields=["id", "title"]).items == [{"id": "hat", "title": "Hat"}]
         assert opened.popular(fields=["id", "score"]).items == [{"id": "hat", "score": 0.0}]
         assert opened.popular().items == [{"id": "hat", "score": 0.0, "filler": True, "title": "Hat"}]
@@ -169,7 +169,7 @@ def test_any_name_that_publish_takes_can_be_asked_for(tmp_path: Path) -> None:
     about["item_attributes"]["shown"] = names
     lists = {"popular:": encode(LISTS["popular:"])[4:], **dict(rows)}
     published(tmp_path / "store", lists, about=about)
-    with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as opened:
+    with hotplate.open_sync(f"file://{tmp_path}/store", timeout_s=UNTIL_S) as opened:
         assert opened.popular(1, fields=["id", *names]).items == [{"id": "hat", **{name: name for name in names}}]
 
 

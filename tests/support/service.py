@@ -72,6 +72,11 @@ class Answer:
     def json(self) -> Any:  # noqa: ANN401 -- JSON is whatever it is
         return json.loads(self.body)
 
+    @property
+    def problem(self) -> tuple[int, str]:
+        """Return the status and the kind of a problem document."""
+        return self.status, self.json["type"].removeprefix("urn:hotplate:problem:")
+
 
 def ids(answer: Any) -> list[str]:  # noqa: ANN401 -- see below
     """Return the ids of the items in an answer of the service, a client or the library, or in a result of a batch."""
@@ -140,6 +145,15 @@ class Service:
     def health(self, path: str) -> Answer:
         """Request something of the health listener."""
         return self._request(self.health_port, "GET", path, None, {})
+
+    @property
+    def status(self) -> str:
+        """Return what a worker says of its readiness: ready, degraded or another word."""
+        return str(self.get("/readyz").json["status"])
+
+    def until_states(self, status: str, workers: int) -> None:
+        """Wait until this many workers, and no others, have a status."""
+        until(lambda: [state["status"] for state in self.states()] == [status] * workers, f"they are not {status}")
 
     def states(self) -> list[Any]:
         """Return what each worker says of itself."""

@@ -122,7 +122,7 @@ def test_request_with_one_invalid_event_is_refused_entirely(
 ) -> None:
     before = len(written(folder / "log"))
     answer = report(sent)
-    assert (answer.status, answer.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
+    assert answer.problem == (400, "bad-parameter")
     assert said in answer.json["detail"]
     assert len(answer.json["detail"]) <= 200
     assert "s3cret" not in answer.json["detail"]

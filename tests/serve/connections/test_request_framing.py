@@ -14,6 +14,7 @@ from tests.support.lane import Pair, connected, sent_to
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.requests import AMBIGUOUS, METHOD_LINES
+from tests.support.soak import in_soak
 
 GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n"
 USERS = json.dumps({"users": ["1"] * 1000, "n": 10}).encode()
@@ -144,7 +145,7 @@ async def test_refused_request_with_expect_closes_the_connection(pair: Pair) -> 
     assert b"100 Continue" not in written
 
 
-@pytest.mark.parametrize("step", [pytest.param(23, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [pytest.param(23, id="quick"), in_soak(1)])
 @pytest.mark.parametrize("line", METHOD_LINES, ids=["list", "batch", "upgrade"])
 @pytest.mark.timeout(3600)
 async def test_requests_with_ambiguous_length_are_refused_and_closed(pair: Pair, line: bytes, step: int) -> None:

@@ -25,6 +25,7 @@ from tests.support.event_log import written
 from tests.support.service import Service, a_list, published, running, until
 from tests.support.shared import consumed_items
 from tests.support.small_disk import small_disk
+from tests.support.soak import in_soak
 
 LISTS = {
     "user:1": a_list("a", "b", "c"), "user:2": a_list("a", "b", "c"), "item:a": a_list("b", "c"),
@@ -241,7 +242,7 @@ def test_users_find_names_kept_events(tmp_path: Path) -> None:
     events_of(tmp_path, "1")
     ship(tmp_path, f"file://{tmp_path}-shipped")
     published(tmp_path / "store", {"user:1": a_list("a")})
-    where = ("--store", f"file://{tmp_path / 'store'}", "--events", str(tmp_path))
+    where = ("--store", f"file://{tmp_path}/store", "--events", str(tmp_path))
     assert ["1"] in json_of("users", "find", "1", *where)["elsewhere"].values()
 
 
@@ -251,7 +252,7 @@ def test_contradictory_option_is_refused(text: str) -> None:
         consumed_items(text)
 
 
-@pytest.mark.parametrize("parts", [128, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("parts", [128, in_soak(1)])
 def test_a_table_holds_its_capacity_and_counts_what_it_forgets(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", BUCKETS // parts)
     consumed = consumed_items("buy=1")

@@ -74,10 +74,10 @@ def test_changed_file_is_followed_and_broken_file_is_reported(service: Service, 
     replace(denied, "item:0\nuser:1\n")
     until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
     assert ids(service.get("/v1/recommendations/2?n=2")) == ["1", "2"]
-    assert service.get("/readyz").json["status"] == "ready"
+    assert service.status == "ready"
 
     replace(denied, "item:0\nuser:secret-person\nuser\n")
-    until(lambda: service.get("/readyz").json["status"] == "degraded")
+    until(lambda: service.status == "degraded")
     until(lambda: "line 3 is not an entry; an entry is item:ID or user:ID" in str(service.states()))
     until(lambda: "line 3" in service.log.read_text())
     assert service.get("/v1/recommendations/1").json["source"] == "popular"
@@ -87,7 +87,7 @@ def test_changed_file_is_followed_and_broken_file_is_reported(service: Service, 
     assert ids(service.get("/v1/recommendations/2?n=2")) == ["1", "2"]
 
     replace(denied, "")
-    until(lambda: service.get("/readyz").json["status"] == "ready")
+    until(lambda: service.status == "ready")
     assert ids(service.get("/v1/recommendations/1?n=2")) == ["0", "1"]
     log = service.log.read_text()
     assert "secret-person" not in log
@@ -99,7 +99,7 @@ def test_restarted_processes_keep_the_deny_list_from_before_the_file_broke(servi
     until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
     until(lambda: "denied.txt again" in service.log.read_text())  # the admin process keeps it
     replace(denied, "broken\n")
-    until(lambda: service.get("/readyz").json["status"] == "degraded")
+    until(lambda: service.status == "degraded")
     (worker,) = service.workers()
     (admin,) = set(service.processes()) - {worker}
     for process in (worker, admin):

@@ -35,7 +35,7 @@ from tests.support.service import (
     serving,
     until,
 )
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED, in_soak, scaled
 from tests.support.stores import OpenStore
 from tests.support.virtual import virtual
 
@@ -170,7 +170,7 @@ async def test_walks_over_flips_equal_brute_force(memory: MemoryStore, clock: Fa
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("open_store", ["redis", "cosmos+http"], indirect=True)
-@pytest.mark.parametrize("walks", [10, pytest.param(scaled(500), id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("walks", [10, in_soak(scaled(500))])
 async def test_walks_over_flips_of_a_remote_store_equal_brute_force(
     open_store: OpenStore, walks: int, clock: FakeClock, record_property: Callable[[str, object], None]
 ) -> None:

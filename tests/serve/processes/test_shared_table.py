@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.metrics import LOOKUP_COUNTS, LOOKUPS, Metrics
 from hotplate.serve.processes.context import create_memory, regions
 from hotplate.serve.processes.shared_table import Kind, Records, RecordTooLarge, Region, SharedTable
 from hotplate.serve.settings import ServiceSettings
@@ -199,6 +200,30 @@ def test_counters_are_read_atomically_and_outlive_their_writer() -> None:
             seen |= {other[0] for _ in range(1000)}
     assert seen == {0, high, low}
     assert other[0] in (high, low)
+
+
+def test_counts_of_killed_workers_are_kept_and_continued() -> None:
+    table = SharedTable(regions(2, ["file"]))
+    metrics = Metrics(2, ["file"], table.floats("metrics"))
+    last = 0.0
+
+    def count_in_second_slot() -> None:
+        own.count_lookup("personal", "hit")
+
+    for _ in range(10):
+        own = Metrics(2, ["file"], table.floats("metrics")).in_slot(1)
+        with forked(count_in_second_slot):
+            while total_of(metrics) < last + 100:
+                assert total_of(metrics) >= last
+        last = total_of(metrics)
+        assert total_of(metrics) == last
+    assert last >= 1000
+    assert metrics.own_cells[LOOKUPS["personal", "hit"]] == 0.0, "it is of the other slot"
+
+
+def total_of(metrics: Metrics) -> float:
+    (total,) = metrics.counted(LOOKUP_COUNTS)["personal", "hit"]
+    return total
 
 
 def test_missing_shared_memory_is_a_misuse_with_advice() -> None:

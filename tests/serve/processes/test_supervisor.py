@@ -17,6 +17,7 @@ from tests.support.balancer import balanced
 from tests.support.limited_service import samples, sockets
 from tests.support.page_cache import absent_pages, evict
 from tests.support.service import LAUNCHER, Service, a_list, ids, is_alive, published, running, serving, until
+from tests.support.soak import in_soak
 
 # System calls of the parent fail while a file exists; each failure appends a byte to it.
 FAILING = """
@@ -41,7 +42,7 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
     marker = folder.parent / "failing"
     before = f"import pathlib; marker = pathlib.Path({str(marker)!r}); call = {call!r}\n{FAILING}"
     with running(folder, "--workers", "2", before=before) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         killed, kept = service.workers()
         marker.touch()
         os.kill(killed, signal.SIGKILL)
@@ -50,7 +51,7 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
         assert service.process.poll() is None
         assert is_alive(kept)
         marker.unlink()
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not replaced")
+        service.until_states("ready", 2)
         assert kept in service.workers()
         assert service.stop() == 0
 
@@ -93,7 +94,7 @@ YIELDING = "import hotplate.serve.connections.listeners as listeners; listeners.
 @pytest.mark.soak
 def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> None:
     with running(folder, "--workers", "2", before=YIELDING) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         with sockets(service, 64) as opened:
             for connection in opened:
                 connection.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -110,7 +111,7 @@ PATIENT = "import hotplate.serve.processes.supervisor as parent; parent.STUCK_S 
 @pytest.mark.soak
 def test_suspended_worker_blocks_no_connection(folder: Path) -> None:
     with running(folder, "--workers", "2", before=PATIENT) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         stopped, _ = service.workers()
         os.kill(stopped, signal.SIGSTOP)
         durations_s = list[float]()
@@ -142,14 +143,14 @@ def test_suspended_worker_is_replaced_while_another_one_fails_to_start(folder: P
     marker = folder.parent / "failing"
     before = f"import pathlib; marker = pathlib.Path({str(marker)!r})\n{FAILING_STARTS}"
     with running(folder, "--workers", "2", before=before) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         suspended, killed = service.workers()
         marker.touch()
         os.kill(killed, signal.SIGKILL)
         os.kill(suspended, signal.SIGSTOP)
         until(lambda: suspended not in service.processes(), "the suspended worker stays")
         marker.unlink()
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "they are not replaced")
+        service.until_states("ready", 2)
 
 
 def test_replacement_worker_serves_only_after_loading_and_metrics_stay(folder: Path) -> None:
@@ -288,7 +289,7 @@ USERS = 2000
 MANY = {f"user:{n:04}": a_list(*(f"item-{m}-{n}" for m in range(20))) for n in range(USERS)}
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("workers", ["1", in_soak("2")])
 def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, workers: str) -> None:
     first = tmp_path / "first"
     second = tmp_path / "second"
@@ -318,7 +319,7 @@ def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, wor
         assert service.stop() == 0
 
 
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
+@pytest.mark.parametrize("workers", [in_soak("1"), "2"])
 def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_path: Path, workers: str) -> None:
     store = tmp_path / "store"
     release = published(store, MANY | {"popular:vip": a_list("v1", "v2")})

@@ -42,7 +42,7 @@ from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.redis_server import running as redis_running
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Service, a_list, published, serving, until
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED, in_soak, scaled
 from tests.support.stores import ref_of
 
 # The judgement, simulated ---------------------------------------------------------------------------------------------
@@ -106,9 +106,7 @@ def stays(random: np.random.Generator) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("releases", "seed"), [(100, 64), pytest.param(scaled(4000, least=4000), SEED, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("releases", "seed"), [(100, 64), in_soak(scaled(4000, least=4000), SEED)])
 def test_bad_releases_return_and_good_ones_stay(
     releases: int, seed: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -111,4 +111,4 @@ def test_one_managed_identity_publishes_and_another_serves(
         until(service.is_ready)  # it listens, without a release, if the first read takes longer than 2 s
         answer = service.get("/v1/recommendations/bo")
         assert (answer.status, ids(answer)) == (200, ["a", "b"])
-        assert service.get("/readyz").json["status"] == "ready"
+        assert service.status == "ready"

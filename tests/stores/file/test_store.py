@@ -28,10 +28,10 @@ from hotplate.stores.store import Level, LocalRows, Plan, Row
 from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
 from tests.support.small_disk import small_disk
-from tests.support.stores import FIRST, allow_erasure, draft_of, publish, published_rows, ref_of, release_ref
+from tests.support.stores import FIRST, allow_erasure, draft_of, lists_of, publish, published_rows, ref_of, release_ref
 from tests.support.waiting import until_true
 
-ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
+ROWS = [Row("popular:", b"{}"), *lists_of(5000, b"x" * 500)]
 
 
 async def published(store: LmdbStore) -> ReleaseRef:

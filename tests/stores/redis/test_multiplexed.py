@@ -15,7 +15,7 @@ from hotplate.stores.redis.multiplexed import Multiplexer, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
-from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
+from tests.support.redis_server import SOON_S, OpenRedis, RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, release_ref
 from tests.support.streams import listening
 from tests.support.waiting import until_true
@@ -136,13 +136,12 @@ async def test_unexpected_reply_closes_the_connection() -> None:
         await until_true(lambda: server.ended)
 
 
-async def test_a_server_that_repeats_an_unknown_command_shows_no_password() -> None:
+async def test_a_server_that_repeats_an_unknown_command_shows_no_password(opened: OpenRedis) -> None:
     said = b"-ERR unknown command `HELLO`, with args beginning with: `2`, `AUTH`, `shop`, `S3CRET`, `SETNAME`\r\n"
     async with scripted(lambda _command: b"", said) as server, asyncio.timeout(SOON_S):
-        store = open_url(f"redis://shop:S3CRET@127.0.0.1:{server.port}/0")
+        store = opened(f"redis://shop:S3CRET@127.0.0.1:{server.port}/0")
         with pytest.raises(StoreUnavailable, match=r"unknown command `HELLO`$"):
             await store.catalogue()
-        await store.close()
 
 
 async def test_replies_to_another_command_are_no_catalogue() -> None:
