@@ -21,7 +21,7 @@ from tests.support.cosmos_account import Account, emulated_account
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.redis_server import RedisServer, running
-from tests.support.soak import MINUTES, SEED
+from tests.support.soak import MINUTES, SEED, in_soak
 from tests.support.stores import OpenStore
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
@@ -112,7 +112,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # TLS also has separate tests.
-SECURED = [pytest.param(scheme, marks=pytest.mark.soak) for scheme in ("rediss", "cosmos+https")]
+SECURED = [in_soak(scheme) for scheme in ("rediss", "cosmos+https")]
 
 
 @pytest.fixture(params=["memory", "file", "redis", "cosmos+http", *SECURED])

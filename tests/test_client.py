@@ -38,7 +38,8 @@ from tests.support.faulty_proxy import (
 )
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tests.support.service import Service, a_list, publish_lists, running, until
+from tests.support.service import Service, a_list, ids, published, running, until
+from tests.support.waiting import until_true
 
 ODD_IDS = ("a/b", "..", "ü", "50 %", "a?b#c", "a,b")
 LISTS = {
@@ -89,7 +90,7 @@ class Impatient:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("client") / "store"
-    asyncio.run(publish_lists(folder, LISTS))
+    published(folder, LISTS)
     return folder
 
 
@@ -134,10 +135,6 @@ def in_time(call: Callable[[], Any]) -> Any:  # noqa: ANN401 -- what the call re
     thread.join(NEVER_S)
     assert ended, "the call outlived its deadline"
     return ended[0]
-
-
-def ids(answer: hotplate.Answer) -> list[str]:
-    return [item["id"] for item in answer.items]
 
 
 def calls(client: Any) -> list[Callable[..., Any]]:  # noqa: ANN401 -- either client
@@ -389,8 +386,7 @@ async def test_calls_during_close_leave_no_connection() -> None:
         await client.aclose()
         closing.set()
         assert [call.source for call in await asyncio.gather(*calls)] == ["personal", "personal"]
-        while ended < connections:
-            await asyncio.sleep(0.01)
+        await until_true(lambda: ended >= connections)
 
 
 async def test_a_call_that_fails_after_close_raises_client_closed() -> None:
@@ -433,11 +429,11 @@ def test_popular_list_that_is_remembered_is_refreshed(
     tmp_path: Path, connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "store"
-    asyncio.run(publish_lists(folder, LISTS))
+    published(folder, LISTS)
     monkeypatch.setattr(module, "REFRESH_S", 0.0)
     with running(folder) as service, faulty_proxy(service.port) as proxy:
         client = learnt(connect, proxy.url)
-        asyncio.run(publish_lists(folder, LISTS | {"popular:": a_list("new")}))
+        published(folder, LISTS | {"popular:": a_list("new")})
         until(lambda: ids(client.popular(timeout_s=AMPLE_S)) == ["new"])
         client.recommendations("42", timeout_s=AMPLE_S)
         proxy.fault = DROPPED
@@ -454,9 +450,7 @@ async def test_popular_lists_are_remembered_after_any_answer(proxy: FaultyProxy)
     proxy.faults.extend([RELAY, HELD])
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:
         assert (await client.recommendations("42", segment="France")).source == "personal"
-        async with asyncio.timeout(AMPLE_S):
-            while len(proxy.requests) < 2:
-                await asyncio.sleep(0.01)
+        await until_true(lambda: len(proxy.requests) >= 2)
         await client.recommendations("42", segment="Spain")  # while the lists of the first call are read
         proxy.released.set()
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
@@ -507,7 +501,7 @@ def test_the_longest_list_of_a_store_is_returned(tmp_path: Path, connect: Open) 
     missing_bytes = MAX_LIST_BYTES - len(SEPARATOR.join(map(orjson.dumps, rows)))
     rows[0]["title"] = "x" * (4150 + missing_bytes)
     items = SEPARATOR.join(map(orjson.dumps, rows))
-    asyncio.run(publish_lists(tmp_path / "store", {"user:42": items, "popular:": items.replace(b':"i', b':"p')}))
+    published(tmp_path / "store", {"user:42": items, "popular:": items.replace(b':"i', b':"p')})
     with running(tmp_path / "store") as service:
         client = connect(service.url)
         answers = [
@@ -645,8 +639,7 @@ async def test_cancelled_task_leaves_a_shared_client_connection_usable(proxy: Fa
         assert (await client.popular()).source == "popular"
         proxy.faults.append(SILENT)
         task = asyncio.create_task(client.recommendations("42"))
-        while "recommendations" not in proxy.requests[-1]:
-            await asyncio.sleep(0.01)
+        await until_true(lambda: "recommendations" in proxy.requests[-1])
         task.cancel()
         answers = await asyncio.gather(*(client.recommendations("42") for _ in range(5)))
     assert {answer.source for answer in answers} == {"personal"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import hotplate
-from tests.support.service import UNTIL_S, Service, a_list, publish_lists, running, until
+from tests.support.service import UNTIL_S, Service, a_list, ids, published, running, until
 from tests.support.stores import publish
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def collected() -> Iterator[None]:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    published(tmp_path / "store", {"user:1": a_list("a")})
     with running(tmp_path / "store") as service:
         yield service
 
@@ -62,17 +62,17 @@ def test_lists_may_be_entered_again_on_another_loop(tmp_path: Path) -> None:
 
     async def visit() -> list[str]:
         async with lists:
-            return [item["id"] for item in (await lists.personal("1")).items]
+            return ids(await lists.personal("1"))
 
     for item in ("old", "new"):
-        asyncio.run(publish_lists(store, {"user:1": a_list(item)}))
+        published(store, {"user:1": a_list(item)})
         assert asyncio.run(visit()) == [item]
         assert b"hotplate_release_info" in lists.prometheus_text()
 
 
 def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
-    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S)
+    published(tmp_path / "store", {"user:1": a_list("a")})
+    lists = hotplate.open(f"file://{tmp_path}/store", timeout_s=UNTIL_S)
 
     async def enter() -> None:
         async with lists:
@@ -97,7 +97,7 @@ def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> No
 
 
 def test_lists_that_failed_to_open_may_be_opened_later(tmp_path: Path) -> None:
-    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=0.0)
+    lists = hotplate.open(f"file://{tmp_path}/store", timeout_s=0.0)
 
     async def cancelled() -> None:
         with suppress(TimeoutError):
@@ -110,7 +110,7 @@ def test_lists_that_failed_to_open_may_be_opened_later(tmp_path: Path) -> None:
             return (await lists.personal("1")).source
 
     asyncio.run(cancelled())
-    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    published(tmp_path / "store", {"user:1": a_list("a")})
     assert asyncio.run(visit()) == "personal"
 
 
@@ -141,7 +141,7 @@ def test_a_client_works_on_each_loop(service: Service) -> None:
 def test_a_client_with_a_loop_for_each_call_remembers_and_renews_popular_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, closes: bool
 ) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a"), "popular:": a_list("old")}))
+    published(tmp_path / "store", {"user:1": a_list("a"), "popular:": a_list("old")})
     with running(tmp_path / "store") as service:
         client = hotplate.AsyncClient(service.url, timeout_s=30)
         monkeypatch.setattr("hotplate.client.REFRESH_S", 0.0)
@@ -158,21 +158,21 @@ def test_a_client_with_a_loop_for_each_call_remembers_and_renews_popular_lists(
                 outage.setattr(client, "_url", "http://127.0.0.1:9")
                 answer = asyncio.run(ask())
             assert answer.source == "memory"
-            return [item["id"] for item in answer.items]
+            return ids(answer)
 
         for _ in range(3):
             assert asyncio.run(ask()).source == "personal"
         assert remembered() == ["old"]
 
         monkeypatch.setattr("hotplate.client.REFRESH_AGAIN_S", 0.0)
-        asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("b"), "popular:": a_list("new")}))
+        published(tmp_path / "store", {"user:1": a_list("b"), "popular:": a_list("new")})
         until(lambda: asyncio.run(ask()) and remembered() == ["new"], "the list was not renewed")
 
 
 @pytest.fixture(params=["file", "redis", "cosmos"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "file":
-        yield f"file://{tmp_path / 'store'}"
+        yield f"file://{tmp_path}/store"
     elif request.param == "cosmos":
         account: Account = request.getfixturevalue("cosmos_http")
         yield account.url(secrets.token_hex(4), ru="30000")

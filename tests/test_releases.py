@@ -14,7 +14,7 @@ from tests.support.service import a_list, publish_lists
     "options", [{"keep": -1}, {"grace_s": -1.0}, {"grace_s": float("nan")}, {"keep_ready_s": -1.0}], ids=str
 )
 async def test_prune_erases_nothing_by_a_negative_number(tmp_path: Path, options: dict[str, float]) -> None:
-    store = f"file://{tmp_path / 'store'}"
+    store = f"file://{tmp_path}/store"
     for _ in range(3):
         await publish_lists(tmp_path / "store", {"user:1": a_list("a")})
     before = await hotplate.connect(store).catalogue()
@@ -28,7 +28,7 @@ async def test_prune_erases_nothing_by_a_negative_number(tmp_path: Path, options
 async def test_verify_refuses_a_rate_that_is_not_above_zero(tmp_path: Path, rate: float) -> None:
     await publish_lists(tmp_path / "store", {"user:1": a_list("a")})
     with pytest.raises(hotplate.StoreMisused, match="rows_per_s must be above 0"):
-        hotplate.verify(f"file://{tmp_path / 'store'}", rows_per_s=rate)
+        hotplate.verify(f"file://{tmp_path}/store", rows_per_s=rate)
 
 
 @pytest.mark.parametrize("store", [None, Path("/var/lib/hotplate"), b"redis://:secret@localhost"], ids=repr)

@@ -1,6 +1,5 @@
 """The wheel: it has one top-level name, and works in an application that has packages of the rooms' names."""
 
-import asyncio
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from packaging.requirements import Requirement
 
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tests.support.service import publish_lists, running
+from tests.support.service import published, running
 
 # Packages of the application's own by their names, and a module in each; hotplate has each of them, too.
 MODULES = {"stores": "encoding", "offline": "model", "serve": "lists", "bench": "process"}
@@ -132,7 +131,7 @@ async def main():
         print((await client.recommendations("nobody")).source)
 asyncio.run(main())
 """
-    asyncio.run(publish_lists(tmp_path / "store", {}))
+    published(tmp_path / "store", {})
     with running(tmp_path / "store") as service:
         done = run_process(site, "-I", "-c", program, service.url)
     assert done.stdout.split() == ["popular", "popular"]

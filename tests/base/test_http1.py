@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hotplate.base.http1 import ClientConnection, ConnectionPool, RequestFailed
 from tests.support.streams import listening
+from tests.support.waiting import until_true
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
 # A time limit that passes only if a test lets it pass.
@@ -51,8 +52,7 @@ def let_pass(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until_heard(heard: list[Any]) -> None:
-    while not heard:
-        await asyncio.sleep(0.001)
+    await until_true(lambda: heard)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`hotplate bench http` and `compare` against a real service: reports, comparisons and failures."""
 
-import asyncio
 import io
 import itertools
 import json
@@ -14,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,10 +43,12 @@ from hotplate.stores.connect import opened, run_on
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.store import ReadResult
 from tests.support.command import failed, hotplate
+from tests.support.http_server import handled_by, http_server
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import running as redis_running
-from tests.support.service import Service, a_list, publish_lists, publish_through, publish_to, running, serving
-from tests.support.virtual import EndingWorker, delayed, simulate
+from tests.support.service import Service, a_list, publish_lists, publish_through, published, running, serving
+from tests.support.soak import in_soak
+from tests.support.virtual import ANSWER, EndingWorker, delayed, simulate
 
 USERS = 40
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
@@ -56,7 +58,7 @@ JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "store"
     lists = {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(USERS)}
-    asyncio.run(publish_lists(folder, lists))
+    published(folder, lists)
     return folder
 
 
@@ -116,33 +118,36 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     assert done.stderr.splitlines()[:2] == ["warm-up", "round 1 of 5"]
 
 
-def fixed_report(
-    slo: str | None = None, *, rounds: int = 1, rate: float = 300, checked: CheckResult | None = None
-) -> Report:
-    """Return the report of a service that answers in 1 ms, by a generator that is never late."""
-    url = "http://simulated:80"
-    load = Load(url=url, requests=Gets("/"), rate=rate, duration_s=0.5)
-    result = simulate(load, lambda arrival_s: arrival_s + 0.001)
-    plan = make_plan(HttpOptions(url=url, users=USERS, slo=slo))
-    return render(HttpRuns(plan, (), (result,) * rounds, checked, interrupted=False))
+URL = "http://simulated:80"
+
+
+def measured(rate: float = 300, answer: bytes = ANSWER) -> Result:
+    """Return a run of a service that answers in 1 ms, by a generator that is never late."""
+    load = Load(url=URL, requests=Gets("/"), rate=rate, duration_s=0.5)
+    return simulate(load, lambda arrival_s: arrival_s + 0.001, respond=lambda *_: answer)
+
+
+def report_of(*rounds: Result, slo: str | None = None, checked: CheckResult | None = None) -> Report:
+    plan = make_plan(HttpOptions(url=URL, users=USERS, slo=slo))
+    return render(HttpRuns(plan, (), rounds, checked, interrupted=False))
 
 
 def test_the_first_users_of_a_store_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {f"user:{user}": a_list("i1") for user in range(USERS)}
-    asyncio.run(publish_lists(tmp_path / "full", lists))
+    published(tmp_path / "full", lists)
     monkeypatch.setattr(http_plan, "MAX_USERS", 3)
-    keys = make_plan(HttpOptions(url="http://simulated:80", store=f"file://{tmp_path / 'full'}")).keys
+    keys = make_plan(HttpOptions(url=URL, store=f"file://{tmp_path / 'full'}")).keys
     assert keys is not None
     assert keys.ids == ("0", "1", "10")
 
-    release = asyncio.run(publish_lists(tmp_path / "popular", {}))
+    release = published(tmp_path / "popular", {})
     with pytest.raises(BenchMisused, match=f"the release {release} holds no user's list"):
-        make_plan(HttpOptions(url="http://simulated:80", store=f"file://{tmp_path / 'popular'}"))
+        make_plan(HttpOptions(url=URL, store=f"file://{tmp_path / 'popular'}"))
 
 
 def test_help_names_the_objective_of_a_search() -> None:
-    usual = make_plan(HttpOptions(url="http://simulated:80", users=USERS)).objective
-    searched = make_plan(HttpOptions(url="http://simulated:80", users=USERS, find_max=True)).objective
+    usual = make_plan(HttpOptions(url=URL, users=USERS)).objective
+    searched = make_plan(HttpOptions(url=URL, users=USERS, find_max=True)).objective
     assert usual == parse_objective("errors=0.1%")
     assert searched == parse_objective("p99=5ms,errors=0.1%")
     shown = " ".join(hotplate("bench", "http", "--help", COLUMNS="100").stdout.split())
@@ -151,21 +156,15 @@ def test_help_names_the_objective_of_a_search() -> None:
 
 def test_statuses_of_errors_are_named() -> None:
     """They were "15 status"."""
-    load = Load(url="http://simulated:80", requests=Gets("/"), rate=30, duration_s=0.5)
-    refused = b"HTTP/1.1 503 -\r\nContent-Length: 0\r\n\r\n"
-    result = simulate(load, lambda arrival_s: arrival_s + 0.001, respond=lambda *_: refused)
-    plan = make_plan(HttpOptions(url=load.url, users=USERS))
-    (reason,) = render(HttpRuns(plan, (), (result,), None, interrupted=False)).broken
+    (reason,) = report_of(measured(30, b"HTTP/1.1 503 -\r\nContent-Length: 0\r\n\r\n")).broken
     assert reason == "100.00% of the requests got no good answer (status 503: 15), bound 0.10%"
 
 
 def test_a_failing_service_is_named_before_a_late_generator() -> None:
     """The first line of a killed service's report blamed the generator only."""
-    load = Load(url="http://simulated:80", requests=Gets("/"), rate=30, duration_s=0.5)
-    result = delayed(simulate(load, lambda arrival_s: arrival_s + 0.001), 0.1)
+    result = delayed(measured(30), 0.1)
     killed = replace(result, seconds=(*result.seconds, replace(result.seconds[-1], latencies_s=result.latencies_s[:0])))
-    plan = make_plan(HttpOptions(url=load.url, users=USERS))
-    report = render(HttpRuns(plan, (), (killed,), None, interrupted=False))
+    report = report_of(killed)
     assert report.sentence.startswith("There is no verdict: 50.00% of the requests got no good answer ")
     assert "; round 1: the generator itself was 100 ms late at p99" in report.sentence
     assert report.exit_code == 1
@@ -173,23 +172,18 @@ def test_a_failing_service_is_named_before_a_late_generator() -> None:
 
 def test_one_late_round_of_six_is_left_out_and_named() -> None:
     """It refused the verdict of all rounds."""
-    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
-    in_time = simulate(load, lambda arrival_s: arrival_s + 0.001)
-    plan = make_plan(HttpOptions(url=load.url, users=USERS, slo="p50=5ms"))
-    report = render(HttpRuns(plan, (), (delayed(in_time, 0.1), *[in_time] * 5), None, interrupted=False))
+    late, in_time = delayed(measured(), 0.1), measured()
+    report = report_of(late, *[in_time] * 5, slo="p50=5ms")
     assert report.exit_code == 0, report.failures
     assert report.sentence.startswith("Within the objective: p50 1.0 ms of 5 ms")
     assert "1 of 6 rounds are left out, as the generator was late." in report.notes
-    few = render(HttpRuns(plan, (), (delayed(in_time, 0.1), *[in_time] * 4), None, interrupted=False))
-    assert few.exit_code == 1
+    assert report_of(late, *[in_time] * 4, slo="p50=5ms").exit_code == 1
 
 
 def test_unsolicited_bytes_are_named_in_the_text() -> None:
     """They were only in the JSON report."""
-    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
-    result = replace(simulate(load, lambda arrival_s: arrival_s + 0.001), unsolicited=3)
-    report = render(HttpRuns(make_plan(HttpOptions(url=load.url, users=USERS)), (), (result,), None, interrupted=False))
-    assert any(note.startswith("3 connections sent bytes that were no answer") for note in report.notes)
+    notes = report_of(replace(measured(), unsolicited=3)).notes
+    assert any(note.startswith("3 connections sent bytes that were no answer") for note in notes)
 
 
 class EarlyHints(BaseHTTPRequestHandler):
@@ -204,26 +198,20 @@ class EarlyHints(BaseHTTPRequestHandler):
 
 def test_a_server_that_answers_something_else_is_not_called_silent() -> None:
     """It was "nothing answers", as for one that is down, and so were servers without TLS."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), EarlyHints) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"127.0.0.1:{server.server_port}"
-        failed(bench("http", f"http://{address}", "--users", "9"), f"http://{address} answers, but not as HTTP/1.1")
-        failed(bench("http", f"https://{address}", "--users", "9"), f"https://{address} has no valid TLS")
-        server.shutdown()
+    with handled_by(EarlyHints) as url:
+        secure = url.replace("http:", "https:")
+        failed(bench("http", url, "--users", "9"), f"{url} answers, but not as HTTP/1.1")
+        failed(bench("http", secure, "--users", "9"), f"{secure} has no valid TLS")
 
 
 def test_lateness_of_all_rounds_is_named_as_their_p99() -> None:
     """It was "up to 15 ms", below the 18 ms of a round."""
-    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
-    in_time = simulate(load, lambda arrival_s: arrival_s + 0.001)
-    rounds = (in_time, delayed(in_time, 0.015), delayed(in_time, 0.018))
-    plan = make_plan(HttpOptions(url=load.url, users=USERS))
-    report = render(HttpRuns(plan, (), rounds, None, interrupted=False))
-    assert "The generator itself was 18 ms late at p99; that is part of the latencies." in report.notes
+    notes = report_of(measured(), delayed(measured(), 0.015), delayed(measured(), 0.018)).notes
+    assert "The generator itself was 18 ms late at p99; that is part of the latencies." in notes
 
 
 def test_a_report_compared_with_itself_shows_no_difference(report_page: ModuleType, tmp_path: Path) -> None:
-    fixed = fixed_report(rounds=5, rate=1_000)
+    fixed = report_of(*[measured(1_000)] * 5)
     assert fixed.sentence == "p99 is 1.0 ms at 1,000 answers/s, no errors."
     report_page.save(fixed, tmp_path / "report")
     compared = bench("compare", tmp_path / "report.json", tmp_path / "report.json")
@@ -250,45 +238,27 @@ def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Pat
     assert "Latency over batch size" in page
 
 
-class FewBatches(BaseHTTPRequestHandler):
-    """A service that refuses a batch while it answers two others."""
+AT_ONCE = threading.BoundedSemaphore(2)
 
-    protocol_version = "HTTP/1.1"
-    at_once = threading.BoundedSemaphore(2)
 
-    def do_POST(self) -> None:
-        users = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["users"]
-        if self.at_once.acquire(blocking=False):
-            time.sleep(0.005)
-            self.at_once.release()
-            lists = [{"user": user, "source": "personal", "items": [{}]} for user in users]
-            self.respond(200, json.dumps({"results": lists}, separators=(",", ":")).encode())
-        else:
-            self.respond(503, b"")
-
-    def respond(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        self.respond(200, b'{"source":"personal"}')
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
+def few_batches(_path: str, _headers: Message, sent: bytes) -> tuple[int, bytes]:
+    """Refuse a batch while two others are answered."""
+    if not sent:
+        return 200, b'{"source":"personal"}'
+    if not AT_ONCE.acquire(blocking=False):
+        return 503, b""
+    time.sleep(0.005)
+    AT_ONCE.release()
+    lists = [{"user": user, "source": "personal", "items": [{}]} for user in json.loads(sent)["users"]]
+    return 200, json.dumps({"results": lists}, separators=(",", ":")).encode()
 
 
 @pytest.mark.usefixtures("warm_worker")
 def test_a_service_that_refuses_parallel_batches_gets_fewer(tmp_path: Path) -> None:
     """Each size ended with 503s and exit code 3, and no size was recommended."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), FewBatches) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with http_server(few_batches) as url:
         options = ("--warmup", "0s", "--duration", "0.3s")
         done = bench("http", url, "--users", "9", "--batch", "1,20", *options, "--json", "--out", tmp_path / "report")
-        server.shutdown()
     assert done.returncode == 0, done.stdout
     report = from_json(json.loads(done.stdout))
     assert [point["parallel"] for point in report.extra["sweep"]["points"]] == [1, 1]
@@ -305,7 +275,7 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a store that died after the popular list was read."""
     folder = tmp_path_factory.mktemp("dead")
     with redis_running(folder) as server:
-        asyncio.run(publish_to(server.url(), {f"user:{n}": a_list(f"i{n}") for n in range(USERS)}))
+        published(server.url(), {f"user:{n}": a_list(f"i{n}") for n in range(USERS)})
         with serving(folder, "--store", server.url()) as started:
             server.kill()
             yield started
@@ -392,7 +362,7 @@ def test_ctrl_c_while_answers_are_compared_keeps_the_measurement(
 def test_an_interrupted_start_keeps_the_earlier_report(
     service: Service, report_page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier = fixed_report()
+    earlier = report_of(measured())
     report_page.save(earlier, tmp_path / "report")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     stopped = EndingWorker(1, lambda load: simulate(load, lambda arrival_s: arrival_s + 0.001))
@@ -419,7 +389,7 @@ def test_an_interrupted_start_keeps_the_earlier_report(
     ],
 )
 def test_the_first_line_says_whether_the_objective_is_met(objective: str, code: int, words: str) -> None:
-    report = fixed_report(objective)
+    report = report_of(measured(), slo=objective)
     assert report.exit_code == code
     assert report.sentence.startswith(words)
     assert ("answers/s, no errors." in report.sentence) is (code != 1)
@@ -458,7 +428,7 @@ def test_the_first_sentence_names_wrong_lists_before_the_objective(
     objective: str | None, checked: CheckResult, code: int, sentence: str
 ) -> None:
     """It was "Within the objective", in the JSON report, too."""
-    found = fixed_report(objective, checked=checked)
+    found = report_of(measured(), slo=objective, checked=checked)
     assert found.exit_code == code
     assert found.sentence.startswith(sentence)
     assert "Within" not in found.sentence
@@ -579,14 +549,14 @@ def answers_of_a_faulty_server(release: str, period: int, phase: int) -> Callabl
 
 @pytest.mark.parametrize(
     ("period", "runs"),
-    [(3, 3), (10, 1), *(pytest.param(period, 30, marks=pytest.mark.soak) for period in range(2, 11))],
+    [(3, 3), (10, 1), *(in_soak(period, 30) for period in range(2, 11))],
 )
 def test_a_server_that_errs_periodically_is_found_whatever_its_period(store: Path, period: int, runs: int) -> None:
     """Each third response was compared: a server with this period was right in two runs of three."""
     url = f"file://{store}"
     release = run_on(url, lambda read: read.catalogue()).live
     assert release is not None
-    load = make_plan(HttpOptions(url="http://simulated:80", store=url, rate="120", duration="10s")).load
+    load = make_plan(HttpOptions(url=URL, store=url, rate="120", duration="10s")).load
     for run in range(runs):
         faulty = answers_of_a_faulty_server(release, period, phase=run)
         result = simulate(load, lambda arrival_s: arrival_s + 0.001, respond=faulty)
@@ -632,11 +602,11 @@ async def test_wrong_lists_and_fallbacks_are_counted_separately(store: Path) -> 
 def test_a_store_out_of_reach_at_the_end_is_no_wrong_list() -> None:
     """All lists were called wrong, or whatever had been measured was lost."""
     checked = check_answers("redis://127.0.0.1:9/0", [answered("1", [], "personal", "r")])
-    fixed = fixed_report(checked=checked)
+    fixed = report_of(measured(), checked=checked)
     assert fixed.exit_code == 1
     assert not fixed.broken
     assert "were not compared with the store: redis://127.0.0.1:9/0 cannot be reached" in fixed.failures[0]
-    assert fixed.row("http://simulated:80", "p50") is not None
+    assert fixed.row(URL, "p50") is not None
 
 
 def test_lists_of_a_release_that_the_store_lacks_are_neither_right_nor_wrong(store: Path) -> None:
@@ -646,7 +616,7 @@ def test_lists_of_a_release_that_the_store_lacks_are_neither_right_nor_wrong(sto
     other = answered("1", items(0, 1), "personal", "20260101T000000Z-0000")
     checked = check_answers(f"file://{store}", [right, other, other])
     assert (checked.compared, checked.wrong) == (1, 0)
-    fixed = fixed_report(checked=checked)
+    fixed = report_of(measured(), checked=checked)
     assert (fixed.exit_code, fixed.broken) == (1, ())
     assert "not compared with the store: 2 lists of release 20260101T000000Z-0000, which cannot" in fixed.failures[0]
     assert any(note.startswith("1 list compared") for note in fixed.notes)
@@ -683,7 +653,7 @@ async def test_named_lists_similar_items_and_fields_are_compared_with_their_rows
         sample("/v1/recommendations/1", {"id": "c"}, {"id": "d"}),
         sample("/v1/similar/i1?fields=id", {"id": "c"}, {"id": "d"}),
     ]
-    async with opened(f"file://{tmp_path / 'store'}") as read:
+    async with opened(f"file://{tmp_path}/store") as read:
         checked = await check_samples(read, [*right, *wrong])
     assert (checked.compared, checked.wrong) == (10, 3)
     assert checked.examples[0].startswith("user@basket 1: the answer is not the list ")
@@ -735,9 +705,8 @@ async def test_items_missing_from_all_answers_are_not_wrong(store: Path) -> None
 
 def test_a_stopped_sweep_says_that_further_sizes_were_not_measured(report_page: ModuleType, tmp_path: Path) -> None:
     """The smallest size was called the best one, and a comparison said "list index out of range"."""
-    load = Load(url="http://simulated:80", requests=Gets("/"), rate=300, duration_s=0.5)
-    trial = Trial(offered=10, result=simulate(load, lambda arrival_s: arrival_s + 0.001))
-    plan = make_plan(HttpOptions(url=load.url, users=USERS, batch="10,50"))
+    trial = Trial(offered=10, result=measured())
+    plan = make_plan(HttpOptions(url=URL, users=USERS, batch="10,50"))
     stopped = render(HttpRuns(plan, (trial,), (), None, interrupted=True))
     assert stopped.sentence.startswith("Of the sizes before the sweep was stopped, the smallest batch that gives 90 %")
     report_page.save(stopped, tmp_path / "sweep")
@@ -745,34 +714,18 @@ def test_a_stopped_sweep_says_that_further_sizes_were_not_measured(report_page: 
     failed(bench("compare", sweep, sweep), "is no report of hotplate bench http with rounds: it has none", code=2)
 
 
-class EmptyLists(BaseHTTPRequestHandler):
-    """A service with a list for each second request."""
-
-    protocol_version = "HTTP/1.1"
-    counter = itertools.count()
-
-    def do_GET(self) -> None:
-        listed = items(0, 1) if next(self.counter) % 2 else []
-        content = {"user": self.path.rpartition("/")[2], "release": "", "source": "personal", "items": listed}
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-
 def test_compared_lists_are_drawn_from_all_answers_with_lists_or_without(store: Path, tmp_path: Path) -> None:
     """20 lists were said to be drawn at random from 10 answers."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), EmptyLists) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    counter = itertools.count()
+
+    def every_second_list(path: str, *_: object) -> tuple[int, bytes]:
+        listed = items(0, 1) if next(counter) % 2 else []
+        content = {"user": path.rpartition("/")[2], "release": "", "source": "personal", "items": listed}
+        return 200, json.dumps(content).encode()
+
+    with http_server(every_second_list) as url:
         options = ("--rate", "40", "--duration", "0.5s", "--warmup", "0s", "--store", f"file://{store}")
         done = bench("http", url, *options, "--json", "--out", tmp_path / "report")
-        server.shutdown()
     report = from_json(json.loads(done.stdout))
     assert report.extra["rounds"][0]["ok"] == 10
     assert report.extra["checked"]["answers"] == report.extra["checked"]["drawn"] == 20

@@ -26,6 +26,7 @@ from hotplate.bench.planner.inputs import from_report, read_report
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.search import Trial, first_outside, highest, knee, search
 from hotplate.bench.verdict import BOUNDS, Finding, Gravity
+from tests.support.soak import in_soak
 from tests.support.virtual import EndingWorker, VirtualLoop, delayed, simulate
 
 URL = "http://simulated:80"
@@ -301,9 +302,9 @@ def find_knee(server: KneeServer, duration: str, monkeypatch: pytest.MonkeyPatch
     [
         (0.0, 1, "1s"),
         (0.06, 2, "1s"),
-        pytest.param(0.0, 20, "1s", marks=pytest.mark.soak),
-        pytest.param(0.06, 20, "1s", marks=pytest.mark.soak),
-        pytest.param(0.06, 20, "5s", marks=pytest.mark.soak),
+        in_soak(0.0, 20, "1s"),
+        in_soak(0.06, 20, "1s"),
+        in_soak(0.06, 20, "5s"),
         pytest.param(0.06, 20, "10s", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
     ],
 )

@@ -15,6 +15,7 @@ from hotplate.bench.lists import popular_complaint
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import ENOUGH_SAMPLES, Result, percentile_us
 from hotplate.bench.statistics import compared, mean, percentile, share
+from tests.support.soak import in_soak
 from tests.support.virtual import simulate
 
 FAST_S, STALL_S = 0.0004, 0.3
@@ -120,10 +121,10 @@ def autocorrelated(rng: np.random.Generator, count: int, lag1: float) -> np.ndar
 @pytest.mark.parametrize(
     ("rounds", "lag1", "trials"),
     [
-        pytest.param(14, 0.0, 1_000, marks=pytest.mark.soak),
+        in_soak(14, 0.0, 1_000),
         (14, 0.3, 400),
-        pytest.param(24, 0.3, 2_000, marks=pytest.mark.soak),
-        pytest.param(60, 0.5, 2_000, marks=pytest.mark.soak),
+        in_soak(24, 0.3, 2_000),
+        in_soak(60, 0.5, 2_000),
     ],
 )
 def test_equal_series_differ_in_3_to_7_of_100_comparisons(rounds: int, lag1: float, trials: int) -> None:

@@ -1,6 +1,5 @@
 """The comparison of stores: answer, table, refusals, and runs from end to end."""
 
-import asyncio
 import io
 import json
 import os
@@ -41,7 +40,7 @@ from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model
 from tests.support.processes import run_process
-from tests.support.service import a_list, publish_lists, until
+from tests.support.service import a_list, published, until
 from tests.support.virtual import EndingWorker, delayed, simulate
 
 SMALL = ("--duration", "0.3s", "--warmup", "0.3s", "--repeat", "1", "--rate", "100")
@@ -55,9 +54,7 @@ def run_stores(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def fill(folder: Path, users: int = 40) -> str:
-    asyncio.run(
-        publish_lists(folder, {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(users)})
-    )
+    published(folder, {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(users)})
     return f"file://{folder}"
 
 
@@ -85,7 +82,13 @@ def a_run(answer_s: float, sources: Mapping[str, int] | None = None, *, rate: fl
 SMALL_RELEASE = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
 
 
-def store_runs(name: str, url: str, runs: list[Result], cpu_us: float = 50.0, wrong: int = 0) -> StoreRuns:
+URLS = {"files": "file:///a", "Redis": "redis://a", "Cosmos DB": EMULATED}
+
+
+def store_runs(name: str, runs: float | list[Result], cpu_us: float = 50.0, wrong: int = 0, url: str = "") -> StoreRuns:
+    """Return six steady runs with an answer time in seconds, or *runs*, of the store at *url*, or with that name."""
+    url = url or URLS[name]
+    runs = runs if isinstance(runs, list) else steady(runs)
     charge_ru = 1.0 if url.startswith("cosmos") else None
     service_runs = [ServiceRun(result, cpu_us * 1e-6 * result.ok * (1 + n / 100)) for n, result in enumerate(runs)]
     candidate = Candidate(name, url, SMALL_RELEASE, Server("http://simulated", 0), charge_ru)
@@ -111,9 +114,9 @@ def steady(answer_s: float, rounds: int = 6) -> list[Result]:
 
 def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
     comparison = summary(
-        store_runs("files", "file:///a", steady(0.002)),
-        store_runs("Redis", "redis://a", steady(0.003), 75.0),
-        store_runs("Cosmos DB", EMULATED, steady(0.001), 150.0),
+        store_runs("files", 0.002),
+        store_runs("Redis", 0.003, 75.0),
+        store_runs("Cosmos DB", 0.001, 150.0),
     )
     assert comparison.exit_code == 0
     assert comparison.sentence.startswith("Fastest and cheapest: files on each server (p99 2.0 ms, Redis 3.1). ")
@@ -136,7 +139,7 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
 def test_p99_decided_by_stalls_is_no_difference() -> None:
     """The verdict was "cannot be told apart (within a factor of 14)" next to figures 2,000 times apart."""
     stalled = [*steady(0.0008, 13), a_run(0.4)]
-    comparison = summary(store_runs("files", "file:///a", steady(0.001, 14)), store_runs("Redis", "redis://a", stalled))
+    comparison = summary(store_runs("files", steady(0.001, 14)), store_runs("Redis", stalled))
     p99 = comparison.row("Redis", "p99")
     assert p99 is not None
     assert p99.value == pytest.approx(4e5, rel=0.01)
@@ -149,15 +152,15 @@ def test_p99_decided_by_stalls_is_no_difference() -> None:
 
 
 def test_few_rounds_are_no_verdict_but_shown() -> None:
-    comparison = summary(store_runs("files", "file:///a", steady(0.002, 1)))
+    comparison = summary(store_runs("files", steady(0.002, 1)))
     assert comparison.origins["measured"].startswith("1 round of 1s")
     assert comparison.row("files", "p50").value is not None  # type: ignore[union-attr]  # what was measured is shown
 
 
 def test_unknown_p99_is_not_shown_as_zero() -> None:
     """Two rounds of few answers ended with "p99: files 0 ms, Redis 0 ms"."""
-    files = store_runs("files", "file:///a", [a_run(0.002, rate=100)] * 2)
-    redis = store_runs("Redis", "redis://a", [a_run(0.003, rate=100)] * 2)
+    files = store_runs("files", [a_run(0.002, rate=100)] * 2)
+    redis = store_runs("Redis", [a_run(0.003, rate=100)] * 2)
     compared = summary(files, redis, options=StoresOptions(repeat=2))
     p99 = compared.row("files", "p99")
     assert p99 is not None
@@ -172,8 +175,8 @@ def test_seconds_of_two_rounds_prove_no_difference() -> None:
         for answer_s, result in ((answer_s, a_run(answer_s)) for answer_s in (0.002, 0.003))
     }
     comparison = summary(
-        store_runs("files", "file:///a", [long_rounds[0.002]] * 2),
-        store_runs("Redis", "redis://a", [long_rounds[0.003]] * 2),
+        store_runs("files", [long_rounds[0.002]] * 2),
+        store_runs("Redis", [long_rounds[0.003]] * 2),
         options=StoresOptions(repeat=2),
     )
     assert comparison.sentence.startswith("No difference in speed is proven (p99: files 2.0 ms, Redis 3.0 ms).")
@@ -182,9 +185,9 @@ def test_seconds_of_two_rounds_prove_no_difference() -> None:
 def test_store_without_a_p99_is_not_the_fastest() -> None:
     """Its p99 was shown as 0 ms, as the fastest."""
     comparison = summary(
-        store_runs("files", "file:///a", steady(0.003)),
-        store_runs("copy", "file:///b", steady(0.002)),
-        store_runs("Redis", "redis://a", [a_run(0.004, rate=100)] * 6),
+        store_runs("files", 0.003),
+        store_runs("copy", 0.002, url="file:///b"),
+        store_runs("Redis", [a_run(0.004, rate=100)] * 6),
     )
     assert comparison.sentence.startswith(
         "Fastest: copy on each server (p50 2.0 ms, files 3.0, Redis 4.0; at p99 no difference is proven). "
@@ -197,7 +200,7 @@ def test_a_plan_reads_the_cpu_of_real_stores_and_of_our_clients(tmp_path: Path) 
         f"vendor+{EMULATED}", "vendor+redis://b",
     ]  # fmt: skip
     stores = [
-        store_runs(name, url, steady(0.002), 20.0 * number)
+        store_runs(name, 0.002, 20.0 * number, url=url)
         for number, (name, url) in enumerate(zip(rounds.store_names(urls), urls, strict=True), 1)
     ]
     path = tmp_path / "stores.json"
@@ -210,7 +213,7 @@ def test_a_plan_reads_the_cpu_of_real_stores_and_of_our_clients(tmp_path: Path) 
 
 
 def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
-    runs = store_runs("files", "file:///a", [*steady(0.002), delayed(a_run(0.002))]).runs
+    runs = store_runs("files", [*steady(0.002), delayed(a_run(0.002))]).runs
     made = [{"files": run} for run in runs]
     assert [*undisturbed(made)] == made[:-1]
     assert [*undisturbed(made[-3:])] == made[-3:]  # too few are left: the report explains it
@@ -245,7 +248,7 @@ def test_a_recording_that_fails_keeps_the_comparison(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was lost, and after Ctrl-C the report said that nothing was measured."""
-    store = store_runs("Cosmos DB", EMULATED, steady(0.002))
+    store = store_runs("Cosmos DB", 0.002)
     setup = Setup((store.candidate,), ("1",))
     monkeypatch.setattr(stores_report, "prepared_stores", lambda *_: nullcontext(setup))
     monkeypatch.setattr(stores_report, "measure_rounds", lambda *_: Measured((store,), interrupted=False))
@@ -289,7 +292,7 @@ def test_ctrl_c_ends_the_rounds_after_the_run(last: int, tmp_path: Path, monkeyp
 def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
     seen: Mapping[str, int], cpu_us: float, note: str
 ) -> None:
-    store = store_runs("Redis", "redis://a", steady(0.002))
+    store = store_runs("Redis", 0.002)
     busy = a_run(0.002, seen)
     full = ServiceRun(busy, 20e-6 * busy.ok)
     comparison = summary(replace(store, runs=tuple(replace(run, full=full) for run in store.runs)))
@@ -302,12 +305,12 @@ def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
 def test_cpu_at_full_load_is_not_compared_with_that_of_a_mostly_idle_service() -> None:
     """A real account, of which full load would cost money, lost by the CPU of its idle service."""
 
-    def busy(name: str, url: str, cpu_us: float) -> StoreRuns:
-        store = store_runs(name, url, steady(0.002), cpu_us)
+    def busy(name: str, cpu_us: float) -> StoreRuns:
+        store = store_runs(name, 0.002, cpu_us)
         return replace(store, runs=tuple(replace(run, full=run) for run in store.runs))
 
-    account = store_runs("Cosmos DB", "cosmos://a/d", steady(0.004), 150.0)
-    comparison = summary(busy("files", "file:///a", 20.0), busy("Redis", "redis://a", 30.0), account)
+    account = store_runs("Cosmos DB", 0.004, 150.0, url="cosmos://a/d")
+    comparison = summary(busy("files", 20.0), busy("Redis", 30.0), account)
     assert comparison.verdicts["CPU"] == "files least; Redis 1.5 times (1.5 to 1.5)"
     assert [row.mark for row in comparison.rows if row.figure == "CPU a request"] == ["", "", "~"]
     assert "takes more CPU a read than full load" in comparison.used_marks["~"]
@@ -315,7 +318,7 @@ def test_cpu_at_full_load_is_not_compared_with_that_of_a_mostly_idle_service() -
 
 def test_a_latency_that_is_in_part_the_generators_delay_is_named() -> None:
     late = [delayed(result, 0.0005) for result in steady(0.001)]
-    comparison = summary(store_runs("files", "file:///a", late), store_runs("Redis", "redis://a", steady(0.002)))
+    comparison = summary(store_runs("files", late), store_runs("Redis", 0.002))
     assert [note for note in comparison.notes if "late at p99" in note] == [
         "files: the generator itself was 500 µs late at p99; that is part of the latencies."
     ]
@@ -324,14 +327,14 @@ def test_a_latency_that_is_in_part_the_generators_delay_is_named() -> None:
 def test_a_latency_that_is_mostly_the_generators_delay_gives_no_verdict() -> None:
     """Files that answer in 1 ms lost to a Redis that answers in 2 ms, because the generator was 5 ms late for them."""
     late = [delayed(result, 0.005) for result in steady(0.001)]
-    comparison = summary(store_runs("files", "file:///a", late), store_runs("Redis", "redis://a", steady(0.002)))
+    comparison = summary(store_runs("files", late), store_runs("Redis", 0.002))
     assert comparison.exit_code == 1
     assert comparison.sentence.startswith("There is no verdict: files: the generator itself was 5 ms late at p99")
 
 
 def test_the_price_of_cpu_is_named_with_its_basis() -> None:
     """The cost of files is that of CPU alone, at an assumed price, and was said to be by list prices."""
-    files = store_runs("files", "file:///a", steady(0.002))
+    files = store_runs("files", 0.002)
     amount = load_prices()["cpu_hour"].amount
     assert summary(files).origins["priced"].endswith(f"an hour of a vCPU {amount:g} USD, assumed")
     given = summary(files, options=StoresOptions(cpu_hour=0.1))
@@ -344,9 +347,9 @@ def test_cost_of_a_billion_reads_is_cpu_and_the_price_of_the_store() -> None:
     prices = load_prices()
     reads_a_month = rate * 730 * 3600
     comparison = summary(
-        store_runs("files", "file:///a", steady(0.002), 50.0),
-        store_runs("Redis", "redis://a", steady(0.002), 50.0),
-        store_runs("Cosmos emulator", EMULATED, steady(0.002), 50.0),
+        store_runs("files", 0.002, 50.0),
+        store_runs("Redis", 0.002, 50.0),
+        store_runs("Cosmos emulator", 0.002, 50.0, url=EMULATED),
         options=StoresOptions(rate=str(rate)),
     )
     cpu_us = 50.0 * 1.025  # the mean of six rounds, each 1 % above the one before
@@ -358,9 +361,7 @@ def test_cost_of_a_billion_reads_is_cpu_and_the_price_of_the_store() -> None:
 
 
 def test_emulator_latency_is_assumed_and_decides_nothing() -> None:
-    comparison = summary(
-        store_runs("files", "file:///a", steady(0.004)), store_runs("Cosmos DB", EMULATED, steady(0.001), 20.0)
-    )
+    comparison = summary(store_runs("files", 0.004), store_runs("Cosmos DB", 0.001, 20.0))
     latency = comparison.row("Cosmos DB", "p99")
     assert latency is not None
     assert (latency.note, latency.mark) == ("assumed", "*")
@@ -373,16 +374,14 @@ def test_emulator_latency_is_assumed_and_decides_nothing() -> None:
 def test_no_store_of_two_equal_ones_is_called_the_cheapest() -> None:
     """One was, by a difference in CPU that was not proven."""
     runs = steady(0.002)
-    comparison = summary(store_runs("a", "file:///a", runs, 50.0), store_runs("b", "file:///b", runs, 50.0))
+    comparison = summary(store_runs("a", runs, 50.0, url="file:///a"), store_runs("b", runs, 50.0, url="file:///b"))
     assert "heapest" not in comparison.sentence
     assert comparison.sentence.endswith("No difference in cost is proven between a and b.")
 
 
 def test_popular_lists_break_a_store_and_the_verdict() -> None:
     popular = a_run(0.001, {"personal": 1_900, "popular": 100})
-    comparison = summary(
-        store_runs("files", "file:///a", steady(0.002)), store_runs("Redis", "redis://a", [popular] * 6, 20.0)
-    )
+    comparison = summary(store_runs("files", 0.002), store_runs("Redis", [popular] * 6, 20.0))
     assert comparison.exit_code == 3
     assert comparison.sentence.startswith("There is no verdict: Redis did not serve")
     assert all((row := comparison.row("Redis", figure)) is not None and row.value is None for figure in FIGURES)
@@ -390,11 +389,11 @@ def test_popular_lists_break_a_store_and_the_verdict() -> None:
 
 
 def test_wrong_lists_errors_and_a_late_generator_break_a_store() -> None:
-    wrong = summary(store_runs("files", "file:///a", steady(0.002), wrong=1))
+    wrong = summary(store_runs("files", 0.002, wrong=1))
     assert wrong.broken == ("files: 1 of 5 compared answers were wrong",)
     failing = [with_dropped(result, 100) for result in steady(0.002)]
-    assert summary(store_runs("files", "file:///a", failing)).exit_code == 3
-    late = summary(store_runs("files", "file:///a", [delayed(result) for result in steady(0.002)]))
+    assert summary(store_runs("files", failing)).exit_code == 3
+    late = summary(store_runs("files", [delayed(result) for result in steady(0.002)]))
     assert late.exit_code == 1
     assert late.sentence.startswith("There is no verdict: files: the generator itself was 30 ms late at p99")
     assert wrong.sentence == "files: 1 of 5 compared answers were wrong."
@@ -403,7 +402,7 @@ def test_wrong_lists_errors_and_a_late_generator_break_a_store() -> None:
 
 def test_reads_are_priced_by_cpu_and_by_what_the_store_is_paid_for() -> None:
     def cost(url: str, cpu_hour: float | None = None) -> float:
-        store = store_runs("x", url, [a_run(0.002)] * 5, 100.0)
+        store = store_runs("x", [a_run(0.002)] * 5, 100.0, url=url)
         row = summary(store, options=StoresOptions(cpu_hour=cpu_hour)).row("x", FIGURES[-1])
         assert row is not None
         assert row.value is not None
@@ -422,7 +421,7 @@ def test_reads_are_priced_by_cpu_and_by_what_the_store_is_paid_for() -> None:
 def test_redis_is_priced_in_the_size_that_the_planner_chooses(users: int, note: str) -> None:
     """Keys, overhead and reserved memory were left out, and what no size holds was priced as the largest."""
     manifest = replace(SMALL_RELEASE, counts={"user": users}, bytes=100 * users)
-    store = store_runs("Redis", "redis://a", steady(0.002))
+    store = store_runs("Redis", 0.002)
     comparison = summary(replace(store, candidate=replace(store.candidate, manifest=manifest)))
     row = comparison.row("Redis", FIGURES[-1])
     assert row is not None
@@ -437,14 +436,14 @@ def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(
     model = checkerboard_model()
     urls = [f"file://{tmp_path}/{name}" for name in "ab"]
     empty = f"file://{tmp_path}/c"
-    published = [publish_model(model, url) for url in urls]
-    assert published[0] != published[1]
+    ids = [publish_model(model, url) for url in urls]
+    assert ids[0] != ids[1]
     done = run_stores(*urls, empty, *SMALL, "--json", "--out", tmp_path / "found")
     assert done.returncode in {0, 3}, done.stderr  # 3 where the machine was too busy to serve lists in time
-    assert json.loads(done.stdout)["configuration"]["releases"][:2] == published
+    assert json.loads(done.stdout)["configuration"]["releases"][:2] == ids
     assert done.stderr.count("\n") > 3  # a line at once and for each phase
     assert (tmp_path / "found.html").exists()
-    assert releases(empty)[0] in published
+    assert releases(empty)[0] in ids
 
 
 def test_stores_with_lists_of_different_models_are_not_compared(tmp_path: Path) -> None:

@@ -1,20 +1,19 @@
 """Changes that took place, although a later step failed: exit code 0, and warnings in text and JSON."""
 
-import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.support.command import hotplate, json_of
-from tests.support.service import a_list, publish_lists
+from tests.support.service import a_list, published
 from tests.support.throttled_store import open_url
 
 
 @pytest.fixture
 def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two releases of the store `store`, the second of which is live; its throughput cannot be changed."""
-    ids = [asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list(mark)})) for mark in "ab"]
+    ids = [published(tmp_path / "store", {"user:1": a_list(mark)}) for mark in "ab"]
     monkeypatch.setattr("hotplate.stores.file.store.open_url", open_url)
     return ids
 

@@ -78,7 +78,7 @@ def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Pat
     model = tmp_path / "model"
     settings = ("--engine", "popularity", "--no-tune", "--split", "none")
     succeeded("train", tmp_path / "clicks.csv", *settings, "--out", model)
-    store = f"file://{tmp_path / 'store'}"
+    store = f"file://{tmp_path}/store"
     succeeded("publish", model, "--store", store, "--list-length", "2")
     printed = succeeded("evaluate", "compare", model, store, "--truth", choices, "-k", "2")
     assert "users have no list in file://" in printed  # lists that equal the popular one are not stored

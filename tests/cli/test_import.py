@@ -14,6 +14,7 @@ from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Row
 from tests.support.command import failed, hotplate, json_of
+from tests.support.service import ids
 from tests.support.stores import lapse
 
 
@@ -36,7 +37,7 @@ def test_imported_lists_are_served_and_copied_to_another_store(lists: Path, tmp_
     assert "1 left out: named twice" in printed
     assert not list(tmp_path.glob("hotplate-import-*"))
     answer = json_of("lookup", "bo", "--store", first)
-    assert [item["id"] for item in answer["items"]] == ["a", "b"]
+    assert ids(answer) == ["a", "b"]
     copy = ("releases", "copy", "--from", first, "--to", second, "--json")
     copied = json.loads(hotplate(*copy).stdout)
     assert (copied["rows_written"], copied["rows_there"], copied["live"]) == (3, 0, True)
@@ -54,7 +55,7 @@ def test_import_reads_files_as_one(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert f"read 4 rows of {tmp_path / 'one.csv'} and {tmp_path / 'two.csv'}\n  1 left out: no user\n" in done.stdout
     answer = json_of("lookup", "9", "--store", f"file://{tmp_path}/store")
-    assert [item["id"] for item in answer["items"]] == ["a"]
+    assert ids(answer) == ["a"]
 
 
 def test_import_supports_encodings_and_ready_releases(lists: Path, tmp_path: Path) -> None:

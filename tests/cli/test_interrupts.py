@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM: the command ends with 130, and leaves nothing half made."""
 
-import asyncio
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from hotplate.stores.folders import scratch_folder
 from tests.support.command import hotplate
 from tests.support.forked import Forked
 from tests.support.processes import run_process
-from tests.support.service import a_list, publish_lists, until
+from tests.support.service import a_list, published, until
 
 
 def test_interrupted_work_cleans_up_without_waiting_for_c_calls(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ terminal.progress_bars = interrupting_bars
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of several batches of rows."""
     folder = tmp_path_factory.mktemp("source") / "store"
-    asyncio.run(publish_lists(folder, {f"user:{n:05}": a_list("x" * 4_000) for n in range(8_000)}))
+    published(folder, {f"user:{n:05}": a_list("x" * 4_000) for n in range(8_000)})
     return folder
 
 

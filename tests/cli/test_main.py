@@ -183,7 +183,7 @@ def unread() -> Iterator[int]:
 @pytest.mark.parametrize("as_json", [["--json"], []], ids=["json", "text"])
 def test_a_verb_keeps_its_exit_code_without_a_reader(tmp_path: Path, unread: int, as_json: list[str]) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\n1,a,1\n2,b,1\n")
-    store = ["--store", f"file://{tmp_path / 'store'}"]
+    store = ["--store", f"file://{tmp_path}/store"]
     verbs: list[tuple[list[str | Path], int]] = [
         (["import", tmp_path / "lists.csv", *store], 0),
         (["nosuchverb"], 2),

@@ -9,11 +9,12 @@ import pytest
 import hotplate as library
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.interactions import write
+from tests.support.service import ids
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'store'}"
+    return f"file://{tmp_path}/store"
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def basket(tmp_path: Path, model: Path) -> Path:
 def looked_up(url: str, name: str) -> list[str]:
     output: Any = json_of("lookup", "u001", "--store", url, "--list", name)
     assert output["list"] == name
-    return [item["id"] for item in output["items"]]
+    return ids(output)
 
 
 def test_models_are_published_as_named_lists_of_one_release(url: str, model: Path, basket: Path) -> None:

@@ -1,6 +1,5 @@
 """`hotplate plan` from end to end: output, files, measured inputs, and exit codes."""
 
-import asyncio
 import json
 import re
 import subprocess
@@ -14,7 +13,7 @@ from hotplate.bench.planner.inputs import INPUT_FIELDS, InputSource, PlanMisused
 from hotplate.bench.planner.prices import OURS, PricesUnreadable, load
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
-from tests.support.service import a_list, publish_lists
+from tests.support.service import a_list, published
 
 LEAST = ("--users", "1000000", "--peak-rps", "500")
 
@@ -126,8 +125,8 @@ def test_saved_plan_check_fails_after_growth(tmp_path: Path) -> None:
 
 def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
     lists = {f"user:{number:03}": a_list(*(f"i{number}-{place}" for place in range(20))) for number in range(50)}
-    asyncio.run(publish_lists(tmp_path / "store", lists))
-    facts = planned("--peak-rps", "100", "--from-release", f"file://{tmp_path / 'store'}")
+    published(tmp_path / "store", lists)
+    facts = planned("--peak-rps", "100", "--from-release", f"file://{tmp_path}/store")
     figures = values(facts)
     assert figures["users"] == 50
     assert (figures["encoding"], figures["user_id_chars"]) == ("json", pytest.approx(3, rel=0.05))
@@ -135,8 +134,8 @@ def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
     assert figures["list_bytes"] == pytest.approx(mean, rel=0.05)  # the popular list is in the mean, too
     assert figures["stored_bytes"] == figures["list_bytes"]
     assert "measured: manifest of " in sources(facts)["list_bytes"]
-    assert f"file://{tmp_path / 'store'}" in sources(facts)["users"]
-    overridden = planned("--peak-rps", "1", "--users", "9", "--from-release", f"file://{tmp_path / 'store'}")
+    assert f"file://{tmp_path}/store" in sources(facts)["users"]
+    overridden = planned("--peak-rps", "1", "--users", "9", "--from-release", f"file://{tmp_path}/store")
     assert values(overridden)["users"] == 9
     empty = plan("--peak-rps", "1", "--from-release", f"file://{tmp_path / 'empty'}")
     assert empty.returncode == 1

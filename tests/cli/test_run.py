@@ -5,12 +5,11 @@ import json
 import random
 import secrets
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from email.message import Message
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +29,7 @@ from hotplate.stores.store import Store
 from tests.support import patience
 from tests.support.command import failed, hotplate, json_of
 from tests.support.forked import Forked
+from tests.support.http_server import http_server
 from tests.support.service import until
 from tests.support.soak import SEED, scaled
 from tests.support.stores import lapse
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["file", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
-        return f"file://{tmp_path / 'store'}"
+        return f"file://{tmp_path}/store"
     server: RedisServer = request.getfixturevalue("redis_server")
     request.getfixturevalue("patience")
     return server.url(prefix=secrets.token_hex(4))
@@ -50,7 +50,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def folder_url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'store'}"
+    return f"file://{tmp_path}/store"
 
 
 def write_data(folder: Path, seed: int = 42) -> None:
@@ -553,19 +553,12 @@ def test_check_reads_options_of_all_kinds_and_runs_nothing(folder_url: str, tmp_
 def test_metrics_are_written_and_pushed_and_a_down_gateway_fails_no_run(folder_url: str, tmp_path: Path) -> None:
     pushed = dict[str, bytes]()
 
-    class Gateway(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            pushed[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Print nothing."""
+    def receive(path: str, _: Message, sent: bytes) -> tuple[int, bytes]:
+        pushed[path] = sent
+        return 200, b""
 
     pipeline = write_pipeline(tmp_path, folder_url, 'textfile = "run.prom"')
-    with HTTPServer(("127.0.0.1", 0), Gateway) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        gateway = f"http://127.0.0.1:{server.server_port}"
+    with http_server(receive) as gateway:
         done = hotplate("run", pipeline, HOTPLATE_RUN_PUSH=gateway)
     assert done.returncode == 0
     text = (tmp_path / "run.prom").read_text()

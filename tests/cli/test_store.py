@@ -16,7 +16,7 @@ from hotplate.stores.lifecycle import rollback
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
-from tests.support.service import a_list, publish_lists, publish_to, running
+from tests.support.service import a_list, published, running
 
 
 def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(
@@ -24,7 +24,7 @@ def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(
 ) -> None:
     monkeypatch.setattr("hotplate.stores.doctor.BUDGET_S", 60.0)  # a slower read is a warning
     folder = tmp_path / "store"
-    release = asyncio.run(publish_lists(folder, {"user:1": a_list("a")}))
+    release = published(folder, {"user:1": a_list("a")})
     done = hotplate("store", "doctor", "--store", f"file://{folder}")
     assert (done.returncode, done.stderr) == (0, "")
     answer, *lines = done.stdout.splitlines()
@@ -42,7 +42,7 @@ def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(
 def test_doctor_says_first_that_a_full_store_takes_no_publish(tmp_path: Path) -> None:
     with redis_running(tmp_path) as server:
         url = server.url()
-        asyncio.run(publish_to(url, {"user:1": a_list("a")}))
+        published(url, {"user:1": a_list("a")})
         server.execute_command("CONFIG", "SET", "maxmemory", "1mb")
         answer = succeeded("store", "doctor", "--store", url).splitlines()[0]
     assert " can be served from, but not published to: 0 errors, " in answer
@@ -168,7 +168,7 @@ def test_several_stores_in_one_url_are_refused(verb: tuple[str, ...], separator:
 def test_copy_or_repair_from_a_missing_store_names_it(tmp_path: Path) -> None:
     there = f"file://{tmp_path}/store"
     absent = f"file://{tmp_path}/typo"
-    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    published(tmp_path / "store", {"user:1": a_list("a")})
     failed(hotplate("releases", "copy", "--from", absent, "--to", there), f"was ever published to {absent}")
     failed(hotplate("releases", "repair", "--from", absent, "--store", there), f"was ever published to {absent}")
 
@@ -176,11 +176,11 @@ def test_copy_or_repair_from_a_missing_store_names_it(tmp_path: Path) -> None:
 def test_store_is_backed_up_and_restored(tmp_path: Path) -> None:
     store = f"file://{tmp_path}/store"
     copied = tmp_path / "copied"
-    first = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    first = published(tmp_path / "store", {"user:1": a_list("a")})
     done = json_of("store", "backup", copied, "--store", store)
     assert (done["live"], done["releases"]) == (first, [first])
     assert "is complete" in hotplate("releases", "verify", "--store", f"file://{copied}").stdout
-    second = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("b")}))
+    second = published(tmp_path / "store", {"user:1": a_list("b")})
     failed(hotplate("store", "restore", copied, "--store", store), "holds a store already")
     printed = hotplate("store", "restore", copied, "--over", "--store", store).stdout
     assert f"{store} is restored from {copied}" in printed
@@ -191,7 +191,7 @@ def test_store_is_backed_up_and_restored(tmp_path: Path) -> None:
 
 
 def test_backup_of_another_store_or_over_existing_files_is_refused(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    published(tmp_path / "store", {"user:1": a_list("a")})
     store = f"file://{tmp_path}/store"
     (tmp_path / "mine").write_text("mine")
     failed(hotplate("store", "backup", tmp_path, "--store", store), "is there already", code=2)
@@ -203,7 +203,7 @@ def test_backup_of_another_store_or_over_existing_files_is_refused(tmp_path: Pat
 def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     store = f"file://{tmp_path}/store"
-    first, second = [asyncio.run(publish_lists(folder, {"user:1": a_list(text)})) for text in ("a", "b")]
+    first, second = [published(folder, {"user:1": a_list(text)}) for text in ("a", "b")]
     (folder / "catalogue.json").write_bytes(bytes(65_536))
     failed(hotplate("releases", "list", "--store", store), "`hotplate store rebuild` writes a new one")
     listed = hotplate("store", "rebuild", "--store", store)
@@ -223,15 +223,11 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
     assert "is complete" in hotplate("releases", "verify", second, "--store", store).stdout
 
 
-def published(url: str, lists: dict[str, bytes]) -> str:
-    return asyncio.run(publish_to(url, lists))
-
-
 @pytest.fixture
 def people(tmp_path: Path) -> tuple[str, str]:
     """The option of a store whose release has lists of the users u7 and u8."""
-    asyncio.run(publish_lists(tmp_path / "store", {"user:u7": a_list("a"), "user:u8": a_list("b")}))
-    return "--store", f"file://{tmp_path / 'store'}"
+    published(tmp_path / "store", {"user:u7": a_list("a"), "user:u8": a_list("b")})
+    return "--store", f"file://{tmp_path}/store"
 
 
 def source_of(user: str, *store: str) -> object:
@@ -280,7 +276,7 @@ def test_lost_record_of_erased_users_is_accepted_with_its_number(people: tuple[s
 @pytest.mark.parametrize("user", ["", "u" * 257])
 def test_impossible_user_is_refused(verb: str, user: str, tmp_path: Path) -> None:
     store = ("--store", f"file://{tmp_path}/store")
-    asyncio.run(publish_lists(tmp_path / "store", {"user:u7": a_list("a")}))
+    published(tmp_path / "store", {"user:u7": a_list("a")})
     failed(hotplate("users", verb, "u7", user, *store), "An id has 1 to 256 bytes", code=2)
     assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
 
@@ -289,7 +285,7 @@ def test_folders_without_events_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     events = tmp_path / "events"
     store = ("--store", f"file://{folder}")
-    asyncio.run(publish_lists(folder, {"user:u7": a_list("a")}))
+    published(folder, {"user:u7": a_list("a")})
     for option in ("--backup", "--model", "--events"):
         failed(hotplate("users", "erase", "u7", *store, option, tmp_path / "none"), "does not exist", code=2)
     events.mkdir()
@@ -312,7 +308,7 @@ LISTS = {f"user:{n:04}": a_list(str(n), "x") for n in range(300)}
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'store'}"
+    return f"file://{tmp_path}/store"
 
 
 @pytest.fixture
@@ -323,7 +319,7 @@ def lists(tmp_path: Path) -> Path:
 
 
 def releases(store: Path, *, live: bool = True) -> str:
-    return asyncio.run(publish_lists(store, LISTS, live=live))
+    return published(store, LISTS, live=live)
 
 
 def catalogue_of(url: str) -> dict[str, object]:
@@ -391,7 +387,7 @@ def test_promotion_requires_the_canary_the_operator_saw(tmp_path: Path, url: str
 
 def test_log_says_what_went_live_by_whom_and_why(tmp_path: Path, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "alice")
-    store = ("--store", f"file://{tmp_path / 'store'}")
+    store = ("--store", f"file://{tmp_path}/store")
     first = json_of("import", lists, *store, "--json", "--reason", "the first")["release"]["release"]
     second = json_of("import", lists, *store, "--json", HOTPLATE_REASON="nightly")["release"]["release"]
     succeeded("releases", "rollback", *store, "--reason", "too few shoes")
@@ -417,7 +413,7 @@ def test_log_says_what_went_live_by_whom_and_why(tmp_path: Path, lists: Path, mo
     assert text.startswith("7 changes of served releases in file://")
     assert "canary " + second in text
     assert "too few shoes" in text
-    library = hotplate_library.release_log(f"file://{tmp_path / 'store'}")
+    library = hotplate_library.release_log(f"file://{tmp_path}/store")
     assert [change.reason for change in reversed(library)] == [change["reason"] for change in changes]
-    hotplate_library.activate(f"file://{tmp_path / 'store'}", second, reason="from Python")
-    assert hotplate_library.release_log(f"file://{tmp_path / 'store'}")[-1].reason == "from Python"
+    hotplate_library.activate(f"file://{tmp_path}/store", second, reason="from Python")
+    assert hotplate_library.release_log(f"file://{tmp_path}/store")[-1].reason == "from Python"

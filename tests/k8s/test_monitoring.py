@@ -1,6 +1,5 @@
 """Alerts, dashboards and the runbook: they parse, they fire, and their metrics exist in a real service."""
 
-import asyncio
 import itertools
 import json
 import re
@@ -34,7 +33,7 @@ from tests.support.monitoring import (
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer, certify
-from tests.support.service import a_list, publish_to, serving, until
+from tests.support.service import a_list, published, serving, until
 
 pytestmark = pytest.mark.k8s
 
@@ -174,7 +173,7 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
     urls = [cosmos_http.url("monitoring"), redis_server.url(prefix="monitoring"), f"file://{folder}/store"]
     for url in urls:
         about = {"learnt_until": "2026-11-01T00:00:00+00:00"}
-        asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "item:a": a_list("b")}, about=about))
+        published(url, {"user:1": a_list("a", "b"), "item:a": a_list("b")}, about=about)
     options = [word for url in urls for word in ("--store", url)]
     options += ["--events", f"{folder}/events", "--hide-consumed", "buy=24", "--probation", "5m"]
     options += ["--cache-mb", "8", "--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key"]

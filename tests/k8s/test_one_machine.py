@@ -1,6 +1,5 @@
 """The kit for one machine: backups by the unit, Prometheus with its configuration on a real service, and compose."""
 
-import asyncio
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from tests.support.kubernetes import K8S, tool
 from tests.support.monitoring import panel_expressions
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tests.support.service import a_list, publish_lists, running, until
+from tests.support.service import a_list, published, running, until
 
 pytestmark = pytest.mark.k8s
 SYSTEMD = K8S / "targets/systemd"
@@ -41,7 +40,7 @@ def commands(unit: Path, name: str) -> list[str]:
 
 
 def test_backup_unit_keeps_a_week_and_records_success(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "hotplate", {"user:42": a_list("a", "b")}))
+    published(tmp_path / "hotplate", {"user:42": a_list("a", "b")})
     backups = tmp_path / "hotplate-backups"
     metrics = tmp_path / "prometheus/node-exporter"
     metrics.mkdir(parents=True)
@@ -121,7 +120,7 @@ def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp
     port = free_port()
     admin, web = (create(keys, name, [scope]).key for name, scope in (("prometheus", "admin"), ("web", "read")))
     (folder / "hotplate.key").write_text(admin)
-    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
+    published(tmp_path / "store", {"user:42": a_list("a", "b")})
     with running(tmp_path / "store", "--keys", str(keys), "--admin-host", "0.0.0.0") as service:
         replace(
             folder / "hotplate-rules.yaml",

@@ -1,6 +1,5 @@
 """The runbook's commands, run as written: those of hotplate on separate stores, those of curl on a service."""
 
-import asyncio
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from tests.support.command import hotplate
 from tests.support.kubernetes import tool
 from tests.support.monitoring import RUNBOOK
 from tests.support.processes import run_process
-from tests.support.service import a_list, publish_lists, running
+from tests.support.service import a_list, published, running
 
 pytestmark = pytest.mark.k8s
 
@@ -48,9 +47,7 @@ class Ground:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     folder = tmp_path_factory.mktemp("runbook") / "ground"
-    before, release = (
-        asyncio.run(publish_lists(folder / "store", {"user:42": a_list(mark, "c")})) for mark in ("a", "b")
-    )
+    before, release = (published(folder / "store", {"user:42": a_list(mark, "c")}) for mark in ("a", "b"))
     prepared = Ground(folder, release)
     names = prepared.variables
     assert hotplate("releases", "copy", "--from", names["STORE"], "--to", names["OTHER"]).returncode == 0

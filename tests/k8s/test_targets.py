@@ -1,6 +1,5 @@
 """What runs hotplate, in Kubernetes and elsewhere: started as it says, and valid by a schema if there is one."""
 
-import asyncio
 import copy
 import functools
 import json
@@ -23,7 +22,7 @@ from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, built, tool
 from tests.support.policies import LIVENESS_S
 from tests.support.processes import run_process
-from tests.support.service import a_list, publish_lists, started, until
+from tests.support.service import a_list, publish_lists, published, started, until
 
 pytestmark = pytest.mark.k8s
 TARGETS = K8S / "targets"
@@ -202,9 +201,7 @@ async def test_each_target_starts_and_answers_its_probes(target: Any, tmp_path: 
             assert service.get("/v1/recommendations/42", X_API_Key=key).json["source"] == "personal"
         else:
             # A platform that has checked its own key may hand it on.
-            answer = service.request(
-                "POST", "/score", b'{"data": [["42", "1"]]}', Authorization="Bearer of-the-platform"
-            )
+            answer = service.post("/score", b'{"data": [["42", "1"]]}', Authorization="Bearer of-the-platform")
             assert (answer.status, answer.json[0]["status"]) == (200, "ok")
 
 
@@ -229,7 +226,7 @@ def test_each_liveness_probe_lets_the_service_replace_a_worker(target: Any) -> N
 
 
 def test_edge_copies_the_live_release(tmp_path: Path) -> None:
-    release = asyncio.run(publish_lists(tmp_path / "far", {}))
+    release = published(tmp_path / "far", {})
     copier = iot_edge("hotplate-copy")
     environment = copier.environment | {
         "HOTPLATE_FROM": f"file://{tmp_path}/far",

@@ -1,6 +1,5 @@
 """The TypeScript client of docs/integration.md: generated from a running service, checked by the compiler, and run."""
 
-import asyncio
 import re
 import shlex
 import shutil
@@ -11,7 +10,7 @@ import pytest
 from tests.support.npm import installed
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tests.support.service import a_list, publish_lists, running
+from tests.support.service import a_list, published, running
 
 pytestmark = pytest.mark.k8s
 SECTION = (ROOT / "docs" / "integration.md").read_text().partition("## TypeScript\n")[2].partition("\n## ")[0]
@@ -41,7 +40,7 @@ def test_generated_types_compile_and_reject_unknown_fields(pytestconfig: pytest.
     packages = installed(pytestconfig, *PACKAGES)
     (tmp_path / "node_modules").symlink_to(packages / "node_modules")
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b", "c", "d")}))
+    published(tmp_path / "store", {"user:42": a_list("a", "b", "c", "d")})
     with running(tmp_path / "store") as service:
         stated = "127.0.0.1:8080"
         used = f"127.0.0.1:{service.port}"

@@ -24,6 +24,7 @@ from hotplate.stores.errors import StoreMisused
 from hotplate.stores.origin import AttributesEntry
 from tests.support.command import failed, hotplate, json_of
 from tests.support.interactions import checkerboard_model
+from tests.support.service import ids
 
 CSV = "id,price,size,stock,colour,new\na,10,42,5,red,true\nb,12.5,XL,,,\nc,,7,0,blue,false\n"
 KINDS = {"price": "number", "size": "text", "stock": "number", "colour": "text", "new": "text"}
@@ -191,7 +192,7 @@ def test_imported_lists_are_filtered_by_their_attributes(items: Path, tmp_path: 
             ("size:XL", "b"),
             ("new:false", "c"),
         ):
-            assert [item["id"] for item in lists.personal("al", where=where).items] == [expected], where
+            assert ids(lists.personal("al", where=where)) == [expected], where
     missing = hotplate("import", tmp_path / "lists.csv", "--store", store, "--item-attributes", tmp_path / "none.csv")
     failed(missing, "none.csv does not exist")
 
@@ -325,7 +326,7 @@ def test_import_says_which_columns_became_texts_to_keep_digits(tmp_path: Path) -
     ]
     with library.open_sync(store) as lists:
         for where, expected in (("seller:1750000000000000001", ["a"]), ("zip:1099", ["b"]), ("price:10", ["a"])):
-            assert [item["id"] for item in lists.personal("al", where=where).items] == expected, where
+            assert ids(lists.personal("al", where=where)) == expected, where
 
 
 def column_of(path: Path, name: str, **kinds: str) -> dict[str, Any]:

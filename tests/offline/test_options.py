@@ -67,7 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_named_lists_share_settings_of_attributes(model: Path, tmp_path: Path) -> None:
     items = pl.DataFrame({"item": ["p1", "p2"], "price": ["10", "12"]})
     lists = hotplate.ListSettings(attributes=items, attribute_kinds={"price": "number"})
-    written = hotplate.publish({"home": model, "basket": model}, f"file://{tmp_path / 'store'}", lists=lists)
+    written = hotplate.publish({"home": model, "basket": model}, f"file://{tmp_path}/store", lists=lists)
     assert written.result.manifest.about["item_attributes"]["columns"] == {"price": "number"}
 
 
@@ -76,11 +76,11 @@ def test_unknown_kind_of_attribute_is_refused(model: Path, tmp_path: Path) -> No
         attributes=pl.DataFrame({"item": ["p1"], "price": ["1"]}), attribute_kinds={"price": "txt"}
     )
     with pytest.raises(SettingError, match="'price' is 'txt'; write NAME=number, text, date or list"):
-        hotplate.publish(model, f"file://{tmp_path / 'store'}", lists=lists)
+        hotplate.publish(model, f"file://{tmp_path}/store", lists=lists)
 
 
 def test_force_publishes_with_few_available_items(model: Path, tmp_path: Path) -> None:
-    store = f"file://{tmp_path / 'store'}"
+    store = f"file://{tmp_path}/store"
     available = frozenset(load(model).matrix.item_ids[:2])
     lists = hotplate.ListSettings(rules=hotplate.Rules(available=available))
     with pytest.raises(DataError, match="Only 2 of"):

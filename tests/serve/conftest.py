@@ -1,6 +1,5 @@
 """The stores that tests of the reader, of the follower and of services read."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
-from tests.support.service import a_list, publish_lists
+from tests.support.service import a_list, published
 
 
 @pytest.fixture
@@ -25,5 +24,5 @@ def remote(memory: MemoryStore) -> RemoteStore:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A store of files with a release that has a list for user 42."""
-    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
+    published(tmp_path / "store", {"user:42": a_list("a", "b")})
     return tmp_path / "store"

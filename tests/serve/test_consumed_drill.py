@@ -5,7 +5,6 @@ still does not count. Only Redis can tell one service of what the other sold, so
 back; purchases that were answered while it was away wait for a restart of their service, too.
 """
 
-import asyncio
 import json
 import random
 import shutil
@@ -24,7 +23,7 @@ import pytest
 from hotplate.bench.process import free_port
 from tests.support.event_log import ids
 from tests.support.redis_server import RedisServer, running
-from tests.support.service import Service, a_list, publish_lists, serving, status_of, until
+from tests.support.service import Service, a_list, published, serving, status_of, until
 from tests.support.soak import SEED, scaled
 
 pytestmark = [
@@ -248,7 +247,7 @@ def test_no_list_shows_items_bought_through_either_service(
     tmp_path: Path, appends: str, record_property: Callable[[str, object], None]
 ) -> None:
     lists = {f"user:u{number}": a_list(*ITEMS) for number in range(USERS)}
-    asyncio.run(publish_lists(tmp_path / "store", lists | {"popular:": a_list("p1", "p2")}))
+    published(tmp_path / "store", lists | {"popular:": a_list("p1", "p2")})
     (tmp_path / "redis").mkdir()
     with running(tmp_path / "redis", "--appendonly", appends) as server, ExitStack() as stack:
         clock = RunningTime(server)
@@ -260,7 +259,7 @@ def test_no_list_shows_items_bought_through_either_service(
         services = list[Restarted]()
         for name in ("first", "second"):
             hiding = ("--events", str(tmp_path / name), "--hide-consumed", "buy=24", "--share-consumed", server.url())
-            services.append(Restarted(tmp_path, ("--store", f"file://{tmp_path / 'store'}", *hiding), clock))
+            services.append(Restarted(tmp_path, ("--store", f"file://{tmp_path}/store", *hiding), clock))
             clock.add(services[-1])
             services[-1].start()
             stack.callback(services[-1].kill)

@@ -16,7 +16,7 @@ import hotplate
 from tests.support.examples import examples
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tests.support.service import UNTIL_S, a_list, publish_lists, until
+from tests.support.service import UNTIL_S, a_list, ids, publish_lists, published, until
 
 GUIDE = "docs/integration.md"
 *_, NOTEBOOK = examples(GUIDE, "The lists in a Python program")
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def publish(folder: Path, *ids: str) -> None:
-    asyncio.run(publish_lists(folder, {"user:42": a_list(*ids)}))
+    published(folder, {"user:42": a_list(*ids)})
 
 
 def on(folder: Path, example: str) -> str:
@@ -95,10 +95,6 @@ def test_flask_serves_the_live_release_in_every_forked_gunicorn_worker(folder: P
 LISTS = {"user:42": a_list("a", "b", "c"), "item:a": a_list("b", "c"), "popular:France": a_list("vin", "pain")}
 
 
-def ids(answer: hotplate.Recommendations) -> list[str]:
-    return [item["id"] for item in answer.items]
-
-
 def modules_after(program: str) -> set[str]:
     """Return the modules loaded after *program* ran in a new Python process."""
     done = run_process(sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)", cwd=ROOT)
@@ -131,7 +127,7 @@ def test_lists_are_usable_only_while_open_and_on_their_event_loop(tmp_path: Path
         with pytest.raises(hotplate.StoreMisused, match=r"hotplate\.open_sync"):
             lists.popular()
 
-    asyncio.run(publish_lists(tmp_path, LISTS))
+    published(tmp_path, LISTS)
     asyncio.run(uses())
     with asyncio.Runner() as runner:
         runner.run(lists.__aenter__())
@@ -147,7 +143,7 @@ async def test_lists_can_be_entered_again_after_a_missing_deny_list(tmp_path: Pa
     await publish_lists(tmp_path / "store", LISTS)
     deny_list = tmp_path / "denied"
     deny_list.write_text("")
-    lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S, deny_list=deny_list)
+    lists = hotplate.open(f"file://{tmp_path}/store", timeout_s=UNTIL_S, deny_list=deny_list)
     async with lists:
         pass
 

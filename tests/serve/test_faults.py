@@ -15,7 +15,7 @@ from tests.support.limited_service import counted
 from tests.support.readers import WAIT_S, lists, reading, until_read
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
-from tests.support.service import a_list, publish_to, serving, until
+from tests.support.service import a_list, publish_to, published, serving, until
 from tests.support.tcp_proxy import Proxy, through
 
 
@@ -111,7 +111,7 @@ async def test_redis_outage_at_start_or_later_is_reported_and_survived(tmp_path:
 
 
 def test_store_warnings_are_json_lines_of_a_service_and_text_of_a_verb(tmp_path: Path, redis: RedisServer) -> None:
-    first, second = (asyncio.run(publish_to(redis.url(), lists("r"))) for _ in range(2))
+    first, second = (published(redis.url(), lists("r")) for _ in range(2))
     for row in redis.execute_command("KEYS", "*user:1"):
         redis.execute_command("DEL", row)
     warning = f"release {first} can be served, but is damaged"

@@ -1,7 +1,6 @@
 """Named lists as callers ask for them: one name, one list, and 404 for any other name."""
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
-from tests.support.service import UNTIL_S, Service, a_list, publish_lists, running
+from tests.support.service import UNTIL_S, Service, a_list, published, running
 from tests.support.stores import publish
 from tests.support.virtual import virtual
 
@@ -213,7 +212,7 @@ async def test_list_removed_during_a_read_is_unknown(memory: MemoryStore, remote
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("named") / "store"
-    asyncio.run(publish_lists(folder, LISTS, about=ABOUT))
+    published(folder, LISTS, about=ABOUT)
     with running(folder) as started:
         yield started
 
@@ -226,20 +225,20 @@ def test_list_is_requested_by_name(service: Service) -> None:
     assert service.get("/v1/recommendations/1?list=home").json == plain
     assert service.get("/v1/similar/a?list=basket").json["items"][0]["id"] == "basket similar"
     assert service.get("/v1/popular?list=basket&segment=France").json["items"][0]["id"] == "vin"
-    body = json.dumps({"users": ["2", "9"], "list": "basket"}).encode()
-    many = service.request("POST", "/v1/recommendations", body).json["results"]
+    body = {"users": ["2", "9"], "list": "basket"}
+    many = service.post("/v1/recommendations", body).json["results"]
     assert [(result["items"][0]["id"], result["list"]) for result in many] == [
         ("basket 2", "basket"),
         ("basket popular", "basket"),
     ]
-    folded = service.request("POST", "/v1/recommendations/fold-in", b'{"items":["zzz"],"list":"basket"}').json
+    folded = service.post("/v1/recommendations/fold-in", b'{"items":["zzz"],"list":"basket"}').json
     assert (folded["source"], folded["list"]) == ("popular", "basket")
 
 
 @pytest.mark.parametrize("path", ["/v1/recommendations/1", "/v1/similar/a", "/v1/popular"])
 def test_an_unknown_name_is_404_and_no_other_list(service: Service, path: str) -> None:
     answer = service.get(f"{path}?list=nothing")
-    assert (answer.status, answer.json["type"]) == (404, "urn:hotplate:problem:unknown-list")
+    assert answer.problem == (404, "unknown-list")
     assert "home, basket" in answer.json["detail"]
 
 
@@ -256,8 +255,8 @@ def test_client_and_library_accept_the_list_name(service: Service, tmp_path: Pat
         assert client.recommendations("1", list="basket").items[0]["id"] == "basket 1"
         with pytest.raises(RequestRefused, match="unknown-list"):
             client.recommendations("1", list="nothing")
-    asyncio.run(publish_lists(tmp_path / "store", LISTS, about=ABOUT))
-    with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as lists:
+    published(tmp_path / "store", LISTS, about=ABOUT)
+    with hotplate.open_sync(f"file://{tmp_path}/store", timeout_s=UNTIL_S) as lists:
         assert lists.personal("1", list="basket").list == "basket"
         with pytest.raises(hotplate.UnknownList):
             lists.personal("1", list="nothing")

@@ -20,7 +20,7 @@ from tests.support.limited_service import samples
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore
-from tests.support.service import Service, a_list, publish_lists, publish_to, running, serving, until
+from tests.support.service import Service, a_list, ids, published, running, serving, until
 from tests.support.stores import publish
 from tests.support.virtual import virtual
 
@@ -45,13 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def releases(folder: Path) -> dict[str, str]:
     """Of a store with a release that was live, the live one, the canary, and one that is ready; a user is erased."""
     store = folder / "store"
-    published = {
-        mark: asyncio.run(publish_lists(store, lists, live=mark in ("old", "live"))) for mark, lists in LISTS.items()
-    }
-    canary = ReleaseId(published["canary"])
+    releases = {mark: published(store, lists, live=mark in ("old", "live")) for mark, lists in LISTS.items()}
+    canary = ReleaseId(releases["canary"])
     run_on(f"file://{store}", lambda opened: lifecycle.start_canary(opened, canary, 50.0))
     run_on(f"file://{store}", lambda opened: erase_users(opened, ["gone"]))
-    return published
+    return releases
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +70,6 @@ def service(folder: Path, releases: dict[str, str], keys: dict[str, str]) -> Ite
     with running(folder / "store", "--keys", str(folder / "keys.json"), "--deny-list", str(deny_list)) as service:
         until(lambda: service.is_ready)
         yield service
-
-
-def ids(answer: object) -> list[str]:
-    return [item["id"] for item in answer["items"]]  # type: ignore[index]  # JSON
 
 
 @pytest.mark.parametrize("mark", LISTS)
@@ -109,14 +103,14 @@ def test_only_the_scope_admin_sees_it(service: Service, releases: dict[str, str]
         query = f"{path}?release={releases['draft']}"
         assert service.get(query).status == 401
         refused = service.get(query, X_API_Key=keys["read"])
-        assert (refused.status, refused.json["type"]) == (403, "urn:hotplate:problem:missing-scope")
+        assert refused.problem == (403, "missing-scope")
         assert service.get(query, X_API_Key=keys["admin"]).status == 403  # lacks `read`
         for unknown in ("20200101T000000Z-0000", "no-release"):
             absent = service.get(f"{path}?release={unknown}", X_API_Key=keys["both"])
-            assert (absent.status, absent.json["type"]) == (404, "urn:hotplate:problem:no-such-release")
+            assert absent.problem == (404, "no-such-release")
             assert unknown in absent.json["detail"]
     body = b'{"users": ["42"], "release": "x"}'
-    assert service.request("POST", "/v1/recommendations", body, X_API_Key=keys["both"]).status == 400
+    assert service.post("/v1/recommendations", body, X_API_Key=keys["both"]).status == 400
 
 
 def test_it_counts_nowhere_and_changes_no_later_answer(
@@ -211,8 +205,8 @@ def test_the_command_looks_at_a_release(folder: Path, releases: dict[str, str]) 
 
 def test_a_release_of_redis_is_seen_by_service_and_command(tmp_path: Path, redis_server: RedisServer) -> None:
     url = redis_server.url("redis", "previews")
-    live = asyncio.run(publish_to(url, LISTS["live"]))
-    ready = asyncio.run(publish_to(url, LISTS["draft"], live=False))
+    live = published(url, LISTS["live"])
+    ready = published(url, LISTS["draft"], live=False)
     assert json_of("lookup", "42", "--release", ready, "--store", url, "--json")["release"] == ready
     with serving(tmp_path, "--store", url) as service:
         until(lambda: service.is_ready)

@@ -22,7 +22,16 @@ from tests.support.examples import examples
 from tests.support.kubernetes import tool
 from tests.support.paths import ROOT
 from tests.support.redis_server import running as redis_running
-from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, running, running_app, serving, until
+from tests.support.service import (
+    UNTIL_S,
+    a_list,
+    publish_lists,
+    published,
+    running,
+    running_app,
+    serving,
+    until,
+)
 
 GUIDE = "docs/integration.md"
 ((FASTAPI,), (DJANGO,)) = (examples(GUIDE, framework) for framework in ("FastAPI", "Django"))
@@ -165,7 +174,7 @@ def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: st
         assert pages() == [[]] * 5, "the service is down"
         with serving(tmp_path, "--store", redis.url(), "--port", str(port), "--budget", "60", before=patience.INSTALL):
             assert pages() == [[]] * 5, "no release is live"
-            asyncio.run(publish_to(redis.url(), LISTS))
+            published(redis.url(), LISTS)
             until(lambda: ask("/") == POPULAR)
             time.sleep(REFRESH_AGAIN_S)  # then the client uses its memory
             assert pages() == [POPULAR, ["1", "2"], POPULAR, ["A-00003", "9"], FOLDED]

@@ -1,6 +1,5 @@
 """`fields`: answers with the attributes that a release shows, in each way of asking, and with nothing else."""
 
-import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from hotplate.base.recommendations import ITEM_FIELDS, Item
 from hotplate.serve.lists.filters import ReleaseFilters
 from hotplate.stores.attributes import ItemAttributes, encode_attributes
 from hotplate.stores.encoding import encode
-from tests.support.service import UNTIL_S, Answer, Service, publish_lists, running
+from tests.support.service import UNTIL_S, Answer, Service, published, running
 
 SHOWN = ("price", "image", "sku")
 # By item: price, image, sku and margin, which is not shown. None is missing.
@@ -45,7 +44,7 @@ def publish(folder: Path, shown: Sequence[str] = SHOWN) -> str:
     rows, about = encode_attributes(list(CARDS), columns)
     about["item_attributes"]["shown"] = shown
     bodies = {key: encode(items)[4:] for key, items in LISTS.items()}
-    return asyncio.run(publish_lists(folder, {**bodies, **dict(rows)}, about=about))
+    return published(folder, {**bodies, **dict(rows)}, about=about)
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +81,6 @@ def items_of(answer: Answer) -> list[dict[str, Any]]:
     return [{name: value for name, value in item.items() if name != "source"} for item in answer.json["items"]]
 
 
-def test_page_of_cards_takes_one_request(service: Service) -> None:
-    answer = service.get(path_of("recommendations/7", ["id", "title", "price", "image"]))
-    assert answer.json["items"] == [
-        {"id": "shoe 1", "title": "Boots", "price": 19.9, "image": "/i/1.jpg"},
-        {"id": "müsli 2/XL", "price": 20, "image": 'a"b\\c,\nd'},
-        {"id": "unheard-of", "title": "price"},
-        {"id": "A-00003", "title": "Tap"},
-    ]
-
-
 def drawn_fields() -> Iterator[list[str]]:
     """Yield the id with some of the other fields, in any order."""
     random = Random(81)
@@ -100,25 +89,20 @@ def drawn_fields() -> Iterator[list[str]]:
         yield ["id", *random.sample(others, random.randrange(len(others) + 1))]
 
 
-def test_each_route_returns_the_fields_that_were_asked_for(service: Service) -> None:
-    for fields in drawn_fields():
-        personal, similar, popular = (expected(LISTS[key], fields) for key in ("user:7", "item:hat", "popular:"))
-        assert items_of(service.get(path_of("recommendations/7", fields))) == personal
-        assert items_of(service.get(path_of("popular", fields))) == popular
-        assert items_of(service.get(path_of("similar/hat", fields))) == similar
-        assert items_of(service.get(path_of("recommendations/nobody", fields))) == popular
-        body = json.dumps({"users": ["7", "nobody"], "fields": ",".join(fields)}).encode()
-        many = service.request("POST", "/v1/recommendations", body).json["results"]
-        assert [result["items"] for result in many] == [personal, popular]
-
-
-def test_library_and_client_return_the_fields_that_were_asked_for(folder: Path, service: Service) -> None:
+def test_each_way_of_asking_returns_the_fields_that_were_asked_for(folder: Path, service: Service) -> None:
     with (
         hotplate.open_sync(f"file://{folder}", timeout_s=UNTIL_S) as lists,
         hotplate.Client(service.url, timeout_s=UNTIL_S) as client,
     ):
         for fields in drawn_fields():
             personal, similar, popular = (expected(LISTS[key], fields) for key in ("user:7", "item:hat", "popular:"))
+            for name, items in (
+                ("recommendations/7", personal),
+                ("recommendations/nobody", popular),
+                ("similar/hat", similar),
+                ("popular", popular),
+            ):
+                assert items_of(service.get(path_of(name, fields))) == items
             for one in (lists.personal, client.recommendations):
                 assert one("7", fields=fields).items == personal
             for many in (lists.personal_many, client.batch):
@@ -172,8 +156,8 @@ def test_overrides_replace_shown_values_at_once(folder: Path, tmp_path: Path) ->
 
 def test_filler_keeps_the_title_that_was_asked_for(tmp_path: Path) -> None:
     filler = b'{"id":"hat","score":0.0,"filler":true,"title":"Hat"}'  # as `publish` writes it
-    asyncio.run(publish_lists(tmp_path / "store", {"popular:": filler}))
-    with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as opened:
+    published(tmp_path / "store", {"popular:": filler})
+    with hotplate.open_sync(f"file://{tmp_path}/store", timeout_s=UNTIL_S) as opened:
         assert opened.popular(fields=["id", "title"]).items == [{"id": "hat", "title": "Hat"}]
         assert opened.popular(fields=["id", "score"]).items == [{"id": "hat", "score": 0.0}]
         assert opened.popular().items == [{"id": "hat", "score": 0.0, "filler": True, "title": "Hat"}]
@@ -184,8 +168,8 @@ def test_any_name_that_publish_takes_can_be_asked_for(tmp_path: Path) -> None:
     rows, about = encode_attributes(["hat"], {name: [name] for name in names})
     about["item_attributes"]["shown"] = names
     lists = {"popular:": encode(LISTS["popular:"])[4:], **dict(rows)}
-    asyncio.run(publish_lists(tmp_path / "store", lists, about=about))
-    with hotplate.open_sync(f"file://{tmp_path / 'store'}", timeout_s=UNTIL_S) as opened:
+    published(tmp_path / "store", lists, about=about)
+    with hotplate.open_sync(f"file://{tmp_path}/store", timeout_s=UNTIL_S) as opened:
         assert opened.popular(1, fields=["id", *names]).items == [{"id": "hat", **{name: name for name in names}}]
 
 

@@ -21,7 +21,7 @@ from tests.support import patience
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
-from tests.support.service import UNTIL_S, a_list, publish_lists, publish_to, until
+from tests.support.service import UNTIL_S, a_list, ids, published, until
 
 LISTS = {"user:42": a_list("a", "b", "c"), "item:a": a_list("b", "c"), "popular:France": a_list("vin", "pain")}
 
@@ -34,11 +34,7 @@ def url(tmp_path: Path) -> str:
 
 
 def publish(folder: Path) -> str:
-    return asyncio.run(publish_lists(folder, LISTS))
-
-
-def ids(answer: hotplate.Recommendations) -> list[str]:
-    return [item["id"] for item in answer.items]
+    return published(folder, LISTS)
 
 
 def uses(lists: hotplate.SyncLists) -> list[Callable[[], object]]:
@@ -148,7 +144,7 @@ def test_remote_lists_are_read_and_next_tier_replaces_an_unreachable_store(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     remote = redis_server.url("redis", "sync")
-    asyncio.run(publish_to(remote, LISTS))
+    published(remote, LISTS)
     local = publish(tmp_path)
     with hotplate.open_sync(remote, f"file://{tmp_path}", budget_s=UNTIL_S, timeout_s=UNTIL_S) as lists:
         assert (ids(lists.personal("42")), lists.similar("a").tier) == (["a", "b", "c"], "redis")
@@ -156,7 +152,7 @@ def test_remote_lists_are_read_and_next_tier_replaces_an_unreachable_store(
             answers = list(callers.map(lists.personal, ["42"] * 200))
         assert {answer.source for answer in answers} == {"personal"}
         assert threads() == ["hotplate"]
-        second = asyncio.run(publish_to(remote, LISTS))
+        second = published(remote, LISTS)
         until(lambda: lists.personal("42").release == second)
     with hotplate.open_sync("redis://127.0.0.1:1/0", f"file://{tmp_path}", timeout_s=UNTIL_S) as lists:
         found_in = lists.personal("42")
@@ -284,13 +280,13 @@ def test_forked_process_follows_releases_before_and_after_use_by_parent(
     tmp_path: Path, redis_server: RedisServer, when: str, scheme: str
 ) -> None:
     url = f"file://{tmp_path}" if scheme == "file" else redis_server.url("redis", f"forked-{when}")
-    asyncio.run(publish_to(url, LISTS))
+    published(url, LISTS)
     with subprocess.Popen(
         [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", FORKING, url, when],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "grandchild\n"
-        second = asyncio.run(publish_to(url, LISTS))
+        second = published(url, LISTS)
         out, err = process.communicate("go on\n", timeout=UNTIL_S)
     assert (process.returncode, out, err) == (0, f"{second}\n", "")

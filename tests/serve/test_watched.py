@@ -14,6 +14,7 @@ import pytest
 from hotplate.serve.processes.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.tasks import background
 from hotplate.serve.watched import WatchedFiles, follow
+from tests.support.waiting import until_true
 
 
 def polled(watched: WatchedFiles) -> list[Exception]:
@@ -127,8 +128,7 @@ async def test_files_are_followed_after_a_thread_could_not_be_started(
 
     monkeypatch.setattr(asyncio, "to_thread", start_thread)
     async with background(follow([watched])), asyncio.timeout(60):
-        while used != [b"first", b"other"]:
-            await asyncio.sleep(0.01)
+        await until_true(lambda: used == [b"first", b"other"])
 
 
 def test_same_content_is_loaded_again_in_another_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

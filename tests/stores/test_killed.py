@@ -24,7 +24,7 @@ from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED, in_soak, scaled
 from tests.support.stores import LISTS, allow_erasure, batches, lapse, publish, published_rows, ref_of
 
 pytestmark = pytest.mark.usefixtures("patience")
@@ -78,7 +78,7 @@ def started(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield publisher
 
 
-@pytest.mark.parametrize("acknowledged", [1, *(pytest.param(number, marks=pytest.mark.soak) for number in (12, 29))])
+@pytest.mark.parametrize("acknowledged", [1, *(in_soak(number) for number in (12, 29))])
 async def test_killed_publish_continues_after_acknowledged_rows(url: str, acknowledged: int) -> None:
     rows = [LISTS[0], *(Row(f"user:{number:05}", b"%d" % number) for number in range(BATCH * (acknowledged + 2)))]
     plan = Plan(len(rows), 1000)
@@ -123,7 +123,7 @@ async def killed_erasure(url: str, steps: int, kill_after_s: float) -> set[str]:
     return {str(number) for number in range(reached)}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(scaled(30), marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, in_soak(scaled(30))])
 async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills: int) -> None:
     store = connect(url)
     users = [Row(f"user:{number}", b'{"id":"a"}') for number in range(200)]

@@ -19,11 +19,14 @@ from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.tracing import Tracer
 from hotplate.serve.tiers.reader import TieredReader
+from tests.support.waiting import until_true
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 needs_lane = pytest.mark.skipif(not is_compiled(), reason="the fast lane is not compiled")
 # Headers that differ from one answer to the next by no choice of the server.
 VARYING = re.compile(rb"(?m)^(?:Date: |Server-Timing: app;dur=)[^\r]*|^X-Request-Id: [0-9a-f]{20}(?=\r)")
+# The start of an answer that is not interim.
+FINAL = re.compile(rb"HTTP/1\.[01] [2-5]")
 # In how many turns of the loop a piece is read, and all is answered.
 TURNS, LAST_TURNS = 6, 60
 
@@ -46,6 +49,16 @@ class MemoryTransport(asyncio.Transport):
             came = bytes(self._unread)
             self._unread = bytearray()
             self.connection.data_received(came)
+
+    async def answers(self, count: int = 1) -> bytes:
+        """Wait for this many answers; return all that was written."""
+        await until_true(lambda: len(FINAL.findall(self.written)) >= count)
+        return bytes(self.written)
+
+    async def until_closed(self) -> bytes:
+        """Wait until the connection is closed; return all that was written."""
+        await until_true(lambda: self.closed)
+        return bytes(self.written)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self.closed:
@@ -133,6 +146,13 @@ def connected(server: HttpServer) -> tuple[Connection, MemoryTransport]:
     transport = MemoryTransport(connection)
     connection.connection_made(transport)
     return connection, transport
+
+
+def sent_to(server: HttpServer, data: bytes) -> MemoryTransport:
+    """Connect to a server in memory, send *data*, and return the client's end."""
+    _, transport = connected(server)
+    transport.feed(data)
+    return transport
 
 
 async def exchange(server: HttpServer, pieces: Sequence[bytes], pause_s: float = 0.0, turns: int = TURNS) -> bytes:

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED, in_soak, scaled
 
 
 def depths(quick: int, soak: int) -> pytest.MarkDecorator:
     """Run a test with *examples* examples in the fast suite, and with this many in a soak of ten minutes."""
-    deep = pytest.param(scaled(soak), id="soak", marks=pytest.mark.soak)
+    deep = in_soak(scaled(soak))
     return pytest.mark.parametrize("examples", [pytest.param(quick, id="quick"), deep])
 
 

@@ -19,6 +19,7 @@ from redis.driver_info import DriverInfo
 
 from hotplate.bench.cosmos_emulator.server import make_certificate
 from hotplate.bench.process import free_port
+from hotplate.stores.redis.store import RedisStore
 from tests.support.paths import ROOT
 
 # The version of redis-py, which each new client would read from the metadata of its package.
@@ -44,6 +45,9 @@ end
 
 # Generous: tests assert that something happens, not how soon.
 SOON_S = 30.0
+
+# Opens a store at a URL, which is closed at the end of the test.
+OpenRedis = Callable[[str], RedisStore]
 
 
 def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Callable[..., str]) -> dict[str, str]:

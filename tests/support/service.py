@@ -1,5 +1,6 @@
 """A real service in separate processes, and a minimal client."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -71,6 +72,19 @@ class Answer:
     def json(self) -> Any:  # noqa: ANN401 -- JSON is whatever it is
         return json.loads(self.body)
 
+    @property
+    def problem(self) -> tuple[int, str]:
+        """Return the status and the kind of a problem document."""
+        return self.status, self.json["type"].removeprefix("urn:hotplate:problem:")
+
+
+def ids(answer: Any) -> list[str]:  # noqa: ANN401 -- see below
+    """Return the ids of the items in an answer of the service, a client or the library, or in a result of a batch."""
+    if isinstance(answer, Answer):
+        assert answer.status == 200, answer.body
+        answer = answer.json
+    return [item["id"] for item in (answer["items"] if isinstance(answer, dict) else answer.items)]
+
 
 def status_of(port: int, path: str, method: str = "GET", *, timeout_s: float = UNTIL_S) -> int:
     """Return the status of an answer over a new connection; 0 if it is cut, refused or late."""
@@ -132,6 +146,15 @@ class Service:
         """Request something of the health listener."""
         return self._request(self.health_port, "GET", path, None, {})
 
+    @property
+    def status(self) -> str:
+        """Return what a worker says of its readiness: ready, degraded or another word."""
+        return str(self.get("/readyz").json["status"])
+
+    def until_states(self, status: str, workers: int) -> None:
+        """Wait until this many workers, and no others, have a status."""
+        until(lambda: [state["status"] for state in self.states()] == [status] * workers, f"they are not {status}")
+
     def states(self) -> list[Any]:
         """Return what each worker says of itself."""
         states: list[Any] = self.admin("/readyz").json["workers"]
@@ -149,6 +172,11 @@ class Service:
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.request("GET", path, None, **headers)
+
+    def post(self, path: str, body: object, **headers: str) -> Answer:
+        """Send *body*, as JSON unless it is bytes."""
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.request("POST", path, sent, **headers)
 
     def is_ready(self) -> bool:
         """Whether a worker says that it is ready; False, too, while the connection is cut or refused."""
@@ -250,6 +278,15 @@ async def publish_lists(
 ) -> str:
     """Publish *lists* by key into the store in *folder*, and return the release."""
     return await publish_through(connect(f"file://{folder}"), lists, live=live, about=about)
+
+
+def published(
+    store: Path | str, lists: dict[str, bytes], *, live: bool = True, about: Mapping[str, Any] | None = None
+) -> str:
+    """Publish *lists* by key into the store in a folder, or at a URL, where no event loop runs; return the release."""
+    if isinstance(store, Path):
+        return asyncio.run(publish_lists(store, lists, live=live, about=about))
+    return asyncio.run(publish_to(store, lists, live=live, about=about))
 
 
 async def publish_to(

@@ -5,6 +5,7 @@ The seed is left in the environment, because each process of pytest-xdist collec
 
 import os
 import random
+from typing import Any
 
 import pytest
 
@@ -17,3 +18,8 @@ long = pytest.mark.skipif(MINUTES < 20, reason="takes more than a soak of ten mi
 def scaled(count: int, *, least: int = 1) -> int:
     """Scale a count of a soak of ten minutes to SOAK_MINUTES."""
     return max(least, round(count * MINUTES / 10))
+
+
+def in_soak(*values: object) -> Any:  # noqa: ANN401 -- the type is private to pytest
+    """Return the parameters of a test that is left to the soak."""
+    return pytest.param(*values, marks=pytest.mark.soak)

@@ -39,6 +39,7 @@ __all__ = (
     "begin_draft",
     "draft_of",
     "lapse",
+    "lists_of",
     "look",
     "on_every_store",
     "publish",
@@ -56,6 +57,11 @@ on_every_store = pytest.mark.parametrize("open_store", ["memory", "file", "redis
 
 
 LISTS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
+
+
+def lists_of(users: int, value: bytes = b"list of %d") -> list[Row]:
+    """Return a row for each of *users* users, with six digits, in the order of keys; `%d` in *value* is the number."""
+    return [Row(f"user:{n:06}", value.replace(b"%d", b"%d" % n)) for n in range(users)]
 
 
 def as_bodies(rows: Sequence[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ from azure.cosmos import PartitionKey
 from hotplate.bench.cosmos_emulator.messages import HttpError
 from hotplate.bench.cosmos_emulator.partitions import Partitions, effective_key, encode
 from hotplate.stores.cosmos.url import Throughput, minimum_ru
+from tests.support.soak import in_soak
 
 START = 1000.0
 
@@ -29,10 +30,8 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
     return total
 
 
-@pytest.mark.parametrize("ru", [400, 1_000, pytest.param(4_000, marks=pytest.mark.soak), 11_000])
-@pytest.mark.parametrize(
-    ("charge_ru", "seconds"), [pytest.param(1.0, 3, marks=pytest.mark.soak), (1.14, 3), (10.8, 10), (145.9, 100)]
-)
+@pytest.mark.parametrize("ru", [400, 1_000, in_soak(4_000), 11_000])
+@pytest.mark.parametrize(("charge_ru", "seconds"), [in_soak(1.0, 3), (1.14, 3), (10.8, 10), (145.9, 100)])
 def test_provisioned_throughput_is_admitted(ru: int, charge_ru: float, seconds: int) -> None:
     partitions = Partitions(Throughput(ru), 1)
     keys = [f"user-{n}" for n in range(997)]

@@ -2,12 +2,11 @@
 
 import datetime as dt
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -16,6 +15,7 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 from hotplate.bench.planner import prices as azure_prices
 from hotplate.bench.planner.prices import Prices, fetch_prices, load, parse
 from tests.support.command import hotplate
+from tests.support.http_server import http_server
 
 TODAY = dt.date(2026, 11, 25)
 
@@ -45,47 +45,24 @@ REDIS = [
 ]
 
 
-class RetailList(BaseHTTPRequestHandler):
-    """Answers in pages of two items, by the service in the filter."""
+@contextmanager
+def retail_list(status: int = 200, **change: Any) -> Iterator[str]:  # noqa: ANN401 -- fields of a page
+    """Answer in pages of two items, by the service in the filter."""
 
-    change: ClassVar[dict[str, Any]] = {}
-    asked: ClassVar[list[dict[str, list[str]]]] = []
-    status = 200
-
-    def do_GET(self) -> None:
-        query = parse_qs(urlsplit(self.path).query)
-        self.asked.append(query)
+    def respond(path: str, headers: Message, _: bytes) -> tuple[int, bytes]:
+        query = parse_qs(urlsplit(path).query)
         condition = query["$filter"][0]
         skip = int(query.get("$skip", ["0"])[0])
         names = {"Azure Cosmos DB": COSMOS, "Virtual Machines": MACHINES, "Redis Cache": REDIS}
         items = next(prices for name, prices in names.items() if name in condition)
-        port = self.headers["Host"].partition(":")[2]
-        more = f"http://127.0.0.1:{port}{self.path.partition('&$skip')[0]}&$skip={skip + 2}"
+        more = f"http://{headers['Host']}{path.partition('&$skip')[0]}&$skip={skip + 2}"
         following = more if skip + 2 < len(items) else None
-        page = {"BillingCurrency": "EUR", "Items": items[skip : skip + 2], "NextPageLink": following} | self.change
-        body = json.dumps(page).encode()
-        self.send_response(self.status)
-        if self.status == 302:
-            self.send_header("Location", "http://localhost:1/")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        page = {"BillingCurrency": "EUR", "Items": items[skip : skip + 2], "NextPageLink": following}
+        return status, json.dumps(page | change).encode()
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def retail_list(status: int = 200, **change: Any) -> Iterator[str]:  # noqa: ANN401 -- fields of a page
-    handler = type("Handler", (RetailList,), {"change": change, "asked": [], "status": status})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/api/retail/prices"
-        finally:
-            server.shutdown()
-            thread.join()
+    redirection = {"Location": "http://localhost:1/"} if status == 302 else {}
+    with http_server(respond, **redirection) as origin:
+        yield f"{origin}/api/retail/prices"
 
 
 def read(url: str) -> tuple[Prices, list[str]]:

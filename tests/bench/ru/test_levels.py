@@ -33,6 +33,7 @@ from hotplate.bench.ru.run import cost, plan
 from hotplate.bench.ru.sandbox import own_url
 from hotplate.stores.cosmos.url import Throughput
 from tests.support.planning import a_plan
+from tests.support.soak import in_soak
 from tests.support.virtual import delayed, simulate
 
 URL = "cosmos+http://127.0.0.1:8081/bench"
@@ -100,11 +101,11 @@ def measured(
     ("ru", "charge_ru", "offset_s"),
     [
         (400, 1.0, 0.0),
-        pytest.param(400, 1.67, 0.37, marks=pytest.mark.soak),
-        pytest.param(400, 1.0, 0.37, marks=pytest.mark.soak),
-        pytest.param(400, 1.67, 0.0, marks=pytest.mark.soak),
-        pytest.param(1_000, 1.14, 0.0, marks=pytest.mark.soak),
-        pytest.param(1_000, 1.14, 0.37, marks=pytest.mark.soak),
+        in_soak(400, 1.67, 0.37),
+        in_soak(400, 1.0, 0.37),
+        in_soak(400, 1.67, 0.0),
+        in_soak(1_000, 1.14, 0.0),
+        in_soak(1_000, 1.14, 0.37),
     ],
 )
 def test_ten_second_window_gains_no_extra_budget(ru: int, charge_ru: float, offset_s: float) -> None:

@@ -3,12 +3,11 @@
 import gzip
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import fsspec
@@ -24,6 +23,7 @@ from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.model_folder import save
 from hotplate.offline.options import Columns, Format
 from tests.support.command import hotplate
+from tests.support.http_server import handled_by
 from tests.support.interactions import checkerboard_model, pairs_of, write
 
 MOVIES = [(196, 242, 3, 881250949), (186, 302, 3, 891717742), (196, 377, 1, 878887116), (22, 242, 2, 880606923)]
@@ -175,10 +175,8 @@ def web(tmp_path: Path) -> Iterator[str]:
     """Serve `tmp_path/web` over HTTP, whatever the query."""
     (tmp_path / "web").mkdir()
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with handled_by(handler) as origin:
+        yield origin
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of fsspec's own loop
@@ -210,12 +208,8 @@ class _SlowBody(BaseHTTPRequestHandler):
 def test_a_download_may_take_longer_than_the_default_of_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", ClientTimeout(total=0.1))
     HTTPFileSystem.clear_instance_cache()  # with sessions of other tests
-    with ThreadingHTTPServer(("127.0.0.1", 0), _SlowBody) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            assert read_interactions(f"http://127.0.0.1:{server.server_port}/a.csv").rows == 1
-        finally:
-            server.shutdown()
+    with handled_by(_SlowBody) as origin:
+        assert read_interactions(f"{origin}/a.csv").rows == 1
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above

@@ -32,6 +32,7 @@ from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
+from tests.support.waiting import until_true
 
 pytestmark = [pytest.mark.spark, pytest.mark.usefixtures("patience")]
 USERS = 6_000
@@ -189,8 +190,7 @@ async def test_a_failed_publish_leaves_other_jobs_of_its_session_running(
             raise KeyError
 
     other = asyncio.create_task(asyncio.to_thread(session.sparkContext.parallelize([7], 1).map(wait).collect))
-    while not started.exists():
-        await asyncio.sleep(0.05)
+    await until_true(started.exists)
     store = connect(url)
     source = SparkLists(lists_of(model_of(USERS)), session, url)
     with pytest.raises(KeyError):

@@ -223,6 +223,6 @@ def test_master_is_given_or_of_spark_submit() -> None:
 def test_file_store_publish_to_a_cluster_fails_before_starting_spark(tmp_path: Path) -> None:
     save(checkerboard_model(40), tmp_path / "model")
     master = ("--master", "spark://nowhere:7077")
-    refused = hotplate("publish", tmp_path / "model", "--store", f"file://{tmp_path / 'store'}", *master)
+    refused = hotplate("publish", tmp_path / "model", "--store", f"file://{tmp_path}/store", *master)
     assert refused.returncode == 2
     assert "written by one process, so Spark" in refused.stderr

@@ -9,7 +9,7 @@ from hotplate.serve.access.auth import CELLS, Guard, buckets_of
 from hotplate.serve.access.keys import KeyHolder, create
 from hotplate.serve.problems import Problem
 from hotplate.serve.processes.shared_table import private_floats
-from tests.support.service import running, until
+from tests.support.service import running
 
 RATE = 200.0
 
@@ -22,7 +22,7 @@ def test_rate_limit_is_shared_by_all_workers(folder: Path) -> None:
     keys = folder.parent / "keys.json"
     key = create(keys, "web", ["read"], 0.01).key
     with running(folder, "--keys", str(keys), "--workers", "4") as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 4, "they are not ready")
+        service.until_states("ready", 4)
         statuses = Counter(service.get("/v1/popular", X_API_Key=key).status for _ in range(40))
     assert statuses == {200: 1, 429: 39}
 

@@ -23,7 +23,8 @@ from hotplate.serve.access.oidc import TokenVerifier, verifier_of
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
 from tests.support.http_server import http_server
-from tests.support.service import UNTIL_S, a_list, publish_lists, running
+from tests.support.service import UNTIL_S, a_list, published, running
+from tests.support.waiting import until_true
 
 AUDIENCE = "api://hotplate"
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -278,9 +279,7 @@ async def test_no_request_waits_for_new_keys_while_stale_ones_are_known(
     issuer.may_answer.clear()  # the issuer accepts connections and does not answer
     assert await status_of(guard, issuer.token(sub="another")) == 200
     issuer.may_answer.set()
-    async with asyncio.timeout(60):
-        while "/keys" not in issuer.fetched:
-            await asyncio.sleep(0.01)
+    await until_true(lambda: "/keys" in issuer.fetched)
 
 
 async def test_requests_share_one_fetch_from_a_hanging_issuer(
@@ -342,7 +341,7 @@ async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
 def test_service_accepts_both_keys_and_tokens(issuer: Issuer, tmp_path: Path) -> None:
     store = tmp_path / "store"
     keys = tmp_path / "keys.json"
-    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
+    published(store, {"user:42": a_list("a", "b")})
     key = create(keys, "web", ["read"]).key
     tokens = ("--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE)
     good = issuer.token()

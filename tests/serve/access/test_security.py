@@ -1,6 +1,5 @@
 """Refusals of unauthorised and malformed requests, and that keys never appear in answers or logs."""
 
-import asyncio
 import json
 import re
 import socket
@@ -16,7 +15,7 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.problems import Problem
 from hotplate.serve.settings import ServiceSettings
 from tests.support.forked import Forked
-from tests.support.service import UNTIL_S, Answer, Service, a_list, publish_lists, running, until
+from tests.support.service import UNTIL_S, Answer, Service, a_list, published, running, until
 
 USER = "/v1/recommendations/42"
 PROBES = ("/livez", "/readyz", "/health/live", "/health/ready")
@@ -35,7 +34,7 @@ class Keyed:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("security") / "store"
-    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
+    published(store, {"user:42": a_list("a", "b")})
     return store
 
 
@@ -57,7 +56,7 @@ def test_a_request_without_a_key_is_refused_with_a_challenge(keyed: Keyed) -> No
     answers = [keyed.service.get(path) for path in (USER, "/v1/similar/x", "/v1/popular")]
     for answer in (*answers, keyed.service.admin("/metrics"), keyed.service.admin("/v1/releases/rollback", "POST")):
         assert refused(answer, 401, "no-key") == 'Bearer realm="hotplate"'
-    assert refused(keyed.service.request("POST", "/v1/recommendations", b'{"users": []}'), 401, "no-key")
+    assert refused(keyed.service.post("/v1/recommendations", b'{"users": []}'), 401, "no-key")
     assert refused(keyed.service.request("DELETE", "/v1/popular"), 401, "no-key")
     assert refused(keyed.service.get(USER, Authorization="Basic aHA6eA=="), 401, "no-key")
     for name in ("key", "api_key", "X-API-Key", "access_token"):

@@ -1,7 +1,5 @@
 """Every route and refusal as callers see it, with its options and cache headers."""
 
-import asyncio
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.limited_service import counted
-from tests.support.service import Answer, Service, a_list, publish_lists, running
+from tests.support.service import Answer, Service, a_list, ids, published, running
 
 ODD_IDS = [
     "a/b", "100%", "%FF", "quo\"te's", "😀", "a b+c", "?n=1", "é" * 128, "..", "#", "\\", "\n", "null", "0" * 256,
@@ -26,7 +24,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     lists = {f"user:{user}": a_list(f"for {user}", "second", "third") for user in ODD_IDS}
     lists |= {"user:42": a_list(*map(str, range(20))), "user:empty": b"", "item:a/b": a_list("x", "y")}
     lists |= {"popular:France": a_list("vin", "pain"), "user:odd": a_list(*ODD), "item:7": a_list("x", "y", "z")}
-    return folder, asyncio.run(publish_lists(folder, lists))
+    return folder, published(folder, lists)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +33,8 @@ def service(release: tuple[Path, str]) -> Iterator[Service]:
         yield running_service
 
 
-def ids(answer: Answer) -> list[str]:
-    assert answer.status == 200, answer.body
-    return [item["id"] for item in answer.json["items"]]
-
-
 def batch(service: Service, **fields: object) -> Any:  # noqa: ANN401 -- JSON is whatever it is
-    answer = service.request("POST", "/v1/recommendations", json.dumps(fields).encode())
+    answer = service.post("/v1/recommendations", fields)
     assert answer.status == 200, answer.body
     return answer.json
 
@@ -104,10 +97,7 @@ def test_similar_items_and_the_popular_list(service: Service) -> None:
 def test_many_users_are_answered_in_order(service: Service, release: tuple[Path, str]) -> None:
     answer = batch(service, users=["42", "nobody", "a/b", "42"], n=2)
     assert answer["release"] == release[1]
-    results = [
-        (result["user"], result["status"], result["source"], [item["id"] for item in result["items"]])
-        for result in answer["results"]
-    ]
+    results = [(result["user"], result["status"], result["source"], ids(result)) for result in answer["results"]]
     assert results == [
         ("42", "ok", "personal", ["0", "1"]),
         ("nobody", "unknown", "popular", ["p1", "p2"]),
@@ -143,13 +133,13 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
     ],
 )
 def test_malformed_body_is_refused(service: Service, body: bytes, sentence: str) -> None:
-    assert re.search(sentence, refused(service.request("POST", "/v1/recommendations", body), 400, "bad-parameter"))
+    assert re.search(sentence, refused(service.post("/v1/recommendations", body), 400, "bad-parameter"))
 
 
 def test_unknown_paths_and_methods_get_problem_documents(service: Service) -> None:
     for path in ("/nothing", "/metrics"):
         refused(service.get(path), 404, "no-such-route")
-    assert "--events" in refused(service.request("POST", "/v1/events", b"{}"), 404, "no-such-route")
+    assert "--events" in refused(service.post("/v1/events", b"{}"), 404, "no-such-route")
     answer = service.request("DELETE", "/v1/popular")
     refused(answer, 405, "no-such-method")
     assert answer.headers["allow"] == "GET, HEAD"
@@ -197,7 +187,7 @@ def test_any_id_can_be_excluded(service: Service) -> None:
         remaining = [item for item in ODD if item != odd]
         assert ids(service.get(f"/v1/recommendations/odd?n={n}&exclude={quote(odd, safe='')}")) == remaining
         (result,) = batch(service, users=["odd"], n=n, exclude=[odd])["results"]
-        assert [item["id"] for item in result["items"]] == remaining
+        assert ids(result) == remaining
 
 
 def test_fallback_answers_are_not_cacheable(service: Service) -> None:
@@ -207,7 +197,7 @@ def test_fallback_answers_are_not_cacheable(service: Service) -> None:
     assert cache_of("/v1/recommendations/42") == "private, no-cache"
     assert cache_of("/v1/similar/7") == cache_of("/v1/popular") == "public, max-age=60"
     assert cache_of("/v1/recommendations/nobody") == cache_of("/v1/similar/unknown") == "no-store"
-    assert service.request("POST", "/v1/recommendations", b'{"users": []}').headers["cache-control"] == "no-store"
+    assert service.post("/v1/recommendations", b'{"users": []}').headers["cache-control"] == "no-store"
 
 
 def test_every_list_has_an_etag_and_head_gives_the_same_headers(service: Service) -> None:

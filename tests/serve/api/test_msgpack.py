@@ -1,6 +1,5 @@
 """The two forms of a batch say the same."""
 
-import asyncio
 import http.client
 import json
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ import msgspec
 import pytest
 
 from hotplate.serve.api.routes import JSON, MSGPACK
-from tests.support.service import Answer, Service, a_list, publish_lists, running
+from tests.support.service import Answer, Service, a_list, ids, published, running
 
 ODD = ["a,b", 'quo"te', "\\", "é", "😀", "two\r\nlines", "\n", "'", "=1+1", "\x00"]
 MANY = [str(number) for number in range(2000)]
@@ -21,7 +20,7 @@ LISTS |= {f"user:{user}": a_list(*(f"{user}-{rank}" for rank in range(10))) for 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("formats") / "store"
-    asyncio.run(publish_lists(folder, LISTS))
+    published(folder, LISTS)
     with running(folder) as running_service:
         yield running_service
 
@@ -29,14 +28,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def service_of_all_routes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("routes") / "store"
-    asyncio.run(publish_lists(folder, LISTS))
+    published(folder, LISTS)
     with running(folder, "--events", str(folder.parent / "events"), "--fold-in") as running_service:
         yield running_service
 
 
 def post(service: Service, media: str, users: list[str]) -> Answer:
-    body = json.dumps({"users": users, "n": 10}).encode()
-    answer = service.request("POST", "/v1/recommendations", body, Accept=media)
+    body = {"users": users, "n": 10}
+    answer = service.post("/v1/recommendations", body, Accept=media)
     assert answer.status == 200, answer.body
     assert answer.headers["content-type"].partition(";")[0] == media
     return answer
@@ -52,7 +51,7 @@ def test_json_and_msgpack_batches_are_equal_and_large_ones_complete(service: Ser
         assert plain == packed
         assert [result["user"] for result in plain["results"]] == users
     assert [result["items"][0]["id"] for result in plain["results"][100:]] == [f"{user}-0" for user in MANY[100:]]
-    assert [item["id"] for item in decoded(post(service, MSGPACK, ["42"]))["results"][0]["items"]] == ODD
+    assert ids(decoded(post(service, MSGPACK, ["42"]))["results"][0]) == ODD
 
 
 @pytest.mark.parametrize(
@@ -66,12 +65,12 @@ def test_json_and_msgpack_batches_are_equal_and_large_ones_complete(service: Ser
     ],
 )
 def test_msgpack_is_sent_to_those_that_accept_it(service: Service, accept: str, media: str) -> None:
-    answer = service.request("POST", "/v1/recommendations", b'{"users": ["42"]}', Accept=accept)
+    answer = service.post("/v1/recommendations", b'{"users": ["42"]}', Accept=accept)
     assert (answer.status, answer.headers["content-type"]) == (200, media)
 
 
 def packed(service: Service, body: bytes, **headers: str) -> Answer:
-    return service.request("POST", "/v1/recommendations", body, Content_Type=MSGPACK, **headers)
+    return service.post("/v1/recommendations", body, Content_Type=MSGPACK, **headers)
 
 
 def test_json_and_msgpack_bodies_get_equal_answers(service: Service) -> None:
@@ -80,7 +79,7 @@ def test_json_and_msgpack_bodies_get_equal_answers(service: Service) -> None:
         {"users": MANY, "n": 10},
         {"users": ["42"], "n": 3.0, "fields": "id"},
     ):
-        plain = service.request("POST", "/v1/recommendations", json.dumps(fields).encode())
+        plain = service.post("/v1/recommendations", fields)
         for accept in (JSON, MSGPACK):
             answer = packed(service, msgspec.msgpack.encode(fields), Accept=accept)
             assert answer.status == 200
@@ -124,13 +123,13 @@ def test_client_that_leaves_a_large_answer_disturbs_no_other(service: Service) -
 def test_clients_that_do_not_accept_msgpack_get_json(service: Service) -> None:
     for accept in ("text/html", "application/json;q=0.5, text/csv", "x" * 3_000):
         assert service.get("/v1/popular", Accept=accept).json["source"] == "popular"
-        answer = service.request("POST", "/v1/recommendations", b'{"users": ["42"]}', Accept=accept)
+        answer = service.post("/v1/recommendations", b'{"users": ["42"]}', Accept=accept)
         assert (answer.status, answer.json["results"][0]["user"]) == (200, "42")
 
 
 @pytest.mark.parametrize("path", ["/v1/recommendations/fold-in", "/v1/events", "/score"])
 def test_routes_without_msgpack_refuse_it_with_415(service_of_all_routes: Service, path: str) -> None:
     body = msgspec.msgpack.encode({"items": ["42"]})
-    answer = service_of_all_routes.request("POST", path, body, Content_Type=MSGPACK)
+    answer = service_of_all_routes.post(path, body, Content_Type=MSGPACK)
     assert answer.status == 415
     assert "not-json" in answer.body.decode()

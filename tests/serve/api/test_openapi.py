@@ -1,6 +1,5 @@
 """What a developer opens first: the OpenAPI document and its page."""
 
-import asyncio
 import json
 import os
 import struct
@@ -17,8 +16,9 @@ from tests.support.browser import opened
 from tests.support.npm import installed
 from tests.support.paths import ROOT
 from tests.support.processes import run_process
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Service, a_list, published, running
 from tests.support.soak import SEED, scaled
+from tests.support.waiting import until_true
 
 AXE = "4.14.1"
 # What axe finds in the elements that Swagger UI makes.
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents") / "store"
     lists = {f"user:{user}": a_list(*map(str, range(20))) for user in ("42", "0", "a/b", "é")}
     lists |= {"item:42": a_list("7", "8"), "popular:France": a_list("vin", "pain")}
-    asyncio.run(publish_lists(folder, lists | factor_rows(*map(str, range(50)))))
+    published(folder, lists | factor_rows(*map(str, range(50))))
     return folder
 
 
@@ -63,8 +63,7 @@ async def test_docs_page_sends_a_working_request_and_no_other_host_is_asked(serv
         assert any(address.startswith(f"{service.url}/v1/recommendations/42?") for address in page.requested)
         assert page.complaints == []
         await page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hurt = 1\">')")
-        while not page.complaints:
-            await asyncio.sleep(0.05)
+        await until_true(lambda: page.complaints)
         assert await page.evaluate("window.hurt === undefined")
 
 

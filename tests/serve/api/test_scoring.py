@@ -1,7 +1,6 @@
 """`/score` as the callers of Azure ML's contract rely on it: a real service, a caller as Stream Analytics is one."""
 
 import asyncio
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from hotplate.serve.access.keys import create
 from hotplate.serve.api.schemas import MAX_USERS, Score, ScoreError, ScoreRow
 from hotplate.serve.api.scoring import SIGNATURE
 from tests.support.redis_server import running as running_redis
-from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, serving
+from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, published, running, serving
+from tests.support.waiting import until_true
 
 PARALLEL = 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -126,7 +126,7 @@ def lists() -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scoring") / "store"
-    asyncio.run(publish_lists(folder, lists()))
+    published(folder, lists())
     return folder
 
 
@@ -144,11 +144,11 @@ def scored(service: Service, data: object, **parameters: object) -> list[Any]:
 
 
 def post(service: Service, body: object) -> Answer:
-    return service.request("POST", "/score", json.dumps(body).encode())
+    return service.post("/score", body)
 
 
 def refused(service: Service, body: bytes, status: int = 400) -> str:
-    answer = service.request("POST", "/score", body)
+    answer = service.post("/score", body)
     assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
     assert answer.json["status_code"] == answer.json["status"] == status
     assert answer.json["message"] == answer.json["detail"]
@@ -237,11 +237,10 @@ async def test_scoring_job_survives_a_store_that_stops_answering(tmp_path: Path)
             job = ScoringJob(Endpoint(f"{service.url}/score", f"{service.url}/"), 50)
             check(await job.run(ROWS), ROWS)
             with server.stopped():
-                refused_meanwhile = service.request("POST", "/score", b'{"data": ["7"]}')
+                refused_meanwhile = service.post("/score", b'{"data": ["7"]}')
                 assert (refused_meanwhile.status, refused_meanwhile.headers["retry-after"]) == (503, "1")
                 running_job = asyncio.create_task(job.run(ROWS))
-                while job.retries < PARALLEL:
-                    await asyncio.sleep(0.01)
+                await until_true(lambda: job.retries >= PARALLEL)
             check(await running_job, ROWS)
 
 

@@ -1,13 +1,12 @@
 """Text that cannot be encoded, in any part of a request: it is refused or ignored, never an internal error."""
 
-import asyncio
 import re
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Service, a_list, published, running
 
 ODD = (b"\xff", b"http://\xff", b"\xed\xa0\x80", b"a\xffb", b"\xc3\xa9", b"[\xff", b"http://[")
 PATHS = (
@@ -34,7 +33,7 @@ BODIES = (b'{"users":["%b"]}', b'{"%b":1}', b'{"users":["1"],"where":"%b"}', b'{
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("text")
-    asyncio.run(publish_lists(folder / "store", {"user:1": a_list("a")}))
+    published(folder / "store", {"user:1": a_list("a")})
     options = ("--events", str(folder / "log"), "--cors-origin", "https://shop.example", "--access-log", "1")
     store = f"file://{folder / 'store'}"
     with running(folder / "store", *options, "--admin-store", store) as running_service:

@@ -20,12 +20,13 @@ from hotplate.serve.connections.connection import State
 from hotplate.serve.problems import ClientGone, Problem
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.tiers.reader import TieredReader
-from tests.support.lane import MemoryTransport, Pair, connected, exchange
+from tests.support.lane import Pair, connected, exchange, sent_to
 from tests.support.limited_service import limited, memory_mb, shed
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
-from tests.support.service import Service, a_list, publish_lists, until
+from tests.support.service import Service, a_list, published, until
 from tests.support.virtual import VirtualLoop, virtual
+from tests.support.waiting import until_true
 
 
 class Gate:
@@ -66,9 +67,7 @@ async def test_more_batches_start_while_running_ones_wait_for_a_store(gate: Gate
 
 async def test_batch_that_waits_too_long_is_refused_with_retry_after(gate: Gate) -> None:
     waiting = [gate.batch(str(n)) for n in range(100)]
-    async with asyncio.timeout(30):
-        while not gate.counted["batch_delay"]:
-            await asyncio.sleep(0.01)
+    await until_true(lambda: gate.counted["batch_delay"])
     gate.end.set()
     errors = [
         outcome for outcome in await asyncio.gather(*waiting, return_exceptions=True) if isinstance(outcome, Problem)
@@ -180,19 +179,15 @@ async def full(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> AsyncItera
         yield pair
 
 
-async def written(transport: MemoryTransport, answers: int) -> bytes:
-    async with asyncio.timeout(30):
-        while transport.written.count(b"HTTP/1.1 ") < answers:
-            await asyncio.sleep(0.001)
-    return bytes(transport.written)
-
-
+@pytest.mark.parametrize("query", [b"", b"?n=1", b"?api-version=1"])
 @pytest.mark.parametrize("path", [b"/v1/recommendations", b"/score"])
-async def test_a_batch_is_refused_before_its_body_is_read(full: Pair, path: bytes, logged: list[str]) -> None:
+async def test_a_batch_is_refused_before_its_body_is_read(
+    full: Pair, path: bytes, query: bytes, logged: list[str]
+) -> None:
     for server in (full.lane, full.plain):
         connection, transport = connected(server)
-        transport.feed(HEAD % path)
-        answer = await written(transport, 1)
+        transport.feed(HEAD % (path + query))
+        answer = await transport.answers()
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"X-Request-Id: page-17\r\n" in answer
         assert b"Retry-After: " in answer
@@ -200,7 +195,7 @@ async def test_a_batch_is_refused_before_its_body_is_read(full: Pair, path: byte
         assert connection.state is State.BODY
         for piece in (BATCH[:4], BATCH[4:] + GET[:9], GET[9:]):
             transport.feed(piece)
-        assert b"HTTP/1.1 200 " in await written(transport, 2)
+        assert b"HTTP/1.1 200 " in await transport.answers(2)
         assert not transport.closed
         assert server.bytes_in_flight == 0
     routes = [(line["route"], line["status"]) for line in map(orjson.loads, logged)]
@@ -213,8 +208,7 @@ async def test_a_batch_with_its_body_is_refused_without_aiohttp(
 ) -> None:
     read = create_autospec(RequestHandler.data_received, side_effect=RequestHandler.data_received)
     monkeypatch.setattr(RequestHandler, "data_received", read)
-    _, transport = connected(full.plain)
-    transport.feed(HEAD % path + BATCH)
+    transport = sent_to(full.plain, HEAD % path + BATCH)
     answer = bytes(transport.written)
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"X-Request-Id: page-17\r\n" in answer
@@ -225,7 +219,7 @@ async def test_a_batch_with_its_body_is_refused_without_aiohttp(
     ]
     read.assert_not_called()
     transport.feed(GET)
-    assert b"HTTP/1.1 200 " in await written(transport, 2)
+    assert b"HTTP/1.1 200 " in await transport.answers(2)
     assert full.plain.bytes_in_flight == 0
 
 
@@ -246,29 +240,18 @@ async def test_a_batch_with_its_body_is_refused_without_aiohttp(
     ],
 )
 async def test_unusual_batches_are_left_to_aiohttp_in_overload(full: Pair, line: bytes, status: int) -> None:
-    _, transport = connected(full.plain)
-    transport.feed((HEAD % b"/v1/recommendations").replace(b"Host: a", b"Host: a\r\n" + line) + BATCH)
+    transport = sent_to(full.plain, (HEAD % b"/v1/recommendations").replace(b"Host: a", b"Host: a\r\n" + line) + BATCH)
     assert not transport.written
-    assert (await written(transport, 1)).startswith(b"HTTP/1.1 %d " % status)
-
-
-@pytest.mark.parametrize("path", [b"/v1/recommendations?n=1", b"/score?api-version=1"])
-async def test_a_batch_with_a_query_is_refused_before_its_body_is_read(full: Pair, path: bytes) -> None:
-    connection, transport = connected(full.plain)
-    transport.feed(HEAD % path)
-    assert (await written(transport, 1)).startswith(b"HTTP/1.1 503 ")
-    assert connection.state is State.BODY
-    transport.close()
+    assert (await transport.answers()).startswith(b"HTTP/1.1 %d " % status)
 
 
 async def test_next_request_is_answered_for_any_cut_of_a_refused_batch(full: Pair) -> None:
     sent = HEAD % b"/v1/recommendations" + BATCH + GET
     for at in range(1, len(sent)):
-        _, transport = connected(full.plain)
-        transport.feed(sent[:at])
+        transport = sent_to(full.plain, sent[:at])
         await asyncio.sleep(0)
         transport.feed(sent[at:])
-        assert re.findall(rb"HTTP/1.1 (\d+)", await written(transport, 2)) == [b"503", b"200"]
+        assert re.findall(rb"HTTP/1.1 (\d+)", await transport.answers(2)) == [b"503", b"200"]
         transport.close()
 
 
@@ -279,19 +262,16 @@ async def test_other_requests_are_not_refused_for_a_full_queue(full: Pair) -> No
         (HEAD % b"/livez" + BATCH, 405),
         (HEAD.replace(b"Content-Length", b"Content-Encoding: gzip\r\nContent-Length") % b"/score" + BATCH, 503),
     ):
-        _, transport = connected(full.plain)
-        transport.feed(request)
-        assert (await written(transport, 1)).startswith(b"HTTP/1.1 %d " % status)
+        transport = sent_to(full.plain, request)
+        assert (await transport.answers()).startswith(b"HTTP/1.1 %d " % status)
 
 
 async def test_missing_body_of_a_refused_batch_is_not_awaited(full: Pair) -> None:
     connection, transport = connected(full.plain)
     transport.feed(HEAD % b"/v1/recommendations")
-    assert (await written(transport, 1)).startswith(b"HTTP/1.1 503 ")
+    assert (await transport.answers()).startswith(b"HTTP/1.1 503 ")
     connection.check(monotonic() + 60)
-    async with asyncio.timeout(30):
-        while not transport.closed:
-            await asyncio.sleep(0.001)
+    await transport.until_closed()
 
 
 async def test_pipelined_batches_of_many_clients_are_partly_answered() -> None:
@@ -305,7 +285,7 @@ async def test_pipelined_batches_of_many_clients_are_partly_answered() -> None:
             transport.feed(batch * 10)
         statuses = Counter[bytes]()
         for transport in transports:
-            statuses.update(re.findall(rb"HTTP/1.1 (\d+)", await written(transport, 10)))
+            statuses.update(re.findall(rb"HTTP/1.1 (\d+)", await transport.answers(10)))
         assert statuses.keys() == {b"200", b"503"}
         assert statuses.total() == 1000
 
@@ -331,7 +311,7 @@ def answered(service: Service) -> bool:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
-    asyncio.run(publish_lists(folder, {f"user:{n}": a_list(*map(str, range(20))) for n in range(50)}))
+    published(folder, {f"user:{n}": a_list(*map(str, range(20))) for n in range(50)})
     return folder
 
 
@@ -347,7 +327,7 @@ def test_too_many_batches_are_refused_while_reads_and_probes_are_answered(store:
 
         def post(path: str) -> None:
             while not over.is_set():
-                answer = service.request("POST", path, BATCHES[path])
+                answer = service.post(path, BATCHES[path])
                 statuses[answer.status] += 1
                 assert answer.status == 200 or 1 <= int(answer.headers["retry-after"]) <= 4
                 if path == "/score" and answer.status != 200:
@@ -366,4 +346,4 @@ def test_too_many_batches_are_refused_while_reads_and_probes_are_answered(store:
         assert shed(service, "batch_delay") == statuses[503]
         assert memory_mb(service) < 200
         for path, batch in BATCHES.items():
-            until(lambda: service.request("POST", path, batch).status == 200, "no batch is answered any more")  # noqa: B023
+            until(lambda: service.post(path, batch).status == 200, "no batch is answered any more")  # noqa: B023

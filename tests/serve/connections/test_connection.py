@@ -21,13 +21,14 @@ from hotplate.serve.settings import Limits
 from hotplate.serve.tiers.reader import TieredReader
 from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
-from tests.support.lane import MemoryTransport, Pair, connected, needs_lane
+from tests.support.lane import MemoryTransport, Pair, connected, needs_lane, sent_to
 from tests.support.memory_store import MemoryStore
 from tests.support.paths import ROOT
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches
 from tests.support.virtual import virtual
+from tests.support.waiting import until_true
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 LIST = b"GET /v1/popular HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -50,9 +51,7 @@ async def turns(count: int) -> None:
 
 async def until_answered(transport: MemoryTransport, count: int) -> None:
     """Wait until this many requests are answered, all of them with 200."""
-    async with asyncio.timeout(60):
-        while transport.written.count(b"HTTP/1.1 ") < count:
-            await asyncio.sleep(0.001)
+    await transport.answers(count)
     assert transport.written.count(b"HTTP/1.1 200 ") == count
 
 
@@ -75,8 +74,7 @@ async def test_pipelined_request_body_does_not_trigger_the_header_timeout(pair: 
 
 
 async def test_a_body_that_arrives_with_its_header_is_counted_once(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(POST + BODY)
+    transport = sent_to(pair.plain, POST + BODY)
     assert pair.plain.bytes_in_flight == len(POST + BODY)
     await until_answered(transport, 1)
     assert pair.plain.bytes_in_flight == 0
@@ -96,8 +94,7 @@ async def test_body_timeout_starts_when_its_request_is_handled(pair: Pair) -> No
 
 
 async def test_pipelined_requests_are_read_ahead_up_to_a_bound(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(GET * 3000)
+    transport = sent_to(pair.plain, GET * 3000)
     assert not transport.is_reading()
     transport.feed(GET * 10)
     await until_answered(transport, 3010)
@@ -105,8 +102,7 @@ async def test_pipelined_requests_are_read_ahead_up_to_a_bound(pair: Pair) -> No
 
 
 async def test_a_closing_connection_discards_input_though_reading_was_paused(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(GET.replace(b"Host: a", b"Host: a\r\nConnection: close") + GET * 3000)
+    transport = sent_to(pair.plain, GET.replace(b"Host: a", b"Host: a\r\nConnection: close") + GET * 3000)
     assert not transport.is_reading()
     await until_answered(transport, 1)
     await turns(10)
@@ -125,8 +121,7 @@ async def test_empty_lines_before_a_request_hold_no_memory(pair: Pair) -> None:
 
 async def test_a_cancelled_handler_closes_its_connection(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair.reader, "popular", Mock(side_effect=asyncio.CancelledError))
-    _, transport = connected(pair.plain)
-    transport.feed(LIST)
+    transport = sent_to(pair.plain, LIST)
     await turns(20)
     assert transport.closed
     assert not any(connection.idle_since == inf for connection in pair.plain.open)
@@ -145,8 +140,7 @@ async def test_lane_answers_plain_requests_in_any_pieces(pair: Pair, pieces: lis
 
 @needs_lane
 async def test_pipelined_requests_yield_to_other_connections(pair: Pair) -> None:
-    _, transport = connected(pair.lane)
-    transport.feed(LIST * 500)
+    transport = sent_to(pair.lane, LIST * 500)
     assert 1 < transport.written.count(b"HTTP/1.1 200 ") < 100
     await until_answered(transport, 500)
 
@@ -183,8 +177,7 @@ async def test_defect_in_a_pipelined_request_is_answered_and_logged_as_its_own(
     remote = RemoteStore(memory)
     async with Pair(TieredReader({"store": remote})) as pair:
         monkeypatch.setattr(pair.reader, "popular", Mock(side_effect=RuntimeError("a defect")))
-        _, transport = connected(pair.lane)
-        transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\nX-Request-Id: first\r\n\r\n")
+        transport = sent_to(pair.lane, b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\nX-Request-Id: first\r\n\r\n")
         transport.feed(b"GET /v1/popular HTTP/1.1\r\nHost: a\r\nX-Request-Id: second\r\n\r\n" + GET)
         await asyncio.sleep(1)
         assert re.findall(rb"HTTP/1.1 (\d+) ", transport.written) == [b"200", b"500", b"200"]
@@ -201,8 +194,7 @@ async def test_defect_in_a_pipelined_request_closes_after_the_answer(
     remote = RemoteStore(memory)
     async with Pair(TieredReader({"store": remote})) as pair:
         monkeypatch.setattr("aiohttp.web.Server.__call__", Mock(side_effect=RuntimeError("a defect")))
-        _, transport = connected(pair.lane)
-        transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        transport = sent_to(pair.lane, b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
         transport.feed(POST)
         await asyncio.sleep(1)
         assert re.findall(rb"HTTP/1.1 (\d+) ", transport.written) == [b"200"]
@@ -219,8 +211,7 @@ async def test_delivery_without_a_release_is_not_ready(memory: MemoryStore, capl
     async with Pair(TieredReader({"store": remote})) as pair:
         remote.delay_s = 1.0
         remote.broken_keys = {"user:1"}
-        _, transport = connected(pair.lane)
-        transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        transport = sent_to(pair.lane, b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
         pair.reader.tiers[0].follower.live = None
         await asyncio.sleep(2)
         assert transport.written.startswith(b"HTTP/1.1 503 ")
@@ -329,14 +320,11 @@ async def test_handler_of_an_idle_connection_is_freed_and_made_again(monkeypatch
 @pytest.mark.parametrize("path", [b"/nothing", b"/livez"], ids=["404", "405"])
 async def test_refused_post_keeps_its_connection_and_its_body_is_discarded(pair: Pair, path: bytes) -> None:
     for server in (pair.lane, pair.plain):
-        _, transport = connected(server)
-        transport.feed(POST.replace(b"/v1/recommendations", path) + BODY[:100])
+        transport = sent_to(server, POST.replace(b"/v1/recommendations", path) + BODY[:100])
         await turns(20)
         assert re.match(rb"HTTP/1.1 40[45] ", transport.written)
         transport.feed(BODY[100:] + LIST)
-        async with asyncio.timeout(30):
-            while b"HTTP/1.1 200 " not in transport.written:
-                await asyncio.sleep(0.001)
+        await transport.answers(2)
         assert transport.written.count(b"HTTP/1.1 ") == 2
         assert server.bytes_in_flight == 0
         assert not transport.closed
@@ -347,8 +335,7 @@ async def test_client_that_is_gone_before_its_request_begins_leaves_no_error(
 ) -> None:
     for request in (GET, POST, b"GET / HTTP/1.1\r\nHost : a\r\n\r\n"):
         for count in range(6):
-            _, transport = connected(pair.plain)
-            transport.feed(request)
+            transport = sent_to(pair.plain, request)
             await turns(count)
             transport.close()
             del transport
@@ -399,9 +386,7 @@ async def test_accepted_connections_are_freed_without_the_garbage_collector(pair
             async with asyncio.timeout(30):
                 await reader.readuntil(b" 200 OK")
             writer.close()
-        async with asyncio.timeout(30):
-            while count_objects(Connection) != held:
-                await asyncio.sleep(0.01)
+        await until_true(lambda: count_objects(Connection) == held)
     finally:
         gc.enable()
 

@@ -1,6 +1,5 @@
 """Requests of others stay quick under floods of small pieces, beside slow clients and thousands of idle ones."""
 
-import asyncio
 import resource
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from tests.support.limited_service import MB, allow_files, limited, memory_mb, shed, sockets, worker_of
-from tests.support.service import Service, a_list, publish_lists
+from tests.support.service import Service, a_list, published
 
 SECONDS = 4.0
 P99_MS = 100.0
@@ -79,7 +78,7 @@ asyncio.run(main())
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("floods") / "store"
-    asyncio.run(publish_lists(folder, {f"user:{n}": a_list(*map(str, range(20))) for n in range(100)}))
+    published(folder, {f"user:{n}": a_list(*map(str, range(20))) for n in range(100)})
     return folder
 
 

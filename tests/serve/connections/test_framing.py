@@ -1,6 +1,5 @@
 """Costs by piece: small chunks, empty lines and small values of JSON are bounded, as their bytes are."""
 
-import asyncio
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -19,7 +18,7 @@ from hotplate.serve.connections.framing import MAX_CHUNKS, Body, MalformedBody, 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.problems import Problem
 from hotplate.serve.tiers.reader import TieredReader
-from tests.support.lane import MemoryTransport, Pair, connected
+from tests.support.lane import Pair, connected, sent_to
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import publish
 
@@ -47,13 +46,6 @@ def chunked(body: bytes, chunk_bytes: int) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
-async def answered(transport: MemoryTransport) -> bytes:
-    async with asyncio.timeout(30):
-        while not transport.written:
-            await asyncio.sleep(0.001)
-    return bytes(transport.written)
-
-
 @pytest.mark.parametrize("part_bytes", [100, 5_000, 1 << 20])
 async def test_body_in_too_many_chunks_is_refused_and_counted(pair: Pair, part_bytes: int) -> None:
     sent = HEAD + chunked(batch(MAX_CHUNKS + 10), 1)
@@ -61,7 +53,7 @@ async def test_body_in_too_many_chunks_is_refused_and_counted(pair: Pair, part_b
         _, transport = connected(server)
         for start in range(0, len(sent), part_bytes):
             transport.feed(sent[start : start + part_bytes])
-        answer = await answered(transport)
+        answer = await transport.answers()
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"urn:hotplate:problem:too-many-chunks" in answer
         assert b"Connection: close" in answer
@@ -71,11 +63,10 @@ async def test_body_in_too_many_chunks_is_refused_and_counted(pair: Pair, part_b
 async def test_extensions_of_chunks_count_towards_the_bytes_of_a_body(pair: Pair) -> None:
     extended = (b"1;" + b"a" * 4_000 + b"\r\n \r\n") * 100
     for server in (pair.lane, pair.plain):
-        _, transport = connected(server)
-        transport.feed(HEAD)
+        transport = sent_to(server, HEAD)
         for _ in range(6):
             transport.feed(extended)
-        assert (await answered(transport)).startswith(b"HTTP/1.1 413 ")
+        assert (await transport.answers()).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("part_bytes", [1000, 1 << 20])
@@ -84,7 +75,7 @@ async def test_long_extension_is_refused_in_any_pieces(pair: Pair, part_bytes: i
     _, transport = connected(pair.plain)
     for start in range(0, len(sent), part_bytes):
         transport.feed(sent[start : start + part_bytes])
-    assert (await answered(transport)).startswith(b"HTTP/1.1 400 ")
+    assert (await transport.answers()).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_chunks_beyond_the_bound_do_not_reach_the_parser(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +87,8 @@ async def test_chunks_beyond_the_bound_do_not_reach_the_parser(pair: Pair, monke
         begin(body)
 
     monkeypatch.setattr(StreamReader, "begin_http_chunk_receiving", count_and_begin)
-    _, transport = connected(pair.plain)
-    transport.feed(HEAD + chunked(batch(100_000), 1))
-    assert (await answered(transport)).startswith(b"HTTP/1.1 413 ")
+    transport = sent_to(pair.plain, HEAD + chunked(batch(100_000), 1))
+    assert (await transport.answers()).startswith(b"HTTP/1.1 413 ")
     assert 0 < parsed.call_count <= MAX_CHUNKS
 
 
@@ -115,11 +105,8 @@ async def test_chunks_beyond_the_bound_do_not_reach_the_parser(pair: Pair, monke
 )
 async def test_chunks_of_ordinary_sizes_pass(pair: Pair, body: bytes, chunk_bytes: int) -> None:
     sent = (HEAD + chunked(body, chunk_bytes)) * 2 + GET
-    _, transport = connected(pair.plain)
-    transport.feed(sent)
-    async with asyncio.timeout(60):
-        while transport.written.count(b"HTTP/1.1 ") < 3:
-            await asyncio.sleep(0.001)
+    transport = sent_to(pair.plain, sent)
+    await transport.answers(3)
     assert transport.written.count(b"HTTP/1.1 200 ") == 3
     assert not transport.closed
 
@@ -198,40 +185,32 @@ def test_malformed_chunks_are_found_at_once(sent: bytes) -> None:
 
 
 async def test_long_trailers_are_refused(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(HEAD + b"0\r\n" + b"A: b\r\n" * 200_000)
-    assert (await answered(transport)).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
+    transport = sent_to(pair.plain, HEAD + b"0\r\n" + b"A: b\r\n" * 200_000)
+    assert (await transport.answers()).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
 
 
 async def test_requests_behind_a_chunked_body_are_not_counted_with_it(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(HEAD + chunked(batch(MAX_CHUNKS), 1) + GET * 3000)
-    async with asyncio.timeout(60):
-        while transport.written.count(b"HTTP/1.1 200 ") < 3001:
-            await asyncio.sleep(0.001)
+    transport = sent_to(pair.plain, HEAD + chunked(batch(MAX_CHUNKS), 1) + GET * 3000)
+    await transport.answers(3001)
 
 
 async def test_empty_lines_before_a_request_are_skipped_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     read = create_autospec(RequestHandler.data_received, side_effect=RequestHandler.data_received)
     monkeypatch.setattr(RequestHandler, "data_received", read)
     for lines in (b"\r\n" * 50_000, b"\n\r" * 50_000 + b"\r"):
-        _, transport = connected(pair.plain)
-        transport.feed(lines)
+        transport = sent_to(pair.plain, lines)
         transport.feed(lines + GET)
-        assert (await answered(transport)).startswith(b"HTTP/1.1 200 ")
+        assert (await transport.answers()).startswith(b"HTTP/1.1 200 ")
     assert read.call_count <= 2
     assert pair.plain.bytes_in_flight == 0
 
 
 async def test_body_that_is_not_read_yet_pauses_its_connection(pair: Pair) -> None:
     body = batch(1_000_000)
-    _, transport = connected(pair.plain)
-    transport.feed(LINE + b"Content-Length: %d\r\n\r\n" % len(body) + body[:700_000])
+    transport = sent_to(pair.plain, LINE + b"Content-Length: %d\r\n\r\n" % len(body) + body[:700_000])
     assert not transport.is_reading()
     transport.feed(body[700_000:] + GET)
-    async with asyncio.timeout(30):
-        while transport.written.count(b"HTTP/1.1 200 ") < 2:
-            await asyncio.sleep(0.001)
+    await transport.answers(2)
     assert transport.is_reading()
 
 

@@ -41,7 +41,7 @@ from tests.support.property import depths
 from tests.support.remote import RemoteStore
 from tests.support.requests import CORPUS, END, GET, HOST, REAL, pieces
 from tests.support.service import a_list
-from tests.support.soak import SEED
+from tests.support.soak import SEED, in_soak
 from tests.support.stores import as_bodies, record_of
 from tests.support.stores import publish as publish_rows
 
@@ -145,7 +145,7 @@ def test_lane_and_aiohttp_answer_random_requests_equally(
 
 
 @pytest.mark.parametrize("number", range(len(CORPUS)))
-@pytest.mark.parametrize("step", [pytest.param(13, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [pytest.param(13, id="quick"), in_soak(1)])
 def test_lane_and_aiohttp_answer_ambiguous_requests_equally(same: Callable[..., None], number: int, step: int) -> None:
     whole = CORPUS[number]
     same(whole)

@@ -1,6 +1,5 @@
 """Every limit of a connection, reached with a raw socket; the memory of the worker stays under a bound in each."""
 
-import asyncio
 import gzip
 import json
 import resource
@@ -18,7 +17,8 @@ import pytest
 from hotplate.serve.connections.listeners import within_memory
 from hotplate.serve.settings import Limits
 from tests.support.limited_service import MB, WAIT_S, allow_files, counted, limited, memory_mb, shed, sockets, worker_of
-from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
+from tests.support.service import Answer, Service, a_list, published, running, status_of, until
+from tests.support.soak import in_soak
 
 # What a worker may have in any of these tests: it starts with about 60 MB, and holds little for anybody.
 MOST_MB = 200.0
@@ -39,7 +39,7 @@ IN_FLIGHT: Any = {"bytes_in_flight": 16 * MB}
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("limits") / "store"
     ids = [f"a long id of an item, number {n}" for n in range(20)]
-    asyncio.run(publish_lists(folder, {f"user:{n}": a_list(*ids) for n in range(USERS)}))
+    published(folder, {f"user:{n}": a_list(*ids) for n in range(USERS)})
     return folder
 
 
@@ -137,7 +137,7 @@ def test_missing_body_is_answered_408_and_delays_no_other(impatient: Service) ->
     with sockets(impatient, 20) as slow:
         for connection in slow:
             connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"users"')
-        assert impatient.request("POST", "/v1/recommendations", b'{"users": ["1"]}').status == 200
+        assert impatient.post("/v1/recommendations", b'{"users": ["1"]}').status == 200
         for connection in slow:
             assert last_answer(connection).status == 408
     assert shed(impatient, "slow_body") == before + 20
@@ -215,13 +215,13 @@ def test_clients_that_never_read_take_bounded_memory_and_delay_no_other(impatien
             assert memory_mb(impatient) < MOST_MB
         until(is_cut, "they are not cut")
         batch = b'{"users": ["1"]}'
-        until(lambda: impatient.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
+        until(lambda: impatient.post("/v1/recommendations", batch).status == 200, "no batch is answered")
 
 
 def test_memory_of_unread_answers_is_returned(store: Path) -> None:
     with limited(store, write_s=2.0) as service, ExitStack() as readers:
         before_mb = memory_mb(service)
-        until(lambda: service.request("POST", "/v1/recommendations", BATCH).status == 200)
+        until(lambda: service.post("/v1/recommendations", BATCH).status == 200)
 
         def hold() -> bool:
             """Add batches with an unread answer; the first ones may be refused."""
@@ -244,12 +244,10 @@ def test_bodies_beyond_the_memory_bound_are_refused_with_503(store: Path) -> Non
             connection.sendall(POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 700_000)
         refused, _, _ = select.select(senders, [], [], WAIT_S)
         answer = last_answer(refused[0])
-        assert (answer.status, answer.json["type"]) == (503, "urn:hotplate:problem:overloaded")
+        assert answer.problem == (503, "overloaded")
         assert 1 <= int(answer.headers["retry-after"]) <= 4
         assert shed(service, "bytes") >= 1
-        until(
-            lambda: service.request("POST", "/v1/recommendations", b'{"users": ["1"]}').status == 200, "no room again"
-        )
+        until(lambda: service.post("/v1/recommendations", b'{"users": ["1"]}').status == 200, "no room again")
 
 
 def test_connections_beyond_the_limit_are_closed(store: Path) -> None:
@@ -275,7 +273,7 @@ def test_admin_listener_has_worker_limits(impatient: Service) -> None:
             assert last_answer(connection).status == status
 
 
-@pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), pytest.param(10_000, 200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), in_soak(10_000, 200)])
 def test_thousands_of_connections_are_served(store: Path, count: int, most_mb: float) -> None:
     if not allow_files(count + 500):
         pytest.skip(f"no process here may open {count + 500} files")
@@ -312,7 +310,7 @@ def test_compressed_body_is_refused_before_it_is_expanded(service: Service) -> N
     bomb = gzip.compress(b"a" * (50 * MB))
     for coding in ("gzip", "deflate", "br", "x-unknown", "gzip, identity"):
         answer = said(service, post(bomb, f"Content-Encoding: {coding}"))
-        assert (answer.status, answer.json["type"]) == (415, "urn:hotplate:problem:encoded-body")
+        assert answer.problem == (415, "encoded-body")
 
 
 def test_disconnect_during_request_body_is_a_499_and_is_not_logged(service: Service) -> None:
@@ -362,13 +360,13 @@ NOT_HTTP = [
 def test_malformed_and_ambiguous_requests_are_refused_and_closed(service: Service) -> None:
     for sent in NOT_HTTP:
         answer = said(service, sent)
-        assert (answer.status, answer.json["type"]) == (400, "urn:hotplate:problem:bad-request"), sent
+        assert answer.problem == (400, "bad-request"), sent
 
 
 def test_too_large_content_length_is_refused_before_the_body(service: Service) -> None:
     assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n").status == 400
     answer = said(service, POST + b"Content-Length: 99999999999\r\n\r\n")
-    assert (answer.status, answer.json["type"]) == (413, "urn:hotplate:problem:body-too-large")
+    assert answer.problem == (413, "body-too-large")
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
     assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 17, b"0\r\n\r\n").status == 413
 
@@ -377,16 +375,16 @@ def test_client_that_sends_the_whole_body_first_sees_the_refusal(service: Servic
     body = b" " * (8 * MB)
     path = "/v1/recommendations"
     for _ in range(3):
-        assert service.request("POST", path, body).status == 413
-        assert service.request("POST", path, body, Content_Encoding="gzip").status == 415
-        assert service.request("POST", path, body, X_Request_Timeout_Ms="soon").status == 400
-        assert service.request("POST", "/livez", body).status == 405
+        assert service.post(path, body).status == 413
+        assert service.post(path, body, Content_Encoding="gzip").status == 415
+        assert service.post(path, body, X_Request_Timeout_Ms="soon").status == 400
+        assert service.post("/livez", body).status == 405
 
 
 def test_expired_request_deadline_is_refused(service: Service) -> None:
     body = b'{"users": ["1"]}'
     for status, deadline in ((200, "60000"), (503, "0"), (400, "soon")):
         assert service.get("/v1/popular", X_Request_Timeout_Ms=deadline).status == status
-        answer = service.request("POST", "/v1/recommendations", body, X_Request_Timeout_Ms=deadline)
+        answer = service.post("/v1/recommendations", body, X_Request_Timeout_Ms=deadline)
         assert answer.status == status
     assert shed(service, "deadline") >= 2

@@ -10,10 +10,11 @@ import pytest
 from hotplate.serve.connections.connection import State
 from hotplate.serve.embedded import Lists
 from hotplate.serve.tiers.reader import TieredReader
-from tests.support.lane import MemoryTransport, Pair, connected
+from tests.support.lane import Pair, connected, sent_to
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.requests import AMBIGUOUS, METHOD_LINES
+from tests.support.soak import in_soak
 
 GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n"
 USERS = json.dumps({"users": ["1"] * 1000, "n": 10}).encode()
@@ -25,14 +26,6 @@ async def pair() -> AsyncIterator[Pair]:
     await publish(store, "first")
     async with Pair(TieredReader({"store": RemoteStore(store)})) as pair:
         yield pair
-
-
-async def answered(transport: MemoryTransport) -> bytes:
-    """Return the bytes written until the connection is closed."""
-    async with asyncio.timeout(30):
-        while not transport.closed:
-            await asyncio.sleep(0.001)
-    return bytes(transport.written)
 
 
 def post(version: bytes, *headers: bytes) -> bytes:
@@ -81,9 +74,7 @@ async def test_unusual_requests_with_a_certain_end_keep_the_connection(pair: Pai
         for _ in range(2):
             transport.feed(sent)
         transport.feed(GET)
-        async with asyncio.timeout(30):
-            while transport.written.count(b" 200 OK") < 3:
-                await asyncio.sleep(0.001)
+        await transport.answers(3)
         assert b"Connection: close" not in transport.written
         assert not transport.closed
         assert connection.state is State.IDLE
@@ -92,23 +83,17 @@ async def test_unusual_requests_with_a_certain_end_keep_the_connection(pair: Pai
 async def test_chunked_body_end_is_found_for_any_cut(pair: Pair) -> None:
     sent = chunked() + GET
     for at in range(1, len(sent)):
-        _, transport = connected(pair.plain)
-        transport.feed(sent[:at])
+        transport = sent_to(pair.plain, sent[:at])
         await asyncio.sleep(0)
         transport.feed(sent[at:])
-        async with asyncio.timeout(30):
-            while transport.written.count(b" 200 OK") < 2:
-                await asyncio.sleep(0)
+        await transport.answers(2)
         assert not transport.closed
         transport.close()
 
 
 async def test_trailers_are_not_headers_of_the_next_request(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(chunked(trailers=b"X-Request-Id: from-a-trailer\r\n") + GET + get(b"X-Other: y"))
-    async with asyncio.timeout(30):
-        while transport.written.count(b" 200 OK") < 3:
-            await asyncio.sleep(0.001)
+    transport = sent_to(pair.plain, chunked(trailers=b"X-Request-Id: from-a-trailer\r\n") + GET + get(b"X-Other: y"))
+    await transport.answers(3)
     assert b"from-a-trailer" not in transport.written
 
 
@@ -125,9 +110,8 @@ async def test_trailers_are_not_headers_of_the_next_request(pair: Pair) -> None:
 )
 async def test_other_unusual_requests_close_the_connection(pair: Pair, sent: bytes) -> None:
     for server in (pair.lane, pair.plain):
-        _, transport = connected(server)
-        transport.feed(sent)
-        written = await answered(transport)
+        transport = sent_to(server, sent)
+        written = await transport.until_closed()
         assert b" 200 OK" in written
         assert b"Connection: close" in written or b"HTTP/1.0" in written
         assert b"keep-alive" not in written
@@ -145,9 +129,8 @@ async def test_other_unusual_requests_close_the_connection(pair: Pair, sent: byt
 )
 async def test_unknown_expectation_is_refused_without_waiting_for_a_body(pair: Pair, header: bytes) -> None:
     for server in (pair.lane, pair.plain):
-        _, transport = connected(server)
-        transport.feed(header)
-        written = await answered(transport)
+        transport = sent_to(server, header)
+        written = await transport.until_closed()
         assert written.startswith(b"HTTP/1.1 417 ")
         assert b"Connection: close" in written
 
@@ -156,13 +139,13 @@ async def test_refused_request_with_expect_closes_the_connection(pair: Pair) -> 
     _, transport = connected(pair.plain)
     head, _, _ = post(b"1.1", b"Expect: 100-continue", b"Content-Encoding: gzip").partition(USERS)
     transport.feed(head)
-    written = await answered(transport)
+    written = await transport.until_closed()
     assert b" 415 " in written
     assert b"Connection: close" in written
     assert b"100 Continue" not in written
 
 
-@pytest.mark.parametrize("step", [pytest.param(23, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [pytest.param(23, id="quick"), in_soak(1)])
 @pytest.mark.parametrize("line", METHOD_LINES, ids=["list", "batch", "upgrade"])
 @pytest.mark.timeout(3600)
 async def test_requests_with_ambiguous_length_are_refused_and_closed(pair: Pair, line: bytes, step: int) -> None:
@@ -170,34 +153,30 @@ async def test_requests_with_ambiguous_length_are_refused_and_closed(pair: Pair,
         sent = line + headers + b"\r\n\r\n" + body
         for server in (pair.lane, pair.plain):
             for at in range(0, len(sent), step):
-                _, transport = connected(server)
-                transport.feed(sent[:at])
+                transport = sent_to(server, sent[:at])
                 await asyncio.sleep(0)
                 transport.feed(sent[at:])
                 transport.feed(b"\r\n\r\n" + GET)
-                written = await answered(transport)
+                written = await transport.until_closed()
                 assert b'"user":"2"' not in written, (sent, at)
                 assert b'"user":"1"' not in written, (sent, at)
                 assert re.search(rb"HTTP/1.1 400 |Connection: close", written), (sent, at)
 
 
 async def test_expect_of_http_1_0_is_ignored(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(post(b"1.0", b"Expect: 100-continue"))
-    assert b"100 Continue" not in await answered(transport)
+    transport = sent_to(pair.plain, post(b"1.0", b"Expect: 100-continue"))
+    assert b"100 Continue" not in await transport.until_closed()
 
 
 async def test_empty_expectation_is_not_answered(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(post(b"1.1", b"Expect: ", b"Connection: close"))
-    assert b"100 Continue" not in await answered(transport)
+    transport = sent_to(pair.plain, post(b"1.1", b"Expect: ", b"Connection: close"))
+    assert b"100 Continue" not in await transport.until_closed()
 
 
 async def test_request_before_a_malformed_one_is_answered(pair: Pair) -> None:
     for server in (pair.lane, pair.plain):
-        _, transport = connected(server)
-        transport.feed(GET + b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
-        written = await answered(transport)
+        transport = sent_to(server, GET + b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
+        written = await transport.until_closed()
         assert re.findall(rb"HTTP/1.1 (\d+)", written) == [b"200", b"400"]
 
 
@@ -206,7 +185,7 @@ async def test_half_closed_client_gets_its_answer(pair: Pair) -> None:
         connection, transport = connected(server)
         transport.feed(GET)
         assert connection.eof_received(), "the connection would be closed at once"
-        assert b" 200 OK" in await answered(transport)
+        assert b" 200 OK" in await transport.until_closed()
 
 
 async def test_client_that_half_closes_before_the_end_of_a_body_is_given_up(pair: Pair) -> None:
@@ -216,13 +195,12 @@ async def test_client_that_half_closes_before_the_end_of_a_body_is_given_up(pair
         for _ in range(turns):
             await asyncio.sleep(0)
         if connection.eof_received():  # otherwise its transport closes it
-            await answered(transport)
+            await transport.until_closed()
 
 
 async def test_refusal_of_a_late_list_counts_for_its_route(pair: Pair) -> None:
-    _, transport = connected(pair.plain)
-    transport.feed(GET.replace(b"Host: a", b"Host: a\r\nX-Request-Timeout-Ms: 0\r\nConnection: close"))
-    assert b" 503 " in await answered(transport)
+    transport = sent_to(pair.plain, GET.replace(b"Host: a", b"Host: a\r\nX-Request-Timeout-Ms: 0\r\nConnection: close"))
+    assert b" 503 " in await transport.until_closed()
     text = Lists(lambda: pair.reader).prometheus_text().decode()
     counted = re.findall(r"(?m)^hotplate_http_request_duration_seconds_count\{(.*503.*)\} 1.0$", text)
     assert ['route="/v1/recommendations/{user}"' in labels for labels in counted] == [True]

@@ -15,7 +15,7 @@ from hotplate.bench.process import free_port
 from tests.support.paths import ROOT
 from tests.support.redis_server import certify
 from tests.support.requests import AMBIGUOUS, METHOD_LINES
-from tests.support.service import Service, a_list, publish_lists, running, until
+from tests.support.service import Service, a_list, ids, publish_lists, running, until
 
 EXAMPLE = ROOT / "docs" / "examples" / "nginx.conf"
 
@@ -91,7 +91,7 @@ async def test_example_proxy_serves_http2_and_keeps_upstream_connections_alive(t
     with running(tmp_path / "store") as service, proxied(tmp_path, service) as port:
         version, status, body = curl(tmp_path, port, "/v1/recommendations/1?n=1")
         assert (version, status) == ("2", 200)
-        assert [item["id"] for item in json.loads(body)["items"]] == ["a"]
+        assert ids(json.loads(body)) == ["a"]
         batch = ("--data", '{"users": ["1", "2"]}', "--header", "content-type: application/json")
         version, status, body = curl(tmp_path, port, "/v1/recommendations", *batch)
         assert (version, status) == ("2", 200)

@@ -39,8 +39,9 @@ from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer, running, users_of_the_guide
 from tests.support.remote import publish
 from tests.support.rotation import RotatingProvider
-from tests.support.service import UNTIL_S, Service, a_list, publish_lists, publish_to, serving, until
+from tests.support.service import UNTIL_S, Service, a_list, ids, published, serving, until
 from tests.support.shared import consumed_items
+from tests.support.waiting import until_true
 
 # A busy machine may be late with replies of Redis.
 pytestmark = pytest.mark.usefixtures("patience")
@@ -81,19 +82,19 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     (tmp_path / "redis").mkdir()
     with running(tmp_path / "redis") as server:
         yield Shop(tmp_path, server)
 
 
 def buy(service: Service, user: int, *items: str, kind: str = "buy") -> None:
-    body = json.dumps({"events": [{"type": kind, "user": str(user), "items": items}]}).encode()
-    assert service.request("POST", "/v1/events", body, Content_Type="application/json").status == 200
+    body = {"events": [{"type": kind, "user": str(user), "items": items}]}
+    assert service.post("/v1/events", body, Content_Type="application/json").status == 200
 
 
 def shown(service: Service, user: int) -> list[str]:
-    return [item["id"] for item in service.get(f"/v1/recommendations/{user}?n=3").json["items"]]
+    return ids(service.get(f"/v1/recommendations/{user}?n=3"))
 
 
 def hides(service: Service, user: int, item: str) -> bool:
@@ -180,9 +181,7 @@ async def test_store_is_kept_open_during_short_outages(
     store = FlakyStore()
     monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", store.open)
     running_sharing = asyncio.create_task(sharing_of(redis_server, tmp_path).run())
-    async with asyncio.timeout(60):
-        while store.polls < 3:
-            await asyncio.sleep(0.01)
+    await until_true(lambda: store.polls >= 3)
     running_sharing.cancel()
     await asyncio.wait([running_sharing])
     assert store.opened == 1
@@ -231,8 +230,7 @@ async def test_sharing_goes_on_after_a_defect(
 
     monkeypatch.setattr("hotplate.serve.consumed.sharing.read_events", fail_first)
     async with background(sharing_of(redis_server, tmp_path).run()), asyncio.timeout(60):
-        while users_in(redis_server, tmp_path.name) != {"1"}:
-            await asyncio.sleep(0.01)
+        await until_true(lambda: users_in(redis_server, tmp_path.name) == {"1"})
     assert caplog.text.count("ZeroDivisionError") == 1
     segment.close()
 
@@ -268,8 +266,7 @@ async def test_user_erased_before_an_event_is_sent_does_not_enter_the_log(
     async with background(sharing_of(redis_server, tmp_path).run()), asyncio.timeout(60):
         await asyncio.to_thread(has_read_events.wait)
         await erase_users(store, ["1"])
-        while users_in(redis_server, tmp_path.name) != {"2"}:
-            await asyncio.sleep(0.01)
+        await until_true(lambda: users_in(redis_server, tmp_path.name) == {"2"})
     with redis.Redis(port=redis_server.port) as client:
         assert (
             client.zcard(f"{{{tmp_path.name}}}:consumed-items") == 2
@@ -439,7 +436,7 @@ async def test_missing_tokens_of_the_log_are_counted(
 
 def test_the_store_is_used_with_the_rights_of_the_guide(redis_server: RedisServer, tmp_path: Path) -> None:
     urls = users_of_the_guide("guide", redis_server.execute_command, redis_server.url)
-    asyncio.run(publish_to(urls["publish"], LISTS))
+    published(urls["publish"], LISTS)
     options = ("--store", urls["serve"], "--hide-consumed", "buy=24", "--budget", "60")
     with ExitStack() as stack:
         first, second = (

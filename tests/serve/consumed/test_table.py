@@ -1,6 +1,5 @@
 """What a user bought or dismissed: hidden from that user alone, in all workers, for some hours, and after a restart."""
 
-import asyncio
 import json
 import os
 import signal
@@ -23,9 +22,10 @@ from hotplate.stores.encoding import encode_id
 from hotplate.stores.event_log import SUFFIX, LogSegment, line_of, segments
 from tests.support.command import json_of
 from tests.support.event_log import written
-from tests.support.service import Service, a_list, publish_lists, running, until
+from tests.support.service import Service, a_list, published, running, until
 from tests.support.shared import consumed_items
 from tests.support.small_disk import small_disk
+from tests.support.soak import in_soak
 
 LISTS = {
     "user:1": a_list("a", "b", "c"), "user:2": a_list("a", "b", "c"), "item:a": a_list("b", "c"),
@@ -40,7 +40,7 @@ HIDING = ("--hide-consumed", "buy=24", "--hide-consumed", "dismiss=1", "--worker
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     return tmp_path / "store"
 
 
@@ -52,8 +52,8 @@ def service(store: Path) -> Iterator[Service]:
 
 def report(service: Service, kind: str, user: str, *items: str, **fields: float) -> None:
     event = {"type": kind, "user": user, "items": items, **fields}
-    body = json.dumps({"events": [event]}).encode()
-    assert service.request("POST", "/v1/events", body, Content_Type="application/json").status == 200
+    body = {"events": [event]}
+    assert service.post("/v1/events", body, Content_Type="application/json").status == 200
 
 
 def shown(service: Service, path: str) -> list[str]:
@@ -111,11 +111,11 @@ def test_consumed_items_disappear_at_once_from_lists_of_that_user(service: Servi
     report(service, "buy", "nobody", "a")
     assert shown(service, f"{path}/nobody") == ["p1", "p2", "p3"]
     body = b'{"users": ["stranger", "nobody", "1", "2", "nobody"], "n": 2}'
-    results = service.request("POST", path, body).json["results"]
+    results = service.post(path, body).json["results"]
     assert [[item["id"] for item in result["items"]] for result in results] == [
         ["a", "p1"], ["p1", "p2"], ["b", "p2"], ["a", "b"], ["p1", "p2"],
     ]  # fmt: skip
-    scored = service.request("POST", "/score", b'{"data": [["1", 1], ["nobody", 1]]}').json
+    scored = service.post("/score", b'{"data": [["1", 1], ["nobody", 1]]}').json
     assert [[item["id"] for item in result["items"]] for result in scored] == [["b"], ["p1"]]
 
 
@@ -241,8 +241,8 @@ def test_users_find_names_kept_events(tmp_path: Path) -> None:
     hidden_after_restart(tmp_path)
     events_of(tmp_path, "1")
     ship(tmp_path, f"file://{tmp_path}-shipped")
-    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
-    where = ("--store", f"file://{tmp_path / 'store'}", "--events", str(tmp_path))
+    published(tmp_path / "store", {"user:1": a_list("a")})
+    where = ("--store", f"file://{tmp_path}/store", "--events", str(tmp_path))
     assert ["1"] in json_of("users", "find", "1", *where)["elsewhere"].values()
 
 
@@ -252,7 +252,7 @@ def test_contradictory_option_is_refused(text: str) -> None:
         consumed_items(text)
 
 
-@pytest.mark.parametrize("parts", [128, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("parts", [128, in_soak(1)])
 def test_a_table_holds_its_capacity_and_counts_what_it_forgets(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.serve.consumed.table.BUCKETS", BUCKETS // parts)
     consumed = consumed_items("buy=1")

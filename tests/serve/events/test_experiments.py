@@ -1,6 +1,5 @@
 """Experiments: sticky arms under nightly publishes, and a report that is right about chance."""
 
-import asyncio
 import json
 import os
 from functools import cache
@@ -28,6 +27,7 @@ from hotplate.stores.users import erase_users
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, allow_erasure, publish, ref_of
+from tests.support.waiting import until_true
 
 NAMES = [str(number) for number in range(40)]
 START = 1_000_000.0
@@ -100,9 +100,7 @@ async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tm
         await reader.wait_until_ready(20)
         file.unlink(missing_ok=True)
         second = await publish(open_store(), rows("A2"), activation=Activation(arm="A"))
-        async with asyncio.timeout(20):
-            while reader.live_id() != second:
-                await asyncio.sleep(0.01)
+        await until_true(lambda: reader.live_id() == second)
         assert {*(await answers(reader)).values()} == {(second, "A2")}
         assert lost.id in reader.tiers[0].follower.findings[0].sentence
 

@@ -24,7 +24,7 @@ from hotplate.stores.event_log import LogSegment, SegmentReader, line_of, segmen
 from tests.support.event_log import body, ids, written
 from tests.support.limited_service import counted
 from tests.support.property import depths
-from tests.support.service import Service, publish_lists, running, running_app, until
+from tests.support.service import Service, published, running, running_app, until
 from tests.support.shared import consumed_items
 from tests.support.small_disk import small_disk
 
@@ -145,23 +145,23 @@ async def test_events_are_rejected_and_counted_if_the_queue_is_full_or_disk_slow
 
 
 def test_full_disk_rejects_events_but_serves_lists_and_recovers_by_itself(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {}))
+    published(tmp_path / "store", {})
     disk = tmp_path / "disk"
     with small_disk(disk, MB), running(tmp_path / "store", "--events", str(disk / "log")) as service:
-        assert service.request("POST", "/v1/events", body("before"), **AS_JSON).status == 200
+        assert service.post("/v1/events", body("before"), **AS_JSON).status == 200
         with (disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
         for _ in range(3):
-            refused = service.request("POST", "/v1/events", body(*(f"lost{n}" for n in range(500))), **AS_JSON)
+            refused = service.post("/v1/events", body(*(f"lost{n}" for n in range(500))), **AS_JSON)
             assert (refused.status, refused.headers["retry-after"]) == (503, "10")
             assert refused.json["type"] == "urn:hotplate:problem:events-not-written"
-        assert (service.get("/v1/popular").status, service.get("/readyz").json["status"]) == (200, "degraded")
+        assert (service.get("/v1/popular").status, service.status) == (200, "degraded")
         until(lambda: "events cannot be written to" in str(service.states()))
         assert counted(service, "hotplate_events_total", outcome="disk_failed") == 1500
         (disk / "filler").unlink()
-        assert service.request("POST", "/v1/events", body("after"), **AS_JSON).status == 200
-        assert service.get("/readyz").json["status"] == "ready"
+        assert service.post("/v1/events", body("after"), **AS_JSON).status == 200
+        assert service.status == "ready"
         log = service.log.read_text()
         assert (log.count("events cannot be written"), log.count("are written to")) == (1, 1)
         assert ids(disk / "log") == {"before", "after"}
@@ -174,7 +174,7 @@ def report(service: Service, caller: int, durable: set[str], over: threading.Eve
             return
         sent = [f"{caller}-{request}-{number}" for number in range(EVENTS)]
         try:
-            answer = service.request("POST", "/v1/events", body(*sent), Content_Type="application/json")
+            answer = service.post("/v1/events", body(*sent), Content_Type="application/json")
         except OSError:  # the worker was killed, and the outcome is unknown
             time.sleep(0.01)
             continue
@@ -184,7 +184,7 @@ def report(service: Service, caller: int, durable: set[str], over: threading.Eve
 
 @depths(2, 10)
 def test_acknowledged_events_survive_kills(tmp_path: Path, examples: int) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {}))
+    published(tmp_path / "store", {})
     over = threading.Event()
     durable = [set[str]() for _ in range(CALLERS)]
 

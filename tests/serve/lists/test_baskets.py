@@ -8,7 +8,7 @@ import pytest
 import hotplate
 from hotplate.offline.input.sample import sample
 from tests.support.command import succeeded
-from tests.support.service import UNTIL_S, running
+from tests.support.service import UNTIL_S, ids, running
 
 N = 5
 OLD, NEW, STRANGE = "p01", "p02", "strange"
@@ -44,7 +44,7 @@ def test_weights_and_recency_count_for_each_engine_and_caller(
             by_http, by_library = (caller.fold_in(basket, n, recency=recency) for caller in (client, lists))
             assert by_http.source == by_library.source == "fold-in"
             assert by_http.items == by_library.items
-            return [item["id"] for item in by_http.items]
+            return ids(by_http)
 
         of_the_new = [item for item in folded({NEW: 1}, 1, N + 1) if item != OLD][:N]
         of_the_old = [item for item in folded({OLD: 1}, 1, N + 1) if item != NEW][:N]

@@ -1,7 +1,5 @@
 """The deny-list: it holds for every answer, from the moment that its file says so, and whatever becomes of that."""
 
-import asyncio
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ import pytest
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.lists.deny_list import DenyListFile, DenyListInvalid, parse
 from hotplate.stores.encoding import NO_OFFSET, body_of, cut_without, decode, encode_id
-from tests.support.service import Answer, Service, a_list, publish_lists, running, status_of, until
+from tests.support.service import Service, a_list, ids, published, running, status_of, until
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
 LISTS |= {
@@ -32,14 +30,9 @@ def denied(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path, denied: Path) -> Iterator[Service]:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     with running(tmp_path / "store", "--deny-list", str(denied)) as running_service:
         yield running_service
-
-
-def ids(answer: Answer) -> list[str]:
-    assert answer.status == 200, answer.body
-    return [item["id"] for item in answer.json["items"]]
 
 
 def replace(path: Path, text: str) -> None:
@@ -56,16 +49,16 @@ def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: 
     answer = service.get("/v1/recommendations/2")
     shown = ids(answer), answer.json["source"], answer.headers["cache-control"]
     assert shown == (["p1", "p2"], "popular", "no-store")
-    many = service.request("POST", "/v1/recommendations", json.dumps({"users": ["2", "1", "2"], "n": 2}).encode())
-    assert [(result["status"], [item["id"] for item in result["items"]]) for result in many.json["results"]] == [
+    many = service.post("/v1/recommendations", {"users": ["2", "1", "2"], "n": 2})
+    assert [(result["status"], ids(result)) for result in many.json["results"]] == [
         ("unknown", ["p1", "p2"]),
         ("ok", ["0", "2"]),
         ("unknown", ["p1", "p2"]),
     ]
-    only = service.request("POST", "/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
+    only = service.post("/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
     assert [(result["source"], result["items"][0]["id"]) for result in only] == [("popular", "v1")]
-    scored = service.request("POST", "/score", b'{"data": [["2", 1], ["1", 2]]}').json
-    assert [(result["status"], [item["id"] for item in result["items"]]) for result in scored] == [
+    scored = service.post("/score", b'{"data": [["2", 1], ["1", 2]]}').json
+    assert [(result["status"], ids(result)) for result in scored] == [
         ("unknown", ["p1"]),
         ("ok", ["0", "2"]),
     ]
@@ -81,10 +74,10 @@ def test_changed_file_is_followed_and_broken_file_is_reported(service: Service, 
     replace(denied, "item:0\nuser:1\n")
     until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
     assert ids(service.get("/v1/recommendations/2?n=2")) == ["1", "2"]
-    assert service.get("/readyz").json["status"] == "ready"
+    assert service.status == "ready"
 
     replace(denied, "item:0\nuser:secret-person\nuser\n")
-    until(lambda: service.get("/readyz").json["status"] == "degraded")
+    until(lambda: service.status == "degraded")
     until(lambda: "line 3 is not an entry; an entry is item:ID or user:ID" in str(service.states()))
     until(lambda: "line 3" in service.log.read_text())
     assert service.get("/v1/recommendations/1").json["source"] == "popular"
@@ -94,7 +87,7 @@ def test_changed_file_is_followed_and_broken_file_is_reported(service: Service, 
     assert ids(service.get("/v1/recommendations/2?n=2")) == ["1", "2"]
 
     replace(denied, "")
-    until(lambda: service.get("/readyz").json["status"] == "ready")
+    until(lambda: service.status == "ready")
     assert ids(service.get("/v1/recommendations/1?n=2")) == ["0", "1"]
     log = service.log.read_text()
     assert "secret-person" not in log
@@ -106,7 +99,7 @@ def test_restarted_processes_keep_the_deny_list_from_before_the_file_broke(servi
     until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
     until(lambda: "denied.txt again" in service.log.read_text())  # the admin process keeps it
     replace(denied, "broken\n")
-    until(lambda: service.get("/readyz").json["status"] == "degraded")
+    until(lambda: service.status == "degraded")
     (worker,) = service.workers()
     (admin,) = set(service.processes()) - {worker}
     for process in (worker, admin):

@@ -397,7 +397,7 @@ PATH = "/v1/recommendations/fold-in"
 
 def post(service: Service, body: object) -> tuple[int, bytes]:
     """Post a basket; return the status and the body."""
-    answer = service.request("POST", PATH, json.dumps(body).encode())
+    answer = service.post(PATH, body)
     assert answer.headers.get("cache-control") == ("no-store" if answer.status == 200 else None)
     return answer.status, answer.body
 
@@ -454,5 +454,5 @@ def test_basket_that_cannot_be_used_is_refused(service: Service, body: object, s
 
 def test_service_without_factors_folds_in_by_similar_items(folder: tuple[Path, str]) -> None:
     with running(folder[0]) as service:
-        answer = service.request("POST", PATH, b'{"items": ["i003"], "n": 2}')
+        answer = service.post(PATH, b'{"items": ["i003"], "n": 2}')
         assert (answer.status, answer.json["source"], len(answer.json["items"])) == (200, "fold-in", 2)

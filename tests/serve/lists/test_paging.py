@@ -1,7 +1,5 @@
 """Paging: walks through lists against brute force, over flips of the live release, hidden items and filters."""
 
-import asyncio
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,14 +28,14 @@ from tests.support.service import (
     UNTIL_S,
     Service,
     a_list,
-    publish_lists,
+    ids,
     publish_through,
-    publish_to,
+    published,
     running,
     serving,
     until,
 )
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED, in_soak, scaled
 from tests.support.stores import OpenStore
 from tests.support.virtual import virtual
 
@@ -172,7 +170,7 @@ async def test_walks_over_flips_equal_brute_force(memory: MemoryStore, clock: Fa
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("open_store", ["redis", "cosmos+http"], indirect=True)
-@pytest.mark.parametrize("walks", [10, pytest.param(scaled(500), id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("walks", [10, in_soak(scaled(500))])
 async def test_walks_over_flips_of_a_remote_store_equal_brute_force(
     open_store: OpenStore, walks: int, clock: FakeClock, record_property: Callable[[str, object], None]
 ) -> None:
@@ -274,10 +272,6 @@ LISTS = {
 }
 
 
-def ids(answer: Any) -> list[str]:  # noqa: ANN401 -- of JSON, the library, or the client
-    return [item["id"] for item in (answer["items"] if isinstance(answer, dict) else answer.items)]
-
-
 def following(page: Any) -> str:  # noqa: ANN401 -- of the library, or the client
     assert page.next is not None
     return str(page.next)
@@ -289,13 +283,13 @@ def later(lists: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def flip(service: Service, folder: Path) -> str:
-    release = asyncio.run(publish_lists(folder, later(LISTS)))
+    release = published(folder, later(LISTS))
     until(lambda: service.get("/v1/popular").json["release"] == release)
     return release
 
 
 def test_pages_continue_over_a_flip(tmp_path: Path) -> None:
-    first = asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    first = published(tmp_path / "store", LISTS)
     with running(tmp_path / "store") as service:
         plain = service.get("/v1/recommendations/1?n=2")
         page = service.get("/v1/recommendations/1?n=2&after=0")
@@ -326,11 +320,11 @@ def test_pages_continue_over_a_flip(tmp_path: Path) -> None:
 
 
 def batch(service: Service, users: Sequence[object], n: int) -> Any:  # noqa: ANN401 -- of JSON
-    return service.request("POST", "/v1/recommendations", json.dumps({"users": users, "n": n}).encode()).json
+    return service.post("/v1/recommendations", {"users": users, "n": n}).json
 
 
 def test_batch_pages_users_that_have_a_cursor(tmp_path: Path) -> None:
-    first = asyncio.run(publish_lists(tmp_path / "store", {**LISTS, "user:2": a_list("x", "y", "z")}))
+    first = published(tmp_path / "store", {**LISTS, "user:2": a_list("x", "y", "z")})
     with running(tmp_path / "store") as service:
         begin = [{"id": "1", "after": "0"}, {"id": "9", "after": "0"}, "2"]
         known, stranger, plain = batch(service, begin, 2)["results"]
@@ -357,7 +351,7 @@ def test_batch_pages_users_that_have_a_cursor(tmp_path: Path) -> None:
 
 
 def test_invalid_cursors_and_lists_are_refused(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     with running(tmp_path / "store") as service:
         refused = service.get("/v1/recommendations/1?after=1")
         assert refused.status == 400
@@ -370,7 +364,7 @@ def test_invalid_cursors_and_lists_are_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("patience")
 def test_paging_stops_while_redis_is_down_and_resumes_after(tmp_path: Path) -> None:
     with redis_running(tmp_path, "--appendonly", "yes") as server:
-        release = asyncio.run(publish_to(server.url(), LISTS))
+        release = published(server.url(), LISTS)
         with serving(tmp_path, "--store", server.url(), "--budget", "60", before=patience.INSTALL) as service:
             page = service.get("/v1/recommendations/1?n=2&after=0").json
             server.kill()
@@ -395,7 +389,7 @@ def test_paging_stops_while_redis_is_down_and_resumes_after(tmp_path: Path) -> N
 @pytest.fixture
 def paged(tmp_path: Path) -> Iterator[tuple[Service, Client, hotplate.SyncLists]]:
     """A service, a client of it, and its store opened as a library."""
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     with (
         running(tmp_path / "store") as service,
         Client(service.url, timeout_s=UNTIL_S) as client,

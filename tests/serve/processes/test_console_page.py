@@ -1,6 +1,5 @@
 """The console in a real browser: release changes after a confirmation, user lookups, and shown state."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ from hotplate.serve.access.keys import create
 from tests.support import throttled_store
 from tests.support.browser import Page, opened
 from tests.support.npm import installed
-from tests.support.service import Service, a_list, publish_lists, refused_by, running
+from tests.support.service import Service, a_list, publish_lists, published, refused_by, running
 
 AXE = "4.14.1"
 SERIOUS = ("serious", "critical")
@@ -29,7 +28,7 @@ def releases(folder: Path) -> list[str]:
     marks = {"a": True, "b": True, "<img src=x>": False}
     lists = {mark: {"user:42": a_list(mark, "b"), "item:b": a_list("c")} for mark in marks}
     return [
-        asyncio.run(publish_lists(folder, lists[mark], live=live, about={} if live else refused_by("ndcg")))
+        published(folder, lists[mark], live=live, about={} if live else refused_by("ndcg"))
         for mark, live in marks.items()
     ]
 

@@ -1,6 +1,5 @@
 """The health listener: it reports the state of all workers, while they hang, die, or hold connections."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from hotplate.serve.processes.states import ProcessState
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted
 from tests.support.redis_server import certify
-from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, status_of, until
+from tests.support.service import LAUNCHER, Service, a_list, published, running, status_of, until
 from tests.support.shared import shared_states
 
 PATHS = ("/livez", "/readyz", "/health/live", "/health/ready")
@@ -86,7 +85,7 @@ def test_service_without_a_release_is_live_but_not_ready_until_one_exists(tmp_pa
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert "hotplate publish" in answer.json["detail"]
         assert (service.get("/livez").status, service.get("/readyz").status) == (200, 503)
-        asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a")}))
+        published(tmp_path / "store", {"user:42": a_list("a")})
         until(lambda: probe(service, "/readyz") == 200, "it is not ready")
         until(service.is_ready)
         assert service.get("/v1/recommendations/42").json["source"] == "personal"
@@ -99,9 +98,9 @@ WITH_SIGHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_draining_service_is_live_but_not_ready_for_either_signal(folder: Path, number: signal.Signals) -> None:
     with running(folder, "--workers", "2", "--drain-delay", "600", before=WITH_SIGHUP) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
+        service.until_states("ready", 2)
         service.process.send_signal(number)
-        until(lambda: [state["status"] for state in service.states()] == ["draining"] * 2, "it does not drain")
+        service.until_states("draining", 2)
         until(lambda: probe(service, "/readyz") != 200, "probes do not say so")
         assert (probe(service, "/livez"), probe(service, "/readyz")) == (200, 503), service.process.poll()
         for _ in range(20):
@@ -153,7 +152,7 @@ def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(fold
     stuck.touch()
     before = f"import pathlib; stuck = pathlib.Path({str(stuck)!r})\n{IMPATIENT}"
     with running(folder, "--workers", "2", before=before) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
+        service.until_states("ready", 2)
         workers = service.workers()
         (admin,) = set(service.processes()) - set(workers)
         os.kill(admin, signal.SIGSTOP)
@@ -167,7 +166,7 @@ def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(fold
         os.kill(looping, signal.SIGUSR1)
         stuck.write_text(f"{stopped} {looping}")
         until(lambda: not {stopped, looping} & set(service.workers()), "stuck workers stay")
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "they are not replaced")
+        service.until_states("ready", 2)
         for _ in range(20):
             assert service.get("/v1/recommendations/42").status == 200
         log = service.log.read_text()

@@ -1,7 +1,6 @@
 """What workers say of themselves in shared memory: whole, bounded, and gone with them."""
 
 import os
-import signal
 import time
 
 import msgspec
@@ -97,25 +96,3 @@ async def test_release_with_hundreds_of_long_rule_names_is_reported(memory: Memo
     *shown, others = reported.rules
     assert all(name.startswith(rule) for name, rule in zip(names, shown, strict=False))
     assert others == f"{len(names) - len(shown)} others"
-
-
-def test_state_is_read_atomically() -> None:
-    states = shared_states(1)
-    both = [state_of("a" * 400), state_of("b" * 30)]
-    states.write(0, both[0])
-    writer = os.fork()
-    if writer == 0:
-        while True:
-            for state in both:
-                states.write(0, state)
-    seen = set[int]()
-    reads = 0
-    try:
-        while reads < 5_000 or len(seen) < len(both):  # a busy machine may stop the writer for long
-            read_state = states.read(0)
-            reads = reads + 1
-            assert read_state is None or read_state in both  # None if a writer was always in the middle
-            seen |= {both.index(read_state)} if read_state is not None else set()
-    finally:
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)

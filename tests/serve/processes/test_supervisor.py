@@ -1,6 +1,5 @@
 """The processes of a service: replaced when they die, graceful when they stop, and the memory that its files are in."""
 
-import asyncio
 import http.client
 import os
 import signal
@@ -17,7 +16,8 @@ from hotplate.serve.connections.server import IDLE_GRACE_S
 from tests.support.balancer import balanced
 from tests.support.limited_service import samples, sockets
 from tests.support.page_cache import absent_pages, evict
-from tests.support.service import LAUNCHER, Service, a_list, is_alive, publish_lists, running, serving, until
+from tests.support.service import LAUNCHER, Service, a_list, ids, is_alive, published, running, serving, until
+from tests.support.soak import in_soak
 
 # System calls of the parent fail while a file exists; each failure appends a byte to it.
 FAILING = """
@@ -42,7 +42,7 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
     marker = folder.parent / "failing"
     before = f"import pathlib; marker = pathlib.Path({str(marker)!r}); call = {call!r}\n{FAILING}"
     with running(folder, "--workers", "2", before=before) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         killed, kept = service.workers()
         marker.touch()
         os.kill(killed, signal.SIGKILL)
@@ -51,7 +51,7 @@ def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str)
         assert service.process.poll() is None
         assert is_alive(kept)
         marker.unlink()
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not replaced")
+        service.until_states("ready", 2)
         assert kept in service.workers()
         assert service.stop() == 0
 
@@ -94,7 +94,7 @@ YIELDING = "import hotplate.serve.connections.listeners as listeners; listeners.
 @pytest.mark.soak
 def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> None:
     with running(folder, "--workers", "2", before=YIELDING) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         with sockets(service, 64) as opened:
             for connection in opened:
                 connection.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -111,7 +111,7 @@ PATIENT = "import hotplate.serve.processes.supervisor as parent; parent.STUCK_S 
 @pytest.mark.soak
 def test_suspended_worker_blocks_no_connection(folder: Path) -> None:
     with running(folder, "--workers", "2", before=PATIENT) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         stopped, _ = service.workers()
         os.kill(stopped, signal.SIGSTOP)
         durations_s = list[float]()
@@ -143,14 +143,14 @@ def test_suspended_worker_is_replaced_while_another_one_fails_to_start(folder: P
     marker = folder.parent / "failing"
     before = f"import pathlib; marker = pathlib.Path({str(marker)!r})\n{FAILING_STARTS}"
     with running(folder, "--workers", "2", before=before) as service:
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
+        service.until_states("ready", 2)
         suspended, killed = service.workers()
         marker.touch()
         os.kill(killed, signal.SIGKILL)
         os.kill(suspended, signal.SIGSTOP)
         until(lambda: suspended not in service.processes(), "the suspended worker stays")
         marker.unlink()
-        until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "they are not replaced")
+        service.until_states("ready", 2)
 
 
 def test_replacement_worker_serves_only_after_loading_and_metrics_stay(folder: Path) -> None:
@@ -289,12 +289,12 @@ USERS = 2000
 MANY = {f"user:{n:04}": a_list(*(f"item-{m}-{n}" for m in range(20))) for n in range(USERS)}
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("workers", ["1", in_soak("2")])
 def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, workers: str) -> None:
     first = tmp_path / "first"
     second = tmp_path / "second"
-    asyncio.run(publish_lists(first, MANY))
-    asyncio.run(publish_lists(second, MANY))
+    published(first, MANY)
+    published(second, MANY)
     stores = ("--store", f"file://{first}", "--store", f"file://{second}")
     with serving(tmp_path, *stores, "--workers", workers) as service:
         until_answered(service, "/v1/recommendations/0001", tier="file", source="personal")
@@ -319,10 +319,10 @@ def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, wor
         assert service.stop() == 0
 
 
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.soak), "2"])
+@pytest.mark.parametrize("workers", [in_soak("1"), "2"])
 def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_path: Path, workers: str) -> None:
     store = tmp_path / "store"
-    release = asyncio.run(publish_lists(store, MANY | {"popular:vip": a_list("v1", "v2")}))
+    release = published(store, MANY | {"popular:vip": a_list("v1", "v2")})
     with running(store, "--workers", workers) as service:
         until_answered(service, "/v1/recommendations/0001", source="personal")
         cut(store)
@@ -332,18 +332,18 @@ def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_pa
         for _ in range(20):
             popular = service.get("/v1/popular?segment=vip")
             assert (popular.status, popular.json.get("release")) == (200, release)
-            assert [item["id"] for item in popular.json["items"]] == ["v1", "v2"]
+            assert ids(popular) == ["v1", "v2"]
             personal = service.get("/v1/recommendations/0001").json
-            assert (personal["source"], [item["id"] for item in personal["items"]]) == ("popular", ["p1", "p2", "p3"])
-        many = service.request("POST", "/v1/recommendations", b'{"users": ["0001", "0002"]}').json["results"]
+            assert (personal["source"], ids(personal)) == ("popular", ["p1", "p2", "p3"])
+        many = service.post("/v1/recommendations", b'{"users": ["0001", "0002"]}').json["results"]
         assert [answer["source"] for answer in many] == ["popular"] * 2
-        assert service.request("POST", "/score", b'{"data": [["0001", "1"]]}').status == 503
+        assert service.post("/score", b'{"data": [["0001", "1"]]}').status == 503
         ready = service.get("/readyz")
         assert (ready.status, ready.json["status"]) == (200, "degraded")
         until(lambda: "was cut" in str(service.states()))  # the worker has just begun
         until(lambda: len(service.workers()) == int(workers))
         standing = service.workers()
-        second = asyncio.run(publish_lists(store, MANY))
+        second = published(store, MANY)
         for _ in standing:
             until_answered(service, "/v1/recommendations/0001", source="personal", release=second)
         assert service.workers() == standing
@@ -406,7 +406,7 @@ LISTS = {f"user:{n:06}": b'[{"id":"%s"}]' % (b"x" * 400) for n in range(5000)}
 def store(tmp_path: Path) -> Path:
     """Publish a release and drop its pages from memory, as after a reboot."""
     folder = tmp_path / "store"
-    asyncio.run(publish_lists(folder, LISTS))
+    published(folder, LISTS)
     evict(file_of(folder))
     return folder
 

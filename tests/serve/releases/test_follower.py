@@ -29,6 +29,7 @@ from tests.support.remote import RemoteStore, publish
 from tests.support.service import publish_to
 from tests.support.stores import lapse, ref_of
 from tests.support.virtual import virtual
+from tests.support.waiting import until_true
 
 
 def backup(memory: MemoryStore) -> MemoryStore:
@@ -60,10 +61,8 @@ async def following(store: Reader, *, warm: bool = False) -> AsyncIterator[Follo
 
 
 async def until_error(follower: Follower) -> str:
-    async with asyncio.timeout(60):
-        while follower.last_error is None:
-            await asyncio.sleep(0.005)
-    return follower.last_error
+    await until_true(lambda: follower.last_error)
+    return str(follower.last_error)
 
 
 def served(follower: Follower) -> ServedRelease:
@@ -72,9 +71,7 @@ def served(follower: Follower) -> ServedRelease:
 
 
 async def until(follower: Follower, release: ReleaseId) -> None:
-    async with asyncio.timeout(60):
-        while follower.live is None or follower.live.id != release:
-            await asyncio.sleep(0.005)
+    await until_true(lambda: follower.live is not None and follower.live.id == release)
 
 
 async def followed(memory: MemoryStore, follower: Follower) -> ReleaseId:

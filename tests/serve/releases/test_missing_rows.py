@@ -19,6 +19,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list
 from tests.support.stores import publish, ref_of
+from tests.support.waiting import until_true
 
 LISTS = [Row("popular:", a_list("p")), *(Row(f"user:{number:05}", a_list("a")) for number in range(3000))]
 INTERVAL_S = 0.05
@@ -57,9 +58,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await until_true(condition)
 
 
 def is_degraded(reader: TieredReader) -> bool:

@@ -42,8 +42,8 @@ from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.redis_server import running as redis_running
 from tests.support.remote import RemoteStore, publish
-from tests.support.service import Service, a_list, publish_to, serving, until
-from tests.support.soak import SEED, scaled
+from tests.support.service import Service, a_list, published, serving, until
+from tests.support.soak import SEED, in_soak, scaled
 from tests.support.stores import ref_of
 
 # The judgement, simulated ---------------------------------------------------------------------------------------------
@@ -114,9 +114,7 @@ def stays(random: np.random.Generator) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("releases", "seed"), [(100, 64), pytest.param(scaled(4000, least=4000), SEED, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("releases", "seed"), [(100, 64), in_soak(scaled(4000, least=4000), SEED)])
 def test_bad_releases_return_and_good_ones_stay(
     releases: int, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -166,6 +164,13 @@ class Rehearsal:
         await self.tier.follower.refresh()
         await self.look()
 
+    async def publish(self, name: str, users: range = ALL) -> ReleaseId:
+        """Publish a release, and follow it."""
+        assert isinstance(self.store, MemoryStore)
+        release = await publish(self.store, name, users=users)
+        await self.follow()
+        return release
+
     async def look(self) -> None:
         self.now += 1.0
         self.states.write(0, Reporter(self.reader.tiers).state())
@@ -188,20 +193,26 @@ class Rehearsal:
         return state
 
 
-async def rehearsed(store: MemoryStore) -> tuple[Rehearsal, ReleaseId]:
-    """Return a service that has answered an hour from its first release."""
-    first = await publish(store, "first", users=ALL)
-    service = Rehearsal(store)
+@pytest.fixture
+async def first(memory: MemoryStore) -> ReleaseId:
+    return await publish(memory, "first", users=ALL)
+
+
+@pytest.fixture
+async def service(memory: MemoryStore, first: ReleaseId) -> Rehearsal:
+    """A service that has answered an hour from its first release."""
+    del first
+    service = Rehearsal(memory)
     await service.follow()
     for _ in range(5):
         await service.answer()
-    return service, first
+    return service
 
 
-async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) -> None:
-    service, first = await rehearsed(memory)
-    bad = await publish(memory, "bad", users=FEWER)
-    await service.follow()
+async def test_release_without_lists_of_users_is_withdrawn(
+    memory: MemoryStore, service: Rehearsal, first: ReleaseId
+) -> None:
+    bad = await service.publish("bad", FEWER)
     assert service.state().before is not None
     await service.answer()
     catalogue = await memory.catalogue()
@@ -225,10 +236,10 @@ async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) 
     assert (await memory.catalogue()).live == bad
 
 
-async def test_release_that_was_withdrawn_before_the_service_started_can_be_forced(memory: MemoryStore) -> None:
-    service, _ = await rehearsed(memory)
-    bad = await publish(memory, "bad", users=FEWER)
-    await service.follow()
+async def test_release_that_was_withdrawn_before_the_service_started_can_be_forced(
+    memory: MemoryStore, service: Rehearsal
+) -> None:
+    bad = await service.publish("bad", FEWER)
     await service.answer()
     started = Rehearsal(memory)
     await started.follow()
@@ -239,8 +250,9 @@ async def test_release_that_was_withdrawn_before_the_service_started_can_be_forc
     assert started.state().before is None
 
 
-async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(memory: MemoryStore) -> None:
-    service, _ = await rehearsed(memory)
+async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(
+    memory: MemoryStore, service: Rehearsal
+) -> None:
     canary = await publish(memory, "canary", live=False, users=FEWER)
     await life.start_canary(memory, canary, 99)
     await service.follow()
@@ -252,10 +264,8 @@ async def test_lists_missed_of_a_canary_do_not_count_after_its_promotion(memory:
     assert live_counts("tier", service.reader.metrics).miss == 0
 
 
-async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: MemoryStore) -> None:
-    service, _ = await rehearsed(memory)
-    good = await publish(memory, "good", users=ALL)
-    await service.follow()
+async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: MemoryStore, service: Rehearsal) -> None:
+    good = await service.publish("good")
     await service.answer([f"visitor-{number}" for number in range(100)] + NAMES)
     assert service.state().before is not None
     assert (await memory.catalogue()).live == good
@@ -264,10 +274,10 @@ async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: Memo
     assert service.state().before is None
 
 
-async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole(memory: MemoryStore) -> None:
-    service, first = await rehearsed(memory)
-    bad = await publish(memory, "bad", users=ALL)
-    await service.follow()
+async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole(
+    memory: MemoryStore, service: Rehearsal, first: ReleaseId
+) -> None:
+    bad = await service.publish("bad")
     stored = [memory.releases[(await ref_of(memory, release)).incarnation].rows for release in (bad, first)]
     whole = dict(stored[1])
     for rows in stored:
@@ -282,11 +292,11 @@ async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole
     assert service.state().failure == ""
 
 
-async def test_rollback_and_first_release_are_not_on_probation(memory: MemoryStore) -> None:
-    service, first = await rehearsed(memory)
+async def test_rollback_and_first_release_are_not_on_probation(
+    memory: MemoryStore, service: Rehearsal, first: ReleaseId
+) -> None:
     assert service.state().before is None
-    await publish(memory, "second", users=ALL)
-    await service.follow()
+    await service.publish("second")
     assert service.state().before is not None
     await life.rollback(memory)
     await service.follow()
@@ -294,8 +304,7 @@ async def test_rollback_and_first_release_are_not_on_probation(memory: MemorySto
     assert service.state().before is None
 
 
-async def test_release_that_was_left_briefly_is_counted_from_zero(memory: MemoryStore) -> None:
-    service, _ = await rehearsed(memory)
+async def test_release_that_was_left_briefly_is_counted_from_zero(memory: MemoryStore, service: Rehearsal) -> None:
     service.now += HOUR_S
     await service.look()
     service.now += HOUR_S
@@ -306,8 +315,7 @@ async def test_release_that_was_left_briefly_is_counted_from_zero(memory: Memory
     await life.rollback(memory)
     await service.follow()
     await service.answer(NAMES[:150])
-    third = await publish(memory, "third", users=ALL)
-    await service.follow()
+    third = await service.publish("third")
     assert service.state().expected.lookups == 150
     await service.answer()
     assert (await memory.catalogue()).live == third
@@ -320,8 +328,7 @@ async def test_failing_store_withdraws_nothing(memory: MemoryStore) -> None:
     await service.follow()
     for _ in range(5):
         await service.answer()
-    second = await publish(memory, "second", users=ALL)
-    await service.follow()
+    second = await service.publish("second")
     assert service.state().before is not None
     remote.failure = StoreUnavailable("away")
     for _ in range(FAILURES):
@@ -337,12 +344,10 @@ async def test_failing_store_withdraws_nothing(memory: MemoryStore) -> None:
 
 
 async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, service: Rehearsal, first: ReleaseId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, first = await rehearsed(memory)
     await service.read(300, seconds=0.0004)
-    second = await publish(memory, "second", users=ALL)
-    await service.follow()
+    second = await service.publish("second")
     slow = {await ref_of(memory, release) for release in (first, second)}
     read = memory.get_many
 
@@ -364,17 +369,16 @@ async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
     assert "reads took more than 10 ms" in catalogue.find(second).refused_by[0]
 
 
-async def test_failed_reads_of_a_canary_do_not_end_the_judgement_of_live_releases(memory: MemoryStore) -> None:
-    service, _ = await rehearsed(memory)
+async def test_failed_reads_of_a_canary_do_not_end_the_judgement_of_live_releases(
+    memory: MemoryStore, service: Rehearsal
+) -> None:
     await service.read(20, seconds=0.02)
-    await publish(memory, "second", users=ALL)
-    await service.follow()
+    await service.publish("second")
     metrics = service.reader.metrics
     for _ in range(20):  # counted for the canary, but not among those that succeeded
         metrics.observe(metrics.role_reads["tier", CANARY], 0.02)
     await service.read(300, seconds=0.0004)
-    third = await publish(memory, "third", users=ALL)
-    await service.follow()
+    third = await service.publish("third")
     await service.read(3, seconds=0.02)
     await service.read(150, seconds=0.0004)
     assert (await memory.catalogue()).live == third
@@ -384,12 +388,10 @@ async def test_failed_reads_of_a_canary_do_not_end_the_judgement_of_live_release
 
 
 async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, service: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, _ = await rehearsed(memory)
     await service.read(300, seconds=0.0004)
-    await publish(memory, "second", users=ALL)
-    await service.follow()
+    await service.publish("second")
 
     async def fail(*_: object, **__: object) -> list[ReadResult]:
         raise StoreUnavailable("away")
@@ -404,12 +406,10 @@ async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
 
 
 async def test_one_slow_read_after_a_slow_period_withdraws_nothing(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, service: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, _ = await rehearsed(memory)
     await service.read(300, seconds=0.0004)
-    second = await publish(memory, "second", users=ALL)
-    await service.follow()
+    second = await service.publish("second")
     slow = await ref_of(memory, second)
     read = memory.get_many
     slow_reads = iter([0.02])
@@ -428,11 +428,9 @@ async def test_one_slow_read_after_a_slow_period_withdraws_nothing(
 
 
 async def test_service_without_the_right_to_write_says_so(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    memory: MemoryStore, service: Rehearsal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service, _ = await rehearsed(memory)
-    bad = await publish(memory, "bad", users=FEWER)
-    await service.follow()
+    bad = await service.publish("bad", FEWER)
 
     async def refuse(*_: object) -> None:
         raise StoreMisused("this user may not write")
@@ -494,11 +492,13 @@ async def test_missing_right_to_withdraw_is_logged_once_when_the_store_can_be_re
 
 
 async def test_withdrawal_without_a_clear_result_is_counted_if_it_took_place(
-    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    memory: MemoryStore,
+    service: Rehearsal,
+    first: ReleaseId,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    service, first = await rehearsed(memory)
-    await publish(memory, "bad", users=FEWER)
-    await service.follow()
+    await service.publish("bad", FEWER)
 
     async def roll_back_and_stop(store: Store, if_live: ReleaseId, *, reason: str) -> None:
         await life.rollback(store, if_live, reason=reason)
@@ -511,28 +511,26 @@ async def test_withdrawal_without_a_clear_result_is_counted_if_it_took_place(
     assert "cannot withdraw" not in caplog.text
 
 
-async def test_one_of_two_concurrent_services_withdraws(memory: MemoryStore) -> None:
-    services = [(await rehearsed(memory))[0]]
+async def test_one_of_two_concurrent_services_withdraws(memory: MemoryStore, service: Rehearsal) -> None:
+    services = [service]
     services.append(Rehearsal(memory))
     await services[1].follow()
     for _ in range(5):
         await services[1].answer()
     first = (await memory.catalogue()).live
     await publish(memory, "bad", users=FEWER)
-    for service in services:
-        await service.follow()
-        await service.reader.personal_many(NAMES)
-        await service.counter.count()
-        await service.counter.count()
-    await asyncio.gather(*(service.judge.judge_live_releases() for service in services))
+    for rehearsal in services:
+        await rehearsal.follow()
+        await rehearsal.reader.personal_many(NAMES)
+        await rehearsal.counter.count()
+        await rehearsal.counter.count()
+    await asyncio.gather(*(rehearsal.judge.judge_live_releases() for rehearsal in services))
     assert (await memory.catalogue()).live == first
-    assert sum(service.state().withdrawn for service in services) == 1
+    assert sum(rehearsal.state().withdrawn for rehearsal in services) == 1
 
 
-async def test_admin_process_that_ended_is_continued(memory: MemoryStore) -> None:
-    service, first = await rehearsed(memory)
-    await publish(memory, "bad", users=FEWER)
-    await service.follow()
+async def test_admin_process_that_ended_is_continued(memory: MemoryStore, service: Rehearsal, first: ReleaseId) -> None:
+    await service.publish("bad", FEWER)
     began = service.state()
     service.judge = service.admin()
     assert service.state() == began
@@ -540,8 +538,9 @@ async def test_admin_process_that_ended_is_continued(memory: MemoryStore) -> Non
     assert (await memory.catalogue()).live == first
 
 
-async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) -> None:
-    service, first = await rehearsed(memory)
+async def test_counts_of_a_worker_that_ended_are_continued(
+    memory: MemoryStore, service: Rehearsal, first: ReleaseId
+) -> None:
     assert live_counts("tier", service.reader.metrics).hit == 5 * USERS
     service.counter = ReleaseCounter(service.shared, service.reader.tiers)
     await service.look()
@@ -550,10 +549,10 @@ async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) 
     assert service.state().live_ref == await ref_of(memory, first)
 
 
-async def test_worker_that_restarts_during_a_probation_counts_missing_lists(memory: MemoryStore) -> None:
-    service, first = await rehearsed(memory)
-    await publish(memory, "bad", users=FEWER)
-    await service.follow()
+async def test_worker_that_restarts_during_a_probation_counts_missing_lists(
+    memory: MemoryStore, service: Rehearsal, first: ReleaseId
+) -> None:
+    await service.publish("bad", FEWER)
     service.reader = TieredReader({"tier": memory}, metrics=service.reader.metrics)  # its successor's, in shared memory
     (service.tier,) = service.reader.tiers
     service.counter = ReleaseCounter(service.shared, service.reader.tiers)
@@ -562,17 +561,14 @@ async def test_worker_that_restarts_during_a_probation_counts_missing_lists(memo
     assert (await memory.catalogue()).live == first
 
 
-async def test_misses_of_a_bad_release_do_not_withdraw_the_next_one(memory: MemoryStore) -> None:
+async def test_misses_of_a_bad_release_do_not_withdraw_the_next_one(memory: MemoryStore, service: Rehearsal) -> None:
     """Those that a worker has counted since the last judgement."""
-    service, _ = await rehearsed(memory)
-    await publish(memory, "bad", users=FEWER)
-    await service.follow()
+    await service.publish("bad", FEWER)
     for _ in range(3):
         await service.answer(NAMES[30:])
     await service.reader.personal_many(NAMES)
     await service.counter.count()
-    good = await publish(memory, "good", users=ALL)
-    await service.follow()
+    good = await service.publish("good")
     for _ in range(3):
         await service.answer()
     assert (await memory.catalogue()).live == good
@@ -592,13 +588,13 @@ class LateWorker:
         self.states.write(1, Reporter(self.reader.tiers).state())
 
 
-async def test_live_release_is_judged_while_a_worker_serves_the_one_before(memory: MemoryStore) -> None:
+async def test_live_release_is_judged_while_a_worker_serves_the_one_before(
+    memory: MemoryStore, service: Rehearsal
+) -> None:
     """Also while a newer one is loaded."""
-    service, _ = await rehearsed(memory)
     late = LateWorker(service)
     await late.follow()
-    second = await publish(memory, "second", users=ALL)
-    await service.follow()
+    second = await service.publish("second")
     await publish(memory, "bad", users=FEWER)
     for _ in range(5):
         await service.answer()
@@ -608,8 +604,9 @@ async def test_live_release_is_judged_while_a_worker_serves_the_one_before(memor
     assert (await memory.catalogue()).live == second
 
 
-async def test_answers_of_a_release_that_other_workers_have_left_do_not_count(memory: MemoryStore) -> None:
-    service, _ = await rehearsed(memory)
+async def test_answers_of_a_release_that_other_workers_have_left_do_not_count(
+    memory: MemoryStore, service: Rehearsal
+) -> None:
     late = LateWorker(service)
     second = await publish(memory, "second", users=ALL)
     await late.follow()
@@ -714,7 +711,7 @@ ReleaseJudge.judge_live_releases = judge_for_long
 @contextmanager
 def on_trial(logs: Path, url: str, probation: str, *options: str, before: str = "") -> Iterator[tuple[Service, str]]:
     """Run a service, with requests, after 600 answers of its first release; *options* may name another store."""
-    first = asyncio.run(publish_to(url, LISTS))
+    first = published(url, LISTS)
     store = () if "--store" in options else ("--store", url)
     options = (*store, *options, "--probation", probation, "--workers", "2")
     with serving(logs, *options, before=before) as service, traffic(service):
@@ -748,7 +745,7 @@ def drill_losing_lists(logs: Path, url: str) -> None:
 
 def drill_damaging_values(logs: Path, url: str) -> None:
     with on_trial(logs, url, "5m") as (service, first):
-        bad = asyncio.run(publish_to(url, LISTS, live=False))
+        bad = published(url, LISTS, live=False)
         damage(url, bad)
         succeeded("releases", "activate", bad, "--store", url)
         until(lambda: json_of("releases", "list", "--store", url)["live"] == first)
@@ -760,7 +757,7 @@ def drill_good_release(logs: Path, url: str) -> None:
     seen = logs / "seen"
     before = f"import pathlib; seen = pathlib.Path({str(seen)!r})\n{UNENDING}"
     with on_trial(logs, url, "5s", before=before) as (service, _):
-        good = asyncio.run(publish_to(url, LISTS))
+        good = published(url, LISTS)
         until(lambda: metric(service, "hotplate_probation{") == 1)
         seen.touch()
         until(lambda: metric(service, "hotplate_probation{") == 0)
@@ -770,7 +767,7 @@ def drill_good_release(logs: Path, url: str) -> None:
 
 def drill_killed_store(logs: Path, url: str, server: RedisServer) -> None:
     with on_trial(logs, url, "5m") as (service, _):
-        good = asyncio.run(publish_to(url, LISTS))
+        good = published(url, LISTS)
         until(lambda: metric(service, "hotplate_probation{") == 1)
         server.kill()
         until(lambda: metric(service, "hotplate_breaker_open") == 1)
@@ -791,13 +788,13 @@ def test_only_the_admin_store_user_can_withdraw(tmp_path: Path, server: RedisSer
     users = users_of_the_guide("test", server.execute_command, server.url)
     fewer = dict(list(LISTS.items())[: -MANY * 6 // 100])
     with on_trial(tmp_path, users["publish"], "5m", "--store", users["serve"]) as (service, _):
-        bad = asyncio.run(publish_to(users["publish"], fewer))
+        bad = published(users["publish"], fewer)
         until(lambda: metric(service, "hotplate_withdrawal_blocked") == 1)
         assert json_of("releases", "list", "--store", users["publish"])["live"] == bad
         assert "this service cannot withdraw it" in service.log.read_text()
     options = ("--store", users["serve"], "--admin-store", users["publish"])
     with on_trial(tmp_path, users["publish"], "5m", *options) as (service, first):
-        asyncio.run(publish_to(users["publish"], fewer))
+        published(users["publish"], fewer)
         until(lambda: json_of("releases", "list", "--store", users["publish"])["live"] == first)
         until(lambda: metric(service, "hotplate_releases_withdrawn_total") == 1)
 

@@ -27,7 +27,7 @@ from tests.support.balancer import balanced
 from tests.support.command import hotplate
 from tests.support.readers import WAIT_S, lists, reading
 from tests.support.readers import until as wait_until
-from tests.support.service import Service, publish_lists, publish_to, running, serving, until
+from tests.support.service import Service, publish_lists, publish_to, published, running, serving, until
 from tests.support.soak import scaled
 from tests.support.virtual import VirtualLoop, in_virtual_time
 
@@ -111,7 +111,7 @@ async def test_deleted_folder_is_degraded_and_popular_lists_are_served(tmp_path:
         with requested(service) as releases:
             for _ in range(100):
                 service.get("/v1/recommendations/1")
-            assert service.get("/readyz").json["status"] == "degraded"
+            assert service.status == "degraded"
             assert statuses() == {"degraded"}
         assert set(releases) == {release}
         told = "the catalogue is not in this store"
@@ -121,7 +121,7 @@ async def test_deleted_folder_is_degraded_and_popular_lists_are_served(tmp_path:
 
 def test_warming_beside_a_served_release_pauses(tmp_path: Path) -> None:
     for mark in ("r0", "r1"):
-        asyncio.run(publish_lists(tmp_path, lists(mark)))
+        published(tmp_path, lists(mark))
 
     async def warm(loop: VirtualLoop) -> list[float]:
         store = LmdbStore(tmp_path)

@@ -1,6 +1,5 @@
 """The access log: off unless requested, and never a place where ids, keys or queries end up."""
 
-import asyncio
 import json
 import re
 from pathlib import Path
@@ -11,12 +10,12 @@ import pytest
 from hotplate.serve.access.keys import create
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.records import RequestRecord
-from tests.support.service import Service, a_list, publish_lists, running, until
+from tests.support.service import Service, a_list, published, running, until
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    asyncio.run(publish_lists(tmp_path / "store", {"user:secret-user": a_list("a", "b")}))
+    published(tmp_path / "store", {"user:secret-user": a_list("a", "b")})
     return tmp_path / "store"
 
 
@@ -36,7 +35,7 @@ def test_each_request_logs_one_line_without_ids_keys_or_queries(folder: Path) ->
     with running(folder, "--access-log", "1", "--keys", str(keys)) as service:
         key = {"Authorization": f"Bearer {secret}", "X_API_Key": secret}
         answer = service.get("/v1/recommendations/secret-user?n=1&segment=secret-segment", X_Request_Id="r-1", **key)
-        service.request("POST", "/v1/recommendations", b'{"users": ["secret-user"]}', **key)
+        service.post("/v1/recommendations", b'{"users": ["secret-user"]}', **key)
         service.get("/secret-path", **key)
         service.request("PURGE", "/v1/popular", None, **key)
         service.get("/v1/recommendations/secret-user", X_Request_Timeout_Ms="0", **key)

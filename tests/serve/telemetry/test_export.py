@@ -39,7 +39,7 @@ from tests.support.memory_store import MemoryStore
 from tests.support.processes import run_process
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore
-from tests.support.service import a_list, publish_lists, publish_through, publish_to, running, until
+from tests.support.service import a_list, publish_through, published, running, until
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     urls = redis_server.url(prefix=secrets.token_hex(4)), cosmos_http.url(secrets.token_hex(4))
     metrics = Metrics(1, ["redis", "cosmos+http"])
     for url in urls:
-        asyncio.run(publish_to(url, LISTS))
+        published(url, LISTS)
         reader = TieredReader(tiers_of([url]), metrics=metrics, budget_s=30.0)
         requests = get("/v1/recommendations/1"), post(b'{"users": ["1", "2"]}'), get("/nowhere")
         assert all_sent(SETTINGS, recorded(reader, *requests))
@@ -292,7 +292,7 @@ worker.FLUSH_S = export.LAST_S = 60.0
 def test_service_sends_traces_of_all_routes_and_flushes_at_exit(
     sink: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.name=other")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
     context = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
@@ -315,7 +315,7 @@ def test_service_sends_traces_of_all_routes_and_flushes_at_exit(
 
 
 def test_service_is_unaffected_by_a_silent_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    published(tmp_path / "store", LISTS)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")

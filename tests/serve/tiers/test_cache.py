@@ -24,7 +24,7 @@ from tests.support.limited_service import counted, samples
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.remote import RemoteStore, publish
-from tests.support.service import a_list, publish_to, serving, until
+from tests.support.service import a_list, published, serving, until
 from tests.support.stores import allow_erasure, ref_of
 from tests.support.virtual import virtual
 
@@ -189,7 +189,7 @@ async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(stor
 @pytest.mark.usefixtures("patience")
 def test_service_shows_reads_saved_by_its_cache(tmp_path: Path, redis_server: RedisServer) -> None:
     url = redis_server.url(prefix="cached")
-    asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "popular:": a_list("p")}))
+    published(url, {"user:1": a_list("a", "b"), "popular:": a_list("p")})
     with serving(tmp_path, "--store", url, "--cache-mb", "1", "--budget", "60", before=patience.INSTALL) as service:
         for _ in range(10):
             assert service.get("/v1/recommendations/1").json["source"] == "personal"

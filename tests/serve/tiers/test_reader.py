@@ -478,22 +478,6 @@ async def test_one_lookup_probes_a_store_and_the_rest_do_not_wait(store: RemoteS
     assert not reader.tiers[0].breaker.is_open
 
 
-async def test_an_erased_user_is_answered_as_unknown_by_every_tier(memory: MemoryStore, remote: RemoteStore) -> None:
-    await publish(memory, "first")
-    await publish(remote.inner, "second")
-    reader = await over(remote, memory)
-    assert (await reader.personal("1")).source == "personal"
-    await erase_users(memory, ["1"])  # the last tier; what the first one holds is not served, either
-    await reader.refresh()
-    erased, two, three = await reader.personal("1"), *await reader.personal_many(["1", "2"])
-    for answer in (erased, two):
-        assert (answer.source, answer.status) == ("popular", "unknown")
-    assert three.source == "personal"
-    cached = reader.get_nowait(RowKey(USER, "1"))
-    assert cached is not None
-    assert (cached.source, cached.status) == ("popular", "unknown")
-
-
 class MovingRemote(RemoteStore):
     """A remote store whose live release is replaced and erased while the first rows of users are read."""
 

@@ -75,19 +75,6 @@ def exposed(reader: TieredReader) -> str:
 
 
 @virtual
-async def test_unreadable_keys_do_not_affect_other_keys_of_a_request(store: KeyByKeyStore) -> None:
-    reader, tier = await opened(store)
-    store.slow_keys = {"user:1"}
-    answers = await reader.personal_many(["0", "1", "2", "3"])
-    assert [answer.source for answer in answers] == ["personal", "popular", "personal", "personal"]
-    store.slow_keys = set()
-    store.broken_keys = {"user:0", "user:1"}  # a whole batch: this store takes two keys at once
-    answers = await reader.personal_many(["0", "1", "2", "3"])
-    assert [answer.source for answer in answers] == ["popular", "popular", "personal", "personal"]
-    assert not tier.breaker.is_open
-
-
-@virtual
 async def test_circuit_opens_for_a_store_that_never_answers(
     store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from hotplate.stores.verification import verify
 from tests.support.cosmos_account import emulated_account
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated, with_simulation
 from tests.support.memory_store import MemoryStore
-from tests.support.soak import scaled
+from tests.support.soak import in_soak, scaled
 from tests.support.stores import as_bodies, batches, begin_draft, draft_of, publish, published_rows, ref_of, release_ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
@@ -44,15 +44,13 @@ SIMILAR: list[dict[str, object]] = [
 ]
 each_fault = pytest.mark.parametrize(
     "fault",
-    [*FAULTS, *(pytest.param(fault, marks=pytest.mark.soak) for fault in SIMILAR)],
+    [*FAULTS, *(in_soak(fault) for fault in SIMILAR)],
     ids=lambda fault: " ".join(map(str, fault.values())),
 )
 
 
 @each_fault
-@pytest.mark.parametrize(
-    ("rows", "times"), [(300, 1), pytest.param(len(ROWS), scaled(1), id="soak", marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("rows", "times"), [(300, 1), in_soak(len(ROWS), scaled(1))])
 def test_publish_survives_transient_faults(fault: dict[str, object], rows: int, times: int) -> None:
     for _ in range(times):
         with_simulation(partial(publish_under, fault, ROWS[:rows]))
@@ -219,9 +217,7 @@ async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount
     assert account.answers(429) <= 5
 
 
-@pytest.mark.parametrize(
-    ("provisioned", "max_ru", "share"), [(400, 1000, 0.02), pytest.param(400, 400, 0.01, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("provisioned", "max_ru", "share"), [(400, 1000, 0.02), in_soak(400, 400, 0.01)])
 @simulated
 async def test_container_below_the_configured_rate_is_fully_used_without_loss(
     account: SimulatedAccount, provisioned: int, max_ru: int, share: float

@@ -41,6 +41,7 @@ from tests.support.cosmos_simulation import (
     with_simulation,
 )
 from tests.support.processes import run_process
+from tests.support.soak import in_soak
 from tests.support.stores import (
     LISTS,
     allow_erasure,
@@ -255,7 +256,7 @@ async def test_container_throughput_follows_its_lifecycle(
 
 @pytest.mark.parametrize(
     "head_starts_ms",
-    [range(-40, 41, 10), pytest.param(range(-40, 41), marks=pytest.mark.soak)],
+    [range(-40, 41, 10), in_soak(range(-40, 41))],
     ids=["few head starts", "every head start"],
 )
 def test_release_activated_during_scale_down_is_scaled_up(head_starts_ms: range) -> None:

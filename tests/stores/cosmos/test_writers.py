@@ -13,6 +13,7 @@ from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
 from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import HeldItems, SimulatedAccount, simulated
 from tests.support.stores import begin_draft, draft_of, lapse, release_ref
+from tests.support.waiting import until_true
 
 R = ReleaseId("20261120T064200Z-aaaa")
 FIRST, SECOND, THIRD = (draft_of(R, writer) for writer in ("one", "two", "three"))
@@ -26,8 +27,7 @@ async def put_and_hold(
     """Put rows, and delay their requests until the returned event is set."""
     account.held = held = HeldItems()
     putting = asyncio.create_task(store.put(draft, rows))
-    while held.waiting < len(rows):
-        await asyncio.sleep(0.001)
+    await until_true(lambda: held.waiting >= len(rows))
     account.held = None
     return held.go, putting
 

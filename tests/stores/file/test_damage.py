@@ -19,7 +19,7 @@ from hotplate.stores.file.checksums import BLOCK_BYTES
 from hotplate.stores.file.release import ReleaseFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Row, Store
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED, in_soak, scaled
 from tests.support.virtual import virtual
 
 DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "writer")
@@ -146,9 +146,7 @@ async def test_scan_and_check_locate_damage(store: LmdbStore) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("large", "changes"), [(20, 200), pytest.param(2, scaled(8_000), id="soak", marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("large", "changes"), [(20, 200), in_soak(2, scaled(8_000))])
 async def test_any_changed_byte_is_detected(tmp_path: Path, large: int, changes: int) -> None:
     path = await sealed(tmp_path, large=large)
     draw = random.Random(SEED)
@@ -261,7 +259,7 @@ asyncio.run(main(Path(sys.argv[1]), ReleaseRef(*sys.argv[2:4]), *map(int, sys.ar
 """
 
 
-@pytest.mark.parametrize("changes", [30, pytest.param(scaled(150), id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("changes", [30, in_soak(scaled(150))])
 async def test_reading_a_damaged_warmed_file_crashes_no_process(tmp_path: Path, changes: int) -> None:
     await sealed(tmp_path, large=20)
     reader = [sys.executable, "-c", READER, str(tmp_path), *RELEASE, str(changes), str(SEED)]

@@ -21,11 +21,11 @@ from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.small_disk import small_disk
-from tests.support.stores import publish
+from tests.support.stores import lists_of, publish
 
 DISK_BYTES = 4_000_000
-SMALL = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(1000))]
-LARGE = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(10_000))]
+SMALL = [Row("popular:", b"{}"), *lists_of(1000, b"x" * 500)]
+LARGE = [Row("popular:", b"{}"), *lists_of(10_000, b"x" * 500)]
 UNDERSTATED = Plan(10, 5000)
 
 

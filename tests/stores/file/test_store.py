@@ -28,9 +28,10 @@ from hotplate.stores.store import Level, LocalRows, Plan, Row
 from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
 from tests.support.small_disk import small_disk
-from tests.support.stores import FIRST, allow_erasure, draft_of, publish, published_rows, ref_of, release_ref
+from tests.support.stores import FIRST, allow_erasure, draft_of, lists_of, publish, published_rows, ref_of, release_ref
+from tests.support.waiting import until_true
 
-ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
+ROWS = [Row("popular:", b"{}"), *lists_of(5000, b"x" * 500)]
 
 
 async def published(store: LmdbStore) -> ReleaseRef:
@@ -74,9 +75,7 @@ async def test_mapping_of_a_pruned_release_is_released(store: LmdbStore, clock: 
     clock.now += 10_000
     assert len(await prune(store)) == 1
     await reader.catalogue()
-    async with asyncio.timeout(60):
-        while Path("/proc/self/maps").read_text().count(f"{store.folder}/releases/") != 2:
-            await asyncio.sleep(0.01)
+    await until_true(lambda: Path("/proc/self/maps").read_text().count(f"{store.folder}/releases/") == 2)
     await reader.close()
 
 
@@ -93,9 +92,7 @@ async def test_publishes_without_a_prune_keep_few_files_open(store: LmdbStore) -
         live = await ref_of(reader, await publish(store, ROWS[:5]))
         assert is_first(reader.get(live, "user:000001"))
     assert len(await store.incarnations()) == 30
-    async with asyncio.timeout(60):
-        while open_files(store.folder) > 40:
-            await asyncio.sleep(0.01)
+    await until_true(lambda: open_files(store.folder) <= 40)
     await reader.close()
 
 

@@ -14,6 +14,7 @@ from hotplate.stores.file.catalogue_file import CatalogueFile
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, RecordChange
 from hotplate.stores.transitions import succeed
+from tests.support.soak import in_soak
 from tests.support.system_calls import DEADLINE_S, Killed, Process, Schedule, finish, patch_calls, run, schedules
 
 DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "one")
@@ -35,7 +36,7 @@ OTHERS = grown(SECOND, "other", 5)
 THIRDS = grown(ONES, "third", 2)
 
 # The number of switches from a process to the other; None is unlimited.
-LIMITS = pytest.mark.parametrize("switches", [2, pytest.param(None, id="soak", marks=pytest.mark.soak)])
+LIMITS = pytest.mark.parametrize("switches", [2, in_soak(None)])
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_one_of_two_swaps_succeeds_in_any_order_of_calls(folders: Folders, switc
         check_next_swap(folder)
 
 
-@pytest.mark.parametrize("switches", [2, pytest.param(3, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("switches", [2, in_soak(3)])
 def test_reads_during_two_swaps_never_go_back(folders: Folders, switches: int) -> None:
     order: list[object] = [SECOND, ONES, THIRDS]
     for schedule, folder in folders():
@@ -139,7 +140,7 @@ def test_user_swaps_in_its_folder_after_root() -> None:
         assert read(folder) == SECOND
 
 
-@pytest.mark.parametrize("switches", [1, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("switches", [1, in_soak(2)])
 def test_draft_created_during_a_catalogue_swap_does_not_affect_it(folders: Folders, switches: int) -> None:
     for schedule, folder in folders():
         (folder / "catalogue.reserve").unlink()  # as after a full disk
@@ -148,7 +149,7 @@ def test_draft_created_during_a_catalogue_swap_does_not_affect_it(folders: Folde
         assert read(folder) == ONES, swapper.calls
 
 
-@pytest.mark.parametrize("switches", [0, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("switches", [0, in_soak(2)])
 def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Folders, switches: int) -> None:
     for schedule, folder in folders():
         works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
@@ -156,7 +157,7 @@ def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Fo
         check_next_swap(folder)
 
 
-@pytest.mark.parametrize("switches", [0, pytest.param(2, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("switches", [0, in_soak(2)])
 def test_catalogue_has_its_record_after_a_kill_at_any_call(folders: Folders, switches: int) -> None:
     written = {ONES.token: b"of one", OTHERS.token: b"of other"}
     kills = 0

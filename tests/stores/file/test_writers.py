@@ -15,12 +15,13 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.transitions import succeed
-from tests.support.stores import allow_erasure
+from tests.support.stores import allow_erasure, lists_of
+from tests.support.waiting import until_true
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 ONE = DraftRef(ID, "0123456789ab", "one")
 OTHER = DraftRef(ID, "0123456789ab", "other")
-ROWS = [Row(f"user:{n:06}", b"x" * 100) for n in range(20_000)]
+ROWS = lists_of(20_000, b"x" * 100)
 PLAN = Plan(len(ROWS), 3_000_000)
 DEADLINE_S = 60
 
@@ -131,9 +132,7 @@ class SlowDisk:
         self._fsync(descriptor)
 
     async def until_it_waits(self) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while not self.began.is_set():
-                await asyncio.sleep(0.001)
+        await until_true(self.began.is_set)
 
 
 async def test_event_loop_is_not_blocked_by_a_seal_or_a_catalogue_swap(

@@ -2,12 +2,13 @@
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 
 from hotplate.stores.redis.store import RedisStore, open_url
 from tests.support import patience
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import OpenRedis, RedisServer
 
 
 @pytest.fixture
@@ -37,7 +38,18 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer, prefix: str) -> AsyncIterator[RedisStore]:
-    store = open_url(redis_server.url(prefix=prefix))
-    yield store
-    await store.close()
+async def opened() -> AsyncIterator[OpenRedis]:
+    """Open stores by URL; all are closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        def open_one(url: str) -> RedisStore:
+            store = open_url(url)
+            stack.push_async_callback(store.close)
+            return store
+
+        yield open_one
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer, prefix: str, opened: OpenRedis) -> RedisStore:
+    return opened(redis_server.url(prefix=prefix))

@@ -41,12 +41,13 @@ from hotplate.testing import OpenStore, Stall, StoreContract
 from tests.support.interrupted import turns_with_sockets_left
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
-from tests.support.redis_server import SOON_S, array, commands_in, users_of_the_guide
+from tests.support.redis_server import SOON_S, OpenRedis, array, commands_in, users_of_the_guide
 from tests.support.service import publish_to
-from tests.support.stores import FIRST, allow_erasure, publish, ref_of, release_ref, scan_rows, write_release
+from tests.support.soak import in_soak
+from tests.support.stores import FIRST, allow_erasure, lists_of, publish, ref_of, release_ref, scan_rows, write_release
 from tests.support.streams import listening
 
-USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
+USERS = lists_of(2000)
 
 # Nodes that do not hang answer within this time, after which the one that hangs is given up.
 ANSWERED_WITHIN_S = 3.0
@@ -57,7 +58,7 @@ LAST = DraftRef(FIRST, "cafe", "last")
 
 
 class TestCluster(StoreContract):
-    @pytest.fixture(params=["redis+cluster", pytest.param("rediss+cluster", marks=pytest.mark.soak)])
+    @pytest.fixture(params=["redis+cluster", in_soak("rediss+cluster")])
     def open_store(self, request: pytest.FixtureRequest, redis_cluster: RedisCluster) -> OpenStore:
         """Open handles on a separate deployment."""
         url = redis_cluster.url(request.param, secrets.token_hex(4))
@@ -76,10 +77,8 @@ def test_connections_that_are_being_opened_are_closed_with_the_store(
 
 
 @pytest.fixture
-async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[RedisStore]:
-    opened = open_url(redis_cluster.url(prefix=prefix))
-    yield opened
-    await opened.close()
+def store(redis_cluster: RedisCluster, prefix: str, opened: OpenRedis) -> RedisStore:
+    return opened(redis_cluster.url(prefix=prefix))
 
 
 def names_of(prefix: str, *keys: str) -> list[str]:
@@ -575,10 +574,10 @@ async def test_replicas_answer_a_service_while_no_primary_does(
 
 
 async def test_doctor_finds_a_sound_cluster_as_publisher(
-    redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+    redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
 ) -> None:
     monkeypatch.setattr("hotplate.stores.doctor.BUDGET_S", SOON_S)  # a slower read is a warning
-    publisher = open_url(users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)["publish"])
+    publisher = opened(users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)["publish"])
     await publish(publisher, [Row("popular:", b"{}"), *USERS[:2]])
     redis_cluster.execute_everywhere("CONFIG", "SET", "min-replicas-to-write", "1")
     findings = {finding.subject: finding for finding in await examine(publisher)}
@@ -587,7 +586,6 @@ async def test_doctor_finds_a_sound_cluster_as_publisher(
     assert findings["cluster"].sentence.count("3 primaries of 6 nodes") == 3
     assert "unknown" in findings["coverage"].sentence, "CONFIG is not allowed"
     assert {"replicas", "min-replicas", "may publish", "memory", "room"} <= findings.keys()
-    await publisher.close()
 
 
 async def test_doctor_warns_of_full_coverage_required(store: RedisStore, redis_cluster: RedisCluster) -> None:

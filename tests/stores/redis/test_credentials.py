@@ -24,10 +24,11 @@ from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, running
 from tests.support.rotation import FakeIdentity, RotatingProvider, SlowProvider
 from tests.support.soak import MINUTES
-from tests.support.stores import FIRST, publish, ref_of, release_ref, scan_rows, write_release
+from tests.support.stores import FIRST, lists_of, publish, ref_of, release_ref, scan_rows, write_release
 from tests.support.streams import until_sockets_are_closed
+from tests.support.waiting import until_true
 
-ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(300))]
+ROWS = [Row("popular:", b"{}"), *lists_of(300)]
 ROTATIONS = 2
 SLOW_ROTATIONS = 5
 READS_PER_S = 100
@@ -374,9 +375,7 @@ def renewed_by_redis_entraid(identity: FakeIdentity) -> CreateProvider:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON_S):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await until_true(condition)
 
 
 async def renewals_ended(caplog: pytest.LogCaptureFixture) -> None:

@@ -26,13 +26,14 @@ from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.interrupted import turns_with_sockets_left
 from tests.support.redis_sentinel import sentinel_deployment
-from tests.support.redis_server import RedisServer, certify, replica_of, running
+from tests.support.redis_server import OpenRedis, RedisServer, certify, replica_of, running
 from tests.support.stores import (
     FIRST,
     SECOND,
     as_bodies,
     begin_draft,
     draft_of,
+    lists_of,
     ref_of,
     release_ref,
     swap_catalogue,
@@ -44,7 +45,7 @@ from tests.support.tcp_proxy import Proxy, through
 
 USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
 
-TEN = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 100) for n in range(10))]
+TEN = [Row("popular:", b"{}"), *lists_of(10, b"x" * 100)]
 
 # Generous: the test asserts recovery, not its speed on a busy machine.
 RECOVERS_WITHIN_S = 30.0
@@ -68,10 +69,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def redis(server: RedisServer) -> AsyncIterator[RedisStore]:
-    store = open_url(server.url())
-    yield store
-    await store.close()
+def redis(server: RedisServer, opened: OpenRedis) -> RedisStore:
+    return opened(server.url())
 
 
 @pytest.fixture
@@ -81,10 +80,8 @@ async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def remote(proxy: Proxy) -> AsyncIterator[RedisStore]:
-    store = open_url(f"redis://127.0.0.1:{proxy.port}/0?prefix=test")
-    yield store
-    await store.close()
+def remote(proxy: Proxy, opened: OpenRedis) -> RedisStore:
+    return opened(f"redis://127.0.0.1:{proxy.port}/0?prefix=test")
 
 
 async def try_read(
@@ -184,35 +181,32 @@ async def test_full_server_keeps_its_releases_and_allows_rollback_and_prune(
     await verify(redis, catalogue.releases[0].ref)
 
 
-async def test_wrong_password_error_does_not_show_it(tmp_path: Path) -> None:
+async def test_wrong_password_error_does_not_show_it(tmp_path: Path, opened: OpenRedis) -> None:
     with running(tmp_path, password="right") as server:
         for user in ("", ":hunter2@", "nobody:hunter2@"):
-            store = open_url(server.url(user=user))
+            store = opened(server.url(user=user))
             for call in (store.catalogue(), store.get_many(release_ref(FIRST), ["user:1"])):
                 with pytest.raises(StoreUnavailable, match="does not accept this user and password") as caught:
                     await call
                 assert "hunter2" not in str(caught.value)
-            await store.close()
-        entitled = open_url(server.url("rediss", user=":right@"))
+        entitled = opened(server.url("rediss", user=":right@"))
         assert (await entitled.catalogue()).generation == 0
-        await entitled.close()
 
 
-async def test_connection_whose_setup_failed_is_closed_at_once(server: RedisServer) -> None:
-    store = open_url(server.url("rediss").replace("/0?", "/99?"))
+async def test_connection_whose_setup_failed_is_closed_at_once(server: RedisServer, opened: OpenRedis) -> None:
+    store = opened(server.url("rediss").replace("/0?", "/99?"))
     before = open_sockets()
     for call in (store.catalogue, lambda: store.get_many(release_ref(FIRST), ["user:1"])):
         with pytest.raises(StoreUnavailable, match="DB index is out of range"):
             await call()
         await asyncio.sleep(0)
         assert open_sockets() == before
-    await store.close()
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 @pytest.mark.parametrize("scheme", ["redis", "redis+sentinel"])
 async def test_password_file_may_end_with_a_line_feed(
-    tmp_path: Path, scheme: str, end: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scheme: str, end: str, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
 ) -> None:
     file = tmp_path / "password"
     file.write_text(f"right{end}", newline="")
@@ -224,17 +218,18 @@ async def test_password_file_may_end_with_a_line_feed(
             url = deployment.url().replace(":right@", "")
         else:
             url = stack.enter_context(running(tmp_path, password="right")).url()
-        store = open_url(url)
+        store = opened(url)
         assert (await store.catalogue()).generation == 0
-        await store.close()
 
 
-async def test_changed_password_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_changed_password_file_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
+) -> None:
     file = tmp_path / "password"
     file.write_text("former")
     monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
     with running(tmp_path, password="former") as server:
-        store = open_url(server.url())
+        store = opened(server.url())
         await write_release(store, FIRST, TEN)
         await recovered(store, TEN[7])
 
@@ -244,50 +239,47 @@ async def test_changed_password_file_is_read_again(tmp_path: Path, monkeypatch: 
         file.write_text("later")
         await recovered(store, TEN[7])
         await again(store.catalogue)
-        await store.close()
 
 
 async def test_connection_waits_while_a_rotation_rewrites_the_password_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
 ) -> None:
     file = tmp_path / "password"
     file.write_text("right")
     monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
     with running(tmp_path, password="right") as server:
-        store = open_url(server.url())
+        store = opened(server.url())
         file.write_text("")  # the rotation has truncated it
         reading = asyncio.create_task(store.catalogue())
         await asyncio.sleep(0.05)
         file.write_text("right")
         assert (await reading).generation == 0
-        await store.close()
 
 
 async def test_password_file_that_stays_empty_is_named_and_may_be_mended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: OpenRedis
 ) -> None:
     file = tmp_path / "password"
     file.write_text("right")
     monkeypatch.setenv("HOTPLATE_REDIS_PASSWORD_FILE", str(file))
     monkeypatch.setattr("hotplate.stores.redis.credentials.REWRITE_S", 0.0)
     with running(tmp_path, password="right") as server:
-        store = open_url(server.url())
+        store = opened(server.url())
         file.write_text("")
         with pytest.raises(StoreUnavailable, match=rf"{file}, which is empty") as raised:
             await store.catalogue()
         assert not raised.value.permanent
         file.write_text("right")
         assert (await store.catalogue()).generation == 0
-        await store.close()
 
 
 async def test_replica_as_primary_serves_and_refuses_writes(
-    redis: RedisStore, server: RedisServer, tmp_path: Path
+    redis: RedisStore, server: RedisServer, tmp_path: Path, opened: OpenRedis
 ) -> None:
     await begin_draft(redis, FIRST)
     await write_release(redis, FIRST, USERS)
     with replica_of(server, tmp_path / "replica") as copy:
-        replica = open_url(copy.url())
+        replica = opened(copy.url())
         await recovered(replica)
         catalogue = await replica.catalogue()
         assert catalogue == await redis.catalogue()
@@ -298,7 +290,6 @@ async def test_replica_as_primary_serves_and_refuses_writes(
             )
         with pytest.raises(StoreUnavailable, match="read-only replica"):
             await replica.create(draft_of(SECOND), Plan(1, 1))
-        await replica.close()
 
 
 async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
@@ -343,8 +334,10 @@ async def test_store_closes_without_an_error_while_its_server_hangs(server: Redi
         assert open_sockets() == before
 
 
-async def test_changed_certificate_of_an_authority_is_read_again(server: RedisServer, tmp_path: Path) -> None:
-    store = open_url(server.url("rediss"))
+async def test_changed_certificate_of_an_authority_is_read_again(
+    server: RedisServer, tmp_path: Path, opened: OpenRedis
+) -> None:
+    store = opened(server.url("rediss"))
     await write_release(store, FIRST, TEN)
     await recovered(store, TEN[7])
 
@@ -367,7 +360,6 @@ async def test_changed_certificate_of_an_authority_is_read_again(server: RedisSe
     shutil.copy(later / "ca.pem", authority)
     await recovered(store, TEN[7])
     await again(store.catalogue)
-    await store.close()
 
 
 async def test_read_that_connects_while_the_store_is_closed_leaves_no_connection(server: RedisServer) -> None:

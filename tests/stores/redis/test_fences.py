@@ -18,9 +18,10 @@ from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
 from tests.support.redis_proxy import Cut, RedisProxy, counting
 from tests.support.redis_server import RedisServer, running
-from tests.support.stores import publish, ref_of
+from tests.support.soak import in_soak
+from tests.support.stores import lists_of, publish, ref_of
 
-ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(600))]
+ROWS = [Row("popular:", b"{}"), *lists_of(600)]
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ async def test_rebuild_names_nothing_that_a_restarted_server_lacks(
         assert await again(store) is None, f"{number}: {name}"
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [5, in_soak(1)])
 async def test_erasure_on_a_restarted_server_leaves_no_unrecorded_loss(
     store: Store, proxy: RedisProxy, server: RedisServer, step: int
 ) -> None:

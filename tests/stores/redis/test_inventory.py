@@ -15,10 +15,20 @@ from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Row, Store
 from tests.support.redis_server import SOON_S, RedisServer, copied, put_back
-from tests.support.stores import FIRST, SECOND, allow_erasure, draft_of, publish, release_ref, scan_rows, write_release
+from tests.support.stores import (
+    FIRST,
+    SECOND,
+    allow_erasure,
+    draft_of,
+    lists_of,
+    publish,
+    release_ref,
+    scan_rows,
+    write_release,
+)
 
 POPULAR = Row("popular:", b"{}")
-USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2500)]
+USERS = lists_of(2500)
 
 
 # A pause of an erase that a test ends.

@@ -14,10 +14,11 @@ from hotplate.stores.redis.multiplexed import Multiplexer, Reconnector
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
-from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
+from tests.support.redis_server import SOON_S, OpenRedis, RedisServer, array, commands_in
 from tests.support.stores import FIRST, draft_of, release_ref
 from tests.support.streams import listening
 from tests.support.tcp_proxy import through
+from tests.support.waiting import until_true
 
 BOB = Row("user:bob", b"bob's list")
 UNENCODABLE = "user:\ud800"
@@ -132,17 +133,15 @@ async def test_mismatched_reply_is_delivered_to_no_caller_and_closes_connection(
 async def test_unexpected_reply_closes_the_connection() -> None:
     async with reading(lambda command: well(command) + b"+OK\r\n") as (server, store):
         assert await store.get_many(release_ref(FIRST), ["user:1"]) == [b"1"]
-        while not server.ended:
-            await asyncio.sleep(0.01)
+        await until_true(lambda: server.ended)
 
 
-async def test_a_server_that_repeats_an_unknown_command_shows_no_password() -> None:
+async def test_a_server_that_repeats_an_unknown_command_shows_no_password(opened: OpenRedis) -> None:
     said = b"-ERR unknown command `HELLO`, with args beginning with: `2`, `AUTH`, `shop`, `S3CRET`, `SETNAME`\r\n"
     async with scripted(lambda _command: b"", said) as server, asyncio.timeout(SOON_S):
-        store = open_url(f"redis://shop:S3CRET@127.0.0.1:{server.port}/0")
+        store = opened(f"redis://shop:S3CRET@127.0.0.1:{server.port}/0")
         with pytest.raises(StoreUnavailable, match=r"unknown command `HELLO`$"):
             await store.catalogue()
-        await store.close()
 
 
 async def test_replies_to_another_command_are_no_catalogue() -> None:

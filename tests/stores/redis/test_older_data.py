@@ -1,7 +1,7 @@
 """Nodes of a cluster that restart with older data: whatever they bring back, or leave behind elsewhere, is found."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from hotplate.stores.users import erase_users
 from hotplate.stores.verification import read_servable, verify
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import ClusterNode, RedisCluster, running_cluster
-from tests.support.redis_server import running
-from tests.support.stores import FIRST, allow_erasure, draft_of, look, publish, ref_of, release_ref
+from tests.support.redis_server import OpenRedis, running
+from tests.support.stores import FIRST, allow_erasure, draft_of, lists_of, look, publish, ref_of, release_ref
 
-ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(1500))]
+ROWS = [Row("popular:", b"{}"), *lists_of(1500)]
 
 
 # The same with lists that can be served.
@@ -37,10 +37,8 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
 
 
 @pytest.fixture
-async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[RedisStore]:
-    opened = open_url(redis_cluster.url(prefix=prefix))
-    yield opened
-    await opened.close()
+def store(redis_cluster: RedisCluster, prefix: str, opened: OpenRedis) -> RedisStore:
+    return opened(redis_cluster.url(prefix=prefix))
 
 
 def save(node: ClusterNode) -> Path:
@@ -138,10 +136,10 @@ async def test_erased_users_revert_together_with_the_catalogue(
 
 @pytest.mark.parametrize("swap", [1, 2])
 async def test_server_reverting_during_an_erasure_blocks_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: int, opened: OpenRedis
 ) -> None:
     with running(tmp_path) as server:
-        store = open_url(server.url())
+        store = opened(server.url())
         await publish(store, ROWS)
         await erase_users(store, ["000003"])
         server.execute_command("SAVE")
@@ -163,19 +161,17 @@ async def test_server_reverting_during_an_erasure_blocks_nothing(
         for entry in (await store.catalogue()).releases:
             await verify(store, entry.ref)
         await assert_unfrozen(store, "000007")
-        await store.close()
 
 
 @pytest.mark.parametrize(("options", "warns"), [((), True), (("--appendonly", "yes"), False)])
 async def test_an_erasure_warns_of_a_server_without_an_append_only_file(
-    tmp_path: Path, options: tuple[str, ...], *, warns: bool
+    tmp_path: Path, options: tuple[str, ...], opened: OpenRedis, *, warns: bool
 ) -> None:
     with running(tmp_path, *options) as server:
-        store = open_url(server.url())
+        store = opened(server.url())
         await publish(store, ROWS[:2])
         warning = (await erase_users(store, ["000000"])).warning
         assert (warning is not None and "append-only" in warning) == warns
-        await store.close()
 
 
 async def test_rows_missing_from_a_reverted_key_list_are_erased(
@@ -205,7 +201,7 @@ async def test_unchanged_primaries_are_not_searched_again(store: RedisStore, red
 
 
 async def test_catalogue_reverted_to_a_pruned_release_is_repaired(
-    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str, opened: OpenRedis
 ) -> None:
     url = redis_cluster.url(prefix=prefix)
     first = await publish(store, LISTED)
@@ -215,7 +211,7 @@ async def test_catalogue_reverted_to_a_pruned_release_is_repaired(
         second = await publish(store, LISTED)
         assert await prune(store, keep=0, grace_s=0) == [first]
         restart_with(redis_cluster, {home: older})
-        other = open_url(url)
+        other = opened(url)
         catalogue = await other.catalogue()
         assert catalogue.live == first
         with pytest.raises((ReleaseCorrupt, ReleaseNotFound)):
@@ -233,4 +229,3 @@ async def test_catalogue_reverted_to_a_pruned_release_is_repaired(
             finding.level for finding in (await look(url)).values() if finding.subject in ("live", "left over")
         } == {Level.OK}
         assert redis_cluster.keys(f"*{prefix}*{{*.*}}:*") == keys_of(redis_cluster, prefix, live)
-        await other.close()

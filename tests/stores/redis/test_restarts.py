@@ -5,7 +5,7 @@ that waits for a reply is cut.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,13 @@ from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreUnavail
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.redis.errors import RowsLost
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.store import RedisStore, open_url
+from hotplate.stores.redis.store import RedisStore
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import OpenRedis, RedisServer, running
+from tests.support.soak import in_soak
 from tests.support.stores import FIRST, SECOND, draft_of, publish
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) for number in range(9))]
@@ -94,10 +95,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
-    opened = open_url(server.url())
-    yield opened
-    await opened.close()
+def store(server: RedisServer, opened: OpenRedis) -> RedisStore:
+    return opened(server.url())
 
 
 async def publish_three(store: RedisStore) -> None:
@@ -132,7 +131,7 @@ async def check_whole(store: RedisStore, context: str) -> None:
             pytest.fail(f"{context}: {entry.id} is {entry.state}, but {error}")
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [False, in_soak(True)])
 @pytest.mark.parametrize(
     "verb",
     [

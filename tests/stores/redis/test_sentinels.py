@@ -27,7 +27,7 @@ from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
 from tests.support.interrupted import turns_with_sockets_left
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
-from tests.support.redis_server import SOON_S, RedisServer, array, certify, commands_in
+from tests.support.redis_server import SOON_S, OpenRedis, RedisServer, array, certify, commands_in
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
 from tests.support.stores import (
     FIRST,
@@ -42,6 +42,7 @@ from tests.support.stores import (
 )
 from tests.support.streams import listening
 from tests.support.tcp_proxy import through
+from tests.support.waiting import until_true
 
 T = TypeVar("T")
 
@@ -61,19 +62,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelDeploy
     folder = tmp_path_factory.mktemp("guarded")
     with sentinel_deployment(folder, tls=True, password=secrets.token_hex(4)) as running:
         yield running
-
-
-@pytest.fixture
-async def stores() -> AsyncIterator[AsyncExitStack]:
-    """Closes the stores that a test opens."""
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
-def opened(stores: AsyncExitStack, url: str) -> RedisStore:
-    store = open_url(url)
-    stores.push_async_callback(store.close)
-    return store
 
 
 async def until_read(store: RedisStore, expected: Sequence[bytes | None], release: ReleaseId = FIRST) -> None:
@@ -112,10 +100,10 @@ class TestSentinelStore(StoreContract):
 
 
 async def test_sentinels_with_another_password_deny_access(
-    guarded: SentinelDeployment, stores: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    guarded: SentinelDeployment, opened: OpenRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOTPLATE_REDIS_SENTINEL_PASSWORD", "wrong")
-    store = opened(stores, guarded.url(secrets.token_hex(4)))
+    store = opened(guarded.url(secrets.token_hex(4)))
     with pytest.raises(AccessDenied, match=r"no sentinel of .* does not accept this user and password"):
         await store.catalogue()
 
@@ -128,10 +116,8 @@ def test_connections_that_are_being_opened_are_closed_with_the_store(
     assert turns_with_sockets_left(guarded.url(prefix), is_cancelled=is_cancelled) == []
 
 
-async def test_replica_answers_while_the_primary_does_not(
-    deployment: SentinelDeployment, stores: AsyncExitStack
-) -> None:
-    store = opened(stores, deployment.url(secrets.token_hex(4)))
+async def test_replica_answers_while_the_primary_does_not(deployment: SentinelDeployment, opened: OpenRedis) -> None:
+    store = opened(deployment.url(secrets.token_hex(4)))
     await write_release(store, FIRST, [ONE, TWO])
     assert store.has_replicas
     primary = deployment.primary
@@ -140,13 +126,13 @@ async def test_replica_answers_while_the_primary_does_not(
     assert slots == [b"one", b"two", None]
 
 
-async def test_connections_to_former_primaries_are_closed(redis_server: RedisServer, stores: AsyncExitStack) -> None:
+async def test_connections_to_former_primaries_are_closed(redis_server: RedisServer, opened: OpenRedis) -> None:
     """Each primary has another address, like a pod that replaces one."""
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(through(redis_server.port)) for _ in range(3)]
         sentinel = ScriptedSentinel(0, proxies[0].port)
         url = await stack.enter_async_context(speaking(sentinel))
-        store = opened(stores, f"{url}?prefix={secrets.token_hex(4)}")
+        store = opened(f"{url}?prefix={secrets.token_hex(4)}")
         for proxy in proxies:
             sentinel.primary = proxy.port
             sentinel.epoch += 1
@@ -154,14 +140,12 @@ async def test_connections_to_former_primaries_are_closed(redis_server: RedisSer
             release = await publish(store)
             assert None not in await store.get_many(await ref_of(store, release), ["user:1"])
             assert proxy.is_connected
-        async with asyncio.timeout(SOON_S):
-            while any(proxy.is_connected for proxy in proxies[:-1]):
-                await asyncio.sleep(0.01)
+        await until_true(lambda: not any(proxy.is_connected for proxy in proxies[:-1]))
 
 
-async def test_closed_store_asks_no_sentinel(redis_server: RedisServer, stores: AsyncExitStack) -> None:
+async def test_closed_store_asks_no_sentinel(redis_server: RedisServer, opened: OpenRedis) -> None:
     async with speaking(ScriptedSentinel(0, redis_server.port)) as url, through(urlsplit(url).port or 0) as proxy:
-        store = opened(stores, f"redis+sentinel://127.0.0.1:{proxy.port}/{NAME}?prefix={secrets.token_hex(4)}")
+        store = opened(f"redis+sentinel://127.0.0.1:{proxy.port}/{NAME}?prefix={secrets.token_hex(4)}")
         await store.catalogue()
         await store.close()
         before = proxy.accepted
@@ -222,10 +206,8 @@ async def test_renewal_closes_the_connections_to_a_server_that_is_gone() -> None
             await ended.wait()
 
 
-async def test_the_doctor_names_what_a_failover_would_lack(
-    deployment: SentinelDeployment, stores: AsyncExitStack
-) -> None:
-    store = opened(stores, deployment.url(secrets.token_hex(4)))
+async def test_the_doctor_names_what_a_failover_would_lack(deployment: SentinelDeployment, opened: OpenRedis) -> None:
+    store = opened(deployment.url(secrets.token_hex(4)))
 
     async def look() -> dict[str, Finding]:
         return {finding.subject: finding for finding in await examine(store)}
@@ -238,7 +220,7 @@ async def test_the_doctor_names_what_a_failover_would_lack(
     primary.execute_command("CONFIG", "SET", "min-replicas-to-write", "1")
     assert (await look())["min-replicas"].level == Level.OK
     primary.execute_command("CONFIG", "SET", "min-replicas-to-write", "0")
-    strange = opened(stores, deployment.url().replace(f"/{NAME}/", "/another/"))
+    strange = opened(deployment.url().replace(f"/{NAME}/", "/another/"))
     findings = await examine(strange)
     assert [finding.level for finding in findings if finding.subject == "sentinel"] == [Level.WARNING] * 3
     assert any("No such master" in finding.sentence for finding in findings if finding.subject == "servers")
@@ -285,14 +267,16 @@ async def failing_over(deployment: SentinelDeployment) -> AsyncIterator[Failover
     successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
 
 
-async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(deployment: SentinelDeployment) -> None:
-    async with failing_over(deployment) as failover, AsyncExitStack() as stores:
+async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
+    deployment: SentinelDeployment, opened: OpenRedis
+) -> None:
+    async with failing_over(deployment) as failover:
         prefix = secrets.token_hex(4)
-        store = opened(stores, f"{failover.url}/0?prefix={prefix}")
+        store = opened(f"{failover.url}/0?prefix={prefix}")
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, [ONE, TWO], seal=False)
         failover.promote()
-        direct = opened(stores, f"redis://127.0.0.1:{failover.primary.port}/0?prefix={prefix}")
+        direct = opened(f"redis://127.0.0.1:{failover.primary.port}/0?prefix={prefix}")
         await direct.seal(draft_of(FIRST))
         change = update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))
         committing = await failover.started(change, "eval")
@@ -303,9 +287,11 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(deploym
         assert (await store.catalogue()).find(FIRST).state == "draft"
 
 
-async def test_seal_on_a_replaced_primary_fails_until_repeated(deployment: SentinelDeployment) -> None:
-    async with failing_over(deployment) as failover, AsyncExitStack() as stores:
-        store = opened(stores, f"{failover.url}/0?prefix={secrets.token_hex(4)}")
+async def test_seal_on_a_replaced_primary_fails_until_repeated(
+    deployment: SentinelDeployment, opened: OpenRedis
+) -> None:
+    async with failing_over(deployment) as failover:
+        store = opened(f"{failover.url}/0?prefix={secrets.token_hex(4)}")
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, [ONE, TWO], seal=False)
         failover.promote()
@@ -319,9 +305,11 @@ async def test_seal_on_a_replaced_primary_fails_until_repeated(deployment: Senti
         await store.prepare(draft_of(FIRST).release)
 
 
-async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(deployment: SentinelDeployment) -> None:
-    async with failing_over(deployment) as failover, AsyncExitStack() as stores:
-        store = opened(stores, f"{failover.url}/0?prefix={secrets.token_hex(4)}")
+async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(
+    deployment: SentinelDeployment, opened: OpenRedis
+) -> None:
+    async with failing_over(deployment) as failover:
+        store = opened(f"{failover.url}/0?prefix={secrets.token_hex(4)}")
         await publish(store, [Row("popular:", b"{}"), ONE, TWO])
         failover.promote()
         erasing = await failover.started(erase_users(store, ["1"]), "wait")
@@ -334,11 +322,11 @@ async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(deploy
 
 
 async def test_no_erasure_while_most_sentinels_are_unreachable(
-    deployment: SentinelDeployment, stores: AsyncExitStack
+    deployment: SentinelDeployment, opened: OpenRedis
 ) -> None:
     sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
-        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        store = opened(f"{url}/0?prefix={secrets.token_hex(4)}")
         await publish(store, [Row("popular:", b"{}"), ONE, TWO])
         release = (await store.catalogue()).releases[0].ref
         sentinels[0].up = sentinels[1].up = False
@@ -347,21 +335,19 @@ async def test_no_erasure_while_most_sentinels_are_unreachable(
         with pytest.raises(StoreUnavailable, match="it may be another"):
             await store.erase_rows(release, [ONE.key], allow_erasure)
         assert await store.get_many(release, [ONE.key]) != [None]
-        await store.close()
 
 
 async def test_no_commit_while_most_sentinels_are_unreachable(
-    deployment: SentinelDeployment, stores: AsyncExitStack
+    deployment: SentinelDeployment, opened: OpenRedis
 ) -> None:
     sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
-        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        store = opened(f"{url}/0?prefix={secrets.token_hex(4)}")
         await begin_draft(store, FIRST)
         sentinels[0].up = sentinels[1].up = False
         with pytest.raises(StoreUnavailable, match="it may be another"):
             await update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))
         assert (await store.catalogue()).find(FIRST).state == "draft"
-        await store.close()
 
 
 async def test_sentinel_with_the_highest_failover_epoch_wins_until_it_is_reset() -> None:

@@ -28,12 +28,22 @@ from hotplate.stores.store import Plan, Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.paths import ROOT
-from tests.support.redis_server import SOON_S, RedisServer, running, users_of_the_guide
-from tests.support.soak import SEED, scaled
-from tests.support.stores import FIRST, SECOND, allow_erasure, draft_of, publish, release_ref, scan_rows, write_release
+from tests.support.redis_server import SOON_S, OpenRedis, RedisServer, running, users_of_the_guide
+from tests.support.soak import SEED, in_soak, scaled
+from tests.support.stores import (
+    FIRST,
+    SECOND,
+    allow_erasure,
+    draft_of,
+    lists_of,
+    publish,
+    release_ref,
+    scan_rows,
+    write_release,
+)
 from tests.support.tcp_proxy import through
 
-USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
+USERS = lists_of(3500)
 
 
 async def test_cancelled_caller_disturbs_no_other(redis: RedisStore) -> None:
@@ -184,15 +194,15 @@ ONE = DraftRef(FIRST, INCARNATION, "one")
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("rounds", [5, pytest.param(scaled(400, least=50), id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [5, in_soak(scaled(400, least=50))])
 async def test_replaced_writer_changes_nothing_from_any_moment_of_replacement(
-    redis: RedisStore, redis_server: RedisServer, prefix: str, rounds: int
+    redis: RedisStore, redis_server: RedisServer, prefix: str, rounds: int, opened: OpenRedis
 ) -> None:
     """A batch of it is on its way, which a proxy delays."""
     draw = random.Random(SEED)
     keys = f"{prefix}:{{{INCARNATION}.0}}:@keys"
     async with through(redis_server.port) as proxy:
-        first = open_url(f"redis://127.0.0.1:{proxy.port}/0?prefix={prefix}")
+        first = opened(f"redis://127.0.0.1:{proxy.port}/0?prefix={prefix}")
         for round_ in range(rounds):
             before, after = (DraftRef(FIRST, INCARNATION, f"{which} {round_}") for which in ("before", "after"))
             await first.create(before, SMALL)
@@ -206,7 +216,6 @@ async def test_replaced_writer_changes_nothing_from_any_moment_of_replacement(
             await redis.put(after, USERS[:1])
             assert redis_server.execute_command("LLEN", keys) == written + 1
             proxy.delay_s = 0.0
-        await first.close()
 
 
 async def write_without_end(store: RedisStore, draft: DraftRef) -> None:
@@ -226,20 +235,18 @@ async def test_swap_is_not_sent_to_a_server_without_its_release(redis: RedisStor
     assert await redis.catalogue() == old
 
 
-async def test_swap_that_the_server_refuses_has_changed_nothing(tmp_path: Path) -> None:
+async def test_swap_that_the_server_refuses_has_changed_nothing(tmp_path: Path, opened: OpenRedis) -> None:
     with running(tmp_path, "--min-replicas-to-write", "1") as server:
-        store = open_url(server.url())
+        store = opened(server.url())
         with pytest.raises(NotSent, match=r"refused: NOREPLICAS Not enough good replicas to write$"):
             await store.swap(Catalogue(), changes.succeed(Catalogue(), Catalogue(), "t", "s"))
         assert not (await store.catalogue()).generation
-        await store.close()
 
 
-async def test_swap_without_a_connection_was_not_sent() -> None:
-    closed = open_url("redis://127.0.0.1:1/0")
+async def test_swap_without_a_connection_was_not_sent(opened: OpenRedis) -> None:
+    closed = opened("redis://127.0.0.1:1/0")
     with pytest.raises(NotSent):
         await closed.swap(Catalogue(), changes.succeed(Catalogue(), Catalogue(), "t", "s"))
-    await closed.close()
 
 
 async def test_publish_to_a_server_that_lost_its_data_says_so(

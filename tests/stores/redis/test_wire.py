@@ -13,13 +13,14 @@ from hotplate.stores.errors import PartUnavailable, StoreUnavailable
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row
-from tests.support.redis_server import SOON_S, RedisServer, replica_of, running
+from tests.support.redis_server import SOON_S, OpenRedis, RedisServer, replica_of, running
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
 from tests.support.stores import (
     FIRST,
     allow_erasure,
     begin_draft,
     draft_of,
+    lists_of,
     release_ref,
     scan_rows,
     swap_catalogue,
@@ -27,7 +28,7 @@ from tests.support.stores import (
 )
 from tests.support.tcp_proxy import Proxy, through
 
-USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(200)]
+USERS = lists_of(200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +156,11 @@ async def test_sentinel_with_the_latest_failover_is_believed(tmp_path: Path, pre
 
 @pytest.mark.usefixtures("brief_waits")
 async def test_replicas_are_awaited_on_the_writing_connection(
-    tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture, opened: OpenRedis
 ) -> None:
     with running(tmp_path) as primary, replica_of(primary, tmp_path / "replica") as replica:
-        store = open_url(primary.url(prefix=prefix))
+        store = opened(primary.url(prefix=prefix))
         await write_release(store, FIRST, USERS, seal=False)
         with replica.stopped():
             await store.seal(draft_of(FIRST))
-        await store.close()
     assert "0 of the 1 replicas" in caplog.text
