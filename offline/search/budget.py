@@ -31,7 +31,7 @@ TRIAL_ITERATIONS = 8
 # Measured: the price of all cells by that of the first ones, trials of recency per engine, and the share of the search
 # in the CPU of a training with an evaluation. All of that takes as long as the estimate of the search, on a new core.
 _GROWTH = 1.3
-_RECENCIES = 13
+_RECENCIES = 11
 _SEARCH_SHARE = 0.7
 # Seconds of a trial's metrics.
 _TRIAL_S = 0.02

@@ -173,15 +173,16 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert params_from("ease", tuned.record(None).trials[tuned.recommended].params) == chosen
 
 
-def test_lower_powers_of_recency_end_without_it() -> None:
-    best = replace(SMALL, recency=Recency(2.0, 0.125))
-    cells = next_cells_with_recency([trial(best, 0.5, 0.6)])
-    assert replace(best, recency=None) in cells
-    assert replace(best, recency=Recency(2.0, 0.25)) in cells
-    assert all(recency is None or recency.gamma >= 0.125 for recency in map(recency_of, cells))
+def test_lower_powers_of_recency_are_tried_first_and_end_without_it() -> None:
+    best = trial(replace(SMALL, recency=Recency(2.0, 0.125)), 0.5, 0.6)
+    assert next_cells_with_recency([best]) == [SMALL]
 
-    plain = trial(replace(best, recency=None), 0.7, 0.8)
-    assert next_cells_with_recency([trial(best, 0.5, 0.6), plain]) == []
+    worse = trial(SMALL, 0.3, 0.4)
+    around = [Recency(4.0, 0.125), Recency(1.0, 0.125), Recency(2.0, 0.25)]
+    assert next_cells_with_recency([best, worse]) == [replace(SMALL, recency=recency) for recency in around]
+
+    better = trial(SMALL, 0.7, 0.8)
+    assert next_cells_with_recency([best, better]) == []
 
 
 def test_a_cell_without_recency_is_tried_in_time_only_after_the_powers_of_it(fashions: Matrix) -> None:
@@ -429,14 +430,19 @@ def test_users_with_more_pairs_than_a_search_takes_are_drawn_last(robots: int, m
         tune(data, TuneOptions((PopularityParams(),)))
 
 
-def test_the_powers_of_random_walks_are_searched() -> None:
-    tuned = search(to_matrix(sample(80, 120)), tuning=TuneOptions(engine="neighbours"))
-    walks = {
-        (trial.params.walk_alpha, trial.params.walk_beta)
-        for trial in tuned.trials
-        if isinstance(trial.params, NeighbourParams) and trial.params.weighting == "rp3beta"
+def test_the_powers_of_random_walks_are_searched_if_these_are_best() -> None:
+    walk = NeighbourParams("rp3beta", 100)
+    cosines = NeighbourParams("bm25", 100)
+    further = cells_past_edge([walk, cosines], 1000)
+    powers = {
+        (cell.walk_alpha, cell.walk_beta)
+        for cell in further
+        if isinstance(cell, NeighbourParams) and cell.weighting == "rp3beta"
     }
-    assert {(0.7, 0.3), (0.8, 0.3), (0.6, 0.3), (0.7, 0.4), (0.7, 0.2)} <= walks
+    assert {(0.8, 0.3), (0.6, 0.3), (0.7, 0.4), (0.7, 0.2)} <= powers
+    assert {cell.weighting for cell in cells_past_edge([cosines, walk], 1000) if isinstance(cell, NeighbourParams)} == {
+        "bm25"
+    }
 
 
 def test_cell_that_fails_to_fit_ranks_last(matrix: Matrix) -> None:
